@@ -1,0 +1,13 @@
+"""The stages of the pipeline, one verb each. Nothing leaves the machine unless params name it."""
+
+import os
+
+# Hubs are offline and telemetry is off; `align` and `train_sft` lift the former for a named download.
+for _name, _value in {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TOKENIZERS_PARALLELISM": "false",  # a fork after its thread pool started would deadlock
+}.items():
+    os.environ.setdefault(_name, _value)

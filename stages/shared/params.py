@@ -1,0 +1,84 @@
+"""params.yaml -> frozen dataclasses. A value lives in params.yaml or nowhere: no defaults, no extras."""
+
+import types
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from stages.shared.stage import WrongInput
+
+T = TypeVar("T")
+FILE = Path("params.yaml")
+
+
+def read() -> dict[str, Any]:
+    """The whole of params.yaml. Raises WrongInput if it is missing or not YAML."""
+    try:
+        values = yaml.safe_load(FILE.read_text())
+    except FileNotFoundError:
+        raise WrongInput(f"{FILE} is missing: run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise WrongInput(f"{FILE} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise WrongInput(f"{FILE} holds no sections: restore it from git")
+    return values
+
+
+def load(kind: type[T], *section: str) -> T:
+    """Fill the dataclass `kind` from one section, e.g. load(Params, "models", "flexmuse").
+
+    Raises WrongInput that names every missing and unknown key, or the value of a wrong type.
+    """
+    values: Any = read()
+    for depth, key in enumerate(section):
+        if not isinstance(values, dict) or key not in values:
+            given = ", ".join(values) if isinstance(values, dict) else "no section"
+            above = ".".join(section[:depth]) or "the top level"
+            raise WrongInput(f"{FILE}: {key} is missing in {above} (there: {given})")
+        values = values[key]
+    return fill(kind, values, ".".join(section))
+
+
+def fill(kind: Any, value: Any, name: str) -> Any:
+    """`value` (plain YAML) as `kind`: a dataclass, list, dict, union, Literal or scalar type."""
+    if is_dataclass(kind):
+        return _fill_dataclass(kind, value, name)
+    origin = get_origin(kind)
+    if origin is list and isinstance(value, list):
+        (inner,) = get_args(kind)
+        return [fill(inner, item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        _, inner = get_args(kind)
+        return {key: fill(inner, item, f"{name}.{key}") for key, item in value.items()}
+    if origin is Literal:
+        if value in get_args(kind):
+            return value
+        choices = " | ".join(map(str, get_args(kind)))
+        raise WrongInput(f"{FILE}: {name} is {value!r}: choose one of {choices}")
+    if origin in (Union, types.UnionType):
+        inner = [option for option in get_args(kind) if option is not types.NoneType]
+        return None if value is None else fill(inner[0], value, name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is None and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    expected = getattr(kind, "__name__", str(kind))
+    raise WrongInput(f"{FILE}: {name} is {value!r}: give {expected}")
+
+
+def _fill_dataclass(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise WrongInput(f"{FILE}: {name} must be a section with {_names(fields(kind))}")
+    known, given = {field.name for field in fields(kind)}, set(value)
+    if known != given:
+        faults = [f"missing {key}" for key in sorted(known - given)]
+        faults += [f"unknown {key}" for key in sorted(given - known, key=str)]
+        raise WrongInput(f"{FILE}: {name}: {', '.join(faults)}")
+    hints = get_type_hints(kind)
+    return kind(**{key: fill(hints[key], value[key], f"{name}.{key}") for key in value})
+
+
+def _names(of: Any) -> str:
+    return ", ".join(field.name for field in of)

@@ -1,0 +1,83 @@
+"""What every stage's command does around its work: say errors in one sentence, write all or nothing.
+
+    if __name__ == "__main__":
+        with stage():
+            main(load(Params, "clean"), *map(Path, sys.argv[1:]))
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class WrongInput(Exception):
+    """The user's mistake. Its message is one sentence: the file or field, what is wrong, the fix."""
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends, however the parent ends.
+
+    DVC forwards no signal to a stage's command and a killed DVC would leave it running, so that
+    the next `dvc repro` would start a second writer beside it. Elsewhere than on Linux: no effect.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def home() -> Path:
+    """The work folder (checkpoints, stores, locks): POLYMUSE_HOME, or .polymuse in the project."""
+    return Path(os.environ.get("POLYMUSE_HOME", ".polymuse")).absolute()
+
+
+@contextmanager
+def stage() -> Iterator[None]:
+    """Run a stage's main: WrongInput ends the command with its sentence and exit code 1."""
+    die_with_parent()
+    try:
+        yield
+    except WrongInput as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def output(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `target` when the block ends well, and vanishes otherwise.
+
+    Raises WrongInput if another process is writing the same target.
+    """
+    target = target.absolute()
+    lock = home() / "locks" / sha256(str(target).encode()).hexdigest()[:16]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with FileLock(lock, timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                yield partial
+                _flush(partial)
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise WrongInput(
+            f"{target} is being written by another process: wait for it or stop it"
+        ) from None
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""The tables that stages hand to each other: Parquet with one explicit Arrow schema each.
+
+A `record` is an article or a captioned picture, a `chunk` a picture with the text that belongs to
+it. `image` is the sha256 of the picture's file bytes, the key of images/ and of the features.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.shared.stage import WrongInput
+
+STR, INT, FLOAT = pa.string(), pa.int32(), pa.float32()
+TEXTS = pa.list_(STR)
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema(list(columns.items()))
+
+
+_KEY = {"id": STR, "split": STR, "language": STR, "source": STR}
+
+# 01_ingest, by corpus kind. A block is a picture (text null) or a text (image null), in reading order.
+RECORDS = {
+    "articles": _schema(
+        **_KEY,
+        title=STR,
+        blocks=pa.list_(pa.struct([("image", STR), ("text", STR)])),
+    ),
+    "captions": _schema(**_KEY, image=STR, captions=TEXTS),
+}
+# 02_clean: the same with clean text, the original beside it.
+CLEAN = {
+    "articles": _schema(
+        **_KEY,
+        title=STR,
+        title_original=STR,
+        blocks=pa.list_(pa.struct([("image", STR), ("text", STR), ("original", STR)])),
+    ),
+    "captions": _schema(**_KEY, image=STR, captions=TEXTS, originals=TEXTS),
+}
+IMAGES = _schema(sha256=STR, bytes=pa.binary(), width=INT, height=INT)  # 01_ingest/*/images
+REJECTED = _schema(source=STR, id=STR, reason=STR)  # 01_ingest: what was not taken in, and why
+FACTS = _schema(record=STR, position=INT, slot=STR, value=STR)  # 01_ingest, sample only: the truth
+FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)  # 01_ingest, sample: one slot changed
+_CHUNK = {"record": STR, "position": INT, "split": STR, "language": STR, "title": STR, "image": STR}
+CHUNKS = _schema(**_CHUNK, text=STR, references=TEXTS)  # 05_chunk
+# 05_chunk: which positions of the same article may be rejected in favour of `position` (mscDPO mask)
+PAIRS = _schema(record=STR, position=INT, rejected=pa.list_(INT))
+# 11_predict; phase: sft | preference; inputs: both | topic | picture
+PREDICTIONS = _schema(
+    **_CHUNK, references=TEXTS, phase=STR, inputs=STR, text=STR, sigma=FLOAT, masked=FLOAT
+)
+# 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
+FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
+
+
+def write(path: Path, rows: list[dict], schema: pa.Schema) -> None:
+    """Write rows (dicts with the schema's keys) as one Parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+
+
+def read(path: Path, schema: pa.Schema) -> list[dict]:
+    """The rows of a Parquet file. Raises WrongInput if it is missing or has other columns."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise WrongInput(f"{path} is missing: run `dvc repro`") from None
+    if table.schema.remove_metadata() != schema:
+        raise WrongInput(f"{path} was written by another version: run `dvc repro`")
+    return table.to_pylist()
