@@ -1,0 +1,278 @@
+"""The one training loop. What is minimised comes in as a function: the loop never asks who it is.
+
+Every step seeds itself from (seed, step) and takes `batch_at(step)`, so a run that was killed and
+is started again needs only its weights, the optimizer and the step to end with the same bits.
+"""
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.shared.params import load
+from stages.shared.progress import bar
+from stages.shared.stage import WrongInput, home
+
+Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
+Batch = dict[str, Any]  # tensors, first dimension: the items
+RESULT_FREE = {"progress", "stage", "tracking"}  # modules that cannot change a result
+
+
+@dataclass(frozen=True)
+class Settings:
+    checkpoint_seconds: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    seed: int
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip_norm: float
+    validate_every: int
+    patience: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
+        warmup = max(1, round(self.warmup * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was measured, the loss that the best weights minimise, and whether to stop at once."""
+
+    metrics: dict[str, float]
+    loss: float
+    stop: bool = False
+
+
+class Objective(nn.Module):
+    """The model and its loss as one module, so that accelerate can wrap its forward."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Terms]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Terms:
+        return self.loss(self.model, batch)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int, step: int = 0) -> None:
+    """Seed Python and torch for one step; far seeds for near numbers."""
+    mixed = int.from_bytes(sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1
+    random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def batch_of(items: int, batch: int, seed: int, step: int) -> list[int]:
+    """The items of a step: an endless walk over seeded shuffles of range(items), cut in batches."""
+    positions = range(step * batch, (step + 1) * batch)
+    epochs = {position // items for position in positions}
+    orders = {
+        epoch: torch.randperm(
+            items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        ).tolist()
+        for epoch in epochs
+    }
+    return [orders[position // items][position % items] for position in positions]
+
+
+def fingerprint(values: list[Any], folders: list[Path]) -> str:
+    """Key of a training run: its numbers, its input files, and the code that is loaded now."""
+    digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {device()}".encode())
+    for value in values:
+        digest.update(repr(asdict(value) if is_dataclass(value) else value).encode())
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    for path in sorted(Path("stages").rglob("*.py")):
+        if path.stem not in RESULT_FREE and _is_loaded(path):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _is_loaded(path: Path) -> bool:
+    import sys
+
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return str(path.absolute()) in files
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Batch], Terms],
+    batch_at: Callable[[int], Batch],
+    schedule: Schedule,
+    *,
+    name: str,
+    key: str,
+    validate: Callable[[nn.Module], Validation] | None = None,
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+) -> list[dict[str, float]]:
+    """Minimise the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
+
+    name and key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
+    validate: called before the first step, every `validate_every` steps and at the end; the
+    weights with its lowest loss are kept, and `patience` calls without a lower one end the run.
+    Returns one row a step: step, loss, each term, learning_rate, and validation_* where measured.
+    """
+    run = _Run(model, loss, schedule, validate, log)
+    checkpoint = Checkpoint(name, key)
+    if state := checkpoint.read():
+        run.load_state(state)
+    saved, every = time.monotonic(), load(Settings, "training").checkpoint_seconds
+    for step in bar(range(run.step, schedule.steps), name, schedule.steps, run.step):
+        if run.stopped:
+            break
+        run.one_step(batch_at(step))
+        if time.monotonic() - saved > every:
+            checkpoint.write(run.state())
+            saved = time.monotonic()
+    run.finish()
+    return run.history
+
+
+class _Run:
+    """The state of one training run, all of it that a checkpoint must hold."""
+
+    def __init__(self, model, loss, schedule, validate, log):
+        from accelerate import Accelerator
+
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        if self.accelerator.num_processes > 1:
+            raise WrongInput("training runs in one process: start it without torchrun")
+        self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(_groups(self.weights, schedule), lr=schedule.learning_rate)
+        self.objective, self.optimizer = self.accelerator.prepare(
+            Objective(model, loss), optimizer
+        )
+        self.step, self.stopped, self.history = 0, False, []
+        self.best, self.best_weights, self.waited = math.inf, None, 0
+
+    def one_step(self, batch: Batch) -> None:
+        if self.step == 0:
+            self._measure({"step": 0})
+        seed_everything(self.schedule.seed, self.step)
+        rate = self.schedule.learning_rate * self.schedule.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        terms = self.objective(to_device(batch, self.accelerator.device))
+        total = sum(terms.values())
+        self.optimizer.zero_grad()
+        self.accelerator.backward(total)
+        self.accelerator.clip_grad_norm_(self.weights, self.schedule.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        row = {"step": self.step, "loss": total.item(), "learning_rate": rate}
+        row |= {term: value.item() for term, value in terms.items()}
+        if not math.isfinite(row["loss"]):
+            raise WrongInput(
+                f"the loss became {row['loss']} at step {self.step}: lower learning_rate"
+            )
+        last = self.step == self.schedule.steps
+        if last or self.step % self.schedule.validate_every == 0:
+            self._measure(row)
+        else:
+            self._note(row)
+
+    def _note(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        self.log({name: value for name, value in row.items() if name != "step"}, row["step"])
+
+    def _measure(self, row: dict[str, float]) -> None:
+        if self.validate is None:
+            if row["step"]:
+                self._note(row)
+            return
+        self.model.eval()
+        seed_everything(self.schedule.seed, -1)
+        with torch.inference_mode():
+            result = self.validate(self.model)
+        metrics = {"loss": result.loss} | result.metrics
+        self._note(row | {f"validation_{name}": value for name, value in metrics.items()})
+        self.waited += 1
+        if not result.stop and result.loss < self.best:
+            self.best, self.waited = result.loss, 0
+            self.best_weights = _copy(self.model.state_dict())
+        self.stopped = result.stop or self.waited > self.schedule.patience
+
+    def finish(self) -> None:
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_weights": self.best_weights,
+            "plain": [self.step, self.stopped, self.history, self.best, self.waited],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_weights = state["best_weights"]
+        self.step, self.stopped, self.history, self.best, self.waited = state["plain"]
+
+
+def _groups(weights: list[nn.Parameter], schedule: Schedule) -> list[dict]:
+    """Matrices decay; biases, gains and scalars do not."""
+    return [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": schedule.weight_decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def to_device(batch: Batch, target: torch.device) -> Batch:
+    return {k: v.to(target) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class Checkpoint:
+    """The latest state of a run, outside DVC's outs, replaced as a whole; one key per name."""
+
+    def __init__(self, name: str, key: str):
+        self.folder = home() / "checkpoints" / name
+        self.path = self.folder / f"{key}.pt"
+
+    def read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        return torch.load(self.path, map_location=device(), weights_only=True)
+
+    def write(self, state: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        for other in self.folder.glob("*.pt"):
+            if other != self.path:
+                other.unlink()
