@@ -1,0 +1,68 @@
+"""Grounding: which scene slots a text states correctly. Only sample corpora know the truth.
+
+A slot (place, weather, ...) takes one of several values, and a value can be said in several
+phrases. slots.json of 01_ingest holds them as {"topic" | "picture": {slot: {value: [phrases]}}}:
+what only the title knows, and what only the picture shows.
+"""
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+Phrases = dict[str, list[str]]  # value -> the phrases that say it
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of a corpus by where their truth can be seen; slot names differ between the two."""
+
+    topic: dict[str, Phrases]
+    picture: dict[str, Phrases]
+
+    @property
+    def all(self) -> dict[str, Phrases]:
+        return self.topic | self.picture
+
+
+def load_slots(ingest: Path) -> Slots | None:
+    """The slots of a corpus, or None where its truth is unknown (every format but sample)."""
+    path = ingest / "slots.json"
+    if not path.exists():
+        return None
+    return Slots(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def stated(text: str, phrases: Phrases) -> set[str]:
+    """The values of one slot that the text names, in any spelling of case, width and blanks.
+
+    A phrase counts between word boundaries only, and not inside a longer phrase of the slot:
+    "heavy rain" does not say "rain".
+    """
+    pattern, value_of = _compiled(tuple((value, *said) for value, said in phrases.items()))
+    return {value_of[match] for match in pattern.findall(_normal(text))}
+
+
+def score(text: str, truth: dict[str, str], slots: Slots) -> dict[str, int]:
+    """For each slot of `truth`: 1 if the text states its true value and no other, else 0."""
+    phrases = slots.all
+    return {slot: int(stated(text, phrases[slot]) == {value}) for slot, value in truth.items()}
+
+
+def total(scores: dict[str, int]) -> float:
+    """Share of an item's slots that are stated correctly, 0 to 1."""
+    return sum(scores.values()) / len(scores)
+
+
+@lru_cache(maxsize=None)
+def _compiled(values: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    value_of = {_normal(phrase): value for value, *said in values for phrase in said}
+    # Alternatives are tried in order, so the longest comes first.
+    longest_first = sorted(value_of, key=lambda phrase: (-len(phrase), phrase))
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"), value_of
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

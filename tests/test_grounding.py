@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from stages.shared.grounding import Slots, load_slots, score, stated, total
+
+WEATHER = {"rain": ["rain", "wet sky"], "snow": ["snow"], "downpour": ["heavy rain"]}
+PLACE = {"beach": ["beach", "shore"], "forest": ["forest"]}
+GOAL = {"bread": ["loaf of bread"], "boat": ["boat"]}
+SLOTS = Slots(topic={"goal": GOAL}, picture={"weather": WEATHER, "place": PLACE})
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("Rain on the shore.", {"rain"}),
+        ("A WET\n  sky", {"rain"}),
+        ("the full-width \uff32\uff21\uff29\uff2e falls", {"rain"}),
+        ("rain, then snow", {"rain", "snow"}),
+        ("rain and a wet sky", {"rain"}),
+        ("a train of rainbows, snowing", set()),
+        ("heavy rain", {"downpour"}),
+        ("rain before heavy rain", {"rain", "downpour"}),
+        ("", set()),
+    ],
+)
+def test_phrases_match_whole_words_in_any_case_width_and_spacing(text, values):
+    assert stated(text, WEATHER) == values
+
+
+def test_a_phrase_with_signs_is_taken_literally():
+    assert stated("up (a.b)", {"x": ["(a.b)"]}) == {"x"}
+    assert stated("up (aab)", {"x": ["(a.b)"]}) == set()
+
+
+def test_a_slot_is_right_only_if_the_true_value_and_no_other_is_stated():
+    truth = {"weather": "rain", "place": "beach", "goal": "boat"}
+    text = "In rain and snow she carries the boat; no place is named."
+    assert score(text, truth, SLOTS) == {"weather": 0, "place": 0, "goal": 1}
+    assert total(score(text, truth, SLOTS)) == pytest.approx(1 / 3)
+
+
+def test_only_the_slots_of_the_truth_are_scored():
+    assert score("rain", {"weather": "rain"}, SLOTS) == {"weather": 1}
+
+
+def test_the_order_of_values_and_phrases_changes_nothing():
+    turned = {value: said[::-1] for value, said in reversed(WEATHER.items())}
+    for text in ("heavy rain", "rain", "wet sky and snow"):
+        assert stated(text, turned) == stated(text, WEATHER)
+
+
+def test_slots_are_read_from_the_corpus_and_absent_where_the_truth_is_unknown(tmp_path):
+    assert load_slots(tmp_path) is None
+    content = {"topic": {"goal": GOAL}, "picture": {"weather": WEATHER, "place": PLACE}}
+    (tmp_path / "slots.json").write_text(json.dumps(content))
+    assert load_slots(tmp_path) == SLOTS
