@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 Phrases = dict[str, list[str]]  # value -> the phrases that say it
@@ -56,7 +56,7 @@ def total(scores: dict[str, int]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(values: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
     value_of = {_normal(phrase): value for value, *said in values for phrase in said}
     # Alternatives are tried in order, so the longest comes first.
