@@ -1,0 +1,93 @@
+"""What a dataset format hands to ingest. A format is one file stages/datasets/<format>.py with
+
+    @dataclass(frozen=True)
+    class Params: ...           # filled from formats.<format> of params.yaml
+
+    def read(source: Path, kind: str, params: Params) -> Iterator[Item]: ...
+
+`kind` is the corpus' kind: articles | captions. `read` yields rows one at a time and opens no
+picture file: ingest checks, decodes and hashes pictures, gives ids, and decides languages and
+splits where the row leaves them open. What a format cannot read it yields as Reject. It raises
+WrongInput only if the source as a whole is wrong.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in memory: the bytes of its file."""
+
+    content: bytes
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture as the source names it, unchecked: it may be missing, remote or outside."""
+
+    path: str
+    folder: Path  # that `path` is relative to
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is true of the picture at `position` (counted from 0), known only for drawn corpora."""
+
+    position: int
+    slot: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Foil:
+    """The reference text at `position` with the value of one picture slot changed."""
+
+    position: int
+    slot: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Article:
+    source: str  # where the row stands: file, or file:line
+    title: str
+    blocks: list[Picture | PictureFile | str]  # in reading order
+    key: str | None = None  # the source's own id; the second row with the same one is rejected
+    language: str | None = None  # ISO 639-1; None: ingest detects it
+    split: str | None = None  # one of SPLITS; None: ingest decides by hash
+    facts: list[Fact] = field(default_factory=list)
+    foils: list[Foil] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    source: str
+    picture: Picture | PictureFile
+    captions: list[str]
+    key: str | None = None
+    language: str | None = None
+    split: str | None = None
+    facts: list[Fact] = field(default_factory=list)  # position 0
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that cannot be taken in. `reason` is "what is wrong" or "what is wrong: details"."""
+
+    source: str
+    reason: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A JSON file that ingest writes beside the records, such as slots.json and ceilings.json."""
+
+    name: str
+    content: dict
+
+
+Item = Article | Captioned | Reject | Extra
