@@ -4,10 +4,12 @@ A change of 1 % of the pictures touches few bytes of each shard, which DVC store
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,17 +20,21 @@ from stages.shared.tables import IMAGES
 # The pixel limit is ours (WrongImage names it), checked on the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
+# No format whose reader starts another program (EPS) or that is no picture of pixels.
+FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # JPEG opens MPO too
+ROW_GROUP = 32  # pictures of a shard that are in memory at once
+
 
 class WrongImage(Exception):
     """A picture that cannot be used; the message is the reason for rejected.parquet."""
 
 
 def inspect(content: bytes, max_pixels: int) -> dict:
-    """The row of a picture file. Raises WrongImage if it is too large or cannot be decoded whole."""
+    """The row of a picture file. Raises WrongImage if it is too large or cannot be decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content)) as image:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise WrongImage(f"image larger than max_pixels: {width} x {height}")
@@ -44,28 +50,56 @@ def decode(content: bytes) -> Image.Image:
     """The picture in RGB, upright, transparency on white, the first frame of an animation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = ImageOps.exif_transpose(Image.open(BytesIO(content)))
+        image = ImageOps.exif_transpose(Image.open(BytesIO(content), formats=FORMATS))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def write(folder: Path, rows: Iterable[dict], shards: int) -> None:
-    """Write rows, unique by hash, as `shards` files (at most 256); equal rows give equal bytes."""
-    unique = {row["sha256"]: row for row in rows}
+@contextmanager
+def writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
+    """A function that takes rows, in any order and repeated, one at a time in memory.
+
+    At the end they stand in `shards` files (at most 256) by hash; equal rows give equal bytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    buckets: list[list[dict]] = [[] for _ in range(shards)]
-    for name in sorted(unique):
-        buckets[int(name[:2], 16) * shards // 256].append(unique[name])
-    for number, bucket in enumerate(buckets):
-        table = pa.Table.from_pylist(bucket, schema=IMAGES)
-        # Picture files are compressed already.
-        pq.write_table(table, folder / f"{number:03d}.parquet", compression="none")
+    with TemporaryDirectory(dir=folder, prefix=".") as spool:
+        rows: dict[str, dict] = {}
+
+        def add(row: dict) -> None:
+            if row["sha256"] not in rows:
+                Path(spool, row["sha256"]).write_bytes(row["bytes"])
+                rows[row["sha256"]] = {**row, "bytes": None}
+
+        yield add
+        buckets: list[list[dict]] = [[] for _ in range(shards)]
+        for name in sorted(rows):
+            buckets[int(name[:2], 16) * shards // 256].append(rows[name])
+        for number, bucket in enumerate(buckets):
+            _write_shard(folder / f"{number:03d}.parquet", bucket, Path(spool))
+
+
+def _write_shard(path: Path, rows: list[dict], spool: Path) -> None:
+    # Picture files are compressed already.
+    with pq.ParquetWriter(path, IMAGES, compression="none") as shard:
+        for start in range(0, len(rows), ROW_GROUP):
+            group = [
+                {**row, "bytes": (spool / row["sha256"]).read_bytes()}
+                for row in rows[start : start + ROW_GROUP]
+            ]
+            shard.write_table(pa.Table.from_pylist(group, schema=IMAGES))
+
+
+def write(folder: Path, rows: Iterable[dict], shards: int) -> None:
+    """Write rows as `writer` does."""
+    with writer(folder, shards) as add:
+        for row in rows:
+            add(row)
 
 
 def read(folder: Path) -> Iterator[dict]:
     """Every row of every shard, in order of hash."""
     for path in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP):
             yield from batch.to_pylist()
