@@ -54,6 +54,23 @@ PREDICTIONS = _schema(
 )
 # 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
+# 12_evaluate: scores of one written text, null where not measured; right, wrong: names of slots
+ITEM_SCORES = _schema(
+    record=STR,
+    position=INT,
+    split=STR,
+    phase=STR,
+    inputs=STR,
+    bleu_4=FLOAT,
+    rouge_l=FLOAT,
+    meteor=FLOAT,
+    meteor_exact_stem=FLOAT,
+    cider=FLOAT,
+    bert_score=FLOAT,
+    grounding=FLOAT,
+    right=TEXTS,
+    wrong=TEXTS,
+)
 
 
 def write(path: Path, rows: list[dict], schema: pa.Schema) -> None:

@@ -1,0 +1,301 @@
+"""Score what each phase of a run wrote, beside the ceilings where the corpus knows them.
+
+python -m stages.evaluate RUN INGEST PREDICTIONS TARGET
+
+reads   INGEST/slots.json, facts.parquet, ceilings.json   sample corpora only
+        PREDICTIONS/predictions.parquet, foils.parquet
+writes  TARGET/metrics.json    the final phase on top, `sft` beneath when preference followed it
+        TARGET/items.parquet   the scores of each written text
+
+Figures are of the test split with both inputs, but for `validation` (what is cheap, to choose
+settings by), `single_modality` (the same weights shown the topic or the picture alone) and `foils`.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stages.shared import metrics, tables, tracking
+from stages.shared.grounding import Slots, load_slots, score, total
+from stages.shared.metrics import Item, Score, Tokenizer, tokenise
+from stages.shared.params import load
+from stages.shared.stage import WrongInput, output, stage
+
+PHASES = ["preference", "sft"]  # the first that a run has is its final one
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Params:
+    tokenizers: dict[str, Tokenizer]
+    bertscore_items: int
+    meteor_seconds: float
+    ceiling_below: float
+    ceiling_above: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a sample corpus knows: its slots, their values by (record, position), the ceilings."""
+
+    slots: Slots
+    facts: dict[tuple[str, int], dict[str, str]]
+    ceilings: dict[str, dict]  # split -> inputs -> expected | realised -> slot or total
+
+    def grounding(self, rows: list[dict]) -> list[dict[str, int]]:
+        """For each row its slots: 1 stated correctly, 0 not."""
+        keys = ((row["record"], row["position"]) for row in rows)
+        return [
+            score(row["text"], self.facts[key], self.slots)
+            for row, key in zip(rows, keys, strict=True)
+        ]
+
+
+def read_truth(ingest: Path) -> Truth | None:
+    """The truth of a sample corpus; None of any other."""
+    slots = load_slots(ingest)
+    if slots is None:
+        return None
+    facts: dict[tuple[str, int], dict[str, str]] = {}
+    for row in tables.read(ingest / "facts.parquet", tables.FACTS):
+        facts.setdefault((row["record"], row["position"]), {})[row["slot"]] = row["value"]
+    ceilings = json.loads((ingest / "ceilings.json").read_text(encoding="utf-8"))
+    return Truth(slots, facts, ceilings)
+
+
+def tokenised(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> list[Item]:
+    """The texts and references of prediction rows, by the tokenizer of each row's language."""
+
+    def cut(text: str, language: str) -> str:
+        return tokenise(text, tokenizers.get(language, "words"))
+
+    return [
+        Item(
+            cut(row["text"], row["language"]),
+            [cut(reference, row["language"]) for reference in row["references"]],
+        )
+        for row in rows
+    ]
+
+
+def text_scores(rows: list[dict], params: Params) -> dict[str, Score]:
+    """Every score that compares texts with their references, by name."""
+    items = tokenised(rows, params.tokenizers)
+    languages = [row["language"] for row in rows]
+    most = max(sorted(set(languages)), key=languages.count)
+    name, meteor = metrics.meteor(items, most, params.meteor_seconds)
+    return metrics.bleu(items) | {
+        "rouge_l": metrics.rouge_l(items),
+        name: meteor,
+        "cider": metrics.cider(items),
+        "bert_score": bert_score(rows, params.bertscore_items),
+    }
+
+
+def bert_score(rows: list[dict], at_most: int) -> Score:
+    """BERTScore of at most so many rows, evenly spaced; the other rows are not measured."""
+    count = min(at_most, len(rows))
+    chosen = [i * len(rows) // count for i in range(count)]
+    some = metrics.bert_score(
+        [rows[i]["text"] for i in chosen],
+        [rows[i]["references"] for i in chosen],
+        [rows[i]["language"] for i in chosen],
+    )
+    by_row = dict(zip(chosen, some.items, strict=True))
+    return Score(some.value, [by_row.get(i) for i in range(len(rows))], some.by)
+
+
+def summary(scores: dict[str, Score]) -> dict[str, float | str]:
+    """The corpus scores, `unavailable` where there is none."""
+    return {
+        name: "unavailable" if found.value is None else found.value
+        for name, found in scores.items()
+    }
+
+
+def tokenizer_names(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> str:
+    languages = sorted({row["language"] for row in rows})
+    return ", ".join(f"{language}: {tokenizers.get(language, 'words')}" for language in languages)
+
+
+def grounding_summary(grounding: list[dict[str, int]], rows: list[dict]) -> dict[str, Any]:
+    """Mean over the items, in total and by slot; standard error clustered by record."""
+    totals = [total(item) for item in grounding]
+    error = metrics.clustered_standard_error(totals, [row["record"] for row in rows])
+    slots = dict.fromkeys(slot for item in grounding for slot in item)
+    by_slot = {slot: fmean(item[slot] for item in grounding if slot in item) for slot in slots}
+    return {"total": fmean(totals), "standard_error": error, "by_slot": by_slot}
+
+
+def skill(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dict[str, dict]:
+    """{"skill": ...}, or nothing where the corpus has no topic (ceilings of one modality only)."""
+    if not {"topic", "picture", "both"} <= ceilings.keys():
+        return {}
+    realised = {inputs: ceilings[inputs]["realised"]["total"] for inputs in ceilings}
+    return {"skill": metrics.skill(grounding["total"], grounding["standard_error"], **realised)}
+
+
+def single_modality(
+    grounding: dict[str, Any], ceilings: dict[str, dict], params: Params
+) -> dict[str, Any]:
+    """Grounding from one modality beside its realised ceiling: below, it learns too little; above,
+    something leaks."""
+    ceiling = ceilings["realised"]["total"]
+    low = ceiling - params.ceiling_below
+    high = ceiling + params.ceiling_above * grounding["standard_error"]
+    value = grounding["total"]
+    return {
+        "grounding": value,
+        "standard_error": grounding["standard_error"],
+        "ceiling": ceiling,
+        "low": low,
+        "high": high,
+        "verdict": "below" if value < low else "above" if value > high else "inside",
+    }
+
+
+def item_rows(
+    rows: list[dict], scores: dict[str, Score], grounding: list[dict[str, int]] | None
+) -> list[dict]:
+    """One row of items.parquet for each prediction row."""
+    names = tables.ITEM_SCORES.names
+    key = ["record", "position", "split", "phase", "inputs"]
+    out = []
+    for i, row in enumerate(rows):
+        found = {name: scored.items[i] for name, scored in scores.items() if name in names}
+        if grounding is not None:
+            found["grounding"] = total(grounding[i])
+            found["right"] = [slot for slot, right in grounding[i].items() if right]
+            found["wrong"] = [slot for slot, right in grounding[i].items() if not right]
+        out.append(dict.fromkeys(names) | {name: row[name] for name in key} | found)
+    return out
+
+
+def scores_of_test(
+    rows: list[dict], truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """Every figure of the test items of one phase with both inputs, and its item rows."""
+    scores = text_scores(rows, params)
+    by = {name: found.by for name, found in scores.items()}
+    result: dict[str, Any] = {
+        "items": len(rows),
+        "records": len({row["record"] for row in rows}),
+        **summary(scores),
+        "measured_by": {"tokenizer": tokenizer_names(rows, params.tokenizers)} | by,
+    }
+    if truth is None:
+        return result, item_rows(rows, scores, None)
+    grounding = truth.grounding(rows)
+    ceilings = truth.ceilings["test"]
+    result["grounding"] = grounding_summary(grounding, rows)
+    result |= skill(result["grounding"], ceilings)
+    result["ceilings"] = {
+        inputs: {rule: values["total"] for rule, values in ceiling.items()}
+        for inputs, ceiling in ceilings.items()
+    }
+    return result, item_rows(rows, scores, grounding)
+
+
+def scores_of_validation(
+    rows: list[dict], truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """What is cheap: ROUGE-L, grounding and skill of the validation items."""
+    scores = {"rouge_l": metrics.rouge_l(tokenised(rows, params.tokenizers))}
+    result: dict[str, Any] = {"items": len(rows), **summary(scores)}
+    if truth is None:
+        return result, item_rows(rows, scores, None)
+    grounding = truth.grounding(rows)
+    result["grounding"] = grounding_summary(grounding, rows)
+    result |= skill(result["grounding"], truth.ceilings["validation"])
+    return result, item_rows(rows, scores, grounding)
+
+
+def scores_of_phase(
+    rows: list[dict], foils: list[dict], truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """The metrics of one phase and its item rows."""
+
+    def select(split: str, inputs: str) -> list[dict]:
+        return [row for row in rows if (row["split"], row["inputs"]) == (split, inputs)]
+
+    test = select("test", "both")
+    result, items = scores_of_test(test, truth, params)
+    for inputs in ("topic", "picture"):
+        single = select("test", inputs)
+        if truth is not None and single and inputs in truth.ceilings["test"]:
+            grounding = truth.grounding(single)
+            found = single_modality(
+                grounding_summary(grounding, single), truth.ceilings["test"][inputs], params
+            )
+            result.setdefault("single_modality", {})[inputs] = found
+            items += item_rows(single, {}, grounding)
+    tested = {(row["record"], row["position"]) for row in test}
+    if foils := [row for row in foils if (row["record"], row["position"]) in tested]:
+        result["foils"] = metrics.foil_error(foils)
+    if validation := select("validation", "both"):
+        result["validation"], more = scores_of_validation(validation, truth, params)
+        items += more
+    return result, items
+
+
+def evaluate(
+    rows: list[dict], foils: list[dict], truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """The content of metrics.json and of items.parquet."""
+    by_phase, items = {}, []
+    for phase in PHASES:
+        if of_phase := [row for row in rows if row["phase"] == phase]:
+            of_foils = [row for row in foils if row["phase"] == phase]
+            by_phase[phase], more = scores_of_phase(of_phase, of_foils, truth, params)
+            items += more
+    final, *earlier = by_phase
+    return {"phase": final, **by_phase[final], **{name: by_phase[name] for name in earlier}}, items
+
+
+def plain(value: Any) -> Any:
+    """Floats rounded, for diffs that read well; what is not a number is `unavailable`."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return "unavailable" if math.isnan(value) else round(value, DIGITS)
+    return value
+
+
+def flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    """The numbers of nested metrics under dotted names, for MLflow."""
+    for key, value in result.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, str):
+            yield f"{prefix}{key}", float(value)
+
+
+def main(params: Params, run: str, ingest: Path, predictions: Path, target: Path) -> None:
+    source = predictions / "predictions.parquet"
+    rows = tables.read(source, tables.PREDICTIONS)
+    if not any((row["split"], row["inputs"]) == ("test", "both") for row in rows):
+        raise WrongInput(
+            f"{source} holds no test item: keep test in predict.splits of params.yaml,"
+            " and give the corpus records of that split"
+        )
+    foils = tables.read(predictions / "foils.parquet", tables.FOIL_SCORES)
+    with tracking.run(stage="evaluate", name=run, params={"evaluate": asdict(params)}) as tracked:
+        with output(target) as folder:
+            result, items = evaluate(rows, foils, read_truth(ingest), params)
+            result = plain(result)
+            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+            (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+            tables.write(folder / "items.parquet", items, tables.ITEM_SCORES)
+        tracked.log(dict(flat(result)), step=0)
+        tracked.artifact(target / "metrics.json", "metrics.json")
+
+
+if __name__ == "__main__":
+    with stage():
+        name, *paths = sys.argv[1:]
+        main(load(Params, "evaluate"), name, *map(Path, paths))
