@@ -2,6 +2,10 @@
 
 import os
 
+# Remembered in the environment too, because stages inherit what the `polymuse` command set.
+if "HF_HUB_OFFLINE" not in os.environ:
+    os.environ["POLYMUSE_MAY_LIFT_OFFLINE"] = "1"
+
 # Hubs are offline and telemetry is off; `align` and `train_sft` lift the former for a named download.
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",

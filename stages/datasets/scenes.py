@@ -1,0 +1,387 @@
+"""Draws the scenes of the sample corpus: a place in some weather, and an actor busy beside an object.
+
+Drawn at twice the size and reduced. Position, scale, direction, colours, clutter and noise are
+random; what the slots say is always visible.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Colour = tuple[int, int, int]
+Draw = ImageDraw.ImageDraw
+
+SKY = {
+    "sun": (130, 200, 250),
+    "rain": (120, 130, 150),
+    "snow": (190, 205, 225),
+    "storm": (60, 55, 85),
+}
+GROUND = {
+    "beach": (235, 215, 150),
+    "forest": (60, 110, 50),
+    "city": (125, 125, 130),
+    "desert": (220, 160, 80),
+    "mountain": (130, 120, 105),
+    "meadow": (120, 195, 75),
+}
+FUR = {
+    "robot": (150, 160, 175),
+    "cat": (240, 140, 40),
+    "bear": (115, 70, 35),
+    "penguin": (25, 25, 35),
+    "frog": (50, 190, 60),
+    "rabbit": (245, 225, 230),
+}
+
+
+def draw(scene: dict[str, str], random: Random, size: int) -> Image.Image:
+    """The picture (RGB, size x size) of a scene {place, weather, actor, activity, object}."""
+    side = 2 * size
+    image = Image.new("RGB", (side, side), _near(SKY[scene["weather"]], random))
+    pen = ImageDraw.Draw(image)
+    horizon = side * random.uniform(0.45, 0.58)
+    shade = 0.75 if scene["weather"] == "storm" else 1.0
+    ground = _near(tuple(int(c * shade) for c in GROUND[scene["place"]]), random)
+    pen.rectangle([0, horizon, side, side], fill=ground)
+    PLACE[scene["place"]](pen, side, horizon, random)
+    _clutter(pen, side, horizon, random)
+    left = random.random() < 0.5
+    actor_x = random.uniform(0.22, 0.38) if left else random.uniform(0.62, 0.78)
+    object_x = random.uniform(0.68, 0.84) if left else random.uniform(0.16, 0.32)
+    base, height = side * random.uniform(0.82, 0.94), side * random.uniform(0.26, 0.34)
+    OBJECT[scene["object"]](pen, side * object_x, base, height, random)
+    _draw_actor(image, scene["actor"], scene["activity"], side * actor_x, random)
+    WEATHER[scene["weather"]](ImageDraw.Draw(image), side, random)
+    return _finish(image, size, random)
+
+
+def _finish(image: Image.Image, size: int, random: Random) -> Image.Image:
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BOX)).astype(np.float32)
+    noise = np.random.default_rng(random.getrandbits(32))
+    pixels = pixels * noise.uniform(0.9, 1.1) + noise.normal(0, 5, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _near(colour: Colour, random: Random, spread: int = 16) -> Colour:
+    return tuple(max(0, min(255, c + random.randint(-spread, spread))) for c in colour)
+
+
+def _box(x: float, y: float, half_width: float, half_height: float | None = None) -> list[float]:
+    half_height = half_width if half_height is None else half_height
+    return [x - half_width, y - half_height, x + half_width, y + half_height]
+
+
+def _clutter(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    for _ in range(random.randint(0, 4)):
+        shape = random.choice([pen.ellipse, pen.rectangle])
+        where = random.uniform(0, side), random.uniform(horizon, side)
+        colour = tuple(random.randint(40, 220) for _ in range(3))
+        shape(_box(*where, side * random.uniform(0.01, 0.03)), fill=colour)
+
+
+# ------------------------------------------------------------------------------------------ places
+def _beach(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    sea = [0, horizon - side * 0.1, side, horizon + side * 0.03]
+    pen.rectangle(sea, fill=_near((30, 110, 190), random))
+
+
+def _forest(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    for _ in range(6):
+        x, height = random.uniform(0, side), side * random.uniform(0.25, 0.4)
+        pen.rectangle(_box(x, horizon - height * 0.1, side * 0.015, height * 0.25), fill=(90, 60, 30))
+        crown = [(x - side * 0.08, horizon - height * 0.2), (x + side * 0.08, horizon - height * 0.2)]
+        pen.polygon([*crown, (x, horizon - height)], fill=_near((25, 90, 40), random))
+
+
+def _city(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    x = 0.0
+    while x < side:
+        width, height = side * random.uniform(0.1, 0.2), side * random.uniform(0.15, 0.4)
+        wall = [x, horizon - height, x + width - 2, horizon]
+        pen.rectangle(wall, fill=_near((95, 90, 100), random))
+        for row in range(int(horizon - height) + 3, int(horizon) - 4, 8):
+            for column in range(int(x) + 3, int(x + width) - 5, 7):
+                pen.rectangle([column, row, column + 2, row + 3], fill=(250, 230, 120))
+        x += width
+
+
+def _desert(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    for _ in range(2):
+        x, y, green = random.uniform(0, side), horizon + side * 0.04, _near((50, 140, 60), random)
+        pen.rectangle([x - 3, y - side * 0.2, x + 3, y], fill=green)
+        pen.rectangle([x - side * 0.06, y - side * 0.12, x + side * 0.06, y - side * 0.09], fill=green)
+        for arm, top in ((-0.06, 0.17), (0.045, 0.19)):
+            right = x + side * (arm + 0.015)
+            pen.rectangle([x + side * arm, y - side * top, right, y - side * 0.1], fill=green)
+    dune = [-side * 0.2, horizon - side * 0.08, side * 0.6, horizon + side * 0.2]
+    pen.pieslice(dune, 180, 360, fill=_near(GROUND["desert"], random))
+
+
+def _mountain(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    for peak in (0.2, 0.5, 0.8):
+        x, height = side * (peak + random.uniform(-0.1, 0.1)), side * random.uniform(0.28, 0.42)
+        half, top = side * 0.24, (x, horizon - height)
+        rock = _near((105, 95, 100), random)
+        pen.polygon([(x - half, horizon), (x + half, horizon), top], fill=rock)
+        snow = horizon - height * 0.7
+        pen.polygon([(x - half * 0.3, snow), (x + half * 0.3, snow), top], fill=(240, 240, 250))
+
+
+def _meadow(pen: Draw, side: int, horizon: float, random: Random) -> None:
+    for _ in range(22):
+        colour = random.choice([(250, 90, 150), (255, 240, 80), (255, 255, 255)])
+        pen.ellipse(_box(random.uniform(0, side), random.uniform(horizon, side), 2), fill=colour)
+
+
+PLACE: dict[str, Callable] = {
+    "beach": _beach,
+    "forest": _forest,
+    "city": _city,
+    "desert": _desert,
+    "mountain": _mountain,
+    "meadow": _meadow,
+}
+
+
+# ----------------------------------------------------------------------------------------- weather
+def _sun(pen: Draw, side: int, random: Random) -> None:
+    where = random.uniform(0.12, 0.88) * side, random.uniform(0.08, 0.16) * side
+    pen.ellipse(_box(*where, side * 0.08), fill=(255, 225, 50))
+
+
+def _rain(pen: Draw, side: int, random: Random) -> None:
+    for _ in range(45):
+        x, y = random.uniform(0, side), random.uniform(0, side)
+        pen.line([x, y, x - side * 0.03, y + side * 0.07], fill=(170, 200, 240), width=2)
+
+
+def _snow(pen: Draw, side: int, random: Random) -> None:
+    for _ in range(45):
+        pen.ellipse(_box(random.uniform(0, side), random.uniform(0, side), 2), fill=(255, 255, 255))
+
+
+def _storm(pen: Draw, side: int, random: Random) -> None:
+    x = random.uniform(0.15, 0.85) * side
+    bolt = [(x, 0)]
+    for part in range(1, 5):
+        bolt.append((x + side * random.uniform(-0.08, 0.08), side * 0.1 * part))
+    pen.line(bolt, fill=(255, 255, 140), width=4)
+
+
+WEATHER: dict[str, Callable] = {"sun": _sun, "rain": _rain, "snow": _snow, "storm": _storm}
+
+
+# ----------------------------------------------------------------------------------------- objects
+def _ball(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+    box = _box(x, base - height * 0.42, height * 0.42)
+    pen.ellipse(box, fill=_near((220, 40, 50), random))
+    for start in (40, 220):
+        pen.pieslice(box, start, start + 50, fill=(255, 255, 255))
+
+
+def _bicycle(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+    wheel = height * 0.27
+    hub = base - wheel
+    left, right, seat, bar = (x - height * 0.36, x + height * 0.36, x - height * 0.12, x + height * 0.25)
+    top = base - height * 0.75
+    for centre in (left, right):
+        pen.ellipse(_box(centre, hub, wheel), outline=_near((20, 20, 30), random, 10), width=4)
+    frame = _near((30, 80, 220), random)
+    pen.line([left, hub, x, hub, bar, top, seat, top, left, hub], fill=frame, width=4)
+    pen.line([x, hub, seat, top], fill=frame, width=4)
+    pen.line([right, hub, x + height * 0.22, base - height * 0.9], fill=frame, width=4)
+
+
+def _lantern(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+    top, glow = base - height * 1.2, height * 0.26
+    pen.rectangle([x - 3, top, x + 3, base], fill=(40, 40, 45))
+    pen.ellipse(_box(x, top, glow * 1.5), fill=_near((255, 200, 60), random))
+    pen.ellipse(_box(x, top, glow * 0.8), fill=(255, 255, 220))
+
+
+def _ladder(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+    wood, half, top = _near((160, 100, 40), random), height * 0.25, base - height * 1.5
+    for edge in (x - half, x + half):
+        pen.line([edge, base, edge, top], fill=wood, width=5)
+    for rung in range(6):
+        y = base + (top - base) * (rung + 0.5) / 6
+        pen.line([x - half, y, x + half, y], fill=wood, width=4)
+
+
+def _basket(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+    straw, half, rim = _near((150, 95, 50), random), height * 0.5, base - height * 0.5
+    handle = [x - half * 0.8, base - height * 0.95, x + half * 0.8, base - height * 0.05]
+    pen.arc(handle, 180, 360, fill=straw, width=5)
+    bottom = [(x + half * 0.7, base), (x - half * 0.7, base)]
+    pen.polygon([(x - half, rim), (x + half, rim), *bottom], fill=straw)
+    for apple in (-0.5, 0, 0.5):
+        pen.ellipse(_box(x + apple * half, rim - 3, 6), fill=_near((200, 30, 40), random))
+
+
+def _kite(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+    y, half, long = base - height * 1.3, height * 0.45, height * 0.6
+    string = [x, y + height * 0.5, x - height * 0.15, base - height * 0.3, x + height * 0.1, base]
+    pen.line(string, fill=(60, 60, 60), width=2)
+    corners = [(x, y - long), (x + half, y), (x, y + long), (x - half, y)]
+    pen.polygon(corners, fill=_near((170, 50, 200), random))
+    pen.line([x, y - long, x, y + long], fill=(255, 255, 255), width=2)
+    pen.line([x - half, y, x + half, y], fill=(255, 255, 255), width=2)
+
+
+OBJECT: dict[str, Callable] = {
+    "ball": _ball,
+    "bicycle": _bicycle,
+    "lantern": _lantern,
+    "ladder": _ladder,
+    "basket": _basket,
+    "kite": _kite,
+}
+
+
+# ------------------------------------------------------------------------------------------ actors
+def _draw_actor(scene: Image.Image, actor: str, activity: str, x: float, random: Random) -> None:
+    """Draw the actor on a sheet of its own, then turn, flip and paste it, and add the cue."""
+    side = scene.width
+    base, height = side * random.uniform(0.84, 0.95), side * random.uniform(0.40, 0.52)
+    sheet = Image.new("RGBA", (int(height * 1.6),) * 2)
+    fur = _near(FUR[actor], random, 14)
+    middle, feet = sheet.width / 2, sheet.width * 0.86
+    _body(ImageDraw.Draw(sheet), actor, activity, middle, feet, height, fur)
+    flip = random.random() < 0.5
+    if activity == "sleeping":
+        sheet = sheet.rotate(90 if flip else -90, resample=Image.Resampling.BILINEAR)
+        top = base - sheet.width * 0.72
+    else:
+        sheet = sheet.rotate(random.uniform(-6, 6), resample=Image.Resampling.BILINEAR)
+        if flip:
+            sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        top = base - feet - (height * 0.22 if activity == "jumping" else 0)
+    scene.paste(sheet, (int(x - sheet.width / 2), int(top)), sheet)
+    cue = CUE.get(activity)
+    if cue:
+        cue(ImageDraw.Draw(scene), x, base, height, 1 if flip else -1)
+
+
+def _body(
+    pen: Draw, actor: str, activity: str, x: float, feet: float, height: float, fur: Colour
+) -> None:
+    dark = tuple(int(c * 0.7) for c in fur)
+    width, half, shoulder = max(4, int(height * 0.07)), height * 0.17, feet - height * 0.58
+    for dx, dy in LEGS.get(activity, ((-0.09, 0.0), (0.09, 0.0))):
+        hip = x + (0.0 if activity == "running" else 0.09 * height * (1 if dx > 0 else -1))
+        pen.line([hip, feet - height * 0.25, x + height * dx, feet - height * dy], fill=dark, width=width)
+    if actor == "robot":
+        pen.rectangle([x - half, shoulder, x + half, feet - height * 0.18], fill=fur)
+    else:
+        torso = [x - half * 1.15, shoulder - height * 0.04, x + half * 1.15, feet - height * 0.12]
+        pen.ellipse(torso, fill=fur)
+    if actor == "penguin":
+        belly = [x - half * 0.75, shoulder + height * 0.04, x + half * 0.75, feet - height * 0.14]
+        pen.ellipse(belly, fill=(245, 245, 245))
+    arm = shoulder + height * 0.12
+    for side, (dx, dy) in zip((-1, 1), ARMS.get(activity, ((-0.24, 0.18), (0.24, 0.18))), strict=True):
+        pen.line([x + side * half * 0.8, arm, x + height * dx, arm + height * dy], fill=dark, width=width)
+    _head(pen, actor, x, shoulder - height * 0.12, height * 0.18, fur)
+    if activity == "reading":
+        _book(pen, x, arm + height * 0.14, height)
+
+
+LEGS = {
+    "running": ((-0.25, 0.0), (0.27, 0.08)),
+    "jumping": ((-0.2, 0.1), (0.2, 0.1)),
+}
+ARMS = {
+    "jumping": ((-0.34, -0.3), (0.34, -0.3)),
+    "reading": ((-0.1, 0.16), (0.1, 0.16)),
+    "running": ((-0.28, 0.12), (0.3, -0.02)),
+}
+
+
+def _head(pen: Draw, actor: str, x: float, y: float, half: float, fur: Colour) -> None:
+    if actor == "robot":
+        pen.rectangle([x - half, y - half * 0.9, x + half, y + half * 0.8], fill=fur)
+        pen.line([x, y - half, x, y - half * 1.7], fill=(60, 60, 60), width=3)
+        pen.ellipse([x - 4, y - half * 2, x + 4, y - half * 1.5], fill=(255, 0, 0))
+    else:
+        pen.ellipse(_box(x, y, half), fill=fur)
+    for side in (-1, 1):
+        _ear(pen, actor, x, y, half, side, fur)
+    if actor == "bear":
+        pen.ellipse(_box(x, y + half * 0.35, half * 0.45, half * 0.35), fill=(215, 180, 140))
+    if actor == "penguin":
+        pen.ellipse(_box(x, y + half * 0.15, half * 0.7, half * 0.65), fill=(245, 245, 245))
+        beak = [(x - half * 0.3, y + half * 0.15), (x + half * 0.3, y + half * 0.15), (x, y + half * 0.65)]
+        pen.polygon(beak, fill=(255, 150, 0))
+    if actor == "frog":
+        mouth = [x - half * 0.6, y + half * 0.3, x + half * 0.6, y + half * 0.3]
+        pen.line(mouth, fill=(20, 80, 20), width=3)
+        return
+    for side in (-1, 1):
+        eye = (0, 220, 255) if actor == "robot" else (0, 0, 0)
+        pen.ellipse(_box(x + side * half * 0.4, y - half * 0.25, 3), fill=eye)
+
+
+def _ear(
+    pen: Draw, actor: str, x: float, y: float, half: float, side: int, fur: Colour
+) -> None:
+    if actor == "cat":
+        outer, inner = x + side * half * 0.95, x + side * half * 0.15
+        tip = (outer, y - half * 1.5)
+        pen.polygon([tip, (outer, y - half * 0.2), (inner, y - half * 0.8)], fill=fur)
+    elif actor == "bear":
+        pen.ellipse(_box(x + side * half * 0.8, y - half * 0.83, half * 0.42), fill=fur)
+    elif actor == "frog":
+        pen.ellipse(_box(x + side * half * 0.6, y - half * 0.98, half * 0.45), fill=fur)
+        pen.ellipse(_box(x + side * half * 0.6, y - half * 0.95, half * 0.25), fill=(255, 255, 255))
+    elif actor == "rabbit":
+        pen.ellipse(_box(x + side * half * 0.5, y - half * 1.45, half * 0.27, half * 0.95), fill=fur)
+        inner = _box(x + side * half * 0.5, y - half * 1.4, half * 0.12, half * 0.7)
+        pen.ellipse(inner, fill=(255, 150, 170))
+
+
+def _book(pen: Draw, x: float, y: float, height: float) -> None:
+    for side, page in ((-1, (255, 255, 255)), (1, (255, 250, 220))):
+        edge = x + side * height * 0.24
+        outside = [(edge, y - height * 0.07), (edge, y + height * 0.14)]
+        pen.polygon([(x, y), *outside, (x, y + height * 0.2)], fill=page, outline=(180, 20, 20))
+
+
+# A cue of its own for each activity: the pose alone is hard to tell at this size.
+def _sleeping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+    for number in range(3):
+        half = height * (0.06 + 0.03 * number)
+        cx = x + side * height * (0.05 + 0.17 * number)
+        cy = base - height * (0.45 + 0.2 * number)
+        letter = [cx - half, cy - half, cx + half, cy - half]
+        pen.line([*letter, cx - half, cy + half, cx + half, cy + half], fill=(20, 20, 90), width=4)
+
+
+def _singing(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+    for number in range(3):
+        cx = x + side * height * (0.3 + 0.12 * number)
+        cy, half = base - height * (0.62 + 0.17 * number), height * 0.055
+        pen.ellipse(_box(cx, cy, half * 1.3, half), fill=(200, 20, 120))
+        stem = [cx + half, cy, cx + half, cy - half * 4, cx + half * 2.5, cy - half * 3]
+        pen.line(stem, fill=(200, 20, 120), width=4)
+
+
+def _running(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+    for number in range(3):
+        y = base - height * (0.2 + 0.2 * number)
+        ends = [x + side * height * 0.34, y, x + side * height * 0.62, y]
+        pen.line(ends, fill=(255, 255, 255), width=4)
+
+
+def _jumping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+    pen.ellipse(_box(x, base + height * 0.01, height * 0.25, height * 0.04), fill=(60, 60, 60))
+
+
+CUE: dict[str, Callable] = {
+    "sleeping": _sleeping,
+    "singing": _singing,
+    "running": _running,
+    "jumping": _jumping,
+}

@@ -1,0 +1,318 @@
+"""FlexMUSE: multimodal creative writing with flexible interaction (arXiv:2508.16230).
+
+    Z^T    topic token features, frozen encoder        (B, T, D_T)
+    Z^V    picture patch features, frozen encoder      (B, P, D_V), after projection (B, P, D)
+    sigma  cosine of pooled topic and pooled picture   (B,)
+    g      gate: 1 lets the topic pass                 (B,)
+    Z^A    topic seen from each patch                  (B, P, D)
+    Z^F    fused features, what the T5 attends to      (B, P, D)
+
+    u ~ U(0, 1);  g = 0 if sigma >= u else 1;  Z^G = g Z^T      section 3.2   gate
+    Q = W^Q Z^V;  K = W^K Z^G;  V = W^V Z^G                      section 3.3   Fusion
+    Z^A = softmax(Q K^T / sqrt(d_K)) V                           section 3.3   Fusion
+    lambda = sigmoid(W^lambda (Z^A)^T Z^V)                       section 3.3   Fusion
+    Z^F = (1 - lambda) Z^A + lambda Z^V                          section 3.3   Fusion
+    L_SFT = -log p(y | Z^F)                                      section 3.4   sft_loss
+    L_mscDPO = mean_j -log sigmoid(beta ((lp_k - ref_k) - (lp_j - ref_j)))     preference_loss
+      chosen c_k belongs to picture k, rejected c_j are the other chunks of the same article
+
+Where the paper is silent: patches and tokens are standardised by the training split's statistics;
+patches carry a learned position; (Z^A)^T Z^V is divided by P, or its scale would grow with the
+number of patches; Z^F passes a LayerNorm; W^K and W^V have no bias, so that a masked topic gives
+Z^A = 0 exactly; a missing picture is one learned vector a patch, a missing topic a closed gate.
+Training shows some items without one of the two, so that each can be left out when writing. The
+gate `sample`s in training and passes everything when writing: an affine sigma, sampled when
+writing, loses most topics. In the preference phase the gate is the one of writing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo, token_log_probs
+
+Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
+
+
+@dataclass(frozen=True)
+class Network:
+    d_model: int
+    text_tokens: int
+    sigma_map: Literal["raw", "affine", "minmax"]
+    sigma_low: float
+    sigma_high: float
+    threshold: float
+    gate_train: Mode
+    gate_predict: Mode
+    projection: Literal["linear", "elementwise"]
+    correlation: Literal["channel", "mmcot"]
+    connection: Literal["encoder_outputs", "inputs_embeds"]
+    prompt: bool
+    missing_picture: float
+    missing_topic: float
+
+
+@dataclass(frozen=True)
+class Preference:
+    beta: float
+    form: Literal["pairwise", "softmax"]
+    length_normalised: bool
+    sft_weight: float
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the model reads, measured on the features."""
+
+    patches: int  # P
+    patch_width: int  # D_V
+    topic_width: int  # D_T; 0 where topics are learned from the decoder's tokens
+
+
+@dataclass
+class Memory:
+    """What the decoder attends to, and how the gate and the fusion came to it."""
+
+    hidden: Tensor  # (B, P, D), longer with `prompt`
+    mask: Tensor  # (B, P) 1 where there is something to attend to
+    gate: Tensor  # (B,)
+    correlation: Tensor  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
+    attention: Tensor  # (B, P, T) from patches to topic tokens
+
+    def rows(self, index: Tensor) -> "Memory":
+        return Memory(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def map_sigma(sigma: Tensor, network: Network) -> Tensor:
+    """P(mask) from the similarity in [-1, 1]: raw, (sigma + 1) / 2, or stretched between bounds."""
+    if network.sigma_map == "affine":
+        sigma = (sigma + 1) / 2
+    elif network.sigma_map == "minmax":
+        sigma = (sigma - network.sigma_low) / (network.sigma_high - network.sigma_low)
+    return sigma.clamp(0, 1)
+
+
+def gate(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
+    """msaGate: how much of each topic passes, g in [0, 1].  (B,) -> (B,)"""
+    if mode == "always_pass":
+        return torch.ones_like(sigma)
+    if mode == "always_mask":
+        return torch.zeros_like(sigma)
+    chance = map_sigma(sigma, network)
+    if mode == "expected":
+        return 1 - chance  # E[g] over u
+    u = torch.rand_like(chance) if mode == "sample" else torch.full_like(chance, network.threshold)
+    return (chance < u).to(sigma.dtype)  # masked where sigma >= u
+
+
+class Elementwise(nn.Module):
+    """W (.) Z read as a Hadamard product: one weight a channel."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.weight * z
+
+
+class Standardise(nn.Module):
+    """(z - mean) / deviation by channel, both measured once on the training split."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def measure(self, rows: Tensor) -> None:
+        """rows (N, width)"""
+        self.mean.copy_(rows.mean(0))
+        self.deviation.copy_(rows.std(0) + 1e-4)  # a constant channel stays finite
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.deviation
+
+
+class Fusion(nn.Module):
+    """Cross-modality fusion: the topic as each patch sees it, weighed against the patch."""
+
+    def __init__(self, width: int, network: Network):
+        super().__init__()
+        self.query, self.key, self.value = (
+            Elementwise(width)
+            if network.projection == "elementwise"
+            else nn.Linear(width, width, bias=False)
+            for _ in range(3)
+        )
+        if network.correlation == "channel":
+            self.weigh = nn.Linear(width, 1, bias=False)  # W^lambda
+        else:
+            self.weigh_text = nn.Linear(width, width)
+            self.weigh_picture = nn.Linear(width, width, bias=False)
+        self.mmcot = network.correlation == "mmcot"
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, picture: Tensor, topic: Tensor, topic_mask: Tensor):
+        """(B, P, D), (B, T, D), (B, T) -> Z^F (B, P, D), lambda, attention (B, P, T)"""
+        q, k, v = self.query(picture), self.key(topic), self.value(topic)
+        scores = q @ k.transpose(1, 2) / math.sqrt(k.shape[-1])
+        attention = scores.masked_fill(~topic_mask[:, None], -torch.inf).softmax(-1)  # (B, P, T)
+        seen = attention @ v  # Z^A (B, P, D)
+        if self.mmcot:
+            balance = torch.sigmoid(self.weigh_text(seen) + self.weigh_picture(picture))
+        else:
+            # W^lambda (Z^A)^T Z^V / P without forming the (D, D) product
+            weights = self.weigh(seen).transpose(1, 2)  # (B, 1, P)
+            balance = torch.sigmoid(weights @ picture / picture.shape[1])  # (B, 1, D)
+        return self.norm((1 - balance) * seen + balance * picture), balance, attention
+
+
+class Model(nn.Module):
+    """FlexMUSE around a T5 (transformers T5ForConditionalGeneration)."""
+
+    def __init__(self, network: Network, shapes: Shapes, t5: nn.Module):
+        super().__init__()
+        self.network, self.shapes, self.t5 = network, shapes, t5
+        width = t5.config.d_model
+        self.standardise_picture = Standardise(shapes.patch_width)
+        self.project_picture = nn.Linear(shapes.patch_width, width)
+        self.position = nn.Parameter(0.02 * torch.randn(shapes.patches, width))
+        self.no_picture = nn.Parameter(0.02 * torch.randn(width))
+        if shapes.topic_width:
+            self.standardise_topic = Standardise(shapes.topic_width)
+            self.project_topic = nn.Linear(shapes.topic_width, width, bias=False)
+        else:
+            self.learned_topic = nn.Embedding(t5.config.vocab_size, width)
+            self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
+        self.fusion = Fusion(width, network)
+        if network.connection == "encoder_outputs":  # the T5 encoder is by-passed: no dead weights
+            t5.encoder.block = nn.ModuleList()
+            t5.encoder.final_layer_norm = nn.Identity()
+
+    def measure(self, patches: Tensor, topics: Tensor | None) -> None:
+        """Take the training split's statistics.  (N, D_V), (M, D_T)"""
+        self.standardise_picture.measure(patches)
+        if topics is not None:
+            self.standardise_topic.measure(topics)
+
+    def topic(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Z^T projected, and its mask.  -> (B, T, D), (B, T)"""
+        if self.shapes.topic_width:
+            return self.project_topic(self.standardise_topic(batch["topic"])), batch["topic_mask"]
+        ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
+        return self.learned_topic(ids) + self.topic_position[: ids.shape[1]], mask
+
+    def remember(self, batch: dict, mode: Mode) -> Memory:
+        """Encode each item once.  batch: see stages/shared/batches.py"""
+        picture = self.project_picture(self.standardise_picture(batch["patches"]))
+        has_picture = batch["has_picture"][:, None, None]
+        picture = torch.where(has_picture, picture, self.no_picture) + self.position
+        g = gate(batch["sigma"], mode, self.network)
+        # Without a picture nothing makes the topic redundant; without a topic nothing passes.
+        g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
+        topic, mask = self.topic(batch)
+        fused, balance, attention = self.fusion(picture, topic * g[:, None, None], mask)
+        hidden, attended = fused, torch.ones(fused.shape[:2], device=fused.device)
+        if self.network.prompt:
+            prompt = self.t5.shared(batch["topic_ids"]) * g[:, None, None]
+            hidden = torch.cat([hidden, prompt], dim=1)
+            open_ = batch["topic_ids_mask"] & (g > 0)[:, None]
+            attended = torch.cat([attended, open_.to(attended.dtype)], dim=1)
+        if self.network.connection == "inputs_embeds":
+            hidden = self.t5.encoder(
+                inputs_embeds=hidden, attention_mask=attended
+            ).last_hidden_state
+        return Memory(hidden, attended, g, balance, attention)
+
+    def log_probs(self, memory: Memory, labels: Tensor) -> Tensor:
+        """log p(y | Z^F) in nats, summed over tokens.  (B, T) -> (B,)"""
+        output = self.t5(
+            encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
+            attention_mask=memory.mask,
+            labels=labels,
+        )
+        return token_log_probs(output.logits, labels).sum(-1)
+
+    @torch.inference_mode()
+    def write(self, memory: Memory, max_tokens: int, beams: int) -> Tensor:
+        """Token ids of the most probable text found.  -> (B, at most max_tokens + 1)"""
+        return self.t5.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
+            attention_mask=memory.mask,
+            max_new_tokens=max_tokens,
+            num_beams=beams,
+            do_sample=False,
+        )
+
+
+def hide(batch: dict, network: Network) -> dict:
+    """Show a share of the items without picture, another without topic; none without both."""
+    u = torch.rand(len(batch["sigma"]), device=batch["sigma"].device)
+    no_picture = u < network.missing_picture
+    no_topic = u > 1 - network.missing_topic
+    return batch | {
+        "has_picture": batch["has_picture"] & ~no_picture,
+        "has_topic": batch["has_topic"] & ~no_topic,
+    }
+
+
+def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
+    """L_NTP, the mean negative log-likelihood of a token in nats."""
+    if model.training:
+        batch = hide(batch, model.network)
+    mode = model.network.gate_train if model.training else model.network.gate_predict
+    memory = model.remember(batch, mode)
+    tokens = (batch["labels"] != IGNORED).sum()
+    return {"ntp": -model.log_probs(memory, batch["labels"]).sum() / tokens}
+
+
+def matrix(model: Model, batch: dict) -> Tensor:
+    """log p of every chunk given every picture of its article: entry (a, k, j) is log p(c_j | V_k).
+
+    batch: an item a picture, `article` (B,) the row it belongs to, counted from 0, and `position`
+    (B,) its place there.  -> (A, N, N), 0 where an article has fewer than N pictures. Each picture
+    is encoded once, whatever the number of chunks it is paired with.
+    """
+    article, position = batch["article"], batch["position"]
+    picture, chunk = torch.nonzero(article[:, None] == article[None], as_tuple=True)
+    memory = model.remember(batch, model.network.gate_predict).rows(picture)
+    scores = model.log_probs(memory, batch["labels"][chunk])
+    rows, width = int(article.max()) + 1, int(position.max()) + 1
+    return scores.new_zeros(rows, width, width).index_put(
+        (article[picture], position[picture], position[chunk]), scores
+    )
+
+
+def lengths(batch: dict, like: Tensor) -> Tensor:
+    """Tokens of every chunk, 1 where there is none.  -> (A, 1, N)"""
+    counts = like.new_ones(like.shape[0], like.shape[-1])
+    tokens = (batch["labels"] != IGNORED).sum(-1).to(like.dtype)
+    return counts.index_put((batch["article"], batch["position"]), tokens)[:, None]
+
+
+def preference_loss(
+    model: Model, batch: dict, reference: Tensor, preference: Preference
+) -> dict[str, Tensor]:
+    """mscDPO on whole articles, plus the weighted SFT term on the chosen chunks.
+
+    reference (A, N, N): `matrix` of the frozen SFT model; batch["allowed"] (A, N, N): entry
+    (a, k, j) says that c_j may be rejected in favour of c_k.
+    """
+    scores = matrix(model, batch)
+    tokens = lengths(batch, scores)
+    margins = scores - reference  # lp - ref
+    if preference.length_normalised:
+        margins = margins / tokens
+    gaps = margins.diagonal(dim1=1, dim2=2)[..., None] - margins  # (A, N, N)
+    dpo = pairwise_dpo if preference.form == "pairwise" else softmax_dpo
+    chosen = scores.diagonal(dim1=1, dim2=2).sum()  # absent entries are 0
+    written = (batch["labels"] != IGNORED).sum()
+    return {
+        "mscdpo": dpo(gaps, batch["allowed"], preference.beta),
+        "ntp": -preference.sft_weight * chosen / written,
+    }

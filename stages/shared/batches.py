@@ -1,0 +1,171 @@
+"""Chunks, their features and their tokens as the batches that writers read.
+
+A batch of B items is a dict of
+    patches (B, P, D_V)        picture patches, zeros where there is no picture
+    has_picture, has_topic (B,) bool
+    sigma (B,)                 cosine of pooled picture and pooled topic, 0 where there is none
+    topic (B, T, D_T), topic_mask (B, T)       token features, where the encoder reads the language
+    topic_ids, topic_ids_mask (B, L)           the topic in the decoder's own tokens
+    labels (B, Y)              the reference text and its end, IGNORED after it
+An item without a topic has one open position of zeros, so that attention stays finite.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.shared import tables
+from stages.shared.features import Features
+from stages.shared.losses import IGNORED
+from stages.shared.stage import WrongInput
+from stages.shared.training import Batch
+
+
+@dataclass
+class Article:
+    """The chunks of one record (rows of `Chunks`) and which may be rejected for which (N, N)."""
+
+    record: str
+    rows: list[int]
+    allowed: Tensor
+
+
+class Chunks:
+    """Rows of chunks.parquet with their features, indexed from 0."""
+
+    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: tuple[int, int]):
+        """limits: most tokens of a topic, most tokens of a text"""
+        self.rows, self.features, self.tokenizer = rows, features, tokenizer
+        self.topic_tokens, self.text_tokens = limits
+        self.patches = torch.from_numpy(features.patches)
+        self.labels = [self.encode(row["text"]) for row in rows]
+        self.topics = {title: self._topic(title) for title in {row["title"] for row in rows}}
+        self.cut = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text and its end; a text that is too long is cut and has no end."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return [*ids, self.tokenizer.eos_token_id][: self.text_tokens]
+
+    def _topic(self, title: str) -> list[int]:
+        """Tokens of a title; its characters where topics are learned, for they recur more often."""
+        if self.features.text == "encoder":
+            ids = self.tokenizer(title, add_special_tokens=False).input_ids
+        else:
+            ids = [piece for character in title for piece in self._character(character)]
+        return ids[: self.topic_tokens]
+
+    def _character(self, character: str) -> list[int]:
+        piece = self.tokenizer.convert_tokens_to_ids(character)
+        if piece is not None and piece != self.tokenizer.unk_token_id:
+            return [piece]
+        return self.tokenizer(character, add_special_tokens=False).input_ids
+
+    def batch(self, indices: list[int]) -> Batch:
+        rows = [self.rows[index] for index in indices]
+        images = [self.features.image_index.get(row["image"]) for row in rows]
+        has_picture = torch.tensor([image is not None for image in images])
+        patches = self.patches[[image or 0 for image in images]].float()
+        titles = [row["title"] for row in rows]
+        batch = {
+            "patches": patches * has_picture[:, None, None],
+            "has_picture": has_picture,
+            "has_topic": torch.tensor([bool(self.topics[title]) for title in titles]),
+            "sigma": torch.tensor(
+                [
+                    similarity(self.features, row["image"], row["title"]) or 0.0
+                    for row in rows
+                ]
+            ),
+            "labels": pad([self.labels[index] for index in indices], IGNORED),
+        }
+        batch["topic_ids"] = pad([self.topics[title] or [0] for title in titles], -1)
+        batch["topic_ids_mask"] = batch["topic_ids"] >= 0
+        batch["topic_ids"] = batch["topic_ids"].clamp(min=0)
+        if self.features.text == "encoder":
+            batch |= self._encoded(titles)
+        return batch
+
+    def _encoded(self, titles: list[str]) -> Batch:
+        width = self.features.tokens.shape[2]
+        found = [self.features.text_index.get(title) for title in titles]
+        masks = [
+            [True] if row is None else self.features.token_mask[row][: self.topic_tokens].tolist()
+            for row in found
+        ]
+        longest = max(sum(mask) for mask in masks)
+        topic = torch.zeros(len(titles), longest, width)
+        mask = torch.zeros(len(titles), longest, dtype=torch.bool)
+        for item, (row, shown) in enumerate(zip(found, masks, strict=True)):
+            length = sum(shown)
+            mask[item, :length] = True
+            if row is not None:
+                tokens = self.features.tokens[row][:length]
+                topic[item, :length] = torch.from_numpy(tokens).float()
+        return {"topic": topic, "topic_mask": mask}
+
+    def articles(self, pairs: list[dict]) -> list[Article]:
+        """The records with at least one pair of chunks to prefer between."""
+        rows_of: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            rows_of.setdefault(row["record"], []).append(index)
+        rejected = {(pair["record"], pair["position"]): set(pair["rejected"]) for pair in pairs}
+        found = []
+        for record, indices in rows_of.items():
+            positions = [self.rows[index]["position"] for index in indices]
+            allowed = torch.tensor(
+                [[j in rejected.get((record, k), ()) for j in positions] for k in positions]
+            )
+            if allowed.any():
+                found.append(Article(record, indices, allowed))
+        return found
+
+    def documents(self, articles: list[Article]) -> Batch:
+        """A batch of whole articles, an item a picture: adds article, position (B,), allowed."""
+        batch = self.batch([index for article in articles for index in article.rows])
+        widest = max(len(article.rows) for article in articles)
+        allowed = torch.zeros(len(articles), widest, widest, dtype=torch.bool)
+        for row, article in enumerate(articles):
+            size = len(article.rows)
+            allowed[row, :size, :size] = article.allowed
+        sizes = torch.tensor([len(article.rows) for article in articles])
+        return batch | {
+            "article": torch.arange(len(articles)).repeat_interleave(sizes),
+            "position": torch.cat([torch.arange(size) for size in sizes]),
+            "allowed": allowed,
+        }
+
+
+def pad(ids: list[list[int]], filler: int) -> Tensor:
+    """(B, longest)"""
+    longest = max(map(len, ids))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in ids])
+
+
+def similarity(features: Features, image: str | None, title: str) -> float | None:
+    """sigma, the cosine of picture and title; None where either has no pooled feature."""
+    if features.text != "encoder":
+        return None
+    picture, text = features.image_index.get(image), features.text_index.get(title)
+    if picture is None or text is None:
+        return None
+    return float(features.pooled[picture].astype("f4") @ features.text_pooled[text].astype("f4"))
+
+
+def read_chunks(folder: Path, split: str, *, with_picture: bool) -> list[dict]:
+    """Rows of 05_chunk of one split, in order; with_picture: only those that have one."""
+    rows = tables.read(folder / "chunks.parquet", tables.CHUNKS)
+    return [row for row in rows if row["split"] == split and (row["image"] or not with_picture)]
+
+
+def training_chunks(folder: Path) -> list[dict]:
+    """The train split's chunks with a picture. Raises WrongInput if there is none."""
+    rows = read_chunks(folder, "train", with_picture=True)
+    if not rows:
+        raise WrongInput(f"{folder}: no chunk of the train split has a picture")
+    return rows

@@ -1,0 +1,120 @@
+"""Text decoders: a T5 and its tokenizer, small and new, or by name from Hugging Face.
+
+The small one learns a BPE vocabulary from the train split. Bytes stand for what it never saw, so
+no text in any script turns into an unknown token.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import stages.shared.operators  # noqa: F401  (before transformers)
+from stages.shared.stage import WrongInput, allow_downloads
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Tiny:
+    vocabulary: int
+    layers: int
+    d_ff: int
+    heads: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Params:
+    tiny: Tiny
+
+
+def create(name: str, params: Params, d_model: int, texts: list[str]):
+    """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`) or a model's name or folder.
+
+    Raises WrongInput if the named model cannot be had or is no complete T5.
+    """
+    if name == "tiny":
+        tokenizer = train_tokenizer(texts, params.tiny.vocabulary)
+        return _new_t5(params.tiny, d_model, len(tokenizer)), tokenizer
+    return _named_t5(name)
+
+
+def train_tokenizer(texts: list[str], vocabulary: int):
+    """BPE with byte fallback, of at most `vocabulary` pieces, as a transformers tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
+    )
+    pieces = [PAD, END, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=pieces, show_progress=False, min_frequency=2
+    )
+    bpe.train_from_iterator(texts, trainer)
+    plain = _without_special_bytes(bpe)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
+    )
+
+
+def _without_special_bytes(bpe):
+    """Byte pieces had to be special to enter the vocabulary; decoding must not skip them."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(bpe.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in (PAD, END, UNKNOWN)]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _new_t5(tiny: Tiny, d_model: int, vocabulary: int):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=d_model,
+            d_kv=d_model // tiny.heads,
+            num_heads=tiny.heads,
+            d_ff=tiny.d_ff,
+            # transformers 5.23: generate() fails in its cache when the two counts differ
+            num_layers=tiny.layers,
+            num_decoder_layers=tiny.layers,
+            dropout_rate=tiny.dropout,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
+def _named_t5(name: str):
+    allow_downloads()
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, found = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WrongInput(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
+    if found["missing_keys"] or found["mismatched_keys"]:
+        lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))[:3]
+        raise WrongInput(f"params.yaml: decoder {name} lacks weights of a T5: {', '.join(lacking)}")
+    return model, tokenizer
+
+
+def restore(folder: Path):
+    """The T5 (weights not loaded) and the tokenizer that `save` wrote; no network."""
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    config = T5Config.from_json_file(folder / "t5.json")
+    return T5ForConditionalGeneration(config), AutoTokenizer.from_pretrained(folder)
+
+
+def save(folder: Path, t5, tokenizer) -> None:
+    """Write the T5's configuration and the tokenizer; the weights belong to the whole model."""
+    t5.config.to_json_file(folder / "t5.json")
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,17 @@
+"""history.csv of a training run: one row a step, an empty cell where nothing was measured."""
+
+import csv
+from pathlib import Path
+
+
+def write(path: Path, rows: list[dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]

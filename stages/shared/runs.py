@@ -1,0 +1,109 @@
+"""A run: one model on one corpus, from params.yaml to a folder of weights that loads by path.
+
+The folder holds model.safetensors, config.json (model, network, shapes, max_tokens), the T5's
+configuration and the tokenizer. Nothing in it needs params.yaml or a network.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from stages.models import paper
+from stages.shared import decoders
+from stages.shared.batches import Chunks
+from stages.shared.features import Features
+from stages.shared.params import fill, load
+from stages.shared.stage import WrongInput
+from stages.shared.training import Batch, Schedule, device, to_device
+
+
+@dataclass(frozen=True)
+class Watch:
+    items: int
+    max_drop: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    beams: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Run:
+    model: str
+    corpus: str
+    decoder: str
+    max_tokens: int
+    sft: Schedule
+    preference: Schedule
+    watch: Watch
+    generation: Generation
+
+
+@dataclass
+class Writer:
+    """A model with what is needed to use and to save it."""
+
+    paper: ModuleType
+    model: torch.nn.Module
+    tokenizer: object
+    config: dict
+
+    def chunks(self, rows: list[dict], features: Features) -> Chunks:
+        limits = self.config["network"]["text_tokens"], self.config["max_tokens"]
+        return Chunks(rows, features, self.tokenizer, limits)
+
+    def write(self, batch: Batch, generation: Generation) -> tuple[list[str], Tensor]:
+        """The text for each item of a batch, and the share of its topic that the gate let pass."""
+        model = self.model
+        batch = to_device(batch, next(model.parameters()).device)
+        with torch.inference_mode():
+            memory = model.remember(batch, model.network.gate_predict)
+            ids = model.write(memory, self.config["max_tokens"], generation.beams)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True), memory.gate.cpu()
+
+
+def create(run: Run, texts: list[str], features: Features) -> Writer:
+    """A new writer for the features' shapes; `texts` teach a tiny decoder its vocabulary."""
+    module = paper(run.model)
+    network = load(module.Network, "models", run.model, "network")
+    t5, tokenizer = decoders.create(
+        run.decoder, load(decoders.Params, "decoders"), network.d_model, texts
+    )
+    _, patches, patch_width = features.patches.shape
+    topic_width = features.tokens.shape[2] if features.text == "encoder" else 0
+    shapes = module.Shapes(patches, patch_width, topic_width)
+    config = {
+        "model": run.model,
+        "network": asdict(network),
+        "shapes": asdict(shapes),
+        "max_tokens": run.max_tokens,
+    }
+    return Writer(module, module.Model(network, shapes, t5).to(device()), tokenizer, config)
+
+
+def save(writer: Writer, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(writer.config, indent=1))
+    decoders.save(folder, writer.model.t5, writer.tokenizer)
+    save_model(writer.model, str(folder / "model.safetensors"))  # knows shared weights
+
+
+def restore(folder: Path) -> Writer:
+    """The writer that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
+    module = paper(config["model"])
+    t5, tokenizer = decoders.restore(folder)
+    network = fill(module.Network, config["network"], f"{folder}/config.json")
+    model = module.Model(network, module.Shapes(**config["shapes"]), t5)
+    load_model(model, str(folder / "model.safetensors"))
+    return Writer(module, model.to(device()).eval(), tokenizer, config)
