@@ -39,6 +39,14 @@ def home() -> Path:
     return Path(os.environ.get("POLYMUSE_HOME", ".polymuse")).absolute()
 
 
+def allow_downloads() -> None:
+    """Let the Hugging Face hub be reached, because params name a model, unless the user forbids it."""
+    if os.environ.get("POLYMUSE_MAY_LIFT_OFFLINE") == "1":
+        os.environ["HF_HUB_OFFLINE"] = "0"
+        if "huggingface_hub.constants" in sys.modules:  # it reads the variable once, at import
+            sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = False
+
+
 @contextmanager
 def stage() -> Iterator[None]:
     """Run a stage's main: WrongInput ends the command with its sentence and exit code 1."""
