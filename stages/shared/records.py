@@ -11,8 +11,11 @@ splits where the row leaves them open. What a format cannot read it yields as Re
 WrongInput only if the source as a whole is wrong.
 """
 
+import codecs
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from stages.shared.stage import WrongInput
 
 SPLITS = ("train", "validation", "test")
 
@@ -91,3 +94,30 @@ class Extra:
 
 
 Item = Article | Captioned | Reject | Extra
+
+
+def decode(content: bytes, encodings: list[str], name: str) -> str | None:
+    """The text of a file in the first encoding that fits, or None if none does.
+
+    A byte order mark decides before them and is taken off. A text with NUL is no text. Raises
+    WrongInput if an encoding is unknown; `name` is the key of params.yaml that lists them.
+    """
+    for encoding in [_marked(content)] if _marked(content) else encodings:
+        try:
+            text = content.decode(encoding)
+        except LookupError:
+            raise WrongInput(
+                f"params.yaml: {name}: Python knows no encoding {encoding!r}"
+            ) from None
+        except UnicodeDecodeError:
+            continue
+        return None if "\0" in text else text
+    return None
+
+
+def _marked(content: bytes) -> str | None:
+    if content.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return None
