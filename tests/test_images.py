@@ -1,0 +1,104 @@
+from hashlib import sha256
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from stages.shared import images
+from stages.shared.images import WrongImage, decode, inspect
+
+MANY = 10**6  # pixels
+
+
+def encoded(image, kind, **options):
+    content = BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def test_a_row_holds_the_file_as_it_came_its_hash_and_its_size():
+    content = encoded(Image.new("RGB", (3, 2), "red"), "PNG")
+    assert inspect(content, MANY) == {
+        "sha256": sha256(content).hexdigest(),
+        "bytes": content,
+        "width": 3,
+        "height": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GIF89a",
+        b"not a picture",
+        encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-400],
+        encoded(Image.effect_noise((64, 64), 50), "PNG")[:-400],
+    ],
+    ids=["empty", "header", "text", "cut JPEG", "cut PNG"],
+)
+def test_a_file_that_does_not_decode_whole_is_unreadable(content):
+    with pytest.raises(WrongImage, match="unreadable image"):
+        inspect(content, MANY)
+
+
+def test_a_picture_above_the_limit_is_refused_by_its_header_and_one_at_the_limit_is_not():
+    # The pixels are cut off: had they been decoded, the reason would be another.
+    bomb = encoded(Image.new("L", (5000, 5000)), "PNG")[:100]
+    with pytest.raises(WrongImage, match="larger than max_pixels: 5000 x 5000"):
+        inspect(bomb, MANY)
+    assert inspect(encoded(Image.new("L", (10, 10)), "PNG"), 100)["width"] == 10
+
+
+def test_a_turned_photograph_stands_upright():
+    turned = Image.Exif()
+    turned[0x0112] = 6  # EXIF 2.3, orientation: the camera was turned by a quarter
+    content = encoded(Image.new("RGB", (4, 2)), "JPEG", exif=turned)
+    assert (inspect(content, MANY)["width"], inspect(content, MANY)["height"]) == (2, 4)
+    assert decode(content).size == (2, 4)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_every_mode_decodes_to_rgb(mode):
+    assert decode(encoded(Image.new(mode, (2, 2)), "PNG")).mode == "RGB"
+
+
+def test_transparency_turns_white_not_black():
+    clear = encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), "PNG")
+    half = encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG")
+    assert decode(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert decode(half).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (1, 1), colour) for colour in ["red", "blue"]]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(content).getpixel((0, 0)) == (255, 0, 0)
+
+
+def rows(count):
+    pictures = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(count)]
+    return [inspect(encoded(picture, "PNG"), MANY) for picture in pictures]
+
+
+def test_rows_come_back_once_each_in_order_of_hash_whatever_the_shards(tmp_path):
+    given = rows(20)
+    for shards in [1, 3, 8]:
+        images.write(tmp_path / str(shards), given + given[:5], shards)
+        assert len(list((tmp_path / str(shards)).iterdir())) == shards
+        found = list(images.read(tmp_path / str(shards)))
+        assert found == sorted(given, key=lambda row: row["sha256"])
+
+
+def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
+    *given, new = rows(20)
+    images.write(tmp_path / "one", given, 8)
+    images.write(tmp_path / "two", [new, *reversed(given)], 8)
+    images.write(tmp_path / "three", reversed(given), 8)
+    shards = {
+        name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ["one", "two", "three"]
+    }
+    changed = [name for name in shards["one"] if shards["one"][name] != shards["two"][name]]
+    assert changed == [f"{int(new['sha256'][:2], 16) * 8 // 256:03d}.parquet"]
+    assert shards["three"] == shards["one"]

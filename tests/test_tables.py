@@ -1,0 +1,46 @@
+import pyarrow as pa
+import pytest
+
+from stages.shared.stage import WrongInput
+from stages.shared.tables import CHUNKS, FACTS, PAIRS, RECORDS, read, write
+
+ARTICLE = {
+    "id": "a",
+    "split": "train",
+    "language": "zh",
+    "source": "a.md",
+    "title": "红烧肉",
+    "blocks": [{"image": "00ff", "text": None}, {"image": None, "text": "第一步"}],
+}
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "new" / "records.parquet"
+    write(path, [ARTICLE], RECORDS["articles"])
+    assert read(path, RECORDS["articles"]) == [ARTICLE]
+
+
+@pytest.mark.parametrize("schema", [RECORDS["captions"], CHUNKS, PAIRS, FACTS])
+def test_a_table_without_rows_keeps_its_columns(tmp_path, schema):
+    write(tmp_path / "empty.parquet", [], schema)
+    assert read(tmp_path / "empty.parquet", schema) == []
+
+
+def test_equal_rows_give_equal_bytes(tmp_path):
+    for name in ["one", "two"]:
+        write(tmp_path / name, [ARTICLE] * 3, RECORDS["articles"])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_value_of_the_wrong_type_is_not_written(tmp_path):
+    row = {"record": "a", "position": "first", "slot": "place", "value": "beach"}
+    with pytest.raises(pa.ArrowException):
+        write(tmp_path / "facts.parquet", [row], FACTS)
+
+
+def test_a_missing_table_and_one_of_another_version_name_the_file_and_the_fix(tmp_path):
+    with pytest.raises(WrongInput, match=r"facts.parquet is missing: run `dvc repro`"):
+        read(tmp_path / "facts.parquet", FACTS)
+    write(tmp_path / "facts.parquet", [], PAIRS)
+    with pytest.raises(WrongInput, match=r"facts.parquet was written by another version"):
+        read(tmp_path / "facts.parquet", FACTS)
