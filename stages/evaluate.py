@@ -41,11 +41,15 @@ class Params:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a sample corpus knows: its slots, their values by (record, position), the ceilings."""
+    """What a sample corpus knows: its slots, their values by (record, position), the ceilings.
+
+    ceilings: split -> inputs -> expected | realised -> slot or total; empty for captions, whose
+    texts no topic decides.
+    """
 
     slots: Slots
     facts: dict[tuple[str, int], dict[str, str]]
-    ceilings: dict[str, dict]  # split -> inputs -> expected | realised -> slot or total
+    ceilings: dict[str, dict[str, dict]]
 
     def grounding(self, rows: list[dict]) -> list[dict[str, int]]:
         """For each row its slots: 1 stated correctly, 0 not."""
@@ -64,8 +68,10 @@ def read_truth(ingest: Path) -> Truth | None:
     facts: dict[tuple[str, int], dict[str, str]] = {}
     for row in tables.read(ingest / "facts.parquet", tables.FACTS):
         facts.setdefault((row["record"], row["position"]), {})[row["slot"]] = row["value"]
-    ceilings = json.loads((ingest / "ceilings.json").read_text(encoding="utf-8"))
-    return Truth(slots, facts, ceilings)
+    path = ingest / "ceilings.json"
+    ceilings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    splits = ("validation", "test")
+    return Truth(slots, facts, {split: ceilings.get(split, {}) for split in splits})
 
 
 def tokenised(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> list[Item]:
@@ -133,8 +139,8 @@ def grounding_summary(grounding: list[dict[str, int]], rows: list[dict]) -> dict
 
 
 def skill(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dict[str, dict]:
-    """{"skill": ...}, or nothing where the corpus has no topic (ceilings of one modality only)."""
-    if not {"topic", "picture", "both"} <= ceilings.keys():
+    """{"skill": ...}, or nothing where the ceilings are unknown."""
+    if not ceilings:
         return {}
     realised = {inputs: ceilings[inputs]["realised"]["total"] for inputs in ceilings}
     return {"skill": metrics.skill(grounding["total"], grounding["standard_error"], **realised)}

@@ -1,0 +1,232 @@
+import json
+import os
+import random
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import written
+
+from stages import evaluate
+from stages.evaluate import Params
+from stages.shared import tables
+from stages.shared.stage import WrongInput
+
+PARAMS = Params(
+    tokenizers={"zh": "characters"},
+    bertscore_items=3,
+    meteor_seconds=60.0,
+    ceiling_below=0.05,
+    ceiling_above=2.0,
+)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a finished run; locks stay in it, Java is broken, and nothing is tracked."""
+    java = tmp_path / "bin/java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\nexit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{java.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
+    written.write_ingest(tmp_path / "ingest")
+    written.write_predictions(tmp_path / "predictions", written.predictions(), written.foils())
+    return tmp_path
+
+
+def run(place: Path, params: Params = PARAMS) -> dict:
+    evaluate.main(params, "run", place / "ingest", place / "predictions", place / "target")
+    return json.loads((place / "target/metrics.json").read_text())
+
+
+def test_the_final_phase_stands_on_top_and_sft_beneath(place):
+    found = run(place)
+    assert found["phase"] == "preference"
+    assert found["rouge_l"] == 1 > found["sft"]["rouge_l"]
+    assert found["items"] == 6 and found["records"] == 3
+    assert {f"bleu_{n}" for n in range(1, 5)} | {"cider", "bert_score"} <= found.keys()
+    assert found["measured_by"]["tokenizer"] == "en: words"
+
+
+def test_a_run_without_preference_has_sft_on_top(place):
+    rows = [row for row in written.predictions() if row["phase"] == "sft"]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place)
+    assert found["phase"] == "sft"
+    assert "sft" not in found and "foils" not in found
+
+
+def test_grounding_skill_and_their_error_by_hand(place):
+    """SFT says the wrong place in one of six texts: 11 of 12 slots.
+
+    Deviations of the articles' sums: a and c 2/12, b -4/12; so the error is
+    sqrt(3/2 (4 + 16 + 4) / 144) / 6 = .5 / 6. Skill: (11/12 - 3/4) / (1 - 3/4) = 2/3.
+    """
+    sft = run(place)["sft"]
+    assert sft["grounding"]["total"] == pytest.approx(11 / 12, abs=1e-6)
+    assert sft["grounding"]["by_slot"] == pytest.approx({"goal": 1, "place": 5 / 6}, abs=1e-6)
+    assert sft["grounding"]["standard_error"] == pytest.approx(0.5 / 6, abs=1e-6)
+    assert sft["skill"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert sft["skill"]["standard_error"] == pytest.approx(4 * 0.5 / 6, abs=1e-6)
+    assert sft["ceilings"]["topic"] == {"expected": 0.75, "realised": 0.75}
+
+
+def test_one_modality_is_judged_between_its_ceiling_and_two_standard_errors(place):
+    """The topic alone gets each goal and half of the places: .75, its ceiling. The picture alone
+    gets no goal and each place: .5, under its ceiling of .7."""
+    single = run(place)["single_modality"]
+    assert single["topic"]["grounding"] == single["topic"]["ceiling"] == 0.75
+    assert single["topic"]["verdict"] == "inside"
+    assert single["picture"]["grounding"] == 0.5
+    assert single["picture"]["low"] == pytest.approx(0.65)
+    assert single["picture"]["verdict"] == "below"
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.64, "below"), (0.66, "inside"), (0.73, "inside"), (0.75, "above")]
+)
+def test_above_the_ceiling_something_leaks(value, verdict):
+    """Ceiling .7: inside means .65 to .7 + 2 x .02."""
+    grounding = {"total": value, "standard_error": 0.02}
+    ceilings = {"realised": {"total": 0.7}, "expected": {"total": 0.1}}
+    assert evaluate.single_modality(grounding, ceilings, PARAMS)["verdict"] == verdict
+
+
+def test_foils_are_counted_for_each_phase(place):
+    found = run(place)
+    assert found["foils"] == {"error": 0.0, "items": 2, "by_slot": {"place": 0.0}}
+    assert found["sft"]["foils"] == {"error": 0.5, "items": 2, "by_slot": {"place": 0.5}}
+
+
+def test_foils_of_validation_do_not_count(place):
+    rows = [row | {"record": "v"} for row in written.foils() if row["record"] == "b"]
+    kept = [row for row in written.foils() if row["record"] == "a"]
+    written.write_predictions(place / "predictions", written.predictions(), kept + rows)
+    assert run(place)["sft"]["foils"]["items"] == 1
+
+
+def test_validation_has_only_what_is_cheap(place):
+    found = run(place)["validation"]
+    assert found.keys() == {"items", "rouge_l", "grounding", "skill"}
+    assert (found["items"], found["rouge_l"], found["skill"]["value"]) == (2, 1, 1)
+    # A single article says nothing about how articles differ.
+    assert found["grounding"]["standard_error"] == "unavailable"
+
+
+def test_a_corpus_without_truth_has_text_scores_alone(place):
+    for name in ("slots.json", "facts.parquet", "ceilings.json"):
+        (place / "ingest" / name).unlink()
+    found = run(place)
+    assert found["rouge_l"] == 1
+    assert not {"grounding", "skill", "ceilings", "single_modality"} & found.keys()
+
+
+def test_captions_have_slots_but_no_ceilings(place):
+    (place / "ingest/ceilings.json").unlink()
+    found = run(place)
+    assert found["grounding"]["total"] == 1
+    assert not {"skill", "single_modality"} & found.keys()
+
+
+def test_chinese_is_cut_into_characters_and_has_no_bert_score(place):
+    rows = [
+        row | {"language": "zh", "text": "加入白糖", "references": ["加入糖"]}
+        for row in written.predictions()
+    ]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place)
+    assert found["bert_score"] == "unavailable"
+    assert "zh" in found["measured_by"]["bert_score"]
+    assert found["measured_by"]["tokenizer"] == "zh: characters"
+    assert found["bleu_1"] == pytest.approx(3 / 4)
+
+
+def test_the_tokenizer_of_params_is_used(place):
+    rows = [
+        row | {"language": "zh", "text": "加入白糖", "references": ["加入糖"]}
+        for row in written.predictions()
+    ]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place, replace(PARAMS, tokenizers={"zh": "words"}))
+    assert found["measured_by"]["tokenizer"] == "zh: words"
+    assert found["bleu_1"] == 0
+
+
+def test_without_java_meteor_is_not_called_meteor(place):
+    found = run(place)
+    assert "meteor" not in found
+    assert found["meteor_exact_stem"] > 0.9
+    rows = tables.read(place / "target/items.parquet", tables.ITEM_SCORES)
+    assert all(row["meteor"] is None for row in rows)
+
+
+def test_the_items_average_to_the_corpus_scores(place):
+    found = run(place)["sft"]
+    rows = tables.read(place / "target/items.parquet", tables.ITEM_SCORES)
+    rows = [row for row in rows if (row["phase"], row["split"]) == ("sft", "test")]
+    both = [row for row in rows if row["inputs"] == "both"]
+    for name in ("rouge_l", "cider", "meteor_exact_stem"):
+        mean = sum(row[name] for row in both) / len(both)
+        assert mean == pytest.approx(found[name], abs=1e-6)
+    (wrong,) = [row for row in both if row["wrong"]]
+    assert (wrong["record"], wrong["position"]) == ("b", 1)
+    assert (wrong["right"], wrong["wrong"], wrong["grounding"]) == (["goal"], ["place"], 0.5)
+    # PARAMS asks for 3 of the 6 items.
+    assert [row["bert_score"] is not None for row in both] == [True, False] * 3
+
+
+def test_the_order_of_predictions_changes_no_figure(place):
+    straight = run(place, replace(PARAMS, bertscore_items=6))
+    rows = random.Random(0).sample(written.predictions(), len(written.predictions()))
+    written.write_predictions(place / "predictions", rows, written.foils()[::-1])
+    assert run(place, replace(PARAMS, bertscore_items=6)) == straight
+
+
+def test_the_same_input_gives_the_same_bytes(place):
+    run(place)
+    first = [path.read_bytes() for path in sorted((place / "target").iterdir())]
+    run(place)
+    assert [path.read_bytes() for path in sorted((place / "target").iterdir())] == first
+
+
+def test_every_figure_is_a_plain_number_of_six_digits_or_a_word(place):
+    def leaves(value):
+        return (
+            [x for v in value.values() for x in leaves(v)] if isinstance(value, dict) else [value]
+        )
+
+    for leaf in leaves(run(place)):
+        assert isinstance(leaf, int | float | str)
+        assert not isinstance(leaf, float) or leaf == round(leaf, 6)
+
+
+def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(place, monkeypatch):
+    tracked = Mock()
+    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(tracked))
+    run(place)
+    (logged,) = tracked.log.call_args.args
+    assert logged["sft.grounding.by_slot.place"] == pytest.approx(5 / 6, abs=1e-6)
+    assert all(isinstance(value, float) for value in logged.values())
+    tracked.artifact.assert_called_once_with(place / "target/metrics.json", "metrics.json")
+
+
+def test_no_test_item_is_said_in_one_sentence(place):
+    rows = [row for row in written.predictions() if row["split"] == "validation"]
+    written.write_predictions(place / "predictions", rows, [])
+    with pytest.raises(WrongInput, match="no test item"):
+        run(place)
+    assert not (place / "target").exists()
+
+
+def test_the_command_names_a_missing_file_without_a_traceback(place):
+    folders = [str(place / name) for name in ("ingest", "nowhere", "target")]
+    command = [sys.executable, "-m", "stages.evaluate", "run", *folders]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
