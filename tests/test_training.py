@@ -1,0 +1,199 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from stages.shared.stage import WrongInput
+from stages.shared.training import Checkpoint, Schedule, Validation, batch_of, fit
+
+PARAMS = "training:\n  checkpoint_seconds: {seconds}\n"
+
+
+def schedule(**changes) -> Schedule:
+    values = {
+        "seed": 3,
+        "steps": 30,
+        "batch": 4,
+        "learning_rate": 0.05,
+        "warmup": 0.1,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "validate_every": 10,
+        "patience": 10,
+    }
+    return Schedule(**(values | changes))
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text(PARAMS.format(seconds=0.0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def regression():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(16, 3)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+    def loss(model, batch):
+        noise = 0.01 * torch.randn_like(batch["y"])  # randomness in the step, as a gate has
+        return {"error": (model(batch["x"]) - batch["y"] + noise).square().mean()}
+
+    def batch_at(step):
+        rows = batch_of(16, 4, 0, step)
+        return {"x": x[rows], "y": y[rows]}
+
+    return model, loss, batch_at
+
+
+def test_a_batch_is_memorised_and_every_term_is_in_the_history(workplace):
+    model, loss, batch_at = regression()
+    rows = fit(model, loss, batch_at, schedule(steps=200), name="t", key="k")
+    assert [row["step"] for row in rows] == list(range(1, 201))
+    assert rows[-1]["error"] == rows[-1]["loss"] < 0.01 < rows[0]["loss"]
+
+
+def test_each_epoch_shows_every_item_once_in_another_order():
+    first, second = ([i for s in steps for i in batch_of(8, 4, 0, s)] for steps in ((0, 1), (2, 3)))
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert first != second
+    assert sorted(batch_of(3, 6, 0, 0)) == [0, 0, 1, 1, 2, 2]  # a batch larger than the data
+
+
+def test_the_learning_rate_warms_up_to_its_peak_and_ends_near_zero():
+    rates = [schedule(steps=100).rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[99] < 0.001
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_bits(workplace):
+    whole, loss, batch_at = regression()
+    expected = fit(whole, loss, batch_at, schedule(), name="whole", key="k")
+
+    class Killed(Exception):
+        pass
+
+    def until(step):
+        if step == 17:
+            raise Killed
+        return batch_at(step)
+
+    broken, loss, _ = regression()
+    with pytest.raises(Killed):
+        fit(broken, loss, until, schedule(), name="broken", key="k")
+    resumed, loss, _ = regression()
+    asked = []
+    history = fit(
+        resumed,
+        loss,
+        lambda step: asked.append(step) or batch_at(step),
+        schedule(),
+        name="broken",
+        key="k",
+    )
+    assert asked == list(range(17, 30))
+    assert history == expected
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
+def test_another_key_starts_afresh(workplace):
+    model, loss, batch_at = regression()
+    fit(model, loss, batch_at, schedule(), name="t", key="one")
+    asked = []
+    fit(model, loss, lambda s: asked.append(s) or batch_at(s), schedule(), name="t", key="two")
+    assert asked[0] == 0
+    assert Checkpoint("t", "one").read() is None  # one checkpoint a run is kept
+
+
+def test_sigkill_in_the_middle_ends_with_the_same_bits(workplace):
+    script = workplace / "train.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys, time, torch
+        from tests.test_training import regression, schedule
+        from stages.shared.training import fit
+        model, loss, batch_at = regression()
+        def slow(step):
+            print(step, flush=True)
+            time.sleep(float(sys.argv[2]))
+            return batch_at(step)
+        fit(model, loss, slow, schedule(), name=sys.argv[1], key="k")
+        torch.save(model.state_dict(), sys.argv[1] + ".pt")
+    """)
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": root}
+
+    def start(name, pause):
+        command = [sys.executable, str(script), name, str(pause)]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    killed = start("killed", 0.05)
+    while int(killed.stdout.readline()) < 12:
+        pass
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    again, whole = start("killed", 0), start("whole", 0)
+    steps = again.communicate()[0].split()
+    whole.communicate()
+    assert int(steps[0]) >= 12  # it did resume
+    first, second = torch.load("killed.pt"), torch.load("whole.pt")
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(workplace):
+    model, loss, batch_at = regression()
+    losses = iter([5.0, 1.0, 2.0, 3.0, 4.0])
+    seen = []
+
+    def validate(model):
+        seen.append({name: w.clone() for name, w in model.state_dict().items()})
+        return Validation({}, next(losses))
+
+    rows = fit(
+        model,
+        loss,
+        batch_at,
+        schedule(steps=100, patience=2),
+        name="t",
+        key="k",
+        validate=validate,
+    )
+    assert rows[-1]["step"] == 40  # best at 10, then two worse are borne, the third ends it
+    assert torch.equal(model.weight, seen[1]["weight"])
+    assert not torch.equal(model.weight, seen[-1]["weight"])
+
+
+def test_a_validation_can_stop_at_once_and_its_weights_are_never_the_best(workplace):
+    model, loss, batch_at = regression()
+    start = model.weight.detach().clone()
+    results = iter([Validation({}, 5.0), Validation({"watch": 0.1}, 0.0, stop=True)])
+    rows = fit(
+        model, loss, batch_at, schedule(), name="t", key="k", validate=lambda model: next(results)
+    )
+    assert rows[-1]["step"] == 10
+    assert rows[-1]["validation_watch"] == 0.1
+    assert torch.equal(model.weight, start)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(workplace):
+    model, _, batch_at = regression()
+    with pytest.raises(WrongInput, match="lower learning_rate"):
+        fit(
+            model,
+            lambda model, batch: {"error": model(batch["x"]).sum() * float("nan")},
+            batch_at,
+            schedule(),
+            name="t",
+            key="k",
+        )
