@@ -1,0 +1,269 @@
+"""Bring pictures and texts into one space: train the tiny encoder, or fetch named weights.
+
+python -m stages.align INGEST CHUNKS TARGET
+
+reads   INGEST/images, CHUNKS/chunks.parquet
+writes  TARGET: an encoder folder (stages/shared/encoders.py), summary.json (retrieval on the
+        validation split), and for the tiny encoder history.csv of its training
+
+align.encoder: `tiny`; `openclip:ARCH/TAG`, where TAG may be a checkpoint file, or
+`openclip:local-dir:/FOLDER`; `hf:NAME` or `hf:/FOLDER`. Only such a name may use the network.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.shared import embedding, encoders, history, images, tiny_encoder, tracking
+from stages.shared.losses import info_nce
+from stages.shared.params import load
+from stages.shared.progress import bar
+from stages.shared.stage import WrongInput, allow_downloads, output, stage
+from stages.shared.tables import CHUNKS, read
+from stages.shared.training import (
+    Batch,
+    Schedule,
+    Validation,
+    batch_of,
+    fingerprint,
+    fit,
+    seed_everything,
+)
+
+COLDEST = 0.01  # of the temperature, as in CLIP: below, its gradient runs away
+SHIFT = 16  # a training picture moves by at most 1/16 of its side
+
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    image_size: int
+    d_model: int
+    heads: int
+    layers: int
+    max_tokens: int
+    temperature: float
+    schedule: Schedule
+
+    def sizes(self) -> tiny_encoder.Sizes:
+        return tiny_encoder.Sizes(
+            self.image_size, self.d_model, self.heads, self.layers, self.max_tokens
+        )
+
+
+@dataclass(frozen=True)
+class Params:
+    corpus: str
+    encoder: str
+    languages: list[str]
+    tiny: Tiny
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pictures as bytes, each with the number of its text; T different texts."""
+
+    pixels: Tensor  # (N, 3, S, S) uint8
+    text: Tensor  # (N,)
+    vectors: Tensor  # (T, D) unit length
+
+
+class Aligner(nn.Module):
+    """The picture tower with the learned temperature of the contrast."""
+
+    def __init__(self, sizes: tiny_encoder.Sizes, pooled: int, temperature: float):
+        super().__init__()
+        self.tower = tiny_encoder.PictureTower(sizes, pooled)
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """A picture belongs to every equal text of the batch, not to its own copy only."""
+        pooled, _ = self.tower(batch["pixels"])
+        same = batch["text"][:, None] == batch["text"]
+        temperature = self.log_temperature.exp().clamp(min=COLDEST)
+        return {"contrast": info_nce(pooled, batch["vectors"], same, temperature)}
+
+
+def examples(chunks: list[dict], split: str, languages: list[str]) -> list[tuple[str, str]]:
+    """Each picture of a split (sha256) with its first reference text in one of the languages."""
+    found: dict[str, str] = {}
+    for chunk in chunks:
+        if chunk["split"] == split and chunk["image"] and chunk["language"] in languages:
+            found.setdefault(chunk["image"], (chunk["references"] or [chunk["text"]])[0])
+    return sorted(found.items())
+
+
+def check_language(chunks: list[dict], corpus: str, min_supported: float) -> None:
+    """Raises WrongInput if MiniLM reads too few of the train texts, or there is none to learn."""
+    train = [chunk for chunk in chunks if chunk["split"] == "train" and chunk["image"]]
+    if not train:
+        raise WrongInput(
+            f"align.corpus: {corpus} has no picture with text in its train split: name another one"
+        )
+    share = sum(chunk["language"] in tiny_encoder.LANGUAGES for chunk in train) / len(train)
+    if share < min_supported:
+        raise WrongInput(
+            f"align.encoder: tiny reads English, as {share:.0%} of the train texts of {corpus} "
+            "are: let align.corpus name an English corpus, or align.encoder an encoder of its "
+            "language (hf:OFA-Sys/chinese-clip-vit-base-patch16, openclip:ARCH/TAG)"
+        )
+
+
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each picture a little, its border repeated, and mirror one in two.  (B, 3, S, S)"""
+    count, _, _, size = pixels.shape
+    most = size // SHIFT
+    rows, columns = torch.randint(-most, most + 1, (2, count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    places = torch.arange(size).expand(count, size)
+    rows = (places + rows).clamp(0, size - 1)
+    columns = (places + columns).clamp(0, size - 1)
+    columns = columns.where(~mirrored, columns.flip(1))
+    which = torch.arange(count)[:, None, None]
+    return pixels[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def decode(folder: Path, names: list[str], size: int) -> Tensor:
+    """The pictures with these sha256, scaled as they are decoded: 3 S^2 bytes each in memory."""
+    place = {name: row for row, name in enumerate(names)}
+    pixels = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
+    found = (row for row in images.read(folder) if row["sha256"] in place)
+    for row in bar(found, "decode pictures", len(names)):
+        pixels[place[row["sha256"]]] = tiny_encoder.crop(images.decode(row["bytes"]), size)
+    return pixels
+
+
+def pair(
+    rows: list[tuple[str, str]], folder: Path, size: int, tower: tiny_encoder.MiniLM, batch: int
+) -> Pairs:
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for _, text in rows))}
+    vectors = [row["pooled"] for row in embedding.text_rows(tower, list(numbers), batch)]
+    return Pairs(
+        decode(folder, [name for name, _ in rows], size),
+        torch.tensor([numbers[text] for _, text in rows]),
+        F.normalize(torch.from_numpy(np.stack(vectors)).float(), dim=-1),
+    )
+
+
+def batch_at(pairs: Pairs, schedule: Schedule, step: int) -> Batch:
+    """The augmented batch of a step; fewer pictures than its size make it smaller."""
+    size = min(schedule.batch, len(pairs.text))
+    items = torch.tensor(batch_of(len(pairs.text), size, schedule.seed, step))
+    generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
+    return take(pairs, items) | {"pixels": augment(pairs.pixels[items], generator)}
+
+
+def take(pairs: Pairs, items: Tensor) -> Batch:
+    text = pairs.text[items]
+    return {"pixels": pairs.pixels[items], "text": text, "vectors": pairs.vectors[text]}
+
+
+def validation(pairs: Pairs, batch: int) -> Callable[[Aligner], Validation]:
+    """The contrast within batches of held-out pairs, pictures not augmented."""
+
+    def validate(model: Aligner) -> Validation:
+        device, total = model.log_temperature.device, 0.0
+        for items in torch.arange(len(pairs.text)).split(batch):
+            held_out = {name: value.to(device) for name, value in take(pairs, items).items()}
+            total += model.loss(held_out)["contrast"].item() * len(items)
+        temperature = model.log_temperature.exp().item()
+        return Validation({"temperature": temperature}, total / len(pairs.text))
+
+    return validate
+
+
+def train(
+    tiny: Tiny, chunks: list[dict], ingest: Path, text_batch: int, folder: Path, log: Log
+) -> None:
+    """Train the tiny encoder and save it in `folder`."""
+    sizes, schedule = tiny.sizes(), tiny.schedule
+    sizes.check()
+    tower = tiny_encoder.MiniLM(sizes.max_tokens)
+    rows = {split: examples(chunks, split, tower.languages) for split in ("train", "validation")}
+    pairs, held_out = (
+        pair(part, ingest / "images", sizes.image_size, tower, text_batch) if part else None
+        for part in rows.values()
+    )
+    seed_everything(schedule.seed)
+    model = Aligner(sizes, tower.width, tiny.temperature).to(encoders.device())
+    steps = fit(
+        model,
+        Aligner.loss,
+        lambda step: batch_at(pairs, schedule, step),
+        schedule,
+        name="align",
+        key=fingerprint([tiny, rows, tower.text_fingerprint], []),
+        validate=validation(held_out, schedule.batch) if held_out else None,
+        log=log,
+    )
+    tiny_encoder.save(folder, sizes, model.tower, tower)
+    history.write(folder / "history.csv", steps)
+
+
+def fetch(name: str, languages: list[str], folder: Path) -> None:
+    """Save a named encoder in `folder`. Raises WrongInput if there is no such encoder."""
+    kind, _, rest = name.partition(":")
+    if kind not in ("openclip", "hf") or not rest:
+        raise WrongInput(
+            f"align.encoder is {name!r}: give tiny, openclip:ARCH/TAG, openclip:local-dir:/FOLDER "
+            "or hf:NAME"
+        )
+    allow_downloads()
+    import_module(f"stages.shared.{kind}_encoder").fetch(rest, languages, folder)
+
+
+def recall(encoder: encoders.Encoder, rows: list[tuple[str, str]], images: Path, embed) -> float:
+    """Share of pictures whose nearest text is their own, or one with the same words (R@1)."""
+    texts = list(dict.fromkeys(text for _, text in rows))
+    names = [name for name, _ in rows]
+    pictures = _pooled(embedding.picture_rows(encoder, images, names, embed.image_batch))
+    vectors = _pooled(embedding.text_rows(encoder, texts, embed.text_batch))
+    nearest = torch.cat([(part @ vectors.T).argmax(1) for part in pictures.split(1000)])
+    hits = [texts[found] == text for found, (_, text) in zip(nearest.tolist(), rows, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def _pooled(rows) -> Tensor:
+    return torch.from_numpy(np.stack([row["pooled"] for row in rows])).float()
+
+
+def main(
+    params: Params, embed: embedding.Params, ingest: Path, chunk_folder: Path, target: Path
+) -> None:
+    chunks = read(chunk_folder / "chunks.parquet", CHUNKS)
+    if params.encoder == "tiny":
+        check_language(chunks, params.corpus, embed.min_supported)
+    with tracking.run(stage="align", name="", params=asdict(params)) as tracked:
+        with output(target) as folder:
+            if params.encoder == "tiny":
+                train(params.tiny, chunks, ingest, embed.text_batch, folder, tracked.log)
+            else:
+                fetch(params.encoder, params.languages, folder)
+            summary = report(encoders.load(folder), chunks, ingest, embed)
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if summary["validation_pictures"]:
+            tracked.log({"validation_recall_at_1": summary["recall_at_1"]}, 0)
+        tracked.artifact(target, "encoder")
+
+
+def report(
+    encoder: encoders.Encoder, chunks: list[dict], ingest: Path, embed: embedding.Params
+) -> dict:
+    """Retrieval on the validation pairs whose text the encoder reads; null if there are none."""
+    rows = examples(chunks, "validation", encoder.languages)
+    found = recall(encoder, rows, ingest / "images", embed) if rows else None
+    return {"validation_pictures": len(rows), "recall_at_1": found}
+
+
+if __name__ == "__main__":
+    with stage():
+        main(load(Params, "align"), load(embedding.Params, "embed"), *map(Path, sys.argv[1:]))

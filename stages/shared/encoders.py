@@ -1,0 +1,133 @@
+"""Encoders of pictures and texts, each loaded from a folder that holds its preprocessing too.
+
+`load(folder)` reads what stages/align.py wrote: encoder.json, whose `kind` names the module
+stages/shared/<kind>_encoder.py, and what that module saved beside it.
+
+B items, D pooled width, P patches of width Dp, L tokens of width Dt.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from stages.shared.stage import WrongInput
+
+CONFIG = "encoder.json"
+REPORTS = {"summary.json", "history.csv"}  # of align: about the encoder, no part of it
+SHORTEST_BUCKET = 16  # tokens; the next ones are twice as long each
+
+
+class TextTower(ABC):
+    """Features of texts; float32 on the CPU, whatever computed them.
+
+    languages: ISO 639-1 codes of what it reads. text_fingerprint: of what decides the features.
+    An item's features depend on its neighbours only through the shape of the batch.
+    """
+
+    languages: list[str]
+    text_fingerprint: str
+
+    def texts(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """-> pooled (B, D) of unit length, tokens (B, L, Dt), mask (B, L) bool, padded right."""
+        tokens = {name: ids.to(device()) for name, ids in self.tokenize(texts).items()}
+        with inference():
+            pooled, states, mask = self.encode_tokens(tokens)
+        return F.normalize(pooled.float(), dim=-1).cpu(), states.float().cpu(), mask.bool().cpu()
+
+    @abstractmethod
+    def buckets(self, texts: list[str]) -> list[int]:
+        """The length in tokens that each text is padded to; one batch takes its longest."""
+
+    @abstractmethod
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        """The model's inputs, each (B, L) with L the longest bucket; longer texts are cut."""
+
+    @abstractmethod
+    def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """-> pooled (B, D), last hidden states (B, L, Dt), mask (B, L)"""
+
+
+class Encoder(TextTower):
+    """Features of pictures and texts in one space. fingerprint: of the encoder's folder."""
+
+    fingerprint: str
+
+    def images(self, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
+        """RGB pictures of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
+        pixels = torch.stack([self.pixels(picture) for picture in pictures]).to(device())
+        with inference():
+            pooled, patches = self.encode_pixels(pixels)
+        return F.normalize(pooled.float(), dim=-1).cpu(), patches.float().cpu()
+
+    @abstractmethod
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """The preprocessed picture (3, H, W); H and W are the same for every picture."""
+
+    @abstractmethod
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> pooled (B, D), last hidden states (B, P, Dp)"""
+
+
+def load(folder: Path) -> Encoder:
+    """The encoder that align wrote. Raises WrongInput if the folder holds none."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise WrongInput(f"{folder / CONFIG} is missing: run `dvc repro align`") from None
+    return import_module(f"stages.shared.{config['kind']}_encoder").load(folder, config)
+
+
+def save_config(folder: Path, kind: str, languages: list[str], **sizes: object) -> None:
+    config = {"kind": kind, "languages": languages} | sizes
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the names and bytes of the encoder's files."""
+    digest = sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.name not in REPORTS:
+            digest.update(
+                f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode()
+            )
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def bucket(tokens: int, longest: int) -> int:
+    """The padded length of a text: 16, 32, 64, ... tokens, at most `longest`."""
+    size = SHORTEST_BUCKET
+    while size < tokens:
+        size *= 2
+    return min(size, longest)
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """No gradients; bf16 products where the chip has them, and only there: elsewhere it is slow."""
+    with (
+        torch.inference_mode(),
+        torch.autocast("cuda", torch.bfloat16, enabled=precision() == "bf16"),
+    ):
+        yield
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision() -> str:
+    """What `inference` computes in on this machine."""
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16" if bf16 else "fp32"

@@ -1,0 +1,121 @@
+"""CLIP models of transformers, by Hugging Face name or folder: CLIP, Chinese-CLIP, SigLIP.
+
+`fetch` resolves a name once and saves model, tokenizer and image processor; `load` reads that
+folder. Features are taken from the towers and their projections by hand, because what
+`get_text_features` returns has changed, and for Chinese-CLIP was broken, from release to release.
+"""
+
+from pathlib import Path
+
+import stages.shared.operators  # noqa: F401  (before transformers)
+
+# isort: split
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+
+from stages.shared.encoders import Encoder, bucket, device, fingerprint, save_config
+from stages.shared.stage import WrongInput
+
+KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
+FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError)  # of a name, a file, a download
+
+
+class HuggingFaceEncoder(Encoder):
+    def __init__(self, folder: Path, languages: list[str]):
+        self.model = _model(str(folder)).requires_grad_(False).eval().to(device())
+        self.kind = self.model.config.model_type
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.longest = min(
+            self.processor.tokenizer.model_max_length,
+            self.model.config.text_config.max_position_embeddings,
+        )
+        self.languages = languages
+        self.fingerprint = self.text_fingerprint = fingerprint(folder)
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        return self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model.vision_model(pixel_values=pixels)
+        pooled = found.pooler_output
+        if self.kind != "siglip":  # whose towers end in the shared space
+            pooled = self.model.visual_projection(pooled)
+        return pooled, found.last_hidden_state
+
+    def buckets(self, texts: list[str]) -> list[int]:
+        if self.kind == "siglip":  # trained on texts of one length, the padding unmasked
+            return [self.longest] * len(texts)
+        ids = self.processor.tokenizer(texts, truncation=True, max_length=self.longest)["input_ids"]
+        return [bucket(len(text), self.longest) for text in ids]
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        return self.processor.tokenizer(
+            texts,
+            padding="max_length",
+            padding_side="right",
+            max_length=max(self.buckets(texts)),
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).data
+
+    def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        mask = tokens["attention_mask"]
+        if self.kind == "siglip":
+            found = self.model.text_model(input_ids=tokens["input_ids"])
+            return found.pooler_output, found.last_hidden_state, mask
+        found = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
+        states = found.last_hidden_state
+        # Chinese-CLIP has no pooler: its first token goes through the projection.
+        pooled = states[:, 0] if self.kind == "chinese_clip" else found.pooler_output
+        return self.model.text_projection(pooled), states, mask
+
+
+def fetch(name: str, languages: list[str], folder: Path) -> None:
+    """Resolve `name` (downloading it if need be) and save it as an encoder folder.
+
+    Raises WrongInput if it does not exist, is no CLIP model, or lacks weights.
+    """
+    _model(name).save_pretrained(folder)
+    try:
+        AutoProcessor.from_pretrained(name).save_pretrained(folder)
+    except FAULTS as error:
+        raise _unloadable(name, error) from None
+    save_config(folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name)
+
+
+def _model(name: str) -> PreTrainedModel:
+    """The model in float32 with every weight from the checkpoint, none left at random."""
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind not in KINDS:
+            raise WrongInput(
+                f"align.encoder: hf:{name} is a {kind!r} model: give one of the types "
+                f"{', '.join(sorted(KINDS))}"
+            )
+        model, found = AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+    except FAULTS as error:
+        raise _unloadable(name, error) from None
+    lacking = sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"]))
+    if lacking:
+        raise WrongInput(
+            f"align.encoder: hf:{name} lacks {len(lacking)} of its weights ({lacking[0]}, ...): "
+            "give a complete checkpoint"
+        )
+    return model
+
+
+def _unloadable(name: str, error: Exception) -> WrongInput:
+    reason = " ".join(str(error).split())[:200]
+    return WrongInput(
+        f"align.encoder: hf:{name} could not be loaded ({reason}): check the name, the network and "
+        "HF_HUB_OFFLINE, or give hf:/FOLDER"
+    )
+
+
+def load(folder: Path, config: dict) -> HuggingFaceEncoder:
+    return HuggingFaceEncoder(folder, config["languages"])
