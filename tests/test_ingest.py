@@ -1,0 +1,358 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from stages import ingest
+from stages.ingest import Params, complete, read_picture, split_of
+from stages.shared import images, tables
+from stages.shared.images import WrongImage
+from stages.shared.records import PictureFile
+from stages.shared.stage import WrongInput
+
+MANY = 10**6  # pixels
+LIMITS = Params(shards=2, max_pixels=MANY, max_rejected=0.5, validation=0.2, test=0.2)
+SPLITS = ["train", "validation", "test"]
+
+
+def encoded(color, kind="PNG", mode="RGB", size=(8, 6)):
+    content = BytesIO()
+    Image.new(mode, size, color).save(content, kind)
+    return content.getvalue()
+
+
+def write_lines(folder, *rows):
+    """articles.jsonl in a folder with one red picture; a row is an object, or bytes as they are."""
+    folder.mkdir(exist_ok=True)
+    (folder / "red.png").write_bytes(encoded("red"))
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (folder / "articles.jsonl").write_bytes(b"\n".join(lines))
+    return folder
+
+
+def article(text, image="red.png", **more):
+    return {"title": f"About {text}", "chunks": [{"image": image, "text": text}], **more}
+
+
+def whole(*rows):
+    """The rows and one good article for each split, so that the stage has nothing else to say."""
+    return [article(f"good text for {split}", split=split) for split in SPLITS] + list(rows)
+
+
+def take(source, target, kind="articles", limits=LIMITS):
+    ingest.main(limits, "corpus", kind, "jsonl", source, target)
+    records = tables.read(target / "records.parquet", tables.RECORDS[kind])
+    rejected = tables.read(target / "rejected.parquet", tables.REJECTED)
+    return records, rejected
+
+
+def reasons(tmp_path, *rows, **options):
+    records, rejected = take(
+        write_lines(tmp_path / "in", *whole(*rows)), tmp_path / "out", **options
+    )
+    assert len(records) == 3 + len(rows) - len({row["source"] for row in rejected})
+    return [row["reason"] for row in rejected]
+
+
+def test_an_article_becomes_a_record_and_its_picture_a_row_of_the_images(tmp_path):
+    records, rejected = take(write_lines(tmp_path / "in", *whole()), tmp_path / "out")
+    (picture,) = images.read(tmp_path / "out" / "images")
+    assert picture["bytes"] == encoded("red") and (picture["width"], picture["height"]) == (8, 6)
+    record = records[0]
+    assert record["title"] == "About good text for train" and record["language"] == "en"
+    assert record["source"] == "articles.jsonl:1" and record["split"] == "train"
+    assert record["blocks"] == [
+        {"image": picture["sha256"], "text": None},
+        {"image": None, "text": "good text for train"},
+    ]
+    assert rejected == []
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["records"] == {"train": 1, "validation": 1, "test": 1}
+    assert not list((tmp_path / "out").glob("f*.parquet"))  # facts and foils: only drawn corpora
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("none.png", "missing image: none.png"),
+        ("", None),
+        ("a\0b.png", "missing image"),
+        ("x" * 5000, "missing image"),
+        (".", "missing image: ."),
+        ("text.png", "unreadable image"),
+        ("cut.jpg", "unreadable image"),
+        ("large.png", "image larger than max_pixels: 2000 x 2000"),
+        ("heavy.png", "image larger than max_pixels: 8000001 bytes"),
+        ("../secret.png", "path leaves the folder: ../secret.png"),
+        ("link.png", "path leaves the folder: link.png"),
+        ("linked/secret.png", "path leaves the folder"),
+        ("/etc/hostname", "path leaves the folder"),
+        ("https://example.org/a.png", "remote image: addresses are not fetched"),
+        ("//example.org/a.png", "remote image"),
+        ("data:image/png;base64,AAAA", "remote image"),
+        ("file:///etc/hostname", "remote image"),
+    ],
+)
+def test_a_picture_of_no_use_is_rejected_and_the_article_goes_on(tmp_path, image, reason):
+    source = tmp_path / "in"
+    source.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded("black"))
+    (source / "link.png").symlink_to(tmp_path / "secret.png")
+    (source / "linked").symlink_to(tmp_path)
+    (source / "text.png").write_text("no picture")
+    noise = BytesIO()
+    Image.effect_noise((64, 64), 50).save(noise, "JPEG")
+    (source / "cut.jpg").write_bytes(noise.getvalue()[:-300])
+    (source / "large.png").write_bytes(encoded("red", size=(2000, 2000)))
+    with (source / "heavy.png").open("wb") as heavy:
+        heavy.truncate(8 * MANY + 1)
+    row = {"title": "t", "chunks": [{"image": image, "text": "one"}, {"image": "red.png"}]}
+    write_lines(source, *whole(row))
+    records, rejected = take(source, tmp_path / "out")
+    assert [block["text"] for block in records[3]["blocks"]] == ["one", None]
+    if reason is None:
+        assert rejected == []
+    else:
+        assert [row["source"] for row in rejected] == ["articles.jsonl:4"]
+        assert rejected[0]["reason"].startswith(reason)
+        assert len(rejected[0]["reason"]) < 300
+    assert len(list(images.read(tmp_path / "out" / "images"))) == 1
+
+
+def test_a_link_that_stays_in_the_folder_is_followed(tmp_path):
+    source = write_lines(tmp_path / "in", *whole(article("linked", image="again.png")))
+    (source / "again.png").symlink_to(source / "red.png")
+    _, rejected = take(source, tmp_path / "out")
+    assert rejected == []
+
+
+def test_a_loop_of_links_is_a_missing_image(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(WrongImage, match=r"missing image|leaves the folder"):
+        read_picture(PictureFile("a.png", tmp_path), tmp_path, MANY)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"title": "t", "chunks": [{"image": "red.png", "text": " \n"}]}, "empty text"),
+        ({"title": "t", "chunks": []}, "empty text"),
+        (article("good text for train"), "duplicate id: the same article as articles.jsonl:1"),
+        (b'{"title": "\\ud800", "chunks": [{"text": "a"}]}', "not JSON"),
+        (b"\xff\xfe\xff", "undecodable line"),
+        (b"{", "not JSON"),
+    ],
+)
+def test_a_row_of_no_use_is_rejected_with_its_line(tmp_path, row, reason):
+    (found,) = reasons(tmp_path, row)
+    assert found.startswith(reason)
+
+
+def test_the_second_row_with_the_same_id_of_the_source_is_rejected(tmp_path):
+    rows = [article("one", article_id="a1"), article("two", article_id="a1")]
+    assert reasons(tmp_path, *rows) == ["duplicate id: 'a1' stands at articles.jsonl:4 too"]
+
+
+def test_the_id_is_of_the_content_so_neither_place_nor_name_change_it(tmp_path):
+    rows = whole(article("moved", article_id=7))
+    first, _ = take(write_lines(tmp_path / "a", *rows), tmp_path / "out1")
+    second, _ = take(write_lines(tmp_path / "b", *reversed(rows)), tmp_path / "out2")
+    by_id = [{r["id"]: (r["title"], r["split"]) for r in records} for records in (first, second)]
+    assert by_id[0] == by_id[1]
+    changed, _ = take(write_lines(tmp_path / "c", *whole(article("changed"))), tmp_path / "out3")
+    assert {r["id"] for r in changed} - set(by_id[0]) == {changed[3]["id"]}
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path):
+    source = write_lines(tmp_path / "in", *whole(article("x", image="none.png")))
+    take(source, tmp_path / "one")
+    take(source, tmp_path / "two")
+    for path in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
+        twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_splits_by_hash_have_their_shares_and_do_not_move_when_records_come():
+    names = [f"{i:016x}" for i in range(4000)]
+    splits = [split_of(name, LIMITS) for name in names]
+    for split, share in [("train", 0.6), ("validation", 0.2), ("test", 0.2)]:
+        assert abs(splits.count(split) / 4000 - share) < 0.03
+    fewer = [{"id": name, "split": None, "language": "en"} for name in names[::2]]
+    complete(fewer, LIMITS)
+    assert [record["split"] for record in fewer] == splits[::2]
+
+
+def test_a_larger_test_share_only_takes_records_in():
+    more = Params(2, MANY, 0.5, validation=0.2, test=0.3)
+    names = [f"{i:016x}" for i in range(500)]
+    before = {name for name in names if split_of(name, LIMITS) == "test"}
+    assert before < {name for name in names if split_of(name, more) == "test"}
+
+
+def test_a_text_that_does_not_tell_its_language_gets_the_usual_one_of_the_corpus():
+    records = [
+        {"id": "a", "split": "train", "language": language} for language in ["zh", None, "en", "zh"]
+    ]
+    complete(records, LIMITS)
+    assert [record["language"] for record in records] == ["zh", "zh", "en", "zh"]
+    alone = [{"id": "a", "split": "train", "language": None}]
+    complete(alone, LIMITS)
+    assert alone[0]["language"] == "und"
+
+
+def captions(tmp_path, *rows):
+    for color in ["red", "green", "blue", "white"]:
+        (tmp_path / f"{color}.png").write_bytes(encoded(color))
+    lines = [json.dumps({"image": f"{color}.png", **row}) for color, row in rows]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    return take(tmp_path, tmp_path / "out", kind="captions")
+
+
+def test_rows_with_the_same_picture_become_one_record_with_all_captions(tmp_path):
+    records, rejected = captions(
+        tmp_path,
+        ("red", {"id": 1, "caption": "A red picture", "split": "train"}),
+        ("green", {"captions": ["A green one", " ", "Green"], "split": "val"}),
+        ("red", {"id": 1, "captions": ["Red", "A red picture"]}),
+        ("blue", {"caption": "Blue", "split": "test"}),
+        ("red", {"caption": "Red"}),
+        ("red", {"caption": "Very red", "split": "test"}),
+        ("white", {"id": 1, "caption": "White"}),
+        ("white", {"captions": []}),
+    )
+    assert [record["captions"] for record in records] == [
+        ["A red picture", "Red"],
+        ["A green one", "Green"],
+        ["Blue"],
+    ]
+    assert [row["reason"] for row in rejected] == [
+        "duplicate id: the same picture and captions as c.jsonl:1",
+        "duplicate id: the same picture as c.jsonl:1, split train",
+        "duplicate id: '1' stands at c.jsonl:1 too",
+        "empty text: the picture has no caption",
+    ]
+
+
+def test_a_split_that_a_later_row_names_holds_for_the_picture(tmp_path):
+    records, _ = captions(
+        tmp_path,
+        ("red", {"caption": "one"}),
+        ("red", {"caption": "two", "split": "test"}),
+        ("green", {"caption": "three", "split": "train"}),
+        ("blue", {"caption": "four", "split": "dev"}),
+    )
+    assert [record["split"] for record in records] == ["test", "train", "validation"]
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("WEBP", "RGB"), ("PNG", "RGBA"), ("GIF", "P")])
+def test_pictures_of_many_kinds_are_taken_in(tmp_path, kind, mode):
+    source = write_lines(tmp_path / "in", *whole())
+    (source / "red.png").write_bytes(
+        encoded(1, kind, mode) if mode == "P" else encoded("red", kind, mode)
+    )
+    _, rejected = take(source, tmp_path / "out")
+    assert rejected == []
+
+
+def test_a_photo_of_a_phone_with_a_second_picture_inside_is_taken_in(tmp_path):
+    source = write_lines(tmp_path / "in", *whole())
+    content = BytesIO()
+    first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    first.save(content, "MPO", save_all=True, append_images=[second])
+    (source / "red.png").write_bytes(content.getvalue())
+    _, rejected = take(source, tmp_path / "out")
+    (picture,) = images.read(tmp_path / "out" / "images")
+    assert rejected == [] and images.decode(picture["bytes"]).getpixel((4, 4))[0] > 200
+
+
+def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(tmp_path):
+    rows = whole(*[article(f"bad {i}", image=f"none{i}.png") for i in range(9)])
+    source = write_lines(tmp_path / "in", *rows)
+    with pytest.raises(WrongInput) as error:
+        take(source, tmp_path / "out", limits=Params(2, MANY, 0.1, 0.2, 0.2))
+    sentence = str(error.value)
+    # 12 articles, each with one picture
+    assert "corpora.corpus: 9 of 24 rows and pictures were rejected" in sentence
+    assert "'missing image' (9; articles.jsonl:4: missing image: none0.png;" in sentence
+    assert "ingest.max_rejected" in sentence and "none3.png" not in sentence
+    listed = Path(os.environ["POLYMUSE_HOME"], "rejected", "corpus.jsonl")
+    assert str(listed) in sentence and len(listed.read_text().splitlines()) == 9
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
+
+
+def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
+    rows = whole(article("bad", image="none.png"))  # 4 articles with a picture each: 1 of 8
+    records, _ = take(
+        write_lines(tmp_path / "in", *rows), tmp_path / "o", limits=Params(2, MANY, 0.125, 0.2, 0.2)
+    )
+    assert len(records) == 4
+
+
+def test_a_split_without_records_stops_the_stage(tmp_path):
+    source = write_lines(tmp_path / "in", article("a", split="train"), article("b", split="train"))
+    with pytest.raises(
+        WrongInput, match=r"none of 2 records is in validation or test.*ingest\.test"
+    ):
+        take(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"path": "nowhere"}, "corpora.corpus.path is nowhere, which does not exist"),
+        ({"path": "empty"}, "empty holds no .jsonl file"),
+        ({"path": "blank"}, "the source holds no row"),
+        ({"format": "josnl"}, "corpora.corpus.format is 'josnl': choose one of"),
+        (
+            {"kind": "article"},
+            "corpora.corpus.kind is 'article': choose one of articles | captions",
+        ),
+        ({"format": "markdown", "kind": "captions"}, "format markdown holds articles"),
+    ],
+)
+def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, change, sentence):
+    for name in ["empty", "blank"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / "blank" / "a.jsonl").write_text("\n\n")
+    shutil.copy("params.yaml", tmp_path)
+    given = {"kind": "articles", "format": "jsonl", "path": "empty", **change}
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.ingest", "corpus", *given.values(), "data/out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and sentence in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not list((tmp_path / "data").glob("*"))
+
+
+@pytest.mark.parametrize("values", [(0, 0.1, 0.1), (300, 0.1, 0.1), (8, 0.5, 0.5), (8, -0.1, 0.2)])
+def test_params_that_cannot_work_are_named(values):
+    shards, validation, test = values
+    with pytest.raises(WrongInput, match=r"params\.yaml: ingest\.(shards|validation)"):
+        Params(shards, MANY, 0.2, validation, test)
+
+
+def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
+    source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "howtocook"
+    if not source.is_dir():
+        pytest.skip("POLYMUSE_REAL_DATA names no folder with howtocook")
+    limits = Params(**yaml.safe_load(Path("params.yaml").read_text())["ingest"])
+    ingest.main(limits, "recipes", "articles", "markdown", source, tmp_path / "out")
+    records = tables.read(tmp_path / "out" / "records.parquet", tables.RECORDS["articles"])
+    pictures = [
+        block["image"] for record in records for block in record["blocks"] if block["image"]
+    ]
+    assert len(records) == 29 and len(pictures) == 67
+    assert {record["language"] for record in records} == {"zh"}
+    assert all(record["title"].endswith("的做法") for record in records)
+    assert tables.read(tmp_path / "out" / "rejected.parquet", tables.REJECTED) == []
