@@ -1,11 +1,16 @@
 """Every test has the project as current folder, and a tracking store and work folder of its own."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-import stages  # noqa: F401  telemetry and hubs are off before a library is imported
+# Tiny models gain nothing from threads, and test processes beside each other lose much.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import stages  # noqa: E402, F401  telemetry and hubs are off before a library is imported
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,3 +30,27 @@ def _work_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _start_in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A copy of the project of the test's own."""
+    return clone(tmp_path)
+
+
+def clone(parent: Path) -> Path:
+    """Copy the project as it stands, edits that are not committed included, into `parent`."""
+    folder = parent / "project"
+    for name in files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for command in [["init", "-q"], ["add", "-A"]]:
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+def files() -> list[Path]:
+    """What git tracks, or would: paths from the project's root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted(path for name in listed.split("\0") if (path := Path(name)).is_file() and name)

@@ -13,7 +13,10 @@ IGNORED = -100  # label of a token that carries no loss: padding
 def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """log p(label) of every token in nats, 0 where IGNORED.  (..., T, V), (..., T) -> (..., T)"""
     flat = F.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
     )
     return -flat.view(labels.shape)
 

@@ -1,0 +1,284 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from stages.models import flexmuse
+from stages.models.flexmuse import Fusion, Preference, gate, map_sigma
+from tests import writers
+
+VOCABULARY = 300
+NUMBERS = Preference(beta=0.1, form="pairwise", length_normalised=False, sft_weight=0.0)
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    return writers.chunks()
+
+
+@pytest.fixture(scope="module")
+def batch(chunks):
+    return chunks.batch(list(range(8)))
+
+
+def model(chunks, **changes):
+    return writers.model(vocabulary=len(chunks.tokenizer), **changes)
+
+
+# ---------------------------------------------------------------------------------------- the gate
+@pytest.mark.parametrize(
+    ("mode", "passes"),
+    [
+        ("always_pass", [1, 1, 1]),
+        ("always_mask", [0, 0, 0]),
+        ("threshold", [1, 0, 0]),  # masked where sigma >= u0 = 0.5
+        ("expected", [1.0, 0.5, 0.2]),  # 1 - P(mask); a negative sigma never masks
+    ],
+)
+def test_gate_modes_by_hand(mode, passes):
+    sigma = torch.tensor([-0.3, 0.5, 0.8])
+    torch.testing.assert_close(gate(sigma, mode, writers.network()), torch.tensor(passes).float())
+
+
+def test_sampled_gate_masks_as_often_as_sigma_says():
+    torch.manual_seed(0)
+    sigma = torch.tensor([-1.0, 0.0, 0.3, 1.0]).repeat_interleave(20_000)
+    masked = 1 - gate(sigma, "sample", writers.network()).view(4, -1).mean(1)
+    torch.testing.assert_close(masked, torch.tensor([0.0, 0.0, 0.3, 1.0]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("raw", [0.0, 0.2, 1.0]), ("affine", [0.25, 0.6, 1.0]), ("minmax", [0.0, 0.5, 1.0])],
+)
+def test_sigma_maps_by_hand(kind, expected):
+    network = writers.network(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
+    torch.testing.assert_close(
+        map_sigma(torch.tensor([-0.5, 0.2, 1.0]), network), torch.tensor(expected)
+    )
+
+
+# -------------------------------------------------------------------------------------- the fusion
+@pytest.mark.parametrize("projection", ["linear", "elementwise"])
+@pytest.mark.parametrize("correlation", ["channel", "mmcot"])
+def test_fusion_matches_its_equations_written_as_loops(projection, correlation):
+    torch.manual_seed(0)
+    fusion = Fusion(4, writers.network(projection=projection, correlation=correlation)).double()
+    picture, topic = torch.randn(1, 3, 4).double(), torch.randn(1, 5, 4).double()
+    mask = torch.tensor([[True, True, True, False, True]])
+    fused, balance, _ = fusion(picture, topic, mask)
+    seen = torch.zeros(3, 4).double()  # Z^A
+    for p in range(3):
+        q, weights = fusion.query(picture[0, p]), []
+        for t in range(5):
+            score = (q * fusion.key(topic[0, t])).sum() / math.sqrt(4)
+            weights.append(score.exp() if mask[0, t] else 0.0)
+        for t in range(5):
+            seen[p] += weights[t] / sum(weights) * fusion.value(topic[0, t])
+    if correlation == "channel":
+        product = seen.T @ picture[0]  # (Z^A)^T Z^V, (D, D)
+        expected = torch.sigmoid(fusion.weigh.weight @ product / 3)
+    else:
+        expected = torch.sigmoid(fusion.weigh_text(seen) + fusion.weigh_picture(picture[0]))
+    torch.testing.assert_close(balance[0], expected)
+    mixed = (1 - expected) * seen + expected * picture[0]
+    torch.testing.assert_close(fused[0], fusion.norm(mixed))
+
+
+def test_a_masked_topic_leaves_exactly_nothing_and_lambda_one_half():
+    fusion = Fusion(4, writers.network())
+    picture, mask = torch.randn(2, 3, 4), torch.ones(2, 5, dtype=torch.bool)
+    fused, balance, _ = fusion(picture, torch.zeros(2, 5, 4), mask)
+    assert torch.equal(balance, torch.full((2, 1, 4), 0.5))
+    torch.testing.assert_close(fused, fusion.norm(0.5 * picture), rtol=0, atol=0)
+
+
+# ----------------------------------------------------------------------------------- flexible input
+def test_a_missing_topic_and_a_missing_picture_change_what_is_attended_to(chunks, batch):
+    writer = model(chunks).eval()
+    nothing = torch.zeros(8, dtype=torch.bool)
+    no_topic = batch | {"has_topic": nothing}
+    other_topic = no_topic | {"topic": torch.randn_like(batch["topic"])}
+    first, second = (writer.remember(b, "always_pass").hidden for b in (no_topic, other_topic))
+    assert torch.equal(first, second)
+    no_picture = batch | {"has_picture": nothing}
+    other_picture = no_picture | {"patches": torch.randn_like(batch["patches"])}
+    memories = [writer.remember(b, "always_mask") for b in (no_picture, other_picture)]
+    assert torch.equal(memories[0].hidden, memories[1].hidden)
+
+
+def test_items_are_hidden_as_often_as_params_say_and_never_twice():
+    torch.manual_seed(0)
+    shown = torch.ones(20_000, dtype=torch.bool)
+    batch = {"sigma": torch.zeros(20_000), "has_picture": shown, "has_topic": shown}
+    hidden = flexmuse.hide(batch, writers.network(missing_picture=0.2, missing_topic=0.1))
+    assert (~hidden["has_picture"]).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert (~hidden["has_topic"]).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert (hidden["has_picture"] | hidden["has_topic"]).all()
+
+
+# ---------------------------------------------------------------------------------------------- SFT
+VARIANTS = [
+    {},
+    {"connection": "inputs_embeds"},
+    {"prompt": True},
+    {"prompt": True, "connection": "inputs_embeds"},
+    {"correlation": "mmcot", "projection": "elementwise"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_weight_learns_and_one_batch_is_memorised(changes, learned):
+    chunks = writers.chunks(learned)
+    writer = model(chunks, learned=learned, missing_picture=0.1, **changes)
+    batch = chunks.batch(list(range(8)))
+    optimizer = torch.optim.AdamW(writer.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    moved = {name: False for name, _ in writer.named_parameters()}
+    for _ in range(150):
+        loss = flexmuse.sft_loss(writer.train(), batch)["ntp"]
+        optimizer.zero_grad()
+        loss.backward()
+        for name, weight in writer.named_parameters():
+            moved[name] |= weight.grad is not None and bool(weight.grad.any())
+        optimizer.step()
+    assert [name for name, learnt in moved.items() if not learnt] == []
+    assert flexmuse.sft_loss(writer.eval(), batch)["ntp"].item() < 0.3
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_neither_neighbours_nor_padding_change_an_item(chunks, changes):
+    writer = model(chunks, **changes).double().eval()
+    together = double(chunks.batch([0, 3, 7]))
+    memory = writer.remember(together, "always_pass")
+    scores = writer.log_probs(memory, together["labels"])
+    for place, index in enumerate([0, 3, 7]):
+        alone = double(chunks.batch([index]))
+        score = writer.log_probs(writer.remember(alone, "always_pass"), alone["labels"])
+        torch.testing.assert_close(score[0], scores[place], atol=1e-6, rtol=0)
+
+
+def test_sft_loss_is_the_mean_over_tokens(chunks, batch):
+    writer = model(chunks).eval()
+    memory = writer.remember(batch, "always_pass")
+    expected = -writer.log_probs(memory, batch["labels"]).sum() / (batch["labels"] >= 0).sum()
+    torch.testing.assert_close(flexmuse.sft_loss(writer, batch)["ntp"], expected)
+
+
+def test_what_is_memorised_is_written(chunks, batch):
+    writer = model(chunks)
+    optimizer = torch.optim.AdamW(writer.parameters(), lr=0.01)
+    for _ in range(200):
+        loss = flexmuse.sft_loss(writer.train(), batch)["ntp"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    writer.eval()
+    for beams in (1, 3):
+        ids = writer.write(writer.remember(batch, "always_pass"), 24, beams)
+        texts = chunks.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert texts == [row["text"] for row in chunks.rows]
+
+
+# ------------------------------------------------------------------------------------------- mscDPO
+def double(batch):
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
+def test_the_matrix_holds_every_chunk_given_every_picture_of_its_article(chunks):
+    writer = model(chunks).double().eval()
+    articles = chunks.articles(writers.pairs())
+    assert [article.record for article in articles] == ["r0", "r2"]  # r1 has no second chunk
+    scores = flexmuse.matrix(writer, double(chunks.documents(articles)))
+    assert scores.shape == (2, 4, 4)
+    for row, article in enumerate(articles):
+        for k, picture in enumerate(article.rows):
+            for j, text in enumerate(article.rows):
+                item = double(chunks.batch([picture]))
+                labels = torch.tensor([chunks.labels[text]])
+                alone = writer.log_probs(writer.remember(item, "always_pass"), labels)
+                torch.testing.assert_close(scores[row, k, j], alone[0], atol=1e-6, rtol=0)
+    assert (scores[0, 3] == 0).all() and (scores[0, :, 3] == 0).all()
+
+
+@pytest.mark.parametrize("connection", ["encoder_outputs", "inputs_embeds"])
+@pytest.mark.parametrize("form", ["pairwise", "softmax"])
+@pytest.mark.parametrize("length_normalised", [False, True])
+def test_the_matrix_form_equals_pair_expansion_in_loss_and_gradient(
+    chunks, connection, form, length_normalised
+):
+    numbers = Preference(0.3, form, length_normalised, 0.0)
+    policy, anchor = (model(chunks, connection=connection).double().eval() for _ in range(2))
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    articles = chunks.articles(writers.pairs())
+    articles[1].allowed[0, 2] = False  # a pair outside the similarity band
+    batch = double(chunks.documents(articles))
+    with torch.no_grad():
+        reference = flexmuse.matrix(anchor, batch)
+    loss = flexmuse.preference_loss(policy, batch, reference, numbers)["mscdpo"]
+    gradient = torch.autograd.grad(loss, [p for p in policy.parameters()], allow_unused=True)
+    expected = expanded(policy, anchor, chunks, articles, numbers)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    other = torch.autograd.grad(expected, [p for p in policy.parameters()], allow_unused=True)
+    for mine, theirs in zip(gradient, other, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def expanded(policy, anchor, chunks, articles, numbers):
+    """mscDPO one (picture, chosen, rejected) triple at a time."""
+
+    def margin(picture, text):
+        item, labels = double(chunks.batch([picture])), torch.tensor([chunks.labels[text]])
+        with torch.no_grad():
+            base = anchor.log_probs(anchor.remember(item, "always_pass"), labels)
+        score = policy.log_probs(policy.remember(item, "always_pass"), labels)
+        return (score - base)[0] / (labels.shape[1] if numbers.length_normalised else 1)
+
+    losses = []
+    for article in articles:
+        for k, picture in enumerate(article.rows):
+            gaps = [
+                margin(picture, picture) - margin(picture, text)
+                for j, text in enumerate(article.rows)
+                if article.allowed[k, j]
+            ]
+            if numbers.form == "pairwise":
+                losses.append(-torch.stack([logsigmoid(numbers.beta * g) for g in gaps]).mean())
+            else:
+                total = sum(torch.exp(-numbers.beta * g) for g in gaps)
+                losses.append(-logsigmoid(-total.log()))
+    return torch.stack(losses).mean()
+
+
+def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss(chunks):
+    writer = model(chunks).eval()
+    batch = chunks.documents(chunks.articles(writers.pairs()))
+    reference = flexmuse.matrix(writer, batch).detach()
+    numbers = Preference(0.1, "pairwise", False, 0.5)
+    terms = flexmuse.preference_loss(writer, batch, reference, numbers)
+    assert terms["mscdpo"].item() == pytest.approx(math.log(2), abs=1e-5)
+    expected = 0.5 * flexmuse.sft_loss(writer, batch)["ntp"]
+    torch.testing.assert_close(terms["ntp"], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
+    from stages.shared.training import to_device
+
+    writer = model(chunks).eval()
+    here = flexmuse.sft_loss(writer, batch)["ntp"]
+    text = writer.write(writer.remember(batch, "always_pass"), 8, 1)
+    writer, moved = writer.cuda(), to_device(batch, torch.device("cuda"))
+    there = flexmuse.sft_loss(writer, moved)["ntp"]
+    torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=0)
+    with torch.autocast("cuda", torch.bfloat16):
+        half = flexmuse.sft_loss(writer, moved)["ntp"]
+    assert abs(half.item() - here.item()) < 0.1
+    assert torch.equal(writer.write(writer.remember(moved, "always_pass"), 8, 1).cpu(), text)

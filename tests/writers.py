@@ -1,0 +1,114 @@
+"""A tiny writer, its features and its batches, for the tests of models and of writing stages."""
+
+import numpy as np
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+import stages.shared.operators  # noqa: F401  (before transformers)
+from stages.models.flexmuse import Model, Network, Shapes
+from stages.shared.batches import Chunks
+from stages.shared.decoders import train_tokenizer
+from stages.shared.features import Features
+
+TEXTS = ["a red cat sleeps", "the blue dog runs far", "two birds", "rain falls on the old town"]
+
+
+def network(**changes) -> Network:
+    values = {
+        "d_model": 16,
+        "text_tokens": 8,
+        "sigma_map": "raw",
+        "sigma_low": 0.0,
+        "sigma_high": 1.0,
+        "threshold": 0.5,
+        "gate_train": "sample",
+        "gate_predict": "always_pass",
+        "projection": "linear",
+        "correlation": "channel",
+        "connection": "encoder_outputs",
+        "prompt": False,
+        "missing_picture": 0.0,
+        "missing_topic": 0.0,
+    }
+    return Network(**(values | changes))
+
+
+def t5(vocabulary: int = 40, width: int = 16) -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=width,
+            d_kv=4,
+            num_heads=4,
+            d_ff=32,
+            num_layers=2,
+            num_decoder_layers=2,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
+def model(learned: bool = False, vocabulary: int = 40, **changes) -> Model:
+    shapes = Shapes(patches=4, patch_width=6, topic_width=0 if learned else 5)
+    return Model(network(**changes), shapes, t5(vocabulary))
+
+
+def features(learned: bool = False) -> Features:
+    """Eight pictures `0` to `7` and four titles `title 0` to `title 3`."""
+    random = np.random.default_rng(0)
+
+    def unit(rows, width):
+        values = random.normal(size=(rows, width))
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype("f2")
+
+    mask = np.arange(7)[None] < np.array([3, 5, 7, 2])[:, None]
+    return Features(
+        image_index={str(number): number for number in range(8)},
+        pooled=unit(8, 5),
+        patches=random.normal(size=(8, 4, 6)).astype("f2"),
+        text_index={} if learned else {f"title {number}": number for number in range(4)},
+        text_pooled=None if learned else unit(4, 5),
+        tokens=None if learned else (random.normal(size=(4, 7, 5)) * mask[..., None]).astype("f2"),
+        token_mask=None if learned else mask,
+        text="learned" if learned else "encoder",
+    )
+
+
+def rows() -> list[dict]:
+    """Three articles of 3, 1 and 4 chunks."""
+    sizes, found, image = (3, 1, 4), [], 0
+    for article, size in enumerate(sizes):
+        for position in range(size):
+            text = TEXTS[image % len(TEXTS)] + " here" * (image // len(TEXTS))
+            found.append(
+                {
+                    "record": f"r{article}",
+                    "position": position,
+                    "split": "train",
+                    "language": "en",
+                    "title": f"title {article}",
+                    "image": str(image),
+                    "text": text,
+                    "references": [text],
+                }
+            )
+            image += 1
+    return found
+
+
+def pairs() -> list[dict]:
+    sizes = {"r0": 3, "r1": 1, "r2": 4}
+    return [
+        {"record": record, "position": k, "rejected": [j for j in range(size) if j != k]}
+        for record, size in sizes.items()
+        for k in range(size)
+    ]
+
+
+def chunks(learned: bool = False) -> Chunks:
+    tokenizer = train_tokenizer(TEXTS * 4, 400)
+    return Chunks(rows(), features(learned), tokenizer, (8, 24))
