@@ -1,0 +1,128 @@
+"""The whole job in a copy of the project, on the smoke preset's sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import clone
+from dvc.repo import Repo
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+REAL = Path(os.environ.get("POLYMUSE_REAL_DATA", ROOT.parent / "shared" / "data"))
+OWN = ("MLFLOW_TRACKING_URI", "POLYMUSE_HOME")  # a workspace keeps its runs to itself
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project with the smoke preset, in which every stage has run."""
+    folder = clone(tmp_path_factory.mktemp("end_to_end"))
+    command(folder, "polymuse", "preset", "smoke")
+    command(folder, "dvc", "repro")
+    return folder
+
+
+def command(folder: Path, *words: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in OWN}
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def stages_of(folder: Path) -> set[str]:
+    with Repo(str(folder)) as repo:
+        return {stage.addressing for stage in repo.index.stages}
+
+
+def texts(predictions: Path) -> list[dict]:
+    return pq.read_table(predictions).to_pylist()
+
+
+def test_metrics_of_both_phases_stand_beside_their_ceilings(project):
+    metrics = json.loads((project / "data/12_evaluate/flexmuse/metrics.json").read_text())
+    for phase in [metrics, metrics["sft"]]:
+        assert 0 <= phase["grounding"]["total"] <= 1
+        assert phase["rouge_l"] > 0
+    assert 0 < metrics["ceilings"]["both"]["realised"]["total"] <= 1
+
+
+def test_every_test_chunk_is_written_by_each_phase_from_each_input(project):
+    rows = texts(project / "data/11_predict/flexmuse/predictions.parquet")
+    written: dict[tuple, set] = {}
+    for row in rows:
+        if row["split"] == "test":
+            key = row["phase"], row["inputs"]
+            written.setdefault(key, set()).add((row["record"], row["position"]))
+    phases, inputs = ["sft", "preference"], ["both", "topic", "picture"]
+    assert set(written) == {(phase, given) for phase in phases for given in inputs}
+    assert len({frozenset(chunks) for chunks in written.values()}) == 1
+
+
+def test_the_report_shows_an_example_with_its_picture(project):
+    page = (project / "data/14_report/index.html").read_text()
+    rows = texts(project / "data/11_predict/flexmuse/predictions.parquet")
+    shown = [row for row in rows if row["split"] == "test" and row["title"] in page]
+    assert shown and "<img" in page
+    assert str(project) not in page
+
+
+def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("polymuse").experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    tracked = ["align", "train_sft@flexmuse", "train_preference@flexmuse", "evaluate@flexmuse"]
+    assert {*tracked, "report"} <= set(runs)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    for name in [*tracked, "report"]:
+        deps = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock[name]["deps"]}
+        assert deps.items() <= runs[name].data.tags.items()
+        assert runs[name].data.params and runs[name].inputs.dataset_inputs
+    history = client.get_metric_history(runs["train_sft@flexmuse"].info.run_id, "loss")
+    assert len({metric.step for metric in history}) > 1
+
+
+def test_nothing_that_dvc_keeps_names_this_machine_or_this_run(project):
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("polymuse").experiment_id
+    ids = [run.info.run_id.encode() for run in client.search_runs([experiment])]
+    for file in (path for path in (project / "data").rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        assert not [text for text in [str(project).encode(), *ids] if text in content], file
+
+
+def test_a_second_repro_runs_nothing(project):
+    assert "Running stage" not in command(project, "dvc", "repro")
+
+
+def test_the_preset_is_taken_back_with_nothing_left_of_it(project):
+    kept = (project / "params.yaml").read_bytes()
+    command(project, "polymuse", "preset", "--undo")
+    assert (project / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
+    (project / "params.yaml").write_bytes(kept)
+
+
+@pytest.mark.skipif(not (REAL / "howtocook").is_dir(), reason="needs POLYMUSE_REAL_DATA/howtocook")
+def test_a_folder_of_chinese_recipes_ends_in_a_report_with_their_photographs(workspace):
+    command(workspace, "polymuse", "preset", "smoke")
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    recipes = {"format": "markdown", "path": str(REAL / "howtocook")}
+    params["corpora"]["articles"] |= recipes
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True))
+    command(workspace, "dvc", "repro")
+    summary = json.loads((workspace / "data/01_ingest/articles/summary.json").read_text())
+    assert set(summary["languages"]) == {"zh"}
+    metrics = json.loads((workspace / "data/12_evaluate/flexmuse/metrics.json").read_text())
+    assert metrics["bert_score"] == "unavailable"
+    written = texts(workspace / "data/11_predict/flexmuse/predictions.parquet")
+    assert written and not any("[UNK]" in row["text"] for row in written)
+    page = (workspace / "data/14_report/index.html").read_text()
+    assert any(row["title"] in page for row in written if row["split"] == "test")
+    assert "<img" in page
