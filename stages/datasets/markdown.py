@@ -165,8 +165,8 @@ class _Reader:
                     self.end_line()
 
     def write(self, text: str) -> None:
-        if text.strip():
-            self.text += self.prefix
+        if self.prefix and text.strip():
+            text = self.prefix + text.lstrip()
             self.prefix = ""
         self.text += text
 

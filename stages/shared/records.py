@@ -107,7 +107,7 @@ def decode(content: bytes, encodings: list[str], name: str) -> str | None:
             text = content.decode(encoding)
         except LookupError:
             raise WrongInput(
-                f"params.yaml: {name}: Python knows no encoding {encoding!r}"
+                f"params.yaml: {name}: {encoding!r} is no encoding: give utf-8"
             ) from None
         except UnicodeDecodeError:
             continue

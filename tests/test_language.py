@@ -1,0 +1,32 @@
+import pytest
+
+from stages.shared.language import detect
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("红烧肉的做法", "zh"),
+        ("紅燒肉的做法與技巧", "zh"),
+        ("肉", "zh"),
+        ("食用油 15~20 g，加入 Worcestershire sauce 和 MSG，小火煮 3 min", "zh"),
+        ("一块の肉，很好吃的味道", "zh"),
+        ("これは日本語の文章です", "ja"),
+        ("カレーライス", "ja"),
+        ("한국어 문장입니다", "ko"),
+        ("Two dogs run in the snow", "en"),
+        ("a red bus on the street", "en"),
+        ("I love 北京 and Shanghai very much", "en"),
+        ("Der Hund läuft durch den Schnee", "de"),
+        ("El perro corre por la nieve", "es"),
+        ("Le chat est sur la table", "fr"),
+        ("Привет, как дела, друзья", "ru"),
+    ],
+)
+def test_the_language_of_a_text(text, language):
+    assert detect(text) == language
+
+
+@pytest.mark.parametrize("text", ["", "100 g", "A man", "!?", "https://example.org/红烧肉/的做法"])
+def test_a_text_that_does_not_tell_has_none(text):
+    assert detect(text) is None

@@ -1,0 +1,185 @@
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from stages.datasets.markdown import Params, front_matter, parse, read
+from stages.shared.records import Article, PictureFile, Reject
+from stages.shared.stage import WrongInput
+
+PARAMS = Params(suffixes=[".md", ".markdown"], encodings=["utf-8", "gb18030"])
+HERE = Path("folder")
+
+
+def blocks(text):
+    """Blocks of a text; a picture as its path in a tuple."""
+    _, found = parse(text, HERE)
+    assert all(block.folder == HERE for block in found if isinstance(block, PictureFile))
+    return [(block.path,) if isinstance(block, PictureFile) else block for block in found]
+
+
+def title(text):
+    return parse(text, HERE)[0]
+
+
+def test_pictures_and_texts_come_in_reading_order():
+    text = "# T\n\nBefore ![alt](a.png) after.\n\nNext\n\n![](b.png)\n![](c.png)\n\nEnd"
+    assert blocks(text) == ["Before", ("a.png",), "after.\n\nNext", ("b.png",), ("c.png",), "End"]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "path"),
+    [
+        ("![](a.png)", "a.png"),
+        ('![alt](a.png "a title")', "a.png"),
+        ("![](<a b.png>)", "a b.png"),
+        ("![](a%20b.png)", "a b.png"),
+        ("![](./图/成品.jpg)", "./图/成品.jpg"),
+        ("![](%E6%88%90%E5%93%81.jpg)", "成品.jpg"),
+        ("![](100%.png)", "100%.png"),
+        ("![alt][ref]\n\n[ref]: a.png", "a.png"),
+        ("![ref]\n\n[ref]: a.png", "a.png"),
+        ("[![](a.png)](https://example.org)", "a.png"),
+        ("1. ![](a.png)", "a.png"),
+        ("> ![](a.png)", "a.png"),
+        ("| ![](a.png) |\n|---|", "a.png"),
+        ("## ![](a.png)", "a.png"),
+        ('<img src="a.png" width="3">', "a.png"),
+        ("x <IMG alt=\"x\" src='a.png'/>", "a.png"),
+        ('<p align="center">\n<img src="a.png">\n</p>', "a.png"),
+        ("![](https://example.org/a.png)", "https://example.org/a.png"),
+        ("![](file:///a.png)", "file:///a.png"),
+        ("![](../a.png)", "../a.png"),
+    ],
+)
+def test_a_picture_is_found_however_it_is_written(markdown, path):
+    assert [block for block in blocks(markdown) if block != "x"] == [(path,)]
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        "```\n![](a.png)\n```",
+        "    ![](a.png)",
+        "`![](a.png)`",
+        "\\![](a.png)",
+        "<!-- ![](a.png) -->",
+        "<!-- <img src='a.png'> -->",
+        "<img>",
+        "[a](a.png)",
+    ],
+)
+def test_what_only_looks_like_a_picture_is_none(markdown):
+    assert not any(isinstance(block, tuple) for block in blocks(markdown))
+
+
+@pytest.mark.parametrize(
+    ("markdown", "text"),
+    [
+        ("**Bold** *it* ~~out~~ `code` [words](https://x.org)", "Bold it out code words"),
+        ("one\ntwo", "one two"),
+        ("荞麦面\n冷水，\n煮熟", "荞麦面冷水，煮熟"),
+        ("荞麦面\nnoodles", "荞麦面 noodles"),
+        ("one  \ntwo", "one\ntwo"),
+        ("one<br>two", "one\ntwo"),
+        ("* a\n* b\n  * c\n\nd", "- a\n- b\n- c\n\nd"),
+        ("3. a\n4. b\n\n   more of b\n5. c", "3. a\n4. b\nmore of b\n5. c"),
+        ("| a | b |\n|---|---|\n| 1 | 2 |\n\nc", "a | b\n1 | 2\n\nc"),
+        ("a\n\n---\n\nb", "a\n\nb"),
+        ("```python\nx = 1\n\ny = 2\n```\nafter", "x = 1\n\ny = 2\n\nafter"),
+        ("> quote\n> more\n\nafter", "quote more\n\nafter"),
+        ("# T\n\n## Section\n\ntext", "Section\n\ntext"),
+        ("<div>a &amp; b</div>", "a & b"),
+        ("<style>p {}</style>\n\n<script>x()</script>\n\ntext", "text"),
+        ("a &lt; b &copy;", "a < b ©"),
+    ],
+)
+def test_text_is_plain_and_readable(markdown, text):
+    assert blocks(markdown) == [text]
+
+
+def test_a_list_marker_stays_with_its_words_when_a_picture_stands_between():
+    assert blocks("1. ![](a.png) one\n2. two ![](b.png)\n3. ![](c.png)\n\nend") == [
+        ("a.png",),
+        "1. one\n2. two",
+        ("b.png",),
+        ("c.png",),
+        "end",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("# 红烧肉的做法\n\ntext", "红烧肉的做法"),
+        ("text\n\n## *Second* `level`\n\n# First", "Second level"),
+        ("Set\nin two\n===", "Set in two"),
+        ("# ![](logo.png)\n\n# Name", "Name"),
+        ("# A ![](a.png) b", "A b"),
+        ("---\ntitle: Meta\n---\n# Heading", "Heading"),
+        ("---\ntitle: 'Meta: x'\ndate: 2020-13-45\n---\ntext", "Meta: x"),
+        ("---\r\ntitle: Meta\r\n---\r\ntext", "Meta"),
+        ("text", ""),
+    ],
+)
+def test_the_title_is_the_first_heading_else_of_the_front_matter(markdown, expected):
+    assert title(markdown) == expected
+    assert not any("Meta" in block for block in blocks(markdown))
+
+
+def test_the_title_is_no_part_of_the_text_and_a_rule_is_no_front_matter():
+    assert blocks("# Title\n\ntext\n\n# Title") == ["text\n\nTitle"]
+    assert front_matter("---\na rule\n---\ntext") == ("", "---\na rule\n---\ntext")
+
+
+def test_no_text_stops_the_reader():
+    pieces = "# |<|<![|<![CDATA[|<!--|<img src=|![](|[|](|)|- |1. |---|```|&#xD800;|<script>|<?|%ZZ"
+    pieces = [*pieces.split("|"), "|", "\n", "\n\n", "    ", "中", "&#0;"]
+    random = Random(0)
+    for _ in range(3000):
+        text = "".join(random.choices(pieces, k=random.randint(1, 30)))
+        name, found = parse(text, HERE)
+        assert all(block.strip() for block in found if isinstance(block, str))
+        assert name == name.strip()
+
+
+def test_files_are_read_in_order_of_path_with_their_encoding(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "z.md").write_bytes("# 中文\n\n国标".encode("gb18030"))
+    (tmp_path / "a.MARKDOWN").write_bytes(b"\xef\xbb\xbf# Mark\n\nx")
+    (tmp_path / "b" / "w.md").write_bytes("# Wide\n\ny".encode("utf-16"))
+    (tmp_path / "b" / "no heading.md").write_text("just text")
+    (tmp_path / "bad.md").write_bytes(b"\xff\xfe\xfd")
+    (tmp_path / "nul.md").write_bytes(b"a\0b")
+    for hidden in [".git/x.md", "._z.md", "notes.txt"]:
+        (tmp_path / hidden).write_text("# hidden")
+    rows = list(read(tmp_path, "articles", PARAMS))
+    assert [(row.source, getattr(row, "title", None)) for row in rows] == [
+        ("a.MARKDOWN", "Mark"),
+        ("b/no heading.md", "no heading"),
+        ("b/w.md", "Wide"),
+        ("bad.md", None),
+        ("nul.md", None),
+        ("z.md", "中文"),
+    ]
+    assert rows[5].blocks == ["国标"]
+    assert rows[3] == Reject("bad.md", "undecodable file: not utf-8 or gb18030")
+    assert all(row.split is None and row.language is None for row in rows if type(row) is Article)
+
+
+def test_a_file_that_links_out_of_the_folder_is_rejected_unread(tmp_path):
+    (tmp_path / "secret.md").write_text("# Secret")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.md").symlink_to(tmp_path / "secret.md")
+    (row,) = read(tmp_path / "in", "articles", PARAMS)
+    assert isinstance(row, Reject) and row.reason.startswith("path leaves the folder")
+
+
+def test_a_folder_without_markdown_and_an_unknown_encoding_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(WrongInput, match=r"holds no Markdown file \(\.md or \.markdown\)"):
+        list(read(tmp_path, "articles", PARAMS))
+    (tmp_path / "a.md").write_text("x")
+    with pytest.raises(WrongInput, match=r"formats\.markdown\.encodings: 'utf-9' is no encoding"):
+        list(read(tmp_path, "articles", Params([".md"], ["utf-9"])))
