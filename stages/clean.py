@@ -34,7 +34,11 @@ from stages.shared.progress import bar
 from stages.shared.records import SPLITS
 from stages.shared.stage import output, stage
 
-ADDRESS = r"(?:(?:https?|ftp)://|www\.)[\x21-\x7e--[<>\"()]]*[\x21-\x7e--[<>\"().,;:!?'*\]]]"
+IN_ADDRESS = r"[\x21-\x7e--[<>\"()]]"
+LAST = r"[\x21-\x7e--[<>\"().,;:!?'*\]]]"  # a full stop after an address is the sentence's
+ADDRESS = (
+    rf"(?:(?:https?|ftp)://|www\.)(?:{IN_ADDRESS}|\({IN_ADDRESS}*\))*(?:{LAST}|\({IN_ADDRESS}*\))"
+)
 TO_BRACKET = r"[^()]*(?:\([^()]*\)[^()]*)*"  # brackets inside an address come in pairs
 WORDED_LINK = regex.compile(rf"!?\[([^\[\]]*)\]\(\s*<?{ADDRESS}{TO_BRACKET}\)", regex.VERSION1)
 LINK = regex.compile(rf"[(\uff08<]\s*{ADDRESS}\s*[)\uff09>]|{ADDRESS}", regex.VERSION1)
@@ -50,7 +54,9 @@ SPACE_AT_LINE_END = regex.compile(r" ?\n ?")
 BLANK_LINES = regex.compile(r"\n{3,}")
 
 EAST_ASIAN = ("zh", "ja")
-FULL_WIDTH = regex.compile(r"[\u2026\u2025\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff65]")
+FULL_WIDTH = regex.compile(
+    r"[\u2026\u2025\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
+)
 KEPT_FORMS = ("<fraction>", "<super>", "<sub>", "<circle>", "<square>")  # unicodedata
 
 

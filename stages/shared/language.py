@@ -10,7 +10,7 @@ KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 HANGUL = regex.compile(r"\p{Hangul}")
 # Words of other scripts. A Han character counts as a word, since Chinese writes no spaces.
 WORD = regex.compile(r"[\p{L}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]{2,}", regex.VERSION1)
-LINK = regex.compile(r"\S+://\S+|www\.\S+")
+LINK = regex.compile(r"(?:https?://|ftp://|www\.)[\x21-\x7e]+")
 
 # What py3langid may answer: without the rare ones it stops taking short English for Jingpho or Sotho.
 LANGUAGES = (

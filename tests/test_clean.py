@@ -1,0 +1,141 @@
+# ruff: noqa: RUF001  odd characters are what this is about
+import json
+from itertools import product
+from random import Random
+
+import pytest
+
+from stages.clean import Params, clean, main
+from stages.shared import tables
+
+KEEP = Params(unicode="NFKC", links=True, emoji="keep")
+DROP = Params(unicode="NFKC", links=True, emoji="drop")
+PLAIN = Params(unicode="NFC", links=False, emoji="keep")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  one \t two  ", "one two"),
+        ("one \r\n two\rthree\u2028four\x85five", "one\ntwo\nthree\nfour\nfive"),
+        ("one\n \n\n\t\n\ntwo", "one\n\ntwo"),
+        ("a\x00b\x1bc\u200bd\ufeffe\u202ef\u00adg", "abcdefg"),
+        ("e\u0301", "\u00e9"),
+        ("ﬁne\u00a0Ｗide１２", "fine Wide12"),
+        ("wait…，now", "wait...,now"),
+        ("1½ cups, 5 m², x₂, ①②", "1½ cups, 5 m², x₂, ①②"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("", ""),
+        ("\u200b \n", ""),
+    ],
+)
+def test_unicode_white_space_and_control_characters(text, expected):
+    assert clean(text, "en", KEEP) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see https://a.org/b?c=d#e. Then", "see . Then"),
+        ("see www.a.org/b, then", "see , then"),
+        ("(https://a.org) x (www.b.org/c_(d))", "x"),
+        ("<https://a.org> x", "x"),
+        ("[the words](https://a.org/b_(c) 'title') x", "the words x"),
+        ("![alt](http://a.org/b.png)", "alt"),
+        ("[the words](other.md)", "[the words](other.md)"),
+        ("图（https://a.org/b）看https://a.org/c，好", "图看，好"),
+        ("ｈttps://a.org x", "x"),
+        ("http is a protocol, a.b is none; me@a.org", "http is a protocol, a.b is none; me@a.org"),
+    ],
+)
+def test_links_go_and_their_words_stay(text, expected):
+    assert clean(text, "en" if text.isascii() else "zh", KEEP) == expected
+
+
+def test_links_stay_where_params_say_so():
+    assert clean("[a](https://a.org) ﬁ", "en", PLAIN) == "[a](https://a.org) ﬁ"
+
+
+def test_chinese_keeps_its_punctuation_and_loses_only_odd_forms():
+    text = "「红烧肉」，５００ｇ：好！（约１½杯）…～　完；①"
+    assert clean(text, "zh", KEEP) == "「红烧肉」，500g：好！（约1½杯）…～ 完；①"
+    assert clean("，。：！", "zh", KEEP) == clean("，。：！", "ja", KEEP) == "，。：！"
+    assert clean("Wait，stop！", "en", KEEP) == "Wait,stop!"
+
+
+def test_emoji_go_where_params_say_so_and_digits_stay():
+    text = "hi 👨‍👩‍👧 👍🏽 ❤️ 1️⃣ 🇩🇪 #1 © 3 * x🙂y"
+    assert clean(text, "en", DROP) == "hi #1 © 3 * xy"
+    assert clean(text, "en", KEEP) == text
+
+
+def test_cleaning_twice_changes_nothing_and_leaves_no_stray_space():
+    pieces = (
+        "http s:// ｗｗｗ． www. a é e \u0301 \u200d \ufe0f ❤ 👍 🏽 1 ½ ( ) （ ） [ ]( ] < > ， …"
+    )
+    pieces += " \0 \u202e \u200b ﬁ Å 中 ᄆ ᅮ ᆫ 🇩 \u20e3 ´ \u0345 ſ ﷺ . , ! \ud800 ／ ："
+    pieces = [*pieces.split(" "), " ", "\n", "\r", "\t", "\u2028", "\u3000", "\u00a0"]
+    random = Random(0)
+    for params, language in product([KEEP, DROP, PLAIN], ["zh", "en"]):
+        for _ in range(1500):
+            text = "".join(random.choices(pieces, k=random.randint(1, 25)))
+            once = clean(text, language, params)
+            assert clean(once, language, params) == once
+            assert once == once.strip() and "  " not in once and "\n\n\n" not in once
+            once.encode()
+
+
+ARTICLE = {
+    "id": "a",
+    "split": "train",
+    "language": "zh",
+    "source": "a.md",
+    "title": "题：　一",
+    "blocks": [
+        {"image": None, "text": "https://a.org"},
+        {"image": "p", "text": None},
+        {"image": None, "text": "字 ，\u200b１"},
+        {"image": None, "text": "字"},
+    ],
+}
+
+
+def run(tmp_path, kind, *records):
+    tables.write(tmp_path / "in" / "records.parquet", list(records), tables.RECORDS[kind])
+    main(DROP, kind, tmp_path / "in", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    return tables.read(tmp_path / "out" / "records.parquet", tables.CLEAN[kind]), summary
+
+
+def test_an_article_keeps_its_originals_and_loses_texts_that_are_empty(tmp_path):
+    empty = {**ARTICLE, "id": "b", "split": "test", "blocks": ARTICLE["blocks"][:2]}
+    rows, summary = run(tmp_path, "articles", ARTICLE, empty)
+    (row,) = rows
+    assert (row["title"], row["title_original"]) == ("题： 一", "题：　一")
+    assert row["blocks"] == [
+        {"image": "p", "text": None, "original": None},
+        {"image": None, "text": "字 ，1", "original": "字 ，\u200b１"},
+        {"image": None, "text": "字", "original": "字"},
+    ]
+    assert summary == {
+        "records": {"train": 1, "validation": 0, "test": 0},
+        "records_dropped": 1,
+        "texts": 4,
+        "texts_changed": 1,
+        "texts_dropped": 2,
+    }
+
+
+def test_a_title_that_would_become_empty_stays(tmp_path):
+    (row,), _ = run(tmp_path, "articles", {**ARTICLE, "title": "🙂"})
+    assert row["title"] == row["title_original"] == "🙂"
+
+
+def test_captions_keep_their_originals_side_by_side(tmp_path):
+    record = {"id": "a", "split": "test", "language": "en", "source": "c", "image": "p"}
+    full = {**record, "captions": ["one  two", "🙂", "three"]}
+    rows, summary = run(tmp_path, "captions", full, {**record, "id": "b", "captions": ["\u200b"]})
+    (row,) = rows
+    assert row["captions"] == ["one two", "three"] and row["originals"] == ["one  two", "three"]
+    assert row["image"] == "p" and summary["records_dropped"] == 1
+    assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (4, 1, 2)
