@@ -1,0 +1,109 @@
+"""`dvc repro` as a command whose lines are followed and whose fault becomes one sentence."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from pipelines import dag, headline, process
+from pipelines.progress import CACHED, STARTS
+from stages.shared import params, tracking
+from stages.shared.stage import WrongInput
+
+
+@dataclass(frozen=True)
+class Params:
+    """The section `run` of params.yaml."""
+
+    expected_seconds: dict[str, float]  # by verb
+    workers: int
+    stage_timeout: float  # seconds
+    mlflow_port: int
+    prefect_port: int
+
+
+def settings() -> Params:
+    """The section `run`. Raises WrongInput."""
+    return params.load(Params, "run")
+
+
+def check(graph: dag.Dag) -> None:
+    """Read params.yaml as the project's stages will. Raises WrongInput with the first fault."""
+    if not any(graph.commands[name].startswith("python -m stages.") for name in graph.stale):
+        return
+    faults = Faults()
+    command = [sys.executable, "-m", "pipelines.check"]  # apart: it imports what stages import
+    code = process.run(command, Path.cwd(), os.environ, faults.keep, math.inf, Event())
+    if code:
+        raise WrongInput(faults.sentence(command, code))
+
+
+@contextmanager
+def tracked(name: str) -> Iterator[str]:
+    """The MLflow run that stages started in this block hang under; it ends with all headlines."""
+    with tracking.parent(name, params.read()) as parent:
+        os.environ[tracking.PARENT] = parent
+        try:
+            yield parent
+            tracking.copy_metrics(parent, headline.metrics())
+        finally:
+            del os.environ[tracking.PARENT]
+
+
+def reproduce(
+    arguments: list[str],
+    line: Callable[[str], None],
+    parent: str,
+    timeout: float,
+    stop: Event,
+) -> None:
+    """Run `dvc ARGUMENTS` in the current folder; each line it writes goes to `line`.
+
+    A stage that DVC takes from its run cache executes nothing, so that it is recorded here, under
+    the MLflow run `parent`. Raises WrongInput with what the failed stage said last, TimeoutError
+    after `timeout` seconds and process.Stopped once `stop` is set.
+    """
+    faults = Faults()
+
+    def follow(text: str) -> None:
+        if faults.keep(text):
+            return
+        line(text)
+        if restored := CACHED.match(text):
+            tracking.cached(restored[1], parent)
+
+    command = ["dvc", *arguments]
+    code = process.run(command, Path.cwd(), os.environ, follow, timeout, stop)
+    if code:
+        raise WrongInput(faults.sentence(command, code))
+
+
+class Faults:
+    """What a stage and DVC said went wrong, held back so that it can be shown last, and once."""
+
+    def __init__(self) -> None:
+        self.stage = ""  # the one that runs
+        self.of_stage = ""
+        self.of_dvc = ""
+
+    def keep(self, line: str) -> bool:
+        """Whether `line` names a fault."""
+        if found := STARTS.match(line):
+            self.stage, self.of_stage = found[1], ""
+        elif line.startswith("error: "):
+            self.of_stage = line.removeprefix("error: ").strip()
+        elif line.startswith("ERROR: "):
+            self.of_dvc = line.removeprefix("ERROR: ").strip()
+        else:
+            return False
+        return not found
+
+    def sentence(self, command: list[str], code: int) -> str:
+        """One sentence for a command that ended with `code`."""
+        if self.of_stage:
+            return f"{self.stage}: {self.of_stage}" if self.stage else self.of_stage
+        return self.of_dvc or f"{' '.join(command)} ended with exit code {code}"

@@ -1,0 +1,212 @@
+"""The `polymuse` command, as a user meets it."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_project
+import yaml
+from tiny_project import SLEEPER, fails, processes, sleeps, wait_until, writes
+
+from pipelines import headline, project
+from pipelines.progress import Durations, Progress
+from stages.shared.stage import WrongInput
+
+POLYMUSE = str(Path(sys.executable).with_name("polymuse"))
+METRICS = {
+    "skill": {"value": 0.9612, "standard_error": 0.0123},
+    "grounding": {"total": 0.95, "by_slot": {"place": 1.0}},
+    "ceilings": {"both": {"expected": 0.98, "realised": 0.9756}},
+    "rouge_l": 0.5,
+    "cider": 3.25,
+    "bert_score": "unavailable",
+}
+
+
+def polymuse(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the command in `folder`, with a work folder beside it."""
+    environment = os.environ | {"POLYMUSE_HOME": str(folder.parent / "home")}
+    return subprocess.run(
+        [POLYMUSE, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def evaluated(folder: Path, run: str, metrics: dict) -> None:
+    """Put the metrics of a run where evaluate does."""
+    target = folder / headline.METRICS / run
+    target.mkdir(parents=True)
+    (target / "metrics.json").write_text(json.dumps(metrics))
+
+
+def started(output: str) -> list[str]:
+    """The lines that announce a stage."""
+    return [line for line in output.splitlines() if line.startswith("stage ")]
+
+
+def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_figures(tmp_path):
+    stages = {"first": writes("a"), "last": writes("b", "a") | {"cmd": "echo hello; cp a b"}}
+    folder = tiny_project.make(tmp_path / "project", {"expected_seconds": {"last": 61}}, **stages)
+    evaluated(folder, "flexmuse", METRICS)
+    run = polymuse(folder, "run")
+    assert run.returncode == 0, run.stderr
+    assert started(run.stdout) == [
+        "stage 1 of 2: first, about 1:01 left",
+        "stage 2 of 2: last, about 1:01 left",
+    ]
+    assert "hello" in run.stdout.splitlines()
+    assert "flexmuse  0.961" in run.stdout.splitlines()[-1]
+
+    began = time.monotonic()
+    again = polymuse(folder, "run")
+    assert time.monotonic() - began < 5
+    assert again.stdout.splitlines()[0] == "Everything is up to date."
+    assert started(again.stdout) == []
+
+
+def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    from stages.shared import tracking
+
+    stages = {"first": writes("cached_a") | {"deps": ["source"]}, "last": writes("b", "cached_a")}
+    folder = tiny_project.make(tmp_path / "project", **stages)
+    (folder / "source").write_text("1")
+    (folder / "c").touch()
+    polymuse(folder, "run")
+    (folder / "cached_a").unlink()
+    (folder / "dvc.lock").unlink()
+    evaluated(folder, "flexmuse", METRICS)
+    run = polymuse(folder, "run", "first")
+    assert "'first' is cached" in run.stdout
+    assert started(run.stdout) == []
+
+    client = MlflowClient(tracking.uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    child = client.search_runs([experiment], "tags.`dvc.stage` = 'first'")[0]
+    parent = client.get_run(child.data.tags["mlflow.parentRunId"])
+    assert child.data.tags["polymuse.cached"] == "true"
+    assert parent.info.run_name == "run"
+    assert parent.data.metrics["flexmuse.skill.value"] == pytest.approx(0.9612)
+
+
+def test_the_sentence_of_a_failed_stage_is_the_last_line(tmp_path):
+    stages = {"first": writes("a"), "bad": fails("a.txt is empty: fill it", "b", "a")}
+    folder = tiny_project.make(tmp_path / "project", **stages, after=writes("c", "b"))
+    run = polymuse(folder, "run")
+    assert run.returncode == 1
+    assert run.stderr == "error: bad: a.txt is empty: fill it\n"
+    assert "Traceback" not in run.stdout
+    assert not (folder / "c").exists()
+
+
+def test_a_stage_that_crashed_is_named(tmp_path):
+    folder = tiny_project.make(tmp_path / "project", bad={"cmd": "exit 7", "outs": ["a"]})
+    run = polymuse(folder, "run")
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: failed to reproduce 'bad'")
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_leaves_no_stage_behind_and_can_be_repeated(tmp_path, way):
+    folder = tiny_project.make(tmp_path / "project", stage={"cmd": SLEEPER, "outs": ["never"]})
+    run = subprocess.Popen(
+        [POLYMUSE, "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: sleeps(folder))
+    run.send_signal(way)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode not in (0, None)
+    assert "Traceback" not in errors
+    wait_until(lambda: not processes(folder), tiny_project.SOON)
+
+    tiny_project.write(folder, stage=writes("a"))
+    assert polymuse(folder, "run").returncode == 0
+
+
+def test_a_misspelt_number_stops_the_run_before_its_first_stage(workspace):
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("bertscore_items:", "bertscore_itmes:"))
+    subprocess.run([*tiny_project.DVC, "init", "-q", "-f"], cwd=workspace, check=True)
+    run = polymuse(workspace, "run")
+    assert run.returncode == 1
+    assert run.stderr == (
+        "error: params.yaml: evaluate: missing bertscore_items, unknown bertscore_itmes\n"
+    )
+    assert run.stdout == ""
+
+
+def test_the_project_is_found_from_any_folder_within_it(tmp_path):
+    folder = tiny_project.make(tmp_path / "project", first=writes("a"))
+    (folder / "deep" / "er").mkdir(parents=True)
+    assert project.find(folder / "deep" / "er") == folder
+    assert polymuse(folder / "deep" / "er", "run").returncode == 0
+    assert (folder / "a").exists()
+
+
+def test_outside_of_a_project_one_sentence_says_what_to_do(tmp_path):
+    run = polymuse(tmp_path, "run")
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: {tmp_path} is in no Polymuse project: go to")
+    assert run.stderr.count("\n") == 1
+
+
+def test_presets_are_listed_applied_and_taken_back(tmp_path):
+    folder = tiny_project.make(tmp_path / "project", first=writes("a"))
+    (folder / "presets").mkdir()
+    (folder / "presets" / "quick.yaml").write_text("run: {workers: 7}")
+    before = (folder / "params.yaml").read_bytes()
+    assert polymuse(folder, "preset").stdout == "quick\n"
+    assert polymuse(folder, "preset", "quick").returncode == 0
+    assert yaml.safe_load((folder / "params.yaml").read_text())["run"]["workers"] == 7
+    assert polymuse(folder, "preset", "--undo").returncode == 0
+    assert (folder / "params.yaml").read_bytes() == before
+    assert polymuse(folder, "preset", "slow").stderr.startswith("error: presets/slow.yaml does not")
+
+
+def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluated(tmp_path, "flexmuse", METRICS)
+    evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
+    Path("data/14_report").mkdir()
+    headline.REPORT.write_text("page")
+    assert headline.table().splitlines() == [
+        "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr  BERTScore",
+        "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250  -",
+        "recipes   -      -      -          -        0.125    -      -",
+        "",
+        f"report: {tmp_path}/data/14_report/index.html",
+    ]
+    assert headline.metrics()["flexmuse.ceilings.both.realised"] == 0.9756
+    assert "flexmuse.bert_score" not in headline.metrics()
+
+
+def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    Durations({"train": 100}).keep("train@a", 40.04)
+    assert Durations({"train": 100}).seconds("train@a") == 40.0
+    assert Durations({"train": 100}).seconds("train@b") == 100
+    assert Durations({"train": 5}).seconds("train@a") == 5
+    assert Durations({}).seconds("train@a") == 0
+
+
+def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    progress = Progress(["a", "b", "c"], Durations({"a": 100, "b": 60, "c": 5}))
+    assert progress.starts("Stage 'other' didn't change, skipping\n") == ""
+    assert progress.starts("Stage 'a' is cached - skipping run, checking out outputs\n") == ""
+    assert progress.starts("anything else\n") == ""
+    assert progress.starts("Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
+    assert progress.starts("Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
+    assert math.isclose(Durations({"b": 60}).seconds("b"), 0, abs_tol=1)

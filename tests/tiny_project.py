@@ -1,0 +1,66 @@
+"""A DVC project of one-line stages, for the tests of what drives them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+RUN = yaml.safe_load(Path("params.yaml").read_text())["run"]
+DVC = [sys.executable, "-m", "dvc"]
+SOON = 5  # seconds within which Linux has ended what was killed
+SLEEPER = "sh -c 'sleep 300 & sleep 300; echo never'"  # a stage with a process of its own
+
+
+def make(folder: Path, run: dict | None = None, **stages: dict) -> Path:
+    """A git and DVC repository in `folder` with these stages; `run` changes numbers of its section."""
+    folder.mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump({"run": RUN | (run or {})}))
+    write(folder, **stages)
+    for command in (["git", "init", "-q"], [*DVC, "init", "-q"]):
+        subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+def write(folder: Path, **stages: dict) -> None:
+    """Replace the stages of a project."""
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+
+def writes(target: str, *sources: str) -> dict:
+    """A stage that copies its sources into `target`."""
+    text = f"echo {target} | cat {' '.join(sources)} - > {target}"
+    return {"cmd": text, "deps": list(sources), "outs": [target]}
+
+
+def fails(sentence: str, target: str, *sources: str) -> dict:
+    """A stage that ends as ours do for wrong input."""
+    command = f"echo 'error: {sentence}' >&2; exit 1"
+    return {"cmd": command, "deps": list(sources), "outs": [target]}
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """What runs with `folder` as its current folder: stages and their children, and their drivers."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    """Fail unless `condition()` holds within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass in time"
+        time.sleep(0.05)
+
+
+def sleeps(folder: Path) -> bool:
+    """Whether both processes of SLEEPER run."""
+    return sum(process.name() == "sleep" for process in processes(folder)) == 2
