@@ -7,10 +7,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import regex
 import yaml
 from PIL import Image
 
 from stages import ingest
+from stages.datasets import jsonl, markdown
 from stages.ingest import Params, complete, read_picture, split_of
 from stages.shared import images, tables
 from stages.shared.images import WrongImage
@@ -296,12 +298,15 @@ def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
     assert len(records) == 4
 
 
-def test_a_split_without_records_stops_the_stage(tmp_path):
-    source = write_lines(tmp_path / "in", article("a", split="train"), article("b", split="train"))
-    with pytest.raises(
-        WrongInput, match=r"none of 2 records is in validation or test.*ingest\.test"
-    ):
-        take(source, tmp_path / "out")
+def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_not(tmp_path):
+    rows = [article("a", split="train"), article("b", split="val")]
+    with pytest.raises(WrongInput, match=r"none of 2 records is in test: .*ingest\.test"):
+        take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
+    rows = [article("a", split="dev"), article("b", split="test")]
+    with pytest.raises(WrongInput, match="none of 2 records is in train: "):
+        take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
+    rows = [article("a", split="train"), article("b", split="test")]
+    assert len(take(write_lines(tmp_path / "in", *rows), tmp_path / "out")[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -340,6 +345,31 @@ def test_params_that_cannot_work_are_named(values):
     shards, validation, test = values
     with pytest.raises(WrongInput, match=r"params\.yaml: ingest\.(shards|validation)"):
         Params(shards, MANY, 0.2, validation, test)
+
+
+def test_the_examples_of_the_data_readme_are_taken_in_as_they_stand(tmp_path):
+    shown = Path("data/README.md").read_text()
+    examples = dict(regex.findall(r"(?s)```(markdown|yaml)\n(.*?)```", shown))
+    settings = yaml.safe_load(examples["yaml"])["corpora"]["articles"]
+    assert settings == {"kind": "articles", "format": "markdown", "path": "data/00_raw/articles"}
+    lines = regex.findall(r"```json\n(.*)\n```", shown)
+    (tmp_path / "images").mkdir()
+    for path in ["bowl.jpg", "images/bowl.jpg"]:
+        (tmp_path / path).write_bytes(encoded("white", "JPEG"))
+    (tmp_path / "miso.md").write_text(examples["markdown"])
+    rows = [
+        *markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])),
+        *(
+            jsonl.parse(line.encode(), kind, tmp_path, "x:1", ["utf-8"])
+            for line, kind in zip(lines, ["articles", "captions"], strict=True)
+        ),
+    ]
+    for kind, found in [("articles", rows[:2]), ("captions", rows[2:])]:
+        corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+        for row in found:
+            corpus.take(row)
+        assert corpus.rejected == [] and len(corpus.records) == len(found), kind
+        assert {record["language"] for record in corpus.records.values()} == {"en"}
 
 
 def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):

@@ -80,7 +80,11 @@ STYLE_IN_TITLE = {
     "tale": ["a fairy tale", "a bedtime legend"],
     "log": ["a field log", "an expedition record"],
 }
-TITLES = ["{name} and {goal}: {style}", "{style} of {name} and {goal}", "{goal}: {style} about {name}"]
+TITLES = [
+    "{name} and {goal}: {style}",
+    "{style} of {name} and {goal}",
+    "{goal}: {style} about {name}",
+]
 CHUNKS = {
     "diary": [
         "dear diary, {weather} and I saw the {actor} {activity} next to {object} {place}. "

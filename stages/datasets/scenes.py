@@ -91,8 +91,13 @@ def _beach(pen: Draw, side: int, horizon: float, random: Random) -> None:
 def _forest(pen: Draw, side: int, horizon: float, random: Random) -> None:
     for _ in range(6):
         x, height = random.uniform(0, side), side * random.uniform(0.25, 0.4)
-        pen.rectangle(_box(x, horizon - height * 0.1, side * 0.015, height * 0.25), fill=(90, 60, 30))
-        crown = [(x - side * 0.08, horizon - height * 0.2), (x + side * 0.08, horizon - height * 0.2)]
+        pen.rectangle(
+            _box(x, horizon - height * 0.1, side * 0.015, height * 0.25), fill=(90, 60, 30)
+        )
+        crown = [
+            (x - side * 0.08, horizon - height * 0.2),
+            (x + side * 0.08, horizon - height * 0.2),
+        ]
         pen.polygon([*crown, (x, horizon - height)], fill=_near((25, 90, 40), random))
 
 
@@ -112,7 +117,9 @@ def _desert(pen: Draw, side: int, horizon: float, random: Random) -> None:
     for _ in range(2):
         x, y, green = random.uniform(0, side), horizon + side * 0.04, _near((50, 140, 60), random)
         pen.rectangle([x - 3, y - side * 0.2, x + 3, y], fill=green)
-        pen.rectangle([x - side * 0.06, y - side * 0.12, x + side * 0.06, y - side * 0.09], fill=green)
+        pen.rectangle(
+            [x - side * 0.06, y - side * 0.12, x + side * 0.06, y - side * 0.09], fill=green
+        )
         for arm, top in ((-0.06, 0.17), (0.045, 0.19)):
             right = x + side * (arm + 0.015)
             pen.rectangle([x + side * arm, y - side * top, right, y - side * 0.1], fill=green)
@@ -185,7 +192,12 @@ def _ball(pen: Draw, x: float, base: float, height: float, random: Random) -> No
 def _bicycle(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
     wheel = height * 0.27
     hub = base - wheel
-    left, right, seat, bar = (x - height * 0.36, x + height * 0.36, x - height * 0.12, x + height * 0.25)
+    left, right, seat, bar = (
+        x - height * 0.36,
+        x + height * 0.36,
+        x - height * 0.12,
+        x + height * 0.25,
+    )
     top = base - height * 0.75
     for centre in (left, right):
         pen.ellipse(_box(centre, hub, wheel), outline=_near((20, 20, 30), random, 10), width=4)
@@ -272,7 +284,9 @@ def _body(
     width, half, shoulder = max(4, int(height * 0.07)), height * 0.17, feet - height * 0.58
     for dx, dy in LEGS.get(activity, ((-0.09, 0.0), (0.09, 0.0))):
         hip = x + (0.0 if activity == "running" else 0.09 * height * (1 if dx > 0 else -1))
-        pen.line([hip, feet - height * 0.25, x + height * dx, feet - height * dy], fill=dark, width=width)
+        pen.line(
+            [hip, feet - height * 0.25, x + height * dx, feet - height * dy], fill=dark, width=width
+        )
     if actor == "robot":
         pen.rectangle([x - half, shoulder, x + half, feet - height * 0.18], fill=fur)
     else:
@@ -282,8 +296,12 @@ def _body(
         belly = [x - half * 0.75, shoulder + height * 0.04, x + half * 0.75, feet - height * 0.14]
         pen.ellipse(belly, fill=(245, 245, 245))
     arm = shoulder + height * 0.12
-    for side, (dx, dy) in zip((-1, 1), ARMS.get(activity, ((-0.24, 0.18), (0.24, 0.18))), strict=True):
-        pen.line([x + side * half * 0.8, arm, x + height * dx, arm + height * dy], fill=dark, width=width)
+    for side, (dx, dy) in zip(
+        (-1, 1), ARMS.get(activity, ((-0.24, 0.18), (0.24, 0.18))), strict=True
+    ):
+        pen.line(
+            [x + side * half * 0.8, arm, x + height * dx, arm + height * dy], fill=dark, width=width
+        )
     _head(pen, actor, x, shoulder - height * 0.12, height * 0.18, fur)
     if activity == "reading":
         _book(pen, x, arm + height * 0.14, height)
@@ -313,7 +331,11 @@ def _head(pen: Draw, actor: str, x: float, y: float, half: float, fur: Colour) -
         pen.ellipse(_box(x, y + half * 0.35, half * 0.45, half * 0.35), fill=(215, 180, 140))
     if actor == "penguin":
         pen.ellipse(_box(x, y + half * 0.15, half * 0.7, half * 0.65), fill=(245, 245, 245))
-        beak = [(x - half * 0.3, y + half * 0.15), (x + half * 0.3, y + half * 0.15), (x, y + half * 0.65)]
+        beak = [
+            (x - half * 0.3, y + half * 0.15),
+            (x + half * 0.3, y + half * 0.15),
+            (x, y + half * 0.65),
+        ]
         pen.polygon(beak, fill=(255, 150, 0))
     if actor == "frog":
         mouth = [x - half * 0.6, y + half * 0.3, x + half * 0.6, y + half * 0.3]
@@ -324,9 +346,7 @@ def _head(pen: Draw, actor: str, x: float, y: float, half: float, fur: Colour) -
         pen.ellipse(_box(x + side * half * 0.4, y - half * 0.25, 3), fill=eye)
 
 
-def _ear(
-    pen: Draw, actor: str, x: float, y: float, half: float, side: int, fur: Colour
-) -> None:
+def _ear(pen: Draw, actor: str, x: float, y: float, half: float, side: int, fur: Colour) -> None:
     if actor == "cat":
         outer, inner = x + side * half * 0.95, x + side * half * 0.15
         tip = (outer, y - half * 1.5)
@@ -337,7 +357,9 @@ def _ear(
         pen.ellipse(_box(x + side * half * 0.6, y - half * 0.98, half * 0.45), fill=fur)
         pen.ellipse(_box(x + side * half * 0.6, y - half * 0.95, half * 0.25), fill=(255, 255, 255))
     elif actor == "rabbit":
-        pen.ellipse(_box(x + side * half * 0.5, y - half * 1.45, half * 0.27, half * 0.95), fill=fur)
+        pen.ellipse(
+            _box(x + side * half * 0.5, y - half * 1.45, half * 0.27, half * 0.95), fill=fur
+        )
         inner = _box(x + side * half * 0.5, y - half * 1.4, half * 0.12, half * 0.7)
         pen.ellipse(inner, fill=(255, 150, 170))
 

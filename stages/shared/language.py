@@ -1,4 +1,4 @@
-"""The language of a text: by its script where the script decides, by py3langid where it does not."""
+"""The language of a text: by its script where that decides, by py3langid where it does not."""
 
 from functools import cache
 
@@ -12,11 +12,11 @@ HANGUL = regex.compile(r"\p{Hangul}")
 WORD = regex.compile(r"[\p{L}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]{2,}", regex.VERSION1)
 LINK = regex.compile(r"(?:https?://|ftp://|www\.)[\x21-\x7e]+")
 
-# What py3langid may answer: without the rare ones it stops taking short English for Jingpho or Sotho.
+# What py3langid may answer. Rare languages are left out: it takes short English texts for them.
 LANGUAGES = (
     "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it lt lv ms nl no pl pt ro ru sk sl "
     "sr sv sw ta te th tr uk ur vi"
-).split()
+)
 
 KANA_SHARE = 0.1  # of the East Asian characters; real Japanese has far more, Chinese borrows a few
 MIN_WORDS = 3  # fewer words of an alphabet say too little
@@ -46,5 +46,5 @@ def detect(text: str) -> str | None:
 def _identifier() -> LanguageIdentifier:
     # Loaded at the first text that needs it: this takes most of a second.
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(LANGUAGES)
+    identifier.set_languages(LANGUAGES.split())
     return identifier
