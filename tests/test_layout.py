@@ -15,6 +15,8 @@ from dvc.repo import Repo
 from stages.shared.progress import bar
 from stages.shared.training import RESULT_FREE
 
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # between DVC and pygtrie
+
 FILE_LINES, FUNCTION_LINES = 450, 50  # ceilings
 
 DAG = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
@@ -43,6 +45,13 @@ def row(address: str) -> dict:
     name, _, key = address.partition("@")
     section = DAG[name].get("foreach", "").strip("${}")
     return PARAMS[section][key] if section else {}
+
+
+def declares(address: str) -> set[Path]:
+    """The dependencies of a stage; of a folder of code, its files."""
+    deps = {Path(dep.def_path) for dep in STAGES[address].deps}
+    inside = {path for path in files() if deps & set(path.parents) and path.parts[0] == "stages"}
+    return deps | inside
 
 
 def by_name(pattern: str, item: dict) -> set[Path]:
@@ -112,7 +121,7 @@ def outputs(name: str) -> list:
 @pytest.mark.parametrize("address", STAGES)
 def test_dvc_knows_every_file_a_stage_imports_and_no_other(address):
     file = module(address.split("@")[0])
-    declared = {Path(dep.def_path) for dep in STAGES[address].deps}
+    declared = declares(address)
     assert imports(file, row(address), set()) - FREE <= declared
     empty = {path for path in STAGE_CODE if not path.stat().st_size}
     # dvc.yaml cannot leave out for one format what another needs.
@@ -122,7 +131,7 @@ def test_dvc_knows_every_file_a_stage_imports_and_no_other(address):
 
 def test_a_file_that_is_read_and_not_imported_is_a_dependency_too():
     read = {path for path in files() if path.parts[0] == "stages" and path.suffix != ".py"}
-    declared = {Path(dep.def_path) for stage in STAGES.values() for dep in stage.deps}
+    declared = {path for address in STAGES for path in declares(address)}
     assert read <= declared
 
 
@@ -243,7 +252,8 @@ def stale() -> set[str]:
     """The stages that `dvc repro` would run here: those with a change, and all that follow."""
     with Repo(".") as repo:
         graph = repo.index.graph.reverse()
-        changed = {stage for stage in graph if stage.addressing in repo.status()}
+        status = repo.status()
+        changed = {stage for stage in graph if stage.addressing in status}
         return {
             s.addressing for s in changed.union(*(networkx.descendants(graph, c) for c in changed))
         }

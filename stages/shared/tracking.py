@@ -264,7 +264,7 @@ def _create(
 
     inputs = _inputs(dvc_stage)
     tags = tags | {f"dvc.md5.{path}": md5 for path, md5 in inputs.items()} | _source(dvc_stage)
-    pairs = [Param(_key(key), _short(value)) for key, value in flatten(params).items()]
+    pairs = [Param(_key(key), _short(value)) for key, value in _flatten(params).items()]
     marks = [RunTag(_key(key), value) for key, value in tags.items()]
     context = [InputTag("mlflow.data.context", "input")]
     datasets = [
@@ -353,12 +353,12 @@ def _kill_children(client: "MlflowClient", experiment: str, run_id: str) -> None
         client.set_terminated(child.info.run_id, "KILLED")
 
 
-def flatten(params: dict[str, Any], above: str = "") -> dict[str, str]:
+def _flatten(params: dict[str, Any], above: str = "") -> dict[str, str]:
     """{"a": {"b": 1}} -> {"a.b": "1"}; lists and None as JSON."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{above}{key}.")
+            flat |= _flatten(value, f"{above}{key}.")
         else:
             flat[f"{above}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
