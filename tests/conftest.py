@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 # A server of the developer must not hear of tests; a parent run must not adopt theirs.
 for name in ["PREFECT_API_URL", "POLYMUSE_PARENT_RUN", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT"]:
     os.environ.pop(name, None)
+
+# Read when Prefect is imported, so that it is set here.
+PREFECT_HOME = TemporaryDirectory(prefix="polymuse-prefect-")
+os.environ["PREFECT_HOME"] = PREFECT_HOME.name
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,6 @@ from tiny_project import SLEEPER, fails, processes, sleeps, wait_until, writes
 
 from pipelines import headline, project
 from pipelines.progress import Durations, Progress
-from stages.shared.stage import WrongInput
 
 POLYMUSE = str(Path(sys.executable).with_name("polymuse"))
 METRICS = {

@@ -79,7 +79,7 @@ def test_applying_a_preset_twice_is_applying_it_once(project):
 def test_undo_refuses_to_lose_edits_and_says_what_to_do(project):
     preset.apply("quick")
     Path("params.yaml").write_text(edited := params() + "more: 1\n")
-    with pytest.raises(WrongInput, match="edited after preset quick.*take those edits back"):
+    with pytest.raises(WrongInput, match=r"edited after preset quick.*take those edits back"):
         preset.undo()
     assert params() == edited
     Path("params.yaml").write_text(edited.removesuffix("more: 1\n"))

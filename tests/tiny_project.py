@@ -15,7 +15,7 @@ SLEEPER = "sh -c 'sleep 300 & sleep 300; echo never'"  # a stage with a process 
 
 
 def make(folder: Path, run: dict | None = None, **stages: dict) -> Path:
-    """A git and DVC repository in `folder` with these stages; `run` changes numbers of its section."""
+    """A git and DVC repository in `folder` with these stages; `run` changes numbers of it."""
     folder.mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump({"run": RUN | (run or {})}))
     write(folder, **stages)
@@ -42,7 +42,7 @@ def fails(sentence: str, target: str, *sources: str) -> dict:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """What runs with `folder` as its current folder: stages and their children, and their drivers."""
+    """What runs in `folder`: stages, their children and what drives them."""
     found = []
     for process in psutil.process_iter():
         try:
