@@ -174,9 +174,13 @@ def test_the_id_is_of_the_content_so_neither_place_nor_name_change_it(tmp_path):
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
-    source = write_lines(tmp_path / "in", *whole(article("x", image="none.png")))
+    rows = whole(article("x", image="none.png"), article("y", image="text.png"))
+    source = write_lines(tmp_path / "in", *rows)
+    (source / "text.png").write_text("no picture")
     take(source, tmp_path / "one")
     take(source, tmp_path / "two")
+    rejected = tables.read(tmp_path / "one" / "rejected.parquet", tables.REJECTED)
+    assert rejected[1]["reason"] == "unreadable image: no picture of a known format (text.png)"
     for path in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
         twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert path.read_bytes() == twin.read_bytes()

@@ -40,7 +40,9 @@ def inspect(content: bytes, max_pixels: int) -> dict:
                     raise WrongImage(f"image larger than max_pixels: {width} x {height}")
                 image.load()
                 width, height = ImageOps.exif_transpose(image).size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except UnidentifiedImageError:  # its message holds an address of this process
+        raise WrongImage("unreadable image: no picture of a known format") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise WrongImage(f"unreadable image: {' '.join(str(error).split())[:120]}") from None
     name = sha256(content).hexdigest()
     return {"sha256": name, "bytes": content, "width": width, "height": height}
