@@ -61,7 +61,9 @@ class Store:
         values = [(bytes.fromhex(key), value) for key, value in rows]
         with self.database:
             self.database.execute("BEGIN IMMEDIATE")
-            self.database.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?)", values)
+            self.database.executemany(
+                "INSERT INTO rows VALUES (?, ?) ON CONFLICT (key) DO NOTHING", values
+            )
 
     def fill(
         self,

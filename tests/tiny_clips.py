@@ -1,0 +1,97 @@
+"""Tiny CLIP models with random weights, saved on disk as their libraries save real ones."""
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+
+import stages.shared.operators  # noqa: F401  (before transformers and open_clip)
+
+# isort: split
+import open_clip
+import torch
+from open_clip.push_to_hf_hub import save_config_for_hf
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    BertTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessor,
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+)
+
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+VISION = TOWER | {"image_size": 32, "patch_size": 16}
+CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+OPEN_CLIP = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+def photo(seed: int, width: int = 50, height: int = 40) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def clip(folder: Path) -> CLIPModel:
+    """English: every letter is a token."""
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    words = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=40)
+    end = vocabulary["<|endoftext|>"]
+    text = TOWER | {
+        "vocab_size": len(words),
+        "max_position_embeddings": 40,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "bos_token_id": end - 1,
+    }
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).eval()
+    model.save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(**CROP), tokenizer).save_pretrained(folder)
+    return model
+
+
+def chinese_clip(folder: Path) -> ChineseCLIPModel:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"番茄炒蛋米饭红烧肉"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=40)
+    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": 40, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
+    model = ChineseCLIPModel(config).eval()
+    model.save_pretrained(folder)
+    ChineseCLIPProcessor(ChineseCLIPImageProcessor(**CROP), tokenizer).save_pretrained(folder)
+    return model
+
+
+def openclip(folder: Path, **preprocessing: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**OPEN_CLIP).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    open_clip.model.set_model_preprocess_cfg(
+        model, {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "interpolation": "bicubic"}
+    )
+    save_config_for_hf(model, folder / "open_clip_config.json", OPEN_CLIP)
+    if preprocessing:
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        config["preprocess_cfg"] |= preprocessing
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return model
