@@ -1,0 +1,173 @@
+import corpora
+import numpy as np
+import pytest
+import tiny_clips
+import torch
+from corpora import chunk, picture
+
+from stages import embed
+from stages.shared import (
+    embedding,
+    encoders,
+    features,
+    hf_encoder,
+    images,
+    openclip_encoder,
+    tiny_encoder,
+)
+from stages.shared.stage import WrongInput
+
+PARAMS = embedding.Params(image_batch=4, text_batch=4, min_supported=0.5)
+SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=64)
+WORDS = ["the", "fox", "sits", "under", "red", "lamps", "while", "rain", "falls", "on", "boats"]
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
+    tiny_encoder.save(folder, SIZES, tiny_encoder.PictureTower(SIZES, texts.width), texts)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def empty_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+
+
+def run(folder, encoder, params=PARAMS, name="features"):
+    embed.main(params, folder / "ingest", folder / "chunks", encoder, folder / name)
+    return features.read(folder / name)
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, random.integers(1, 40))) for _ in range(count)]
+
+
+def packed(rows) -> list[bytes]:
+    return [b"".join(row[name].tobytes() for name in sorted(row)) for row in rows]
+
+
+def test_the_bytes_of_a_text_do_not_depend_on_its_neighbours(tmp_path, monkeypatch):
+    tower, texts = tiny_encoder.MiniLM(64), sentences(30)
+    first = dict(zip(texts, packed(embedding.text_rows(tower, texts, 4)), strict=True))
+    for turn, order in enumerate([texts[::-1], texts[::3], texts[5:12] + sentences(20, seed=9)]):
+        monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home{turn}"))
+        again = dict(zip(order, packed(embedding.text_rows(tower, order, 4)), strict=True))
+        assert all(again[text] == first[text] for text in order if text in first)
+
+
+def kinds(tmp_path, encoder_folder):
+    yield "tiny", encoders.load(encoder_folder)
+    for kind, make, prefix, module in [
+        ("clip", tiny_clips.clip, "", hf_encoder),
+        ("openclip", tiny_clips.openclip, "local-dir:", openclip_encoder),
+    ]:
+        make(tmp_path / kind)
+        (tmp_path / f"{kind}-encoder").mkdir()
+        module.fetch(f"{prefix}{tmp_path / kind}", ["en"], tmp_path / f"{kind}-encoder")
+        yield kind, encoders.load(tmp_path / f"{kind}-encoder")
+
+
+def test_the_bytes_of_a_picture_do_not_depend_on_its_neighbours(
+    tmp_path, encoder_folder, monkeypatch
+):
+    rows = [picture(colour, seed) for seed in range(4) for colour in corpora.COLOURS]
+    names = sorted(row["sha256"] for row in rows)
+    images.write(tmp_path / "images", rows, shards=2)
+    for kind, encoder in kinds(tmp_path, encoder_folder):
+        first = dict(
+            zip(
+                names,
+                packed(embedding.picture_rows(encoder, tmp_path / "images", names, 4)),
+                strict=True,
+            )
+        )
+        for turn, order in enumerate([names[::2], names[3:14], names[7:8]]):
+            monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home-{kind}-{turn}"))
+            found = packed(embedding.picture_rows(encoder, tmp_path / "images", order, 4))
+            assert found == [first[name] for name in order], kind
+
+
+def test_features_are_what_the_encoder_computes_in_half_precision(tmp_path, encoder_folder):
+    corpora.captions(tmp_path)
+    found, encoder = run(tmp_path, encoder_folder), encoders.load(encoder_folder)
+    row = next(images.read(tmp_path / "ingest" / "images"))
+    pooled, patches = encoder.images([images.decode(row["bytes"])] * PARAMS.image_batch)
+    place = found.image_index[row["sha256"]]
+    assert np.array_equal(found.pooled[place], pooled[0].half().numpy())
+    assert np.array_equal(found.patches[place], patches[0].half().numpy())
+    pooled, tokens, mask = encoder.texts(["a red picture"] * PARAMS.text_batch)
+    place = found.text_index["a red picture"]
+    length = int(mask[0].sum())
+    assert np.array_equal(found.text_pooled[place], pooled[0].half().numpy())
+    assert found.token_mask[place].sum() == length == 5
+    assert np.array_equal(found.tokens[place, :length], tokens[0, :length].half().numpy())
+
+
+def test_nothing_is_computed_twice(tmp_path, encoder_folder, monkeypatch):
+    corpora.captions(tmp_path)
+    run(tmp_path, encoder_folder)
+
+    def never(*arguments):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(tiny_encoder.TinyEncoder, "encode_pixels", never)
+    monkeypatch.setattr(tiny_encoder.MiniLM, "encode_tokens", never)
+    run(tmp_path, encoder_folder, name="again")
+    for path in (tmp_path / "features").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_texts_are_titles_of_articles_and_all_references_of_captions():
+    chunks = [
+        chunk(0, "a", title="A walk", references=["long text"]),
+        chunk(0, None, title="A walk", references=["more text"]),
+        chunk(1, None, title="Alone", references=["no picture"]),
+        chunk(2, "b", references=["one", "two"]),
+    ]
+    assert embed.texts_of(chunks) == ["A walk", "Alone", "one", "two"]
+
+
+def test_a_chunk_without_a_picture_is_skipped(tmp_path, encoder_folder):
+    row = picture("red", 0)
+    corpora.save(
+        tmp_path,
+        [row, picture("blue", 1)],
+        [chunk(0, row["sha256"], title="One"), chunk(1, None, title="Two")],
+    )
+    found = run(tmp_path, encoder_folder)
+    assert list(found.image_index) == [row["sha256"]]
+    assert list(found.text_index) == ["One", "Two"]
+
+
+def test_a_language_that_the_encoder_does_not_read_has_no_text_features(tmp_path, encoder_folder):
+    corpora.captions(tmp_path, language="zh")
+    found = run(tmp_path, encoder_folder)
+    assert (found.text, found.tokens, found.pooled.shape[1]) == ("learned", None, 384)
+
+
+@pytest.mark.parametrize(
+    "languages, share",
+    [(["en", "en", "zh", "zh"], 0.5), (["zh", "zh", "zh", "en"], 0.25)],
+)
+def test_the_share_of_a_language_is_counted_by_train_record(languages, share):
+    chunks = [chunk(i, "a", language=language) for i, language in enumerate(languages)]
+    chunks += [chunk(0, "b", language=languages[0])] * 5
+    chunks += [chunk(9, "c", language="en", split="test")] * 5
+    assert embed.supported(chunks, ["en"]) == share
+
+
+def test_a_corpus_without_pictures_is_named(tmp_path, encoder_folder):
+    corpora.save(tmp_path, [], [chunk(0, None, title="One")])
+    with pytest.raises(WrongInput, match="no chunk with a picture"):
+        run(tmp_path, encoder_folder)
+
+
+def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, encoder_folder):
+    corpora.save(tmp_path, [picture("red", 0)], [chunk(0, "f" * 64, title="One")])
+    with pytest.raises(WrongInput, match="lacks the picture ffff"):
+        run(tmp_path, encoder_folder)
+    assert not (tmp_path / "features").exists()
