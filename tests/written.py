@@ -62,16 +62,14 @@ def predictions(title: str = "Ada and the perfect cake", language: str = "en") -
     for phase in ("sft", "preference"):
         for chunk in chunk_rows(title, language):
             place = PLACES[chunk["position"]]
-            if phase == "sft" and (chunk["record"], chunk["position"]) == ("b", 1):
-                place = "beach"
-            row = chunk | {"phase": phase, "masked": 0.0}
-            sigma = 0.1 * chunk["position"] - 0.02
-            rows.append(row | {"inputs": "both", "text": sentence(place), "sigma": sigma})
-            for inputs in ("topic", "picture") if chunk["split"] == "test" else ():
+            mistaken = phase == "sft" and (chunk["record"], chunk["position"]) == ("b", 1)
+            texts = {"both": sentence("beach" if mistaken else place)}
+            if chunk["split"] == "test":
                 # The topic alone always says beach, the picture alone never the goal.
-                text = sentence("beach") if inputs == "topic" else SLOTS["picture"]["place"][place]
-                text = text if inputs == "topic" else f"Ada hums {text[0]}."
-                rows.append(row | {"inputs": inputs, "text": text, "sigma": None})
+                texts["topic"] = sentence("beach")
+                texts["picture"] = f"Ada hums {SLOTS['picture']['place'][place][0]}."
+            row = chunk | {"phase": phase, "masked": 0.0, "sigma": 0.1 * chunk["position"] - 0.02}
+            rows += [row | {"inputs": inputs, "text": text} for inputs, text in texts.items()]
     return rows
 
 

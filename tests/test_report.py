@@ -1,0 +1,261 @@
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from html.parser import HTMLParser
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import written
+import yaml
+from PIL import Image
+
+from stages import evaluate
+from stages.report import __main__ as report
+from stages.report import charts
+from stages.shared import history, images, params, tables
+from stages.shared.stage import WrongInput
+
+SETTINGS = report.Params(examples=2, thumbnail=128, crisp=64, bins=5)
+SCORING = evaluate.Params({"zh": "characters"}, 4, 0.1, 0.05, 2.0)
+HOSTILE = '<script>alert("1")</script> & \'"'
+STEPS = [
+    {"step": 0, "validation_loss": 2.5, "validation_watch": 0.9},
+    {"step": 1, "loss": 2.0, "learning_rate": 0.1, "ranking": 1.5, "likelihood": 0.5},
+    {"step": 2, "loss": 1.0, "ranking": 0.7, "likelihood": 0.3, "validation_watch": 0.8},
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A data folder with one corpus, one run and one of each that params.yaml does not name."""
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(params, "FILE", tmp_path / "params.yaml")
+    named = {
+        "corpora": {"articles": {"kind": "articles", "format": "sample", "path": "somewhere"}},
+        "runs": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(named))
+    data = tmp_path / "data"
+    written.write_ingest(data / "01_ingest/articles")
+    shutil.copytree(data / "01_ingest/articles", data / "01_ingest/unnamed_corpus")
+    for name, content in [
+        ("encoder.json", {"kind": "tiny", "languages": ["en"]}),
+        ("summary.json", {"validation_pictures": 8, "recall_at_1": 0.75}),
+    ]:
+        (data / "06_align").mkdir(exist_ok=True)
+        (data / "06_align" / name).write_text(json.dumps(content))
+    for folder in ("09_train_sft/muse", "10_train_preference/muse"):
+        (data / folder).mkdir(parents=True)
+        history.write(data / folder / "history.csv", STEPS)
+    (data / "12_evaluate/unnamed_run").mkdir(parents=True)
+    predict(data, written.predictions())
+    return tmp_path
+
+
+def predict(data: Path, rows: list[dict]) -> None:
+    """Put these predictions in the place of the run's and evaluate them."""
+    written.write_predictions(data / "11_predict/muse", rows, written.foils())
+    folders = (data / "01_ingest/articles", data / "11_predict/muse", data / "12_evaluate/muse")
+    evaluate.main(SCORING, "muse", *folders)
+
+
+def render(place: Path) -> str:
+    report.main(SETTINGS, place / "data", place / "data/14_report")
+    return (place / "data/14_report/index.html").read_text()
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    VOID = frozenset({"meta", "img", "path", "use", "rect"})
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(content)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.text += " " if tag in {"td", "th"} else ""
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_same_results_give_the_same_bytes(place):
+    def content() -> dict[str, bytes]:
+        files = sorted((place / "data/14_report").rglob("*.*"))
+        return {path.name: path.read_bytes() for path in files}
+
+    render(place)
+    first = content()
+    render(place)
+    assert content() == first and len(first) == 5  # the page, two pictures of two articles
+
+
+def test_every_tag_is_closed_and_every_id_is_there_once(place):
+    page = Page(render(place))
+    assert page.open == []
+    ids = [found["id"] for _, found in page.tags if "id" in found]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"].removeprefix("#") in ids
+
+
+def test_text_of_the_corpus_cannot_become_markup(place):
+    rows = [
+        row | {"title": HOSTILE, "text": HOSTILE, "references": [HOSTILE], "language": "zh"}
+        for row in written.predictions()
+    ]
+    predict(place / "data", rows)
+    summary = {"records": {"test": 3}, "languages": {HOSTILE: 3}, "rejected": {HOSTILE: 1}}
+    (place / "data/01_ingest/articles/summary.json").write_text(json.dumps(summary))
+    page = Page(render(place))
+    assert not page.all("script")
+    # Titles of 2 articles; references and 2 texts of their 4 chunks; a language and a reason.
+    assert page.text.count(HOSTILE) == 2 + 4 * 3 + 2
+
+
+def test_names_in_params_cannot_become_markup(place):
+    named = yaml.safe_load((place / "params.yaml").read_text())
+    named["runs"]["muse"]["decoder"] = HOSTILE
+    named["runs"]["muse"]["sft"] = {"learning_rate": HOSTILE}
+    (place / "params.yaml").write_text(yaml.safe_dump(named))
+    page = Page(render(place))
+    assert not page.all("script")
+    assert page.text.count(HOSTILE) == 3  # in the table and twice in the settings
+
+
+def test_nothing_but_the_page_and_its_pictures_is_loaded(place):
+    content = render(place)
+    page = Page(content)
+    policies = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
+    assert policies == [
+        "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none';"
+        " form-action 'none'"
+    ]
+    for image in page.all("img"):
+        assert (place / "data/14_report" / image["src"]).is_file()
+    assert not re.search(r"https?://|@import|url\((?!#)", content)
+
+
+def test_no_path_date_or_hash_stands_in_the_page(place):
+    content = render(place)
+    assert str(place) not in content
+    assert not re.search(r"\b20\d\d-\d\d-\d\d|\b[0-9a-f]{32,}\b", content)
+
+
+def test_only_named_corpora_and_runs_are_shown(place):
+    content = render(place)
+    assert "unnamed" not in content
+    assert "muse" in content
+
+
+def test_figures_stand_beside_their_ceilings_with_standard_errors(place):
+    text = " ".join(Page(render(place)).text.split())
+    assert "topic alone 0.750 0.750 0.750 ± 0.000 inside 0.750 ± 0.000 inside" in text
+    assert "picture alone 0.700 0.700 0.500 ± 0.000 below 0.500 ± 0.000 below" in text
+    assert "both 1.000 1.000 0.917 ± 0.083 1.000 ± 0.000" in text
+    assert "skill 1.000 0.667 ± 0.333 1.000 ± 0.000" in text
+    assert "place 0.500 0.000 any 0.500 0.000" in text
+    assert "missing image 2" in text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_right_and_wrong_slots_are_marked(place):
+    content = render(place)
+    # Articles a and b; sft says the place of one chunk wrong.
+    assert content.count('<li class="wrong">') == 1
+    assert content.count('<li class="right">') == 2 * 2 * 2 * 2 - 1
+
+
+def test_what_is_unavailable_is_said_with_its_reason(place):
+    rows = [row | {"language": "zh", "sigma": None} for row in written.predictions()]
+    predict(place / "data", rows)
+    page = Page(render(place))
+    assert "unavailable" in page.text
+    assert "MiniLM does not read most of the texts (zh)" in page.text
+    assert "the encoder does not read the titles' language" in page.text
+    assert sum(found.get("lang") == "zh" for _, found in page.tags) == 2 + 4 * 3
+
+
+def test_a_corpus_without_truth_has_a_report_without_ceilings(place):
+    for name in ("slots.json", "facts.parquet", "ceilings.json"):
+        (place / "data/01_ingest/articles" / name).unlink()
+    rows = [row for row in written.predictions() if row["phase"] == "sft"]
+    predict(place / "data", rows)
+    text = Page(render(place)).text
+    assert "ROUGE-L" in text
+    assert "Skill" not in text and "ceiling" not in text
+
+
+def test_a_chunk_without_picture_and_an_empty_text_are_shown(place):
+    rows = [row | {"image": None, "text": ""} for row in written.predictions()]
+    predict(place / "data", rows)
+    page = Page(render(place))
+    assert not page.all("img")
+    assert page.text.count("no picture") == 4
+    assert page.text.count("(nothing written)") == 8
+
+
+def test_large_pictures_shrink_and_small_ones_keep_their_pixels(tmp_path):
+    large = written.picture((9, 9, 9), (400, 200))
+    small = written.picture((200, 10, 9), (64, 48))
+    shown = report.save_picture(large["bytes"], large["sha256"], tmp_path, SETTINGS)
+    assert (shown.width, shown.height, shown.crisp) == (128, 64, False)
+    shown = report.save_picture(small["bytes"], small["sha256"], tmp_path, SETTINGS)
+    assert (shown.width, shown.height, shown.crisp) == (64, 48, True)
+    assert Image.open(tmp_path / shown.path).getpixel((5, 5)) == (200, 10, 9)
+
+
+def test_what_a_camera_wrote_into_a_picture_stays_out(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "taken at home"
+    Image.new("RGB", (200, 100)).save(tmp_path / "photo.jpg", exif=exif)
+    content = (tmp_path / "photo.jpg").read_bytes()
+    row = images.inspect(content, max_pixels=10**6)
+    shown = report.save_picture(content, row["sha256"], tmp_path, SETTINGS)
+    assert b"taken at home" in content
+    assert b"taken at home" not in (tmp_path / shown.path).read_bytes()
+
+
+def test_charts_take_their_colours_from_the_page():
+    svg = charts.loss("one", STEPS)
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert "currentColor" in svg and "var(--series-1)" in svg
+    assert "<style" not in svg and "metadata" not in svg
+
+
+def test_the_loss_chart_names_the_terms_and_the_watch_chart_only_what_was_watched():
+    assert charts.watched(STEPS) == ["validation_watch"]
+    assert all(f">{term}<" in charts.loss("one", STEPS) for term in ("ranking", "likelihood"))
+    assert charts.watched([{"step": 1, "loss": 1.0, "validation_loss": 2.0}]) == []
+
+
+def test_names_of_slots_cannot_become_markup_or_formulas():
+    svg = charts.slots("one", {"sft": {"<b>$x$": 0.5, "y": 1.0}}, {})
+    assert "&lt;b&gt;$x$" in svg and "<b>" not in svg
+
+
+def test_a_run_that_was_not_evaluated_is_named(place):
+    shutil.rmtree(place / "data/12_evaluate/muse")
+    with pytest.raises(WrongInput, match=r"12_evaluate/muse.* run `dvc repro`"):
+        render(place)
+    assert not (place / "data/14_report").exists()
+
+
+def test_the_fixture_holds_what_the_schemas_say(place):
+    rows = tables.read(place / "data/12_evaluate/muse/items.parquet", tables.ITEM_SCORES)
+    assert {row["inputs"] for row in rows} == {"both", "topic", "picture"}
