@@ -78,18 +78,23 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
 
     Raises WrongInput if the architecture, the tag, the file or the weights in it do not exist.
     """
-    if name.startswith(LOCAL):
-        model = _create(name)
-        config, tokenizer = open_clip.get_model_config(name), open_clip.get_tokenizer(name)
-    else:
-        model, config = _create_by_name(name)
-        tokenizer = open_clip.get_tokenizer(name.partition("/")[0])
+    local = name.startswith(LOCAL)
+    model, config = _create_from_folder(name) if local else _create_by_name(name)
+    try:
+        tokenizer = open_clip.get_tokenizer(name if local else name.partition("/")[0])
+    except FAULTS as error:
+        raise _unloadable(name, error) from None
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
     save_config_for_hf(model, folder / open_clip.constants.HF_CONFIG_NAME, config)
     if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
         tokenizer.save_pretrained(folder)
     save_config(folder, "openclip", languages, name=_public(name))
+
+
+def _create_from_folder(name: str) -> tuple[nn.Module, dict]:
+    model = _create(name)  # first: it says what is wrong with the folder
+    return model, open_clip.get_model_config(name)
 
 
 def _create_by_name(name: str) -> tuple[nn.Module, dict]:
@@ -123,11 +128,15 @@ def _create(name: str, **options: object) -> nn.Module:
     try:
         return open_clip.create_model(name, require_pretrained=True, **options)
     except FAULTS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WrongInput(
-            f"align.encoder: the weights of openclip:{name} could not be loaded ({reason}): check "
-            "the name, the network and HF_HUB_OFFLINE, or give openclip:local-dir:/FOLDER"
-        ) from None
+        raise _unloadable(name, error) from None
+
+
+def _unloadable(name: str, error: Exception) -> WrongInput:
+    reason = " ".join(str(error).split())[:200]
+    return WrongInput(
+        f"align.encoder: openclip:{name} could not be loaded ({reason}): check the name, the "
+        "network and HF_HUB_OFFLINE, or give openclip:local-dir:/FOLDER"
+    )
 
 
 def _public(name: str) -> str:
