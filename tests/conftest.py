@@ -1,4 +1,4 @@
-"""Every test has the project as current folder, and a tracking store and work folder of its own."""
+"""Every test has the project as current folder, a tracking store and a work folder of its own."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 # Tiny models gain nothing from threads, and test processes beside each other lose much.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import stages  # noqa: E402, F401  telemetry and hubs are off before a library is imported
+import stages  # noqa: F401  telemetry and hubs are off before a library is imported
 
 ROOT = Path(__file__).parents[1]
 
