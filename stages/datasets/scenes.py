@@ -262,7 +262,7 @@ def _draw_actor(scene: Image.Image, actor: str, activity: str, x: float, random:
     fur = _near(FUR[actor], random, 14)
     middle, feet = sheet.width / 2, sheet.width * 0.86
     _body(ImageDraw.Draw(sheet), actor, activity, middle, feet, height, fur)
-    flip = random.random() < 0.5
+    flip = x < side / 2  # the cue beside the actor is on the inner side, where it stays in view
     if activity == "sleeping":
         sheet = sheet.rotate(90 if flip else -90, resample=Image.Resampling.BILINEAR)
         top = base - sheet.width * 0.72
@@ -368,37 +368,44 @@ def _book(pen: Draw, x: float, y: float, height: float) -> None:
     for side, page in ((-1, (255, 255, 255)), (1, (255, 250, 220))):
         edge = x + side * height * 0.24
         outside = [(edge, y - height * 0.07), (edge, y + height * 0.14)]
-        pen.polygon([(x, y), *outside, (x, y + height * 0.2)], fill=page, outline=(180, 20, 20))
+        corners = [(x, y), *outside, (x, y + height * 0.2)]
+        pen.polygon(corners, fill=page, outline=(180, 20, 20), width=3)
 
 
 # A cue of its own for each activity: the pose alone is hard to tell at this size.
+def _stroke(pen: Draw, points: list[float], colour: Colour, border: Colour) -> None:
+    """A line with a border, so that it stands out from any background."""
+    pen.line(points, fill=border, width=8)
+    pen.line(points, fill=colour, width=4)
+
+
 def _sleeping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
     for number in range(3):
         half = height * (0.06 + 0.03 * number)
         cx = x + side * height * (0.05 + 0.17 * number)
         cy = base - height * (0.45 + 0.2 * number)
-        letter = [cx - half, cy - half, cx + half, cy - half]
-        pen.line([*letter, cx - half, cy + half, cx + half, cy + half], fill=(20, 20, 90), width=4)
+        letter = [cx - half, cy - half, cx + half, cy - half, cx - half, cy + half]
+        _stroke(pen, [*letter, cx + half, cy + half], (20, 20, 90), (235, 235, 255))
 
 
 def _singing(pen: Draw, x: float, base: float, height: float, side: int) -> None:
     for number in range(3):
         cx = x + side * height * (0.3 + 0.12 * number)
         cy, half = base - height * (0.62 + 0.17 * number), height * 0.055
-        pen.ellipse(_box(cx, cy, half * 1.3, half), fill=(200, 20, 120))
         stem = [cx + half, cy, cx + half, cy - half * 4, cx + half * 2.5, cy - half * 3]
         pen.line(stem, fill=(200, 20, 120), width=4)
+        pen.ellipse(_box(cx, cy, half * 1.5, half * 1.2), fill=(200, 20, 120))
 
 
 def _running(pen: Draw, x: float, base: float, height: float, side: int) -> None:
     for number in range(3):
         y = base - height * (0.2 + 0.2 * number)
-        ends = [x + side * height * 0.34, y, x + side * height * 0.62, y]
-        pen.line(ends, fill=(255, 255, 255), width=4)
+        ends = [x + side * height * 0.34, y, x + side * height * 0.66, y]
+        _stroke(pen, ends, (255, 255, 255), (70, 70, 70))
 
 
 def _jumping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
-    pen.ellipse(_box(x, base + height * 0.01, height * 0.25, height * 0.04), fill=(60, 60, 60))
+    pen.ellipse(_box(x, base + height * 0.01, height * 0.25, height * 0.05), fill=(40, 40, 40))
 
 
 CUE: dict[str, Callable] = {
