@@ -401,7 +401,7 @@ def _running(pen: Draw, x: float, base: float, height: float, side: int) -> None
     for number in range(3):
         y = base - height * (0.2 + 0.2 * number)
         ends = [x + side * height * 0.34, y, x + side * height * 0.66, y]
-        _stroke(pen, ends, (255, 255, 255), (70, 70, 70))
+        _stroke(pen, ends, (0, 235, 235), (0, 60, 70))
 
 
 def _jumping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
