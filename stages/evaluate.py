@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.shared import metrics, tables, tracking
-from stages.shared.grounding import Slots, load_slots, score, total
+from stages.shared.grounding import Slots, load_slots, load_truth, score, total
 from stages.shared.metrics import Item, Score, Tokenizer, tokenise
 from stages.shared.params import load
 from stages.shared.stage import WrongInput, output, stage
@@ -65,13 +65,10 @@ def read_truth(ingest: Path) -> Truth | None:
     slots = load_slots(ingest)
     if slots is None:
         return None
-    facts: dict[tuple[str, int], dict[str, str]] = {}
-    for row in tables.read(ingest / "facts.parquet", tables.FACTS):
-        facts.setdefault((row["record"], row["position"]), {})[row["slot"]] = row["value"]
     path = ingest / "ceilings.json"
     ceilings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     splits = ("validation", "test")
-    return Truth(slots, facts, {split: ceilings.get(split, {}) for split in splits})
+    return Truth(slots, load_truth(ingest), {split: ceilings.get(split, {}) for split in splits})
 
 
 def tokenised(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> list[Item]:

@@ -80,9 +80,7 @@ def score_of(ingest: Path) -> Score:
     slots = grounding.load_slots(ingest)
     if slots is None:
         return lambda row, text: Indel.normalized_similarity(row["text"], text)
-    truth: dict[tuple[str, int], dict[str, str]] = {}
-    for fact in tables.read(ingest / "facts.parquet", tables.FACTS):
-        truth.setdefault((fact["record"], fact["position"]), {})[fact["slot"]] = fact["value"]
+    truth = grounding.load_truth(ingest)
 
     def score(row: dict, text: str) -> float:
         facts = truth[row["record"], row["position"]]

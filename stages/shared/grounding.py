@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from stages.shared import tables
+
 Phrases = dict[str, list[str]]  # value -> the phrases that say it
 
 
@@ -33,6 +35,14 @@ def load_slots(ingest: Path) -> Slots | None:
     if not path.exists():
         return None
     return Slots(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def load_truth(ingest: Path) -> dict[tuple[str, int], dict[str, str]]:
+    """What is true of each chunk of a corpus with slots: (record, position) -> {slot: value}."""
+    truth: dict[tuple[str, int], dict[str, str]] = {}
+    for fact in tables.read(ingest / "facts.parquet", tables.FACTS):
+        truth.setdefault((fact["record"], fact["position"]), {})[fact["slot"]] = fact["value"]
+    return truth
 
 
 def stated(text: str, phrases: Phrases) -> set[str]:

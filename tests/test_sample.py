@@ -1,0 +1,163 @@
+from collections import Counter
+from dataclasses import replace
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stages.datasets import phrases, sample
+from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
+from stages.shared.grounding import Slots, score, stated
+from stages.shared.records import Article, Captioned, Extra
+
+PARAMS = sample.Params(
+    seed=0,
+    size=32,
+    train=120,
+    validation=60,
+    test=120,
+    captions=2,
+    caption_share=0.5,
+    one_slot_share=0.5,
+    held_out_pictures=0.15,
+    held_out_titles=0.2,
+)
+ALL = Slots(TOPIC, PICTURE)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(sample.read(Path("unused"), "articles", PARAMS))
+
+
+def articles(items) -> list[Article]:
+    return [item for item in items if isinstance(item, Article)]
+
+
+def scenes(article: Article, slots=SLOTS) -> list[dict[str, str]]:
+    found: dict[int, dict[str, str]] = {}
+    for fact in article.facts:
+        if fact.slot in slots:
+            found.setdefault(fact.position, {})[fact.slot] = fact.value
+    return list(found.values())
+
+
+def extra(items, name: str) -> dict:
+    (content,) = [item.content for item in items if isinstance(item, Extra) and item.name == name]
+    return content
+
+
+def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):
+    assert items == list(sample.read(Path("unused"), "articles", PARAMS))
+    assert items != list(sample.read(Path("unused"), "articles", replace(PARAMS, seed=1)))
+
+
+def test_every_text_states_all_its_slots_and_nothing_else(items):
+    for article in articles(items):
+        texts = [block for block in article.blocks if isinstance(block, str)]
+        for text, truth in zip(texts, scenes(article), strict=True):
+            assert score(text, truth, ALL) == dict.fromkeys(SLOTS, 1), text
+
+
+def test_no_title_tells_a_slot_of_the_picture_and_each_tells_its_topic(items):
+    for article in articles(items):
+        assert not any(stated(article.title, values) for values in PICTURE.values())
+        truth = scenes(article)[0]
+        assert stated(article.title, TOPIC["name"]) == {truth["name"]}
+        assert stated(article.title, TOPIC["goal"]) == {truth["goal"]}
+        assert any(words in article.title for words in phrases.STYLE_IN_TITLE[truth["style"]])
+
+
+def test_no_combination_of_the_test_split_is_ever_seen_in_another(items):
+    for slots in (TOPIC, PICTURE):
+        seen = {True: set(), False: set()}
+        for article in articles(items):
+            for scene in scenes(article, slots):
+                seen[article.split == "test"].add(tuple(scene.values()))
+        assert seen[True] and seen[False]
+        assert not seen[True] & seen[False]
+
+
+def test_the_stated_share_of_articles_differs_in_one_slot_only(items):
+    kinds = Counter()
+    for article in articles(items):
+        shown = scenes(article, PICTURE)
+        assert 3 <= len(shown) <= 5
+        assert len({tuple(scene.values()) for scene in shown}) == len(shown)
+        changed = {slot for slot in PICTURE if len({scene[slot] for scene in shown}) > 1}
+        kinds[len(changed) == 1] += 1
+        assert bool(article.foils) == (len(changed) == 1 and article.split != "train")
+    assert kinds[True] / sum(kinds.values()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_foil_is_the_reference_with_one_picture_slot_changed(items):
+    checked = 0
+    for article in articles(items):
+        texts, truths = article.blocks[1::2], scenes(article)
+        for foil in article.foils:
+            right = score(foil.text, truths[foil.position], ALL)
+            assert right == dict.fromkeys(SLOTS, 1) | {foil.slot: 0}
+            (wrong,) = stated(foil.text, SLOTS[foil.slot])
+            values = SLOTS[foil.slot]
+            said = values[truths[foil.position][foil.slot]]
+            undone = [
+                foil.text.replace(new, old)
+                for new in values[wrong]
+                if new in foil.text
+                for old in said
+            ]
+            assert texts[foil.position] in undone  # the same phrasing
+            checked += 1
+    assert checked > 50
+
+
+def test_realised_ceilings_are_those_of_the_rule_applied_to_the_items(items):
+    """Each unseen slot is answered with one value; the share of items that have it is the score."""
+    ceilings = extra(items, "ceilings.json")
+    for split in ("validation", "test"):
+        rows = [s for a in articles(items) if a.split == split for s in scenes(a)]
+        chances = sample.Process(split, PARAMS).chances()
+        for inputs, seen in (("topic", TOPIC), ("picture", PICTURE), ("both", SLOTS)):
+            right = 0
+            for row in rows:
+                for slot, value in row.items():
+                    guess = value if slot in seen else max(chances[slot], key=chances[slot].get)
+                    right += guess == value
+            realised = ceilings[split][inputs]["realised"]["total"]
+            assert realised == pytest.approx(right / len(rows) / 8, abs=1e-6)
+
+
+def test_expected_ceilings_agree_with_many_draws():
+    from random import Random
+
+    process, random = sample.Process("test", PARAMS), Random(7)
+    drawn: dict[str, Counter] = {slot: Counter() for slot in SLOTS}
+    for _ in range(20_000):
+        topic, shown, _ = process.article(random)
+        for scene in shown:
+            for slot, value in (topic | scene).items():
+                drawn[slot][value] += 1
+    chances = process.chances()
+    for slot, counts in drawn.items():
+        for value in SLOTS[slot]:
+            share = chances[slot][value] / sum(chances[slot].values())
+            assert counts[value] / sum(counts.values()) == pytest.approx(share, abs=0.01)
+
+
+def test_captioned_pictures_show_what_their_captions_say():
+    items = [i for i in sample.read(Path("x"), "captions", PARAMS) if isinstance(i, Captioned)]
+    assert len(items) == 60 + 30 + 60
+    for item in items:
+        truth = {fact.slot: fact.value for fact in item.facts}
+        for caption in item.captions:
+            assert score(caption, truth, Slots({}, PICTURE)) == dict.fromkeys(PICTURE, 1)
+        assert Image.open(BytesIO(item.picture.content)).size == (32, 32)
+
+
+def test_no_phrase_of_one_value_stands_inside_a_phrase_of_another():
+    for values in SLOTS.values():
+        for one, other in combinations(values, 2):
+            for phrase in values[one]:
+                assert not stated(phrase, {other: values[other]})
