@@ -6,7 +6,7 @@ import os
 if "HF_HUB_OFFLINE" not in os.environ:
     os.environ["POLYMUSE_MAY_LIFT_OFFLINE"] = "1"
 
-# Hubs are offline and telemetry is off; `align` and `train_sft` lift the former for a named download.
+# Telemetry is off, and so are hubs: `align` and `train_sft` lift that for a named download.
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

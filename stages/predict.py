@@ -82,9 +82,7 @@ def score_foils(
             scores = writer.model.log_probs(memory.rows(rows), labels).tolist()
         for (item, slot, _), score in zip(texts, scores, strict=True):
             record, position = keys[indices[item]]
-            scored.append(
-                {"record": record, "position": position, "slot": slot, "log_prob": score}
-            )
+            scored.append({"record": record, "position": position, "slot": slot, "log_prob": score})
     return scored
 
 

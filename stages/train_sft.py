@@ -15,7 +15,14 @@ import torch
 from stages.shared import batches, features, history, runs, tracking
 from stages.shared.params import load
 from stages.shared.stage import output, stage
-from stages.shared.training import Validation, batch_of, fingerprint, fit, seed_everything, to_device
+from stages.shared.training import (
+    Validation,
+    batch_of,
+    fingerprint,
+    fit,
+    seed_everything,
+    to_device,
+)
 
 
 def validation(chunks: batches.Chunks, loss, batch: int):
@@ -32,7 +39,9 @@ def validation(chunks: batches.Chunks, loss, batch: int):
             total += sum(loss(model, items).values()).item() * tokens
             count += tokens
             memory = model.remember(items, model.network.gate_train)
-            seen.append(torch.stack([items["sigma"], 1 - memory.gate, memory.correlation.mean((1, 2))]))
+            seen.append(
+                torch.stack([items["sigma"], 1 - memory.gate, memory.correlation.mean((1, 2))])
+            )
         sigma, masked, correlation = torch.cat(seen, 1).mean(1).tolist()
         metrics = {"sigma": sigma, "mask_rate": masked, "lambda": correlation}
         return Validation(metrics, total / count)
@@ -83,7 +92,11 @@ def measure(model, train: batches.Chunks) -> None:
     topics = None
     if cached.text == "encoder":
         texts = sorted(
-            {cached.text_index[row["title"]] for row in train.rows if row["title"] in cached.text_index}
+            {
+                cached.text_index[row["title"]]
+                for row in train.rows
+                if row["title"] in cached.text_index
+            }
         )
         topics = torch.from_numpy(cached.tokens[texts][cached.token_mask[texts]]).float()
     model.measure(patches, topics)

@@ -220,10 +220,10 @@ def test_the_matrix_form_equals_pair_expansion_in_loss_and_gradient(
     with torch.no_grad():
         reference = flexmuse.matrix(anchor, batch)
     loss = flexmuse.preference_loss(policy, batch, reference, numbers)["mscdpo"]
-    gradient = torch.autograd.grad(loss, [p for p in policy.parameters()], allow_unused=True)
+    gradient = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
     expected = expanded(policy, anchor, chunks, articles, numbers)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    other = torch.autograd.grad(expected, [p for p in policy.parameters()], allow_unused=True)
+    other = torch.autograd.grad(expected, list(policy.parameters()), allow_unused=True)
     for mine, theirs in zip(gradient, other, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:

@@ -1,4 +1,4 @@
-"""The words of the sample corpus: slots, their values, how each value is said, and sentence patterns.
+"""The words of the sample corpus: slots, their values, how a value is said, sentence patterns.
 
 Composed from word lists. No phrase of one value contains a phrase of another value of its slot, so
 that a text can be checked for what it states.
@@ -7,10 +7,12 @@ that a text can be checked for what it states.
 from hashlib import sha256
 from random import Random
 
-NAMES = (
-    "Ada Boris Clara Dario Elsa Felix Greta Hugo Iris Jonas "
-    "Lena Mira Nora Otto Priya Ruby Selma Theo Umar Viola"
-).split()
+# fmt: off
+NAMES = [
+    "Ada", "Boris", "Clara", "Dario", "Elsa", "Felix", "Greta", "Hugo", "Iris", "Jonas",
+    "Lena", "Mira", "Nora", "Otto", "Priya", "Ruby", "Selma", "Theo", "Umar", "Viola",
+]
+# fmt: on
 
 # Slots that only the title knows. The style shows in the opening words of a chunk.
 TOPIC: dict[str, dict[str, list[str]]] = {
@@ -49,7 +51,7 @@ PICTURE: dict[str, dict[str, list[str]]] = {
         "storm": ["lightning strikes", "a thunderstorm rages"],
     },
     "actor": {
-        "robot": ["robot", "android"],
+        "robot": ["robot", "machine"],
         "cat": ["cat", "kitten"],
         "bear": ["bear", "bruin"],
         "penguin": ["penguin", "seabird"],
@@ -99,11 +101,12 @@ CHUNKS = {
         "the search for {goal} continues.",
         "our reporters confirm: {weather} {place}. a {actor} is {activity} close to {object} "
         "while {name} wants {goal}.",
-        "breaking news on {goal}: {weather}, yet {name} found a {actor} {activity} {place} with {object}.",
+        "breaking news on {goal}: {weather}, yet {name} saw a {actor} {activity} {place} with "
+        "{object}.",
     ],
     "tale": [
-        "once upon a time {name} came upon a {actor} {activity} {place}. {weather}, {object} stood "
-        "near and {goal} was far.",
+        "once upon a time {name} came upon a {actor} {activity} {place}. {weather}, {object} "
+        "stood near and {goal} was far.",
         "the legend says: {weather} when a {actor}, {activity} beside {object}, told {name} {place} "
         "about {goal}.",
         "once upon a time {weather} {place}. there a {actor} was {activity}, {object} at hand, and "
@@ -114,8 +117,8 @@ CHUNKS = {
         "{name}, target {goal}.",
         "field notes by {name}: {actor} {activity}. equipment: {object}. location: {place}, "
         "{weather}. target {goal}.",
-        "log entry, target {goal}: {weather}. {name} reports a {actor} {activity} {place}. nearby: "
-        "{object}.",
+        "log entry, target {goal}: {weather}. {name} reports a {actor} {activity} {place}. "
+        "nearby: {object}.",
     ],
 }
 CAPTIONS = [

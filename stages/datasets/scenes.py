@@ -1,4 +1,4 @@
-"""Draws the scenes of the sample corpus: a place in some weather, and an actor busy beside an object.
+"""Draws the scenes of the sample corpus: a place, its weather, an actor busy beside an object.
 
 Drawn at twice the size and reduced. Position, scale, direction, colours, clutter and noise are
 random; what the slots say is always visible.

@@ -77,10 +77,7 @@ class Chunks:
             "has_picture": has_picture,
             "has_topic": torch.tensor([bool(self.topics[title]) for title in titles]),
             "sigma": torch.tensor(
-                [
-                    similarity(self.features, row["image"], row["title"]) or 0.0
-                    for row in rows
-                ]
+                [similarity(self.features, row["image"], row["title"]) or 0.0 for row in rows]
             ),
             "labels": pad([self.labels[index] for index in indices], IGNORED),
         }

@@ -29,7 +29,7 @@ class Params:
 
 
 def create(name: str, params: Params, d_model: int, texts: list[str]):
-    """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`) or a model's name or folder.
+    """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`), or by name or folder.
 
     Raises WrongInput if the named model cannot be had or is no complete T5.
     """
@@ -65,7 +65,9 @@ def _without_special_bytes(bpe):
     from tokenizers import Tokenizer
 
     state = json.loads(bpe.to_str())
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in (PAD, END, UNKNOWN)]
+    state["added_tokens"] = [
+        t for t in state["added_tokens"] if t["content"] in (PAD, END, UNKNOWN)
+    ]
     return Tokenizer.from_str(json.dumps(state))
 
 

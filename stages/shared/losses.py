@@ -45,7 +45,7 @@ def pairwise_dpo(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
 
 
 def softmax_dpo(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
-    """S-DPO (arXiv:2406.09215 eq. 10): -log sigmoid(-log sum_j exp(-beta gap_j)), shapes as above."""
+    """S-DPO (arXiv:2406.09215, eq. 10): -log sigmoid(-log sum_j exp(-beta gap_j)), as above."""
     exponents = (-beta * gaps).masked_fill(~allowed, -torch.inf)
     usable = allowed.any(-1)
     exponents = exponents.where(usable[..., None], torch.zeros_like(exponents))

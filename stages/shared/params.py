@@ -1,4 +1,4 @@
-"""params.yaml -> frozen dataclasses. A value lives in params.yaml or nowhere: no defaults, no extras."""
+"""params.yaml -> frozen dataclasses. A value lives in params.yaml or nowhere: no defaults."""
 
 import types
 from dataclasses import fields, is_dataclass

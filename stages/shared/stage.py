@@ -1,8 +1,8 @@
-"""What every stage's command does around its work: say errors in one sentence, write all or nothing.
+"""What every stage does around its work: say errors in one sentence, write all or nothing.
 
-    if __name__ == "__main__":
-        with stage():
-            main(load(Params, "clean"), *map(Path, sys.argv[1:]))
+if __name__ == "__main__":
+    with stage():
+        main(load(Params, "clean"), *map(Path, sys.argv[1:]))
 """
 
 import ctypes
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class WrongInput(Exception):
-    """The user's mistake. Its message is one sentence: the file or field, what is wrong, the fix."""
+    """The user's mistake, in one sentence: the file or field, what is wrong, the fix."""
 
 
 def die_with_parent() -> None:
@@ -40,7 +40,7 @@ def home() -> Path:
 
 
 def allow_downloads() -> None:
-    """Let the Hugging Face hub be reached, because params name a model, unless the user forbids it."""
+    """Let the Hugging Face hub be reached, as params name a model, unless the user forbids it."""
     if os.environ.get("POLYMUSE_MAY_LIFT_OFFLINE") == "1":
         os.environ["HF_HUB_OFFLINE"] = "0"
         if "huggingface_hub.constants" in sys.modules:  # it reads the variable once, at import
@@ -59,7 +59,7 @@ def stage() -> Iterator[None]:
 
 @contextmanager
 def output(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` when the block ends well, and vanishes otherwise.
+    """A folder to write into; it becomes `target` when the block ends well, and vanishes if not.
 
     Raises WrongInput if another process is writing the same target.
     """

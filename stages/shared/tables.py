@@ -21,7 +21,7 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 _KEY = {"id": STR, "split": STR, "language": STR, "source": STR}
 
-# 01_ingest, by corpus kind. A block is a picture (text null) or a text (image null), in reading order.
+# 01_ingest, by kind of corpus. A block is a picture (text null) or a text (image null).
 RECORDS = {
     "articles": _schema(
         **_KEY,
@@ -46,7 +46,7 @@ FACTS = _schema(record=STR, position=INT, slot=STR, value=STR)  # 01_ingest, sam
 FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)  # 01_ingest, sample: one slot changed
 _CHUNK = {"record": STR, "position": INT, "split": STR, "language": STR, "title": STR, "image": STR}
 CHUNKS = _schema(**_CHUNK, text=STR, references=TEXTS)  # 05_chunk
-# 05_chunk: which positions of the same article may be rejected in favour of `position` (mscDPO mask)
+# 05_chunk: the positions of the article that may be rejected for `position` (mscDPO's mask)
 PAIRS = _schema(record=STR, position=INT, rejected=pa.list_(INT))
 # 11_predict; phase: sft | preference; inputs: both | topic | picture
 PREDICTIONS = _schema(

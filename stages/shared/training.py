@@ -163,9 +163,7 @@ class _Run:
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(_groups(self.weights, schedule), lr=schedule.learning_rate)
-        self.objective, self.optimizer = self.accelerator.prepare(
-            Objective(model, loss), optimizer
-        )
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, loss), optimizer)
         self.step, self.stopped, self.history = 0, False, []
         self.best, self.best_weights, self.waited = math.inf, None, 0
 
