@@ -107,14 +107,14 @@ CHUNKS = {
     "tale": [
         "once upon a time {name} came upon a {actor} {activity} {place}. {weather}, {object} "
         "stood near and {goal} was far.",
-        "the legend says: {weather} when a {actor}, {activity} beside {object}, told {name} {place} "
-        "about {goal}.",
+        "the legend says: {weather} when a {actor}, {activity} beside {object}, told {name} "
+        "{place} about {goal}.",
         "once upon a time {weather} {place}. there a {actor} was {activity}, {object} at hand, and "
         "{name} asked for {goal}.",
     ],
     "log": [
-        "log entry: {place}, {weather}. subject: {actor}, {activity}. equipment: {object}. observer "
-        "{name}, target {goal}.",
+        "log entry: {place}, {weather}. subject: {actor}, {activity}. equipment: {object}. "
+        "observer {name}, target {goal}.",
         "field notes by {name}: {actor} {activity}. equipment: {object}. location: {place}, "
         "{weather}. target {goal}.",
         "log entry, target {goal}: {weather}. {name} reports a {actor} {activity} {place}. "

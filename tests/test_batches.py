@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from stages.shared import batches, tables
+from stages.shared.batches import IGNORED
+from stages.shared.stage import WrongInput
+from tests import writers
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    return writers.chunks()
+
+
+def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
+    batch = chunks.batch([2, 1])
+    for row, index in enumerate([2, 1]):
+        ids = [i for i in batch["labels"][row].tolist() if i != IGNORED]
+        assert ids[-1] == chunks.tokenizer.eos_token_id
+        assert chunks.tokenizer.decode(ids[:-1]) == chunks.rows[index]["text"]
+
+
+def test_a_long_text_is_cut_without_an_end_and_counted():
+    short = batches.Chunks(writers.rows(), writers.features(), writers.chunks().tokenizer, (8, 2))
+    assert short.cut == 8
+    assert all(len(ids) == 2 and ids[-1] != short.tokenizer.eos_token_id for ids in short.labels)
+
+
+def test_features_land_at_their_items_and_padding_is_masked(chunks):
+    batch, features = chunks.batch([7, 0]), chunks.features
+    torch.testing.assert_close(batch["patches"][0], torch.tensor(features.patches[7]).float())
+    assert batch["topic_mask"].sum(1).tolist() == [7, 3]  # titles 2 and 0
+    torch.testing.assert_close(batch["topic"][1, :3], torch.tensor(features.tokens[0, :3]).float())
+    assert not batch["topic"][1, 3:].any()
+
+
+def test_sigma_is_the_cosine_of_picture_and_title(chunks):
+    features = chunks.features
+    picture, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
+    sigma = batches.similarity(features, "7", "title 2")
+    assert sigma == pytest.approx(picture @ title, abs=1e-6)
+    assert chunks.batch([7])["sigma"].item() == pytest.approx(sigma)
+    assert batches.similarity(features, None, "title 2") is None
+    assert batches.similarity(writers.features(learned=True), "7", "title 2") is None
+
+
+def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
+    row = chunks.rows[0] | {"image": None, "title": ""}
+    bare = batches.Chunks([row, chunks.rows[1]], chunks.features, chunks.tokenizer, (8, 24))
+    batch = bare.batch([0, 1])
+    assert batch["has_picture"].tolist() == batch["has_topic"].tolist() == [False, True]
+    assert not batch["patches"][0].any() and batch["sigma"][0] == 0
+    assert batch["topic_mask"].any(1).all()  # attention needs one open place
+
+
+def test_learned_topics_are_characters_of_any_script():
+    chunks = writers.chunks(learned=True)
+    row = chunks.rows[0] | {"title": "红烧肉"}
+    chinese = batches.Chunks([row], chunks.features, chunks.tokenizer, (8, 24))
+    batch = chinese.batch([0])
+    assert "topic" not in batch
+    assert chunks.tokenizer.unk_token_id not in batch["topic_ids"]
+    assert batch["topic_ids_mask"].all()
+
+
+def test_documents_keep_articles_apart_and_only_allowed_pairs(chunks):
+    articles = chunks.articles(writers.pairs()[:2])  # of r0, positions 0 and 1 only
+    assert [article.rows for article in articles] == [[0, 1, 2]]
+    batch = chunks.documents(articles + chunks.articles(writers.pairs()[4:]))
+    assert batch["article"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert batch["position"].tolist() == [0, 1, 2, 0, 1, 2, 3]
+    expected = [[0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert batch["allowed"][0].int().tolist() == expected
+    assert batch["allowed"][1].sum() == 12
+
+
+def test_positions_with_gaps_are_counted_anew():
+    rows = [row | {"position": row["position"] * 2} for row in writers.rows()]
+    chunks = batches.Chunks(rows, writers.features(), writers.chunks().tokenizer, (8, 24))
+    (article,) = chunks.articles([{"record": "r0", "position": 4, "rejected": [0]}])
+    assert article.allowed.int().tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(tmp_path):
+    rows = [*writers.rows(), writers.rows()[0] | {"split": "test", "image": None}]
+    tables.write(tmp_path / "chunks.parquet", rows, tables.CHUNKS)
+    assert len(batches.training_chunks(tmp_path)) == 8
+    assert len(batches.read_chunks(tmp_path, "test", with_picture=False)) == 1
+    assert batches.read_chunks(tmp_path, "test", with_picture=True) == []
+    tables.write(tmp_path / "chunks.parquet", rows[-1:], tables.CHUNKS)
+    with pytest.raises(WrongInput, match="no chunk of the train split has a picture"):
+        batches.training_chunks(tmp_path)
