@@ -93,6 +93,23 @@ def test_chinese_clip_pools_the_first_token_through_the_projection(tmp_path):
     assert encoder.languages == ["zh"]
 
 
+def test_siglip_reads_texts_at_their_full_length_and_pools_them_itself(tmp_path):
+    model = tiny_clips.siglip(tmp_path / "source")
+    encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder")
+    words = encoder.processor.tokenizer(["a"], padding="max_length", return_tensors="pt")
+    pixels = encoder.processor.image_processor(photo(0), return_tensors="pt")
+    with torch.inference_mode():
+        read = model.text_model(input_ids=words["input_ids"])
+        seen = model.vision_model(**pixels)
+    pooled, tokens, mask = encoder.texts(["a", "b c"])
+    assert (encoder.buckets(["a", "b c"]), mask.sum(1).tolist()) == ([12, 12], [3, 4])
+    close(pooled[0], F.normalize(read.pooler_output, dim=-1)[0])
+    close(tokens[0], read.last_hidden_state[0])
+    pooled, patches = encoder.images([photo(0)])
+    close(pooled, F.normalize(seen.pooler_output, dim=-1))
+    close(patches, seen.last_hidden_state)
+
+
 def test_open_clip_features_are_those_of_its_own_model(tmp_path):
     model = tiny_clips.openclip(tmp_path / "source")
     encoder = fetched("openclip", tmp_path / "source", tmp_path / "encoder")

@@ -25,6 +25,10 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
 )
 
 TOWER = {
@@ -78,6 +82,20 @@ def chinese_clip(folder: Path) -> ChineseCLIPModel:
     model = ChineseCLIPModel(config).eval()
     model.save_pretrained(folder)
     ChineseCLIPProcessor(ChineseCLIPImageProcessor(**CROP), tokenizer).save_pretrained(folder)
+    return model
+
+
+def siglip(folder: Path) -> SiglipModel:
+    """With Chinese-CLIP's tokenizer: its own kind needs a model of SentencePiece."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=12)
+    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": 12}
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).eval()
+    model.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    SiglipProcessor(SiglipImageProcessor(size=size), tokenizer).save_pretrained(folder)
     return model
 
 
