@@ -4,9 +4,9 @@ import json
 import string
 from pathlib import Path
 
-import numpy as np
-
 import stages.shared.operators  # noqa: F401  (before transformers and open_clip)
+
+import numpy as np
 
 # isort: split
 import open_clip

@@ -1,10 +1,11 @@
 """A tiny writer, its features and its batches, for the tests of models and of writing stages."""
 
+import stages.shared.operators  # noqa: F401  (before transformers)
+
 import numpy as np
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-import stages.shared.operators  # noqa: F401  (before transformers)
 from stages.models.flexmuse import Model, Network, Shapes
 from stages.shared.batches import Chunks
 from stages.shared.decoders import train_tokenizer

@@ -29,11 +29,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import stages.shared.operators  # noqa: F401  (before transformers)
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-import stages.shared.operators  # noqa: F401  (before transformers)
 from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo, token_log_probs
 
 Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]

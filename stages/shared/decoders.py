@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import stages.shared.operators  # noqa: F401  (before transformers)
+
 from stages.shared.stage import WrongInput, allow_downloads
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2

@@ -13,6 +13,8 @@ from itertools import pairwise
 from math import gcd
 from pathlib import Path
 
+import stages.shared.operators  # noqa: F401  (before transformers)
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,6 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import stages.shared.operators  # noqa: F401  (before transformers)
 from stages.shared.encoders import (
     Encoder,
     TextTower,
