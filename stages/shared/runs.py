@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.models import paper
@@ -92,7 +92,17 @@ def save(writer: Writer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(writer.config, indent=1))
     decoders.save(folder, writer.model.t5, writer.tokenizer)
-    save_model(writer.model, str(folder / "model.safetensors"))  # knows shared weights
+    save_file(unique(writer.model), folder / "model.safetensors")
+
+
+def unique(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state of a model, a tied weight once. (safetensors' save_model notes the other names of
+    a tied weight in an order that changes from run to run, and the file's hash with it.)"""
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in model.named_parameters()}
+    return {
+        name: value.contiguous() for name, value in model.state_dict().items() if name not in tied
+    }
 
 
 def restore(folder: Path) -> Writer:
@@ -105,5 +115,8 @@ def restore(folder: Path) -> Writer:
     t5, tokenizer = decoders.restore(folder)
     network = fill(module.Network, config["network"], f"{folder}/config.json")
     model = module.Model(network, module.Shapes(**config["shapes"]), t5)
-    load_model(model, str(folder / "model.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    if weights.keys() != unique(model).keys():
+        raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")
+    model.load_state_dict(weights, strict=False)  # strict would ask for tied weights again
     return Writer(module, model.to(device()).eval(), tokenizer, config)

@@ -1,0 +1,82 @@
+"""A handful of articles on disk as ingest, chunk and embed leave them, for later stages."""
+
+import json
+from pathlib import Path
+
+from stages.shared import features, tables
+from tests import writers
+
+SPLITS = ("train", "validation", "test")
+SLOTS = {"topic": {}, "picture": {"animal": {"cat": ["cat"], "dog": ["dog"]}}}
+
+
+def write(folder: Path, *, slots: bool = True) -> list[Path]:
+    """The folders ingest, chunk and embed: eight chunks in three articles for each split."""
+    ingest, chunk, embed = (folder / name for name in ("ingest", "chunk", "embed"))
+    for path in (ingest, chunk, embed):
+        path.mkdir(parents=True)
+    rows, pairs = [], []
+    for split in SPLITS:
+        for row in writers.rows():
+            rows.append(row | {"record": f"{split}-{row['record']}", "split": split})
+        for pair in writers.pairs():
+            pairs.append(pair | {"record": f"{split}-{pair['record']}"})
+    tables.write(chunk / "chunks.parquet", rows, tables.CHUNKS)
+    tables.write(chunk / "pairs.parquet", pairs, tables.PAIRS)
+    if slots:
+        _write_truth(ingest, rows)
+    cached = writers.features()
+    pictures = [{"pooled": cached.pooled[row], "patches": cached.patches[row]} for row in range(8)]
+    titles = [
+        {"pooled": cached.text_pooled[row], "tokens": cached.tokens[row][cached.token_mask[row]]}
+        for row in range(4)
+    ]
+    features.write(embed, (list(cached.image_index), pictures), (list(cached.text_index), titles))
+    return [ingest, chunk, embed]
+
+
+def _write_truth(ingest: Path, rows: list[dict]) -> None:
+    (ingest / "slots.json").write_text(json.dumps(SLOTS))
+    facts = [
+        {
+            "record": row["record"],
+            "position": row["position"],
+            "slot": "animal",
+            "value": "dog" if "dog" in row["text"] else "cat",
+        }
+        for row in rows
+    ]
+    tables.write(ingest / "facts.parquet", facts, tables.FACTS)
+    foils = [
+        {
+            "record": row["record"],
+            "position": row["position"],
+            "slot": "animal",
+            "text": row["text"].replace("cat", "dog"),
+        }
+        for row in rows
+        if "cat" in row["text"] and row["split"] != "train"
+    ]
+    tables.write(ingest / "foils.parquet", foils, tables.FOILS)
+
+
+def project(folder: Path) -> None:
+    """params.yaml as shipped, with training that takes a second."""
+    import yaml
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["training"]["checkpoint_seconds"] = 0.0
+    params["decoders"]["tiny"] |= {"d_ff": 32, "vocabulary": 400}
+    params["models"]["flexmuse"]["network"] |= {"d_model": 16, "text_tokens": 8}
+    run = params["runs"]["flexmuse"]
+    run["max_tokens"] = 24
+    run["sft"] |= {"steps": 20, "batch": 4, "validate_every": 10}
+    run["preference"] |= {"steps": 6, "batch": 2, "validate_every": 3, "learning_rate": 0.001}
+    run["watch"] = {"items": 4, "max_drop": 1.0}
+    run["generation"]["batch"] = 3
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages import train_sft
+from stages.shared import history, runs
+from stages.shared.params import load
+from tests import corpus
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    corpus.project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def train(place, target: str):
+    ingest, chunk, embed = (place / name for name in ("ingest", "chunk", "embed"))
+    if not ingest.exists():
+        corpus.write(place)
+    run = load(runs.Run, "runs", "flexmuse")
+    train_sft.main("flexmuse", run, chunk, embed, place / target)
+    return place / target
+
+
+def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
+    target = train(place, "out")
+    writer = runs.restore(target / "model")
+    rows = [row | {"title": "title 0"} for row in corpus.writers.rows()]
+    chunks = writer.chunks(rows, corpus.writers.features())
+    run = load(runs.Run, "runs", "flexmuse")
+    texts, passed = writer.write(chunks.batch([0, 5]), run.generation)
+    assert len(texts) == 2 and passed.tolist() == [1, 1]
+    assert texts == runs.restore(target / "model").write(chunks.batch([0, 5]), run.generation)[0]
+    steps = history.read(target / "history.csv")
+    assert [row["step"] for row in steps] == list(range(21))
+    assert {"validation_sigma", "validation_mask_rate", "validation_lambda"} <= steps[0].keys()
+
+
+def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monkeypatch):
+    first = train(place, "first")
+    monkeypatch.setenv("POLYMUSE_HOME", str(place / "other"))
+    assert corpus.bytes_of(train(place, "second")) == corpus.bytes_of(first)
+    text = (place / "params.yaml").read_text()
+    assert "seed: 0" in text
+    (place / "params.yaml").write_text(text.replace("seed: 0", "seed: 1"))
+    third = load_file(train(place, "third") / "model" / "model.safetensors")
+    weights = load_file(first / "model" / "model.safetensors")
+    assert not torch.equal(third["position"], weights["position"])
+
+
+def test_statistics_are_those_of_the_train_split(place):
+    target = train(place, "out")
+    model = runs.restore(target / "model").model
+    patches = torch.tensor(corpus.writers.features().patches).float().flatten(0, 1)
+    torch.testing.assert_close(model.standardise_picture.mean, patches.mean(0))
+    cached = corpus.writers.features()
+    tokens = torch.tensor(cached.tokens[:3][cached.token_mask[:3]]).float()  # titles 0 to 2
+    torch.testing.assert_close(model.standardise_topic.mean, tokens.mean(0))
+
+
+def test_config_says_what_the_weights_are(place):
+    config = json.loads((train(place, "out") / "model" / "config.json").read_text())
+    assert config["model"] == "flexmuse"
+    assert config["shapes"] == {"patches": 4, "patch_width": 6, "topic_width": 5}
+    assert config["max_tokens"] == 24
