@@ -140,7 +140,7 @@ def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writ
     if not held_out.articles:  # few articles: watch, and choose weights, on those trained on
         held_out = trained
     watched = writer.chunks(held_out.chunks.rows[: run.watch.items], cached)
-    numbers = load(writer.paper.Preference, "models", run.model, "preference")
+    numbers = runs.preference(run)
 
     def loss(model, batch):
         return writer.paper.preference_loss(model, batch, batch["reference"], numbers)
@@ -161,7 +161,8 @@ def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writ
 
 
 def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
-    with tracking.run(stage="train_preference", name=name, params=asdict(run)) as tracked:
+    numbers = asdict(run) | {"objective": asdict(runs.preference(run))}
+    with tracking.run(stage="train_preference", name=name, params=numbers) as tracked:
         with output(target) as folder:
             writer, steps = train(name, run, folders, tracked.log)
             runs.save(writer, folder / "model")

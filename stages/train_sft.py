@@ -75,7 +75,8 @@ def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, lo
 
 
 def main(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, target: Path) -> None:
-    with tracking.run(stage="train_sft", name=name, params=asdict(run)) as tracked:
+    numbers = asdict(run) | {"network": asdict(runs.network(run)), "decoders": asdict(runs.tiny())}
+    with tracking.run(stage="train_sft", name=name, params=numbers) as tracked:
         with output(target) as folder:
             writer, steps, chunks = train(name, run, chunk_folder, feature_folder, tracked.log)
             runs.save(writer, folder / "model")

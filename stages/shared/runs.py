@@ -69,23 +69,34 @@ class Writer:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True), memory.gate.cpu()
 
 
+def network(run: Run):
+    """The numbers of a run's model that its weights depend on."""
+    return load(paper(run.model).Network, "models", run.model, "network")
+
+
+def preference(run: Run):
+    """The numbers of its preference objective."""
+    return load(paper(run.model).Preference, "models", run.model, "preference")
+
+
+def tiny() -> decoders.Params:
+    return load(decoders.Params, "decoders")
+
+
 def create(run: Run, texts: list[str], features: Features) -> Writer:
     """A new writer for the features' shapes; `texts` teach a tiny decoder its vocabulary."""
-    module = paper(run.model)
-    network = load(module.Network, "models", run.model, "network")
-    t5, tokenizer = decoders.create(
-        run.decoder, load(decoders.Params, "decoders"), network.d_model, texts
-    )
+    module, sizes = paper(run.model), network(run)
+    t5, tokenizer = decoders.create(run.decoder, tiny(), sizes.d_model, texts)
     _, patches, patch_width = features.patches.shape
     topic_width = features.tokens.shape[2] if features.text == "encoder" else 0
     shapes = module.Shapes(patches, patch_width, topic_width)
     config = {
         "model": run.model,
-        "network": asdict(network),
+        "network": asdict(sizes),
         "shapes": asdict(shapes),
         "max_tokens": run.max_tokens,
     }
-    return Writer(module, module.Model(network, shapes, t5).to(device()), tokenizer, config)
+    return Writer(module, module.Model(sizes, shapes, t5).to(device()), tokenizer, config)
 
 
 def save(writer: Writer, folder: Path) -> None:
@@ -113,8 +124,8 @@ def restore(folder: Path) -> Writer:
         raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
     module = paper(config["model"])
     t5, tokenizer = decoders.restore(folder)
-    network = fill(module.Network, config["network"], f"{folder}/config.json")
-    model = module.Model(network, module.Shapes(**config["shapes"]), t5)
+    sizes = fill(module.Network, config["network"], f"{folder}/config.json")
+    model = module.Model(sizes, module.Shapes(**config["shapes"]), t5)
     weights = load_file(folder / "model.safetensors")
     if weights.keys() != unique(model).keys():
         raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")

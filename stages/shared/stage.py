@@ -55,6 +55,8 @@ def stage() -> Iterator[None]:
         yield
     except WrongInput as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager

@@ -306,7 +306,10 @@ def _source(dvc_stage: str) -> dict[str, str]:
     """The source of a run as MLflow's pages know it: stage and commit, no user, no machine."""
     source = {"dvc.stage": dvc_stage} if dvc_stage else {}
     command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a machine without git trains as well
+        return source
     if commit.returncode == 0:
         source["mlflow.source.git.commit"] = commit.stdout.strip()
     return source
