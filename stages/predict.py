@@ -19,7 +19,7 @@ from stages.shared import batches, features, runs, tables
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import output, stage
-from stages.shared.training import Batch, to_device
+from stages.shared.training import Batch, inference, to_device
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ def write_texts(
         for row, text, share in zip(rows, texts, passed.tolist(), strict=True):
             sigma = batches.similarity(chunks.features, row["image"], row["title"])
             key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
-            written.append(
-                key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": 1 - share}
-            )
+            gated = 1 - share if row["title"] and inputs != "picture" else None
+            written.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": gated})
     return written
 
 
@@ -75,7 +74,7 @@ def score_foils(
             for foil in of_chunk[keys[index]]:
                 texts.append((item, foil["slot"], chunks.encode(foil["text"])))
         labels = batches.pad([ids for _, _, ids in texts], batches.IGNORED).to(device)
-        with torch.inference_mode():
+        with inference():
             items = to_device(chunks.batch(indices), device)
             memory = writer.model.remember(items, writer.model.network.gate_predict)
             rows = torch.tensor([item for item, _, _ in texts], device=device)

@@ -23,7 +23,15 @@ from stages.shared import batches, features, grounding, history, runs, tables, t
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, output, stage
-from stages.shared.training import Batch, Validation, batch_of, fingerprint, fit, to_device
+from stages.shared.training import (
+    Batch,
+    Validation,
+    batch_of,
+    fingerprint,
+    fit,
+    inference,
+    to_device,
+)
 
 Score = Callable[[dict, str], float]  # chunk, written text -> 0 to 1
 
@@ -45,7 +53,7 @@ class Anchor:
             for same in by_size.values()
             for start in range(0, len(same), batch)
         ]
-        with torch.inference_mode():
+        with inference():
             for group in bar(groups, "reference"):
                 items = to_device(chunks.documents(group), device)
                 scores = writer.paper.matrix(writer.model, items).cpu()

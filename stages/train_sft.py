@@ -67,7 +67,7 @@ def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, lo
         lambda step: chunks.batch(batch_of(len(chunks), run.sft.batch, run.sft.seed, step)),
         run.sft,
         name=f"train_sft@{name}",
-        key=fingerprint([run.sft, writer.config, run.decoder], [chunk_folder, feature_folder]),
+        key=fingerprint([run.sft, writer.config, writer.model], [chunk_folder, feature_folder]),
         validate=validation(held_out, loss, run.sft.batch) if len(held_out) else None,
         log=log,
     )

@@ -66,7 +66,7 @@ def project(folder: Path) -> None:
 
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["training"]["checkpoint_seconds"] = 0.0
-    params["decoders"]["tiny"] |= {"d_ff": 32, "vocabulary": 400}
+    params["decoders"]["tiny"] |= {"d_ff": 32, "vocabulary": 400, "dropout": 0.2}
     params["models"]["flexmuse"]["network"] |= {"d_model": 16, "text_tokens": 8}
     run = params["runs"]["flexmuse"]
     run["max_tokens"] = 24

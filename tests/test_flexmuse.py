@@ -6,6 +6,8 @@ from torch.nn.functional import logsigmoid
 
 from stages.models import flexmuse
 from stages.models.flexmuse import Fusion, Preference, gate, map_sigma
+from stages.shared.batches import Chunks
+from stages.shared.stage import WrongInput
 from tests import writers
 
 VOCABULARY = 300
@@ -41,6 +43,25 @@ def test_gate_modes_by_hand(mode, passes):
     torch.testing.assert_close(gate(sigma, mode, writers.network()), torch.tensor(passes).float())
 
 
+def test_a_threshold_of_zero_lets_a_negative_similarity_pass():
+    network = writers.network(threshold=0.0)
+    passed = gate(torch.tensor([-0.2, 0.0, 0.3]), "threshold", network)
+    assert passed.tolist() == [1, 0, 0]
+
+
+def test_a_similarity_band_without_width_is_refused():
+    with pytest.raises(WrongInput, match="sigma_low must be below sigma_high"):
+        writers.network(sigma_low=0.5, sigma_high=0.5)
+
+
+def test_a_corpus_without_titles_still_trains():
+    rows = [row | {"title": ""} for row in writers.rows()]
+    bare = Chunks(rows, writers.features(), writers.chunks().tokenizer, (8, 24))
+    writer = model(bare)
+    writer.measure(torch.randn(5, 6), torch.zeros(0, 5))
+    assert torch.isfinite(flexmuse.sft_loss(writer.train(), bare.batch([0, 1]))["ntp"])
+
+
 def test_sampled_gate_masks_as_often_as_sigma_says():
     torch.manual_seed(0)
     sigma = torch.tensor([-1.0, 0.0, 0.3, 1.0]).repeat_interleave(20_000)
@@ -50,7 +71,7 @@ def test_sampled_gate_masks_as_often_as_sigma_says():
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("raw", [0.0, 0.2, 1.0]), ("affine", [0.25, 0.6, 1.0]), ("minmax", [0.0, 0.5, 1.0])],
+    [("raw", [-0.5, 0.2, 1.0]), ("affine", [0.25, 0.6, 1.0]), ("minmax", [-0.375, 0.5, 1.5])],
 )
 def test_sigma_maps_by_hand(kind, expected):
     network = writers.network(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
@@ -254,6 +275,15 @@ def expanded(policy, anchor, chunks, articles, numbers):
                 total = sum(torch.exp(-numbers.beta * g) for g in gaps)
                 losses.append(-logsigmoid(-total.log()))
     return torch.stack(losses).mean()
+
+
+def test_pairs_that_are_not_allowed_are_not_even_scored(chunks):
+    writer = model(chunks).eval()
+    articles = chunks.articles(writers.pairs())
+    articles[1].allowed[0, 2] = False
+    scores = flexmuse.matrix(writer, chunks.documents(articles))
+    assert scores[1, 0, 2] == 0
+    assert (scores[1] != 0).sum() == 15
 
 
 def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss(chunks):

@@ -42,7 +42,7 @@ def test_sigma_and_masked_are_reported_and_missing_where_there_is_no_picture(pla
     rows = tables.read(place / "out" / "predictions.parquet", tables.PREDICTIONS)
     for row in rows:
         assert (row["sigma"] is None) == (row["image"] is None)
-        assert row["masked"] == (1 if row["inputs"] == "picture" else 0)
+        assert row["masked"] == (None if row["inputs"] == "picture" else 0)  # no topic, no gate
 
 
 def test_the_inputs_that_are_not_named_do_not_matter(place):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -40,9 +42,8 @@ def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
     train_preference.main("flexmuse", run, folders(place), place / "out")
     steps = history.read(place / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
-    assert min(
-        row["validation_loss"] for row in steps if "validation_loss" in row
-    ) == pytest.approx(min(steps[0]["validation_loss"], steps[-1]["validation_loss"]))
+    assert steps[-1]["validation_loss"] < steps[0]["validation_loss"]
+    assert steps[1]["mscdpo"] == pytest.approx(math.log(2), abs=1e-5)  # policy is reference
     margins = []
     for folder in (place / "sft" / "model", place / "out" / "model"):
         writer = runs.restore(folder)

@@ -1,4 +1,9 @@
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +13,8 @@ from stages import train_sft
 from stages.shared import history, runs
 from stages.shared.params import load
 from tests import corpus
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -68,3 +75,27 @@ def test_config_says_what_the_weights_are(place):
     assert config["model"] == "flexmuse"
     assert config["shapes"] == {"patches": 4, "patch_width": 6, "topic_width": 5}
     assert config["max_tokens"] == 24
+
+
+def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
+    """The stage as DVC starts it, killed after its first checkpoint and started again."""
+    corpus.write(place)
+    sources = [str(place / name) for name in ("chunk", "embed")]
+
+    def start(target, home):
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.train_sft", "flexmuse", *sources, str(place / target)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "POLYMUSE_HOME": str(place / home)},
+            stderr=subprocess.DEVNULL,
+        )
+
+    killed = start("killed", "one")
+    checkpoints = place / "one" / "checkpoints" / "train_sft@flexmuse"
+    while not list(checkpoints.glob("*.pt")) and killed.poll() is None:
+        time.sleep(0.005)
+    killed.kill()
+    assert killed.wait() != 0
+    assert not (place / "killed").exists()
+    for target, home in (("killed", "one"), ("whole", "two")):
+        assert start(target, home).wait() == 0
+    assert corpus.bytes_of(place / "killed") == corpus.bytes_of(place / "whole")

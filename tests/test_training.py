@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stages.shared.stage import WrongInput
-from stages.shared.training import Checkpoint, Schedule, Validation, batch_of, fit
+from stages.shared.training import Checkpoint, Schedule, Validation, batch_of, fingerprint, fit
 
 PARAMS = "training:\n  checkpoint_seconds: {seconds}\n"
 
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_bits(workplace):
     with pytest.raises(Killed):
         fit(broken, loss, until, schedule(), name="broken", key="k")
     resumed, loss, _ = regression()
-    asked = []
+    asked, logged = [], []
     history = fit(
         resumed,
         loss,
@@ -98,8 +98,10 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_bits(workplace):
         schedule(),
         name="broken",
         key="k",
+        log=lambda metrics, step: logged.append(step),
     )
     assert asked == list(range(17, 30))
+    assert logged == list(range(1, 31))  # what came before the kill is tracked again
     assert history == expected
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
@@ -153,7 +155,7 @@ def test_sigkill_in_the_middle_ends_with_the_same_bits(workplace):
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(workplace):
     model, loss, batch_at = regression()
-    losses = iter([5.0, 1.0, 2.0, 3.0, 4.0])
+    losses = iter([5.0, 1.0, 2.0, 3.0])
     seen = []
 
     def validate(model):
@@ -169,7 +171,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(workplace):
         key="k",
         validate=validate,
     )
-    assert rows[-1]["step"] == 40  # best at 10, then two worse are borne, the third ends it
+    assert rows[-1]["step"] == 30  # best at 10, then two without a better one
     assert torch.equal(model.weight, seen[1]["weight"])
     assert not torch.equal(model.weight, seen[-1]["weight"])
 
@@ -197,3 +199,21 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(workplace):
             name="t",
             key="k",
         )
+
+
+def test_the_key_changes_with_numbers_weights_dropout_and_inputs(tmp_path):
+    (tmp_path / "a").write_text("1")
+    torch.manual_seed(0)
+    keys = {fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path])}
+    torch.manual_seed(0)
+    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))
+    assert len(keys) == 1
+    torch.manual_seed(0)
+    keys.add(fingerprint([schedule(steps=31), nn.Linear(2, 2)], [tmp_path]))
+    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))  # other weights
+    for rate in (0.1, 0.2):
+        keys.add(fingerprint([schedule(), nn.Dropout(rate)], [tmp_path]))
+    (tmp_path / "a").write_text("2")
+    torch.manual_seed(0)
+    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))
+    assert len(keys) == 6

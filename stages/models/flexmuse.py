@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo, token_log_probs
+from stages.shared.stage import WrongInput
 
 Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
 
@@ -56,6 +57,10 @@ class Network:
     prompt: bool
     missing_picture: float
     missing_topic: float
+
+    def __post_init__(self) -> None:
+        if self.sigma_low >= self.sigma_high:
+            raise WrongInput("models.flexmuse.network: sigma_low must be below sigma_high")
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,12 @@ class Memory:
 
 
 def map_sigma(sigma: Tensor, network: Network) -> Tensor:
-    """P(mask) from the similarity in [-1, 1]: raw, (sigma + 1) / 2, or stretched between bounds."""
+    """What u is compared with: sigma itself, (sigma + 1) / 2, or sigma between two bounds."""
     if network.sigma_map == "affine":
         sigma = (sigma + 1) / 2
     elif network.sigma_map == "minmax":
         sigma = (sigma - network.sigma_low) / (network.sigma_high - network.sigma_low)
-    return sigma.clamp(0, 1)
+    return sigma
 
 
 def gate(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
@@ -104,11 +109,11 @@ def gate(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
         return torch.ones_like(sigma)
     if mode == "always_mask":
         return torch.zeros_like(sigma)
-    chance = map_sigma(sigma, network)
+    sigma = map_sigma(sigma, network)
     if mode == "expected":
-        return 1 - chance  # E[g] over u
-    u = torch.rand_like(chance) if mode == "sample" else torch.full_like(chance, network.threshold)
-    return (chance < u).to(sigma.dtype)  # masked where sigma >= u
+        return 1 - sigma.clamp(0, 1)  # E[g] over u
+    u = torch.rand_like(sigma) if mode == "sample" else torch.full_like(sigma, network.threshold)
+    return (sigma < u).to(sigma.dtype)  # masked where sigma >= u
 
 
 class Elementwise(nn.Module):
@@ -131,9 +136,10 @@ class Standardise(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def measure(self, rows: Tensor) -> None:
-        """rows (N, width)"""
-        self.mean.copy_(rows.mean(0))
-        self.deviation.copy_(rows.std(0) + 1e-4)  # a constant channel stays finite
+        """rows (N, width); none (a corpus without titles) leaves values as they are"""
+        if len(rows):
+            self.mean.copy_(rows.mean(0))
+            self.deviation.copy_(rows.std(0, correction=0) + 1e-4)  # a constant channel is finite
 
     def forward(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.deviation
@@ -273,14 +279,17 @@ def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
 
 
 def matrix(model: Model, batch: dict) -> Tensor:
-    """log p of every chunk given every picture of its article: entry (a, k, j) is log p(c_j | V_k).
+    """log p of chunks given pictures of their article: entry (a, k, j) is log p(c_j | V_k).
 
-    batch: an item a picture, `article` (B,) the row it belongs to, counted from 0, and `position`
-    (B,) its place there.  -> (A, N, N), 0 where an article has fewer than N pictures. Each picture
-    is encoded once, whatever the number of chunks it is paired with.
+    batch: an item a picture, `article` (B,) the row it belongs to, counted from 0, `position` (B,)
+    its place there, `allowed` (A, N, N) the pairs.  -> (A, N, N): the diagonal and what is allowed
+    off it, 0 elsewhere. A picture is encoded once, whatever the number of its chunks.
     """
-    article, position = batch["article"], batch["position"]
-    picture, chunk = torch.nonzero(article[:, None] == article[None], as_tuple=True)
+    article, position, allowed = batch["article"], batch["position"], batch["allowed"]
+    same = article[:, None] == article[None]  # (B, B)
+    pair = allowed[article[:, None], position[:, None], position[None]]
+    own = torch.eye(len(article), dtype=torch.bool, device=article.device)
+    picture, chunk = torch.nonzero(same & pair | own, as_tuple=True)
     memory = model.remember(batch, model.network.gate_predict).rows(picture)
     scores = model.log_probs(memory, batch["labels"][chunk])
     rows, width = int(article.max()) + 1, int(position.max()) + 1

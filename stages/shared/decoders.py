@@ -110,10 +110,14 @@ def _named_t5(name: str):
 
 
 def restore(folder: Path):
-    """The T5 (weights not loaded) and the tokenizer that `save` wrote; no network."""
+    """The T5 (weights not loaded) and the tokenizer that `save` wrote; no network.
+
+    It has no dropout, in training neither: a preference policy must begin where its reference is.
+    """
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
     config = T5Config.from_json_file(folder / "t5.json")
+    config.dropout_rate = 0.0
     return T5ForConditionalGeneration(config), AutoTokenizer.from_pretrained(folder)
 
 

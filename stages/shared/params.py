@@ -5,7 +5,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.shared.stage import WrongInput
 
@@ -16,10 +17,10 @@ FILE = Path("params.yaml")
 def read() -> dict[str, Any]:
     """The whole of params.yaml. Raises WrongInput if it is missing or not YAML."""
     try:
-        values = yaml.safe_load(FILE.read_text())
+        values = YAML(typ="safe").load(FILE)  # YAML 1.2 as DVC writes it: 1e-05 is a number
     except FileNotFoundError:
         raise WrongInput(f"{FILE} is missing: run from the project's folder") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise WrongInput(f"{FILE} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise WrongInput(f"{FILE} holds no sections: restore it from git")

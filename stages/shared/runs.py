@@ -19,7 +19,7 @@ from stages.shared.batches import Chunks
 from stages.shared.features import Features
 from stages.shared.params import fill, load
 from stages.shared.stage import WrongInput
-from stages.shared.training import Batch, Schedule, device, to_device
+from stages.shared.training import Batch, Schedule, device, inference, to_device
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Writer:
         """The text for each item of a batch, and the share of its topic that the gate let pass."""
         model = self.model
         batch = to_device(batch, next(model.parameters()).device)
-        with torch.inference_mode():
+        with inference():
             memory = model.remember(batch, model.network.gate_predict)
             ids = model.write(memory, self.config["max_tokens"], generation.beams)
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True), memory.gate.cpu()

@@ -8,7 +8,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -75,6 +76,18 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bf16() -> bool:
+    """Whether the device computes in bf16; a CPU that only emulates it is many times slower."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """No gradients, in the precision of training: policy and reference must agree."""
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=has_bf16()):
+        yield
+
+
 def seed_everything(seed: int, step: int = 0) -> None:
     """Seed Python and torch for one step; far seeds for near numbers."""
     mixed = int.from_bytes(sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1
@@ -96,10 +109,16 @@ def batch_of(items: int, batch: int, seed: int, step: int) -> list[int]:
 
 
 def fingerprint(values: list[Any], folders: list[Path]) -> str:
-    """Key of a training run: its numbers, its input files, and the code that is loaded now."""
+    """Key of a training run: its numbers, its input files, and the code that is loaded now.
+
+    Of a module counts how it is built (its printed form tells sizes and dropout) and its weights.
+    """
     digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {device()}".encode())
     for value in values:
         digest.update(repr(asdict(value) if is_dataclass(value) else value).encode())
+        if isinstance(value, nn.Module):
+            for name, weight in value.state_dict().items():
+                digest.update(name.encode() + weight.cpu().numpy().tobytes())
     for folder in folders:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
@@ -156,8 +175,7 @@ class _Run:
     def __init__(self, model, loss, schedule, validate, log):
         from accelerate import Accelerator
 
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        self.accelerator = Accelerator(mixed_precision="bf16" if has_bf16() else "no")
         if self.accelerator.num_processes > 1:
             raise WrongInput("training runs in one process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
@@ -196,6 +214,9 @@ class _Run:
 
     def _note(self, row: dict[str, float]) -> None:
         self.history.append(row)
+        self._log(row)
+
+    def _log(self, row: dict[str, float]) -> None:
         self.log({name: value for name, value in row.items() if name != "step"}, row["step"])
 
     def _measure(self, row: dict[str, float]) -> None:
@@ -205,7 +226,7 @@ class _Run:
             return
         self.model.eval()
         seed_everything(self.schedule.seed, -1)
-        with torch.inference_mode():
+        with inference():
             result = self.validate(self.model)
         metrics = {"loss": result.loss} | result.metrics
         self._note(row | {f"validation_{name}": value for name, value in metrics.items()})
@@ -213,7 +234,7 @@ class _Run:
         if not result.stop and result.loss < self.best:
             self.best, self.waited = result.loss, 0
             self.best_weights = _copy(self.model.state_dict())
-        self.stopped = result.stop or self.waited > self.schedule.patience
+        self.stopped = result.stop or self.waited >= self.schedule.patience
 
     def finish(self) -> None:
         if self.best_weights is not None:
@@ -233,6 +254,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_weights = state["best_weights"]
         self.step, self.stopped, self.history, self.best, self.waited = state["plain"]
+        for row in self.history:  # the tracked run is a new one and lacks what came before
+            self._log(row)
 
 
 def _groups(weights: list[nn.Parameter], schedule: Schedule) -> list[dict]:
