@@ -107,16 +107,16 @@ def watched(steps: Rows) -> list[str]:
 
 
 def watch(name: str, steps: Rows) -> str:
-    """What was watched at each validation, 0 to 1."""
+    """What was watched at each validation: shares and similarities."""
 
     def paint(axes: Axes) -> None:
         for measure, colour in zip(watched(steps), SERIES, strict=False):
             _line(axes, steps, measure, colour, marker="o", markersize=4)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(0.0, low - 0.05), min(1.0, high + 0.05))  # noise should look like noise
-        _finish(axes, "step", "score of written texts")
+        axes.set_ylim(low - 0.05, high + 0.05)  # noise should look like noise
+        _finish(axes, "step", "value")
 
-    return draw(name, "Watched score by training step", paint)
+    return draw(name, "Watched values by training step", paint)
 
 
 def _line(axes: Axes, steps: Rows, column: str, colour: str, **style: float | str) -> None:
