@@ -58,7 +58,10 @@ def build() -> State | None:
 
 
 def submit(graph: dag.Dag, settings: repro.Params) -> None:
-    """One task for each stale stage, after those it reads from. Raises WrongInput if one fails."""
+    """One task for each stale stage, after those it reads from.
+
+    Raises WrongInput unless all complete: one may also crash, be cancelled, or never be ready.
+    """
     tasks: dict[str, PrefectFuture] = {}
     workers = ThreadPoolTaskRunner(max_workers=settings.workers)
     with repro.tracked("build") as parent, workers, stopping() as stop:
@@ -67,9 +70,9 @@ def submit(graph: dag.Dag, settings: repro.Params) -> None:
             before = [tasks[other] for other in graph.before(stage) if other in tasks]
             tasks[stage] = workers.submit(reproduce, {"stage": stage, **given}, wait_for=before)
         wait(list(tasks.values()))
-        failed = [task.state.message for task in tasks.values() if task.state.is_failed()]
-        if failed:
-            raise WrongInput(failed[0])
+        for stage, task in tasks.items():  # the first comes before those that waited for it
+            if not task.state.is_completed():
+                raise WrongInput(task.state.message or f"{stage} ended as {task.state.name}")
 
 
 @contextmanager

@@ -3,51 +3,109 @@
 python -m pipelines.check     run in the project, whose own stages it asks
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, make_dataclass
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Literal
 
 from pipelines import repro
-from stages.ingest import format_module
-from stages.shared import decoders, runs, training
+from stages import align, chunk, clean, datasets, evaluate, ingest, models, predict
+from stages.report import __main__ as report
+from stages.shared import decoders, embedding, runs, training
 from stages.shared.params import load, read
 from stages.shared.stage import WrongInput, stage
-
-STAGES = {  # the sections that belong to one stage
-    "ingest": "stages.ingest",
-    "clean": "stages.clean",
-    "chunk": "stages.chunk",
-    "align": "stages.align",
-    "embed": "stages.shared.embedding",
-    "predict": "stages.predict",
-    "evaluate": "stages.evaluate",
-    "report": "stages.report.__main__",
-}
-SHARED = {"corpora", "formats", "decoders", "models", "runs", "training", "run"}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    kind: str
+    kind: Literal["articles", "captions"]
     format: str
     path: str
 
 
+def modules(package: ModuleType) -> dict[str, ModuleType]:
+    """The files of a folder of code, by name."""
+    names = [module.name for module in iter_modules(package.__path__)]
+    return {name: import_module(f"{package.__name__}.{name}") for name in names}
+
+
+def section(name: str, parts: Iterable[tuple[str, type]]) -> type:
+    """A dataclass with one field for each part of a section."""
+    return make_dataclass(name, sorted(parts), frozen=True)
+
+
+FORMATS = {  # the rest of the folder belongs to one of them
+    name: module.Params for name, module in modules(datasets).items() if hasattr(module, "Params")
+}
+MODELS = {
+    name: section(name, [("network", paper.Network), ("preference", paper.Preference)])
+    for name, paper in modules(models).items()
+}
+SECTIONS = {
+    "corpora": dict[str, Corpus],
+    "formats": section("formats", FORMATS.items()),
+    "ingest": ingest.Params,
+    "clean": clean.Params,
+    "chunk": chunk.Params,
+    "align": align.Params,
+    "embed": embedding.Params,
+    "decoders": decoders.Params,
+    "models": section("models", MODELS.items()),
+    "runs": dict[str, runs.Run],
+    "predict": predict.Params,
+    "evaluate": evaluate.Params,
+    "report": report.Params,
+    "training": training.Settings,
+    "run": repro.Params,
+}
+
+
 def main() -> None:
     """Raises WrongInput that names the first section with a fault, and all faults in it."""
-    unknown = read().keys() - STAGES.keys() - SHARED
+    unknown = [name for name in read() if name not in SECTIONS]
     if unknown:
-        raise WrongInput(f"params.yaml: unknown section {', '.join(sorted(unknown))}: take it out")
-    for section, module in STAGES.items():
-        load(import_module(module).Params, section)
-    load(decoders.Params, "decoders")
-    load(training.Settings, "training")
-    load(repro.Params, "run")
-    for name, corpus in load(dict[str, Corpus], "corpora").items():
-        load(format_module(corpus.format, name).Params, "formats", corpus.format)
-    for run in load(dict[str, runs.Run], "runs").values():
-        paper = runs.paper(run.model)
-        load(paper.Network, "models", run.model, "network")
-        load(paper.Preference, "models", run.model, "preference")
+        raise WrongInput(f"params.yaml: unknown section {', '.join(unknown)}: take it out")
+    params = {name: load(kind, name) for name, kind in SECTIONS.items()}
+    check_corpora(params["corpora"])
+    one_of("align.corpus", params["align"].corpus, params["corpora"], "corpora")
+    check_runs(params["runs"], params["corpora"])
+
+
+def check_corpora(corpora: dict[str, Corpus]) -> None:
+    """Raises WrongInput where a corpus names no format, or a path that does not exist."""
+    at_least_one("corpora", corpora)
+    for name, corpus in corpora.items():
+        one_of(f"corpora.{name}.format", corpus.format, FORMATS, "formats")
+        if not Path(corpus.path).exists():  # DVC asks for it even where the format draws its own
+            raise WrongInput(
+                f"params.yaml: corpora.{name}.path is {corpus.path!r}, which does not exist: "
+                "put the corpus there, or name the folder that holds it"
+            )
+
+
+def check_runs(rows: dict[str, runs.Run], corpora: dict[str, Corpus]) -> None:
+    """Raises WrongInput where a run names no model, or a corpus that it cannot learn from."""
+    at_least_one("runs", rows)
+    # Preference training chooses between chunks of one article; a captioned picture is one chunk.
+    articles = [name for name, corpus in corpora.items() if corpus.kind == "articles"]
+    for name, run in rows.items():
+        one_of(f"runs.{name}.model", run.model, MODELS, "models")
+        one_of(f"runs.{name}.corpus", run.corpus, articles, "corpora of kind articles")
+
+
+def at_least_one(key: str, rows: dict) -> None:
+    if not rows:
+        raise WrongInput(f"params.yaml: {key} has no row: put one back, e.g. from git")
+
+
+def one_of(key: str, value: str, known: Collection[str], what: str) -> None:
+    """Raises WrongInput unless the value at `key` names one of the known `what`."""
+    if value not in known:
+        choices = f"choose one of {' | '.join(known)}" if known else "there is none: add one"
+        raise WrongInput(f"params.yaml: {key} is {value!r}, none of the {what}: {choices}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import EntrypointType
+from prefect.states import Cancelled, Crashed
 from prefect.testing.utilities import prefect_test_harness
 from tiny_project import SLEEPER, fails, processes, sleeps, wait_until, writes
 
-from pipelines import build, dag, project, serve
+from pipelines import build, dag, process, project, serve
 from stages.shared.stage import WrongInput
 
 LEFT_AND_RIGHT = {
@@ -95,6 +96,22 @@ def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, mo
     assert runs["other"].state.is_completed()
     assert runs["after"].state.name == "NotReady"
     assert not Path("b").exists()
+
+
+@pytest.mark.parametrize("ending", [Cancelled, Crashed])
+def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
+    def stops(*_) -> None:
+        raise process.Stopped
+
+    stages = {"first": writes("a"), "after": writes("b", "a")}
+    enter(monkeypatch, tiny_project.make(tmp_path / "project", **stages))
+    monkeypatch.setattr(build.repro, "reproduce", stops)
+    monkeypatch.setattr(build, "Cancelled", ending)
+    state, runs = run_flow()
+    assert runs["first"].state.name == ending.__name__
+    assert runs["after"].state.name == "NotReady"
+    assert state.is_failed()
+    assert state.message == "first was stopped"
 
 
 def test_a_stage_that_takes_too_long_is_killed_with_all_its_children(tmp_path, monkeypatch):

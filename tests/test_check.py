@@ -1,0 +1,109 @@
+"""A slip in params.yaml is one sentence that names its key and the fix, before a stage runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import check
+from stages.shared.stage import WrongInput
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch) -> dict:
+    """params.yaml as shipped, in a folder that is current and has its corpora."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    for corpus in values["corpora"].values():
+        Path(corpus["path"]).mkdir(parents=True)
+    return values
+
+
+def fault(params: dict) -> str:
+    """What is said about these params."""
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(WrongInput) as error:
+        check.main()
+    return str(error.value)
+
+
+def test_the_params_as_shipped_pass(params):
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    check.main()
+
+
+def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
+    del params["corpora"]["captions"]
+    said = "align.corpus is 'captions', none of the corpora: choose one of articles"
+    assert fault(params) == f"params.yaml: {said}"
+
+
+@pytest.mark.parametrize("corpus", ["captions", "recipes"])
+def test_a_run_learns_from_a_corpus_of_articles(params, corpus):
+    params["runs"]["flexmuse"]["corpus"] = corpus
+    said = f"is '{corpus}', none of the corpora of kind articles: choose one of articles"
+    assert fault(params) == f"params.yaml: runs.flexmuse.corpus {said}"
+
+
+def test_a_run_without_any_articles_is_told_to_add_some(params):
+    del params["corpora"]["articles"]
+    assert fault(params).endswith("none of the corpora of kind articles: there is none: add one")
+
+
+def test_a_run_names_a_model_that_is_there(params):
+    params["runs"]["flexmuse"]["model"] = "muse"
+    assert fault(params).startswith(
+        "params.yaml: runs.flexmuse.model is 'muse', none of the models"
+    )
+
+
+def test_a_corpus_names_a_format_that_is_there(params):
+    params["corpora"]["articles"]["format"] = "phrases"
+    said = "is 'phrases', none of the formats: choose one of jsonl | markdown | sample"
+    assert fault(params) == f"params.yaml: corpora.articles.format {said}"
+
+
+def test_a_corpus_is_of_a_kind_that_is_there(params):
+    params["corpora"]["captions"]["kind"] = "caption"
+    assert fault(params).endswith("kind is 'caption': choose one of articles | captions")
+
+
+@pytest.mark.parametrize("format", ["sample", "markdown"])
+def test_the_path_of_a_corpus_exists(params, format):
+    params["corpora"]["articles"] |= {"format": format, "path": "elsewhere"}
+    said = fault(params)
+    assert said.startswith(
+        "params.yaml: corpora.articles.path is 'elsewhere', which does not exist"
+    )
+
+
+@pytest.mark.parametrize("section", ["corpora", "runs"])
+def test_there_is_at_least_one_corpus_and_one_run(params, section):
+    params[section] = {}
+    assert fault(params).startswith(f"params.yaml: {section} has no row")
+
+
+def test_a_part_that_no_model_has_is_unknown(params):
+    params["models"]["flexmuse"]["netwrok"] = {}
+    assert fault(params) == "params.yaml: models.flexmuse: unknown netwrok"
+
+
+@pytest.mark.parametrize("section", ["models", "formats"])
+def test_a_section_without_a_file_of_its_name_is_unknown(params, section):
+    params[section]["muse"] = {}
+    assert fault(params) == f"params.yaml: {section}: unknown muse"
+
+
+def test_a_format_that_is_missing_is_named(params):
+    del params["formats"]["jsonl"]
+    assert fault(params) == "params.yaml: formats: missing jsonl"
+
+
+def test_a_format_that_no_corpus_uses_is_read_too(params):
+    params["formats"]["markdown"]["encodings"] = "utf-8"
+    assert fault(params).startswith("params.yaml: formats.markdown.encodings is 'utf-8'")
+
+
+def test_a_section_that_no_stage_reads_is_unknown(params):
+    params["trainnig"] = {}
+    assert fault(params) == "params.yaml: unknown section trainnig: take it out"
