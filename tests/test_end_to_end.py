@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-REAL = Path(os.environ.get("POLYMUSE_REAL_DATA", ROOT.parent / "shared" / "data"))
+REAL = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset"))
 OWN = ("MLFLOW_TRACKING_URI", "POLYMUSE_HOME")  # a workspace keeps its runs to itself
 
 
