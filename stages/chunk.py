@@ -3,7 +3,7 @@
 python -m stages.chunk KIND SOURCE TARGET
 
 reads   SOURCE/records.parquet  CLEAN[KIND] of stages/shared/tables.py
-writes  TARGET/chunks.parquet   CHUNKS; `position` counts the chunks of a record from 0
+writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's picture in its record
         TARGET/pairs.parquet    PAIRS: per chunk of an article the positions that may be rejected
         TARGET/summary.json     chunks by split; what was left out and why, in counts
 
@@ -12,6 +12,9 @@ pictures belongs to the first of them. So of pictures in a row the last one has 
 picture without text makes no chunk. Text before the first picture is put before that picture's own
 text, or left out (chunk.leading_text). An article without pictures is one chunk without image, for
 a later stage to illustrate. Captions: one chunk a picture, its captions the references.
+
+A position counts the pictures of the record from 0, those without text too, so that it names the
+same picture here as in ingest's facts; a picture that makes no chunk leaves a gap.
 
 Pairs (F12): the text of another picture of the same article is rejected in favour of the chunk's
 own, if both are alike enough to teach something and not so alike that either would do.
@@ -67,10 +70,10 @@ def cut(blocks: list[dict], leading_text: str) -> list[tuple[str | None, str]]:
 def article_chunks(record: dict, params: Params) -> list[dict]:
     """The CHUNKS rows of an article."""
     pairs = cut(record["blocks"], params.leading_text)
-    kept = [(image, text) for image, text in pairs if is_long_enough(text, params)]
     return [
         row(record, position, image, record["title"], [text])
-        for position, (image, text) in enumerate(kept)
+        for position, (image, text) in enumerate(pairs)
+        if is_long_enough(text, params)
     ]
 
 
@@ -118,14 +121,14 @@ def similarities(texts: list[str]) -> np.ndarray:
 
 
 def rejectable(similarity: np.ndarray, params: Params) -> list[list[int]]:
-    """For each row of (N, N) similarities the positions in the band, at most `max_rejected`.
+    """For each row of (N, N) similarities the columns in the band, at most `max_rejected`.
 
-    The most alike come first in that choice, the earlier of two equals; positions are sorted.
+    The most alike come first in that choice, the earlier of two equals; columns are sorted.
     """
     chosen = []
-    for position, values in enumerate(similarity):
+    for row, values in enumerate(similarity):
         in_band = (values >= params.similarity_min) & (values <= params.similarity_max)
-        in_band[position] = False
+        in_band[row] = False
         by_likeness = np.argsort(-values, kind="stable")
         best = [int(other) for other in by_likeness if in_band[other]][: params.max_rejected]
         chosen.append(sorted(best))
@@ -137,8 +140,13 @@ def article_pairs(chunks: list[dict], params: Params) -> list[dict]:
     if not chunks:
         return []
     rejected = rejectable(similarities([chunk["text"] for chunk in chunks]), params)
+    positions = [chunk["position"] for chunk in chunks]
     return [
-        {"record": chunk["record"], "position": chunk["position"], "rejected": others}
+        {
+            "record": chunk["record"],
+            "position": chunk["position"],
+            "rejected": [positions[other] for other in others],
+        }
         for chunk, others in zip(chunks, rejected, strict=True)
     ]
 

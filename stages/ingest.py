@@ -15,8 +15,13 @@ An id is a hash of what the record holds: of title, texts and pictures for an ar
 picture for a captioned one. So the same article twice is one record, and rows that caption the same
 picture become one record with all their captions; neither can stand in two splits.
 
+Where the source names no split, a hash decides: of an article's key (its id or path in the source),
+so that it stays where it is while its text is being corrected, and of the id where there is no key
+and for a captioned picture, all of whose captions stay together.
+
 A picture that cannot be used is rejected by itself, as if the author had not placed it: the article
-keeps its text and its other pictures. A captioned picture is rejected as a whole.
+keeps its text and its other pictures, and positions of facts and foils count those. A captioned
+picture is rejected as a whole.
 """
 
 import json
@@ -108,14 +113,33 @@ class Corpus:
         texts = [checked(block) for block in item.blocks if isinstance(block, str)]
         if not any(texts):
             raise Refused("empty text: the article has none")
-        blocks = [block for part in item.blocks for block in self._blocks(part, item)]
+        parts = [self._blocks(part, item) for part in item.blocks]
+        blocks = [block for part in parts for block in part]
         content = [title, [[block["image"], block["text"]] for block in blocks]]
         name = identifier(json.dumps(content))
         if name in self.records:
             raise Refused(f"duplicate id: the same article as {self.records[name]['source']}")
         language = item.language or detect(" ".join([title, *texts]))
-        self._keep(item, name, {"title": title, "blocks": blocks, "language": language})
-        self.foils += [{"record": name, **asdict(foil)} for foil in item.foils]
+        split = item.split or split_of(item.key or name, self.params)
+        values = {"title": title, "blocks": blocks, "language": language, "split": split}
+        self._keep(item, name, values)
+        self._keep_truth(item, name, parts)
+
+    def _keep_truth(self, item: Article, name: str, parts: list[list[dict]]) -> None:
+        """Keep an article's facts and foils; `parts` are the blocks of each of item.blocks."""
+        taken = [
+            bool(blocks)
+            for part, blocks in zip(item.blocks, parts, strict=True)
+            if not isinstance(part, str)
+        ]
+        kept = [number for number, one in enumerate(taken) if one]
+        self.facts += [
+            {"record": name, **asdict(fact), "position": kept.index(fact.position)}
+            for fact in item.facts
+            if fact.position in kept
+        ]
+        if all(taken):  # else texts were joined, and no foil differs from its text in one slot only
+            self.foils += [{"record": name, **asdict(foil)} for foil in item.foils]
 
     def _blocks(self, part: Picture | PictureFile | str, item: Article) -> list[dict]:
         """A part of an article as one block, or none if it is blank or a picture of no use."""
@@ -138,7 +162,9 @@ class Corpus:
             self._merge(item, self.records[name], captions)
             return
         language = item.language or detect(" ".join(captions))
-        self._keep(item, name, {"image": image, "captions": captions, "language": language})
+        values = {"image": image, "captions": captions, "language": language, "split": item.split}
+        self._keep(item, name, values)
+        self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
 
     def _merge(self, item: Captioned, record: dict, captions: list[str]) -> None:
         """Add a row's captions to the record of the same picture."""
@@ -155,8 +181,7 @@ class Corpus:
     def _keep(self, item: Article | Captioned, name: str, values: dict) -> None:
         self._check_key(item, name)
         source = printable(item.source)
-        self.records[name] = {"id": name, "split": item.split, "source": source, **values}
-        self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
+        self.records[name] = {"id": name, "source": source, **values}
 
     def _check_key(self, item: Article | Captioned, name: str) -> None:
         """Raises Refused if another record has the same id in the source."""
@@ -180,7 +205,8 @@ class Corpus:
         return row["sha256"]
 
     def _reject(self, item: Article | Captioned | Reject, reason: str) -> None:
-        row = {"source": printable(item.source), "id": item.key, "reason": printable(reason)}
+        key = item.key and printable(item.key)
+        row = {"source": printable(item.source), "id": key, "reason": printable(reason)}
         self.rejected.append(row)
 
 
@@ -221,8 +247,9 @@ def identifier(content: str) -> str:
 
 
 def split_of(name: str, params: Params) -> str:
-    """The split of an id, by its hash alone: other records coming or going do not change it."""
-    place = int(sha256(name.encode()).hexdigest()[:8], 16) / 16**8  # [0, 1)
+    """The split of a name, by its hash alone: other records coming or going do not change it."""
+    content = name.encode(errors="surrogatepass")  # a path may hold what is no Unicode
+    place = int(sha256(content).hexdigest()[:8], 16) / 16**8  # [0, 1)
     if place < params.test:
         return "test"
     return "validation" if place < params.test + params.validation else "train"

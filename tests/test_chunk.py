@@ -79,11 +79,11 @@ def test_cutting_loses_no_text_and_no_picture_and_keeps_their_order():
         ]
 
 
-def test_a_chunk_without_text_is_dropped_and_positions_have_no_gaps():
+def test_a_chunk_without_text_is_dropped_and_the_others_keep_the_positions_of_their_pictures():
     record = article("<a>", "<b>", "one", "<c>", "x", "<d>", "two")
     chunks = article_chunks(record, PARAMS)
     found = [(c["position"], c["image"], c["text"], c["references"]) for c in chunks]
-    assert found == [(0, "b", "one", ["one"]), (1, "d", "two", ["two"])]
+    assert found == [(1, "b", "one", ["one"]), (3, "d", "two", ["two"])]
     assert left_out(record, PARAMS) == {
         "pictures_without_text": 1,
         "texts_too_short": 1,
@@ -134,6 +134,13 @@ def test_the_band_the_cap_and_the_chunk_itself():
 def test_no_chunk_is_rejected_in_favour_of_its_copy():
     chunks = article_chunks(article("<a>", "same text", "<b>", "same text", "<c>", "other"), PARAMS)
     assert [pair["rejected"] for pair in article_pairs(chunks, PARAMS)] == [[2], [2], [0, 1]]
+
+
+def test_pairs_name_positions_not_rows_of_the_chunks_that_are_left():
+    record = article("<a>", "<b>", "one", "<c>", "<d>", "two", "<e>", "six")
+    pairs = article_pairs(article_chunks(record, PARAMS), PARAMS)
+    found = {pair["position"]: pair["rejected"] for pair in pairs}
+    assert found == {1: [3, 4], 3: [1, 4], 4: [1, 3]}
 
 
 def test_captions_are_one_chunk_whose_text_is_the_first():

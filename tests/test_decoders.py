@@ -1,7 +1,9 @@
 import json
+from io import BytesIO
 
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from stages.shared import decoders
 from stages.shared.stage import WrongInput
@@ -26,6 +28,51 @@ def test_the_vocabulary_keeps_its_limit_and_shortens_what_recurs():
     longer = decoders.train_tokenizer(writers.TEXTS * 4, 400)
     counts = [len(t(writers.TEXTS[0]).input_ids) for t in (tokenizer, longer)]
     assert counts[1] < counts[0] < len(writers.TEXTS[0])
+
+
+def test_a_script_of_many_characters_keeps_the_limit_and_its_frequent_ones():
+    characters = [chr(0x4E00 + number) for number in range(3000)]  # CJK Unified Ideographs
+    texts = ["".join(characters[start : start + 20]) for start in range(0, 3000, 20)]
+    texts += ["".join(characters[-300:])] * 3
+    tokenizer = decoders.train_tokenizer(texts, 1000)
+    assert len(tokenizer) <= 1000
+    assert tokenizer.unk_token_id not in tokenizer.convert_tokens_to_ids(characters[-300:])
+    ids = tokenizer(texts[0], add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == texts[0]
+    assert decoders.train_tokenizer(texts, 1000).get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_least_vocabulary_is_the_bytes_the_special_tokens_and_the_blank():
+    tokenizer = decoders.train_tokenizer(writers.TEXTS, 260)
+    ids = tokenizer("红 cat", add_special_tokens=False).input_ids
+    assert len(tokenizer) == 260 and tokenizer.decode(ids) == "红 cat"
+    with pytest.raises(WrongInput, match=r"decoders\.tiny\.vocabulary is 259: give more than 259"):
+        decoders.train_tokenizer(writers.TEXTS, 259)
+
+
+def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
+    trained = BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(writers.TEXTS * 4),
+        model_writer=trained,
+        vocab_size=28,
+        model_type="unigram",
+        minloglevel=2,  # warnings
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},  # as in T5
+    )
+    writers.t5(28).save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(trained.getvalue())
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    _, tokenizer = decoders.create(str(tmp_path), TINY, 16, [])
+    pieces = SentencePieceProcessor(model_proto=trained.getvalue())
+    for text in writers.TEXTS:
+        ids = tokenizer(text).input_ids
+        assert ids == [*pieces.encode(text), 1]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    (tmp_path / "run").mkdir()
+    decoders.save(tmp_path / "run", writers.t5(28), tokenizer)
+    assert decoders.restore(tmp_path / "run")[1](text).input_ids == ids
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -54,7 +101,29 @@ def test_a_name_that_does_not_exist_is_one_sentence(tmp_path):
         decoders.create("no/such-model", TINY, 16, [])
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path):
+    writers.t5().save_pretrained(tmp_path)
+    decoders.train_tokenizer(writers.TEXTS, 300).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WrongInput, match=r"cannot be loaded: .+") as raised:
+        decoders.create(str(tmp_path), TINY, 16, [])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("install x\nthen y"), RuntimeError("no"), KeyError()]
+)
+def test_whatever_a_checkpoint_makes_transformers_raise_is_one_sentence(monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(WrongInput, match=r"decoder x cannot be loaded: (install x|no|KeyError)$"):
+        decoders.create("x", TINY, 16, [])
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_without_a_report_before(tmp_path, capfd):
     from safetensors.torch import load_file, save_file
 
     writers.t5().save_pretrained(tmp_path)
@@ -64,6 +133,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     save_file(lacking, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(WrongInput, match=r"lacks weights of a T5: decoder\.block\.1"):
         decoders.create(str(tmp_path), TINY, 16, [])
+    assert "REPORT" not in "".join(capfd.readouterr())
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):

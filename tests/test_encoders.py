@@ -189,6 +189,22 @@ def test_a_checkpoint_that_lacks_weights_is_an_error_not_random_weights(tmp_path
         fetched("hf", tmp_path / "source", tmp_path / "encoder")
 
 
+def test_a_file_that_holds_no_weights_is_one_sentence(tmp_path):
+    with pytest.raises(WrongInput, match="the file holds no weights") as raised:
+        openclip_encoder.fetch("ViT-B-32/params.yaml", ["en"], tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["hf", "openclip"])
+def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path, kind):
+    {"hf": tiny_clips.clip, "openclip": tiny_clips.openclip}[kind](tmp_path / "source")
+    (weights,) = (tmp_path / "source").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WrongInput, match=r"could not be loaded \(.+\)") as raised:
+        fetched(kind, tmp_path / "source", tmp_path / "encoder")
+    assert "\n" not in str(raised.value)
+
+
 def test_a_model_that_is_no_clip_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(WrongInput, match="'bert' model"):

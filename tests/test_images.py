@@ -1,5 +1,7 @@
+import struct
 from hashlib import sha256
 from io import BytesIO
+from random import Random
 
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from stages.shared import images
 from stages.shared.images import WrongImage, decode, inspect
 
 MANY = 10**6  # pixels
+HEADER = 100  # bytes; of the photo its EXIF data, where one of 500 damages gets past OSError
 
 
 def encoded(image, kind, **options):
@@ -40,6 +43,49 @@ def test_a_row_holds_the_file_as_it_came_its_hash_and_its_size():
 def test_a_file_that_does_not_decode_whole_is_unreadable(content):
     with pytest.raises(WrongImage, match="unreadable image"):
         inspect(content, MANY)
+
+
+def photo_of_a_camera():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "camera", 72.0  # orientation, maker, resolution
+    return encoded(Image.effect_noise((24, 16), 50).convert("RGB"), "JPEG", exif=exif)
+
+
+def mutated(content, random):
+    damaged = bytearray(content)
+    for _ in range(random.randint(1, 6)):
+        damaged[random.randrange(HEADER)] = random.randrange(256)
+    return bytes(damaged)
+
+
+def pictures_of_each_format():
+    noise = Image.effect_noise((24, 16), 50).convert("RGB")
+    formats = ["BMP", "GIF", "PNG", "PPM", "TIFF", "WEBP"]
+    return [photo_of_a_camera(), *(encoded(noise, name) for name in formats)]
+
+
+@pytest.mark.parametrize("content", pictures_of_each_format(), ids=lambda content: str(content[:4]))
+def test_a_damaged_picture_decodes_or_is_unreadable_for_a_reason_that_stays_the_same(content):
+    random, refused = Random(0), 0
+    for _ in range(1000):
+        damaged = mutated(content, random)
+        try:
+            inspect(damaged, MANY)
+        except WrongImage as error:
+            refused += 1
+            with pytest.raises(WrongImage) as again:
+                inspect(bytes(damaged), MANY)
+            assert str(again.value) == str(error) and " 0x" not in str(error)
+    assert 0 < refused < 1000
+
+
+def test_whatever_a_parser_raises_is_a_reason_without_an_address_of_this_process(monkeypatch):
+    def parser(*args, **options):
+        raise struct.error(f"cannot read {object()}")
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", parser)
+    with pytest.raises(WrongImage, match=r"^unreadable image: cannot read <object object>$"):
+        inspect(photo_of_a_camera(), MANY)
 
 
 def test_a_picture_above_the_limit_is_refused_by_its_header_and_one_at_the_limit_is_not():

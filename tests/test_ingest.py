@@ -203,6 +203,35 @@ def test_a_larger_test_share_only_takes_records_in():
     assert before < {name for name in names if split_of(name, more) == "test"}
 
 
+def test_an_article_with_a_name_keeps_its_split_when_its_text_is_corrected(tmp_path):
+    splits = []
+    for number, text in enumerate(["a tpyo", "a typo"]):
+        rows = [article(f"{text} in {i}", article_id=f"a{i}") for i in range(30)]
+        records, _ = take(write_lines(tmp_path / str(number), *rows), tmp_path / f"out{number}")
+        splits.append([record["split"] for record in records])
+    assert splits[0] == splits[1] == [split_of(f"a{i}", LIMITS) for i in range(30)]
+    assert set(splits[0]) == set(SPLITS)
+
+
+def test_a_markdown_file_keeps_its_split_when_its_text_is_corrected(tmp_path):
+    names = [f"soups/{i}.md" for i in range(20)] + ["soups/\udcff.md"]  # one is no Unicode
+    for text in ["a tpyo", "a typo"]:
+        for name in names:
+            (tmp_path / "soups").mkdir(exist_ok=True)
+            (tmp_path / name).write_text(f"# Soup\n\n{text} in {name!r}")
+        corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+        for row in markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])):
+            corpus.take(row)
+        found = [record["split"] for record in corpus.records.values()]
+        assert found == [split_of(name, LIMITS) for name in sorted(names)]
+
+
+def test_an_article_without_a_name_is_split_by_its_content(tmp_path):
+    rows = [article(f"text {i}") for i in range(30)]
+    records, _ = take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
+    assert [row["split"] for row in records] == [split_of(row["id"], LIMITS) for row in records]
+
+
 def test_a_text_that_does_not_tell_its_language_gets_the_usual_one_of_the_corpus():
     records = [
         {"id": "a", "split": "train", "language": language} for language in ["zh", None, "en", "zh"]

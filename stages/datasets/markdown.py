@@ -52,7 +52,7 @@ def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
             yield Reject(name, f"undecodable file: not {' or '.join(params.encodings)}")
             continue
         title, blocks = parse(text, path.parent)
-        yield Article(source=name, title=title or path.stem, blocks=blocks)
+        yield Article(source=name, key=name, title=title or path.stem, blocks=blocks)
 
 
 def files(folder: Path, suffixes: list[str]) -> list[Path]:

@@ -5,6 +5,7 @@ no text in any script turns into an unknown token.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import stages.shared.operators  # noqa: F401  (before transformers)
 from stages.shared.stage import WrongInput, allow_downloads
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
+BLANK = "▁"  # what Metaspace writes for a space, and before a text
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,48 @@ def create(name: str, params: Params, d_model: int, texts: list[str]):
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):
-    """BPE with byte fallback, of at most `vocabulary` pieces, as a transformers tokenizer."""
+    """BPE with byte fallback, of at most `vocabulary` pieces, as a transformers tokenizer.
+
+    Raises WrongInput if `vocabulary` does not hold the bytes, the special tokens and the blank.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    pieces = [PAD, END, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
+    if vocabulary <= len(pieces):
+        raise WrongInput(
+            f"params.yaml: decoders.tiny.vocabulary is {vocabulary}: give more than {len(pieces)}, "
+            "which are the bytes and the special tokens"
+        )
     bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True))
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
     bpe.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
     )
-    pieces = [PAD, END, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
+    alphabet = _alphabet(texts, vocabulary - len(pieces))
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=pieces, show_progress=False, min_frequency=2
+        vocab_size=vocabulary,
+        special_tokens=pieces,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+        min_frequency=2,
     )
     bpe.train_from_iterator(texts, trainer)
     plain = _without_special_bytes(bpe)
     return PreTrainedTokenizerFast(
         tokenizer_object=plain, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
     )
+
+
+def _alphabet(texts: list[str], most: int) -> list[str]:
+    """The blank, which bytes could not spell, and the most frequent characters.
+
+    Chosen here because the trainer, which would not keep its limit, breaks ties at random.
+    """
+    counts = Counter(character for text in texts for character in text if character != " ")
+    counts.pop(BLANK, None)
+    return [BLANK, *sorted(counts, key=lambda one: (-counts[one], one))][:most]
 
 
 def _without_special_bytes(bpe):
@@ -96,12 +122,14 @@ def _new_t5(tiny: Tiny, d_model: int, vocabulary: int):
 def _named_t5(name: str):
     allow_downloads()
     from transformers import AutoTokenizer, T5ForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # its report of the weights; what is wrong is said below
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, found = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # parsers of foreign files raise what they like
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise WrongInput(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
     if found["missing_keys"] or found["mismatched_keys"]:
         lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))[:3]

@@ -19,7 +19,6 @@ from stages.shared.encoders import Encoder, bucket, device, fingerprint, save_co
 from stages.shared.stage import WrongInput
 
 KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
-FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError)  # of a name, a file, a download
 
 
 class HuggingFaceEncoder(Encoder):
@@ -81,7 +80,7 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
     _model(name).save_pretrained(folder)
     try:
         AutoProcessor.from_pretrained(name).save_pretrained(folder)
-    except FAULTS as error:
+    except Exception as error:  # as in _model
         raise _unloadable(name, error) from None
     save_config(folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name)
 
@@ -98,7 +97,9 @@ def _model(name: str) -> PreTrainedModel:
         model, found = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
-    except FAULTS as error:
+    except WrongInput:
+        raise
+    except Exception as error:  # parsers of foreign files raise what they like
         raise _unloadable(name, error) from None
     lacking = sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"]))
     if lacking:
@@ -110,7 +111,7 @@ def _model(name: str) -> PreTrainedModel:
 
 
 def _unloadable(name: str, error: Exception) -> WrongInput:
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return WrongInput(
         f"align.encoder: hf:{name} could not be loaded ({reason}): check the name, the network and "
         "HF_HUB_OFFLINE, or give hf:/FOLDER"

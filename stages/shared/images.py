@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import regex
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.shared.tables import IMAGES
@@ -22,6 +23,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 # No format whose reader starts another program (EPS) or that is no picture of pixels.
 FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # JPEG opens MPO too
+ADDRESS = regex.compile(r" at 0x[0-9a-fA-F]+")
 ROW_GROUP = 32  # pictures of a shard that are in memory at once
 
 
@@ -30,20 +32,25 @@ class WrongImage(Exception):
 
 
 def inspect(content: bytes, max_pixels: int) -> dict:
-    """The row of a picture file. Raises WrongImage if it is too large or cannot be decoded."""
+    """The row of a picture file, whose size is that of the picture upright.
+
+    Raises WrongImage if it is too large or `decode` fails on it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
-                if width * height > max_pixels:
-                    raise WrongImage(f"image larger than max_pixels: {width} x {height}")
-                image.load()
-                width, height = ImageOps.exif_transpose(image).size
-    except UnidentifiedImageError:  # its message holds an address of this process
+        if width * height <= max_pixels:
+            width, height = decode(content).size
+    except UnidentifiedImageError:
         raise WrongImage("unreadable image: no picture of a known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise WrongImage(f"unreadable image: {' '.join(str(error).split())[:120]}") from None
+    except Exception as error:  # the boundary to Pillow's parsers, which raise what they like
+        # Equal corpora give equal reasons, and a repr holds an address of this process.
+        reason = ADDRESS.sub("", " ".join(str(error).split()))[:120] or type(error).__name__
+        raise WrongImage(f"unreadable image: {reason}") from None
+    if width * height > max_pixels:
+        raise WrongImage(f"image larger than max_pixels: {width} x {height}")
     name = sha256(content).hexdigest()
     return {"sha256": name, "bytes": content, "width": width, "height": height}
 

@@ -5,6 +5,7 @@ that the preprocessing which belongs to the weights comes along and no network i
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import stages.shared.operators  # noqa: F401  (before open_clip)
 
@@ -20,7 +21,6 @@ from stages.shared.encoders import Encoder, device, fingerprint, save_config
 from stages.shared.stage import WrongInput
 
 LOCAL = "local-dir:"
-FAULTS = (RuntimeError, OSError, ValueError, KeyError, TypeError)  # of a name, a file, a download
 
 
 class OpenClipEncoder(Encoder):
@@ -82,7 +82,7 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
     model, config = _create_from_folder(name) if local else _create_by_name(name)
     try:
         tokenizer = open_clip.get_tokenizer(name if local else name.partition("/")[0])
-    except FAULTS as error:
+    except Exception as error:  # as in _create
         raise _unloadable(name, error) from None
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
@@ -127,12 +127,14 @@ def _create(name: str, **options: object) -> nn.Module:
     """open_clip would go on with random weights; here weights that do not load are an error."""
     try:
         return open_clip.create_model(name, require_pretrained=True, **options)
-    except FAULTS as error:
+    except UnpicklingError:  # its message goes on about ways to load what is not safe to load
+        raise _unloadable(name, ValueError("the file holds no weights")) from None
+    except Exception as error:  # parsers of foreign files raise what they like
         raise _unloadable(name, error) from None
 
 
 def _unloadable(name: str, error: Exception) -> WrongInput:
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return WrongInput(
         f"align.encoder: openclip:{name} could not be loaded ({reason}): check the name, the "
         "network and HF_HUB_OFFLINE, or give openclip:local-dir:/FOLDER"

@@ -58,10 +58,11 @@ class Article:
     source: str  # where the row stands: file, or file:line
     title: str
     blocks: list[Picture | PictureFile | str]  # in reading order
-    key: str | None = None  # the source's own id; the second row with the same one is rejected
+    # The source's own id, or path; the second row with the same one is rejected.
+    key: str | None = None
     language: str | None = None  # ISO 639-1; None: ingest detects it
     split: str | None = None  # one of SPLITS; None: ingest decides by hash
-    facts: list[Fact] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)  # positions count the pictures of `blocks`
     foils: list[Foil] = field(default_factory=list)
 
 

@@ -2,6 +2,8 @@
 
 A `record` is an article or a captioned picture, a `chunk` a picture with the text that belongs to
 it. `image` is the sha256 of the picture's file bytes, the key of images/ and of the features.
+`position` is the same in every table: it counts the pictures of the record, as 01_ingest took them
+in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record without pictures.
 """
 
 from pathlib import Path
