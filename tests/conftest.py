@@ -10,6 +10,8 @@ import pytest
 
 # Tiny models gain nothing from threads, and test processes beside each other lose much.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nobody waits for a hub that a name which does not exist is looked up on.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import stages  # noqa: F401  telemetry and hubs are off before a library is imported
 
