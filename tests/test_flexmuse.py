@@ -286,6 +286,18 @@ def test_pairs_that_are_not_allowed_are_not_even_scored(chunks):
     assert (scores[1] != 0).sum() == 15
 
 
+def test_an_item_shown_without_an_input_carries_the_sft_term_alone(chunks):
+    torch.manual_seed(0)
+    writer = model(chunks, missing_picture=0.5, missing_topic=0.5).train()
+    batch = chunks.documents(chunks.articles(writers.pairs()))
+    reference = flexmuse.matrix(writer, batch).detach()  # with both inputs, and without dropout
+    terms = flexmuse.preference_loss(writer, batch, reference, NUMBERS)
+    assert terms["mscdpo"].item() == 0  # every item lacks one of the two
+    assert batch["allowed"].sum() == 6 + 12  # the batch itself is left as it was
+    numbers = Preference(0.1, "pairwise", False, 0.5)
+    assert flexmuse.preference_loss(writer, batch, reference, numbers)["ntp"] > 0
+
+
 def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss(chunks):
     writer = model(chunks).eval()
     batch = chunks.documents(chunks.articles(writers.pairs()))

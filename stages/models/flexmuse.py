@@ -311,8 +311,18 @@ def preference_loss(
     """mscDPO on whole articles, plus the weighted SFT term on the chosen chunks.
 
     reference (A, N, N): `matrix` of the frozen SFT model; batch["allowed"] (A, N, N): entry
-    (a, k, j) says that c_j may be rejected in favour of c_k.
+    (a, k, j) says that c_j may be rejected in favour of c_k. In training some items are shown
+    without picture or topic as in SFT, or the writer forgets to do without; the reference was not,
+    so those items carry the SFT term alone.
     """
+    if model.training:
+        shown, batch = batch, hide(batch, model.network)
+        hidden = (batch["has_picture"] != shown["has_picture"]) | (
+            batch["has_topic"] != shown["has_topic"]
+        )
+        allowed = batch["allowed"].clone()
+        allowed[batch["article"][hidden], batch["position"][hidden]] = False
+        batch["allowed"] = allowed
     scores = matrix(model, batch)
     tokens = lengths(batch, scores)
     margins = scores - reference  # lp - ref
