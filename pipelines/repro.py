@@ -33,7 +33,7 @@ def settings() -> Params:
 
 def check(graph: dag.Dag) -> None:
     """Read params.yaml as the project's stages will. Raises WrongInput with the first fault."""
-    if not any(graph.commands[name].startswith("python -m stages.") for name in graph.stale):
+    if not any(graph.commands[name].startswith("exec python -m stages.") for name in graph.stale):
         return
     faults = Faults()
     command = [sys.executable, "-m", "pipelines.check"]  # apart: it imports what stages import

@@ -95,7 +95,7 @@ def imports(file: Path, item: dict, found: set[Path]) -> set[Path]:
 def test_a_stage_its_module_its_folder_and_its_test_share_one_word(name):
     stage = DAG[name].get("do", DAG[name])
     assert module(name).exists()
-    assert stage["cmd"].startswith(f"python -m stages.{name} ")
+    assert stage["cmd"].startswith(f"exec python -m stages.{name} ")
     assert stage["desc"]
     kept = [stage.get(kind, []) for kind in ("outs", "metrics", "plots")]
     outs = [next(iter(out)) if isinstance(out, dict) else out for group in kept for out in group]

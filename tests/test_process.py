@@ -133,7 +133,7 @@ def test_a_driver_that_is_killed_leaves_no_orphan(tmp_path, way):
 
 def test_a_stage_dies_with_dvc_even_without_our_driver(tmp_path):
     (tmp_path / "sleeper.py").write_text(SLEEPING_STAGE)
-    command = {"cmd": f"{sys.executable} ../sleeper.py", "outs": ["never"]}
+    command = {"cmd": f"exec {sys.executable} ../sleeper.py", "outs": ["never"]}
     folder = tiny_project.make(tmp_path / "project", stage=command)
     repro = subprocess.Popen([*tiny_project.DVC, "repro"], cwd=folder, stdout=subprocess.DEVNULL)
     wait_until((folder / "ready").exists)
