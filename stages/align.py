@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.shared import embedding, encoders, history, images, tiny_encoder, tracking
+from stages.shared.devices import device
 from stages.shared.losses import info_nce
 from stages.shared.params import load
 from stages.shared.progress import bar
@@ -194,7 +195,7 @@ def train(
         for part in rows.values()
     )
     seed_everything(schedule.seed)
-    model = Aligner(sizes, tower.width, tiny.temperature).to(encoders.device())
+    model = Aligner(sizes, tower.width, tiny.temperature).to(device())
     steps = fit(
         model,
         Aligner.loss,

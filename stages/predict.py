@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from stages.shared import batches, features, runs, tables
+from stages.shared.devices import inference
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import output, stage
-from stages.shared.training import Batch, inference, to_device
+from stages.shared.training import Batch, to_device
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rapidfuzz.distance import Indel
 from torch import Tensor
 
 from stages.shared import batches, features, grounding, history, runs, tables, tracking
+from stages.shared.devices import inference
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, output, stage
@@ -29,7 +30,6 @@ from stages.shared.training import (
     batch_of,
     fingerprint,
     fit,
-    inference,
     to_device,
 )
 

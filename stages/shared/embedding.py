@@ -16,7 +16,8 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from stages.shared import images
-from stages.shared.encoders import Encoder, TextTower, device, precision
+from stages.shared.devices import device
+from stages.shared.encoders import Encoder, TextTower, precision
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home
 from stages.shared.store import Store

@@ -8,8 +8,6 @@ B items, D pooled width, P patches of width Dp, L tokens of width Dt.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from stages.shared.devices import device, has_bf16, inference
 from stages.shared.stage import WrongInput
 
 CONFIG = "encoder.json"
@@ -113,21 +112,6 @@ def bucket(tokens: int, longest: int) -> int:
     return min(size, longest)
 
 
-@contextmanager
-def inference() -> Iterator[None]:
-    """No gradients; bf16 products where the chip has them, and only there: elsewhere it is slow."""
-    with (
-        torch.inference_mode(),
-        torch.autocast("cuda", torch.bfloat16, enabled=precision() == "bf16"),
-    ):
-        yield
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def precision() -> str:
     """What `inference` computes in on this machine."""
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if bf16 else "fp32"
+    return "bf16" if has_bf16() else "fp32"

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
-from stages.shared.encoders import Encoder, bucket, device, fingerprint, save_config
+from stages.shared.devices import device
+from stages.shared.encoders import Encoder, bucket, fingerprint, save_config
 from stages.shared.stage import WrongInput
 
 KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json

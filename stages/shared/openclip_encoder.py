@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.shared.encoders import Encoder, device, fingerprint, save_config
+from stages.shared.devices import device
+from stages.shared.encoders import Encoder, fingerprint, save_config
 from stages.shared.stage import WrongInput
 
 LOCAL = "local-dir:"

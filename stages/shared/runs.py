@@ -16,10 +16,11 @@ from torch import Tensor
 from stages.models import paper
 from stages.shared import decoders
 from stages.shared.batches import Chunks
+from stages.shared.devices import device, inference
 from stages.shared.features import Features
 from stages.shared.params import fill, load
 from stages.shared.stage import WrongInput
-from stages.shared.training import Batch, Schedule, device, inference, to_device
+from stages.shared.training import Batch, Schedule, to_device
 
 
 @dataclass(frozen=True)

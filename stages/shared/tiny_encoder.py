@@ -22,11 +22,11 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.shared.devices import device
 from stages.shared.encoders import (
     Encoder,
     TextTower,
     bucket,
-    device,
     fingerprint,
     save_config,
 )

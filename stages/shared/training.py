@@ -8,8 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.shared.devices import device, has_bf16, inference
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home
@@ -70,22 +70,6 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Terms:
         return self.loss(self.model, batch)
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def has_bf16() -> bool:
-    """Whether the device computes in bf16; a CPU that only emulates it is many times slower."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-@contextmanager
-def inference() -> Iterator[None]:
-    """No gradients, in the precision of training: policy and reference must agree."""
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=has_bf16()):
-        yield
 
 
 def seed_everything(seed: int, step: int = 0) -> None:

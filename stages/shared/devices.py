@@ -1,0 +1,22 @@
+"""What to compute on, and in which precision: one answer for encoders, training and writing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16() -> bool:
+    """Whether the device computes in bf16; a CPU that only emulates it is many times slower."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """No gradients, in the precision of training: policy and reference must agree."""
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=has_bf16()):
+        yield
