@@ -20,7 +20,7 @@ from stages.shared.devices import inference
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import output, stage
-from stages.shared.training import Batch, to_device
+from stages.shared.training import Batch, seed_everything, to_device
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def write_texts(
     for start in bar(starts, f"write from {inputs}"):
         rows = chunks.rows[start : start + generation.batch]
         batch = chunks.batch(list(range(start, start + len(rows))))
-        texts, passed = writer.write(show(batch, inputs), generation)
-        for row, text, share in zip(rows, texts, passed.tolist(), strict=True):
+        found = writer.write(show(batch, inputs), generation)
+        passed = found.memory.gate.tolist()
+        for row, text, share in zip(rows, found.texts, passed, strict=True):
             sigma = batches.similarity(chunks.features, row["image"], row["title"])
             key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
             gated = 1 - share if row["title"] and inputs != "picture" else None
@@ -93,6 +94,7 @@ def main(params: Params, run: runs.Run, folders: list[Path], target: Path) -> No
     if (ingest / "foils.parquet").exists():
         foils = tables.read(ingest / "foils.parquet", tables.FOILS)
     texts, scores, counts = [], [], {}
+    seed_everything(run.generation.seed)
     with output(target) as folder:
         for phase, path in zip(("sft", "preference"), weights, strict=True):
             writer = runs.restore(path)

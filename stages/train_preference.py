@@ -105,8 +105,8 @@ def watcher(writer: runs.Writer, watched: batches.Chunks, run: runs.Run, score: 
         for start in range(0, len(watched), run.generation.batch):
             rows = watched.rows[start : start + run.generation.batch]
             indices = list(range(start, start + len(rows)))
-            texts, _ = writer.write(watched.batch(indices), run.generation)
-            scores += map(score, rows, texts)
+            written = writer.write(watched.batch(indices), run.generation)
+            scores += map(score, rows, written.texts)
         return sum(scores) / len(scores)
 
     return watch

@@ -198,9 +198,23 @@ def test_what_is_memorised_is_written(chunks, batch):
         optimizer.step()
     writer.eval()
     for beams in (1, 3):
-        ids = writer.write(writer.remember(batch, "always_pass"), 24, beams)
+        memory = writer.remember(batch, "always_pass")
+        ids = writer.write(memory, 24, beams, temperature=0.0, top_p=1.0)
         texts = chunks.tokenizer.batch_decode(ids, skip_special_tokens=True)
         assert texts == [row["text"] for row in chunks.rows]
+
+
+def test_a_drawn_text_follows_its_seed_and_its_temperature(chunks, batch):
+    writer = model(chunks).eval()
+    memory = writer.remember(batch, "always_pass")
+
+    def draw(seed: int, temperature: float, top_p: float = 1.0) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return writer.write(memory, 12, 1, temperature, top_p).tolist()
+
+    assert draw(0, 1.0) == draw(0, 1.0) != draw(1, 1.0)
+    most_probable = draw(0, 0.0)
+    assert draw(0, 1e-4) == most_probable == draw(1, 1.0, top_p=1e-6)
 
 
 # ------------------------------------------------------------------------------------------- mscDPO

@@ -40,9 +40,10 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     rows = [row | {"title": "title 0"} for row in corpus.writers.rows()]
     chunks = writer.chunks(rows, corpus.writers.features())
     run = load(runs.Run, "runs", "flexmuse")
-    texts, passed = writer.write(chunks.batch([0, 5]), run.generation)
-    assert len(texts) == 2 and passed.tolist() == [1, 1]
-    assert texts == runs.restore(target / "model").write(chunks.batch([0, 5]), run.generation)[0]
+    written = writer.write(chunks.batch([0, 5]), run.generation)
+    assert len(written.texts) == 2 and written.memory.gate.tolist() == [1, 1]
+    again = runs.restore(target / "model").write(chunks.batch([0, 5]), run.generation)
+    assert again.texts == written.texts
     steps = history.read(target / "history.csv")
     assert [row["step"] for row in steps] == list(range(21))
     assert {"validation_sigma", "validation_mask_rate", "validation_lambda"} <= steps[0].keys()

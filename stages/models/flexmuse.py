@@ -246,14 +246,21 @@ class Model(nn.Module):
         return token_log_probs(output.logits, labels).sum(-1)
 
     @torch.inference_mode()
-    def write(self, memory: Memory, max_tokens: int, beams: int) -> Tensor:
-        """Token ids of the most probable text found.  -> (B, at most max_tokens + 1)"""
+    def write(
+        self, memory: Memory, max_tokens: int, beams: int, temperature: float, top_p: float
+    ) -> Tensor:
+        """Token ids of the most probable text found, at temperature 0, or of one that is drawn.
+
+        -> (B, at most max_tokens + 1)
+        """
+        drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
         return self.t5.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
             attention_mask=memory.mask,
             max_new_tokens=max_tokens,
             num_beams=beams,
-            do_sample=False,
+            do_sample=temperature > 0,
+            **drawn,
         )
 
 

@@ -32,7 +32,14 @@ class Watch:
 @dataclass(frozen=True)
 class Generation:
     beams: int
+    temperature: float
+    top_p: float
+    seed: int
     batch: int
+
+    def __post_init__(self) -> None:
+        if self.temperature and self.beams > 1:
+            raise WrongInput("generation: draw (temperature) or search (beams), not both")
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,15 @@ class Run:
     preference: Schedule
     watch: Watch
     generation: Generation
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote for the items of a batch, and what it attended to."""
+
+    texts: list[str]
+    ids: Tensor  # (B, Y + 1), the first one that of the start
+    memory: object  # of the paper's model
 
 
 @dataclass
@@ -60,14 +76,20 @@ class Writer:
         limits = self.config["network"]["text_tokens"], self.config["max_tokens"]
         return Chunks(rows, features, self.tokenizer, limits)
 
-    def write(self, batch: Batch, generation: Generation) -> tuple[list[str], Tensor]:
-        """The text for each item of a batch, and the share of its topic that the gate let pass."""
+    def write(self, batch: Batch, generation: Generation) -> Written:
+        """A text for each item of a batch. Whoever wants it drawn alike again seeds before."""
         model = self.model
         batch = to_device(batch, next(model.parameters()).device)
         with inference():
             memory = model.remember(batch, model.network.gate_predict)
-            ids = model.write(memory, self.config["max_tokens"], generation.beams)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True), memory.gate.cpu()
+            ids = model.write(
+                memory,
+                self.config["max_tokens"],
+                generation.beams,
+                generation.temperature,
+                generation.top_p,
+            )
+        return Written(self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids, memory)
 
 
 def network(run: Run):

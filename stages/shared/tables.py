@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from stages.shared.stage import WrongInput
 
 STR, INT, FLOAT = pa.string(), pa.int32(), pa.float32()
-TEXTS = pa.list_(STR)
+TEXTS, NUMBERS = pa.list_(STR), pa.list_(pa.float16())
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -45,6 +45,10 @@ CLEAN = {
 IMAGES = _schema(sha256=STR, bytes=pa.binary(), width=INT, height=INT)  # 01_ingest/*/images
 REJECTED = _schema(source=STR, id=STR, reason=STR)  # 01_ingest: what was not taken in, and why
 FACTS = _schema(record=STR, position=INT, slot=STR, value=STR)  # 01_ingest, sample only: the truth
+# 01_ingest, sample only: where a slot is drawn, as shares of the picture's width and height
+BOXES = _schema(
+    record=STR, position=INT, slot=STR, left=FLOAT, top=FLOAT, right=FLOAT, bottom=FLOAT
+)
 FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)  # 01_ingest, sample: one slot changed
 _CHUNK = {"record": STR, "position": INT, "split": STR, "language": STR, "title": STR, "image": STR}
 CHUNKS = _schema(**_CHUNK, text=STR, references=TEXTS)  # 05_chunk
@@ -53,6 +57,46 @@ PAIRS = _schema(record=STR, position=INT, rejected=pa.list_(INT))
 # 11_predict; phase: sft | preference; inputs: both | topic | picture
 PREDICTIONS = _schema(
     **_CHUNK, references=TEXTS, phase=STR, inputs=STR, text=STR, sigma=FLOAT, masked=FLOAT
+)
+# 08_illustrate: where the picture of a chunk without one came from; similarity: of title and picture
+ILLUSTRATIONS = _schema(
+    record=STR,
+    position=INT,
+    split=STR,
+    text=STR,
+    image=STR,
+    backend=STR,
+    source=STR,
+    seed=INT,
+    similarity=FLOAT,
+)
+# 11_predict: what msaGate does to each chunk; use: train | predict; passed: g, 1 lets the topic pass
+GATES = _schema(
+    record=STR,
+    position=INT,
+    split=STR,
+    use=STR,
+    mode=STR,
+    sigma=FLOAT,
+    mask_probability=FLOAT,
+    passed=FLOAT,
+)
+# 11_predict: of test items from both inputs. correlation: lambda by channel, mean over patches (D);
+# entropy, spread: of the fusion's attention, see stages/shared/attention.py
+FUSIONS = _schema(
+    record=STR, position=INT, phase=STR, correlation=NUMBERS, entropy=FLOAT, spread=FLOAT
+)
+# 11_predict: attention, row by row. tokens: T of the topic; fusion: (P, T) from patches to them;
+# text: what was written; ends: the character of it that each of Y tokens ends at; decoder: (Y, P)
+ATTENTIONS = _schema(
+    record=STR,
+    position=INT,
+    phase=STR,
+    tokens=TEXTS,
+    fusion=NUMBERS,
+    text=STR,
+    ends=pa.list_(INT),
+    decoder=NUMBERS,
 )
 # 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
