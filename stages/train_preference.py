@@ -173,9 +173,10 @@ def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
     with tracking.run(stage="train_preference", name=name, params=numbers) as tracked:
         with output(target) as folder:
             writer, steps = train(name, run, folders, tracked.log)
-            runs.save(writer, folder / "model")
+            runs.save(writer, folder / "model", folders[-1] / runs.ENCODER)
             history.write(folder / "history.csv", steps)
         tracked.artifact(target / "model", "model")
+        tracked.model(target / "model", "model")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Fit a run's model to the reference texts.
 
-python -m stages.train_sft RUN CHUNKS FEATURES TARGET
+python -m stages.train_sft RUN CHUNKS FEATURES ENCODER TARGET
 
-reads   CHUNKS/chunks.parquet, FEATURES (stages/shared/features.py)
-writes  TARGET/model, TARGET/history.csv
+reads   CHUNKS/chunks.parquet, FEATURES (stages/shared/features.py), ENCODER (what computed them)
+writes  TARGET/model, which holds a copy of the encoder, TARGET/history.csv
 """
 
 import sys
@@ -74,15 +74,17 @@ def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, lo
     return writer, steps, chunks
 
 
-def main(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, target: Path) -> None:
+def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
+    chunk_folder, feature_folder, encoder = folders
     numbers = asdict(run) | {"network": asdict(runs.network(run)), "decoders": asdict(runs.tiny())}
     with tracking.run(stage="train_sft", name=name, params=numbers) as tracked:
         with output(target) as folder:
             writer, steps, chunks = train(name, run, chunk_folder, feature_folder, tracked.log)
-            runs.save(writer, folder / "model")
+            runs.save(writer, folder / "model", encoder)
             history.write(folder / "history.csv", steps)
         tracked.log({"texts": len(chunks), "texts_cut": chunks.cut}, run.sft.steps)
         tracked.artifact(target / "model", "model")
+        tracked.model(target / "model", "model")
 
 
 def measure(model, train: batches.Chunks) -> None:
@@ -106,4 +108,5 @@ def measure(model, train: batches.Chunks) -> None:
 if __name__ == "__main__":
     with stage():
         key, *paths = sys.argv[1:]
-        main(key, load(runs.Run, "runs", key), *map(Path, paths))
+        *sources, out = map(Path, paths)
+        main(key, load(runs.Run, "runs", key), sources, out)

@@ -35,6 +35,16 @@ def write(folder: Path, *, slots: bool = True) -> list[Path]:
     return [ingest, chunk, embed]
 
 
+def encoder(folder: Path) -> Path:
+    """A folder as align leaves it: two files of an encoder, nested, and a report about it."""
+    target = folder / "encoder"
+    (target / "weights").mkdir(parents=True, exist_ok=True)
+    (target / "encoder.json").write_text("{}")
+    (target / "weights" / "pictures").write_text("1")
+    (target / "summary.json").write_text("{}")
+    return target
+
+
 def _write_truth(ingest: Path, rows: list[dict]) -> None:
     (ingest / "slots.json").write_text(json.dumps(SLOTS))
     facts = [

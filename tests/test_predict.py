@@ -21,7 +21,7 @@ def place(tmp_path_factory):
         bare = rows[-1] | {"record": "bare", "position": 0, "image": None}
         tables.write(chunk / "chunks.parquet", [*rows, bare], tables.CHUNKS)
         run = load(runs.Run, "runs", "flexmuse")
-        train_sft.main("flexmuse", run, chunk, embed, place / "sft")
+        train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
         model = place / "sft" / "model"
         sources = [ingest, chunk, embed, model, model]
         predict.main(Params(["validation", "test"]), run, sources, place / "out")

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 
 from stages.shared import tracking
@@ -35,6 +37,16 @@ def store(database, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     return MlflowClient(tracking.uri())
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder as a training stage leaves it."""
+    folder = tmp_path / "model"
+    (folder / "encoder").mkdir(parents=True)
+    (folder / "config.json").write_text('{"model": "flexmuse"}')
+    (folder / "encoder" / "encoder.json").write_text("{}")
+    return folder
 
 
 def runs(store):
@@ -294,7 +306,7 @@ def test_a_password_in_an_address_among_the_params_is_not_kept(store):
     assert b"hunter2" not in database.read_bytes()
 
 
-def test_tracking_leaves_every_random_state_as_it_was(store):
+def test_tracking_leaves_every_random_state_as_it_was(store, trained):
     def states():
         numbers = torch.get_rng_state().numpy().tobytes()
         return random.getstate(), pickle.dumps(np.random.get_state()), numbers
@@ -302,9 +314,74 @@ def test_tracking_leaves_every_random_state_as_it_was(store):
     before = states()
     with tracking.parent("flow", {}), tracking.run("train_sft", "a", {"x": 1}) as run:
         run.log({"x": 1.0}, 0)
+        run.model(trained, "model")
+        run.upload(trained, "copy")
     assert states() == before
 
 
 def test_importing_tracking_does_not_import_mlflow():
     process = start("import sys; assert not {'mlflow', 'dvc', 'numpy'} & set(sys.modules)")
     assert process.wait() == 0, process.stderr.read()
+
+
+def test_an_uploaded_file_and_folder_are_among_the_artifacts_of_the_run(store, trained):
+    with tracking.run("predict", "flexmuse", {}) as run:
+        run.upload(trained, "copy")
+        run.upload(trained / "config.json", "")
+    place = Path(runs(store)["predict@flexmuse"].info.artifact_uri.removeprefix("file://"))
+    found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert found == {"config.json", "copy/config.json", "copy/encoder/encoder.json"}
+
+
+def test_a_trained_folder_is_a_model_that_every_kind_of_address_finds(store, trained, tmp_path):
+    with tracking.run("train_sft", "flexmuse", {"sft": {"steps": 2}}) as run:
+        run.model(trained, "model")
+    experiment = store.get_experiment_by_name("polymuse").experiment_id
+    (model,) = store.search_logged_models([experiment])
+    assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.id)
+    assert model.params == {"sft.steps": "2"}
+    assert [out.model_id for out in store.get_run(run.id).outputs.model_outputs] == [model.model_id]
+    store.create_registered_model("writer")
+    store.create_model_version("writer", f"models:/{model.model_id}", model_id=model.model_id)
+    addresses = [f"models:/{model.model_id}", f"runs:/{run.id}/model", "models:/writer/1"]
+    for number, address in enumerate(addresses):
+        found = tracking.fetch(address, tmp_path / f"copy{number}")
+        for file in ("config.json", "encoder/encoder.json"):
+            assert (found / file).read_bytes() == (trained / file).read_bytes()
+        described = get_model_info(address)
+        assert set(described.flavors) == {"polymuse", "python_function"}
+        assert described.signature.inputs.input_names() == ["topic", "image"]
+
+
+@pytest.mark.parametrize("address", ["models:/nobody/1", "models:/m-0", "runs:/0/model", "runs:/"])
+def test_an_address_that_leads_to_no_model_is_one_sentence(store, tmp_path, address):
+    with pytest.raises(WrongInput) as wrong:
+        tracking.fetch(address, tmp_path / "copy")
+    assert str(wrong.value).startswith(f"{address}: ") and "\n" not in str(wrong.value)
+
+
+def test_looking_a_model_up_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(WrongInput, match="there is no none"):
+        tracking.fetch("models:/writer/1", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_a_server_did_not_take_whole_is_no_ready_one_and_costs_a_warning(
+    store, trained, monkeypatch, capsys
+):
+    with tracking.run("train_sft", "a", {}) as run:
+        monkeypatch.setattr(run._client, "log_model_artifact", lambda *_: 1 / 0)
+        run.model(trained, "model")
+    assert runs(store)["train_sft@a"].info.status == "FINISHED"
+    experiment = store.get_experiment_by_name("polymuse").experiment_id
+    assert [model.status for model in store.search_logged_models([experiment])] == ["FAILED"]
+    assert "warning: MLflow run train_sft@a: division by zero" in capsys.readouterr().err
+
+
+def test_a_model_leaves_no_trace_in_the_state_of_mlflow_or_in_its_folder(store, trained):
+    before = sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()
+    with tracking.run("train_sft", "a", {}) as run:
+        run.model(trained, "model")
+        assert mlflow.active_run() is None
+    assert (sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()) == before

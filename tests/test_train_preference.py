@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = corpus.write(place)
         run = load(runs.Run, "runs", "flexmuse")
-        train_sft.main("flexmuse", run, chunk, embed, place / "sft")
+        train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
     return place
 
 

@@ -30,7 +30,7 @@ def train(place, target: str):
     if not ingest.exists():
         corpus.write(place)
     run = load(runs.Run, "runs", "flexmuse")
-    train_sft.main("flexmuse", run, chunk, embed, place / target)
+    train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / target)
     return place / target
 
 
@@ -78,10 +78,15 @@ def test_config_says_what_the_weights_are(place):
     assert config["max_tokens"] == 24
 
 
+def test_the_folder_holds_the_encoder_without_the_reports_about_it(place):
+    held = corpus.bytes_of(train(place, "out") / "model" / "encoder")
+    assert held == {"encoder.json": b"{}", "weights/pictures": b"1"}
+
+
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
     """The stage as DVC starts it, killed after its first checkpoint and started again."""
     corpus.write(place)
-    sources = [str(place / name) for name in ("chunk", "embed")]
+    sources = [str(place / "chunk"), str(place / "embed"), str(corpus.encoder(place))]
 
     def start(target, home):
         return subprocess.Popen(

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from stages.shared.devices import device, has_bf16, inference
+from stages.shared.encoder_files import encoder_files
 from stages.shared.stage import WrongInput
 
 CONFIG = "encoder.json"
-REPORTS = {"summary.json", "history.csv"}  # of align: about the encoder, no part of it
 SHORTEST_BUCKET = 16  # tokens; the next ones are twice as long each
 
 
@@ -93,14 +93,11 @@ def save_config(folder: Path, kind: str, languages: list[str], **sizes: object) 
 def fingerprint(folder: Path) -> str:
     """sha256 over the names and bytes of the encoder's files."""
     digest = sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if path.name not in REPORTS:
-            digest.update(
-                f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode()
-            )
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+    for path in encoder_files(folder):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,10 +1,12 @@
 """A run: one model on one corpus, from params.yaml to a folder of weights that loads by path.
 
 The folder holds model.safetensors, config.json (model, network, shapes, max_tokens), the T5's
-configuration and the tokenizer. Nothing in it needs params.yaml or a network.
+configuration, the tokenizer, and in encoder/ what turns raw pictures and topics into the features
+that the model reads. Nothing in it needs params.yaml or a network.
 """
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +19,13 @@ from stages.models import paper
 from stages.shared import decoders
 from stages.shared.batches import Chunks
 from stages.shared.devices import device, inference
+from stages.shared.encoder_files import encoder_files
 from stages.shared.features import Features
 from stages.shared.params import fill, load
 from stages.shared.stage import WrongInput
 from stages.shared.training import Batch, Schedule, to_device
+
+ENCODER = "encoder"  # folder within that of a model
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,16 @@ def create(run: Run, texts: list[str], features: Features) -> Writer:
     return Writer(module, module.Model(sizes, shapes, t5).to(device()), tokenizer, config)
 
 
-def save(writer: Writer, folder: Path) -> None:
+def save(writer: Writer, folder: Path, encoder: Path) -> None:
+    """Write the model and a copy of the encoder whose features it was trained on."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(writer.config, indent=1))
     decoders.save(folder, writer.model.t5, writer.tokenizer)
     save_file(unique(writer.model), folder / "model.safetensors")
+    for file in encoder_files(encoder):
+        copied = folder / ENCODER / file.relative_to(encoder)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
 
 
 def unique(model: torch.nn.Module) -> dict[str, Tensor]:

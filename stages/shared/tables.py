@@ -58,7 +58,7 @@ PAIRS = _schema(record=STR, position=INT, rejected=pa.list_(INT))
 PREDICTIONS = _schema(
     **_CHUNK, references=TEXTS, phase=STR, inputs=STR, text=STR, sigma=FLOAT, masked=FLOAT
 )
-# 08_illustrate: where the picture of a chunk without one came from; similarity: of title and picture
+# 08_illustrate: where the picture of a chunk without one came from; similarity: of it and the title
 ILLUSTRATIONS = _schema(
     record=STR,
     position=INT,
@@ -70,7 +70,7 @@ ILLUSTRATIONS = _schema(
     seed=INT,
     similarity=FLOAT,
 )
-# 11_predict: what msaGate does to each chunk; use: train | predict; passed: g, 1 lets the topic pass
+# 11_predict: what msaGate does to a chunk; use: train | predict; passed: g, 1 lets the topic pass
 GATES = _schema(
     record=STR,
     position=INT,

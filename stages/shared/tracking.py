@@ -2,7 +2,9 @@
 
     with tracking.run(stage="train_sft", name="flexmuse", params=asdict(params)) as run:
         run.log({"loss": 1.5}, step)
-        run.artifact(target / "model.safetensors", "weights")
+        run.artifact(target / "history.csv", "history")  # its hash
+        run.upload(target / "map.png", "maps")  # the file itself
+        run.model(target / "model", "model")
 
 Nothing flows back from here into a stage, so that editing this file makes no stage stale. A server
 that cannot be used stops a stage before its work begins; one that fails later costs a warning,
@@ -45,6 +47,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from the stage's random numbers
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address may hold a password
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _METRICS_PER_BATCH = 1000  # what one call of MLflow's API takes
 _ENTRIES_PER_BATCH = 100  # the same for params and for tags
@@ -55,7 +58,7 @@ _PAUSE_SECONDS = 60.0  # the same after a server failed
 
 
 class Run:
-    """An open run. Metrics are buffered; artifacts are named by path and hash, not uploaded."""
+    """An open run. Metrics are buffered; what is only named by path and hash is not uploaded."""
 
     def __init__(self, client: "MlflowClient", id: str, name: str):
         self.id = id
@@ -89,6 +92,20 @@ class Run:
                     "bytes": file.stat().st_size,
                 }
             )
+
+    def upload(self, path: Path, name: str) -> None:
+        """Upload a file, or the files of a folder, into the folder `name` of the run's artifacts.
+
+        With `name` "" they lie on top.
+        """
+        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        self._try(lambda: send(self.id, str(path), name or None))
+
+    def model(self, folder: Path, name: str) -> None:
+        """Upload a trained folder as a model of MLflow, found by runs:/ID/NAME and models:/m-ID."""
+        from stages.shared import logged_models
+
+        self._try(lambda: logged_models.log(self._client, self.id, folder, name))
 
     def _send(self) -> None:
         self._next_send = monotonic() + _SEND_SECONDS
@@ -166,6 +183,24 @@ def cached(stage_name: str, parent: str) -> None:
         client, _create(client, experiment, stage_name, {}, tags, stage_name), stage_name
     )
     restored._end("FINISHED")
+
+
+def fetch(address: str, folder: Path) -> Path:
+    """Copy the model at models:/... or runs:/ID/NAME to `folder`. Raises WrongInput."""
+    place = uri()
+    if place.startswith(SQLITE) and not (database := Path(place.removeprefix(SQLITE))).exists():
+        raise WrongInput(f"{address}: there is no {database.name} yet: train, or name a folder")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from stages.shared import logged_models
+
+    try:
+        return logged_models.fetch(place, address, folder)
+    except Exception as error:  # stores, servers and addresses each have their own kinds
+        raise WrongInput(
+            f"{address}: no model is found by it in {_without_secrets(place)} ({_reason(error)}): "
+            "see the Models page of `polymuse ui` for its address"
+        ) from None
 
 
 def uri() -> str:

@@ -24,7 +24,8 @@ from stages.shared.stage import WrongInput, home
 
 Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
 Batch = dict[str, Any]  # tensors, first dimension: the items
-RESULT_FREE = {"progress", "stage", "tracking"}  # modules that cannot change a result
+# Modules that cannot change a result.
+RESULT_FREE = {"logged_models", "progress", "stage", "tracking"}
 
 
 @dataclass(frozen=True)

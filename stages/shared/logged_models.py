@@ -1,0 +1,77 @@
+"""Trained folders as models of MLflow: on its Models page, in its registry, by its addresses.
+
+A logged model is the trained folder itself with a file MLmodel beside the weights, which names two
+flavors: `polymuse` (runs.restore reads the folder) and `python_function`, whose predict takes a
+DataFrame with the columns topic and image and needs this package where it runs.
+
+MLflow's own Model.log would ask for a global tracking address and an active run, and would start
+pip to guess what the model needs. Nothing here does: the client and the run are named.
+"""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+    from mlflow.tracking import MlflowClient
+
+FLAVOR = "polymuse"
+LOADER = "pipelines.served"  # whose _load_pyfunc MLflow calls
+
+
+def log(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
+    """Upload `folder` as the model `name` of a run; its id. READY only once it is whole."""
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    tags = {"polymuse.stage": run.data.tags.get("polymuse.stage", "")}
+    made = client.create_logged_model(
+        run.info.experiment_id, name, run_id, tags, run.data.params, model_type=FLAVOR
+    )
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
+        client.log_model_artifacts(made.model_id, str(folder))
+        with TemporaryDirectory() as beside:
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            description = describe(run_id, made.model_id, made.artifact_location, size)
+            description.save(Path(beside, "MLmodel"))
+            client.log_model_artifact(made.model_id, str(Path(beside, "MLmodel")))
+    except BaseException:
+        client.finalize_logged_model(made.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(made.model_id, "READY")
+    return made.model_id
+
+
+def describe(run_id: str, model_id: str, location: str, size: int) -> "Model":
+    """The content of MLmodel: flavors, and what predict takes and returns."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = Schema(
+        [
+            ColSpec("string", "topic", required=False),
+            ColSpec("binary", "image", required=False),  # the bytes of a picture file
+        ]
+    )
+    described = Model(
+        artifact_path=location,
+        run_id=run_id,
+        model_uuid=model_id,
+        model_id=model_id,
+        signature=ModelSignature(inputs, Schema([ColSpec("string")])),
+        model_size_bytes=size,
+    )
+    described.add_flavor(FLAVOR)
+    return pyfunc.add_to_model(described, LOADER)
+
+
+def fetch(tracking_uri: str, address: str, folder: Path) -> Path:
+    """Copy the model at models:/... or runs:/ID/NAME into `folder`. Raises what MLflow raises."""
+    from mlflow.artifacts import download_artifacts
+
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # models:/ is looked up by this alone
+    return Path(download_artifacts(address, dst_path=str(folder), tracking_uri=tracking_uri))
