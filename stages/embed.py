@@ -50,7 +50,8 @@ def main(params: embedding.Params, ingest: Path, chunk: Path, align: Path, targe
     texts = None
     if supported(chunks, encoder.languages) >= params.min_supported:
         words = texts_of(chunks)
-        texts = words, embedding.text_rows(encoder, words, params.text_batch)
+        rows = embedding.text_rows(encoder, words, params.text_batch)
+        texts = words, encoder.pieces(words), rows
     with output(target) as folder:
         features.write(folder, (names, pictures), texts)
 

@@ -9,7 +9,8 @@ writes  TARGET/records.parquet   RECORDS[KIND] of stages/shared/tables.py
         TARGET/images/           the pictures by hash
         TARGET/rejected.parquet  every row and picture that was not taken in, and why
         TARGET/summary.json      records by split and language, rejected rows by reason
-        TARGET/facts.parquet, foils.parquet and JSON files where the format knows the truth
+        TARGET/facts.parquet, boxes.parquet, foils.parquet and JSON files where the format knows
+        the truth
 
 An id is a hash of what the record holds: of title, texts and pictures for an article, of the
 picture for a captioned one. So the same article twice is one record, and rows that caption the same
@@ -92,6 +93,7 @@ class Corpus:
     keys: dict[str, str] = field(default_factory=dict)  # the source's own id -> id
     rejected: list[dict] = field(default_factory=list)
     facts: list[dict] = field(default_factory=list)
+    boxes: list[dict] = field(default_factory=list)
     foils: list[dict] = field(default_factory=list)
     extras: list[Extra] = field(default_factory=list)
     rows: int = 0  # records and pictures of articles, taken in or not
@@ -126,18 +128,19 @@ class Corpus:
         self._keep_truth(item, name, parts)
 
     def _keep_truth(self, item: Article, name: str, parts: list[list[dict]]) -> None:
-        """Keep an article's facts and foils; `parts` are the blocks of each of item.blocks."""
+        """Keep an article's facts, boxes and foils; `parts`: the blocks of each of item.blocks."""
         taken = [
             bool(blocks)
             for part, blocks in zip(item.blocks, parts, strict=True)
             if not isinstance(part, str)
         ]
         kept = [number for number, one in enumerate(taken) if one]
-        self.facts += [
-            {"record": name, **asdict(fact), "position": kept.index(fact.position)}
-            for fact in item.facts
-            if fact.position in kept
-        ]
+        for mine, theirs in ((self.facts, item.facts), (self.boxes, item.boxes)):
+            mine += [
+                {"record": name, **asdict(one), "position": kept.index(one.position)}
+                for one in theirs
+                if one.position in kept
+            ]
         if all(taken):  # else texts were joined, and no foil differs from its text in one slot only
             self.foils += [{"record": name, **asdict(foil)} for foil in item.foils]
 
@@ -165,6 +168,7 @@ class Corpus:
         values = {"image": image, "captions": captions, "language": language, "split": item.split}
         self._keep(item, name, values)
         self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
+        self.boxes += [{"record": name, **asdict(box)} for box in item.boxes]
 
     def _merge(self, item: Captioned, record: dict, captions: list[str]) -> None:
         """Add a row's captions to the record of the same picture."""
@@ -315,6 +319,8 @@ def write(corpus: Corpus, kind: str, folder: Path) -> None:
     tables.write(folder / "rejected.parquet", corpus.rejected, tables.REJECTED)
     if corpus.facts:
         tables.write(folder / "facts.parquet", corpus.facts, tables.FACTS)
+    if corpus.boxes:
+        tables.write(folder / "boxes.parquet", corpus.boxes, tables.BOXES)
     if corpus.foils:
         tables.write(folder / "foils.parquet", corpus.foils, tables.FOILS)
     extras = [*corpus.extras, Extra("summary.json", summary(corpus))]

@@ -31,7 +31,8 @@ def write(folder: Path, *, slots: bool = True) -> list[Path]:
         {"pooled": cached.text_pooled[row], "tokens": cached.tokens[row][cached.token_mask[row]]}
         for row in range(4)
     ]
-    features.write(embed, (list(cached.image_index), pictures), (list(cached.text_index), titles))
+    texts = list(cached.text_index), cached.pieces, titles
+    features.write(embed, (list(cached.image_index), pictures), texts)
     return [ingest, chunk, embed]
 
 

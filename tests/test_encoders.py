@@ -128,6 +128,35 @@ def test_open_clip_features_are_those_of_its_own_model(tmp_path):
     assert mask.sum(1).tolist() == [4, 5, 3]  # words with start and end
 
 
+@pytest.mark.parametrize(
+    ("make", "kind", "texts", "pieces"),
+    [
+        ("clip", "hf", ["ab", "c"], ["<|startoftext|> a b</w> <|endoftext|>", "c</w>"]),
+        ("chinese_clip", "hf", ["番茄x", "米"], ["[CLS] 番 茄 [UNK] [SEP]", "米"]),
+        ("siglip", "hf", ["a b", "c"], ["[CLS] a b [SEP]", "c"]),
+        (
+            "openclip",
+            "openclip",
+            ["a cat", "z"],
+            ["<start_of_text> a</w> cat</w> <end_of_text>", "z</w>"],
+        ),
+        ("tiny", "tiny", ["cat napping", "z"], ["[CLS] cat nap ##ping [SEP]", "z"]),
+    ],
+)
+def test_pieces_are_the_tokens_that_have_features(tmp_path, make, kind, texts, pieces):
+    if kind == "tiny":
+        encoder = save_tiny(tmp_path / "tiny")
+    else:
+        getattr(tiny_clips, make)(tmp_path / "source")
+        encoder = fetched(kind, tmp_path / "source", tmp_path / "encoder")
+    found = encoder.pieces(texts)
+    assert found[0] == pieces[0].split()
+    assert found[1][1:-1] == [pieces[1]]
+    long = texts[0] * 60
+    mask = encoder.texts([*texts, long])[2]
+    assert [len(row) for row in encoder.pieces([*texts, long])] == mask.sum(1).tolist()
+
+
 def test_open_clip_keeps_the_preprocessing_that_belongs_to_the_weights(tmp_path):
     tiny_clips.openclip(tmp_path / "source", resize_mode="squash", mean=[0.1, 0.2, 0.3])
     encoder = fetched("openclip", tmp_path / "source", tmp_path / "encoder")

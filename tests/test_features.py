@@ -31,13 +31,17 @@ def texts(lengths: list[int], width: int = 5):
         }
         for length in lengths
     ]
-    return names, rows
+    pieces = [
+        [f"{name} {place}" for place in range(length)]
+        for name, length in zip(names, lengths, strict=True)
+    ]
+    return names, pieces, rows
 
 
 def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "ROWS_AT_ONCE", 3)  # several row groups
-    (names, rows), (words, spoken) = pictures(8), texts([3, 1, 7, 2])
-    features.write(tmp_path, (names, iter(rows)), (words, iter(spoken)))
+    (names, rows), (words, pieces, spoken) = pictures(8), texts([3, 1, 7, 2])
+    features.write(tmp_path, (names, iter(rows)), (words, pieces, iter(spoken)))
     found = features.read(tmp_path)
     assert found.text == "encoder"
     assert (found.pooled.dtype, found.patches.shape) == (np.float16, (8, 4, 6))
@@ -46,6 +50,7 @@ def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path, monkeypatch):
         assert found.pooled[place].tobytes() == row["pooled"].tobytes()
         assert found.patches[place].tobytes() == row["patches"].tobytes()
     assert found.tokens.shape == (4, 7, 5)
+    assert found.pieces == pieces
     for word, row in zip(words, spoken, strict=True):
         place, length = found.text_index[word], len(row["tokens"])
         assert found.text_pooled[place].tobytes() == row["pooled"].tobytes()
@@ -59,6 +64,7 @@ def test_without_text_features_the_texts_are_learned(tmp_path):
     found = features.read(tmp_path)
     assert found.text == "learned"
     assert found.text_index is found.text_pooled is found.tokens is found.token_mask is None
+    assert found.pieces is None
     assert json.loads((tmp_path / "summary.json").read_text())["texts"] == 0
 
 

@@ -16,7 +16,7 @@ from stages.datasets import jsonl, markdown
 from stages.ingest import Params, complete, read_picture, split_of
 from stages.shared import images, tables
 from stages.shared.images import WrongImage
-from stages.shared.records import PictureFile
+from stages.shared.records import Article, Box, Captioned, Fact, Picture, PictureFile
 from stages.shared.stage import WrongInput
 
 MANY = 10**6  # pixels
@@ -419,3 +419,31 @@ def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
     assert {record["language"] for record in records} == {"zh"}
     assert all(record["title"].endswith("的做法") for record in records)
     assert tables.read(tmp_path / "out" / "rejected.parquet", tables.REJECTED) == []
+
+
+def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
+    taken = []
+    corpus = ingest.Corpus(tmp_path, LIMITS, taken.append)
+    shares = (0.1, 0.2, 0.3, 0.4)
+    red, blue = (Picture(encoded(colour)) for colour in ("red", "blue"))
+    truth = {
+        "facts": [Fact(position, "object", "ball") for position in range(3)],
+        "boxes": [Box(position, "object", *shares) for position in range(3)],
+    }
+    blocks = [red, "one", Picture(b"no picture"), "two", blue, "three"]
+    corpus.take(Article(source="a", title="A", blocks=blocks, **truth))
+    first = {name: truth[name][:1] for name in truth}
+    corpus.take(Captioned(source="b", picture=red, captions=["red"], **first))
+    assert len(corpus.rejected) == 1
+    article, captioned = corpus.records
+    assert [(fact["record"], fact["position"]) for fact in corpus.facts] == [
+        (article, 0),
+        (article, 1),
+        (captioned, 0),
+    ]
+    key = {"slot": "object", "left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.4}
+    assert corpus.boxes == [
+        {"record": fact["record"], "position": fact["position"]} | key for fact in corpus.facts
+    ]
+    tables.write(tmp_path / "boxes.parquet", corpus.boxes, tables.BOXES)
+    assert len(tables.read(tmp_path / "boxes.parquet", tables.BOXES)) == 3

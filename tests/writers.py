@@ -75,6 +75,7 @@ def features(learned: bool = False) -> Features:
         text_pooled=None if learned else unit(4, 5),
         tokens=None if learned else (random.normal(size=(4, 7, 5)) * mask[..., None]).astype("f2"),
         token_mask=None if learned else mask,
+        pieces=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
         text="learned" if learned else "encoder",
     )
 

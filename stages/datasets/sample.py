@@ -22,7 +22,7 @@ from typing import Any
 
 from stages.datasets import phrases, scenes
 from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
-from stages.shared.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
+from stages.shared.records import SPLITS, Article, Box, Captioned, Extra, Fact, Foil, Item, Picture
 
 FEWEST, MOST = 3, 5  # pictures of an article
 Values = dict[str, str]  # slot -> value
@@ -123,12 +123,14 @@ def _article(
     random: Random,
 ) -> Article:
     blocks: list[Picture | str] = []
-    facts, foils = [], []
+    facts, boxes, foils = [], [], []
     for position, scene in enumerate(shown):
         wording = random.getrandbits(32)
-        blocks.append(_picture(scene, params, random))
+        picture, box = _picture(scene, position, params, random)
+        blocks.append(picture)
         blocks.append(phrases.chunk(topic, scene, Random(wording)))
         facts += [Fact(position, slot, value) for slot, value in (topic | scene).items()]
+        boxes.append(box)
         for slot, values in PICTURE.items() if with_foils else ():
             other = random.choice([value for value in values if value != scene[slot]])
             text = phrases.chunk(topic, scene | {slot: other}, Random(wording))
@@ -140,6 +142,7 @@ def _article(
         language="en",
         split=split,
         facts=facts,
+        boxes=boxes,
         foils=foils,
     )
 
@@ -151,21 +154,24 @@ def _captions(params: Params) -> Iterator[Item]:
         count = round(getattr(params, split) * params.caption_share)
         for number in range(count):
             scene = random.choice(process.scenes)
+            picture, box = _picture(scene, 0, params, random)
             yield Captioned(
                 source=f"{split}-{number}",
-                picture=_picture(scene, params, random),
+                picture=picture,
                 captions=[phrases.caption(scene, random) for _ in range(params.captions)],
                 language="en",
                 split=split,
                 facts=[Fact(0, slot, value) for slot, value in scene.items()],
+                boxes=[box],
             )
 
 
-def _picture(scene: Values, params: Params, random: Random) -> Picture:
-    file = BytesIO()
+def _picture(scene: Values, position: int, params: Params, random: Random) -> tuple[Picture, Box]:
+    """A picture of the scene, and where its object is."""
+    file, drawn = BytesIO(), scenes.draw(scene, random, params.size)
     # Noise makes PNG three times as large; without subsampling the colours stay as drawn.
-    scenes.draw(scene, random, params.size).save(file, "JPEG", quality=95, subsampling=0)
-    return Picture(file.getvalue())
+    drawn.image.save(file, "JPEG", quality=95, subsampling=0)
+    return Picture(file.getvalue()), Box(position, "object", *drawn.box)
 
 
 def _combinations(slots: dict[str, dict], share: float, held_out: bool) -> list[Values]:

@@ -5,10 +5,11 @@ random; what the slots say is always visible.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 Colour = tuple[int, int, int]
 Draw = ImageDraw.ImageDraw
@@ -37,8 +38,19 @@ FUR = {
 }
 
 
-def draw(scene: dict[str, str], random: Random, size: int) -> Image.Image:
-    """The picture (RGB, size x size) of a scene {place, weather, actor, activity, object}."""
+@dataclass(frozen=True)
+class Drawn:
+    """A picture (RGB) and where its object was drawn, before actor and weather came over it.
+
+    box: left, top, right, bottom as shares of the picture's width and height.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
+
+
+def draw(scene: dict[str, str], random: Random, size: int) -> Drawn:
+    """The picture (size x size) of a scene {place, weather, actor, activity, object}."""
     side = 2 * size
     image = Image.new("RGB", (side, side), _near(SKY[scene["weather"]], random))
     pen = ImageDraw.Draw(image)
@@ -52,10 +64,12 @@ def draw(scene: dict[str, str], random: Random, size: int) -> Image.Image:
     actor_x = random.uniform(0.22, 0.38) if left else random.uniform(0.62, 0.78)
     object_x = random.uniform(0.68, 0.84) if left else random.uniform(0.16, 0.32)
     base, height = side * random.uniform(0.82, 0.94), side * random.uniform(0.26, 0.34)
+    without = image.copy()
     OBJECT[scene["object"]](pen, side * object_x, base, height, random)
+    box = ImageChops.difference(without, image).getbbox()
     _draw_actor(image, scene["actor"], scene["activity"], side * actor_x, random)
     WEATHER[scene["weather"]](ImageDraw.Draw(image), side, random)
-    return _finish(image, size, random)
+    return Drawn(_finish(image, size, random), tuple(edge / side for edge in box))
 
 
 def _finish(image: Image.Image, size: int, random: Random) -> Image.Image:

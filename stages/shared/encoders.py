@@ -47,6 +47,10 @@ class TextTower(ABC):
         """The length in tokens that each text is padded to; one batch takes its longest."""
 
     @abstractmethod
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        """The tokens with features of each text, as its tokenizer spells them."""
+
+    @abstractmethod
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         """The model's inputs, each (B, L) with L the longest bucket; longer texts are cut."""
 

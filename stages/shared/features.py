@@ -3,7 +3,7 @@
     summary.json       counts, and whether texts have features
     pictures.parquet   sha256, pooled (D)          one row a picture
     patches.parquet    patches (P, Dp)             the same rows
-    texts.parquet      text, length, pooled (D)    one row a text
+    texts.parquet      text, length, pieces, pooled (D)    one row a text
     tokens.parquet     token (Dt)                  `length` rows a text, one after the other
 
 All features are fp16. The large ones are files of their own, so that who needs only pooled
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 from stages.shared.stage import WrongInput
 
 Row = dict[str, np.ndarray]
+Texts = tuple[list[str], list[list[str]], Iterable[Row]]  # texts, their pieces, their rows
+Name = TypeVar("Name")
 ROWS_AT_ONCE = 512  # in memory while writing or reading
 
 
@@ -39,17 +41,20 @@ class Features:
     text_pooled: np.ndarray | None  # (M, D) fp16, unit length
     tokens: np.ndarray | None  # (M, L, Dt) fp16, zero where masked
     token_mask: np.ndarray | None  # (M, L) bool, true at tokens
+    pieces: (
+        list[list[str]] | None
+    )  # of each text, its tokens as the encoder's tokenizer spells them
 
 
 def write(
     folder: Path,
     pictures: tuple[list[str], Iterable[Row]],
-    texts: tuple[list[str], Iterable[Row]] | None,
+    texts: Texts | None,
 ) -> None:
     """Write names with their rows, in the same order; rows are taken one by one.
 
     A picture's row has `pooled` (D,) and `patches` (P, Dp), a text's `pooled` (D,) and `tokens`
-    (L, Dt). Without texts the models learn features of their own.
+    (L, Dt), and L pieces. Without texts the models learn features of their own.
     """
     _write_pictures(folder, *pictures)
     if texts is not None:
@@ -76,9 +81,15 @@ def read(folder: Path) -> Features:
     }
     if text == "learned":
         return Features(
-            text=text, text_index=None, text_pooled=None, tokens=None, token_mask=None, **pictures
+            text=text,
+            text_index=None,
+            text_pooled=None,
+            tokens=None,
+            token_mask=None,
+            pieces=None,
+            **pictures,
         )
-    table = pq.read_table(folder / "texts.parquet", columns=["text", "length"])
+    table = pq.read_table(folder / "texts.parquet", columns=["text", "length", "pieces"])
     tokens, mask = _pad(
         _array(folder / "tokens.parquet", "token"), table.column("length").to_numpy()
     )
@@ -88,6 +99,7 @@ def read(folder: Path) -> Features:
         text_pooled=_array(folder / "texts.parquet", "pooled"),
         tokens=tokens,
         token_mask=mask,
+        pieces=table.column("pieces").to_pylist(),
         **pictures,
     )
 
@@ -100,19 +112,24 @@ def _write_pictures(folder: Path, names: list[str], rows: Iterable[Row]) -> None
             files.add("patches", patches=_column([row["patches"] for row in batch]))
 
 
-def _write_texts(folder: Path, texts: list[str], rows: Iterable[Row]) -> None:
+def _write_texts(
+    folder: Path, texts: list[str], pieces: list[list[str]], rows: Iterable[Row]
+) -> None:
     with _Files(folder, "texts", "tokens") as files:
-        for part, batch in _batches(texts, rows):
+        for part, batch in _batches(list(zip(texts, pieces, strict=True)), rows):
+            lengths = [len(row["tokens"]) for row in batch]
+            assert lengths == [len(spelt) for _, spelt in part]
             files.add(
                 "texts",
-                text=pa.array(part, pa.string()),
-                length=pa.array([len(row["tokens"]) for row in batch], pa.int32()),
+                text=pa.array([text for text, _ in part], pa.string()),
+                length=pa.array(lengths, pa.int32()),
+                pieces=pa.array([spelt for _, spelt in part], pa.list_(pa.string())),
                 pooled=_column([row["pooled"] for row in batch]),
             )
             files.add("tokens", token=_column(list(chain(*(row["tokens"] for row in batch)))))
 
 
-def _batches(names: list[str], rows: Iterable[Row]) -> Iterator[tuple[list[str], list[Row]]]:
+def _batches(names: list[Name], rows: Iterable[Row]) -> Iterator[tuple[list[Name], list[Row]]]:
     pairs = zip(names, rows, strict=True)
     while batch := list(islice(pairs, ROWS_AT_ONCE)):
         yield [name for name, _ in batch], [row for _, row in batch]

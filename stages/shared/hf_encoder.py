@@ -47,8 +47,15 @@ class HuggingFaceEncoder(Encoder):
     def buckets(self, texts: list[str]) -> list[int]:
         if self.kind == "siglip":  # trained on texts of one length, the padding unmasked
             return [self.longest] * len(texts)
-        ids = self.processor.tokenizer(texts, truncation=True, max_length=self.longest)["input_ids"]
-        return [bucket(len(text), self.longest) for text in ids]
+        return [bucket(len(text), self.longest) for text in self.ids(texts)]
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each text, cut and not padded."""
+        found = self.processor.tokenizer(texts, truncation=True, max_length=self.longest)
+        return found["input_ids"]
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        return [self.processor.tokenizer.convert_ids_to_tokens(ids) for ids in self.ids(texts)]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.processor.tokenizer(

@@ -32,6 +32,13 @@ class OpenClipEncoder(Encoder):
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )
         self.tokenizer = open_clip.get_tokenizer(name)
+        text = getattr(self.model, "text", None)  # towers of open_clip's first design have none
+        self.foreign = text if isinstance(text, open_clip.hf_model.HFTextEncoder) else None
+        self.pad = self.foreign.config.pad_token_id if self.foreign else getattr(text, "pad_id", 0)
+        # A Hugging Face tower that pools its first token leaves that one out of the states.
+        self.left_out = int(
+            self.foreign is not None and type(self.foreign.pooler) is open_clip.hf_model.ClsPooler
+        )
         self.languages = languages
         self.fingerprint = self.text_fingerprint = fingerprint(folder)
 
@@ -49,24 +56,33 @@ class OpenClipEncoder(Encoder):
         """Its towers were trained on texts of one length."""
         return [self.tokenizer.context_length] * len(texts)
 
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        ids = self.tokenizer(texts)
+        shown = _up_to_last(ids != self.pad)
+        return [
+            self.spell(row[kept].tolist()[self.left_out :])
+            for row, kept in zip(ids, shown, strict=True)
+        ]
+
+    def spell(self, ids: list[int]) -> list[str]:
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return [self.tokenizer.decoder[number] for number in ids]
+        return self.tokenizer.tokenizer.convert_ids_to_tokens(ids)
+
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return {"ids": self.tokenizer(texts)}
 
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         ids = tokens["ids"]
-        text = getattr(self.model, "text", None)  # towers of open_clip's first design have none
-        if isinstance(text, open_clip.hf_model.HFTextEncoder):
-            text.output_tokens = True
-            pooled, states = text(ids)
-            pad = text.config.pad_token_id
+        if self.foreign:
+            self.foreign.output_tokens = True
+            pooled, states = self.foreign(ids)
         else:
             found = self.model.forward_intermediates(
                 text=ids, text_indices=1, normalize_intermediates=True
             )
             pooled, states = found["text_features"], found["text_intermediates"][-1]
-            pad = getattr(text, "pad_id", 0)
-        # A Hugging Face tower that pools its first token leaves that one out of the states.
-        return pooled, states, _up_to_last(ids != pad)[:, -states.shape[1] :]
+        return pooled, states, _up_to_last(ids != self.pad)[:, self.left_out :]
 
 
 def _up_to_last(kept: Tensor) -> Tensor:

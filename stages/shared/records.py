@@ -45,6 +45,18 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Box:
+    """Where a slot is seen in the picture at `position`, in shares of its width and height."""
+
+    position: int
+    slot: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
 class Foil:
     """The reference text at `position` with the value of one picture slot changed."""
 
@@ -63,6 +75,7 @@ class Article:
     language: str | None = None  # ISO 639-1; None: ingest detects it
     split: str | None = None  # one of SPLITS; None: ingest decides by hash
     facts: list[Fact] = field(default_factory=list)  # positions count the pictures of `blocks`
+    boxes: list[Box] = field(default_factory=list)
     foils: list[Foil] = field(default_factory=list)
 
 
@@ -75,6 +88,7 @@ class Captioned:
     language: str | None = None
     split: str | None = None
     facts: list[Fact] = field(default_factory=list)  # position 0
+    boxes: list[Box] = field(default_factory=list)  # position 0
 
 
 @dataclass(frozen=True)

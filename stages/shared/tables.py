@@ -70,7 +70,8 @@ ILLUSTRATIONS = _schema(
     seed=INT,
     similarity=FLOAT,
 )
-# 11_predict: what msaGate does to a chunk; use: train | predict; passed: g, 1 lets the topic pass
+# 11_predict: what msaGate does to each chunk; use: train | predict; passed: g, 1 lets the topic
+# pass. Probability and g are null where picture or topic is missing: there is nothing to decide.
 GATES = _schema(
     record=STR,
     position=INT,

@@ -130,8 +130,14 @@ class MiniLM(TextTower):
         self.text_fingerprint = f"{fingerprint(folder)}-{max_tokens}"
 
     def buckets(self, texts: list[str]) -> list[int]:
-        ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
-        return [bucket(len(text), self.max_tokens) for text in ids]
+        return [bucket(len(text), self.max_tokens) for text in self.ids(texts)]
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each text, cut and not padded."""
+        return self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        return [self.tokenizer.convert_ids_to_tokens(ids) for ids in self.ids(texts)]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.tokenizer(
@@ -163,6 +169,9 @@ class TinyEncoder(Encoder):
 
     def buckets(self, texts: list[str]) -> list[int]:
         return self.text_tower.buckets(texts)
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        return self.text_tower.pieces(texts)
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.text_tower.tokenize(texts)
