@@ -14,7 +14,7 @@ from typing import Literal
 from pipelines import repro
 from stages import align, chunk, clean, datasets, evaluate, ingest, models, predict
 from stages.report import __main__ as report
-from stages.shared import decoders, embedding, runs, training
+from stages.shared import decoders, embedding, illustrators, runs, training
 from stages.shared.params import load, read
 from stages.shared.stage import WrongInput, stage
 
@@ -52,6 +52,7 @@ SECTIONS = {
     "chunk": chunk.Params,
     "align": align.Params,
     "embed": embedding.Params,
+    "illustrate": illustrators.Params,
     "decoders": decoders.Params,
     "models": section("models", MODELS.items()),
     "runs": dict[str, runs.Run],

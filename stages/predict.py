@@ -2,7 +2,8 @@
 
 python -m stages.predict RUN INGEST CHUNKS FEATURES SFT PREFERENCE TARGET
 
-reads   INGEST/foils.parquet (sample only), CHUNKS/chunks.parquet, FEATURES, SFT, PREFERENCE
+reads   INGEST/foils.parquet (sample only), CHUNKS/chunks.parquet, FEATURES and CHUNKS/features,
+        SFT, PREFERENCE
 writes  TARGET/predictions.parquet, TARGET/foils.parquet, TARGET/summary.json
 
 Test items are written three times: from both inputs, from the topic alone, from the picture alone.
@@ -89,7 +90,7 @@ def score_foils(
 
 def main(params: Params, run: runs.Run, folders: list[Path], target: Path) -> None:
     ingest, chunk_folder, feature_folder, *weights = folders
-    cached = features.read(feature_folder)
+    cached = features.read(feature_folder, chunk_folder / "features")
     foils = []
     if (ingest / "foils.parquet").exists():
         foils = tables.read(ingest / "foils.parquet", tables.FOILS)

@@ -1,9 +1,10 @@
 """Teach a writer what readers prefer, starting from its SFT weights.
 
-python -m stages.train_preference RUN INGEST CHUNKS FEATURES SFT TARGET
+python -m stages.train_preference RUN INGEST PAIRS CHUNKS FEATURES SFT TARGET
 
-reads   INGEST/slots.json and facts.parquet (sample only), CHUNKS/chunks.parquet and pairs.parquet,
-        FEATURES, SFT/ (the model that starts the phase and that its log-probabilities refer to)
+reads   INGEST/slots.json and facts.parquet (sample only), PAIRS, CHUNKS/chunks.parquet, FEATURES
+        and CHUNKS/features, SFT/ (the model that starts the phase and that its log-probabilities
+        refer to)
 writes  TARGET/model, TARGET/history.csv
 
 A policy can write ever worse while its loss and its ranking look perfect, so some validation chunks
@@ -132,10 +133,10 @@ def validation(held_out: Documents, loss, watch: Callable[[], float], run: runs.
 
 
 def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writer, list[dict]]:
-    ingest, chunk_folder, feature_folder, sft = folders
+    ingest, pair_file, chunk_folder, feature_folder, sft = folders
     writer = runs.restore(sft)
-    cached = features.read(feature_folder)
-    pairs = tables.read(chunk_folder / "pairs.parquet", tables.PAIRS)
+    cached = features.read(feature_folder, chunk_folder / "features")
+    pairs = tables.read(pair_file, tables.PAIRS)
     rows = batches.training_chunks(chunk_folder)
     trained = Documents(writer, rows, cached, pairs, run.preference.batch)
     if not trained.articles:

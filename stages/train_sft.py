@@ -2,7 +2,8 @@
 
 python -m stages.train_sft RUN CHUNKS FEATURES ENCODER TARGET
 
-reads   CHUNKS/chunks.parquet, FEATURES (stages/shared/features.py), ENCODER (what computed them)
+reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/features.py), ENCODER
+        (what computed them)
 writes  TARGET/model, which holds a copy of the encoder, TARGET/history.csv
 """
 
@@ -53,7 +54,7 @@ def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, lo
     """The trained writer, its history, and its training chunks."""
     seed_everything(run.sft.seed)
     rows = batches.training_chunks(chunk_folder)
-    cached = features.read(feature_folder)
+    cached = features.read(feature_folder, chunk_folder / "features")
     writer = runs.create(run, [row["text"] for row in rows], cached)
     chunks = writer.chunks(rows, cached)
     held_out = writer.chunks(

@@ -239,11 +239,13 @@ def settled(workspace, monkeypatch) -> Path:
     """A copy of the project in which DVC believes that every stage has run."""
     monkeypatch.chdir(workspace)
     with Repo(".") as repo:
+        read = {Path(dep.def_path) for stage in repo.index.stages for dep in stage.deps}
         for stage in repo.index.stages:
             for out in stage.outs:
-                path = Path(out.fs_path)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(out.def_path)
+                path = Path(out.def_path)
+                for file in [dep for dep in read if path in dep.parents] or [path]:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(out.def_path)
         repo.commit(force=True)
     return workspace
 

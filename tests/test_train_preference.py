@@ -34,7 +34,8 @@ def place(trained, monkeypatch):
 
 
 def folders(place):
-    return [place / "ingest", place / "chunk", place / "embed", place / "sft" / "model"]
+    names = ("ingest", "chunk/pairs.parquet", "chunk", "embed", "sft/model")
+    return [place / name for name in names]
 
 
 def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
@@ -93,13 +94,10 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
 
 
 def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
-    chunk = tmp_path / "chunk"
-    chunk.mkdir()
-    (chunk / "chunks.parquet").write_bytes((place / "chunk" / "chunks.parquet").read_bytes())
-    tables.write(chunk / "pairs.parquet", [], tables.PAIRS)
+    tables.write(tmp_path / "pairs.parquet", [], tables.PAIRS)
     run = load(runs.Run, "runs", "flexmuse")
     changed = folders(place)
-    changed[1] = chunk
+    changed[1] = tmp_path / "pairs.parquet"
     with pytest.raises(WrongInput, match="similarity_min"):
         train_preference.main("flexmuse", run, changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The features of one corpus: what stages/embed.py writes and what models read.
+"""The features of one corpus: what stages/embed.py and illustrate.py write and models read.
 
     summary.json       counts, and whether texts have features
     pictures.parquet   sha256, pooled (D)          one row a picture
@@ -12,7 +12,7 @@ features reads little.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -67,16 +67,55 @@ def write(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def read(folder: Path) -> Features:
-    """All of them. Raises WrongInput if the folder is not one that embed wrote."""
+def text_kind(folder: Path) -> Literal["encoder", "learned"]:
+    """Whether the texts have features. Raises WrongInput if embed did not write the folder."""
     try:
-        text = json.loads((folder / "summary.json").read_text())["text"]
+        return json.loads((folder / "summary.json").read_text())["text"]
     except FileNotFoundError:
         raise WrongInput(f"{folder / 'summary.json'} is missing: run `dvc repro`") from None
+
+
+def read_pooled(folder: Path) -> tuple[dict[str, int], np.ndarray]:
+    """The row of each picture by its sha256, and the pooled features (N, D) fp16 alone."""
     names = pq.read_table(folder / "pictures.parquet", columns=["sha256"])
+    return _index(names.column(0)), _array(folder / "pictures.parquet", "pooled")
+
+
+def read(folder: Path, *more: Path) -> Features:
+    """All of a folder, and the pictures of further ones, which may be absent.
+
+    Of a picture in two folders the first row counts. Raises WrongInput if embed wrote no `folder`.
+    """
+    found = _read(folder)
+    for other in more:
+        if other.exists():
+            found = _join(found, _read(other))
+    return found
+
+
+def _join(found: Features, other: Features) -> Features:
+    """`found` with those pictures of `other` that it lacks."""
+    lacking = {
+        name: row for name, row in other.image_index.items() if name not in found.image_index
+    }
+    if not lacking:
+        return found  # no second copy of the patches
+    rows = list(lacking.values())
+    index = {name: len(found.image_index) + row for row, name in enumerate(lacking)}
+    return replace(
+        found,
+        image_index=found.image_index | index,
+        pooled=np.concatenate([found.pooled, other.pooled[rows]]),
+        patches=np.concatenate([found.patches, other.patches[rows]]),
+    )
+
+
+def _read(folder: Path) -> Features:
+    text = text_kind(folder)
+    index, pooled = read_pooled(folder)
     pictures = {
-        "image_index": _index(names.column(0)),
-        "pooled": _array(folder / "pictures.parquet", "pooled"),
+        "image_index": index,
+        "pooled": pooled,
         "patches": _array(folder / "patches.parquet", "patches"),
     }
     if text == "learned":

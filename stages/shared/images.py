@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import regex
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.shared.stage import WrongInput
 from stages.shared.tables import IMAGES
 
 # The pixel limit is ours (WrongImage names it), checked on the header, before anything is decoded.
@@ -51,6 +52,15 @@ def inspect(content: bytes, max_pixels: int) -> dict:
         raise WrongImage(f"unreadable image: {reason}") from None
     if width * height > max_pixels:
         raise WrongImage(f"image larger than max_pixels: {width} x {height}")
+    return _row(content, width, height)
+
+
+def trusted(content: bytes) -> dict:
+    """The row of a picture file that was inspected before."""
+    return _row(content, *decode(content).size)
+
+
+def _row(content: bytes, width: int, height: int) -> dict:
     name = sha256(content).hexdigest()
     return {"sha256": name, "bytes": content, "width": width, "height": height}
 
@@ -112,3 +122,18 @@ def read(folder: Path) -> Iterator[dict]:
     for path in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP):
             yield from batch.to_pylist()
+
+
+def find(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The bytes of the pictures with these sha256; only row groups that may hold one are read.
+
+    Raises WrongInput if one is not in the shards.
+    """
+    wanted = set(names)
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.glob("*.parquet")) if wanted else []:
+        part = pq.read_table(path, columns=["sha256", "bytes"], filters=[("sha256", "in", wanted)])
+        found |= {row["sha256"]: row["bytes"] for row in part.to_pylist()}
+    if absent := sorted(wanted - found.keys()):
+        raise WrongInput(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
+    return found

@@ -93,7 +93,7 @@ def batch_of(items: int, batch: int, seed: int, step: int) -> list[int]:
     return [orders[position // items][position % items] for position in positions]
 
 
-def fingerprint(values: list[Any], folders: list[Path]) -> str:
+def fingerprint(values: list[Any], inputs: list[Path]) -> str:
     """Key of a training run: its numbers, its input files, and the code that is loaded now.
 
     Of a module counts how it is built (its printed form tells sizes and dropout) and its weights.
@@ -104,9 +104,9 @@ def fingerprint(values: list[Any], folders: list[Path]) -> str:
         if isinstance(value, nn.Module):
             for name, weight in value.state_dict().items():
                 digest.update(name.encode() + weight.cpu().numpy().tobytes())
-    for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    for given in inputs:  # folders and files
+        for path in sorted(path for path in [given, *given.rglob("*")] if path.is_file()):
+            digest.update(str(path.relative_to(given)).encode() + path.read_bytes())
     for path in sorted(Path("stages").rglob("*.py")):
         if path.stem not in RESULT_FREE and _is_loaded(path):
             digest.update(path.read_bytes())

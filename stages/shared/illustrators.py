@@ -1,0 +1,133 @@
+"""Illustrators: V = T2I(T), a picture for a text that has none (FlexMUSE, papers.md F2).
+
+`load(backend, params, gallery)` gives the one that a backend names: `retrieve`, `diffusers:NAME` or
+`openai:MODEL`, each in stages/shared/<kind>_illustrator.py. Its libraries are imported then.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.shared import features, images, tables
+from stages.shared.stage import WrongInput
+
+if TYPE_CHECKING:
+    from stages.shared.encoders import Encoder
+
+KINDS = ("retrieve",)
+
+
+@dataclass(frozen=True)
+class Params:
+    """The section `illustrate`."""
+
+    backend: str
+    seed: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class Illustration:
+    """A picture file, and where it is from: record/position of a picture of the corpus."""
+
+    content: bytes
+    source: str
+
+
+class Illustrator(ABC):
+    """name: of the backend, without folders of this machine. obstacle: why it can illustrate
+    nothing here, in a few words, or None."""
+
+    name: str
+    obstacle: str | None = None
+
+    @abstractmethod
+    def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
+        """`count` different pictures for each text, the best first; fewer where there are not as
+        many. A text's pictures depend on nothing but the text, `count` and the seed."""
+
+
+class Gallery:
+    """The pictures of a corpus' train split, and the encoder that finds the nearest to a text.
+
+    Reads what 01_ingest, 05_chunk, 06_align and 07_embed wrote, each when it is first needed. A
+    picture that validation or test shows too is not in it.
+    """
+
+    def __init__(self, ingest: Path, chunk: Path, align: Path, embed: Path, text_batch: int):
+        self.ingest, self.chunk, self.align, self.embed = ingest, chunk, align, embed
+        self.text_batch = text_batch
+
+    @property
+    def readable(self) -> bool:
+        """Whether the encoder reads the language of the corpus."""
+        return features.text_kind(self.embed) == "encoder"
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        from stages.shared import encoders
+
+        return encoders.load(self.align)
+
+    def vectors(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """The pooled features of each text, (D,) fp16 of unit length."""
+        from stages.shared import embedding
+
+        rows = embedding.text_rows(self.encoder, texts, self.text_batch)
+        return (row["pooled"] for row in rows)
+
+    def nearest(self, texts: list[str], count: int) -> list[list[str]]:
+        """The sha256 of the `count` pictures that are most alike each text, by cosine.
+
+        Of equals the smaller hash comes first. Products of fp16 numbers, summed in float64, are
+        exact in practice, so that no order of addition makes equals differ.
+        """
+        names, pooled = self._pooled
+        found = []
+        for vector in self.vectors(texts):
+            order = np.argsort(-(pooled @ vector.astype("f8")), kind="stable")
+            found.append([names[row] for row in order[:count]])
+        return found
+
+    def pictures(self, names: Iterable[str]) -> dict[str, Illustration]:
+        """The pictures of these sha256."""
+        contents = images.find(self.ingest / "images", names)
+        return {name: Illustration(contents[name], self._sources[name]) for name in contents}
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """record/position of each picture, the first one of several."""
+        rows = tables.read(self.chunk / "chunks.parquet", tables.CHUNKS)
+        held_out = {row["image"] for row in rows if row["split"] != "train"}
+        sources: dict[str, str] = {}
+        for row in rows:
+            if row["image"] and row["image"] not in held_out:
+                sources.setdefault(row["image"], f"{row['record']}/{row['position']}")
+        return sources
+
+    @cached_property
+    def _pooled(self) -> tuple[list[str], np.ndarray]:
+        """sha256 of the N pictures, sorted; their pooled features (N, D) float64."""
+        index, pooled = features.read_pooled(self.embed)
+        names = sorted(self._sources)
+        return names, pooled[[index[name] for name in names]].astype("f8")
+
+
+def name_of(backend: str) -> str:
+    """The name of a backend, of a folder its last part: outputs name no machine's folders."""
+    kind, _, name = backend.partition(":")
+    return f"{kind}:{Path(name).name if Path(name).is_dir() else name}" if name else kind
+
+
+def load(backend: str, params: Params, gallery: Gallery) -> Illustrator:
+    """Raises WrongInput if there is no such backend, or it cannot be used here."""
+    kind, _, name = backend.partition(":")
+    if kind not in KINDS or bool(name) != (kind != "retrieve"):
+        raise WrongInput(f"illustrate.backend is {backend!r}: give retrieve")
+    return import_module(f"stages.shared.{kind}_illustrator").load(name, params, gallery)

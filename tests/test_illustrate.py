@@ -1,0 +1,163 @@
+"""A corpus of coloured pictures, some of its articles without any, through embed and illustrate."""
+
+import json
+import subprocess
+import sys
+
+import corpora
+import numpy as np
+import pytest
+import torch
+from corpora import chunk, picture
+
+from stages import embed, illustrate
+from stages.shared import embedding, features, images, tables, tiny_encoder
+from stages.shared.illustrators import Params
+from stages.shared.params import load
+
+SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=64)
+SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYMUSE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
+    tiny_encoder.save(folder, SIZES, tiny_encoder.PictureTower(SIZES, texts.width), texts)
+    return folder
+
+
+def articles() -> tuple[list[dict], list[dict]]:
+    """Ten illustrated chunks, and five without picture, one of them without title too."""
+    rows = [picture(list(corpora.COLOURS)[n % 4], n) for n in range(len(SPLITS))]
+    chunks = [
+        chunk(n, row["sha256"], title=f"a {n} story", text="once", references=["once"], split=split)
+        for n, (row, split) in enumerate(zip(rows, SPLITS, strict=True))
+    ]
+    bare = [("train", "red"), ("validation", "red"), ("test", "a boat"), ("test", "a 9 story")]
+    chunks += [
+        chunk(20 + n, None, title=title, text="then", references=["then"], split=split)
+        for n, (split, title) in enumerate(bare)
+    ]
+    return rows, [*chunks, chunk(30, None, text="untitled", references=["untitled"])]
+
+
+def run(folder, encoder, rows, chunks, name="out"):
+    corpora.save(folder, rows, chunks)
+    batches = embedding.Params(image_batch=4, text_batch=4, min_supported=0.5)
+    embed.main(batches, folder / "ingest", folder / "chunks", encoder, folder / "embed")
+    illustrate.main(load(Params, "illustrate"), sources(folder, encoder), folder / name)
+    return folder / name
+
+
+def sources(folder, encoder):
+    return [folder / "ingest", folder / "chunks", encoder, folder / "embed"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, encoder):
+    folder = tmp_path_factory.mktemp("illustrate")
+    run(folder, encoder, *articles())
+    return folder
+
+
+def illustrations(target) -> list[dict]:
+    return tables.read(target / "illustrations.parquet", tables.ILLUSTRATIONS)
+
+
+def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
+    given = tables.read(place / "chunks" / "chunks.parquet", tables.CHUNKS)
+    found = tables.read(place / "out" / "chunks.parquet", tables.CHUNKS)
+    train = {row["image"]: row["record"] for row in given if row["split"] == "train"}
+    for before, after in zip(given, found, strict=True):
+        assert before | {"image": after["image"]} == after
+        if before["image"] or not before["title"]:
+            assert after["image"] == before["image"]
+        else:
+            assert after["image"] in train
+    for row in illustrations(place / "out"):
+        assert row["source"] == f"{train[row['image']]}/0"
+        assert (row["backend"], row["seed"]) == ("retrieve", 0)
+
+
+def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(place, encoder):
+    cached = features.read(place / "embed")
+    given = tables.read(place / "chunks" / "chunks.parquet", tables.CHUNKS)
+    train = [row["image"] for row in given if row["split"] == "train" and row["image"]]
+    rows = illustrations(place / "out")
+    assert [row["text"] for row in rows] == ["red", "red", "a boat", "a 9 story"]
+    for row in rows:
+        title = cached.text_pooled[cached.text_index[row["text"]]].astype("f4")
+        scores = {
+            name: cached.pooled[cached.image_index[name]].astype("f4") @ title for name in train
+        }
+        assert row["similarity"] == pytest.approx(scores[row["image"]], abs=1e-6)
+        assert row["similarity"] == pytest.approx(max(scores.values()), abs=1e-6)
+    summary = json.loads((place / "out" / "summary.json").read_text())
+    assert summary == {
+        "backend": "retrieve",
+        "illustrated": {"train": 1, "validation": 1, "test": 2},
+        "left_without": {"no title": 1},
+        "similarity": pytest.approx(np.mean([row["similarity"] for row in rows])),
+    }
+
+
+def test_pictures_and_features_of_the_illustrations_stand_beside_them(place):
+    names = {row["image"] for row in illustrations(place / "out")}
+    stored = {row["sha256"]: row["bytes"] for row in images.read(place / "out" / "images")}
+    known = {row["sha256"]: row["bytes"] for row in images.read(place / "ingest" / "images")}
+    assert stored == {name: known[name] for name in names}
+    index, pooled = features.read_pooled(place / "out" / "features")
+    cached = features.read(place / "embed")
+    for name in names:
+        again = cached.pooled[cached.image_index[name]]
+        assert pooled[index[name]].tobytes() == again.tobytes()
+
+
+def test_two_executions_write_the_same_bytes(place, encoder):
+    illustrate.main(load(Params, "illustrate"), sources(place, encoder), place / "again")
+    first, again = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        for folder in (place / "out", place / "again")
+    )
+    assert first == again
+
+
+def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_path, encoder):
+    rows, chunks = articles()
+    chinese = [row | {"language": "zh"} for row in chunks]
+    target = run(tmp_path, encoder, rows, chinese)
+    assert tables.read(target / "chunks.parquet", tables.CHUNKS) == chinese
+    summary = json.loads((target / "summary.json").read_text())
+    assert summary["left_without"] == {"no title": 1, "the encoder does not read the language": 4}
+    assert summary["similarity"] is None
+    assert illustrations(target) == []
+    assert not (target / "features").exists() and not (target / "images").exists()
+
+
+def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
+    """As DVC starts it: the folders of encoder and features are not even looked at."""
+    corpora.captions(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from stages import illustrate; "
+        "from stages.shared.illustrators import Params; from stages.shared.params import load; "
+        "illustrate.main(load(Params, 'illustrate'), list(map(Path, sys.argv[1:-1])), "
+        "Path(sys.argv[-1])); assert not {'torch', 'mlflow', 'diffusers'} & set(sys.modules)"
+    )
+    folders = [*sources(tmp_path, tmp_path / "none"), tmp_path / "out"]
+    subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True)
+    given = tables.read(tmp_path / "chunks" / "chunks.parquet", tables.CHUNKS)
+    assert tables.read(tmp_path / "out" / "chunks.parquet", tables.CHUNKS) == given
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "chunks.parquet",
+        "illustrations.parquet",
+        "summary.json",
+    ]
