@@ -1,4 +1,4 @@
-"""One mscDPO training step on a document of five chunks: the matrix against pair expansion.
+"""One mscDPO training step on a group of five chunks: the matrix against pair expansion.
 
 The matrix encodes each picture once and scores each (picture, chunk) once. Pair expansion, what a
 general DPO trainer does, scores chosen and rejected of every pair in rows of their own; its
@@ -54,7 +54,7 @@ def model(connection: str) -> Model:
     return Model(network, Shapes(PATCHES, WIDTH, WIDTH), T5ForConditionalGeneration(t5)).eval()
 
 
-def document() -> dict[str, Tensor]:
+def group() -> dict[str, Tensor]:
     torch.manual_seed(1)
     everything = torch.ones(CHUNKS, dtype=torch.bool)
     return {
@@ -65,8 +65,8 @@ def document() -> dict[str, Tensor]:
         "has_picture": everything,
         "has_topic": everything,
         "labels": torch.randint(2, VOCABULARY, (CHUNKS, TOKENS)),
-        "article": torch.zeros(CHUNKS, dtype=torch.long),
-        "position": torch.arange(CHUNKS),
+        "group": torch.zeros(CHUNKS, dtype=torch.long),
+        "place": torch.arange(CHUNKS),
         "allowed": ~torch.eye(CHUNKS, dtype=torch.bool)[None],
     }
 
@@ -97,7 +97,7 @@ def step(policy: nn.Module, loss: Tensor) -> list[Tensor]:
 
 
 def compare(connection: str) -> list[str]:
-    policy, anchor, batch = model(connection), model(connection), document()
+    policy, anchor, batch = model(connection), model(connection), group()
     with torch.no_grad():
         for weight in policy.parameters():  # away from the reference, or both losses are log 2
             weight.add_(0.01 * torch.randn_like(weight))
@@ -139,5 +139,5 @@ def _largest_difference(mine: list[Tensor | None], theirs: list[Tensor | None]) 
 
 
 def main() -> list[str]:
-    assert IGNORED not in document()["labels"]
+    assert IGNORED not in group()["labels"]
     return compare("encoder_outputs") + compare("inputs_embeds")

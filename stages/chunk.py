@@ -4,7 +4,8 @@ python -m stages.chunk KIND SOURCE TARGET
 
 reads   SOURCE/records.parquet  CLEAN[KIND] of stages/shared/tables.py
 writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's picture in its record
-        TARGET/pairs.parquet    PAIRS: per chunk of an article the positions that may be rejected
+        TARGET/pairs.parquet    PAIRS: every chunk of an article once, and whom it is preferred to
+        TARGET/similarities.parquet  SIMILARITIES: how alike the chunks of an article are
         TARGET/summary.json     chunks by split; what was left out and why, in counts
 
 Articles (FlexMUSE, arXiv:2508.16230; papers.md F11 where it is silent): the text between two
@@ -16,15 +17,23 @@ a later stage to illustrate. Captions: one chunk a picture, its captions the ref
 A position counts the pictures of the record from 0, those without text too, so that it names the
 same picture here as in ingest's facts; a picture that makes no chunk leaves a gap.
 
-Pairs (F12): the text of another picture of the same article is rejected in favour of the chunk's
-own, if both are alike enough to teach something and not so alike that either would do.
+Pairs (F12): within a group of chunks, the text of another picture is rejected in favour of the
+chunk's own, if both are alike enough to teach something and not so alike that either would do. The
+groups are the articles; chunks that are alone in theirs are compared with one another, or not at
+all (chunk.alone). With `chunk.rejected_from: others` no group holds two chunks of one article:
+plain DPO with random rejects, the baseline of mscDPO. A group never crosses splits. A chunk without
+picture is in its group all the same: it takes part once a later stage has illustrated it.
 """
 
 import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 import numpy as np
@@ -44,6 +53,9 @@ SEPARATOR = "\n\n"  # between texts that were blocks of their own
 class Params:
     leading_text: Literal["first", "drop"]  # text before the first picture
     min_characters: int  # a shorter text makes no chunk
+    rejected_from: Literal["article", "others"]
+    alone: Literal["skip", "others"]  # whom single chunks of their articles are compared with
+    seed: int  # of groups that are drawn
     similarity_min: float  # of two texts, 0 to 1, both bounds included
     similarity_max: float
     max_rejected: int  # rejected chunks per chosen one
@@ -115,61 +127,134 @@ def row(record: dict, position: int, image: str | None, title: str, references: 
     }
 
 
-def similarities(texts: list[str]) -> np.ndarray:
-    """(N, N) similarity of texts by their characters, so in any language: 2 LCS / (|a| + |b|)."""
+def similarity(chunks: list[dict]) -> np.ndarray:
+    """(N, N) likeness of texts by their characters, so in any language: 2 LCS / (|a| + |b|)."""
+    texts = [chunk["text"] for chunk in chunks]
     return cdist(texts, texts, scorer=Indel.normalized_similarity, dtype=np.float32)
 
 
-def rejectable(similarity: np.ndarray, params: Params) -> list[list[int]]:
+def band(alike: np.ndarray, params: Params) -> np.ndarray:
+    """(N, N) similarities -> which of them lie in the band; never a chunk and itself."""
+    inside = (alike >= params.similarity_min) & (alike <= params.similarity_max)
+    return inside & ~np.eye(len(alike), dtype=bool)
+
+
+def rejectable(alike: np.ndarray, params: Params) -> list[list[int]]:
     """For each row of (N, N) similarities the columns in the band, at most `max_rejected`.
 
     The most alike come first in that choice, the earlier of two equals; columns are sorted.
     """
     chosen = []
-    for row, values in enumerate(similarity):
-        in_band = (values >= params.similarity_min) & (values <= params.similarity_max)
-        in_band[row] = False
+    for values, inside in zip(alike, band(alike, params), strict=True):
         by_likeness = np.argsort(-values, kind="stable")
-        best = [int(other) for other in by_likeness if in_band[other]][: params.max_rejected]
+        best = [int(other) for other in by_likeness if inside[other]][: params.max_rejected]
         chosen.append(sorted(best))
     return chosen
 
 
-def article_pairs(chunks: list[dict], params: Params) -> list[dict]:
-    """The PAIRS rows of one article, one per chunk; `rejected` is empty where no pair is of use."""
-    if not chunks:
-        return []
-    rejected = rejectable(similarities([chunk["text"] for chunk in chunks]), params)
-    positions = [chunk["position"] for chunk in chunks]
+def deal(articles: list[list[dict]], sizes: list[int], random: Random) -> list[list[dict]]:
+    """All chunks in groups of the given sizes, in none of them two of one article.
+
+    Each article goes to the groups with most room left, which finds a solution if there is one
+    (Gale and Ryser). Where there is none, groups are added and others stay smaller.
+    """
+    groups: list[list[dict]] = [[] for _ in sizes]
+    room = [(-size, random.random(), number) for number, size in enumerate(sizes)]
+    heapify(room)  # the group with most room first, equals in random order
+    shuffled = random.sample(articles, len(articles))
+    for article in sorted(shuffled, key=len, reverse=True):
+        while len(room) < len(article):
+            heappush(room, (-len(article), random.random(), len(groups)))
+            groups.append([])
+        taken = [heappop(room) for _ in article]
+        for chunk, (left, _, number) in zip(
+            random.sample(article, len(article)), taken, strict=True
+        ):
+            groups[number].append(chunk)
+            if left < -1:
+                heappush(room, (left + 1, random.random(), number))
+    return [group for group in groups if group]
+
+
+def drawn_sizes(total: int, known: list[int], random: Random) -> list[int]:
+    """Sizes of groups for so many single chunks: drawn from `known`, or pairs. None is left alone.
+
+    So the last one may be smaller than those known, or larger by one.
+    """
+    sizes: list[int] = []
+    while left := total - sum(sizes):
+        size = random.choice(known or [2])
+        sizes.append(left if left - size < 2 else size)
+    return sizes
+
+
+def groups_of(chunks: list[dict], params: Params) -> list[list[dict]]:
+    """The chunks of one split, each once, in the groups that are compared within."""
+    articles = [list(found) for _, found in groupby(chunks, key=itemgetter("record"))]
+    several = [article for article in articles if len(article) > 1]
+    single = [article for article in articles if len(article) == 1]
+    skipped = single if params.alone == "skip" else []
+    compared = single if params.alone == "others" else []
+    random = Random(params.seed)
+    known = [len(article) for article in several]
+    sizes = drawn_sizes(len(compared), known, random)
+    if params.rejected_from == "others":
+        return deal(several + compared, known + sizes, random) + skipped
+    return several + deal(compared, sizes, random) + skipped
+
+
+def pairs_of(groups: list[list[dict]], params: Params) -> tuple[list[dict], Counter]:
+    """The PAIRS rows of groups, `rejected` empty where no pair is of use, and what there is."""
+    rows: list[dict] = []
+    counts: Counter = Counter(groups=0, pairs=0, pairs_outside_band=0, pairs_above_cap=0)
+    for number, group in enumerate(groups):
+        alike = similarity(group)
+        rejected = rejectable(alike, params)
+        kept, inside = sum(map(len, rejected)), int(band(alike, params).sum())
+        counts["groups"] += kept > 0
+        counts["pairs"] += kept
+        counts["pairs_outside_band"] += len(group) * (len(group) - 1) - inside
+        counts["pairs_above_cap"] += inside - kept
+        rows += [
+            {
+                "group": number,
+                "record": chunk["record"],
+                "position": chunk["position"],
+                "rejected": others,
+            }
+            for chunk, others in zip(group, rejected, strict=True)
+        ]
+    return rows, counts
+
+
+def likenesses(article: list[dict]) -> list[dict]:
+    """The SIMILARITIES rows of the chunks of one article."""
     return [
-        {
-            "record": chunk["record"],
-            "position": chunk["position"],
-            "rejected": [positions[other] for other in others],
-        }
-        for chunk, others in zip(chunks, rejected, strict=True)
+        {"record": chunk["record"], "position": chunk["position"], "similarities": row.tolist()}
+        for chunk, row in zip(article, similarity(article) if article else [], strict=True)
     ]
 
 
-def summary(chunks: list[dict], pairs: list[dict], counts: Counter) -> dict:
+def summary(chunks: list[dict], counts: Counter) -> dict:
     splits = Counter(chunk["split"] for chunk in chunks)
     return {
         "chunks": {split: splits[split] for split in SPLITS},
-        "pairs": sum(len(pair["rejected"]) for pair in pairs),
         **dict(sorted(counts.items())),
     }
 
 
 def main(params: Params, kind: str, source: Path, target: Path) -> None:
     chunks: list[dict] = []
-    pairs: list[dict] = []
+    alike: list[dict] = []
+    groups: list[list[dict]] = []
     counts: Counter = Counter()
     with output(target) as folder:
         for record in bar(tables.read(source / "records.parquet", tables.CLEAN[kind]), "chunk"):
             if kind == "articles":
                 found = article_chunks(record, params)
-                pairs += article_pairs(found, params)
+                alike += likenesses(found)
                 counts.update(left_out(record, params))
+                counts["articles_of_one_chunk"] += len(found) == 1
             else:
                 found = caption_chunks(record, params)
                 counts["texts_too_short"] += len(record["captions"]) - sum(
@@ -177,9 +262,15 @@ def main(params: Params, kind: str, source: Path, target: Path) -> None:
                 )
             chunks += found
             counts["records_without_chunks"] += not found
+        if kind == "articles":
+            for split in SPLITS:
+                groups += groups_of([one for one in chunks if one["split"] == split], params)
+        pairs, of_pairs = pairs_of(groups, params)
+        counts.update(of_pairs)
         tables.write(folder / "chunks.parquet", chunks, tables.CHUNKS)
         tables.write(folder / "pairs.parquet", pairs, tables.PAIRS)
-        text = json.dumps(summary(chunks, pairs, counts), indent=2)
+        tables.write(folder / "similarities.parquet", alike, tables.SIMILARITIES)
+        text = json.dumps(summary(chunks, counts), indent=2)
         (folder / "summary.json").write_text(text + "\n")
 
 

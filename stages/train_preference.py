@@ -7,13 +7,17 @@ reads   INGEST/slots.json and facts.parquet (sample only), PAIRS, CHUNKS/chunks.
         refer to)
 writes  TARGET/model, TARGET/history.csv
 
+Chunks are compared in the groups of stages/chunk.py. What the reference says of a group is kept
+under POLYMUSE_HOME: the same weights and content are scored once, whatever run asks.
+
 A policy can write ever worse while its loss and its ranking look perfect, so some validation chunks
 are written at each validation: the phase ends when their score has dropped too far.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -21,10 +25,11 @@ from rapidfuzz.distance import Indel
 from torch import Tensor
 
 from stages.shared import batches, features, grounding, history, runs, tables, tracking
-from stages.shared.devices import inference
+from stages.shared.devices import has_bf16, inference
 from stages.shared.params import load
 from stages.shared.progress import bar
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.stage import WrongInput, home, output, stage
+from stages.shared.store import Store
 from stages.shared.training import (
     Batch,
     Validation,
@@ -37,51 +42,73 @@ from stages.shared.training import (
 Score = Callable[[dict, str], float]  # chunk, written text -> 0 to 1
 
 
-class Anchor:
-    """The reference's matrix of every article, computed once, in articles of one size at a time.
+def reference_store(sft: Path) -> Store:
+    """Of what one SFT model, in one precision and by one version of the code, says of groups."""
+    precision = "bf16" if has_bf16() else "fp32"
+    return Store(home() / "store", f"reference-{fingerprint([precision], [sft])}")
 
-    An article's matrix never shares a batch with wider ones: its bits depend on nothing else.
+
+def content_key(batch: Batch) -> str:
+    """sha256 of everything that the model is shown: names, types, shapes and values."""
+    digest = sha256()
+    for name, value in sorted(batch.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Anchor:
+    """The reference's matrix of every group, computed once for the same weights and content.
+
+    Each group is scored by itself. Beside others it would be padded to their texts and topics and
+    multiplied in matrices of another shape, which rounds its last bits another way, so that what
+    is stored would depend on its neighbours.
     """
 
-    def __init__(self, writer: runs.Writer, chunks: batches.Chunks, articles, batch: int):
-        self.matrices: dict[str, Tensor] = {}
+    def __init__(self, writer: runs.Writer, chunks: batches.Chunks, groups, store: Store):
         device = next(writer.model.parameters()).device
-        by_size: dict[int, list[batches.Article]] = {}
-        for article in articles:
-            by_size.setdefault(len(article.rows), []).append(article)
-        groups = [
-            same[start : start + batch]
-            for same in by_size.values()
-            for start in range(0, len(same), batch)
-        ]
-        with inference():
-            for group in bar(groups, "reference"):
-                items = to_device(chunks.documents(group), device)
-                scores = writer.paper.matrix(writer.model, items).cpu()
-                for article, score in zip(group, scores, strict=True):
-                    self.matrices[article.record] = score.clone()
+        keys: list[str] = []
 
-    def of(self, articles: list[batches.Article]) -> Tensor:
-        """(A, N, N), 0 where an article is smaller"""
-        widest = max(len(article.rows) for article in articles)
-        stacked = torch.zeros(len(articles), widest, widest)
-        for row, article in enumerate(articles):
-            size = len(article.rows)
-            stacked[row, :size, :size] = self.matrices[article.record]
+        def items() -> Iterator[tuple[str, Batch]]:
+            for group in bar(groups, "reference"):
+                batch = chunks.batch_of_groups([group])
+                keys.append(content_key(batch))
+                yield keys[-1], batch
+
+        def compute(contents: list[Batch]) -> list[bytes]:
+            with inference():
+                scores = [writer.paper.matrix(writer.model, to_device(b, device)) for b in contents]
+            return [score[0].float().cpu().numpy().tobytes() for score in scores]
+
+        store.fill(items(), compute, 1)
+        self.matrices = [
+            torch.frombuffer(bytearray(row), dtype=torch.float32).view(group.allowed.shape)
+            for row, group in zip(store.rows(keys), groups, strict=True)
+        ]
+
+    def of(self, indices: list[int]) -> Tensor:
+        """Of groups by their numbers: (G, N, N), 0 where a group is smaller"""
+        widest = max(len(self.matrices[index]) for index in indices)
+        stacked = torch.zeros(len(indices), widest, widest)
+        for row, matrix in zip(stacked, map(self.matrices.__getitem__, indices), strict=True):
+            row[: len(matrix), : len(matrix)] = matrix
         return stacked
 
 
-class Documents:
-    """Articles of one split as batches that carry the reference's matrix."""
+class Groups:
+    """The groups of one split as batches that carry the reference's matrix."""
 
-    def __init__(self, writer, rows: list[dict], cached, pairs: list[dict], batch: int):
+    def __init__(self, writer, rows: list[dict], cached, pairs: list[dict], store: Store):
         self.chunks = writer.chunks(rows, cached)
-        self.articles = self.chunks.articles(pairs)
-        self.anchor = Anchor(writer, self.chunks, self.articles, batch)
+        self.groups = self.chunks.groups(pairs)
+        self.anchor = Anchor(writer, self.chunks, self.groups, store)
+
+    def __len__(self) -> int:
+        return len(self.groups)
 
     def batch(self, indices: list[int]) -> Batch:
-        articles = [self.articles[index] for index in indices]
-        return self.chunks.documents(articles) | {"reference": self.anchor.of(articles)}
+        groups = [self.groups[index] for index in indices]
+        return self.chunks.batch_of_groups(groups) | {"reference": self.anchor.of(indices)}
 
 
 def score_of(ingest: Path) -> Score:
@@ -113,15 +140,15 @@ def watcher(writer: runs.Writer, watched: batches.Chunks, run: runs.Run, score: 
     return watch
 
 
-def validation(held_out: Documents, loss, watch: Callable[[], float], run: runs.Run):
-    """Loss on held-out articles, and the watched score, which must not drop from its start."""
+def validation(held_out: Groups, loss, watch: Callable[[], float], run: runs.Run):
+    """Loss on held-out groups, and the watched score, which must not drop from its start."""
     start = watch()
 
     def validate(model) -> Validation:
         device = next(model.parameters()).device
         total = count = 0.0
-        for first in range(0, len(held_out.articles), run.preference.batch):
-            last = min(first + run.preference.batch, len(held_out.articles))
+        for first in range(0, len(held_out), run.preference.batch):
+            last = min(first + run.preference.batch, len(held_out))
             batch = to_device(held_out.batch(list(range(first, last))), device)
             total += sum(loss(model, batch).values()).item() * (last - first)
             count += last - first
@@ -138,15 +165,17 @@ def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writ
     cached = features.read(feature_folder, chunk_folder / "features")
     pairs = tables.read(pair_file, tables.PAIRS)
     rows = batches.training_chunks(chunk_folder)
-    trained = Documents(writer, rows, cached, pairs, run.preference.batch)
-    if not trained.articles:
+    store = reference_store(sft)
+    trained = Groups(writer, rows, cached, pairs, store)
+    if not len(trained):
         raise WrongInput(
-            f"{chunk_folder}: no article of the train split has two chunks to prefer between: "
-            "widen chunk.similarity_min and similarity_max, or bring articles with more pictures"
+            f"{pair_file}: the train split has no two chunks to prefer between: widen "
+            "chunk.similarity_min and similarity_max, set chunk.alone to others, or bring articles "
+            "with more pictures"
         )
     rows = batches.read_chunks(chunk_folder, "validation", with_picture=True)
-    held_out = Documents(writer, rows, cached, pairs, run.preference.batch)
-    if not held_out.articles:  # few articles: watch, and choose weights, on those trained on
+    held_out = Groups(writer, rows, cached, pairs, store)
+    if not len(held_out):  # few articles: watch, and choose weights, on those trained on
         held_out = trained
     watched = writer.chunks(held_out.chunks.rows[: run.watch.items], cached)
     numbers = runs.preference(run)
@@ -158,7 +187,7 @@ def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writ
         writer.model,
         loss,
         lambda step: trained.batch(
-            batch_of(len(trained.articles), run.preference.batch, run.preference.seed, step)
+            batch_of(len(trained), run.preference.batch, run.preference.seed, step)
         ),
         run.preference,
         name=f"train_preference@{name}",

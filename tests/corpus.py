@@ -16,11 +16,12 @@ def write(folder: Path, *, slots: bool = True) -> list[Path]:
     for path in (ingest, chunk, embed):
         path.mkdir(parents=True)
     rows, pairs = [], []
-    for split in SPLITS:
+    for number, split in enumerate(SPLITS):
         for row in writers.rows():
             rows.append(row | {"record": f"{split}-{row['record']}", "split": split})
         for pair in writers.pairs():
-            pairs.append(pair | {"record": f"{split}-{pair['record']}"})
+            place = {"group": 3 * number + pair["group"], "record": f"{split}-{pair['record']}"}
+            pairs.append(pair | place)
     tables.write(chunk / "chunks.parquet", rows, tables.CHUNKS)
     tables.write(chunk / "pairs.parquet", pairs, tables.PAIRS)
     if slots:

@@ -63,22 +63,37 @@ def test_learned_topics_are_characters_of_any_script():
     assert batch["topic_ids_mask"].all()
 
 
-def test_documents_keep_articles_apart_and_only_allowed_pairs(chunks):
-    articles = chunks.articles(writers.pairs()[:2])  # of r0, positions 0 and 1 only
-    assert [article.rows for article in articles] == [[0, 1, 2]]
-    batch = chunks.documents(articles + chunks.articles(writers.pairs()[4:]))
-    assert batch["article"].tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert batch["position"].tolist() == [0, 1, 2, 0, 1, 2, 3]
+def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
+    pairs = writers.pairs()
+    pairs[2]["rejected"] = []  # of r0: nobody is rejected for its last chunk
+    groups = chunks.groups(pairs)  # r1 has no second chunk
+    assert [group.rows for group in groups] == [[0, 1, 2], [4, 5, 6, 7]]
+    batch = chunks.batch_of_groups(groups)
+    assert batch["group"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert batch["place"].tolist() == [0, 1, 2, 0, 1, 2, 3]
     expected = [[0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert batch["allowed"][0].int().tolist() == expected
     assert batch["allowed"][1].sum() == 12
 
 
-def test_positions_with_gaps_are_counted_anew():
+def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
     rows = [row | {"position": row["position"] * 2} for row in writers.rows()]
     chunks = batches.Chunks(rows, writers.features(), writers.chunks().tokenizer, (8, 24))
-    (article,) = chunks.articles([{"record": "r0", "position": 4, "rejected": [0]}])
-    assert article.allowed.int().tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    pairs = writers.grouped([[("r2", 6), ("r1", 0), ("r0", 4)]])
+    pairs[2]["rejected"] = [0]
+    (group,) = chunks.groups(pairs)
+    assert group.rows == [7, 3, 2]
+    assert group.allowed.int().tolist() == [[0, 1, 1], [1, 0, 1], [1, 0, 0]]
+
+
+def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_stay(chunks):
+    rows = [row for row in chunks.rows if row["image"] != "1"]  # r0 at 1, which nothing illustrated
+    shown = batches.Chunks(rows, chunks.features, chunks.tokenizer, (8, 24))
+    pairs = writers.grouped([[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]])
+    pairs[0]["rejected"] = [1]
+    (group,) = shown.groups(pairs)
+    assert [rows[row]["image"] for row in group.rows] == ["0", "2"]
+    assert group.allowed.int().tolist() == [[0, 0], [1, 0]]
 
 
 def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(tmp_path):

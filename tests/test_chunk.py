@@ -8,18 +8,29 @@ import pytest
 from stages.chunk import (
     Params,
     article_chunks,
-    article_pairs,
     caption_chunks,
     cut,
+    deal,
+    drawn_sizes,
+    groups_of,
     left_out,
+    likenesses,
     main,
+    pairs_of,
     rejectable,
-    similarities,
+    similarity,
 )
 from stages.shared import tables
 
 PARAMS = Params(
-    leading_text="first", min_characters=2, similarity_min=0.0, similarity_max=0.98, max_rejected=8
+    leading_text="first",
+    min_characters=2,
+    rejected_from="article",
+    alone="others",
+    seed=0,
+    similarity_min=0.0,
+    similarity_max=0.98,
+    max_rejected=8,
 )
 
 
@@ -108,14 +119,14 @@ def test_a_leading_text_that_is_dropped_is_counted():
 
 def test_similarity_is_of_characters_so_it_reads_any_script():
     # 2 LCS / (|a| + |b|): 红烧肉 and 红烧鱼 share 2 of 3 + 3; abcd and abxd share 3 of 4 + 4.
-    assert similarities(["红烧肉", "红烧鱼"])[0, 1] == pytest.approx(4 / 6)
-    found = similarities(["abcd", "abxd", "wyz"])
+    assert similarity(chunks(r=["红烧肉", "红烧鱼"]))[0, 1] == pytest.approx(4 / 6)
+    found = similarity(chunks(r=["abcd", "abxd", "wyz"]))
     expected = [[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]]
     assert found == pytest.approx(np.array(expected))
 
 
 def test_the_band_the_cap_and_the_chunk_itself():
-    similarity = np.array(
+    alike = np.array(
         [
             [1.0, 0.3, 0.5, 0.9, 0.99],
             [0.3, 1.0, 0.3, 0.1, 0.3],
@@ -126,21 +137,126 @@ def test_the_band_the_cap_and_the_chunk_itself():
     )
     band = replace(PARAMS, similarity_min=0.3, similarity_max=0.9, max_rejected=2)
     # Of 0: 1, 2, 3 are in the band, and 3 and 2 the most alike. Of 1: three are equally alike.
-    assert rejectable(similarity, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
-    assert rejectable(similarity, replace(band, max_rejected=9))[0] == [1, 2, 3]
-    assert rejectable(similarity, replace(band, max_rejected=0)) == [[]] * 5
+    assert rejectable(alike, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
+    assert rejectable(alike, replace(band, max_rejected=9))[0] == [1, 2, 3]
+    assert rejectable(alike, replace(band, max_rejected=0)) == [[]] * 5
 
 
 def test_no_chunk_is_rejected_in_favour_of_its_copy():
-    chunks = article_chunks(article("<a>", "same text", "<b>", "same text", "<c>", "other"), PARAMS)
-    assert [pair["rejected"] for pair in article_pairs(chunks, PARAMS)] == [[2], [2], [0, 1]]
+    group = chunks(r=["same text", "same text", "other"])
+    rows, counts = pairs_of([group], PARAMS)
+    assert [row["rejected"] for row in rows] == [[2], [2], [0, 1]]
+    assert counts == {"groups": 1, "pairs": 4, "pairs_outside_band": 2, "pairs_above_cap": 0}
+    rows, counts = pairs_of([group, group[:2]], replace(PARAMS, max_rejected=1))
+    assert [row["rejected"] for row in rows] == [[2], [2], [0], [], []]
+    assert counts == {"groups": 1, "pairs": 3, "pairs_outside_band": 4, "pairs_above_cap": 1}
 
 
-def test_pairs_name_positions_not_rows_of_the_chunks_that_are_left():
+def test_pairs_name_places_in_the_group_where_positions_have_gaps():
     record = article("<a>", "<b>", "one", "<c>", "<d>", "two", "<e>", "six")
-    pairs = article_pairs(article_chunks(record, PARAMS), PARAMS)
-    found = {pair["position"]: pair["rejected"] for pair in pairs}
-    assert found == {1: [3, 4], 3: [1, 4], 4: [1, 3]}
+    found = article_chunks(record, PARAMS)
+    rows, _ = pairs_of(groups_of(found, PARAMS), PARAMS)
+    assert [(row["group"], row["position"], row["rejected"]) for row in rows] == [
+        (0, 1, [1, 2]),
+        (0, 3, [0, 2]),
+        (0, 4, [0, 1]),
+    ]
+    # one and six share nothing, one and two an o of 3 + 3: 2 * 1 / 6
+    assert [row["position"] for row in likenesses(found)] == [1, 3, 4]
+    assert likenesses(found)[0]["similarities"] == pytest.approx([1, 1 / 3, 0])
+
+
+def chunks(**texts: list[str]) -> list[dict]:
+    """Chunks of articles with these names and texts."""
+    return [
+        {"record": record, "position": position, "split": "train", "text": text}
+        for record, own in texts.items()
+        for position, text in enumerate(own)
+    ]
+
+
+def many(sizes: list[int]) -> list[dict]:
+    return chunks(**{f"r{i}": [f"{i} {j}" for j in range(size)] for i, size in enumerate(sizes)})
+
+
+def names(groups: list[list[dict]]) -> list[list[str]]:
+    return [[chunk["record"] for chunk in group] for group in groups]
+
+
+def keys(groups: list[list[dict]]) -> list[tuple[str, int]]:
+    return sorted((chunk["record"], chunk["position"]) for group in groups for chunk in group)
+
+
+def test_the_chunks_of_an_article_are_a_group_and_those_alone_in_theirs_are_compared():
+    sample = many([2, 1, 3, 1, 1])
+    found = names(groups_of(sample, PARAMS))
+    assert found[:2] == [["r0"] * 2, ["r2"] * 3]
+    assert [sorted(group) for group in found[2:]] == [["r1", "r3", "r4"]]
+    skipping = names(groups_of(sample, replace(PARAMS, alone="skip")))
+    assert skipping == [["r0"] * 2, ["r2"] * 3, ["r1"], ["r3"], ["r4"]]
+    rows, counts = pairs_of(groups_of(sample, replace(PARAMS, alone="skip")), PARAMS)
+    assert [row["rejected"] for row in rows[-3:]] == [[], [], []]
+    assert counts["groups"] == 2 and counts["pairs"] == 2 + 6
+
+
+def test_a_corpus_of_single_chunks_is_compared_in_pairs():
+    assert sorted(map(len, groups_of(many([1] * 7), PARAMS))) == [2, 2, 3]
+    assert list(map(len, groups_of(many([1]), PARAMS))) == [1]
+
+
+@pytest.mark.parametrize("total", range(9))
+def test_drawn_sizes_add_up_and_leave_no_chunk_alone(total):
+    for seed in range(20):
+        sizes = drawn_sizes(total, [3, 5], Random(seed))
+        assert sum(sizes) == total
+        assert all(2 <= size <= 6 for size in sizes) or total == 1
+
+
+def test_with_others_no_group_holds_two_chunks_of_one_article_and_sizes_are_those_of_articles():
+    sizes = [Random(1).choice([3, 4, 5]) for _ in range(40)]
+    drawing = replace(PARAMS, rejected_from="others")
+    groups = groups_of(many(sizes), drawing)
+    assert all(len(set(group)) == len(group) for group in names(groups))
+    assert sorted(map(len, groups)) == sorted(sizes)
+    assert keys(groups) == keys([many(sizes)])
+
+
+def test_with_others_single_chunks_join_in_unless_they_are_skipped():
+    drawing = replace(PARAMS, rejected_from="others")
+    found = groups_of(many([2, 2, 2, 1, 1]), drawing)
+    assert sorted(map(len, found)) == [2, 2, 2, 2]
+    assert keys(found) == keys([many([2, 2, 2, 1, 1])])
+    skipping = names(groups_of(many([2, 2, 2, 1, 1]), replace(drawing, alone="skip")))
+    assert skipping[-2:] == [["r3"], ["r4"]] and all("r3" not in group for group in skipping[:-2])
+
+
+def test_an_article_too_large_for_the_others_is_spread_over_groups_that_are_added():
+    parts = [many([3, 1])[:3], many([3, 1])[3:]]
+    found = deal(parts, [3, 1], Random(0))
+    assert sorted(names(found)) == [["r0"], ["r0"], ["r0", "r1"]]
+
+
+def test_groups_that_are_drawn_follow_the_seed():
+    sample = many([3] * 12)
+    drawing = replace(PARAMS, rejected_from="others")
+    assert groups_of(sample, drawing) == groups_of(sample, drawing)
+    assert groups_of(sample, drawing) != groups_of(sample, replace(drawing, seed=1))
+    singles = many([1] * 12)
+    assert groups_of(singles, PARAMS) != groups_of(singles, replace(PARAMS, seed=1))
+    assert groups_of(sample, PARAMS) == groups_of(sample, replace(PARAMS, seed=1))
+
+
+def test_the_band_and_the_cap_hold_for_groups_that_are_drawn():
+    drawing = replace(PARAMS, rejected_from="others", max_rejected=1)
+    same = chunks(a=["same text", "one"], b=["same text", "two"], c=["xyz", "three"])
+    for seed in range(9):
+        groups = groups_of(same, replace(drawing, seed=seed))
+        rows, _ = pairs_of(groups, replace(drawing, seed=seed))
+        for group in groups:
+            own, rows = rows[: len(group)], rows[len(group) :]
+            for chunk, row in zip(group, own, strict=True):
+                assert len(row["rejected"]) <= 1
+                assert all(group[place]["text"] != chunk["text"] for place in row["rejected"])
 
 
 def test_captions_are_one_chunk_whose_text_is_the_first():
@@ -151,9 +267,9 @@ def test_captions_are_one_chunk_whose_text_is_the_first():
     assert caption_chunks({**record, "captions": ["x"]}, PARAMS) == []
 
 
-def run(tmp_path, kind, *records):
+def run(tmp_path, kind, *records, params=PARAMS):
     tables.write(tmp_path / "in" / "records.parquet", list(records), tables.CLEAN[kind])
-    main(PARAMS, kind, tmp_path / "in", tmp_path / "out")
+    main(params, kind, tmp_path / "in", tmp_path / "out")
     return (
         tables.read(tmp_path / "out" / "chunks.parquet", tables.CHUNKS),
         tables.read(tmp_path / "out" / "pairs.parquet", tables.PAIRS),
@@ -170,20 +286,66 @@ def test_every_chunk_of_an_article_has_a_row_of_pairs_even_an_empty_one(tmp_path
         ("r", 0, "test"),
         ("r", 1, "test"),
     ]
-    assert [(p["record"], p["position"], p["rejected"]) for p in pairs] == [
-        ("s", 0, []),
-        ("r", 0, [1]),
-        ("r", 1, [0]),
+    assert [(p["group"], p["record"], p["position"], p["rejected"]) for p in pairs] == [
+        (0, "s", 0, []),
+        (1, "r", 0, [1]),
+        (1, "r", 1, [0]),
     ]
     assert summary["chunks"] == {"train": 1, "validation": 0, "test": 2}
     assert summary["pairs"] == 2 and summary["records_without_chunks"] == 1
     assert summary["pictures_without_text"] == 1 and summary["texts_too_short"] == 1
+    assert summary["groups"] == 1 and summary["articles_of_one_chunk"] == 1
+    alike = tables.read(tmp_path / "out" / "similarities.parquet", tables.SIMILARITIES)
+    assert [(a["record"], a["position"], a["similarities"]) for a in alike] == [
+        ("s", 0, [1]),
+        ("r", 0, [1, pytest.approx(1 / 3)]),
+        ("r", 1, [pytest.approx(1 / 3), 1]),
+    ]
+
+
+@pytest.mark.parametrize("rejected_from", ["article", "others"])
+def test_a_group_never_crosses_splits(tmp_path, rejected_from):
+    records = [
+        article("<a>", "one", "<b>", "two") | {"id": f"{split} {number}", "split": split}
+        for number in range(5)
+        for split in ("test", "train", "validation")
+    ]
+    records += [
+        article("<a>", "only") | {"id": f"alone {s}", "split": s} for s in ("train", "test")
+    ]
+    _, pairs, _ = run(
+        tmp_path, "articles", *records, params=replace(PARAMS, rejected_from=rejected_from)
+    )
+    split_of = {record["id"]: record["split"] for record in records}
+    groups: dict[int, list[str]] = {}
+    for pair in pairs:
+        groups.setdefault(pair["group"], []).append(pair["record"])
+    assert len(pairs) == 3 * 5 * 2 + 2
+    for members in groups.values():
+        assert len({split_of[record] for record in members}) == 1
+        if rejected_from == "others":
+            assert len(set(members)) == len(members)
+
+
+def test_other_pairs_leave_the_chunks_and_their_similarities_as_they_were(tmp_path):
+    records = [article("<a>", "one", "<b>", "two") | {"id": str(number)} for number in range(6)]
+    found = []
+    for rejected_from in ("article", "others", "article"):
+        run(tmp_path, "articles", *records, params=replace(PARAMS, rejected_from=rejected_from))
+        files = sorted((tmp_path / "out").iterdir())
+        found.append({file.name: file.read_bytes() for file in files})
+    first, other, again = found
+    assert first == again
+    changed = {name for name in first if first[name] != other[name]}
+    assert changed <= {"pairs.parquet", "summary.json"} and "pairs.parquet" in changed
 
 
 def test_captions_have_no_pairs(tmp_path):
     record = {"id": "r", "split": "train", "language": "en", "source": "c", "image": "p"}
     texts = ["one", "two", "x"]
-    chunks, pairs, summary = run(
+    found, pairs, summary = run(
         tmp_path, "captions", {**record, "captions": texts, "originals": texts}
     )
-    assert len(chunks) == 1 and pairs == [] and summary["texts_too_short"] == 1
+    assert len(found) == 1 and pairs == [] and summary["texts_too_short"] == 1
+    assert summary["groups"] == summary["pairs"] == 0
+    assert tables.read(tmp_path / "out" / "similarities.parquet", tables.SIMILARITIES) == []

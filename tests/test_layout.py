@@ -291,6 +291,18 @@ def test_an_edit_makes_stale_what_it_can_change_and_nothing_before_it(settled):
     assert {"ingest@articles", "align", "report"} <= stale()
 
 
+def test_other_pairs_retrain_neither_encoder_nor_sft(settled):
+    """That chunk leaves chunks.parquet as it was is a test of tests/test_chunk.py."""
+    edit("params.yaml", "rejected_from: article", "rejected_from: others")
+    with Repo(".") as repo:
+        assert set(repo.status()) == {"chunk@articles", "chunk@captions"}
+        Path("data/05_chunk/articles/pairs.parquet").write_text("other pairs")
+        Path("data/05_chunk/articles/summary.json").write_text("other counts")
+        for stage in ("chunk@articles", "chunk@captions"):
+            repo.commit(stage, force=True)
+    assert stale() == FROM_TRAINING_ON - {"train_sft@flexmuse"}
+
+
 def test_a_new_file_in_a_corpus_folder_makes_its_ingest_stale_and_no_other(settled):
     Path("data/00_raw/articles/new.md").write_text("# New")
     with Repo(".") as repo:

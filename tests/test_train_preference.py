@@ -1,4 +1,6 @@
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from stages.models import flexmuse
 from stages.shared import features, grounding, history, runs, tables
 from stages.shared.params import load
 from stages.shared.stage import WrongInput
+from stages.shared.store import Store
 from stages.train_preference import Anchor
 from tests import corpus, writers
 
@@ -49,22 +52,106 @@ def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
     for folder in (place / "sft" / "model", place / "out" / "model"):
         writer = runs.restore(folder)
         chunks = writer.chunks(writers.rows(), features.read(place / "embed"))
-        scores = flexmuse.matrix(writer.model, chunks.documents(chunks.articles(writers.pairs())))
+        scores = flexmuse.matrix(
+            writer.model, chunks.batch_of_groups(chunks.groups(writers.pairs()))
+        )
         right = scores.diagonal(dim1=1, dim2=2)[..., None] - scores
         margins.append(right.sum().item())
     assert margins[1] > margins[0]
 
 
-def test_the_reference_matrix_of_an_article_depends_on_nothing_but_the_article(place):
-    writer = runs.restore(place / "sft" / "model")
-    chunks = writer.chunks(writers.rows(), features.read(place / "embed"))
-    articles = chunks.articles(writers.pairs())
-    together = Anchor(writer, chunks, articles, 2)
-    alone = Anchor(writer, chunks, articles[:1], 1)
-    assert torch.equal(together.matrices["r0"], alone.matrices["r0"])
-    stacked = together.of(articles)
+@pytest.fixture
+def reference(place):
+    """The reference's matrices of these groups, and how many of them the model was asked for."""
+
+    def score(pairs=None, rows=None, cached=None, sft=place / "sft" / "model", home=None):
+        writer, asked = runs.restore(sft), []
+        chunks = writer.chunks(rows or writers.rows(), cached or features.read(place / "embed"))
+        groups = chunks.groups(pairs or writers.pairs())
+
+        def counted(model, batch):
+            asked.append(batch)
+            return flexmuse.matrix(model, batch)
+
+        writer.paper = SimpleNamespace(matrix=counted)
+        store = Store(home, "none") if home else train_preference.reference_store(sft)
+        return Anchor(writer, chunks, groups, store), len(asked)
+
+    return score
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, one, other)) and len(one) == len(other)
+
+
+def test_what_the_reference_says_of_a_group_is_computed_once_and_kept_to_the_bit(
+    reference, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    first, asked = reference()
+    again, asked_again = reference()
+    fresh, asked_fresh = reference(home=tmp_path / "other")
+    assert (asked, asked_again, asked_fresh) == (2, 0, 2)
+    assert equal(first.matrices, again.matrices) and equal(first.matrices, fresh.matrices)
+
+
+def test_what_the_reference_says_of_a_group_depends_on_nothing_but_the_group(reference, tmp_path):
+    both, _ = reference(home=tmp_path / "both")
+    alone, asked = reference(pairs=writers.pairs()[3:], home=tmp_path / "alone")
+    assert asked == 1 and torch.equal(alone.matrices[0], both.matrices[1])
+    stacked = both.of([0, 1])
     assert stacked.shape == (2, 4, 4)
-    assert not stacked[0, 3].any() and torch.equal(stacked[1], together.matrices["r2"])
+    assert not stacked[0, 3].any() and not stacked[0, :, 3].any()
+    assert torch.equal(stacked[0, :3, :3], both.matrices[0])
+    assert torch.equal(stacked[1], both.matrices[1])
+
+
+def test_an_edited_text_other_pairs_other_features_and_other_weights_are_scored_anew(
+    reference, place, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    before, _ = reference()
+    rows = writers.rows()
+    rows[0] |= {"text": "two birds run"}  # of r0, so that r2 is still known
+    edited, asked = reference(rows=rows)
+    assert asked == 1 and torch.equal(edited.matrices[1], before.matrices[1])
+    rows[0] |= {"text": writers.rows()[0]["text"], "title": "title 3"}
+    assert reference(rows=rows)[1] == 1
+    pairs = writers.pairs()
+    pairs[0]["rejected"] = [1]
+    assert reference(pairs=pairs)[1] == 1
+    assert reference(pairs=writers.grouped([[("r0", 0), ("r2", 0)]]))[1] == 1
+    cached = features.read(place / "embed")
+    cached.patches[7] += 1  # the last picture of r2
+    assert reference(cached=cached)[1] == 1
+    retrained = tmp_path / "retrained"
+    writer = runs.restore(place / "sft" / "model")
+    with torch.no_grad():
+        writer.model.no_picture += 1e-3
+    runs.save(writer, retrained, corpus.encoder(tmp_path))
+    assert reference(sft=retrained)[1] == 2
+    assert reference()[1] == 0  # and what was known before still is
+
+
+def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_same(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    asked, matrix = [], flexmuse.matrix
+
+    def counted(model, batch):
+        if "reference" not in batch:  # the policy's batches carry it
+            asked.append(batch)
+        return matrix(model, batch)
+
+    monkeypatch.setattr(flexmuse, "matrix", counted)
+    run = load(runs.Run, "runs", "flexmuse")
+    train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
+    assert len(asked) == 2  # the groups of validation hold the same texts and pictures
+    shutil.rmtree(tmp_path / "home" / "checkpoints")
+    train_preference.main("flexmuse", run, folders(place), tmp_path / "second")
+    assert len(asked) == 2
+    assert corpus.bytes_of(tmp_path / "first") == corpus.bytes_of(tmp_path / "second")
 
 
 def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_elsewhere(place):
@@ -77,7 +164,8 @@ def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_el
 
 def test_a_drop_of_the_watched_score_stops_the_phase(place):
     class HeldOut:
-        articles = (0,)
+        def __len__(self):
+            return 1
 
         def batch(self, indices):
             return {"x": torch.tensor(indices)}

@@ -103,11 +103,21 @@ def rows() -> list[dict]:
 
 
 def pairs() -> list[dict]:
-    sizes = {"r0": 3, "r1": 1, "r2": 4}
+    """Every article a group, and in it every chunk preferred to every other."""
+    return grouped([[("r0", k) for k in range(3)], [("r1", 0)], [("r2", k) for k in range(4)]])
+
+
+def grouped(groups: list[list[tuple[str, int]]]) -> list[dict]:
+    """PAIRS of groups of (record, position)."""
     return [
-        {"record": record, "position": k, "rejected": [j for j in range(size) if j != k]}
-        for record, size in sizes.items()
-        for k in range(size)
+        {
+            "group": number,
+            "record": record,
+            "position": position,
+            "rejected": [j for j in range(len(group)) if j != k],
+        }
+        for number, group in enumerate(groups)
+        for k, (record, position) in enumerate(group)
     ]
 
 

@@ -14,7 +14,7 @@
     Z^F = (1 - lambda) Z^A + lambda Z^V                          section 3.3   Fusion
     L_SFT = -log p(y | Z^F)                                      section 3.4   sft_loss
     L_mscDPO = mean_j -log sigmoid(beta ((lp_k - ref_k) - (lp_j - ref_j)))     preference_loss
-      chosen c_k belongs to picture k, rejected c_j are the other chunks of the same article
+      chosen c_k belongs to picture k, rejected c_j are the other chunks of its group: its article
 
 Where the paper is silent: patches and tokens are standardised by the training split's statistics;
 patches carry a learned position; (Z^A)^T Z^V is divided by P, or its scale would grow with the
@@ -286,39 +286,39 @@ def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
 
 
 def matrix(model: Model, batch: dict) -> Tensor:
-    """log p of chunks given pictures of their article: entry (a, k, j) is log p(c_j | V_k).
+    """log p of chunks given pictures of their group: entry (i, k, j) is log p(c_j | V_k).
 
-    batch: an item a picture, `article` (B,) the row it belongs to, counted from 0, `position` (B,)
-    its place there, `allowed` (A, N, N) the pairs.  -> (A, N, N): the diagonal and what is allowed
-    off it, 0 elsewhere. A picture is encoded once, whatever the number of its chunks.
+    batch: an item a picture, `group` (B,) the row it belongs to, counted from 0, `place` (B,) its
+    place there, `allowed` (G, N, N) the pairs.  -> (G, N, N): the diagonal and what is allowed off
+    it, 0 elsewhere. A picture is encoded once, whatever the number of its chunks.
     """
-    article, position, allowed = batch["article"], batch["position"], batch["allowed"]
-    same = article[:, None] == article[None]  # (B, B)
-    pair = allowed[article[:, None], position[:, None], position[None]]
-    own = torch.eye(len(article), dtype=torch.bool, device=article.device)
+    group, place, allowed = batch["group"], batch["place"], batch["allowed"]
+    same = group[:, None] == group[None]  # (B, B)
+    pair = allowed[group[:, None], place[:, None], place[None]]
+    own = torch.eye(len(group), dtype=torch.bool, device=group.device)
     picture, chunk = torch.nonzero(same & pair | own, as_tuple=True)
     memory = model.remember(batch, model.network.gate_predict).rows(picture)
     scores = model.log_probs(memory, batch["labels"][chunk])
-    rows, width = int(article.max()) + 1, int(position.max()) + 1
+    rows, width = int(group.max()) + 1, int(place.max()) + 1
     return scores.new_zeros(rows, width, width).index_put(
-        (article[picture], position[picture], position[chunk]), scores
+        (group[picture], place[picture], place[chunk]), scores
     )
 
 
 def lengths(batch: dict, like: Tensor) -> Tensor:
-    """Tokens of every chunk, 1 where there is none.  -> (A, 1, N)"""
+    """Tokens of every chunk, 1 where there is none.  -> (G, 1, N)"""
     counts = like.new_ones(like.shape[0], like.shape[-1])
     tokens = (batch["labels"] != IGNORED).sum(-1).to(like.dtype)
-    return counts.index_put((batch["article"], batch["position"]), tokens)[:, None]
+    return counts.index_put((batch["group"], batch["place"]), tokens)[:, None]
 
 
 def preference_loss(
     model: Model, batch: dict, reference: Tensor, preference: Preference
 ) -> dict[str, Tensor]:
-    """mscDPO on whole articles, plus the weighted SFT term on the chosen chunks.
+    """mscDPO on whole groups, plus the weighted SFT term on the chosen chunks.
 
-    reference (A, N, N): `matrix` of the frozen SFT model; batch["allowed"] (A, N, N): entry
-    (a, k, j) says that c_j may be rejected in favour of c_k. In training some items are shown
+    reference (G, N, N): `matrix` of the frozen SFT model; batch["allowed"] (G, N, N): entry
+    (i, k, j) says that c_j may be rejected in favour of c_k. In training some items are shown
     without picture or topic as in SFT, or the writer forgets to do without; the reference was not,
     so those items carry the SFT term alone.
     """
@@ -328,14 +328,14 @@ def preference_loss(
             batch["has_topic"] != shown["has_topic"]
         )
         allowed = batch["allowed"].clone()
-        allowed[batch["article"][hidden], batch["position"][hidden]] = False
+        allowed[batch["group"][hidden], batch["place"][hidden]] = False
         batch["allowed"] = allowed
     scores = matrix(model, batch)
     tokens = lengths(batch, scores)
     margins = scores - reference  # lp - ref
     if preference.length_normalised:
         margins = margins / tokens
-    gaps = margins.diagonal(dim1=1, dim2=2)[..., None] - margins  # (A, N, N)
+    gaps = margins.diagonal(dim1=1, dim2=2)[..., None] - margins  # (G, N, N)
     dpo = pairwise_dpo if preference.form == "pairwise" else softmax_dpo
     chosen = scores.diagonal(dim1=1, dim2=2).sum()  # absent entries are 0
     written = (batch["labels"] != IGNORED).sum()

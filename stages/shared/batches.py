@@ -11,6 +11,8 @@ An item without a topic has one open position of zeros, so that attention stays 
 """
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -24,10 +26,10 @@ from stages.shared.training import Batch
 
 
 @dataclass
-class Article:
-    """The chunks of one record (rows of `Chunks`) and which may be rejected for which (N, N)."""
+class Group:
+    """Chunks that are compared with each other: N rows of `Chunks`; allowed (N, N): entry (k, j)
+    says that the text of j may be rejected in favour of that of k."""
 
-    record: str
     rows: list[int]
     allowed: Tensor
 
@@ -106,34 +108,31 @@ class Chunks:
                 topic[item, :length] = torch.from_numpy(tokens).float()
         return {"topic": topic, "topic_mask": mask}
 
-    def articles(self, pairs: list[dict]) -> list[Article]:
-        """The records with at least one pair of chunks to prefer between."""
-        rows_of: dict[str, list[int]] = {}
-        for index, row in enumerate(self.rows):
-            rows_of.setdefault(row["record"], []).append(index)
-        rejected = {(pair["record"], pair["position"]): set(pair["rejected"]) for pair in pairs}
+    def groups(self, pairs: list[dict]) -> list[Group]:
+        """The groups of PAIRS with at least one pair among these chunks; others are left out of
+        them: the chunks of another split, and those without a picture."""
+        row_of = {(row["record"], row["position"]): index for index, row in enumerate(self.rows)}
         found = []
-        for record, indices in rows_of.items():
-            positions = [self.rows[index]["position"] for index in indices]
-            allowed = torch.tensor(
-                [[j in rejected.get((record, k), ()) for j in positions] for k in positions]
-            )
+        for _, members in groupby(pairs, key=itemgetter("group")):
+            rejected = [(row_of.get((m["record"], m["position"])), m["rejected"]) for m in members]
+            here = [place for place, (row, _) in enumerate(rejected) if row is not None]
+            allowed = torch.tensor([[j in rejected[k][1] for j in here] for k in here])
             if allowed.any():
-                found.append(Article(record, indices, allowed))
+                found.append(Group([rejected[place][0] for place in here], allowed))
         return found
 
-    def documents(self, articles: list[Article]) -> Batch:
-        """A batch of whole articles, an item a picture: adds article, position (B,), allowed."""
-        batch = self.batch([index for article in articles for index in article.rows])
-        widest = max(len(article.rows) for article in articles)
-        allowed = torch.zeros(len(articles), widest, widest, dtype=torch.bool)
-        for row, article in enumerate(articles):
-            size = len(article.rows)
-            allowed[row, :size, :size] = article.allowed
-        sizes = torch.tensor([len(article.rows) for article in articles])
+    def batch_of_groups(self, groups: list[Group]) -> Batch:
+        """A batch of whole groups, an item a chunk. Adds group (B,), the number of an item's group
+        in the batch, place (B,) its place there, and allowed (G, N, N)."""
+        batch = self.batch([index for group in groups for index in group.rows])
+        sizes = torch.tensor([len(group.rows) for group in groups])
+        widest = int(sizes.max())
+        allowed = torch.zeros(len(groups), widest, widest, dtype=torch.bool)
+        for number, group in enumerate(groups):
+            allowed[number, : len(group.rows), : len(group.rows)] = group.allowed
         return batch | {
-            "article": torch.arange(len(articles)).repeat_interleave(sizes),
-            "position": torch.cat([torch.arange(size) for size in sizes]),
+            "group": torch.arange(len(groups)).repeat_interleave(sizes),
+            "place": torch.cat([torch.arange(size) for size in sizes]),
             "allowed": allowed,
         }
 

@@ -52,8 +52,11 @@ BOXES = _schema(
 FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)  # 01_ingest, sample: one slot changed
 _CHUNK = {"record": STR, "position": INT, "split": STR, "language": STR, "title": STR, "image": STR}
 CHUNKS = _schema(**_CHUNK, text=STR, references=TEXTS)  # 05_chunk
-# 05_chunk: the positions of the article that may be rejected for `position` (mscDPO's mask)
-PAIRS = _schema(record=STR, position=INT, rejected=pa.list_(INT))
+# 05_chunk, articles: chunks that mscDPO compares with each other, the rows of one group together;
+# rejected: who of the group may be rejected for this chunk, by their places in it, from 0
+PAIRS = _schema(group=INT, record=STR, position=INT, rejected=pa.list_(INT))
+# 05_chunk, articles: how alike the chunk's text is to each chunk of its article, in their order
+SIMILARITIES = _schema(record=STR, position=INT, similarities=pa.list_(FLOAT))
 # 11_predict; phase: sft | preference; inputs: both | topic | picture
 PREDICTIONS = _schema(
     **_CHUNK, references=TEXTS, phase=STR, inputs=STR, text=STR, sigma=FLOAT, masked=FLOAT
