@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Literal
 
 from pipelines import repro
-from stages import align, chunk, clean, datasets, evaluate, ingest, models, predict
+from stages import align, chunk, clean, datasets, evaluate, ingest, judge, models, predict
 from stages.report import __main__ as report
 from stages.shared import decoders, embedding, illustrators, runs, training
 from stages.shared.params import load, read
@@ -58,6 +58,7 @@ SECTIONS = {
     "runs": dict[str, runs.Run],
     "predict": predict.Params,
     "evaluate": evaluate.Params,
+    "judge": judge.Params,
     "report": report.Params,
     "training": training.Settings,
     "run": repro.Params,

@@ -12,9 +12,7 @@ settings by), `single_modality` (the same weights shown the topic or the picture
 """
 
 import json
-import math
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,12 +20,9 @@ from typing import Any
 
 from stages.shared import metrics, tables, tracking
 from stages.shared.grounding import Slots, load_slots, load_truth, score, total
-from stages.shared.metrics import Item, Score, Tokenizer, tokenise
+from stages.shared.metrics import PHASES, Item, Score, Tokenizer, flat, plain, tokenise
 from stages.shared.params import load
 from stages.shared.stage import WrongInput, output, stage
-
-PHASES = ["preference", "sft"]  # the first that a run has is its final one
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -258,24 +253,6 @@ def evaluate(
             items += more
     final, *earlier = by_phase
     return {"phase": final, **by_phase[final], **{name: by_phase[name] for name in earlier}}, items
-
-
-def plain(value: Any) -> Any:
-    """Floats rounded, for diffs that read well; what is not a number is `unavailable`."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, float):
-        return "unavailable" if math.isnan(value) else round(value, DIGITS)
-    return value
-
-
-def flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
-    """The numbers of nested metrics under dotted names, for MLflow."""
-    for key, value in result.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        elif not isinstance(value, str):
-            yield f"{prefix}{key}", float(value)
 
 
 def main(params: Params, run: str, ingest: Path, predictions: Path, target: Path) -> None:

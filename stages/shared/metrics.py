@@ -22,6 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 Tokenizer = Literal["words", "characters", "jieba"]
+PHASES = ["preference", "sft"]  # the first that a run has is its final one
+DIGITS = 6  # of a figure in a file of metrics
 MINILM_LANGUAGES = {"en"}
 MINILM_LAYERS = 6
 # Han with its extensions, kana: scripts written without blanks between words.
@@ -249,3 +251,21 @@ def skill(score: float, error: float, topic: float, picture: float, both: float)
         "value": (score - single) / (both - single),
         "standard_error": error / (both - single),
     }
+
+
+def plain(value: Any) -> Any:
+    """Floats rounded, for diffs that read well; what is not a number is `unavailable`."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return "unavailable" if math.isnan(value) else round(value, DIGITS)
+    return value
+
+
+def flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    """The numbers of nested metrics under dotted names, for MLflow."""
+    for key, value in result.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, str):
+            yield f"{prefix}{key}", float(value)

@@ -121,6 +121,11 @@ ITEM_SCORES = _schema(
     right=TEXTS,
     wrong=TEXTS,
 )
+# 13_judge: what a language model gave a whole article; reference: free | aware, whether it saw the
+# reference article; comment: what it said before its scores
+JUDGEMENTS = _schema(
+    record=STR, phase=STR, reference=STR, perspective=STR, score=FLOAT, comment=STR
+)
 
 
 def write(path: Path, rows: list[dict], schema: pa.Schema) -> None:

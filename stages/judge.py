@@ -1,0 +1,236 @@
+"""Let a language model score the articles that each phase wrote, from ten perspectives (F16).
+
+python -m stages.judge RUN PREDICTIONS TARGET
+
+reads   PREDICTIONS/predictions.parquet
+writes  TARGET/judge.json       means with standard errors, the final phase on top, `sft` beneath
+        TARGET/scores.parquet   the scores of each article
+
+The ten are {style consistency, context consistency, creativity, richness, coherence} x {reference-
+free, reference-aware}; `incoherence`, lower is better, stands beside them and counts in no mean.
+A test article is judged as a whole: its title and what was written from both inputs, in order.
+Without `judge.model` nobody is asked, nothing leaves the machine, and judge.json says so.
+
+Where the paper is silent: model, scale, definitions and prompts are ours, in params.yaml.
+"""
+
+import json
+import sys
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from stages.shared import llm, tables, tracking
+from stages.shared.llm import Question, Reply
+from stages.shared.metrics import PHASES, clustered_standard_error, flat, plain
+from stages.shared.params import load
+from stages.shared.stage import WrongInput, output, stage
+
+PERSPECTIVES = [
+    "style_consistency",
+    "context_consistency",
+    "creativity",
+    "richness",
+    "coherence",
+]
+BESIDE = "incoherence"  # asked for without the reference
+ASKED = {"free": [*PERSPECTIVES, BESIDE], "aware": PERSPECTIVES}
+PLACES = ("lowest", "highest", "definitions", "keys")  # that a prompt may name with a $
+
+
+@dataclass(frozen=True)
+class Params(llm.Settings):
+    items: int
+    lowest: int
+    highest: int
+    prompts: dict[str, str]  # free | aware
+    definitions: dict[str, dict[str, str]]  # free | aware -> perspective
+
+    def __post_init__(self) -> None:
+        """Raises WrongInput where a prompt or a definition is missing, or cannot be filled in."""
+        _same_keys("judge.prompts", self.prompts, ASKED)
+        _same_keys("judge.definitions", self.definitions, ASKED)
+        for reference, perspectives in ASKED.items():
+            _same_keys(f"judge.definitions.{reference}", self.definitions[reference], perspectives)
+            instruction(self, reference)
+
+
+def _same_keys(name: str, given: Any, known: Any) -> None:
+    if set(given) != set(known):
+        raise WrongInput(f"params.yaml: {name} has {', '.join(given)}: give {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Article:
+    """What one phase wrote for a test article, beside what a person wrote for it."""
+
+    record: str
+    title: str
+    text: str
+    reference: str
+
+
+def articles(rows: list[dict], phase: str, at_most: int) -> list[Article]:
+    """At most so many test articles of a phase, evenly spaced by record; the same of each phase."""
+    by_record = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["record"], row["position"])):
+        if (row["split"], row["inputs"], row["phase"]) == ("test", "both", phase):
+            by_record[row["record"]].append(row)
+    records = list(by_record)
+    count = min(at_most, len(records))
+    chosen = [records[i * len(records) // count] for i in range(count)]
+    return [
+        Article(
+            record,
+            by_record[record][0]["title"],
+            "\n\n".join(row["text"] for row in by_record[record]),
+            "\n\n".join(reference for row in by_record[record] for reference in row["references"]),
+        )
+        for record in chosen
+    ]
+
+
+def instruction(params: Params, reference: str) -> str:
+    """The filled prompt. Raises WrongInput if it names a place that there is not."""
+    definitions = params.definitions[reference]
+    places = (
+        params.lowest,
+        params.highest,
+        "\n".join(f"- {name}: {' '.join(text.split())}" for name, text in definitions.items()),
+        ", ".join(["comment", *definitions]),
+    )
+    try:
+        template = Template(params.prompts[reference])
+        return template.substitute(dict(zip(PLACES, places, strict=True)))
+    except (KeyError, ValueError) as error:
+        known = ", ".join(f"${place}" for place in PLACES)
+        raise WrongInput(
+            f"params.yaml: judge.prompts.{reference}: {error} cannot be filled in: "
+            f"there are {known}, and $$ for a dollar"
+        ) from None
+
+
+def scorecard(params: Params, reference: str) -> type[BaseModel]:
+    """The schema of an answer: a comment, to think before scoring, then one score a perspective."""
+    scale = Field(ge=params.lowest, le=params.highest)
+    fields: dict[str, Any] = dict.fromkeys(params.definitions[reference], (int, scale))
+    closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # OpenAI asks for it
+    return create_model(f"scores_{reference}", __config__=closed, comment=(str, ...), **fields)
+
+
+def questions(params: Params, of: list[Article]) -> list[Question]:
+    """Two an article: reference-free, then reference-aware."""
+    asked = [(name, instruction(params, name), scorecard(params, name)) for name in ASKED]
+    return [
+        Question(told, llm.quote(**_shown(article, reference)), schema)
+        for article in of
+        for reference, told, schema in asked
+    ]
+
+
+def _shown(article: Article, reference: str) -> dict[str, str]:
+    shown = {"title": article.title, "article": article.text}
+    return shown | {"reference": article.reference} if reference == "aware" else shown
+
+
+def judgements(of: list[Article], phase: str, replies: list[Reply]) -> list[dict]:
+    """Rows of JUDGEMENTS; a question that failed has none."""
+    asked = [(article.record, reference) for article in of for reference in ASKED]
+    rows = []
+    for (record, reference), reply in zip(asked, replies, strict=True):
+        key = {"record": record, "phase": phase, "reference": reference}
+        given = reply.value.model_dump() if reply.value else {}
+        comment = given.pop("comment", None)
+        rows += [
+            key | {"perspective": name, "score": float(score), "comment": comment}
+            for name, score in given.items()
+        ]
+    return rows
+
+
+def mean(rows: list[dict]) -> dict[str, float]:
+    """Mean of the scores; standard error clustered by record, not a number below two records."""
+    scores = [row["score"] for row in rows]
+    if not scores:
+        return {"mean": float("nan"), "standard_error": float("nan")}
+    error = clustered_standard_error(scores, [row["record"] for row in rows])
+    return {"mean": sum(scores) / len(scores), "standard_error": error}
+
+
+def summary(rows: list[dict], replies: list[Reply]) -> dict[str, Any]:
+    """The figures of one phase. `judged` counts articles; `overall` is the mean of the ten."""
+    judged = {name: len({r["record"] for r in rows if r["reference"] == name}) for name in ASKED}
+    failures = Counter(reply.failure for reply in replies if reply.value is None)
+    found: dict[str, Any] = {"judged": judged, "failures": dict(sorted(failures.items()))}
+    found["overall"] = mean([row for row in rows if row["perspective"] != BESIDE])
+    for reference, names in ASKED.items():
+        of = [row for row in rows if row["reference"] == reference]
+        found[reference] = {
+            name: mean([row for row in of if row["perspective"] == name])
+            for name in names
+            if name != BESIDE
+        }
+    return found | {BESIDE: mean([row for row in rows if row["perspective"] == BESIDE])}
+
+
+def judge(rows: list[dict], params: Params) -> tuple[dict[str, Any], list[dict]]:
+    """The content of judge.json and of scores.parquet."""
+    given = {phase: articles(rows, phase, params.items) for phase in PHASES}
+    asked = questions(params, [article for of in given.values() for article in of])
+    replies = llm.ask("judge", params, asked)
+    by_phase, scores, rest = {}, [], iter(replies)
+    for phase, of in given.items():
+        if answered := list(islice(rest, len(of) * len(ASKED))):
+            found = judgements(of, phase, answered)
+            by_phase[phase] = summary(found, answered)
+            scores += found
+    final, *earlier = by_phase
+    return {
+        "model": params.model,
+        "answered_by": ", ".join(sorted({name for reply in replies for name in reply.models})),
+        "answers": "by JSON schema" if all(r.structured for r in replies) else "by prompt alone",
+        "tokens": sum(r.tokens for r in dict(zip(asked, replies, strict=True)).values()),
+        "lowest": params.lowest,
+        "highest": params.highest,
+        "phase": final,
+        **by_phase[final],
+        **{name: by_phase[name] for name in earlier},
+    }, scores
+
+
+def write(folder: Path, result: dict[str, Any], scores: list[dict]) -> None:
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "judge.json").write_text(f"{text}\n", encoding="utf-8")
+    tables.write(folder / "scores.parquet", scores, tables.JUDGEMENTS)
+
+
+def main(params: Params, run: str, predictions: Path, target: Path) -> None:
+    if params.model == llm.NOBODY:
+        with output(target) as folder:
+            write(folder, {"unavailable": "judge.model of params.yaml names no model"}, [])
+        return
+    source = predictions / "predictions.parquet"
+    rows = tables.read(source, tables.PREDICTIONS)
+    if not any((row["split"], row["inputs"]) == ("test", "both") for row in rows):
+        raise WrongInput(
+            f"{source} holds no test item: keep test in predict.splits of params.yaml,"
+            " and give the corpus records of that split"
+        )
+    with tracking.run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
+        with output(target) as folder:
+            result, scores = judge(rows, params)
+            result = plain(result)
+            write(folder, result, scores)
+        tracked.log(dict(flat(result)), step=0)
+        tracked.artifact(target / "judge.json", "judge.json")
+
+
+if __name__ == "__main__":
+    with stage():
+        name, *paths = sys.argv[1:]
+        main(load(Params, "judge"), name, *map(Path, paths))
