@@ -263,6 +263,7 @@ def stale() -> set[str]:
 
 FROM_TRAINING_ON = {
     *("train_sft@flexmuse", "train_preference@flexmuse", "predict@flexmuse", "evaluate@flexmuse"),
+    "judge@flexmuse",
     "report",
 }
 

@@ -192,8 +192,8 @@ def test_words_around_the_answer_do_no_harm(text):
 def test_too_many_failures_end_it_with_the_most_frequent_reason(serve):
     server = serve(lambda body, _: "garbage" if asked(body) in "bcd" else GOOD)
     assert fault(*"abcdef", max_failed=0.4, concurrency=1, attempts=1) == (
-        "params.yaml: judge.model: 3 of 6 questions to judge failed, 3 of them with: no JSON object; "
-        "that is more than judge.max_failed allows, so change what it says, or raise that"
+        "params.yaml: judge.model: 3 of 6 questions to judge failed, 3 of them with: no JSON "
+        "object; that is more than judge.max_failed allows, so change what it says, or raise that"
     )
     assert [asked(body) for body in server.requests] == list("abcd")
     assert [r.value is None for r in ask(*"abcdef", max_failed=0.5, attempts=1)] == [
