@@ -33,9 +33,19 @@ def table() -> str:
     lines = [list(found[0]), *(list(row.values()) for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    text += warnings()
     if REPORT.exists():
         text += ["", f"report: {REPORT.absolute()}"]
     return "\n".join(text)
+
+
+def warnings() -> list[str]:
+    """A line for each warning about a run's final phase."""
+    return [
+        f"{run}: {sentence}"
+        for run, every in _files().items()
+        for sentence in every.get("warnings", {}).values()
+    ]
 
 
 def metrics() -> dict[str, float]:
@@ -50,11 +60,16 @@ def metrics() -> dict[str, float]:
 def _figures() -> dict[str, dict[str, float]]:
     """run -> title -> figure; what a corpus cannot be scored on is missing."""
     figures: dict[str, dict[str, float]] = {}
-    for file in sorted(METRICS.glob("*/metrics.json")):
-        every = json.loads(file.read_text(encoding="utf-8"))
+    for run, every in _files().items():
         found = {title: _at(every, place) for title, place in COLUMNS.items()}
-        figures[file.parent.name] = {title: x for title, x in found.items() if x is not None}
+        figures[run] = {title: x for title, x in found.items() if x is not None}
     return figures
+
+
+def _files() -> dict[str, dict[str, Any]]:
+    """run -> its metrics.json"""
+    files = sorted(METRICS.glob("*/metrics.json"))
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def _at(metrics: dict[str, Any], place: tuple[str, ...]) -> float | None:

@@ -2,8 +2,9 @@
 
 python -m stages.evaluate RUN INGEST PREDICTIONS TARGET
 
-reads   INGEST/slots.json, facts.parquet, ceilings.json   sample corpora only
-        PREDICTIONS/predictions.parquet, foils.parquet
+reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample corpora only
+        PREDICTIONS/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
+        attentions.parquet
 writes  TARGET/metrics.json    the final phase on top, `sft` beneath when preference followed it
         TARGET/items.parquet   the scores of each written text
 
@@ -18,7 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.shared import metrics, tables, tracking
+from stages.shared import attention, diagnosis, metrics, tables, tracking
+from stages.shared.diagnosis import Traces
 from stages.shared.grounding import Slots, load_slots, load_truth, score, total
 from stages.shared.metrics import PHASES, Item, Score, Tokenizer, flat, plain, tokenise
 from stages.shared.params import load
@@ -32,11 +34,15 @@ class Params:
     meteor_seconds: float
     ceiling_below: float
     ceiling_above: float
+    over_masking: float
+    uniform_entropy: float
+    single_spread: float
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a sample corpus knows: its slots, their values by (record, position), the ceilings.
+    """What a sample corpus knows: its slots, their values and boxes by (record, position), the
+    ceilings.
 
     ceilings: split -> inputs -> expected | realised -> slot or total; empty for captions, whose
     texts no topic decides.
@@ -45,6 +51,7 @@ class Truth:
     slots: Slots
     facts: dict[tuple[str, int], dict[str, str]]
     ceilings: dict[str, dict[str, dict]]
+    boxes: dict[tuple[str, int], dict[str, attention.Box]]
 
     def grounding(self, rows: list[dict]) -> list[dict[str, int]]:
         """For each row its slots: 1 stated correctly, 0 not."""
@@ -63,7 +70,8 @@ def read_truth(ingest: Path) -> Truth | None:
     path = ingest / "ceilings.json"
     ceilings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     splits = ("validation", "test")
-    return Truth(slots, load_truth(ingest), {split: ceilings.get(split, {}) for split in splits})
+    of_split = {split: ceilings.get(split, {}) for split in splits}
+    return Truth(slots, load_truth(ingest), of_split, diagnosis.read_boxes(ingest))
 
 
 def tokenised(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> list[Item]:
@@ -213,8 +221,20 @@ def scores_of_validation(
     return result, item_rows(rows, scores, grounding)
 
 
+def looked_into(traces: Traces, truth: Truth | None, params: Params) -> dict[str, Any]:
+    """What gate, fusion and the decoder's attention do, and what of it is suspicious."""
+    gate, fusion = diagnosis.gate(traces.gates), diagnosis.fusion(traces.fusions)
+    result: dict[str, Any] = {"gate": gate, "fusion": fusion}
+    if truth is not None:
+        found = diagnosis.object_attention(traces.attentions, truth.slots, truth.facts, truth.boxes)
+        result |= {"object_attention": found} if found else {}
+    limits = diagnosis.Limits(params.over_masking, params.uniform_entropy, params.single_spread)
+    warnings = diagnosis.warnings(gate, fusion, limits)
+    return result | ({"warnings": warnings} if warnings else {})
+
+
 def scores_of_phase(
-    rows: list[dict], foils: list[dict], truth: Truth | None, params: Params
+    rows: list[dict], foils: list[dict], traces: Traces, truth: Truth | None, params: Params
 ) -> tuple[dict[str, Any], list[dict]]:
     """The metrics of one phase and its item rows."""
 
@@ -235,6 +255,7 @@ def scores_of_phase(
     tested = {(row["record"], row["position"]) for row in test}
     if foils := [row for row in foils if (row["record"], row["position"]) in tested]:
         result["foils"] = metrics.foil_error(foils)
+    result |= looked_into(traces, truth, params)
     if validation := select("validation", "both"):
         result["validation"], more = scores_of_validation(validation, truth, params)
         items += more
@@ -242,14 +263,16 @@ def scores_of_phase(
 
 
 def evaluate(
-    rows: list[dict], foils: list[dict], truth: Truth | None, params: Params
+    rows: list[dict], foils: list[dict], traces: Traces, truth: Truth | None, params: Params
 ) -> tuple[dict[str, Any], list[dict]]:
     """The content of metrics.json and of items.parquet."""
     by_phase, items = {}, []
     for phase in PHASES:
         if of_phase := [row for row in rows if row["phase"] == phase]:
             of_foils = [row for row in foils if row["phase"] == phase]
-            by_phase[phase], more = scores_of_phase(of_phase, of_foils, truth, params)
+            by_phase[phase], more = scores_of_phase(
+                of_phase, of_foils, traces.of(phase), truth, params
+            )
             items += more
     final, *earlier = by_phase
     return {"phase": final, **by_phase[final], **{name: by_phase[name] for name in earlier}}, items
@@ -264,9 +287,10 @@ def main(params: Params, run: str, ingest: Path, predictions: Path, target: Path
             " and give the corpus records of that split"
         )
     foils = tables.read(predictions / "foils.parquet", tables.FOIL_SCORES)
+    traces = diagnosis.read_traces(predictions)
     with tracking.run(stage="evaluate", name=run, params={"evaluate": asdict(params)}) as tracked:
         with output(target) as folder:
-            result, items = evaluate(rows, foils, read_truth(ingest), params)
+            result, items = evaluate(rows, foils, traces, read_truth(ingest), params)
             result = plain(result)
             text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")

@@ -4,29 +4,42 @@ python -m stages.predict RUN INGEST CHUNKS FEATURES SFT PREFERENCE TARGET
 
 reads   INGEST/foils.parquet (sample only), CHUNKS/chunks.parquet, FEATURES and CHUNKS/features,
         SFT, PREFERENCE
-writes  TARGET/predictions.parquet, TARGET/foils.parquet, TARGET/summary.json
+writes  TARGET/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
+        attentions.parquet, summary.json
 
 Test items are written three times: from both inputs, from the topic alone, from the picture alone.
+What the fusion did is kept of those from both inputs, where the attention went of some of them, and
+what msaGate does of every chunk of every split.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from stages.shared import batches, features, runs, tables
+from stages.shared import batches, features, runs, tables, traces
 from stages.shared.devices import inference
 from stages.shared.params import load
 from stages.shared.progress import bar
+from stages.shared.records import SPLITS
 from stages.shared.stage import output, stage
 from stages.shared.training import Batch, seed_everything, to_device
+
+TABLES = {  # by phase
+    "predictions": tables.PREDICTIONS,
+    "foils": tables.FOIL_SCORES,
+    "fusions": tables.FUSIONS,
+    "attentions": tables.ATTENTIONS,
+}
 
 
 @dataclass(frozen=True)
 class Params:
     splits: list[str]
+    attention_items: int
 
 
 def show(batch: Batch, inputs: str) -> Batch:
@@ -39,23 +52,28 @@ def show(batch: Batch, inputs: str) -> Batch:
     return batch
 
 
-def write_texts(
+def write(
     writer: runs.Writer, chunks: batches.Chunks, inputs: str, generation: runs.Generation
+) -> Iterator[tuple[list[int], runs.Written]]:
+    """Batch by batch, which chunks and what was written for them."""
+    for start in bar(range(0, len(chunks), generation.batch), f"write from {inputs}"):
+        indices = list(range(start, min(start + generation.batch, len(chunks))))
+        yield indices, writer.write(show(chunks.batch(indices), inputs), generation)
+
+
+def text_rows(
+    chunks: batches.Chunks, indices: list[int], written: runs.Written, inputs: str
 ) -> list[dict]:
     """Rows of PREDICTIONS, without phase."""
-    written = []
-    starts = range(0, len(chunks), generation.batch)
-    for start in bar(starts, f"write from {inputs}"):
-        rows = chunks.rows[start : start + generation.batch]
-        batch = chunks.batch(list(range(start, start + len(rows))))
-        found = writer.write(show(batch, inputs), generation)
-        passed = found.memory.gate.tolist()
-        for row, text, share in zip(rows, found.texts, passed, strict=True):
-            sigma = batches.similarity(chunks.features, row["image"], row["title"])
-            key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
-            gated = 1 - share if row["title"] and inputs != "picture" else None
-            written.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": gated})
-    return written
+    found = []
+    passed = written.memory.gate.tolist()
+    for index, text, share in zip(indices, written.texts, passed, strict=True):
+        row = chunks.rows[index]
+        sigma = batches.similarity(chunks.features, row["image"], row["title"])
+        key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
+        gated = 1 - share if row["title"] and inputs != "picture" else None
+        found.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": gated})
+    return found
 
 
 def score_foils(
@@ -88,30 +106,60 @@ def score_foils(
     return scored
 
 
+def looked_at(chunks: batches.Chunks, at_most: int) -> set[int]:
+    """Chunks with a picture, evenly spaced, whose attention is kept."""
+    shown = [index for index, row in enumerate(chunks.rows) if row["image"]]
+    count = min(at_most, len(shown))
+    return {shown[i * len(shown) // count] for i in range(count)}
+
+
+def of_phase(
+    writer: runs.Writer,
+    splits: dict[str, batches.Chunks],
+    foils: list[dict],
+    params: Params,
+    generation: runs.Generation,
+) -> dict[str, list[dict]]:
+    """The rows of one phase for each table of TABLES, without phase."""
+    found: dict[str, list[dict]] = {name: [] for name in TABLES}
+    for split, chunks in splits.items():
+        kept = looked_at(chunks, params.attention_items)
+        for inputs in ("both", "topic", "picture") if split == "test" else ("both",):
+            for indices, written in write(writer, chunks, inputs, generation):
+                found["predictions"] += text_rows(chunks, indices, written, inputs)
+                if (split, inputs) != ("test", "both"):
+                    continue
+                found["fusions"] += traces.fusions([chunks.rows[i] for i in indices], written)
+                if places := [place for place, index in enumerate(indices) if index in kept]:
+                    some = traces.choose(written, places)
+                    chosen = [indices[place] for place in places]
+                    found["attentions"] += traces.attentions(writer, chunks, chosen, some)
+        found["foils"] += score_foils(writer, chunks, foils, generation.batch)
+    return found
+
+
 def main(params: Params, run: runs.Run, folders: list[Path], target: Path) -> None:
     ingest, chunk_folder, feature_folder, *weights = folders
     cached = features.read(feature_folder, chunk_folder / "features")
+    rows = {split: batches.read_chunks(chunk_folder, split, with_picture=False) for split in SPLITS}
     foils = []
     if (ingest / "foils.parquet").exists():
         foils = tables.read(ingest / "foils.parquet", tables.FOILS)
-    texts, scores, counts = [], [], {}
+    found: dict[str, list[dict]] = {name: [] for name in TABLES}
     seed_everything(run.generation.seed)
     with output(target) as folder:
         for phase, path in zip(("sft", "preference"), weights, strict=True):
             writer = runs.restore(path)
-            for split in params.splits:
-                rows = batches.read_chunks(chunk_folder, split, with_picture=False)
-                chunks = writer.chunks(rows, cached)
-                counts[split] = len(chunks)
-                written = write_texts(writer, chunks, "both", run.generation)
-                if split == "test":
-                    written += write_texts(writer, chunks, "topic", run.generation)
-                    written += write_texts(writer, chunks, "picture", run.generation)
-                texts += [row | {"phase": phase} for row in written]
-                found = score_foils(writer, chunks, foils, run.generation.batch)
-                scores += [row | {"phase": phase} for row in found]
-        tables.write(folder / "predictions.parquet", texts, tables.PREDICTIONS)
-        tables.write(folder / "foils.parquet", scores, tables.FOIL_SCORES)
+            splits = {split: writer.chunks(rows[split], cached) for split in params.splits}
+            of = of_phase(writer, splits, foils, params, run.generation)
+            for name in TABLES:
+                found[name] += [row | {"phase": phase} for row in of[name]]
+        for name, schema in TABLES.items():
+            tables.write(folder / f"{name}.parquet", found[name], schema)
+        every = [row for split in SPLITS for row in rows[split]]
+        gates = traces.gates(writer, every, cached, run.generation.seed)  # no weight in them
+        tables.write(folder / "gates.parquet", gates, tables.GATES)
+        counts = {split: len(rows[split]) for split in params.splits}
         (folder / "summary.json").write_text(json.dumps({"chunks": counts}, indent=1))
 
 

@@ -22,6 +22,9 @@ PARAMS = Params(
     meteor_seconds=60.0,
     ceiling_below=0.05,
     ceiling_above=2.0,
+    over_masking=0.5,
+    uniform_entropy=0.95,
+    single_spread=0.05,
 )
 
 

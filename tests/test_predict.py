@@ -24,7 +24,7 @@ def place(tmp_path_factory):
         train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
         model = place / "sft" / "model"
         sources = [ingest, chunk, embed, model, model]
-        predict.main(Params(["validation", "test"]), run, sources, place / "out")
+        predict.main(Params(["validation", "test"], attention_items=4), run, sources, place / "out")
     return place
 
 

@@ -18,7 +18,7 @@ from stages.shared import history, images, params, tables
 from stages.shared.stage import WrongInput
 
 SETTINGS = report.Params(examples=2, thumbnail=128, crisp=64, bins=5)
-SCORING = evaluate.Params({"zh": "characters"}, 4, 0.1, 0.05, 2.0)
+SCORING = evaluate.Params({"zh": "characters"}, 4, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
 HOSTILE = '<script>alert("1")</script> & \'"'
 STEPS = [
     {"step": 0, "validation_loss": 2.5, "validation_watch": 0.9},

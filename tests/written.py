@@ -111,3 +111,6 @@ def write_ingest(folder: Path, known: bool = True) -> None:
 def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> None:
     tables.write(folder / "predictions.parquet", rows, tables.PREDICTIONS)
     tables.write(folder / "foils.parquet", foil_rows, tables.FOIL_SCORES)
+    for name in ("gates", "fusions", "attentions"):
+        if not (folder / f"{name}.parquet").exists():
+            tables.write(folder / f"{name}.parquet", [], getattr(tables, name.upper()))

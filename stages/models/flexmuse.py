@@ -89,6 +89,7 @@ class Memory:
     gate: Tensor  # (B,)
     correlation: Tensor  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
     attention: Tensor  # (B, P, T) from patches to topic tokens
+    topic_mask: Tensor  # (B, T)
 
     def rows(self, index: Tensor) -> "Memory":
         return Memory(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
@@ -103,17 +104,23 @@ def map_sigma(sigma: Tensor, network: Network) -> Tensor:
     return sigma
 
 
+def mask_probability(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
+    """P(g = 0) over u; in the mode `expected` the share that is taken off.  (B,) -> (B,)"""
+    if mode == "always_pass":
+        return torch.zeros_like(sigma)
+    if mode == "always_mask":
+        return torch.ones_like(sigma)
+    sigma = map_sigma(sigma, network)
+    if mode == "threshold":  # u = u0
+        return (sigma >= network.threshold).to(sigma.dtype)
+    return sigma.clamp(0, 1)  # P(sigma >= u)
+
+
 def gate(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
     """msaGate: how much of each topic passes, g in [0, 1].  (B,) -> (B,)"""
-    if mode == "always_pass":
-        return torch.ones_like(sigma)
-    if mode == "always_mask":
-        return torch.zeros_like(sigma)
-    sigma = map_sigma(sigma, network)
-    if mode == "expected":
-        return 1 - sigma.clamp(0, 1)  # E[g] over u
-    u = torch.rand_like(sigma) if mode == "sample" else torch.full_like(sigma, network.threshold)
-    return (sigma < u).to(sigma.dtype)  # masked where sigma >= u
+    if mode == "sample":  # masked where sigma >= u
+        return (map_sigma(sigma, network) < torch.rand_like(sigma)).to(sigma.dtype)
+    return 1 - mask_probability(sigma, mode, network)
 
 
 class Elementwise(nn.Module):
@@ -234,7 +241,7 @@ class Model(nn.Module):
             hidden = self.t5.encoder(
                 inputs_embeds=hidden, attention_mask=attended
             ).last_hidden_state
-        return Memory(hidden, attended, g, balance, attention)
+        return Memory(hidden, attended, g, balance, attention, mask)
 
     def log_probs(self, memory: Memory, labels: Tensor) -> Tensor:
         """log p(y | Z^F) in nats, summed over tokens.  (B, T) -> (B,)"""
@@ -244,6 +251,30 @@ class Model(nn.Module):
             labels=labels,
         )
         return token_log_probs(output.logits, labels).sum(-1)
+
+    @torch.inference_mode()
+    def look(self, memory: Memory, ids: Tensor) -> Tensor:
+        """Where the decoder looks in the picture while it emits each token of a written text.
+
+        ids (B, Y + 1), the first one that of the start -> (B, Y, P), the mean over layers and heads
+        of the cross-attention to the picture's positions. They are the first P it attends to; with
+        `prompt` the rest goes to the topic's tokens, and rows sum to less than 1. With
+        `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that began as
+        patch p, but what it holds may come from any other.
+        """
+        usual = self.t5.config._attn_implementation
+        self.t5.set_attn_implementation("eager")  # the only one that tells its weights
+        try:
+            output = self.t5(
+                encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
+                attention_mask=memory.mask,
+                decoder_input_ids=ids[:, :-1],
+                output_attentions=True,
+            )
+        finally:
+            self.t5.set_attn_implementation(usual)
+        weights = torch.stack(output.cross_attentions)  # (layers, B, heads, Y, P or more)
+        return weights.float().mean((0, 2))[..., : self.shapes.patches]
 
     @torch.inference_mode()
     def write(

@@ -68,6 +68,13 @@ class Chunks:
             return [piece]
         return self.tokenizer(character, add_special_tokens=False).input_ids
 
+    def pieces(self, title: str) -> list[str]:
+        """A topic's tokens as their tokenizer spells them; without topic the open position's."""
+        if self.features.text == "learned":
+            return self.tokenizer.convert_ids_to_tokens(self.topics[title]) or [""]
+        row = self.features.text_index.get(title)
+        return [""] if row is None else self.features.pieces[row][: self.topic_tokens]
+
     def batch(self, indices: list[int]) -> Batch:
         rows = [self.rows[index] for index in indices]
         images = [self.features.image_index.get(row["image"]) for row in rows]

@@ -51,8 +51,17 @@ def stated(text: str, phrases: Phrases) -> set[str]:
     A phrase counts between word boundaries only, and not inside a longer phrase of the slot:
     "heavy rain" does not say "rain".
     """
+    return {value for value, _, _ in places(_normal(text), phrases)}
+
+
+def places(text: str, phrases: Phrases) -> list[tuple[str, int, int]]:
+    """(value, start, end) of each phrase in the text as it stands, in order.
+
+    As `stated`, in any spelling of case and blanks; not of width, which would move the places.
+    """
     pattern, value_of = _compiled(tuple((value, *said) for value, said in phrases.items()))
-    return {value_of[match] for match in pattern.findall(_normal(text))}
+    found = ((value_of.get(_normal(match[0])), *match.span()) for match in pattern.finditer(text))
+    return [place for place in found if place[0] is not None]
 
 
 def score(text: str, truth: dict[str, str], slots: Slots) -> dict[str, int]:
@@ -71,7 +80,8 @@ def _compiled(values: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dic
     value_of = {_normal(phrase): value for value, *said in values for phrase in said}
     # Alternatives are tried in order, so the longest comes first.
     longest_first = sorted(value_of, key=lambda phrase: (-len(phrase), phrase))
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"), value_of
+    escaped = (re.escape(phrase).replace(r"\ ", r"\s+") for phrase in longest_first)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)", re.IGNORECASE), value_of
 
 
 def _normal(text: str) -> str:
