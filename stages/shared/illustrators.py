@@ -4,10 +4,12 @@
 `openai:MODEL`, each in stages/shared/<kind>_illustrator.py. Its libraries are imported then.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +17,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.shared import features, images, tables
-from stages.shared.stage import WrongInput
+from stages.shared.stage import WrongInput, home
+from stages.shared.store import Store
 
 if TYPE_CHECKING:
     from stages.shared.encoders import Encoder
 
-KINDS = ("retrieve",)
+KINDS = ("retrieve", "diffusers", "openai")
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    steps: int
+    guidance: float
+    size: int
+
+
+@dataclass(frozen=True)
+class OpenAI:
+    size: str
+    concurrency: int
+    retries: int
+    timeout: float
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -30,11 +49,17 @@ class Params:
     backend: str
     seed: int
     shards: int
+    diffusers: Diffusers
+    openai: OpenAI
+
+    def __post_init__(self) -> None:
+        kind_of(self.backend)
 
 
 @dataclass(frozen=True)
 class Illustration:
-    """A picture file, and where it is from: record/position of a picture of the corpus."""
+    """A picture file, and where it is from: record/position of a picture of the corpus, or the
+    fingerprint of what made it and which of the pictures of its text and seed it is."""
 
     content: bytes
     source: str
@@ -51,6 +76,50 @@ class Illustrator(ABC):
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
         """`count` different pictures for each text, the best first; fewer where there are not as
         many. A text's pictures depend on nothing but the text, `count` and the seed."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A picture to be made: the index-th of a text and a seed."""
+
+    text: str
+    index: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return sha256(json.dumps([self.text, self.index, self.seed]).encode()).hexdigest()
+
+
+class GeneratingIllustrator(Illustrator):
+    """Makes pictures, and none of them twice: they are kept under POLYMUSE_HOME.
+
+    fingerprint: of everything that decides a picture besides text, index and seed.
+    """
+
+    fingerprint: str
+
+    @abstractmethod
+    def generate(self, drafts: list[Draft]) -> Iterator[tuple[Draft, bytes]]:
+        """The picture files, in any order, as they are made; what is refused is left out."""
+
+    def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
+        store = Store(home() / "store", f"illustrations-{self.fingerprint[:32]}")
+        wanted = [[Draft(text, index, seed) for index in range(count)] for text in texts]
+        drafts = {draft.key: draft for row in wanted for draft in row}
+        if missing := [drafts[key] for key in store.missing(drafts)]:
+            for draft, content in self.generate(missing):
+                store.write([(draft.key, content)])  # at once: what is paid for is kept
+        refused = set(store.missing(drafts))
+        return [self._read(store, [d for d in row if d.key not in refused]) for row in wanted]
+
+    def _read(self, store: Store, drafts: list[Draft]) -> list[Illustration]:
+        """The pictures that are there, equal ones once."""
+        found: dict[bytes, Illustration] = {}
+        for draft, content in zip(drafts, store.rows([d.key for d in drafts]), strict=True):
+            source = f"{self.fingerprint[:32]}/{draft.index}"
+            found.setdefault(content, Illustration(content, source))
+        return list(found.values())
 
 
 class Gallery:
@@ -125,9 +194,17 @@ def name_of(backend: str) -> str:
     return f"{kind}:{Path(name).name if Path(name).is_dir() else name}" if name else kind
 
 
-def load(backend: str, params: Params, gallery: Gallery) -> Illustrator:
-    """Raises WrongInput if there is no such backend, or it cannot be used here."""
+def kind_of(backend: str) -> str:
+    """The part before the colon. Raises WrongInput if no backend is called so."""
     kind, _, name = backend.partition(":")
     if kind not in KINDS or bool(name) != (kind != "retrieve"):
-        raise WrongInput(f"illustrate.backend is {backend!r}: give retrieve")
+        raise WrongInput(
+            f"illustrate.backend is {backend!r}: give retrieve, diffusers:NAME or openai:MODEL"
+        )
+    return kind
+
+
+def load(backend: str, params: Params, gallery: Gallery) -> Illustrator:
+    """Raises WrongInput if there is no such backend, or it cannot be used here."""
+    kind, name = kind_of(backend), backend.partition(":")[2]
     return import_module(f"stages.shared.{kind}_illustrator").load(name, params, gallery)

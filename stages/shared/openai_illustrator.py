@@ -1,0 +1,82 @@
+"""Images API: pictures from a server that speaks OpenAI's protocol, by the name of a model.
+
+OPENAI_API_KEY and OPENAI_BASE_URL say where; they are read from the environment and written
+nowhere. The package repeats a request that is refused for now, after the Retry-After of the answer.
+"""
+
+import os
+from base64 import b64decode
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from hashlib import sha256
+
+from openai import APIError, OpenAI, OpenAIError
+
+from stages.shared import images
+from stages.shared.illustrators import (
+    Draft,
+    Gallery,
+    GeneratingIllustrator,
+    Params,
+)
+from stages.shared.progress import bar
+from stages.shared.stage import WrongInput
+
+# What a server says of a text that it will not draw; the others are drawn all the same.
+REFUSALS = {"content_policy_violation", "moderation_blocked"}
+
+
+class OpenAIIllustrator(GeneratingIllustrator):
+    def __init__(self, model: str, params: Params):
+        self.name, self.model, self.numbers = f"openai:{model}", model, params.openai
+        try:
+            self.client = OpenAI(max_retries=self.numbers.retries, timeout=self.numbers.timeout)
+        except OpenAIError as error:
+            raise self._unusable(error) from None
+        decisive = f"{self.name} {self.numbers.size} {self.client.base_url}"
+        self.fingerprint = sha256(decisive.encode()).hexdigest()
+        # The GPT image models answer so always and refuse to be asked for it.
+        gpt = "gpt-image" in model or "chatgpt-image" in model
+        self.format = {} if gpt else {"response_format": "b64_json"}
+
+    def generate(self, drafts: list[Draft]) -> Iterator[tuple[Draft, bytes]]:
+        with ThreadPoolExecutor(self.numbers.concurrency) as pool:
+            asked = {pool.submit(self._ask, draft.text): draft for draft in drafts}
+            try:
+                for answer in bar(as_completed(asked), "ask", len(asked)):
+                    if content := answer.result():
+                        yield asked[answer], content
+            finally:
+                pool.shutdown(cancel_futures=True)  # nothing more is asked, and paid, for
+
+    def _ask(self, text: str) -> bytes | None:
+        """A picture file, or None if the server will not draw this text."""
+        try:
+            answer = self.client.images.generate(
+                model=self.model, prompt=text, n=1, size=self.numbers.size, **self.format
+            )
+            content = b64decode(answer.data[0].b64_json, validate=True)
+            images.inspect(content, self.numbers.max_pixels)
+        except APIError as error:
+            if error.code in REFUSALS:
+                return None
+            raise self._unusable(error) from None
+        except images.WrongImage as error:
+            raise self._unusable(error) from None
+        # What is no answer of the protocol comes back as it is, or does not parse.
+        except (AttributeError, IndexError, TypeError, ValueError):
+            raise self._unusable("an answer without b64_json") from None
+        return content
+
+    def _unusable(self, error: object) -> WrongInput:
+        reason = " ".join(str(error).split())
+        if key := os.environ.get("OPENAI_API_KEY"):
+            reason = reason.replace(key, "...")
+        return WrongInput(
+            f"illustrate.backend: {self.name} cannot be used ({reason[:200]}): check the name, "
+            "illustrate.openai, OPENAI_API_KEY and OPENAI_BASE_URL"
+        )
+
+
+def load(name: str, params: Params, gallery: Gallery) -> OpenAIIllustrator:
+    return OpenAIIllustrator(name, params)
