@@ -117,7 +117,8 @@ def instruction(params: Params, reference: str) -> str:
 
 def scorecard(params: Params, reference: str) -> type[BaseModel]:
     """The schema of an answer: a comment, to think before scoring, then one score a perspective."""
-    scale = Field(ge=params.lowest, le=params.highest)
+    # Strict: true would count as 1.
+    scale = Field(ge=params.lowest, le=params.highest, strict=True)
     fields: dict[str, Any] = dict.fromkeys(params.definitions[reference], (int, scale))
     closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # OpenAI asks for it
     return create_model(f"scores_{reference}", __config__=closed, comment=(str, ...), **fields)

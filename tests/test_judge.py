@@ -16,6 +16,7 @@ import pytest
 import written
 import yaml
 from chat_server import KEY, TOKENS, serving
+from pydantic import ValidationError
 
 from stages import judge
 from stages.judge import ASKED, PERSPECTIVES, Params, instruction
@@ -194,6 +195,15 @@ def test_a_judge_that_never_answers_well_has_no_means(place, serve):
     assert found["failures"] == {"no JSON object": 6}
     assert found["overall"] == {"mean": "unavailable", "standard_error": "unavailable"}
     assert len(server.requests) == 16 and scores(place) == []
+
+
+@pytest.mark.parametrize("given", [True, "7", 7.5, 0, 11, None])
+def test_a_score_is_a_whole_number_of_the_scale(given):
+    card = judge.scorecard(PARAMS, "aware")
+    answer = {"comment": "", **dict.fromkeys(PERSPECTIVES, 10)}
+    assert card.model_validate_json(json.dumps(answer)).creativity == 10
+    with pytest.raises(ValidationError):
+        card.model_validate_json(json.dumps(answer | {"creativity": given}))
 
 
 def test_too_many_failures_leave_no_output(place, serve):

@@ -161,6 +161,8 @@ def test_an_answer_that_does_not_fit_is_asked_for_again_with_what_was_wrong(serv
         (said('{"score": "high"}'), "missing or wrong: score"),
         (said('{"score": 7.5}'), "missing or wrong: score"),
         (said("{}"), "missing or wrong: score"),
+        (said('{"score": 7, "why": "\\ud83d"}'), "missing or wrong: a character"),
+        (said('{"score": \ud83d}'), "no JSON object"),
         (said('{"score": 1', "length"), "cut off at answer_tokens"),
         (said(None, "content_filter"), "caught by a filter"),
     ],

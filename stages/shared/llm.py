@@ -299,13 +299,14 @@ class _Asking:
         except openai.APIStatusError as error:
             raise self._status(error) from None
         try:
-            completion = _Completion.model_validate_json(content)
-        except ValidationError:
+            completion = _Completion.model_validate(json.loads(content))
+        except ValueError:  # no JSON, or other JSON
             raise WrongInput(
                 f"{ADDRESS}: what answers there is no chat completion: give the address of an "
                 "OpenAI-compatible API, which often ends in /v1"
             ) from None
         text = completion.choices[0].message.content or ""
+        text = text.encode(errors="replace").decode()  # half a character has no UTF-8
         # A token has a byte or more: an upper bound where the server does not say what it used.
         most = len(json.dumps(body["messages"], ensure_ascii=False).encode()) + len(text.encode())
         return Answer(
@@ -357,20 +358,20 @@ def read(answer: Answer, schema: type[BaseModel]) -> tuple[BaseModel | None, str
     failure = "no JSON object"
     for found in reversed(_objects(answer.text)):
         try:
-            return schema.model_validate(found), ""
+            return schema.model_validate_json(found), ""
         except ValidationError as error:
-            fields = {".".join(map(str, fault["loc"])) for fault in error.errors()}
+            fields = {".".join(map(str, fault["loc"])) or "a character" for fault in error.errors()}
             failure = f"missing or wrong: {', '.join(sorted(fields))}"
     return None, _ENDED_EARLY.get(answer.finish or "", failure)
 
 
-def _objects(text: str) -> list[dict]:
-    """The JSON objects in a text that stand in no other one."""
+def _objects(text: str) -> list[str]:
+    """The JSON objects in a text that stand in no other one, as they are written."""
     decoder, found, start = json.JSONDecoder(), [], text.find("{")
     while start >= 0:
         try:
-            value, end = decoder.raw_decode(text, start)
-            found.append(value)
+            _, end = decoder.raw_decode(text, start)
+            found.append(text[start:end])
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
