@@ -91,7 +91,7 @@ def check_corpora(corpora: dict[str, Corpus]) -> None:
 def check_runs(rows: dict[str, runs.Run], corpora: dict[str, Corpus]) -> None:
     """Raises WrongInput where a run names no model, or a corpus that it cannot learn from."""
     at_least_one("runs", rows)
-    # Preference training chooses between chunks of one article; a captioned picture is one chunk.
+    # Preference training compares chunks of articles; captions have no pairs.
     articles = [name for name, corpus in corpora.items() if corpus.kind == "articles"]
     for name, run in rows.items():
         one_of(f"runs.{name}.model", run.model, MODELS, "models")
