@@ -1,4 +1,4 @@
-"""What drives the stages: the `polymuse` command and the Prefect flows. No pipeline logic."""
+"""What drives the stages and uses what they made: the `polymuse` command, the Prefect flows."""
 
 import os
 

@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Literal
 
-from pipelines import repro
+from pipelines import repro, write
 from stages import align, chunk, clean, datasets, evaluate, ingest, judge, models, predict
 from stages.report import __main__ as report
 from stages.shared import decoders, embedding, illustrators, runs, training
@@ -60,6 +60,7 @@ SECTIONS = {
     "evaluate": evaluate.Params,
     "judge": judge.Params,
     "report": report.Params,
+    "write": write.Params,
     "training": training.Settings,
     "run": repro.Params,
 }

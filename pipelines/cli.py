@@ -1,15 +1,18 @@
 """The `polymuse` command. It works on the project of the current folder.
 
 polymuse run [TARGET...]      bring everything, or the stages named, up to date
+polymuse write -o FOLDER      an article from --topic TEXT, --image FILE..., or both
 polymuse ui                   the pages of MLflow and Prefect, until Ctrl-C
 polymuse preset [NAME]        lay presets/NAME.yaml over params.yaml; without a name: list them
 polymuse preset --undo        take the last preset back
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipelines import project
 from stages.shared.stage import WrongInput
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="bring everything, or the stages named, up to date")
     run.add_argument("targets", nargs="*", metavar="TARGET", help="e.g. evaluate@flexmuse")
     run.set_defaults(verb=_run)
+    _add_write(verbs.add_parser("write", help="an article from a topic, pictures, or both"))
     ui = verbs.add_parser("ui", help="the pages of MLflow and Prefect, until Ctrl-C")
     ui.set_defaults(verb=_ui)
     preset = verbs.add_parser("preset", help="lay presets/NAME.yaml over params.yaml")
@@ -54,10 +58,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_write(write: argparse.ArgumentParser) -> None:
+    """Files are meant from the folder that the user is in, not from the project's."""
+    option = write.add_argument
+    option("--topic", metavar="TEXT", help="what to write about")
+    option("--image", metavar="FILE", type=_here, nargs="+", action="extend", default=[])
+    option("--images", metavar="N", type=int, help="pictures in all; 0: a text without picture")
+    option("--run", metavar="NAME", help="a row of runs in params.yaml; without it the first")
+    option("--model", metavar="ADDRESS", type=_address, help="a folder, models:/... or runs:/...")
+    option("--backend", metavar="NAME", help="what finds or draws the pictures that are missing")
+    option("--seed", metavar="N", type=int, help="of what is drawn; without it that of the run")
+    option("-o", "--output", metavar="FOLDER", type=_here, required=True)
+    write.set_defaults(verb=_write)
+
+
+def _here(path: str) -> Path:
+    return Path.cwd() / path
+
+
+def _address(model: str) -> str:
+    return model if model.startswith(("models:", "runs:")) else str(_here(model))
+
+
 def _run(arguments: argparse.Namespace) -> None:
     from pipelines import run  # imports DVC
 
     run.main(arguments.targets)
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of loading and of batches of one
+    from pipelines import write
+
+    write.main(arguments)
 
 
 def _ui(_: argparse.Namespace) -> None:

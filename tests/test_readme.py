@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,12 @@ def target(_: str, given: list[str]) -> None:
 
 
 def verb(_: str, given: list[str]) -> None:
-    arguments = [word for word in given[1:] if not word.startswith("-")]
     options = [word for word in given[1:] if word.startswith("-")]
     help_text = says("polymuse", given[0], "--help")
+    # An option that its help shows with a name in capitals takes the word that follows.
+    valued = {word for word in options if re.search(rf"{word} [A-Z]", help_text)}
+    pairs = pairwise(given)
+    arguments = [word for before, word in pairs if word[0] != "-" and before not in valued]
     assert all(option in help_text for option in options)
     known = {"run": set(STAGES), "preset": {p.stem for p in Path("presets").glob("*.yaml")}}
     assert set(arguments) <= known.get(given[0], set())
@@ -107,7 +111,7 @@ def test_the_deployment_that_is_triggered_is_the_one_that_is_served():
 
 
 def test_every_path_exists_or_is_what_a_stage_writes():
-    written = ("mlflow.db", ".polymuse", "dvc.lock", "rejected.parquet", ".venv/")
+    written = ("mlflow.db", ".polymuse", "dvc.lock", "rejected.parquet", ".venv/", "article.md")
     shape = re.compile(r"\.?[\w.]+(?:/[\w.]+)+/?|[\w.]+\.(?:yaml|py|md|toml|txt|lock|db|parquet)")
     paths = [text for text in INLINE if shape.fullmatch(text)]
     links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)

@@ -1,0 +1,132 @@
+"""A trained folder as an author: raw pictures and topics in, texts out, and nothing else needed.
+
+The folder brings its own encoder, so an item is read exactly as it was when the writer was trained:
+features in fp16, a picture or topic at a time, so that neighbours change nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from stages.shared import encoders, images, runs
+from stages.shared.batches import similarity
+from stages.shared.features import Features
+from stages.shared.runs import Generation
+from stages.shared.stage import WrongInput
+from stages.shared.training import seed_everything
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a text is written about: a clean topic, the bytes of a picture file, or both."""
+
+    topic: str | None
+    picture: bytes | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was written. similarity: sigma, of picture and topic; passed: g, how much of the topic
+    the gate let through (0 to 1). None where there is nothing to compare or to let through."""
+
+    text: str
+    similarity: float | None
+    passed: float | None
+
+
+class Author:
+    """The writer of a trained folder and its encoder, which is loaded when it is first needed."""
+
+    def __init__(self, folder: Path, name: str):
+        """`name`: the folder as the user knows it. Raises WrongInput if it holds no model."""
+        self.folder, self.name = folder, name
+        if not (folder / "config.json").is_file():
+            raise WrongInput(f"{name} holds no trained model: name a folder that training wrote")
+        if not (folder / runs.ENCODER / encoders.CONFIG).is_file():
+            raise WrongInput(f"{name} holds no encoder, older versions wrote none: train it again")
+        with self._one_sentence():
+            self.writer = runs.restore(folder)
+
+    @cached_property
+    def encoder(self) -> encoders.Encoder:
+        with self._one_sentence():
+            return encoders.load(self.folder / runs.ENCODER)
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except WrongInput:
+            raise
+        except Exception as error:  # parsers of foreign files raise what they like
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise WrongInput(f"{self.name} cannot be loaded ({reason}): train it again") from None
+
+    def write(self, items: list[Item], generation: Generation) -> list[Text]:
+        """A text for each item, the same again for the same items, numbers and seed."""
+        names = [item.picture and sha256(item.picture).hexdigest() for item in items]
+        pictures = {
+            name: item.picture for name, item in zip(names, items, strict=True) if item.picture
+        }
+        topics = sorted({item.topic for item in items if item.topic})
+        rows = [
+            {"title": item.topic or "", "image": name, "text": ""}
+            for name, item in zip(names, items, strict=True)
+        ]
+        cached = self._features(pictures, topics)
+        chunks = self.writer.chunks(rows, cached)
+        seed_everything(generation.seed)
+        written: list[Text] = []
+        for start in range(0, len(rows), generation.batch):
+            indices = list(range(start, min(start + generation.batch, len(rows))))
+            found = self.writer.write(chunks.batch(indices), generation)
+            for index, text, passed in zip(
+                indices, found.texts, found.memory.gate.tolist(), strict=True
+            ):
+                row = rows[index]
+                sigma = similarity(cached, row["image"], row["title"])
+                written.append(Text(text, sigma, passed if row["title"] else None))
+        return written
+
+    def _features(self, pictures: dict[str, bytes], topics: list[str]) -> Features:
+        """One row a picture and a topic; a row of zeros that nothing names where there is none."""
+        shapes = self.writer.model.shapes
+        pooled, patches = self._pictures(list(pictures.values()))
+        empty = np.zeros((1, shapes.patches, shapes.patch_width), np.float16)
+        found = {
+            "image_index": {name: row for row, name in enumerate(pictures)},
+            "pooled": np.stack(pooled) if pooled else np.zeros((1, 1), np.float16),
+            "patches": np.stack(patches) if patches else empty,
+        }
+        if not shapes.topic_width:
+            names = ("text_index", "text_pooled", "tokens", "token_mask", "pieces")
+            return Features(text="learned", **dict.fromkeys(names), **found)
+        return Features(text="encoder", **self._topics(topics, shapes.topic_width), **found)
+
+    def _pictures(self, contents: list[bytes]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(D,), (P, Dp) of each picture"""
+        read = [self.encoder.images([images.decode(content)]) for content in contents]
+        return [_half(pooled[0]) for pooled, _ in read], [_half(patches[0]) for _, patches in read]
+
+    def _topics(self, topics: list[str], width: int) -> dict:
+        read = [self.encoder.texts([topic]) for topic in topics]
+        lengths = np.array([int(mask.sum()) for _, _, mask in read] or [1])
+        tokens = np.zeros((len(lengths), lengths.max(), width), np.float16)
+        for row, (_, states, _) in enumerate(read):
+            tokens[row, : lengths[row]] = _half(states[0, : lengths[row]])
+        return {
+            "text_index": {topic: row for row, topic in enumerate(topics)},
+            "text_pooled": np.stack([_half(pooled[0]) for pooled, _, _ in read]) if read else None,
+            "tokens": tokens,
+            "token_mask": np.arange(lengths.max()) < lengths[:, None],
+            "pieces": self.encoder.pieces(topics) if topics else [],
+        }
+
+
+def _half(values) -> np.ndarray:
+    return values.half().numpy()

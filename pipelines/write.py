@@ -1,0 +1,291 @@
+"""`polymuse write`: an illustrated article from a topic, pictures, or both (FlexMUSE, F1).
+
+reads   a model folder (the newest phase of a run, or --model), and for pictures that are missing
+        what the illustrator's backend needs: for `retrieve` the training articles' folders
+writes  the output folder, whole or not at all: see pipelines/article.py
+
+One chunk is written a picture, in the order given; pictures that the illustrator adds come last.
+"""
+
+from argparse import Namespace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import regex
+
+from pipelines import article
+from stages import clean
+from stages.ingest import BYTES_PER_PIXEL, UNKNOWN
+from stages.shared import images, params
+from stages.shared.language import detect
+from stages.shared.stage import WrongInput, output
+
+if TYPE_CHECKING:
+    from pipelines.author import Author, Text
+    from stages.shared.runs import Run
+
+PHASES = {"preference": "data/10_train_preference", "sft": "data/09_train_sft"}  # the last first
+VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}]")
+SEEDS = 2**32  # what every generator takes
+
+
+@dataclass(frozen=True)
+class Params:
+    images: int
+    max_images: int
+    max_characters: int
+    picture: int
+    crisp: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture that the article will show, before it is redrawn."""
+
+    content: bytes
+    provenance: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    topic: str | None
+    pictures: list[Source]
+    missing: int  # pictures that the illustrator is to add
+
+
+def main(given: Namespace) -> None:
+    """Raises WrongInput, before anything is written, for input that cannot become an article."""
+    settings = params.load(Params, "write")
+    target = checked_target(given.output)
+    name = run_name(given.run)
+    tidy = params.load(clean.Params, "clean")
+    inputs = read_inputs(given.topic, given.image, given.images, settings, tidy)
+    seed = checked_seed(given.seed)
+    with ExitStack() as stack:
+        folder, phase = model_folder(name, given.model, stack)
+        from stages.shared import runs  # torch and what else is slow: wrong input is told at once
+
+        run = params.load(runs.Run, "runs", name)
+        generation = run.generation if seed is None else replace(run.generation, seed=seed)
+        author = load_author(folder, given.model)
+        inputs = illustrate(inputs, given.backend, run, generation.seed)
+        print(f"Writing {count(max(1, len(inputs.pictures)), 'text')} with {name}", flush=True)
+        texts = write_texts(author, inputs, generation)
+        said = {"run": name, "phase": phase, "uri": shown_address(given.model)}
+        made = compose(inputs, texts, said, generation.seed, settings, tidy)
+    save(made, target)
+
+
+def checked_target(folder: Path) -> Path:
+    """Where to write. Raises WrongInput where something lies that this command did not write."""
+    folder = folder.resolve()
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise WrongInput(f"{folder} is a file: name another folder with --output")
+        if folder.is_dir() and any(folder.iterdir()) and not article.is_saved(folder):
+            raise WrongInput(
+                f"{folder} holds files that are no article of this command, and they would be "
+                "lost: name another folder with --output"
+            )
+    except OSError as error:
+        raise WrongInput(f"{folder} cannot be used ({error.strerror}): name another one") from None
+    return folder
+
+
+def run_name(name: str | None) -> str:
+    """The run to write with; without a name the first. Raises WrongInput if there is none."""
+    known = list(params.read().get("runs") or {})
+    if not known or name not in [None, *known]:
+        raise WrongInput(
+            f"--run: params.yaml has no run {name!r}: choose one of {' | '.join(known) or 'none'}"
+        )
+    return name or known[0]
+
+
+def checked_seed(seed: int | None) -> int | None:
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise WrongInput(f"--seed is {seed}: give a number from 0 to {SEEDS - 1}")
+    return seed
+
+
+def read_inputs(
+    topic: str | None, files: list[Path], wanted: int | None, settings: Params, tidy: clean.Params
+) -> Inputs:
+    """The clean topic and the pictures' bytes. Raises WrongInput for what cannot be used."""
+    title = clean_topic(topic, settings.max_characters, tidy)
+    if title is None and not files:
+        raise WrongInput("there is nothing to write about: give --topic with words, or --image")
+    default = len(files) or settings.images
+    wanted = default if wanted is None else wanted
+    if not 0 <= wanted <= settings.max_images or len(files) > settings.max_images:
+        what = wanted if len(files) <= settings.max_images else len(files)
+        raise WrongInput(
+            f"--images: {what} pictures are not 0 to {settings.max_images} (write.max_images of "
+            "params.yaml): give another number"
+        )
+    if wanted < len(files):
+        raise WrongInput(
+            f"--images is {wanted}, and {len(files)} are given: raise it or give fewer pictures"
+        )
+    if title is None and wanted > len(files):
+        raise WrongInput(
+            f"--images is {wanted}, and {len(files)} are given: the others need a --topic to be "
+            "found by"
+        )
+    limit = params.load(int, "ingest", "max_pixels")
+    pictures = [read_picture(file, limit) for file in files]
+    return Inputs(title, pictures, wanted - len(files))
+
+
+def clean_topic(topic: str | None, most: int, tidy: clean.Params) -> str | None:
+    """The topic on one line, as stage 02 cleans titles; None if no character of it can be seen."""
+    if topic is None:
+        return None
+    if len(topic) > most:
+        raise WrongInput(
+            f"--topic has {len(topic)} characters, more than write.max_characters ({most}) of "
+            "params.yaml: shorten it"
+        )
+    line = " ".join(clean.clean(topic, detect(topic) or UNKNOWN, tidy).split())
+    return line if VISIBLE.search(line) else None
+
+
+def read_picture(file: Path, max_pixels: int) -> Source:
+    """Raises WrongInput if it is no file, no picture, or too large, which is known undecoded."""
+    try:
+        if not file.is_file():
+            why = "is a folder or a device" if file.exists() else "does not exist"
+            raise WrongInput(f"--image: {file} {why}: name a picture file")
+        if file.stat().st_size > BYTES_PER_PIXEL * max_pixels:
+            raise WrongInput(
+                f"--image: {file} has {file.stat().st_size} bytes, more than a picture of "
+                f"ingest.max_pixels ({max_pixels}) can have: make it smaller"
+            )
+        content = file.read_bytes()
+        images.inspect(content, max_pixels)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WrongInput(f"--image: {file} cannot be read ({reason}): name another one") from None
+    except images.WrongImage as error:
+        raise WrongInput(f"--image: {file}: {error}: give another picture") from None
+    name = clean.INVISIBLE.sub("", file.name.encode(errors="replace").decode())
+    return Source(content, article.GIVEN, name)
+
+
+def model_folder(run: str, model: str | None, stack: ExitStack) -> tuple[Path, str | None]:
+    """The folder of the model and its phase, where it is known. Raises WrongInput if untrained."""
+    if model is None:
+        for phase, above in PHASES.items():
+            if (folder := Path(above, run, "model")).is_dir():
+                return folder, phase
+        raise WrongInput(
+            f"--run: {run} is not trained yet: run `polymuse run train_preference@{run}`"
+        )
+    if not is_address(model):
+        return Path(model), None
+    from stages.shared import tracking
+
+    copy = stack.enter_context(TemporaryDirectory(prefix="polymuse-"))
+    print(f"Fetching {model}", flush=True)
+    return tracking.fetch(model, Path(copy)), None
+
+
+def is_address(model: str) -> bool:
+    """Whether MLflow knows it; else it is a folder."""
+    return model.startswith(("models:", "runs:"))
+
+
+def shown_address(model: str | None) -> str | None:
+    """--model as the article names it: an address as given, of a folder no more than its name."""
+    if model is None or is_address(model):
+        return model
+    folder = Path(model).resolve()
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else folder.name
+
+
+def load_author(folder: Path, model: str | None) -> "Author":
+    from pipelines.author import Author
+
+    return Author(folder, f"--model: {model}" if model else str(folder))
+
+
+def illustrate(inputs: Inputs, backend: str | None, run: "Run", seed: int) -> Inputs:
+    """The inputs with the missing pictures found or drawn, as many as there are."""
+    from stages.shared import embedding, illustrators
+
+    numbers = params.load(illustrators.Params, "illustrate")
+    backend = numbers.backend if backend is None else backend
+    if backend.partition(":")[0] not in illustrators.KINDS:
+        raise WrongInput(
+            f"--backend: there is no {backend!r}: choose one of {' | '.join(illustrators.KINDS)}"
+        )
+    if not inputs.missing:
+        return inputs
+    folders = [f"data/{stage}/{run.corpus}" for stage in ("01_ingest", "05_chunk")]
+    folders += ["data/06_align", f"data/07_embed/{run.corpus}"]
+    batch = params.load(embedding.Params, "embed").text_batch
+    gallery = illustrators.Gallery(*map(Path, folders), batch)
+    illustrator = illustrators.load(backend, numbers, gallery)
+    if illustrator.obstacle:
+        raise WrongInput(
+            f"--backend: {illustrator.name} cannot illustrate here, {illustrator.obstacle}: give "
+            "every --image yourself, --images 0, or another backend"
+        )
+    print(f"Looking for {count(inputs.missing, 'picture')} by {illustrator.name}", flush=True)
+    (found,) = illustrator.illustrate([inputs.topic], inputs.missing, seed)
+    if len(found) < inputs.missing:
+        print(f"There are only {len(found)}.", flush=True)
+    added = [Source(one.content, illustrator.name, one.source) for one in found]
+    return Inputs(inputs.topic, [*inputs.pictures, *added], 0)
+
+
+def write_texts(author: "Author", inputs: Inputs, generation) -> list["Text"]:
+    from pipelines.author import Item
+
+    contents = [picture.content for picture in inputs.pictures] or [None]
+    return author.write([Item(inputs.topic, content) for content in contents], generation)
+
+
+def compose(
+    inputs: Inputs,
+    texts: list["Text"],
+    model: dict[str, str | None],
+    seed: int,
+    settings: Params,
+    tidy: clean.Params,
+) -> article.Article:
+    """The article; what was written passes the same cleaning as what it was learned from."""
+    chunks = []
+    for number, text in enumerate(texts, start=1):
+        picture = None
+        if inputs.pictures:
+            one = inputs.pictures[number - 1]
+            picture = article.redraw(
+                one.content, number, one.provenance, one.name, settings.picture, settings.crisp
+            )
+        passed = None if text.passed is None else text.passed > 0
+        said = clean.clean(text.text, detect(text.text) or UNKNOWN, tidy)
+        chunks.append(article.Chunk(said, picture, text.similarity, passed))
+    language = detect(" ".join([inputs.topic or "", *(chunk.text for chunk in chunks)])) or UNKNOWN
+    return article.Article(inputs.topic, language, model, seed, chunks)
+
+
+def save(made: article.Article, target: Path) -> None:
+    """Write it, whole or not at all, and say where."""
+    try:
+        with output(target) as folder:
+            article.save(made, folder)
+    except OSError as error:
+        raise WrongInput(
+            f"{target} cannot be written ({error.strerror}): name another folder with --output"
+        ) from None
+    for name in article.FILES:
+        print(target / name)
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
