@@ -40,11 +40,11 @@ def validation(chunks: batches.Chunks, loss, batch: int):
             total += sum(loss(model, items).values()).item() * tokens
             count += tokens
             memory = model.remember(items, model.network.gate_train)
-            seen.append(
-                torch.stack([items["sigma"], 1 - memory.gate, memory.correlation.mean((1, 2))])
-            )
-        sigma, masked, correlation = torch.cat(seen, 1).mean(1).tolist()
-        metrics = {"sigma": sigma, "mask_rate": masked, "lambda": correlation}
+            behaviour = {"sigma": items["sigma"], "mask_rate": 1 - memory.gate}
+            if memory.correlation is not None:
+                behaviour["lambda"] = memory.correlation.mean((1, 2))
+            seen.append(behaviour)
+        metrics = {name: torch.cat([of[name] for of in seen]).mean().item() for name in seen[0]}
         return Validation(metrics, total / count)
 
     return validate

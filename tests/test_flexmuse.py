@@ -54,6 +54,11 @@ def test_a_similarity_band_without_width_is_refused():
         writers.network(sigma_low=0.5, sigma_high=0.5)
 
 
+def test_a_topic_is_not_appended_twice():
+    with pytest.raises(WrongInput, match="a concatenation holds the topic"):
+        writers.network(fusion="concatenation", prompt=True)
+
+
 def test_a_corpus_without_titles_still_trains():
     rows = [row | {"title": ""} for row in writers.rows()]
     bare = Chunks(rows, writers.features(), writers.chunks().tokenizer, (8, 24))
@@ -82,10 +87,21 @@ def test_sigma_maps_by_hand(kind, expected):
 
 # -------------------------------------------------------------------------------------- the fusion
 @pytest.mark.parametrize("projection", ["linear", "elementwise"])
-@pytest.mark.parametrize("correlation", ["channel", "mmcot"])
-def test_fusion_matches_its_equations_written_as_loops(projection, correlation):
+@pytest.mark.parametrize(
+    "correlation, scale, divisor",
+    [
+        ("channel", "mean", 3),
+        ("channel", "root", math.sqrt(3)),
+        ("channel", "sum", 1),
+        ("mmcot", "mean", 0),
+    ],
+)
+def test_fusion_matches_its_equations_written_as_loops(projection, correlation, scale, divisor):
     torch.manual_seed(0)
-    fusion = Fusion(4, writers.network(projection=projection, correlation=correlation)).double()
+    network = writers.network(
+        projection=projection, correlation=correlation, correlation_scale=scale
+    )
+    fusion = Fusion(4, network).double()
     picture, topic = torch.randn(1, 3, 4).double(), torch.randn(1, 5, 4).double()
     mask = torch.tensor([[True, True, True, False, True]])
     fused, balance, _ = fusion(picture, topic, mask)
@@ -99,7 +115,7 @@ def test_fusion_matches_its_equations_written_as_loops(projection, correlation):
             seen[p] += weights[t] / sum(weights) * fusion.value(topic[0, t])
     if correlation == "channel":
         product = seen.T @ picture[0]  # (Z^A)^T Z^V, (D, D)
-        expected = torch.sigmoid(fusion.weigh.weight @ product / 3)
+        expected = torch.sigmoid(fusion.weigh.weight @ product / divisor)
     else:
         expected = torch.sigmoid(fusion.weigh_text(seen) + fusion.weigh_picture(picture[0]))
     torch.testing.assert_close(balance[0], expected)
@@ -146,6 +162,8 @@ VARIANTS = [
     {"prompt": True},
     {"prompt": True, "connection": "inputs_embeds"},
     {"correlation": "mmcot", "projection": "elementwise"},
+    {"fusion": "concatenation"},
+    {"fusion": "concatenation", "connection": "inputs_embeds"},
 ]
 
 

@@ -51,8 +51,10 @@ class Network:
     threshold: float
     gate_train: Mode
     gate_predict: Mode
+    fusion: Literal["attention", "concatenation"]
     projection: Literal["linear", "elementwise"]
     correlation: Literal["channel", "mmcot"]
+    correlation_scale: Literal["mean", "root", "sum"]
     connection: Literal["encoder_outputs", "inputs_embeds"]
     prompt: bool
     missing_picture: float
@@ -61,6 +63,8 @@ class Network:
     def __post_init__(self) -> None:
         if self.sigma_low >= self.sigma_high:
             raise WrongInput("models.flexmuse.network: sigma_low must be below sigma_high")
+        if self.fusion == "concatenation" and self.prompt:
+            raise WrongInput("models.flexmuse.network: a concatenation holds the topic: no prompt")
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,21 @@ class Shapes:
 
 @dataclass
 class Memory:
-    """What the decoder attends to, and how the gate and the fusion came to it."""
+    """What the decoder attends to, and how the gate and the fusion came to it.
 
-    hidden: Tensor  # (B, P, D), longer with `prompt`
+    A concatenation has neither lambda nor attention: None.
+    """
+
+    hidden: Tensor  # (B, P, D), longer with `prompt` and by T in a concatenation
     mask: Tensor  # (B, P) 1 where there is something to attend to
     gate: Tensor  # (B,)
-    correlation: Tensor  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
-    attention: Tensor  # (B, P, T) from patches to topic tokens
     topic_mask: Tensor  # (B, T)
+    correlation: Tensor | None  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
+    attention: Tensor | None  # (B, P, T) from patches to topic tokens
 
     def rows(self, index: Tensor) -> "Memory":
-        return Memory(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Memory(*(value if value is None else value[index] for value in values))
 
 
 def map_sigma(sigma: Tensor, network: Network) -> Tensor:
@@ -152,6 +160,11 @@ class Standardise(nn.Module):
         return (z - self.mean) / self.deviation
 
 
+def scaled(products: Tensor, scale: str, patches: int) -> Tensor:
+    """(Z^A)^T Z^V sums over P patches: as it is, or by sqrt(P) or P as scores of attention are."""
+    return products / {"sum": 1, "root": math.sqrt(patches), "mean": patches}[scale]
+
+
 class Fusion(nn.Module):
     """Cross-modality fusion: the topic as each patch sees it, weighed against the patch."""
 
@@ -169,6 +182,7 @@ class Fusion(nn.Module):
             self.weigh_text = nn.Linear(width, width)
             self.weigh_picture = nn.Linear(width, width, bias=False)
         self.mmcot = network.correlation == "mmcot"
+        self.scale = network.correlation_scale
         self.norm = nn.LayerNorm(width)
 
     def forward(self, picture: Tensor, topic: Tensor, topic_mask: Tensor):
@@ -180,10 +194,25 @@ class Fusion(nn.Module):
         if self.mmcot:
             balance = torch.sigmoid(self.weigh_text(seen) + self.weigh_picture(picture))
         else:
-            # W^lambda (Z^A)^T Z^V / P without forming the (D, D) product
+            # W^lambda (Z^A)^T Z^V, scaled, without forming the (D, D) product
             weights = self.weigh(seen).transpose(1, 2)  # (B, 1, P)
-            balance = torch.sigmoid(weights @ picture / picture.shape[1])  # (B, 1, D)
+            balance = torch.sigmoid(scaled(weights @ picture, self.scale, picture.shape[1]))
         return self.norm((1 - balance) * seen + balance * picture), balance, attention
+
+
+class Concatenation(nn.Module):
+    """What the fusion is measured against: the decoder finds its own way among patches and topic.
+
+    Z^F = [Z^V; Z^G], the ablation "without fusion".
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, picture: Tensor, topic: Tensor, topic_mask: Tensor):
+        """(B, P, D), (B, T, D), (B, T) -> (B, P + T, D), no lambda, no attention"""
+        return self.norm(torch.cat([picture, topic], dim=1)), None, None
 
 
 class Model(nn.Module):
@@ -203,7 +232,8 @@ class Model(nn.Module):
         else:
             self.learned_topic = nn.Embedding(t5.config.vocab_size, width)
             self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
-        self.fusion = Fusion(width, network)
+        attends = network.fusion == "attention"
+        self.fusion = Fusion(width, network) if attends else Concatenation(width)
         if network.connection == "encoder_outputs":  # the T5 encoder is by-passed: no dead weights
             t5.encoder.block = nn.ModuleList()
             t5.encoder.final_layer_norm = nn.Identity()
@@ -231,17 +261,20 @@ class Model(nn.Module):
         g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
         topic, mask = self.topic(batch)
         fused, balance, attention = self.fusion(picture, topic * g[:, None, None], mask)
-        hidden, attended = fused, torch.ones(fused.shape[:2], device=fused.device)
+        hidden, passes = fused, (g > 0)[:, None]
+        shown = [torch.ones(picture.shape[:2], dtype=torch.bool, device=picture.device)]
+        if self.network.fusion == "concatenation":
+            shown.append(mask & passes)
         if self.network.prompt:
             prompt = self.t5.shared(batch["topic_ids"]) * g[:, None, None]
             hidden = torch.cat([hidden, prompt], dim=1)
-            open_ = batch["topic_ids_mask"] & (g > 0)[:, None]
-            attended = torch.cat([attended, open_.to(attended.dtype)], dim=1)
+            shown.append(batch["topic_ids_mask"] & passes)
+        attended = torch.cat(shown, dim=1).to(hidden.dtype)
         if self.network.connection == "inputs_embeds":
             hidden = self.t5.encoder(
                 inputs_embeds=hidden, attention_mask=attended
             ).last_hidden_state
-        return Memory(hidden, attended, g, balance, attention, mask)
+        return Memory(hidden, attended, g, mask, balance, attention)
 
     def log_probs(self, memory: Memory, labels: Tensor) -> Tensor:
         """log p(y | Z^F) in nats, summed over tokens.  (B, T) -> (B,)"""
@@ -258,8 +291,8 @@ class Model(nn.Module):
 
         ids (B, Y + 1), the first one that of the start -> (B, Y, P), the mean over layers and heads
         of the cross-attention to the picture's positions. They are the first P it attends to; with
-        `prompt` the rest goes to the topic's tokens, and rows sum to less than 1. With
-        `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that began as
+        `prompt`, or a concatenation, the rest goes to the topic's tokens, and rows sum to less
+        than 1. With `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that began as
         patch p, but what it holds may come from any other.
         """
         usual = self.t5.config._attn_implementation

@@ -36,12 +36,14 @@ def gates(writer: Writer, chunks: list[dict], features: Features, seed: int) -> 
 
 
 def fusions(rows: list[dict], written: Written) -> list[dict]:
-    """Rows of FUSIONS, without phase, for the chunks of a batch.
+    """Rows of FUSIONS, without phase, for the chunks of a batch; none of a concatenation.
 
     Entropy and spread are null where the topic is masked, whose attention is uniform by design, and
     where it has one token.
     """
     memory, found = written.memory, []
+    if memory.correlation is None:
+        return []
     correlation = _array(memory.correlation.mean(1)).astype(np.float16)
     for place, (row, looks) in enumerate(zip(rows, _looks(memory), strict=True)):
         measured = looks.shape[1] > 1 and memory.gate[place].item() > 0
@@ -67,14 +69,14 @@ def attentions(writer: Writer, chunks: batches.Chunks, indices: list[int], writt
     found = []
     for place, (index, looks) in enumerate(zip(indices, _looks(written.memory), strict=True)):
         row, tokens = chunks.rows[index], chunks.pieces(chunks.rows[index]["title"])
-        assert len(tokens) == looks.shape[1]
+        assert looks is None or len(tokens) == looks.shape[1]
         ids = _until(written.ids[place, 1:].tolist(), writer.tokenizer.eos_token_id)
         found.append(
             {
                 "record": row["record"],
                 "position": row["position"],
                 "tokens": tokens,
-                "fusion": looks.astype(np.float16).ravel(),
+                "fusion": [] if looks is None else looks.astype(np.float16).ravel(),
                 "text": written.texts[place],
                 "ends": attention.ends(writer.tokenizer, ids),
                 "decoder": decoder[place, : len(ids)].astype(np.float16).ravel(),
@@ -90,8 +92,10 @@ def choose(written: Written, places: list[int]) -> Written:
     return Written(texts, written.ids[index], written.memory.rows(index))
 
 
-def _looks(memory) -> list[np.ndarray]:
-    """The fusion's attention of each item without padding.  [(P, T), ...]"""
+def _looks(memory) -> list[np.ndarray | None]:
+    """The fusion's attention of each item without padding, [(P, T), ...]; None: no fusion."""
+    if memory.attention is None:
+        return [None] * len(memory.gate)
     pairs = zip(_array(memory.attention), memory.topic_mask.cpu().numpy(), strict=True)
     return [weights[:, mask] for weights, mask in pairs]
 
