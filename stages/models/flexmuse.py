@@ -292,8 +292,8 @@ class Model(nn.Module):
         ids (B, Y + 1), the first one that of the start -> (B, Y, P), the mean over layers and heads
         of the cross-attention to the picture's positions. They are the first P it attends to; with
         `prompt`, or a concatenation, the rest goes to the topic's tokens, and rows sum to less
-        than 1. With `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that began as
-        patch p, but what it holds may come from any other.
+        than 1. With `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that
+        began as patch p, but what it holds may come from any other.
         """
         usual = self.t5.config._attn_implementation
         self.t5.set_attn_implementation("eager")  # the only one that tells its weights
