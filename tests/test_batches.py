@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stages.shared import batches, tables
-from stages.shared.batches import IGNORED
+from stages.shared.batches import IGNORED, Chunks
 from stages.shared.stage import WrongInput
 from tests import writers
 
@@ -105,3 +105,21 @@ def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(
     tables.write(tmp_path / "chunks.parquet", rows[-1:], tables.CHUNKS)
     with pytest.raises(WrongInput, match="no chunk of the train split has a picture"):
         batches.training_chunks(tmp_path)
+
+
+def test_pieces_are_the_tokens_of_the_topic_that_the_model_sees():
+    chunks = writers.chunks()
+    batch = chunks.batch([0, 3, 4])
+    counts = [len(chunks.pieces(chunks.rows[index]["title"])) for index in (0, 3, 4)]
+    assert counts == batch["topic_mask"].sum(1).tolist() == [3, 5, 7]
+    short = Chunks(writers.rows(), writers.features(), chunks.tokenizer, (2, 24))
+    assert short.pieces("title 2") == ["t0", "t1"]
+    assert chunks.pieces("") == [""]  # the open position of an item without topic
+
+
+def test_pieces_of_a_learned_topic_are_those_of_the_decoders_tokenizer():
+    chunks = writers.chunks(learned=True)
+    batch = chunks.batch([0])
+    pieces = chunks.pieces("title 0")
+    assert len(pieces) == batch["topic_ids_mask"].sum() == 8
+    assert pieces[:5] == ["t", "i", "t", "l", "e"]

@@ -191,6 +191,17 @@ def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, 
     assert "flexmuse.bert_score" not in headline.metrics()
 
 
+def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = {"over_masking": "look at sigma", "single_position": "look at the maps"}
+    evaluated(tmp_path, "flexmuse", METRICS | {"warnings": said, "sft": {"warnings": {"a": "b"}}})
+    evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
+    assert headline.table().splitlines()[3:] == [
+        "flexmuse: look at sigma",
+        "flexmuse: look at the maps",
+    ]
+
+
 def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     Durations({"train": 100}).keep("train@a", 40.04)

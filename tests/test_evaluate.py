@@ -114,6 +114,64 @@ def test_foils_of_validation_do_not_count(place):
     assert run(place)["sft"]["foils"]["items"] == 1
 
 
+FUSED = {"correlation": [0.25, 0.75], "entropy": 0.1}
+
+
+def write_traces(place, spreads: dict[str, float]) -> None:
+    """A gate that masks each training item, a fusion by phase, a look at the beach of item a 0."""
+    gates = [
+        {"record": "a", "position": 0, "split": split, "use": use, "mode": mode}
+        | {"sigma": 0.5, "mask_probability": 0.5, "passed": passed}
+        for use, split, mode, passed in [
+            ("train", "train", "sample", 0.0),
+            ("predict", "test", "always_pass", 1.0),
+        ]
+    ]
+    tables.write(place / "predictions/gates.parquet", gates, tables.GATES)
+    fusions = [
+        {"record": "a", "position": 0, "phase": phase, "spread": spread} | FUSED
+        for phase, spread in spreads.items()
+    ]
+    tables.write(place / "predictions/fusions.parquet", fusions, tables.FUSIONS)
+    text = "Ada hums at the beach"
+    row = {"record": "a", "position": 0, "phase": "preference", "text": text, "tokens": ["t"]}
+    looks = [0.25] * 4 + [0.1, 0.2, 0.3, 0.4]
+    row |= {"fusion": [1.0] * 4, "ends": [15, len(text)], "decoder": looks}
+    tables.write(place / "predictions/attentions.parquet", [row], tables.ATTENTIONS)
+    corner = {"left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0}
+    box = {"record": "a", "position": 0, "slot": "place"} | corner
+    tables.write(place / "ingest/boxes.parquet", [box], tables.BOXES)
+
+
+def test_gate_fusion_and_attention_have_their_figures_and_what_is_odd_a_warning(place):
+    write_traces(place, {"sft": 0.01, "preference": 0.6})
+    found = run(place)
+    assert found["gate"] == found["sft"]["gate"]
+    assert found["gate"]["train"] == {"mode": "sample", "mask_rate": 1.0}
+    assert found["gate"]["sigma"] == 0.5
+    assert found["fusion"] == {
+        "correlation": {"mean": 0.5, "deviation": 0.25},
+        "entropy": 0.1,
+        "spread": 0.6,
+    }
+    assert found["object_attention"] == {
+        "mass": pytest.approx(0.4, abs=1e-3),  # stored in half precision
+        "area": 0.25,
+        "ratio": pytest.approx(1.6, abs=1e-3),
+        "standard_error": "unavailable",  # of one record
+        "items": 1,
+    }
+    assert found["warnings"].keys() == {"over_masking"}
+    assert found["sft"]["warnings"].keys() == {"over_masking", "single_position"}
+    assert "object_attention" not in found["sft"]
+
+
+def test_without_warnings_there_is_no_such_key_and_what_nothing_tells_is_unavailable(place):
+    found = run(place)
+    assert "warnings" not in found and "object_attention" not in found
+    assert found["fusion"]["entropy"] == found["gate"]["sigma"] == "unavailable"
+
+
 def test_validation_has_only_what_is_cheap(place):
     found = run(place)["validation"]
     assert found.keys() == {"items", "rouge_l", "grounding", "skill"}

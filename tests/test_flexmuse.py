@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from stages.models import flexmuse
-from stages.models.flexmuse import Fusion, Preference, gate, map_sigma
+from stages.models.flexmuse import Fusion, Preference, gate, map_sigma, mask_probability
 from stages.shared.batches import Chunks
 from stages.shared.stage import WrongInput
 from tests import writers
@@ -41,6 +41,8 @@ def model(chunks, **changes):
 def test_gate_modes_by_hand(mode, passes):
     sigma = torch.tensor([-0.3, 0.5, 0.8])
     torch.testing.assert_close(gate(sigma, mode, writers.network()), torch.tensor(passes).float())
+    masked = mask_probability(sigma, mode, writers.network())  # of one outcome, or the share of it
+    torch.testing.assert_close(masked, 1 - torch.tensor(passes).float())
 
 
 def test_a_threshold_of_zero_lets_a_negative_similarity_pass():
@@ -72,6 +74,15 @@ def test_sampled_gate_masks_as_often_as_sigma_says():
     sigma = torch.tensor([-1.0, 0.0, 0.3, 1.0]).repeat_interleave(20_000)
     masked = 1 - gate(sigma, "sample", writers.network()).view(4, -1).mean(1)
     torch.testing.assert_close(masked, torch.tensor([0.0, 0.0, 0.3, 1.0]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["raw", "affine", "minmax"])
+def test_the_probability_of_a_mask_is_how_often_it_is_sampled(kind):
+    torch.manual_seed(0)
+    network = writers.network(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
+    sigma = torch.tensor([-1.0, -0.1, 0.3, 0.7])
+    often = 1 - gate(sigma.repeat_interleave(20_000), "sample", network).view(4, -1).mean(1)
+    torch.testing.assert_close(often, mask_probability(sigma, "sample", network), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +244,51 @@ def test_a_drawn_text_follows_its_seed_and_its_temperature(chunks, batch):
     assert draw(0, 1.0) == draw(0, 1.0) != draw(1, 1.0)
     most_probable = draw(0, 0.0)
     assert draw(0, 1e-4) == most_probable == draw(1, 1.0, top_p=1e-6)
+
+
+def cross_attention(writer, memory, ids):
+    """The mean over layers and heads, written out: T5 does not divide q k by a root."""
+    seen, hooks = [], []
+    for block in writer.t5.decoder.block:
+        module = block.layer[1].EncDecAttention
+        hooks.append(
+            module.register_forward_pre_hook(
+                lambda module, given, named: seen.append((module, given, named)), with_kwargs=True
+            )
+        )
+    labels = ids[:, 1:].contiguous()  # T5 moves them by one, and the start token comes first
+    writer.log_probs(memory, labels)
+    for hook in hooks:
+        hook.remove()
+    rows = []
+    for module, given, named in seen:
+        hidden = given[0] if given else named["hidden_states"]
+        for head in range(module.n_heads):
+            part = slice(head * module.key_value_proj_dim, (head + 1) * module.key_value_proj_dim)
+            q, k = module.q(hidden)[..., part], module.k(memory.hidden)[..., part]
+            scores = (q @ k.transpose(1, 2)).masked_fill(memory.mask[:, None] == 0, -torch.inf)
+            rows.append(scores.softmax(-1))
+    return torch.stack(rows).mean(0)  # (B, Y, all that is attended to)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_where_the_decoder_looks_is_its_cross_attention_written_out(chunks, changes):
+    writer = model(chunks, **changes).double().eval()
+    with torch.no_grad():
+        for weight in writer.t5.decoder.parameters():
+            weight *= 3  # a new T5 looks everywhere alike
+        batch = double(chunks.batch([0, 3, 7]))
+        memory = writer.remember(batch, "always_pass")
+        ids = writer.write(memory, 12, 1, temperature=0.0, top_p=1.0)
+        usual = writer.t5.config._attn_implementation
+        looks = writer.look(memory, ids)
+        assert writer.t5.config._attn_implementation == usual != "eager"
+        expected = cross_attention(writer, memory, ids)
+    assert looks.shape == (3, ids.shape[1] - 1, 4)
+    torch.testing.assert_close(looks.double(), expected[..., :4], atol=1e-5, rtol=0)
+    assert expected.std() > 0.01
+    total = looks.sum(-1)
+    assert (total < 0.99).any() if changes.get("prompt") else torch.allclose(total, total * 0 + 1)
 
 
 # ------------------------------------------------------------------------------------------- mscDPO

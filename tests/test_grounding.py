@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from stages.shared.grounding import Slots, load_slots, score, stated, total
+from stages.shared.grounding import Slots, load_slots, places, score, stated, total
 
 WEATHER = {"rain": ["rain", "wet sky"], "snow": ["snow"], "downpour": ["heavy rain"]}
 PLACE = {"beach": ["beach", "shore"], "forest": ["forest"]}
@@ -55,3 +55,15 @@ def test_slots_are_read_from_the_corpus_and_absent_where_the_truth_is_unknown(tm
     content = {"topic": {"goal": GOAL}, "picture": {"weather": WEATHER, "place": PLACE}}
     (tmp_path / "slots.json").write_text(json.dumps(content))
     assert load_slots(tmp_path) == SLOTS
+
+
+def test_places_are_those_of_the_text_as_it_stands():
+    """Case and blanks may differ; a longer phrase hides the shorter one inside it."""
+    text = "HEAVY\n rain, then Snow; no rainbow, rain"
+    found = places(text, {"rain": ["rain"], "pour": ["heavy rain"], "snow": ["snow"]})
+    assert [(value, text[start:end]) for value, start, end in found] == [
+        ("pour", "HEAVY\n rain"),
+        ("snow", "Snow"),
+        ("rain", "rain"),
+    ]
+    assert found[-1][2] == len(text)

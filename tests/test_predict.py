@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from stages import predict, train_sft
 from stages.models import flexmuse
 from stages.predict import Params
-from stages.shared import features, runs, tables
+from stages.shared import attention, features, runs, tables, traces
 from stages.shared.params import load
 from tests import corpus, writers
 
@@ -73,3 +74,109 @@ def test_foil_scores_are_the_models_log_probabilities(place):
         labels = torch.tensor([chunks.encode(text)])
         expected = flexmuse.Model.log_probs(writer.model, memory, labels)
         assert row["log_prob"] == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_the_gate_is_told_for_every_chunk_of_every_split_in_training_and_writing(place):
+    rows = tables.read(place / "out" / "gates.parquet", tables.GATES)
+    chunks = tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS)
+    keys = [(row["record"], row["position"], row["split"]) for row in chunks]
+    for use, mode in (("train", "sample"), ("predict", "always_pass")):
+        chosen = [row for row in rows if (row["use"], row["mode"]) == (use, mode)]
+        assert [(row["record"], row["position"], row["split"]) for row in chosen] == keys
+        for row in chosen:
+            if row["record"] == "bare":  # nothing to decide
+                assert row["sigma"] is row["mask_probability"] is row["passed"] is None
+                continue
+            chance = max(row["sigma"], 0) if use == "train" else 0
+            assert row["mask_probability"] == pytest.approx(chance)
+            assert row["passed"] in ((0, 1) if use == "train" else (1,))
+    assert len(rows) == 2 * len(chunks)
+
+
+def test_sampled_decisions_follow_their_seed_and_leave_other_draws_alone(place):
+    writer, cached = runs.restore(place / "sft" / "model"), features.read(place / "embed")
+    chunks = tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS) * 20
+
+    def passed(seed: int) -> list[float]:
+        return [row["passed"] for row in traces.gates(writer, chunks, cached, seed)]
+
+    torch.manual_seed(3)
+    after = torch.rand(2).tolist()
+    torch.manual_seed(3)
+    first = passed(0)
+    assert torch.rand(2).tolist() == after
+    assert first == passed(0) != passed(1)
+
+
+def memory_of(place, row):
+    """The writer, its chunks, and what it attends to for the chunk of a row."""
+    writer = runs.restore(place / "sft" / "model")
+    rows = tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS)
+    (chosen,) = [
+        chunk
+        for chunk in rows
+        if (chunk["record"], chunk["position"]) == (row["record"], row["position"])
+    ]
+    chunks = writer.chunks([chosen], features.read(place / "embed"))
+    return writer, chunks, writer.model.remember(chunks.batch([0]), "always_pass")
+
+
+def test_fusions_say_how_each_test_item_was_fused(place):
+    rows = tables.read(place / "out" / "fusions.parquet", tables.FUSIONS)
+    assert [row["phase"] for row in rows].count("sft") == 9 == len(rows) / 2
+    for row in rows[::4]:
+        memory = memory_of(place, row)[2]
+        weights = memory.attention[0].detach().numpy()
+        np.testing.assert_allclose(row["correlation"], memory.correlation[0, 0].detach(), atol=1e-3)
+        assert row["entropy"] == pytest.approx(attention.entropy(weights).mean(), abs=1e-5)
+        assert row["spread"] == pytest.approx(attention.spread(weights), abs=1e-5)
+
+
+def test_attentions_are_those_of_the_texts_that_were_written(place):
+    rows = tables.read(place / "out" / "attentions.parquet", tables.ATTENTIONS)
+    texts = {
+        (row["record"], row["position"], row["phase"]): row["text"]
+        for row in tables.read(place / "out" / "predictions.parquet", tables.PREDICTIONS)
+        if row["inputs"] == "both"
+    }
+    of_sft = [(row["record"], row["position"]) for row in rows if row["phase"] == "sft"]
+    # Rows 0, 2, 4, 6 of the eight test chunks with a picture.
+    assert of_sft == [("test-r0", 0), ("test-r0", 2), ("test-r2", 0), ("test-r2", 2)]
+    assert len(rows) == 2 * len(of_sft)
+    for row in rows[:4]:
+        assert row["text"] == texts[row["record"], row["position"], row["phase"]]
+        assert row["ends"][-1] == len(row["text"])
+        writer, chunks, memory = memory_of(place, row)
+        assert row["tokens"] == chunks.pieces(chunks.rows[0]["title"])
+        weights = memory.attention[0].detach()
+        np.testing.assert_allclose(row["fusion"], weights.flatten(), atol=1e-3)
+        ids = writer.model.write(memory, 24, 1, temperature=0.0, top_p=1.0)
+        looks = writer.model.look(memory, ids)[0]
+        assert looks.shape == (len(row["ends"]), 4)
+        np.testing.assert_allclose(row["decoder"], looks.flatten(), atol=1e-3)
+
+
+def test_no_attention_is_kept_where_none_is_asked_for():
+    chunks = writers.chunks()
+    assert predict.looked_at(chunks, 0) == set()
+    assert predict.looked_at(chunks, 100) == set(range(8))
+    assert predict.looked_at(chunks, 3) == {0, 2, 5}
+
+
+def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
+    chunks = writers.chunks()
+    model = writers.model(vocabulary=len(chunks.tokenizer)).eval()
+    writer = runs.Writer(flexmuse, model, chunks.tokenizer, {})
+    with torch.no_grad():
+        memory = model.remember(chunks.batch([0, 4]), "always_mask")
+    end = chunks.tokenizer.eos_token_id
+    ids = torch.tensor([[0, *chunks.labels[0][:2], end, 0, 0], [0, *chunks.labels[4][:5]]])
+    written = runs.Written(chunks.tokenizer.batch_decode(ids, True), ids, memory)
+    for row in traces.fusions([chunks.rows[0], chunks.rows[4]], written):
+        assert row["entropy"] is row["spread"] is None
+        assert set(row["correlation"].tolist()) == {0.5}  # F8
+    first, second = traces.attentions(writer, chunks, [0, 4], written)
+    assert [len(first["ends"]), len(second["ends"])] == [3, 5]
+    assert [len(first["tokens"]), len(second["tokens"])] == [3, 7]
+    assert [len(first["fusion"]), len(second["fusion"])] == [4 * 3, 4 * 7]
+    assert [len(first["decoder"]), len(second["decoder"])] == [3 * 4, 5 * 4]

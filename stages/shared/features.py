@@ -41,9 +41,7 @@ class Features:
     text_pooled: np.ndarray | None  # (M, D) fp16, unit length
     tokens: np.ndarray | None  # (M, L, Dt) fp16, zero where masked
     token_mask: np.ndarray | None  # (M, L) bool, true at tokens
-    pieces: (
-        list[list[str]] | None
-    )  # of each text, its tokens as the encoder's tokenizer spells them
+    pieces: list[list[str]] | None  # the tokens of each text, as their tokenizer spells them
 
 
 def write(
