@@ -68,6 +68,36 @@ def test_without_text_features_the_texts_are_learned(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["texts"] == 0
 
 
+def test_pictures_of_further_folders_follow_and_those_known_already_do_not(tmp_path):
+    (names, rows), (more, others) = pictures(3), pictures(5)
+    others = [{name: value + 1 for name, value in row.items()} for row in others]
+    for name, given, said in [
+        ("a", (names, rows), texts([2])),
+        ("b", (more[2:], others[2:]), None),
+    ]:
+        (tmp_path / name).mkdir()
+        features.write(tmp_path / name, given, said)
+    alone = features.read(tmp_path / "a")
+    found = features.read(tmp_path / "a", tmp_path / "absent", tmp_path / "b")
+    assert list(found.image_index) == more
+    for name, row in zip(more, [*rows, *others[3:]], strict=True):
+        place = found.image_index[name]
+        assert found.pooled[place].tobytes() == row["pooled"].tobytes()
+        assert found.patches[place].tobytes() == row["patches"].tobytes()
+    assert (found.text, found.text_index) == (alone.text, alone.text_index)
+    assert features.read(tmp_path / "a", tmp_path / "a").image_index == alone.image_index
+
+
+def test_what_needs_pooled_features_only_reads_no_patches(tmp_path):
+    names, rows = pictures(3)
+    features.write(tmp_path, (names, rows), None)
+    (tmp_path / "patches.parquet").unlink()
+    index, pooled = features.read_pooled(tmp_path)
+    assert [pooled[index[name]].tobytes() for name in names] == [
+        r["pooled"].tobytes() for r in rows
+    ]
+
+
 def test_equal_features_give_equal_files(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

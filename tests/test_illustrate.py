@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import corpora
 import numpy as np
 import pytest
+import tiny_diffusion
 import torch
 from corpora import chunk, picture
 
 from stages import embed, illustrate
 from stages.shared import embedding, features, images, tables, tiny_encoder
-from stages.shared.illustrators import Params
+from stages.shared.illustrators import Diffusers, Params
 from stages.shared.params import load
 
 SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=64)
@@ -161,3 +163,27 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
         "illustrations.parquet",
         "summary.json",
     ]
+
+
+def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_is_read(
+    tmp_path, encoder
+):
+    tiny_diffusion.save(tmp_path / "tiny-sd")
+    params = replace(
+        load(Params, "illustrate"),
+        backend=f"diffusers:{tmp_path}/tiny-sd",
+        diffusers=Diffusers(steps=1, guidance=1.0, size=64),
+    )
+    rows, chunks = articles()
+    for language, known in [("en", True), ("zh", False)]:
+        given = [row | {"language": language} for row in chunks]
+        run(tmp_path / language, encoder, rows, given)
+        target = tmp_path / language / "drawn"
+        illustrate.main(params, sources(tmp_path / language, encoder), target)
+        found = illustrations(target)
+        assert [row["backend"] for row in found] == ["diffusers:tiny-sd"] * 4
+        assert all((row["similarity"] is not None) == known for row in found)
+        assert str(tmp_path) not in (target / "summary.json").read_text()
+        cached = features.read(tmp_path / language / "embed", target / "features")
+        shown = tables.read(target / "chunks.parquet", tables.CHUNKS)
+        assert {row["image"] for row in shown if row["title"]} == cached.image_index.keys()

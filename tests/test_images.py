@@ -148,3 +148,15 @@ def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
     changed = [name for name in shards["one"] if shards["one"][name] != shards["two"][name]]
     assert changed == [f"{int(new['sha256'][:2], 16) * 8 // 256:03d}.parquet"]
     assert shards["three"] == shards["one"]
+
+
+def test_some_pictures_are_found_in_the_shards_and_one_that_is_not_there_is_named(tmp_path):
+    rows = [images.inspect(png(seed), 10_000) for seed in range(70)]  # several row groups
+    images.write(tmp_path, rows, shards=2)
+    wanted = [rows[3], rows[40], rows[69]]
+    found = images.find(tmp_path, [row["sha256"] for row in wanted])
+    assert found == {row["sha256"]: row["bytes"] for row in wanted}
+    assert images.find(tmp_path, []) == {}
+    assert [images.trusted(row["bytes"]) for row in wanted] == wanted
+    with pytest.raises(WrongInput, match=f"lacks the picture {'0' * 64}"):
+        images.find(tmp_path, ["0" * 64])

@@ -26,14 +26,15 @@ class Endpoint:
         return re.sub(r"(\w+://)[^/\s]*@", r"\1", text)
 
 
-def endpoint(named_by: str) -> Endpoint:
-    """The server of the environment. Raises WrongInput, which names the param that asks for it."""
+def endpoint(named_by: str, instead: str) -> Endpoint:
+    """The server of the environment. Raises WrongInput, which names the param that asks for it and
+    the value with which it would not."""
     values = {name: os.environ.get(name, "").strip() for name in (ADDRESS, KEY)}
     if missing := [name for name, value in values.items() if not value]:
         raise WrongInput(
             f"params.yaml: {named_by} names a model, but {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not set: set {ADDRESS} to an address such as "
-            f"https://api.openai.com/v1 and {KEY} to its key, or {named_by} to none"
+            f"https://api.openai.com/v1 and {KEY} to its key, or {named_by} to {instead}"
         )
     if not re.match(r"https?://[^/\s]", values[ADDRESS]):
         raise WrongInput(f"{ADDRESS} is no address: give one such as https://api.openai.com/v1")

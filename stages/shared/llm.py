@@ -150,7 +150,7 @@ class _Asking:
     @cached_property
     def endpoint(self) -> Endpoint:
         """Read at the first request: who has all answers in the store needs no server."""
-        return endpoint(f"{self.section}.model")
+        return endpoint(f"{self.section}.model", "none")
 
     @cached_property
     def client(self) -> "AsyncOpenAI":

@@ -1,18 +1,17 @@
 """Images API: pictures from a server that speaks OpenAI's protocol, by the name of a model.
 
-OPENAI_API_KEY and OPENAI_BASE_URL say where; they are read from the environment and written
-nowhere. The package repeats a request that is refused for now, after the Retry-After of the answer.
+The package repeats a request that is refused for now, after the Retry-After of the answer.
 """
 
-import os
 from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
 
-from openai import APIError, OpenAI, OpenAIError
+from openai import APIError, OpenAI
 
 from stages.shared import images
+from stages.shared.endpoint import endpoint
 from stages.shared.illustrators import (
     Draft,
     Gallery,
@@ -29,11 +28,14 @@ REFUSALS = {"content_policy_violation", "moderation_blocked"}
 class OpenAIIllustrator(GeneratingIllustrator):
     def __init__(self, model: str, params: Params):
         self.name, self.model, self.numbers = f"openai:{model}", model, params.openai
-        try:
-            self.client = OpenAI(max_retries=self.numbers.retries, timeout=self.numbers.timeout)
-        except OpenAIError as error:
-            raise self._unusable(error) from None
-        decisive = f"{self.name} {self.numbers.size} {self.client.base_url}"
+        self.server = endpoint("illustrate.backend", "retrieve")
+        self.client = OpenAI(
+            api_key=self.server.key,
+            base_url=self.server.address,
+            max_retries=self.numbers.retries,
+            timeout=self.numbers.timeout,
+        )
+        decisive = f"{self.name} {self.numbers.size} {self.server.address}"
         self.fingerprint = sha256(decisive.encode()).hexdigest()
         # The GPT image models answer so always and refuse to be asked for it.
         gpt = "gpt-image" in model or "chatgpt-image" in model
@@ -69,11 +71,9 @@ class OpenAIIllustrator(GeneratingIllustrator):
         return content
 
     def _unusable(self, error: object) -> WrongInput:
-        reason = " ".join(str(error).split())
-        if key := os.environ.get("OPENAI_API_KEY"):
-            reason = reason.replace(key, "...")
         return WrongInput(
-            f"illustrate.backend: {self.name} cannot be used ({reason[:200]}): check the name, "
+            f"illustrate.backend: {self.name} cannot be used "
+            f"({self.server.clean(str(error))[:200]}): check the name, "
             "illustrate.openai, OPENAI_API_KEY and OPENAI_BASE_URL"
         )
 
