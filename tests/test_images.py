@@ -8,6 +8,7 @@ from PIL import Image
 
 from stages.shared import images
 from stages.shared.images import WrongImage, decode, inspect
+from stages.shared.stage import WrongInput
 
 MANY = 10**6  # pixels
 HEADER = 100  # bytes; of the photo its EXIF data, where one of 500 damages gets past OSError
@@ -151,7 +152,8 @@ def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
 
 
 def test_some_pictures_are_found_in_the_shards_and_one_that_is_not_there_is_named(tmp_path):
-    rows = [images.inspect(png(seed), 10_000) for seed in range(70)]  # several row groups
+    files = [encoded(Image.new("RGB", (seed, 1)), "PNG") for seed in range(1, 80)]
+    rows = [inspect(content, MANY) for content in files]  # several row groups in each shard
     images.write(tmp_path, rows, shards=2)
     wanted = [rows[3], rows[40], rows[69]]
     found = images.find(tmp_path, [row["sha256"] for row in wanted])

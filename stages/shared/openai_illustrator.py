@@ -35,7 +35,8 @@ class OpenAIIllustrator(GeneratingIllustrator):
             max_retries=self.numbers.retries,
             timeout=self.numbers.timeout,
         )
-        decisive = f"{self.name} {self.numbers.size} {self.server.address}"
+        # Without the address: a server that moves draws nothing anew, and no hash holds a password.
+        decisive = f"{self.name} {self.numbers.size}"
         self.fingerprint = sha256(decisive.encode()).hexdigest()
         # The GPT image models answer so always and refuse to be asked for it.
         gpt = "gpt-image" in model or "chatgpt-image" in model
