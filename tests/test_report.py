@@ -1,98 +1,22 @@
 import json
 import re
 import shutil
-from contextlib import nullcontext
-from html.parser import HTMLParser
-from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import written
 import yaml
 from PIL import Image
+from reported import HOSTILE, SETTINGS, STEPS, Page, predict, project, render
 
-from stages import evaluate
 from stages.report import __main__ as report
 from stages.report import charts
-from stages.shared import history, images, params, tables
+from stages.shared import images, tables
 from stages.shared.stage import WrongInput
-
-SETTINGS = report.Params(examples=2, thumbnail=128, crisp=64, bins=5)
-SCORING = evaluate.Params({"zh": "characters"}, 4, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
-HOSTILE = '<script>alert("1")</script> & \'"'
-STEPS = [
-    {"step": 0, "validation_loss": 2.5, "validation_watch": 0.9},
-    {"step": 1, "loss": 2.0, "learning_rate": 0.1, "ranking": 1.5, "likelihood": 0.5},
-    {"step": 2, "loss": 1.0, "ranking": 0.7, "likelihood": 0.3, "validation_watch": 0.8},
-]
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A data folder with one corpus, one run and one of each that params.yaml does not name."""
-    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
-    monkeypatch.setattr(params, "FILE", tmp_path / "params.yaml")
-    named = {
-        "corpora": {"articles": {"kind": "articles", "format": "sample", "path": "somewhere"}},
-        "runs": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
-    }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(named))
-    data = tmp_path / "data"
-    written.write_ingest(data / "01_ingest/articles")
-    shutil.copytree(data / "01_ingest/articles", data / "01_ingest/unnamed_corpus")
-    for name, content in [
-        ("encoder.json", {"kind": "tiny", "languages": ["en"]}),
-        ("summary.json", {"validation_pictures": 8, "recall_at_1": 0.75}),
-    ]:
-        (data / "06_align").mkdir(exist_ok=True)
-        (data / "06_align" / name).write_text(json.dumps(content))
-    for folder in ("09_train_sft/muse", "10_train_preference/muse"):
-        (data / folder).mkdir(parents=True)
-        history.write(data / folder / "history.csv", STEPS)
-    (data / "12_evaluate/unnamed_run").mkdir(parents=True)
-    predict(data, written.predictions())
-    return tmp_path
-
-
-def predict(data: Path, rows: list[dict]) -> None:
-    """Put these predictions in the place of the run's and evaluate them."""
-    written.write_predictions(data / "11_predict/muse", rows, written.foils())
-    folders = (data / "01_ingest/articles", data / "11_predict/muse", data / "12_evaluate/muse")
-    evaluate.main(SCORING, "muse", *folders)
-
-
-def render(place: Path) -> str:
-    report.main(SETTINGS, place / "data", place / "data/14_report")
-    return (place / "data/14_report/index.html").read_text()
-
-
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
-
-    VOID = frozenset({"meta", "img", "path", "use", "rect"})
-
-    def __init__(self, content: str):
-        super().__init__()
-        self.tags, self.text, self.open = [], "", []
-        self.feed(content)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        self.text += " " if tag in {"td", "th"} else ""
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.tags if name == tag]
+    return project(tmp_path, monkeypatch)
 
 
 def test_the_same_results_give_the_same_bytes(place):
@@ -103,7 +27,8 @@ def test_the_same_results_give_the_same_bytes(place):
     render(place)
     first = content()
     render(place)
-    assert content() == first and len(first) == 5  # the page, two pictures of two articles
+    assert content() == first and len(first) == 21
+    # The page; of two articles two pictures each, with four maps and a heat map for each of them
 
 
 def test_every_tag_is_closed_and_every_id_is_there_once(place):
@@ -188,7 +113,8 @@ def test_what_is_unavailable_is_said_with_its_reason(place):
     assert "unavailable" in page.text
     assert "MiniLM does not read most of the texts (zh)" in page.text
     assert "the encoder does not read the titles' language" in page.text
-    assert sum(found.get("lang") == "zh" for _, found in page.tags) == 2 + 4 * 3
+    # Titles; of each chunk the reference, two texts, the shaded text and the topic's tokens.
+    assert sum(found.get("lang") == "zh" for _, found in page.tags) == 2 + 4 * 5
 
 
 def test_a_corpus_without_truth_has_a_report_without_ceilings(place):

@@ -5,6 +5,7 @@ of validation. What was written: SFT gets one of the test places wrong, preferen
 """
 
 import json
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -114,3 +115,89 @@ def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> 
     for name in ("gates", "fusions", "attentions"):
         if not (folder / f"{name}.parquet").exists():
             tables.write(folder / f"{name}.parquet", [], getattr(tables, name.upper()))
+
+
+def write_chunks(folder: Path) -> None:
+    """05_chunk of three train articles: two chunks nearly the same, a single one, two unrelated."""
+    alike = {"t": [[1.0, 0.95], [0.95, 1.0]], "u": [[1.0]], "w": [[1.0, 0.04], [0.04, 1.0]]}
+    keys = [(record, position) for record in alike for position in range(len(alike[record]))]
+    chunks = [
+        {
+            "record": record,
+            "position": position,
+            "split": "train",
+            "language": "en",
+            "title": f"Article {record}",
+            "image": None,
+            "text": f"Chunk {position} of {record}.",
+            "references": [f"Chunk {position} of {record}."],
+        }
+        for record, position in keys
+    ]
+    tables.write(folder / "chunks.parquet", chunks, tables.CHUNKS)
+    rows = [
+        {"record": record, "position": position, "similarities": alike[record][position]}
+        for record, position in keys
+    ]
+    tables.write(folder / "similarities.parquet", rows, tables.SIMILARITIES)
+
+
+def write_illustrations(folder: Path, rows: list[dict]) -> None:
+    """08_illustrate of one corpus; rows: record, position, image, source and similarity."""
+    every = {"split": "test", "text": "a title", "backend": "retrieve", "seed": 0}
+    tables.write(
+        folder / "illustrations.parquet", [every | row for row in rows], tables.ILLUSTRATIONS
+    )
+    known = [row["similarity"] for row in rows if row["similarity"] is not None]
+    summary = {
+        "backend": "retrieve",
+        "illustrated": {"test": len(rows)},
+        "left_without": {"nothing similar": 1},
+        "similarity": sum(known) / len(known) if known else None,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def attentions() -> list[dict]:
+    """Of both phases: patch p looks at token p of the title, the writer at the last patch while it
+    writes the place, everywhere alike otherwise; 4 patches."""
+    rows = []
+    for row in predictions():
+        if (row["split"], row["inputs"]) != ("test", "both"):
+            continue
+        tokens = row["title"].split()
+        fusion = [0.6 if token == patch else 0.1 for patch in range(4) for token in range(5)]
+        words = list(re.finditer(r"\s*\S+", row["text"]))
+        of_place = [word[0].strip() in ("beach", "city") for word in words]
+        looks = [p for here in of_place for p in ([0.1, 0.1, 0.1, 0.7] if here else [0.25] * 4)]
+        rows.append(
+            {name: row[name] for name in ("record", "position", "phase", "text")}
+            | {"tokens": tokens, "fusion": fusion}
+            | {"ends": [word.end() for word in words], "decoder": looks}
+        )
+    return rows
+
+
+def write_looking(predicted: Path, ingest: Path) -> None:
+    """The gate, fusion and attention of 11_predict, and the boxes of 01_ingest."""
+    keys = [(record, position) for record, _ in ARTICLES for position in PLACES]
+    sigmas = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, None]
+    gates = [
+        {"record": record, "position": position, "split": "test", "use": use, "mode": mode}
+        | {"sigma": sigma, "mask_probability": sigma, "passed": float(passed)}
+        for use, mode in (("train", "sample"), ("predict", "always_pass"))
+        for (record, position), sigma in zip(keys, sigmas, strict=True)
+        for passed in [use == "predict" or sigma != 0.9]
+    ]
+    tables.write(predicted / "gates.parquet", gates, tables.GATES)
+    fusions = [
+        {"record": record, "position": position, "phase": phase}
+        | {"correlation": [0.25, 0.75], "entropy": 0.8, "spread": 0.1}
+        for record, position in keys
+        for phase in ("sft", "preference")
+    ]
+    tables.write(predicted / "fusions.parquet", fusions, tables.FUSIONS)
+    tables.write(predicted / "attentions.parquet", attentions(), tables.ATTENTIONS)
+    corner = {"slot": "place", "left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0}
+    boxes = [{"record": record, "position": position} | corner for record, position in keys]
+    tables.write(ingest / "boxes.parquet", boxes, tables.BOXES)

@@ -2,9 +2,9 @@
 
 python -m stages.report DATA TARGET
 
-reads   DATA/01_ingest, 06_align, 09_train_sft, 10_train_preference, 11_predict, 12_evaluate, of
-        the corpora and runs that params.yaml names
-writes  TARGET/index.html, TARGET/pictures/
+reads   DATA/01_ingest, 05_chunk, 06_align, 08_illustrate, 09_train_sft, 10_train_preference,
+        11_predict, 12_evaluate, of the corpora and runs that params.yaml names
+writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at)
 
 The page needs no script and no network. It holds no date, id or path, so that the same results give
 the same bytes. Pictures are drawn anew: what cameras write into files, such as a place, stays out.
@@ -17,12 +17,14 @@ from typing import Any
 
 import jinja2
 
-from stages.report import charts, gather
+from stages.report import charts, distributions, gather, illustrations, looking, review
 from stages.report.gather import Run
-from stages.shared import images, params, tracking
+from stages.report.looking import Key
+from stages.shared import diagnosis, grounding, images, params, tracking
 from stages.shared.stage import output, stage
 
 HERE = Path(__file__).parent
+Chart = dict[str, str]  # title and SVG
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Params:
     thumbnail: int
     crisp: int
     bins: int
+    maps: int
+    map_size: int
+    review: int
+    near_identical: float
+    unrelated: float
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ def save_picture(content: bytes, name: str, folder: Path, params: Params) -> Pic
     return Picture(path, *image.size, crisp)
 
 
-def draw_charts(run: Run, params: Params) -> list[dict[str, str]]:
-    """The run's charts, title and SVG each, as far as it has what they show."""
+def draw_curves(run: Run) -> list[Chart]:
+    """Grounding by slot and the curves of training, as far as the run has what they show."""
     found = []
     if "grounding" in run.metrics:
         by_phase = {name: phase["grounding"]["by_slot"] for name, phase in run.phases.items()}
@@ -72,21 +79,93 @@ def draw_charts(run: Run, params: Params) -> list[dict[str, str]]:
         if charts.watched(steps):
             svg = charts.watch(f"{run.name} {phase} watch", steps)
             found.append({"title": f"Watched while training, {phase}", "svg": svg})
-    if run.sigmas:
-        svg = charts.histogram(f"{run.name} sigma", run.sigmas, params.bins)
-        found.append({"title": "Similarity of picture and topic", "svg": svg})
     return found
+
+
+def draw_looking(run: Run, seen: looking.Seen, bins: int) -> list[Chart]:
+    """What the gate decided and how the fusion weighed, as far as the run has it."""
+    found = []
+    by_use = seen.decisions()
+    for use, rows in by_use.items():
+        modes = ", ".join(sorted({row["mode"] for row in rows}))
+        svg = distributions.decisions(f"{run.name} gate {use}", rows, bins)
+        title = f"Decisions of the gate {distributions.USES[use]}: {modes}"
+        found.append({"title": title, "svg": svg})
+    if by_use:
+        svg = distributions.mask_rates(f"{run.name} mask rate", by_use, bins)
+        found.append({"title": "Masked by similarity, beside the map's probability", "svg": svg})
+    for name, label, title, values in [
+        ("lambda", "lambda", "Lambda over channels and items", seen.correlations),
+        ("entropy", "entropy, 1 for uniform", "Entropy of the fusion's attention", seen.entropies),
+    ]:
+        if any(len(of_phase) for of_phase in values.values()):
+            svg = distributions.shares(f"{run.name} {name}", label, title, values, bins)
+            found.append({"title": title, "svg": svg})
+    return found
+
+
+def draw_looks(
+    run: Run,
+    articles: list[dict],
+    files: dict[str, bytes],
+    data: Path,
+    folder: Path,
+    params: Params,
+) -> dict[Key, looking.Look]:
+    """The attention of the final phase for every chunk of these articles that has some."""
+    predicted, ingest = data / "11_predict" / run.name, data / "01_ingest" / run.params["corpus"]
+    records = [article["record"] for article in articles]
+    rows = looking.attentions(predicted, records, run.metrics["phase"])
+    boxes, slots = diagnosis.read_boxes(ingest), grounding.load_slots(ingest)
+    shown = slots.picture if slots else {}
+    middle, looks = gather.sees_middle(data), {}
+    for number, article in enumerate(articles, start=1):
+        for chunk in article["chunks"]:
+            key = chunk["key"]
+            if key in rows and chunk["image"] in files:
+                picture = images.decode(files[chunk["image"]])
+                picture.thumbnail((params.map_size, params.map_size))
+                example = looking.Example(rows[key], picture, middle, boxes.get(key, {}), shown)
+                name = f"{run.name}/{number}-{key[1]}"
+                looks[key] = looking.look(example, params.maps, folder, name)
+    return looks
 
 
 def run_section(run: Run, data: Path, folder: Path, params: Params) -> dict[str, Any]:
     """All that the page shows of a run; its pictures are written on the way."""
-    articles = run.articles(params.examples)
+    corpus, predicted = run.params["corpus"], data / "11_predict" / run.name
+    articles = run.articles(params.examples, looking.looked_at(predicted))
     names = {chunk["image"] for article in articles for chunk in article["chunks"]} - {None}
-    files = gather.pictures(data, run.params["corpus"], names)
+    files = gather.pictures(data, corpus, names)
     saved = {
         name: save_picture(content, name, folder, params) for name, content in sorted(files.items())
     }
-    return {"run": run, "charts": draw_charts(run, params), "articles": articles, "pictures": saved}
+    seen = looking.seen(predicted)
+    return {
+        "run": run,
+        "curves": draw_curves(run),
+        "looking": draw_looking(run, seen, params.bins),
+        "articles": articles,
+        "pictures": saved,
+        "looks": draw_looks(run, articles, files, data, folder, params),
+        "illustrated": illustrations.illustrations(data / "08_illustrate" / corpus).by_chunk,
+    }
+
+
+def corpus_section(corpus: gather.Corpus, data: Path, params: Params) -> dict[str, Any]:
+    """The chunks of an articles corpus to look through, and its illustrations."""
+    bounds = review.Bounds(params.near_identical, params.unrelated)
+    found = illustrations.illustrations(data / "08_illustrate" / corpus.name)
+    chart = None
+    if found.similarities:
+        chart = distributions.likeness(f"{corpus.name} likeness", found.similarities, params.bins)
+    return {
+        "corpus": corpus,
+        "review": review.review(data / "05_chunk" / corpus.name, params.review, bounds),
+        "bounds": bounds,
+        "illustrations": found,
+        "likeness": chart,
+    }
 
 
 def number(value: float | str | None) -> str:
@@ -99,14 +178,14 @@ def number(value: float | str | None) -> str:
 def render(**content: Any) -> str:
     """The page, everything escaped but our own charts and style sheet."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    style = (HERE / "page.css").read_text(encoding="utf-8")
+    style = (HERE / "templates" / "page.css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(style=style, **content)
 
 
@@ -115,13 +194,21 @@ def main(settings: Params, data: Path, target: Path) -> None:
     with tracking.run(stage="report", name="", params={"report": asdict(settings)}) as tracked:
         with output(target) as folder:
             runs = gather.runs(data, everything["runs"])
+            corpora = gather.corpora(data, everything["corpora"])
             page = render(
-                corpora=gather.corpora(data, everything["corpora"]),
+                corpora=corpora,
                 encoder=gather.encoder(data),
                 sections=[run_section(run, data, folder, settings) for run in runs],
+                chunked=[
+                    corpus_section(corpus, data, settings)
+                    for corpus in corpora
+                    if corpus.params["kind"] == "articles"
+                ],
             )
             (folder / "index.html").write_text(page, encoding="utf-8")
         tracked.artifact(target / "index.html", "index.html")
+        if (target / "attention").exists():
+            tracked.upload(target / "attention", "attention")
 
 
 if __name__ == "__main__":

@@ -166,16 +166,3 @@ def slots(
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), fontsize=8, ncols=2)
 
     return draw(name, "Grounding by slot beside the ceilings of one modality", paint)
-
-
-def histogram(name: str, values: list[float], bins: int) -> str:
-    """How sigma, the similarity of picture and topic, is spread over the items."""
-
-    def paint(axes: Axes) -> None:
-        axes.hist(values, bins=bins, color=SERIES[0])
-        axes.set_xlabel("sigma: cosine of picture and topic")
-        axes.set_ylabel("items")
-        axes.grid(axis="x", visible=False)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-    return draw(name, "Histogram of the similarity of picture and topic", paint)

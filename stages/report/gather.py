@@ -59,11 +59,16 @@ class Run:
         return {"sft": self.metrics["sft"]} | final if "sft" in self.metrics else final
 
     @property
-    def sigmas(self) -> list[float]:
-        """Similarity of picture and topic of each test item; empty where it is unavailable."""
-        final = self.metrics["phase"]
-        rows = (row for row in self.written if row["phase"] == final)
-        return [row["sigma"] for row in rows if row["sigma"] is not None]
+    def has_sigma(self) -> bool:
+        """Whether the similarity of picture and topic is known of any test item."""
+        return any(row["sigma"] is not None for row in self.written)
+
+    def warnings(self) -> list[str]:
+        """What is suspicious, a sentence each: of the final phase, then of SFT alone."""
+        final = self.metrics.get("warnings", {})
+        earlier = self.metrics.get("sft", {}).get("warnings", {})
+        only_sft = [said for said in earlier.values() if said not in final.values()]
+        return [*final.values(), *(f"After SFT alone: {said}" for said in only_sft)]
 
     def headline(self) -> list[dict[str, Any]]:
         """The few figures to look at first: label, value, standard error and a note."""
@@ -82,6 +87,8 @@ class Run:
             before = earlier["foils"]["error"] if "foils" in earlier else None
             tile = {"label": "Foil errors", "value": found["foils"]["error"], "note": note}
             tiles.append(tile | {"before": before})
+        if "object_attention" in found:
+            tiles.append(_object_tile(found["object_attention"]))
         tiles += [
             {
                 "label": TEXT_SCORES[name],
@@ -117,28 +124,77 @@ class Run:
             if inputs in self.metrics.get("ceilings", {})
         ]
 
-    def articles(self, count: int) -> list[dict[str, Any]]:
-        """The first test articles: title, language and chunks with the text of each phase."""
-        names = sorted({row["record"] for row in self.written})[:count]
-        return [self._article(name) for name in names]
+    def looking(self) -> list[dict[str, Any]]:
+        """Rows of the table of gate and fusion: label, value by phase, as far as measured."""
+        paths = {
+            "topics masked in training": ("gate", "train", "mask_rate"),
+            "topics masked when writing": ("gate", "predict", "mask_rate"),
+            "sigma, mean": ("gate", "sigma"),
+            "lambda, mean": ("fusion", "correlation", "mean"),
+            "lambda, deviation": ("fusion", "correlation", "deviation"),
+            "entropy of the fusion's attention": ("fusion", "entropy"),
+            "spread of the fusion's attention": ("fusion", "spread"),
+            "attention on the object": ("object_attention", "mass"),
+            "the object's share of the picture": ("object_attention", "area"),
+        }
+        rows = [
+            {"label": label, "values": [_at(phase, path) for phase in self.phases.values()]}
+            for label, path in paths.items()
+        ]
+        return [row for row in rows if any(value is not None for value in row["values"])]
+
+    def articles(self, count: int, looked_at: set[str]) -> list[dict[str, Any]]:
+        """The first test articles: title, language and chunks with the text of each phase.
+
+        Those whose attention was kept come before others.
+        """
+        names = {row["record"] for row in self.written}
+        ordered = sorted(names, key=lambda name: (name not in looked_at, name))
+        return [self._article(name) for name in ordered[:count]]
 
     def _article(self, record: str) -> dict[str, Any]:
         rows = [row for row in self.written if row["record"] == record]
-        first = [row for row in rows if row["phase"] == rows[0]["phase"]]
+        of_one_phase = [row for row in rows if row["phase"] == rows[0]["phase"]]
         chunks = [
             {
+                "key": (record, chunk["position"]),
                 "image": chunk["image"],
                 "references": chunk["references"],
                 "texts": [self._text(row) for row in rows if row["position"] == chunk["position"]],
             }
-            for chunk in sorted(first, key=lambda row: row["position"])
+            for chunk in sorted(of_one_phase, key=lambda row: row["position"])
         ]
-        return {"title": rows[0]["title"], "language": rows[0]["language"], "chunks": chunks}
+        first = rows[0]
+        return {
+            "record": record,
+            "title": first["title"],
+            "language": first["language"],
+            "chunks": chunks,
+        }
 
     def _text(self, row: dict) -> dict[str, Any]:
         key = (row["record"], row["position"], row["phase"])
         right, wrong = self.slots.get(key, ([], []))
         return {"phase": row["phase"], "text": row["text"], "right": right, "wrong": wrong}
+
+
+def _object_tile(found: dict[str, float]) -> dict[str, Any]:
+    return {
+        "label": "Looks at the object",
+        "value": found["ratio"],
+        "note": f"times as much as everywhere alike: {found['mass']:.3f} \N{PLUS-MINUS SIGN}"
+        f" {found['standard_error']:.3f} of the attention on {found['area']:.3f} of the picture,"
+        f" {found['items']} items",
+    }
+
+
+def _at(values: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """What stands at a path of keys, or None."""
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return None
+        values = values[key]
+    return values
 
 
 def _from_inputs(phase: Phase, inputs: str) -> dict[str, Any]:
@@ -159,6 +215,25 @@ def encoder(data: Path) -> dict[str, Any]:
     """What encoder.json and summary.json of 06_align say of the encoder."""
     folder = data / "06_align"
     return _json(folder / "encoder.json") | _json(folder / "summary.json")
+
+
+def sees_middle(data: Path) -> bool:
+    """Whether the encoder reads the middle square of a picture, or the whole of it squeezed.
+
+    Kept with the encoder's weights, in the words of the library that they are from.
+    """
+    folder = data / "06_align"
+    for name, path in [
+        ("open_clip_config.json", ("preprocess_cfg",)),
+        ("processor_config.json", ("image_processor",)),
+        ("preprocessor_config.json", ()),
+    ]:
+        if (folder / name).exists():
+            found = _at(_json(folder / name), path) or {}
+            size = found.get("size")
+            whole = isinstance(size, dict) and "shortest_edge" not in size
+            return not whole and found.get("resize_mode", "shortest") == "shortest"
+    return True
 
 
 def runs(data: Path, params: dict[str, dict]) -> list[Run]:
@@ -191,11 +266,15 @@ def _is_test(row: dict) -> bool:
 
 
 def pictures(data: Path, corpus: str, names: set[str]) -> dict[str, bytes]:
-    """The files of these pictures of a corpus, by hash."""
-    folder = data / "01_ingest" / corpus / "images"
+    """The files of these pictures of a corpus, its own and illustrations, by hash."""
     wanted = pc.field("sha256").isin(pa.array(sorted(names), pa.string()))
-    table = pq.read_table(folder, columns=["sha256", "bytes"], filters=wanted)
-    return {row["sha256"]: row["bytes"] for row in table.to_pylist()}
+    found = {}
+    for stage in ("01_ingest", "08_illustrate"):
+        folder = data / stage / corpus / "images"
+        if folder.exists():
+            table = pq.read_table(folder, columns=["sha256", "bytes"], filters=wanted)
+            found |= {row["sha256"]: row["bytes"] for row in table.to_pylist()}
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record wit
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.shared.stage import WrongInput
@@ -136,10 +137,15 @@ def write(path: Path, rows: list[dict], schema: pa.Schema) -> None:
 
 def read(path: Path, schema: pa.Schema) -> list[dict]:
     """The rows of a Parquet file. Raises WrongInput if it is missing or has other columns."""
+    return read_table(path, schema).to_pylist()
+
+
+def read_table(path: Path, schema: pa.Schema, only: pc.Expression | None = None) -> pa.Table:
+    """The same as Arrow's columns, of the rows alone that `only` holds for."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, filters=only)
     except FileNotFoundError:
         raise WrongInput(f"{path} is missing: run `dvc repro`") from None
     if table.schema.remove_metadata() != schema:
         raise WrongInput(f"{path} was written by another version: run `dvc repro`")
-    return table.to_pylist()
+    return table

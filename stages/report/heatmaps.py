@@ -1,0 +1,92 @@
+"""Attention as pictures: a matrix of cells, and weights laid over the picture they look at.
+
+Without any text in them, so that they need no font; the page says what they show. The same weights
+give the same bytes: PNG files of a fixed palette and without metadata.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+
+from stages.shared.attention import Box
+
+ROW = 20  # pixels of a row of the matrix; the page's labels are as high
+WIDTH = 320  # of the whole matrix, about
+COLOURS = 64  # of a file
+_SCALE = colormaps["viridis"]  # readable on light and dark, and by the colour-blind
+_HEAT = np.array([255.0, 150.0, 20.0])  # over the picture where a weight is largest
+_DIM = 0.75  # brightness of the grey picture beneath
+_OPAQUE = 0.7  # of the heat at its largest: the picture shows through
+_BOX = (0, 255, 255)
+
+
+def grid_side(patches: int) -> int | None:
+    """n of a grid of n x n patches, with or without one token of the whole before them; else None.
+
+    One patch is no grid.
+    """
+    for cells in (patches, patches - 1):
+        side = math.isqrt(max(cells, 0))
+        if side > 1 and side * side == cells:
+            return side
+    return None
+
+
+def grid(weights: np.ndarray) -> np.ndarray | None:
+    """(P,) weights of patches -> (n, n) by row; a token before the grid is left out."""
+    side = grid_side(len(weights))
+    return None if side is None else weights[len(weights) - side * side :].reshape(side, side)
+
+
+def matrix(weights: np.ndarray) -> Image.Image:
+    """(rows, columns) of weights as cells, the largest brightest."""
+    pixels = (_SCALE(_relative(weights))[..., :3] * 255).round().astype(np.uint8)
+    wide = max(2, WIDTH // weights.shape[1])
+    return Image.fromarray(pixels.repeat(ROW, axis=0).repeat(wide, axis=1))
+
+
+def overlay(
+    picture: Image.Image, weights: np.ndarray, middle: bool, box: Box | None
+) -> Image.Image:
+    """The picture in grey, the warmer a place the more weight (n, n) it has; with a box if given.
+
+    middle: the grid lies over the picture's middle square, else over all of it. `box` is of the
+    whole picture.
+    """
+    width, height = picture.size
+    left, top, right, bottom = square(width, height) if middle else (0, 0, width, height)
+    heat = np.zeros((height, width))
+    rows = (np.arange(bottom - top) * len(weights)) // (bottom - top)
+    columns = (np.arange(right - left) * len(weights)) // (right - left)
+    heat[top:bottom, left:right] = _relative(weights)[rows][:, columns]
+    grey = np.asarray(picture.convert("L"), dtype=float)[..., None] * _DIM
+    share = _OPAQUE * heat[..., None]
+    mixed = Image.fromarray(((1 - share) * grey + share * _HEAT).round().astype(np.uint8))
+    if box is not None:
+        sizes = (width, height, width, height)
+        edges = [round(edge * (size - 1)) for edge, size in zip(box, sizes, strict=True)]
+        thickness = max(1, round(max(width, height) / 120))
+        ImageDraw.Draw(mixed).rectangle(edges, outline=_BOX, width=thickness)
+    return mixed
+
+
+def square(width: int, height: int) -> tuple[int, int, int, int]:
+    """The middle square of a picture: left, top, right, bottom."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    few = image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(path, "PNG", optimize=True)
+
+
+def _relative(weights: np.ndarray) -> np.ndarray:
+    """0 to 1, the largest 1; all 0 where nothing has weight."""
+    largest = weights.max()
+    return weights / largest if largest > 0 else np.zeros_like(weights)
