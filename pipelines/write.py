@@ -215,19 +215,16 @@ def load_author(folder: Path, model: str | None) -> "Author":
 
 def illustrate(inputs: Inputs, backend: str | None, run: "Run", seed: int) -> Inputs:
     """The inputs with the missing pictures found or drawn, as many as there are."""
-    from stages.shared import embedding, illustrators
+    from stages.shared import illustrators
 
     numbers = params.load(illustrators.Params, "illustrate")
     backend = numbers.backend if backend is None else backend
-    if backend.partition(":")[0] not in illustrators.KINDS:
-        raise WrongInput(
-            f"--backend: there is no {backend!r}: choose one of {' | '.join(illustrators.KINDS)}"
-        )
+    illustrators.kind_of(backend)  # a slip is told where nothing is missing too
     if not inputs.missing:
         return inputs
     folders = [f"data/{stage}/{run.corpus}" for stage in ("01_ingest", "05_chunk")]
     folders += ["data/06_align", f"data/07_embed/{run.corpus}"]
-    batch = params.load(embedding.Params, "embed").text_batch
+    batch = params.load(int, "embed", "text_batch")
     gallery = illustrators.Gallery(*map(Path, folders), batch)
     illustrator = illustrators.load(backend, numbers, gallery)
     if illustrator.obstacle:

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+import tiny_diffusion
 import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -44,6 +45,9 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("write") / "project"
     place.mkdir()
     corpus.project(place)
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    params["illustrate"]["diffusers"] |= {"steps": 2, "size": 16}
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
     (place / "dvc.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -197,6 +201,18 @@ def test_the_same_command_gives_the_same_bytes_and_a_seed_draws_other_texts(plac
     assert texts[0] != texts[1]
 
 
+def test_a_seed_draws_other_pictures_with_a_backend_that_draws(place, tmp_path):
+    backend = f"diffusers:{tiny_diffusion.save(tmp_path / 'painter')}"
+    drawn = {}
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        made = written(tmp_path / name, topic="a cat", images=2, backend=backend, seed=seed)
+        assert [chunk["provenance"] for chunk in made["chunks"]] == ["diffusers:painter"] * 2
+        drawn[name] = corpus.bytes_of(tmp_path / name)
+    assert drawn["a"] == drawn["b"]
+    assert drawn["a"]["pictures/1.png"] != drawn["c"]["pictures/1.png"]
+    assert drawn["a"]["pictures/1.png"] != drawn["a"]["pictures/2.png"]
+
+
 def test_what_the_article_says_names_no_folder_of_this_machine(place, tmp_path, picture):
     written(tmp_path / "out", topic="a cat", image=[picture], model=str(trained_model(place)))
     for content in corpus.bytes_of(tmp_path / "out").values():
@@ -322,7 +338,8 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
     "1000000 pictures": {"topic": "a", "images": 10**6},
     "raise it": {"image": ["fine.png", "fine.png"], "images": 1},
     "need a --topic": {"image": ["fine.png"], "images": 2},
-    "no 'oracle'": {"topic": "a", "backend": "oracle"},
+    "is 'oracle'": {"topic": "a", "backend": "oracle"},
+    "is 'diffusers'": {"topic": "a", "images": 0, "backend": "diffusers"},
     "--seed": {"topic": "a", "seed": -1},
     "no trained model": {"topic": "a", "model": "nowhere"},
     "models:/nobody/1": {"topic": "a", "model": "models:/nobody/1"},
