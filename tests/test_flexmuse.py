@@ -288,7 +288,8 @@ def test_where_the_decoder_looks_is_its_cross_attention_written_out(chunks, chan
     torch.testing.assert_close(looks.double(), expected[..., :4], atol=1e-5, rtol=0)
     assert expected.std() > 0.01
     total = looks.sum(-1)
-    assert (total < 0.99).any() if changes.get("prompt") else torch.allclose(total, total * 0 + 1)
+    more = changes.get("prompt") or changes.get("fusion") == "concatenation"
+    assert (total < 0.99).any() if more else torch.allclose(total, torch.ones_like(total))
 
 
 # ------------------------------------------------------------------------------------------- mscDPO

@@ -180,3 +180,17 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
     assert [len(first["tokens"]), len(second["tokens"])] == [3, 7]
     assert [len(first["fusion"]), len(second["fusion"])] == [4 * 3, 4 * 7]
     assert [len(first["decoder"]), len(second["decoder"])] == [3 * 4, 5 * 4]
+
+
+def test_a_concatenation_has_no_fusion_to_tell_of_but_its_decoder_looks_too():
+    chunks = writers.chunks()
+    model = writers.model(vocabulary=len(chunks.tokenizer), fusion="concatenation").eval()
+    writer = runs.Writer(flexmuse, model, chunks.tokenizer, {})
+    with torch.no_grad():
+        memory = model.remember(chunks.batch([0]), "always_pass")
+    ids = torch.tensor([[0, *chunks.labels[0]]])
+    written = runs.Written(chunks.tokenizer.batch_decode(ids, True), ids, memory)
+    assert traces.fusions([chunks.rows[0]], written) == []
+    (row,) = traces.attentions(writer, chunks, [0], written)
+    assert len(row["tokens"]) == 3 and len(row["fusion"]) == 0
+    assert len(row["decoder"]) == 4 * len(row["ends"])

@@ -87,12 +87,14 @@ GATES = _schema(
     passed=FLOAT,
 )
 # 11_predict: of test items from both inputs. correlation: lambda by channel, mean over patches (D);
-# entropy, spread: of the fusion's attention, see stages/shared/attention.py
+# entropy, spread: of the fusion's attention, see stages/shared/attention.py; null where the topic
+# is masked or has one token
 FUSIONS = _schema(
     record=STR, position=INT, phase=STR, correlation=NUMBERS, entropy=FLOAT, spread=FLOAT
 )
-# 11_predict: attention, row by row. tokens: T of the topic; fusion: (P, T) from patches to them;
-# text: what was written; ends: the character of it that each of Y tokens ends at; decoder: (Y, P)
+# 11_predict: attention, row by row. tokens: T of the topic; fusion: (P, T) from patches to them,
+# empty without fusion; text: what was written; ends: how many characters of it stand once each of
+# its Y tokens is there; decoder: (Y, P), the mean over layers and heads
 ATTENTIONS = _schema(
     record=STR,
     position=INT,
