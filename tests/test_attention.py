@@ -1,5 +1,9 @@
+import stages.shared.operators  # noqa: F401  (before transformers)
+
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from stages.shared import attention
 from stages.shared.decoders import train_tokenizer
@@ -23,6 +27,23 @@ def test_every_character_of_a_text_is_ended_by_one_token(tokenizer, text):
     assert len(found) == len(ids) and found == sorted(found) and found[-1] == len(whole)
     for count, end in enumerate(found, start=1):
         assert tokenizer.decode(ids[:count]).startswith(whole[:end])
+
+
+@pytest.mark.parametrize("text", ["a 猫 sleeps 🦊!", "two birds"])
+def test_a_tokenizer_of_bytes_without_fallback_ends_characters_alike(text):
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(writers.TEXTS, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    ids = tokenizer(text).input_ids
+    found = attention.ends(tokenizer, ids)
+    assert found[-1] == len(text) and found == sorted(found)
+    emitted = attention.emitting(found, 2, 3)
+    spelt = tokenizer.decode([ids[token] for token in emitted])
+    assert text[2] in spelt
 
 
 def test_a_character_ends_with_the_last_of_its_bytes_and_the_end_adds_nothing(tokenizer):
