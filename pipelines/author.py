@@ -61,10 +61,9 @@ class Author:
     def _one_sentence(self) -> Iterator[None]:
         try:
             yield
-        except WrongInput:
-            raise
         except Exception as error:  # parsers of foreign files raise what they like
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            said = " ".join(str(error).removeprefix("params.yaml: ").split())
+            reason = said.replace(f"{self.folder}/", "")[:200] or type(error).__name__
             raise WrongInput(f"{self.name} cannot be loaded ({reason}): train it again") from None
 
     def write(self, items: list[Item], generation: Generation) -> list[Text]:

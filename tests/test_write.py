@@ -374,6 +374,18 @@ def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, spoilt):
     assert "\n" not in str(wrong.value)
 
 
+def test_a_model_of_another_version_names_what_its_config_lacks(place, tmp_path):
+    for name, content in corpus.bytes_of(trained_model(place)).items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(content.replace(b'"d_model"', b'"width"'))
+    with pytest.raises(WrongInput) as wrong:
+        Author(tmp_path / "model", "models:/old/1")
+    assert str(wrong.value) == (
+        "models:/old/1 cannot be loaded (config.json: missing d_model, unknown width): "
+        "train it again"
+    )
+
+
 def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_path):
     out = tmp_path / "out"
     written(out, topic="one", images=1)
