@@ -61,7 +61,14 @@ def project(tmp_path: Path, monkeypatch) -> Path:
     (data / "12_evaluate/unnamed_run").mkdir(parents=True)
     written.write_looking(data / "11_predict/muse", data / "01_ingest/articles")
     predict(data, written.predictions())
+    (data / "13_judge/muse").mkdir(parents=True)
+    judged(data, {"unavailable": "nobody was asked"})
     return tmp_path
+
+
+def judged(data: Path, found: dict) -> None:
+    """Put this in the place of what a language model gave the run."""
+    (data / "13_judge/muse/judge.json").write_text(json.dumps(found))
 
 
 def predict(data: Path, rows: list[dict]) -> None:

@@ -3,7 +3,7 @@
 python -m stages.report DATA TARGET
 
 reads   DATA/01_ingest, 05_chunk, 06_align, 08_illustrate, 09_train_sft, 10_train_preference,
-        11_predict, 12_evaluate, of the corpora and runs that params.yaml names
+        11_predict, 12_evaluate, 13_judge, of the corpora and runs that params.yaml names
 writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at)
 
 The page needs no script and no network. It holds no date, id or path, so that the same results give
@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from stages.report import charts, distributions, gather, illustrations, looking, review
+from stages.report import charts, distributions, gather, illustrations, judged, looking, review
 from stages.report.gather import Run
 from stages.report.looking import Key
 from stages.shared import diagnosis, grounding, images, params, tracking
@@ -143,6 +143,7 @@ def run_section(run: Run, data: Path, folder: Path, params: Params) -> dict[str,
     seen = looking.seen(predicted)
     return {
         "run": run,
+        "judged": judged.read(data / "13_judge" / run.name / "judge.json"),
         "curves": draw_curves(run),
         "looking": draw_looking(run, seen, params.bins),
         "articles": articles,
