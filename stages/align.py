@@ -48,6 +48,7 @@ Log = Callable[[dict[str, float], int], None]
 @dataclass(frozen=True)
 class Tiny:
     image_size: int
+    patch: int
     d_model: int
     heads: int
     layers: int
@@ -57,7 +58,7 @@ class Tiny:
 
     def sizes(self) -> tiny_encoder.Sizes:
         return tiny_encoder.Sizes(
-            self.image_size, self.d_model, self.heads, self.layers, self.max_tokens
+            self.image_size, self.patch, self.d_model, self.heads, self.layers, self.max_tokens
         )
 
 

@@ -26,6 +26,7 @@ SCHEDULE = Schedule(
 )
 TINY = align.Tiny(
     image_size=32,
+    patch=16,
     d_model=32,
     heads=2,
     layers=1,

@@ -18,7 +18,7 @@ from stages.shared import (
 from stages.shared.stage import WrongInput
 
 PARAMS = embedding.Params(image_batch=4, text_batch=4, min_supported=0.5)
-SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=64)
+SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 WORDS = ["the", "fox", "sits", "under", "red", "lamps", "while", "rain", "falls", "on", "boats"]
 
 

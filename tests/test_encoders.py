@@ -16,7 +16,7 @@ from stages.shared.stage import WrongInput
 
 ENGLISH = ["a cat", "red dogs run", "z"]
 CHINESE = ["番茄炒蛋", "米", "红烧肉米饭"]
-SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=32)
+SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=32)
 
 
 def fetched(kind, source, target, languages=("en",)):
@@ -290,7 +290,15 @@ def test_pictures_of_any_size_become_tokens_of_one_shape(tmp_path):
     assert np.isfinite(patches.numpy()).all()
 
 
-@pytest.mark.parametrize("change", [{"image_size": 40}, {"d_model": 40}, {"d_model": 16}])
+@pytest.mark.parametrize("patch, tokens", [(16, 4), (8, 16), (2, 256)])
+def test_a_token_stands_for_a_patch(patch, tokens):
+    tower = tiny_encoder.PictureTower(replace(SIZES, patch=patch), pooled=8)
+    assert tower(torch.zeros(1, 3, 32, 32))[1].shape == (1, tokens, 32)
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": 40}, {"patch": 12}, {"d_model": 40}, {"d_model": 16}]
+)
 def test_sizes_that_do_not_divide_are_named(change):
     with pytest.raises(WrongInput, match=f"align.tiny.{next(iter(change))} is"):
         replace(SIZES, heads=3, **change).check()

