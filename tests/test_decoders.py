@@ -77,12 +77,8 @@ def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_path, tied):
-    saved = writers.t5()
-    saved.config.tie_word_embeddings = tied
-    tokenizer = decoders.train_tokenizer(writers.TEXTS, 300)
-    saved.resize_token_embeddings(len(tokenizer))
-    saved.save_pretrained(tmp_path / "named")
-    tokenizer.save_pretrained(tmp_path / "named")
+    saved, tokenizer = writers.save_t5(tmp_path / "named", tied)
+    assert torch.equal(saved.lm_head.weight, saved.shared.weight) == tied
     model, found = decoders.create(str(tmp_path / "named"), TINY, 16, [])
     for name, weight in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
@@ -90,6 +86,9 @@ def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_pat
     (tmp_path / "run").mkdir()
     decoders.save(tmp_path / "run", model, found)
     again, tokens = decoders.restore(tmp_path / "run")
+    assert again.config.scale_decoder_outputs == tied
+    if not tied:
+        decoders.untie(again)
     again.load_state_dict(model.state_dict())
     labels = torch.tensor([tokens(writers.TEXTS[0]).input_ids])
     losses = [one.eval()(input_ids=labels, labels=labels).loss for one in (model, again)]

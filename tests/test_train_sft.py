@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from stages import train_sft
@@ -47,6 +48,29 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     steps = history.read(target / "history.csv")
     assert [row["step"] for row in steps] == list(range(21))
     assert {"validation_sigma", "validation_mask_rate", "validation_lambda"} <= steps[0].keys()
+
+
+@pytest.mark.parametrize("connection", ["encoder_outputs", "inputs_embeds"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connection):
+    saved, _ = corpus.writers.save_t5(place / "named", tied)
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    params["runs"]["flexmuse"]["decoder"] = str(place / "named")
+    params["models"]["flexmuse"]["network"]["connection"] = connection
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
+    writer = runs.restore(train(place, "out") / "model")
+    t5 = writer.model.t5
+    assert len(t5.encoder.block) == (2 if connection == "inputs_embeds" else 0)
+    assert torch.equal(t5.lm_head.weight, t5.shared.weight) == tied
+    moved = (t5.lm_head.weight - saved.lm_head.weight).abs().max().item()
+    assert 0 < moved < 0.5  # it went on from the weights it was named for
+    losses = [row["loss"] for row in history.read(place / "out" / "history.csv") if "loss" in row]
+    assert losses[-1] < losses[0]
+    written = writer.write(
+        writer.chunks(corpus.writers.rows(), corpus.writers.features()).batch([0, 5]),
+        load(runs.Run, "runs", "flexmuse").generation,
+    )
+    assert len(written.texts) == 2
 
 
 def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monkeypatch):

@@ -1,5 +1,7 @@
 """A tiny writer, its features and its batches, for the tests of models and of writing stages."""
 
+from pathlib import Path
+
 import stages.shared.operators  # noqa: F401  (before transformers)
 
 import numpy as np
@@ -53,6 +55,18 @@ def t5(vocabulary: int = 40, width: int = 16) -> T5ForConditionalGeneration:
             decoder_start_token_id=0,
         )
     )
+
+
+def save_t5(folder: Path, tied: bool):
+    """A T5 and its tokenizer as Hugging Face would hand them out."""
+    tokenizer = train_tokenizer(TEXTS, 300)
+    saved = t5(len(tokenizer))
+    if not tied:  # as in T5 1.1 and mengzi-t5-base
+        saved.lm_head.weight = torch.nn.Parameter(torch.randn_like(saved.lm_head.weight))
+        saved.config.scale_decoder_outputs = False
+    saved.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return saved, tokenizer
 
 
 def model(learned: bool = False, vocabulary: int = 40, **changes) -> Model:

@@ -149,6 +149,13 @@ def restore(folder: Path):
     return T5ForConditionalGeneration(config), AutoTokenizer.from_pretrained(folder)
 
 
+def untie(t5) -> None:
+    """Give the output layer weights of its own: transformers ties those of every new T5."""
+    from torch.nn import Parameter
+
+    t5.lm_head.weight = Parameter(t5.lm_head.weight.detach().clone())
+
+
 def save(folder: Path, t5, tokenizer) -> None:
     """Write the T5's configuration and the tokenizer; the weights belong to the whole model."""
     t5.config.to_json_file(folder / "t5.json")

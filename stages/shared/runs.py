@@ -158,8 +158,10 @@ def restore(folder: Path) -> Writer:
     module = paper(config["model"])
     t5, tokenizer = decoders.restore(folder)
     sizes = fill(module.Network, config["network"], f"{folder}/config.json")
-    model = module.Model(sizes, module.Shapes(**config["shapes"]), t5)
     weights = load_file(folder / "model.safetensors")
+    if "t5.lm_head.weight" in weights:  # `unique` leaves out a tied one
+        decoders.untie(t5)
+    model = module.Model(sizes, module.Shapes(**config["shapes"]), t5)
     if weights.keys() != unique(model).keys():
         raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")
     model.load_state_dict(weights, strict=False)  # strict would ask for tied weights again
