@@ -437,11 +437,12 @@ def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
 
     writer = model(chunks).eval()
     here = flexmuse.sft_loss(writer, batch)["ntp"]
-    text = writer.write(writer.remember(batch, "always_pass"), 8, 1)
+    text = writer.write(writer.remember(batch, "always_pass"), 8, 1, temperature=0.0, top_p=1.0)
     writer, moved = writer.cuda(), to_device(batch, torch.device("cuda"))
     there = flexmuse.sft_loss(writer, moved)["ntp"]
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=0)
     with torch.autocast("cuda", torch.bfloat16):
         half = flexmuse.sft_loss(writer, moved)["ntp"]
     assert abs(half.item() - here.item()) < 0.1
-    assert torch.equal(writer.write(writer.remember(moved, "always_pass"), 8, 1).cpu(), text)
+    memory = writer.remember(moved, "always_pass")
+    assert torch.equal(writer.write(memory, 8, 1, temperature=0.0, top_p=1.0).cpu(), text)

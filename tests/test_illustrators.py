@@ -35,7 +35,7 @@ def gallery(tmp_path) -> Gallery:
     patches = np.zeros((1, 1), np.float16)
     stored = [{"pooled": np.array(point, np.float16), "patches": patches} for point in points]
     word = {"pooled": np.zeros(2, np.float16), "tokens": patches}
-    features.write(tmp_path / "embed", (names, stored), (["x"], [word]))
+    features.write(tmp_path / "embed", (names, stored), (["x"], [["x"]], [word]))
     folders = [tmp_path / name for name in ("ingest", "chunk", "align", "embed")]
     return Pooled(*folders, text_batch=4)
 
