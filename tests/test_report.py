@@ -146,15 +146,20 @@ def test_large_pictures_shrink_and_small_ones_keep_their_pixels(tmp_path):
     assert Image.open(tmp_path / shown.path).getpixel((5, 5)) == (200, 10, 9)
 
 
-def test_what_a_camera_wrote_into_a_picture_stays_out(tmp_path):
+@pytest.mark.parametrize("size", [(200, 100), (20, 10)], ids=["jpg", "png"])
+def test_what_a_camera_wrote_into_a_picture_stays_out(tmp_path, size):
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
-    Image.new("RGB", (200, 100)).save(tmp_path / "photo.jpg", exif=exif)
+    more = {"comment": b"said at home", "icc_profile": b"made at home"}
+    Image.new("RGB", size).save(tmp_path / "photo.jpg", exif=exif, **more)
     content = (tmp_path / "photo.jpg").read_bytes()
     row = images.inspect(content, max_pixels=10**6)
     shown = report.save_picture(content, row["sha256"], tmp_path, SETTINGS)
-    assert b"taken at home" in content
-    assert b"taken at home" not in (tmp_path / shown.path).read_bytes()
+    assert content.count(b"at home") == 3
+    kept = Image.open(tmp_path / shown.path)
+    assert kept.size == size if shown.crisp else kept.size == (128, 64)
+    assert not set(kept.info) & {"comment", "exif", "icc_profile"}
+    assert b"at home" not in (tmp_path / shown.path).read_bytes()
 
 
 def test_charts_take_their_colours_from_the_page():
