@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
 
-from openai import APIError, OpenAI
+from openai import APIError, AuthenticationError, OpenAI, PermissionDeniedError
 
 from stages.shared import images
 from stages.shared.endpoint import endpoint
@@ -60,6 +60,9 @@ class OpenAIIllustrator(GeneratingIllustrator):
             )
             content = b64decode(answer.data[0].b64_json, validate=True)
             images.inspect(content, self.numbers.max_pixels)
+        except (AuthenticationError, PermissionDeniedError) as error:
+            # Servers repeat parts of a key, so nothing of theirs is shown.
+            raise self._unusable(f"HTTP {error.status_code}, the key is not taken") from None
         except APIError as error:
             if error.code in REFUSALS:
                 return None
