@@ -1,5 +1,7 @@
 """A slip in params.yaml is one sentence that names its key and the fix, before a stage runs."""
 
+from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import yaml
 
 from pipelines import check
 from stages.shared.stage import WrongInput
+
+SUITES = yaml.safe_load(Path("sweeps.yaml").read_text())
 
 
 @pytest.fixture
@@ -107,3 +111,21 @@ def test_a_format_that_no_corpus_uses_is_read_too(params):
 def test_a_section_that_no_stage_reads_is_unknown(params):
     params["trainnig"] = {}
     assert fault(params) == "params.yaml: unknown section trainnig: take it out"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params, suite):
+    verb, run = SUITES[suite]["target"].split("@")
+    assert verb in params and run in params["runs"]
+    seen = []
+    for changes in SUITES[suite]["rows"].values():
+        changed = deepcopy(params)
+        for path, value in changes.items():
+            *above, key = path.split(".")
+            section = reduce(dict.__getitem__, above, changed)
+            assert section[key] != value, f"{path} is that by default"
+            section[key] = value
+        assert changed not in seen
+        seen.append(changed)
+        Path("params.yaml").write_text(yaml.safe_dump(changed))
+        check.main()
