@@ -30,13 +30,14 @@ class Served:
         if empty := [number for number, item in enumerate(items) if not any(_fields(item))]:
             raise ValueError(f"row {empty[0]} has neither topic nor image")
         # No search and no drawing: whoever wants those writes with `polymuse write`.
-        greedy = Generation(beams=1, temperature=0.0, top_p=1.0, seed=0, batch=len(items))
+        batch = max(1, len(items))
+        greedy = Generation(beams=1, temperature=0.0, top_p=1.0, seed=0, batch=batch)
         return [text.text for text in self.author.write(items, greedy)]
 
 
 def _given(row: dict, column: str) -> object:
     value = row.get(column)
-    return value if isinstance(value, str | bytes) and value else None
+    return value if isinstance(value, str | bytes) and value.strip() else None
 
 
 def _fields(item: Item) -> tuple:

@@ -173,7 +173,7 @@ def read_picture(file: Path, max_pixels: int) -> Source:
     except images.WrongImage as error:
         raise WrongInput(f"--image: {file}: {error}: give another picture") from None
     name = clean.INVISIBLE.sub("", file.name.encode(errors="replace").decode())
-    return Source(content, article.GIVEN, name)
+    return Source(content, article.GIVEN, " ".join(name.split()))
 
 
 def model_folder(run: str, model: str | None, stack: ExitStack) -> tuple[Path, str | None]:

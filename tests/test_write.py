@@ -250,8 +250,12 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp
         assert made["chunks"] == expected
         assert made["model"]["uri"] == (address if number < 2 else "elsewhere")
     frame = pd.DataFrame({"topic": ["a cat", None], "image": [None, png(photo(1))]})
-    served = mlflow.pyfunc.load_model(addresses[0]).predict(frame)
-    assert served[0] == expected[0]["text"] and len(served) == 2
+    served = mlflow.pyfunc.load_model(addresses[0])
+    texts = served.predict(frame)
+    assert texts[0] == expected[0]["text"] and len(texts) == 2
+    assert served.predict(frame[:0]) == []
+    with pytest.raises(ValueError, match="row 1 has neither topic nor image"):
+        served.predict(pd.DataFrame({"topic": ["a cat", " "]}))
 
 
 @pytest.mark.parametrize("topic", HOSTILE)
