@@ -108,3 +108,7 @@ def _preset(arguments: argparse.Namespace) -> None:
         print(preset.apply(arguments.name))
     else:
         print("\n".join(preset.names()))
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,13 @@ def polymuse(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "preset"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "smoke" in done.stdout.split()
+
+
 def evaluated(folder: Path, run: str, metrics: dict) -> None:
     """Put the metrics of a run where evaluate does."""
     target = folder / headline.METRICS / run
