@@ -150,10 +150,12 @@ def test_a_missing_topic_and_a_missing_picture_change_what_is_attended_to(chunks
     other_topic = no_topic | {"topic": torch.randn_like(batch["topic"])}
     first, second = (writer.remember(b, "always_pass").hidden for b in (no_topic, other_topic))
     assert torch.equal(first, second)
+    assert not writer.remember(no_topic, "always_pass").gate.any()
     no_picture = batch | {"has_picture": nothing}
     other_picture = no_picture | {"patches": torch.randn_like(batch["patches"])}
     memories = [writer.remember(b, "always_mask") for b in (no_picture, other_picture)]
     assert torch.equal(memories[0].hidden, memories[1].hidden)
+    assert memories[0].gate.all()  # nothing makes the topic redundant
 
 
 def test_items_are_hidden_as_often_as_params_say_and_never_twice():

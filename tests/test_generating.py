@@ -206,7 +206,8 @@ def test_the_pictures_of_a_server_are_asked_for_once(server):
     assert len(server.asked) == 3
     contents(api("other-image"), ["a"])
     contents(api(), ["a"], seed=1)
-    assert len(server.asked) == 5
+    contents(api(size="32x32"), ["a"])
+    assert len(server.asked) == 6
 
 
 def test_equal_pictures_of_one_text_count_once(server):

@@ -124,6 +124,9 @@ def test_an_edited_text_other_pairs_other_features_and_other_weights_are_scored_
     cached = features.read(place / "embed")
     cached.patches[7] += 1  # the last picture of r2
     assert reference(cached=cached)[1] == 1
+    cached = features.read(place / "embed")
+    cached.tokens[cached.text_index[rows[7]["title"]], 0] += 1  # of the title of r2 alone
+    assert reference(cached=cached)[1] == 1
     retrained = tmp_path / "retrained"
     writer = runs.restore(place / "sft" / "model")
     with torch.no_grad():
