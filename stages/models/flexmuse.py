@@ -17,8 +17,8 @@
       chosen c_k belongs to picture k, rejected c_j are the other chunks of its group: its article
 
 Where the paper is silent: patches and tokens are standardised by the training split's statistics;
-patches carry a learned position; (Z^A)^T Z^V is divided by P, or its scale would grow with the
-number of patches; Z^F passes a LayerNorm; W^K and W^V have no bias, so that a masked topic gives
+patches carry a learned position; (Z^A)^T Z^V is divided by sqrt(P), as attention divides its
+scores, or its scale would grow with the number of patches; Z^F passes a LayerNorm; W^K and W^V have no bias, so that a masked topic gives
 Z^A = 0 exactly; a missing picture is one learned vector a patch, a missing topic a closed gate.
 Training shows some items without one of the two, so that each can be left out when writing. The
 gate `sample`s in training and passes everything when writing: an affine sigma, sampled when
@@ -161,7 +161,7 @@ class Standardise(nn.Module):
 
 
 def scaled(products: Tensor, scale: str, patches: int) -> Tensor:
-    """(Z^A)^T Z^V sums over P patches: as it is, or by sqrt(P) or P as scores of attention are."""
+    """(Z^A)^T Z^V is a sum over P patches: divided by sqrt(P) as scores are, by P, or not at all."""
     return products / {"sum": 1, "root": math.sqrt(patches), "mean": patches}[scale]
 
 

@@ -34,7 +34,7 @@ from stages.shared.stage import WrongInput
 
 WEIGHTS = "pictures.safetensors"
 LANGUAGES = ["en"]  # that MiniLM reads
-STAGES = 4  # of the stem
+PATCHES = [2, 4, 8, 16]  # the stem has a stage for each factor of 2
 GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
 
 
@@ -49,8 +49,8 @@ class Sizes:
 
     def check(self) -> None:
         """Raises WrongInput for sizes that do not divide."""
-        if self.patch not in (known := [2**halved for halved in range(1, STAGES + 1)]):
-            raise WrongInput(f"align.tiny.patch is {self.patch}: give one of {known}")
+        if self.patch not in PATCHES:
+            raise WrongInput(f"align.tiny.patch is {self.patch}: give one of {PATCHES}")
         if self.image_size % self.patch or self.image_size < self.patch:
             raise WrongInput(
                 f"align.tiny.image_size is {self.image_size}: give a multiple of patch "
@@ -94,13 +94,13 @@ class PictureTower(nn.Module):
     def __init__(self, sizes: Sizes, pooled: int):
         super().__init__()
         d = sizes.d_model
-        # A stage halves the side until a token is a patch; at d = 128 the prototype's widths.
-        widths = [3, 3 * d // 16, 3 * d // 8, 3 * d // 4, d]
+        # A stage halves the side and doubles the channels, until a token is a patch of width d.
+        depth = sizes.patch.bit_length() - 1
+        widths = [3, *(d >> later for later in reversed(range(depth)))]
         stages: list[nn.Module] = []
-        for number, (narrow, wide) in enumerate(pairwise(widths), start=1):
-            stride = 2 if 2**number <= sizes.patch else 1
+        for narrow, wide in pairwise(widths):
             stages += [
-                nn.Conv2d(narrow, wide, kernel_size=3, stride=stride, padding=1, bias=False),
+                nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False),
                 nn.GroupNorm(gcd(wide, GROUPS), wide),
                 nn.ReLU(),
             ]
