@@ -18,11 +18,12 @@
 
 Where the paper is silent: patches and tokens are standardised by the training split's statistics;
 patches carry a learned position; (Z^A)^T Z^V is divided by sqrt(P), as attention divides its
-scores, or its scale would grow with the number of patches; Z^F passes a LayerNorm; W^K and W^V have no bias, so that a masked topic gives
-Z^A = 0 exactly; a missing picture is one learned vector a patch, a missing topic a closed gate.
-Training shows some items without one of the two, so that each can be left out when writing. The
-gate `sample`s in training and passes everything when writing: an affine sigma, sampled when
-writing, loses most topics. In the preference phase the gate is the one of writing.
+scores, or its scale would grow with the number of patches; Z^F passes a LayerNorm; W^K and W^V have
+no bias, so that a masked topic gives Z^A = 0 exactly; a missing picture is one learned vector a
+patch, a missing topic a closed gate. Training shows some items without one of the two, so that each
+can be left out when writing. The gate `sample`s in training and passes everything when writing: an
+affine sigma, sampled when writing, loses most topics. In the preference phase the gate is the one
+of writing.
 """
 
 import math
@@ -161,7 +162,7 @@ class Standardise(nn.Module):
 
 
 def scaled(products: Tensor, scale: str, patches: int) -> Tensor:
-    """(Z^A)^T Z^V is a sum over P patches: divided by sqrt(P) as scores are, by P, or not at all."""
+    """(Z^A)^T Z^V is a sum over P patches: divided by sqrt(P) as scores are, by P, or by 1."""
     return products / {"sum": 1, "root": math.sqrt(patches), "mean": patches}[scale]
 
 
