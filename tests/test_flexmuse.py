@@ -166,6 +166,12 @@ def test_items_are_hidden_as_often_as_params_say_and_never_twice():
     assert (~hidden["has_picture"]).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert (~hidden["has_topic"]).float().mean().item() == pytest.approx(0.1, abs=0.01)
     assert (hidden["has_picture"] | hidden["has_topic"]).all()
+    for missing in ("has_picture", "has_topic"):
+        alone = batch | {missing: ~shown}
+        hidden = flexmuse.hide(alone, writers.network(missing_picture=0.5, missing_topic=0.5))
+        assert (hidden["has_picture"] | hidden["has_topic"]).all()
+    with pytest.raises(WrongInput, match="missing_picture and missing_topic pass 1"):
+        writers.network(missing_picture=0.6, missing_topic=0.6)
 
 
 # ---------------------------------------------------------------------------------------------- SFT
@@ -393,8 +399,12 @@ def test_an_item_shown_without_an_input_carries_the_sft_term_alone(chunks):
     assert flexmuse.preference_loss(writer, batch, reference, numbers)["ntp"] > 0
 
 
-def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss(chunks):
-    writer = model(chunks).eval()
+@pytest.mark.parametrize("gate_predict", ["always_pass", "sample"])
+def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss(
+    chunks, gate_predict
+):
+    """A gate that draws, draws the same for policy and reference, but not the same for all."""
+    writer = model(chunks, gate_predict=gate_predict, sigma_map="affine").eval()
     batch = chunks.batch_of_groups(chunks.groups(writers.pairs()))
     reference = flexmuse.matrix(writer, batch).detach()
     numbers = Preference(0.1, "pairwise", False, 0.5)
@@ -402,6 +412,8 @@ def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss
     assert terms["mscdpo"].item() == pytest.approx(math.log(2), abs=1e-5)
     expected = 0.5 * flexmuse.sft_loss(writer, batch)["ntp"]
     torch.testing.assert_close(terms["ntp"], expected)
+    passed = writer.remember(batch, gate_predict).gate
+    assert passed.min() == (gate_predict == "always_pass") and passed.max() == 1
 
 
 @pytest.mark.parametrize(

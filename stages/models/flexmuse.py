@@ -64,6 +64,8 @@ class Network:
     def __post_init__(self) -> None:
         if self.sigma_low >= self.sigma_high:
             raise WrongInput("models.flexmuse.network: sigma_low must be below sigma_high")
+        if self.missing_picture + self.missing_topic > 1:
+            raise WrongInput("models.flexmuse.network: missing_picture and missing_topic pass 1")
         if self.fusion == "concatenation" and self.prompt:
             raise WrongInput("models.flexmuse.network: a concatenation holds the topic: no prompt")
 
@@ -125,10 +127,14 @@ def mask_probability(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
     return sigma.clamp(0, 1)  # P(sigma >= u)
 
 
-def gate(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
-    """msaGate: how much of each topic passes, g in [0, 1].  (B,) -> (B,)"""
+def gate(sigma: Tensor, mode: Mode, network: Network, u: Tensor | None = None) -> Tensor:
+    """msaGate: how much of each topic passes, g in [0, 1].  (B,) -> (B,)
+
+    u (B,): what the mode `sample` compares sigma with; drawn where there is none.
+    """
     if mode == "sample":  # masked where sigma >= u
-        return (map_sigma(sigma, network) < torch.rand_like(sigma)).to(sigma.dtype)
+        u = torch.rand_like(sigma) if u is None else u
+        return (map_sigma(sigma, network) < u).to(sigma.dtype)
     return 1 - mask_probability(sigma, mode, network)
 
 
@@ -257,7 +263,7 @@ class Model(nn.Module):
         picture = self.project_picture(self.standardise_picture(batch["patches"]))
         has_picture = batch["has_picture"][:, None, None]
         picture = torch.where(has_picture, picture, self.no_picture) + self.position
-        g = gate(batch["sigma"], mode, self.network)
+        g = gate(batch["sigma"], mode, self.network, batch.get("u"))
         # Without a picture nothing makes the topic redundant; without a topic nothing passes.
         g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
         topic, mask = self.topic(batch)
@@ -330,10 +336,13 @@ class Model(nn.Module):
 
 
 def hide(batch: dict, network: Network) -> dict:
-    """Show a share of the items without picture, another without topic; none without both."""
+    """Show a share of the items without picture, another without topic; none without both.
+
+    What has one of the two only keeps it.
+    """
     u = torch.rand(len(batch["sigma"]), device=batch["sigma"].device)
-    no_picture = u < network.missing_picture
-    no_topic = u > 1 - network.missing_topic
+    no_picture = (u < network.missing_picture) & batch["has_topic"]
+    no_topic = (u > 1 - network.missing_topic) & batch["has_picture"]
     return batch | {
         "has_picture": batch["has_picture"] & ~no_picture,
         "has_topic": batch["has_topic"] & ~no_topic,

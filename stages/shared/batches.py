@@ -7,10 +7,15 @@ A batch of B items is a dict of
     topic (B, T, D_T), topic_mask (B, T)       token features, where the encoder reads the language
     topic_ids, topic_ids_mask (B, L)           the topic in the decoder's own tokens
     labels (B, Y)              the reference text and its end, IGNORED after it
-An item without a topic has one open position of zeros, so that attention stays finite.
+An item without a topic has one open position of zeros, so that attention stays finite. Groups add
+    group, place (B,)          the number of an item's group in the batch, its place there
+    allowed (G, N, N)          see Group
+    u (B,)                     what a gate that draws compares sigma with, the same for a chunk each
+                               time: a policy must be shown what its reference was
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -129,9 +134,9 @@ class Chunks:
         return found
 
     def batch_of_groups(self, groups: list[Group]) -> Batch:
-        """A batch of whole groups, an item a chunk. Adds group (B,), the number of an item's group
-        in the batch, place (B,) its place there, and allowed (G, N, N)."""
-        batch = self.batch([index for group in groups for index in group.rows])
+        """A batch of whole groups, an item a chunk."""
+        indices = [index for group in groups for index in group.rows]
+        batch = self.batch(indices)
         sizes = torch.tensor([len(group.rows) for group in groups])
         widest = int(sizes.max())
         allowed = torch.zeros(len(groups), widest, widest, dtype=torch.bool)
@@ -141,7 +146,14 @@ class Chunks:
             "group": torch.arange(len(groups)).repeat_interleave(sizes),
             "place": torch.cat([torch.arange(size) for size in sizes]),
             "allowed": allowed,
+            "u": torch.tensor([uniform(self.rows[index]) for index in indices]),
         }
+
+
+def uniform(row: dict) -> float:
+    """A number in [0, 1) that belongs to what a chunk shows and says."""
+    digest = sha256(f"{row['image']} {row['title']} {row['text']}".encode()).digest()
+    return int.from_bytes(digest[:3], "big") / 2**24  # float32 holds it exactly
 
 
 def pad(ids: list[list[int]], filler: int) -> Tensor:
