@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from string import Template
 from typing import Any
 
@@ -163,12 +164,34 @@ def mean(rows: list[dict]) -> dict[str, float]:
     return {"mean": sum(scores) / len(scores), "standard_error": error}
 
 
+def overall(rows: list[dict]) -> dict[str, float]:
+    """The mean of the ten perspectives' means, each over the answers that there are to it.
+
+    So a question that failed shifts no weight from one perspective to another. Not a number if one
+    of the ten has no answer. Standard error: the score s of perspective p, which has n_p, moves the
+    mean of ten by (s - mean_p) / (10 n_p); the moves of a record go together.
+    """
+    of = {(reference, name): [] for reference in ASKED for name in PERSPECTIVES}
+    for row in rows:
+        if row["perspective"] != BESIDE:
+            of[row["reference"], row["perspective"]].append(row)
+    means = {key: mean(some)["mean"] for key, some in of.items()}
+    middle, count = fmean(means.values()), sum(map(len, of.values()))
+    moved = [
+        row | {"score": middle + count * (row["score"] - means[key]) / (len(of) * len(some))}
+        for key, some in of.items()
+        for row in some
+    ]
+    error = mean(moved)["standard_error"] if all(of.values()) else float("nan")
+    return {"mean": middle, "standard_error": error}
+
+
 def summary(rows: list[dict], replies: list[Reply]) -> dict[str, Any]:
-    """The figures of one phase. `judged` counts articles; `overall` is the mean of the ten."""
+    """The figures of one phase. `judged` counts articles."""
     judged = {name: len({r["record"] for r in rows if r["reference"] == name}) for name in ASKED}
     failures = Counter(reply.failure for reply in replies if reply.value is None)
     found: dict[str, Any] = {"judged": judged, "failures": dict(sorted(failures.items()))}
-    found["overall"] = mean([row for row in rows if row["perspective"] != BESIDE])
+    found["overall"] = overall(rows)
     for reference, names in ASKED.items():
         of = [row for row in rows if row["reference"] == reference]
         found[reference] = {

@@ -104,11 +104,11 @@ def test_cover_by_hand():
     box = (0.25, 0.0, 1.0, 0.75)
     np.testing.assert_allclose(attention.cover(box, 4), [0.5, 1, 0.25, 0.5])
     np.testing.assert_allclose(attention.cover(box, 5), [NAN, 0.5, 1, 0.25, 0.5])
-    np.testing.assert_allclose(attention.cover(box, 1), [0.75 * 0.75])
 
 
-@pytest.mark.parametrize("patches", [3, 6, 8, 12])
-def test_tokens_that_are_no_square_have_no_cells(patches):
+@pytest.mark.parametrize("patches", [0, 1, 2, 3, 6, 8, 12])
+def test_tokens_that_are_no_square_or_a_single_one_have_no_cells(patches):
+    assert attention.side(patches) is None
     assert attention.cover((0, 0, 1, 1), patches) is None
 
 

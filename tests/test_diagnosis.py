@@ -112,6 +112,16 @@ def test_what_passes_its_limit_is_said_with_what_to_look_at(part, name, value, w
     assert said in found[warning] and "look at" in found[warning]
 
 
+def test_a_gate_that_masks_too_much_both_times_is_said_of_both():
+    gate, fusion = fine()
+    gate["train"]["mask_rate"], gate["predict"]["mask_rate"] = 0.51, 1.0
+    said = diagnosis.warnings(gate, fusion, LIMITS)["over_masking"]
+    assert said.startswith(
+        "msaGate masks 51% of the topics in training (mode sample) and 100% of the topics when "
+        "writing (mode threshold), so titles"
+    )
+
+
 def test_boxes_are_read_by_item_and_slot_and_absent_where_nothing_was_drawn(tmp_path):
     assert diagnosis.read_boxes(tmp_path) == {}
     shares = dict(zip(("left", "top", "right", "bottom"), QUARTER, strict=True))

@@ -124,6 +124,7 @@ class Server:
     """The images API: each text gets a picture of its own, or what `answers` says for it.
 
     An answer is (status, headers, body); of a list the first ones go first, then the picture.
+    A picture takes `seconds`, other answers none.
     """
 
     def __init__(self):
@@ -159,7 +160,7 @@ class Server:
             self.most_at_once = max(self.most_at_once, self.at_once)
             given = self.answers.get(body["prompt"])
             special = given.pop(0) if given else None
-        time.sleep(self.seconds)
+        time.sleep(0 if special else self.seconds)
         with self.lock:
             self.at_once -= 1
         if path != "/v1/images/generations" or headers["Authorization"] != f"Bearer {KEY}":
@@ -269,6 +270,16 @@ def test_what_was_made_before_a_failure_is_kept(server):
         api(concurrency=1).illustrate(["a", "bb"], 1, 0)
     assert contents(api(), ["a", "bb"]) == [[drawing("a")], [drawing("bb")]]
     assert [asked["prompt"] for asked in server.asked].count("a") == 1
+
+
+def test_a_failure_asks_for_nothing_more_and_keeps_what_is_under_way(server):
+    server.seconds = 0.5
+    server.answers["a"] = [(500, {}, error("broken"))]
+    with pytest.raises(WrongInput):
+        api(concurrency=3, retries=0).illustrate(["bb", "ccc", "a", "dddd"], 1, 0)
+    assert sorted(asked["prompt"] for asked in server.asked) == ["a", "bb", "ccc"]
+    assert contents(api(), ["bb", "ccc"]) == [[drawing("bb")], [drawing("ccc")]]
+    assert len(server.asked) == 3
 
 
 def test_without_a_key_or_a_server_one_sentence_says_so(server, monkeypatch):

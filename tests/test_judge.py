@@ -188,6 +188,29 @@ def test_a_failed_question_is_counted_and_leaves_the_others(place, serve):
     assert found["free"]["richness"]["mean"] == 6
 
 
+def test_overall_is_the_mean_of_the_ten_means_whatever_failed(place, serve):
+    """Free 8, 6, 4 and aware 6, 4: (5 * 6 + 5 * 5) / 10; of all 25 scores the mean is 5.6.
+
+    Moves by article: 5 * 2/30 + 5 * 1/20, 5 * 0/30 - 5 * 1/20, -5 * 2/30, which are 7, -3 and -4
+    twelfths; the error is sqrt(3/2 (49 + 9 + 16)) / 12.
+    """
+
+    def moody(body, _):
+        parts = shown(body)
+        return "Ten!" if parts["title"] == "Cake c" and "reference" in parts else score(body)
+
+    serve(moody)
+    error = round(sqrt(1.5 * 74) / 12, 6)
+    assert run(place)["overall"] == {"mean": 5.5, "standard_error": error}
+
+
+def test_without_any_answer_to_one_of_the_ten_there_is_no_overall(place, serve):
+    serve(lambda body, _: "Ten!" if "reference" in shown(body) else score(body))
+    found = run(place)
+    assert found["free"]["richness"]["mean"] == 6
+    assert found["overall"] == {"mean": "unavailable", "standard_error": "unavailable"}
+
+
 def test_a_judge_that_never_answers_well_has_no_means(place, serve):
     server = serve(lambda *_: "Ten!")
     found = run(place)

@@ -146,11 +146,22 @@ def test_a_single_patch_is_no_grid():
     assert heatmaps.grid(np.ones(2)) is None
 
 
-def test_the_place_with_weight_is_warm_and_the_rest_stays_grey():
+def test_the_place_with_weight_is_warm_and_the_rest_is_not():
     weights = np.array([[0.0, 1.0], [0.0, 0.0]])
     shown = np.asarray(heatmaps.overlay(Image.new("RGB", (4, 4), "white"), weights, True, None))
     warm = shown[..., 0].astype(int) - shown[..., 2] > 50
     assert warm.tolist() == [[False, False, True, True]] * 2 + [[False] * 4] * 2
+
+
+def test_things_of_equal_brightness_are_told_apart_with_weight_and_without():
+    """Red and green whose luminance is 76 both, as Pillow weighs them."""
+    picture = Image.new("RGB", (4, 2), (255, 0, 0))
+    picture.paste((0, 130, 0), (0, 1, 4, 2))
+    assert len(picture.convert("L").getcolors()) == 1
+    weights = np.array([[0.0, 1.0]] * 2)
+    shown = np.asarray(heatmaps.overlay(picture, weights, False, None)).astype(int)
+    apart = np.abs(shown[0] - shown[1]).max(axis=-1)
+    assert apart[:2].min() > 80 and apart[2:].min() > 25
 
 
 @pytest.mark.parametrize(("middle", "columns"), [(True, (4, 6)), (False, (6, 12))])

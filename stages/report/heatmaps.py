@@ -4,40 +4,32 @@ Without any text in them, so that they need no font; the page says what they sho
 give the same bytes: PNG files of a fixed palette and without metadata.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from stages.shared import attention
 from stages.shared.attention import Box
 
 ROW = 20  # pixels of a row of the matrix; the page's labels are as high
 WIDTH = 320  # of the whole matrix, about
-COLOURS = 64  # of a file
+COLOURS = 128  # of a file
 _SCALE = colormaps["viridis"]  # readable on light and dark, and by the colour-blind
-_HEAT = np.array([255.0, 150.0, 20.0])  # over the picture where a weight is largest
-_DIM = 0.75  # brightness of the grey picture beneath
-_OPAQUE = 0.7  # of the heat at its largest: the picture shows through
+_HEAT = np.array([255.0, 170.0, 0.0])  # over the picture where a weight is largest
+_DIM = 0.6  # brightness of the picture beneath
+_COLOUR = 0.6  # of its colours, which tell objects that are equally bright apart
+_OPAQUE = 0.65  # of the heat at its largest: the picture shows through
 _BOX = (0, 255, 255)
 
 
-def grid_side(patches: int) -> int | None:
-    """n of a grid of n x n patches, with or without one token of the whole before them; else None.
-
-    One patch is no grid.
-    """
-    for cells in (patches, patches - 1):
-        side = math.isqrt(max(cells, 0))
-        if side > 1 and side * side == cells:
-            return side
-    return None
-
-
 def grid(weights: np.ndarray) -> np.ndarray | None:
-    """(P,) weights of patches -> (n, n) by row; a token before the grid is left out."""
-    side = grid_side(len(weights))
+    """(P,) weights of patches -> (n, n) by row; a token before the grid is left out.
+
+    None if they are no grid.
+    """
+    side = attention.side(len(weights))
     return None if side is None else weights[len(weights) - side * side :].reshape(side, side)
 
 
@@ -51,7 +43,7 @@ def matrix(weights: np.ndarray) -> Image.Image:
 def overlay(
     picture: Image.Image, weights: np.ndarray, middle: bool, box: Box | None
 ) -> Image.Image:
-    """The picture in grey, the warmer a place the more weight (n, n) it has; with a box if given.
+    """The picture, duller, the warmer a place the more weight (n, n) it has; with a box if given.
 
     middle: the grid lies over the picture's middle square, else over all of it. `box` is of the
     whole picture.
@@ -62,9 +54,10 @@ def overlay(
     rows = (np.arange(bottom - top) * len(weights)) // (bottom - top)
     columns = (np.arange(right - left) * len(weights)) // (right - left)
     heat[top:bottom, left:right] = _relative(weights)[rows][:, columns]
-    grey = np.asarray(picture.convert("L"), dtype=float)[..., None] * _DIM
+    grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
+    dull = _DIM * ((1 - _COLOUR) * grey + _COLOUR * np.asarray(picture, dtype=float))
     share = _OPAQUE * heat[..., None]
-    mixed = Image.fromarray(((1 - share) * grey + share * _HEAT).round().astype(np.uint8))
+    mixed = Image.fromarray(((1 - share) * dull + share * _HEAT).round().astype(np.uint8))
     if box is not None:
         sizes = (width, height, width, height)
         edges = [round(edge * (size - 1)) for edge, size in zip(box, sizes, strict=True)]

@@ -63,19 +63,28 @@ def spread(weights: np.ndarray) -> float:
     return float(entropy(weights.mean(0)))
 
 
+def side(patches: int) -> int | None:
+    """n of P tokens that are a grid of n x n, row by row, or such a grid after a class token.
+
+    None if they are neither. One cell is no grid: attention inside it has no place.
+    """
+    for cells in (patches, patches - 1):
+        if cells > 1 and isqrt(cells) ** 2 == cells:
+            return isqrt(cells)
+    return None
+
+
 def cover(box: Box, patches: int) -> np.ndarray | None:
     """The share of each picture token's cell that a box covers.  -> (P,)
 
-    P tokens are a square grid, row by row, or one after a class token, which has no place: NaN
-    there. None if they are neither.
+    NaN at a class token, which has no place. None if the tokens are no grid.
     """
-    for placeless in (0, 1):
-        side = isqrt(patches - placeless)
-        if side and side**2 == patches - placeless:
-            left, top, right, bottom = box
-            cells = np.outer(_overlap(top, bottom, side), _overlap(left, right, side)).ravel()
-            return np.concatenate([np.full(placeless, np.nan), cells])
-    return None
+    size = side(patches)
+    if size is None:
+        return None
+    left, top, right, bottom = box
+    cells = np.outer(_overlap(top, bottom, size), _overlap(left, right, size)).ravel()
+    return np.concatenate([np.full(patches - size**2, np.nan), cells])
 
 
 def _overlap(low: float, high: float, side: int) -> np.ndarray:

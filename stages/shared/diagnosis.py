@@ -136,14 +136,17 @@ def word_tokens(row: dict, phrases: grounding.Phrases, value: str) -> list[int]:
 def warnings(gate: dict, fusion: dict, limits: Limits) -> dict[str, str]:
     """name -> what is wrong and where to look, of what passes its limit."""
     found = {}
-    for use, when in (("train", "in training"), ("predict", "when writing")):
-        rate, mode = gate[use]["mask_rate"], gate[use]["mode"]
-        if rate > limits.over_masking:
-            found["over_masking"] = (
-                f"msaGate masks {rate:.0%} of the topics {when} (mode {mode}), so titles hardly "
-                "reach the text: look at the histogram of sigma, and at sigma_map and the gate's "
-                "modes in models.*.network of params.yaml"
-            )
+    masked = [
+        f"{gate[use]['mask_rate']:.0%} of the topics {when} (mode {gate[use]['mode']})"
+        for use, when in (("train", "in training"), ("predict", "when writing"))
+        if gate[use]["mask_rate"] > limits.over_masking
+    ]
+    if masked:
+        found["over_masking"] = (
+            f"msaGate masks {' and '.join(masked)}, so titles hardly reach the text: look at the "
+            "histogram of sigma, and at sigma_map and the gate's modes in models.*.network of "
+            "params.yaml"
+        )
     if fusion["entropy"] > limits.uniform_entropy:
         found["uniform_attention"] = (
             f"the fusion's attention is nearly uniform (entropy {fusion['entropy']:.2f} of 1), so "

@@ -7,6 +7,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
+from threading import Event
 
 from openai import APIError, AuthenticationError, OpenAI, PermissionDeniedError
 
@@ -43,14 +44,28 @@ class OpenAIIllustrator(GeneratingIllustrator):
         self.format = {} if gpt else {"response_format": "b64_json"}
 
     def generate(self, drafts: list[Draft]) -> Iterator[tuple[Draft, bytes]]:
+        """Raises the first fault once all that was under way then has come, and is yielded."""
+        stop, fault = Event(), None
+
+        def ask(draft: Draft) -> bytes | None:
+            try:
+                return None if stop.is_set() else self._ask(draft.text)
+            except BaseException:
+                stop.set()  # here, before this thread takes the next: nothing more is paid for
+                raise
+
         with ThreadPoolExecutor(self.numbers.concurrency) as pool:
-            asked = {pool.submit(self._ask, draft.text): draft for draft in drafts}
+            asked = {pool.submit(ask, draft): draft for draft in drafts}
             try:
                 for answer in bar(as_completed(asked), "ask", len(asked)):
-                    if content := answer.result():
+                    if error := answer.exception():
+                        fault = fault or error
+                    elif content := answer.result():
                         yield asked[answer], content
             finally:
-                pool.shutdown(cancel_futures=True)  # nothing more is asked, and paid, for
+                pool.shutdown(cancel_futures=True)  # where who reads stops reading
+        if fault:
+            raise fault
 
     def _ask(self, text: str) -> bytes | None:
         """A picture file, or None if the server will not draw this text."""
