@@ -66,7 +66,12 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     option("--images", metavar="N", type=int, help="pictures in all; 0: a text without picture")
     option("--run", metavar="NAME", help="a row of runs in params.yaml; without it the first")
     option("--model", metavar="ADDRESS", type=_address, help="a folder, models:/... or runs:/...")
-    option("--backend", metavar="NAME", help="what finds or draws the pictures that are missing")
+    option(
+        "--backend",
+        metavar="NAME",
+        type=_backend,
+        help="what finds or draws missing pictures",
+    )
     option("--seed", metavar="N", type=int, help="of what is drawn; without it that of the run")
     option("-o", "--output", metavar="FOLDER", type=_here, required=True)
     write.set_defaults(verb=_write)
@@ -78,6 +83,12 @@ def _here(path: str) -> Path:
 
 def _address(model: str) -> str:
     return model if model.startswith(("models:", "runs:")) else str(_here(model))
+
+
+def _backend(backend: str) -> str:
+    """Of diffusers:NAME, NAME is a folder if there is one, else a name of Hugging Face."""
+    kind, _, name = backend.partition(":")
+    return f"{kind}:{_here(name)}" if kind == "diffusers" and _here(name).is_dir() else backend
 
 
 def _run(arguments: argparse.Namespace) -> None:

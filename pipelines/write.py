@@ -14,12 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import regex
-
 from pipelines import article
+from pipelines.given import Rules, rules
 from stages import clean
-from stages.ingest import BYTES_PER_PIXEL, UNKNOWN
-from stages.shared import images, params
+from stages.ingest import UNKNOWN
+from stages.shared import params
 from stages.shared.language import detect
 from stages.shared.stage import WrongInput, output
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from stages.shared.runs import Run
 
 PHASES = {"preference": "data/10_train_preference", "sft": "data/09_train_sft"}  # the last first
-VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}]")
 SEEDS = 2**32  # what every generator takes
 
 
@@ -62,8 +60,8 @@ def main(given: Namespace) -> None:
     settings = params.load(Params, "write")
     target = checked_target(given.output)
     name = run_name(given.run)
-    tidy = params.load(clean.Params, "clean")
-    inputs = read_inputs(given.topic, given.image, given.images, settings, tidy)
+    limits = rules()
+    inputs = read_inputs(given.topic, given.image, given.images, settings, limits)
     seed = checked_seed(given.seed)
     with ExitStack() as stack:
         folder, phase = model_folder(name, given.model, stack)
@@ -76,7 +74,7 @@ def main(given: Namespace) -> None:
         print(f"Writing {count(max(1, len(inputs.pictures)), 'text')} with {name}", flush=True)
         texts = write_texts(author, inputs, generation)
         said = {"run": name, "phase": phase, "uri": shown_address(given.model)}
-        made = compose(inputs, texts, said, generation.seed, settings, tidy)
+        made = compose(inputs, texts, said, generation.seed, settings, limits)
     save(made, target)
 
 
@@ -113,10 +111,10 @@ def checked_seed(seed: int | None) -> int | None:
 
 
 def read_inputs(
-    topic: str | None, files: list[Path], wanted: int | None, settings: Params, tidy: clean.Params
+    topic: str | None, files: list[Path], wanted: int | None, settings: Params, limits: Rules
 ) -> Inputs:
     """The clean topic and the pictures' bytes. Raises WrongInput for what cannot be used."""
-    title = clean_topic(topic, settings.max_characters, tidy)
+    title = limits.topic(topic, "--topic")
     if title is None and not files:
         raise WrongInput("there is nothing to write about: give --topic with words, or --image")
     default = len(files) or settings.images
@@ -136,42 +134,21 @@ def read_inputs(
             f"--images is {wanted}, and {len(files)} are given: the others need a --topic to be "
             "found by"
         )
-    limit = params.load(int, "ingest", "max_pixels")
-    pictures = [read_picture(file, limit) for file in files]
+    pictures = [read_picture(file, limits) for file in files]
     return Inputs(title, pictures, wanted - len(files))
 
 
-def clean_topic(topic: str | None, most: int, tidy: clean.Params) -> str | None:
-    """The topic on one line, as stage 02 cleans titles; None if no character of it can be seen."""
-    if topic is None:
-        return None
-    if len(topic) > most:
-        raise WrongInput(
-            f"--topic has {len(topic)} characters, more than write.max_characters ({most}) of "
-            "params.yaml: shorten it"
-        )
-    line = " ".join(clean.clean(topic, detect(topic) or UNKNOWN, tidy).split())
-    return line if VISIBLE.search(line) else None
-
-
-def read_picture(file: Path, max_pixels: int) -> Source:
+def read_picture(file: Path, limits: Rules) -> Source:
     """Raises WrongInput if it is no file, no picture, or too large, which is known undecoded."""
     try:
         if not file.is_file():
             why = "is a folder or a device" if file.exists() else "does not exist"
             raise WrongInput(f"--image: {file} {why}: name a picture file")
-        if file.stat().st_size > BYTES_PER_PIXEL * max_pixels:
-            raise WrongInput(
-                f"--image: {file} has {file.stat().st_size} bytes, more than a picture of "
-                f"ingest.max_pixels ({max_pixels}) can have: make it smaller"
-            )
-        content = file.read_bytes()
-        images.inspect(content, max_pixels)
+        limits.size(file.stat().st_size, f"--image: {file}")
+        content = limits.picture(file.read_bytes(), f"--image: {file}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WrongInput(f"--image: {file} cannot be read ({reason}): name another one") from None
-    except images.WrongImage as error:
-        raise WrongInput(f"--image: {file}: {error}: give another picture") from None
     name = clean.INVISIBLE.sub("", file.name.encode(errors="replace").decode())
     return Source(content, article.GIVEN, " ".join(name.split()))
 
@@ -253,7 +230,7 @@ def compose(
     model: dict[str, str | None],
     seed: int,
     settings: Params,
-    tidy: clean.Params,
+    limits: Rules,
 ) -> article.Article:
     """The article; what was written passes the same cleaning as what it was learned from."""
     chunks = []
@@ -265,8 +242,7 @@ def compose(
                 one.content, number, one.provenance, one.name, settings.picture, settings.crisp
             )
         passed = None if text.passed is None else text.passed > 0
-        said = clean.clean(text.text, detect(text.text) or UNKNOWN, tidy)
-        chunks.append(article.Chunk(said, picture, text.similarity, passed))
+        chunks.append(article.Chunk(limits.text(text.text), picture, text.similarity, passed))
     language = detect(" ".join([inputs.topic or "", *(chunk.text for chunk in chunks)])) or UNKNOWN
     return article.Article(inputs.topic, language, model, seed, chunks)
 

@@ -254,7 +254,7 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp
     texts = served.predict(frame)
     assert texts[0] == expected[0]["text"] and len(texts) == 2
     assert served.predict(frame[:0]) == []
-    with pytest.raises(ValueError, match="row 1 has neither topic nor image"):
+    with pytest.raises(WrongInput, match="row 1 has neither topic nor image"):
         served.predict(pd.DataFrame({"topic": ["a cat", " "]}))
 
 
@@ -402,6 +402,17 @@ def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_
     assert corpus.bytes_of(out) == before
     with pytest.raises(WrongInput, match="is a file"):
         written(out / "notes.txt", topic="three", images=0)
+
+
+def test_a_backend_that_is_a_folder_is_meant_from_where_the_user_stands(place, picture):
+    inner = place / "data"
+    tiny_diffusion.save(inner / "painter")
+    options = ["--topic", "a cat", "--images", "1", "--backend", "diffusers:painter"]
+    done = polymuse(inner, "write", *options, "-o", "drawn")
+    assert done.returncode == 0, done.stderr
+    made = json.loads((inner / "drawn/article.json").read_text())
+    assert made["chunks"][0]["provenance"] == "diffusers:painter"
+    assert str(place) not in (inner / "drawn/article.json").read_text()
 
 
 def test_the_command_works_from_any_folder_and_says_what_it_wrote(place, picture):
