@@ -7,6 +7,7 @@ writes  the output folder, whole or not at all: see pipelines/article.py
 One chunk is written a picture, in the order given; pictures that the illustrator adds come last.
 """
 
+import os
 from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -88,6 +89,12 @@ def checked_target(folder: Path) -> Path:
             raise WrongInput(
                 f"{folder} holds files that are no article of this command, and they would be "
                 "lost: name another folder with --output"
+            )
+        above = next(place for place in folder.parents if place.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise WrongInput(
+                f"{above} is {'not to be written in' if above.is_dir() else 'a file'}: name "
+                "another folder with --output"
             )
     except OSError as error:
         raise WrongInput(f"{folder} cannot be used ({error.strerror}): name another one") from None

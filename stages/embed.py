@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stages.shared import embedding, encoders, features
 from stages.shared.params import load
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.stage import output, stage
 from stages.shared.tables import CHUNKS, read
 
 
@@ -43,8 +43,6 @@ def supported(chunks: list[dict], languages: list[str]) -> float:
 def main(params: embedding.Params, ingest: Path, chunk: Path, align: Path, target: Path) -> None:
     chunks = read(chunk / "chunks.parquet", CHUNKS)
     names = pictures_of(chunks)
-    if not names:
-        raise WrongInput(f"{chunk}/chunks.parquet has no chunk with a picture: look at {ingest}")
     encoder = encoders.load(align)
     pictures = embedding.picture_rows(encoder, ingest / "images", names, params.image_batch)
     texts = None

@@ -28,7 +28,7 @@ from stages.shared.illustrators import Gallery, Illustrator, Params
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.records import SPLITS
-from stages.shared.stage import output, stage
+from stages.shared.stage import WrongInput, output, stage
 from stages.shared.store import batched
 
 TITLES_AT_ONCE = 64  # whose pictures are in memory
@@ -138,6 +138,12 @@ def main(params: Params, folders: list[Path], target: Path) -> None:
     with tracking.run(stage="illustrate", name=target.name, params=asdict(params)) as tracked:
         with output(target) as folder:
             rows, figures = pictures(params, bare, gallery, folder)
+            if not rows and len(bare) == len(chunks):
+                raise WrongInput(
+                    f"{chunk}/chunks.parquet has no picture, and {figures['backend']} gave none "
+                    f"({', '.join(figures['left_without'])}): set illustrate.backend to "
+                    "diffusers:NAME or openai:MODEL, and give titles"
+                )
             write(folder, chunks, rows, figures)
         for number, row in enumerate(rows):
             if row["similarity"] is not None:

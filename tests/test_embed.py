@@ -160,10 +160,11 @@ def test_the_share_of_a_language_is_counted_by_train_record(languages, share):
     assert embed.supported(chunks, ["en"]) == share
 
 
-def test_a_corpus_without_pictures_is_named(tmp_path, encoder_folder):
+def test_a_corpus_without_pictures_has_features_of_its_texts_alone(tmp_path, encoder_folder):
     corpora.save(tmp_path, [], [chunk(0, None, title="One")])
-    with pytest.raises(WrongInput, match="no chunk with a picture"):
-        run(tmp_path, encoder_folder)
+    found = run(tmp_path, encoder_folder)
+    assert (found.image_index, len(found.pooled), len(found.patches)) == ({}, 0, 0)
+    assert list(found.text_index) == ["One"]
 
 
 def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, encoder_folder):

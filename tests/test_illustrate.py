@@ -54,8 +54,14 @@ def articles() -> tuple[list[dict], list[dict]]:
 
 def run(folder, encoder, rows, chunks, name="out"):
     corpora.save(folder, rows, chunks)
-    batches = embedding.Params(image_batch=4, text_batch=4, min_supported=0.5)
-    embed.main(batches, folder / "ingest", folder / "chunks", encoder, folder / "embed")
+    # Batches of the same size, as in the pipeline: of another one, a last bit may be another.
+    embed.main(
+        load(embedding.Params, "embed"),
+        folder / "ingest",
+        folder / "chunks",
+        encoder,
+        folder / "embed",
+    )
     illustrate.main(load(Params, "illustrate"), sources(folder, encoder), folder / name)
     return folder / name
 

@@ -1,29 +1,32 @@
 """Articles without pictures, from a folder of JSON lines to what a writer makes of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_diffusion
 import torch
 from corpora import COLOURS, picture
 
 from stages import chunk, clean, embed, illustrate, ingest, predict, train_sft
 from stages.shared import embedding, illustrators, images, runs, tables, tiny_encoder
 from stages.shared.params import load
+from stages.shared.stage import WrongInput
 from tests import corpus
 
 SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 BARE = {("train", 4), ("validation", 1), ("test", 1)}  # split, number of the article
 
 
-def write_corpus(folder: Path) -> None:
-    """Five articles for training and two for each other split; the last of each has no picture."""
+def write_corpus(folder: Path, bare: set[tuple[str, int]]) -> None:
+    """Five articles for training and two for each other split; those of `bare` have no picture."""
     lines = []
     for split, count in [("train", 5), ("validation", 2), ("test", 2)]:
         for number in range(count):
             colour = list(COLOURS)[number % 4]
             chunks = [{"text": f"The {colour} story number {number} of the {split} articles."}]
-            if (split, number) not in BARE:
+            if (split, number) not in bare:
                 name = f"{split}{number}.png"
                 folder.joinpath(name).write_bytes(picture(colour, len(lines))["bytes"])
                 chunks[0]["image"] = name
@@ -33,11 +36,11 @@ def write_corpus(folder: Path) -> None:
     (folder / "articles.jsonl").write_text("\n".join(lines))
 
 
-def prepare(place: Path) -> None:
-    """What 01_ingest to 08_illustrate leave, the encoder untrained."""
+def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
+    """What 01_ingest to 08_illustrate leave, the encoder untrained; `changes` of `illustrate`."""
     raw = place / "raw"
     raw.mkdir()
-    write_corpus(raw)
+    write_corpus(raw, bare)
     params = load(ingest.Params, "ingest")
     ingest.main(params, "articles", "articles", "jsonl", raw, place / "ingest")
     clean.main(load(clean.Params, "clean"), "articles", place / "ingest", place / "clean")
@@ -49,7 +52,18 @@ def prepare(place: Path) -> None:
     tiny_encoder.save(place / "align", SIZES, tower, texts)
     folders = [place / name for name in ("ingest", "chunk", "align", "embed")]
     embed.main(load(embedding.Params, "embed"), *folders)
-    illustrate.main(load(illustrators.Params, "illustrate"), folders, place / "illustrate")
+    params = replace(load(illustrators.Params, "illustrate"), **changes)
+    illustrate.main(params, folders, place / "illustrate")
+
+
+def write_about(place: Path) -> None:
+    """What train_sft and predict make of it."""
+    run = load(runs.Run, "runs", "flexmuse")
+    sources = [place / name for name in ("illustrate", "embed", "align")]
+    train_sft.main("flexmuse", run, sources, place / "sft")
+    model = place / "sft" / "model"
+    sources = [place / "ingest", place / "illustrate", place / "embed", model, model]
+    predict.main(load(predict.Params, "predict"), run, sources, place / "out")
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +73,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        prepare(place)
-        run = load(runs.Run, "runs", "flexmuse")
-        sources = [place / name for name in ("illustrate", "embed", "align")]
-        train_sft.main("flexmuse", run, sources, place / "sft")
-        model = place / "sft" / "model"
-        sources = [place / "ingest", place / "illustrate", place / "embed", model, model]
-        predict.main(load(predict.Params, "predict"), run, sources, place / "out")
+        prepare(place, BARE)
+        write_about(place)
     return place
 
 
@@ -98,3 +107,32 @@ def test_the_pictures_that_others_show_are_the_stored_ones(place):
     names = {row["sha256"] for row in images.read(place / "illustrate" / "images")}
     given = tables.read(place / "illustrate" / "illustrations.parquet", tables.ILLUSTRATIONS)
     assert names == {row["image"] for row in given}
+
+
+@pytest.fixture
+def bare_place(tmp_path, monkeypatch):
+    corpus.project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+EVERY = {(split, number) for split in ("train", "validation", "test") for number in range(5)}
+
+
+def test_articles_without_any_picture_are_drawn_trained_on_and_written(bare_place):
+    painter = tiny_diffusion.save(bare_place / "painter")
+    sizes = illustrators.Diffusers(steps=2, guidance=5.0, size=64)
+    prepare(bare_place, EVERY, backend=f"diffusers:{painter}", diffusers=sizes)
+    write_about(bare_place)
+    written = tables.read(bare_place / "out/predictions.parquet", tables.PREDICTIONS)
+    drawn = {row["sha256"] for row in images.read(bare_place / "illustrate" / "images")}
+    assert {row["image"] for row in written} <= drawn
+    assert {row["split"] for row in written} == {"validation", "test"}
+    assert all(-1 <= row["sigma"] <= 1 for row in written)
+
+
+def test_without_any_picture_there_is_nothing_to_retrieve_and_one_sentence_says_so(bare_place):
+    with pytest.raises(WrongInput, match=r"train split has no picture of its own.*diffusers:NAME"):
+        prepare(bare_place, EVERY)
+    assert not (bare_place / "illustrate").exists()

@@ -400,8 +400,9 @@ def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_
     with pytest.raises(WrongInput, match="would be lost"):
         written(out, topic="three", images=0)
     assert corpus.bytes_of(out) == before
-    with pytest.raises(WrongInput, match="is a file"):
-        written(out / "notes.txt", topic="three", images=0)
+    for target in (out / "notes.txt", out / "notes.txt/a/b"):
+        with pytest.raises(WrongInput, match=r"notes.txt is a file"):
+            write.checked_target(target)
 
 
 def test_a_backend_that_is_a_folder_is_meant_from_where_the_user_stands(place, picture):

@@ -6,6 +6,8 @@
     texts.parquet      text, length, pieces, pooled (D)    one row a text
     tokens.parquet     token (Dt)                  `length` rows a text, one after the other
 
+Without any picture there are no files of pictures.
+
 All features are fp16. The large ones are files of their own, so that who needs only pooled
 features reads little.
 """
@@ -26,6 +28,7 @@ from stages.shared.stage import WrongInput
 Row = dict[str, np.ndarray]
 Texts = tuple[list[str], list[list[str]], Iterable[Row]]  # texts, their pieces, their rows
 Name = TypeVar("Name")
+PICTURES = ("image_index", "pooled", "patches")  # of Features
 ROWS_AT_ONCE = 512  # in memory while writing or reading
 
 
@@ -67,14 +70,20 @@ def write(
 
 def text_kind(folder: Path) -> Literal["encoder", "learned"]:
     """Whether the texts have features. Raises WrongInput if embed did not write the folder."""
+    return _summary(folder)["text"]
+
+
+def _summary(folder: Path) -> dict:
     try:
-        return json.loads((folder / "summary.json").read_text())["text"]
+        return json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
         raise WrongInput(f"{folder / 'summary.json'} is missing: run `dvc repro`") from None
 
 
 def read_pooled(folder: Path) -> tuple[dict[str, int], np.ndarray]:
     """The row of each picture by its sha256, and the pooled features (N, D) fp16 alone."""
+    if not _summary(folder)["pictures"]:
+        return {}, np.zeros((0, 0), np.float16)
     names = pq.read_table(folder / "pictures.parquet", columns=["sha256"])
     return _index(names.column(0)), _array(folder / "pictures.parquet", "pooled")
 
@@ -98,6 +107,8 @@ def _join(found: Features, other: Features) -> Features:
     }
     if not lacking:
         return found  # no second copy of the patches
+    if not found.image_index:  # and no shapes
+        return replace(found, **{name: getattr(other, name) for name in PICTURES})
     rows = list(lacking.values())
     index = {name: len(found.image_index) + row for row, name in enumerate(lacking)}
     return replace(
@@ -114,7 +125,9 @@ def _read(folder: Path) -> Features:
     pictures = {
         "image_index": index,
         "pooled": pooled,
-        "patches": _array(folder / "patches.parquet", "patches"),
+        "patches": _array(folder / "patches.parquet", "patches")
+        if index
+        else np.zeros((0, 0, 0), np.float16),
     }
     if text == "learned":
         return Features(

@@ -138,6 +138,11 @@ class Gallery:
         """Whether the encoder reads the language of the corpus."""
         return features.text_kind(self.embed) == "encoder"
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no picture to choose from."""
+        return not self._sources
+
     @cached_property
     def encoder(self) -> "Encoder":
         from stages.shared import encoders

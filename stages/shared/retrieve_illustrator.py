@@ -10,6 +10,8 @@ class RetrieveIllustrator(Illustrator):
         self.gallery = gallery
         if not gallery.readable:
             self.obstacle = "the encoder does not read the language"
+        elif gallery.empty:
+            self.obstacle = "the train split has no picture of its own"
 
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
         """Nothing is drawn: every seed gives the same. With an obstacle: none."""
