@@ -88,7 +88,8 @@ def _address(model: str) -> str:
 def _backend(backend: str) -> str:
     """Of diffusers:NAME, NAME is a folder if there is one, else a name of Hugging Face."""
     kind, _, name = backend.partition(":")
-    return f"{kind}:{_here(name)}" if kind == "diffusers" and _here(name).is_dir() else backend
+    folder = name.startswith(".") or (name and _here(name).is_dir())
+    return f"{kind}:{_here(name)}" if kind == "diffusers" and folder else backend
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -100,6 +100,9 @@ def test_a_pipeline_that_lacks_weights_is_one_sentence(weights, tmp_path, part):
 def test_a_pipeline_that_does_not_exist_or_refuses_its_size_is_one_sentence(weights, tmp_path):
     with pytest.raises(WrongInput, match="diffusers:nobody/nothing cannot be used"):
         diffusion("nobody/nothing")
+    for name in ("../nowhere", str(tmp_path / "nowhere")):
+        with pytest.raises(WrongInput, match=f"diffusers:{name}: there is no such folder"):
+            diffusion(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(WrongInput, match="diffusers:empty cannot be used"):
         diffusion(tmp_path / "empty").illustrate(["fox"], 1, 0)

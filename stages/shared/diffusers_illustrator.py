@@ -125,6 +125,11 @@ def load(name: str, params: Params, gallery: Gallery) -> DiffusersIllustrator:
     backend, folder = name_of(f"diffusers:{name}"), Path(name)
     if folder.is_dir():
         return DiffusersIllustrator(backend, folder, fingerprint(folder), params)
+    if name.startswith((".", "/")):  # what no name of Hugging Face does
+        raise WrongInput(
+            f"illustrate.backend: diffusers:{name}: there is no such folder: give another, "
+            "or a name of Hugging Face"
+        )
     allow_downloads()
     try:
         folder = Path(DiffusionPipeline.download(name))
