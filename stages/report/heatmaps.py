@@ -18,8 +18,8 @@ WIDTH = 320  # of the whole matrix, about
 COLOURS = 128  # of a file
 _SCALE = colormaps["viridis"]  # readable on light and dark, and by the colour-blind
 _HEAT = np.array([255.0, 170.0, 0.0])  # over the picture where a weight is largest
-_DIM = 0.6  # brightness of the picture beneath
-_COLOUR = 0.6  # of its colours, which tell objects that are equally bright apart
+_DIM = 0.75  # brightness of the picture beneath
+_COLOUR = 0.75  # of its colours, which tell objects that are equally bright apart
 _OPAQUE = 0.65  # of the heat at its largest: the picture shows through
 _BOX = (0, 255, 255)
 
