@@ -111,6 +111,12 @@ def test_figures_of_gate_fusion_and_object_stand_in_a_table_and_a_tile(place):
     assert "0.320 ± 0.250 of the attention on 0.080 of the picture, 12 items" in text
 
 
+def test_an_object_seen_in_one_record_has_no_error(place):
+    seen = LOOKED["object_attention"] | {"standard_error": "unavailable", "items": 1}
+    measured(place, object_attention=seen)
+    assert "everywhere alike: 0.320 of the attention on 0.080 of the picture" in text_of(place)
+
+
 def test_warnings_stand_on_top_of_their_run_and_an_earlier_phase_is_named(place):
     path = place / "data/12_evaluate/muse/metrics.json"
     sft = json.loads(path.read_text())["sft"]

@@ -178,13 +178,14 @@ class Run:
         return {"phase": row["phase"], "text": row["text"], "right": right, "wrong": wrong}
 
 
-def _object_tile(found: dict[str, float]) -> dict[str, Any]:
+def _object_tile(found: dict[str, Any]) -> dict[str, Any]:
+    error = found["standard_error"]  # a word where all items are of one record
+    noise = f" \N{PLUS-MINUS SIGN} {error:.3f}" if isinstance(error, float) else ""
     return {
         "label": "Looks at the object",
         "value": found["ratio"],
-        "note": f"times as much as everywhere alike: {found['mass']:.3f} \N{PLUS-MINUS SIGN}"
-        f" {found['standard_error']:.3f} of the attention on {found['area']:.3f} of the picture,"
-        f" {found['items']} items",
+        "note": f"times as much as everywhere alike: {found['mass']:.3f}{noise} of the attention on"
+        f" {found['area']:.3f} of the picture, {found['items']} items",
     }
 
 
