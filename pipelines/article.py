@@ -19,7 +19,6 @@ from typing import Any
 
 import jinja2
 import regex
-from PIL import Image
 
 from stages.shared import images
 
@@ -90,14 +89,8 @@ class Article:
 def redraw(
     content: bytes, number: int, provenance: str, source: str, side: int, crisp: int
 ) -> Picture:
-    """A picture file drawn anew: at most `side` pixels long, PNG up to `crisp` pixels, else JPEG.
-
-    A new canvas takes the pixels alone; a comment or a profile would travel along in the old one.
-    """
-    image = images.decode(content)
-    image.thumbnail((side, side))
-    canvas = Image.new("RGB", image.size)
-    canvas.paste(image)
+    """A picture drawn anew: at most `side` pixels long, PNG up to `crisp` pixels, else JPEG."""
+    canvas = images.redraw(images.decode(content), side)
     small = max(canvas.size) <= crisp
     drawn = BytesIO()
     canvas.save(drawn, "PNG" if small else "JPEG")

@@ -24,7 +24,7 @@ from stages.shared.diagnosis import Traces
 from stages.shared.grounding import Slots, load_slots, load_truth, score, total
 from stages.shared.metrics import PHASES, Item, Score, Tokenizer, flat, plain, tokenise
 from stages.shared.params import load
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.stage import output, stage
 
 
 @dataclass(frozen=True)
@@ -279,13 +279,7 @@ def evaluate(
 
 
 def main(params: Params, run: str, ingest: Path, predictions: Path, target: Path) -> None:
-    source = predictions / "predictions.parquet"
-    rows = tables.read(source, tables.PREDICTIONS)
-    if not any((row["split"], row["inputs"]) == ("test", "both") for row in rows):
-        raise WrongInput(
-            f"{source} holds no test item: keep test in predict.splits of params.yaml,"
-            " and give the corpus records of that split"
-        )
+    rows = tables.read_predictions(predictions)
     foils = tables.read(predictions / "foils.parquet", tables.FOIL_SCORES)
     traces = diagnosis.read_traces(predictions)
     with tracking.run(stage="evaluate", name=run, params={"evaluate": asdict(params)}) as tracked:

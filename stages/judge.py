@@ -238,13 +238,7 @@ def main(params: Params, run: str, predictions: Path, target: Path) -> None:
         with output(target) as folder:
             write(folder, {"unavailable": "judge.model of params.yaml names no model"}, [])
         return
-    source = predictions / "predictions.parquet"
-    rows = tables.read(source, tables.PREDICTIONS)
-    if not any((row["split"], row["inputs"]) == ("test", "both") for row in rows):
-        raise WrongInput(
-            f"{source} holds no test item: keep test in predict.splits of params.yaml,"
-            " and give the corpus records of that split"
-        )
+    rows = tables.read_predictions(predictions)
     with tracking.run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
         with output(target) as folder:
             result, scores = judge(rows, params)

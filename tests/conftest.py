@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,3 +62,18 @@ def files() -> list[Path]:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return sorted(path for name in listed.split("\0") if (path := Path(name)).is_file() and name)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""
+    from tests.chat_server import serving
+
+    with ExitStack() as open_until_then:
+
+        def start(answer):
+            server = open_until_then.enter_context(serving(answer))
+            monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+            return server
+
+        yield start

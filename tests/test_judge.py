@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -15,13 +15,13 @@ from unittest.mock import Mock
 import pytest
 import written
 import yaml
-from chat_server import KEY, TOKENS, serving
 from pydantic import ValidationError
 
 from stages import judge
 from stages.judge import ASKED, PERSPECTIVES, Params, instruction
 from stages.shared import params, tables
 from stages.shared.stage import WrongInput
+from tests.chat_server import KEY, TOKENS
 
 PARAMS = Params(
     model="judge",
@@ -78,19 +78,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(judge.tracking, "run", lambda **given: nullcontext(Mock()))
     written.write_predictions(tmp_path / "predictions", rows(), [])
     return tmp_path
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""
-    with ExitStack() as open_until_then:
-
-        def start(answer):
-            server = open_until_then.enter_context(serving(answer))
-            monkeypatch.setenv("OPENAI_BASE_URL", server.address)
-            return server
-
-        yield start
 
 
 def run(place: Path, **changes) -> dict:

@@ -7,17 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from threading import Lock
 
 import pytest
-from chat_server import KEY, TOKENS, refused, said, serving
 from pydantic import BaseModel, ConfigDict, Field
 
 from stages.shared import llm
 from stages.shared.llm import Question, Settings
 from stages.shared.stage import WrongInput
+from tests.chat_server import KEY, TOKENS, refused, said
 
 SETTINGS = Settings(
     model="judge",
@@ -45,19 +44,6 @@ def _environment(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""
-    with ExitStack() as open_until_then:
-
-        def start(answer):
-            server = open_until_then.enter_context(serving(answer))
-            monkeypatch.setenv("OPENAI_BASE_URL", server.address)
-            return server
-
-        yield start
 
 
 def ask(*texts: str, **changes):

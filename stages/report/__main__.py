@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from stages.report import charts, distributions, gather, illustrations, judged, looking, review
 from stages.report.gather import Run
@@ -52,15 +51,10 @@ class Picture:
 
 
 def save_picture(content: bytes, name: str, folder: Path, params: Params) -> Picture:
-    """Write a picture anew, at most `thumbnail` pixels long, to pictures/ of the page's folder.
-
-    A new canvas takes the pixels alone; a comment or a profile would travel along in the old one.
-    """
+    """Write a picture anew, at most `thumbnail` pixels long, to pictures/ of the page's folder."""
     image = images.decode(content)
     crisp = max(image.size) <= params.crisp
-    image.thumbnail((params.thumbnail, params.thumbnail))
-    canvas = Image.new("RGB", image.size)
-    canvas.paste(image)
+    canvas = images.redraw(image, params.thumbnail)
     path = f"pictures/{name[:16]}.{'png' if crisp else 'jpg'}"
     (folder / "pictures").mkdir(exist_ok=True)
     canvas.save(folder / path)

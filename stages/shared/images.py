@@ -76,6 +76,17 @@ def decode(content: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
+def redraw(image: Image.Image, side: int) -> Image.Image:
+    """The picture (RGB, scaled in place) at most `side` pixels long, on a new canvas.
+
+    It takes the pixels alone; a comment or a profile would travel along in the old one.
+    """
+    image.thumbnail((side, side))
+    canvas = Image.new("RGB", image.size)
+    canvas.paste(image)
+    return canvas
+
+
 @contextmanager
 def writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
     """A function that takes rows, in any order and repeated, one at a time in memory.

@@ -151,3 +151,15 @@ def read_table(path: Path, schema: pa.Schema, only: pc.Expression | None = None)
     if table.schema.remove_metadata() != schema:
         raise WrongInput(f"{path} was written by another version: run `dvc repro`")
     return table
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    """The rows of predictions.parquet. Raises WrongInput if no test item is among them."""
+    source = folder / "predictions.parquet"
+    rows = read(source, PREDICTIONS)
+    if not any((row["split"], row["inputs"]) == ("test", "both") for row in rows):
+        raise WrongInput(
+            f"{source} holds no test item: keep test in predict.splits of params.yaml,"
+            " and give the corpus records of that split"
+        )
+    return rows
