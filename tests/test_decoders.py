@@ -141,3 +141,81 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WrongInput, match="cannot be loaded"):
         decoders.create(str(tmp_path), TINY, 16, [])
+
+
+def published(folder):
+    """A decoder as mengzi-t5-base is published, after a run has saved and restored it."""
+    (folder / "named").mkdir()
+    saved = writers.save_published_t5(folder / "named")
+    model, tokenizer = decoders.create(str(folder / "named"), TINY, 16, [])
+    (folder / "run").mkdir()
+    decoders.save(folder / "run", model, tokenizer)
+    again, tokens = decoders.restore(folder / "run")
+    decoders.untie(again)
+    again.load_state_dict(model.state_dict())
+    return saved, (model.eval(), tokenizer), (again.eval(), tokens)
+
+
+def test_mengzi_t5_as_it_is_published_keeps_its_weights_and_generates_the_same(tmp_path):
+    saved, (model, tokenizer), (again, tokens) = published(tmp_path)
+    assert (len(tokenizer), model.config.vocab_size) == (142, 170)
+    assert (model.config.feed_forward_proj, model.config.scale_decoder_outputs) == (
+        "gated-gelu",
+        False,
+    )
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert not torch.equal(model.lm_head.weight, model.shared.weight)
+    ids = tokenizer(writers.CHINESE, padding=True, return_tensors="pt")
+    assert tokens(writers.CHINESE).input_ids == tokenizer(writers.CHINESE).input_ids
+    options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 2}
+    first, second = (one.generate(**ids, **options) for one in (model, again))
+    assert torch.equal(first, second) and first.unique().numel() > 2
+
+
+def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
+    _, (_, tokenizer), (_, tokens) = published(tmp_path)
+    for found in (tokenizer, tokens):
+        sentinels = found.convert_tokens_to_ids([f"<extra_id_{k}>" for k in range(100)])
+        assert sentinels == list(range(141, 41, -1))
+        parts = [found(text, add_special_tokens=False).input_ids for text in writers.CHINESE[:2]]
+        joined = found("<extra_id_0>".join(writers.CHINESE[:2])).input_ids
+        assert joined == [*parts[0], 141, *parts[1], found.eos_token_id]
+        assert "<" not in found.decode(joined, skip_special_tokens=True)
+
+
+def test_a_sentencepiece_t5_cannot_spell_a_new_line(tmp_path):
+    """Which is why the paragraphs of an article are parted by sentinels."""
+    _, (_, tokenizer), _ = published(tmp_path)
+    ids = tokenizer("米饭\n红烧肉", add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == "米饭 红烧肉"
+
+
+def test_a_row_of_the_vocabulary_that_no_token_has_decodes_to_nothing(tmp_path):
+    _, (_, tokenizer), (_, tokens) = published(tmp_path)
+    ids = tokenizer("米饭", add_special_tokens=False).input_ids
+    for found in (tokenizer, tokens):
+        assert found.decode([ids[0], 150, *ids[1:], 169]) == "米饭"
+
+
+def test_chinese_punctuation_that_a_tokenizer_narrows_is_widened_again(tmp_path):
+    _, (_, tokenizer), _ = published(tmp_path)
+    assert decoders.narrows(tokenizer)
+    assert not decoders.narrows(decoders.train_tokenizer(writers.CHINESE, 400))
+    ids = tokenizer(writers.CHINESE[0]).input_ids
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert text == "红烧肉放糖两勺,小火炖。" and decoders.widen(text) == writers.CHINESE[0]
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        ("好吗?!", "好吗？！"),
+        ("他(小明)说:走...", "他（小明）说：走…"),
+        ("用T5,然后", "用T5，然后"),
+        ("12:30, a cat (red)?", "12:30, a cat (red)?"),
+        ("カレー,です", "カレー，です"),
+    ],
+)
+def test_a_mark_is_widened_where_it_touches_a_chinese_or_japanese_character(narrow, wide):
+    assert decoders.widen(narrow) == wide

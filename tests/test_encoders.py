@@ -8,6 +8,7 @@ import pytest
 import tiny_clips
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clips import open_clip, photo
 
@@ -91,6 +92,48 @@ def test_chinese_clip_pools_the_first_token_through_the_projection(tmp_path):
     close(pooled, F.normalize(expected_picture, dim=-1))
     close(patches, seen.last_hidden_state)
     assert encoder.languages == ["zh"]
+
+
+def test_chinese_clip_is_read_from_the_files_that_its_authors_published(tmp_path):
+    """Every step from pixels and ids to features, written again."""
+    (tmp_path / "source").mkdir()
+    model = tiny_clips.published_chinese_clip(tmp_path / "source")
+    encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder", ["zh"])
+    picture, tower = photo(0), model.vision_model
+    squeezed = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
+    pixels = (squeezed - tiny_clips.CLIP_MEAN) / tiny_clips.CLIP_DEVIATION
+    pixels = torch.from_numpy(pixels).float().permute(2, 0, 1)
+    torch.testing.assert_close(encoder.pixels(picture), pixels, atol=0.03, rtol=0)
+    with torch.inference_mode():
+        cells = F.conv2d(
+            encoder.pixels(picture)[None], tower.embeddings.patch_embedding.weight, stride=16
+        )
+        cells = cells.flatten(2).transpose(1, 2)  # (1, P, D), by row
+        tokens = torch.cat([tower.embeddings.class_embedding[None, None], cells], 1)
+        tokens = tower.pre_layrnorm(tokens + tower.embeddings.position_embedding.weight)
+        states = tower.encoder(inputs_embeds=tokens).last_hidden_state
+        expected = model.visual_projection(tower.post_layernorm(states[:, 0]))
+        ids = torch.tensor([[2, 5, 6, 15, 16, 14, 1, 3]])  # [CLS] 番 茄 a ##b ， [UNK] [SEP]
+        text = model.text_model(input_ids=ids).last_hidden_state
+        read = text[:, 0] @ model.text_projection.weight.T
+    pooled, patches = encoder.images([picture])
+    close(pooled, F.normalize(expected, dim=-1))
+    close(patches, states)  # the class token before the 2 x 2 patches, none of them normalised
+    pooled, tokens, mask = encoder.texts(["番茄Ab，？", "米"])
+    assert mask.sum(1).tolist() == [8, 3]
+    close(pooled[:1], F.normalize(read, dim=-1))
+    close(tokens[0][mask[0]], text[0])
+
+
+def test_chinese_clip_reads_the_52_tokens_that_it_was_trained_on(tmp_path):
+    (tmp_path / "source").mkdir()
+    tiny_clips.published_chinese_clip(tmp_path / "source")
+    encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder", ["zh"])
+    long = "番茄炒蛋米饭红烧肉" * 6  # 54 characters
+    pooled, tokens, mask = encoder.texts([long, long[:50], "米"])
+    assert tokens.shape[1] == 52 and mask.sum(1).tolist() == [52, 52, 3]
+    assert torch.equal(pooled[0], pooled[1])
+    assert encoder.pieces([long])[0] == ["[CLS]", *long[:50], "[SEP]"]
 
 
 def test_siglip_reads_texts_at_their_full_length_and_pools_them_itself(tmp_path):

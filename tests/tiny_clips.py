@@ -39,6 +39,8 @@ TOWER = {
 }
 VISION = TOWER | {"image_size": 32, "patch_size": 16}
 CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # of red, green and blue
+CLIP_DEVIATION = [0.26862954, 0.26130258, 0.27577711]
 OPEN_CLIP = {
     "embed_dim": 12,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16},
@@ -82,6 +84,36 @@ def chinese_clip(folder: Path) -> ChineseCLIPModel:
     model = ChineseCLIPModel(config).eval()
     model.save_pretrained(folder)
     ChineseCLIPProcessor(ChineseCLIPImageProcessor(**CROP), tokenizer).save_pretrained(folder)
+    return model
+
+
+def published_chinese_clip(folder: Path) -> ChineseCLIPModel:
+    """The files that OFA-Sys/chinese-clip-vit-base-patch16 consists of, as they were in 2022: a
+    vocabulary without a tokenizer's settings, a feature extractor, weights that are a pickle."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"番茄炒蛋米饭红烧肉，a", "##b"]
+    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": 512, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
+    model = ChineseCLIPModel(config).eval()
+    with torch.no_grad():  # LayerNorm as it is after training: no identity
+        model.vision_model.post_layernorm.weight.normal_()
+        model.vision_model.post_layernorm.bias.normal_()
+    config.save_pretrained(folder)
+    positions = {"text_model.embeddings.position_ids": torch.arange(512)[None]}  # of older releases
+    torch.save(model.state_dict() | positions, folder / "pytorch_model.bin")
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    pictures = {
+        "feature_extractor_type": "ChineseCLIPFeatureExtractor",
+        "size": {"height": 32, "width": 32},
+        "crop_size": 32,
+        "do_center_crop": False,
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_DEVIATION,
+        "resample": 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
     return model
 
 

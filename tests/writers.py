@@ -1,11 +1,14 @@
 """A tiny writer, its features and its batches, for the tests of models and of writing stages."""
 
+import json
+from io import BytesIO
 from pathlib import Path
 
 import stages.shared.operators  # noqa: F401  (before transformers)
 
 import numpy as np
 import torch
+from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from stages.models.flexmuse import Model, Network, Shapes
@@ -13,6 +16,13 @@ from stages.shared.batches import Chunks
 from stages.shared.decoders import train_tokenizer
 from stages.shared.features import Features
 
+CHINESE = [
+    "红烧肉放糖两勺，小火炖。",
+    "番茄炒蛋要先炒蛋。",
+    "米饭配红烧肉。",
+    "两只鸟在老城上飞。",
+    "小雨下了一天，猫在睡觉。",
+]
 TEXTS = ["a red cat sleeps", "the blue dog runs far", "two birds", "rain falls on the old town"]
 
 
@@ -67,6 +77,41 @@ def save_t5(folder: Path, tied: bool):
     saved.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return saved, tokenizer
+
+
+def save_published_t5(folder: Path) -> T5ForConditionalGeneration:
+    """The files that Langboat/mengzi-t5-base consists of: a T5 1.1 whose vocabulary has more rows
+    than its SentencePiece model and the 100 sentinels, no tokenizer's settings, a pickle."""
+    trained = BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(CHINESE * 4),
+        model_writer=trained,
+        vocab_size=42,
+        model_type="unigram",
+        minloglevel=2,  # warnings
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},  # as in T5
+    )
+    (folder / "spiece.model").write_bytes(trained.getvalue())
+    config = T5Config(
+        vocab_size=42 + 100 + 28,
+        d_model=16,
+        d_kv=4,
+        num_heads=4,
+        d_ff=32,
+        num_layers=2,
+        num_decoder_layers=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(0)
+    saved = T5ForConditionalGeneration(config)
+    saved.lm_head.weight = torch.nn.Parameter(torch.randn_like(saved.lm_head.weight))
+    stated = json.loads(config.to_json_string(use_diff=False)) | {"tie_word_embeddings": False}
+    stated.pop("scale_decoder_outputs", None)  # of later releases
+    (folder / "config.json").write_text(json.dumps(stated))
+    torch.save(saved.state_dict(), folder / "pytorch_model.bin")
+    return saved
 
 
 def model(learned: bool = False, vocabulary: int = 40, **changes) -> Model:

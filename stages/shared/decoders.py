@@ -11,10 +11,17 @@ from pathlib import Path
 
 import stages.shared.operators  # noqa: F401  (before transformers)
 
+import regex
+
+# isort: split
 from stages.shared.stage import WrongInput, allow_downloads
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
 BLANK = "▁"  # what Metaspace writes for a space, and before a text
+FULL_WIDTH = {"...": "…"} | dict(zip(",!?:;()", "，！？：；（）", strict=True))
+_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+_MARKS = r"(?:\.\.\.|[,!?:;()])+"
+_NARROW = regex.compile(rf"(?<={_SCRIPT}){_MARKS}|{_MARKS}(?={_SCRIPT})")
 
 
 @dataclass(frozen=True)
@@ -160,3 +167,24 @@ def save(folder: Path, t5, tokenizer) -> None:
     """Write the T5's configuration and the tokenizer; the weights belong to the whole model."""
     t5.config.to_json_file(folder / "t5.json")
     tokenizer.save_pretrained(folder)
+
+
+def narrows(tokenizer) -> bool:
+    """Whether a tokenizer takes Chinese punctuation for its ASCII look-alikes, as the NFKC of most
+    SentencePiece models does, mengzi-t5-base among them: what it decodes has none of the former."""
+    ids = tokenizer("红，红", add_special_tokens=False).input_ids
+    return "，" not in tokenizer.decode(ids)
+
+
+def widen(text: str) -> str:
+    """Chinese punctuation where an ASCII mark touches a Chinese or Japanese character.
+
+    The texts that a writer is compared with keep theirs (stages/clean.py).
+    """
+    return _NARROW.sub(lambda found: _wide(found[0]), text)
+
+
+def _wide(marks: str) -> str:
+    for narrow, wide in FULL_WIDTH.items():
+        marks = marks.replace(narrow, wide)
+    return marks

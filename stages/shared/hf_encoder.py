@@ -5,6 +5,7 @@ folder. Features are taken from the towers and their projections by hand, becaus
 `get_text_features` returns has changed, and for Chinese-CLIP was broken, from release to release.
 """
 
+import sys
 from pathlib import Path
 
 import stages.shared.operators  # noqa: F401  (before transformers)
@@ -20,6 +21,8 @@ from stages.shared.encoders import Encoder, bucket, fingerprint, save_config
 from stages.shared.stage import WrongInput
 
 KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
+# Of a text: what Chinese-CLIP was trained on. Its checkpoints have 512 places and do not say it.
+CHINESE_CLIP_TOKENS = 52
 
 
 class HuggingFaceEncoder(Encoder):
@@ -30,6 +33,7 @@ class HuggingFaceEncoder(Encoder):
         self.longest = min(
             self.processor.tokenizer.model_max_length,
             self.model.config.text_config.max_position_embeddings,
+            CHINESE_CLIP_TOKENS if self.kind == "chinese_clip" else sys.maxsize,
         )
         self.languages = languages
         self.fingerprint = self.text_fingerprint = fingerprint(folder)
