@@ -106,6 +106,53 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_to_the_same_bits(workplace):
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
+class Drawing:
+    """A phase that draws noise from the present weights, for three steps at a time."""
+
+    def __init__(self, model, batch_at):
+        self.model, self.batch_at, self.steps, self.noise = model, batch_at, [], None
+
+    def batch(self, step):
+        self.steps.append(step)
+        if step % 3 == 0:
+            with torch.no_grad():
+                self.noise = self.model(torch.ones(1, 3)).sum() + torch.tensor(float(step))
+        batch = self.batch_at(step)
+        return batch | {"y": batch["y"] + 0.01 * self.noise}
+
+    def state(self):
+        return {"noise": self.noise, "steps": self.steps}
+
+    def load_state(self, state):
+        self.noise, self.steps = state["noise"], state["steps"]
+
+    def noted(self):
+        return {"noise": self.noise.item()}
+
+
+@pytest.mark.parametrize("kill", [15, 16, 17])  # before the first step of three, and inside
+def test_what_a_phase_keeps_is_resumed_with_the_weights_and_what_it_notes_is_told(workplace, kill):
+    whole, loss, batch_at = regression()
+    phase = Drawing(whole, batch_at)
+    expected = fit(whole, loss, phase.batch, schedule(), name="whole", key="k", phase=phase)
+    assert expected[4]["noise"] == expected[3]["noise"] != expected[2]["noise"]
+    broken, _, _ = regression()
+    first = Drawing(broken, batch_at)
+
+    def until(step):
+        if step == kill:
+            raise InterruptedError
+        return first.batch(step)
+
+    with pytest.raises(InterruptedError):
+        fit(broken, loss, until, schedule(), name="broken", key="k", phase=first)
+    resumed, _, _ = regression()
+    second = Drawing(resumed, batch_at)
+    history = fit(resumed, loss, second.batch, schedule(), name="broken", key="k", phase=second)
+    assert history == expected and second.steps == list(range(30))
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
 def test_another_key_starts_afresh(workplace):
     model, loss, batch_at = regression()
     fit(model, loss, batch_at, schedule(), name="t", key="one")

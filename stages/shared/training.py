@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,19 @@ class Validation:
     metrics: dict[str, float]
     loss: float
     stop: bool = False
+
+
+class Phase(Protocol):
+    """What a phase keeps beside weights and optimizer, such as texts that several steps read."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values: the checkpoint is read with weights_only=True."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on as the phase that gave this state."""
+
+    def noted(self) -> dict[str, float]:
+        """What the latest step measured beside its loss, for its row of the history."""
 
 
 class Objective(nn.Module):
@@ -129,6 +142,7 @@ def fit(
     name: str,
     key: str,
     validate: Callable[[nn.Module], Validation] | None = None,
+    phase: Phase | None = None,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> list[dict[str, float]]:
     """Minimise the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
@@ -136,9 +150,11 @@ def fit(
     name and key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
     validate: called before the first step, every `validate_every` steps and at the end; the
     weights with its lowest loss are kept, and `patience` calls without a lower one end the run.
-    Returns one row a step: step, loss, each term, learning_rate, and validation_* where measured.
+    phase: whose state the checkpoint holds too; batch_at may then depend on earlier weights.
+    Returns one row a step: step, loss, each term, learning_rate, what the phase noted, and
+    validation_* where measured.
     """
-    run = _Run(model, loss, schedule, validate, log)
+    run = _Run(model, loss, schedule, validate, phase, log)
     checkpoint = Checkpoint(name, key)
     if state := checkpoint.read():
         run.load_state(state)
@@ -157,13 +173,14 @@ def fit(
 class _Run:
     """The state of one training run, all of it that a checkpoint must hold."""
 
-    def __init__(self, model, loss, schedule, validate, log):
+    def __init__(self, model, loss, schedule, validate, phase, log):
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(mixed_precision="bf16" if has_bf16() else "no")
         if self.accelerator.num_processes > 1:
             raise WrongInput("training runs in one process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
+        self.phase = phase
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(_groups(self.weights, schedule), lr=schedule.learning_rate)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, loss), optimizer)
@@ -191,6 +208,8 @@ class _Run:
             raise WrongInput(
                 f"the loss became {row['loss']} at step {self.step}: lower learning_rate"
             )
+        if self.phase:
+            row |= self.phase.noted()
         last = self.step == self.schedule.steps
         if last or self.step % self.schedule.validate_every == 0:
             self._measure(row)
@@ -232,6 +251,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "best_weights": self.best_weights,
             "plain": [self.step, self.stopped, self.history, self.best, self.waited],
+            "phase": self.phase.state() if self.phase else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -239,6 +259,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_weights = state["best_weights"]
         self.step, self.stopped, self.history, self.best, self.waited = state["plain"]
+        if self.phase:
+            self.phase.load_state(state["phase"])
         for row in self.history:  # the tracked run is a new one and lacks what came before
             self._log(row)
 
