@@ -6,22 +6,31 @@ from typing import Any
 
 REPORT = Path("data/14_report/index.html")
 METRICS = Path("data/12_evaluate")
-COLUMNS = {  # title -> where it stands in metrics.json
-    "skill": ("skill", "value"),
-    "± se": ("skill", "standard_error"),
-    "grounding": ("grounding", "total"),
-    "ceiling": ("ceilings", "both", "realised"),
-    "ROUGE-L": ("rouge_l",),
-    "CIDEr": ("cider",),
-    "BERTScore": ("bert_score",),
+Place = tuple[str, ...]  # keys of metrics.json, one inside the other
+COLUMNS: dict[str, list[Place]] = {  # title -> where it may stand, the first that does counts
+    "skill": [("skill", "value")],
+    "of ceiling": [("share_of_ceiling", "value")],  # where no topic tells anything
+    "± se": [("skill", "standard_error"), ("share_of_ceiling", "standard_error")],
+    "grounding": [("grounding", "total")],
+    "ceiling": [("ceilings", "both", "realised"), ("ceilings", "picture", "realised")],
+    "ROUGE-L": [("rouge_l",)],
+    "CIDEr": [("cider",)],
+    "BERTScore": [("bert_score",)],
+    "literal": [("rewards", "literal")],
+    "semantic": [("rewards", "semantic")],
 }
 
 
 def rows() -> list[dict[str, str]]:
-    """One row for each run of the current folder that was evaluated, as text."""
+    """One row for each run of the current folder that was evaluated, as text.
+
+    A column that no run has a figure in is left out.
+    """
+    figures = _figures()
+    titles = [title for title in COLUMNS if any(title in found for found in figures.values())]
     return [
-        {"run": run, **{title: _text(found.get(title)) for title in COLUMNS}}
-        for run, found in _figures().items()
+        {"run": run, **{title: _text(found.get(title)) for title in titles}}
+        for run, found in figures.items()
     ]
 
 
@@ -51,19 +60,29 @@ def warnings() -> list[str]:
 def metrics() -> dict[str, float]:
     """The same figures by run and place, e.g. flexmuse.skill.value, for the MLflow parent."""
     return {
-        ".".join([run, *COLUMNS[title]]): value
-        for run, found in _figures().items()
-        for title, value in found.items()
+        ".".join([run, *place]): value
+        for run, every in _files().items()
+        for places in COLUMNS.values()
+        for place, value in _standing(every, places)
     }
 
 
 def _figures() -> dict[str, dict[str, float]]:
     """run -> title -> figure; what a corpus cannot be scored on is missing."""
-    figures: dict[str, dict[str, float]] = {}
-    for run, every in _files().items():
-        found = {title: _at(every, place) for title, place in COLUMNS.items()}
-        figures[run] = {title: x for title, x in found.items() if x is not None}
-    return figures
+    return {
+        run: {
+            title: found[0][1]
+            for title, places in COLUMNS.items()
+            if (found := _standing(every, places))
+        }
+        for run, every in _files().items()
+    }
+
+
+def _standing(every: dict[str, Any], places: list[Place]) -> list[tuple[Place, float]]:
+    """The first of the places with a figure, if there is one."""
+    found = [(place, value) for place in places if (value := _at(every, place)) is not None]
+    return found[:1]
 
 
 def _files() -> dict[str, dict[str, Any]]:
@@ -72,7 +91,7 @@ def _files() -> dict[str, dict[str, Any]]:
     return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
-def _at(metrics: dict[str, Any], place: tuple[str, ...]) -> float | None:
+def _at(metrics: dict[str, Any], place: Place) -> float | None:
     value: Any = metrics
     for key in place:
         value = value.get(key) if isinstance(value, dict) else None

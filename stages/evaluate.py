@@ -19,17 +19,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.shared import attention, diagnosis, metrics, tables, tracking
+from stages.shared import attention, diagnosis, metrics, tables, text_scores, tracking
 from stages.shared.diagnosis import Traces
 from stages.shared.grounding import Slots, load_slots, load_truth, score, total
-from stages.shared.metrics import PHASES, Item, Score, Tokenizer, flat, plain, tokenise
+from stages.shared.metrics import PHASES, Score, Tokenizer, flat, plain
 from stages.shared.params import load
-from stages.shared.stage import output, stage
+from stages.shared.stage import WrongInput, output, stage
 
 
 @dataclass(frozen=True)
 class Params:
-    tokenizers: dict[str, Tokenizer]
+    tokenizers: dict[str, list[Tokenizer]]  # by language; the first gives the main figures
     bertscore_items: int
     meteor_seconds: float
     ceiling_below: float
@@ -38,14 +38,20 @@ class Params:
     uniform_entropy: float
     single_spread: float
 
+    def __post_init__(self) -> None:
+        """Raises WrongInput where a language names no tokenizer."""
+        for language, names in self.tokenizers.items():
+            if not names:
+                raise WrongInput(f"params.yaml: evaluate.tokenizers.{language} is empty: name one")
+
 
 @dataclass(frozen=True)
 class Truth:
     """What a sample corpus knows: its slots, their values and boxes by (record, position), the
     ceilings.
 
-    ceilings: split -> inputs -> expected | realised -> slot or total; empty for captions, whose
-    texts no topic decides.
+    ceilings: split -> inputs -> expected | realised -> slot or total; of captions, whose texts no
+    topic decides, for the picture alone.
     """
 
     slots: Slots
@@ -74,61 +80,6 @@ def read_truth(ingest: Path) -> Truth | None:
     return Truth(slots, load_truth(ingest), of_split, diagnosis.read_boxes(ingest))
 
 
-def tokenised(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> list[Item]:
-    """The texts and references of prediction rows, by the tokenizer of each row's language."""
-
-    def cut(text: str, language: str) -> str:
-        return tokenise(text, tokenizers.get(language, "words"))
-
-    return [
-        Item(
-            cut(row["text"], row["language"]),
-            [cut(reference, row["language"]) for reference in row["references"]],
-        )
-        for row in rows
-    ]
-
-
-def text_scores(rows: list[dict], params: Params) -> dict[str, Score]:
-    """Every score that compares texts with their references, by name."""
-    items = tokenised(rows, params.tokenizers)
-    languages = [row["language"] for row in rows]
-    most = max(sorted(set(languages)), key=languages.count)
-    name, meteor = metrics.meteor(items, most, params.meteor_seconds)
-    return metrics.bleu(items) | {
-        "rouge_l": metrics.rouge_l(items),
-        name: meteor,
-        "cider": metrics.cider(items),
-        "bert_score": bert_score(rows, params.bertscore_items),
-    }
-
-
-def bert_score(rows: list[dict], at_most: int) -> Score:
-    """BERTScore of at most so many rows, evenly spaced; the other rows are not measured."""
-    count = min(at_most, len(rows))
-    chosen = [i * len(rows) // count for i in range(count)]
-    some = metrics.bert_score(
-        [rows[i]["text"] for i in chosen],
-        [rows[i]["references"] for i in chosen],
-        [rows[i]["language"] for i in chosen],
-    )
-    by_row = dict(zip(chosen, some.items, strict=True))
-    return Score(some.value, [by_row.get(i) for i in range(len(rows))], some.by)
-
-
-def summary(scores: dict[str, Score]) -> dict[str, float | str]:
-    """The corpus scores, `unavailable` where there is none."""
-    return {
-        name: "unavailable" if found.value is None else found.value
-        for name, found in scores.items()
-    }
-
-
-def tokenizer_names(rows: list[dict], tokenizers: dict[str, Tokenizer]) -> str:
-    languages = sorted({row["language"] for row in rows})
-    return ", ".join(f"{language}: {tokenizers.get(language, 'words')}" for language in languages)
-
-
 def grounding_summary(grounding: list[dict[str, int]], rows: list[dict]) -> dict[str, Any]:
     """Mean over the items, in total and by slot; standard error clustered by record."""
     totals = [total(item) for item in grounding]
@@ -138,12 +89,17 @@ def grounding_summary(grounding: list[dict[str, int]], rows: list[dict]) -> dict
     return {"total": fmean(totals), "standard_error": error, "by_slot": by_slot}
 
 
-def skill(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dict[str, dict]:
-    """{"skill": ...}, or nothing where the ceilings are unknown."""
-    if not ceilings:
+def beside_ceilings(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dict[str, dict]:
+    """{"skill": ...}; {"share_of_ceiling": ...} where no topic tells anything, and one modality is
+    all there is; nothing where the ceilings are unknown."""
+    realised = {inputs: ceiling["realised"]["total"] for inputs, ceiling in ceilings.items()}
+    value, error = grounding["total"], grounding["standard_error"]
+    if "topic" in realised:
+        return {"skill": metrics.skill(value, error, **realised)}
+    if not realised:
         return {}
-    realised = {inputs: ceilings[inputs]["realised"]["total"] for inputs in ceilings}
-    return {"skill": metrics.skill(grounding["total"], grounding["standard_error"], **realised)}
+    best = realised["picture"]
+    return {"share_of_ceiling": {"value": value / best, "standard_error": error / best}}
 
 
 def single_modality(
@@ -186,20 +142,23 @@ def scores_of_test(
     rows: list[dict], truth: Truth | None, params: Params
 ) -> tuple[dict[str, Any], list[dict]]:
     """Every figure of the test items of one phase with both inputs, and its item rows."""
-    scores = text_scores(rows, params)
-    by = {name: found.by for name, found in scores.items()}
+    chosen = text_scores.first(params.tokenizers)
+    scores = text_scores.by_tokens(rows, chosen, params.meteor_seconds)
+    scores["bert_score"] = text_scores.bert_score(rows, params.bertscore_items)
     result: dict[str, Any] = {
         "items": len(rows),
         "records": len({row["record"] for row in rows}),
-        **summary(scores),
-        "measured_by": {"tokenizer": tokenizer_names(rows, params.tokenizers)} | by,
+        **text_scores.summary(scores),
+        "measured_by": text_scores.measured_by(rows, chosen, scores),
     }
+    others = text_scores.by_further_tokenizers(rows, params.tokenizers, params.meteor_seconds)
+    result |= {"by_tokenizer": others} if others else {}
     if truth is None:
         return result, item_rows(rows, scores, None)
     grounding = truth.grounding(rows)
     ceilings = truth.ceilings["test"]
     result["grounding"] = grounding_summary(grounding, rows)
-    result |= skill(result["grounding"], ceilings)
+    result |= beside_ceilings(result["grounding"], ceilings)
     result["ceilings"] = {
         inputs: {rule: values["total"] for rule, values in ceiling.items()}
         for inputs, ceiling in ceilings.items()
@@ -211,25 +170,42 @@ def scores_of_validation(
     rows: list[dict], truth: Truth | None, params: Params
 ) -> tuple[dict[str, Any], list[dict]]:
     """What is cheap: ROUGE-L, grounding and skill of the validation items."""
-    scores = {"rouge_l": metrics.rouge_l(tokenised(rows, params.tokenizers))}
-    result: dict[str, Any] = {"items": len(rows), **summary(scores)}
+    items = text_scores.tokenised(rows, text_scores.first(params.tokenizers))
+    scores = {"rouge_l": metrics.rouge_l(items)}
+    result: dict[str, Any] = {"items": len(rows), **text_scores.summary(scores)}
     if truth is None:
         return result, item_rows(rows, scores, None)
     grounding = truth.grounding(rows)
     result["grounding"] = grounding_summary(grounding, rows)
-    result |= skill(result["grounding"], truth.ceilings["validation"])
+    result |= beside_ceilings(result["grounding"], truth.ceilings["validation"])
     return result, item_rows(rows, scores, grounding)
 
 
+def scores_of_one_modality(
+    rows: list[dict], inputs: str, truth: Truth, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """Grounding from one modality beside its ceiling, and its item rows."""
+    grounding = truth.grounding(rows)
+    ceilings = truth.ceilings["test"][inputs]
+    found = single_modality(grounding_summary(grounding, rows), ceilings, params)
+    return found, item_rows(rows, {}, grounding)
+
+
 def looked_into(traces: Traces, truth: Truth | None, params: Params) -> dict[str, Any]:
-    """What gate, fusion and the decoder's attention do, and what of it is suspicious."""
-    gate, fusion = diagnosis.gate(traces.gates), diagnosis.fusion(traces.fusions)
-    result: dict[str, Any] = {"gate": gate, "fusion": fusion}
+    """What gate, fusion and the decoder's attention do, and what of it is suspicious.
+
+    Only of what the run has: not every paper gates its topics.
+    """
+    result: dict[str, Any] = {}
+    if traces.gates:
+        result["gate"] = diagnosis.gate(traces.gates)
+    if traces.fusions:
+        result["fusion"] = diagnosis.fusion(traces.fusions)
     if truth is not None:
         found = diagnosis.object_attention(traces.attentions, truth.slots, truth.facts, truth.boxes)
         result |= {"object_attention": found} if found else {}
     limits = diagnosis.Limits(params.over_masking, params.uniform_entropy, params.single_spread)
-    warnings = diagnosis.warnings(gate, fusion, limits)
+    warnings = diagnosis.warnings(result.get("gate"), result.get("fusion"), limits)
     return result | ({"warnings": warnings} if warnings else {})
 
 
@@ -243,15 +219,13 @@ def scores_of_phase(
 
     test = select("test", "both")
     result, items = scores_of_test(test, truth, params)
+    # Where no topic tells anything, a picture alone is both.
+    apart = truth is not None and "topic" in truth.ceilings["test"]
     for inputs in ("topic", "picture"):
-        single = select("test", inputs)
-        if truth is not None and single and inputs in truth.ceilings["test"]:
-            grounding = truth.grounding(single)
-            found = single_modality(
-                grounding_summary(grounding, single), truth.ceilings["test"][inputs], params
-            )
+        if apart and (single := select("test", inputs)):
+            found, more = scores_of_one_modality(single, inputs, truth, params)
             result.setdefault("single_modality", {})[inputs] = found
-            items += item_rows(single, {}, grounding)
+            items += more
     tested = {(row["record"], row["position"]) for row in test}
     if foils := [row for row in foils if (row["record"], row["position"]) in tested]:
         result["foils"] = metrics.foil_error(foils)

@@ -1,6 +1,6 @@
 """Let a language model score the articles that each phase wrote, from ten perspectives (F16).
 
-python -m stages.judge RUN PREDICTIONS TARGET
+python -m stages.judge RUN CORPUS PREDICTIONS TARGET
 
 reads   PREDICTIONS/predictions.parquet
 writes  TARGET/judge.json       means with standard errors, the final phase on top, `sft` beneath
@@ -9,7 +9,8 @@ writes  TARGET/judge.json       means with standard errors, the final phase on t
 The ten are {style consistency, context consistency, creativity, richness, coherence} x {reference-
 free, reference-aware}; `incoherence`, lower is better, stands beside them and counts in no mean.
 A test article is judged as a whole: its title and what was written from both inputs, in order.
-Without `judge.model` nobody is asked, nothing leaves the machine, and judge.json says so.
+Without `judge.model` nobody is asked, nothing leaves the machine, and judge.json says so; the same
+of captions, which are no articles to score for richness or coherence.
 
 Where the paper is silent: model, scale, definitions and prompts are ours, in params.yaml.
 """
@@ -22,16 +23,17 @@ from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from stages.shared import llm, tables, tracking
 from stages.shared.llm import Question, Reply
-from stages.shared.metrics import PHASES, clustered_standard_error, flat, plain
+from stages.shared.metrics import PHASES, clustered_standard_error, evenly, flat, plain
 from stages.shared.params import load
 from stages.shared.stage import WrongInput, output, stage
 
+Kind = Literal["articles", "captions"]  # of corpus
 PERSPECTIVES = [
     "style_consistency",
     "context_consistency",
@@ -83,8 +85,7 @@ def articles(rows: list[dict], phase: str, at_most: int) -> list[Article]:
         if (row["split"], row["inputs"], row["phase"]) == ("test", "both", phase):
             by_record[row["record"]].append(row)
     records = list(by_record)
-    count = min(at_most, len(records))
-    chosen = [records[i * len(records) // count] for i in range(count)]
+    chosen = [records[i] for i in evenly(len(records), at_most)]
     return [
         Article(
             record,
@@ -233,10 +234,17 @@ def write(folder: Path, result: dict[str, Any], scores: list[dict]) -> None:
     tables.write(folder / "scores.parquet", scores, tables.JUDGEMENTS)
 
 
-def main(params: Params, run: str, predictions: Path, target: Path) -> None:
-    if params.model == llm.NOBODY:
+def not_judged(params: Params, kind: Kind) -> str:
+    """Why nobody is asked about texts of a corpus of this kind; "" where somebody is."""
+    if kind == "captions":
+        return "the perspectives are of whole articles, and this run writes captions"
+    return "judge.model of params.yaml names no model" if params.model == llm.NOBODY else ""
+
+
+def main(params: Params, run: str, kind: Kind, predictions: Path, target: Path) -> None:
+    if reason := not_judged(params, kind):
         with output(target) as folder:
-            write(folder, {"unavailable": "judge.model of params.yaml names no model"}, [])
+            write(folder, {"unavailable": reason}, [])
         return
     rows = tables.read_predictions(predictions)
     with tracking.run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
@@ -250,5 +258,6 @@ def main(params: Params, run: str, predictions: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     with stage():
-        name, *paths = sys.argv[1:]
-        main(load(Params, "judge"), name, *map(Path, paths))
+        name, corpus, *paths = sys.argv[1:]
+        kind = load(Kind, "corpora", corpus, "kind")
+        main(load(Params, "judge"), name, kind, *map(Path, paths))

@@ -25,7 +25,7 @@ SETTINGS = report.Params(
     near_identical=0.9,
     unrelated=0.05,
 )
-SCORING = evaluate.Params({"zh": "characters"}, 4, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
+SCORING = evaluate.Params({"zh": ["characters"]}, 4, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
 HOSTILE = '<script>alert("1")</script> & \'"'
 STEPS = [
     {"step": 0, "validation_loss": 2.5, "validation_watch": 0.9},

@@ -188,14 +188,34 @@ def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, 
     Path("data/14_report").mkdir()
     headline.REPORT.write_text("page")
     assert headline.table().splitlines() == [
-        "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr  BERTScore",
-        "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250  -",
-        "recipes   -      -      -          -        0.125    -      -",
+        "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr",
+        "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250",
+        "recipes   -      -      -          -        0.125    -",
         "",
         f"report: {tmp_path}/data/14_report/index.html",
     ]
     assert headline.metrics()["flexmuse.ceilings.both.realised"] == 0.9756
     assert "flexmuse.bert_score" not in headline.metrics()
+
+
+def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluated(tmp_path, "flexmuse", METRICS | {"rewards": {"literal": 0.75, "semantic": 0.5}})
+    share = {"value": 0.8, "standard_error": 0.02}
+    ceilings = {"picture": {"expected": 1.0, "realised": 1.0}}
+    captions = {"share_of_ceiling": share, "ceilings": ceilings, "rouge_l": 0.25}
+    evaluated(tmp_path, "tippo_captions", captions)
+    assert headline.table().splitlines() == [
+        "run             skill  of ceiling  ± se   grounding  ceiling  ROUGE-L  CIDEr  literal  "
+        "semantic",
+        "flexmuse        0.961  -           0.012  0.950      0.976    0.500    3.250  0.750    "
+        "0.500",
+        "tippo_captions  -      0.800       0.020  -          1.000    0.250    -      -        -",
+    ]
+    found = headline.metrics()
+    assert found["tippo_captions.share_of_ceiling.value"] == 0.8
+    assert found["tippo_captions.ceilings.picture.realised"] == 1
+    assert found["flexmuse.rewards.semantic"] == 0.5
 
 
 def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch):

@@ -95,6 +95,14 @@ def test_what_is_within_its_limits_is_no_warning_and_nor_is_what_is_unknown():
     assert diagnosis.warnings(gate, fusion, LIMITS) == {}
 
 
+def test_a_run_without_gate_or_fusion_is_warned_of_what_it_has():
+    gate, fusion = fine()
+    gate["train"]["mask_rate"] = fusion["entropy"] = 1.0
+    assert diagnosis.warnings(None, None, LIMITS) == {}
+    assert diagnosis.warnings(gate, None, LIMITS).keys() == {"over_masking"}
+    assert diagnosis.warnings(None, fusion, LIMITS).keys() == {"uniform_attention"}
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value", "warning", "said"),
     [

@@ -17,7 +17,7 @@ from stages.shared import tables
 from stages.shared.stage import WrongInput
 
 PARAMS = Params(
-    tokenizers={"zh": "characters"},
+    tokenizers={"zh": ["characters"]},
     bertscore_items=3,
     meteor_seconds=60.0,
     ceiling_below=0.05,
@@ -166,10 +166,19 @@ def test_gate_fusion_and_attention_have_their_figures_and_what_is_odd_a_warning(
     assert "object_attention" not in found["sft"]
 
 
-def test_without_warnings_there_is_no_such_key_and_what_nothing_tells_is_unavailable(place):
+def test_a_run_without_traces_has_no_figures_of_them_and_no_warnings(place):
     found = run(place)
-    assert "warnings" not in found and "object_attention" not in found
-    assert found["fusion"]["entropy"] == found["gate"]["sigma"] == "unavailable"
+    for phase in (found, found["sft"]):
+        assert not {"gate", "fusion", "object_attention", "warnings"} & phase.keys()
+
+
+def test_a_gate_that_decided_nothing_is_unavailable_and_no_warning(place):
+    gate = {"record": "a", "position": 0, "split": "train", "use": "train", "mode": "sample"}
+    undecided = gate | {"sigma": None, "mask_probability": None, "passed": None}
+    tables.write(place / "predictions/gates.parquet", [undecided], tables.GATES)
+    found = run(place)
+    assert found["gate"]["train"] == {"mode": "sample", "mask_rate": "unavailable"}
+    assert not {"fusion", "warnings"} & found.keys()
 
 
 def test_validation_has_only_what_is_cheap(place):
@@ -188,11 +197,33 @@ def test_a_corpus_without_truth_has_text_scores_alone(place):
     assert not {"grounding", "skill", "ceilings", "single_modality"} & found.keys()
 
 
-def test_captions_have_slots_but_no_ceilings(place):
+def test_captions_have_the_share_of_the_pictures_ceiling_that_they_reach(place):
+    """11 of 12 slots, error .5 / 6 (see above); of a ceiling of .8."""
+    shares = {"total": 0.8, "goal": 0.6, "place": 1.0}
+    of_split = {"picture": {"expected": shares, "realised": shares}}
+    content = {"rule": "a rule", "validation": of_split, "test": of_split}
+    (place / "ingest/ceilings.json").write_text(json.dumps(content))
+    sft = run(place)["sft"]
+    assert sft["share_of_ceiling"]["value"] == pytest.approx(11 / 12 / 0.8, abs=1e-6)
+    assert sft["share_of_ceiling"]["standard_error"] == pytest.approx(0.5 / 6 / 0.8, abs=1e-6)
+    assert sft["ceilings"] == {"picture": {"expected": 0.8, "realised": 0.8}}
+    assert sft["validation"]["share_of_ceiling"]["value"] == pytest.approx(1 / 0.8)
+    # From the picture alone is from all there is, though the rows of it are there.
+    assert not {"skill", "single_modality"} & sft.keys()
+
+
+def test_without_texts_from_one_modality_there_is_no_such_figure(place):
+    rows = [row for row in written.predictions() if row["inputs"] == "both"]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place)
+    assert "single_modality" not in found and found["skill"]["value"] == 1
+
+
+def test_slots_without_any_ceiling_have_grounding_alone(place):
     (place / "ingest/ceilings.json").unlink()
     found = run(place)
     assert found["grounding"]["total"] == 1
-    assert not {"skill", "single_modality"} & found.keys()
+    assert not {"skill", "share_of_ceiling", "single_modality"} & found.keys()
 
 
 def test_chinese_is_cut_into_characters_and_has_no_bert_score(place):
@@ -214,9 +245,38 @@ def test_the_tokenizer_of_params_is_used(place):
         for row in written.predictions()
     ]
     written.write_predictions(place / "predictions", rows, [])
-    found = run(place, replace(PARAMS, tokenizers={"zh": "words"}))
+    found = run(place, replace(PARAMS, tokenizers={"zh": ["words"]}))
     assert found["measured_by"]["tokenizer"] == "zh: words"
     assert found["bleu_1"] == 0
+
+
+def test_each_further_tokenizer_has_a_block_of_its_own(place):
+    """加入白糖 beside 加入糖: 3 of 4 characters, but of the words 加入 白糖 only one of two."""
+    rows = [
+        row | {"language": "zh", "text": "加入白糖", "references": ["加入糖"]}
+        for row in written.predictions()
+    ]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place, replace(PARAMS, tokenizers={"zh": ["characters", "jieba"]}))
+    assert found["bleu_1"] == pytest.approx(3 / 4)
+    assert found["measured_by"]["tokenizer"] == "zh: characters"
+    (name, block), *others = found["by_tokenizer"].items()
+    assert (name, others) == ("jieba", [])
+    assert block["bleu_1"] == pytest.approx(1 / 2)
+    assert block["measured_by"]["tokenizer"] == "zh: jieba"
+    assert "nltk" in block["measured_by"]["meteor_exact_stem"]
+    assert "bert_score" not in block  # has its own tokens
+    assert "by_tokenizer" in found["sft"] and "by_tokenizer" not in found["validation"]
+
+
+def test_a_tokenizer_of_a_language_that_is_not_there_has_no_block(place):
+    found = run(place, replace(PARAMS, tokenizers={"zh": ["characters", "jieba"]}))
+    assert "by_tokenizer" not in found
+
+
+def test_a_language_without_tokenizer_is_said():
+    with pytest.raises(WrongInput, match="zh is empty: name one"):
+        replace(PARAMS, tokenizers={"zh": []})
 
 
 def test_without_java_meteor_is_not_called_meteor(place):

@@ -80,8 +80,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(place: Path, **changes) -> dict:
-    judge.main(replace(PARAMS, **changes), "run", place / "predictions", place / "target")
+def run(place: Path, kind: str = "articles", **changes) -> dict:
+    judge.main(replace(PARAMS, **changes), "run", kind, place / "predictions", place / "target")
     return json.loads((place / "target/judge.json").read_text())
 
 
@@ -104,6 +104,15 @@ def test_scores_become_means_with_standard_errors(place, serve):
     assert (found["model"], found["answered_by"]) == ("judge", "judge-2026")
     # Article a and c are the same in both phases, and the same question is paid once.
     assert (len(server.requests), found["tokens"]) == (8, 8 * TOKENS)
+
+
+def test_captions_are_not_judged_as_articles(place, serve):
+    server = serve(score)
+    found = run(place, kind="captions")
+    assert found == {
+        "unavailable": "the perspectives are of whole articles, and this run writes captions"
+    }
+    assert server.requests == [] and scores(place) == []
 
 
 def test_the_table_holds_each_score_with_its_comment(place, serve):
@@ -264,7 +273,7 @@ import sys
 from pathlib import Path
 from stages import judge
 from stages.shared.params import load
-judge.main(load(judge.Params, "judge"), "run", Path("nowhere"), Path(sys.argv[1]))
+judge.main(load(judge.Params, "judge"), "run", "articles", Path("nowhere"), Path(sys.argv[1]))
 print({"openai", "mlflow", "torch"} & set(sys.modules))
 """
 
@@ -330,7 +339,7 @@ def test_no_file_and_no_line_holds_the_key_or_the_address(place, serve):
         "OPENAI_BASE_URL": address,
         "PYTHONPATH": str(place),
     }
-    command = [sys.executable, "-m", "stages.judge", "run", "predictions", "target"]
+    command = [sys.executable, "-m", "stages.judge", "run", "articles", "predictions", "target"]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]

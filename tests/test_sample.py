@@ -131,6 +131,23 @@ def test_realised_ceilings_are_those_of_the_rule_applied_to_the_items(items):
             assert realised == pytest.approx(right / len(rows) / 8, abs=1e-6)
 
 
+def test_captions_have_the_ceiling_of_the_picture_alone_which_tells_all_that_they_say():
+    """The best captions are the references: of each slot the share that they state correctly."""
+    items = list(sample.read(Path("unused"), "captions", PARAMS))
+    ceilings = extra(items, "ceilings.json")
+    for split in ("train", "validation", "test"):
+        rights = [
+            score(caption, {fact.slot: fact.value for fact in item.facts}, Slots({}, PICTURE))
+            for item in items
+            if isinstance(item, Captioned) and item.split == split
+            for caption in item.captions
+        ]
+        by_slot = {slot: sum(r[slot] for r in rights) / len(rights) for slot in PICTURE}
+        total = sum(by_slot.values()) / len(PICTURE)
+        shares = {"total": total} | by_slot
+        assert ceilings[split] == {"picture": {"expected": shares, "realised": shares}}
+
+
 def test_expected_ceilings_agree_with_many_draws():
     process, random = sample.Process("test", PARAMS), Random(7)
     drawn: dict[str, Counter] = {slot: Counter() for slot in SLOTS}

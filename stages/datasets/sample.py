@@ -9,6 +9,7 @@ Ceilings: `topic` sees the title alone, `picture` the picture alone, `both` sees
 the best predictor: a slot it can see, it states; of a slot it cannot see, it states the value that
 is most probable under the process that draws the split. `expected` is that rule's expected share of
 correct slots, by enumeration of the process; `realised` its share on the very items of the split.
+A captioned picture has no topic, and its captions state what the picture shows: `picture` alone.
 """
 
 from collections import Counter
@@ -28,6 +29,10 @@ FEWEST, MOST = 3, 5  # pictures of an article
 Values = dict[str, str]  # slot -> value
 Chances = dict[str, Counter]  # slot -> {value: weight}
 RULE = "states what it sees, and of each other slot the value most probable in the split"
+VISIBLE = {  # by kind of corpus: inputs -> the slots that they show
+    "articles": {"topic": set(TOPIC), "picture": set(PICTURE), "both": set(SLOTS)},
+    "captions": {"picture": set(PICTURE)},
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _articles(params: Params) -> Iterator[Item]:
             with_foils = one_slot and split != "train"
             yield _article(f"{split}-{number}", split, topic, shown, with_foils, params, random)
             number += 1
-        ceilings[split] = _ceilings(process.chances(), seen)
+        ceilings[split] = _ceilings(VISIBLE["articles"], process.chances(), seen)
     yield Extra("ceilings.json", ceilings)
 
 
@@ -149,11 +154,17 @@ def _article(
 
 def _captions(params: Params) -> Iterator[Item]:
     yield Extra("slots.json", {"topic": {}, "picture": PICTURE})
+    ceilings: dict[str, Any] = {"rule": RULE}
     for split in SPLITS:
         process, random = Process(split, params), Random(f"{params.seed} captions {split}")
         count = round(getattr(params, split) * params.caption_share)
+        chances: Chances = {slot: Counter() for slot in PICTURE}
+        seen: Chances = {slot: Counter() for slot in PICTURE}
+        for scene in process.scenes:
+            _add(chances, scene, 1.0)
         for number in range(count):
             scene = random.choice(process.scenes)
+            _add(seen, scene, 1.0)
             picture, box = _picture(scene, 0, params, random)
             yield Captioned(
                 source=f"{split}-{number}",
@@ -164,6 +175,8 @@ def _captions(params: Params) -> Iterator[Item]:
                 facts=[Fact(0, slot, value) for slot, value in scene.items()],
                 boxes=[box],
             )
+        ceilings[split] = _ceilings(VISIBLE["captions"], chances, seen)
+    yield Extra("ceilings.json", ceilings)
 
 
 def _picture(scene: Values, position: int, params: Params, random: Random) -> tuple[Picture, Box]:
@@ -198,9 +211,10 @@ def _add(weights: Chances, values: Values, weight: float) -> None:
         weights[slot][value] += weight
 
 
-def _ceilings(chances: Chances, seen: Chances) -> dict[str, dict[str, dict[str, float]]]:
+def _ceilings(
+    visible: dict[str, set[str]], chances: Chances, seen: Chances
+) -> dict[str, dict[str, dict[str, float]]]:
     """{inputs: {expected | realised: {slot or total: share of correct slots}}}"""
-    visible = {"topic": set(TOPIC), "picture": set(PICTURE), "both": set(SLOTS)}
     return {
         inputs: {
             name: _shares(slots, chances, counted)
@@ -212,7 +226,7 @@ def _ceilings(chances: Chances, seen: Chances) -> dict[str, dict[str, dict[str, 
 
 def _shares(visible: set[str], chances: Chances, counted: Chances) -> dict[str, float]:
     shares = {}
-    for slot in SLOTS:
+    for slot in counted:
         # Ties go to the first value in the order of the word lists, not of the counting.
         guess = max(SLOTS[slot], key=lambda value, of=chances[slot]: of[value])
         total = sum(counted[slot].values())

@@ -133,13 +133,13 @@ def word_tokens(row: dict, phrases: grounding.Phrases, value: str) -> list[int]:
     return []
 
 
-def warnings(gate: dict, fusion: dict, limits: Limits) -> dict[str, str]:
-    """name -> what is wrong and where to look, of what passes its limit."""
+def warnings(gate: dict | None, fusion: dict | None, limits: Limits) -> dict[str, str]:
+    """name -> what is wrong and where to look, of what passes its limit; None: the run has none."""
     found = {}
     masked = [
         f"{gate[use]['mask_rate']:.0%} of the topics {when} (mode {gate[use]['mode']})"
         for use, when in (("train", "in training"), ("predict", "when writing"))
-        if gate[use]["mask_rate"] > limits.over_masking
+        if gate and gate[use]["mask_rate"] > limits.over_masking
     ]
     if masked:
         found["over_masking"] = (
@@ -147,13 +147,13 @@ def warnings(gate: dict, fusion: dict, limits: Limits) -> dict[str, str]:
             "histogram of sigma, and at sigma_map and the gate's modes in models.*.network of "
             "params.yaml"
         )
-    if fusion["entropy"] > limits.uniform_entropy:
+    if fusion and fusion["entropy"] > limits.uniform_entropy:
         found["uniform_attention"] = (
             f"the fusion's attention is nearly uniform (entropy {fusion['entropy']:.2f} of 1), so "
             "every patch sees the mean of the topic: look at its heat maps and at the loss curve "
             "of SFT, which may be too short or its learning rate too low"
         )
-    if fusion["spread"] < limits.single_spread:
+    if fusion and fusion["spread"] < limits.single_spread:
         found["single_position"] = (
             f"all patches look at one token of the topic (spread {fusion['spread']:.2f} of 1), so "
             "the rest of the title is lost: look at the heat maps of the fusion, and lower the "

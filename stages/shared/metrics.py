@@ -225,6 +225,12 @@ def foil_error(rows: Iterable[dict]) -> dict[str, Any]:
     return {"error": wrong / len(by_item), "items": len(by_item), "by_slot": by_slot}
 
 
+def evenly(count: int, at_most: int) -> list[int]:
+    """At most so many of the places 0 to count - 1, evenly spaced."""
+    chosen = min(at_most, count)
+    return [i * count // chosen for i in range(chosen)]
+
+
 def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
     """Standard error of the mean where the values of a cluster (chunks of an article) go together.
 
