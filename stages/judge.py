@@ -70,7 +70,8 @@ def _same_keys(name: str, given: Any, known: Any) -> None:
 
 @dataclass(frozen=True)
 class Article:
-    """What one phase wrote for a test article, beside what a person wrote for it."""
+    """What one phase wrote for a test article, beside what a person wrote for it: of a captioned
+    picture, which is an article of one without title, the first of its captions."""
 
     record: str
     title: str
@@ -91,7 +92,7 @@ def articles(rows: list[dict], phase: str, at_most: int) -> list[Article]:
             record,
             by_record[record][0]["title"],
             "\n\n".join(row["text"] for row in by_record[record]),
-            "\n\n".join(reference for row in by_record[record] for reference in row["references"]),
+            "\n\n".join(row["references"][0] for row in by_record[record]),
         )
         for record in chosen
     ]
@@ -137,7 +138,8 @@ def questions(params: Params, of: list[Article]) -> list[Question]:
 
 
 def _shown(article: Article, reference: str) -> dict[str, str]:
-    shown = {"title": article.title, "article": article.text}
+    shown = {"title": article.title} if article.title else {}
+    shown["article"] = article.text
     return shown | {"reference": article.reference} if reference == "aware" else shown
 
 
