@@ -78,13 +78,13 @@ class Author:
             for name, item in zip(names, items, strict=True)
         ]
         cached = self._features(pictures, topics)
-        chunks = self.writer.chunks(rows, cached)
+        chunks = self.writer.items(rows, cached)
         seed_everything(generation.seed)
         written: list[Text] = []
         for start in range(0, len(rows), generation.batch):
             indices = list(range(start, min(start + generation.batch, len(rows))))
             found = self.writer.write(chunks.batch(indices), generation)
-            for index, text, passed in zip(
+            for index, (text,), passed in zip(
                 indices, found.texts, found.memory.gate.tolist(), strict=True
             ):
                 row = rows[index]

@@ -7,9 +7,9 @@ reads   INGEST/foils.parquet (sample only), CHUNKS/chunks.parquet, FEATURES and 
 writes  TARGET/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
         attentions.parquet, summary.json
 
-Test items are written three times: from both inputs, from the topic alone, from the picture alone.
-What the fusion did is kept of those from both inputs, where the attention went of some of them, and
-what msaGate does of every chunk of every split.
+Test items with a topic are written three times: from both inputs, from the topic alone, from the
+picture alone. Of FlexMUSE, what the fusion did is kept of those from both inputs, where the
+attention went of some of them, and what msaGate does of every chunk of every split.
 """
 
 import json
@@ -21,11 +21,14 @@ from pathlib import Path
 import torch
 
 from stages.shared import batches, features, runs, tables, traces
+from stages.shared.decoding import log_probs
 from stages.shared.devices import inference
+from stages.shared.losses import IGNORED
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.records import SPLITS
 from stages.shared.stage import output, stage
+from stages.shared.topics import pad
 from stages.shared.training import Batch, seed_everything, to_device
 
 TABLES = {  # by phase
@@ -44,97 +47,108 @@ class Params:
 
 def show(batch: Batch, inputs: str) -> Batch:
     """The batch with only the inputs that are named: both | topic | picture."""
-    nothing = torch.zeros_like(batch["has_picture"])
     if inputs == "topic":
-        return batch | {"has_picture": nothing}
+        return batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
     if inputs == "picture":
-        return batch | {"has_topic": nothing}
+        return batch | {"has_topic": torch.zeros_like(batch["has_topic"])}
     return batch
 
 
 def write(
-    writer: runs.Writer, chunks: batches.Chunks, inputs: str, generation: runs.Generation
+    writer: runs.Writer, items, inputs: str, generation: runs.Generation
 ) -> Iterator[tuple[list[int], runs.Written]]:
-    """Batch by batch, which chunks and what was written for them."""
-    for start in bar(range(0, len(chunks), generation.batch), f"write from {inputs}"):
-        indices = list(range(start, min(start + generation.batch, len(chunks))))
-        yield indices, writer.write(show(chunks.batch(indices), inputs), generation)
+    """Batch by batch, which items and what was written for them."""
+    for start in bar(range(0, len(items), generation.batch), f"write from {inputs}"):
+        indices = list(range(start, min(start + generation.batch, len(items))))
+        yield indices, writer.write(show(items.batch(indices), inputs), generation)
 
 
 def text_rows(
-    chunks: batches.Chunks, indices: list[int], written: runs.Written, inputs: str
+    writer: runs.Writer, items, indices: list[int], written: runs.Written, inputs: str
 ) -> list[dict]:
     """Rows of PREDICTIONS, without phase."""
     found = []
-    passed = written.memory.gate.tolist()
-    for index, text, share in zip(indices, written.texts, passed, strict=True):
-        row = chunks.rows[index]
-        sigma = batches.similarity(chunks.features, row["image"], row["title"])
-        key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
-        gated = 1 - share if row["title"] and inputs != "picture" else None
-        found.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": gated})
+    gated = written.memory.gate.tolist() if traces.has_gate(writer) else [None] * len(indices)
+    for index, texts, share in zip(indices, written.texts, gated, strict=True):
+        for row, text in zip(items.chunks_of(index), texts, strict=True):
+            sigma = batches.similarity(items.features, row["image"], row["title"])
+            key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
+            seen = share is not None and row["title"] and inputs != "picture"
+            masked = 1 - share if seen else None
+            found.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": masked})
     return found
 
 
-def score_foils(
-    writer: runs.Writer, chunks: batches.Chunks, foils: list[dict], batch: int
-) -> list[dict]:
-    """Rows of FOIL_SCORES, without phase: log p of each reference and of its foils, both inputs."""
+def inputs_of(items, split: str) -> tuple[str, ...]:
+    """What the items of a split are written from; each alone only where there are two, in test."""
+    titled = any(row["title"] for index in range(len(items)) for row in items.chunks_of(index))
+    return ("both", "topic", "picture") if split == "test" and titled else ("both",)
+
+
+def score_foils(writer: runs.Writer, items, foils: list[dict], batch: int) -> list[dict]:
+    """Rows of FOIL_SCORES, without phase: log p of each reference and of its foils, both inputs.
+
+    Of a text of several chunks, up to and with the one that a foil changes.
+    """
     of_chunk: dict[tuple[str, int], list[dict]] = {}
     for foil in foils:
         of_chunk.setdefault((foil["record"], foil["position"]), []).append(foil)
-    keys = [(row["record"], row["position"]) for row in chunks.rows]
-    concerned = [index for index, key in enumerate(keys) if key in of_chunk]
+    asked = [  # (item, place in it, (record, position))
+        (index, place, (row["record"], row["position"]))
+        for index in range(len(items))
+        for place, row in enumerate(items.chunks_of(index))
+        if (row["record"], row["position"]) in of_chunk
+    ]
     device = next(writer.model.parameters()).device
     scored = []
-    for start in bar(range(0, len(concerned), batch), "score foils"):
-        indices = concerned[start : start + batch]
-        texts = []  # (item of the batch, slot, token ids)
-        for item, index in enumerate(indices):
-            texts.append((item, "", chunks.labels[index]))
-            for foil in of_chunk[keys[index]]:
-                texts.append((item, foil["slot"], chunks.encode(foil["text"])))
-        labels = batches.pad([ids for _, _, ids in texts], batches.IGNORED).to(device)
+    for start in bar(range(0, len(asked), batch), "score foils"):
+        texts = []  # (place in the batch, key, slot, token ids)
+        some = asked[start : start + batch]
+        for number, (index, place, key) in enumerate(some):
+            texts.append((number, key, "", items.labels_until(index, place)))
+            for foil in of_chunk[key]:
+                ids = items.labels_until(index, place, foil["text"])
+                texts.append((number, key, foil["slot"], ids))
+        labels = pad([ids for *_, ids in texts], IGNORED).to(device)
         with inference():
-            items = to_device(chunks.batch(indices), device)
-            memory = writer.model.remember(items, writer.model.network.gate_predict)
-            rows = torch.tensor([item for item, _, _ in texts], device=device)
-            scores = writer.model.log_probs(memory.rows(rows), labels).tolist()
-        for (item, slot, _), score in zip(texts, scores, strict=True):
-            record, position = keys[indices[item]]
+            memory = writer.model.remember(
+                to_device(items.batch([index for index, *_ in some]), device)
+            ).rows(torch.tensor([number for number, *_ in texts], device=device))
+            found = log_probs(writer.model.t5, memory.hidden, memory.mask, labels).sum(-1).tolist()
+        for (_, (record, position), slot, _), score in zip(texts, found, strict=True):
             scored.append({"record": record, "position": position, "slot": slot, "log_prob": score})
     return scored
 
 
-def looked_at(chunks: batches.Chunks, at_most: int) -> set[int]:
-    """Chunks with a picture, evenly spaced, whose attention is kept."""
-    shown = [index for index, row in enumerate(chunks.rows) if row["image"]]
+def looked_at(items, at_most: int) -> set[int]:
+    """Items with a picture, evenly spaced, whose attention is kept."""
+    shown = [index for index in range(len(items)) if items.chunks_of(index)[0]["image"]]
     count = min(at_most, len(shown))
     return {shown[i * len(shown) // count] for i in range(count)}
 
 
 def of_phase(
     writer: runs.Writer,
-    splits: dict[str, batches.Chunks],
+    splits: dict,
     foils: list[dict],
     params: Params,
     generation: runs.Generation,
 ) -> dict[str, list[dict]]:
     """The rows of one phase for each table of TABLES, without phase."""
     found: dict[str, list[dict]] = {name: [] for name in TABLES}
-    for split, chunks in splits.items():
-        kept = looked_at(chunks, params.attention_items)
-        for inputs in ("both", "topic", "picture") if split == "test" else ("both",):
-            for indices, written in write(writer, chunks, inputs, generation):
-                found["predictions"] += text_rows(chunks, indices, written, inputs)
-                if (split, inputs) != ("test", "both"):
+    for split, items in splits.items():
+        kept = looked_at(items, params.attention_items)
+        for inputs in inputs_of(items, split):
+            for indices, written in write(writer, items, inputs, generation):
+                found["predictions"] += text_rows(writer, items, indices, written, inputs)
+                if (split, inputs) != ("test", "both") or not traces.has_gate(writer):
                     continue
-                found["fusions"] += traces.fusions([chunks.rows[i] for i in indices], written)
+                found["fusions"] += traces.fusions([items.rows[i] for i in indices], written)
                 if places := [place for place, index in enumerate(indices) if index in kept]:
                     some = traces.choose(written, places)
                     chosen = [indices[place] for place in places]
-                    found["attentions"] += traces.attentions(writer, chunks, chosen, some)
-        found["foils"] += score_foils(writer, chunks, foils, generation.batch)
+                    found["attentions"] += traces.attentions(writer, items, chosen, some)
+        found["foils"] += score_foils(writer, items, foils, generation.batch)
     return found
 
 
@@ -150,7 +164,7 @@ def main(params: Params, run: runs.Run, folders: list[Path], target: Path) -> No
     with output(target) as folder:
         for phase, path in zip(("sft", "preference"), weights, strict=True):
             writer = runs.restore(path)
-            splits = {split: writer.chunks(rows[split], cached) for split in params.splits}
+            splits = {split: writer.items(rows[split], cached) for split in params.splits}
             of = of_phase(writer, splits, foils, params, run.generation)
             for name in TABLES:
                 found[name] += [row | {"phase": phase} for row in of[name]]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stages.shared import batches, tables
-from stages.shared.batches import IGNORED, Chunks
+from stages.shared.batches import IGNORED, Chunks, Limits
 from stages.shared.stage import WrongInput
 from tests import writers
 
@@ -21,7 +21,9 @@ def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
 
 
 def test_a_long_text_is_cut_without_an_end_and_counted():
-    short = batches.Chunks(writers.rows(), writers.features(), writers.chunks().tokenizer, (8, 2))
+    short = batches.Chunks(
+        writers.rows(), writers.features(), writers.chunks().tokenizer, Limits(8, 2)
+    )
     assert short.cut == 8
     assert all(len(ids) == 2 and ids[-1] != short.tokenizer.eos_token_id for ids in short.labels)
 
@@ -46,7 +48,7 @@ def test_sigma_is_the_cosine_of_picture_and_title(chunks):
 
 def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
     row = chunks.rows[0] | {"image": None, "title": ""}
-    bare = batches.Chunks([row, chunks.rows[1]], chunks.features, chunks.tokenizer, (8, 24))
+    bare = batches.Chunks([row, chunks.rows[1]], chunks.features, chunks.tokenizer, Limits(8, 24))
     batch = bare.batch([0, 1])
     assert batch["has_picture"].tolist() == batch["has_topic"].tolist() == [False, True]
     assert not batch["patches"][0].any() and batch["sigma"][0] == 0
@@ -56,7 +58,7 @@ def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
 def test_learned_topics_are_characters_of_any_script():
     chunks = writers.chunks(learned=True)
     row = chunks.rows[0] | {"title": "红烧肉"}
-    chinese = batches.Chunks([row], chunks.features, chunks.tokenizer, (8, 24))
+    chinese = batches.Chunks([row], chunks.features, chunks.tokenizer, Limits(8, 24))
     batch = chinese.batch([0])
     assert "topic" not in batch
     assert chunks.tokenizer.unk_token_id not in batch["topic_ids"]
@@ -78,7 +80,7 @@ def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
 
 def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
     rows = [row | {"position": row["position"] * 2} for row in writers.rows()]
-    chunks = batches.Chunks(rows, writers.features(), writers.chunks().tokenizer, (8, 24))
+    chunks = batches.Chunks(rows, writers.features(), writers.chunks().tokenizer, Limits(8, 24))
     pairs = writers.grouped([[("r2", 6), ("r1", 0), ("r0", 4)]])
     pairs[2]["rejected"] = [0]
     (group,) = chunks.groups(pairs)
@@ -88,7 +90,7 @@ def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
 
 def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_stay(chunks):
     rows = [row for row in chunks.rows if row["image"] != "1"]  # r0 at 1, which nothing illustrated
-    shown = batches.Chunks(rows, chunks.features, chunks.tokenizer, (8, 24))
+    shown = batches.Chunks(rows, chunks.features, chunks.tokenizer, Limits(8, 24))
     pairs = writers.grouped([[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]])
     pairs[0]["rejected"] = [1]
     (group,) = shown.groups(pairs)
@@ -112,7 +114,7 @@ def test_pieces_are_the_tokens_of_the_topic_that_the_model_sees():
     batch = chunks.batch([0, 3, 4])
     counts = [len(chunks.pieces(chunks.rows[index]["title"])) for index in (0, 3, 4)]
     assert counts == batch["topic_mask"].sum(1).tolist() == [3, 5, 7]
-    short = Chunks(writers.rows(), writers.features(), chunks.tokenizer, (2, 24))
+    short = Chunks(writers.rows(), writers.features(), chunks.tokenizer, Limits(2, 24))
     assert short.pieces("title 2") == ["t0", "t1"]
     assert chunks.pieces("") == [""]  # the open position of an item without topic
 

@@ -64,7 +64,7 @@ def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
     (tmp_path / "spiece.model").write_bytes(trained.getvalue())
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    _, tokenizer = decoders.create(str(tmp_path), TINY, 16, [])
+    _, tokenizer = decoders.create(str(tmp_path), TINY, 16, [], 0)
     pieces = SentencePieceProcessor(model_proto=trained.getvalue())
     for text in writers.TEXTS:
         ids = tokenizer(text).input_ids
@@ -79,7 +79,7 @@ def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
 def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_path, tied):
     saved, tokenizer = writers.save_t5(tmp_path / "named", tied)
     assert torch.equal(saved.lm_head.weight, saved.shared.weight) == tied
-    model, found = decoders.create(str(tmp_path / "named"), TINY, 16, [])
+    model, found = decoders.create(str(tmp_path / "named"), TINY, 16, [], 0)
     for name, weight in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     assert found(writers.TEXTS[0]).input_ids == tokenizer(writers.TEXTS[0]).input_ids
@@ -97,7 +97,7 @@ def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_pat
 
 def test_a_name_that_does_not_exist_is_one_sentence(tmp_path):
     with pytest.raises(WrongInput, match="decoder no/such-model cannot be loaded"):
-        decoders.create("no/such-model", TINY, 16, [])
+        decoders.create("no/such-model", TINY, 16, [], 0)
 
 
 def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path):
@@ -106,7 +106,7 @@ def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(WrongInput, match=r"cannot be loaded: .+") as raised:
-        decoders.create(str(tmp_path), TINY, 16, [])
+        decoders.create(str(tmp_path), TINY, 16, [], 0)
     assert "\n" not in str(raised.value)
 
 
@@ -119,7 +119,7 @@ def test_whatever_a_checkpoint_makes_transformers_raise_is_one_sentence(monkeypa
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     with pytest.raises(WrongInput, match=r"decoder x cannot be loaded: (install x|no|KeyError)$"):
-        decoders.create("x", TINY, 16, [])
+        decoders.create("x", TINY, 16, [], 0)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused_without_a_report_before(tmp_path, capfd):
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_without_a_report_before(tmp_
     lacking = {k: v for k, v in weights.items() if "decoder.block.1" not in k}
     save_file(lacking, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(WrongInput, match=r"lacks weights of a T5: decoder\.block\.1"):
-        decoders.create(str(tmp_path), TINY, 16, [])
+        decoders.create(str(tmp_path), TINY, 16, [], 0)
     assert "REPORT" not in "".join(capfd.readouterr())
 
 
@@ -140,14 +140,14 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     config = {"model_type": "bert", "hidden_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WrongInput, match="cannot be loaded"):
-        decoders.create(str(tmp_path), TINY, 16, [])
+        decoders.create(str(tmp_path), TINY, 16, [], 0)
 
 
 def published(folder):
     """A decoder as mengzi-t5-base is published, after a run has saved and restored it."""
     (folder / "named").mkdir()
     saved = writers.save_published_t5(folder / "named")
-    model, tokenizer = decoders.create(str(folder / "named"), TINY, 16, [])
+    model, tokenizer = decoders.create(str(folder / "named"), TINY, 16, [], 0)
     (folder / "run").mkdir()
     decoders.save(folder / "run", model, tokenizer)
     again, tokens = decoders.restore(folder / "run")

@@ -5,12 +5,18 @@ import torch
 
 from stages.models import flexmuse
 from stages.models.flexmuse import Fusion, Preference, gate, map_sigma, mask_probability
-from stages.shared.batches import Chunks
+from stages.shared.batches import Chunks, Limits
+from stages.shared.decoding import generate
 from stages.shared.stage import WrongInput
 from tests import writers
 
 VOCABULARY = 300
 NUMBERS = Preference(beta=0.1, form="pairwise", length_normalised=False, sft_weight=0.0)
+
+
+def written(writer, memory, *how):
+    """Ids of what is written from a memory; how: most tokens, beams, temperature, top_p."""
+    return generate(writer.t5, memory.hidden, memory.mask, *how)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +72,9 @@ def test_a_topic_is_not_appended_twice():
 
 def test_a_corpus_without_titles_still_trains():
     rows = [row | {"title": ""} for row in writers.rows()]
-    bare = Chunks(rows, writers.features(), writers.chunks().tokenizer, (8, 24))
+    bare = Chunks(rows, writers.features(), writers.chunks().tokenizer, Limits(8, 24))
     writer = model(bare)
-    writer.measure(torch.randn(5, 6), torch.zeros(0, 5))
+    writer.measure(bare.features, list(range(5)), [])
     assert torch.isfinite(flexmuse.sft_loss(writer.train(), bare.batch([0, 1]))["ntp"])
 
 
@@ -239,7 +245,7 @@ def test_what_is_memorised_is_written(chunks, batch):
     writer.eval()
     for beams in (1, 3):
         memory = writer.remember(batch, "always_pass")
-        ids = writer.write(memory, 24, beams, temperature=0.0, top_p=1.0)
+        ids = written(writer, memory, 24, beams, 0.0, 1.0)
         texts = chunks.tokenizer.batch_decode(ids, skip_special_tokens=True)
         assert texts == [row["text"] for row in chunks.rows]
 
@@ -250,7 +256,7 @@ def test_a_drawn_text_follows_its_seed_and_its_temperature(chunks, batch):
 
     def draw(seed: int, temperature: float, top_p: float = 1.0) -> list[list[int]]:
         torch.manual_seed(seed)
-        return writer.write(memory, 12, 1, temperature, top_p).tolist()
+        return written(writer, memory, 12, 1, temperature, top_p).tolist()
 
     assert draw(0, 1.0) == draw(0, 1.0) != draw(1, 1.0)
     most_probable = draw(0, 0.0)
@@ -290,7 +296,7 @@ def test_where_the_decoder_looks_is_its_cross_attention_written_out(chunks, chan
             weight *= 3  # a new T5 looks everywhere alike
         batch = double(chunks.batch([0, 3, 7]))
         memory = writer.remember(batch, "always_pass")
-        ids = writer.write(memory, 12, 1, temperature=0.0, top_p=1.0)
+        ids = written(writer, memory, 12, 1, 0.0, 1.0)
         usual = writer.t5.config._attn_implementation
         looks = writer.look(memory, ids)
         assert writer.t5.config._attn_implementation == usual != "eager"
@@ -310,7 +316,7 @@ def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
 
     writer = model(chunks).eval()
     here = flexmuse.sft_loss(writer, batch)["ntp"]
-    text = writer.write(writer.remember(batch, "always_pass"), 8, 1, temperature=0.0, top_p=1.0)
+    text = written(writer, writer.remember(batch, "always_pass"), 8, 1, 0.0, 1.0)
     writer, moved = writer.cuda(), to_device(batch, torch.device("cuda"))
     there = flexmuse.sft_loss(writer, moved)["ntp"]
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=0)
@@ -318,4 +324,4 @@ def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
         half = flexmuse.sft_loss(writer, moved)["ntp"]
     assert abs(half.item() - here.item()) < 0.1
     memory = writer.remember(moved, "always_pass")
-    assert torch.equal(writer.write(memory, 8, 1, temperature=0.0, top_p=1.0).cpu(), text)
+    assert torch.equal(written(writer, memory, 8, 1, 0.0, 1.0).cpu(), text)

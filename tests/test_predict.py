@@ -6,6 +6,7 @@ from stages import predict, train_sft
 from stages.models import flexmuse
 from stages.predict import Params
 from stages.shared import attention, features, runs, tables, traces
+from stages.shared.decoding import generate
 from stages.shared.params import load
 from tests import corpus, writers
 
@@ -60,7 +61,7 @@ def test_foil_scores_are_the_models_log_probabilities(place):
     assert len(rows) == 2 * 2 * len(foils)  # two phases; the reference beside its one foil
     writer = runs.restore(place / "sft" / "model")
     cached = features.read(place / "embed")
-    chunks = writer.chunks(tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS), cached)
+    chunks = writer.items(tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS), cached)
     for row in rows[:6]:
         (index,) = [
             i
@@ -117,7 +118,7 @@ def memory_of(place, row):
         for chunk in rows
         if (chunk["record"], chunk["position"]) == (row["record"], row["position"])
     ]
-    chunks = writer.chunks([chosen], features.read(place / "embed"))
+    chunks = writer.items([chosen], features.read(place / "embed"))
     return writer, chunks, writer.model.remember(chunks.batch([0]), "always_pass")
 
 
@@ -150,7 +151,7 @@ def test_attentions_are_those_of_the_texts_that_were_written(place):
         assert row["tokens"] == chunks.pieces(chunks.rows[0]["title"])
         weights = memory.attention[0].detach()
         np.testing.assert_allclose(row["fusion"], weights.flatten(), atol=1e-3)
-        ids = writer.model.write(memory, 24, 1, temperature=0.0, top_p=1.0)
+        ids = generate(writer.model.t5, memory.hidden, memory.mask, 24, 1, 0.0, 1.0)
         looks = writer.model.look(memory, ids)[0]
         assert looks.shape == (len(row["ends"]), 4)
         np.testing.assert_allclose(row["decoder"], looks.flatten(), atol=1e-3)
@@ -171,7 +172,9 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
         memory = model.remember(chunks.batch([0, 4]), "always_mask")
     end = chunks.tokenizer.eos_token_id
     ids = torch.tensor([[0, *chunks.labels[0][:2], end, 0, 0], [0, *chunks.labels[4][:5]]])
-    written = runs.Written(chunks.tokenizer.batch_decode(ids, True), ids, memory)
+    written = runs.Written(
+        [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, memory
+    )
     for row in traces.fusions([chunks.rows[0], chunks.rows[4]], written):
         assert row["entropy"] is row["spread"] is None
         assert set(row["correlation"].tolist()) == {0.5}  # F8
@@ -189,7 +192,9 @@ def test_a_concatenation_has_no_fusion_to_tell_of_but_its_decoder_looks_too():
     with torch.no_grad():
         memory = model.remember(chunks.batch([0]), "always_pass")
     ids = torch.tensor([[0, *chunks.labels[0]]])
-    written = runs.Written(chunks.tokenizer.batch_decode(ids, True), ids, memory)
+    written = runs.Written(
+        [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, memory
+    )
     assert traces.fusions([chunks.rows[0]], written) == []
     (row,) = traces.attentions(writer, chunks, [0], written)
     assert len(row["tokens"]) == 3 and len(row["fusion"]) == 0

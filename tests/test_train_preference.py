@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages import train_preference, train_sft
+from stages import train_sft
 from stages.models import flexmuse
 from stages.shared import features, grounding, history, runs, tables
 from stages.shared.params import load
 from stages.shared.stage import WrongInput
 from stages.shared.store import Store
-from stages.train_preference import Anchor
+from stages.train_preference import __main__ as train_preference
+from stages.train_preference import flexmuse as mscdpo
+from stages.train_preference.flexmuse import Anchor
+from stages.train_preference.watch import score_of
 from tests import corpus, writers
 
 
@@ -51,7 +54,7 @@ def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
     margins = []
     for folder in (place / "sft" / "model", place / "out" / "model"):
         writer = runs.restore(folder)
-        chunks = writer.chunks(writers.rows(), features.read(place / "embed"))
+        chunks = writer.items(writers.rows(), features.read(place / "embed"))
         scores = flexmuse.matrix(
             writer.model, chunks.batch_of_groups(chunks.groups(writers.pairs()))
         )
@@ -66,7 +69,7 @@ def reference(place):
 
     def score(pairs=None, rows=None, cached=None, sft=place / "sft" / "model", home=None):
         writer, asked = runs.restore(sft), []
-        chunks = writer.chunks(rows or writers.rows(), cached or features.read(place / "embed"))
+        chunks = writer.items(rows or writers.rows(), cached or features.read(place / "embed"))
         groups = chunks.groups(pairs or writers.pairs())
 
         def counted(model, batch):
@@ -74,7 +77,7 @@ def reference(place):
             return flexmuse.matrix(model, batch)
 
         writer.paper = SimpleNamespace(matrix=counted)
-        store = Store(home, "none") if home else train_preference.reference_store(sft)
+        store = Store(home, "none") if home else mscdpo.reference_store(sft)
         return Anchor(writer, chunks, groups, store), len(asked)
 
     return score
@@ -159,9 +162,9 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
 
 def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_elsewhere(place):
     row = {"record": "test-r0", "position": 0, "text": "a red cat sleeps"}
-    score = train_preference.score_of(place / "ingest")
+    score = score_of(place / "ingest")
     assert [score(row, text) for text in ("my cat", "my dog", "cat and dog")] == [1, 0, 0]
-    like = train_preference.score_of(place / "elsewhere")
+    like = score_of(place / "elsewhere")
     assert like(row, "a red cat sleeps") == 1 > like(row, "a red cat") > like(row, "xyz") == 0
 
 
@@ -175,7 +178,7 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
 
     run = load(runs.Run, "runs", "flexmuse")
     scores = iter([0.9, 0.9, 0.9 - 1.0 - 1e-6])
-    validate = train_preference.validation(
+    validate = mscdpo.validation(
         HeldOut(), lambda model, batch: {"a": torch.tensor(2.0)}, lambda: next(scores), run
     )
     model = torch.nn.Linear(1, 1)

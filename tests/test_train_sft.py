@@ -39,7 +39,7 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     target = train(place, "out")
     writer = runs.restore(target / "model")
     rows = [row | {"title": "title 0"} for row in corpus.writers.rows()]
-    chunks = writer.chunks(rows, corpus.writers.features())
+    chunks = writer.items(rows, corpus.writers.features())
     run = load(runs.Run, "runs", "flexmuse")
     written = writer.write(chunks.batch([0, 5]), run.generation)
     assert len(written.texts) == 2 and written.memory.gate.tolist() == [1, 1]
@@ -67,7 +67,7 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
     losses = [row["loss"] for row in history.read(place / "out" / "history.csv") if "loss" in row]
     assert losses[-1] < losses[0]
     written = writer.write(
-        writer.chunks(corpus.writers.rows(), corpus.writers.features()).batch([0, 5]),
+        writer.items(corpus.writers.rows(), corpus.writers.features()).batch([0, 5]),
         load(runs.Run, "runs", "flexmuse").generation,
     )
     assert len(written.texts) == 2

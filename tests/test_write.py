@@ -175,12 +175,12 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     cached = features.read(place / "data/07_embed/articles")
     rows = tables.read(place / "data/05_chunk/articles/chunks.parquet", tables.CHUNKS)[:1]
     generation = load(runs.Run, "runs", "flexmuse").generation
-    chunks = writer.chunks(rows, cached)
+    chunks = writer.items(rows, cached)
     expected = writer.write(chunks.batch([0]), generation)
     author = Author(place / "data/09_train_sft/flexmuse/model", "model")
     item = Item(rows[0]["title"], png(photo(int(writers.rows()[0]["image"]))))
     (text,) = author.write([item], generation)
-    assert text.text == expected.texts[0]
+    assert [text.text] == expected.texts[0]
     assert text.similarity == pytest.approx(chunks.batch([0])["sigma"].item(), abs=1e-3)
 
 

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from stages.models.flexmuse import Model, Network, Shapes
-from stages.shared.batches import Chunks
+from stages.shared.batches import Chunks, Limits
 from stages.shared.decoders import train_tokenizer
 from stages.shared.features import Features
 
@@ -184,4 +184,4 @@ def grouped(groups: list[list[tuple[str, int]]]) -> list[dict]:
 
 def chunks(learned: bool = False) -> Chunks:
     tokenizer = train_tokenizer(TEXTS * 4, 400)
-    return Chunks(rows(), features(learned), tokenizer, (8, 24))
+    return Chunks(rows(), features(learned), tokenizer, Limits(8, 24))

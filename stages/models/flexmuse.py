@@ -30,15 +30,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import stages.shared.operators  # noqa: F401  (before transformers)
-
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
-from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo, token_log_probs
+from stages.shared import batches, decoding
+from stages.shared.decoding import Connection
+from stages.shared.features import Features
+from stages.shared.layers import Elementwise, Standardise
+from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo
 from stages.shared.stage import WrongInput
 
+Items = batches.Chunks
 Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
 
 
@@ -56,7 +58,7 @@ class Network:
     projection: Literal["linear", "elementwise"]
     correlation: Literal["channel", "mmcot"]
     correlation_scale: Literal["mean", "root", "sum"]
-    connection: Literal["encoder_outputs", "inputs_embeds"]
+    connection: Connection
     prompt: bool
     missing_picture: float
     missing_topic: float
@@ -85,6 +87,12 @@ class Shapes:
     patches: int  # P
     patch_width: int  # D_V
     topic_width: int  # D_T; 0 where topics are learned from the decoder's tokens
+
+
+def shapes(features: Features) -> Shapes:
+    """What the features of a corpus ask of the model."""
+    _, patches, patch_width = features.patches.shape
+    return Shapes(patches, patch_width, features.topic_width)
 
 
 @dataclass
@@ -136,35 +144,6 @@ def gate(sigma: Tensor, mode: Mode, network: Network, u: Tensor | None = None) -
         u = torch.rand_like(sigma) if u is None else u
         return (map_sigma(sigma, network) < u).to(sigma.dtype)
     return 1 - mask_probability(sigma, mode, network)
-
-
-class Elementwise(nn.Module):
-    """W (.) Z read as a Hadamard product: one weight a channel."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.weight * z
-
-
-class Standardise(nn.Module):
-    """(z - mean) / deviation by channel, both measured once on the training split."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
-
-    def measure(self, rows: Tensor) -> None:
-        """rows (N, width); none (a corpus without titles) leaves values as they are"""
-        if len(rows):
-            self.mean.copy_(rows.mean(0))
-            self.deviation.copy_(rows.std(0, correction=0) + 1e-4)  # a constant channel is finite
-
-    def forward(self, z: Tensor) -> Tensor:
-        return (z - self.mean) / self.deviation
 
 
 def scaled(products: Tensor, scale: str, patches: int) -> Tensor:
@@ -241,15 +220,15 @@ class Model(nn.Module):
             self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
         attends = network.fusion == "attention"
         self.fusion = Fusion(width, network) if attends else Concatenation(width)
-        if network.connection == "encoder_outputs":  # the T5 encoder is by-passed: no dead weights
-            t5.encoder.block = nn.ModuleList()
-            t5.encoder.final_layer_norm = nn.Identity()
+        decoding.connect(t5, network.connection)
 
-    def measure(self, patches: Tensor, topics: Tensor | None) -> None:
-        """Take the training split's statistics.  (N, D_V), (M, D_T)"""
-        self.standardise_picture.measure(patches)
-        if topics is not None:
-            self.standardise_topic.measure(topics)
+    def measure(self, features: Features, pictures: list[int], topics: list[int]) -> None:
+        """Take the training split's statistics: of these rows of the caches, each counted once."""
+        patches = torch.from_numpy(features.patches[pictures]).float()
+        self.standardise_picture.measure(patches.flatten(0, 1))
+        if self.shapes.topic_width:
+            tokens = features.tokens[topics][features.token_mask[topics]]
+            self.standardise_topic.measure(torch.from_numpy(tokens).float())
 
     def topic(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Z^T projected, and its mask.  -> (B, T, D), (B, T)"""
@@ -258,12 +237,15 @@ class Model(nn.Module):
         ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
         return self.learned_topic(ids) + self.topic_position[: ids.shape[1]], mask
 
-    def remember(self, batch: dict, mode: Mode) -> Memory:
-        """Encode each item once.  batch: see stages/shared/batches.py"""
+    def remember(self, batch: dict, mode: Mode | None = None) -> Memory:
+        """Encode each item once, as when writing unless the gate's mode says otherwise.
+
+        batch: see stages/shared/batches.py
+        """
         picture = self.project_picture(self.standardise_picture(batch["patches"]))
         has_picture = batch["has_picture"][:, None, None]
         picture = torch.where(has_picture, picture, self.no_picture) + self.position
-        g = gate(batch["sigma"], mode, self.network, batch.get("u"))
+        g = gate(batch["sigma"], mode or self.network.gate_predict, self.network, batch.get("u"))
         # Without a picture nothing makes the topic redundant; without a topic nothing passes.
         g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
         topic, mask = self.topic(batch)
@@ -277,22 +259,13 @@ class Model(nn.Module):
             hidden = torch.cat([hidden, prompt], dim=1)
             shown.append(batch["topic_ids_mask"] & passes)
         attended = torch.cat(shown, dim=1).to(hidden.dtype)
-        if self.network.connection == "inputs_embeds":
-            hidden = self.t5.encoder(
-                inputs_embeds=hidden, attention_mask=attended
-            ).last_hidden_state
+        hidden = decoding.encode(self.t5, hidden, attended, self.network.connection)
         return Memory(hidden, attended, g, mask, balance, attention)
 
     def log_probs(self, memory: Memory, labels: Tensor) -> Tensor:
         """log p(y | Z^F) in nats, summed over tokens.  (B, T) -> (B,)"""
-        output = self.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
-            attention_mask=memory.mask,
-            labels=labels,
-        )
-        return token_log_probs(output.logits, labels).sum(-1)
+        return decoding.log_probs(self.t5, memory.hidden, memory.mask, labels).sum(-1)
 
-    @torch.inference_mode()
     def look(self, memory: Memory, ids: Tensor) -> Tensor:
         """Where the decoder looks in the picture while it emits each token of a written text.
 
@@ -302,37 +275,8 @@ class Model(nn.Module):
         than 1. With `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that
         began as patch p, but what it holds may come from any other.
         """
-        usual = self.t5.config._attn_implementation
-        self.t5.set_attn_implementation("eager")  # the only one that tells its weights
-        try:
-            output = self.t5(
-                encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
-                attention_mask=memory.mask,
-                decoder_input_ids=ids[:, :-1],
-                output_attentions=True,
-            )
-        finally:
-            self.t5.set_attn_implementation(usual)
-        weights = torch.stack(output.cross_attentions)  # (layers, B, heads, Y, P or more)
-        return weights.float().mean((0, 2))[..., : self.shapes.patches]
-
-    @torch.inference_mode()
-    def write(
-        self, memory: Memory, max_tokens: int, beams: int, temperature: float, top_p: float
-    ) -> Tensor:
-        """Token ids of the most probable text found, at temperature 0, or of one that is drawn.
-
-        -> (B, at most max_tokens + 1)
-        """
-        drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
-        return self.t5.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory.hidden),
-            attention_mask=memory.mask,
-            max_new_tokens=max_tokens,
-            num_beams=beams,
-            do_sample=temperature > 0,
-            **drawn,
-        )
+        looks = decoding.cross_attention(self.t5, memory.hidden, memory.mask, ids)
+        return looks[..., : self.shapes.patches]
 
 
 def hide(batch: dict, network: Network) -> dict:
@@ -357,6 +301,16 @@ def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
     memory = model.remember(batch, mode)
     tokens = (batch["labels"] != IGNORED).sum()
     return {"ntp": -model.log_probs(memory, batch["labels"]).sum() / tokens}
+
+
+@torch.inference_mode()
+def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
+    """What to watch while training: sigma, what the gate masks, mean lambda.  name -> (B,)"""
+    memory = model.remember(batch, model.network.gate_train)
+    seen = {"sigma": batch["sigma"], "mask_rate": 1 - memory.gate}
+    if memory.correlation is not None:
+        seen["lambda"] = memory.correlation.mean((1, 2))
+    return seen
 
 
 def matrix(model: Model, batch: dict) -> Tensor:

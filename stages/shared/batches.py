@@ -2,12 +2,11 @@
 
 A batch of B items is a dict of
     patches (B, P, D_V)        picture patches, zeros where there is no picture
-    has_picture, has_topic (B,) bool
+    has_picture (B,) bool
+    has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/topics.py
     sigma (B,)                 cosine of pooled picture and pooled topic, 0 where there is none
-    topic (B, T, D_T), topic_mask (B, T)       token features, where the encoder reads the language
-    topic_ids, topic_ids_mask (B, L)           the topic in the decoder's own tokens
     labels (B, Y)              the reference text and its end, IGNORED after it
-An item without a topic has one open position of zeros, so that attention stays finite. Groups add
+Groups add
     group, place (B,)          the number of an item's group in the batch, its place there
     allowed (G, N, N)          see Group
     u (B,)                     what a gate that draws compares sigma with, the same for a chunk each
@@ -27,6 +26,7 @@ from stages.shared import tables
 from stages.shared.features import Features
 from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
+from stages.shared.topics import Topics, pad
 from stages.shared.training import Batch
 
 
@@ -39,86 +39,60 @@ class Group:
     allowed: Tensor
 
 
-class Chunks:
-    """Rows of chunks.parquet with their features, indexed from 0."""
+@dataclass(frozen=True)
+class Limits:
+    """The most that a writer reads and writes at once."""
 
-    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: tuple[int, int]):
-        """limits: most tokens of a topic, most tokens of a text"""
+    topic_tokens: int
+    text_tokens: int
+    pictures: int = 1  # of one text
+
+
+class Chunks:
+    """Rows of chunks.parquet with their features, indexed from 0: a chunk is an item."""
+
+    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: Limits):
         self.rows, self.features, self.tokenizer = rows, features, tokenizer
-        self.topic_tokens, self.text_tokens = limits
+        self.limits = limits
         self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode(row["text"]) for row in rows]
-        self.topics = {title: self._topic(title) for title in {row["title"] for row in rows}}
+        titles = {row["title"] for row in rows}
+        self.topics = Topics(titles, features, tokenizer, limits.topic_tokens)
         self.cut = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def chunks_of(self, index: int) -> list[dict]:
+        """The chunks that an item's text is about: its own."""
+        return [self.rows[index]]
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text and its end; a text that is too long is cut and has no end."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return [*ids, self.tokenizer.eos_token_id][: self.text_tokens]
+        return [*ids, self.tokenizer.eos_token_id][: self.limits.text_tokens]
 
-    def _topic(self, title: str) -> list[int]:
-        """Tokens of a title; its characters where topics are learned, for they recur more often."""
-        if self.features.text == "encoder":
-            ids = self.tokenizer(title, add_special_tokens=False).input_ids
-        else:
-            ids = [piece for character in title for piece in self._character(character)]
-        return ids[: self.topic_tokens]
-
-    def _character(self, character: str) -> list[int]:
-        piece = self.tokenizer.convert_tokens_to_ids(character)
-        if piece is not None and piece != self.tokenizer.unk_token_id:
-            return [piece]
-        return self.tokenizer(character, add_special_tokens=False).input_ids
+    def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:
+        """Ids of an item's text, or of another `text` in its place; `place` is 0."""
+        return self.labels[index] if text is None else self.encode(text)
 
     def pieces(self, title: str) -> list[str]:
-        """A topic's tokens as their tokenizer spells them; without topic the open position's."""
-        if self.features.text == "learned":
-            return self.tokenizer.convert_ids_to_tokens(self.topics[title]) or [""]
-        row = self.features.text_index.get(title)
-        return [""] if row is None else self.features.pieces[row][: self.topic_tokens]
+        return self.topics.pieces(title)
 
     def batch(self, indices: list[int]) -> Batch:
         rows = [self.rows[index] for index in indices]
         images = [self.features.image_index.get(row["image"]) for row in rows]
         has_picture = torch.tensor([image is not None for image in images])
         patches = self.patches[[image or 0 for image in images]].float()
-        titles = [row["title"] for row in rows]
         batch = {
             "patches": patches * has_picture[:, None, None],
             "has_picture": has_picture,
-            "has_topic": torch.tensor([bool(self.topics[title]) for title in titles]),
             "sigma": torch.tensor(
                 [similarity(self.features, row["image"], row["title"]) or 0.0 for row in rows]
             ),
             "labels": pad([self.labels[index] for index in indices], IGNORED),
         }
-        batch["topic_ids"] = pad([self.topics[title] or [0] for title in titles], -1)
-        batch["topic_ids_mask"] = batch["topic_ids"] >= 0
-        batch["topic_ids"] = batch["topic_ids"].clamp(min=0)
-        if self.features.text == "encoder":
-            batch |= self._encoded(titles)
-        return batch
-
-    def _encoded(self, titles: list[str]) -> Batch:
-        width = self.features.tokens.shape[2]
-        found = [self.features.text_index.get(title) for title in titles]
-        masks = [
-            [True] if row is None else self.features.token_mask[row][: self.topic_tokens].tolist()
-            for row in found
-        ]
-        longest = max(sum(mask) for mask in masks)
-        topic = torch.zeros(len(titles), longest, width)
-        mask = torch.zeros(len(titles), longest, dtype=torch.bool)
-        for item, (row, shown) in enumerate(zip(found, masks, strict=True)):
-            length = sum(shown)
-            mask[item, :length] = True
-            if row is not None:
-                tokens = self.features.tokens[row][:length]
-                topic[item, :length] = torch.from_numpy(tokens).float()
-        return {"topic": topic, "topic_mask": mask}
+        return batch | self.topics.batch([row["title"] for row in rows])
 
     def groups(self, pairs: list[dict]) -> list[Group]:
         """The groups of PAIRS with at least one pair among these chunks; others are left out of
@@ -156,12 +130,6 @@ def uniform(row: dict) -> float:
     return int.from_bytes(digest[:3], "big") / 2**24  # float32 holds it exactly
 
 
-def pad(ids: list[list[int]], filler: int) -> Tensor:
-    """(B, longest)"""
-    longest = max(map(len, ids))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in ids])
-
-
 def similarity(features: Features, image: str | None, title: str) -> float | None:
     """sigma, the cosine of picture and title; None where either has no pooled feature."""
     if features.text != "encoder":
@@ -184,3 +152,8 @@ def training_chunks(folder: Path) -> list[dict]:
     if not rows:
         raise WrongInput(f"{folder}: no chunk of the train split has a picture")
     return rows
+
+
+def by_reference(rows: list[dict]) -> list[dict]:
+    """A row for each reference of a chunk, which is its text: every caption is learned from."""
+    return [row | {"text": text} for row in rows for text in row["references"]]

@@ -2,6 +2,9 @@
 
 The small one learns a BPE vocabulary from the train split. Bytes stand for what it never saw, so
 no text in any script turns into an unknown token.
+
+Sentinels, <extra_id_0> and so on, are tokens that no text spells (arXiv:1910.10683). A named T5 has
+them, the small one as many as its writer asks for.
 """
 
 import json
@@ -38,15 +41,35 @@ class Params:
     tiny: Tiny
 
 
-def create(name: str, params: Params, d_model: int, texts: list[str]):
+def create(name: str, params: Params, d_model: int, texts: list[str], marks: int):
     """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`), or by name or folder.
 
-    Raises WrongInput if the named model cannot be had or is no complete T5.
+    marks: how many sentinels it needs. Raises WrongInput if the named model cannot be had, is no
+    complete T5, or has fewer.
     """
     if name == "tiny":
         tokenizer = train_tokenizer(texts, params.tiny.vocabulary)
+        if marks:
+            tokenizer.add_special_tokens({"additional_special_tokens": _names(marks)})
         return _new_t5(params.tiny, d_model, len(tokenizer)), tokenizer
-    return _named_t5(name)
+    t5, tokenizer = _named_t5(name)
+    sentinels(tokenizer, marks)
+    return t5, tokenizer
+
+
+def sentinels(tokenizer, count: int) -> list[int]:
+    """The ids of the first so many sentinels. Raises WrongInput if there are fewer."""
+    ids = tokenizer.convert_tokens_to_ids(_names(count))
+    if tokenizer.unk_token_id in ids or None in ids:
+        raise WrongInput(
+            f"params.yaml: the decoder's tokenizer has fewer than {count} sentinel tokens: lower "
+            "models.*.network.pictures, or choose a T5 that has them"
+        )
+    return ids
+
+
+def _names(count: int) -> list[str]:
+    return [f"<extra_id_{number}>" for number in range(count)]
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):

@@ -46,6 +46,11 @@ class Features:
     token_mask: np.ndarray | None  # (M, L) bool, true at tokens
     pieces: list[list[str]] | None  # the tokens of each text, as their tokenizer spells them
 
+    @property
+    def topic_width(self) -> int:
+        """Dt; 0 where text features are learned."""
+        return 0 if self.tokens is None else self.tokens.shape[2]
+
 
 def write(
     folder: Path,

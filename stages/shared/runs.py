@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.models import paper
-from stages.shared import decoders
-from stages.shared.batches import Chunks
+from stages.shared import decoders, decoding
+from stages.shared.articles import Articles, paragraphs
+from stages.shared.batches import Chunks, Limits
 from stages.shared.devices import device, inference
 from stages.shared.encoder_files import encoder_files
 from stages.shared.features import Features
@@ -63,7 +64,7 @@ class Run:
 class Written:
     """What a model wrote for the items of a batch, and what it attended to."""
 
-    texts: list[str]
+    texts: list[list[str]]  # of each item, one for each of its chunks
     ids: Tensor  # (B, Y + 1), the first one that of the start
     memory: object  # of the paper's model
 
@@ -77,24 +78,40 @@ class Writer:
     tokenizer: object
     config: dict
 
-    def chunks(self, rows: list[dict], features: Features) -> Chunks:
-        limits = self.config["network"]["text_tokens"], self.config["max_tokens"]
-        return Chunks(rows, features, self.tokenizer, limits)
+    @property
+    def limits(self) -> Limits:
+        """The most that is read and written at once."""
+        numbers = self.config["network"]
+        return Limits(numbers["text_tokens"], self.config["max_tokens"], numbers.get("pictures", 1))
+
+    def items(self, rows: list[dict], features: Features) -> Chunks | Articles:
+        """Rows of CHUNKS as what the model writes one text about: chunks or articles."""
+        return self.paper.Items(rows, features, self.tokenizer, self.limits)
 
     def write(self, batch: Batch, generation: Generation) -> Written:
         """A text for each item of a batch. Whoever wants it drawn alike again seeds before."""
-        model = self.model
-        batch = to_device(batch, next(model.parameters()).device)
+        batch = to_device(batch, next(self.model.parameters()).device)
         with inference():
-            memory = model.remember(batch, model.network.gate_predict)
-            ids = model.write(
-                memory,
+            memory = self.model.remember(batch)
+            ids = decoding.generate(
+                self.model.t5,
+                memory.hidden,
+                memory.mask,
                 self.config["max_tokens"],
                 generation.beams,
                 generation.temperature,
                 generation.top_p,
             )
-        return Written(self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids, memory)
+        return Written(self.texts(ids, batch), ids, memory)
+
+    def texts(self, ids: Tensor, batch: Batch) -> list[list[str]]:
+        """Written ids (B, Y + 1) as the texts of each item's chunks."""
+        marks = decoders.sentinels(self.tokenizer, self.limits.pictures - 1)
+        counts = batch["present"].sum(1).tolist() if "present" in batch else [1] * len(ids)
+        return [
+            paragraphs(row, self.tokenizer, marks, count)
+            for row, count in zip(ids[:, 1:].tolist(), counts, strict=True)
+        ]
 
 
 def network(run: Run):
@@ -114,10 +131,9 @@ def tiny() -> decoders.Params:
 def create(run: Run, texts: list[str], features: Features) -> Writer:
     """A new writer for the features' shapes; `texts` teach a tiny decoder its vocabulary."""
     module, sizes = paper(run.model), network(run)
-    t5, tokenizer = decoders.create(run.decoder, tiny(), sizes.d_model, texts)
-    _, patches, patch_width = features.patches.shape
-    topic_width = features.tokens.shape[2] if features.text == "encoder" else 0
-    shapes = module.Shapes(patches, patch_width, topic_width)
+    marks = getattr(sizes, "pictures", 1) - 1
+    t5, tokenizer = decoders.create(run.decoder, tiny(), sizes.d_model, texts, marks)
+    shapes = module.shapes(features)
     config = {
         "model": run.model,
         "network": asdict(sizes),

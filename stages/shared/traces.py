@@ -10,11 +10,19 @@ from stages.shared.features import Features
 from stages.shared.runs import Writer, Written
 
 
+def has_gate(writer: Writer) -> bool:
+    """Whether the paper has FlexMUSE's gate and fusion, which are all that is traced."""
+    return hasattr(writer.paper, "gate")
+
+
 def gates(writer: Writer, chunks: list[dict], features: Features, seed: int) -> list[dict]:
     """Rows of GATES: the gate of training and the one of writing, on each chunk.
 
-    Decided here, by `seed`, and not in training, where each step draws anew.
+    Decided here, by `seed`, and not in training, where each step draws anew. None of a paper
+    without a gate.
     """
+    if not has_gate(writer):
+        return []
     network, rows = writer.model.network, []
     sigma = [batches.similarity(features, row["image"], row["title"]) for row in chunks]
     both = [bool(row["title"]) and row["image"] in features.image_index for row in chunks]
@@ -77,7 +85,7 @@ def attentions(writer: Writer, chunks: batches.Chunks, indices: list[int], writt
                 "position": row["position"],
                 "tokens": tokens,
                 "fusion": [] if looks is None else looks.astype(np.float16).ravel(),
-                "text": written.texts[place],
+                "text": written.texts[place][0],
                 "ends": attention.ends(writer.tokenizer, ids),
                 "decoder": decoder[place, : len(ids)].astype(np.float16).ravel(),
             }

@@ -1,45 +1,26 @@
-"""Teach a writer what readers prefer, starting from its SFT weights.
+"""mscDPO, FlexMUSE's preference phase: its text is preferred to those of other pictures.
 
-python -m stages.train_preference RUN INGEST PAIRS CHUNKS FEATURES SFT TARGET
+Chunks are compared in the groups of stages/chunk.py. What the reference, the SFT weights, says of a
+group is kept under POLYMUSE_HOME: the same weights and content are scored once, whatever run asks.
 
-reads   INGEST/slots.json and facts.parquet (sample only), PAIRS, CHUNKS/chunks.parquet, FEATURES
-        and CHUNKS/features, SFT/ (the model that starts the phase and that its log-probabilities
-        refer to)
-writes  TARGET/model, TARGET/history.csv
-
-Chunks are compared in the groups of stages/chunk.py. What the reference says of a group is kept
-under POLYMUSE_HOME: the same weights and content are scored once, whatever run asks.
-
-A policy can write ever worse while its loss and its ranking look perfect, so some validation chunks
-are written at each validation: the phase ends when their score has dropped too far.
+Some validation chunks are written at each validation: the phase ends when their score has dropped
+too far.
 """
 
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from rapidfuzz.distance import Indel
 from torch import Tensor
 
-from stages.shared import batches, features, grounding, history, runs, tables, tracking
+from stages.shared import batches, features, runs, tables
 from stages.shared.devices import has_bf16, inference
-from stages.shared.params import load
 from stages.shared.progress import bar
-from stages.shared.stage import WrongInput, home, output, stage
+from stages.shared.stage import WrongInput, home
 from stages.shared.store import Store
-from stages.shared.training import (
-    Batch,
-    Validation,
-    batch_of,
-    fingerprint,
-    fit,
-    to_device,
-)
-
-Score = Callable[[dict, str], float]  # chunk, written text -> 0 to 1
+from stages.shared.training import Batch, Validation, batch_of, fingerprint, fit, to_device
+from stages.train_preference.watch import score_of, watcher
 
 
 def reference_store(sft: Path) -> Store:
@@ -99,7 +80,7 @@ class Groups:
     """The groups of one split as batches that carry the reference's matrix."""
 
     def __init__(self, writer, rows: list[dict], cached, pairs: list[dict], store: Store):
-        self.chunks = writer.chunks(rows, cached)
+        self.chunks = writer.items(rows, cached)
         self.groups = self.chunks.groups(pairs)
         self.anchor = Anchor(writer, self.chunks, self.groups, store)
 
@@ -109,35 +90,6 @@ class Groups:
     def batch(self, indices: list[int]) -> Batch:
         groups = [self.groups[index] for index in indices]
         return self.chunks.batch_of_groups(groups) | {"reference": self.anchor.of(indices)}
-
-
-def score_of(ingest: Path) -> Score:
-    """How good a written text is: its grounding, or its likeness to the reference elsewhere."""
-    slots = grounding.load_slots(ingest)
-    if slots is None:
-        return lambda row, text: Indel.normalized_similarity(row["text"], text)
-    truth = grounding.load_truth(ingest)
-
-    def score(row: dict, text: str) -> float:
-        facts = truth[row["record"], row["position"]]
-        return grounding.total(grounding.score(text, facts, slots))
-
-    return score
-
-
-def watcher(writer: runs.Writer, watched: batches.Chunks, run: runs.Run, score: Score):
-    """A function that writes the watched chunks with the present weights and scores the texts."""
-
-    def watch() -> float:
-        scores = []
-        for start in range(0, len(watched), run.generation.batch):
-            rows = watched.rows[start : start + run.generation.batch]
-            indices = list(range(start, start + len(rows)))
-            written = writer.write(watched.batch(indices), run.generation)
-            scores += map(score, rows, written.texts)
-        return sum(scores) / len(scores)
-
-    return watch
 
 
 def validation(held_out: Groups, loss, watch: Callable[[], float], run: runs.Run):
@@ -159,9 +111,11 @@ def validation(held_out: Groups, loss, watch: Callable[[], float], run: runs.Run
     return validate
 
 
-def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writer, list[dict]]:
+def train(
+    name: str, run: runs.Run, folders: list[Path], writer: runs.Writer, log
+) -> list[dict[str, float]]:
+    """The steps of the phase; `writer` is left with its best weights."""
     ingest, pair_file, chunk_folder, feature_folder, sft = folders
-    writer = runs.restore(sft)
     cached = features.read(feature_folder, chunk_folder / "features")
     pairs = tables.read(pair_file, tables.PAIRS)
     rows = batches.training_chunks(chunk_folder)
@@ -177,13 +131,13 @@ def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writ
     held_out = Groups(writer, rows, cached, pairs, store)
     if not len(held_out):  # few articles: watch, and choose weights, on those trained on
         held_out = trained
-    watched = writer.chunks(held_out.chunks.rows[: run.watch.items], cached)
+    watched = writer.items(held_out.chunks.rows[: run.watch.items], cached)
     numbers = runs.preference(run)
 
     def loss(model, batch):
         return writer.paper.preference_loss(model, batch, batch["reference"], numbers)
 
-    steps = fit(
+    return fit(
         writer.model,
         loss,
         lambda step: trained.batch(
@@ -195,22 +149,3 @@ def train(name: str, run: runs.Run, folders: list[Path], log) -> tuple[runs.Writ
         validate=validation(held_out, loss, watcher(writer, watched, run, score_of(ingest)), run),
         log=log,
     )
-    return writer, steps
-
-
-def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
-    numbers = asdict(run) | {"objective": asdict(runs.preference(run))}
-    with tracking.run(stage="train_preference", name=name, params=numbers) as tracked:
-        with output(target) as folder:
-            writer, steps = train(name, run, folders, tracked.log)
-            runs.save(writer, folder / "model", folders[-1] / runs.ENCODER)
-            history.write(folder / "history.csv", steps)
-        tracked.artifact(target / "model", "model")
-        tracked.model(target / "model", "model")
-
-
-if __name__ == "__main__":
-    with stage():
-        key, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        main(key, load(runs.Run, "runs", key), sources, out)
