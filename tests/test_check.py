@@ -63,7 +63,8 @@ def test_a_run_names_a_model_that_is_there(params):
 
 def test_a_corpus_names_a_format_that_is_there(params):
     params["corpora"]["articles"]["format"] = "phrases"
-    said = "is 'phrases', none of the formats: choose one of jsonl | markdown | sample"
+    formats = "coco_cn | flickr8k_cn | jsonl | markdown | sample | vist"
+    said = f"is 'phrases', none of the formats: choose one of {formats}"
     assert fault(params) == f"params.yaml: corpora.articles.format {said}"
 
 

@@ -382,9 +382,12 @@ def test_params_that_cannot_work_are_named(values):
 
 def test_the_examples_of_the_data_readme_are_taken_in_as_they_stand(tmp_path):
     shown = Path("data/README.md").read_text()
-    examples = dict(regex.findall(r"(?s)```(markdown|yaml)\n(.*?)```", shown))
-    settings = yaml.safe_load(examples["yaml"])["corpora"]["articles"]
-    assert settings == {"kind": "articles", "format": "markdown", "path": "data/00_raw/articles"}
+    examples = dict(regex.findall(r"(?s)```(markdown)\n(.*?)```", shown))
+    settings = [yaml.safe_load(block) for block in regex.findall(r"(?s)```yaml\n(.*?)```", shown)]
+    corpora = [row for setting in settings for row in setting["corpora"].values()]
+    assert corpora[0] == {"kind": "articles", "format": "markdown", "path": "data/00_raw/articles"}
+    formats = yaml.safe_load(Path("params.yaml").read_text())["formats"]
+    assert {row["format"] for row in corpora} == set(formats) - {"sample", "jsonl"}
     lines = regex.findall(r"```json\n(.*)\n```", shown)
     (tmp_path / "images").mkdir()
     for path in ["bowl.jpg", "images/bowl.jpg"]:

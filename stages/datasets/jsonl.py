@@ -17,10 +17,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stages.datasets.reading import SPLITS, reason
 from stages.shared.records import Article, Captioned, Item, PictureFile, Reject, decode
 from stages.shared.stage import WrongInput
-
-SPLITS = {"val": "validation", "dev": "validation"}  # other names that are in use
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def parse(line: bytes, kind: str, folder: Path, source: str, encodings: list[str
             return _article(_ArticleRow.model_validate_json(text), folder, source)
         return _captioned(_CaptionRow.model_validate_json(text), folder, source)
     except ValidationError as error:
-        return Reject(source, _reason(error))
+        return Reject(source, reason(error))
 
 
 def _article(row: _ArticleRow, folder: Path, source: str) -> Article:
@@ -105,11 +104,3 @@ def _common(row: _Row, key: str | int | None, source: str) -> dict:
     split = row.split and SPLITS.get(row.split, row.split)
     key = None if key is None else str(key)
     return {"source": source, "key": key, "language": language or None, "split": split}
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return f"not JSON: {first['msg']}"
-    place = ".".join(map(str, first["loc"])) or "the line"
-    return f"wrong field: {place}: {first['msg']}"

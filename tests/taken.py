@@ -1,0 +1,66 @@
+"""Small corpora of published formats, taken in by ingest."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from random import Random
+
+import yaml
+from PIL import Image
+
+from stages import ingest
+from stages.shared import tables
+from stages.shared.params import fill
+from stages.shared.records import Article, Captioned, Extra, Reject
+from stages.shared.stage import WrongInput
+
+PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+# Tiny corpora hold more that is wrong than a real one may.
+LIMITS = ingest.Params(**PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.4})
+
+
+def paint(path: Path, number: int = 0) -> None:
+    """A picture that differs from that of any other number below 256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = "PNG" if path.suffix == ".png" else "JPEG"
+    Image.new("L", (16, 16), number).save(path, kind)
+
+
+def take(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path, **changes):
+    """(records, {source: reason} of what was rejected) of a corpus, `changes` made to params."""
+    folder = tmp_path / "project"
+    folder.mkdir(exist_ok=True)
+    formats = PARAMS["formats"] | {format: PARAMS["formats"][format] | changes}
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"formats": formats}))
+    monkeypatch.chdir(folder)
+    target = folder / "taken"
+    ingest.main(LIMITS, "corpus", kind, format, source, target)
+    records = tables.read(target / "records.parquet", tables.RECORDS[kind])
+    rejected = tables.read(target / "rejected.parquet", tables.REJECTED)
+    counted = json.loads((target / "summary.json").read_text())["rejected"]
+    assert sum(counted.values()) == len(rejected)
+    return records, [(row["source"], row["reason"]) for row in rejected]
+
+
+def survives_any_bytes(format: str, kind: str, source: Path, file: Path, good: bytes) -> None:
+    """Whatever stands in `file`, the format yields items or says in one sentence what is wrong."""
+    module = import_module(f"stages.datasets.{format}")
+    params = fill(module.Params, PARAMS["formats"][format], f"formats.{format}")
+    random = Random(0)
+    for _ in range(300):
+        content = bytearray(good)
+        for _ in range(random.randrange(1, 30)):
+            place = random.randrange(len(content) + 1)
+            junk = random.choice([random.randbytes(3), b"\n", b"\t", b"\0", b'"', b"[", b"#", b" "])
+            content[place : place + random.randrange(3)] = junk
+        file.write_bytes(content)
+        try:
+            items = list(module.read(source, kind, params))
+        except WrongInput as error:
+            assert "\n" not in str(error)
+            continue
+        assert all(isinstance(item, Article | Captioned | Reject | Extra) for item in items)
+        # What is read can be taken in: ingest decides about each without ending.
+        corpus = ingest.Corpus(source, LIMITS, add_image=lambda row: None)
+        for item in items:
+            corpus.take(item)
