@@ -7,12 +7,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-import regex
 import yaml
 from PIL import Image
 
 from stages import ingest
-from stages.datasets import jsonl, markdown
+from stages.datasets import markdown
 from stages.ingest import Params, complete, read_picture, split_of
 from stages.shared import images, tables
 from stages.shared.images import WrongImage
@@ -378,34 +377,6 @@ def test_params_that_cannot_work_are_named(values):
     shards, validation, test = values
     with pytest.raises(WrongInput, match=r"params\.yaml: ingest\.(shards|validation)"):
         Params(shards, MANY, 0.2, validation, test)
-
-
-def test_the_examples_of_the_data_readme_are_taken_in_as_they_stand(tmp_path):
-    shown = Path("data/README.md").read_text()
-    examples = dict(regex.findall(r"(?s)```(markdown)\n(.*?)```", shown))
-    settings = [yaml.safe_load(block) for block in regex.findall(r"(?s)```yaml\n(.*?)```", shown)]
-    corpora = [row for setting in settings for row in setting["corpora"].values()]
-    assert corpora[0] == {"kind": "articles", "format": "markdown", "path": "data/00_raw/articles"}
-    formats = yaml.safe_load(Path("params.yaml").read_text())["formats"]
-    assert {row["format"] for row in corpora} == set(formats) - {"sample", "jsonl"}
-    lines = regex.findall(r"```json\n(.*)\n```", shown)
-    (tmp_path / "images").mkdir()
-    for path in ["bowl.jpg", "images/bowl.jpg"]:
-        (tmp_path / path).write_bytes(encoded("white", "JPEG"))
-    (tmp_path / "miso.md").write_text(examples["markdown"])
-    rows = [
-        *markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])),
-        *(
-            jsonl.parse(line.encode(), kind, tmp_path, "x:1", ["utf-8"])
-            for line, kind in zip(lines, ["articles", "captions"], strict=True)
-        ),
-    ]
-    for kind, found in [("articles", rows[:2]), ("captions", rows[2:])]:
-        corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
-        for row in found:
-            corpus.take(row)
-        assert corpus.rejected == [] and len(corpus.records) == len(found), kind
-        assert {record["language"] for record in corpus.records.values()} == {"en"}
 
 
 def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):

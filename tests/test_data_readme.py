@@ -1,0 +1,57 @@
+"""What data/README.md shows of each format is taken in as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.check import Corpus
+from stages import ingest
+from stages.datasets import jsonl, markdown
+from stages.shared.params import fill, read
+from tests.taken import LIMITS, paint
+
+SHOWN = Path("data/README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"(?s)```{language}\n(.*?)```", SHOWN)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_the_rows_of_corpora_are_as_params_want_them(block):
+    for name, row in yaml.safe_load(block)["corpora"].items():
+        corpus = fill(Corpus, row, f"corpora.{name}")
+        assert corpus.format in read()["formats"]
+        assert corpus.path.startswith("data/00_raw/")
+
+
+def test_every_format_has_a_section_of_its_name():
+    sections = re.findall(r"^### `(\w+)`: ", SHOWN, re.MULTILINE)
+    assert sorted(sections) == sorted(read()["formats"])
+
+
+def test_every_key_of_a_format_that_is_named_exists():
+    named = re.findall(r"`formats\.(\w+)\.(\w+)", SHOWN)
+    assert len(named) > 5 and all(key in read()["formats"][name] for name, key in named)
+
+
+def test_the_examples_are_taken_in(tmp_path):
+    for path in ["bowl.jpg", "images/bowl.jpg"]:
+        paint(tmp_path / path)
+    (soup,) = blocks("markdown")
+    (tmp_path / "miso.md").write_text(soup)
+    rows = [
+        *markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])),
+        *(
+            jsonl.parse(line.strip().encode(), kind, tmp_path, "x:1", ["utf-8"])
+            for line, kind in zip(blocks("json"), ["articles", "captions"], strict=True)
+        ),
+    ]
+    for kind, found in [("articles", rows[:2]), ("captions", rows[2:])]:
+        corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+        for row in found:
+            corpus.take(row)
+        assert corpus.rejected == [] and len(corpus.records) == len(found), kind
+        assert {record["language"] for record in corpus.records.values()} == {"en"}
