@@ -115,8 +115,9 @@ def check_language(chunks: list[dict], corpus: str, min_supported: float) -> Non
     if share < min_supported:
         raise WrongInput(
             f"align.encoder: tiny reads English, as {share:.0%} of the train texts of {corpus} "
-            "are: let align.corpus name an English corpus, or align.encoder an encoder of its "
-            "language (hf:OFA-Sys/chinese-clip-vit-base-patch16, openclip:ARCH/TAG)"
+            "are: let align.corpus name an English corpus (one of kind captions and format sample "
+            "is drawn), or align.encoder an encoder of its language "
+            "(hf:OFA-Sys/chinese-clip-vit-base-patch16, openclip:ARCH/TAG)"
         )
 
 
