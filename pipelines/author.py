@@ -18,6 +18,7 @@ from stages.shared.batches import similarity
 from stages.shared.features import Features
 from stages.shared.runs import Generation
 from stages.shared.stage import WrongInput
+from stages.shared.traces import has_gate
 from stages.shared.training import seed_everything
 
 
@@ -32,7 +33,8 @@ class Item:
 @dataclass(frozen=True)
 class Text:
     """What was written. similarity: sigma, of picture and topic; passed: g, how much of the topic
-    the gate let through (0 to 1). None where there is nothing to compare or to let through."""
+    the gate let through (0 to 1). None where there is nothing to compare or to let through, and of
+    a model without a gate."""
 
     text: str
     similarity: float | None
@@ -66,31 +68,46 @@ class Author:
             reason = said.replace(f"{self.folder}/", "")[:200] or type(error).__name__
             raise WrongInput(f"{self.name} cannot be loaded ({reason}): train it again") from None
 
-    def write(self, items: list[Item], generation: Generation) -> list[Text]:
-        """A text for each item, the same again for the same items, numbers and seed."""
-        names = [item.picture and sha256(item.picture).hexdigest() for item in items]
-        pictures = {
-            name: item.picture for name, item in zip(names, items, strict=True) if item.picture
-        }
-        topics = sorted({item.topic for item in items if item.topic})
-        rows = [
-            {"title": item.topic or "", "image": name, "text": ""}
-            for name, item in zip(names, items, strict=True)
-        ]
+    @property
+    def reads_topics(self) -> bool:
+        """Whether it was trained on any; a writer of captions never saw one."""
+        return self.writer.config["topics"]
+
+    def write(self, articles: list[list[Item]], generation: Generation) -> list[list[Text]]:
+        """A text for each item, the same again for the same articles, numbers and seed.
+
+        The items of an article are its pictures in order, with one topic. A model that writes whole
+        articles sees them together. A topic is left out where the model was trained on none.
+        """
+        rows, pictures = self._rows(articles)
+        topics = sorted({row["title"] for row in rows if row["title"]})
         cached = self._features(pictures, topics)
-        chunks = self.writer.items(rows, cached)
+        items = self.writer.items(rows, cached)
         seed_everything(generation.seed)
-        written: list[Text] = []
-        for start in range(0, len(rows), generation.batch):
-            indices = list(range(start, min(start + generation.batch, len(rows))))
-            found = self.writer.write(chunks.batch(indices), generation)
-            for index, (text,), passed in zip(
-                indices, found.texts, found.memory.gate.tolist(), strict=True
-            ):
-                row = rows[index]
-                sigma = similarity(cached, row["image"], row["title"])
-                written.append(Text(text, sigma, passed if row["title"] else None))
+        written: list[list[Text]] = [[] for _ in articles]
+        for start in range(0, len(items), generation.batch):
+            indices = list(range(start, min(start + generation.batch, len(items))))
+            found = self.writer.write(items.batch(indices), generation)
+            gates = found.memory.gate.tolist() if has_gate(self.writer) else [None] * len(indices)
+            for index, texts, passed in zip(indices, found.texts, gates, strict=True):
+                for row, text in zip(items.chunks_of(index), texts, strict=True):
+                    sigma = similarity(cached, row["image"], row["title"])
+                    told = Text(text, sigma, passed if row["title"] else None)
+                    written[int(row["record"])].append(told)
         return written
+
+    def _rows(self, articles: list[list[Item]]) -> tuple[list[dict], dict[str, bytes]]:
+        """The items as rows of CHUNKS whose record is the article's number; pictures by sha256."""
+        rows, pictures = [], {}
+        for number, article in enumerate(articles):
+            for position, item in enumerate(article):
+                name = item.picture and sha256(item.picture).hexdigest()
+                title = item.topic if item.topic and self.reads_topics else ""
+                row = {"record": str(number), "position": position, "title": title, "image": name}
+                rows.append(row | {"text": ""})
+                if name:
+                    pictures[name] = item.picture
+        return rows, pictures
 
     def _features(self, pictures: dict[str, bytes], topics: list[str]) -> Features:
         """One row a picture and a topic; a row of zeros that nothing names where there is none."""
@@ -99,13 +116,17 @@ class Author:
         empty = np.zeros((1, shapes.patches, shapes.patch_width), np.float16)
         found = {
             "image_index": {name: row for row, name in enumerate(pictures)},
-            "pooled": np.stack(pooled) if pooled else np.zeros((1, 1), np.float16),
+            "pooled": np.stack(pooled) if pooled else self._no_pooled(),
             "patches": np.stack(patches) if patches else empty,
         }
         if not shapes.topic_width:
             names = ("text_index", "text_pooled", "tokens", "token_mask", "pieces")
             return Features(text="learned", **dict.fromkeys(names), **found)
         return Features(text="encoder", **self._topics(topics, shapes.topic_width), **found)
+
+    def _no_pooled(self) -> np.ndarray:
+        """As wide as the model reads it; not every model does."""
+        return np.zeros((1, self.writer.config["shapes"].get("pooled_width", 1)), np.float16)
 
     def _pictures(self, contents: list[bytes]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(D,), (P, Dp) of each picture"""
@@ -114,13 +135,14 @@ class Author:
 
     def _topics(self, topics: list[str], width: int) -> dict:
         read = [self.encoder.texts([topic]) for topic in topics]
+        pooled = [_half(pooled[0]) for pooled, _, _ in read]
         lengths = np.array([int(mask.sum()) for _, _, mask in read] or [1])
         tokens = np.zeros((len(lengths), lengths.max(), width), np.float16)
         for row, (_, states, _) in enumerate(read):
             tokens[row, : lengths[row]] = _half(states[0, : lengths[row]])
         return {
             "text_index": {topic: row for row, topic in enumerate(topics)},
-            "text_pooled": np.stack([_half(pooled[0]) for pooled, _, _ in read]) if read else None,
+            "text_pooled": np.stack(pooled) if pooled else self._no_pooled(),
             "tokens": tokens,
             "token_mask": np.arange(lengths.max()) < lengths[:, None],
             "pieces": self.encoder.pieces(topics) if topics else [],

@@ -3,9 +3,10 @@
     model = mlflow.pyfunc.load_model("models:/m-...")
     model.predict(pandas.DataFrame({"topic": ["A quiet harbour"], "image": [None]}))
 
-A row has a topic, the bytes of a picture file, or both; predict gives one text a row, the most
-probable one. Topics, pictures and texts pass the rules of `polymuse write`. Runs where this package
-is installed, by the params.yaml of the current folder's project, else of the package's own.
+A row has a topic, the bytes of a picture file, or both, and is an article by itself; predict gives
+one text a row, the most probable one. A model of captions needs the picture and reads no topic.
+Topics, pictures and texts pass the rules of `polymuse write`. Runs where this package is installed,
+by the params.yaml of the current folder's project, else of the package's own.
 """
 
 from contextlib import chdir
@@ -33,7 +34,8 @@ class Served:
         # No search and no drawing: whoever wants those writes with `polymuse write`.
         batch = max(1, len(items))
         greedy = Generation(beams=1, temperature=0.0, top_p=1.0, seed=0, batch=batch)
-        return [self.limits.text(text.text) for text in self.author.write(items, greedy)]
+        written = self.author.write([[item] for item in items], greedy)
+        return [self.limits.text(text.text) for (text,) in written]
 
     def _item(self, number: int, row: dict) -> Item:
         topic, picture = row.get("topic"), row.get("image")
@@ -42,6 +44,11 @@ class Served:
             picture = None  # absent, which pandas may say as NaN
         if not topic and picture is None:
             raise WrongInput(f"row {number} has neither topic nor image: give it one")
+        if picture is None and not self.author.reads_topics:
+            raise WrongInput(
+                f"row {number} has no image, and this model was trained on captions and writes "
+                "about pictures alone: give it one"
+            )
         if picture is not None:
             self.limits.picture(picture, f"row {number}: image")
         return Item(topic, picture)

@@ -1,10 +1,10 @@
-"""`polymuse write`: an illustrated article from a topic, pictures, or both (FlexMUSE, F1).
+"""`polymuse write`: an illustrated article from a topic, pictures, or both.
 
 reads   a model folder (the newest phase of a run, or --model), and for pictures that are missing
         what the illustrator's backend needs: for `retrieve` the training articles' folders
 writes  the output folder, whole or not at all: see pipelines/article.py
 
-One chunk is written a picture, in the order given; pictures that the illustrator adds come last.
+One text is written a picture, in the order given; pictures that the illustrator adds come last.
 """
 
 import os
@@ -71,6 +71,7 @@ def main(given: Namespace) -> None:
         run = params.load(runs.Run, "runs", name)
         generation = run.generation if seed is None else replace(run.generation, seed=seed)
         author = load_author(folder, given.model)
+        check_topic(inputs, author)
         inputs = illustrate(inputs, given.backend, run, generation.seed)
         print(f"Writing {count(max(1, len(inputs.pictures)), 'text')} with {name}", flush=True)
         texts = write_texts(author, inputs, generation)
@@ -197,6 +198,21 @@ def load_author(folder: Path, model: str | None) -> "Author":
     return Author(folder, f"--model: {model}" if model else str(folder))
 
 
+def check_topic(inputs: Inputs, author: "Author") -> None:
+    """Say so where a model was trained on captions, and never saw a topic: it reads none.
+
+    Raises WrongInput if there is nothing else to write about.
+    """
+    if inputs.topic is None or author.reads_topics:
+        return
+    if not inputs.pictures and not inputs.missing:
+        raise WrongInput(
+            "--images is 0, and this model was trained on captions and writes about pictures "
+            "alone: raise it, or give --image"
+        )
+    print("This model was trained on captions: it does not read the topic.", flush=True)
+
+
 def illustrate(inputs: Inputs, backend: str | None, run: "Run", seed: int) -> Inputs:
     """The inputs with the missing pictures found or drawn, as many as there are."""
     from stages.shared import illustrators
@@ -228,7 +244,8 @@ def write_texts(author: "Author", inputs: Inputs, generation) -> list["Text"]:
     from pipelines.author import Item
 
     contents = [picture.content for picture in inputs.pictures] or [None]
-    return author.write([Item(inputs.topic, content) for content in contents], generation)
+    (texts,) = author.write([[Item(inputs.topic, content) for content in contents]], generation)
+    return texts
 
 
 def compose(

@@ -52,7 +52,7 @@ def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, lo
     seed_everything(run.sft.seed)
     rows = batches.by_reference(batches.training_chunks(chunk_folder))
     cached = features.read(feature_folder, chunk_folder / "features")
-    writer = runs.create(run, [row["text"] for row in rows], cached)
+    writer = runs.create(run, rows, cached)
     items = writer.items(rows, cached)
     rows = batches.read_chunks(chunk_folder, "validation", with_picture=True)
     held_out = writer.items(batches.by_reference(rows), cached)

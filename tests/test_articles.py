@@ -3,7 +3,7 @@ import torch
 
 from stages.shared import decoders
 from stages.shared.articles import Articles, paragraphs, parts
-from stages.shared.batches import Limits, by_reference
+from stages.shared.batches import Chunks, Limits, by_reference
 from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
 from tests import writers
@@ -38,6 +38,17 @@ def test_a_longer_article_is_written_in_parts_and_every_caption_is_a_text(tokeni
         ["one"],
         ["two"],
     ]
+
+
+def test_what_spells_a_sentinel_or_an_end_in_a_text_is_none(tokenizer):
+    rows = writers.rows()[:2]
+    rows[0] |= {"text": "a red<extra_id_0> cat</s> sleeps"}
+    items = articles(tokenizer, rows)
+    assert tokenizer.decode(items.labels[0]) == (
+        "a red cat sleeps<extra_id_0> the blue dog runs far</s>"
+    )
+    chunks = Chunks(rows, items.features, tokenizer, LIMITS)
+    assert tokenizer.decode(chunks.labels[0]) == "a red cat sleeps</s>"
 
 
 def test_a_batch_pads_the_shorter_articles_with_zeros(tokenizer):

@@ -21,11 +21,14 @@ DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"
 
 
 class Echo:
-    """An author that writes what it is asked to write about."""
+    """An author that writes what it is asked to write about, each row an article by itself."""
 
-    def write(self, items: list[Item], _) -> list[Text]:
-        self.items = items
-        return [Text(f"\u202e{item.topic}  {bool(item.picture)}", None, None) for item in items]
+    def __init__(self, reads_topics: bool = True):
+        self.reads_topics = reads_topics
+
+    def write(self, articles: list[list[Item]], _) -> list[list[Text]]:
+        self.items = [item for (item,) in articles]
+        return [[Text(f"\u202e{i.topic}  {bool(i.picture)}", None, None)] for i in self.items]
 
 
 def predict(**columns: list) -> list[str]:
@@ -43,6 +46,13 @@ def test_what_is_absent_is_absent_however_a_table_says_it():
     topics = predict(topic=["a cat"] * 4, image=[*absent[:3], b""])
     assert topics == ["a cat False"] * 4
     assert predict(topic=absent, image=[FINE] * 4) == ["None True"] * 4
+
+
+def test_a_row_without_a_picture_is_refused_by_a_model_of_captions():
+    served = Served(Echo(reads_topics=False), LIMITS)
+    assert served.predict(pd.DataFrame({"topic": ["a cat"], "image": [FINE]})) == ["a cat True"]
+    with pytest.raises(WrongInput, match="row 0 has no image, and this model was trained on capt"):
+        served.predict(pd.DataFrame({"topic": ["a cat"]}))
 
 
 def wide() -> bytes:

@@ -179,7 +179,7 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     expected = writer.write(chunks.batch([0]), generation)
     author = Author(place / "data/09_train_sft/flexmuse/model", "model")
     item = Item(rows[0]["title"], png(photo(int(writers.rows()[0]["image"]))))
-    (text,) = author.write([item], generation)
+    ((text,),) = author.write([[item]], generation)
     assert [text.text] == expected.texts[0]
     assert text.similarity == pytest.approx(chunks.batch([0])["sigma"].item(), abs=1e-3)
 

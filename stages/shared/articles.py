@@ -17,8 +17,8 @@ A batch of B items, of which the longest has N chunks, is a dict of
 import torch
 from torch import Tensor
 
+from stages.shared import decoders
 from stages.shared.batches import Limits
-from stages.shared.decoders import sentinels
 from stages.shared.features import Features
 from stages.shared.losses import IGNORED
 from stages.shared.topics import Topics, pad
@@ -51,7 +51,7 @@ class Articles:
     def __init__(self, rows: list[dict], features: Features, tokenizer, limits: Limits):
         self.rows = parts(rows, limits.pictures)
         self.features, self.tokenizer, self.limits = features, tokenizer, limits
-        self.sentinels = sentinels(tokenizer, limits.pictures - 1)
+        self.sentinels = decoders.sentinels(tokenizer, limits.pictures - 1)
         self.pooled = torch.from_numpy(features.pooled)
         self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode([row["text"] for row in item]) for item in self.rows]
@@ -82,7 +82,7 @@ class Articles:
         ids: list[int] = []
         for place, text in enumerate(texts):
             ids += [self.sentinels[place - 1]] if place else []
-            ids += self.tokenizer(text, add_special_tokens=False).input_ids
+            ids += decoders.ids(text, self.tokenizer)
         return ids
 
     def batch(self, indices: list[int]) -> Batch:

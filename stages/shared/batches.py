@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.shared import tables
+from stages.shared import decoders, tables
 from stages.shared.features import Features
 from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
@@ -69,7 +69,7 @@ class Chunks:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text and its end; a text that is too long is cut and has no end."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = decoders.ids(text, self.tokenizer)
         return [*ids, self.tokenizer.eos_token_id][: self.limits.text_tokens]
 
     def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:

@@ -10,6 +10,7 @@ them, the small one as many as its writer asks for.
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import stages.shared.operators  # noqa: F401  (before transformers)
@@ -66,6 +67,17 @@ def sentinels(tokenizer, count: int) -> list[int]:
             "models.*.network.pictures, or choose a T5 that has them"
         )
     return ids
+
+
+def ids(text: str, tokenizer) -> list[int]:
+    """The tokens of a text, without its end. What spells a special token in it is left out: an end
+    or a sentinel there would be taken for its writer's."""
+    return tokenizer(_special(tokenizer).sub("", text), add_special_tokens=False).input_ids
+
+
+@cache
+def _special(tokenizer) -> regex.Pattern:
+    return regex.compile("|".join(map(regex.escape, tokenizer.all_special_tokens)))
 
 
 def _names(count: int) -> list[str]:

@@ -1,8 +1,9 @@
 """A run: one model on one corpus, from params.yaml to a folder of weights that loads by path.
 
-The folder holds model.safetensors, config.json (model, network, shapes, max_tokens), the T5's
-configuration, the tokenizer, and in encoder/ what turns raw pictures and topics into the features
-that the model reads. Nothing in it needs params.yaml or a network.
+The folder holds model.safetensors, config.json (model, network, shapes, max_tokens, and whether it
+was trained on topics), the T5's configuration, the tokenizer, and in encoder/ what turns raw
+pictures and topics into the features that the model reads. It needs neither params.yaml nor a
+network.
 """
 
 import json
@@ -108,10 +109,13 @@ class Writer:
         """Written ids (B, Y + 1) as the texts of each item's chunks."""
         marks = decoders.sentinels(self.tokenizer, self.limits.pictures - 1)
         counts = batch["present"].sum(1).tolist() if "present" in batch else [1] * len(ids)
-        return [
+        found = [
             paragraphs(row, self.tokenizer, marks, count)
             for row, count in zip(ids[:, 1:].tolist(), counts, strict=True)
         ]
+        if decoders.narrows(self.tokenizer):
+            found = [[decoders.widen(text) for text in texts] for texts in found]
+        return found
 
 
 def network(run: Run):
@@ -128,10 +132,12 @@ def tiny() -> decoders.Params:
     return load(decoders.Params, "decoders")
 
 
-def create(run: Run, texts: list[str], features: Features) -> Writer:
-    """A new writer for the features' shapes; `texts` teach a tiny decoder its vocabulary."""
+def create(run: Run, rows: list[dict], features: Features) -> Writer:
+    """A new writer for the features' shapes; the texts of its training chunks teach a tiny decoder
+    its vocabulary."""
     module, sizes = paper(run.model), network(run)
     marks = getattr(sizes, "pictures", 1) - 1
+    texts = [row["text"] for row in rows]
     t5, tokenizer = decoders.create(run.decoder, tiny(), sizes.d_model, texts, marks)
     shapes = module.shapes(features)
     config = {
@@ -139,6 +145,7 @@ def create(run: Run, texts: list[str], features: Features) -> Writer:
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "max_tokens": run.max_tokens,
+        "topics": any(row["title"] for row in rows),
     }
     return Writer(module, module.Model(sizes, shapes, t5).to(device()), tokenizer, config)
 
