@@ -436,7 +436,7 @@ def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
     cosine = F.cosine_similarity(signals.pictures.mean(2), signals.prototype.mean(1)[:, None], -1)
     found = {"likeness": (cosine * shown).sum(1) / shown.sum(1).clamp(min=1)}
     if model.network.use_daa:
-        images = memory.images.amax(-1) * (memory.images[:, :1] > 0).sum(-1)  # (B, branches)
+        images = memory.images.amax(-1) * shown.sum(1, keepdim=True)  # (B, branches)
         patches = memory.patches.amax(-1) * memory.patches.shape[-1]  # (B, N, branches)
         patches = patches.sum(1) / (patches > 0).sum(1).clamp(min=1)
         for branch, focus in zip(("text", "prototype"), (images + patches).T, strict=False):

@@ -48,7 +48,7 @@ def pack(
     So that an item is the same beside others: a T5's encoder tells tokens by their distance.
     blocks: tokens (B, n, k, D), mask (B, n, k), number (n, 1), which stays with each of them;
     by_number: sorted by it, else block after block.
-    -> (B, L, D), 0 where masked, (B, L) 1 where not, (B, L)
+    -> (B, L, D), 0 where masked, (B, L) 1 where not, (B, L), -1 where masked
     """
     tokens = torch.cat([tokens.flatten(1, 2) for tokens, _, _ in blocks], 1)
     mask = torch.cat([mask.flatten(1) for _, mask, _ in blocks], 1)
@@ -58,4 +58,5 @@ def pack(
     order = rank.where(mask, last).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     mask, number = mask.gather(1, order), number.gather(1, order)
     tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
+    number = number.masked_fill(~mask, -1)
     return tokens * mask[..., None], mask.to(tokens.dtype), number
