@@ -116,6 +116,14 @@ def test_every_weight_is_trained_by_sft_and_by_what_writing_uses(fusion, picture
     assert untrained(model) == []
 
 
+def test_articles_of_several_pictures_teach_what_an_article_of_one_needs(items):
+    batch = items.batch([0, 2]) | {"progress": HALF}
+    for share, left in ((0.0, True), (1.0, False)):
+        model = articles.model(items, one_picture=share).train()
+        sum(tippo.sft_loss(model, batch).values()).backward()
+        assert any(name.startswith("adapt_patches.") for name in untrained(model)) is left
+
+
 def untrained(model):
     weights = model.named_parameters()
     return [name for name, weight in weights if weight.grad is None or not weight.grad.any()]

@@ -35,7 +35,8 @@ the weights, and writing stays off both ends [lambda_predict]. S^F is one sequen
 Learned vectors tell kinds, pictures and patches apart; no LayerNorm comes after, which would hide
 how much DAA and pi_D, zero at first, let pass. Eq. 5 has S_i itself in its denominator and not the
 positive [denominator]; negatives are the article's and the batch's pictures [negatives]. A missing
-picture, and a missing topic, is one learned vector; training shows some items so.
+picture, and a missing topic, is one learned vector; training shows some items so, and some with one
+picture, or the weights that an article of one needs would stay untrained on longer ones.
 """
 
 import math
@@ -52,12 +53,7 @@ from stages.shared.decoding import Connection
 from stages.shared.features import Features
 from stages.shared.layers import Elementwise, Standardise, pack, scatter
 from stages.shared.losses import IGNORED
-from stages.shared.polish import (  # noqa: F401  (PolishPPO, the second half of the paper)
-    Preference,
-    advantage,
-    policy_loss,
-    total_return,
-)
+from stages.shared.polish import Preference  # noqa: F401  (read by stages/shared/runs.py)
 from stages.shared.stage import WrongInput
 
 Items = Articles
@@ -87,16 +83,18 @@ class Network:
     contrast_weight: float
     prototype_momentum: float
     missing_picture: float
+    one_picture: float
     missing_topic: float
 
     def __post_init__(self) -> None:
         bare = not self.use_prototype
+        hidden = self.missing_picture + self.one_picture + self.missing_topic
         faults = {
             "use_do needs use_prototype, from which pictures differ": self.use_do and bare,
             "use_contrast needs use_prototype, the positive": self.use_contrast and bare,
             "temperature must be above 0": self.temperature <= 0,
             "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
-            "missing_picture + missing_topic pass 1": self.missing_picture + self.missing_topic > 1,
+            "missing_picture, one_picture and missing_topic together pass 1": hidden > 1,
         }
         if found := [fault for fault, here in faults.items() if here]:
             raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
@@ -253,17 +251,18 @@ class Model(nn.Module):
 
     def measure(self, features: Features, images: list[int], texts: list[int]) -> None:
         """Take the statistics of the training split's rows of the caches."""
-        patches = torch.from_numpy(features.patches[images]).float().flatten(0, 1)
+
+        def take(adapter: Adapter, rows) -> None:
+            adapter.standardise.measure(torch.from_numpy(rows).float().flatten(0, -2))
+
         if self.network.picture == "patches" or self.network.use_daa:
-            self.adapt_patches.standardise.measure(patches)
+            take(self.adapt_patches, features.patches[images])
         if self.network.picture == "pooled":
-            self.adapt_picture.standardise.measure(
-                torch.from_numpy(features.pooled[images]).float()
-            )
+            take(self.adapt_picture, features.pooled[images])
         if self.shapes.topic_width:
-            of_tokens = features.tokens[texts][features.token_mask[texts]]
-            rows = of_tokens if self.network.topic == "tokens" else features.text_pooled[texts]
-            self.adapt_topic.standardise.measure(torch.from_numpy(rows).float())
+            tokens = features.tokens[texts][features.token_mask[texts]]
+            pooled = self.network.topic == "pooled"
+            take(self.adapt_topic, features.text_pooled[texts] if pooled else tokens)
 
     def remember(self, batch: dict) -> Memory:
         """Encode each item once, as when writing.  batch: see stages/shared/articles.py"""
@@ -392,14 +391,19 @@ def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network
 
 
 def hide(batch: dict, network: Network) -> dict:
-    """Show a share of the items without pictures, another without topic; none without both."""
-    u = torch.rand(len(batch["has_topic"]), device=batch["has_topic"].device)
-    no_picture = (u < network.missing_picture) & batch["has_topic"]
-    no_topic = (u > 1 - network.missing_topic) & batch["has_picture"].any(1)
-    return batch | {
-        "has_picture": batch["has_picture"] & ~no_picture[:, None],
-        "has_topic": batch["has_topic"] & ~no_topic,
-    }
+    """Show some items without pictures, some with one of theirs, some without topic; a share each.
+
+    What has no topic keeps its pictures, what has no picture its topic.
+    """
+    has_topic, has_picture = batch["has_topic"], batch["has_picture"]
+    u = torch.rand(len(has_topic), device=has_topic.device)
+    none = (u < network.missing_picture) & has_topic
+    one = (u >= network.missing_picture) & (u < network.missing_picture + network.one_picture)
+    no_topic = (u >= 1 - network.missing_topic) & has_picture.any(1)
+    drawn = torch.rand(has_picture.shape, device=u.device) * has_picture
+    chosen = drawn == drawn.amax(1, keepdim=True)
+    shown = has_picture & ~none[:, None] & (chosen | ~one[:, None])
+    return batch | {"has_picture": shown, "has_topic": has_topic & ~no_topic}
 
 
 def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
