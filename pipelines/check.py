@@ -14,7 +14,7 @@ from typing import Literal
 from pipelines import repro, write
 from stages import align, chunk, clean, datasets, evaluate, ingest, judge, models, predict
 from stages.report import __main__ as report
-from stages.shared import decoders, embedding, illustrators, runs, training
+from stages.shared import decoders, embedding, illustrators, rewards, runs, training
 from stages.shared.params import load, read
 from stages.shared.stage import WrongInput, stage
 
@@ -56,6 +56,7 @@ SECTIONS = {
     "decoders": decoders.Params,
     "models": section("models", MODELS.items()),
     "runs": dict[str, runs.Run],
+    "rewards": rewards.Params,
     "predict": predict.Params,
     "evaluate": evaluate.Params,
     "judge": judge.Params,

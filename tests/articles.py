@@ -60,6 +60,9 @@ def preference(**changes) -> Preference:
         "kl": 0.05,
         "rollouts": 2,
         "temperature": 1.0,
+        "max_kl": 10.0,
+        "min_entropy": 0.0,
+        "max_length_change": 100.0,
     }
     return Preference(**(values | changes))
 

@@ -58,7 +58,8 @@ def by_name(pattern: str, item: dict) -> set[Path]:
     """The files that import_module(f"stages.datasets.{name}") can mean for one row of params."""
     dotted = {path: ".".join(path.with_suffix("").parts) for path in STAGE_CODE}
     found = {path for path in STAGE_CODE if re.fullmatch(pattern, dotted[path])}
-    keys = {"datasets": "format", "models": "model"}  # which key of a row chooses from a folder
+    # Which key of a row chooses from a folder.
+    keys = {"datasets": "format", "models": "model", "train_preference": "model"}
     of_row = item is not ANY
     return {
         path

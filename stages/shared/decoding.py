@@ -32,14 +32,18 @@ def encode(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) 
     return t5.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
 
 
-def log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """log p of every token of the labels in nats, 0 where IGNORED.  labels (B, Y) -> (B, Y)"""
-    output = t5(
+def logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """Of every token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
+    return t5(
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=mask,
         labels=labels,
-    )
-    return token_log_probs(output.logits, labels)
+    ).logits
+
+
+def log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """log p of every token of the labels in nats, 0 where IGNORED.  labels (B, Y) -> (B, Y)"""
+    return token_log_probs(logits(t5, hidden, mask, labels), labels)
 
 
 @torch.inference_mode()
@@ -56,7 +60,8 @@ def generate(
 
     -> (B, at most max_tokens + 1), the first one that of the start
     """
-    drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
+    # Without top_k=0 transformers draws from the 50 most probable tokens alone.
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     return t5.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=mask,

@@ -34,6 +34,9 @@ class Preference:
     kl: float
     rollouts: int
     temperature: float
+    max_kl: float
+    min_entropy: float
+    max_length_change: float
 
     def __post_init__(self) -> None:
         faults = {
@@ -70,6 +73,12 @@ def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) 
     return (returns - mean) / (deviation + EPSILON)  # eq. 6
 
 
+def distance(new: Tensor, reference: Tensor) -> Tensor:
+    """Of each token: q - log q - 1, q = p_SFT / p, an estimate of KL(policy, SFT) never below 0."""
+    apart = reference - new
+    return apart.exp() - apart - 1
+
+
 def policy_loss(
     new: Tensor,
     old: Tensor,
@@ -81,16 +90,13 @@ def policy_loss(
     """PPO's clipped objective (arXiv:1707.06347, eq. 7), and the distance from the SFT model.
 
     new, old, reference (R, Y): log p of each written token by the policy, by what it was when it
-    wrote, by the SFT model; advantage (R,); mask (R, Y): tokens that were written. The distance is
-    the estimate q - log q - 1 of KL(policy, SFT), q = p_SFT / p, which is never below 0. Means are
-    over tokens.
+    wrote, by the SFT model; advantage (R,); mask (R, Y): tokens that were written. Means are over
+    tokens.
     """
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - preference.clip, 1 + preference.clip)
     gain = minimum(ratio * advantage[:, None], clipped * advantage[:, None])
-    apart = reference - new
-    distance = apart.exp() - apart - 1
     return {
         "policy": -(gain * mask).sum() / mask.sum(),
-        "kl": preference.kl * (distance * mask).sum() / mask.sum(),
+        "kl": preference.kl * (distance(new, reference) * mask).sum() / mask.sum(),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from rapidfuzz.distance import Indel
 
 from stages.shared import grounding, runs
+from stages.shared.store import batched
 
 Score = Callable[[dict, str], float]  # chunk, written text -> 0 to 1
 
@@ -27,16 +28,32 @@ def score_of(ingest: Path) -> Score:
     return score
 
 
+def write(
+    writer: runs.Writer, items, indices: list[int], generation: runs.Generation
+) -> list[list[str]]:
+    """What the present weights write about some items: one text a chunk of each."""
+    texts: list[list[str]] = []
+    for part in batched(indices, generation.batch):
+        texts += writer.write(items.batch(part), generation).texts
+    return texts
+
+
+def mean_score(items, indices: list[int], texts: list[list[str]], score: Score) -> float:
+    """Over all chunks of these items."""
+    scores = [
+        score(row, text)
+        for index, written in zip(indices, texts, strict=True)
+        for row, text in zip(items.chunks_of(index), written, strict=True)
+    ]
+    return sum(scores) / len(scores)
+
+
 def watcher(writer: runs.Writer, watched, run: runs.Run, score: Score) -> Callable[[], float]:
     """A function that writes the watched items with the present weights and scores the texts."""
+    indices = list(range(len(watched)))
 
     def watch() -> float:
-        scores = []
-        for start in range(0, len(watched), run.generation.batch):
-            indices = list(range(start, min(start + run.generation.batch, len(watched))))
-            written = writer.write(watched.batch(indices), run.generation)
-            for index, texts in zip(indices, written.texts, strict=True):
-                scores += map(score, watched.chunks_of(index), texts)
-        return sum(scores) / len(scores)
+        texts = write(writer, watched, indices, run.generation)
+        return mean_score(watched, indices, texts, score)
 
     return watch

@@ -1,0 +1,302 @@
+"""PolishPPO, the preference phase of TIPPo: texts are drawn, rewarded, made more or less likely.
+
+One iteration: `rollouts` texts are drawn for each of `batch` articles; their returns weigh the two
+rewards (stages/shared/rewards.py) by G_m; how far each lies from those of the last `window`
+iterations is its advantage (eq. 6). Then `epochs` steps of the optimizer, each over all of these
+texts, follow PPO's clipped objective and are held to the SFT model. m counts iterations from 0. The
+very first has no past to be compared with: it makes the statistics and no step.
+
+Where the paper is silent: returns of the past are weighed as those of now are, or the drift of G_m
+from one m to the next would count as merit. The model is that of writing: no dropout, nothing
+hidden, the stored prototype. Texts in a language that the embedder does not read are left out.
+
+Best are the weights whose texts earn most on validation articles. The phase ends when these texts
+have become worse by the watched score, or the policy is collapsing; see `collapse`.
+"""
+
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.shared import batches, decoding, features, rewards, runs
+from stages.shared.devices import inference
+from stages.shared.losses import IGNORED, token_log_probs
+from stages.shared.params import load
+from stages.shared.polish import (
+    EPSILON,
+    Preference,
+    advantage,
+    discounts,
+    distance,
+    policy_loss,
+    total_return,
+)
+from stages.shared.training import (
+    Batch,
+    Validation,
+    batch_of,
+    fingerprint,
+    fit,
+    seed_everything,
+    to_device,
+)
+from stages.train_preference.watch import Score, mean_score, score_of, write
+
+
+class Rewarded:
+    """Items with what a text about each of them earns."""
+
+    def __init__(self, items, embedder: rewards.Embedder | None, raw: bool):
+        self.items, self.embedder, self.raw = items, embedder, raw
+        chunks = map(items.chunks_of, range(len(items)))
+        self.references = [rewards.article_references(of_item) for of_item in chunks]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def rewards(self, indices: list[int], texts: list[list[str]]) -> dict[str, Tensor]:
+        """Of one text a chunk of each item: literal (B,), and semantic (B,) where it is known."""
+        written = list(map(rewards.article, texts))
+        references = [self.references[index] for index in indices]
+        pairs = zip(written, references, strict=True)
+        found = {"literal": [rewards.literal(text, of, self.raw) for text, of in pairs]}
+        if self.embedder:
+            found["semantic"] = rewards.semantic(self.embedder, written, references)
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+
+
+def centre(past: Tensor, deviation: str) -> tuple[Tensor, Tensor]:
+    """mu_m and delta_m of eq. 6: the mean of past returns, and their deviation or variance."""
+    spread = past.std(correction=0) if deviation == "std" else past.var(correction=0)
+    return past.mean(), spread
+
+
+def labels_of(ids: Tensor, end: int) -> Tensor:
+    """Written ids (R, Y + 1) as labels (R, Y), IGNORED after the end. The id of padding tells
+    nothing: it may be drawn before the end like any other."""
+    labels = ids[:, 1:].clone()
+    ended = (labels == end).cumsum(1) - (labels == end).long() > 0
+    return labels.masked_fill(ended, IGNORED)
+
+
+def log_probs(model, batch: Batch, temperature: float) -> Tensor:
+    """log p of each written token as it was drawn.  (R, Y)
+
+    batch: of articles; text_of (R,) the number of the article that a text is about, labels (R, Y).
+    """
+    memory = model.remember(batch).rows(batch["text_of"])
+    logits = decoding.logits(model.t5, memory.hidden, memory.mask, batch["labels"])
+    return token_log_probs(logits / temperature, batch["labels"])
+
+
+class Polish:
+    """The phase: what fit asks for batches, loss and state."""
+
+    def __init__(self, writer: runs.Writer, trained: Rewarded, run: runs.Run, log: Callable):
+        self.writer, self.trained, self.run, self.log = writer, trained, run, log
+        self.numbers: Preference = runs.preference(run)
+        self.reference = copy.deepcopy(writer.model).eval().requires_grad_(False)
+        self.iterations = -(-run.preference.steps // self.numbers.epochs)  # M
+        self.past: list[dict[str, Tensor]] = []  # rewards of the last iterations
+        self.rollouts: Batch = {}  # the texts of the present one
+        self.prompts: list[int] = []  # the articles that they are about
+        self.measures: dict[str, float] = {}  # of the present iteration and the latest step
+        self.start: dict[str, float] = {}  # of what must not collapse
+        self.began, self.seconds = time.monotonic(), 0.0  # of this process; spent in drawing
+
+    def batch_at(self, step: int) -> Batch:
+        if not self.past:
+            self.iterate(0)
+        if step % self.numbers.epochs == 0:
+            self.iterate(step // self.numbers.epochs + 1)
+            share = self.seconds / (time.monotonic() - self.began)
+            self.log({"share_of_time_in_rollouts": share}, step)
+        return self.trained.items.batch(self.prompts) | self.rollouts
+
+    def iterate(self, number: int) -> None:
+        """Draw texts, reward them, and compare them with those of the last iterations."""
+        schedule, numbers = self.run.preference, self.numbers
+        self.prompts = batch_of(len(self.trained), schedule.batch, schedule.seed, number)
+        text_of = torch.arange(schedule.batch).repeat_interleave(numbers.rollouts)
+        indices = [self.prompts[place] for place in text_of.tolist()]
+        seed_everything(schedule.seed, number)
+        labels, texts = self.draw(indices)
+        earned = self.trained.rewards(indices, texts)
+        now = self.returns(earned, number)
+        self.rollouts = self.score({"text_of": text_of, "labels": labels})
+        if self.past:
+            before = torch.cat([self.returns(past, number) for past in self.past])
+            compared = advantage(now, *centre(before, numbers.deviation))
+            self.rollouts["advantage"] = compared.float()
+        self.past = [*self.past, earned][-numbers.window :]
+        tokens = labels != IGNORED
+        self.measures = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
+        self.measures |= {
+            "return": now.mean().item(),
+            # Nats a token: -log p of what was drawn.
+            "entropy": -(self.rollouts["old"].sum() / tokens.sum()).item(),
+            "tokens": tokens.sum(1).float().mean().item(),
+        }
+        self.start = {"entropy": self.measures["entropy"]} | self.start
+
+    def returns(self, earned: dict[str, Tensor], number: int) -> Tensor:
+        """G_m of each text; the literal reward alone where there is no other.  (R,)"""
+        if "semantic" not in earned:
+            return earned["literal"]
+        return total_return(
+            earned["literal"], earned["semantic"], number, self.iterations, self.numbers
+        )
+
+    def draw(self, indices: list[int]) -> tuple[Tensor, list[list[str]]]:
+        """One text of each item in one batch: its labels, and the texts of its chunks."""
+        began = time.monotonic()
+        drawing = replace(
+            self.run.generation, beams=1, temperature=self.numbers.temperature, top_p=1.0
+        )
+        self.writer.model.eval()
+        written = self.writer.write(self.trained.items.batch(indices), drawing)
+        labels = labels_of(written.ids.cpu(), self.writer.tokenizer.eos_token_id)
+        self.seconds += time.monotonic() - began
+        return labels, written.texts
+
+    def score(self, rollouts: Batch) -> Batch:
+        """With what the policy and the SFT model say of each token of them now."""
+        batch = self.trained.items.batch(self.prompts) | rollouts
+        batch = to_device(batch, next(self.writer.model.parameters()).device)
+        with inference():
+            old = log_probs(self.writer.model, batch, self.numbers.temperature)
+            reference = log_probs(self.reference, batch, self.numbers.temperature)
+        return rollouts | {
+            "old": old.float().cpu().clone(),
+            "reference": reference.float().cpu().clone(),
+        }
+
+    def loss(self, model, batch: Batch) -> dict[str, Tensor]:
+        model.eval()  # fit trains with dropout; the policy is what wrote
+        new = log_probs(model, batch, self.numbers.temperature)
+        mask = batch["labels"] != IGNORED
+        old, reference = batch["old"], batch["reference"]
+        terms = policy_loss(new, old, reference, batch["advantage"], mask, self.numbers)
+        with torch.no_grad():
+            moved = ((new - old).exp() - 1).abs() > self.numbers.clip
+            self.measures |= {
+                "clip_share": (moved & mask).sum().item() / mask.sum().item(),
+                "kl_to_sft": distance(new, reference)[mask].mean().item(),
+            }
+        return terms
+
+    def state(self) -> dict:
+        return {
+            "past": self.past,
+            "rollouts": self.rollouts,
+            "plain": [self.prompts, self.measures, self.start],
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.past = [to_device(earned, torch.device("cpu")) for earned in state["past"]]
+        self.rollouts = to_device(state["rollouts"], torch.device("cpu"))
+        self.prompts, self.measures, self.start = state["plain"]
+
+    def noted(self) -> dict[str, float]:
+        return self.measures
+
+
+def collapse(
+    now: dict[str, float], start: dict[str, float], max_drop: float, numbers: Preference
+) -> str:
+    """Why the phase has to end; "" where it may go on.
+
+    watch: the score of validation texts, which no reward knows; characters: their mean length;
+    entropy: of drawn texts; kl_to_sft: how far these are from SFT, both in nats a token.
+    """
+    change = now["characters"] / max(1.0, start["characters"])
+    most = 1 + numbers.max_length_change
+    reasons = {
+        "the watched score has dropped by more than watch.max_drop": (
+            start["watch"] - now["watch"] > max_drop
+        ),
+        "the policy is further from SFT than max_kl": now.get("kl_to_sft", 0.0) > numbers.max_kl,
+        "the entropy is below min_entropy of what it was": (
+            now["entropy"] < numbers.min_entropy * start["entropy"]
+        ),
+        "the length has changed by more than max_length_change": not 1 / most <= change <= most,
+    }
+    return next((reason for reason, found in reasons.items() if found), "")
+
+
+def validation(polish: Polish, watched: Rewarded, score: Score):
+    """What texts about the first of the watched items earn, and whether anything has collapsed."""
+    indices = list(range(min(len(watched), polish.run.watch.items)))
+
+    def validate(model) -> Validation:
+        texts = write(polish.writer, watched.items, indices, polish.run.generation)
+        earned = watched.rewards(indices, texts)
+        metrics = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
+        loss = -sum(metrics.values())
+        metrics["watch"] = mean_score(watched.items, indices, texts, score)
+        characters = [len(rewards.article(paragraphs)) for paragraphs in texts]
+        metrics["characters"] = sum(characters) / len(characters)
+        polish.start = metrics | polish.start
+        reason = collapse(
+            polish.measures | metrics, polish.start, polish.run.watch.max_drop, polish.numbers
+        )
+        if reason:
+            print(f"PolishPPO ends: {reason}; the best weights are kept", file=sys.stderr)
+        return Validation(metrics, loss, stop=bool(reason))
+
+    return validate
+
+
+def warn(numbers: Preference, iterations: int) -> None:
+    """Say what the paper's own discounts leave of the rewards."""
+    if numbers.discount != "literal":
+        return
+    weights = [discounts(m, iterations, numbers) for m in range(iterations + 1)]
+    literal, semantic = weights[iterations // 2]
+    lost = sum(max(pair) < EPSILON for pair in weights) / len(weights)
+    print(
+        f"WARNING: models.tippo.preference.discount is literal: half-way through {iterations} "
+        f"iterations R_literal weighs {literal:.1e} and R_semantic {semantic:.1e}, and in "
+        f"{lost:.0%} of the iterations both weigh less than the {EPSILON:g} that eq. 6 adds to the "
+        "deviation, so that nothing is learned: `progress` spreads the exponents over the phase",
+        file=sys.stderr,
+    )
+
+
+def train(
+    name: str, run: runs.Run, folders: list[Path], writer: runs.Writer, log
+) -> list[dict[str, float]]:
+    """The steps of the phase; `writer` is left with its best weights."""
+    ingest, _, chunk_folder, feature_folder, _ = folders
+    cached = features.read(feature_folder, chunk_folder / "features")
+    numbers, limits = runs.preference(run), load(rewards.Params, "rewards")
+    rows = batches.training_chunks(chunk_folder)
+    embedder = rewards.read_by(numbers.semantic, [row["language"] for row in rows], limits)
+
+    def rewarded(rows: list[dict]) -> Rewarded:
+        read = [row for row in rows if embedder is None or embedder.reads(row["language"])]
+        return Rewarded(writer.items(read, cached), embedder, numbers.literal == "raw")
+
+    trained = rewarded(rows)
+    watched = rewarded(batches.read_chunks(chunk_folder, "validation", with_picture=True))
+    if not len(watched):  # few articles: watch, and choose weights, on those trained on
+        watched = trained
+    polish = Polish(writer, trained, run, log)
+    warn(numbers, polish.iterations)
+    return fit(
+        writer.model,
+        polish.loss,
+        polish.batch_at,
+        run.preference,
+        name=f"train_preference@{name}",
+        key=fingerprint([run.preference, run.watch, run.generation, numbers, limits], folders),
+        validate=validation(polish, watched, score_of(ingest)),
+        phase=polish,
+        log=log,
+    )
