@@ -1,13 +1,14 @@
 """A run: one model on one corpus, from params.yaml to a folder of weights that loads by path.
 
-The folder holds model.safetensors, config.json (model, network, shapes, max_tokens, and whether it
-was trained on topics), the T5's configuration, the tokenizer, and in encoder/ what turns raw
-pictures and topics into the features that the model reads. It needs neither params.yaml nor a
-network.
+The folder holds model.safetensors, config.json (model, network, shapes, max_tokens, and of what it
+was trained on the most pictures of an article and whether there were topics), the T5's
+configuration, the tokenizer, and in encoder/ what turns raw pictures and topics into the features
+that the model reads. It needs neither params.yaml nor a network.
 """
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -81,9 +82,10 @@ class Writer:
 
     @property
     def limits(self) -> Limits:
-        """The most that is read and written at once."""
+        """The most that is read and written at once; no more pictures than it was trained on."""
         numbers = self.config["network"]
-        return Limits(numbers["text_tokens"], self.config["max_tokens"], numbers.get("pictures", 1))
+        pictures = min(numbers.get("pictures", 1), self.config["pictures"])
+        return Limits(numbers["text_tokens"], self.config["max_tokens"], pictures)
 
     def items(self, rows: list[dict], features: Features) -> Chunks | Articles:
         """Rows of CHUNKS as what the model writes one text about: chunks or articles."""
@@ -140,11 +142,13 @@ def create(run: Run, rows: list[dict], features: Features) -> Writer:
     texts = [row["text"] for row in rows]
     t5, tokenizer = decoders.create(run.decoder, tiny(), sizes.d_model, texts, marks)
     shapes = module.shapes(features)
+    of_record = Counter(record for record, _ in {(row["record"], row["position"]) for row in rows})
     config = {
         "model": run.model,
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "max_tokens": run.max_tokens,
+        "pictures": max(of_record.values()),
         "topics": any(row["title"] for row in rows),
     }
     return Writer(module, module.Model(sizes, shapes, t5).to(device()), tokenizer, config)
