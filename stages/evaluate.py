@@ -7,23 +7,28 @@ reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample 
         attentions.parquet
 writes  TARGET/metrics.json    the final phase on top, `sft` beneath when preference followed it
         TARGET/items.parquet   the scores of each written text
+        TARGET/rewards.parquet   the rewards of whole written articles, at most so many
 
 Figures are of the test split with both inputs, but for `validation` (what is cheap, to choose
 settings by), `single_modality` (the same weights shown the topic or the picture alone) and `foils`.
+`gain` is what the preference phase changed, by pairs of the same article or chunk in both phases.
 """
 
 import json
 import sys
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.shared import attention, diagnosis, metrics, tables, text_scores, tracking
+from stages.shared import attention, diagnosis, gains, metrics, tables, text_scores, tracking
 from stages.shared.diagnosis import Traces
 from stages.shared.grounding import Slots, load_slots, load_truth, score, total
 from stages.shared.metrics import PHASES, Score, Tokenizer, flat, plain
 from stages.shared.params import load
+from stages.shared.rewards import Embedder, read_by
+from stages.shared.rewards import Params as Reading
 from stages.shared.stage import WrongInput, output, stage
 
 
@@ -31,6 +36,7 @@ from stages.shared.stage import WrongInput, output, stage
 class Params:
     tokenizers: dict[str, list[Tokenizer]]  # by language; the first gives the main figures
     bertscore_items: int
+    reward_items: int
     meteor_seconds: float
     ceiling_below: float
     ceiling_above: float
@@ -236,33 +242,86 @@ def scores_of_phase(
     return result, items
 
 
+def reward_rows(rows: list[dict], at_most: int, embedder: Embedder | None) -> list[dict]:
+    """Rows of REWARDS: at most so many articles of each split, the same of each phase."""
+    found = []
+    for phase, split in product(PHASES, ("test", "validation")):
+        written = gains.articles(from_both(rows, phase, split), at_most)
+        key = {"phase": phase, "split": split}
+        found += [key | row for row in gains.rewarded(written, embedder)]
+    return found
+
+
+def from_both(rows: list[dict], phase: str, split: str) -> list[dict]:
+    key = phase, split, "both"
+    return [row for row in rows if (row["phase"], row["split"], row["inputs"]) == key]
+
+
+def with_rewards(result: dict[str, Any], rewards: list[dict], phase: str) -> dict[str, Any]:
+    """The metrics of one phase and the means of its rewards, of test and validation."""
+    of_split = {
+        split: [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
+        for split in ("test", "validation")
+    }
+    result |= {"rewards": gains.summary(of_split["test"])}
+    result["measured_by"] |= gains.measured_by(of_split["test"])
+    if "validation" in result:
+        result["validation"] |= {"rewards": gains.summary(of_split["validation"])}
+    return result
+
+
+def gained(items: list[dict], rewards: list[dict], split: str) -> dict[str, dict]:
+    """What the preference phase changed of the rewards and of the grounding of one split."""
+    articles = [
+        [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
+        for phase in ("sft", "preference")
+    ]
+    chunks = [from_both(items, phase, split) for phase in ("sft", "preference")]
+    return gains.gains(*articles, [*gains.REWARDS]) | gains.gains(*chunks, ["grounding"])
+
+
 def evaluate(
-    rows: list[dict], foils: list[dict], traces: Traces, truth: Truth | None, params: Params
-) -> tuple[dict[str, Any], list[dict]]:
-    """The content of metrics.json and of items.parquet."""
+    rows: list[dict],
+    foils: list[dict],
+    traces: Traces,
+    truth: Truth | None,
+    embedder: Embedder | None,
+    params: Params,
+) -> tuple[dict[str, Any], dict[str, list[dict]]]:
+    """The content of metrics.json, and the rows of items and rewards."""
+    rewards = reward_rows(rows, params.reward_items, embedder)
     by_phase, items = {}, []
     for phase in PHASES:
         if of_phase := [row for row in rows if row["phase"] == phase]:
             of_foils = [row for row in foils if row["phase"] == phase]
-            by_phase[phase], more = scores_of_phase(
-                of_phase, of_foils, traces.of(phase), truth, params
-            )
+            result, more = scores_of_phase(of_phase, of_foils, traces.of(phase), truth, params)
+            by_phase[phase] = with_rewards(result, rewards, phase)
             items += more
     final, *earlier = by_phase
-    return {"phase": final, **by_phase[final], **{name: by_phase[name] for name in earlier}}, items
+    top = by_phase[final]
+    if earlier:
+        top["gain"] = gained(items, rewards, "test")
+        if "validation" in top:
+            top["validation"]["gain"] = gained(items, rewards, "validation")
+    found = {"phase": final, **top, **{name: by_phase[name] for name in earlier}}
+    return found, {"items": items, "rewards": rewards}
 
 
-def main(params: Params, run: str, ingest: Path, predictions: Path, target: Path) -> None:
+def main(params: Params, reading: Reading, run: str, folders: list[Path], target: Path) -> None:
+    ingest, predictions = folders
     rows = tables.read_predictions(predictions)
     foils = tables.read(predictions / "foils.parquet", tables.FOIL_SCORES)
     traces = diagnosis.read_traces(predictions)
+    embedder = read_by("minilm", [row["language"] for row in rows], reading)
     with tracking.run(stage="evaluate", name=run, params={"evaluate": asdict(params)}) as tracked:
         with output(target) as folder:
-            result, items = evaluate(rows, foils, traces, read_truth(ingest), params)
+            truth = read_truth(ingest)
+            result, found = evaluate(rows, foils, traces, truth, embedder, params)
             result = plain(result)
             text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
-            tables.write(folder / "items.parquet", items, tables.ITEM_SCORES)
+            tables.write(folder / "items.parquet", found["items"], tables.ITEM_SCORES)
+            tables.write(folder / "rewards.parquet", found["rewards"], tables.REWARDS)
         tracked.log(dict(flat(result)), step=0)
         tracked.artifact(target / "metrics.json", "metrics.json")
 
@@ -270,4 +329,5 @@ def main(params: Params, run: str, ingest: Path, predictions: Path, target: Path
 if __name__ == "__main__":
     with stage():
         name, *paths = sys.argv[1:]
-        main(load(Params, "evaluate"), name, *map(Path, paths))
+        *sources, out = map(Path, paths)
+        main(load(Params, "evaluate"), load(Reading, "rewards"), name, sources, out)

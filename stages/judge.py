@@ -70,8 +70,10 @@ def _same_keys(name: str, given: Any, known: Any) -> None:
 
 @dataclass(frozen=True)
 class Article:
-    """What one phase wrote for a test article, beside what a person wrote for it: of a captioned
-    picture, which is an article of one without title, the first of its captions."""
+    """What one phase wrote for a test article, beside what a person wrote for it.
+
+    title: "" where the corpus has none. reference: the first, where a chunk has several.
+    """
 
     record: str
     title: str

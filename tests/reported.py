@@ -25,7 +25,7 @@ SETTINGS = report.Params(
     near_identical=0.9,
     unrelated=0.05,
 )
-SCORING = evaluate.Params({"zh": ["characters"]}, 4, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
+SCORING = evaluate.Params({"zh": ["characters"]}, 4, 2, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
 HOSTILE = '<script>alert("1")</script> & \'"'
 STEPS = [
     {"step": 0, "validation_loss": 2.5, "validation_watch": 0.9},
@@ -74,8 +74,8 @@ def judged(data: Path, found: dict) -> None:
 def predict(data: Path, rows: list[dict]) -> None:
     """Put these predictions in the place of the run's and evaluate them."""
     written.write_predictions(data / "11_predict/muse", rows, written.foils())
-    folders = (data / "01_ingest/articles", data / "11_predict/muse", data / "12_evaluate/muse")
-    evaluate.main(SCORING, "muse", *folders)
+    folders = [data / "01_ingest/articles", data / "11_predict/muse"]
+    evaluate.main(SCORING, written.READING, "muse", folders, data / "12_evaluate/muse")
 
 
 def render(place: Path) -> str:

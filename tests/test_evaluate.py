@@ -19,6 +19,7 @@ from stages.shared.stage import WrongInput
 PARAMS = Params(
     tokenizers={"zh": ["characters"]},
     bertscore_items=3,
+    reward_items=2,
     meteor_seconds=60.0,
     ceiling_below=0.05,
     ceiling_above=2.0,
@@ -44,7 +45,8 @@ def place(tmp_path, monkeypatch):
 
 
 def run(place: Path, params: Params = PARAMS) -> dict:
-    evaluate.main(params, "run", place / "ingest", place / "predictions", place / "target")
+    folders = [place / "ingest", place / "predictions"]
+    evaluate.main(params, written.READING, "run", folders, place / "target")
     return json.loads((place / "target/metrics.json").read_text())
 
 
@@ -183,7 +185,7 @@ def test_a_gate_that_decided_nothing_is_unavailable_and_no_warning(place):
 
 def test_validation_has_only_what_is_cheap(place):
     found = run(place)["validation"]
-    assert found.keys() == {"items", "rouge_l", "grounding", "skill"}
+    assert found.keys() == {"items", "rouge_l", "grounding", "skill", "rewards", "gain"}
     assert (found["items"], found["rouge_l"], found["skill"]["value"]) == (2, 1, 1)
     # A single article says nothing about how articles differ.
     assert found["grounding"]["standard_error"] == "unavailable"
@@ -300,6 +302,50 @@ def test_the_items_average_to_the_corpus_scores(place):
     assert (wrong["right"], wrong["wrong"], wrong["grounding"]) == (["goal"], ["place"], 0.5)
     # PARAMS asks for 3 of the 6 items.
     assert [row["bert_score"] is not None for row in both] == [True, False] * 3
+
+
+def test_rewards_are_of_whole_articles_and_their_gain_by_pairs(place):
+    """PARAMS asks for 2 of the 3 articles: a and b. SFT writes "at the beach" for "in the city" in
+    one chunk of b: 7 edits, and its article has 2 x 53 characters and a line break. So b gains
+    7 / 107, a nothing; the deviations are half of that, and the error sqrt(2 x 2 d^2) / 2 = d."""
+    found = run(place)
+    text = "\n".join([written.sentence("beach")] * 2)
+    assert len(text) == 107
+    assert found["rewards"] == {"literal": 1, "semantic": pytest.approx(1), "articles": 2}
+    assert found["sft"]["rewards"]["literal"] == pytest.approx(1 - 7 / 107 / 2, abs=1e-6)
+    assert found["gain"]["literal"] == pytest.approx(
+        {"value": 7 / 107 / 2, "standard_error": 7 / 107 / 2}, abs=1e-6
+    )
+    assert 0 < found["gain"]["semantic"]["value"] < 0.5
+    # 1 of 12 slots; deviations of the articles as of grounding above.
+    assert found["gain"]["grounding"]["value"] == pytest.approx(1 / 12, abs=1e-6)
+    assert found["gain"]["grounding"]["standard_error"] == pytest.approx(0.5 / 6, abs=1e-6)
+    assert found["measured_by"].keys() >= {"literal", "semantic"}
+    rows = tables.read(place / "target/rewards.parquet", tables.REWARDS)
+    (mistaken,) = [row for row in rows if row["literal"] < 0.99]
+    assert [mistaken[name] for name in ("record", "split", "phase")] == ["b", "test", "sft"]
+
+
+def test_validation_has_rewards_and_gains_of_its_own(place):
+    found = run(place)["validation"]
+    assert found["rewards"]["articles"] == 1
+    assert found["gain"]["literal"] == {"value": 0, "standard_error": "unavailable"}
+
+
+def test_a_run_without_preference_has_rewards_and_no_gain(place):
+    rows = [row for row in written.predictions() if row["phase"] == "sft"]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place)
+    assert found["rewards"]["literal"] < 1 and "gain" not in found
+
+
+def test_meaning_that_nobody_reads_is_unavailable_with_its_reason(place):
+    rows = [row | {"language": "zh"} for row in written.predictions()]
+    written.write_predictions(place / "predictions", rows, [])
+    found = run(place)
+    assert found["rewards"]["semantic"] == "unavailable"
+    assert found["gain"].keys() == {"literal", "grounding"}
+    assert found["measured_by"]["semantic"] == "unavailable: MiniLM does not read the texts"
 
 
 def test_the_order_of_predictions_changes_no_figure(place):

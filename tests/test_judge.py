@@ -145,16 +145,18 @@ def test_an_article_is_judged_as_a_whole_and_its_reference_shown_to_one_of_two_a
     assert titles == set(OF_ARTICLE)  # of validation, and of one modality, nothing
 
 
-def test_a_captioned_picture_is_judged_beside_one_of_its_captions_and_without_a_title(place, serve):
-    captions = ["a red cat sleeps", "a cat lies there"]
+def test_an_article_without_title_is_judged_without_and_beside_the_first_of_its_references(
+    place, serve
+):
+    several = ["a red cat sleeps", "a cat lies there"]
     of_one = [row for row in rows() if row["position"] == 0]
-    captioned = [row | {"title": "", "references": captions} for row in of_one]
-    written.write_predictions(place / "predictions", captioned, [])
+    untitled = [row | {"title": "", "references": several} for row in of_one]
+    written.write_predictions(place / "predictions", untitled, [])
     server = serve(lambda body, _: json.dumps({"comment": "", **dict.fromkeys(asked(body), 5)}))
     run(place)
     tags = {tuple(shown(body)) for body in server.requests}
     assert tags == {("article",), ("article", "reference")}
-    assert {shown(body).get("reference") for body in server.requests} == {None, captions[0]}
+    assert {shown(body).get("reference") for body in server.requests} == {None, several[0]}
 
 
 def asked(body: dict) -> list[str]:

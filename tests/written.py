@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.shared import images, tables
+from stages.shared import images, rewards, tables
 
 SLOTS = {
     "topic": {"goal": {"cake": ["the perfect cake"], "song": ["the forgotten tune"]}},
@@ -27,6 +27,9 @@ CEILINGS = {
         ("both", 1.0, 1.0, 1.0),
     ]
 }
+READING = rewards.Params(
+    max_tokens=64, openai=rewards.Server(batch=1, concurrency=1, retries=0, timeout=1.0)
+)
 ARTICLES = [("a", "test"), ("b", "test"), ("c", "test"), ("v", "validation")]
 PLACES = {0: "beach", 1: "city"}
 

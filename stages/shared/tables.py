@@ -124,6 +124,9 @@ ITEM_SCORES = _schema(
     right=TEXTS,
     wrong=TEXTS,
 )
+# 12_evaluate: what TIPPo rewards in a whole article that was written from both inputs; semantic is
+# null where MiniLM does not read its language
+REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
 # 13_judge: what a language model gave a whole article; reference: free | aware, whether it saw the
 # reference article; comment: what it said before its scores
 JUDGEMENTS = _schema(
