@@ -266,7 +266,9 @@ def test_every_map_of_an_example_has_a_text_and_its_word_is_beneath(place):
 def test_articles_whose_attention_was_kept_are_shown_first(place):
     rows = [row for row in written.attentions() if row["record"] == "c"]
     tables.write(place / "data/11_predict/muse/attentions.parquet", rows, tables.ATTENTIONS)
-    (run,) = gather.runs(place / "data", {"muse": {"corpus": "articles"}})
+    (run,) = gather.runs(
+        place / "data", {"muse": {"corpus": "articles"}}, {"articles": {"kind": "articles"}}
+    )
     looked_at = looking.looked_at(place / "data/11_predict/muse")
     assert [found["record"] for found in run.articles(2, looked_at)] == ["c", "a"]
 

@@ -17,9 +17,18 @@ from typing import Any
 
 import jinja2
 
-from stages.report import charts, distributions, gather, illustrations, judged, looking, review
-from stages.report.gather import Run
+from stages.report import (
+    charts,
+    comparison,
+    distributions,
+    gather,
+    illustrations,
+    judged,
+    looking,
+    review,
+)
 from stages.report.looking import Key
+from stages.report.run import INPUTS, Run
 from stages.shared import diagnosis, grounding, images, params, tracking
 from stages.shared.stage import output, stage
 
@@ -67,9 +76,9 @@ def draw_curves(run: Run) -> list[Chart]:
     if "grounding" in run.metrics:
         by_phase = {name: phase["grounding"]["by_slot"] for name, phase in run.phases.items()}
         ceilings = {
-            f"ceiling, {gather.INPUTS[inputs]}": run.ceilings[inputs]["realised"]
+            f"ceiling, {INPUTS[inputs]}": run.ceilings[inputs]["realised"]
             for inputs in ("topic", "picture")
-            if inputs in run.ceilings
+            if "topic" in run.ceilings
         }
         svg = charts.slots(f"{run.name} slots", by_phase, ceilings)
         found.append({"title": "Grounding by slot", "svg": svg})
@@ -79,6 +88,9 @@ def draw_curves(run: Run) -> list[Chart]:
         if charts.watched(steps):
             svg = charts.watch(f"{run.name} {phase} watch", steps)
             found.append({"title": f"Watched while training, {phase}", "svg": svg})
+        for title in charts.measures(steps):
+            svg = charts.measure(f"{run.name} {phase} {title}", title, steps)
+            found.append({"title": f"{title}, {phase}", "svg": svg})
     return found
 
 
@@ -194,9 +206,10 @@ def main(settings: Params, data: Path, target: Path) -> None:
     everything = params.read()
     with tracking.run(stage="report", name="", params={"report": asdict(settings)}) as tracked:
         with output(target) as folder:
-            runs = gather.runs(data, everything["runs"])
+            runs = gather.runs(data, everything["runs"], everything["corpora"])
             corpora = gather.corpora(data, everything["corpora"])
             page = render(
+                comparisons=comparison.comparisons(runs),
                 corpora=corpora,
                 encoder=gather.encoder(data),
                 sections=[run_section(run, data, folder, settings) for run in runs],

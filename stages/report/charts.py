@@ -6,6 +6,7 @@ The same numbers give the same bytes: no dates, ids from a fixed salt, text as t
 import re
 from collections.abc import Callable
 from io import StringIO
+from statistics import fmean
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,6 +21,17 @@ SERIES = ["#000003", "#000004", "#000005", "#000006"]
 _CSS = {INK: "currentColor", FAINT: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
 }
+MEASURES = {  # of PolishPPO: title -> unit, columns, taken at each step, at validations, or both
+    "Rewards": ("reward", ["reward_literal", "reward_semantic"]),
+    "Return of drawn texts": ("weighted rewards", ["return"]),
+    "Distance of drawn texts from SFT": ("nats a token", ["kl_to_sft"]),
+    "Share of tokens beyond the clip": ("share", ["clip_share"]),
+    "Entropy of drawn texts": ("nats a token", ["entropy"]),
+    "Length of drawn texts": ("tokens", ["tokens"]),
+    "Length of validation texts": ("characters", ["characters"]),
+}
+_MEASURED = {column for _, columns in MEASURES.values() for column in columns}
+_SMOOTH = 20  # part of the steps that a running mean is over
 _SIZE = (5.2, 2.9)  # inches of 72 px: close to its size on the page, so that text stays readable
 _STYLE = {
     "svg.fonttype": "none",
@@ -80,7 +92,8 @@ def loss(name: str, steps: Rows) -> str:
         _line(axes, steps, "loss", INK, alpha=0.55, linewidth=1.0)
         for term, colour in zip(_terms(steps), SERIES[1:], strict=False):
             _line(axes, steps, term, colour, linewidth=1.0)
-        _line(axes, steps, "validation_loss", SERIES[0], marker="o", markersize=4)
+        if not measures(steps):  # PolishPPO's is minus the rewards, which have a chart of their own
+            _line(axes, steps, "validation_loss", SERIES[0], marker="o", markersize=4)
         losses = [row["loss"] for row in steps if "loss" in row]
         if min(losses) > 0 and max(losses) > 10 * min(losses):
             axes.set_yscale("log")
@@ -93,17 +106,49 @@ def loss(name: str, steps: Rows) -> str:
 
 
 def _terms(steps: Rows) -> list[str]:
-    known = {"step", "loss", "learning_rate"}
+    known = {"step", "loss", "learning_rate"} | _MEASURED
     names = dict.fromkeys(key for row in steps for key in row if not key.startswith("validation_"))
     terms = [key for key in names if key not in known]
     return terms if len(terms) > 1 else []
 
 
+def measures(steps: Rows) -> list[str]:
+    """The titles of MEASURES that these steps have something of."""
+    taken = {column.removeprefix("validation_") for row in steps for column in row}
+    return [title for title, (_, columns) in MEASURES.items() if taken & set(columns)]
+
+
+def measure(name: str, title: str, steps: Rows) -> str:
+    """The columns of one title: each step faint below a running mean, validations as points."""
+    unit, columns = MEASURES[title]
+
+    def paint(axes: Axes) -> None:
+        for column, colour in zip(columns, SERIES, strict=False):
+            taken = [row for row in steps if column in row]
+            _line(axes, taken, column, colour, alpha=0.25, linewidth=0.8, named=False)
+            _line(axes, _smoothed(taken, column), column, colour)
+            place = {"marker": "o", "markersize": 4, "linestyle": ":"}
+            _line(axes, steps, f"validation_{column}", colour, **place)
+        _finish(axes, "step", unit)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), fontsize=8, ncols=2)
+
+    return draw(name, f"{title} by training step", paint)
+
+
+def _smoothed(steps: Rows, column: str) -> Rows:
+    """The running mean of a column over a part of the steps."""
+    width = max(1, len(steps) // _SMOOTH)
+    values = [row[column] for row in steps]
+    means = [fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
+    return [{"step": row["step"], column: mean} for row, mean in zip(steps, means, strict=True)]
+
+
 def watched(steps: Rows) -> list[str]:
-    """The measures taken at validations beside the loss and its terms."""
-    terms = {key for row in steps for key in row if not key.startswith("validation_")}
+    """The shares and similarities taken at validations: beside the loss, its terms, MEASURES."""
+    known = {key for row in steps for key in row if not key.startswith("validation_")}
+    known |= _MEASURED | {"loss"}
     names = dict.fromkeys(key for row in steps for key in row if key.startswith("validation_"))
-    return [key for key in names if key.removeprefix("validation_") not in terms | {"loss"}]
+    return [key for key in names if key.removeprefix("validation_") not in known]
 
 
 def watch(name: str, steps: Rows) -> str:
@@ -119,10 +164,12 @@ def watch(name: str, steps: Rows) -> str:
     return draw(name, "Watched values by training step", paint)
 
 
-def _line(axes: Axes, steps: Rows, column: str, colour: str, **style: float | str) -> None:
+def _line(
+    axes: Axes, steps: Rows, column: str, colour: str, named: bool = True, **style: float | str
+) -> None:
     points = [(row["step"], row[column]) for row in steps if column in row]
     if points:
-        label = column.replace("_", " ")
+        label = column.replace("_", " ") if named else None
         axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)
 
 
