@@ -57,6 +57,7 @@ from stages.shared.polish import Preference  # noqa: F401  (read by stages/share
 from stages.shared.stage import WrongInput
 
 Items = Articles
+TELLING = 0.3  # first size of kind and position; at 0.02 pictures are told apart late in training
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ class Model(nn.Module):
         if network.fusion == "feature":
             self.join = nn.Sequential(nn.Linear(kinds * width, width), nn.LayerNorm(width))
         else:
-            self.kind = nn.Parameter(0.02 * torch.randn(kinds, width))
-        self.position = nn.Parameter(0.02 * torch.randn(network.pictures, width))
+            self.kind = nn.Parameter(TELLING * torch.randn(kinds, width))
+        self.position = nn.Parameter(TELLING * torch.randn(network.pictures, width))
         self.register_buffer("common", torch.zeros(tokens, width))  # running mean of pictures
         self.register_buffer("balance", torch.zeros(()))  # l1 of the last training step
         decoding.connect(t5, network.connection)
