@@ -1,17 +1,19 @@
 """`polymuse write` and the served model with a writer of whole articles, and one of captions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
+import torch
 import yaml
-from tiny_clips import clip, photo
+from tiny_clips import clip, photo, published_chinese_clip
 
 from pipelines.author import Author, Item
 from stages import embed, train_sft
-from stages.shared import embedding, hf_encoder, images, runs, tables, tracking
+from stages.shared import embedding, encoders, hf_encoder, images, runs, tables, tracking
 from stages.shared.params import load
 from stages.shared.stage import WrongInput
 from tests import corpus, writers
@@ -180,3 +182,36 @@ def test_the_folder_says_what_its_model_was_trained_on(place):
         config = json.loads((model(place, name) / "config.json").read_text())
         said[name] = config["topics"], config["pictures"]
     assert said == {"tippo": (True, 3), "tippo_captions": (False, 1)}
+
+
+def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_path, monkeypatch):
+    """Tiny ones, in the files that the real ones consist of."""
+    for name in ("project", "clip", "align", "t5"):
+        (tmp_path / name).mkdir()
+    settings(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    published_chinese_clip(tmp_path / "clip")
+    hf_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
+    writers.save_published_t5(tmp_path / "t5")
+    run = replace(load(runs.Run, "runs", "tippo"), decoder=str(tmp_path / "t5"))
+    rows = [row | {"text": text} for row, text in zip(ARTICLE, writers.CHINESE, strict=False)]
+    encoder = encoders.load(tmp_path / "align")
+    pooled, patches = encoder.images([photo(number) for number in range(8)])
+    titles, tokens, mask = encoder.texts([ARTICLE[0]["title"]])
+    cached = replace(
+        writers.features(),
+        **{"pooled": pooled.half().numpy(), "patches": patches.half().numpy()},
+        **{"text_index": {ARTICLE[0]["title"]: 0}, "text_pooled": titles.half().numpy()},
+        **{"tokens": tokens.half().numpy(), "token_mask": mask.numpy()},
+    )
+    writer = runs.create(run, rows, cached)
+    runs.save(writer, tmp_path / "model", tmp_path / "align")
+    author = Author(tmp_path / "model", "model")
+    items = author.writer.items(rows, cached)
+    spelled = torch.tensor([[0, *items.labels[0]]])
+    (texts,) = author.writer.texts(spelled, items.batch([0]))
+    assert texts == writers.CHINESE[:3]  # with the full-width comma that the T5 does not know
+    article = [Item(ARTICLE[0]["title"], png(photo(number))) for number in range(3)]
+    (written_about,) = author.write([article], run.generation)
+    cached_says = author.writer.write(items.batch([0]), run.generation).texts[0]
+    assert [text.text for text in written_about] == cached_says
