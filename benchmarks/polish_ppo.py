@@ -1,0 +1,85 @@
+"""Drawing the texts of one PolishPPO iteration: all at once with a cache of keys and values.
+
+Against it stand the same `generate` text by text, and all at once without the cache. Size of the
+sample corpus' articles and their tiny T5. Texts are greedy, and checked to be the same in all three
+before they are timed: drawing takes the same steps.
+"""
+
+import stages.shared.operators  # noqa: F401  (before transformers)
+
+import torch
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from benchmarks.timing import interleaved
+from stages.shared import decoding
+
+ARTICLES, ROLLOUTS, POSITIONS, TOKENS, WIDTH, VOCABULARY, ROUNDS = 8, 4, 20, 140, 128, 600, 3
+
+
+def decoder() -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        d_kv=WIDTH // 4,
+        d_ff=512,
+        num_heads=4,
+        num_layers=2,
+        num_decoder_layers=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=None,  # every text has the same length
+    )
+    t5 = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for weight in t5.parameters():
+            if weight.ndim > 1:  # fresh ones write one word again and again, whatever it is about
+                weight.normal_(std=0.15)
+    return t5
+
+
+def memory() -> tuple[Tensor, Tensor]:
+    """What the texts are about: hidden (R, L, D), mask (R, L)."""
+    texts = ARTICLES * ROLLOUTS
+    return torch.randn(texts, POSITIONS, WIDTH), torch.ones(texts, POSITIONS)
+
+
+def main() -> list[str]:
+    t5, (hidden, mask) = decoder(), memory()
+
+    def batched() -> Tensor:
+        return decoding.generate(t5, hidden, mask, TOKENS, 1, 0.0, 1.0)
+
+    def one_by_one() -> Tensor:
+        rows = zip(hidden.split(1), mask.split(1), strict=True)
+        return torch.cat([decoding.generate(t5, h, m, TOKENS, 1, 0.0, 1.0) for h, m in rows])
+
+    @torch.inference_mode()
+    def without_cache() -> Tensor:
+        return t5.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=mask,
+            max_new_tokens=TOKENS,
+            use_cache=False,
+        )
+
+    written = batched()
+    assert written.shape == (ARTICLES * ROLLOUTS, TOKENS + 1)
+    assert len(written.unique(dim=0)) > len(written) / 2  # they are about something
+    for other in (one_by_one, without_cache):
+        if not torch.equal(other(), written):
+            raise AssertionError(f"{other.__name__} writes something else")
+    ways = {"batched": batched, "one by one": one_by_one, "without cache": without_cache}
+    seconds = interleaved(ways, ROUNDS)
+    ratio = {name: value / seconds["batched"] for name, value in seconds.items()}
+    if ratio["one by one"] < 5:
+        raise AssertionError(f"one by one takes only {ratio['one by one']:.1f} x as long")
+    return [
+        f"{len(written)} texts of {TOKENS} tokens, batched with cache, median of {ROUNDS}",
+        f"  one by one       {ratio['one by one']:5.2f} x as long",
+        f"  without cache    {ratio['without cache']:5.2f} x as long",
+        "  greedy texts are the same in all three",
+    ]
