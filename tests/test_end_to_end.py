@@ -126,3 +126,24 @@ def test_a_folder_of_chinese_recipes_ends_in_a_report_with_their_photographs(wor
     page = (workspace / "data/14_report/index.html").read_text()
     assert any(row["title"] in page for row in written if row["split"] == "test")
     assert "<img" in page
+
+
+@pytest.mark.skipif(not (REAL / "flickr8k_cn").is_dir(), reason="needs POLYMUSE_REAL_DATA")
+def test_photographs_with_chinese_captions_are_evaluated_by_params_alone(workspace):
+    command(workspace, "polymuse", "preset", "smoke")
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    drawn = params["corpora"]["captions"]
+    photographs = drawn | {"format": "flickr8k_cn", "path": str(REAL / "flickr8k_cn")}
+    params["corpora"] = {"captions": photographs, "drawn": drawn}
+    params["align"]["corpus"] = "drawn"
+    run = params["runs"]["flexmuse"] | {"model": "tippo", "corpus": "captions"}
+    params["runs"] = {"tippo_captions": run}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True))
+    command(workspace, "dvc", "repro", "evaluate@tippo_captions")
+    summary = json.loads((workspace / "data/01_ingest/captions/summary.json").read_text())
+    assert summary["languages"] == {"zh": 400} and summary["rejected"] == {}
+    metrics = json.loads((workspace / "data/12_evaluate/tippo_captions/metrics.json").read_text())
+    assert metrics["items"] == summary["records"]["test"]
+    assert metrics["measured_by"]["tokenizer"] == "zh: characters"
+    assert metrics["by_tokenizer"]["jieba"]["measured_by"]["tokenizer"] == "zh: jieba"
+    assert metrics["bert_score"] == "unavailable"
