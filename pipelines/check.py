@@ -40,9 +40,10 @@ def section(name: str, parts: Iterable[tuple[str, type]]) -> type:
 FORMATS = {  # the rest of the folder belongs to one of them
     name: module.Params for name, module in modules(datasets).items() if hasattr(module, "Params")
 }
+PAPERS = modules(models)
 MODELS = {
     name: section(name, [("network", paper.Network), ("preference", paper.Preference)])
-    for name, paper in modules(models).items()
+    for name, paper in PAPERS.items()
 }
 SECTIONS = {
     "corpora": dict[str, Corpus],
@@ -93,11 +94,11 @@ def check_corpora(corpora: dict[str, Corpus]) -> None:
 def check_runs(rows: dict[str, runs.Run], corpora: dict[str, Corpus]) -> None:
     """Raises WrongInput where a run names no model, or a corpus that it cannot learn from."""
     at_least_one("runs", rows)
-    # Preference training compares chunks of articles; captions have no pairs.
-    articles = [name for name, corpus in corpora.items() if corpus.kind == "articles"]
     for name, run in rows.items():
         one_of(f"runs.{name}.model", run.model, MODELS, "models")
-        one_of(f"runs.{name}.corpus", run.corpus, articles, "corpora of kind articles")
+        kinds = PAPERS[run.model].KINDS
+        known = [corpus for corpus, about in corpora.items() if about.kind in kinds]
+        one_of(f"runs.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}")
 
 
 def at_least_one(key: str, rows: dict) -> None:

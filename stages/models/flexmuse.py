@@ -41,6 +41,7 @@ from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo
 from stages.shared.stage import WrongInput
 
 Items = batches.Chunks
+KINDS = ("articles",)  # of corpora; captions have no chunks to prefer between
 Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
 
 

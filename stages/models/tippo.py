@@ -58,6 +58,7 @@ from stages.shared.stage import WrongInput
 
 Items = Articles
 TELLING = 0.3  # first size of kind and position; at 0.02 pictures are told apart late in training
+KINDS = ("articles", "captions")  # of corpora
 
 
 @dataclass(frozen=True)
