@@ -18,6 +18,7 @@ from stages.shared.training import RESULT_FREE
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # between DVC and pygtrie
 
 FILE_LINES, FUNCTION_LINES = 450, 50  # ceilings
+PAPER_LINES = 550  # of a file of stages/models: one paper, read top to bottom
 
 DAG = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
@@ -216,7 +217,8 @@ def test_every_preset_lays_over_keys_that_exist():
 
 @pytest.mark.parametrize("file", CODE, ids=str)
 def test_files_and_functions_stay_below_their_ceilings(file):
-    assert len(file.read_text().splitlines()) <= FILE_LINES
+    ceiling = PAPER_LINES if file.parent == Path("stages/models") else FILE_LINES
+    assert len(file.read_text().splitlines()) <= ceiling
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, node.name
@@ -262,11 +264,8 @@ def stale() -> set[str]:
         }
 
 
-FROM_TRAINING_ON = {
-    *("train_sft@flexmuse", "train_preference@flexmuse", "predict@flexmuse", "evaluate@flexmuse"),
-    "judge@flexmuse",
-    "report",
-}
+AFTER_SFT = ("train_preference", "predict", "evaluate", "judge")
+FROM_TRAINING_ON = {f"{name}@flexmuse" for name in ("train_sft", *AFTER_SFT)} | {"report"}
 
 
 def edit(path: str, old: str = "", new: str = "") -> None:
@@ -302,7 +301,8 @@ def test_other_pairs_retrain_neither_encoder_nor_sft(settled):
         Path("data/05_chunk/articles/summary.json").write_text("other counts")
         for stage in ("chunk@articles", "chunk@captions"):
             repo.commit(stage, force=True)
-    assert stale() == FROM_TRAINING_ON - {"train_sft@flexmuse"}
+    writes_again = {f"{name}@tippo" for name in AFTER_SFT}  # both runs get the file of pairs
+    assert stale() == FROM_TRAINING_ON - {"train_sft@flexmuse"} | writes_again
 
 
 def test_a_new_file_in_a_corpus_folder_makes_its_ingest_stale_and_no_other(settled):

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from stages.models import tippo
-from stages.models.tippo import contrast
+from stages.models.tippo import advantage, contrast, discounts, policy_loss, total_return
 from stages.shared import decoding
-from stages.shared.polish import advantage, discounts, policy_loss, total_return
 from stages.shared.stage import WrongInput
 from tests import articles, writers
 

@@ -20,8 +20,10 @@ article of one. B items, T tokens of a topic, L of a picture (1, or P patches wi
     S_i^F = [S^T; S_i^A; S_i^D];  y = LM(S^F)                    section 2    Model.fuse
     L_C = -mean_i log(exp cos(S_i^I, S^P) / sum_j exp cos(S_i^I, S_j^I))      eq. 5  contrast
     L_SFT = L_NTP + L_C                                          section 2    sft_loss
-    PolishPPO                                      eq. 6         stages/shared/polish.py
-    R_literal, R_semantic                          eq. 7, 8      stages/shared/rewards.py
+    R_literal = 1 - LD(Y, y);  R_semantic = cos(emb_Y, emb_y)    eq. 7, 8     in rewards.py
+    G_m = gamma^m R_literal + gamma^(M - m) R_semantic           section 2.2  total_return
+    A = (G_m - mu_m) / (delta_m + 1e-8)                          eq. 6        advantage
+    mean min(r A, clip(r) A) over tokens, r = p / p_old          section 2.2  policy_loss
 
 Where the paper is silent or contradicts itself (in brackets the option, its default told first):
 (.) is a matrix product [projection]. The softmax of eq. 2 has no index: it runs over the article's
@@ -37,6 +39,11 @@ how much DAA and pi_D, zero at first, let pass. Eq. 5 has S_i itself in its deno
 positive [denominator]; negatives are the article's and the batch's pictures [negatives]. A missing
 picture, and a missing topic, is one learned vector; training shows some items so, and some with one
 picture, or the weights that an article of one needs would stay untrained on longer ones.
+
+Of PolishPPO: gamma^m and gamma^(M - m) vanish for most of its 20,000 steps; exponents are rescaled
+to K m / M and K (1 - m / M) [discount]. delta, called a variance, is a standard deviation
+[deviation]; it and mu are of the last returns [window]. An advantage that is normalised needs no
+critic, and all tokens of a text share it.
 """
 
 import math
@@ -45,7 +52,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, minimum, nn
 
 from stages.shared import decoding
 from stages.shared.articles import Articles
@@ -53,11 +60,11 @@ from stages.shared.decoding import Connection
 from stages.shared.features import Features
 from stages.shared.layers import Elementwise, Standardise, pack, scatter
 from stages.shared.losses import IGNORED
-from stages.shared.polish import Preference  # noqa: F401  (read by stages/shared/runs.py)
 from stages.shared.stage import WrongInput
 
 Items = Articles
 TELLING = 0.3  # first size of kind and position; at 0.02 pictures are told apart late in training
+EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
 
 
@@ -100,6 +107,35 @@ class Network:
         }
         if found := [fault for fault, here in faults.items() if here]:
             raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
+
+
+@dataclass(frozen=True)
+class Preference:
+    gamma: float
+    discount: Literal["progress", "literal"]
+    discount_steps: float
+    literal: Literal["normalised", "raw"]
+    semantic: str
+    window: int
+    deviation: Literal["std", "variance"]
+    clip: float
+    epochs: int
+    kl: float
+    rollouts: int
+    temperature: float
+    max_kl: float
+    min_entropy: float
+    max_length_change: float
+
+    def __post_init__(self) -> None:
+        faults = {
+            "gamma must be above 0, at most 1": not 0 < self.gamma <= 1,
+            "window must be 2 or more: one return has no deviation": self.window < 2,
+            "epochs and rollouts must be 1 or more": min(self.epochs, self.rollouts) < 1,
+            "temperature must be above 0: texts are drawn": self.temperature <= 0,
+        }
+        if found := [fault for fault, here in faults.items() if here]:
+            raise WrongInput(f"models.tippo.preference: {'; '.join(found)}")
 
 
 @dataclass(frozen=True)
@@ -449,3 +485,56 @@ def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
             found[f"{branch}_focus"] = focus  # of images or of patches, the other is 0
         found["lambda"] = memory.balance
     return found
+
+
+def discounts(step: float, steps: float, preference: Preference) -> tuple[float, float]:
+    """What R_literal and R_semantic weigh at step m of M.
+
+    With the paper's own exponents, both 1.7e-223 at half of its 20,000 steps: 0 in fp32.
+    """
+    before, after = step, steps - step
+    if preference.discount == "progress":
+        before, after = (preference.discount_steps * part / steps for part in (before, after))
+    return preference.gamma**before, preference.gamma**after
+
+
+def total_return(
+    literal: Tensor, semantic: Tensor, step: float, steps: float, preference: Preference
+) -> Tensor:
+    """G_m of R written texts at step m of M.  (R,), (R,) -> (R,)"""
+    of_literal, of_semantic = discounts(step, steps, preference)
+    return of_literal * literal + of_semantic * semantic
+
+
+def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
+    """How far above the last returns, in their deviations.  (R,) -> (R,)"""
+    return (returns - mean) / (deviation + EPSILON)  # eq. 6
+
+
+def distance(new: Tensor, reference: Tensor) -> Tensor:
+    """Of each token: q - log q - 1, q = p_SFT / p, an estimate of KL(policy, SFT) never below 0."""
+    apart = reference - new
+    return apart.exp() - apart - 1
+
+
+def policy_loss(
+    new: Tensor,
+    old: Tensor,
+    reference: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    preference: Preference,
+) -> dict[str, Tensor]:
+    """PPO's clipped objective (arXiv:1707.06347, eq. 7), and the distance from the SFT model.
+
+    new, old, reference (R, Y): log p of each written token by the policy, by what it was when it
+    wrote, by the SFT model; advantage (R,); mask (R, Y): tokens that were written. Means are over
+    tokens.
+    """
+    ratio = (new - old).exp()
+    clipped = ratio.clamp(1 - preference.clip, 1 + preference.clip)
+    gain = minimum(ratio * advantage[:, None], clipped * advantage[:, None])
+    return {
+        "policy": -(gain * mask).sum() / mask.sum(),
+        "kl": preference.kl * (distance(new, reference) * mask).sum() / mask.sum(),
+    }

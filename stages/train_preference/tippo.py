@@ -24,11 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.shared import batches, decoding, features, rewards, runs
-from stages.shared.devices import inference
-from stages.shared.losses import IGNORED, token_log_probs
-from stages.shared.params import load
-from stages.shared.polish import (
+from stages.models.tippo import (
     EPSILON,
     Preference,
     advantage,
@@ -37,6 +33,10 @@ from stages.shared.polish import (
     policy_loss,
     total_return,
 )
+from stages.shared import batches, decoding, features, rewards, runs
+from stages.shared.devices import inference
+from stages.shared.losses import IGNORED, token_log_probs
+from stages.shared.params import load
 from stages.shared.training import (
     Batch,
     Validation,
