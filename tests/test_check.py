@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import check
+from pipelines import check, preset
 from stages.shared.stage import WrongInput
 
+ROOT, SHIPPED = Path.cwd(), Path("params.yaml").read_text()
 SUITES = yaml.safe_load(Path("sweeps.yaml").read_text())
 
 
@@ -33,6 +34,13 @@ def fault(params: dict) -> str:
 
 def test_the_params_as_shipped_pass(params):
     Path("params.yaml").write_text(yaml.safe_dump(params))
+    check.main()
+
+
+@pytest.mark.parametrize("overlay", sorted(Path("presets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_params_pass_under_every_preset(params, overlay):
+    text = preset.merge(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
+    Path("params.yaml").write_text(text)
     check.main()
 
 

@@ -138,3 +138,15 @@ def test_every_preset_of_the_project_fits_params_yaml_and_comes_back(project, na
     assert changed.count("#") == original.decode().count("#")
     preset.undo()
     assert Path("params.yaml").read_bytes() == original
+
+
+def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published():
+    overlay = yaml.safe_load(Path("presets/paper_tippo.yaml").read_text())
+    preference = overlay["models"]["tippo"]["preference"]
+    assert preference["gamma"] == 0.95
+    assert overlay["align"]["encoder"] == "hf:OFA-Sys/chinese-clip-vit-base-patch16"
+    for run in overlay["runs"].values():
+        assert run["decoder"] == "Langboat/mengzi-t5-base"
+        assert (run["sft"]["steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
+        iterations = run["preference"]["steps"] / preference["epochs"]
+        assert (iterations, run["preference"]["learning_rate"]) == (20_000, 1e-5)
