@@ -8,6 +8,7 @@ import torch
 from stages.models import tippo
 from stages.models.tippo import advantage, contrast, discounts, policy_loss, total_return
 from stages.shared import decoding
+from stages.shared.articles import pieces
 from stages.shared.stage import WrongInput
 from tests import articles, writers
 
@@ -116,9 +117,13 @@ def test_every_weight_is_trained_by_sft_and_by_what_writing_uses(fusion, picture
 
 
 def test_articles_of_several_pictures_teach_what_an_article_of_one_needs(items):
-    batch = items.batch([0, 2]) | {"progress": HALF}
+    rows = [row for item in items.rows if len(item) > 1 for row in item]
     for share, left in ((0.0, True), (1.0, False)):
-        model = articles.model(items, one_picture=share).train()
+        more = articles.items(
+            given=rows + [p for seed in range(6) for p in pieces(rows, share, seed)]
+        )
+        model = articles.model(more).train()
+        batch = more.batch(list(range(len(more)))) | {"progress": HALF}
         sum(tippo.sft_loss(model, batch).values()).backward()
         assert any(name.startswith("adapt_patches.") for name in untrained(model)) is left
 

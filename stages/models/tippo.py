@@ -37,8 +37,8 @@ the weights, and writing stays off both ends [lambda_predict]. S^F is one sequen
 Learned vectors tell kinds, pictures and patches apart; no LayerNorm comes after, which would hide
 how much DAA and pi_D, zero at first, let pass. Eq. 5 has S_i itself in its denominator and not the
 positive [denominator]; negatives are the article's and the batch's pictures [negatives]. A missing
-picture, and a missing topic, is one learned vector; training shows some items so, and some with one
-picture, or the weights that an article of one needs would stay untrained on longer ones.
+picture, and a missing topic, is one learned vector; training shows some items so. Pieces of
+articles are learned from too: longer ones would not teach how to write about one picture.
 
 Of PolishPPO: gamma^m and gamma^(M - m) vanish for most of its 20,000 steps; exponents are rescaled
 to K m / M and K (1 - m / M) [discount]. delta, called a variance, is a standard deviation
@@ -73,6 +73,7 @@ class Network:
     d_model: int
     text_tokens: int
     pictures: int
+    pieces: float
     picture: Literal["pooled", "patches"]
     topic: Literal["tokens", "pooled"]
     projection: Literal["linear", "elementwise"]
@@ -92,18 +93,17 @@ class Network:
     contrast_weight: float
     prototype_momentum: float
     missing_picture: float
-    one_picture: float
     missing_topic: float
 
     def __post_init__(self) -> None:
         bare = not self.use_prototype
-        hidden = self.missing_picture + self.one_picture + self.missing_topic
         faults = {
             "use_do needs use_prototype, from which pictures differ": self.use_do and bare,
             "use_contrast needs use_prototype, the positive": self.use_contrast and bare,
             "temperature must be above 0": self.temperature <= 0,
             "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
-            "missing_picture, one_picture and missing_topic together pass 1": hidden > 1,
+            "missing_picture + missing_topic pass 1": self.missing_picture + self.missing_topic > 1,
+            "pieces must be from 0 to 1": not 0 <= self.pieces <= 1,
         }
         if found := [fault for fault, here in faults.items() if here]:
             raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
@@ -429,19 +429,18 @@ def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network
 
 
 def hide(batch: dict, network: Network) -> dict:
-    """Show some items without pictures, some with one of theirs, some without topic; a share each.
+    """Show a share of the items without pictures, another without topic; none without both.
 
-    What has no topic keeps its pictures, what has no picture its topic.
+    What has one of the two only keeps it.
     """
     has_topic, has_picture = batch["has_topic"], batch["has_picture"]
     u = torch.rand(len(has_topic), device=has_topic.device)
     none = (u < network.missing_picture) & has_topic
-    one = (u >= network.missing_picture) & (u < network.missing_picture + network.one_picture)
     no_topic = (u >= 1 - network.missing_topic) & has_picture.any(1)
-    drawn = torch.rand(has_picture.shape, device=u.device) * has_picture
-    chosen = drawn == drawn.amax(1, keepdim=True)
-    shown = has_picture & ~none[:, None] & (chosen | ~one[:, None])
-    return batch | {"has_picture": shown, "has_topic": has_topic & ~no_topic}
+    return batch | {
+        "has_picture": has_picture & ~none[:, None],
+        "has_topic": has_topic & ~no_topic,
+    }
 
 
 def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:

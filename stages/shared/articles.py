@@ -14,6 +14,8 @@ A batch of B items, of which the longest has N chunks, is a dict of
     labels (B, Y)              the text, its sentinels and its end, IGNORED after it
 """
 
+from random import Random
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,17 @@ def parts(rows: list[dict], most: int) -> list[list[dict]]:
             last.append(row)
         else:
             found.append([row])
+    return found
+
+
+def pieces(rows: list[dict], share: float, seed: int) -> list[dict]:
+    """The rows of a piece, some consecutive chunks, of a share of articles; to add to `rows`."""
+    random, found = Random(seed), []
+    for item in parts(rows, len(rows)):
+        if len(item) > 1 and random.random() < share:
+            length = random.randrange(1, len(item))
+            first = random.randrange(len(item) - length + 1)
+            found += item[first : first + length]
     return found
 
 

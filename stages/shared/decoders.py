@@ -22,6 +22,7 @@ from stages.shared.stage import WrongInput, allow_downloads
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
 BLANK = "▁"  # what Metaspace writes for a space, and before a text
+TELLING = 0.3  # first size of what tells a new T5's paragraphs apart; embeddings have 1
 FULL_WIDTH = {"...": "…"} | dict(zip(",!?:;()", "，！？：；（）", strict=True))
 _SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _MARKS = r"(?:\.\.\.|[,!?:;()])+"
@@ -52,9 +53,13 @@ def create(name: str, params: Params, d_model: int, texts: list[str], marks: int
         tokenizer = train_tokenizer(texts, params.tiny.vocabulary)
         if marks:
             tokenizer.add_special_tokens({"additional_special_tokens": _names(marks)})
-        return _new_t5(params.tiny, d_model, len(tokenizer)), tokenizer
-    t5, tokenizer = _named_t5(name)
-    sentinels(tokenizer, marks)
+        t5 = _new_t5(params.tiny, d_model, len(tokenizer))
+    else:
+        t5, tokenizer = _named_t5(name)
+    if marks:
+        from stages.shared.article_t5 import tell_paragraphs
+
+        tell_paragraphs(t5, sentinels(tokenizer, marks), TELLING if name == "tiny" else 0.0)
     return t5, tokenizer
 
 
@@ -188,7 +193,12 @@ def restore(folder: Path):
 
     config = T5Config.from_json_file(folder / "t5.json")
     config.dropout_rate = 0.0
-    return T5ForConditionalGeneration(config), AutoTokenizer.from_pretrained(folder)
+    t5 = T5ForConditionalGeneration(config)
+    if marks := getattr(config, "sentinels", None):
+        from stages.shared.article_t5 import tell_paragraphs
+
+        tell_paragraphs(t5, marks, 0.0)
+    return t5, AutoTokenizer.from_pretrained(folder)
 
 
 def untie(t5) -> None:
