@@ -63,7 +63,7 @@ from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
 
 Items = Articles
-TELLING = 0.3  # first size of kind and position; at 0.02 pictures are told apart late in training
+TELLING = 1.0  # first size of kind and position, that of signals; smaller, pictures are told apart late
 EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
 

@@ -22,7 +22,7 @@ from stages.shared.stage import WrongInput, allow_downloads
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
 BLANK = "▁"  # what Metaspace writes for a space, and before a text
-TELLING = 0.3  # first size of what tells a new T5's paragraphs apart; embeddings have 1
+TELLING = 1.0  # first size of what tells a new T5's paragraphs apart, that of its embeddings
 FULL_WIDTH = {"...": "…"} | dict(zip(",!?:;()", "，！？：；（）", strict=True))
 _SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _MARKS = r"(?:\.\.\.|[,!?:;()])+"
