@@ -53,8 +53,23 @@ def test_metrics_of_both_phases_stand_beside_their_ceilings(project):
     assert 0 < metrics["ceilings"]["both"]["realised"] <= 1
 
 
-def test_every_test_chunk_is_written_by_each_phase_from_each_input(project):
-    rows = texts(project / "data/11_predict/flexmuse/predictions.parquet")
+@pytest.mark.parametrize(
+    ("run", "figure"), [("tippo", "skill"), ("tippo_captions", "share_of_ceiling")]
+)
+def test_tippo_writes_articles_and_captions_and_its_rewards_are_compared(project, run, figure):
+    metrics = json.loads((project / f"data/12_evaluate/{run}/metrics.json").read_text())
+    assert set(metrics["gain"]) == {"literal", "semantic", "grounding"}
+    for phase in [metrics, metrics["sft"]]:
+        assert isinstance(phase[figure]["value"], float)
+        assert 0 <= phase["rewards"]["literal"] <= 1
+    header = (project / f"data/10_train_preference/{run}/history.csv").read_text().split("\n")[0]
+    measured = {"reward_literal", "reward_semantic", "kl_to_sft", "clip_share", "entropy", "tokens"}
+    assert measured <= set(header.split(","))
+
+
+@pytest.mark.parametrize("run", ["flexmuse", "tippo"])
+def test_every_test_chunk_is_written_by_each_phase_from_each_input(project, run):
+    rows = texts(project / f"data/11_predict/{run}/predictions.parquet")
     written: dict[tuple, set] = {}
     for row in rows:
         if row["split"] == "test":
@@ -136,10 +151,9 @@ def test_photographs_with_chinese_captions_are_evaluated_by_params_alone(workspa
     photographs = drawn | {"format": "flickr8k_cn", "path": str(REAL / "flickr8k_cn")}
     params["corpora"] = {"captions": photographs, "drawn": drawn}
     params["align"]["corpus"] = "drawn"
-    run = params["runs"]["flexmuse"] | {"model": "tippo", "corpus": "captions"}
-    params["runs"] = {"tippo_captions": run}
+    params["runs"] = {"tippo_captions": params["runs"]["tippo_captions"]}
     (workspace / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True))
-    command(workspace, "dvc", "repro", "evaluate@tippo_captions")
+    command(workspace, "polymuse", "run", "evaluate@tippo_captions")
     summary = json.loads((workspace / "data/01_ingest/captions/summary.json").read_text())
     assert summary["languages"] == {"zh": 400} and summary["rejected"] == {}
     metrics = json.loads((workspace / "data/12_evaluate/tippo_captions/metrics.json").read_text())

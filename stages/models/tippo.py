@@ -63,7 +63,9 @@ from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
 
 Items = Articles
-TELLING = 1.0  # first size of kind and position, that of signals; smaller, pictures are told apart late
+TELLING = (
+    1.0  # first size of kind and position, that of signals; smaller, pictures are told apart late
+)
 EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
 
