@@ -334,32 +334,6 @@ def test_a_missing_topic_and_a_missing_picture_are_read_from_nothing(items, batc
     assert not torch.equal(hidden, model.remember(batch | other).hidden)
 
 
-def test_items_are_hidden_as_often_as_params_say_and_never_left_with_nothing():
-    torch.manual_seed(0)
-    network = articles.network(missing_picture=0.2, missing_topic=0.1)
-    shown = torch.ones(20_000, 3, dtype=torch.bool)
-    shown[:, 1] = False
-    hidden = tippo.hide({"has_picture": shown, "has_topic": shown[:, 0]}, network)
-    counts = hidden["has_picture"].sum(1)
-    assert (counts == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
-    assert set(counts.tolist()) == {0, 2}  # all or none
-    assert (~hidden["has_topic"]).float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert (hidden["has_topic"] | (counts == 2)).all()
-
-
-@pytest.mark.parametrize("lacking", ["has_picture", "has_topic"])
-def test_what_lacks_one_input_keeps_the_other(lacking):
-    network = articles.network(missing_picture=0.5, missing_topic=0.5)
-    shown = {
-        "has_picture": torch.ones(100, 2, dtype=torch.bool),
-        "has_topic": torch.ones(100, dtype=torch.bool),
-    }
-    shown[lacking] = torch.zeros_like(shown[lacking])
-    hidden = tippo.hide(shown, network)
-    for name, value in shown.items():
-        assert torch.equal(hidden[name], value)
-
-
 # ------------------------------------------------------------------------------------- the options
 ABLATIONS = {
     "use_daa": ("align.", "adapt_patches."),

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from stages.shared import batches, decoding
 from stages.shared.decoding import Connection
 from stages.shared.features import Features
+from stages.shared.hiding import hide
 from stages.shared.layers import Elementwise, Standardise
 from stages.shared.losses import IGNORED, pairwise_dpo, softmax_dpo
 from stages.shared.stage import WrongInput
@@ -280,24 +281,10 @@ class Model(nn.Module):
         return looks[..., : self.shapes.patches]
 
 
-def hide(batch: dict, network: Network) -> dict:
-    """Show a share of the items without picture, another without topic; none without both.
-
-    What has one of the two only keeps it.
-    """
-    u = torch.rand(len(batch["sigma"]), device=batch["sigma"].device)
-    no_picture = (u < network.missing_picture) & batch["has_topic"]
-    no_topic = (u > 1 - network.missing_topic) & batch["has_picture"]
-    return batch | {
-        "has_picture": batch["has_picture"] & ~no_picture,
-        "has_topic": batch["has_topic"] & ~no_topic,
-    }
-
-
 def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
     """L_NTP, the mean negative log-likelihood of a token in nats."""
     if model.training:
-        batch = hide(batch, model.network)
+        batch = hide(batch, model.network.missing_picture, model.network.missing_topic)
     mode = model.network.gate_train if model.training else model.network.gate_predict
     memory = model.remember(batch, mode)
     tokens = (batch["labels"] != IGNORED).sum()
@@ -352,7 +339,10 @@ def preference_loss(
     so those items carry the SFT term alone.
     """
     if model.training:
-        shown, batch = batch, hide(batch, model.network)
+        shown, batch = (
+            batch,
+            hide(batch, model.network.missing_picture, model.network.missing_topic),
+        )
         hidden = (batch["has_picture"] != shown["has_picture"]) | (
             batch["has_topic"] != shown["has_topic"]
         )

@@ -58,6 +58,7 @@ from stages.shared import decoding
 from stages.shared.articles import Articles
 from stages.shared.decoding import Connection
 from stages.shared.features import Features
+from stages.shared.hiding import hide
 from stages.shared.layers import Elementwise, Standardise, pack, scatter
 from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
@@ -430,28 +431,13 @@ def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network
     return (losses * share).sum() / share.sum()
 
 
-def hide(batch: dict, network: Network) -> dict:
-    """Show a share of the items without pictures, another without topic; none without both.
-
-    What has one of the two only keeps it.
-    """
-    has_topic, has_picture = batch["has_topic"], batch["has_picture"]
-    u = torch.rand(len(has_topic), device=has_topic.device)
-    none = (u < network.missing_picture) & has_topic
-    no_topic = (u >= 1 - network.missing_topic) & has_picture.any(1)
-    return batch | {
-        "has_picture": has_picture & ~none[:, None],
-        "has_topic": has_topic & ~no_topic,
-    }
-
-
 def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
     """L_SFT: L_NTP, the mean negative log-likelihood of a token in nats, and L_C.
 
     In training the batch has `progress`, m / M, and what writing will need is kept.
     """
     network, learning = model.network, model.training
-    batch = hide(batch, network) if learning else batch
+    batch = hide(batch, network.missing_picture, network.missing_topic) if learning else batch
     signals = model.signals(batch, learning)
     balance = lambda_when_writing(model.balance, network)
     if learning:
