@@ -339,10 +339,8 @@ def preference_loss(
     so those items carry the SFT term alone.
     """
     if model.training:
-        shown, batch = (
-            batch,
-            hide(batch, model.network.missing_picture, model.network.missing_topic),
-        )
+        shown, network = batch, model.network
+        batch = hide(shown, network.missing_picture, network.missing_topic)
         hidden = (batch["has_picture"] != shown["has_picture"]) | (
             batch["has_topic"] != shown["has_topic"]
         )
