@@ -1,7 +1,8 @@
 """TIPPo: text-image-prototype guided generation, TIP and Polish (arXiv:2511.21698).
 
-An item is an article: a title, N pictures, one text about all of them; a captioned picture is an
-article of one. B items, T tokens of a topic, L of a picture (1, or P patches with `picture`):
+An item is an article: a title, N pictures, one text about all of them, whose paragraphs sentinel
+tokens part (stages/shared/articles.py, article_t5.py); a captioned picture is an article of one.
+B items, T tokens of a topic, L of a picture (1, or P patches with `picture`):
 
     S^T   signal of the topic                          (B, T, D)
     S^I   signal of each picture                       (B, N, L, D)
