@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from stages.shared import batches, features, history, runs, tracking
-from stages.shared.articles import pieces
+from stages.shared.articles import excerpts
 from stages.shared.params import load
 from stages.shared.stage import output, stage
 from stages.shared.training import (
@@ -54,8 +54,8 @@ def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, lo
     rows = batches.by_reference(batches.training_chunks(chunk_folder))
     cached = features.read(feature_folder, chunk_folder / "features")
     writer = runs.create(run, rows, cached)
-    share = getattr(writer.model.network, "pieces", 0.0)
-    items = writer.items(rows + pieces(rows, share, run.sft.seed), cached)
+    share = getattr(writer.model.network, "excerpts", 0.0)
+    items = writer.items(rows + excerpts(rows, share, run.sft.seed), cached)
     rows = batches.read_chunks(chunk_folder, "validation", with_picture=True)
     held_out = writer.items(batches.by_reference(rows), cached)
     writer.model.measure(cached, *statistics_of(items))

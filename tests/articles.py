@@ -40,7 +40,7 @@ def network(**changes) -> Network:
         "contrast_weight": 1.0,
         "prototype_momentum": 0.5,
         "missing_picture": 0.0,
-        "pieces": 0.0,
+        "excerpts": 0.0,
         "missing_topic": 0.0,
     }
     return Network(**(values | changes))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stages.shared import decoders
-from stages.shared.articles import Articles, paragraphs, parts, pieces
+from stages.shared.articles import Articles, excerpts, paragraphs, parts
 from stages.shared.batches import Chunks, Limits, by_reference
 from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
@@ -51,16 +51,16 @@ def test_what_spells_a_sentinel_or_an_end_in_a_text_is_none(tokenizer):
     assert tokenizer.decode(chunks.labels[0]) == "a red cat sleeps</s>"
 
 
-def test_a_piece_is_some_consecutive_chunks_and_an_item_of_its_own(tokenizer):
+def test_an_excerpt_is_some_consecutive_chunks_and_an_item_of_its_own(tokenizer):
     rows = writers.rows()
-    assert pieces(rows, 0.0, 0) == []
+    assert excerpts(rows, 0.0, 0) == []
     seen = set()
     for seed in range(40):
-        items = articles(tokenizer, rows + pieces(rows, 1.0, seed))
+        items = articles(tokenizer, rows + excerpts(rows, 1.0, seed))
         assert [len(item) for item in items.rows[:3]] == [3, 1, 4]
         whole = {item[0]["record"]: item for item in items.rows[:3]}
         added = items.rows[3:]
-        assert [item[0]["record"] for item in added] == ["r0", "r2"]  # no piece of a single chunk
+        assert [item[0]["record"] for item in added] == ["r0", "r2"]  # no excerpt of a single chunk
         for item in added:
             first = item[0]["position"]
             assert item == whole[item[0]["record"]][first : first + len(item)]

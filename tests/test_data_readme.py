@@ -27,6 +27,12 @@ def test_the_rows_of_corpora_are_as_params_want_them(block):
         assert corpus.path.startswith("data/00_raw/")
 
 
+def test_the_stages_that_write_the_folders_exist():
+    named = re.findall(r"^\| `\d\d_\S+ \| `(stages/\S+)` \|", SHOWN, re.MULTILINE)
+    assert len(named) == len(re.findall(r"^\| `\d\d_", SHOWN, re.MULTILINE)) - 1  # but 00_raw
+    assert [path for path in named if not Path(path).exists()] == []
+
+
 def test_every_format_has_a_section_of_its_name():
     sections = re.findall(r"^### `(\w+)`: ", SHOWN, re.MULTILINE)
     assert sorted(sections) == sorted(read()["formats"])

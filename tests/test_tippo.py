@@ -122,10 +122,10 @@ class Loops:
         return [gap + pi(gap) for gap in gaps]
 
     def fused(self):
-        """S^F as (number of the picture, vector)."""
+        """S^F, vector by vector."""
         position, fusion = self.model.position, self.network.fusion
         if fusion == "feature":
-            return [(k, vector) for k in self.present for vector in self.joined(k)]
+            return [vector for k in self.present for vector in self.joined(k)]
         of_topic, of_augmented, *rest = self.model.kind
         augmented = {k: [a + of_augmented for a in self.augmented(k)] for k in self.present}
         differential = {k: [d + rest[0] for d in self.differential(k)] for k in self.present}
@@ -134,8 +134,8 @@ class Loops:
             blocks = [(k, topic + augmented[k] + differential[k]) for k in self.present]
         else:
             blocks = [*augmented.items(), *differential.items()]
-        found = [(k, token + position[k]) for k, tokens in blocks for token in tokens]
-        return found if fusion == "literal" else [(-1, token) for token in topic] + found
+        found = [token + position[k] for k, tokens in blocks for token in tokens]
+        return found if fusion == "literal" else topic + found
 
     def joined(self, k):
         a, d = self.augmented(k), self.differential(k)
@@ -175,9 +175,8 @@ def test_what_the_decoder_attends_to_is_the_equations_written_as_loops(changes, 
     batch["has_topic"] = torch.tensor([True, True, False])
     memory = model.remember(batch)
     for item in range(3):
-        numbers, vectors = zip(*Loops(model, batch, item).fused(), strict=True)
-        count = len(numbers)
-        assert memory.picture[item, :count].tolist() == list(numbers)
+        vectors = Loops(model, batch, item).fused()
+        count = len(vectors)
         torch.testing.assert_close(memory.hidden[item, :count], torch.stack(vectors))
         assert memory.mask[item].sum() == count
         assert not memory.hidden[item, count:].any()
@@ -202,7 +201,7 @@ def test_rows_of_a_memory_are_the_memory_of_those_items(items, batch):
     model = writer(items)
     twice = model.remember(batch).rows(torch.tensor([2, 2, 0]))
     again = model.remember(double(items.batch([2, 2, 0])))
-    for name in ("hidden", "mask", "picture", "balance", "images", "patches"):
+    for name in ("hidden", "mask", "balance", "images", "patches"):
         torch.testing.assert_close(getattr(twice, name), getattr(again, name))
 
 
@@ -387,7 +386,7 @@ def test_the_token_loss_is_a_mean_over_tokens(items, batch):
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"lambda_margin": 0.6}, "lambda_margin must be from 0 to 0.5"),
         ({"missing_picture": 0.6, "missing_topic": 0.6}, "missing_topic pass 1"),
-        ({"pieces": 1.5}, "pieces must be from 0 to 1"),
+        ({"excerpts": 1.5}, "excerpts must be from 0 to 1"),
     ],
 )
 def test_a_network_that_makes_no_sense_is_refused(changes, said):

@@ -8,7 +8,7 @@ import torch
 from stages.models import tippo
 from stages.models.tippo import advantage, contrast, discounts, policy_loss, total_return
 from stages.shared import decoding
-from stages.shared.articles import pieces
+from stages.shared.articles import excerpts
 from stages.shared.stage import WrongInput
 from tests import articles, writers
 
@@ -120,7 +120,7 @@ def test_articles_of_several_pictures_teach_what_an_article_of_one_needs(items):
     rows = [row for item in items.rows if len(item) > 1 for row in item]
     for share, left in ((0.0, True), (1.0, False)):
         more = articles.items(
-            given=rows + [p for seed in range(6) for p in pieces(rows, share, seed)]
+            given=rows + [p for seed in range(6) for p in excerpts(rows, share, seed)]
         )
         model = articles.model(more).train()
         batch = more.batch(list(range(len(more)))) | {"progress": HALF}

@@ -38,8 +38,8 @@ the weights, and writing stays off both ends [lambda_predict]. S^F is one sequen
 Learned vectors tell kinds, pictures and patches apart; no LayerNorm comes after, which would hide
 how much DAA and pi_D, zero at first, let pass. Eq. 5 has S_i itself in its denominator and not the
 positive [denominator]; negatives are the article's and the batch's pictures [negatives]. A missing
-picture, and a missing topic, is one learned vector; training shows some items so. Pieces of
-articles are learned from too: longer ones would not teach how to write about one picture.
+picture, and a missing topic, is one learned vector; training shows some items so. Excerpts
+of articles are learned from too: longer ones would not teach how to write about one picture.
 
 Of PolishPPO: gamma^m and gamma^(M - m) vanish for most of its 20,000 steps; exponents are rescaled
 to K m / M and K (1 - m / M) [discount]. delta, called a variance, is a standard deviation
@@ -77,7 +77,7 @@ class Network:
     d_model: int
     text_tokens: int
     pictures: int
-    pieces: float
+    excerpts: float
     picture: Literal["pooled", "patches"]
     topic: Literal["tokens", "pooled"]
     projection: Literal["linear", "elementwise"]
@@ -107,7 +107,7 @@ class Network:
             "temperature must be above 0": self.temperature <= 0,
             "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
             "missing_picture + missing_topic pass 1": self.missing_picture + self.missing_topic > 1,
-            "pieces must be from 0 to 1": not 0 <= self.pieces <= 1,
+            "excerpts must be from 0 to 1": not 0 <= self.excerpts <= 1,
         }
         if found := [fault for fault, here in faults.items() if here]:
             raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
@@ -163,7 +163,6 @@ class Memory:
 
     hidden: Tensor  # (B, positions, D) S^F
     mask: Tensor  # (B, positions) 1 where there is something to attend to
-    picture: Tensor  # (B, positions) the number of the picture a position tells of, -1: the topic
     balance: Tensor | None  # (B,) l1
     images: Tensor | None  # (B, branches, N) weights of an article's pictures, 0 where of patches
     patches: Tensor | None  # (B, N, branches, P) weights of a picture's patches, 0 elsewhere
@@ -387,24 +386,25 @@ class Model(nn.Module):
             shown = signals.shown[..., None].expand(signals.pictures.shape[:3])
             differential = self.differ(signals.pictures, signals.prototype) * shown[..., None]
             parts.append((differential, shown))
-        number = torch.arange(present.shape[1], device=present.device)[:, None]
-        position = self.position[: len(number), None]  # (N, 1, D)
+        rank = torch.arange(present.shape[1], device=present.device)[:, None]
+        position = self.position[: len(rank), None]  # (N, 1, D)
+        rank = rank if fusion == "literal" else torch.zeros_like(rank)
         if fusion == "feature":
             each = [signals.query[:, None, None], *(tokens for tokens, _ in parts)]
             joined = self.join(torch.cat(torch.broadcast_tensors(*each), -1)) + position
             shown = torch.stack(torch.broadcast_tensors(*(mask for _, mask in parts))).any(0)
-            blocks = [(joined, shown, number)]
+            blocks = [(joined, shown, rank)]
         else:
             topic, mask = signals.topic[:, None] + self.kind[0], signals.topic_mask[:, None]
-            blocks = [(topic, mask, torch.full_like(number[:1], -1))]
+            blocks = [(topic, mask, rank[:1])]
             if fusion == "literal":
-                blocks = [(topic + position, mask & present, number)]
+                blocks = [(topic + position, mask & present, rank)]
             for kind, (tokens, mask) in zip(self.kind[1:], parts, strict=True):
-                blocks.append((tokens + kind + position, mask, number))
-        hidden, mask, number = pack(blocks, by_number=fusion == "literal")
+                blocks.append((tokens + kind + position, mask, rank))
+        hidden, mask = pack(blocks)
         hidden = decoding.encode(self.t5, hidden, mask, self.network.connection)
         balance = balance.expand(len(present)) if self.network.use_daa else None
-        return Memory(hidden, mask, number, balance, of_images, of_patches)
+        return Memory(hidden, mask, balance, of_images, of_patches)
 
 
 def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network) -> Tensor:

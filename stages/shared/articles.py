@@ -47,8 +47,8 @@ def parts(rows: list[dict], most: int) -> list[list[dict]]:
     return found
 
 
-def pieces(rows: list[dict], share: float, seed: int) -> list[dict]:
-    """The rows of a piece, some consecutive chunks, of a share of articles; to add to `rows`."""
+def excerpts(rows: list[dict], share: float, seed: int) -> list[dict]:
+    """The rows of an excerpt, some consecutive chunks, of a share of articles; to add to `rows`."""
     random, found = Random(seed), []
     for item in parts(rows, len(rows)):
         if len(item) > 1 and random.random() < share:

@@ -41,22 +41,20 @@ def scatter(rows: Tensor, places: Tensor) -> Tensor:
 
 
 def pack(
-    blocks: list[tuple[Tensor, Tensor, Tensor]], *, by_number: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    blocks: list[tuple[Tensor, Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
     """Tokens of several blocks as one sequence whose masked tokens stand at its end.
 
     So that an item is the same beside others: a T5's encoder tells tokens by their distance.
-    blocks: tokens (B, n, k, D), mask (B, n, k), number (n, 1), which stays with each of them;
-    by_number: sorted by it, else block after block.
-    -> (B, L, D), 0 where masked, (B, L) 1 where not, (B, L), -1 where masked
+    blocks: tokens (B, n, k, D), mask (B, n, k), rank (n, 1), by which they are sorted; those of one
+    rank stay in their order, block after block.
+    -> (B, L, D), 0 where masked, (B, L) 1 where not
     """
     tokens = torch.cat([tokens.flatten(1, 2) for tokens, _, _ in blocks], 1)
     mask = torch.cat([mask.flatten(1) for _, mask, _ in blocks], 1)
-    number = torch.cat([number.expand(mask.shape).flatten(1) for _, mask, number in blocks], 1)
-    rank = number if by_number else torch.zeros_like(number)
+    rank = torch.cat([rank.expand(mask.shape).flatten(1) for _, mask, rank in blocks], 1)
     last = rank.amax() + 1
     order = rank.where(mask, last).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
-    mask, number = mask.gather(1, order), number.gather(1, order)
+    mask = mask.gather(1, order)
     tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-    number = number.masked_fill(~mask, -1)
-    return tokens * mask[..., None], mask.to(tokens.dtype), number
+    return tokens * mask[..., None], mask.to(tokens.dtype)
