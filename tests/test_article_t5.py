@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.shared import decoders, decoding
-from stages.shared.article_t5 import tell_paragraphs
+from stages.shared.article_t5 import look_back, tell_paragraphs
 from tests import writers
 
 SENTINELS = [37, 38, 39]
@@ -78,3 +78,13 @@ def test_a_saved_one_is_restored_with_its_paragraphs(told, tmp_path):
     again.load_state_dict(told.state_dict())
     ids = torch.tensor([[0, 5, 38, 6]])
     assert torch.equal(again.embed(ids), told.embed(ids))
+
+
+def test_a_new_decoder_looks_at_what_it_has_just_written_first_and_each_head_further(plain):
+    look_back(plain)
+    attention = plain.decoder.block[0].layer[0].SelfAttention
+    bias = attention.compute_bias(40, 40, device=torch.device("cpu"))[0, :, -1]  # (heads, keys)
+    assert (bias[:, -1] == 0).all()  # itself
+    assert torch.equal(bias[:, -3], -2 * 4.0 ** -torch.arange(4.0))  # two tokens before
+    assert (bias.diff(dim=1) >= 0).all()
+    assert (bias.softmax(-1)[0, -3:].sum() > 0.9) and (bias.softmax(-1)[3, -3:].sum() < 0.2)

@@ -62,3 +62,17 @@ def tell_paragraphs(t5: T5ForConditionalGeneration, sentinels: list[int], spread
     t5.register_buffer("sentinels", torch.tensor(sentinels), persistent=False)
     t5.paragraph = nn.Embedding(len(sentinels) + 1, t5.config.d_model)
     nn.init.normal_(t5.paragraph.weight, std=spread)
+
+
+@torch.no_grad()
+def look_back(t5: T5ForConditionalGeneration) -> None:
+    """Let the decoder of a new T5 begin with an eye for what it has just written.
+
+    Texts of articles are long, and at first attention is spread over all of them alike. Its bias
+    starts at -slope times the bucket of the distance, a head's slope a quarter of that before it,
+    as in ALiBi (arXiv:2108.12409), and is learned from there.
+    """
+    bias = t5.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    buckets, heads = bias.shape
+    slopes = 4.0 ** -torch.arange(heads, dtype=bias.dtype)
+    bias.copy_(-torch.arange(buckets, dtype=bias.dtype)[:, None] * slopes)

@@ -57,9 +57,11 @@ def create(name: str, params: Params, d_model: int, texts: list[str], marks: int
     else:
         t5, tokenizer = _named_t5(name)
     if marks:
-        from stages.shared.article_t5 import tell_paragraphs
+        from stages.shared.article_t5 import look_back, tell_paragraphs
 
         tell_paragraphs(t5, sentinels(tokenizer, marks), TELLING if name == "tiny" else 0.0)
+        if name == "tiny":
+            look_back(t5)
     return t5, tokenizer
 
 
