@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from stages import train_sft
+from stages.models.tippo import policy_loss
 from stages.shared import features, history, rewards, runs
 from stages.shared.losses import IGNORED
 from stages.shared.params import load
+from stages.shared.stage import WrongInput
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import tippo
 from tests import articles, corpus, writers
@@ -140,19 +142,61 @@ def test_log_probs_are_those_of_the_distribution_that_is_drawn_from(place):
     model = of_phase.writer.model
     with torch.no_grad():
         found = tippo.log_probs(model, batch, 0.5)
-        memory = model.remember(batch)
-        for text, labels in enumerate(batch["labels"]):
-            labels = labels[labels != IGNORED]
-            item = batch["text_of"][text : text + 1]
-            ids = torch.cat([torch.zeros(1, dtype=torch.long), labels[:-1]])  # T5 starts with 0
-            logits = model.t5(
-                encoder_outputs=(memory.hidden[item],),
-                attention_mask=memory.mask[item],
-                decoder_input_ids=ids[None],
-            ).logits[0]
-            expected = (logits / 0.5).log_softmax(-1)[torch.arange(len(labels)), labels]
-            assert torch.allclose(found[text, : len(labels)], expected, atol=1e-4)
-            assert not found[text, len(labels) :].any()
+    assert torch.allclose(found, by_hand(model, batch, 0.5), atol=1e-4)
+
+
+@torch.no_grad()
+def by_hand(model, batch, temperature: float) -> torch.Tensor:
+    """log p of each written token, text by text; 0 after a text's end.  (R, Y)"""
+    memory, found = model.remember(batch), torch.zeros(batch["labels"].shape)
+    for text, labels in enumerate(batch["labels"]):
+        labels = labels[labels != IGNORED]
+        item = batch["text_of"][text : text + 1]
+        ids = torch.cat([torch.zeros(1, dtype=torch.long), labels[:-1]])  # T5 starts with 0
+        logits = model.t5(
+            encoder_outputs=(memory.hidden[item],),
+            attention_mask=memory.mask[item],
+            decoder_input_ids=ids[None],
+        ).logits[0]
+        of_tokens = (logits / temperature).log_softmax(-1)
+        found[text, : len(labels)] = of_tokens[torch.arange(len(labels)), labels]
+    return found
+
+
+def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_of_drawing(place):
+    change(temperature=0.5)
+    of_phase = phase(place)
+    model, sft = of_phase.writer.model, runs.restore(place / "sft" / "model").model
+    for step in (0, 2):  # the first of iteration 1, when the policy is SFT, and of iteration 2
+        batch = of_phase.batch_at(step)
+        wrote, reference = by_hand(model, batch, 0.5), by_hand(sft, batch, 0.5)
+        torch.testing.assert_close(batch["old"], wrote, atol=1e-4, rtol=0)
+        torch.testing.assert_close(batch["reference"], reference, atol=1e-4, rtol=0)
+        assert torch.allclose(wrote, reference, atol=1e-4) == (step == 0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.03 * torch.randn_like(weight)
+        now, mask = by_hand(model, batch, 0.5), batch["labels"] != IGNORED
+        expected = policy_loss(now, wrote, reference, batch["advantage"], mask, of_phase.numbers)
+        found = of_phase.loss(model, batch)
+        assert batch["advantage"].any() and not torch.allclose(now, wrote, atol=0.1)
+        for term in ("policy", "kl"):
+            assert found[term].item() == pytest.approx(expected[term].item(), rel=1e-3)
+
+
+def test_a_past_of_one_return_is_refused(place):
+    change(rollouts=1, window=1, batch=1)
+    with pytest.raises(WrongInput, match="one return, which has no deviation"):
+        phase(place)
+
+
+def test_texts_that_all_earn_the_same_teach_nothing(place):
+    """As empty ones do."""
+    of_phase, earned = phase(place), iter([0.0, 0.01])
+    of_phase.trained.rewards = lambda indices, texts: {
+        "literal": torch.full((len(indices),), next(earned), dtype=torch.float64)
+    }
+    assert of_phase.batch_at(0)["advantage"].tolist() == [0] * 6
 
 
 def test_texts_are_drawn_with_the_probabilities_of_the_policy(place):
@@ -196,9 +240,14 @@ def test_the_first_iteration_makes_statistics_and_no_step(place):
 def test_the_policy_is_the_model_of_writing_dropout_is_off(place):
     of_phase = phase(place)
     batch = of_phase.batch_at(0)
-    model = of_phase.writer.model.train()
-    once, again = (of_phase.loss(model, batch)["policy"].item() for _ in range(2))
-    assert once == again
+    model, losses = of_phase.writer.model, []
+    for p in (0.0, 0.5):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = p
+        model.train()  # as fit does
+        losses.append(of_phase.loss(model, batch)["kl"].item())
+    assert losses[0] == losses[1]
 
 
 def test_every_step_notes_what_was_earned_and_how_far_the_policy_is_from_sft(place, tmp_path):
@@ -286,7 +335,7 @@ def test_a_collapse_is_named(now, reason):
 
 
 def test_a_collapse_ends_the_phase_and_keeps_the_weights_from_before(place, tmp_path, capsys):
-    change(max_kl=0.0, steps=40)
+    change(max_kl=1e-9, steps=40)
     steps = polish(place, tmp_path / "out")
     assert len(steps) == 5 and "max_kl" in capsys.readouterr().err  # at the first check after start
     before, after = (

@@ -93,6 +93,12 @@ def test_a_text_that_is_too_long_for_minilm_is_cut_and_that_is_said_once(capsys)
     assert capsys.readouterr().err.count("is cut at 8 (rewards.max_tokens)") == 1
 
 
+@pytest.mark.parametrize("tokens", [1, 513])  # [CLS] and [SEP] alone are two; MiniLM knows 512
+def test_a_text_has_no_fewer_and_no_more_tokens_than_minilm_reads(tokens):
+    with pytest.raises(WrongInput, match="max_tokens must be from 2 to 512"):
+        Params(max_tokens=tokens, openai=SERVER)
+
+
 def test_a_reference_is_embedded_once(minilm, monkeypatch):
     asked = []
     embed = minilm.embed

@@ -310,6 +310,22 @@ def test_training_keeps_its_lambda_and_a_running_mean_of_its_pictures(items, bat
     assert torch.equal(stored["common"], model.common)  # validation changes nothing
 
 
+def test_the_first_mean_of_pictures_is_stored_as_it_is(items, batch):
+    model = articles.model(items, prototype_momentum=0.25).double().train()
+    assert not model.common.any()
+    blind = batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
+    tippo.sft_loss(model, blind | {"progress": HALF.double()})
+    assert not model.common.any()  # nothing was seen yet
+    means = []
+    for shown in (batch, batch | {"pooled": -batch["pooled"]}):
+        tippo.sft_loss(model, shown | {"progress": HALF.double()})
+        signals = model.signals(shown)
+        means.append(signals.pictures[signals.shown].mean(0))
+        expected = means[0] if len(means) == 1 else 0.75 * means[0] + 0.25 * means[1]
+        torch.testing.assert_close(model.common, expected)
+    assert not torch.allclose(*means)
+
+
 def test_a_batch_without_any_picture_trains_on_the_stored_prototype(items, batch):
     model = writer(items).train()
     blind = batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
@@ -331,6 +347,16 @@ def test_a_missing_topic_and_a_missing_picture_are_read_from_nothing(items, batc
     assert torch.equal(hidden, model.remember(batch | other).hidden)
     other["pooled"][2, 2] = 7.0
     assert not torch.equal(hidden, model.remember(batch | other).hidden)
+
+
+def test_kinds_and_positions_are_told_apart_from_the_first_step_on(items, batch):
+    """They begin in the size of the signals that they are added to."""
+    model = articles.model(items).double()
+    signals = model.signals(batch)
+    size = signals.pictures[signals.shown].square().mean().sqrt().item()
+    for told in (model.kind, model.position):
+        assert told.square().mean().sqrt().item() == pytest.approx(size, rel=0.3)
+        assert told.mean(1).abs().max() < size  # of both signs: no common shift
 
 
 # ------------------------------------------------------------------------------------- the options
@@ -387,6 +413,12 @@ def test_the_token_loss_is_a_mean_over_tokens(items, batch):
         ({"lambda_margin": 0.6}, "lambda_margin must be from 0 to 0.5"),
         ({"missing_picture": 0.6, "missing_topic": 0.6}, "missing_topic pass 1"),
         ({"excerpts": 1.5}, "excerpts must be from 0 to 1"),
+        ({"missing_picture": -0.1}, "missing_picture and missing_topic must be 0 or more"),
+        ({"missing_topic": -0.1}, "missing_picture and missing_topic must be 0 or more"),
+        ({"prototype_momentum": -0.1}, "prototype_momentum must be from 0 to 1"),
+        ({"prototype_momentum": 1.1}, "prototype_momentum must be from 0 to 1"),
+        ({"pictures": 0}, "pictures must be 1 or more"),
+        ({"contrast_weight": -1.0}, "contrast_weight must be 0 or more"),
     ],
 )
 def test_a_network_that_makes_no_sense_is_refused(changes, said):

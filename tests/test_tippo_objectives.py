@@ -76,6 +76,18 @@ def test_a_single_picture_in_a_batch_has_nothing_to_be_told_from():
         assert loss == 0 and not signals.grad.any()
 
 
+def test_the_contrast_of_close_pictures_is_not_rounded_to_bf16():
+    """At a temperature of 0.01 the step of bf16 near 1, 1/128, would be most of a nat."""
+    torch.manual_seed(0)
+    signals = torch.ones(6, 8) + 0.1 * torch.randn(6, 8)
+    item = torch.tensor([0, 0, 0, 1, 1, 1])
+    prototypes = torch.stack([signals[:3].mean(0), signals[3:].mean(0)])[item]
+    network = articles.network(temperature=0.01)
+    exact = contrast(signals, prototypes, item, network).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrast(signals, prototypes, item, network).item() == pytest.approx(exact, rel=1e-4)
+
+
 def test_contrast_pushes_collapsed_pictures_apart():
     torch.manual_seed(0)
     signals = (torch.ones(6, 8) + 0.1 * torch.randn(6, 8)).requires_grad_()
@@ -226,7 +238,12 @@ def test_returns_move_from_letters_to_meaning_by_hand(discount, step, expected):
 def test_advantage_by_hand():
     found = advantage(torch.tensor([1.0, 4.0]), 2.0, 0.5)
     torch.testing.assert_close(found, torch.tensor([-2.0, 4.0]))
-    assert advantage(torch.tensor([2.0]), 2.0, 0.0) == 0  # epsilon
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-17])  # 1e-17: alike but for rounding
+def test_a_past_without_deviation_teaches_nothing(spread):
+    found = advantage(torch.tensor([2.01, -3.0]), torch.tensor(2.0), torch.tensor(spread))
+    assert found.tolist() == [0, 0]
 
 
 def test_policy_loss_matches_its_equation_written_as_loops():
@@ -268,8 +285,14 @@ def test_the_distance_from_sft_is_zero_where_nothing_has_moved():
     ("changes", "said"),
     [
         ({"gamma": 1.5}, "gamma must be above 0, at most 1"),
-        ({"window": 1}, "window must be 2 or more"),
-        ({"epochs": 0}, "epochs and rollouts must be 1 or more"),
+        ({"window": 0}, "window, epochs and rollouts must be 1 or more"),
+        ({"epochs": 0}, "window, epochs and rollouts must be 1 or more"),
+        ({"rollouts": 0}, "window, epochs and rollouts must be 1 or more"),
+        ({"discount_steps": 0.0}, "discount_steps, clip and max_kl must be above 0"),
+        ({"clip": 0.0}, "discount_steps, clip and max_kl must be above 0"),
+        ({"max_kl": 0.0}, "discount_steps, clip and max_kl must be above 0"),
+        ({"kl": -0.1}, "kl and max_length_change must be 0 or more"),
+        ({"max_length_change": -1.0}, "kl and max_length_change must be 0 or more"),
         ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )

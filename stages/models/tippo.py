@@ -107,7 +107,13 @@ class Network:
             "temperature must be above 0": self.temperature <= 0,
             "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
             "missing_picture + missing_topic pass 1": self.missing_picture + self.missing_topic > 1,
+            "missing_picture and missing_topic must be 0 or more": (
+                min(self.missing_picture, self.missing_topic) < 0
+            ),
             "excerpts must be from 0 to 1": not 0 <= self.excerpts <= 1,
+            "prototype_momentum must be from 0 to 1": not 0 <= self.prototype_momentum <= 1,
+            "pictures must be 1 or more": self.pictures < 1,
+            "contrast_weight must be 0 or more": self.contrast_weight < 0,
         }
         if found := [fault for fault, here in faults.items() if here]:
             raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
@@ -134,8 +140,13 @@ class Preference:
     def __post_init__(self) -> None:
         faults = {
             "gamma must be above 0, at most 1": not 0 < self.gamma <= 1,
-            "window must be 2 or more: one return has no deviation": self.window < 2,
-            "epochs and rollouts must be 1 or more": min(self.epochs, self.rollouts) < 1,
+            "window, epochs and rollouts must be 1 or more": (
+                min(self.window, self.epochs, self.rollouts) < 1
+            ),
+            "discount_steps, clip and max_kl must be above 0": (
+                min(self.discount_steps, self.clip, self.max_kl) <= 0
+            ),
+            "kl and max_length_change must be 0 or more": min(self.kl, self.max_length_change) < 0,
             "temperature must be above 0: texts are drawn": self.temperature <= 0,
         }
         if found := [fault for fault, here in faults.items() if here]:
@@ -351,7 +362,9 @@ class Model(nn.Module):
         self.balance.copy_(balance)
         if signals.shown.any():
             mean = signals.pictures[signals.shown].mean(0)
-            self.common.lerp_(mean.to(self.common), self.network.prototype_momentum)
+            begun = self.common.any()  # zeros: no picture yet; the first mean is taken as it is
+            momentum = self.network.prototype_momentum if begun else 1.0
+            self.common.lerp_(mean.to(self.common), momentum)
 
     def augment(self, batch: dict, signals: Signals, balance: Tensor):
         """-> S^A (B, N, 1 or L, D), which of its tokens count (B, N, 1 or L), weights of Memory"""
@@ -417,7 +430,8 @@ def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network
         return 0 * signals.sum()
     positive = F.cosine_similarity(signals, prototypes, dim=-1) / network.temperature  # (M,)
     z = F.normalize(signals, dim=-1)
-    scores = z @ z.T / network.temperature  # (M, M)
+    with torch.autocast(z.device.type, enabled=False):  # bf16 / temperature is noise
+        scores = z @ z.T / network.temperature  # (M, M)
     same, itself = item[:, None] == item, torch.eye(len(z), dtype=torch.bool, device=z.device)
     every = torch.ones_like(same)
     negatives = {"article": same, "batch": ~same, "both": every}[network.negatives]
@@ -495,7 +509,12 @@ def total_return(
 
 
 def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
-    """How far above the last returns, in their deviations.  (R,) -> (R,)"""
+    """How far above the last returns, in their deviations.  (R,) -> (R,)
+
+    Where these are all alike there is no scale: nothing is learned, instead of 1e8 times a return.
+    """
+    if deviation <= EPSILON:
+        return torch.zeros_like(returns)
     return (returns - mean) / (deviation + EPSILON)  # eq. 6
 
 

@@ -56,6 +56,10 @@ class Params:
     max_tokens: int  # of a text that MiniLM reads
     openai: Server
 
+    def __post_init__(self) -> None:
+        if not 2 <= self.max_tokens <= 512:  # [CLS] and [SEP]; the positions that MiniLM knows
+            raise WrongInput("rewards: max_tokens must be from 2 to 512, what MiniLM can read")
+
 
 def article(paragraphs: Sequence[str]) -> str:
     """The text of an article, or of a part of one, as it is rewarded."""

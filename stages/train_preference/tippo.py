@@ -37,6 +37,7 @@ from stages.shared import batches, decoding, features, rewards, runs
 from stages.shared.devices import inference
 from stages.shared.losses import IGNORED, token_log_probs
 from stages.shared.params import load
+from stages.shared.stage import WrongInput
 from stages.shared.training import (
     Batch,
     Validation,
@@ -101,6 +102,11 @@ class Polish:
     def __init__(self, writer: runs.Writer, trained: Rewarded, run: runs.Run, log: Callable):
         self.writer, self.trained, self.run, self.log = writer, trained, run, log
         self.numbers: Preference = runs.preference(run)
+        if run.preference.batch * self.numbers.rollouts * self.numbers.window < 2:
+            raise WrongInput(
+                "models.tippo.preference: with batch, rollouts and window 1 the past is one "
+                "return, which has no deviation: raise one of them"
+            )
         self.reference = copy.deepcopy(writer.model).eval().requires_grad_(False)
         self.iterations = -(-run.preference.steps // self.numbers.epochs)  # M
         self.past: list[dict[str, Tensor]] = []  # rewards of the last iterations
@@ -178,7 +184,7 @@ class Polish:
         }
 
     def loss(self, model, batch: Batch) -> dict[str, Tensor]:
-        model.eval()  # fit trains with dropout; the policy is what wrote
+        model.eval()  # fit calls train(); with any dropout it would be another policy than wrote
         new = log_probs(model, batch, self.numbers.temperature)
         mask = batch["labels"] != IGNORED
         old, reference = batch["old"], batch["reference"]
