@@ -85,39 +85,63 @@ def inputs_of(items, split: str) -> tuple[str, ...]:
     return ("both", "topic", "picture") if split == "test" and titled else ("both",)
 
 
-def score_foils(writer: runs.Writer, items, foils: list[dict], batch: int) -> list[dict]:
-    """Rows of FOIL_SCORES, without phase: log p of each reference and of its foils, both inputs.
+@dataclass(frozen=True)
+class Compared:
+    """A chunk's reference, its slot "", and its foils as token ids up to the end of that chunk."""
 
-    Of a text of several chunks, up to and with the one that a foil changes.
-    """
+    index: int  # of the item
+    key: tuple[str, int]  # record, position
+    texts: list[tuple[str, list[int]]]  # slot, ids
+
+
+def compared(items, foils: list[dict]) -> list[Compared]:
+    """The chunks of these items that have foils. A foil that differs only behind the cut of a text
+    that is too long is no foil."""
     of_chunk: dict[tuple[str, int], list[dict]] = {}
     for foil in foils:
         of_chunk.setdefault((foil["record"], foil["position"]), []).append(foil)
-    asked = [  # (item, place in it, (record, position))
-        (index, place, (row["record"], row["position"]))
-        for index in range(len(items))
-        for place, row in enumerate(items.chunks_of(index))
-        if (row["record"], row["position"]) in of_chunk
-    ]
+    found = []
+    for index in range(len(items)):
+        for place, row in enumerate(items.chunks_of(index)):
+            key = row["record"], row["position"]
+            reference = items.labels_until(index, place)
+            texts = [
+                (foil["slot"], items.labels_until(index, place, foil["text"]))
+                for foil in of_chunk.get(key, [])
+            ]
+            if texts := [(slot, ids) for slot, ids in texts if ids != reference]:
+                found.append(Compared(index, key, [("", reference), *texts]))
+    return found
+
+
+def score_foils(writer: runs.Writer, items, foils: list[dict], batch: int) -> list[dict]:
+    """Rows of FOIL_SCORES, without phase: log p of each reference and of its foils, both inputs.
+
+    Of a text of several chunks, up to and with the one that a foil changes. At most `batch` texts
+    at once, or those of one chunk, together with others of their length: padding costs time.
+    """
     device = next(writer.model.parameters()).device
-    scored = []
-    for start in bar(range(0, len(asked), batch), "score foils"):
-        texts = []  # (place in the batch, key, slot, token ids)
-        some = asked[start : start + batch]
-        for number, (index, place, key) in enumerate(some):
-            texts.append((number, key, "", items.labels_until(index, place)))
-            for foil in of_chunk[key]:
-                ids = items.labels_until(index, place, foil["text"])
-                texts.append((number, key, foil["slot"], ids))
-        labels = pad([ids for *_, ids in texts], IGNORED).to(device)
+    asked = compared(items, foils)
+    order = sorted(range(len(asked)), key=lambda number: len(asked[number].texts[0][1]))
+    size = max(1, batch // max((len(one.texts) for one in asked), default=1))
+    scores: dict[int, list[float]] = {}
+    for start in bar(range(0, len(order), size), "score foils"):
+        some = order[start : start + size]
+        chosen = [asked[number] for number in some]
+        counts = torch.tensor([len(one.texts) for one in chosen])
+        labels = pad([ids for one in chosen for _, ids in one.texts], IGNORED).to(device)
         with inference():
             memory = writer.model.remember(
-                to_device(items.batch([index for index, *_ in some]), device)
-            ).rows(torch.tensor([number for number, *_ in texts], device=device))
-            found = log_probs(writer.model.t5, memory.hidden, memory.mask, labels).sum(-1).tolist()
-        for (_, (record, position), slot, _), score in zip(texts, found, strict=True):
-            scored.append({"record": record, "position": position, "slot": slot, "log_prob": score})
-    return scored
+                to_device(items.batch([one.index for one in chosen]), device)
+            ).rows(torch.arange(len(chosen)).repeat_interleave(counts).to(device))
+            found = log_probs(writer.model.t5, memory.hidden, memory.mask, labels).sum(-1).cpu()
+        split = found.split(counts.tolist())
+        scores |= {number: values.tolist() for number, values in zip(some, split, strict=True)}
+    return [
+        {"record": one.key[0], "position": one.key[1], "slot": slot, "log_prob": score}
+        for number, one in enumerate(asked)
+        for (slot, _), score in zip(one.texts, scores[number], strict=True)
+    ]
 
 
 def looked_at(items, at_most: int) -> set[int]:

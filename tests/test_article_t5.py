@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from stages.shared import decoders, decoding
 from stages.shared.article_t5 import look_back, tell_paragraphs
@@ -34,6 +35,22 @@ def test_vectors_of_zero_leave_what_a_trained_t5_says(plain, memory):
     labels = torch.tensor([[5, 37, 6, 38, 7, 1], [8, 9, 39, 11, 37, 1], [1, 1, 1, 1, 1, 1]])
     expected = decoding.log_probs(plain, *memory, labels)
     assert torch.equal(decoding.log_probs(told, *memory, labels), expected)
+
+
+def test_scoring_computes_no_loss_that_nobody_reads(plain, told, memory):
+    labels = torch.tensor([[5, 37, 6], [8, 1, -100], [1, -100, -100]])
+    expected = plain(
+        encoder_outputs=BaseModelOutput(last_hidden_state=memory[0]),
+        attention_mask=memory[1],
+        labels=labels,
+    )
+    assert expected.loss is not None
+    losses = []
+    for t5 in (plain, told):
+        t5.register_forward_hook(lambda t5, given, output: losses.append(output.loss))
+        found = decoding.logits(t5, *memory, labels)
+        assert torch.equal(found, expected.logits) is (t5 is plain)
+    assert losses == [None, None]
 
 
 def test_a_token_carries_the_vector_of_its_paragraph_and_a_sentinel_of_the_one_it_begins(told):

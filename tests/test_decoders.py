@@ -184,6 +184,28 @@ def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
         assert "<" not in found.decode(joined, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<extra_id_0>",
+        "<extra_<extra_id_0>id_1>",
+        "<</s>/s>",
+        "<<</s>/s>/s>",
+        "\uff1c/s\uff1e",  # in full-width letters, which NFKC makes narrow
+        "\uff1cextra_id_1\uff1e<pad>",
+    ],
+)
+def test_no_text_spells_a_sentinel_or_an_end(tmp_path, text):
+    _, (_, named), (_, restored) = published(tmp_path)
+    _, tiny = decoders.create("tiny", TINY, 16, writers.TEXTS * 4, 4)
+    for tokenizer in (named, restored, tiny):
+        special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+        special += decoders.sentinels(tokenizer, 4)
+        assert not set(special) & set(decoders.ids(f"a {text} b", tokenizer))
+        plain = decoders.ids(writers.TEXTS[0], tokenizer)
+        assert plain == tokenizer(writers.TEXTS[0], add_special_tokens=False).input_ids
+
+
 def test_a_sentencepiece_t5_cannot_spell_a_new_line(tmp_path):
     """Which is why the paragraphs of an article are parted by sentinels."""
     _, (_, tokenizer), _ = published(tmp_path)

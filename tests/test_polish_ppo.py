@@ -237,6 +237,12 @@ def test_the_first_iteration_makes_statistics_and_no_step(place):
     assert (noted["clip_share"], noted["kl_to_sft"]) == pytest.approx((0, 0), abs=1e-6)
 
 
+def test_a_phase_of_no_steps_is_measured_as_it_starts(place, tmp_path):
+    change(steps=0)
+    (row,) = polish(place, tmp_path / "out")
+    assert row["step"] == 0 and {"validation_loss", "validation_watch"} <= row.keys()
+
+
 def test_the_policy_is_the_model_of_writing_dropout_is_off(place):
     of_phase = phase(place)
     batch = of_phase.batch_at(0)

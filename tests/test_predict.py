@@ -1,3 +1,6 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,9 +9,9 @@ from stages import predict, train_sft
 from stages.models import flexmuse
 from stages.predict import Params
 from stages.shared import attention, features, runs, tables, traces
-from stages.shared.decoding import generate
+from stages.shared.decoding import generate, log_probs
 from stages.shared.params import load
-from tests import corpus, writers
+from tests import articles, corpus, writers
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,55 @@ def test_foil_scores_are_the_models_log_probabilities(place):
         labels = torch.tensor([chunks.encode(text)])
         expected = flexmuse.Model.log_probs(writer.model, memory, labels)
         assert row["log_prob"] == pytest.approx(expected.item(), abs=1e-3)
+
+
+def foils_of(items):
+    """One of each chunk, which differs from its first word on."""
+    return [
+        {key: row[key] for key in ("record", "position")}
+        | {"slot": "animal", "text": f"old {row['text']}"}
+        for item in items.rows
+        for row in item
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_the_score_of_a_foil_is_the_same_whatever_it_is_scored_with(batch):
+    items = articles.items()
+    writer = SimpleNamespace(model=articles.model(items).eval())
+    found = predict.score_foils(writer, items, foils_of(items), batch)
+    expected = []
+    for index, item in enumerate(items.rows):
+        memory = writer.model.remember(items.batch([index]))
+        for place, row in enumerate(item):
+            for slot, text in (("", row["text"]), ("animal", f"old {row['text']}")):
+                ids = torch.tensor([items.labels_until(index, place, text)])
+                score = log_probs(writer.model.t5, memory.hidden, memory.mask, ids).sum().item()
+                named = {"record": row["record"], "position": row["position"], "slot": slot}
+                expected.append(named | {"log_prob": pytest.approx(score, abs=1e-3)})
+    assert found == expected
+
+
+def test_foils_are_scored_beside_texts_of_their_length():
+    items = articles.items()
+    model = articles.model(items).eval()
+    shapes = []
+    model.t5.register_forward_hook(lambda t5, given, out: shapes.append(out.logits.shape[:2]))
+    predict.score_foils(SimpleNamespace(model=model), items, foils_of(items), 4)
+    asked = predict.compared(items, foils_of(items))
+    tokens = sum(len(ids) for one in asked for _, ids in one.texts)
+    assert sum(texts for texts, _ in shapes) == 18 and max(texts for texts, _ in shapes) <= 4
+    assert sum(texts * length for texts, length in shapes) < 1.25 * tokens
+
+
+def test_a_foil_that_differs_only_behind_the_cut_is_none():
+    items = articles.items()
+    items.limits = replace(items.limits, text_tokens=len(items.labels_until(2, 1)))
+    found = predict.compared(items, foils_of(items))
+    assert [one.key for one in found if one.index == 2] == [("r2", 0), ("r2", 1)]
+    writer = SimpleNamespace(model=articles.model(items).eval())
+    rows = predict.score_foils(writer, items, foils_of(items), 4)
+    assert {(row["record"], row["position"]) for row in rows} == {one.key for one in found}
 
 
 def test_the_gate_is_told_for_every_chunk_of_every_split_in_training_and_writing(place):

@@ -10,7 +10,7 @@ from reported import HOSTILE, SETTINGS, STEPS, Page, predict, project, render
 
 from stages.report import __main__ as report
 from stages.report import charts
-from stages.shared import images, tables
+from stages.shared import history, images, tables
 from stages.shared.stage import WrongInput
 
 
@@ -173,6 +173,17 @@ def test_the_loss_chart_names_the_terms_and_the_watch_chart_only_what_was_watche
     assert charts.watched(STEPS) == ["validation_watch"]
     assert all(f">{term}<" in charts.loss("one", STEPS) for term in ("ranking", "likelihood"))
     assert charts.watched([{"step": 1, "loss": 1.0, "validation_loss": 2.0}]) == []
+
+
+def test_a_run_of_no_steps_has_a_page_without_its_loss(place):
+    shown = render(place)
+    for folder, rows in [("09_train_sft", [STEPS[0]]), ("10_train_preference", [{"step": 0}])]:
+        history.write(place / "data" / folder / "muse" / "history.csv", rows)
+    still = render(place)
+    for phase in ("sft", "preference"):
+        assert f"Loss, {phase}" in shown and f"Loss, {phase}" not in still
+    assert "Watched while training, sft" in still
+    assert "Watched while training, preference" not in still
 
 
 def test_names_of_slots_cannot_become_markup_or_formulas():

@@ -1,5 +1,6 @@
 import math
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -165,7 +166,19 @@ def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_el
     score = score_of(place / "ingest")
     assert [score(row, text) for text in ("my cat", "my dog", "cat and dog")] == [1, 0, 0]
     like = score_of(place / "elsewhere")
+    row |= {"references": ["two birds", row["text"]]}
     assert like(row, "a red cat sleeps") == 1 > like(row, "a red cat") > like(row, "xyz") == 0
+    assert like(row, "two birds") == 1  # the best of the references, as rewards take it
+
+
+def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
+    run = load(runs.Run, "runs", "flexmuse")
+    run = replace(run, preference=replace(run.preference, steps=0))
+    train_preference.main("flexmuse", run, folders(place), place / "still")
+    (row,) = history.read(place / "still" / "history.csv")
+    assert row["step"] == 0 and row["validation_loss"] > 0
+    same = "model/model.safetensors"
+    assert (place / "still" / same).read_bytes() == (place / "sft" / same).read_bytes()
 
 
 def test_a_drop_of_the_watched_score_stops_the_phase(place):

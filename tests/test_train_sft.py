@@ -50,6 +50,14 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     assert {"validation_sigma", "validation_mask_rate", "validation_lambda"} <= steps[0].keys()
 
 
+def test_a_run_of_no_steps_is_measured_as_it_starts(place):
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    params["runs"]["flexmuse"]["sft"]["steps"] = 0
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
+    (row,) = history.read(train(place, "out") / "history.csv")
+    assert row["step"] == 0 and row["validation_loss"] > 0 and "loss" not in row
+
+
 @pytest.mark.parametrize("connection", ["encoder_outputs", "inputs_embeds"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connection):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.shared import history
 from stages.shared.stage import WrongInput
 from stages.shared.training import Checkpoint, Schedule, Validation, batch_of, fingerprint, fit
 
@@ -58,6 +59,22 @@ def test_a_batch_is_memorised_and_every_term_is_in_the_history(workplace):
     rows = fit(model, loss, batch_at, schedule(steps=200), name="t", key="k")
     assert [row["step"] for row in rows] == list(range(1, 201))
     assert rows[-1]["error"] == rows[-1]["loss"] < 0.01 < rows[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("validated", "expected"), [(True, {"step": 0, "validation_loss": 3.0}), (False, {"step": 0})]
+)
+def test_a_run_of_no_steps_keeps_its_weights_and_has_a_row(workplace, validated, expected):
+    model, loss, batch_at = regression()
+    before = [weight.clone() for weight in model.parameters()]
+    validate = (lambda model: Validation({}, 3.0)) if validated else None
+    rows = fit(model, loss, batch_at, schedule(steps=0), name="a", key="k", validate=validate)
+    assert rows == [expected]
+    assert all(map(torch.equal, model.parameters(), before))
+    history.write(workplace / "history.csv", rows)
+    assert history.read(workplace / "history.csv") == rows
+    header = (workplace / "history.csv").read_text().split("\n")[0].split(",")
+    assert header[:2] == ["step", "loss"]  # what dvc.yaml plots
 
 
 def test_each_epoch_shows_every_item_once_in_another_order():

@@ -1,6 +1,7 @@
 """`polymuse write` and the served model with a writer of whole articles, and one of captions."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +183,19 @@ def test_the_folder_says_what_its_model_was_trained_on(place):
         config = json.loads((model(place, name) / "config.json").read_text())
         said[name] = config["topics"], config["pictures"]
     assert said == {"tippo": (True, 3), "tippo_captions": (False, 1)}
+
+
+def test_a_folder_of_an_older_version_says_what_it_lacks(place, tmp_path):
+    shutil.copytree(model(place, "tippo"), tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    del config["pictures"], config["topics"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput) as wrong:
+        Author(tmp_path / "old", "models:/old/1")
+    assert str(wrong.value) == (
+        "models:/old/1 cannot be loaded (config.json: missing pictures, topics, older versions "
+        "wrote none: run `dvc repro`): train it again"
+    )
 
 
 def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_path, monkeypatch):

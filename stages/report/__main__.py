@@ -83,8 +83,9 @@ def draw_curves(run: Run) -> list[Chart]:
         svg = charts.slots(f"{run.name} slots", by_phase, ceilings)
         found.append({"title": "Grounding by slot", "svg": svg})
     for phase, steps in run.steps.items():
-        svg = charts.loss(f"{run.name} {phase} loss", steps)
-        found.append({"title": f"Loss, {phase}", "svg": svg})
+        if any("loss" in row for row in steps):
+            svg = charts.loss(f"{run.name} {phase} loss", steps)
+            found.append({"title": f"Loss, {phase}", "svg": svg})
         if charts.watched(steps):
             svg = charts.watch(f"{run.name} {phase} watch", steps)
             found.append({"title": f"Watched while training, {phase}", "svg": svg})

@@ -21,20 +21,16 @@ class ArticleT5(T5ForConditionalGeneration):
         self,
         encoder_outputs=None,
         attention_mask=None,
-        labels=None,
         decoder_input_ids=None,
         decoder_inputs_embeds=None,
         **kwargs,
     ):
-        """As a T5's: decoder_input_ids hold the start of the text, or labels all of it."""
+        """As a T5's, without labels; decoder_input_ids are those from the start of the text on."""
         if decoder_inputs_embeds is None:
-            if decoder_input_ids is None:
-                decoder_input_ids = self._shift_right(labels)
             decoder_inputs_embeds = self.embed(decoder_input_ids)
         return super().forward(
             encoder_outputs=encoder_outputs,
             attention_mask=attention_mask,
-            labels=labels,
             decoder_inputs_embeds=decoder_inputs_embeds,
             **kwargs,
         )

@@ -77,14 +77,16 @@ def sentinels(tokenizer, count: int) -> list[int]:
 
 
 def ids(text: str, tokenizer) -> list[int]:
-    """The tokens of a text, without its end. What spells a special token in it is left out: an end
-    or a sentinel there would be taken for its writer's."""
-    return tokenizer(_special(tokenizer).sub("", text), add_special_tokens=False).input_ids
+    """The tokens of a text, without its end. An end or a sentinel that it spells is left out: it
+    would be taken for its writer's. (Of tokens, since a SentencePiece model also reads one in
+    full-width letters, and with `split_special_tokens`.)"""
+    found = tokenizer(text, add_special_tokens=False).input_ids
+    return [token for token in found if token not in _special(tokenizer)]
 
 
 @cache
-def _special(tokenizer) -> regex.Pattern:
-    return regex.compile("|".join(map(regex.escape, tokenizer.all_special_tokens)))
+def _special(tokenizer) -> frozenset[int]:
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
 def _names(count: int) -> list[str]:

@@ -34,10 +34,10 @@ def encode(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) 
 
 def logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     """Of every token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
-    return t5(
+    return t5(  # given labels, it would compute a cross-entropy too
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=mask,
-        labels=labels,
+        decoder_input_ids=t5._shift_right(labels),
     ).logits
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 def write(path: Path, rows: list[dict[str, float]]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    names = (name for row in rows for name in row)
+    columns = list(dict.fromkeys(["step", "loss", *names]))  # dvc.yaml plots them
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         table.writeheader()

@@ -182,6 +182,11 @@ def restore(folder: Path) -> Writer:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
+    if lacking := sorted({"pictures", "topics"} - config.keys()):
+        raise WrongInput(
+            f"{folder}/config.json: missing {', '.join(lacking)}, older versions wrote none: run "
+            "`dvc repro`"
+        )
     module = paper(config["model"])
     t5, tokenizer = decoders.restore(folder)
     sizes = fill(module.Network, config["network"], f"{folder}/config.json")

@@ -152,7 +152,7 @@ def fit(
     weights with its lowest loss are kept, and `patience` calls without a lower one end the run.
     phase: whose state the checkpoint holds too; batch_at may then depend on earlier weights.
     Returns one row a step: step, loss, each term, learning_rate, what the phase noted, and
-    validation_* where measured.
+    validation_* where measured; without any step, the row of step 0.
     """
     run = _Run(model, loss, schedule, validate, phase, log)
     checkpoint = Checkpoint(name, key)
@@ -166,6 +166,8 @@ def fit(
         if time.monotonic() - saved > every:
             checkpoint.write(run.state())
             saved = time.monotonic()
+    if not schedule.steps:
+        run.measure({"step": 0})
     run.finish()
     return run.history
 
@@ -189,7 +191,7 @@ class _Run:
 
     def one_step(self, batch: Batch) -> None:
         if self.step == 0:
-            self._measure({"step": 0})
+            self.measure({"step": 0})
         seed_everything(self.schedule.seed, self.step)
         rate = self.schedule.learning_rate * self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
@@ -212,7 +214,7 @@ class _Run:
             row |= self.phase.noted()
         last = self.step == self.schedule.steps
         if last or self.step % self.schedule.validate_every == 0:
-            self._measure(row)
+            self.measure(row)
         else:
             self._note(row)
 
@@ -223,9 +225,9 @@ class _Run:
     def _log(self, row: dict[str, float]) -> None:
         self.log({name: value for name, value in row.items() if name != "step"}, row["step"])
 
-    def _measure(self, row: dict[str, float]) -> None:
+    def measure(self, row: dict[str, float]) -> None:
         if self.validate is None:
-            if row["step"]:
+            if row["step"] or not self.schedule.steps:
                 self._note(row)
             return
         self.model.eval()

@@ -229,7 +229,7 @@ def collapse(
         ),
         "the policy is further from SFT than max_kl": now.get("kl_to_sft", 0.0) > numbers.max_kl,
         "the entropy is below min_entropy of what it was": (
-            now["entropy"] < numbers.min_entropy * start["entropy"]
+            now.get("entropy", 0.0) < numbers.min_entropy * start.get("entropy", 0.0)
         ),
         "the length has changed by more than max_length_change": not 1 / most <= change <= most,
     }

@@ -15,10 +15,12 @@ Score = Callable[[dict, str], float]  # chunk, written text -> 0 to 1
 
 
 def score_of(ingest: Path) -> Score:
-    """How good a written text is: its grounding, or its likeness to the reference elsewhere."""
+    """How good a written text is: its grounding; elsewhere its likeness to the best reference."""
     slots = grounding.load_slots(ingest)
     if slots is None:
-        return lambda row, text: Indel.normalized_similarity(row["text"], text)
+        return lambda row, text: max(
+            Indel.normalized_similarity(reference, text) for reference in row["references"]
+        )
     truth = grounding.load_truth(ingest)
 
     def score(row: dict, text: str) -> float:
