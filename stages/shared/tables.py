@@ -107,6 +107,36 @@ ATTENTIONS = _schema(
 )
 # 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
+# 11_label: labels of one item of a reader; inputs: both | text | picture; task: entities (one BIO
+# tag a word) | sentiment (one label); probability: of the predicted label, empty for tags; cut:
+# words beyond the reader's limit, which are predicted O
+LABELS = _schema(
+    record=STR,
+    split=STR,
+    inputs=STR,
+    task=STR,
+    gold=TEXTS,
+    predicted=TEXTS,
+    probability=pa.list_(FLOAT),
+    cut=INT,
+)
+# 11_label: MuSE's exchange in one layer (from 1) and modality (text | picture) of a chosen item;
+# tokens: its pieces, none of a picture; weights: cls attention to each valid token or cell;
+# exchanged: the places, from 0, of those that the other modality's mean took the place of
+EXCHANGES = _schema(
+    record=STR,
+    layer=INT,
+    modality=STR,
+    tokens=TEXTS,
+    weights=NUMBERS,
+    exchanged=pa.list_(INT),
+)
+# 11_label: what the regularisers say of an item: nats per token of the text given the picture, bits
+# per dimension of the picture given the text, a caption written of the picture; null without it
+REGULARISED = _schema(record=STR, split=STR, caption_nats=FLOAT, drawing_bits=FLOAT, caption=STR)
+DRAWN = _schema(record=STR, number=INT, picture=pa.binary())  # 11_label: PNG, drawn from the text
+# 11_label: modality: text | picture; where: before | after the shared projection
+EMBEDDINGS = _schema(record=STR, modality=STR, where=STR, vector=NUMBERS)
 # 12_evaluate: scores of one written text, null where not measured; right, wrong: names of slots
 ITEM_SCORES = _schema(
     record=STR,
@@ -127,6 +157,22 @@ ITEM_SCORES = _schema(
 # 12_evaluate: what TIPPo rewards in a whole article that was written from both inputs; semantic is
 # null where MiniLM does not read its language
 REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
+# 12_score: one item of a reader. right: predicted entities that are right, or 1 for the right
+# label, else 0; predicted, gold: how many there are; strict_*: the same by strict IOB2, span_right
+# by their places alone; null where the task is sentiment
+LABEL_SCORES = _schema(
+    record=STR,
+    split=STR,
+    inputs=STR,
+    right=INT,
+    predicted=INT,
+    gold=INT,
+    span_right=INT,
+    strict_right=INT,
+    strict_predicted=INT,
+    strict_gold=INT,
+    cut=INT,
+)
 # 13_judge: what a language model gave a whole article; reference: free | aware, whether it saw the
 # reference article; comment: what it said before its scores
 JUDGEMENTS = _schema(
