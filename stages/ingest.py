@@ -325,8 +325,10 @@ def write(corpus: Corpus, kind: str, folder: Path) -> None:
         tables.write(folder / "foils.parquet", corpus.foils, tables.FOILS)
     extras = [*corpus.extras, Extra("summary.json", summary(corpus))]
     for extra in extras:
-        text = json.dumps(extra.content, indent=2, ensure_ascii=False)
-        (folder / extra.name).write_text(text + "\n")
+        text = extra.content
+        if not isinstance(text, str):
+            text = json.dumps(text, indent=2, ensure_ascii=False) + "\n"
+        (folder / extra.name).write_text(text)
 
 
 def format_module(name: str, key: str) -> ModuleType:

@@ -5,19 +5,21 @@
 
     def read(source: Path, kind: str, params: Params) -> Iterator[Item]: ...
 
-`kind` is the corpus' kind: articles | captions. `read` yields rows one at a time and opens no
-picture file: ingest checks, decodes and hashes pictures, gives ids, and decides languages and
-splits where the row leaves them open. What a format cannot read it yields as Reject. It raises
-WrongInput only if the source as a whole is wrong.
+`kind` is the corpus' kind: articles | captions | tweets | posts. `read` yields rows one at a time
+and opens no picture file: ingest checks, decodes and hashes pictures, gives ids, and decides
+languages and splits where the row leaves them open. What a format cannot read it yields as Reject.
+It raises WrongInput only if the source as a whole is wrong.
 """
 
 import codecs
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from stages.shared.stage import WrongInput
 
 SPLITS = ("train", "validation", "test")
+Label = Literal["negative", "neutral", "positive"]  # of a post
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,34 @@ class Captioned:
     boxes: list[Box] = field(default_factory=list)  # position 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tweet:
+    """Words with a tag each: O, or B-TYPE | I-TYPE where an entity begins | goes on."""
+
+    source: str
+    words: list[str]
+    tags: list[str]
+    picture: Picture | PictureFile | None = None
+    key: str | None = None
+    language: str | None = None
+    split: str | None = None
+    facts: list[Fact] = field(default_factory=list)  # position 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A text, and perhaps a picture, with one sentiment."""
+
+    source: str
+    text: str
+    label: Label
+    picture: Picture | PictureFile | None = None
+    key: str | None = None
+    language: str | None = None
+    split: str | None = None
+    facts: list[Fact] = field(default_factory=list)  # position 0
+
+
 @dataclass(frozen=True)
 class Reject:
     """A row that cannot be taken in. `reason` is "what is wrong" or "what is wrong: details"."""
@@ -102,13 +132,14 @@ class Reject:
 
 @dataclass(frozen=True)
 class Extra:
-    """A JSON file that ingest writes beside the records, such as slots.json and ceilings.json."""
+    """A file that ingest writes beside the records, such as ceilings.json: a dict becomes JSON."""
 
     name: str
-    content: dict
+    content: dict | str
 
 
-Item = Article | Captioned | Reject | Extra
+Record = Article | Captioned | Tweet | Post
+Item = Record | Reject | Extra
 
 
 def decode(content: bytes, encodings: list[str], name: str) -> str | None:

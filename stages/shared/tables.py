@@ -1,9 +1,10 @@
 """The tables that stages hand to each other: Parquet with one explicit Arrow schema each.
 
-A `record` is an article or a captioned picture, a `chunk` a picture with the text that belongs to
-it. `image` is the sha256 of the picture's file bytes, the key of images/ and of the features.
-`position` is the same in every table: it counts the pictures of the record, as 01_ingest took them
-in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record without pictures.
+A `record` is an article, a captioned picture, a tweet or a post, a `chunk` a picture with the text
+that belongs to it. `image` is the sha256 of the picture's file bytes, the key of images/ and of the
+features. `position` is the same in every table: it counts the pictures of the record, as 01_ingest
+took them in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record without
+pictures.
 """
 
 from pathlib import Path
@@ -32,6 +33,8 @@ RECORDS = {
         blocks=pa.list_(pa.struct([("image", STR), ("text", STR)])),
     ),
     "captions": _schema(**_KEY, image=STR, captions=TEXTS),
+    "tweets": _schema(**_KEY, image=STR, words=TEXTS, tags=TEXTS),  # image null: without picture
+    "posts": _schema(**_KEY, image=STR, text=STR, label=STR),
 }
 # 02_clean: the same with clean text, the original beside it.
 CLEAN = {
@@ -42,6 +45,8 @@ CLEAN = {
         blocks=pa.list_(pa.struct([("image", STR), ("text", STR), ("original", STR)])),
     ),
     "captions": _schema(**_KEY, image=STR, captions=TEXTS, originals=TEXTS),
+    "tweets": _schema(**_KEY, image=STR, words=TEXTS, originals=TEXTS, tags=TEXTS),
+    "posts": _schema(**_KEY, image=STR, text=STR, original=STR, label=STR),
 }
 IMAGES = _schema(sha256=STR, bytes=pa.binary(), width=INT, height=INT)  # 01_ingest/*/images
 REJECTED = _schema(source=STR, id=STR, reason=STR)  # 01_ingest: what was not taken in, and why
