@@ -56,7 +56,7 @@ SECTIONS = {
     "illustrate": illustrators.Params,
     "decoders": decoders.Params,
     "models": section("models", MODELS.items()),
-    "runs": dict[str, runs.Run],
+    "writers": dict[str, runs.Run],
     "rewards": rewards.Params,
     "predict": predict.Params,
     "evaluate": evaluate.Params,
@@ -76,7 +76,9 @@ def main() -> None:
     params = {name: load(kind, name) for name, kind in SECTIONS.items()}
     check_corpora(params["corpora"])
     one_of("align.corpus", params["align"].corpus, params["corpora"], "corpora")
-    check_runs(params["runs"], params["corpora"])
+    check_runs(params["writers"], params["corpora"])
+    for name in params["chunk"].corpora:
+        one_of("chunk.corpora", name, params["corpora"], "corpora")
 
 
 def check_corpora(corpora: dict[str, Corpus]) -> None:
@@ -93,12 +95,12 @@ def check_corpora(corpora: dict[str, Corpus]) -> None:
 
 def check_runs(rows: dict[str, runs.Run], corpora: dict[str, Corpus]) -> None:
     """Raises WrongInput where a run names no model, or a corpus that it cannot learn from."""
-    at_least_one("runs", rows)
+    at_least_one("writers", rows)
     for name, run in rows.items():
-        one_of(f"runs.{name}.model", run.model, MODELS, "models")
+        one_of(f"writers.{name}.model", run.model, MODELS, "models")
         kinds = PAPERS[run.model].KINDS
         known = [corpus for corpus, about in corpora.items() if about.kind in kinds]
-        one_of(f"runs.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}")
+        one_of(f"writers.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}")
 
 
 def at_least_one(key: str, rows: dict) -> None:

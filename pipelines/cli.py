@@ -64,7 +64,7 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     option("--topic", metavar="TEXT", help="what to write about")
     option("--image", metavar="FILE", type=_here, nargs="+", action="extend", default=[])
     option("--images", metavar="N", type=int, help="pictures in all; 0: a text without picture")
-    option("--run", metavar="NAME", help="a row of runs in params.yaml; without it the first")
+    option("--run", metavar="NAME", help="a row of writers in params.yaml; without it the first")
     option("--model", metavar="ADDRESS", type=_address, help="a folder, models:/... or runs:/...")
     option(
         "--backend",

@@ -68,7 +68,7 @@ def main(given: Namespace) -> None:
         folder, phase = model_folder(name, given.model, stack)
         from stages.shared import runs  # torch and what else is slow: wrong input is told at once
 
-        run = params.load(runs.Run, "runs", name)
+        run = params.load(runs.Run, "writers", name)
         generation = run.generation if seed is None else replace(run.generation, seed=seed)
         author = load_author(folder, given.model)
         check_topic(inputs, author)
@@ -104,7 +104,7 @@ def checked_target(folder: Path) -> Path:
 
 def run_name(name: str | None) -> str:
     """The run to write with; without a name the first. Raises WrongInput if there is none."""
-    known = list(params.read().get("runs") or {})
+    known = list(params.read().get("writers") or {})
     if not known or name not in [None, *known]:
         raise WrongInput(
             f"--run: params.yaml has no run {name!r}: choose one of {' | '.join(known) or 'none'}"

@@ -1,8 +1,8 @@
 """Cut records into chunks, a picture with the text that belongs to it, and name mscDPO's pairs.
 
-python -m stages.chunk KIND SOURCE TARGET
+python -m stages.chunk CORPUS SOURCE TARGET
 
-reads   SOURCE/records.parquet  CLEAN[KIND] of stages/shared/tables.py
+reads   SOURCE/records.parquet  CLEAN[kind of the corpus] of stages/shared/tables.py
 writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's picture in its record
         TARGET/pairs.parquet    PAIRS: every chunk of an article once, and whom it is preferred to
         TARGET/similarities.parquet  SIMILARITIES: how alike the chunks of an article are
@@ -46,11 +46,13 @@ from stages.shared.progress import bar
 from stages.shared.records import SPLITS
 from stages.shared.stage import output, stage
 
+Kind = Literal["articles", "captions"]
 SEPARATOR = "\n\n"  # between texts that were blocks of their own
 
 
 @dataclass(frozen=True)
 class Params:
+    corpora: list[str]  # that are cut into chunks
     leading_text: Literal["first", "drop"]  # text before the first picture
     min_characters: int  # a shorter text makes no chunk
     rejected_from: Literal["article", "others"]
@@ -243,7 +245,7 @@ def summary(chunks: list[dict], counts: Counter) -> dict:
     }
 
 
-def main(params: Params, kind: str, source: Path, target: Path) -> None:
+def main(params: Params, kind: Kind, source: Path, target: Path) -> None:
     chunks: list[dict] = []
     alike: list[dict] = []
     groups: list[list[dict]] = []
@@ -276,4 +278,5 @@ def main(params: Params, kind: str, source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     with stage():
-        main(load(Params, "chunk"), sys.argv[1], *map(Path, sys.argv[2:]))
+        name, *paths = sys.argv[1:]
+        main(load(Params, "chunk"), load(Kind, "corpora", name, "kind"), *map(Path, paths))

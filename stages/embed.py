@@ -1,13 +1,14 @@
 """Cache the features of every picture and text of a corpus.
 
-python -m stages.embed INGEST CHUNK ALIGN TARGET
+python -m stages.embed KIND INGEST CLEAN ALIGN TARGET
 
-reads   INGEST/images, CHUNK/chunks.parquet, ALIGN (an encoder)
+reads   INGEST/images, CLEAN/records.parquet, ALIGN (an encoder)
 writes  TARGET as stages/shared/features.py says
 
-The texts are the titles of articles and, of what has no title, all references. Where the encoder
-does not read the language there are no text features: MiniLM turns 77 % of the characters of
-Chinese recipes into [UNK], and a model learns better from the characters themselves.
+The texts are the titles of articles and the captions of pictures; tweets and posts are read by a
+text encoder that learns with its reader. Where the encoder does not read the language there are no
+text features: MiniLM turns 77 % of the characters of Chinese recipes into [UNK], and a model learns
+better from the characters themselves.
 """
 
 import sys
@@ -16,38 +17,44 @@ from pathlib import Path
 from stages.shared import embedding, encoders, features
 from stages.shared.params import load
 from stages.shared.stage import output, stage
-from stages.shared.tables import CHUNKS, read
+from stages.shared.tables import CLEAN, read
 
 
-def pictures_of(chunks: list[dict]) -> list[str]:
+def pictures_of(records: list[dict], kind: str) -> list[str]:
     """The sha256 of each picture once, sorted."""
-    return sorted({chunk["image"] for chunk in chunks if chunk["image"]})
+    if kind == "articles":
+        found = {block["image"] for record in records for block in record["blocks"]}
+    else:
+        found = {record["image"] for record in records}
+    return sorted(found - {None})
 
 
-def texts_of(chunks: list[dict]) -> list[str]:
-    """Titles, or the references where there is none, each once, in order of first appearance."""
-    texts: dict[str, None] = {}
-    for chunk in chunks:
-        for text in [chunk["title"]] if chunk["title"] else chunk["references"]:
-            texts[text] = None
-    return list(texts)
+def texts_of(records: list[dict], kind: str) -> list[str]:
+    """Titles of articles, or captions, each once, in order of first appearance; none of tweets and
+    posts."""
+    of_kind = {
+        "articles": lambda record: [record["title"]] if record["title"] else [],
+        "captions": lambda record: record["captions"],
+    }
+    take = of_kind.get(kind, lambda record: [])
+    return list(dict.fromkeys(text for record in records for text in take(record)))
 
 
-def supported(chunks: list[dict], languages: list[str]) -> float:
+def supported(records: list[dict], languages: list[str]) -> float:
     """The share of train records in one of these languages; of all records if none is for train."""
-    records = {chunk["record"]: chunk for chunk in chunks}.values()
-    records = [record for record in records if record["split"] == "train"] or list(records)
+    records = [record for record in records if record["split"] == "train"] or records
     return sum(record["language"] in languages for record in records) / len(records)
 
 
-def main(params: embedding.Params, ingest: Path, chunk: Path, align: Path, target: Path) -> None:
-    chunks = read(chunk / "chunks.parquet", CHUNKS)
-    names = pictures_of(chunks)
+def main(
+    params: embedding.Params, kind: str, ingest: Path, clean: Path, align: Path, target: Path
+) -> None:
+    records = read(clean / "records.parquet", CLEAN[kind])
+    names = pictures_of(records, kind)
     encoder = encoders.load(align)
     pictures = embedding.picture_rows(encoder, ingest / "images", names, params.image_batch)
-    texts = None
-    if supported(chunks, encoder.languages) >= params.min_supported:
-        words = texts_of(chunks)
+    words, texts = texts_of(records, kind), None
+    if words and supported(records, encoder.languages) >= params.min_supported:
         rows = embedding.text_rows(encoder, words, params.text_batch)
         texts = words, encoder.pieces(words), rows
     with output(target) as folder:
@@ -56,4 +63,5 @@ def main(params: embedding.Params, ingest: Path, chunk: Path, align: Path, targe
 
 if __name__ == "__main__":
     with stage():
-        main(load(embedding.Params, "embed"), *map(Path, sys.argv[1:]))
+        kind_of_corpus, *paths = sys.argv[1:]
+        main(load(embedding.Params, "embed"), kind_of_corpus, *map(Path, paths))

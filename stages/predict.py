@@ -205,4 +205,4 @@ if __name__ == "__main__":
     with stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(load(Params, "predict"), load(runs.Run, "runs", key), sources, out)
+        main(load(Params, "predict"), load(runs.Run, "writers", key), sources, out)

@@ -1,4 +1,4 @@
-"""Small corpora as ingest and chunk leave them: coloured pictures that their captions name."""
+"""Small corpora as ingest, clean and chunk leave them: coloured pictures, named by captions."""
 
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +34,7 @@ def chunk(number: int, image: str | None, **changes: object) -> dict:
 
 
 def captions(folder: Path, train: int = 12, validation: int = 4, language: str = "en") -> Path:
-    """ingest/ and chunks/ of a corpus whose captions name the colour of the picture."""
+    """ingest/, clean/ and chunks/ of a corpus whose captions name the colour of the picture."""
     rows, chunks = [], []
     for number in range(train + validation):
         colour = list(COLOURS)[number % len(COLOURS)]
@@ -50,4 +50,19 @@ def captions(folder: Path, train: int = 12, validation: int = 4, language: str =
 def save(folder: Path, rows: list[dict], chunks: list[dict]) -> Path:
     images.write(folder / "ingest" / "images", rows, shards=2)
     tables.write(folder / "chunks" / "chunks.parquet", chunks, tables.CHUNKS)
+    kind = "articles" if any(one["title"] for one in chunks) else "captions"
+    records = [record(one, kind) for one in chunks]
+    tables.write(folder / "clean" / "records.parquet", records, tables.CLEAN[kind])
     return folder
+
+
+def record(of: dict, kind: str) -> dict:
+    """The CLEAN row that a chunk is cut from."""
+    found = {"id": of["record"], "source": of["record"]}
+    found |= {name: of[name] for name in ("split", "language")}
+    if kind == "captions":
+        texts = {"captions": of["references"], "originals": of["references"]}
+        return found | {"image": of["image"]} | texts
+    blocks = [{"image": of["image"], "text": None, "original": None}] if of["image"] else []
+    blocks += [{"image": None, "text": text, "original": text} for text in of["references"]]
+    return found | {"title": of["title"], "title_original": of["title"], "blocks": blocks}

@@ -41,7 +41,7 @@ def project(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(params, "FILE", tmp_path / "params.yaml")
     named = {
         "corpora": {"articles": {"kind": "articles", "format": "sample", "path": "somewhere"}},
-        "runs": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
+        "writers": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(named))
     data = tmp_path / "data"

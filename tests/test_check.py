@@ -52,9 +52,14 @@ def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
 
 @pytest.mark.parametrize("corpus", ["captions", "recipes"])
 def test_a_run_learns_from_a_corpus_of_articles(params, corpus):
-    params["runs"]["flexmuse"]["corpus"] = corpus
+    params["writers"]["flexmuse"]["corpus"] = corpus
     said = f"is '{corpus}', none of the corpora of kind articles: choose one of articles"
-    assert fault(params) == f"params.yaml: runs.flexmuse.corpus {said}"
+    assert fault(params) == f"params.yaml: writers.flexmuse.corpus {said}"
+
+
+def test_a_corpus_that_is_cut_into_chunks_has_a_row(params):
+    params["chunk"]["corpora"].append("memes")
+    assert fault(params).startswith("params.yaml: chunk.corpora is 'memes', none of the corpora")
 
 
 def test_a_run_without_any_articles_is_told_to_add_some(params):
@@ -63,9 +68,9 @@ def test_a_run_without_any_articles_is_told_to_add_some(params):
 
 
 def test_a_run_names_a_model_that_is_there(params):
-    params["runs"]["flexmuse"]["model"] = "muse"
+    params["writers"]["flexmuse"]["model"] = "muse"
     assert fault(params).startswith(
-        "params.yaml: runs.flexmuse.model is 'muse', none of the models"
+        "params.yaml: writers.flexmuse.model is 'muse', none of the models"
     )
 
 
@@ -90,7 +95,7 @@ def test_the_path_of_a_corpus_exists(params, format):
     )
 
 
-@pytest.mark.parametrize("section", ["corpora", "runs"])
+@pytest.mark.parametrize("section", ["corpora", "writers"])
 def test_there_is_at_least_one_corpus_and_one_run(params, section):
     params[section] = {}
     assert fault(params).startswith(f"params.yaml: {section} has no row")
@@ -125,7 +130,7 @@ def test_a_section_that_no_stage_reads_is_unknown(params):
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params, suite):
     verb, run = SUITES[suite]["target"].split("@")
-    assert verb in params and run in params["runs"]
+    assert verb in params and run in params["writers"]
     seen = []
     for changes in SUITES[suite]["rows"].values():
         changed = deepcopy(params)

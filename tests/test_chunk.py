@@ -23,6 +23,7 @@ from stages.chunk import (
 from stages.shared import tables
 
 PARAMS = Params(
+    corpora=["articles"],
     leading_text="first",
     min_characters=2,
     rejected_from="article",

@@ -36,8 +36,8 @@ def empty_store(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
 
-def run(folder, encoder, params=PARAMS, name="features"):
-    embed.main(params, folder / "ingest", folder / "chunks", encoder, folder / name)
+def run(folder, encoder, kind="captions", params=PARAMS, name="features"):
+    embed.main(params, kind, folder / "ingest", folder / "clean", encoder, folder / name)
     return features.read(folder / name)
 
 
@@ -121,24 +121,29 @@ def test_nothing_is_computed_twice(tmp_path, encoder_folder, monkeypatch):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-def test_texts_are_titles_of_articles_and_all_references_of_captions():
+def test_texts_are_titles_of_articles_and_captions_and_none_of_tweets_and_posts():
     chunks = [
         chunk(0, "a", title="A walk", references=["long text"]),
-        chunk(0, None, title="A walk", references=["more text"]),
-        chunk(1, None, title="Alone", references=["no picture"]),
-        chunk(2, "b", references=["one", "two"]),
+        chunk(1, None, title="A walk", references=["more text"]),
+        chunk(2, None, references=["no title"]),
     ]
-    assert embed.texts_of(chunks) == ["A walk", "Alone", "one", "two"]
+    records = [corpora.record(one, "articles") for one in chunks]
+    assert embed.texts_of(records, "articles") == ["A walk"]
+    assert embed.pictures_of(records, "articles") == ["a"]
+    records = [corpora.record(chunk(0, "b", references=["one", "two"]), "captions")]
+    assert embed.texts_of(records, "captions") == ["one", "two"]
+    assert embed.texts_of([{"text": "one", "image": "c"}], "posts") == []
+    assert embed.pictures_of([{"image": "c"}, {"image": None}], "tweets") == ["c"]
 
 
-def test_a_chunk_without_a_picture_is_skipped(tmp_path, encoder_folder):
+def test_what_has_no_picture_is_skipped(tmp_path, encoder_folder):
     row = picture("red", 0)
     corpora.save(
         tmp_path,
         [row, picture("blue", 1)],
         [chunk(0, row["sha256"], title="One"), chunk(1, None, title="Two")],
     )
-    found = run(tmp_path, encoder_folder)
+    found = run(tmp_path, encoder_folder, "articles")
     assert list(found.image_index) == [row["sha256"]]
     assert list(found.text_index) == ["One", "Two"]
 
@@ -154,15 +159,14 @@ def test_a_language_that_the_encoder_does_not_read_has_no_text_features(tmp_path
     [(["en", "en", "zh", "zh"], 0.5), (["zh", "zh", "zh", "en"], 0.25)],
 )
 def test_the_share_of_a_language_is_counted_by_train_record(languages, share):
-    chunks = [chunk(i, "a", language=language) for i, language in enumerate(languages)]
-    chunks += [chunk(0, "b", language=languages[0])] * 5
-    chunks += [chunk(9, "c", language="en", split="test")] * 5
-    assert embed.supported(chunks, ["en"]) == share
+    records = [{"split": "train", "language": language} for language in languages]
+    records += [{"split": "test", "language": "en"}] * 5
+    assert embed.supported(records, ["en"]) == share
 
 
 def test_a_corpus_without_pictures_has_features_of_its_texts_alone(tmp_path, encoder_folder):
     corpora.save(tmp_path, [], [chunk(0, None, title="One")])
-    found = run(tmp_path, encoder_folder)
+    found = run(tmp_path, encoder_folder, "articles")
     assert (found.image_index, len(found.pooled), len(found.patches)) == ({}, 0, 0)
     assert list(found.text_index) == ["One"]
 
@@ -170,5 +174,5 @@ def test_a_corpus_without_pictures_has_features_of_its_texts_alone(tmp_path, enc
 def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, encoder_folder):
     corpora.save(tmp_path, [picture("red", 0)], [chunk(0, "f" * 64, title="One")])
     with pytest.raises(WrongInput, match="lacks the picture ffff"):
-        run(tmp_path, encoder_folder)
+        run(tmp_path, encoder_folder, "articles")
     assert not (tmp_path / "features").exists()

@@ -151,7 +151,7 @@ def test_photographs_with_chinese_captions_are_evaluated_by_params_alone(workspa
     photographs = drawn | {"format": "flickr8k_cn", "path": str(REAL / "flickr8k_cn")}
     params["corpora"] = {"captions": photographs, "drawn": drawn}
     params["align"]["corpus"] = "drawn"
-    params["runs"] = {"tippo_captions": params["runs"]["tippo_captions"]}
+    params["writers"] = {"tippo_captions": params["writers"]["tippo_captions"]}
     (workspace / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True))
     command(workspace, "polymuse", "run", "evaluate@tippo_captions")
     summary = json.loads((workspace / "data/01_ingest/captions/summary.json").read_text())

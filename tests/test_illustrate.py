@@ -57,8 +57,9 @@ def run(folder, encoder, rows, chunks, name="out"):
     # Batches of the same size, as in the pipeline: of another one, a last bit may be another.
     embed.main(
         load(embedding.Params, "embed"),
+        "articles",
         folder / "ingest",
-        folder / "chunks",
+        folder / "clean",
         encoder,
         folder / "embed",
     )

@@ -50,15 +50,16 @@ def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
     texts = tiny_encoder.MiniLM(SIZES.max_tokens)
     tower = tiny_encoder.PictureTower(SIZES, texts.width)
     tiny_encoder.save(place / "align", SIZES, tower, texts)
+    folders = [place / name for name in ("ingest", "clean", "align", "embed")]
+    embed.main(load(embedding.Params, "embed"), "articles", *folders)
     folders = [place / name for name in ("ingest", "chunk", "align", "embed")]
-    embed.main(load(embedding.Params, "embed"), *folders)
     params = replace(load(illustrators.Params, "illustrate"), **changes)
     illustrate.main(params, folders, place / "illustrate")
 
 
 def write_about(place: Path) -> None:
     """What train_sft and predict make of it."""
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     sources = [place / name for name in ("illustrate", "embed", "align")]
     train_sft.main("flexmuse", run, sources, place / "sft")
     model = place / "sft" / "model"

@@ -45,7 +45,7 @@ def row(address: str) -> dict:
     """What foreach gave a stage: its row of params.yaml, empty for a stage without key."""
     name, _, key = address.partition("@")
     section = DAG[name].get("foreach", "").strip("${}")
-    return PARAMS[section][key] if section else {}
+    return PARAMS.get(section, {}).get(key, {})  # of a list such as chunk.corpora there is none
 
 
 def declares(address: str) -> set[Path]:

@@ -27,7 +27,7 @@ def project(folder: Path) -> None:
     corpus.project(folder)
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text())
-    run = params["runs"]["tippo"] = params["runs"]["flexmuse"] | {"model": "tippo"}
+    run = params["writers"]["tippo"] = params["writers"]["flexmuse"] | {"model": "tippo"}
     params["models"]["tippo"]["network"] |= {"d_model": 16, "text_tokens": 8, "pictures": 4}
     params["models"]["tippo"]["preference"] = dict(NUMBERS.__dict__)
     run["max_tokens"] = 32
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = corpus.write(place)
-        run = load(runs.Run, "runs", "tippo")
+        run = load(runs.Run, "writers", "tippo")
         train_sft.main("tippo", run, [chunk, embed, corpus.encoder(place)], place / "sft")
     return place
 
@@ -65,7 +65,7 @@ def change(**numbers) -> None:
     """Of the phase, its schedule and its watch, in params.yaml."""
     file = Path("params.yaml")
     params = yaml.safe_load(file.read_text())
-    run = params["runs"]["tippo"]
+    run = params["writers"]["tippo"]
     for section in (params["models"]["tippo"]["preference"], run["preference"], run["watch"]):
         section |= {name: value for name, value in numbers.items() if name in section}
     file.write_text(yaml.safe_dump(params))
@@ -77,13 +77,13 @@ def folders(place: Path) -> list[Path]:
 
 
 def polish(place: Path, out: Path) -> list[dict[str, float]]:
-    train_preference.main("tippo", load(runs.Run, "runs", "tippo"), folders(place), out)
+    train_preference.main("tippo", load(runs.Run, "writers", "tippo"), folders(place), out)
     return history.read(out / "history.csv")
 
 
 def phase(place: Path) -> tippo.Polish:
     """The phase before its first step."""
-    writer, run = runs.restore(place / "sft" / "model"), load(runs.Run, "runs", "tippo")
+    writer, run = runs.restore(place / "sft" / "model"), load(runs.Run, "writers", "tippo")
     items = writer.items(writers.rows(), features.read(place / "embed"))
     return tippo.Polish(writer, tippo.Rewarded(items, None, False), run, lambda *_: None)
 
@@ -310,7 +310,7 @@ def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):
     change(steps=40, validate_every=4, rollouts=4, learning_rate=0.01)
     steps = polish(place, tmp_path / "out")
     best = max(row["validation_reward_literal"] for row in steps if "validation_watch" in row)
-    writer, run = runs.restore(tmp_path / "out" / "model"), load(runs.Run, "runs", "tippo")
+    writer, run = runs.restore(tmp_path / "out" / "model"), load(runs.Run, "writers", "tippo")
     rows = [row | {"record": f"validation-{row['record']}"} for row in writers.rows()]
     items = writer.items(rows, features.read(place / "embed"))
     texts = writer.write(items.batch([0, 1]), run.generation).texts

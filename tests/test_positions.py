@@ -22,7 +22,7 @@ def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rej
     corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
     corpus.take(drawn(contents))
     (record,) = corpus.records.values()
-    params = chunk.Params("first", 1, "article", "others", 0, 0.0, 1.0, 8)
+    params = chunk.Params(["articles"], "first", 1, "article", "others", 0, 0.0, 1.0, 8)
     hashes = {one["position"]: one["image"] for one in chunk.article_chunks(record, params)}
     truth = {fact["position"]: fact["value"] for fact in corpus.facts}
     assert truth == {0: "place 0", 1: "place 2", 2: "place 3"}

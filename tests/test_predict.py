@@ -25,7 +25,7 @@ def place(tmp_path_factory):
         rows = tables.read(chunk / "chunks.parquet", tables.CHUNKS)
         bare = rows[-1] | {"record": "bare", "position": 0, "image": None}
         tables.write(chunk / "chunks.parquet", [*rows, bare], tables.CHUNKS)
-        run = load(runs.Run, "runs", "flexmuse")
+        run = load(runs.Run, "writers", "flexmuse")
         train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
         model = place / "sft" / "model"
         sources = [ingest, chunk, embed, model, model]

@@ -145,7 +145,7 @@ def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published
     preference = overlay["models"]["tippo"]["preference"]
     assert preference["gamma"] == 0.95
     assert overlay["align"]["encoder"] == "hf:OFA-Sys/chinese-clip-vit-base-patch16"
-    for run in overlay["runs"].values():
+    for run in overlay["writers"].values():
         assert run["decoder"] == "Langboat/mengzi-t5-base"
         assert (run["sft"]["steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
         iterations = run["preference"]["steps"] / preference["epochs"]

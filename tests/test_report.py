@@ -56,8 +56,8 @@ def test_text_of_the_corpus_cannot_become_markup(place):
 
 def test_names_in_params_cannot_become_markup(place):
     named = yaml.safe_load((place / "params.yaml").read_text())
-    named["runs"]["muse"]["decoder"] = HOSTILE
-    named["runs"]["muse"]["sft"] = {"learning_rate": HOSTILE}
+    named["writers"]["muse"]["decoder"] = HOSTILE
+    named["writers"]["muse"]["sft"] = {"learning_rate": HOSTILE}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
     page = Page(render(place))
     assert not page.all("script")

@@ -44,7 +44,7 @@ def add_run(place: Path, name: str, corpus: str, rows: list[dict]) -> None:
     folders = [data / "01_ingest" / corpus, data / "11_predict" / name]
     evaluate.main(SCORING, written.READING, name, folders, data / "12_evaluate" / name)
     named = yaml.safe_load((place / "params.yaml").read_text())
-    named["runs"][name] = {"model": "tippo", "corpus": corpus, "decoder": "tiny"}
+    named["writers"][name] = {"model": "tippo", "corpus": corpus, "decoder": "tiny"}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
 
 

@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = corpus.write(place)
-        run = load(runs.Run, "runs", "flexmuse")
+        run = load(runs.Run, "writers", "flexmuse")
         train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
     return place
 
@@ -46,7 +46,7 @@ def folders(place):
 
 
 def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), place / "out")
     steps = history.read(place / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
@@ -152,7 +152,7 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
         return matrix(model, batch)
 
     monkeypatch.setattr(flexmuse, "matrix", counted)
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
     assert len(asked) == 2  # the groups of validation hold the same texts and pictures
     shutil.rmtree(tmp_path / "home" / "checkpoints")
@@ -172,7 +172,7 @@ def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_el
 
 
 def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     run = replace(run, preference=replace(run.preference, steps=0))
     train_preference.main("flexmuse", run, folders(place), place / "still")
     (row,) = history.read(place / "still" / "history.csv")
@@ -189,7 +189,7 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
         def batch(self, indices):
             return {"x": torch.tensor(indices)}
 
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     scores = iter([0.9, 0.9, 0.9 - 1.0 - 1e-6])
     validate = mscdpo.validation(
         HeldOut(), lambda model, batch: {"a": torch.tensor(2.0)}, lambda: next(scores), run
@@ -202,7 +202,7 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
 
 def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
     tables.write(tmp_path / "pairs.parquet", [], tables.PAIRS)
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     changed = folders(place)
     changed[1] = tmp_path / "pairs.parquet"
     with pytest.raises(WrongInput, match="similarity_min"):

@@ -30,7 +30,7 @@ def train(place, target: str):
     ingest, chunk, embed = (place / name for name in ("ingest", "chunk", "embed"))
     if not ingest.exists():
         corpus.write(place)
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / target)
     return place / target
 
@@ -40,7 +40,7 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     writer = runs.restore(target / "model")
     rows = [row | {"title": "title 0"} for row in corpus.writers.rows()]
     chunks = writer.items(rows, corpus.writers.features())
-    run = load(runs.Run, "runs", "flexmuse")
+    run = load(runs.Run, "writers", "flexmuse")
     written = writer.write(chunks.batch([0, 5]), run.generation)
     assert len(written.texts) == 2 and written.memory.gate.tolist() == [1, 1]
     again = runs.restore(target / "model").write(chunks.batch([0, 5]), run.generation)
@@ -52,7 +52,7 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
 
 def test_a_run_of_no_steps_is_measured_as_it_starts(place):
     params = yaml.safe_load((place / "params.yaml").read_text())
-    params["runs"]["flexmuse"]["sft"]["steps"] = 0
+    params["writers"]["flexmuse"]["sft"]["steps"] = 0
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (row,) = history.read(train(place, "out") / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0 and "loss" not in row
@@ -63,7 +63,7 @@ def test_a_run_of_no_steps_is_measured_as_it_starts(place):
 def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connection):
     saved, _ = corpus.writers.save_t5(place / "named", tied)
     params = yaml.safe_load((place / "params.yaml").read_text())
-    params["runs"]["flexmuse"]["decoder"] = str(place / "named")
+    params["writers"]["flexmuse"]["decoder"] = str(place / "named")
     params["models"]["flexmuse"]["network"]["connection"] = connection
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     writer = runs.restore(train(place, "out") / "model")
@@ -76,7 +76,7 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
     assert losses[-1] < losses[0]
     written = writer.write(
         writer.items(corpus.writers.rows(), corpus.writers.features()).batch([0, 5]),
-        load(runs.Run, "runs", "flexmuse").generation,
+        load(runs.Run, "writers", "flexmuse").generation,
     )
     assert len(written.texts) == 2
 

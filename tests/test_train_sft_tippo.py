@@ -28,12 +28,12 @@ def place(tmp_path, monkeypatch):
 def train(place, **network):
     """The writer after all steps, its history and its items."""
     params = yaml.safe_load((place / "params.yaml").read_text())
-    run = params["runs"]["tippo"] = params["runs"]["flexmuse"] | {"model": "tippo"}
+    run = params["writers"]["tippo"] = params["writers"]["flexmuse"] | {"model": "tippo"}
     run["sft"] |= {"steps": STEPS, "batch": 2}
     sizes = {"d_model": 16, "text_tokens": 8, "pictures": 4}
     params["models"]["tippo"]["network"] |= sizes | network
     (place / "params.yaml").write_text(yaml.safe_dump(params))
-    run = load(runs.Run, "runs", "tippo")
+    run = load(runs.Run, "writers", "tippo")
     return train_sft.train("tippo", run, place / "chunk", place / "embed", lambda *_: None)
 
 

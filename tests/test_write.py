@@ -21,7 +21,7 @@ from stages import embed, train_sft
 from stages.shared import embedding, hf_encoder, images, runs, tables, tracking
 from stages.shared.params import load
 from stages.shared.stage import WrongInput
-from tests import corpus, writers
+from tests import corpora, corpus, writers
 from tests.test_cli import polymuse
 
 PAGE = {"html", "head", "meta", "title", "style", "body", "article", "h1", "section"}
@@ -57,7 +57,7 @@ def trained(tmp_path_factory):
         align.mkdir(parents=True)
         hf_encoder.fetch(str(place / "source"), ["en"], align)
         fill(place / "data", align)
-        run = load(runs.Run, "runs", "flexmuse")
+        run = load(runs.Run, "writers", "flexmuse")
         folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
         out = place / "data/09_train_sft/flexmuse"
         train_sft.main("flexmuse", run, [*folders, align], out)
@@ -77,9 +77,11 @@ def fill(data: Path, align: Path) -> None:
         and (split == "train") == (row["record"] != "r2")  # nothing shown in both is retrieved
     ]
     tables.write(data / "05_chunk/articles/chunks.parquet", rows, tables.CHUNKS)
+    records = [corpora.record(row, "articles") for row in rows]
+    tables.write(data / "02_clean/articles/records.parquet", records, tables.CLEAN["articles"])
     params = load(embedding.Params, "embed")
-    folders = [data / "01_ingest/articles", data / "05_chunk/articles", align]
-    embed.main(params, *folders, data / "07_embed/articles")
+    folders = [data / "01_ingest/articles", data / "02_clean/articles", align]
+    embed.main(params, "articles", *folders, data / "07_embed/articles")
 
 
 def png(image: Image.Image) -> bytes:
@@ -174,7 +176,7 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     writer = runs.restore(place / "data/09_train_sft/flexmuse/model")
     cached = features.read(place / "data/07_embed/articles")
     rows = tables.read(place / "data/05_chunk/articles/chunks.parquet", tables.CHUNKS)[:1]
-    generation = load(runs.Run, "runs", "flexmuse").generation
+    generation = load(runs.Run, "writers", "flexmuse").generation
     chunks = writer.items(rows, cached)
     expected = writer.write(chunks.batch([0]), generation)
     author = Author(place / "data/09_train_sft/flexmuse/model", "model")
@@ -187,7 +189,7 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
 def test_the_same_command_gives_the_same_bytes_and_a_seed_draws_other_texts(place, tmp_path):
     text = (place / "params.yaml").read_text()
     drawn = yaml.safe_load(text)
-    drawn["runs"]["flexmuse"]["generation"]["temperature"] = 1.0
+    drawn["writers"]["flexmuse"]["generation"]["temperature"] = 1.0
     (place / "params.yaml").write_text(yaml.safe_dump(drawn))
     try:
         first = written(tmp_path / "a", topic="a red cat", seed=1)

@@ -17,7 +17,7 @@ from stages import embed, train_sft
 from stages.shared import embedding, encoders, hf_encoder, images, runs, tables, tracking
 from stages.shared.params import load
 from stages.shared.stage import WrongInput
-from tests import corpus, writers
+from tests import corpora, corpus, writers
 from tests.test_write import fill, png, written
 
 ARTICLE = writers.rows()[:3]  # of the train split, three pictures; number k shows photo(k)
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
         fill(place / "data", align)
         fill_captions(place / "data", align)
         for name in ("tippo", "tippo_captions"):
-            run = load(runs.Run, "runs", name)
+            run = load(runs.Run, "writers", name)
             stages = ("05_chunk", "07_embed")
             folders = [place / "data" / stage / run.corpus for stage in stages]
             train_sft.main(name, run, [*folders, align], place / "data/09_train_sft" / name)
@@ -55,10 +55,10 @@ def settings(place: Path) -> None:
     params["decoders"]["tiny"]["dropout"] = 0.0
     params["models"]["tippo"]["network"] |= {"d_model": 32, "text_tokens": 8, "pictures": 4}
     sft = {"steps": 150, "batch": 2, "learning_rate": 0.01, "validate_every": 150}
-    run = params["runs"]["flexmuse"] | {"model": "tippo", "max_tokens": 60}
+    run = params["writers"]["flexmuse"] | {"model": "tippo", "max_tokens": 60}
     run["sft"] |= sft
     of = {"tippo": "articles", "tippo_captions": "captions"}
-    params["runs"] = {name: run | {"corpus": key} for name, key in of.items()}
+    params["writers"] = {name: run | {"corpus": key} for name, key in of.items()}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -79,9 +79,11 @@ def fill_captions(data: Path, align: Path) -> None:
         for number, text in CAPTIONS.items()
     ]
     tables.write(data / "05_chunk/captions/chunks.parquet", rows, tables.CHUNKS)
+    records = [corpora.record(row, "captions") for row in rows]
+    tables.write(data / "02_clean/captions/records.parquet", records, tables.CLEAN["captions"])
     params = load(embedding.Params, "embed")
-    folders = [data / "01_ingest/captions", data / "05_chunk/captions", align]
-    embed.main(params, *folders, data / "07_embed/captions")
+    folders = [data / "01_ingest/captions", data / "02_clean/captions", align]
+    embed.main(params, "captions", *folders, data / "07_embed/captions")
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_more_pictures_than_an_article_holds_are_written_in_parts(place, tmp_pat
     assert [chunk["source"] for chunk in made["chunks"]] == [file.name for file in pictures[:6]]
     author = Author(model(place, "tippo"), "model")
     items = [Item("a cat", file.read_bytes()) for file in pictures[:6]]
-    generation = load(runs.Run, "runs", "tippo").generation
+    generation = load(runs.Run, "writers", "tippo").generation
     parts = author.write([items[:3], items[3:]], generation)  # no article of training has more
     whole = [" ".join(text.text.split()) for part in parts for text in part]
     assert [" ".join(chunk["text"].split()) for chunk in made["chunks"]] == whole
@@ -139,7 +141,7 @@ def test_articles_of_one_batch_do_not_change_each_other(place, pictures):
     title = ARTICLE[0]["title"]
     first = [Item(title, file.read_bytes()) for file in pictures[:3]]
     second = [Item("snow", pictures[7].read_bytes())]
-    generation = load(runs.Run, "runs", "tippo").generation
+    generation = load(runs.Run, "writers", "tippo").generation
     together = author.write([first, second], generation)
     assert together == [author.write([article], generation)[0] for article in (first, second)]
 
@@ -208,7 +210,7 @@ def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_pat
     published_chinese_clip(tmp_path / "clip")
     hf_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
     writers.save_published_t5(tmp_path / "t5")
-    run = replace(load(runs.Run, "runs", "tippo"), decoder=str(tmp_path / "t5"))
+    run = replace(load(runs.Run, "writers", "tippo"), decoder=str(tmp_path / "t5"))
     rows = [row | {"text": text} for row, text in zip(ARTICLE, writers.CHINESE, strict=False)]
     encoder = encoders.load(tmp_path / "align")
     pooled, patches = encoder.images([photo(number) for number in range(8)])

@@ -207,7 +207,7 @@ def main(settings: Params, data: Path, target: Path) -> None:
     everything = params.read()
     with tracking.run(stage="report", name="", params={"report": asdict(settings)}) as tracked:
         with output(target) as folder:
-            runs = gather.runs(data, everything["runs"], everything["corpora"])
+            runs = gather.runs(data, everything["writers"], everything["corpora"])
             corpora = gather.corpora(data, everything["corpora"])
             page = render(
                 comparisons=comparison.comparisons(runs),

@@ -38,4 +38,4 @@ if __name__ == "__main__":
     with stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(key, load(runs.Run, "runs", key), sources, out)
+        main(key, load(runs.Run, "writers", key), sources, out)
