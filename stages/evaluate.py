@@ -101,7 +101,7 @@ def beside_ceilings(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dic
     realised = {inputs: ceiling["realised"]["total"] for inputs, ceiling in ceilings.items()}
     value, error = grounding["total"], grounding["standard_error"]
     if "topic" in realised:
-        return {"skill": metrics.skill(value, error, **realised)}
+        return {"skill": metrics.skill(value, error, realised)}
     if not realised:
         return {}
     best = realised["picture"]
@@ -111,20 +111,11 @@ def beside_ceilings(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dic
 def single_modality(
     grounding: dict[str, Any], ceilings: dict[str, dict], params: Params
 ) -> dict[str, Any]:
-    """Grounding from one modality beside its realised ceiling: below, it learns too little; above,
-    something leaks."""
+    """Grounding from one modality beside its realised ceiling."""
+    value, error = grounding["total"], grounding["standard_error"]
     ceiling = ceilings["realised"]["total"]
-    low = ceiling - params.ceiling_below
-    high = ceiling + params.ceiling_above * grounding["standard_error"]
-    value = grounding["total"]
-    return {
-        "grounding": value,
-        "standard_error": grounding["standard_error"],
-        "ceiling": ceiling,
-        "low": low,
-        "high": high,
-        "verdict": "below" if value < low else "above" if value > high else "inside",
-    }
+    bounds = params.ceiling_below, params.ceiling_above
+    return {"grounding": value} | metrics.beside_ceiling(value, error, ceiling, *bounds)
 
 
 def item_rows(

@@ -93,16 +93,6 @@ def test_one_modality_is_judged_between_its_ceiling_and_two_standard_errors(plac
     assert single["picture"]["verdict"] == "below"
 
 
-@pytest.mark.parametrize(
-    ("value", "verdict"), [(0.64, "below"), (0.66, "inside"), (0.73, "inside"), (0.75, "above")]
-)
-def test_above_the_ceiling_something_leaks(value, verdict):
-    """Ceiling .7: inside means .65 to .7 + 2 x .02."""
-    grounding = {"total": value, "standard_error": 0.02}
-    ceilings = {"realised": {"total": 0.7}, "expected": {"total": 0.1}}
-    assert evaluate.single_modality(grounding, ceilings, PARAMS)["verdict"] == verdict
-
-
 def test_foils_are_counted_for_each_phase(place):
     found = run(place)
     assert found["foils"] == {"error": 0.0, "items": 2, "by_slot": {"place": 0.0}}

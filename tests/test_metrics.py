@@ -198,6 +198,21 @@ def test_five_copies_of_each_item_in_its_cluster_leave_the_standard_error():
 
 def test_skill_by_hand():
     """(.94 - .7) / (1 - .7) = .8; the error .03 is scaled by 1 / .3."""
-    found = metrics.skill(0.94, 0.03, topic=0.5, picture=0.7, both=1.0)
+    found = metrics.skill(0.94, 0.03, {"topic": 0.5, "picture": 0.7, "both": 1.0})
     assert found == pytest.approx({"value": 0.8, "standard_error": 0.1})
-    assert metrics.skill(0.7, 0.0, topic=0.7, picture=0.5, both=1.0)["value"] == 0
+    assert metrics.skill(0.7, 0.0, {"text": 0.7, "picture": 0.5, "both": 1.0})["value"] == 0
+
+
+def test_where_one_input_allows_all_there_is_no_skill():
+    found = metrics.skill(0.9, 0.1, {"text": 1.0, "picture": 0.5, "both": 1.0})
+    assert metrics.plain(found) == {"value": "unavailable", "standard_error": "unavailable"}
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.64, "below"), (0.66, "inside"), (0.73, "inside"), (0.75, "above")]
+)
+def test_above_the_ceiling_something_leaks(value, verdict):
+    """Ceiling .7: inside means .65 to .7 + 2 x .02."""
+    found = metrics.beside_ceiling(value, 0.02, 0.7, below=0.05, above=2.0)
+    assert (found["low"], found["high"]) == (pytest.approx(0.65), pytest.approx(0.74))
+    assert found["verdict"] == verdict

@@ -3,7 +3,6 @@
 Only the corpora and runs that params.yaml names are read.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 
 from stages.report.run import Run, at
 from stages.shared import history, tables
-from stages.shared.stage import WrongInput
 
 TRAINED = {"sft": "09_train_sft", "preference": "10_train_preference"}
 
@@ -28,7 +26,7 @@ class Corpus:
 
 def corpora(data: Path, params: dict[str, dict]) -> list[Corpus]:
     return [
-        Corpus(name, values, _json(data / "01_ingest" / name / "summary.json"))
+        Corpus(name, values, tables.read_json(data / "01_ingest" / name / "summary.json"))
         for name, values in params.items()
     ]
 
@@ -36,7 +34,7 @@ def corpora(data: Path, params: dict[str, dict]) -> list[Corpus]:
 def encoder(data: Path) -> dict[str, Any]:
     """What encoder.json and summary.json of 06_align say of the encoder."""
     folder = data / "06_align"
-    return _json(folder / "encoder.json") | _json(folder / "summary.json")
+    return tables.read_json(folder / "encoder.json") | tables.read_json(folder / "summary.json")
 
 
 def sees_middle(data: Path) -> bool:
@@ -51,7 +49,7 @@ def sees_middle(data: Path) -> bool:
         ("preprocessor_config.json", ""),
     ]:
         if (folder / name).exists():
-            content = _json(folder / name)
+            content = tables.read_json(folder / name)
             found = (at(content, path) or {}) if path else content
             size = found.get("size")
             whole = isinstance(size, dict) and "shortest_edge" not in size
@@ -77,7 +75,7 @@ def _run(data: Path, name: str, params: dict[str, Any], kind: str) -> Run:
         name,
         params,
         kind,
-        _json(evaluated / "metrics.json"),
+        tables.read_json(evaluated / "metrics.json"),
         {phase: history.read(path) for phase, path in steps.items() if path.exists()},
         [row for row in tables.read(predictions, tables.PREDICTIONS) if _is_test(row)],
         {
@@ -85,7 +83,7 @@ def _run(data: Path, name: str, params: dict[str, Any], kind: str) -> Run:
             for row in items
             if _is_test(row) and row["right"] is not None
         },
-        _json(ceilings)["test"] if ceilings.exists() else {},
+        tables.read_json(ceilings)["test"] if ceilings.exists() else {},
     )
 
 
@@ -103,10 +101,3 @@ def pictures(data: Path, corpus: str, names: set[str]) -> dict[str, bytes]:
             table = pq.read_table(folder, columns=["sha256", "bytes"], filters=wanted)
             found |= {row["sha256"]: row["bytes"] for row in table.to_pylist()}
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WrongInput(f"{path} is missing: run `dvc repro`") from None

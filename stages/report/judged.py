@@ -3,13 +3,12 @@
 reads   13_judge/<run>/judge.json
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages.shared.stage import WrongInput
+from stages.shared import tables
 
 LABELS = {
     "style_consistency": "style consistency",
@@ -60,7 +59,4 @@ class Judged:
 
 def read(path: Path) -> Judged:
     """Raises WrongInput if the file is missing."""
-    try:
-        return Judged(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise WrongInput(f"{path} is missing: run `dvc repro`") from None
+    return Judged(tables.read_json(path))

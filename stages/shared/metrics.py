@@ -246,16 +246,32 @@ def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
     return math.sqrt(correction * sum(total**2 for total in sums.values())) / len(values)
 
 
-def skill(score: float, error: float, topic: float, picture: float, both: float) -> dict:
-    """How much of what only both modalities together allow was reached; 1 is all of it, 0 none.
+def skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
+    """How much of what only all inputs together allow was reached; 1 is all of it, 0 none.
 
-    (score - better single ceiling) / (both - better single ceiling), the ceilings those of the same
-    items, so they carry no error of their own: the standard error is the score's, scaled.
+    (score - best single ceiling) / (both - best single ceiling); ceilings: by inputs, `both` and
+    one or more single ones. They are those of the same items, so they carry no error of their own:
+    the standard error is the score's, scaled. Not a number where one input allows all.
     """
-    single = max(topic, picture)
+    single = max(value for inputs, value in ceilings.items() if inputs != "both")
+    room = ceilings["both"] - single
+    if not room > 0:
+        return {"value": math.nan, "standard_error": math.nan}
+    return {"value": (score - single) / room, "standard_error": error / room}
+
+
+def beside_ceiling(
+    score: float, error: float, ceiling: float, below: float, above: float
+) -> dict[str, Any]:
+    """A score from one input beside its realised ceiling: below, it learns too little; above,
+    something leaks. Inside: from ceiling - `below` to ceiling + `above` standard errors."""
+    low, high = ceiling - below, ceiling + above * error
     return {
-        "value": (score - single) / (both - single),
-        "standard_error": error / (both - single),
+        "standard_error": error,
+        "ceiling": ceiling,
+        "low": low,
+        "high": high,
+        "verdict": "below" if score < low else "above" if score > high else "inside",
     }
 
 

@@ -7,7 +7,9 @@ took them in, from 0. It has gaps where a picture makes no chunk, and is 0 in a 
 pictures.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -205,6 +207,14 @@ def read_table(path: Path, schema: pa.Schema, only: pc.Expression | None = None)
     if table.schema.remove_metadata() != schema:
         raise WrongInput(f"{path} was written by another version: run `dvc repro`")
     return table
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a stage wrote beside its tables. Raises WrongInput if it is missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WrongInput(f"{path} is missing: run `dvc repro`") from None
 
 
 def read_predictions(folder: Path) -> list[dict]:
