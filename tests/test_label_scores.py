@@ -54,6 +54,14 @@ def test_figures_by_hand():
     assert found["spans"]["f1"] == pytest.approx(2 / 3) and "by_type" not in found["spans"]
 
 
+def test_f1_alone_is_the_same_figure():
+    gold, predicted = [["B-PER", "O", "B-LOC"], ["B-PER", "O"]], [["B-PER", "O", "O"], ["O", "O"]]
+    found = entities(gold, predicted)
+    assert label_scores.f1_of(found["lenient"]) == pytest.approx(2 * 1 / (1 + 3))
+    whole = entity_scores(found, DRAWS, seed=0)["lenient"]["f1"]
+    assert label_scores.f1_of(found["lenient"]) == pytest.approx(whole)
+
+
 def test_what_was_taken_for_what_counts_places_once():
     """The same items: PER as PER, PER as LOC, LOC missed, a LOC where there is nothing."""
     found = scores(["B-PER I-PER O B-LOC O", "B-PER O"], ["B-PER I-PER O B-LOC I-LOC", "B-LOC O"])

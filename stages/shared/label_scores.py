@@ -106,6 +106,11 @@ def _figures(right: int, predicted: int, gold: int) -> dict[str, float]:
     }
 
 
+def f1_of(pairs: list[Pair]) -> float:
+    """F1 of all items together, without its standard error; to choose weights by."""
+    return float(f1(np.array([_counts(pair, None) for pair in pairs]).sum(axis=0)))
+
+
 def f1(counts: np.ndarray) -> np.ndarray:
     """(..., 3) counts -> (...) F1; 0 where nothing is gold and nothing predicted."""
     sizes = counts[..., PREDICTED] + counts[..., GOLD]
