@@ -12,20 +12,9 @@ from PIL import Image
 from stages.datasets import phrases, sample, scenes
 from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
 from stages.shared.grounding import Slots, score, stated
-from stages.shared.records import Article, Captioned, Extra
+from stages.shared.records import Article, Captioned
+from tests.sampled import PARAMS, extra
 
-PARAMS = sample.Params(
-    seed=0,
-    size=32,
-    train=120,
-    validation=60,
-    test=120,
-    captions=2,
-    caption_share=0.5,
-    one_slot_share=0.5,
-    held_out_pictures=0.15,
-    held_out_titles=0.2,
-)
 ALL = Slots(TOPIC, PICTURE)
 
 
@@ -44,11 +33,6 @@ def scenes_of(article: Article, slots=SLOTS) -> list[dict[str, str]]:
         if fact.slot in slots:
             found.setdefault(fact.position, {})[fact.slot] = fact.value
     return list(found.values())
-
-
-def extra(items, name: str) -> dict:
-    (content,) = [item.content for item in items if isinstance(item, Extra) and item.name == name]
-    return content
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):

@@ -10,43 +10,28 @@ the best predictor: a slot it can see, it states; of a slot it cannot see, it st
 is most probable under the process that draws the split. `expected` is that rule's expected share of
 correct slots, by enumeration of the process; `realised` its share on the very items of the split.
 A captioned picture has no topic, and its captions state what the picture shows: `picture` alone.
+Tweets and posts stand in sample_tweets.py and sample_posts.py.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from stages.datasets import phrases, scenes
+from stages.datasets import phrases, sample_posts, sample_tweets
 from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
-from stages.shared.records import SPLITS, Article, Box, Captioned, Extra, Fact, Foil, Item, Picture
+from stages.datasets.sampling import Params, Values, combinations, facts_of, picture_of
+from stages.shared.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
 
 FEWEST, MOST = 3, 5  # pictures of an article
-Values = dict[str, str]  # slot -> value
 Chances = dict[str, Counter]  # slot -> {value: weight}
 RULE = "states what it sees, and of each other slot the value most probable in the split"
 VISIBLE = {  # by kind of corpus: inputs -> the slots that they show
     "articles": {"topic": set(TOPIC), "picture": set(PICTURE), "both": set(SLOTS)},
     "captions": {"picture": set(PICTURE)},
 }
-
-
-@dataclass(frozen=True)
-class Params:
-    seed: int
-    size: int
-    train: int
-    validation: int
-    test: int
-    captions: int
-    caption_share: float
-    one_slot_share: float
-    held_out_pictures: float
-    held_out_titles: float
 
 
 @dataclass(frozen=True)
@@ -62,8 +47,8 @@ class Process:
 
     def __init__(self, split: str, params: Params):
         held_out = split == "test"
-        self.topics = _combinations(TOPIC, params.held_out_titles, held_out)
-        self.scenes = _combinations(PICTURE, params.held_out_pictures, held_out)
+        self.topics = combinations(TOPIC, params.held_out_titles, held_out)
+        self.scenes = combinations(PICTURE, params.held_out_pictures, held_out)
         self.lines = _lines(self.scenes)
         self.one_slot_share = params.one_slot_share
 
@@ -97,7 +82,7 @@ class Process:
 
 def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
     """Draw the corpus; `source` is not read. The same params give the same bytes."""
-    yield from _articles(params) if kind == "articles" else _captions(params)
+    yield from BY_KIND[kind](params)
 
 
 def _articles(params: Params) -> Iterator[Item]:
@@ -131,7 +116,7 @@ def _article(
     facts, boxes, foils = [], [], []
     for position, scene in enumerate(shown):
         wording = random.getrandbits(32)
-        picture, box = _picture(scene, position, params, random)
+        picture, box = picture_of(scene, position, params.size, random)
         blocks.append(picture)
         blocks.append(phrases.chunk(topic, scene, Random(wording)))
         facts += [Fact(position, slot, value) for slot, value in (topic | scene).items()]
@@ -165,32 +150,18 @@ def _captions(params: Params) -> Iterator[Item]:
         for number in range(count):
             scene = random.choice(process.scenes)
             _add(seen, scene, 1.0)
-            picture, box = _picture(scene, 0, params, random)
+            picture, box = picture_of(scene, 0, params.size, random)
             yield Captioned(
                 source=f"{split}-{number}",
                 picture=picture,
                 captions=[phrases.caption(scene, random) for _ in range(params.captions)],
                 language="en",
                 split=split,
-                facts=[Fact(0, slot, value) for slot, value in scene.items()],
+                facts=facts_of(scene),
                 boxes=[box],
             )
         ceilings[split] = _ceilings(VISIBLE["captions"], chances, seen)
     yield Extra("ceilings.json", ceilings)
-
-
-def _picture(scene: Values, position: int, params: Params, random: Random) -> tuple[Picture, Box]:
-    """A picture of the scene, and where its object is."""
-    file, drawn = BytesIO(), scenes.draw(scene, random, params.size)
-    # Noise makes PNG three times as large; without subsampling the colours stay as drawn.
-    drawn.image.save(file, "JPEG", quality=95, subsampling=0)
-    return Picture(file.getvalue()), Box(position, "object", *drawn.box)
-
-
-def _combinations(slots: dict[str, dict], share: float, held_out: bool) -> list[Values]:
-    """All combinations of values that this side of the hold-out may show."""
-    every = (dict(zip(slots, values, strict=True)) for values in product(*slots.values()))
-    return [one for one in every if phrases.is_held_out(one, list(slots), share) == held_out]
 
 
 def _lines(shown: list[Values]) -> dict[str, list[Line]]:
@@ -233,3 +204,11 @@ def _shares(visible: set[str], chances: Chances, counted: Chances) -> dict[str, 
         share = 1.0 if slot in visible else counted[slot][guess] / total
         shares[slot] = round(share, 6)
     return {"total": round(sum(shares.values()) / len(shares), 6)} | shares
+
+
+BY_KIND = {
+    "articles": _articles,
+    "captions": _captions,
+    "tweets": sample_tweets.read,
+    "posts": sample_posts.read,
+}

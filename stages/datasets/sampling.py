@@ -1,0 +1,74 @@
+"""What all kinds of the sample corpus share: its numbers, which scenes a split shows, pictures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import product
+from random import Random
+from typing import TypeVar
+
+from stages.datasets import phrases, scenes
+from stages.shared.records import Box, Fact, Picture
+from stages.shared.stage import WrongInput
+
+Values = dict[str, str]  # slot -> value
+TWEET_RULES = ("weather", "phrase")
+Card = TypeVar("Card")
+
+
+@dataclass(frozen=True)
+class Params:
+    seed: int
+    size: int
+    train: int
+    validation: int
+    test: int
+    captions: int
+    caption_share: float
+    tweet_share: float
+    post_share: float
+    one_slot_share: float
+    held_out_pictures: float
+    held_out_titles: float
+    held_out_names: float
+    tweet_rule: str
+
+    def __post_init__(self) -> None:
+        if self.tweet_rule not in TWEET_RULES:
+            raise WrongInput(
+                f"params.yaml: formats.sample.tweet_rule is {self.tweet_rule!r}: choose one of "
+                + " | ".join(TWEET_RULES)
+            )
+        if not 0 < self.held_out_names < 1:
+            raise WrongInput(
+                f"params.yaml: formats.sample.held_out_names is {self.held_out_names}: give a "
+                "share above 0, so that test has names of its own, and below 1"
+            )
+
+
+def combinations(slots: dict[str, dict], share: float, held_out: bool) -> list[Values]:
+    """All combinations of values that this side of the hold-out may show."""
+    every = (dict(zip(slots, values, strict=True)) for values in product(*slots.values()))
+    return [one for one in every if phrases.is_held_out(one, list(slots), share) == held_out]
+
+
+def picture_of(scene: Values, position: int, size: int, random: Random) -> tuple[Picture, Box]:
+    """A picture (size x size) of the scene, and where its object is."""
+    file, drawn = BytesIO(), scenes.draw(scene, random, size)
+    # Noise makes PNG three times as large; without subsampling the colours stay as drawn.
+    drawn.image.save(file, "JPEG", quality=95, subsampling=0)
+    return Picture(file.getvalue()), Box(position, "object", *drawn.box)
+
+
+def facts_of(scene: Values) -> list[Fact]:
+    """What is true of the only picture of a record."""
+    return [Fact(0, slot, value) for slot, value in scene.items()]
+
+
+def dealt(deck: list[Card], random: Random) -> Iterator[Card]:
+    """Cards without end: the deck shuffled, and again once all are dealt.
+
+    Whatever number is taken, each card has come as often as another, or once more or less.
+    """
+    while True:
+        yield from random.sample(deck, len(deck))

@@ -1,0 +1,41 @@
+"""The sample corpus in small, for the tests of each of its kinds."""
+
+from stages.datasets import chatter
+from stages.datasets.sampling import Params
+from stages.shared.records import Extra
+
+PARAMS = Params(
+    seed=0,
+    size=32,
+    train=120,
+    validation=60,
+    test=120,
+    captions=2,
+    caption_share=0.5,
+    tweet_share=0.75,
+    post_share=0.75,
+    one_slot_share=0.5,
+    held_out_pictures=0.15,
+    held_out_titles=0.2,
+    held_out_names=0.2,
+    tweet_rule="weather",
+)
+
+
+def extra(items, name: str) -> dict:
+    (content,) = [item.content for item in items if isinstance(item, Extra) and item.name == name]
+    return content
+
+
+def scene_of(item) -> dict[str, str]:
+    """What the only picture of a record shows."""
+    assert {fact.position for fact in item.facts} == {0}
+    return {fact.slot: fact.value for fact in item.facts}
+
+
+def wordings() -> list[str]:
+    """Every pattern that tweets and posts are made of."""
+    grouped = [chatter.NAMED, chatter.STATEMENTS, chatter.TONES]
+    lists = [group for groups in grouped for group in groups.values()]
+    lists += [chatter.PLAIN, chatter.FILLERS, chatter.THINGS, chatter.GREETINGS]
+    return [wording for group in lists for wording in group]
