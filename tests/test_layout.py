@@ -28,6 +28,8 @@ STAGES = {stage.addressing: stage for stage in Repo(".").index.stages}  # foreac
 ANY: dict = {}  # every row at once
 # Editing these retrains nothing, because nothing they return can reach a result.
 FREE = {Path(f"stages/shared/{name}.py") for name in RESULT_FREE}
+# Named as the encoders that a folder names (`hf_encoder`), and imported as itself only.
+NO_FAMILY = {Path("stages/shared/text_encoder.py")}
 
 
 @cache
@@ -64,7 +66,7 @@ def by_name(pattern: str, item: dict) -> set[Path]:
     of_row = item is not ANY
     return {
         path
-        for path in found
+        for path in found - NO_FAMILY
         if not (of_row and (key := keys.get(path.parent.name)) and item.get(key) != path.stem)
     }
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from torch import nn
 
 from stages.shared import history
 from stages.shared.stage import WrongInput
-from stages.shared.training import Checkpoint, Schedule, Validation, batch_of, fingerprint, fit
+from stages.shared.training import (
+    Checkpoint,
+    Schedule,
+    Validation,
+    _groups,
+    batch_of,
+    fingerprint,
+    fit,
+)
 
 PARAMS = "training:\n  checkpoint_seconds: {seconds}\n"
 
@@ -168,6 +177,73 @@ def test_what_a_phase_keeps_is_resumed_with_the_weights_and_what_it_notes_is_tol
     history = fit(resumed, loss, second.batch, schedule(), name="broken", key="k", phase=second)
     assert history == expected and second.steps == list(range(30))
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
+def layered():
+    """As `regression`, of two layers: `body` was trained before, `head` was not."""
+    _, loss, batch_at = regression()
+    torch.manual_seed(1)
+    model = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), head=nn.Linear(3, 1)))
+    return model, loss, batch_at
+
+
+def moved(rates, **changes):
+    """How far each weight is from its start after one step of Adam without decay."""
+    model, loss, batch_at = layered()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    changes = {"steps": 1, "warmup": 0.0, "weight_decay": 0.0} | changes
+    fit(model, loss, batch_at, schedule(**changes), name="a", key=f"{rates}", rates=rates)
+    return {name: (weight - before[name]).abs() for name, weight in model.named_parameters()}
+
+
+def test_weights_of_a_name_learn_at_their_own_share_of_the_rate(workplace):
+    """The first step of Adam is the rate, whatever the gradient."""
+    steps = {name: step.max().item() for name, step in moved({"body.": 0.1, "other.": 9.0}).items()}
+    assert steps == pytest.approx(
+        {"body.weight": 0.005, "body.bias": 0.005, "head.weight": 0.05, "head.bias": 0.05}, rel=1e-3
+    )
+
+
+def test_of_several_beginnings_of_a_name_the_longest_counts(workplace):
+    steps = moved({"": 0.5, "body.": 0.1, "body.bias": 0.0})
+    assert steps["body.weight"].max().item() == pytest.approx(0.005, rel=1e-3)
+    assert steps["body.bias"].max().item() == 0.0
+    assert steps["head.bias"].max().item() == pytest.approx(0.025, rel=1e-3)
+
+
+def test_matrices_decay_and_biases_do_not_at_every_rate(workplace):
+    model, _, _ = layered()
+    groups = _groups(model, schedule(weight_decay=0.3), {"body.": 0.1})
+    found = [
+        (g["factor"], g["weight_decay"], [tuple(w.shape) for w in g["params"]]) for g in groups
+    ]
+    assert sorted(found) == [
+        (0.1, 0.0, [(3,)]),
+        (0.1, 0.3, [(3, 3)]),
+        (1.0, 0.0, [(1,)]),
+        (1.0, 0.3, [(1, 3)]),
+    ]
+
+
+def test_a_resumed_run_keeps_the_share_of_each_weight(workplace):
+    rates = {"body.": 0.1}
+    whole, loss, batch_at = layered()
+    expected = fit(whole, loss, batch_at, schedule(), name="whole", key="k", rates=rates)
+
+    def until(step):
+        if step == 17:
+            raise InterruptedError
+        return batch_at(step)
+
+    broken, _, _ = layered()
+    with pytest.raises(InterruptedError):
+        fit(broken, loss, until, schedule(), name="broken", key="k", rates=rates)
+    resumed, _, _ = layered()
+    assert fit(resumed, loss, batch_at, schedule(), name="broken", key="k", rates=rates) == expected
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    even, _, _ = layered()
+    fit(even, loss, batch_at, schedule(), name="even", key="k")
+    assert not torch.equal(even.body.weight, whole.body.weight)
 
 
 def test_another_key_starts_afresh(workplace):

@@ -8,21 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load, save
-from torch import Tensor
-
 from stages.shared import images
-from stages.shared.devices import device
-from stages.shared.encoders import Encoder, TextTower, precision
+from stages.shared.computed import Row, fill_by_length, pack, store_of, unpack
+from stages.shared.encoders import Encoder, TextTower
 from stages.shared.progress import bar
-from stages.shared.stage import WrongInput, home
-from stages.shared.store import Store
-
-Row = dict[str, np.ndarray]  # fp16
+from stages.shared.stage import WrongInput
 
 
 @dataclass(frozen=True)
@@ -39,14 +31,14 @@ def picture_rows(encoder: Encoder, folder: Path, names: list[str], batch: int) -
 
     A row: pooled (D,), patches (P, Dp). Raises WrongInput if a picture is not in the shards.
     """
-    store = _store("pictures", encoder.fingerprint, batch)
+    store = store_of("pictures", encoder.fingerprint, batch)
     missing = set(store.missing(names))
 
     def compute(contents: list[bytes]) -> list[bytes]:
         with ThreadPoolExecutor() as pool:
             pictures = list(pool.map(images.decode, contents))
         pooled, patches = encoder.images(pictures)
-        return [_pack(pooled=z, patches=x) for z, x in zip(pooled, patches, strict=True)]
+        return [pack(pooled=z, patches=x) for z, x in zip(pooled, patches, strict=True)]
 
     if missing:
         found = (
@@ -55,44 +47,22 @@ def picture_rows(encoder: Encoder, folder: Path, names: list[str], batch: int) -
         store.fill(bar(found, "pictures", len(missing)), compute, batch)
         if absent := store.missing(missing):
             raise WrongInput(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
-    return map(load, store.rows(names))
+    return map(unpack, store.rows(names))
 
 
 def text_rows(tower: TextTower, texts: list[str], batch: int) -> Iterator[Row]:
     """Features of the texts, in their order. A row: pooled (D,), tokens (L, Dt), unpadded."""
-    store = _store("texts", tower.text_fingerprint, batch)
-    keys = {text: sha256(text.encode()).hexdigest() for text in texts}
-    missing = set(store.missing(keys.values()))
-    todo = [text for text, key in keys.items() if key in missing]
+    store = store_of("texts", tower.text_fingerprint, batch)
+    keys = [sha256(text.encode()).hexdigest() for text in texts]
 
     def compute(part: list[str]) -> list[bytes]:
         pooled, tokens, mask = tower.texts(part)
         lengths = mask.sum(1).tolist()
         return [
-            _pack(pooled=z, tokens=x[:length])
+            pack(pooled=z, tokens=x[:length])
             for z, x, length in zip(pooled, tokens, lengths, strict=True)
         ]
 
-    for size, part in _by_bucket(tower, todo):
-        items = bar(((keys[text], text) for text in part), f"texts of {size} tokens", len(part))
-        store.fill(items, compute, batch)
-    return map(load, store.rows(keys[text] for text in texts))
-
-
-def _by_bucket(tower: TextTower, texts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Texts of one padded length at a time: a longer neighbour would change a text's bytes."""
-    if not texts:
-        return
-    sized = sorted(zip(tower.buckets(texts), texts, strict=True), key=lambda item: item[0])
-    for size, part in groupby(sized, key=lambda item: item[0]):
-        yield size, [text for _, text in part]
-
-
-def _store(what: str, fingerprint: str, batch: int) -> Store:
-    """The store of what is computed by one encoder, in one precision, in batches of one shape."""
-    name = f"{what} {fingerprint} {device().type} {precision()} {batch}"
-    return Store(home() / "store", f"{what}-{sha256(name.encode()).hexdigest()[:32]}")
-
-
-def _pack(**features: Tensor) -> bytes:
-    return save({name: value.half().contiguous().numpy() for name, value in features.items()})
+    items = dict(zip(keys, texts, strict=True))
+    fill_by_length(store, items, tower.buckets, compute, batch, "texts")
+    return map(unpack, store.rows(keys))

@@ -11,18 +11,19 @@ from pathlib import Path
 import stages.shared.operators  # noqa: F401  (before transformers)
 
 # isort: split
-import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
+from stages.shared import hf_models
 from stages.shared.devices import device
 from stages.shared.encoders import Encoder, bucket, fingerprint, save_config
-from stages.shared.stage import WrongInput
+from stages.shared.stage import unloadable
 
 KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
 # Of a text: what Chinese-CLIP was trained on. Its checkpoints have 512 places and do not say it.
 CHINESE_CLIP_TOKENS = 52
+FOLDER = "hf:/FOLDER"  # what to give instead of a name
 
 
 class HuggingFaceEncoder(Encoder):
@@ -92,42 +93,17 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
     _model(name).save_pretrained(folder)
     try:
         AutoProcessor.from_pretrained(name).save_pretrained(folder)
-    except Exception as error:  # as in _model
-        raise _unloadable(name, error) from None
+    except Exception as error:  # parsers of foreign files raise what they like
+        raise unloadable(_asked(name), FOLDER, error) from None
     save_config(folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name)
 
 
 def _model(name: str) -> PreTrainedModel:
-    """The model in float32 with every weight from the checkpoint, none left at random."""
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind not in KINDS:
-            raise WrongInput(
-                f"align.encoder: hf:{name} is a {kind!r} model: give one of the types "
-                f"{', '.join(sorted(KINDS))}"
-            )
-        model, found = AutoModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-    except WrongInput:
-        raise
-    except Exception as error:  # parsers of foreign files raise what they like
-        raise _unloadable(name, error) from None
-    lacking = sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"]))
-    if lacking:
-        raise WrongInput(
-            f"align.encoder: hf:{name} lacks {len(lacking)} of its weights ({lacking[0]}, ...): "
-            "give a complete checkpoint"
-        )
-    return model
+    return hf_models.complete(name, KINDS, _asked(name), FOLDER)
 
 
-def _unloadable(name: str, error: Exception) -> WrongInput:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return WrongInput(
-        f"align.encoder: hf:{name} could not be loaded ({reason}): check the name, the network and "
-        "HF_HUB_OFFLINE, or give hf:/FOLDER"
-    )
+def _asked(name: str) -> str:
+    return f"align.encoder: hf:{name}"
 
 
 def load(folder: Path, config: dict) -> HuggingFaceEncoder:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stages.shared.devices import device
 from stages.shared.encoders import Encoder, fingerprint, save_config
-from stages.shared.stage import WrongInput
+from stages.shared.stage import WrongInput, unloadable
 
 LOCAL = "local-dir:"
 
@@ -151,11 +151,7 @@ def _create(name: str, **options: object) -> nn.Module:
 
 
 def _unloadable(name: str, error: Exception) -> WrongInput:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return WrongInput(
-        f"align.encoder: openclip:{name} could not be loaded ({reason}): check the name, the "
-        "network and HF_HUB_OFFLINE, or give openclip:local-dir:/FOLDER"
-    )
+    return unloadable(f"align.encoder: openclip:{name}", "openclip:local-dir:/FOLDER", error)
 
 
 def _public(name: str) -> str:

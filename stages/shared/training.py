@@ -8,10 +8,11 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from stages.shared.stage import WrongInput, home
 
 Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
 Batch = dict[str, Any]  # tensors, first dimension: the items
+EVEN: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
 # Modules that cannot change a result.
 RESULT_FREE = {"logged_models", "progress", "stage", "tracking"}
 
@@ -143,6 +145,7 @@ def fit(
     key: str,
     validate: Callable[[nn.Module], Validation] | None = None,
     phase: Phase | None = None,
+    rates: Mapping[str, float] = EVEN,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> list[dict[str, float]]:
     """Minimise the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
@@ -151,10 +154,12 @@ def fit(
     validate: called before the first step, every `validate_every` steps and at the end; the
     weights with its lowest loss are kept, and `patience` calls without a lower one end the run.
     phase: whose state the checkpoint holds too; batch_at may then depend on earlier weights.
+    rates: the factor on the learning rate of weights whose names in `model` begin so ("text.");
+    of several beginnings the longest counts. The factors belong to the key.
     Returns one row a step: step, loss, each term, learning_rate, what the phase noted, and
     validation_* where measured; without any step, the row of step 0.
     """
-    run = _Run(model, loss, schedule, validate, phase, log)
+    run = _Run(model, loss, schedule, validate, phase, rates, log)
     checkpoint = Checkpoint(name, key)
     if state := checkpoint.read():
         run.load_state(state)
@@ -175,7 +180,7 @@ def fit(
 class _Run:
     """The state of one training run, all of it that a checkpoint must hold."""
 
-    def __init__(self, model, loss, schedule, validate, phase, log):
+    def __init__(self, model, loss, schedule, validate, phase, rates, log):
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(mixed_precision="bf16" if has_bf16() else "no")
@@ -184,7 +189,8 @@ class _Run:
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
         self.phase = phase
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(_groups(self.weights, schedule), lr=schedule.learning_rate)
+        groups = _groups(model, schedule, rates)
+        optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, loss), optimizer)
         self.step, self.stopped, self.history = 0, False, []
         self.best, self.best_weights, self.waited = math.inf, None, 0
@@ -195,7 +201,7 @@ class _Run:
         seed_everything(self.schedule.seed, self.step)
         rate = self.schedule.learning_rate * self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.model.train()
         terms = self.objective(to_device(batch, self.accelerator.device))
         total = sum(terms.values())
@@ -267,12 +273,25 @@ class _Run:
             self._log(row)
 
 
-def _groups(weights: list[nn.Parameter], schedule: Schedule) -> list[dict]:
-    """Matrices decay; biases, gains and scalars do not."""
+def _groups(model: nn.Module, schedule: Schedule, rates: Mapping[str, float]) -> list[dict]:
+    """Groups of the optimizer by the factor on their rate. Matrices decay; biases, gains and
+    scalars do not."""
+    weights: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weights.setdefault(_factor(name, rates), []).append(weight)
     return [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": schedule.weight_decay},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": [w for w in found if (w.ndim > 1) == decays], "factor": factor}
+        | {"weight_decay": schedule.weight_decay if decays else 0.0}
+        for factor, found in weights.items()
+        for decays in (True, False)
     ]
+
+
+def _factor(weight: str, rates: Mapping[str, float]) -> float:
+    """The factor of the longest beginning that a weight's name has; 1 where it has none."""
+    found = [beginning for beginning in rates if weight.startswith(beginning)]
+    return rates[max(found, key=len)] if found else 1.0
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
