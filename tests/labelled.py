@@ -6,7 +6,9 @@ Four test items and two of validation; item d has no picture. `both` gets one th
 import json
 from pathlib import Path
 
-from stages.shared import tables
+import written
+
+from stages.shared import images, tables
 
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
 GOLD = {
@@ -42,6 +44,20 @@ WRONG = {  # what was predicted instead, by inputs
 CEILINGS = {  # of the same items
     inputs: {"expected": value + 0.01, "realised": value}
     for inputs, value in [("text", 0.5), ("picture", 0.25), ("both", 1.0)]
+}
+WORDS = {
+    "a": "Mia sings#Oslo",
+    "b": "Ada Lovelace writes",
+    "c": "nothing here",
+    "d": "Rome",
+    "v": "Kim runs",
+    "w": "Bergen again",
+}
+PICTURES = {  # d and w have none
+    "a": (200, 40, 40),
+    "b": (40, 200, 40),
+    "c": (40, 40, 200),
+    "v": (90, 90, 90),
 }
 PARAMETERS = {"trained": 120, "frozen": 1000}
 
@@ -103,12 +119,53 @@ def embeddings() -> list[dict]:
     ]
 
 
+def exchanges() -> list[dict]:
+    """Of item a, in layers 2 and 3: the piece and the cell that are looked at least, of four."""
+    rows = []
+    for layer in (2, 3):
+        key = {"record": "a", "layer": layer}
+        pieces = {"tokens": ["mia", "sing", "##s", "oslo"], "weights": [0.5, 0.125, 0.0, 0.25]}
+        cells = {"tokens": [], "weights": [0.25, 0.25, 0.25, 0.0]}
+        rows.append(key | {"modality": "text"} | pieces | {"exchanged": [2]})
+        rows.append(key | {"modality": "picture"} | cells | {"exchanged": [3]})
+    return rows
+
+
 def write(folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]) -> None:
     """11_label of one reader."""
     tables.write(folder / "labels.parquet", rows, tables.LABELS)
     tables.write(folder / "regularised.parquet", lessons, tables.REGULARISED)
     tables.write(folder / "embeddings.parquet", vectors, tables.EMBEDDINGS)
     (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
+
+
+def write_shown(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
+    """The rest of 11_label, which only the report reads."""
+    tables.write(folder / "exchanges.parquet", traces, tables.EXCHANGES)
+    tables.write(folder / "drawn.parquet", drawn, tables.DRAWN)
+
+
+def write_corpus(data: Path, name: str, task: str) -> None:
+    """01_ingest and 02_clean of a corpus with the records that were labelled."""
+    pictures = {record: written.picture(colour) for record, colour in PICTURES.items()}
+    images.write(data / "01_ingest" / name / "images", pictures.values(), shards=2)
+    summary = {"records": {"validation": 2, "test": 4}, "rejected": {}, "languages": {"en": 6}}
+    summary["without_picture"] = {"validation": 1, "test": 1}
+    (data / "01_ingest" / name / "summary.json").write_text(json.dumps(summary))
+    rows = [clean_row(record, pictures.get(record), task) for record in SPLITS]
+    kind = {"entities": "tweets", "sentiment": "posts"}[task]
+    tables.write(data / "02_clean" / name / "records.parquet", rows, tables.CLEAN[kind])
+
+
+def clean_row(record: str, picture: dict | None, task: str) -> dict:
+    """A row of CLEAN; the words of a are three, one of them with a mark inside."""
+    row = {"id": record, "split": SPLITS[record], "language": "en", "source": "by hand"}
+    row["image"] = picture["sha256"] if picture else None
+    words = WORDS[record].replace("#", " #").split()
+    if task == "sentiment":
+        text = " ".join(words)
+        return row | {"text": text, "original": text, "label": GOLD[task][record]}
+    return row | {"words": words, "originals": words, "tags": GOLD[task][record].split()}
 
 
 def write_ceilings(ingest: Path, task: str) -> None:

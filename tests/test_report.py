@@ -163,7 +163,7 @@ def test_what_a_camera_wrote_into_a_picture_stays_out(tmp_path, size):
 
 
 def test_charts_take_their_colours_from_the_page():
-    svg = charts.loss("one", STEPS)
+    svg = charts.loss("one", STEPS, "nats")
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert "currentColor" in svg and "var(--series-1)" in svg
     assert "<style" not in svg and "metadata" not in svg
@@ -171,7 +171,9 @@ def test_charts_take_their_colours_from_the_page():
 
 def test_the_loss_chart_names_the_terms_and_the_watch_chart_only_what_was_watched():
     assert charts.watched(STEPS) == ["validation_watch"]
-    assert all(f">{term}<" in charts.loss("one", STEPS) for term in ("ranking", "likelihood"))
+    assert all(
+        f">{term}<" in charts.loss("one", STEPS, "nats") for term in ("ranking", "likelihood")
+    )
     assert charts.watched([{"step": 1, "loss": 1.0, "validation_loss": 2.0}]) == []
 
 

@@ -125,7 +125,7 @@ def test_every_column_of_the_comparison_is_a_place_of_metrics():
     metrics = {"skill": {"value": 0.5, "standard_error": 0.1}, "rouge_l": 0.3}
     run = Mock(params={"corpus": "c"}, phases={"sft": metrics})
     run.name = "one"
-    (found,) = comparison.comparisons([run])
+    (found,) = comparison.comparisons([run], [])
     assert found.columns == ["skill", "ROUGE-L"]
     assert found.rows == [
         (
@@ -182,7 +182,7 @@ def test_the_curves_of_polish_ppo_have_charts_of_their_own(content):
 
 def test_measures_are_no_terms_of_the_loss_and_nothing_watched():
     assert charts.watched(POLISH) == ["validation_watch"]
-    drawn = charts.loss("one", POLISH)
+    drawn = charts.loss("one", POLISH, "nats")
     assert ">policy<" in drawn and ">kl<" in drawn
     assert ">reward literal<" not in drawn and ">validation loss<" not in drawn
     drawn = charts.measure("one", "Rewards", POLISH)

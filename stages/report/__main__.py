@@ -2,9 +2,11 @@
 
 python -m stages.report DATA TARGET
 
-reads   DATA/01_ingest, 05_chunk, 06_align, 08_illustrate, 09_train_sft, 10_train_preference,
-        11_predict, 12_evaluate, 13_judge, of the corpora and runs that params.yaml names
-writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at)
+reads   DATA/01_ingest, 06_align, of the corpora and runs that params.yaml names; of writers
+        05_chunk, 08_illustrate, 09_train_sft, 10_train_preference, 11_predict, 12_evaluate,
+        13_judge; of readers 02_clean, 09_train, 11_label, 12_score
+writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at),
+        TARGET/exchanges/, TARGET/drawn/ (what the examples of readers exchanged and drew)
 
 The page needs no script and no network. It holds no date, id or path, so that the same results give
 the same bytes. Pictures are drawn anew: what cameras write into files, such as a place, stays out.
@@ -25,11 +27,14 @@ from stages.report import (
     illustrations,
     judged,
     looking,
+    projection,
+    reading,
     review,
 )
 from stages.report.looking import Key
+from stages.report.reader import Reader
 from stages.report.run import INPUTS, Run
-from stages.shared import diagnosis, grounding, images, params, tracking
+from stages.shared import closeness, diagnosis, grounding, images, params, tables, tracking
 from stages.shared.stage import output, stage
 
 HERE = Path(__file__).parent
@@ -70,6 +75,13 @@ def save_picture(content: bytes, name: str, folder: Path, params: Params) -> Pic
     return Picture(path, *canvas.size, crisp)
 
 
+def save_pictures(files: dict[str, bytes], folder: Path, params: Params) -> dict[str, Picture]:
+    """The same of several pictures, by hash."""
+    return {
+        name: save_picture(content, name, folder, params) for name, content in sorted(files.items())
+    }
+
+
 def draw_curves(run: Run) -> list[Chart]:
     """Grounding by slot and the curves of training, as far as the run has what they show."""
     found = []
@@ -84,7 +96,7 @@ def draw_curves(run: Run) -> list[Chart]:
         found.append({"title": "Grounding by slot", "svg": svg})
     for phase, steps in run.steps.items():
         if any("loss" in row for row in steps):
-            svg = charts.loss(f"{run.name} {phase} loss", steps)
+            svg = charts.loss(f"{run.name} {phase} loss", steps, "nats")
             found.append({"title": f"Loss, {phase}", "svg": svg})
         if charts.watched(steps):
             svg = charts.watch(f"{run.name} {phase} watch", steps)
@@ -150,9 +162,7 @@ def run_section(run: Run, data: Path, folder: Path, params: Params) -> dict[str,
     articles = run.articles(params.examples, looking.looked_at(predicted))
     names = {chunk["image"] for article in articles for chunk in article["chunks"]} - {None}
     files = gather.pictures(data, corpus, names)
-    saved = {
-        name: save_picture(content, name, folder, params) for name, content in sorted(files.items())
-    }
+    saved = save_pictures(files, folder, params)
     seen = looking.seen(predicted)
     return {
         "run": run,
@@ -163,6 +173,53 @@ def run_section(run: Run, data: Path, folder: Path, params: Params) -> dict[str,
         "pictures": saved,
         "looks": draw_looks(run, articles, files, data, folder, params),
         "illustrated": illustrations.illustrations(data / "08_illustrate" / corpus).by_chunk,
+    }
+
+
+def draw_training(reader: Reader) -> list[Chart]:
+    """A reader's loss, and what was watched at validations."""
+    # Weights are chosen by 1 - score, which `validation_score` shows and the loss does not measure.
+    steps = [{k: v for k, v in row.items() if k != "validation_loss"} for row in reader.steps]
+    found = []
+    if any("loss" in row for row in steps):
+        svg = charts.loss(f"{reader.name} loss", steps, "loss")
+        found.append({"title": "Loss", "svg": svg})
+    if charts.watched(steps):
+        svg = charts.watch(f"{reader.name} watch", steps)
+        found.append({"title": "Watched while training", "svg": svg})
+    return found
+
+
+def draw_embeddings(reader: Reader, labelled: Path) -> list[Chart]:
+    """Texts and pictures on a plane, before and after the shared projection, where they compare."""
+    rows = tables.read(labelled / "embeddings.parquet", tables.EMBEDDINGS)
+    found = []
+    for where in closeness.WHERE:
+        if not isinstance(reader.metrics["alignment"][where], str):
+            _, texts, pictures = closeness.paired(rows, where)
+            svg = projection.scatter(f"{reader.name} {where}", texts, pictures)
+            found.append({"title": f"{where.capitalize()} the shared projection", "svg": svg})
+    return found
+
+
+def reader_section(
+    reader: Reader, kind: str, data: Path, folder: Path, params: Params
+) -> dict[str, Any]:
+    """All that the page shows of a reader; its pictures are written on the way."""
+    corpus, labelled = reader.params["corpus"], data / "11_label" / reader.name
+    found = reading.read(
+        data / "02_clean" / corpus, labelled, kind, reader.metrics["split"], params.examples
+    )
+    names = {row["image"] for row in found.records.values()} - {None}
+    files = gather.pictures(data, corpus, names)
+    # The aligned encoder's patches are of what it sees; other encoders are given the whole picture.
+    middle = reader.params["picture"]["encoder"] == "patches" and gather.sees_middle(data)
+    return {
+        "reader": reader,
+        "curves": draw_training(reader),
+        "embeddings": draw_embeddings(reader, labelled),
+        "pictures": save_pictures(files, folder, params),
+        "items": reading.items(found, files, middle, params.map_size, folder, reader.name),
     }
 
 
@@ -182,10 +239,12 @@ def corpus_section(corpus: gather.Corpus, data: Path, params: Params) -> dict[st
     }
 
 
-def number(value: float | str | None) -> str:
-    """A figure for a table cell; a word stays a word."""
+def number(value: float | int | str | None) -> str:
+    """A figure for a table cell; a word stays a word, and a count a whole number."""
     if value is None:
         return "\N{EM DASH}"
+    if isinstance(value, int):
+        return f"{value:,}"
     return value if isinstance(value, str) else f"{value:.3f}"
 
 
@@ -207,13 +266,19 @@ def main(settings: Params, data: Path, target: Path) -> None:
     everything = params.read()
     with tracking.run(stage="report", name="", params={"report": asdict(settings)}) as tracked:
         with output(target) as folder:
-            runs = gather.runs(data, everything["writers"], everything["corpora"])
+            kinds = {name: row["kind"] for name, row in everything["corpora"].items()}
+            runs = gather.runs(data, everything.get("writers") or {}, everything["corpora"])
+            readers = gather.readers(data, everything.get("readers") or {})
             corpora = gather.corpora(data, everything["corpora"])
             page = render(
-                comparisons=comparison.comparisons(runs),
+                comparisons=comparison.comparisons(runs, readers),
                 corpora=corpora,
                 encoder=gather.encoder(data),
                 sections=[run_section(run, data, folder, settings) for run in runs],
+                read=[
+                    reader_section(one, kinds[one.params["corpus"]], data, folder, settings)
+                    for one in readers
+                ],
                 chunked=[
                     corpus_section(corpus, data, settings)
                     for corpus in corpora
@@ -222,8 +287,9 @@ def main(settings: Params, data: Path, target: Path) -> None:
             )
             (folder / "index.html").write_text(page, encoding="utf-8")
         tracked.artifact(target / "index.html", "index.html")
-        if (target / "attention").exists():
-            tracked.upload(target / "attention", "attention")
+        for name in ("attention", "exchanges", "drawn"):
+            if (target / name).exists():
+                tracked.upload(target / name, name)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
-def loss(name: str, steps: Rows) -> str:
+def loss(name: str, steps: Rows, unit: str) -> str:
     """The loss of each step, its terms if there are several, and the validation loss."""
 
     def paint(axes: Axes) -> None:
@@ -100,7 +100,7 @@ def loss(name: str, steps: Rows) -> str:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
-        _finish(axes, "step", "nats")
+        _finish(axes, "step", unit)
 
     return draw(name, "Loss by training step", paint)
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.run import Phase, Run, at
+from stages.report.reader import Reader
+from stages.report.run import Run, at
 
-COLUMNS = {  # title -> where it stands in a phase's metrics, and its standard error if it has one
+Columns = dict[str, tuple[str, str]]
+WRITERS: Columns = {  # title -> where it stands in a phase's metrics, and its standard error if any
     "skill": ("skill.value", "skill.standard_error"),
     "share of ceiling": ("share_of_ceiling.value", "share_of_ceiling.standard_error"),
     "grounding": ("grounding.total", "grounding.standard_error"),
@@ -17,37 +19,62 @@ COLUMNS = {  # title -> where it stands in a phase's metrics, and its standard e
     "literal reward": ("rewards.literal", ""),
     "semantic reward": ("rewards.semantic", ""),
 }
+READERS: Columns = {  # the same of a split's metrics
+    "skill": ("skill.value", "skill.standard_error"),
+    "F1, lenient": ("lenient.f1", "lenient.standard_error"),
+    "F1, strict": ("strict.f1", "strict.standard_error"),
+    "F1 of places": ("spans.f1", "spans.standard_error"),
+    "accuracy": ("accuracy.value", "accuracy.standard_error"),
+    "weighted F1": ("weighted_f1.value", "weighted_f1.standard_error"),
+    "macro F1": ("macro_f1.value", "macro_f1.standard_error"),
+    "text alone": ("single_modality.text.value", "single_modality.text.standard_error"),
+    "ceiling of text": ("ceilings.text.realised", ""),
+    "picture alone": ("single_modality.picture.value", "single_modality.picture.standard_error"),
+    "ceiling of picture": ("ceilings.picture.realised", ""),
+    "ceiling of both": ("ceilings.both.realised", ""),
+    "nats per token": ("regularisers.caption_nats.value", ""),
+    "bits per dimension": ("regularisers.drawing_bits.value", ""),
+    "trained weights": ("parameters.trained", ""),
+}
 Figure = dict[str, Any]  # value and standard_error, None where there is none
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs on one corpus; each row the name of a run, a phase of it, and its figures."""
+    """The runs on one corpus; each row the name of a run, a phase or split of it, its figures."""
 
     corpus: str
+    part: str  # of a run that a row is: phase | split
     columns: list[str]  # that any of the runs has a figure for
     rows: list[tuple[str, str, list[Figure]]]
 
 
-def comparisons(runs: list[Run]) -> list[Comparison]:
-    """One for each corpus, in the order of its first run."""
-    corpora = dict.fromkeys(run.params["corpus"] for run in runs)
-    return [_comparison(name, [r for r in runs if r.params["corpus"] == name]) for name in corpora]
-
-
-def _comparison(corpus: str, runs: list[Run]) -> Comparison:
-    phases = [(run.name, name, phase) for run in runs for name, phase in run.phases.items()]
-    columns = [
-        title
-        for title, (value, _) in COLUMNS.items()
-        if any(at(phase, value) is not None for _, _, phase in phases)
+def comparisons(runs: list[Run], readers: list[Reader]) -> list[Comparison]:
+    """One for each corpus, in the order of its first run; writers before readers."""
+    written = [(run.params["corpus"], run.name, run.phases) for run in runs]
+    labelled = [(reader.params["corpus"], reader.name, reader.splits) for reader in readers]
+    return [
+        _comparison(corpus, part, columns, [run[1:] for run in runs if run[0] == corpus])
+        for part, columns, runs in [("phase", WRITERS, written), ("split", READERS, labelled)]
+        for corpus in dict.fromkeys(corpus for corpus, _, _ in runs)
     ]
+
+
+def _comparison(
+    corpus: str, part: str, known: Columns, runs: list[tuple[str, dict[str, Any]]]
+) -> Comparison:
+    parts = [(run, name, found) for run, parts in runs for name, found in parts.items()]
+    columns = {
+        title: places
+        for title, places in known.items()
+        if any(at(found, places[0]) is not None for _, _, found in parts)
+    }
     rows = [
-        (run, name, [_figure(phase, title) for title in columns]) for run, name, phase in phases
+        (run, name, [_figure(found, *places) for places in columns.values()])
+        for run, name, found in parts
     ]
-    return Comparison(corpus, columns, rows)
+    return Comparison(corpus, part, list(columns), rows)
 
 
-def _figure(phase: Phase, title: str) -> Figure:
-    value, error = COLUMNS[title]
-    return {"value": at(phase, value), "standard_error": at(phase, error) if error else None}
+def _figure(found: dict[str, Any], value: str, error: str) -> Figure:
+    return {"value": at(found, value), "standard_error": at(found, error) if error else None}

@@ -1,5 +1,7 @@
 """What the report shows, read from data/: corpora, encoder, runs, and the pictures of examples.
 
+A run is a writer or a reader; `Run` is of a writer.
+
 Only the corpora and runs that params.yaml names are read.
 """
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.report.reader import Reader
 from stages.report.run import Run, at
 from stages.shared import history, tables
 
@@ -85,6 +88,19 @@ def _run(data: Path, name: str, params: dict[str, Any], kind: str) -> Run:
         },
         tables.read_json(ceilings)["test"] if ceilings.exists() else {},
     )
+
+
+def readers(data: Path, params: dict[str, dict]) -> list[Reader]:
+    """The readers of params.yaml."""
+    return [
+        Reader(
+            name,
+            values,
+            tables.read_json(data / "12_score" / name / "metrics.json"),
+            history.read(data / "09_train" / name / "history.csv"),
+        )
+        for name, values in params.items()
+    ]
 
 
 def _is_test(row: dict) -> bool:

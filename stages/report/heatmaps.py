@@ -22,6 +22,7 @@ _DIM = 0.75  # brightness of the picture beneath
 _COLOUR = 0.75  # of its colours, which tell objects that are equally bright apart
 _OPAQUE = 0.65  # of the heat at its largest: the picture shows through
 _BOX = (0, 255, 255)
+_TINT = 0.3  # of that colour over an exchanged cell
 
 
 def grid(weights: np.ndarray) -> np.ndarray | None:
@@ -63,6 +64,36 @@ def overlay(
         edges = [round(edge * (size - 1)) for edge, size in zip(box, sizes, strict=True)]
         thickness = max(1, round(max(width, height) / 120))
         ImageDraw.Draw(mixed).rectangle(edges, outline=_BOX, width=thickness)
+    return mixed
+
+
+def exchanged(
+    picture: Image.Image, weights: np.ndarray, places: list[int], middle: bool
+) -> Image.Image:
+    """`overlay` of weights (P,) that are a grid, and a frame in a tinted cell at each of `places`.
+
+    places: of the P weights, from 0.
+    """
+    cells = grid(weights)
+    mixed, side = overlay(picture, cells, middle, None), len(cells)
+    width, height = picture.size
+    left, top, right, bottom = square(width, height) if middle else (0, 0, width, height)
+    tint = Image.new("RGB", mixed.size, _BOX)
+    before = len(weights) - side * side  # a token before the grid has no place in it
+    for place in [place - before for place in places if place >= before]:
+        row, column = divmod(place, side)
+        # The pixels that `overlay` gives a cell.
+        edges = [
+            left - (-column * (right - left) // side),
+            top - (-row * (bottom - top) // side),
+            left - (-(column + 1) * (right - left) // side),
+            top - (-(row + 1) * (bottom - top) // side),
+        ]
+        part = Image.blend(mixed.crop(edges), tint.crop(edges), _TINT)
+        mixed.paste(part, edges[:2])
+        frame = [edges[0], edges[1], edges[2] - 1, edges[3] - 1]
+        thickness = max(1, round(max(width, height) / 120))
+        ImageDraw.Draw(mixed).rectangle(frame, outline=_BOX, width=thickness)
     return mixed
 
 
