@@ -21,7 +21,7 @@ from stages.shared.stage import WrongInput, stage
 
 @dataclass(frozen=True)
 class Corpus:
-    kind: Literal["articles", "captions"]
+    kind: Literal["articles", "captions", "tweets", "posts"]
     format: str
     path: str
 
@@ -38,7 +38,7 @@ def section(name: str, parts: Iterable[tuple[str, type]]) -> type:
 
 
 FORMATS = {  # the rest of the folder belongs to one of them
-    name: module.Params for name, module in modules(datasets).items() if hasattr(module, "Params")
+    name: module for name, module in modules(datasets).items() if hasattr(module, "KINDS")
 }
 PAPERS = modules(models)
 MODELS = {
@@ -47,7 +47,7 @@ MODELS = {
 }
 SECTIONS = {
     "corpora": dict[str, Corpus],
-    "formats": section("formats", FORMATS.items()),
+    "formats": section("formats", [(name, module.Params) for name, module in FORMATS.items()]),
     "ingest": ingest.Params,
     "clean": clean.Params,
     "chunk": chunk.Params,
@@ -82,10 +82,12 @@ def main() -> None:
 
 
 def check_corpora(corpora: dict[str, Corpus]) -> None:
-    """Raises WrongInput where a corpus names no format, or a path that does not exist."""
+    """Raises WrongInput where a corpus names no format of its kind, or no path that exists."""
     at_least_one("corpora", corpora)
     for name, corpus in corpora.items():
         one_of(f"corpora.{name}.format", corpus.format, FORMATS, "formats")
+        kinds = FORMATS[corpus.format].KINDS
+        one_of(f"corpora.{name}.kind", corpus.kind, kinds, f"kinds of format {corpus.format}")
         if not Path(corpus.path).exists():  # DVC asks for it even where the format draws its own
             raise WrongInput(
                 f"params.yaml: corpora.{name}.path is {corpus.path!r}, which does not exist: "

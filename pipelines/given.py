@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import regex
 
 from stages import clean
-from stages.ingest import BYTES_PER_PIXEL, UNKNOWN
+from stages.ingest import UNKNOWN
 from stages.shared import images, params
+from stages.shared.corpus import BYTES_PER_PIXEL
 from stages.shared.language import detect
 from stages.shared.stage import WrongInput
 

@@ -10,6 +10,9 @@ In this order: links go (`[words](address)` keeps its words), Unicode is normali
 control characters go, emoji go if asked, runs of white space become one space or line end. Clean
 text stays as it is when it is cleaned again.
 
+Of a tweet each word is cleaned by itself, and one that would become empty stays as it is, beside
+its tag; so does the text of a post, beside its label.
+
 NFKC folds full-width letters, ligatures and odd spaces, and would do two kinds of harm, so these
 characters are left alone: the full-width punctuation of Chinese and Japanese, which is their
 ordinary one; and fractions, powers and circled numbers, since 1½ would become 11/2 and m² m2.
@@ -122,18 +125,48 @@ def clean_captioned(record: dict, tidy: Callable[[str], str]) -> dict:
     }
 
 
+def clean_tweet(record: dict, tidy: Callable[[str], str]) -> dict:
+    """The CLEAN row of a tweet, with as many words as before."""
+    words = [tidy(word) or word for word in record["words"]]
+    return {**record, "words": words, "originals": record["words"]}
+
+
+def clean_post(record: dict, tidy: Callable[[str], str]) -> dict:
+    return {**record, "text": tidy(record["text"]) or record["text"], "original": record["text"]}
+
+
+CLEANERS = {
+    "articles": clean_article,
+    "captions": clean_captioned,
+    "tweets": clean_tweet,
+    "posts": clean_post,
+}
+
+
 def texts(row: dict, kind: str) -> list[tuple[str, str]]:
-    """The texts of a CLEAN row, each with its original."""
-    if kind == "captions":
-        return list(zip(row["captions"], row["originals"], strict=True))
-    return [(block["text"], block["original"]) for block in row["blocks"] if block["text"]]
+    """The texts of a CLEAN row, each with its original; of a tweet, its words."""
+    match kind:
+        case "articles":
+            return [(block["text"], block["original"]) for block in row["blocks"] if block["text"]]
+        case "captions":
+            return list(zip(row["captions"], row["originals"], strict=True))
+        case "tweets":
+            return list(zip(row["words"], row["originals"], strict=True))
+        case _:
+            return [(row["text"], row["original"])]
 
 
 def size(record: dict, kind: str) -> int:
     """How many texts a record of ingest has."""
-    if kind == "captions":
-        return len(record["captions"])
-    return sum(block["text"] is not None for block in record["blocks"])
+    match kind:
+        case "articles":
+            return sum(block["text"] is not None for block in record["blocks"])
+        case "captions":
+            return len(record["captions"])
+        case "tweets":
+            return len(record["words"])
+        case _:
+            return 1
 
 
 def summary(before: list[dict], after: list[dict], kind: str) -> dict:
@@ -151,13 +184,12 @@ def summary(before: list[dict], after: list[dict], kind: str) -> dict:
 
 
 def main(params: Params, kind: str, source: Path, target: Path) -> None:
-    clean_record = clean_article if kind == "articles" else clean_captioned
     records = tables.read(source / "records.parquet", tables.RECORDS[kind])
     rows = []
     with output(target) as folder:
         for record in bar(records, "clean"):
             tidy = partial(clean, language=record["language"], params=params)
-            rows.append(clean_record(record, tidy))
+            rows.append(CLEANERS[kind](record, tidy))
         kept = [row for row in rows if texts(row, kind)]
         tables.write(folder / "records.parquet", kept, tables.CLEAN[kind])
         counts = json.dumps(summary(records, rows, kind), indent=2)

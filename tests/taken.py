@@ -10,8 +10,9 @@ from PIL import Image
 
 from stages import ingest
 from stages.shared import tables
+from stages.shared.corpus import Corpus
 from stages.shared.params import fill
-from stages.shared.records import Article, Captioned, Extra, Reject
+from stages.shared.records import Extra, Record, Reject
 from stages.shared.stage import WrongInput
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
@@ -59,8 +60,8 @@ def survives_any_bytes(format: str, kind: str, source: Path, file: Path, good: b
         except WrongInput as error:
             assert "\n" not in str(error)
             continue
-        assert all(isinstance(item, Article | Captioned | Reject | Extra) for item in items)
+        assert all(isinstance(item, Record | Reject | Extra) for item in items)
         # What is read can be taken in: ingest decides about each without ending.
-        corpus = ingest.Corpus(source, LIMITS, add_image=lambda row: None)
+        corpus = Corpus(source, LIMITS, add_image=lambda row: None)
         for item in items:
             corpus.take(item)

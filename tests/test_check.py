@@ -76,14 +76,21 @@ def test_a_run_names_a_model_that_is_there(params):
 
 def test_a_corpus_names_a_format_that_is_there(params):
     params["corpora"]["articles"]["format"] = "phrases"
-    formats = "coco_cn | flickr8k_cn | jsonl | markdown | sample | vist"
+    formats = "coco_cn | flickr8k_cn | jsonl | markdown | mvsa | sample | twitter | vist"
     said = f"is 'phrases', none of the formats: choose one of {formats}"
     assert fault(params) == f"params.yaml: corpora.articles.format {said}"
 
 
 def test_a_corpus_is_of_a_kind_that_is_there(params):
     params["corpora"]["captions"]["kind"] = "caption"
-    assert fault(params).endswith("kind is 'caption': choose one of articles | captions")
+    choices = "choose one of articles | captions | tweets | posts"
+    assert fault(params).endswith(f"kind is 'caption': {choices}")
+
+
+def test_a_corpus_is_of_a_kind_that_its_format_holds(params):
+    params["corpora"]["captions"]["format"] = "markdown"
+    said = "kind is 'captions', none of the kinds of format markdown: choose one of articles"
+    assert fault(params) == f"params.yaml: corpora.captions.{said}"
 
 
 @pytest.mark.parametrize("format", ["sample", "markdown"])

@@ -139,3 +139,25 @@ def test_captions_keep_their_originals_side_by_side(tmp_path):
     assert row["captions"] == ["one two", "three"] and row["originals"] == ["one  two", "three"]
     assert row["image"] == "p" and summary["records_dropped"] == 1
     assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (4, 1, 2)
+
+
+def test_a_tweet_keeps_as_many_words_as_tags(tmp_path):
+    emptied = ["\u00a0", "https://a.org/b", "👍", "\u200d"]
+    words = [*emptied, "Ｗide", "a\u200bb", "two\u2028lines", "é"]
+    record = {"id": "a", "split": "test", "language": "en", "source": "t", "image": None}
+    tweet = {**record, "words": words, "tags": ["O"] * 8}
+    (row,), summary = run(tmp_path, "tweets", tweet)
+    assert row["words"] == [*emptied, "Wide", "ab", "two\nlines", "é"]
+    assert row["originals"] == words and row["tags"] == tweet["tags"] and row["image"] is None
+    assert summary["records"]["test"] == 1 and summary["records_dropped"] == 0
+    assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (8, 3, 0)
+
+
+def test_a_post_keeps_its_original_and_stays_where_nothing_would_be_left(tmp_path):
+    record = {"id": "a", "split": "test", "language": "en", "source": "p", "label": "neutral"}
+    said = ["see  https://a.org", "https://a.org"]
+    posts = [{**record, "id": text, "image": "p", "text": text} for text in said]
+    rows, summary = run(tmp_path, "posts", *posts)
+    assert [row["text"] for row in rows] == ["see", "https://a.org"]
+    assert [row["original"] for row in rows] == said and rows[0]["label"] == "neutral"
+    assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (2, 1, 0)

@@ -211,7 +211,7 @@ def test_what_is_not_there_is_named(taken, corpus):
 
 
 def test_articles_and_files_are_none_of_it(tmp_path, monkeypatch, corpus):
-    with pytest.raises(WrongInput, match="holds captions, not articles"):
+    with pytest.raises(WrongInput, match="format coco_cn holds captions: change the kind"):
         take(tmp_path, monkeypatch, "coco_cn", "articles", corpus)
     with pytest.raises(WrongInput, match="is a file: give the folder"):
         file = corpus / "coco-cn-version1805v1.1" / HUMAN

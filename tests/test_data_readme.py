@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.check import Corpus
-from stages import ingest
+from pipelines import check
 from stages.datasets import jsonl, markdown
+from stages.shared.corpus import Corpus
 from stages.shared.params import fill, read
 from tests.taken import LIMITS, paint
 
@@ -22,7 +22,7 @@ def blocks(language):
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_the_rows_of_corpora_are_as_params_want_them(block):
     for name, row in yaml.safe_load(block)["corpora"].items():
-        corpus = fill(Corpus, row, f"corpora.{name}")
+        corpus = fill(check.Corpus, row, f"corpora.{name}")
         assert corpus.format in read()["formats"]
         assert corpus.path.startswith("data/00_raw/")
 
@@ -48,16 +48,17 @@ def test_the_examples_are_taken_in(tmp_path):
         paint(tmp_path / path)
     (soup,) = blocks("markdown")
     (tmp_path / "miso.md").write_text(soup)
-    rows = [
-        *markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])),
-        *(
-            jsonl.parse(line.strip().encode(), kind, tmp_path, "x:1", ["utf-8"])
-            for line, kind in zip(blocks("json"), ["articles", "captions"], strict=True)
-        ),
+    found = [
+        ("articles", row)
+        for row in markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"]))
     ]
-    for kind, found in [("articles", rows[:2]), ("captions", rows[2:])]:
-        corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
-        for row in found:
-            corpus.take(row)
-        assert corpus.rejected == [] and len(corpus.records) == len(found), kind
-        assert {record["language"] for record in corpus.records.values()} == {"en"}
+    found += [
+        (kind, jsonl.parse(line.strip().encode(), kind, tmp_path, "x:1", ["utf-8"]))
+        for kind, line in zip(jsonl.KINDS, blocks("json"), strict=True)
+    ]
+    assert len(found) == 5
+    for kind, row in found:
+        corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+        corpus.take(row)
+        (record,) = corpus.records.values()
+        assert corpus.rejected == [] and record["language"] == "en", kind

@@ -134,7 +134,7 @@ def test_the_file_itself_may_be_named_and_a_folder_without_it_is_told(tmp_path, 
     assert len(records) == len(ROWS)
     with pytest.raises(WrongInput, match=r"holds no pairs\.jsonl: put it there"):
         take(*arguments, source / "images")
-    with pytest.raises(WrongInput, match="holds captions, not articles"):
+    with pytest.raises(WrongInput, match="format flickr8k_cn holds captions: change the kind"):
         taken(*ROWS, kind="articles")
 
 

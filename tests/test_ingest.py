@@ -12,8 +12,9 @@ from PIL import Image
 
 from stages import ingest
 from stages.datasets import markdown
-from stages.ingest import Params, complete, read_picture, split_of
+from stages.ingest import Params, complete
 from stages.shared import images, tables
+from stages.shared.corpus import Corpus, read_picture, split_of
 from stages.shared.images import WrongImage
 from stages.shared.records import Article, Box, Captioned, Fact, Picture, PictureFile
 from stages.shared.stage import WrongInput
@@ -218,7 +219,7 @@ def test_a_markdown_file_keeps_its_split_when_its_text_is_corrected(tmp_path):
         for name in names:
             (tmp_path / "soups").mkdir(exist_ok=True)
             (tmp_path / name).write_text(f"# Soup\n\n{text} in {name!r}")
-        corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+        corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
         for row in markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])):
             corpus.take(row)
         found = [record["split"] for record in corpus.records.values()]
@@ -332,7 +333,7 @@ def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
 
 def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_not(tmp_path):
     rows = [article("a", split="train"), article("b", split="val")]
-    with pytest.raises(WrongInput, match=r"none of 2 records is in test: .*ingest\.test"):
+    with pytest.raises(WrongInput, match=r"none of 2 records is in test: .*shares of the splits"):
         take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
     rows = [article("a", split="dev"), article("b", split="test")]
     with pytest.raises(WrongInput, match="none of 2 records is in train: "):
@@ -350,9 +351,9 @@ def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_n
         ({"format": "josnl"}, "corpora.corpus.format is 'josnl': choose one of"),
         (
             {"kind": "article"},
-            "corpora.corpus.kind is 'article': choose one of articles | captions",
+            "corpora.corpus.kind is 'article': choose one of articles | captions | tweets | posts",
         ),
-        ({"format": "markdown", "kind": "captions"}, "format markdown holds articles"),
+        ({"format": "markdown", "kind": "captions"}, "but format markdown holds articles: change"),
     ],
 )
 def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, change, sentence):
@@ -397,7 +398,7 @@ def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
 
 def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
     taken = []
-    corpus = ingest.Corpus(tmp_path, LIMITS, taken.append)
+    corpus = Corpus(tmp_path, LIMITS, taken.append)
     shares = (0.1, 0.2, 0.3, 0.4)
     red, blue = (Picture(encoded(colour)) for colour in ("red", "blue"))
     truth = {

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stages.datasets.jsonl import Params, parse, read
-from stages.shared.records import Article, Captioned, PictureFile, Reject
+from stages.shared.records import Article, Captioned, PictureFile, Post, Reject, Tweet
 from stages.shared.stage import WrongInput
 
 HERE = Path("folder")
@@ -65,6 +65,18 @@ def test_captions_come_as_a_list_or_one(given, captions):
     assert found == Captioned(source="a.jsonl:3", key="3", picture=picture, captions=captions)
 
 
+def test_a_tweet_and_a_post_with_every_field_and_with_those_they_need():
+    picture = PictureFile("a.jpg", HERE)
+    words, tags = ["\u00a0", "York"], ["O", "B-LOC"]
+    common = {"id": 3, "split": "dev", "language": "EN", "image": "a.jpg"}
+    told = {"source": "a.jsonl:3", "key": "3", "split": "validation", "language": "en"}
+    tagged, labelled = {"words": words, "tags": tags}, {"text": " one ", "label": "neutral"}
+    assert row(common | tagged, "tweets") == Tweet(**told, **tagged, picture=picture)
+    assert row(common | labelled, "posts") == Post(**told, **labelled, picture=picture)
+    assert row(tagged | {"image": None}, "tweets") == Tweet(source="a.jsonl:3", **tagged)
+    assert row(labelled, "posts") == Post(source="a.jsonl:3", **labelled)
+
+
 @pytest.mark.parametrize(
     ("line", "kind", "reason"),
     [
@@ -80,6 +92,11 @@ def test_captions_come_as_a_list_or_one(given, captions):
         ({"caption": "a"}, "captions", "wrong field: image: Field required"),
         ({"image": "a.jpg", "captions": [1]}, "captions", "wrong field: captions.0: "),
         ({"image": "a.jpg", "captions": "one"}, "captions", "wrong field: captions: "),
+        ({"words": ["a"]}, "tweets", "wrong field: tags: Field required"),
+        ({"words": "a", "tags": ["O"]}, "tweets", "wrong field: words: "),
+        ({"text": "a"}, "posts", "wrong field: label: Field required"),
+        ({"text": "a", "label": "happy"}, "posts", "wrong field: label: Input should be 'negat"),
+        ({"text": None, "label": "neutral"}, "posts", "wrong field: text: "),
     ],
 )
 def test_a_wrong_line_is_rejected_and_says_where_and_why(line, kind, reason):

@@ -1,6 +1,7 @@
 from hashlib import sha256
 
-from stages import chunk, ingest
+from stages import chunk
+from stages.shared.corpus import Corpus
 from stages.shared.records import Article, Fact, Foil, Picture
 from tests.test_ingest import LIMITS, encoded
 
@@ -19,7 +20,7 @@ def drawn(contents):
 
 def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rejected(tmp_path):
     contents = [encoded("red"), b"no picture", encoded("green"), encoded("blue")]
-    corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+    corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
     corpus.take(drawn(contents))
     (record,) = corpus.records.values()
     params = chunk.Params(["articles"], "first", 1, "article", "others", 0, 0.0, 1.0, 8)
@@ -32,7 +33,7 @@ def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rej
 
 
 def test_foils_of_an_article_whose_pictures_are_all_taken_in_are_kept(tmp_path):
-    corpus = ingest.Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+    corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
     corpus.take(drawn([encoded("red"), encoded("green")]))
     assert [(foil["position"], foil["text"]) for foil in corpus.foils] == [
         (0, "foil 0"),

@@ -17,10 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from stages.datasets.reading import HIDDEN, SPLITS, Splits, lines, picture, pictures, settled
+from stages.datasets.reading import (
+    HIDDEN,
+    SPLITS,
+    Splits,
+    holding,
+    lines,
+    picture,
+    pictures,
+    settled,
+)
 from stages.shared.records import Captioned, Item, Reject
 from stages.shared.stage import WrongInput
 
+KINDS = ("captions",)
 HUMAN, TRANSLATED = "imageid.human-written-caption.txt", "imageid.manually-translated-caption.txt"
 EXTENSION = "coco-cn_ext.icap2020.txt"
 FILES = {
@@ -32,6 +42,8 @@ FILES = {
 LISTS = {name: f"coco-cn_{name}.txt" for name in ("train", "val", "test")}
 TYPOS = "detected-typos.txt"
 SEPARATORS = {"tab": re.compile(r"([^\t]*)\t(.*)"), "whitespace": re.compile(r"\s*(\S+)\s(.*)")}
+TYPO = "known typo"
+APPLE_DOUBLE = "AppleDouble file: macOS wrote it beside the file of the same name"
 ENCODINGS = "formats.coco_cn.encodings"
 
 
@@ -54,12 +66,11 @@ class _Picture:
 
 def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
     """The rejects, then one row per picture. Raises WrongInput if a whole file is missing."""
-    if kind != "captions":
-        raise WrongInput(f"params.yaml: format coco_cn holds captions, not {kind}: give captions")
-    folder = annotations(source, FILES[params.captions][0])
+    unpack = "unpack COCO-CN there, or choose other formats.coco_cn.captions in params.yaml"
+    folder = holding(source, [FILES[params.captions][0]], unpack)
     for path in sorted({*source.glob(f"{HIDDEN}*"), *folder.glob(f"{HIDDEN}*")}):
         name = path.relative_to(source).as_posix()
-        yield Reject(name, "AppleDouble file: macOS wrote it beside the file of the same name")
+        yield Reject(name, APPLE_DOUBLE, meant=True)
     listed: dict[str, list[str]] | None = None
     if params.captions != "extension" and params.splits != "hash":
         listed = {}
@@ -80,22 +91,6 @@ def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
         for name, one in found.items()
     )
     yield from settled(rows, params.splits)
-
-
-def annotations(source: Path, name: str) -> Path:
-    """The folder that holds the file `name`: `source`, or one within it. Raises WrongInput."""
-    if not source.is_dir():
-        raise WrongInput(f"{source} is a file: give the folder that holds it and the pictures")
-    within = sorted(path for path in source.iterdir() if path.is_dir())
-    found = [folder for folder in (source, *within) if (folder / name).is_file()]
-    if not found:
-        raise WrongInput(
-            f"{source} holds no {name}, and no folder in it does: unpack COCO-CN there, or choose "
-            "other formats.coco_cn.captions in params.yaml"
-        )
-    if len(found) > 1:
-        raise WrongInput(f"{source} holds {name} in {found[0].name} and {found[1].name}: keep one")
-    return found[0]
 
 
 def read_splits(folder: Path, encodings: list[str], listed: dict) -> Iterator[Reject]:
@@ -139,7 +134,7 @@ def read_captions(
         separated += 1
         name, caption = match[1].split("#")[0].strip(), match[2].strip()
         if fault := _fault(name, caption, listed, found, typos):
-            yield Reject(source, fault, key=name or None)
+            yield Reject(source, fault, key=name or None, meant=fault.startswith(TYPO))
             continue
         split = SPLITS.get(listed[name][0], listed[name][0]) if listed is not None else None
         found.setdefault(name, _Picture(source, split)).captions[caption] = source
@@ -172,7 +167,7 @@ def _fault(
     if len(splits) > 1:
         return f"two splits: {name[:60]} is in {' and '.join(LISTS[split] for split in splits)}"
     if caption in typos:
-        return f"known typo: {typos[caption]}"
+        return f"{TYPO}: {typos[caption]}"
     if name in found and (place := found[name].captions.get(caption)):
         return f"duplicate id: the same picture and caption as {place}"
     return None

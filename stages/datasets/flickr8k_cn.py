@@ -19,6 +19,7 @@ from stages.datasets.reading import SPLITS, Splits, lines, reason, settled
 from stages.shared.records import Captioned, Extra, Item, PictureFile, Reject
 from stages.shared.stage import WrongInput
 
+KINDS = ("captions",)
 FILE = "pairs.jsonl"
 LANGUAGES = {"en": "en", "zhc": "zh", "zhb": "zh", "zhm": "zh"}
 TEST_ONLY = "zhm"
@@ -52,10 +53,6 @@ class _Row(BaseModel):
 
 def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
     """The rejects, then one row per line. Raises WrongInput if there is nothing to read."""
-    if kind != "captions":
-        raise WrongInput(
-            f"params.yaml: format flickr8k_cn holds captions, not {kind}: give captions"
-        )
     path = source if source.is_file() else source / FILE
     if not path.is_file():
         raise WrongInput(f"{source} holds no {FILE}: put it there")

@@ -4,10 +4,13 @@ articles  {"article_id", "title" or "topic", "language", "split",
            "chunks": [{"image": "images/a.jpg", "text": "..."}, ...], "reference"}
 captions  {"id", "language", "split", "image": "images/a.jpg", "captions": ["...", ...]},
           or "caption" instead of "captions"
+tweets    {"id", "language", "split", "image", "words": ["New", "York"], "tags": ["B-LOC", "I-LOC"]}
+posts     {"id", "language", "split", "image", "text": "...", "label": "positive"}
 
-Everything but `chunks` (or `reference`) and `image` with its captions may be missing or null. Other
-keys are ignored. A picture's path is relative to the folder of its .jsonl file. `reference`, the
-whole text of an article, is read only where no chunk has a text; it then follows the pictures.
+Everything may be missing or null but `chunks` (or `reference`), the `image` of captions and they,
+`words` with `tags`, and `text` with `label`. Other keys are ignored. A picture's path is relative
+to the folder of its .jsonl file. `reference`, the whole text of an article, is read only where no
+chunk has a text; it then follows the pictures.
 """
 
 from collections.abc import Iterator
@@ -18,8 +21,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.reading import SPLITS, reason
-from stages.shared.records import Article, Captioned, Item, PictureFile, Reject, decode
+from stages.shared.records import (
+    Article,
+    Captioned,
+    Item,
+    Label,
+    PictureFile,
+    Post,
+    Reject,
+    Tweet,
+    decode,
+)
 from stages.shared.stage import WrongInput
+
+KINDS = ("articles", "captions", "tweets", "posts")
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,20 @@ class _CaptionRow(_Row):
     caption: str | None = None
 
 
+class _TweetRow(_Row):
+    id: str | int | None = None
+    image: str | None = None
+    words: list[str]
+    tags: list[str]
+
+
+class _PostRow(_Row):
+    id: str | int | None = None
+    image: str | None = None
+    text: str
+    label: Label
+
+
 def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
     """One row, or Reject, per line that is not blank. Raises WrongInput if there is no file."""
     paths = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
@@ -74,9 +103,15 @@ def parse(line: bytes, kind: str, folder: Path, source: str, encodings: list[str
     if text is None:
         return Reject(source, f"undecodable line: not {' or '.join(encodings)}")
     try:
-        if kind == "articles":
-            return _article(_ArticleRow.model_validate_json(text), folder, source)
-        return _captioned(_CaptionRow.model_validate_json(text), folder, source)
+        match kind:
+            case "articles":
+                return _article(_ArticleRow.model_validate_json(text), folder, source)
+            case "captions":
+                return _captioned(_CaptionRow.model_validate_json(text), folder, source)
+            case "tweets":
+                return _tweet(_TweetRow.model_validate_json(text), folder, source)
+            case _:
+                return _post(_PostRow.model_validate_json(text), folder, source)
     except ValidationError as error:
         return Reject(source, reason(error))
 
@@ -97,6 +132,16 @@ def _captioned(row: _CaptionRow, folder: Path, source: str) -> Captioned:
     captions = row.captions or ([row.caption] if row.caption else [])
     picture = PictureFile(row.image, folder)
     return Captioned(picture=picture, captions=captions, **_common(row, row.id, source))
+
+
+def _tweet(row: _TweetRow, folder: Path, source: str) -> Tweet:
+    picture = PictureFile(row.image, folder) if row.image else None
+    return Tweet(words=row.words, tags=row.tags, picture=picture, **_common(row, row.id, source))
+
+
+def _post(row: _PostRow, folder: Path, source: str) -> Post:
+    picture = PictureFile(row.image, folder) if row.image else None
+    return Post(text=row.text, label=row.label, picture=picture, **_common(row, row.id, source))
 
 
 def _common(row: _Row, key: str | int | None, source: str) -> dict:

@@ -20,6 +20,7 @@ from markdown_it.token import Token
 from stages.shared.records import Article, Item, PictureFile, Reject, decode
 from stages.shared.stage import WrongInput
 
+KINDS = ("articles",)
 FRONT_MATTER = regex.compile(r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL)
 # Chinese and Japanese are wrapped without a space at the line's end.
 UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef]")
@@ -36,8 +37,6 @@ class Params:
 
 def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
     """One Article, or Reject, per file in order of path. Raises WrongInput if there is no file."""
-    if kind != "articles":
-        raise WrongInput(f"params.yaml: format markdown holds articles, not {kind}: give jsonl")
     paths = [] if source.is_file() else files(source, params.suffixes)
     if not paths:
         suffixes = " or ".join(params.suffixes)

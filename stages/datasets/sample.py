@@ -25,6 +25,7 @@ from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
 from stages.datasets.sampling import Params, Values, combinations, facts_of, picture_of
 from stages.shared.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
 
+KINDS = ("articles", "captions", "tweets", "posts")
 FEWEST, MOST = 3, 5  # pictures of an article
 Chances = dict[str, Counter]  # slot -> {value: weight}
 RULE = "states what it sees, and of each other slot the value most probable in the split"

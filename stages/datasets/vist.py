@@ -30,6 +30,7 @@ from stages.datasets.reading import SPLITS, picture, pictures, reason
 from stages.shared.records import Article, Captioned, Item, PictureFile, Reject
 from stages.shared.stage import WrongInput
 
+KINDS = ("articles", "captions")
 TIERS = {  # by kind: the folder and the end of the files' names
     "articles": ("sis", "story-in-sequence.json"),
     "captions": ("dii", "description-in-isolation.json"),

@@ -1,25 +1,28 @@
 """What a dataset format hands to ingest. A format is one file stages/datasets/<format>.py with
 
+    KINDS = ("captions",)       # of corpora that it reads: articles | captions | tweets | posts
+
     @dataclass(frozen=True)
     class Params: ...           # filled from formats.<format> of params.yaml
 
     def read(source: Path, kind: str, params: Params) -> Iterator[Item]: ...
 
-`kind` is the corpus' kind: articles | captions | tweets | posts. `read` yields rows one at a time
-and opens no picture file: ingest checks, decodes and hashes pictures, gives ids, and decides
-languages and splits where the row leaves them open. What a format cannot read it yields as Reject.
-It raises WrongInput only if the source as a whole is wrong.
+`kind` is the corpus' kind, one of KINDS. `read` yields rows one at a time and opens no picture
+file: ingest checks, decodes and hashes pictures, gives ids, and decides languages and splits where
+the row leaves them open. What a format cannot read it yields as Reject. It raises WrongInput only
+if the source as a whole is wrong.
 """
 
 import codecs
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from stages.shared.stage import WrongInput
 
 SPLITS = ("train", "validation", "test")
 Label = Literal["negative", "neutral", "positive"]  # of a post
+LABELS = get_args(Label)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Reject:
     source: str
     reason: str
     key: str | None = None
+    meant: bool = False  # left out as params ask for; it counts for nothing in ingest.max_rejected
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,30 @@
+from random import Random
+
+import pytest
+from seqeval.metrics.sequence_labeling import get_entities
+
+from stages.shared.tags import entities, orphans
+
+
+@pytest.mark.parametrize(
+    ("tags", "alone", "found"),
+    [
+        ("", [], []),
+        ("O O", [], []),
+        ("B-PER I-PER O B-LOC", [], ["PER", "LOC"]),
+        ("I-PER I-PER O", [0], ["PER"]),
+        ("O I-PER I-LOC", [1, 2], ["PER", "LOC"]),
+        ("B-PER I-LOC I-LOC", [1], ["PER", "LOC"]),
+        ("B-PER B-PER I-PER", [], ["PER", "PER"]),
+    ],
+)
+def test_an_i_tag_that_continues_nothing_begins_an_entity(tags, alone, found):
+    assert orphans(tags.split()) == alone
+    assert entities(tags.split()) == found
+
+
+def test_entities_are_those_of_seqeval_whatever_the_tags():
+    random = Random(0)
+    for _ in range(2000):
+        tags = random.choices(["O", "B-A", "I-A", "B-B", "I-B"], k=random.randrange(8))
+        assert entities(tags) == [name for name, _, _ in get_entities(tags)]
