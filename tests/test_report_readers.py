@@ -113,14 +113,14 @@ def test_readers_stand_beside_their_ceilings(content):
     assert "picture alone 0.260 0.250 0.000 ± 0.000 below" in shown
     assert "both 1.010 1.000 0.750 ± 0.250 1.000 ± 0.000" in shown
     assert "skill 1.000 0.500 ± 0.500 1.000 ± 0.000" in shown
-    assert "2 words of 1 items lie beyond what is read" in shown
+    assert "2 words in 1 items lie beyond what is read" in shown
 
 
 def test_the_comparison_has_a_row_for_each_split_of_a_reader(content):
     shown = text(content)
     table = shown.split("Runs side by side")[1].split("What ran")[0]
     assert "On of_names" in table and "On of_moods" in table
-    assert "moods test 0.500 ± 0.500 0.750 ± 0.250" in table
+    assert "moods test 0.500 ± 0.500 0.750 ± 0.250 of 1.000" in table
     assert "moods validation 1.000" in table
     assert " 120 " in table  # the trained weights, a whole number
 

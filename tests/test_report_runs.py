@@ -132,8 +132,8 @@ def test_every_column_of_the_comparison_is_a_place_of_metrics():
             "one",
             "sft",
             [
-                {"value": 0.5, "standard_error": 0.1},
-                {"value": 0.3, "standard_error": None},
+                {"value": 0.5, "standard_error": 0.1, "ceiling": None},
+                {"value": 0.3, "standard_error": None, "ceiling": None},
             ],
         )
     ]

@@ -6,37 +6,40 @@ from typing import Any
 from stages.report.reader import Reader
 from stages.report.run import Run, at
 
-Columns = dict[str, tuple[str, str]]
-WRITERS: Columns = {  # title -> where it stands in a phase's metrics, and its standard error if any
-    "skill": ("skill.value", "skill.standard_error"),
-    "share of ceiling": ("share_of_ceiling.value", "share_of_ceiling.standard_error"),
-    "grounding": ("grounding.total", "grounding.standard_error"),
-    "ROUGE-L": ("rouge_l", ""),
-    "METEOR": ("meteor", ""),
-    "METEOR, exact and stem only": ("meteor_exact_stem", ""),
-    "CIDEr": ("cider", ""),
-    "BERTScore": ("bert_score", ""),
-    "literal reward": ("rewards.literal", ""),
-    "semantic reward": ("rewards.semantic", ""),
+# Title -> where its value stands in the metrics of a phase or split, then its standard error and
+# its ceiling, "" where there is none.
+Columns = dict[str, tuple[str, str, str]]
+WRITERS: Columns = {
+    "skill": ("skill.value", "skill.standard_error", ""),
+    "share of ceiling": ("share_of_ceiling.value", "share_of_ceiling.standard_error", ""),
+    "grounding": ("grounding.total", "grounding.standard_error", ""),
+    "ROUGE-L": ("rouge_l", "", ""),
+    "METEOR": ("meteor", "", ""),
+    "METEOR, exact and stem only": ("meteor_exact_stem", "", ""),
+    "CIDEr": ("cider", "", ""),
+    "BERTScore": ("bert_score", "", ""),
+    "literal reward": ("rewards.literal", "", ""),
+    "semantic reward": ("rewards.semantic", "", ""),
 }
-READERS: Columns = {  # the same of a split's metrics
-    "skill": ("skill.value", "skill.standard_error"),
-    "F1, lenient": ("lenient.f1", "lenient.standard_error"),
-    "F1, strict": ("strict.f1", "strict.standard_error"),
-    "F1 of places": ("spans.f1", "spans.standard_error"),
-    "accuracy": ("accuracy.value", "accuracy.standard_error"),
-    "weighted F1": ("weighted_f1.value", "weighted_f1.standard_error"),
-    "macro F1": ("macro_f1.value", "macro_f1.standard_error"),
-    "text alone": ("single_modality.text.value", "single_modality.text.standard_error"),
-    "ceiling of text": ("ceilings.text.realised", ""),
-    "picture alone": ("single_modality.picture.value", "single_modality.picture.standard_error"),
-    "ceiling of picture": ("ceilings.picture.realised", ""),
-    "ceiling of both": ("ceilings.both.realised", ""),
-    "nats per token": ("regularisers.caption_nats.value", ""),
-    "bits per dimension": ("regularisers.drawing_bits.value", ""),
-    "trained weights": ("parameters.trained", ""),
+_OF_BOTH, _OF_TEXT, _OF_PICTURE = (
+    f"ceilings.{inputs}.realised" for inputs in ("both", "text", "picture")
+)
+_TEXT, _PICTURE = (f"single_modality.{inputs}" for inputs in ("text", "picture"))
+READERS: Columns = {
+    "skill": ("skill.value", "skill.standard_error", ""),
+    "F1, lenient": ("lenient.f1", "lenient.standard_error", _OF_BOTH),
+    "F1, strict": ("strict.f1", "strict.standard_error", ""),
+    "F1 of places": ("spans.f1", "spans.standard_error", ""),
+    "accuracy": ("accuracy.value", "accuracy.standard_error", _OF_BOTH),
+    "weighted F1": ("weighted_f1.value", "weighted_f1.standard_error", ""),
+    "macro F1": ("macro_f1.value", "macro_f1.standard_error", ""),
+    "text alone": (f"{_TEXT}.value", f"{_TEXT}.standard_error", _OF_TEXT),
+    "picture alone": (f"{_PICTURE}.value", f"{_PICTURE}.standard_error", _OF_PICTURE),
+    "nats per token": ("regularisers.caption_nats.value", "", ""),
+    "bits per dimension": ("regularisers.drawing_bits.value", "", ""),
+    "trained weights": ("parameters.trained", "", ""),
 }
-Figure = dict[str, Any]  # value and standard_error, None where there is none
+Figure = dict[str, Any]  # value, standard_error and ceiling, None where there is none
 
 
 @dataclass(frozen=True)
@@ -76,5 +79,8 @@ def _comparison(
     return Comparison(corpus, part, list(columns), rows)
 
 
-def _figure(found: dict[str, Any], value: str, error: str) -> Figure:
-    return {"value": at(found, value), "standard_error": at(found, error) if error else None}
+def _figure(found: dict[str, Any], *places: str) -> Figure:
+    names = ("value", "standard_error", "ceiling")
+    return {
+        name: at(found, place) if place else None for name, place in zip(names, places, strict=True)
+    }

@@ -98,7 +98,7 @@ class Reader:
             {"label": kind, **row, "strict": strict["by_type"].get(kind, {}).get("f1", 0.0)}
             for kind, row in lenient["by_type"].items()
         ]
-        spans = {"label": "places, whatever their types", **found["spans"], "strict": None}
+        spans = {"label": "places alone", **found["spans"], "strict": None}
         return [*rows, spans, {"label": "all", "total": True, **lenient, "strict": strict["f1"]}]
 
     def closeness(self) -> list[Figure]:

@@ -46,8 +46,7 @@ def measures(texts: np.ndarray, pictures: np.ndarray) -> dict[str, Any]:
     matched, mismatched: mean cosine of a text with its own picture, with every other one.
     difference: of the two, with its standard error over the items. distance: of the two
     modalities' centroids, over the mean of their spreads (root mean square distance of a modality's
-    vectors from its centroid); 0: nothing tells the modalities apart, and far above 1: they lie
-    in clouds of their own.
+    vectors from its centroid); 0: the clouds of texts and pictures lie on each other.
     """
     cosines = _unit(texts) @ _unit(pictures).T  # (N, N)
     items, matched = len(cosines), np.diag(cosines)
