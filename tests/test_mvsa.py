@@ -109,8 +109,9 @@ def test_both_archives_are_read_and_contradictions_are_no_faults(tmp_path, monke
     assert [row["label"] for row in records] == ["positive"] * 6
     assert counts(tmp_path)["rejected"] == {"contradiction": 144} and len(rejected) == 144
     header = "ID\ttext,image\ttext,image\ttext,image\n"
-    votes = "positive,neutral\tnegative,neutral\tpositive,neutral"
-    rows = "".join(f"{guid}\t{votes}\n" for guid in range(6))
+    votes = ["positive,neutral", "negative,neutral", "positive,neutral"]
+    rows = "".join("\t".join([str(guid), *votes]) + "\n" for guid in range(5))
+    rows += "5\tpositive,neutral\t\t \n"  # two annotators said nothing
     multiple = write(tmp_path / "multiple", header + rows, range(6))
     records, rejected = take(tmp_path, monkeypatch, "mvsa", "posts", multiple)
     assert rejected == [] and [row["label"] for row in records] == ["positive"] * 6
@@ -174,6 +175,21 @@ def test_splits_hold_the_same_share_of_every_label_and_are_written_out(taken, tm
         for guid, label in re.findall(r"(\d+),(\w+)\n", text)
     }
     assert listed == by_text
+
+
+def test_posts_of_one_text_share_a_split_and_the_shares_stay_exact(taken, tmp_path):
+    taken()
+    for guid in range(0, 30, 2):  # five texts under three labels each
+        (tmp_path / "mvsa" / "data" / f"{guid}.txt").write_text(f"retweet {guid // 6}")
+    for seed in range(4):
+        with pytest.MonkeyPatch.context() as patch:
+            about = ("mvsa", "posts", tmp_path / "mvsa")
+            records, _ = take(tmp_path, patch, *about, seed=seed, validation=0.2, test=0.3)
+        of_text = {(row["text"], row["split"]) for row in records}
+        assert len(of_text) == len({row["text"] for row in records}) == 20
+        found = Counter((row["split"], row["label"]) for row in records)
+        shares = {"train": 5, "validation": 2, "test": 3}
+        assert found == {(split, name): n for split, n in shares.items() for name in LABELS}
 
 
 def test_splits_are_the_seeds_whatever_the_order_of_the_list(taken, tmp_path):

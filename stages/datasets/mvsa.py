@@ -10,9 +10,9 @@ for text and picture each; `merge` makes one label of the two. Rows that leave n
 as a rule of the corpus, not as a fault, and so are rows without label.
 
 The corpus has no published splits. Those made here are exact shares of each label, in the order of
-a hash of seed and id, and are written out as train.txt, valid.txt and test.txt: a header, then
+a hash of seed and text, and are written out as train.txt, valid.txt and test.txt: a header, then
 lines `guid,label`, as the public code of MuSE reads them, and as `splits: published` does. The
-lists hold every row that was read here; ingest may still reject one as the duplicate of another.
+lists hold every row that was read here, those too that ingest rejects as duplicates of others.
 """
 
 import re
@@ -110,10 +110,13 @@ def read_labels(path: Path, split: str | None, params: Params) -> Iterator[_Rate
             yield line
             continue
         source, text = line
-        key, *labels = [field.strip() for field in re.split(r"[\t,]", text)]
+        key, *fields = [field.strip() for field in re.split(r"[\t,]", text, maxsplit=1)]
         if key.lower() in HEADERS:
             continue
-        label = merged([label.lower() for label in labels], params.merge) if key else NO_ID
+        # An annotator may have left a cell empty.
+        cells = [cell for field in fields for cell in field.split("\t") if cell.strip()]
+        labels = [label.strip().lower() for cell in cells for label in cell.split(",")]
+        label = merged(labels, params.merge) if key else NO_ID
         if isinstance(label, Fault):
             yield Reject(source, label.reason, key or None, meant=label.meant)
         else:
@@ -190,17 +193,27 @@ def read_text(row: _Rated, found: dict[str, str], root: Path, encodings: list[st
 
 
 def stratified(posts: list[Post], params: Params) -> list[Post]:
-    """The posts with splits that hold the same share of every label."""
+    """The posts with splits that hold the same share of every label.
+
+    Posts of one text (retweets; one post in fifteen of MVSA-Single) share a split, so that test has no
+    text that was learned.
+    """
+    counts = Counter(post.label for post in posts)
+    shares = {"test": params.test, "validation": params.validation}
+    room = {
+        split: Counter({label: part(share, count) for label, count in counts.items()})
+        for split, share in shares.items()
+    }
+    same: dict[str, list[Post]] = {}
+    for post in posts:
+        same.setdefault(post.text, []).append(post)
     splits: dict[str, str] = {}
-    for label in LABELS:
-        keys = [post.key for post in posts if post.label == label]
-        keys.sort(key=lambda key: sha256(f"{params.seed}:{key}".encode()).digest())
-        test = part(params.test, len(keys))
-        rest = test + part(params.validation, len(keys))
-        splits |= dict.fromkeys(keys[:test], "test")
-        splits |= dict.fromkeys(keys[test:rest], "validation")
-        splits |= dict.fromkeys(keys[rest:], "train")
-    return [replace(post, split=splits[post.key]) for post in posts]
+    for text in sorted(same, key=lambda text: sha256(f"{params.seed}:{text}".encode()).digest()):
+        labels = Counter(post.label for post in same[text])
+        splits[text] = next((split for split in room if labels <= room[split]), "train")
+        if splits[text] in room:
+            room[splits[text]] -= labels
+    return [replace(post, split=splits[post.text]) for post in posts]
 
 
 def part(share: float, count: int) -> int:
