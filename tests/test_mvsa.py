@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages import ingest
-from stages.datasets.mvsa import LABELS, MERGE, Fault, merged, part
+from stages.datasets.mvsa import LABELS, Fault, merged, part
 from stages.shared import tables
 from stages.shared.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
@@ -73,7 +73,6 @@ def test_a_post_has_text_label_and_picture(taken, tmp_path):
     ],
 )
 def test_the_labels_of_text_and_picture_become_one(merge, expected):
-    assert merge in MERGE
     for text, row in zip("+0-", expected.split(), strict=True):
         for image, label in zip("+0-", row, strict=True):
             found = merged([NAMES[text], NAMES[image]], merge)
@@ -98,6 +97,13 @@ def test_the_labels_of_text_and_picture_become_one(merge, expected):
 def test_of_three_annotators_the_majority_counts_for_each_modality(votes, label):
     found = merged([NAMES[one] for pair in votes.split() for one in pair], "neutral_yields")
     assert found == (NAMES[label] if label in NAMES else Fault(label, meant=True))
+
+
+def test_a_modality_that_does_not_count_needs_no_majority():
+    votes = [NAMES[one] for one in "+++-00"]  # text and picture in turn
+    assert merged(votes, "text") == "positive"
+    tied = Fault("no majority: the picture is positive, negative, neutral", meant=True)
+    assert merged(votes, "picture") == merged(votes, "neutral_yields") == tied
 
 
 def test_both_archives_are_read_and_contradictions_are_no_faults(tmp_path, monkeypatch):

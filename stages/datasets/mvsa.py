@@ -54,6 +54,15 @@ class Params:
 
 
 @dataclass(frozen=True)
+class Fault:
+    reason: str
+    meant: bool = False  # rows of this kind are left out by a rule of the corpus
+
+
+NO_ID = Fault("no id: the line begins with its separator")
+
+
+@dataclass(frozen=True)
 class _Rated:
     source: str
     key: str
@@ -123,15 +132,6 @@ def read_labels(path: Path, split: str | None, params: Params) -> Iterator[_Rate
             yield _Rated(source, key, label, split)
 
 
-@dataclass(frozen=True)
-class Fault:
-    reason: str
-    meant: bool = False  # rows of this kind are left out by a rule of the corpus
-
-
-NO_ID = Fault("no id: the line begins with its separator")
-
-
 def merged(labels: list[str], merge: str) -> Label | Fault:
     """The one label of a row, whose labels are one, or those of text and picture in turn."""
     if not labels or labels[0] in NO_LABEL:
@@ -142,13 +142,18 @@ def merged(labels: list[str], merge: str) -> Label | Fault:
         return labels[0]
     if len(labels) % 2:
         return Fault(f"wrong count: {len(labels)} labels, where each annotator gives two")
-    text, image = majority(labels[0::2]), majority(labels[1::2])
-    if text is None or image is None:
-        what, said = ("text", labels[0::2]) if text is None else ("picture", labels[1::2])
-        return Fault(f"no majority: the {what} is {', '.join(said)}", meant=True)
-    if (label := MERGE[merge](text, image)) is None:
-        return Fault(f"contradiction: the text is {text}, the picture {image}", meant=True)
-    return label
+    votes = {"text": labels[0::2], "picture": labels[1::2]}
+    if merge in votes:
+        votes = {merge: votes[merge]}
+    found = {what: majority(said) for what, said in votes.items()}
+    if tied := [what for what, label in found.items() if label is None]:
+        said = ", ".join(votes[tied[0]])
+        return Fault(f"no majority: the {tied[0]} is {said}", meant=True)
+    if label := agreed(set(found.values()), merge):
+        return label
+    return Fault(
+        f"contradiction: the text is {found['text']}, the picture {found['picture']}", True
+    )
 
 
 def majority(labels: list[str]) -> str | None:
@@ -157,22 +162,11 @@ def majority(labels: list[str]) -> str | None:
     return label if 2 * count > len(labels) else None
 
 
-def agree(text: str, image: str) -> str | None:
-    return text if text == image else None
-
-
-def neutral_yields(text: str, image: str) -> str | None:
-    """The rule of MultiSentiNet: where one is neutral the other decides."""
-    said = {text, image} - {"neutral"}
-    return None if len(said) == 2 else said.pop() if said else "neutral"
-
-
-MERGE = {
-    "neutral_yields": neutral_yields,
-    "agree": agree,
-    "text": lambda text, image: text,
-    "picture": lambda text, image: image,
-}
+def agreed(labels: set[str], merge: str) -> str | None:
+    """The one label of text and picture. Neutral yields by the rule of MultiSentiNet."""
+    if merge == "neutral_yields" and len(labels) == 2:
+        labels = labels - {"neutral"}
+    return labels.pop() if len(labels) == 1 else None
 
 
 def read_text(row: _Rated, found: dict[str, str], root: Path, encodings: list[str]) -> str | Reject:
@@ -195,8 +189,8 @@ def read_text(row: _Rated, found: dict[str, str], root: Path, encodings: list[st
 def stratified(posts: list[Post], params: Params) -> list[Post]:
     """The posts with splits that hold the same share of every label.
 
-    Posts of one text (retweets; one post in fifteen of MVSA-Single) share a split, so that test has no
-    text that was learned.
+    Posts of one text share a split, so that test has no text that was learned. Retweets make them:
+    one post in fifteen of MVSA-Single.
     """
     counts = Counter(post.label for post in posts)
     shares = {"test": params.test, "validation": params.validation}
