@@ -1,0 +1,239 @@
+import math
+from decimal import Decimal
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.shared import pixelcnn
+from stages.shared.pixelcnn import Params, PixelCNN, coupled, from_bytes, log_likelihood, pick
+from stages.shared.stage import WrongInput
+
+WIDTH = 3
+TINY = Params(size=8, blocks=1, filters=4, mixtures=2, dropout=0.0)
+
+
+def network(params: Params = TINY) -> PixelCNN:
+    """In float64, away from its first weights, where h and the end of each block say little."""
+    torch.manual_seed(0)
+    model = PixelCNN(params, WIDTH).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return model
+
+
+def pictures(count: int, size: int = 8) -> Tensor:
+    torch.manual_seed(1)
+    return levels(torch.randint(0, 256, (count, 3, size, size)))
+
+
+def levels(pixels: Tensor) -> Tensor:
+    return pixels.double() / 127.5 - 1
+
+
+def sigmoid(z: float) -> Decimal:
+    """With 28 digits: the difference of two is a level."""
+    return 1 / (1 + (-Decimal(z)).exp())
+
+
+# ------------------------------------------------------------------------------- likelihood
+def test_all_colours_of_a_pixel_together_have_probability_one():
+    torch.manual_seed(0)
+    theta = torch.randn(1, 20, 1, dtype=torch.float64).expand(-1, -1, 256 * 256)
+    green, blue = torch.cartesian_prod(torch.arange(256), torch.arange(256)).T
+    total = 0.0
+    for red in range(256):
+        x = levels(torch.stack([torch.full_like(green, red), green, blue]))[None]
+        total += log_likelihood(theta, x).exp().sum().item()
+    assert total == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("mu, log_s", [(-1.0, -6.0), (1.0, -3.0), (0.003, 0.0), (4.0, -7.0)])
+def test_a_colour_alone_has_probability_one_over_its_levels_with_both_ends(mu, log_s):
+    """With coefficients of 0 each colour is by itself: fix two, sum the third and divide."""
+    theta = torch.zeros(1, 10, 256, dtype=torch.float64)
+    theta[:, 1:4], theta[:, 4:7] = mu, log_s
+    blue = levels(torch.arange(256))
+    x = torch.stack([torch.zeros(256), torch.zeros(256), blue])[None]
+    zero = log_likelihood(theta, torch.zeros_like(x))
+    alone = zero / 3  # three times the same colour at the same place
+    rest = (2 * alone)[0, 0]
+    torch.testing.assert_close((log_likelihood(theta, x) - rest).exp().sum().item(), 1.0)
+
+
+def test_the_level_of_a_logistic_distribution_by_hand():
+    """mu 0, s 1: P(1) = P(-1) = 1 - sigmoid(254/255), P(0) is 2/255 times 1/4."""
+    theta = torch.zeros(1, 10, 1, dtype=torch.float64)
+    ends = log_likelihood(theta, torch.tensor([[[1.0], [-1.0], [1.0]]]).double())
+    assert ends.item() == pytest.approx(3 * math.log(1 / (1 + math.exp(254 / 255))), rel=1e-9)
+    middle = log_likelihood(theta, torch.zeros(1, 3, 1).double())
+    assert middle.item() == pytest.approx(3 * math.log(2 / 255 / 4), rel=1e-5)
+
+
+def slow_log_likelihood(theta: list[float], x: list[float], mixtures: int) -> float:
+    """Equations 1 to 3 for one pixel, number by number."""
+    logits, rest = theta[:mixtures], theta[mixtures:]
+    at = [[rest[(3 * kind + c) * mixtures :][:mixtures] for c in range(3)] for kind in range(3)]
+    total = Decimal(0)
+    for k in range(mixtures):
+        alpha, beta, gamma = (math.tanh(at[2][c][k]) for c in range(3))
+        means = [at[0][c][k] for c in range(3)]
+        means[1] += alpha * x[0]
+        means[2] += beta * x[0] + gamma * x[1]
+        p = Decimal(math.exp(logits[k]) / sum(map(math.exp, logits)))
+        for c in range(3):
+            s = math.exp(max(at[1][c][k], -7))
+            upper = 1 if x[c] == 1 else sigmoid((x[c] + 1 / 255 - means[c]) / s)
+            lower = 0 if x[c] == -1 else sigmoid((x[c] - 1 / 255 - means[c]) / s)
+            p *= upper - lower
+        total += p
+    return float(total.ln())
+
+
+def test_bits_match_the_equations_written_as_loops():
+    model, x, h = network(), pictures(2), torch.randn(2, WIDTH).double()
+    x[:, :, :2] = torch.where(x[:, :, :2] > 0, 1.0, -1.0)  # both ends in many pixels
+    theta, bits = model(x, h), model.bits(x, h)
+    for b in range(2):
+        nats = 0.0
+        for i in range(8):
+            for j in range(8):
+                nats -= slow_log_likelihood(theta[b, :, i, j].tolist(), x[b, :, i, j].tolist(), 2)
+        assert bits[b].item() == pytest.approx(nats / (3 * 8 * 8) / math.log(2), rel=1e-6)
+
+
+def test_far_off_means_and_extreme_scales_have_finite_loss_and_gradient_in_float32():
+    values = [-100.0, -20.0, -7.0, 0.0, 20.0, 100.0]
+    mu, log_s = torch.tensor(values), torch.tensor([-50.0, -7.0, 0.0, 20.0])
+    cases = torch.cartesian_prod(mu, log_s, torch.tensor([-1.0, from_bytes(torch.tensor(99)), 1.0]))
+    theta = torch.zeros(1, 10, len(cases))
+    theta[:, 1:4], theta[:, 4:7] = cases[:, 0], cases[:, 1]
+    theta.requires_grad_()
+    loss = log_likelihood(theta, cases[:, 2].expand(1, 3, -1)).sum()
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(theta.grad).all()
+
+
+def test_bytes_are_the_levels_and_come_back():
+    pixels = torch.arange(256)
+    x = from_bytes(pixels)
+    assert x[0] == -1 and x[-1] == 1
+    torch.testing.assert_close(x.diff(), torch.full((255,), 2 / 255), rtol=1e-4, atol=0)
+    assert torch.equal(pixelcnn.to_bytes(x).long(), pixels)
+
+
+# ------------------------------------------------------------------------------- order
+def test_a_pixel_depends_on_every_pixel_before_it_nearby_and_on_none_after():
+    model, h = network(), torch.randn(1, WIDTH).double()
+    x = pictures(1).requires_grad_()
+    theta = model(x, h)
+    mix = torch.randn(theta.shape[1]).double()
+    for place in range(64):
+        (gradient,) = torch.autograd.grad(
+            theta[0, :, place // 8, place % 8] @ mix, x, retain_graph=True
+        )
+        touched = (gradient[0] != 0).flatten(1)  # (3, 64)
+        assert not touched[:, place:].any()
+        neighbours = [place - 1] * (place % 8 > 0) + [place - 8] * (place >= 8)
+        assert touched[:, neighbours].all()
+    assert touched[:, :56].all()  # the last pixel sees all rows above, without a blind spot
+
+
+def test_green_moves_with_red_and_blue_with_both():
+    torch.manual_seed(0)
+    mu, coefficients = torch.randn(2, 1, 3, 2)
+    x = torch.randn(1, 3, requires_grad=True)
+    means = coupled(mu, coefficients, x)
+    depends = []
+    for colour in range(3):
+        total = means[0, colour].sum()
+        (gradient,) = torch.autograd.grad(total, x, retain_graph=True, materialize_grads=True)
+        depends.append((gradient[0] != 0).tolist())
+    assert depends == [[False, False, False], [True, False, False], [True, True, False]]
+
+
+# ------------------------------------------------------------------------------- sampling
+def test_drawn_colours_are_as_frequent_as_they_are_likely():
+    """Two narrow mixtures, one of them at the end of the range, with coupled colours."""
+    torch.manual_seed(0)
+    theta = torch.randn(1, 20).double()
+    theta[:, 2:8] = torch.tensor([-1.0, 0.2] * 3)  # mu
+    theta[:, 8:14] = -6.0
+    draws = 40_000
+    uniform = torch.rand(draws, 4, dtype=torch.float64)
+    drawn, counts = pick(theta.expand(draws, -1), uniform).unique(dim=0, return_counts=True)
+    p = log_likelihood(theta[..., None].expand(-1, -1, len(drawn)), drawn.T[None]).exp()[0]
+    often = p > 20 / draws
+    assert often.sum() > 20
+    off = (counts - draws * p)[often] / (draws * p * (1 - p))[often].sqrt()
+    assert off.abs().max() < 5 and 0.7 < off.square().mean() < 1.4
+
+
+def test_sampling_row_by_row_draws_what_whole_passes_draw():
+    model, h = network(), torch.randn(3, WIDTH).double()
+    seeded = torch.Generator().manual_seed(5)
+    drawn = model.sample(h, seeded)
+    uniform = torch.rand((8, 8, 3, 4), generator=seeded.manual_seed(5)).double()
+    x = torch.zeros(3, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for i in range(8):
+            for j in range(8):
+                x[:, :, i, j] = pick(model(x, h)[:, :, i, j], uniform[i, j])
+    torch.testing.assert_close(drawn, x)
+
+
+def test_samples_lie_on_the_levels():
+    model = network().float()
+    drawn = model.sample(torch.randn(2, WIDTH), torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 3, 8, 8)
+    assert torch.equal(from_bytes(pixelcnn.to_bytes(drawn)), drawn)
+    assert len(drawn.unique()) > 20
+
+
+def test_two_pictures_are_memorised_and_drawn_again_each_for_its_own_h():
+    torch.manual_seed(0)
+    model = PixelCNN(Params(size=8, blocks=1, filters=8, mixtures=2, dropout=0.0), WIDTH)
+    colours = torch.tensor([[230, 20, 60], [30, 120, 250]])
+    x = from_bytes(colours[:, :, None, None].repeat(1, 1, 8, 8))
+    x[:, :, 4:] = -x[:, :, 4:]
+    h = torch.eye(2, WIDTH)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = model.bits(x, h).mean()
+        loss.backward()
+        optimiser.step()
+    assert loss < 1.5
+    drawn = model.eval().sample(h, torch.Generator().manual_seed(0))
+    assert (drawn - x).abs().mean() < 0.05 < (drawn - x.flip(0)).abs().mean()
+
+
+# ------------------------------------------------------------------------------- network
+def test_the_split_of_a_batch_changes_nothing():
+    model, x, h = network(), pictures(3), torch.randn(3, WIDTH).double()
+    alone = torch.cat([model.bits(x[b : b + 1], h[b : b + 1]) for b in range(3)])
+    torch.testing.assert_close(model.bits(x, h), alone, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_every_weight_gets_a_gradient(blocks):
+    model = network(Params(size=8, blocks=blocks, filters=4, mixtures=2, dropout=0.5)).train()
+    model.bits(pictures(2), torch.randn(2, WIDTH).double()).sum().backward()
+    assert [name for name, w in model.named_parameters() if not w.grad.abs().sum() > 0] == []
+
+
+def test_filters_are_as_long_as_g_says_however_long_v_is():
+    conv = network().u.up[0].second.conv
+    g, v = conv.parametrizations.weight.parameters()
+    torch.testing.assert_close(conv.weight.flatten(1).norm(dim=1), g.flatten().abs())
+    before = conv.weight.detach().clone()
+    with torch.no_grad():
+        v.mul_(3)
+    torch.testing.assert_close(conv.weight, before)
+
+
+@pytest.mark.parametrize("size", [0, 2, 18])
+def test_a_size_that_cannot_be_halved_twice_is_refused(size):
+    with pytest.raises(WrongInput, match=f"size is {size}: give a multiple of 4"):
+        PixelCNN(Params(size=size, blocks=1, filters=4, mixtures=2, dropout=0.0), WIDTH)
