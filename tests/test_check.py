@@ -46,7 +46,7 @@ def test_the_params_pass_under_every_preset(params, overlay):
 
 def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
     del params["corpora"]["captions"]
-    said = "align.corpus is 'captions', none of the corpora: choose one of articles"
+    said = "align.corpus is 'captions', none of the corpora: choose one of articles | posts | tweets"
     assert fault(params) == f"params.yaml: {said}"
 
 
