@@ -1,0 +1,191 @@
+"""MuSE: the exchange against a loop over tokens, the drawing regulariser against the rest of a
+training step, and what each fusion costs.
+
+The loop is the rule of the paper's public code, at its batch and length; both get the same tokens
+and weights, and what they give is checked to be the same bits before they are timed. Steps
+are those of the model in params.yaml, forward and backward, without the text encoder: whatever that
+costs comes on top of "the rest".
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import interleaved
+from stages.models import muse
+from stages.models.muse import CrossTransformer, Model, Network, Shapes
+from stages.shared.params import load
+
+ITEMS, POSITIONS, THETA = 40, 65, 0.1  # of the public code: 64 tokens and cls
+OURS, PAPER = 128, 768  # widths
+BATCH, PIECES, WORDS, CELLS, TAGS, VOCABULARY, CAPTION = 32, 20, 16, 16, 9, 1000, 18  # the sample's
+TEXT_WIDTH, CELL_WIDTH = 384, 128
+ROUNDS = 7
+FUSIONS = ("exchange", "concatenation", "cross_attention")
+
+
+# ------------------------------------------------------------------------------- the exchange
+def token_by_token(
+    streams: muse.Pair, weights: muse.Pair, means: muse.Pair, theta: float
+) -> muse.Pair:
+    """The public rule: token after token of item after item; weights (B, 65) of cls to all."""
+    text, picture = (x.clone() for x in streams)
+    for item in range(len(text)):
+        below = [np.quantile(w[item, 1:].numpy(), theta) for w in weights]
+        for token in range(1, text.shape[1]):
+            if weights[0][item][token] < below[0]:
+                text[item][token] = means[1][item] + text[item][token]
+            if weights[1][item][token] < below[1]:
+                picture[item][token] = means[0][item] + picture[item][token]
+    return text, picture
+
+
+def exchange(width: int, learning: bool, rounds: int) -> float:
+    """How many times as long the loop takes; learning: with the gradient of what came in."""
+    torch.manual_seed(0)
+    network = replace(
+        defaults(), theta=THETA, exchange="residual", count="quantile", masks="ignored"
+    )
+    given = tuple(torch.randn(ITEMS, POSITIONS, width) for _ in range(2))
+    weights = tuple(torch.rand(ITEMS, POSITIONS).softmax(-1) for _ in range(2))
+    masks = tuple(torch.ones(ITEMS, POSITIONS, dtype=torch.bool) for _ in range(2))
+
+    def vectorised(streams: muse.Pair) -> muse.Pair:
+        pairs = zip(weights, masks, strict=True)
+        chosen = tuple(muse.choose(w[:, 1:], mask[:, 1:], network) for w, mask in pairs)
+        return muse.exchange(streams, masks, chosen, network)
+
+    def loop(streams: muse.Pair) -> muse.Pair:
+        means = tuple(muse.mean(x, mask) for x, mask in zip(streams, masks, strict=True))
+        return token_by_token(streams, weights, means, THETA)
+
+    def take(way) -> list[Tensor]:
+        """What comes out, and in training what it asks of what came in."""
+        with torch.set_grad_enabled(learning):
+            streams = tuple(x.clone().requires_grad_(learning) for x in given)
+            out = way(streams)
+            if learning:
+                sum(x.square().sum() for x in out).backward()
+                return [*out, *(x.grad for x in streams)]
+            return list(out)
+
+    for place, (mine, theirs) in enumerate(zip(take(vectorised), take(loop), strict=True)):
+        if place < 2 and not torch.equal(mine, theirs):
+            raise AssertionError("the exchange differs from the loop")
+        torch.testing.assert_close(mine, theirs)  # gradients are summed in another order
+    ways = {"vectorised": lambda: take(vectorised), "loop": lambda: take(loop)}
+    seconds = interleaved(ways, rounds)
+    return seconds["loop"] / seconds["vectorised"]
+
+
+def exchanges() -> list[str]:
+    lines = [f"exchange in one layer, {ITEMS} items of {POSITIONS - 1} tokens: token by token"]
+    for width, learning, rounds in ((OURS, False, 5), (OURS, True, 3), (PAPER, True, 1)):
+        ratio, use = exchange(width, learning, rounds), "training" if learning else "reading"
+        if ratio < 10:
+            raise AssertionError(f"the loop takes only {ratio:.1f} x as long in {use}")
+        lines.append(f"  width {width:3}, {use:8} {ratio:5.0f} x as long, the same bits")
+    return lines
+
+
+# ------------------------------------------------------------------------------- training steps
+def defaults() -> Network:
+    return load(Network, "models", "muse", "network")
+
+
+class Given(nn.Module):
+    """In place of a text encoder: its states, as they came."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["hidden"]
+
+
+def model(network: Network) -> Model:
+    torch.manual_seed(0)
+    shapes = Shapes("entities", TAGS, TEXT_WIDTH, CELLS, CELL_WIDTH, VOCABULARY)
+    return Model(network, shapes, Given(), None).train()
+
+
+def batch(side: int) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    there = torch.ones(BATCH, dtype=torch.bool)
+    return {
+        "hidden": torch.randn(BATCH, PIECES, TEXT_WIDTH),
+        "pieces_mask": torch.ones(BATCH, PIECES, dtype=torch.bool),
+        "first": torch.arange(WORDS).expand(BATCH, -1),
+        "word_mask": torch.ones(BATCH, WORDS, dtype=torch.bool),
+        "tags": torch.randint(TAGS, (BATCH, WORDS)),
+        "patches": torch.randn(BATCH, CELLS, CELL_WIDTH),
+        "drawing": torch.rand(BATCH, 3, side, side) * 2 - 1,
+        "caption": torch.randint(4, VOCABULARY, (BATCH, CAPTION)),
+        "has_text": there,
+        "has_picture": there,
+    }
+
+
+def drawing() -> list[str]:
+    """A step of PixelCNN++ alone, and one of all the rest."""
+    network = replace(defaults(), missing_picture=0.0, missing_text=0.0)
+    given = batch(network.drawing.decoder.size)
+    alone, rest = model(network), model(replace(network, use_drawing=False))
+    h, items = torch.randn(network.drawing.items, network.d_model), network.drawing.items
+
+    def draw() -> None:
+        alone.drawer.bits(given["drawing"][:items], h).mean().backward()
+
+    def learn() -> None:
+        sum(muse.loss(rest, given).values()).backward()
+
+    seconds = interleaved({"drawing": draw, "rest": learn}, ROUNDS)
+    share = seconds["drawing"] / seconds["rest"]
+    if share > 1:
+        raise AssertionError(f"drawing takes {share:.2f} of the rest of a step")
+    return [
+        f"training step of {BATCH} items, of which {items} are drawn at "
+        f"{network.drawing.decoder.size} x {network.drawing.decoder.size}",
+        f"  drawing          {share:5.2f} of the rest, without a text encoder",
+    ]
+
+
+def fusions(name: str, network: Network, items: int, pieces: int, cells: int) -> list[str]:
+    """Weights of the CrossTransformer, its steps in training and in evaluation."""
+    torch.manual_seed(0)
+    streams = tuple(torch.randn(items, 1 + n, network.d_model) for n in (pieces, cells))
+    masks = tuple(torch.ones(items, 1 + n, dtype=torch.bool) for n in (pieces, cells))
+    both = torch.ones(items, dtype=torch.bool)
+    crossing = {f: CrossTransformer(replace(network, fusion=f)) for f in FUSIONS}
+    crossing["no exchange"] = CrossTransformer(replace(network, theta=0.0))
+
+    def learn(one: CrossTransformer) -> None:
+        (text, picture), _ = one.train()(streams, masks, both)
+        (text.square().mean() + picture.square().mean()).backward()
+
+    @torch.inference_mode()
+    def read(one: CrossTransformer) -> None:
+        one.eval()(streams, masks, both)
+
+    ways = {(f, "train"): lambda one=one: learn(one) for f, one in crossing.items()}
+    ways |= {(f, "read"): lambda one=one: read(one) for f, one in crossing.items()}
+    seconds = interleaved(ways, ROUNDS)
+    lines = [
+        f"CrossTransformer of {name}: {items} items of {pieces} pieces and {cells} cells",
+        "                   weights  training  evaluation, beside exchange",
+    ]
+    for fusion, one in crossing.items():
+        weights = sum(weight.numel() for weight in one.parameters())
+        train, test = (seconds[fusion, use] / seconds["exchange", use] for use in ("train", "read"))
+        lines.append(f"  {fusion:16} {weights / 1e6:6.2f} M  {train:8.2f}  {test:10.2f}")
+    return lines
+
+
+def main() -> list[str]:
+    network = defaults()
+    paper = replace(network, d_model=PAPER, layers=6, heads=12, d_ff=2048, norm="post", mu=2, eta=4)
+    return [
+        *exchanges(),
+        *drawing(),
+        *fusions("params.yaml", network, BATCH, PIECES, CELLS),
+        *fusions("the paper", paper, 4, 64, 64),
+    ]

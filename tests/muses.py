@@ -1,0 +1,146 @@
+"""A tiny MuSE and its batches, for the tests of the model and of reading stages."""
+
+import torch
+from torch import Tensor, nn
+
+from stages.models.muse import Captioning, Drawing, Model, Network, Shapes
+from stages.shared import nic_att, pixelcnn
+
+PIECES, TAGS, LABELS, CELLS, WORDS = 100, 5, 3, 4, 12
+# Pieces of each word of each text; two texts have no picture, one is not shown.
+TEXTS = [[1, 2, 1], [1], [2, 1, 1, 3, 1], [1, 1], [3, 1, 2], [1, 2], [1, 1, 1, 1], [2, 2]]
+WITHOUT_PICTURE, WITHOUT_TEXT = (1, 4), (6,)
+
+
+def network(**changes) -> Network:
+    """Keys of captioning and drawing are given as captioning__alpha and the like."""
+    captioning = {
+        "alpha": 0.1,
+        "min_count": 1,
+        "at_most": 6,
+        "decoder": nic_att.Params(8, 8, 8, dropout=0.0, doubly_stochastic=1.0),
+    }
+    decoder = pixelcnn.Params(size=4, blocks=1, filters=4, mixtures=2, dropout=0.0)
+    drawing = {"beta": 0.1, "items": 8, "decoder": decoder}
+    values = {
+        "d_model": 8,
+        "layers": 3,
+        "heads": 2,
+        "d_ff": 16,
+        "dropout": 0.0,
+        "norm": "pre",
+        "mu": 2,
+        "eta": 3,
+        "theta": 0.3,
+        "at_least": 1,
+        "exchange": "replace",
+        "selection": "cls_attention",
+        "count": "floor",
+        "masks": "respected",
+        "fusion": "exchange",
+        "picture_of_word": "mean",
+        "head": "mlp",
+        "head_dropout": 0.0,
+        "share_projection": False,
+        "sigma": 1.0,
+        "use_captioning": True,
+        "use_drawing": True,
+        "missing_picture": 0.0,
+        "missing_text": 0.0,
+    }
+    parts = {"captioning": captioning, "drawing": drawing}
+    for name, value in changes.items():
+        part, _, key = name.rpartition("__")
+        (parts[part] if part else values)[key] = value
+    return Network(captioning=Captioning(**captioning), drawing=Drawing(**drawing), **values)
+
+
+class Embeds(nn.Module):
+    """Stands for a text encoder: a vector a piece, whatever its neighbours."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.table = nn.Embedding(PIECES, width)
+
+    def forward(self, batch) -> Tensor:
+        return self.table(batch["ids"])[:, 1:-1]
+
+
+class Cells(nn.Module):
+    """Stands for an image encoder: (B, 3, 4, 4) -> (B, 4, 6), and minds what else is in a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 6, 2, 2), nn.BatchNorm2d(6))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels).flatten(2).transpose(1, 2)
+
+
+def model(task: str = "entities", pixels: bool = False, width: int = 6, **changes) -> Model:
+    torch.manual_seed(0)
+    labels = TAGS if task == "entities" else LABELS
+    shapes = Shapes(task, labels, text_width=width, cells=CELLS, cell_width=6, words=WORDS)
+    return Model(network(**changes), shapes, Embeds(width), Cells() if pixels else None)
+
+
+def item(index: int) -> dict:
+    """One of the texts and its picture, the same whatever it is batched with."""
+    given = torch.Generator().manual_seed(index)
+    pieces = TEXTS[index]
+    words, length = len(pieces), sum(pieces)
+    caption = torch.randint(4, WORDS, (2 + index % 3,), generator=given)
+    return {
+        "ids": torch.tensor([1, *range(10 + 10 * index, 10 + 10 * index + length), 2]),
+        "pieces_mask": torch.ones(length, dtype=torch.bool),
+        "first": torch.tensor([sum(pieces[:word]) for word in range(words)]),
+        "word_mask": torch.ones(words, dtype=torch.bool),
+        "tags": torch.randint(TAGS, (words,), generator=given),
+        "caption": torch.cat([torch.tensor([1]), caption, torch.tensor([2])]),  # SOS, EOS
+        "label": torch.tensor(index % LABELS),
+        "patches": torch.randn(CELLS, 6, generator=given),
+        "pixels": torch.randn(3, 4, 4, generator=given),
+        "drawing": torch.randint(256, (3, 4, 4), generator=given) / 127.5 - 1,
+        "has_picture": torch.tensor(index not in WITHOUT_PICTURE),
+        "has_text": torch.tensor(index not in WITHOUT_TEXT),
+    }
+
+
+def batch(*indices: int) -> dict[str, Tensor]:
+    """Texts of different lengths are padded with 0 at their ends."""
+    items = [item(index) for index in indices]
+    return {
+        key: nn.utils.rnn.pad_sequence([one[key] for one in items], batch_first=True)
+        if items[0][key].ndim == 1
+        else torch.stack([one[key] for one in items])
+        for key in items[0]
+    }
+
+
+def everything() -> dict[str, Tensor]:
+    return batch(*range(len(TEXTS)))
+
+
+def double(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
+
+
+PLAIN = {"fusion": "text", "use_captioning": False, "use_drawing": False}
+VARIANTS = [
+    {},
+    {"norm": "post", "exchange": "residual", "head": "linear"},
+    {"count": "quantile", "share_projection": True},
+    {"selection": "norm", "picture_of_word": "attention"},
+    {"selection": "random", "picture_of_word": "cell"},
+    {"fusion": "concatenation", "norm": "post"},
+    {"fusion": "cross_attention"},
+    {"fusion": "cross_attention", "norm": "post", "use_drawing": False},
+    {"use_captioning": False},
+    {"use_captioning": False, "use_drawing": False},
+    PLAIN,
+]
+
+
+def name(changes: dict) -> str:
+    """Of a variant, for its tests."""
+    return "-".join(map(str, changes.values())) or "default"
