@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from stages.models import muse
-from tests import muses
+from stages.shared import text_encoder
+from stages.shared.resnet import ResNet
+from tests import muses, tiny_berts
 from tests.muses import VARIANTS, batch, double, everything, model, name
 
 
@@ -77,6 +79,30 @@ def test_the_regularisers_reach_both_encoders():
     assert reader.text_encoder.table.weight.grad.any()
     assert reader.image_encoder.layers[0].weight.grad.any()
     assert not reader.transformer.layers[0].own.query.weight.grad.any()
+
+
+def test_a_bert_and_a_resnet_learn_with_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    (tmp_path / "bert").mkdir()
+    tiny_berts.bert(tmp_path / "bert")
+    reads = text_encoder.load(str(tmp_path / "bert"), tuned=1, at_most=12)
+    sees = ResNet("resnet18", "none", grid=2)
+    shapes = muse.Shapes("entities", muses.TAGS, reads.width, sees.cells, sees.width, muses.WORDS)
+    reader = muse.Model(muses.network(), shapes, reads.cpu(), sees)
+    texts = [reads.pieces(["the", "fox", "sat"]), reads.pieces(["a", "lamp"])]
+    rows = [text.ids for text in texts]
+    given = batch(0, 5) | reads.inputs(rows, reads.frozen(rows))
+    given["first"] = torch.tensor([[*texts[0].first], [*texts[1].first, 0]])
+    given["pixels"] = torch.randn(2, 3, 32, 32)
+    sum(muse.loss(reader.train(), given).values()).backward()
+    learnt = {name for name, weight in reader.named_parameters() if weight.grad is not None}
+    frozen = [
+        part for part in ("embeddings", "layer.0", "layer.1") if any(part in n for n in learnt)
+    ]
+    assert frozen == []
+    assert any("text_encoder.bert.encoder.layer.2" in name for name in learnt)
+    assert any("image_encoder.stages.0" in name for name in learnt)
+    assert [len(tags) for tags in muse.decide(reader.eval(), given).labels] == [3, 2]
 
 
 # -------------------------------------------------------------------------------- the regularisers
