@@ -1,5 +1,5 @@
 import math
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -33,20 +33,20 @@ def levels(pixels: Tensor) -> Tensor:
 
 
 def sigmoid(z: float) -> Decimal:
-    """With 28 digits: the difference of two is a level."""
+    """With many digits: a level is the difference of two that are nearly the same."""
     return 1 / (1 + (-Decimal(z)).exp())
 
 
 # ------------------------------------------------------------------------------- likelihood
 def test_all_colours_of_a_pixel_together_have_probability_one():
     torch.manual_seed(0)
-    theta = torch.randn(1, 20, 1, dtype=torch.float64).expand(-1, -1, 256 * 256)
+    theta = torch.randn(1, 20, 1).expand(-1, -1, 256 * 256)
     green, blue = torch.cartesian_prod(torch.arange(256), torch.arange(256)).T
     total = 0.0
     for red in range(256):
         x = levels(torch.stack([torch.full_like(green, red), green, blue]))[None]
-        total += log_likelihood(theta, x).exp().sum().item()
-    assert total == pytest.approx(1, abs=1e-9)
+        total += log_likelihood(theta, x.float()).exp().sum(dtype=torch.float64).item()
+    assert total == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("mu, log_s", [(-1.0, -6.0), (1.0, -3.0), (0.003, 0.0), (4.0, -7.0)])
@@ -99,7 +99,9 @@ def test_bits_match_the_equations_written_as_loops():
         nats = 0.0
         for i in range(8):
             for j in range(8):
-                nats -= slow_log_likelihood(theta[b, :, i, j].tolist(), x[b, :, i, j].tolist(), 2)
+                pixel = theta[b, :, i, j].tolist(), x[b, :, i, j].tolist()
+                with localcontext(prec=200):
+                    nats -= slow_log_likelihood(*pixel, 2)
         assert bits[b].item() == pytest.approx(nats / (3 * 8 * 8) / math.log(2), rel=1e-6)
 
 
@@ -193,20 +195,23 @@ def test_samples_lie_on_the_levels():
 
 def test_two_pictures_are_memorised_and_drawn_again_each_for_its_own_h():
     torch.manual_seed(0)
-    model = PixelCNN(Params(size=8, blocks=1, filters=8, mixtures=2, dropout=0.0), WIDTH)
+    model = PixelCNN(Params(size=4, blocks=1, filters=8, mixtures=2, dropout=0.0), WIDTH)
     colours = torch.tensor([[230, 20, 60], [30, 120, 250]])
-    x = from_bytes(colours[:, :, None, None].repeat(1, 1, 8, 8))
-    x[:, :, 4:] = -x[:, :, 4:]
+    x = from_bytes(colours[:, :, None, None].repeat(1, 1, 4, 4))
+    x[:, :, 2:] *= -1  # the lower half in the opposite colour
     h = torch.eye(2, WIDTH)
+    steps = 100
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(150):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+    for _ in range(steps):
         optimiser.zero_grad()
         loss = model.bits(x, h).mean()
         loss.backward()
         optimiser.step()
-    assert loss < 1.5
+        schedule.step()
+    assert loss < 3  # of 8 bits
     drawn = model.eval().sample(h, torch.Generator().manual_seed(0))
-    assert (drawn - x).abs().mean() < 0.05 < (drawn - x.flip(0)).abs().mean()
+    assert (drawn - x).abs().mean() < 0.1 < 1 < (drawn - x.flip(0)).abs().mean()
 
 
 # ------------------------------------------------------------------------------- network

@@ -102,7 +102,7 @@ class NicAtt(nn.Module):
         self.dropout = nn.Dropout(params.dropout)
 
     def forward(self, cells: Tensor, caption: Tensor) -> CaptionLoss:
-        """cells a (B, P, D); caption (B, C) from SOS to EOS, then PAD. Told from what came before."""
+        """cells a (B, P, D); caption (B, C) from SOS to EOS, then PAD. Told word after word."""
         given, told = self.E(caption[:, :-1]), caption[:, 1:]
         keys, (h, c) = self.att_a(cells), self._begin(cells)
         hidden, context, weights = [], [], []

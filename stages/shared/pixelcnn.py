@@ -12,9 +12,8 @@ sec. 2.4  short-cuts between them: `Stream`; gated blocks, to each of which h is
           dropout of sec. 2.5 and weight norm: `GatedResnet`
 
 Where the paper is silent: log s is at least -7 and the coefficients pass through tanh, as in its
-authors' code. Weight norm starts with g = 1, where theirs measures g on a first batch (0.1 at the end
-of a block), and log s about -2, so that s is a part of the colours' range, where theirs starts at 0:
-on the sample's scenes both learn faster.
+authors' code. That code measures g of the weight norm on a first batch and starts with s about 1.
+Here g starts with 1 and s with exp(-2), a part of the range of colours: scenes are learned faster.
 """
 
 from collections.abc import Iterator

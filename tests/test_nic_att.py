@@ -1,0 +1,173 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.shared.nic_att import EOS, PAD, SOS, UNK, NicAtt, Params, Vocabulary
+from stages.shared.stage import WrongInput
+
+TINY = Params(embed=4, hidden=5, attention=3, dropout=0.0, doubly_stochastic=0.7)
+WORDS, WIDTH, CELLS = 9, 6, 4
+CAPTIONS = torch.tensor([[SOS, 5, 8, 4, EOS], [SOS, 7, EOS, PAD, PAD]])
+
+
+def decoder(params: Params = TINY) -> NicAtt:
+    torch.manual_seed(0)
+    model = NicAtt(params, WORDS, WIDTH).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight))
+    return model
+
+
+def cells(count: int = 2) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(count, CELLS, WIDTH, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------- vocabulary
+def test_words_of_the_train_split_that_are_frequent_enough_have_ids_after_the_special_ones():
+    vocabulary = Vocabulary([["A", "cat", "a"], ["the", "cat", "sat"]], min_count=2)
+    assert vocabulary.words == ["a", "cat"] and len(vocabulary) == 6
+    assert vocabulary.encode(["a", "CAT", "sat", "unseen"], 10) == [SOS, 4, 5, UNK, UNK, EOS]
+    assert vocabulary.decode([5, UNK]) == ["cat", "<unk>"]
+
+
+@pytest.mark.parametrize("words, expected", [(0, 2), (7, 9), (8, 10), (9, 10), (50, 10)])
+def test_a_caption_is_never_longer_than_at_most_and_keeps_its_end(words, expected):
+    ids = Vocabulary([["a"]], 1).encode(["a"] * words, at_most=10)
+    assert len(ids) == expected and ids[0] == SOS and ids[-1] == EOS
+
+
+def test_a_limit_without_room_for_a_word_is_refused():
+    with pytest.raises(WrongInput, match="at most 2 ids"):
+        Vocabulary([["a"]], 1).encode(["a"], at_most=2)
+
+
+def test_a_vocabulary_read_again_is_the_same():
+    vocabulary = Vocabulary([["b", "a", "ß", "😀"], ["c", "c", "I", "SOS"]], min_count=1)
+    again = Vocabulary.from_json(vocabulary.to_json())
+    assert again.words == vocabulary.words and again.ids == vocabulary.ids
+
+
+# ------------------------------------------------------------------------------- equations
+def linear(layer: torch.nn.Linear, v: Tensor) -> Tensor:
+    return layer.weight @ v + (0 if layer.bias is None else layer.bias)
+
+
+def slow_loss(model: NicAtt, a: Tensor, caption: list[int]) -> tuple[float, float]:
+    """Equations 1 to 7 and 14 word by word and cell by cell. -> nats, second term"""
+    mean = sum(a) / len(a)
+    h, c = linear(model.init_h, mean), linear(model.init_c, mean)
+    nats, looks = 0.0, [0.0] * len(a)
+    for y, told in pairwise(caption):
+        hidden = [torch.tanh(linear(model.att_a, cell) + linear(model.att_h, h)) for cell in a]
+        e = [linear(model.att, v).item() for v in hidden]
+        alpha = [math.exp(one) / sum(map(math.exp, e)) for one in e]
+        beta = torch.sigmoid(linear(model.beta, h))
+        z = beta * sum(weight * cell for weight, cell in zip(alpha, a, strict=True))
+        read = torch.cat([model.E.weight[y], z])
+        gates = model.lstm.weight_ih @ read + model.lstm.bias_ih
+        gates = gates + model.lstm.weight_hh @ h + model.lstm.bias_hh
+        i, f, g, o = gates.chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        deep = model.E.weight[y] + linear(model.L_h, h) + linear(model.L_z, z)
+        nats -= linear(model.L_o, deep).log_softmax(0)[told].item()
+        looks = [seen + weight for seen, weight in zip(looks, alpha, strict=True)]
+    return nats, TINY.doubly_stochastic * sum((1 - seen) ** 2 for seen in looks)
+
+
+def test_the_loss_matches_the_equations_written_as_loops():
+    model, a = decoder(), cells()
+    loss = model(a, CAPTIONS)
+    assert loss.tokens.tolist() == [4, 2]
+    for b, length in enumerate([5, 3]):
+        nats, stochastic = slow_loss(model, a[b], CAPTIONS[b, :length].tolist())
+        assert loss.nats[b].item() == pytest.approx(nats, rel=1e-9)
+        assert loss.stochastic[b].item() == pytest.approx(stochastic, rel=1e-9)
+
+
+def test_attention_that_is_the_same_everywhere_by_hand():
+    """4 cells, 2 ids told: each cell gets 2/4, so the second term is 0.7 * 4 * (1 - 1/2)^2."""
+    model = decoder()
+    torch.nn.init.zeros_(model.att.weight)
+    torch.nn.init.zeros_(model.L_o.weight)
+    torch.nn.init.zeros_(model.L_o.bias)
+    loss = model(cells(), CAPTIONS)
+    assert loss.stochastic[1].item() == pytest.approx(0.7)
+    assert loss.stochastic[0].item() == pytest.approx(0)
+    assert loss.nats.tolist() == pytest.approx([4 * math.log(WORDS), 2 * math.log(WORDS)])
+
+
+def test_padding_and_the_split_of_a_batch_change_nothing():
+    model, a = decoder(), cells()
+    whole = model(a, torch.nn.functional.pad(CAPTIONS, (0, 3)))
+    for b, length in enumerate([5, 3]):
+        alone = model(a[b : b + 1], CAPTIONS[b : b + 1, :length])
+        for mine, theirs in zip(whole, alone, strict=True):
+            torch.testing.assert_close(mine[b : b + 1], theirs, rtol=1e-9, atol=0)
+
+
+def test_an_item_without_caption_adds_nothing_and_no_gradient():
+    model, a = decoder(), cells().requires_grad_()
+    empty = torch.cat([CAPTIONS[:1], torch.full((1, 5), PAD)])
+    loss = model(a, empty)
+    assert [part[1].item() for part in loss] == [0, 0, 0]
+    (loss.nats + loss.stochastic).sum().backward()
+    assert a.grad[0].any() and not a.grad[1].any()
+
+
+def test_a_word_is_told_by_those_before_it_alone():
+    model, a = decoder(), cells(1)
+    one, other = CAPTIONS[:1], torch.tensor([[SOS, 5, 8, 6, EOS]])
+    short = [model(a, caption[:, :3]).nats for caption in (one, other)]
+    assert torch.equal(*short)
+    assert not torch.equal(model(a, one).nats, model(a, other).nats)
+
+
+def test_every_weight_gets_a_gradient_and_every_cell():
+    model, a = decoder().train(), cells().requires_grad_()
+    loss = model(a, CAPTIONS)
+    (loss.nats + loss.stochastic).sum().backward()
+    assert [name for name, w in model.named_parameters() if not w.grad.abs().sum() > 0] == []
+    assert (a.grad.abs().sum(2) > 0).all()
+
+
+# ------------------------------------------------------------------------------- learning
+@pytest.fixture(scope="module")
+def learned() -> tuple[NicAtt, Tensor, list[list[int]]]:
+    """A decoder that knows four captions of different length by heart, their cells and words."""
+    torch.manual_seed(0)
+    model = NicAtt(Params(8, 16, 8, 0.0, 0.1), vocabulary=8, cells_width=WIDTH)
+    words = [[4, 5, 6, 7], [5, 4], [UNK], []]
+    rows = [[SOS, *ids, EOS] for ids in words]
+    captions = torch.tensor([row + [PAD] * (6 - len(row)) for row in rows])
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-2)
+    for _ in range(80):
+        optimiser.zero_grad()
+        loss = model(cells(4).float(), captions)
+        (loss.nats + loss.stochastic).sum().backward()
+        optimiser.step()
+    assert (loss.nats / loss.tokens).max() < 0.1
+    return model.eval(), cells(4).float(), words
+
+
+def test_one_batch_is_memorised_and_told_again(learned):
+    model, a, words = learned
+    assert model.greedy(a, at_most=10) == words
+
+
+def test_a_greedy_caption_counts_its_ends_in_at_most(learned):
+    model, a, words = learned
+    assert model.greedy(a, at_most=4) == [ids[:2] for ids in words]
+
+
+def test_greedy_words_do_not_depend_on_the_batch(learned):
+    model, _, _ = learned
+    other = torch.randn(5, CELLS, WIDTH)
+    alone = [model.greedy(one[None], at_most=8)[0] for one in other]
+    assert model.greedy(other, at_most=8) == alone
+    assert not {PAD, SOS, EOS} & {one for ids in alone for one in ids}
