@@ -12,9 +12,21 @@ from types import ModuleType
 from typing import Literal
 
 from pipelines import repro, write
-from stages import align, chunk, clean, datasets, evaluate, ingest, judge, models, predict
+from stages import (
+    align,
+    chunk,
+    clean,
+    datasets,
+    evaluate,
+    ingest,
+    judge,
+    label,
+    models,
+    predict,
+    score,
+)
 from stages.report import __main__ as report
-from stages.shared import decoders, embedding, illustrators, rewards, runs, training
+from stages.shared import decoders, embedding, illustrators, readers, rewards, runs, training
 from stages.shared.params import load, read
 from stages.shared.stage import WrongInput, stage
 
@@ -41,10 +53,17 @@ FORMATS = {  # the rest of the folder belongs to one of them
     name: module for name, module in modules(datasets).items() if hasattr(module, "KINDS")
 }
 PAPERS = modules(models)
-MODELS = {
-    name: section(name, [("network", paper.Network), ("preference", paper.Preference)])
-    for name, paper in PAPERS.items()
-}
+WRITE = [name for name, paper in PAPERS.items() if hasattr(paper, "Preference")]
+READ = [name for name in PAPERS if name not in WRITE]
+
+
+def numbers(paper: ModuleType) -> list[tuple[str, type]]:
+    """The parts of a model's section; readers have no second phase."""
+    preference = [("preference", paper.Preference)] if hasattr(paper, "Preference") else []
+    return [("network", paper.Network), *preference]
+
+
+MODELS = {name: section(name, numbers(paper)) for name, paper in PAPERS.items()}
 SECTIONS = {
     "corpora": dict[str, Corpus],
     "formats": section("formats", [(name, module.Params) for name, module in FORMATS.items()]),
@@ -57,9 +76,12 @@ SECTIONS = {
     "decoders": decoders.Params,
     "models": section("models", MODELS.items()),
     "writers": dict[str, runs.Run],
+    "readers": dict[str, readers.Run],
     "rewards": rewards.Params,
     "predict": predict.Params,
     "evaluate": evaluate.Params,
+    "label": label.Params,
+    "score": score.Params,
     "judge": judge.Params,
     "report": report.Params,
     "write": write.Params,
@@ -76,7 +98,9 @@ def main() -> None:
     params = {name: load(kind, name) for name, kind in SECTIONS.items()}
     check_corpora(params["corpora"])
     one_of("align.corpus", params["align"].corpus, params["corpora"], "corpora")
-    check_runs(params["writers"], params["corpora"])
+    at_least_one("writers and readers", params["writers"] | params["readers"])
+    check_runs("writers", params["writers"], WRITE, params["corpora"])
+    check_runs("readers", params["readers"], READ, params["corpora"])
     for name in params["chunk"].corpora:
         one_of("chunk.corpora", name, params["corpora"], "corpora")
 
@@ -95,19 +119,24 @@ def check_corpora(corpora: dict[str, Corpus]) -> None:
             )
 
 
-def check_runs(rows: dict[str, runs.Run], corpora: dict[str, Corpus]) -> None:
-    """Raises WrongInput where a run names no model, or a corpus that it cannot learn from."""
-    at_least_one("writers", rows)
+def check_runs(
+    key: str,
+    rows: dict[str, runs.Run] | dict[str, readers.Run],
+    papers: list[str],
+    corpora: dict[str, Corpus],
+) -> None:
+    """Raises WrongInput where a run names none of these papers, or a corpus that its model cannot
+    learn from."""
     for name, run in rows.items():
-        one_of(f"writers.{name}.model", run.model, MODELS, "models")
+        one_of(f"{key}.{name}.model", run.model, papers, f"models of {key}")
         kinds = PAPERS[run.model].KINDS
         known = [corpus for corpus, about in corpora.items() if about.kind in kinds]
-        one_of(f"writers.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}")
+        one_of(f"{key}.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}")
 
 
 def at_least_one(key: str, rows: dict) -> None:
     if not rows:
-        raise WrongInput(f"params.yaml: {key} has no row: put one back, e.g. from git")
+        raise WrongInput(f"params.yaml: {key} have no row: put one back, e.g. from git")
 
 
 def one_of(key: str, value: str, known: Collection[str], what: str) -> None:

@@ -1,11 +1,12 @@
-"""The figures that a run ends with, one row a run, from data/12_evaluate/RUN/metrics.json."""
+"""The figures that a run ends with, one row a run, from the metrics.json of evaluate or score."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 REPORT = Path("data/14_report/index.html")
-METRICS = Path("data/12_evaluate")
+METRICS = Path("data/12_evaluate")  # of writers
+SCORES = Path("data/12_score")  # of readers
 Place = tuple[str, ...]  # keys of metrics.json, one inside the other
 COLUMNS: dict[str, list[Place]] = {  # title -> where it may stand, the first that does counts
     "skill": [("skill", "value")],
@@ -18,6 +19,9 @@ COLUMNS: dict[str, list[Place]] = {  # title -> where it may stand, the first th
     "BERTScore": [("bert_score",)],
     "literal": [("rewards", "literal")],
     "semantic": [("rewards", "semantic")],
+    "F1": [("lenient", "f1")],
+    "accuracy": [("accuracy", "value")],
+    "weighted F1": [("weighted_f1", "value")],
 }
 
 
@@ -87,7 +91,7 @@ def _standing(every: dict[str, Any], places: list[Place]) -> list[tuple[Place, f
 
 def _files() -> dict[str, dict[str, Any]]:
     """run -> its metrics.json"""
-    files = sorted(METRICS.glob("*/metrics.json"))
+    files = [file for folder in (METRICS, SCORES) for file in sorted(folder.glob("*/metrics.json"))]
     return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 

@@ -102,10 +102,14 @@ def test_the_path_of_a_corpus_exists(params, format):
     )
 
 
-@pytest.mark.parametrize("section", ["corpora", "writers"])
-def test_there_is_at_least_one_corpus_and_one_run(params, section):
-    params[section] = {}
-    assert fault(params).startswith(f"params.yaml: {section} has no row")
+def test_there_is_at_least_one_corpus_and_one_run(params):
+    params["writers"] = {}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    check.main()  # readers alone are enough
+    params["readers"] = {}
+    assert fault(params).startswith("params.yaml: writers and readers have no row")
+    params["corpora"] = {}
+    assert fault(params).startswith("params.yaml: corpora have no row")
 
 
 def test_a_part_that_no_model_has_is_unknown(params):

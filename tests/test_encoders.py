@@ -12,7 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clips import open_clip, photo
 
-from stages.shared import encoders, hf_encoder, openclip_encoder, operators, tiny_encoder
+from stages.shared import (
+    computed,
+    encoder_files,
+    encoders,
+    hf_encoder,
+    openclip_encoder,
+    operators,
+    tiny_encoder,
+)
 from stages.shared.stage import WrongInput
 
 ENGLISH = ["a cat", "red dogs run", "z"]
@@ -55,7 +63,7 @@ def test_the_operators_are_declared_once_at_most():
 
 @pytest.mark.parametrize("tokens, padded", [(1, 16), (16, 16), (17, 32), (33, 40), (90, 40)])
 def test_a_text_is_padded_to_a_power_of_two_or_the_longest(tokens, padded):
-    assert encoders.bucket(tokens, longest=40) == padded
+    assert computed.bucket(tokens, longest=40) == padded
 
 
 def test_clip_features_are_those_of_its_own_model(tmp_path):
@@ -297,9 +305,9 @@ def test_the_fingerprint_is_of_the_encoder_not_of_reports_about_it(tmp_path):
     encoder = save_tiny(tmp_path / "a")
     assert save_tiny(tmp_path / "b").fingerprint == encoder.fingerprint
     (tmp_path / "a" / "summary.json").write_text("{}")
-    assert encoders.fingerprint(tmp_path / "a") == encoder.fingerprint
+    assert encoder_files.fingerprint(tmp_path / "a") == encoder.fingerprint
     (tmp_path / "a" / "encoder.json").write_text("{}")
-    assert encoders.fingerprint(tmp_path / "a") != encoder.fingerprint
+    assert encoder_files.fingerprint(tmp_path / "a") != encoder.fingerprint
 
 
 def test_a_folder_without_an_encoder_is_named(tmp_path):

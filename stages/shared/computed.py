@@ -12,13 +12,13 @@ import numpy as np
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from stages.shared.devices import device
-from stages.shared.encoders import precision
+from stages.shared.devices import device, precision
 from stages.shared.progress import bar
 from stages.shared.stage import home
 from stages.shared.store import Item, Store
 
 Row = dict[str, np.ndarray]  # fp16
+SHORTEST_BUCKET = 16  # tokens; the next ones are twice as long each
 
 
 def store_of(what: str, fingerprint: str, batch: int) -> Store:
@@ -58,3 +58,11 @@ def pack(**features: Tensor) -> bytes:
 
 def unpack(row: bytes) -> Row:
     return load(row)
+
+
+def bucket(tokens: int, longest: int) -> int:
+    """The padded length of a text: 16, 32, 64, ... tokens, at most `longest`."""
+    size = SHORTEST_BUCKET
+    while size < tokens:
+        size *= 2
+    return min(size, longest)

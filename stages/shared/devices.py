@@ -20,3 +20,8 @@ def inference() -> Iterator[None]:
     """No gradients, in the precision of training: policy and reference must agree."""
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=has_bf16()):
         yield
+
+
+def precision() -> str:
+    """What `inference` computes in on this machine."""
+    return "bf16" if has_bf16() else "fp32"

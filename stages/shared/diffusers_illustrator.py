@@ -17,8 +17,8 @@ import stages.shared.operators  # noqa: F401  (before transformers and diffusers
 # isort: split
 import torch
 
-from stages.shared.devices import device, has_bf16
-from stages.shared.encoders import fingerprint, precision
+from stages.shared.devices import device, has_bf16, precision
+from stages.shared.encoder_files import fingerprint
 from stages.shared.illustrators import (
     Draft,
     Gallery,

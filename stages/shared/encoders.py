@@ -8,7 +8,6 @@ B items, D pooled width, P patches of width Dp, L tokens of width Dt.
 
 import json
 from abc import ABC, abstractmethod
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -17,12 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stages.shared.devices import device, has_bf16, inference
-from stages.shared.encoder_files import encoder_files
+from stages.shared.devices import device, inference
 from stages.shared.stage import WrongInput
 
 CONFIG = "encoder.json"
-SHORTEST_BUCKET = 16  # tokens; the next ones are twice as long each
 
 
 class TextTower(ABC):
@@ -92,27 +89,3 @@ def load(folder: Path) -> Encoder:
 def save_config(folder: Path, kind: str, languages: list[str], **sizes: object) -> None:
     config = {"kind": kind, "languages": languages} | sizes
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over the names and bytes of the encoder's files."""
-    digest = sha256()
-    for path in encoder_files(folder):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def bucket(tokens: int, longest: int) -> int:
-    """The padded length of a text: 16, 32, 64, ... tokens, at most `longest`."""
-    size = SHORTEST_BUCKET
-    while size < tokens:
-        size *= 2
-    return min(size, longest)
-
-
-def precision() -> str:
-    """What `inference` computes in on this machine."""
-    return "bf16" if has_bf16() else "fp32"

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
 from stages.shared import hf_models
+from stages.shared.computed import bucket
 from stages.shared.devices import device
-from stages.shared.encoders import Encoder, bucket, fingerprint, save_config
+from stages.shared.encoder_files import fingerprint
+from stages.shared.encoders import Encoder, save_config
 from stages.shared.stage import unloadable
 
 KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json

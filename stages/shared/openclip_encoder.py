@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.shared.devices import device
-from stages.shared.encoders import Encoder, fingerprint, save_config
+from stages.shared.encoder_files import fingerprint
+from stages.shared.encoders import Encoder, save_config
 from stages.shared.stage import WrongInput, unloadable
 
 LOCAL = "local-dir:"

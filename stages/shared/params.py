@@ -59,8 +59,7 @@ def fill(kind: Any, value: Any, name: str) -> Any:
         choices = " | ".join(map(str, get_args(kind)))
         raise WrongInput(f"{FILE}: {name} is {value!r}: choose one of {choices}")
     if origin in (Union, types.UnionType):
-        inner = [option for option in get_args(kind) if option is not types.NoneType]
-        return None if value is None else fill(inner[0], value, name)
+        return _fill_union(get_args(kind), value, name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is None and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -79,6 +78,19 @@ def _fill_dataclass(kind: Any, value: Any, name: str) -> Any:
         raise WrongInput(f"{FILE}: {name}: {', '.join(faults)}")
     hints = get_type_hints(kind)
     return kind(**{key: fill(hints[key], value[key], f"{name}.{key}") for key in value})
+
+
+def _fill_union(kinds: tuple, value: Any, name: str) -> Any:
+    """`value` as the first of these types that takes it; the last one says what is wrong."""
+    if value is None and types.NoneType in kinds:
+        return None
+    *first, last = [kind for kind in kinds if kind is not types.NoneType]
+    for kind in first:
+        try:
+            return fill(kind, value, name)
+        except WrongInput:
+            pass
+    return fill(last, value, name)
 
 
 def _names(of: Any) -> str:

@@ -7,7 +7,6 @@ that the model reads. It needs neither params.yaml nor a network.
 """
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +21,12 @@ from stages.shared import decoders, decoding
 from stages.shared.articles import Articles, paragraphs
 from stages.shared.batches import Chunks, Limits
 from stages.shared.devices import device, inference
-from stages.shared.encoder_files import encoder_files
+from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
 from stages.shared.params import fill, load
 from stages.shared.stage import WrongInput
 from stages.shared.training import Batch, Schedule, to_device
-
-ENCODER = "encoder"  # folder within that of a model
+from stages.shared.weights import unique
 
 
 @dataclass(frozen=True)
@@ -160,20 +158,7 @@ def save(writer: Writer, folder: Path, encoder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(writer.config, indent=1))
     decoders.save(folder, writer.model.t5, writer.tokenizer)
     save_file(unique(writer.model), folder / "model.safetensors")
-    for file in encoder_files(encoder):
-        copied = folder / ENCODER / file.relative_to(encoder)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copied)
-
-
-def unique(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state of a model, a tied weight once. (safetensors' save_model notes the other names of
-    a tied weight in an order that changes from run to run, and the file's hash with it.)"""
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    tied -= {name for name, _ in model.named_parameters()}
-    return {
-        name: value.contiguous() for name, value in model.state_dict().items() if name not in tied
-    }
+    copy_encoder(encoder, folder)
 
 
 def restore(folder: Path) -> Writer:

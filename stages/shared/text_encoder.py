@@ -40,9 +40,9 @@ from transformers import (
 from transformers.utils import logging
 
 from stages.shared import hf_models, minilm
-from stages.shared.computed import fill_by_length, pack, store_of, unpack
+from stages.shared.computed import bucket, fill_by_length, pack, store_of, unpack
 from stages.shared.devices import device, inference
-from stages.shared.encoders import bucket, fingerprint
+from stages.shared.encoder_files import fingerprint
 from stages.shared.stage import WrongInput, allow_downloads, unloadable
 
 KINDS = {"bert", "camembert", "roberta", "xlm-roberta"}  # model_type of config.json

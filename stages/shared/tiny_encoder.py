@@ -22,14 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.shared import minilm
+from stages.shared.computed import bucket
 from stages.shared.devices import device
-from stages.shared.encoders import (
-    Encoder,
-    TextTower,
-    bucket,
-    fingerprint,
-    save_config,
-)
+from stages.shared.encoder_files import fingerprint
+from stages.shared.encoders import Encoder, TextTower, save_config
 from stages.shared.stage import WrongInput
 
 WEIGHTS = "pictures.safetensors"

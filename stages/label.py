@@ -1,0 +1,245 @@
+"""Label the validation and test split with a trained reader.
+
+python -m stages.label READER INGEST CLEAN FEATURES MODEL TARGET
+
+reads   INGEST/images, CLEAN/records.parquet, FEATURES, MODEL
+writes  TARGET/labels.parquet, regularised.parquet, exchanges.parquet, drawn.parquet,
+        embeddings.parquet, parameters.json
+
+Every item is labelled from both inputs, those of the test split from text and picture alone too.
+What the exchange and the decoders did is kept of some items of the split that is scored: test, or
+validation where there is no test.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stages.shared import features, labelled, readers, tables
+from stages.shared.devices import inference
+from stages.shared.labelled import Labelled
+from stages.shared.params import load
+from stages.shared.progress import bar
+from stages.shared.readers import Reader, Run
+from stages.shared.stage import output, stage
+from stages.shared.training import Batch, seed_everything, to_device
+
+TABLES = {
+    "labels": tables.LABELS,
+    "regularised": tables.REGULARISED,
+    "exchanges": tables.EXCHANGES,
+    "drawn": tables.DRAWN,
+    "embeddings": tables.EMBEDDINGS,
+}
+INPUTS = {"validation": ("both",), "test": ("both", "text", "picture")}
+Rows = list[dict]
+
+
+@dataclass(frozen=True)
+class Params:
+    examples: int
+    drawn: int
+    samples: int
+    embedded: int
+    seed: int
+
+
+def show(batch: Batch, inputs: str) -> Batch:
+    """The batch with only the inputs that are named: both | text | picture."""
+    if inputs == "both":
+        return batch
+    hidden = "has_picture" if inputs == "text" else "has_text"
+    return batch | {hidden: torch.zeros_like(batch[hidden])}
+
+
+def batches(reader: Reader, items: Labelled, places: list[int], size: int) -> Iterator[tuple]:
+    """Some items in batches on the model's device, and which they are."""
+    device = next(reader.model.parameters()).device
+    for start in bar(range(0, len(places), size), "label"):
+        indices = places[start : start + size]
+        yield indices, to_device(items.batch(indices), device)
+
+
+def label_rows(reader: Reader, items: Labelled, split: str, size: int) -> Rows:
+    """LABELS of all items of a split."""
+    found = []
+    for indices, batch in batches(reader, items, list(range(len(items))), size):
+        for inputs in INPUTS[split]:
+            decided = reader.paper.decide(reader.model, show(batch, inputs))
+            names = reader.names(decided.labels, items, indices)
+            found += [
+                {
+                    "record": items.rows[index]["id"],
+                    "split": split,
+                    "inputs": inputs,
+                    "task": reader.coding.task,
+                    "gold": labelled.gold_of(items.rows[index]),
+                    "predicted": predicted,
+                    "probability": probability,
+                    "cut": items.words_cut(index),
+                }
+                for index, predicted, probability in zip(
+                    indices, names, decided.probability, strict=True
+                )
+            ]
+    return found
+
+
+def regularised_rows(
+    reader: Reader, items: Labelled, split: str, size: int, captioned: set[int]
+) -> Rows:
+    """REGULARISED of all items of a split; a caption is written of those that are named."""
+    found, network = [], reader.model.network
+    for indices, batch in batches(reader, items, list(range(len(items))), size):
+        values = {
+            name: some.tolist()
+            for name, some in reader.paper.regularisers(reader.model, batch).items()
+        }
+        some = network.use_captioning and captioned & set(indices)
+        texts = captions(reader, batch) if some else [None] * len(indices)
+        for place, index in enumerate(indices):
+            row = {"record": items.rows[index]["id"], "split": split}
+            for name in ("caption_nats", "drawing_bits"):
+                row[name] = number(values[name][place]) if name in values else None
+            row["caption"] = texts[place] if index in captioned else None
+            found.append(row)
+    return found
+
+
+def number(value: float) -> float | None:
+    """A figure of an item; NaN stands for none."""
+    return None if value != value else value
+
+
+def captions(reader: Reader, batch: Batch) -> list[str | None]:
+    """What NIC-Att writes of each picture of a batch."""
+    words = reader.coding.vocabulary
+    return [
+        " ".join(words.decode(ids)) or None for ids in reader.paper.caption(reader.model, batch)
+    ]
+
+
+def exchange_rows(reader: Reader, items: Labelled, places: list[int], size: int) -> Rows:
+    """EXCHANGES of some items."""
+    found = []
+    for indices, batch in batches(reader, items, places, size):
+        for trace in reader.paper.look(reader.model, batch):
+            masks = batch["pieces_mask"], None
+            sides = zip(("text", "picture"), trace.weights, trace.exchanged, masks, strict=True)
+            for modality, weights, exchanged, mask in sides:
+                for place, index in enumerate(indices):
+                    held = weights.shape[1] if mask is None else int(mask[place].sum())
+                    found.append(
+                        {
+                            "record": items.rows[index]["id"],
+                            "layer": trace.layer,
+                            "modality": modality,
+                            "tokens": [] if mask is None else items.pieces[index].spelt,
+                            "weights": weights[place, :held].tolist(),
+                            "exchanged": exchanged[place, :held].nonzero()[:, 0].tolist(),
+                        }
+                    )
+    return found
+
+
+def drawn_rows(reader: Reader, items: Labelled, places: list[int], params: Params) -> Rows:
+    """DRAWN of some items: `samples` pictures from the text of each."""
+    if not (reader.model.network.use_drawing and places):
+        return []
+    device = next(reader.model.parameters()).device
+    shown = to_device(
+        items.batch([place for place in places for _ in range(params.samples)]), device
+    )
+    generator = torch.Generator(device).manual_seed(params.seed)
+    drawn = reader.paper.draw(reader.model, shown, generator)
+    names = [(items.rows[place]["id"], n) for place in places for n in range(params.samples)]
+    return [
+        {"record": record, "number": n, "picture": png(picture)}
+        for (record, n), picture in zip(names, drawn, strict=True)
+    ]
+
+
+def png(picture: Tensor) -> bytes:
+    """(3, S, S) in [-1, 1] as a PNG file."""
+    pixels = ((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def embedding_rows(reader: Reader, items: Labelled, places: list[int], size: int) -> Rows:
+    """EMBEDDINGS of some items, all with a picture."""
+    found = []
+    for indices, batch in batches(reader, items, places, size):
+        for where, (text, picture) in reader.paper.embeddings(reader.model, batch).items():
+            for modality, vectors in (("text", text), ("picture", picture)):
+                found += [
+                    {
+                        "record": items.rows[index]["id"],
+                        "modality": modality,
+                        "where": where,
+                        "vector": vector.tolist(),
+                    }
+                    for index, vector in zip(indices, vectors, strict=True)
+                ]
+    return found
+
+
+def spaced(items: Labelled, count: int) -> list[int]:
+    """At most so many items with a picture, evenly spaced."""
+    shown = [place for place, row in enumerate(items.rows) if row["image"] is not None]
+    count = min(count, len(shown))
+    return [shown[n * len(shown) // count] for n in range(count)]
+
+
+def label(
+    reader: Reader, splits: dict[str, Labelled], params: Params, size: int
+) -> dict[str, Rows]:
+    """The rows of each table."""
+    found: dict[str, Rows] = {name: [] for name in TABLES}
+    scored = "test" if len(splits["test"]) else "validation"
+    for split, items in splits.items():
+        examples = spaced(items, params.examples) if split == scored else []
+        found["labels"] += label_rows(reader, items, split, size)
+        if reader.model.network.fusion == "text":
+            continue
+        found["regularised"] += regularised_rows(reader, items, split, size, set(examples))
+        if split == scored:
+            found["exchanges"] += exchange_rows(reader, items, examples, size)
+            found["drawn"] += drawn_rows(reader, items, examples[: params.drawn], params)
+            some = spaced(items, params.embedded)
+            found["embeddings"] += embedding_rows(reader, items, some, size)
+    return found
+
+
+def main(
+    params: Params, run: readers.Run, kind: labelled.Kind, folders: list[Path], target: Path
+) -> None:
+    ingest, clean, feature_folder, model = folders
+    cached, rows = features.read(feature_folder), labelled.read_rows(clean, kind)
+    seed_everything(params.seed)
+    reader = readers.restore(model)
+    splits = {split: reader.items(rows[split], cached, ingest) for split in INPUTS}
+    with output(target) as folder:
+        with inference():
+            found = label(reader, splits, params, run.batch)
+        for name, schema in TABLES.items():
+            tables.write(folder / f"{name}.parquet", found[name], schema)
+        counts = json.dumps(reader.parameters(), indent=1)
+        (folder / "parameters.json").write_text(f"{counts}\n")
+
+
+if __name__ == "__main__":
+    with stage():
+        key, *paths = sys.argv[1:]
+        *sources, out = map(Path, paths)
+        run_of = load(Run, "readers", key)
+        kind_of_corpus = load(labelled.Kind, "corpora", run_of.corpus, "kind")
+        main(load(Params, "label"), run_of, kind_of_corpus, sources, out)

@@ -1,0 +1,158 @@
+"""Tweets and posts as the batches that readers read.
+
+A batch of B items, their texts of at most L pieces and W words, is a dict of
+    ids (B, L + 2) or hidden (B, L + 2, D_t)    see stages/shared/text_encoder.py
+    pieces_mask (B, L) bool    there is a piece
+    first, word_mask (B, W)    of tweets: place of each word's first piece; there is a word
+    has_text, has_picture (B,) bool
+    patches (B, P, D_v) or pixels (B, 3, S, S)    of the picture, zeros where there is none
+    drawing (B, 3, s, s)       the picture in [-1, 1], zeros where there is none
+    caption (B, C)             the text as ids of the captions' vocabulary, 0 after its end
+    tags (B, W) or label (B,)  indices of the coding's labels; of one that training never showed 0
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import regex
+import torch
+from torch import Tensor
+
+from stages.shared import nic_att, resnet, tables
+from stages.shared.features import Features
+from stages.shared.records import SPLITS
+from stages.shared.text_encoder import TextEncoder
+from stages.shared.topics import pad
+from stages.shared.training import Batch
+
+Kind = Literal["tweets", "posts"]
+Task = Literal["entities", "sentiment"]
+TASKS: dict[Kind, Task] = {"tweets": "entities", "posts": "sentiment"}  # by kind of corpus
+OUTSIDE = "O"  # the tag of a word in no entity
+CAPTION_WORD = regex.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What turns records into numbers."""
+
+    task: Task
+    text_encoder: TextEncoder
+    labels: list[str]
+    vocabulary: nic_att.Vocabulary
+    caption: int  # ids of a caption at most, both ends included
+    drawing: int  # side of the picture that is drawn, pixels
+    pixels: int | None  # side of the picture that is read, pixels; None: its patches are read
+
+    def label(self, name: str) -> int:
+        return self.labels.index(name) if name in self.labels else 0
+
+
+def words_of(row: dict) -> list[str]:
+    """The words of a record: of a tweet as its tags count them."""
+    return row["words"] if "words" in row else row["text"].split()
+
+
+def gold_of(row: dict) -> list[str]:
+    """What is to be said of a record: a tag a word, or one label."""
+    return row["tags"] if "tags" in row else [row["label"]]
+
+
+def caption_words(row: dict) -> list[str]:
+    """The words of a record as those of a caption."""
+    return CAPTION_WORD.findall(" ".join(words_of(row)).lower())
+
+
+def labels_of(rows: list[dict], task: Task) -> list[str]:
+    """The labels that rows show: O and the B- and I- tag of each type, or the sorted labels."""
+    found = {label for row in rows for label in gold_of(row)}
+    if task == "sentiment":
+        return sorted(found)
+    types = sorted({tag[2:] for tag in found - {OUTSIDE}})
+    return [OUTSIDE, *(f"{mark}-{kind}" for kind in types for mark in "BI")]
+
+
+def read_rows(clean: Path, kind: Kind) -> dict[str, list[dict]]:
+    """Rows of CLEAN by split, those of a split in order."""
+    rows = tables.read(clean / "records.parquet", tables.CLEAN[kind])
+    return {split: [row for row in rows if row["split"] == split] for split in SPLITS}
+
+
+class Labelled:
+    """Rows of CLEAN, indexed from 0. `files`: the content of their pictures by sha256."""
+
+    def __init__(self, rows: list[dict], coding: Coding, features: Features, files: dict):
+        self.rows, self.coding, self.features, self.files = rows, coding, features, files
+        encoder = coding.text_encoder
+        self.pieces = [encoder.pieces(words_of(row)) for row in rows]
+        self.hidden = encoder.frozen([pieces.ids for pieces in self.pieces])
+        self.captions = [coding.vocabulary.encode(caption_words(r), coding.caption) for r in rows]
+        self.drawings = {
+            name: resnet.pixels(content, coding.drawing) for name, content in files.items()
+        }
+        self.cut = sum(self.words_cut(index) > 0 for index in range(len(rows)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def words_cut(self, index: int) -> int:
+        """How many words of an item are beyond what is read."""
+        return len(words_of(self.rows[index])) - self.pieces[index].kept
+
+    def batch(self, indices: list[int]) -> Batch:
+        pieces = [self.pieces[index] for index in indices]
+        hidden = None if self.hidden is None else [self.hidden[index] for index in indices]
+        shown = self.coding.text_encoder.inputs([one.ids for one in pieces], hidden)
+        names = [self.rows[index]["image"] for index in indices]
+        has_picture = torch.tensor([name is not None for name in names])
+        return {
+            **shown,
+            "has_text": torch.ones(len(indices), dtype=torch.bool),
+            "has_picture": has_picture,
+            "drawing": self._drawings(names),
+            "caption": pad([self.captions[index] for index in indices], nic_att.PAD),
+            **self._read(names),
+            **self._targets(indices),
+        }
+
+    def _drawings(self, names: list[str | None]) -> Tensor:
+        """uint8 pixels as what is drawn, in [-1, 1].  -> (B, 3, s, s)"""
+        side = self.coding.drawing
+        found = torch.zeros(len(names), 3, side, side)
+        for place, name in enumerate(names):
+            if name is not None:
+                found[place] = self.drawings[name].float() / 127.5 - 1
+        return found
+
+    def _read(self, names: list[str | None]) -> Batch:
+        """What the picture encoder gave, or is given."""
+        side = self.coding.pixels
+        if side is None:
+            known = self.features.patches
+            found = np.zeros((len(names), *known.shape[1:]), np.float32)
+            for place, name in enumerate(names):
+                if name is not None:
+                    found[place] = known[self.features.image_index[name]]
+            return {"patches": torch.from_numpy(found)}
+        pixels = torch.zeros(len(names), 3, side, side)
+        for place, name in enumerate(names):
+            if name is not None:
+                pixels[place] = resnet.normalise(resnet.pixels(self.files[name], side))
+        return {"pixels": pixels}
+
+    def _targets(self, indices: list[int]) -> Batch:
+        gold = [gold_of(self.rows[index]) for index in indices]
+        if self.coding.task == "sentiment":
+            return {"label": torch.tensor([self.coding.label(label) for (label,) in gold])}
+        first = [self.pieces[index].first for index in indices]
+        tags = [
+            [self.coding.label(tag) for tag in tags[: len(places)]]
+            for tags, places in zip(gold, first, strict=True)
+        ]
+        return {
+            "first": pad(first, 0),
+            "word_mask": pad([[1] * len(places) for places in first], 0).bool(),
+            "tags": pad(tags, 0),
+        }

@@ -1,0 +1,188 @@
+"""A reader: one model on one corpus of tweets or posts, and the folder it loads from by path.
+
+The folder holds model.safetensors, config.json (model, run, network, shapes, labels, vocabulary of
+captions), in text_encoder/ the tokenizer and the configuration of what reads the text, and, of what
+reads the patches of the aligned encoder, that encoder in encoder/. It needs neither params.yaml nor
+a network.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stages.models import paper
+from stages.shared import images, text_encoder
+from stages.shared.devices import device
+from stages.shared.encoder_files import copy_encoder
+from stages.shared.features import Features
+from stages.shared.labelled import OUTSIDE, Coding, Labelled, Task, caption_words, labels_of
+from stages.shared.nic_att import Vocabulary
+from stages.shared.params import fill, load
+from stages.shared.resnet import ResNet
+from stages.shared.stage import WrongInput
+from stages.shared.training import Schedule
+from stages.shared.weights import unique
+
+PATCHES = "patches"  # the picture encoder that embed ran
+TEXT_ENCODER = "text_encoder"  # folder within that of a model
+
+
+@dataclass(frozen=True)
+class Text:
+    encoder: str
+    tuned: int | Literal["all"]
+    pieces: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    encoder: str
+    weights: Literal["none", "default"]
+    size: int
+    grid: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Run:
+    model: str
+    corpus: str
+    text: Text
+    picture: Picture
+    training: Schedule
+    batch: int
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Factors of the learning rate by the names of weights: pretrained ones learn slower."""
+        return {"text_encoder.": self.text.rate, "image_encoder.": self.picture.rate}
+
+
+@dataclass
+class Reader:
+    """A model with what is needed to use and to save it."""
+
+    paper: ModuleType
+    model: torch.nn.Module
+    coding: Coding
+    config: dict
+
+    def items(self, rows: list[dict], features: Features, ingest: Path) -> Labelled:
+        """Rows of CLEAN, with what embed and ingest hold of their pictures, as what is read."""
+        wanted = {row["image"] for row in rows}
+        found = images.read(ingest / "images")
+        files = {row["sha256"]: row["bytes"] for row in found if row["sha256"] in wanted}
+        return Labelled(rows, self.coding, features, files)
+
+    def names(self, decided: list[list[int]], items: Labelled, indices: list[int]) -> list:
+        """Decided labels by name; words of a tweet that lie beyond what is read are outside."""
+        found = [[self.coding.labels[label] for label in row] for row in decided]
+        if self.coding.task == "entities":
+            for row, index in zip(found, indices, strict=True):
+                row += [OUTSIDE] * items.words_cut(index)
+        return found
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers were trained, and how many were not."""
+        counts = {"trained": 0, "frozen": 0}
+        for weight in self.model.parameters():
+            counts["trained" if weight.requires_grad else "frozen"] += weight.numel()
+        return counts
+
+
+def network(run: Run):
+    """The numbers of a run's model that its weights depend on."""
+    return load(paper(run.model).Network, "models", run.model, "network")
+
+
+def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader:
+    """A new reader for a corpus, whose train rows give the labels and the words of captions."""
+    module, sizes = paper(run.model), network(run)
+    encoder = text_encoder.load(run.text.encoder, run.text.tuned, run.text.pieces)
+    labels = labels_of(rows, task)
+    vocabulary = Vocabulary(map(caption_words, rows), sizes.captioning.min_count)
+    pictures = image_encoder(run.picture)
+    shapes = module.Shapes(
+        task=task,
+        labels=len(labels),
+        text_width=encoder.width,
+        cells=pictures.cells if pictures else features.patches.shape[1],
+        cell_width=pictures.width if pictures else features.patches.shape[2],
+        words=len(vocabulary),
+    )
+    model = module.Model(sizes, shapes, encoder, pictures)
+    config = {
+        "model": run.model,
+        "text": asdict(run.text),
+        "picture": asdict(run.picture),
+        "network": asdict(sizes),
+        "shapes": asdict(shapes),
+        "labels": labels,
+        "vocabulary": vocabulary.to_json(),
+    }
+    return _reader(module, model.to(device()), config)
+
+
+def image_encoder(picture: Picture) -> ResNet | None:
+    """What reads pixels, as a module of the model; None where patches are read as embed left them."""
+    if picture.encoder == PATCHES:
+        return None
+    return ResNet(picture.encoder, picture.weights, picture.grid)
+
+
+def _reader(module: ModuleType, model: torch.nn.Module, config: dict) -> Reader:
+    sizes, picture = model.network, fill(Picture, config["picture"], "config.json")
+    coding = Coding(
+        task=config["shapes"]["task"],
+        text_encoder=model.text_encoder,
+        labels=config["labels"],
+        vocabulary=Vocabulary.from_json(config["vocabulary"]),
+        caption=sizes.captioning.at_most,
+        drawing=sizes.drawing.decoder.size,
+        pixels=None if picture.encoder == PATCHES else picture.size,
+    )
+    return Reader(module, model, coding, config)
+
+
+def save(reader: Reader, folder: Path, encoder: Path) -> None:
+    """Write the model and, if it reads patches, a copy of the encoder that computed them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(reader.config, indent=1, ensure_ascii=False))
+    reader.model.text_encoder.save(folder / TEXT_ENCODER)
+    save_file(weights_of(reader.model), folder / "model.safetensors")
+    if reader.coding.pixels is None:
+        copy_encoder(encoder, folder)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights that the folder must hold: not those of an installed package."""
+    left_out = {f"text_encoder.{name}" for name in model.text_encoder.unsaved()}
+    return {name: value for name, value in unique(model).items() if name not in left_out}
+
+
+def restore(folder: Path) -> Reader:
+    """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
+    module, place = paper(config["model"]), f"{folder}/config.json"
+    picture = fill(Picture, config["picture"], place)
+    model = module.Model(
+        fill(module.Network, config["network"], place),
+        fill(module.Shapes, config["shapes"], place),
+        text_encoder.restore(folder / TEXT_ENCODER),
+        image_encoder(replace(picture, weights="none")),
+    )
+    weights = load_file(folder / "model.safetensors")
+    if weights.keys() != weights_of(model).keys():
+        raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")
+    model.load_state_dict(weights, strict=False)  # what a package holds is there already
+    return _reader(module, model.to(device()).eval(), config)
