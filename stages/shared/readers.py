@@ -131,7 +131,7 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
 
 
 def image_encoder(picture: Picture) -> ResNet | None:
-    """What reads pixels, as a module of the model; None where patches are read as embed left them."""
+    """What reads pixels, a part of the model; None where patches are read as embed left them."""
     if picture.encoder == PATCHES:
         return None
     return ResNet(picture.encoder, picture.weights, picture.grid)
