@@ -16,9 +16,9 @@ authors' code. That code measures g of the weight norm on a first batch and star
 Here g starts with 1 and s with exp(-2), a part of the range of colours: scenes are learned faster.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
 from typing import NamedTuple
 
 import torch
@@ -253,7 +253,7 @@ class PixelCNN(nn.Module):
     def bits(self, x: Tensor, h: Tensor) -> Tensor:
         """-log2 P(x | h) for each of the 3 S S dimensions.  (B)"""
         nats = -log_likelihood(self(x, h).contiguous(), x).sum((1, 2))
-        return nats / (x[0].numel() * log(2))
+        return nats / (x[0].numel() * math.log(2))
 
     @torch.no_grad()
     def sample(self, h: Tensor, generator: Generator) -> Tensor:
