@@ -104,7 +104,7 @@ class Given(nn.Module):
 def model(network: Network) -> Model:
     torch.manual_seed(0)
     shapes = Shapes("entities", TAGS, TEXT_WIDTH, CELLS, CELL_WIDTH, VOCABULARY)
-    return Model(network, shapes, Given(), None).train()
+    return Model(network, shapes, Given(), nn.Identity()).train()
 
 
 def batch(side: int) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def batch(side: int) -> dict[str, Tensor]:
         "first": torch.arange(WORDS).expand(BATCH, -1),
         "word_mask": torch.ones(BATCH, WORDS, dtype=torch.bool),
         "tags": torch.randint(TAGS, (BATCH, WORDS)),
-        "patches": torch.randn(BATCH, CELLS, CELL_WIDTH),
+        "picture": torch.randn(BATCH, CELLS, CELL_WIDTH),
         "drawing": torch.rand(BATCH, 3, side, side) * 2 - 1,
         "caption": torch.randint(4, VOCABULARY, (BATCH, CAPTION)),
         "has_text": there,

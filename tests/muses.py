@@ -77,11 +77,18 @@ class Cells(nn.Module):
         return self.layers(pixels).flatten(2).transpose(1, 2)
 
 
+class Patches(nn.Module):
+    """Stands for one that learns nothing: (B, 3, 4, 4) -> (B, 4, 6)"""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1)[:, : CELLS * 6].unflatten(1, (CELLS, 6))
+
+
 def model(task: str = "entities", pixels: bool = False, width: int = 6, **changes) -> Model:
     torch.manual_seed(0)
     labels = TAGS if task == "entities" else LABELS
     shapes = Shapes(task, labels, text_width=width, cells=CELLS, cell_width=6, words=WORDS)
-    return Model(network(**changes), shapes, Embeds(width), Cells() if pixels else None)
+    return Model(network(**changes), shapes, Embeds(width), Cells() if pixels else Patches())
 
 
 def item(index: int) -> dict:
@@ -98,8 +105,7 @@ def item(index: int) -> dict:
         "tags": torch.randint(TAGS, (words,), generator=given),
         "caption": torch.cat([torch.tensor([1]), caption, torch.tensor([2])]),  # SOS, EOS
         "label": torch.tensor(index % LABELS),
-        "patches": torch.randn(CELLS, 6, generator=given),
-        "pixels": torch.randn(3, 4, 4, generator=given),
+        "picture": torch.randn(3, 4, 4, generator=given),
         "drawing": torch.randint(256, (3, 4, 4), generator=given) / 127.5 - 1,
         "has_picture": torch.tensor(index not in WITHOUT_PICTURE),
         "has_text": torch.tensor(index not in WITHOUT_TEXT),

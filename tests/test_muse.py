@@ -207,11 +207,11 @@ def test_cross_attention_matches_torch_and_both_look_at_what_was_there_before():
 def test_a_missing_picture_is_a_learned_one(task, pixels):
     reader = model(task, pixels).eval()
     given = everything() | {"has_picture": torch.zeros(8, dtype=torch.bool)}
-    noise = {key: torch.randn_like(given[key]) for key in ("patches", "pixels", "drawing")}
+    noise = {key: torch.randn_like(given[key]) for key in ("picture", "drawing")}
     for one in (reader.encode(given), reader.encode(given | noise)):
         assert torch.equal(one.streams[1], reader.no_picture.expand(8, -1, -1))
     assert muse.decide(reader, given) == muse.decide(reader, given | noise)
-    del given["patches"], given["pixels"]  # of a corpus without pictures
+    del given["picture"]  # of a corpus without pictures
     assert set(muse.loss(reader, given)) == {"task", "captioning", "drawing"}
     assert muse.loss(reader, given)["captioning"] == muse.loss(reader, given)["drawing"] == 0
 
@@ -368,7 +368,7 @@ def test_the_plain_tagger_reads_the_text_encoder_alone(task):
     parts = {name.partition(".")[0] for name, _ in reader.named_parameters()}
     assert parts == {"text_encoder", "no_text", "head"} | ({"crf"} if task == "entities" else set())
     given = everything()
-    other = given | {"patches": torch.randn_like(given["patches"])}
+    other = given | {"picture": torch.randn_like(given["picture"])}
     assert muse.decide(reader, given) == muse.decide(reader, other)
     assert muse.look(reader, given) == [] and muse.embeddings(reader, given) == {}
 

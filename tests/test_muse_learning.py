@@ -93,7 +93,7 @@ def test_a_bert_and_a_resnet_learn_with_the_rest(tmp_path, monkeypatch):
     rows = [text.ids for text in texts]
     given = batch(0, 5) | reads.inputs(rows, reads.frozen(rows))
     given["first"] = torch.tensor([[*texts[0].first], [*texts[1].first, 0]])
-    given["pixels"] = torch.randn(2, 3, 32, 32)
+    given["picture"] = torch.randn(2, 3, 32, 32)
     sum(muse.loss(reader.train(), given).values()).backward()
     learnt = {name for name, weight in reader.named_parameters() if weight.grad is not None}
     frozen = [
@@ -113,7 +113,7 @@ def test_terms_of_the_loss_are_means_over_what_shows_both():
     nats, bits = [], []
     for index in (0, 2, 3, 5, 7):  # both text and picture
         alone = double(batch(index))
-        cells = reader.share(reader.project_picture(alone["patches"]))
+        cells = reader.share(reader.project_picture(reader.image_encoder(alone["picture"])))
         told = reader.captioner(cells, alone["caption"])
         nats.append((told.nats / told.tokens + told.stochastic)[0])
         pieces = reader.project_text(reader.text_encoder(alone))[0]

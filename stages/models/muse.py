@@ -299,8 +299,8 @@ class Head(nn.Module):
 class Model(nn.Module):
     """MuSE around a text encoder and an image encoder.
 
-    image_encoder: none where batches bring `patches`, features of a frozen one. Batches are those
-    of stages/shared/labelled.py.
+    image_encoder: pictures as batches bring them -> cells (B, P, D_v). Batches are those of
+    stages/shared/labelled.py.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class Model(nn.Module):
         network: Network,
         shapes: Shapes,
         text_encoder: nn.Module,
-        image_encoder: nn.Module | None,
+        image_encoder: nn.Module,
     ):
         super().__init__()
         self.network, self.shapes, self.text_encoder = network, shapes, text_encoder
@@ -356,8 +356,7 @@ class Model(nn.Module):
         shown = batch["has_picture"]
         if not shown.any():
             return self.no_picture.expand(len(shown), -1, -1)
-        encoder = self.image_encoder
-        read = encoder(batch["pixels"][shown]) if encoder else batch["patches"][shown]
+        read = self.image_encoder(batch["picture"][shown])
         found = scatter(self.project_picture(read), shown)
         return torch.where(shown[:, None, None], found, self.no_picture)
 

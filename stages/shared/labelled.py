@@ -5,7 +5,7 @@ A batch of B items, their texts of at most L pieces and W words, is a dict of
     pieces_mask (B, L) bool    there is a piece
     first, word_mask (B, W)    of tweets: place of each word's first piece; there is a word
     has_text, has_picture (B,) bool
-    patches (B, P, D_v) or pixels (B, 3, S, S)    of the picture, zeros where there is none
+    picture (B, P, D_v) or (B, 3, S, S)    its patches or pixels, zeros where there is none
     drawing (B, 3, s, s)       the picture in [-1, 1], zeros where there is none
     caption (B, C)             the text as ids of the captions' vocabulary, 0 after its end
     tags (B, W) or label (B,)  indices of the coding's labels; of one that training never showed 0
@@ -135,12 +135,12 @@ class Labelled:
             for place, name in enumerate(names):
                 if name is not None:
                     found[place] = known[self.features.image_index[name]]
-            return {"patches": torch.from_numpy(found)}
+            return {"picture": torch.from_numpy(found)}
         pixels = torch.zeros(len(names), 3, side, side)
         for place, name in enumerate(names):
             if name is not None:
                 pixels[place] = resnet.normalise(resnet.pixels(self.files[name], side))
-        return {"pixels": pixels}
+        return {"picture": pixels}
 
     def _targets(self, indices: list[int]) -> Batch:
         gold = [gold_of(self.rows[index]) for index in indices]

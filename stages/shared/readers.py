@@ -24,6 +24,7 @@ from stages.shared.features import Features
 from stages.shared.labelled import OUTSIDE, Coding, Labelled, Task, caption_words, labels_of
 from stages.shared.nic_att import Vocabulary
 from stages.shared.params import fill, load
+from stages.shared.patch_cells import PatchCells
 from stages.shared.resnet import ResNet
 from stages.shared.stage import WrongInput
 from stages.shared.training import Schedule
@@ -108,13 +109,16 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
     encoder = text_encoder.load(run.text.encoder, run.text.tuned, run.text.pieces)
     labels = labels_of(rows, task)
     vocabulary = Vocabulary(map(caption_words, rows), sizes.captioning.min_count)
-    pictures = image_encoder(run.picture)
+    patches = patches_of(rows, features, run.picture.grid)
+    pictures = image_encoder(run.picture, patches.shape[1:])
+    if run.picture.encoder == PATCHES:
+        pictures.measure(patches)
     shapes = module.Shapes(
         task=task,
         labels=len(labels),
         text_width=encoder.width,
-        cells=pictures.cells if pictures else features.patches.shape[1],
-        cell_width=pictures.width if pictures else features.patches.shape[2],
+        cells=pictures.cells,
+        cell_width=pictures.width,
         words=len(vocabulary),
     )
     model = module.Model(sizes, shapes, encoder, pictures)
@@ -122,6 +126,7 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
         "model": run.model,
         "text": asdict(run.text),
         "picture": asdict(run.picture),
+        "patches": list(patches.shape[1:]),
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "labels": labels,
@@ -130,10 +135,21 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
     return _reader(module, model.to(device()), config)
 
 
-def image_encoder(picture: Picture) -> ResNet | None:
-    """What reads pixels, a part of the model; None where patches are read as embed left them."""
+def patches_of(rows: list[dict], features: Features, grid: int) -> Tensor:
+    """The patches of these rows' pictures, each once; of a corpus without any, none of width 1.
+
+    -> (N, P, D_v)
+    """
+    places = sorted({features.image_index[row["image"]] for row in rows if row["image"]})
+    if not features.image_index:
+        return torch.zeros(0, grid * grid, 1)
+    return torch.from_numpy(features.patches[places]).float()
+
+
+def image_encoder(picture: Picture, patches: tuple[int, int]) -> ResNet | PatchCells:
+    """What makes cells of pixels, or of patches; patches: their number and width."""
     if picture.encoder == PATCHES:
-        return None
+        return PatchCells(*patches, picture.grid)
     return ResNet(picture.encoder, picture.weights, picture.grid)
 
 
@@ -179,7 +195,7 @@ def restore(folder: Path) -> Reader:
         fill(module.Network, config["network"], place),
         fill(module.Shapes, config["shapes"], place),
         text_encoder.restore(folder / TEXT_ENCODER),
-        image_encoder(replace(picture, weights="none")),
+        image_encoder(replace(picture, weights="none"), config["patches"]),
     )
     weights = load_file(folder / "model.safetensors")
     if weights.keys() != weights_of(model).keys():
