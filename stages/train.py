@@ -84,7 +84,7 @@ def train(name: str, run: Run, kind: labelled.Kind, folders: list[Path], log) ->
         run.training,
         name=f"train@{name}",
         key=fingerprint([run, reader.config, reader.model], folders),
-        rates=run.rates,
+        rates=readers.rates(run),
         validate=validation(reader, held_out, run.batch) if len(held_out) else None,
         log=log,
     )

@@ -21,7 +21,7 @@ def network(**changes) -> Network:
         "decoder": nic_att.Params(8, 8, 8, dropout=0.0, doubly_stochastic=1.0),
     }
     decoder = pixelcnn.Params(size=4, blocks=1, filters=4, mixtures=2, dropout=0.0)
-    drawing = {"beta": 0.1, "items": 8, "decoder": decoder}
+    drawing = {"beta": 0.1, "rate": 1.0, "items": 8, "decoder": decoder}
     values = {
         "d_model": 8,
         "layers": 3,

@@ -81,6 +81,7 @@ class Captioning:
 @dataclass(frozen=True)
 class Drawing:
     beta: float
+    rate: float
     items: int
     decoder: pixelcnn.Params
 

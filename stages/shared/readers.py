@@ -60,11 +60,6 @@ class Run:
     training: Schedule
     batch: int
 
-    @property
-    def rates(self) -> dict[str, float]:
-        """Factors of the learning rate by the names of weights: pretrained ones learn slower."""
-        return {"text_encoder.": self.text.rate, "image_encoder.": self.picture.rate}
-
 
 @dataclass
 class Reader:
@@ -96,6 +91,16 @@ class Reader:
         for weight in self.model.parameters():
             counts["trained" if weight.requires_grad else "frozen"] += weight.numel()
         return counts
+
+
+def rates(run: Run) -> dict[str, float]:
+    """Factors of the learning rate by how the names of weights begin: what was pretrained learns
+    slower, the decoder that only regularises faster."""
+    return {
+        "text_encoder.": run.text.rate,
+        "image_encoder.": run.picture.rate,
+        "drawer.": network(run).drawing.rate,
+    }
 
 
 def network(run: Run):
