@@ -1,23 +1,16 @@
-"""A trained folder as an author: raw pictures and topics in, texts out, and nothing else needed.
+"""A trained folder as an author: raw pictures and topics in, texts out, and nothing else needed."""
 
-The folder brings its own encoder, so an item is read exactly as it was when the writer was trained:
-features in fp16, a picture or topic at a time, so that neighbours change nothing.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from stages.shared import encoders, images, runs
+from pipelines.trained import Trained, half
+from stages.shared import runs
 from stages.shared.batches import similarity
 from stages.shared.features import Features
 from stages.shared.runs import Generation
-from stages.shared.stage import WrongInput
 from stages.shared.traces import has_gate
 from stages.shared.training import seed_everything
 
@@ -42,31 +35,14 @@ class Text:
 
 
 class Author:
-    """The writer of a trained folder and its encoder, which is loaded when it is first needed."""
+    """The writer of a trained folder and its encoder."""
 
     def __init__(self, folder: Path, name: str):
-        """`name`: the folder as the user knows it. Raises WrongInput if it holds no model."""
-        self.folder, self.name = folder, name
-        if not (folder / "config.json").is_file():
-            raise WrongInput(f"{name} holds no trained model: name a folder that training wrote")
-        if not (folder / runs.ENCODER / encoders.CONFIG).is_file():
-            raise WrongInput(f"{name} holds no encoder, older versions wrote none: train it again")
-        with self._one_sentence():
+        """`name`: the folder as the user knows it. Raises WrongInput if it holds no writer."""
+        self.trained = Trained(folder, name, "writers")
+        self.trained.needs_encoder()
+        with self.trained.one_sentence():
             self.writer = runs.restore(folder)
-
-    @cached_property
-    def encoder(self) -> encoders.Encoder:
-        with self._one_sentence():
-            return encoders.load(self.folder / runs.ENCODER)
-
-    @contextmanager
-    def _one_sentence(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # parsers of foreign files raise what they like
-            said = " ".join(str(error).removeprefix("params.yaml: ").split())
-            reason = said.replace(f"{self.folder}/", "")[:200] or type(error).__name__
-            raise WrongInput(f"{self.name} cannot be loaded ({reason}): train it again") from None
 
     @property
     def reads_topics(self) -> bool:
@@ -112,12 +88,12 @@ class Author:
     def _features(self, pictures: dict[str, bytes], topics: list[str]) -> Features:
         """One row a picture and a topic; a row of zeros that nothing names where there is none."""
         shapes = self.writer.model.shapes
-        pooled, patches = self._pictures(list(pictures.values()))
+        read = self.trained.pictures(list(pictures.values()))
         empty = np.zeros((1, shapes.patches, shapes.patch_width), np.float16)
         found = {
             "image_index": {name: row for row, name in enumerate(pictures)},
-            "pooled": np.stack(pooled) if pooled else self._no_pooled(),
-            "patches": np.stack(patches) if patches else empty,
+            "pooled": np.stack([pooled for pooled, _ in read]) if read else self._no_pooled(),
+            "patches": np.stack([patches for _, patches in read]) if read else empty,
         }
         if not shapes.topic_width:
             names = ("text_index", "text_pooled", "tokens", "token_mask", "pieces")
@@ -128,26 +104,17 @@ class Author:
         """As wide as the model reads it; not every model does."""
         return np.zeros((1, self.writer.config["shapes"].get("pooled_width", 1)), np.float16)
 
-    def _pictures(self, contents: list[bytes]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """(D,), (P, Dp) of each picture"""
-        read = [self.encoder.images([images.decode(content)]) for content in contents]
-        return [_half(pooled[0]) for pooled, _ in read], [_half(patches[0]) for _, patches in read]
-
     def _topics(self, topics: list[str], width: int) -> dict:
-        read = [self.encoder.texts([topic]) for topic in topics]
-        pooled = [_half(pooled[0]) for pooled, _, _ in read]
+        read = [self.trained.encoder.texts([topic]) for topic in topics]
+        pooled = [half(pooled[0]) for pooled, _, _ in read]
         lengths = np.array([int(mask.sum()) for _, _, mask in read] or [1])
         tokens = np.zeros((len(lengths), lengths.max(), width), np.float16)
         for row, (_, states, _) in enumerate(read):
-            tokens[row, : lengths[row]] = _half(states[0, : lengths[row]])
+            tokens[row, : lengths[row]] = half(states[0, : lengths[row]])
         return {
             "text_index": {topic: row for row, topic in enumerate(topics)},
             "text_pooled": np.stack(pooled) if pooled else self._no_pooled(),
             "tokens": tokens,
             "token_mask": np.arange(lengths.max()) < lengths[:, None],
-            "pieces": self.encoder.pieces(topics) if topics else [],
+            "pieces": self.trained.encoder.pieces(topics) if topics else [],
         }
-
-
-def _half(values) -> np.ndarray:
-    return values.half().numpy()

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Literal
 
 from pipelines import repro, write
+from pipelines.label import Params as Read
 from stages import (
     align,
     chunk,
@@ -84,6 +85,7 @@ SECTIONS = {
     "score": score.Params,
     "judge": judge.Params,
     "report": report.Params,
+    "read": Read,
     "write": write.Params,
     "training": training.Settings,
     "run": repro.Params,

@@ -2,6 +2,7 @@
 
 polymuse run [TARGET...]      bring everything, or the stages named, up to date
 polymuse write -o FOLDER      an article from --topic TEXT, --image FILE..., or both
+polymuse label TEXT           entities or sentiment of a tweet or post, of its --image too
 polymuse ui                   the pages of MLflow and Prefect, until Ctrl-C
 polymuse preset [NAME]        lay presets/NAME.yaml over params.yaml; without a name: list them
 polymuse preset --undo        take the last preset back
@@ -37,6 +38,9 @@ def in_project(work: Callable[[], object]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # who read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("targets", nargs="*", metavar="TARGET", help="e.g. evaluate@flexmuse")
     run.set_defaults(verb=_run)
     _add_write(verbs.add_parser("write", help="an article from a topic, pictures, or both"))
+    _add_label(verbs.add_parser("label", help="entities or sentiment of tweets or posts"))
     ui = verbs.add_parser("ui", help="the pages of MLflow and Prefect, until Ctrl-C")
     ui.set_defaults(verb=_ui)
     preset = verbs.add_parser("preset", help="lay presets/NAME.yaml over params.yaml")
@@ -77,6 +82,19 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     write.set_defaults(verb=_write)
 
 
+def _add_label(label: argparse.ArgumentParser) -> None:
+    option = label.add_argument
+    option("text", metavar="TEXT", nargs="?", help="of a tweet or a post")
+    option("--image", metavar="FILE", type=_here, action="append", default=[])
+    option("--file", metavar="FILE", type=_here, help=".txt with a text a line, or .jsonl")
+    which = label.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="NAME", help="a row of readers; without it the first")
+    model = "a folder, models:/... or runs:/..."
+    which.add_argument("--model", metavar="ADDRESS", type=_address, help=model)
+    option("--json", action="store_true", help="an object a line, for programs")
+    label.set_defaults(verb=_label)
+
+
 def _here(path: str) -> Path:
     return Path.cwd() / path
 
@@ -103,6 +121,13 @@ def _write(arguments: argparse.Namespace) -> None:
     from pipelines import write
 
     write.main(arguments)
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from pipelines import label
+
+    label.main(arguments)
 
 
 def _ui(_: argparse.Namespace) -> None:

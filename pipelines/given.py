@@ -1,10 +1,13 @@
-"""What users give a writer, and the rules for it, whichever way it comes: command or served model.
+"""What users give a model, and the rules for it, whichever way it comes: command or served model.
 
-A topic is cleaned as titles are, and so is what is written; a picture that is too large is refused
-before it is decoded.
+Topics are cleaned as titles are, what is labelled as tweets and posts are, and so is what is
+written; a picture that is too large is refused before it is decoded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import regex
 
@@ -20,15 +23,27 @@ VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}]")
 
 @dataclass(frozen=True)
 class Rules:
-    """Of params.yaml: `clean`, `write.max_characters` and `ingest.max_pixels`."""
+    """Of params.yaml: `clean`, `ingest.max_pixels` and, of a section, `max_characters`."""
 
     tidy: clean.Params
     max_characters: int
     max_pixels: int
+    section: str  # write | read
+
+    def cleaner(self, text: str) -> Callable[[str], str]:
+        """What cleans a text, or words of it, as stage 02 cleans what a model learns from."""
+        return partial(clean.clean, language=detect(text) or UNKNOWN, params=self.tidy)
 
     def text(self, text: str) -> str:
-        """As stage 02 cleans the texts that a writer learns from."""
-        return clean.clean(text, detect(text) or UNKNOWN, self.tidy)
+        return self.cleaner(text)(text)
+
+    def length(self, text: str, name: str) -> None:
+        """Raises WrongInput, with what the user calls it, if it is too long."""
+        if len(text) > self.max_characters:
+            raise WrongInput(
+                f"{name} has {len(text)} characters, more than {self.section}.max_characters "
+                f"({self.max_characters}) of params.yaml: shorten it"
+            )
 
     def topic(self, topic: str | None, name: str) -> str | None:
         """On one line, cleaned; None if no character of it can be seen.
@@ -37,13 +52,22 @@ class Rules:
         """
         if topic is None:
             return None
-        if len(topic) > self.max_characters:
-            raise WrongInput(
-                f"{name} has {len(topic)} characters, more than write.max_characters "
-                f"({self.max_characters}) of params.yaml: shorten it"
-            )
+        self.length(topic, name)
         line = " ".join(self.text(topic).split())
-        return line if VISIBLE.search(line) else None
+        return line if readable(line) else None
+
+    def file(self, path: Path, name: str) -> bytes:
+        """A picture file's content. Raises WrongInput if it is no file, no picture, or too large,
+        which is known undecoded."""
+        try:
+            if not path.is_file():
+                why = "is a folder or a device" if path.exists() else "does not exist"
+                raise WrongInput(f"{name} {why}: name a picture file")
+            self.size(path.stat().st_size, name)
+            return self.picture(path.read_bytes(), name)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise WrongInput(f"{name} cannot be read ({reason}): name another one") from None
 
     def picture(self, content: bytes, name: str) -> bytes:
         """The picture file as it is. Raises WrongInput if it is none, or too large."""
@@ -63,10 +87,20 @@ class Rules:
             )
 
 
-def rules() -> Rules:
-    """Those of the project of the current folder."""
+def readable(text: str) -> bool:
+    """Whether any character of it can be seen."""
+    return VISIBLE.search(text) is not None
+
+
+def rules(section: str) -> Rules:
+    """Those of the project of the current folder: for writers `write`, for readers `read`."""
     return Rules(
         params.load(clean.Params, "clean"),
-        params.load(int, "write", "max_characters"),
+        params.load(int, section, "max_characters"),
         params.load(int, "ingest", "max_pixels"),
+        section,
     )
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -2,68 +2,122 @@
 
     model = mlflow.pyfunc.load_model("models:/m-...")
     model.predict(pandas.DataFrame({"topic": ["A quiet harbour"], "image": [None]}))
+    model.predict(pandas.DataFrame({"text": ["what a harbour"], "image": [None]}))
 
-A row has a topic, the bytes of a picture file, or both, and is an article by itself; predict gives
-one text a row, the most probable one. A model of captions needs the picture and reads no topic.
-Topics, pictures and texts pass the rules of `polymuse write`. Runs where this package is installed,
+A row has words, the bytes of a picture file, or both. A writer takes a `topic` and makes an article
+of each row by itself: one text, the most probable one. A reader takes a `text` and gives each row
+its labels: `words`, `tags` and `entities`, or `label` and `probability`. A writer of captions needs
+the picture and reads no topic; a reader of entities needs the text.
+
+The rules are those of `polymuse write` and `polymuse label`. Runs where this package is installed,
 by the params.yaml of the current folder's project, else of the package's own.
 """
 
+import json
 from contextlib import chdir
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pipelines import project
 from pipelines.author import Author, Item
-from pipelines.given import Rules, rules
+from pipelines.given import Rules, readable, rules
+from pipelines.labeller import Labeller, of_text
+from pipelines.trained import family_of
+from stages.shared import params
 from stages.shared.runs import Generation
 from stages.shared.stage import WrongInput
+from stages.shared.store import batched
 
 
 class Served:
-    """What mlflow.pyfunc wraps."""
+    """What mlflow.pyfunc wraps of a writer."""
 
     def __init__(self, author: Author, limits: Rules):
         self.author, self.limits = author, limits
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> list[str]:
         """One text a row. Raises WrongInput that names the first row that cannot be used."""
-        given = rows.astype(object).to_dict("records")
-        items = [self._item(number, row) for number, row in enumerate(given)]
+        items = [self._item(f"row {number}", row) for number, row in enumerate(given(rows))]
         # No search and no drawing: whoever wants those writes with `polymuse write`.
         batch = max(1, len(items))
         greedy = Generation(beams=1, temperature=0.0, top_p=1.0, seed=0, batch=batch)
         written = self.author.write([[item] for item in items], greedy)
         return [self.limits.text(text.text) for (text,) in written]
 
-    def _item(self, number: int, row: dict) -> Item:
-        topic, picture = row.get("topic"), row.get("image")
-        topic = self.limits.topic(topic if isinstance(topic, str) else None, f"row {number}: topic")
-        if not isinstance(picture, bytes) or not picture:
-            picture = None  # absent, which pandas may say as NaN
+    def _item(self, name: str, row: dict) -> Item:
+        topic = self.limits.topic(words(row, "topic"), f"{name}: topic")
+        picture = picture_of(row, name, self.limits)
         if not topic and picture is None:
-            raise WrongInput(f"row {number} has neither topic nor image: give it one")
+            raise WrongInput(f"{name} has neither topic nor image: give it one")
         if picture is None and not self.author.reads_topics:
             raise WrongInput(
-                f"row {number} has no image, and this model was trained on captions and writes "
+                f"{name} has no image, and this model was trained on captions and writes "
                 "about pictures alone: give it one"
             )
-        if picture is not None:
-            self.limits.picture(picture, f"row {number}: image")
         return Item(topic, picture)
 
 
-def _load_pyfunc(folder: str) -> Served:
+class ServedLabels:
+    """What mlflow.pyfunc wraps of a reader."""
+
+    def __init__(self, labeller: Labeller, limits: Rules, batch: int):
+        self.labeller, self.limits, self.batch = labeller, limits, batch
+
+    def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        """A row of labels a row. Raises WrongInput that names the first row that cannot be used."""
+        items = []
+        for number, row in enumerate(given(rows)):
+            name, text = f"row {number}", words(row, "text") or ""
+            self.limits.length(text, f"{name}: text")
+            picture = picture_of(row, name, self.limits)
+            self.labeller.check(readable(text), picture is not None, name)
+            items.append(of_text(text if readable(text) else "", picture))
+        found = [self.labeller.label(part) for part in batched(items, self.batch)]
+        return pd.DataFrame([asdict(labels) for part in found for labels in part])
+
+
+def given(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return rows.astype(object).to_dict("records")
+
+
+def words(row: dict[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    return value if isinstance(value, str) else None  # absent, which pandas may say as NaN
+
+
+def picture_of(row: dict[str, Any], name: str, limits: Rules) -> bytes | None:
+    picture = row.get("image")
+    if not isinstance(picture, bytes) or not picture:
+        return None
+    return limits.picture(picture, f"{name}: image")
+
+
+def _load_pyfunc(folder: str) -> Served | ServedLabels:
     """Raises WrongInput if the folder holds no model, or there is no params.yaml."""
-    return Served(Author(Path(folder).resolve(), folder), nearest_rules())
+    place = Path(folder).resolve()
+    if family_of(json.loads((place / "config.json").read_text())) == "readers":
+        limits = nearest_rules("read")
+        return ServedLabels(Labeller(place, folder, limits.cleaner), limits, nearest_batch())
+    return Served(Author(place, folder), nearest_rules("write"))
 
 
-def nearest_rules() -> Rules:
-    """Those of the current folder's project, else of the one that this package is in."""
+def nearest_rules(section: str) -> Rules:
+    """Those of the nearest project."""
+    with chdir(nearest_project()):
+        return rules(section)
+
+
+def nearest_batch() -> int:
+    with chdir(nearest_project()):
+        return params.load(int, "read", "batch")
+
+
+def nearest_project() -> Path:
+    """The current folder's, else the one that this package is in."""
     try:
-        place = project.find(Path.cwd())
+        return project.find(Path.cwd())
     except WrongInput:
-        place = project.find(Path(__file__).resolve().parent)
-    with chdir(place):
-        return rules()
+        return project.find(Path(__file__).resolve().parent)

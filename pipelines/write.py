@@ -12,11 +12,10 @@ from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pipelines import article
-from pipelines.given import Rules, rules
+from pipelines import article, trained
+from pipelines.given import Rules, count, rules
 from stages import clean
 from stages.ingest import UNKNOWN
 from stages.shared import params
@@ -60,12 +59,12 @@ def main(given: Namespace) -> None:
     """Raises WrongInput, before anything is written, for input that cannot become an article."""
     settings = params.load(Params, "write")
     target = checked_target(given.output)
-    name = run_name(given.run)
-    limits = rules()
+    name = trained.run_name(given.run, "writers")
+    limits = rules("write")
     inputs = read_inputs(given.topic, given.image, given.images, settings, limits)
     seed = checked_seed(given.seed)
     with ExitStack() as stack:
-        folder, phase = model_folder(name, given.model, stack)
+        folder, phase = trained.model_folder(name, given.model, PHASES, "train_preference", stack)
         from stages.shared import runs  # torch and what else is slow: wrong input is told at once
 
         run = params.load(runs.Run, "writers", name)
@@ -75,7 +74,7 @@ def main(given: Namespace) -> None:
         inputs = illustrate(inputs, given.backend, run, generation.seed)
         print(f"Writing {count(max(1, len(inputs.pictures)), 'text')} with {name}", flush=True)
         texts = write_texts(author, inputs, generation)
-        said = {"run": name, "phase": phase, "uri": shown_address(given.model)}
+        said = {"run": name, "phase": phase, "uri": trained.shown_address(given.model)}
         made = compose(inputs, texts, said, generation.seed, settings, limits)
     save(made, target)
 
@@ -100,16 +99,6 @@ def checked_target(folder: Path) -> Path:
     except OSError as error:
         raise WrongInput(f"{folder} cannot be used ({error.strerror}): name another one") from None
     return folder
-
-
-def run_name(name: str | None) -> str:
-    """The run to write with; without a name the first. Raises WrongInput if there is none."""
-    known = list(params.read().get("writers") or {})
-    if not known or name not in [None, *known]:
-        raise WrongInput(
-            f"--run: params.yaml has no run {name!r}: choose one of {' | '.join(known) or 'none'}"
-        )
-    return name or known[0]
 
 
 def checked_seed(seed: int | None) -> int | None:
@@ -147,49 +136,9 @@ def read_inputs(
 
 
 def read_picture(file: Path, limits: Rules) -> Source:
-    """Raises WrongInput if it is no file, no picture, or too large, which is known undecoded."""
-    try:
-        if not file.is_file():
-            why = "is a folder or a device" if file.exists() else "does not exist"
-            raise WrongInput(f"--image: {file} {why}: name a picture file")
-        limits.size(file.stat().st_size, f"--image: {file}")
-        content = limits.picture(file.read_bytes(), f"--image: {file}")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WrongInput(f"--image: {file} cannot be read ({reason}): name another one") from None
+    content = limits.file(file, f"--image: {file}")
     name = clean.INVISIBLE.sub("", file.name.encode(errors="replace").decode())
     return Source(content, article.GIVEN, " ".join(name.split()))
-
-
-def model_folder(run: str, model: str | None, stack: ExitStack) -> tuple[Path, str | None]:
-    """The folder of the model and its phase, where it is known. Raises WrongInput if untrained."""
-    if model is None:
-        for phase, above in PHASES.items():
-            if (folder := Path(above, run, "model")).is_dir():
-                return folder, phase
-        raise WrongInput(
-            f"--run: {run} is not trained yet: run `polymuse run train_preference@{run}`"
-        )
-    if not is_address(model):
-        return Path(model), None
-    from stages.shared import tracking
-
-    copy = stack.enter_context(TemporaryDirectory(prefix="polymuse-"))
-    print(f"Fetching {model}", flush=True)
-    return tracking.fetch(model, Path(copy)), None
-
-
-def is_address(model: str) -> bool:
-    """Whether MLflow knows it; else it is a folder."""
-    return model.startswith(("models:", "runs:"))
-
-
-def shown_address(model: str | None) -> str | None:
-    """--model as the article names it: an address as given, of a folder no more than its name."""
-    if model is None or is_address(model):
-        return model
-    folder = Path(model).resolve()
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else folder.name
 
 
 def load_author(folder: Path, model: str | None) -> "Author":
@@ -282,7 +231,3 @@ def save(made: article.Article, target: Path) -> None:
         ) from None
     for name in article.FILES:
         print(target / name)
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

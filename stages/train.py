@@ -102,6 +102,7 @@ def main(name: str, run: Run, kind: labelled.Kind, folders: list[Path], target: 
         counts = {"items": len(items), "items_cut": items.cut, **reader.parameters()}
         tracked.log(counts, run.training.steps)
         tracked.artifact(target / "model", "model")
+        tracked.model(target / "model", "model")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from stages import clean
 from stages.shared.stage import WrongInput
 
 TIDY = clean.Params(unicode="NFKC", links=True, emoji="keep")
-LIMITS = Rules(TIDY, max_characters=40, max_pixels=2500)
+LIMITS = Rules(TIDY, max_characters=40, max_pixels=2500, section="write")
 FINE = picture("red", 0)["bytes"]  # 40 x 40 pixels
 DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"
 
@@ -79,13 +79,13 @@ def test_a_row_that_cannot_be_used_is_named(columns, said):
 
 
 def test_the_rules_are_those_of_the_project_where_one_stands(tmp_path, monkeypatch):
-    shipped = nearest_rules()
+    shipped = nearest_rules("write")
     text = Path("params.yaml").read_text()
     (tmp_path / "project/data").mkdir(parents=True)
     changed = text.replace("max_characters: 500", "max_characters: 7")
     (tmp_path / "project/params.yaml").write_text(changed)
     (tmp_path / "project/dvc.yaml").touch()
     monkeypatch.chdir(tmp_path / "project/data")
-    assert nearest_rules().max_characters == 7 and Path.cwd().name == "data"
+    assert nearest_rules("write").max_characters == 7 and Path.cwd().name == "data"
     monkeypatch.chdir(tmp_path)
-    assert nearest_rules() == shipped
+    assert nearest_rules("write") == shipped

@@ -13,6 +13,7 @@ A batch of B items, their texts of at most L pieces and W words, is a dict of
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -65,6 +66,11 @@ def caption_words(row: dict) -> list[str]:
     return CAPTION_WORD.findall(" ".join(words_of(row)).lower())
 
 
+def typical_pieces(rows: list[dict], encoder: TextEncoder) -> int:
+    """The median number of pieces of these texts: a text that is missing passes for one of them."""
+    return int(median(len(encoder.pieces(words_of(row)).ids) for row in rows))
+
+
 def labels_of(rows: list[dict], task: Task) -> list[str]:
     """The labels that rows show: O and the B- and I- tag of each type, or the sorted labels."""
     found = {label for row in rows for label in gold_of(row)}
@@ -81,18 +87,25 @@ def read_rows(clean: Path, kind: Kind) -> dict[str, list[dict]]:
 
 
 class Labelled:
-    """Rows of CLEAN, indexed from 0. `files`: the content of their pictures by sha256."""
+    """Rows of CLEAN, indexed from 0. `files`: the content of their pictures by sha256.
+
+    Batches hold ids until `remember` was called.
+    """
 
     def __init__(self, rows: list[dict], coding: Coding, features: Features, files: dict):
         self.rows, self.coding, self.features, self.files = rows, coding, features, files
-        encoder = coding.text_encoder
-        self.pieces = [encoder.pieces(words_of(row)) for row in rows]
-        self.hidden = encoder.frozen([pieces.ids for pieces in self.pieces])
+        self.pieces = [coding.text_encoder.pieces(words_of(row)) for row in rows]
+        self.hidden: list[np.ndarray] | None = None
         self.captions = [coding.vocabulary.encode(caption_words(r), coding.caption) for r in rows]
         self.drawings = {
             name: resnet.pixels(content, coding.drawing) for name, content in files.items()
         }
         self.cut = sum(self.words_cut(index) > 0 for index in range(len(rows)))
+
+    def remember(self) -> "Labelled":
+        """Compute what never changes of all texts, or take it from the store."""
+        self.hidden = self.coding.text_encoder.frozen([pieces.ids for pieces in self.pieces])
+        return self
 
     def __len__(self) -> int:
         return len(self.rows)

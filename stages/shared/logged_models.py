@@ -1,20 +1,22 @@
 """Trained folders as models of MLflow: on its Models page, in its registry, by its addresses.
 
 A logged model is the trained folder itself with a file MLmodel beside the weights, which names two
-flavors: `polymuse` (runs.restore reads the folder) and `python_function`, whose predict takes a
-DataFrame with the columns topic and image and needs this package where it runs.
+flavors: `polymuse` (runs.restore reads a writer's folder, readers.restore a reader's) and
+`python_function`, whose predict takes a DataFrame with the columns topic and image, or text and
+image, and needs this package where it runs.
 
 MLflow's own Model.log would ask for a global tracking address and an active run, and would start
 pip to guess what the model needs. Nothing here does: the client and the run are named.
 """
 
+import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow.models import Model
+    from mlflow.models import Model, ModelSignature
     from mlflow.tracking import MlflowClient
 
 FLAVOR = "polymuse"
@@ -35,7 +37,8 @@ def log(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
         client.log_model_artifacts(made.model_id, str(folder))
         with TemporaryDirectory() as beside:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            description = describe(run_id, made.model_id, made.artifact_location, size)
+            about = json.loads((folder / "config.json").read_text())
+            description = describe(about, run_id, made.model_id, made.artifact_location, size)
             description.save(Path(beside, "MLmodel"))
             client.log_model_artifact(made.model_id, str(Path(beside, "MLmodel")))
     except BaseException:
@@ -45,28 +48,44 @@ def log(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
     return made.model_id
 
 
-def describe(run_id: str, model_id: str, location: str, size: int) -> "Model":
-    """The content of MLmodel: flavors, and what predict takes and returns."""
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
+def describe(
+    about: dict[str, Any], run_id: str, model_id: str, location: str, size: int
+) -> "Model":
+    """The content of MLmodel: flavors, and what predict takes and returns.
 
-    inputs = Schema(
-        [
-            ColSpec("string", "topic", required=False),
-            ColSpec("binary", "image", required=False),  # the bytes of a picture file
-        ]
-    )
+    about: config.json of the trained folder
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
     described = Model(
         artifact_path=location,
         run_id=run_id,
         model_uuid=model_id,
         model_id=model_id,
-        signature=ModelSignature(inputs, Schema([ColSpec("string")])),
+        signature=_signature(about),
         model_size_bytes=size,
     )
     described.add_flavor(FLAVOR)
     return pyfunc.add_to_model(described, LOADER)
+
+
+def _signature(about: dict[str, Any]) -> "ModelSignature":
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array
+
+    reads = "labels" in about  # as pipelines.served tells readers from writers
+    inputs = [
+        ColSpec("string", "text" if reads else "topic", required=False),
+        ColSpec("binary", "image", required=False),  # the bytes of a picture file
+    ]
+    outputs = [ColSpec("string")]
+    if reads and about["shapes"]["task"] == "entities":
+        outputs = [ColSpec(Array("string"), "words"), ColSpec(Array("string"), "tags")]
+    elif reads:
+        outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
+    return ModelSignature(Schema(inputs), Schema(outputs))
 
 
 def fetch(tracking_uri: str, address: str, folder: Path) -> Path:

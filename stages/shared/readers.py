@@ -1,9 +1,9 @@
 """A reader: one model on one corpus of tweets or posts, and the folder it loads from by path.
 
-The folder holds model.safetensors, config.json (model, run, network, shapes, labels, vocabulary of
-captions), in text_encoder/ the tokenizer and the configuration of what reads the text, and, of what
-reads the patches of the aligned encoder, that encoder in encoder/. It needs neither params.yaml nor
-a network.
+The folder holds model.safetensors, config.json (model, its encoders, network, shapes, labels, what
+texts and pictures it was trained on, vocabulary of captions), in text_encoder/ the tokenizer and
+the configuration of what reads the text, and, of what reads the patches of the aligned encoder,
+that encoder in encoder/. It needs neither params.yaml nor a network.
 """
 
 import json
@@ -21,7 +21,15 @@ from stages.shared import images, text_encoder
 from stages.shared.devices import device
 from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
-from stages.shared.labelled import OUTSIDE, Coding, Labelled, Task, caption_words, labels_of
+from stages.shared.labelled import (
+    OUTSIDE,
+    Coding,
+    Labelled,
+    Task,
+    caption_words,
+    labels_of,
+    typical_pieces,
+)
 from stages.shared.nic_att import Vocabulary
 from stages.shared.params import fill, load
 from stages.shared.patch_cells import PatchCells
@@ -75,7 +83,7 @@ class Reader:
         wanted = {row["image"] for row in rows}
         found = images.read(ingest / "images")
         files = {row["sha256"]: row["bytes"] for row in found if row["sha256"] in wanted}
-        return Labelled(rows, self.coding, features, files)
+        return Labelled(rows, self.coding, features, files).remember()
 
     def names(self, decided: list[list[int]], items: Labelled, indices: list[int]) -> list:
         """Decided labels by name; words of a tweet that lie beyond what is read are outside."""
@@ -131,10 +139,12 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
         "model": run.model,
         "text": asdict(run.text),
         "picture": asdict(run.picture),
+        "pictures": len(patches),  # of training
         "patches": list(patches.shape[1:]),
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "labels": labels,
+        "typical_pieces": typical_pieces(rows, encoder),
         "vocabulary": vocabulary.to_json(),
     }
     return _reader(module, model.to(device()), config)
