@@ -24,8 +24,8 @@ An item is a text and a picture; a tweet's words get tags (entities), a post get
 The decoders' roles are those of the public code (RecklessRonan/MuSE): NIC-Att writes from the
 picture, PixelCNN++ draws from the text; some summaries of the paper have them swapped.
 
-Where the paper is silent (in brackets the option, its default told first): exchanged tokens are
-replaced, or the mean is added to them as the public runs do [exchange]. w is this layer's, without
+Where the paper is silent (in brackets the option, its default told first): the mean is added to
+exchanged tokens, as the public runs do, or takes their place, as its text says [exchange]. w is this layer's, without
 attention's dropout; or the smallest norms go, or tokens at random, which are drawn in training and
 told by their places otherwise [selection]. The number is exact, at least `at_least` and never all;
 or all go that are strictly below the quantile [count]. Of equal w the first go. Means are over
