@@ -25,20 +25,20 @@ The decoders' roles are those of the public code (RecklessRonan/MuSE): NIC-Att w
 picture, PixelCNN++ draws from the text; some summaries of the paper have them swapped.
 
 Where the paper is silent (in brackets the option, its default told first): the mean is added to
-exchanged tokens, as the public runs do, or takes their place, as its text says [exchange]. w is this layer's, without
-attention's dropout; or the smallest norms go, or tokens at random, which are drawn in training and
-told by their places otherwise [selection]. The number is exact, at least `at_least` and never all;
-or all go that are strictly below the quantile [count]. Of equal w the first go. Means are over
-pieces and cells, neither cls nor padding, and both are taken before either changes; or, as in the
-public code, padding is attended to, counted, and averaged with cls: an item then depends on the
-padding of its batch [masks]. Nothing is exchanged with what is missing. Pre-norm has a LayerNorm on
-H_t and H_v and one at the end; post-norm, the paper's, has none. Words are read at their first
-piece, beside the mean cell, since piece i has no relation to cell i; or beside what they attend to,
-or cell i modulo P as in public [picture_of_word]. W_c W_2 is linear there; with `mlp` a ReLU lies
-between [head]. The CrossTransformer reads H, or Lin(H) [share_projection]. Pooled text is the mean
-piece: the pooler of a BERT is trained for something else. A missing picture is a learned vector a
-cell, a missing text one that stands for every piece; training shows some items so, and what is not
-shown is neither captioned nor drawn.
+exchanged tokens, as the public runs do, or takes their place, as its text says [exchange]. w is
+this layer's, without attention's dropout; or the smallest norms go, or tokens at random, which are
+drawn in training and told by their places otherwise [selection]. The number is exact, at least
+`at_least` and never all; or all go that are strictly below the quantile [count]. Of equal w the
+first go. Means are over pieces and cells, neither cls nor padding, and both are taken before either
+changes; or, as in the public code, padding is attended to, counted, and averaged with cls: an item
+then depends on the padding of its batch [masks]. Nothing is exchanged with what is missing.
+Pre-norm has a LayerNorm on H_t and H_v and one at the end; post-norm, the paper's, has none. Words
+are read at their first piece, beside the mean cell, since piece i has no relation to cell i; or
+beside what they attend to, or cell i modulo P as in public [picture_of_word]. W_c W_2 is linear
+there; with `mlp` a ReLU lies between [head]. The CrossTransformer reads H, or Lin(H)
+[share_projection]. Pooled text is the mean piece: the pooler of a BERT is trained for something
+else. A missing picture is a learned vector a cell, a missing text one that stands for every piece;
+training shows some items so, and what is not shown is neither captioned nor drawn.
 
 L_it is in nats a token, plus the doubly stochastic term; L_ti in bits a dimension; L_task in nats
 an item: of its tags, or of its label. The public code divides them by 64, 1024 and 64, its L_ti is
