@@ -18,11 +18,10 @@ from stages import clean
 from stages.shared import label_scores, readers
 from stages.shared.devices import inference
 from stages.shared.features import Features
-from stages.shared.labelled import OUTSIDE, Labelled
+from stages.shared.labelled import OUTSIDE, UNSPACED, Labelled
 from stages.shared.stage import WrongInput
 from stages.shared.training import to_device
 
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"  # written without blanks: a character is a word
 PART = rf"[\w--{UNSPACED}]+"
 # As the corpora part them: an address, a tag or the name of a user, a number, a word with the signs
 # inside it, signs in a row.

@@ -6,16 +6,17 @@ reads   INGEST/images, CLEAN/records.parquet, FEATURES, MODEL
 writes  TARGET/labels.parquet, regularised.parquet, exchanges.parquet, drawn.parquet,
         embeddings.parquet, parameters.json
 
-Every item is labelled from both inputs, those of the test split from text and picture alone too.
-What the exchange and the decoders did is kept of some items of the split that is scored: test, or
-validation where there is no test.
+Every item is labelled from both inputs; those of the split that is scored (test, or validation
+where there is no test) from text and picture alone too. What the exchange and the decoders did is
+kept of some items of that split.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.readers import Reader, Run
 from stages.shared.stage import output, stage
-from stages.shared.training import Batch, seed_everything, to_device
+from stages.shared.training import Batch, to_device
 
 TABLES = {
     "labels": tables.LABELS,
@@ -38,7 +39,8 @@ TABLES = {
     "drawn": tables.DRAWN,
     "embeddings": tables.EMBEDDINGS,
 }
-INPUTS = {"validation": ("both",), "test": ("both", "text", "picture")}
+SPLITS = ("validation", "test")
+INPUTS = ("both", "text", "picture")
 Rows = list[dict]
 
 
@@ -67,18 +69,20 @@ def batches(reader: Reader, items: Labelled, places: list[int], size: int) -> It
         yield indices, to_device(items.batch(indices), device)
 
 
-def label_rows(reader: Reader, items: Labelled, split: str, size: int) -> Rows:
-    """LABELS of all items of a split."""
+def label_rows(
+    reader: Reader, items: Labelled, split: str, inputs: Sequence[str], size: int
+) -> Rows:
+    """LABELS of all items of a split from each of these inputs."""
     found = []
     for indices, batch in batches(reader, items, list(range(len(items))), size):
-        for inputs in INPUTS[split]:
-            decided = reader.paper.decide(reader.model, show(batch, inputs))
+        for given in inputs:
+            decided = reader.paper.decide(reader.model, show(batch, given))
             names = reader.names(decided.labels, items, indices)
             found += [
                 {
                     "record": items.rows[index]["id"],
                     "split": split,
-                    "inputs": inputs,
+                    "inputs": given,
                     "task": reader.coding.task,
                     "gold": labelled.gold_of(items.rows[index]),
                     "predicted": predicted,
@@ -93,37 +97,37 @@ def label_rows(reader: Reader, items: Labelled, split: str, size: int) -> Rows:
 
 
 def regularised_rows(
-    reader: Reader, items: Labelled, split: str, size: int, captioned: set[int]
+    reader: Reader, items: Labelled, split: str, size: int, written: dict[int, str]
 ) -> Rows:
-    """REGULARISED of all items of a split; a caption is written of those that are named."""
-    found, network = [], reader.model.network
+    """REGULARISED of all items of a split; written: captions of some of them."""
+    found = []
     for indices, batch in batches(reader, items, list(range(len(items))), size):
-        values = {
-            name: some.tolist()
-            for name, some in reader.paper.regularisers(reader.model, batch).items()
-        }
-        some = network.use_captioning and captioned & set(indices)
-        texts = captions(reader, batch) if some else [None] * len(indices)
+        values = reader.paper.regularisers(reader.model, batch)
+        known = {name: some.tolist() for name, some in values.items()}
         for place, index in enumerate(indices):
             row = {"record": items.rows[index]["id"], "split": split}
             for name in ("caption_nats", "drawing_bits"):
-                row[name] = number(values[name][place]) if name in values else None
-            row["caption"] = texts[place] if index in captioned else None
-            found.append(row)
+                row[name] = number(known[name][place]) if name in known else None
+            found.append(row | {"caption": written.get(index)})
     return found
 
 
 def number(value: float) -> float | None:
     """A figure of an item; NaN stands for none."""
-    return None if value != value else value
+    return None if isnan(value) else value
 
 
-def captions(reader: Reader, batch: Batch) -> list[str | None]:
-    """What NIC-Att writes of each picture of a batch."""
-    words = reader.coding.vocabulary
-    return [
-        " ".join(words.decode(ids)) or None for ids in reader.paper.caption(reader.model, batch)
-    ]
+def captions(reader: Reader, items: Labelled, places: list[int], size: int) -> dict[int, str]:
+    """What NIC-Att writes of the pictures of some items."""
+    if not reader.model.network.use_captioning:
+        return {}
+    words, found = reader.coding.vocabulary, {}
+    for indices, batch in batches(reader, items, places, size):
+        written = reader.paper.caption(reader.model, batch)
+        found |= {
+            index: " ".join(words.decode(ids)) for index, ids in zip(indices, written, strict=True)
+        }
+    return found
 
 
 def exchange_rows(reader: Reader, items: Labelled, places: list[int], size: int) -> Rows:
@@ -131,22 +135,20 @@ def exchange_rows(reader: Reader, items: Labelled, places: list[int], size: int)
     found = []
     for indices, batch in batches(reader, items, places, size):
         for trace in reader.paper.look(reader.model, batch):
-            masks = batch["pieces_mask"], None
-            sides = zip(("text", "picture"), trace.weights, trace.exchanged, masks, strict=True)
-            for modality, weights, exchanged, mask in sides:
-                for place, index in enumerate(indices):
-                    held = weights.shape[1] if mask is None else int(mask[place].sum())
-                    found.append(
-                        {
-                            "record": items.rows[index]["id"],
-                            "layer": trace.layer,
-                            "modality": modality,
-                            "tokens": [] if mask is None else items.pieces[index].spelt,
-                            "weights": weights[place, :held].tolist(),
-                            "exchanged": exchanged[place, :held].nonzero()[:, 0].tolist(),
-                        }
-                    )
+            of_texts, of_pictures = zip(trace.weights, trace.exchanged, strict=True)
+            for place, index in enumerate(indices):
+                spelt = items.pieces[index].spelt
+                key = {"record": items.rows[index]["id"], "layer": trace.layer}
+                text = exchanged(*(values[place, : len(spelt)] for values in of_texts))
+                picture = exchanged(*(values[place] for values in of_pictures))
+                found.append(key | {"modality": "text", "tokens": spelt} | text)
+                found.append(key | {"modality": "picture", "tokens": []} | picture)
     return found
+
+
+def exchanged(weights: Tensor, places: Tensor) -> dict[str, list]:
+    """What a layer did to the tokens of one modality: weights (N,) and where it exchanged (N,)."""
+    return {"weights": weights.tolist(), "exchanged": places.nonzero()[:, 0].tolist()}
 
 
 def drawn_rows(reader: Reader, items: Labelled, places: list[int], params: Params) -> Rows:
@@ -202,15 +204,17 @@ def spaced(items: Labelled, count: int) -> list[int]:
 def label(
     reader: Reader, splits: dict[str, Labelled], params: Params, size: int
 ) -> dict[str, Rows]:
-    """The rows of each table."""
+    """The rows of each table of TABLES."""
     found: dict[str, Rows] = {name: [] for name in TABLES}
     scored = "test" if len(splits["test"]) else "validation"
     for split, items in splits.items():
-        examples = spaced(items, params.examples) if split == scored else []
-        found["labels"] += label_rows(reader, items, split, size)
+        inputs = INPUTS if split == scored else INPUTS[:1]
+        found["labels"] += label_rows(reader, items, split, inputs, size)
         if reader.model.network.fusion == "text":
-            continue
-        found["regularised"] += regularised_rows(reader, items, split, size, set(examples))
+            continue  # no picture is read
+        examples = spaced(items, params.examples) if split == scored else []
+        written = captions(reader, items, examples, size)
+        found["regularised"] += regularised_rows(reader, items, split, size, written)
         if split == scored:
             found["exchanges"] += exchange_rows(reader, items, examples, size)
             found["drawn"] += drawn_rows(reader, items, examples[: params.drawn], params)
@@ -219,20 +223,17 @@ def label(
     return found
 
 
-def main(
-    params: Params, run: readers.Run, kind: labelled.Kind, folders: list[Path], target: Path
-) -> None:
+def main(params: Params, run: Run, kind: labelled.Kind, folders: list[Path], target: Path) -> None:
     ingest, clean, feature_folder, model = folders
     cached, rows = features.read(feature_folder), labelled.read_rows(clean, kind)
-    seed_everything(params.seed)
     reader = readers.restore(model)
-    splits = {split: reader.items(rows[split], cached, ingest) for split in INPUTS}
+    splits = {split: reader.items(rows[split], cached, ingest) for split in SPLITS}
     with output(target) as folder:
         with inference():
             found = label(reader, splits, params, run.batch)
         for name, schema in TABLES.items():
             tables.write(folder / f"{name}.parquet", found[name], schema)
-        counts = json.dumps(reader.parameters(), indent=1)
+        counts = json.dumps(reader.config["parameters"], indent=1)
         (folder / "parameters.json").write_text(f"{counts}\n")
 
 

@@ -11,12 +11,15 @@ or accuracy. Without validation items they are the last ones.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from stages.shared import features, history, label_scores, labelled, readers, tracking
+from stages.shared.labelled import Labelled, Task
 from stages.shared.params import load
 from stages.shared.readers import Reader, Run
 from stages.shared.stage import WrongInput, output, stage
@@ -30,8 +33,10 @@ from stages.shared.training import (
     to_device,
 )
 
+Log = Callable[[dict[str, float], int], None]
 
-def score(task: labelled.Task, gold: list[list[str]], predicted: list[list[str]]) -> float:
+
+def score(task: Task, gold: list[list[str]], predicted: list[list[str]]) -> float:
     """What weights are chosen by, 0 to 1: lenient F1 of the entities, or accuracy."""
     if task == "entities":
         pairs = label_scores.entities(gold, predicted)["lenient"]
@@ -39,7 +44,7 @@ def score(task: labelled.Task, gold: list[list[str]], predicted: list[list[str]]
     return sum(a == b for a, b in zip(gold, predicted, strict=True)) / len(gold)
 
 
-def validation(reader: Reader, items, batch: int):
+def validation(reader: Reader, items: Labelled, batch: int) -> Callable[[nn.Module], Validation]:
     """1 - score of all validation items, and how the model behaves on them."""
 
     def validate(model) -> Validation:
@@ -54,20 +59,36 @@ def validation(reader: Reader, items, batch: int):
             seen.append(reader.paper.behaviour(model, shown))
         gold = [labelled.gold_of(row) for row in items.rows]
         reached = score(reader.coding.task, gold, predicted)
-        # NaN: an item that says nothing about it.
-        metrics = {name: torch.cat([of[name] for of in seen]).nanmean().item() for name in seen[0]}
-        return Validation(metrics | {"score": reached}, 1 - reached)
+        return Validation({"score": reached, **means(seen)}, 1 - reached)
 
     return validate
 
 
-def train(name: str, run: Run, kind: labelled.Kind, folders: list[Path], log) -> tuple:
-    """The trained reader, its history, and its training items."""
+def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Of what batches say of their items, over those with a figure: NaN stands for none."""
+    figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
+    return {
+        name: values.nanmean().item()
+        for name, values in figures.items()
+        if not values.isnan().all()
+    }
+
+
+def train(
+    name: str, run: Run, kind: labelled.Kind, folders: list[Path], log: Log
+) -> tuple[Reader, list[dict[str, float]], Labelled]:
+    """The trained reader, a row of history for each step, and the items of the train split.
+
+    folders: INGEST, CLEAN and FEATURES; log: takes a row and its step. Raises WrongInput if there
+    is nothing to train on.
+    """
     ingest, clean, feature_folder = folders
     seed_everything(run.training.seed)
     rows = labelled.read_rows(clean, kind)
     if not rows["train"]:
-        raise WrongInput(f"{clean}: no record is in the train split")
+        raise WrongInput(
+            f"{clean / 'records.parquet'} holds no record of the train split: give the corpus some"
+        )
     cached = features.read(feature_folder)
     reader = readers.create(run, rows["train"], labelled.TASKS[kind], cached)
     items = reader.items(rows["train"], cached, ingest)
@@ -99,7 +120,7 @@ def main(name: str, run: Run, kind: labelled.Kind, folders: list[Path], target: 
             reader, steps, items = train(name, run, kind, sources, tracked.log)
             readers.save(reader, folder / "model", encoder)
             history.write(folder / "history.csv", steps)
-        counts = {"items": len(items), "items_cut": items.cut, **reader.parameters()}
+        counts = {"items": len(items), "items_cut": items.cut, **reader.config["parameters"]}
         tracked.log(counts, run.training.steps)
         tracked.artifact(target / "model", "model")
         tracked.model(target / "model", "model")

@@ -6,7 +6,8 @@ A batch of B items, their texts of at most L pieces and W words, is a dict of
     first, word_mask (B, W)    of tweets: place of each word's first piece; there is a word
     has_text, has_picture (B,) bool
     picture (B, P, D_v) or (B, 3, S, S)    its patches or pixels, zeros where there is none
-    drawing (B, 3, s, s)       the picture in [-1, 1], zeros where there is none
+    drawing (B, 3, s, s)       the picture in [-1, 1], zeros where there is none; of a model that
+                               draws
     caption (B, C)             the text as ids of the captions' vocabulary, 0 after its end
     tags (B, W) or label (B,)  indices of the coding's labels; of one that training never showed 0
 """
@@ -19,7 +20,6 @@ from typing import Literal
 import numpy as np
 import regex
 import torch
-from torch import Tensor
 
 from stages.shared import nic_att, resnet, tables
 from stages.shared.features import Features
@@ -32,7 +32,9 @@ Kind = Literal["tweets", "posts"]
 Task = Literal["entities", "sentiment"]
 TASKS: dict[Kind, Task] = {"tweets": "entities", "posts": "sentiment"}  # by kind of corpus
 OUTSIDE = "O"  # the tag of a word in no entity
-CAPTION_WORD = regex.compile(r"\w+|[^\w\s]")
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"  # written without blanks: a character is a word
+WORD = regex.compile(rf"{UNSPACED}|[\S--{UNSPACED}]+", regex.VERSION1)
+CAPTION_WORD = regex.compile(rf"{UNSPACED}|[\w--{UNSPACED}]+|[^\w\s]", regex.VERSION1)
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,17 @@ class Coding:
     labels: list[str]
     vocabulary: nic_att.Vocabulary
     caption: int  # ids of a caption at most, both ends included
-    drawing: int  # side of the picture that is drawn, pixels
+    drawing: int | None  # side of the picture that is drawn, pixels; None: nothing is drawn
     pixels: int | None  # side of the picture that is read, pixels; None: its patches are read
 
     def label(self, name: str) -> int:
+        """The index of a label, 0 of one that training never showed."""
         return self.labels.index(name) if name in self.labels else 0
 
 
 def words_of(row: dict) -> list[str]:
-    """The words of a record: of a tweet as its tags count them."""
-    return row["words"] if "words" in row else row["text"].split()
+    """The words of a record: of a tweet as its tags count them, of a post by its blanks."""
+    return row["words"] if "words" in row else WORD.findall(row["text"])
 
 
 def gold_of(row: dict) -> list[str]:
@@ -87,18 +90,23 @@ def read_rows(clean: Path, kind: Kind) -> dict[str, list[dict]]:
 
 
 class Labelled:
-    """Rows of CLEAN, indexed from 0. `files`: the content of their pictures by sha256.
+    """Rows of CLEAN, indexed from 0, each with what is read of it and what is to be said of it.
 
+    features: what embed wrote of their pictures; files: the content of these by sha256.
     Batches hold ids until `remember` was called.
     """
 
-    def __init__(self, rows: list[dict], coding: Coding, features: Features, files: dict):
-        self.rows, self.coding, self.features, self.files = rows, coding, features, files
+    def __init__(
+        self, rows: list[dict], coding: Coding, features: Features, files: dict[str, bytes]
+    ):
+        self.rows, self.coding, self.features = rows, coding, features
+        self.files = {} if coding.pixels is None else files
         self.pieces = [coding.text_encoder.pieces(words_of(row)) for row in rows]
         self.hidden: list[np.ndarray] | None = None
         self.captions = [coding.vocabulary.encode(caption_words(r), coding.caption) for r in rows]
+        drawn = {} if coding.drawing is None else files
         self.drawings = {
-            name: resnet.pixels(content, coding.drawing) for name, content in files.items()
+            name: resnet.pixels(content, coding.drawing) for name, content in drawn.items()
         }
         self.cut = sum(self.words_cut(index) > 0 for index in range(len(rows)))
 
@@ -115,29 +123,31 @@ class Labelled:
         return len(words_of(self.rows[index])) - self.pieces[index].kept
 
     def batch(self, indices: list[int]) -> Batch:
+        """What the head of this file names, of these items."""
         pieces = [self.pieces[index] for index in indices]
         hidden = None if self.hidden is None else [self.hidden[index] for index in indices]
         shown = self.coding.text_encoder.inputs([one.ids for one in pieces], hidden)
         names = [self.rows[index]["image"] for index in indices]
-        has_picture = torch.tensor([name is not None for name in names])
         return {
             **shown,
-            "has_text": torch.ones(len(indices), dtype=torch.bool),
-            "has_picture": has_picture,
-            "drawing": self._drawings(names),
+            "has_text": torch.tensor([bool(one.ids) for one in pieces]),
+            "has_picture": torch.tensor([name is not None for name in names]),
+            **self._drawn(names),
             "caption": pad([self.captions[index] for index in indices], nic_att.PAD),
             **self._read(names),
             **self._targets(indices),
         }
 
-    def _drawings(self, names: list[str | None]) -> Tensor:
-        """uint8 pixels as what is drawn, in [-1, 1].  -> (B, 3, s, s)"""
+    def _drawn(self, names: list[str | None]) -> Batch:
+        """What is to be drawn, bytes as numbers in [-1, 1]."""
         side = self.coding.drawing
+        if side is None:
+            return {}
         found = torch.zeros(len(names), 3, side, side)
         for place, name in enumerate(names):
             if name is not None:
                 found[place] = self.drawings[name].float() / 127.5 - 1
-        return found
+        return {"drawing": found}
 
     def _read(self, names: list[str | None]) -> Batch:
         """What the picture encoder gave, or is given."""

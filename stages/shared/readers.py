@@ -1,9 +1,10 @@
 """A reader: one model on one corpus of tweets or posts, and the folder it loads from by path.
 
 The folder holds model.safetensors, config.json (model, its encoders, network, shapes, labels, what
-texts and pictures it was trained on, vocabulary of captions), in text_encoder/ the tokenizer and
-the configuration of what reads the text, and, of what reads the patches of the aligned encoder,
-that encoder in encoder/. It needs neither params.yaml nor a network.
+texts and pictures it was trained on, vocabulary of captions, how many numbers were trained), in
+text_encoder/ the tokenizer and the configuration of what reads the text, and, of what reads the
+patches of the aligned encoder, that encoder in encoder/. It needs neither params.yaml nor a
+network.
 """
 
 import json
@@ -80,25 +81,18 @@ class Reader:
 
     def items(self, rows: list[dict], features: Features, ingest: Path) -> Labelled:
         """Rows of CLEAN, with what embed and ingest hold of their pictures, as what is read."""
-        wanted = {row["image"] for row in rows}
-        found = images.read(ingest / "images")
-        files = {row["sha256"]: row["bytes"] for row in found if row["sha256"] in wanted}
+        files = images.find(ingest / "images", {row["image"] for row in rows} - {None})
         return Labelled(rows, self.coding, features, files).remember()
 
-    def names(self, decided: list[list[int]], items: Labelled, indices: list[int]) -> list:
+    def names(
+        self, decided: list[list[int]], items: Labelled, indices: list[int]
+    ) -> list[list[str]]:
         """Decided labels by name; words of a tweet that lie beyond what is read are outside."""
         found = [[self.coding.labels[label] for label in row] for row in decided]
         if self.coding.task == "entities":
             for row, index in zip(found, indices, strict=True):
                 row += [OUTSIDE] * items.words_cut(index)
         return found
-
-    def parameters(self) -> dict[str, int]:
-        """How many numbers were trained, and how many were not."""
-        counts = {"trained": 0, "frozen": 0}
-        for weight in self.model.parameters():
-            counts["trained" if weight.requires_grad else "frozen"] += weight.numel()
-        return counts
 
 
 def rates(run: Run) -> dict[str, float]:
@@ -146,6 +140,7 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
         "labels": labels,
         "typical_pieces": typical_pieces(rows, encoder),
         "vocabulary": vocabulary.to_json(),
+        "parameters": parameters(model),
     }
     return _reader(module, model.to(device()), config)
 
@@ -168,6 +163,14 @@ def image_encoder(picture: Picture, patches: tuple[int, int]) -> ResNet | PatchC
     return ResNet(picture.encoder, picture.weights, picture.grid)
 
 
+def parameters(model: torch.nn.Module) -> dict[str, int]:
+    """How many numbers are trained, and how many are not. (Who restores a model cannot tell.)"""
+    counts = {"trained": 0, "frozen": 0}
+    for weight in model.parameters():
+        counts["trained" if weight.requires_grad else "frozen"] += weight.numel()
+    return counts
+
+
 def _reader(module: ModuleType, model: torch.nn.Module, config: dict) -> Reader:
     sizes, picture = model.network, fill(Picture, config["picture"], "config.json")
     coding = Coding(
@@ -176,7 +179,7 @@ def _reader(module: ModuleType, model: torch.nn.Module, config: dict) -> Reader:
         labels=config["labels"],
         vocabulary=Vocabulary.from_json(config["vocabulary"]),
         caption=sizes.captioning.at_most,
-        drawing=sizes.drawing.decoder.size,
+        drawing=sizes.drawing.decoder.size if sizes.use_drawing else None,
         pixels=None if picture.encoder == PATCHES else picture.size,
     )
     return Reader(module, model, coding, config)

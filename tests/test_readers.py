@@ -1,0 +1,198 @@
+import json
+import shutil
+import socket
+
+import pytest
+import tagged
+import torch
+from safetensors.torch import load_file
+from tagged import RUNS
+
+from stages.shared import features, labelled, readers, resnet
+from stages.shared.readers import Reader
+from stages.shared.stage import WrongInput
+
+RESNET = {
+    "readers.muse_sentiment.picture.encoder": "resnet18",
+    "readers.muse_sentiment.picture.size": 32,
+    "readers.muse_sentiment.picture.grid": 2,
+    "readers.muse_sentiment.training.steps": 2,
+}
+MINILM = {f"readers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("tuned", 0)]}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """place(changes): a project with these values in params.yaml, which is current from then on."""
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+
+    def make(changes=None):
+        tagged.project(tmp_path, changes)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """nowhere(): from then on there is no params.yaml, no encoder's folder and no network."""
+
+    def refuse(*given):
+        raise AssertionError("nobody is to be asked")
+
+    def leave():
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        shutil.rmtree(tmp_path / "bert")
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    return leave
+
+
+def decided(reader: Reader, folders, kind):
+    """What is said of the test split: labels by name and their probabilities."""
+    ingest, clean, embed = folders
+    items = reader.items(labelled.read_rows(clean, kind)["test"], features.read(embed), ingest)
+    everything = list(range(len(items)))
+    found = reader.paper.decide(reader.model, items.batch(everything))
+    return reader.names(found.labels, items, everything), found.probability
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("muse_entities", None), ("muse_sentiment", None), ("muse_sentiment", RESNET)],
+    ids=["entities", "sentiment", "resnet18"],
+)
+def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, name, changes):
+    folder, kind = place(changes), RUNS[name]
+    given = tagged.write(folder, kind)
+    reader = tagged.trained(name, given)
+    readers.save(reader, folder / "model", tagged.encoder(folder))
+    wanted = decided(reader, given, kind)
+    nowhere()
+    again = readers.restore(folder / "model")
+    assert decided(again, given, kind) == wanted
+    assert again.config == reader.config and not again.model.training
+    copied = (folder / "model" / "encoder" / "encoder.json").exists()
+    assert copied == (changes is not RESNET)  # pixels need no encoder of patches
+
+
+def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
+    folder = place(MINILM | {"readers.muse_sentiment.training.steps": 1})
+    given = tagged.write(folder, "posts")
+    reader = tagged.trained("muse_sentiment", given)
+    readers.save(reader, folder / "model", tagged.encoder(folder))
+    saved = load_file(folder / "model" / "model.safetensors")
+    assert saved and not [name for name in saved if name.startswith("text_encoder.")]
+    wanted = decided(reader, given, "posts")
+    nowhere()
+    assert decided(readers.restore(folder / "model"), given, "posts") == wanted
+
+
+def created(folder, name="muse_sentiment", pictures=True) -> Reader:
+    """A reader before its first step."""
+    _, clean, embed = tagged.write(folder / "corpus", RUNS[name], pictures)
+    rows = labelled.read_rows(clean, RUNS[name])["train"]
+    task = labelled.TASKS[RUNS[name]]
+    return readers.create(tagged.run_of(name), rows, task, features.read(embed))
+
+
+def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
+    monkeypatch.setattr(resnet, "_fill", lambda net, name: None)  # in the place of the download
+    folder = place(RESNET | {"readers.muse_sentiment.picture.weights": "default"})
+    reader = created(folder)
+    frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
+    stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
+    assert reader.config["parameters"]["frozen"] == frozen > stem > 0
+    readers.save(reader, folder / "model", tagged.encoder(folder))
+    again = readers.restore(folder / "model")
+    assert again.config["parameters"] == reader.config["parameters"]
+    every = sum(w.numel() for w in again.model.parameters())
+    assert sum(again.config["parameters"].values()) == every
+
+
+def test_the_model_fits_what_it_reads_and_says(place):
+    reader = created(place(), "muse_entities")
+    shapes = reader.config["shapes"]
+    assert (shapes["cells"], shapes["cell_width"]) == (tagged.CELLS, tagged.CELL_WIDTH)
+    assert shapes["labels"] == len(reader.coding.labels) == 5
+    assert shapes["text_width"] == 16 and shapes["words"] == len(reader.coding.vocabulary)
+
+
+def test_a_placeholder_stands_for_a_corpus_without_any_picture(place):
+    reader = created(place(), pictures=False)
+    shapes = reader.config["shapes"]
+    assert (shapes["cells"], shapes["cell_width"]) == (4, 1)
+
+
+def test_cells_of_a_resnet_are_those_of_its_grid(place):
+    shapes = created(place(RESNET)).config["shapes"]
+    assert (shapes["cells"], shapes["cell_width"]) == (4, 512)
+
+
+def test_pretrained_weights_learn_at_rates_of_their_own(place):
+    folder = place({"readers.muse_sentiment.text.rate": 0.25})
+    rates = readers.rates(tagged.run_of("muse_sentiment"))
+    assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
+    names = [name for name, _ in created(folder).model.named_parameters()]
+    for part in rates.keys() - {"image_encoder."}:  # patches are read by nothing that learns
+        assert any(name.startswith(part) for name in names)
+
+
+def test_words_that_were_not_read_are_outside(place):
+    folder = place()
+    reader = created(folder, "muse_entities")
+    ingest, clean, embed = (
+        folder / "corpus" / name / "tweets" for name in ("ingest", "clean", "embed")
+    )
+    items = reader.items(labelled.read_rows(clean, "tweets")["test"], features.read(embed), ingest)
+    read = [1, 2] * (tagged.PIECES // 2)
+    (names,) = reader.names([read], items, [tagged.LONG])
+    assert names == ["B-LOC", "I-LOC"] * (tagged.PIECES // 2) + ["O"] * items.words_cut(0)
+    assert len(names) == len(items.rows[tagged.LONG]["words"])
+
+
+def test_a_folder_without_a_model_is_one_sentence(tmp_path):
+    with pytest.raises(WrongInput, match="holds no trained model: run `dvc repro`"):
+        readers.restore(tmp_path)
+
+
+def test_weights_of_another_model_are_one_sentence(place):
+    folder = place()
+    readers.save(created(folder), folder / "model", tagged.encoder(folder))
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["network"]["use_drawing"] = False
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput, match="holds weights of another model"):
+        readers.restore(folder / "model")
+
+
+def test_a_config_that_lacks_a_number_names_its_file(place):
+    folder = place()
+    readers.save(created(folder), folder / "model", tagged.encoder(folder))
+    config = json.loads((folder / "model" / "config.json").read_text())
+    del config["network"]["theta"]
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput, match=r"config\.json: missing theta"):
+        readers.restore(folder / "model")
+
+
+def test_a_picture_that_ingest_did_not_keep_is_one_sentence(place):
+    folder = place()
+    reader = created(folder)
+    _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
+    rows = labelled.read_rows(clean, "posts")["test"]
+    with pytest.raises(WrongInput, match="lacks the picture"):
+        reader.items(rows, features.read(embed), folder / "elsewhere")
+
+
+def test_a_reader_is_made_the_same_for_the_same_seed(place):
+    folder = place()
+    models = []
+    for number in range(2):
+        torch.manual_seed(0)
+        models.append(created(folder / str(number)).model.state_dict())
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
