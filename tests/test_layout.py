@@ -272,6 +272,12 @@ def stale() -> set[str]:
 
 AFTER_SFT = ("train_preference", "predict", "evaluate", "judge")
 FROM_TRAINING_ON = {f"{name}@flexmuse" for name in ("train_sft", *AFTER_SFT)} | {"report"}
+READERS = ("muse_entities", "muse_sentiment")
+
+
+def of_readers(*stages: str) -> set[str]:
+    """These stages of every reader, and the report that follows."""
+    return {f"{stage}@{reader}" for stage in stages for reader in READERS} | {"report"}
 
 
 def edit(path: str, old: str = "", new: str = "") -> None:
@@ -296,6 +302,22 @@ def test_an_edit_makes_stale_what_it_can_change_and_nothing_before_it(settled):
     Repo(".").commit(force=True)
     edit("stages/datasets/sample.py")
     assert {"ingest@articles", "align", "report"} <= stale()
+
+
+def test_an_edit_for_readers_leaves_writers_fresh_and_the_other_way_round(settled):
+    edit("params.yaml", "drawn: 8 ", "drawn: 9 ")
+    assert stale() == of_readers("label", "score")
+    edit("stages/models/muse.py")
+    assert stale() == of_readers("train", "label", "score")
+    Repo(".").commit(force=True)
+    edit("stages/train_sft.py")
+    edit("stages/shared/runs.py")
+    edit("params.yaml", "theta: 0.1 ", "theta: 0.2 ")
+    with Repo(".") as repo:
+        changed = {address.partition("@") for address in repo.status()}
+    of_writers = {"train_sft", "train_preference", "predict"}
+    assert {run for stage, _, run in changed if stage in of_writers} == set(PARAMS["writers"])
+    assert {stage for stage, _, run in changed if run in READERS} == {"train"}  # by theta alone
 
 
 def test_other_pairs_retrain_neither_encoder_nor_sft(settled):
