@@ -78,19 +78,15 @@ def main(given: Namespace) -> None:
     """Raises WrongInput, before anything is labelled, for input that cannot be used."""
     settings, limits = params.load(Params, "read"), rules("read")
     rows = read_rows(given, limits)
-    name = given.model and trained.shown_address(given.model)
     with ExitStack() as stack:
-        if given.json:  # nothing else on standard output
-            stack.enter_context(redirect_stdout(sys.stderr))
-        run = "" if given.model else trained.run_name(given.run, "readers")
-        folder, _ = trained.model_folder(run, given.model, PLACES, "train", stack)
-        labeller = load_labeller(folder, given.model, limits)
-    for row in rows:
-        labeller.check(row.has_text, row.picture is not None, row.source)
-    if not given.json:
-        print("\n".join(heading(rows, labeller, name or run)), flush=True)
-    for row, item, labels in labelled(rows, labeller, settings.batch):
-        print(as_json(row, item, labels) if given.json else shown(row, item, labels), flush=True)
+        labeller, name = load_labeller(given, limits, stack)
+        for row in rows:
+            labeller.check(row.has_text, row.picture is not None, row.source)
+        if not given.json:
+            print("\n".join(heading(rows, labeller, name)), flush=True)
+        show = as_json if given.json else shown
+        for row, item, labels in labelled(rows, labeller, settings.batch):
+            print(show(row, item, labels), flush=True)
 
 
 def read_rows(given: Namespace, limits: Rules) -> list[Row]:
@@ -173,10 +169,16 @@ def named_picture(picture: PictureFile, source: str, limits: Rules) -> bytes:
     return limits.picture(content, f"{source}: {picture.path}")
 
 
-def load_labeller(folder: Path, model: str | None, limits: Rules) -> "Labeller":
-    from pipelines.labeller import Labeller
+def load_labeller(given: Namespace, limits: Rules, stack: ExitStack) -> tuple["Labeller", str]:
+    """The reader of --run or --model, and what it is called. A copy lasts as long as the stack."""
+    name = trained.shown_address(given.model) or trained.run_name(given.run, "readers")
+    # With --json nothing else is said on standard output.
+    with redirect_stdout(sys.stderr if given.json else sys.stdout):
+        folder, _ = trained.model_folder(name, given.model, PLACES, "train", stack)
+    from pipelines.labeller import Labeller  # torch and what else is slow
 
-    return Labeller(folder, f"--model: {model}" if model else str(folder), limits.cleaner)
+    called = f"--model: {given.model}" if given.model else str(folder)
+    return Labeller(folder, called, limits.cleaner), name
 
 
 def heading(rows: list[Row], labeller: "Labeller", name: str) -> Iterator[str]:

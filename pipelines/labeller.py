@@ -135,6 +135,8 @@ class Labeller:
 
     def label(self, items: list[Item]) -> list[Labels]:
         """Of each item, whatever its neighbours are. Raises WrongInput, see `check`."""
+        if not items:
+            return []
         rows = [self._row(item) for item in items]
         shown = zip(rows, items, strict=True)
         files = {row["image"]: item.picture for row, item in shown if row["image"]}

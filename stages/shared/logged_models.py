@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
     from mlflow.tracking import MlflowClient
+    from mlflow.types import ColSpec
 
 FLAVOR = "polymuse"
 LOADER = "pipelines.served"  # whose _load_pyfunc MLflow calls
@@ -73,19 +74,30 @@ def describe(
 def _signature(about: dict[str, Any]) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array
 
-    reads = "labels" in about  # as pipelines.served tells readers from writers
+    reads = "labels" in about  # as pipelines/trained.py tells readers from writers
     inputs = [
         ColSpec("string", "text" if reads else "topic", required=False),
         ColSpec("binary", "image", required=False),  # the bytes of a picture file
     ]
-    outputs = [ColSpec("string")]
-    if reads and about["shapes"]["task"] == "entities":
-        outputs = [ColSpec(Array("string"), "words"), ColSpec(Array("string"), "tags")]
-    elif reads:
-        outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
+    outputs = _labels(about["shapes"]["task"]) if reads else [ColSpec("string")]
     return ModelSignature(Schema(inputs), Schema(outputs))
+
+
+def _labels(task: str) -> list["ColSpec"]:
+    """The fields of what pipelines/labeller.py says of an item."""
+    from mlflow.types import ColSpec
+    from mlflow.types.schema import Array, Object, Property
+
+    if task == "sentiment":
+        found = [ColSpec("string", "label"), ColSpec("double", "probability")]
+    else:
+        kinds = {"type": "string", "text": "string"}
+        kinds |= dict.fromkeys(("first", "last", "start", "end"), "long")
+        entity = Object([Property(name, kind) for name, kind in kinds.items()])
+        found = [ColSpec(Array("string"), name) for name in ("words", "tags")]
+        found.append(ColSpec(Array(entity), "entities"))
+    return [*found, ColSpec("long", "words_not_read")]
 
 
 def fetch(tracking_uri: str, address: str, folder: Path) -> Path:
