@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from stages.shared import history, runs, tracking
+from stages.shared.encoder_files import ENCODER
 from stages.shared.params import load
 from stages.shared.stage import output, stage
 
@@ -28,7 +29,7 @@ def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
             writer = runs.restore(folders[-1])
             phase = import_module(f"stages.train_preference.{run.model}")
             steps = phase.train(name, run, folders, writer, tracked.log)
-            runs.save(writer, folder / "model", folders[-1] / runs.ENCODER)
+            runs.save(writer, folder / "model", folders[-1] / ENCODER)
             history.write(folder / "history.csv", steps)
         tracked.artifact(target / "model", "model")
         tracked.model(target / "model", "model")
