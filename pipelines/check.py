@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 from pipelines import repro, write
 from pipelines.label import Params as Read
@@ -99,12 +99,10 @@ def main() -> None:
         raise WrongInput(f"params.yaml: unknown section {', '.join(unknown)}: take it out")
     params = {name: load(kind, name) for name, kind in SECTIONS.items()}
     check_corpora(params["corpora"])
-    one_of("align.corpus", params["align"].corpus, params["corpora"], "corpora")
+    check_chunked(params["chunk"].corpora, params["align"].corpus, params["corpora"])
     at_least_one("writers and readers", params["writers"] | params["readers"])
     check_runs("writers", params["writers"], WRITE, params["corpora"])
     check_runs("readers", params["readers"], READ, params["corpora"])
-    for name in params["chunk"].corpora:
-        one_of("chunk.corpora", name, params["corpora"], "corpora")
 
 
 def check_corpora(corpora: dict[str, Corpus]) -> None:
@@ -134,6 +132,23 @@ def check_runs(
         kinds = PAPERS[run.model].KINDS
         known = [corpus for corpus, about in corpora.items() if about.kind in kinds]
         one_of(f"{key}.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}")
+
+
+def check_chunked(chunked: list[str], aligned: str, corpora: dict[str, Corpus]) -> None:
+    """Raises WrongInput where a corpus is to be cut that cannot be, or the encoder of pictures has
+    none to learn from, as where only tweets are left."""
+    kinds = get_args(chunk.Kind)
+    known = [name for name, about in corpora.items() if about.kind in kinds]
+    if not known:
+        raise WrongInput(
+            f"params.yaml: align.corpus is {aligned!r}, but no corpus is of kind "
+            f"{' or '.join(kinds)}: put the row of captions back (format sample is drawn, nothing "
+            "to bring), and name it in chunk.corpora; the encoder of pictures learns from it"
+        )
+    for name in chunked:
+        one_of("chunk.corpora", name, known, f"corpora of kind {' or '.join(kinds)}")
+    one_of("align.corpus", aligned, known, f"corpora of kind {' or '.join(kinds)}")
+    one_of("align.corpus", aligned, chunked, "chunk.corpora")
 
 
 def at_least_one(key: str, rows: dict) -> None:

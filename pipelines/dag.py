@@ -8,6 +8,7 @@ import networkx as nx
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from stages.shared import params
 from stages.shared.stage import WrongInput
 
 
@@ -32,6 +33,7 @@ def read(targets: Sequence[str]) -> Dag:
     a fault in dvc.yaml, params.yaml or the targets.
     """
     logging.getLogger("dvc").setLevel(logging.ERROR)
+    _check_rows()
     try:
         repo = Repo(_wait_for_lock=True)
         graph = repo.index.graph.reverse()  # DVC's edges point from a stage to what it reads
@@ -50,6 +52,15 @@ def read(targets: Sequence[str]) -> Dag:
         stale=[name for name, stage in stages.items() if stage in stale],
         commands={name: stage.cmd for name, stage in stages.items()},
     )
+
+
+def _check_rows() -> None:
+    """Raises WrongInput at a section whose rows were all deleted: it is null, and DVC stops."""
+    for name, rows in params.read().items():
+        if rows is None:
+            raise WrongInput(
+                f"params.yaml: {name} has no row: write `{name}: {{}}` where none is meant"
+            )
 
 
 def _sentence(error: BaseException) -> str:

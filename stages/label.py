@@ -7,8 +7,8 @@ writes  TARGET/labels.parquet, regularised.parquet, exchanges.parquet, drawn.par
         embeddings.parquet, parameters.json
 
 Every item is labelled from both inputs; those of the split that is scored (test, or validation
-where there is no test) from text and picture alone too. What the exchange and the decoders did is
-kept of some items of that split.
+where there is no test) from text and picture alone too, if any of them has a picture. What the
+exchange and the decoders did is kept of some items of that split.
 """
 
 import json
@@ -208,7 +208,8 @@ def label(
     found: dict[str, Rows] = {name: [] for name in TABLES}
     scored = "test" if len(splits["test"]) else "validation"
     for split, items in splits.items():
-        inputs = INPUTS if split == scored else INPUTS[:1]
+        alone = split == scored and any(row["image"] for row in items.rows)
+        inputs = INPUTS if alone else INPUTS[:1]
         found["labels"] += label_rows(reader, items, split, inputs, size)
         if reader.model.network.fusion == "text":
             continue  # no picture is read

@@ -46,8 +46,33 @@ def test_the_params_pass_under_every_preset(params, overlay):
 
 def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
     del params["corpora"]["captions"]
-    said = "align.corpus is 'captions', none of the corpora: choose one of"
-    assert fault(params) == f"params.yaml: {said} articles | posts | tweets"
+    params["chunk"]["corpora"].remove("captions")
+    said = "align.corpus is 'captions', none of the corpora of kind articles or captions"
+    assert fault(params) == f"params.yaml: {said}: choose one of articles"
+
+
+def test_tweets_alone_leave_nothing_that_the_encoder_of_pictures_can_learn_from(params):
+    params["corpora"] = {"tweets": params["corpora"]["tweets"]}
+    params["chunk"]["corpora"] = []
+    params["readers"] = {"muse_entities": params["readers"]["muse_entities"]}
+    params["writers"] = {}
+    said = fault(params)
+    assert "but no corpus is of kind articles or captions: put the row of captions back" in said
+
+
+@pytest.mark.parametrize("key", ["align", "chunk"])
+def test_tweets_are_not_cut_into_chunks(params, key):
+    params["align"]["corpus"] = "tweets"
+    params["chunk"]["corpora"] = ["captions", "tweets"] if key == "chunk" else ["captions"]
+    said = f"{key}.corpus is 'tweets'" if key == "align" else "chunk.corpora is 'tweets'"
+    choices = "none of the corpora of kind articles or captions: choose one of articles | captions"
+    assert fault(params) == f"params.yaml: {said}, {choices}"
+
+
+def test_the_encoder_learns_from_a_corpus_that_is_cut_into_chunks(params):
+    params["chunk"]["corpora"] = ["articles"]
+    said = "align.corpus is 'captions', none of the chunk.corpora: choose one of articles"
+    assert fault(params) == f"params.yaml: {said}"
 
 
 @pytest.mark.parametrize("corpus", ["captions", "recipes"])
@@ -64,6 +89,7 @@ def test_a_corpus_that_is_cut_into_chunks_has_a_row(params):
 
 def test_a_run_without_any_articles_is_told_to_add_some(params):
     del params["corpora"]["articles"]
+    params["chunk"]["corpora"].remove("articles")
     assert fault(params).endswith("none of the corpora of kind articles: there is none: add one")
 
 

@@ -53,6 +53,13 @@ def test_each_stage_stands_after_what_it_reads_from():
     assert "train_sft@flexmuse" in graph.before("predict@flexmuse")
 
 
+def test_a_section_whose_rows_were_all_deleted_is_named_with_what_to_write(project):
+    with (project / "params.yaml").open("a") as file:
+        file.write("\nwriters:\n")
+    with pytest.raises(WrongInput, match=r"^params\.yaml: writers has no row: write `writers: {}`"):
+        dag.read([])
+
+
 def test_nothing_is_stale_after_a_repro(project):
     assert dag.read([]).stale == []
 

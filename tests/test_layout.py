@@ -270,6 +270,13 @@ def stale() -> set[str]:
         }
 
 
+def test_the_folders_that_the_report_reads_are_there_before_anything_ran():
+    """DVC asks for them, also where params.yaml names no writer or no reader to fill them."""
+    read = {Path(dep.def_path) for dep in STAGES["report"].deps if dep.def_path.startswith("data")}
+    always = {Path("data/01_ingest"), Path("data/02_clean"), Path("data/06_align")}
+    assert {path / ".gitkeep" for path in read - always} <= set(files())
+
+
 AFTER_SFT = ("train_preference", "predict", "evaluate", "judge")
 FROM_TRAINING_ON = {f"{name}@flexmuse" for name in ("train_sft", *AFTER_SFT)} | {"report"}
 READERS = ("muse_entities", "muse_sentiment")

@@ -16,7 +16,7 @@ from PIL import Image
 from reported import HOSTILE, Page, project, render
 
 from stages import score
-from stages.report import heatmaps, projection, reading
+from stages.report import charts, heatmaps, projection, reading
 from stages.shared import history, tables
 
 SCORING = score.Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)
@@ -113,7 +113,7 @@ def test_readers_stand_beside_their_ceilings(content):
     assert "picture alone 0.260 0.250 0.000 ± 0.000 below" in shown
     assert "both 1.010 1.000 0.750 ± 0.250 1.000 ± 0.000" in shown
     assert "skill 1.000 0.500 ± 0.500 1.000 ± 0.000" in shown
-    assert "2 words in 1 items lie beyond what is read" in shown
+    assert "beyond what is read, which count as in no entity: 2, in 1 of the items" in shown
 
 
 def test_the_comparison_has_a_row_for_each_split_of_a_reader(content):
@@ -208,9 +208,38 @@ def test_a_corpus_that_knows_no_ceilings_and_has_no_test_split_has_scores_alone(
     relabel(place, "moods", rows)
     shown = text(render(place))
     section = shown.split("Accuracy by what was shown")[1]
-    assert "both 1.000 ± 0.000" in section and "ceiling" not in section.split("By class")[0]
+    assert "1.000 ± 0.000" in section and "ceiling" not in section.split("By class")[0]
     assert "Items of the validation split" in section
     assert "text alone" not in section.split("By class")[0]
+
+
+def test_without_any_picture_what_was_read_is_called_text(place):
+    only(place, "names")
+    rows = [row for row in labelled.labels("entities") if row["inputs"] == "both"]
+    relabel(place, "names", rows, shown=False)
+    section = text(render(place)).split("by what was shown")[1].split("Entities by type")[0]
+    assert "text; no picture is there" in section and "both" not in section
+
+
+def test_a_record_without_picture_was_read_from_its_text_alone():
+    labels = [
+        {"task": "sentiment", "inputs": inputs, "gold": ["neutral"], "predicted": ["positive"]}
+        | {"probability": [0.5]}
+        for inputs in ("both", "text", "picture")
+    ]
+    with_picture = [row.inputs for row in reading.said({"image": "a" * 64}, labels)]
+    assert with_picture == ["gold", "both", "text alone", "picture alone"]
+    assert [row.inputs for row in reading.said({"image": None}, labels)] == ["gold", "text alone"]
+
+
+def test_what_the_decoders_said_at_validations_has_charts_of_its_own():
+    """Nats and bits on the axis of shares would flatten them."""
+    steps = [{"step": 0, "validation_score": 0.3, "validation_caption_nats": 5.0}]
+    steps += [{"step": 1, "loss": 2.0, "validation_drawing_bits": 7.0}]
+    assert charts.watched(steps) == ["validation_score"]
+    titles = ["Texts, given their pictures", "Pictures, given their texts"]
+    assert charts.measures(steps) == titles
+    assert "validation caption nats" in charts.measure("nats", titles[0], steps)
 
 
 def test_words_and_labels_of_a_corpus_cannot_become_markup(place):

@@ -187,6 +187,9 @@ def draw_training(reader: Reader) -> list[Chart]:
     if charts.watched(steps):
         svg = charts.watch(f"{reader.name} watch", steps)
         found.append({"title": "Watched while training", "svg": svg})
+    for title in charts.measures(steps):
+        svg = charts.measure(f"{reader.name} {title}", title, steps)
+        found.append({"title": title, "svg": svg})
     return found
 
 

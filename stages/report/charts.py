@@ -21,7 +21,7 @@ SERIES = ["#000003", "#000004", "#000005", "#000006"]
 _CSS = {INK: "currentColor", FAINT: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
 }
-MEASURES = {  # of PolishPPO: title -> unit, columns, taken at each step, at validations, or both
+MEASURES = {  # of PolishPPO and readers: title -> unit, columns; at each step, validations, or both
     "Rewards": ("reward", ["reward_literal", "reward_semantic"]),
     "Return of drawn texts": ("weighted rewards", ["return"]),
     "Distance of drawn texts from SFT": ("nats a token", ["kl_to_sft"]),
@@ -29,6 +29,9 @@ MEASURES = {  # of PolishPPO: title -> unit, columns, taken at each step, at val
     "Entropy of drawn texts": ("nats a token", ["entropy"]),
     "Length of drawn texts": ("tokens", ["tokens"]),
     "Length of validation texts": ("characters", ["characters"]),
+    "Texts, given their pictures": ("nats a token", ["caption_nats"]),
+    "Pictures, given their texts": ("bits a dimension", ["drawing_bits"]),
+    "Unevenness of the captions' attention": ("sum of squares", ["doubly_stochastic"]),
 }
 _MEASURED = {column for _, columns in MEASURES.values() for column in columns}
 _SMOOTH = 20  # part of the steps that a running mean is over

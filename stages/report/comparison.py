@@ -51,6 +51,11 @@ class Comparison:
     columns: list[str]  # that any of the runs has a figure for
     rows: list[tuple[str, str, list[Figure]]]
 
+    @property
+    def has_ceilings(self) -> bool:
+        """Whether any figure stands beside its ceiling."""
+        return any(one["ceiling"] is not None for _, _, row in self.rows for one in row)
+
 
 def comparisons(runs: list[Run], readers: list[Reader]) -> list[Comparison]:
     """One for each corpus, in the order of its first run; writers before readers."""

@@ -7,6 +7,7 @@ from stages.report.run import at
 from stages.shared import closeness
 
 INPUTS = {"text": "text alone", "picture": "picture alone", "both": "both"}
+ONLY_TEXT = "text; no picture is there"  # both inputs of what has no picture
 TASKS = {"entities": "F1, lenient", "sentiment": "Accuracy"}  # the score that ceilings are of
 STRICTER = {"strict": "F1, strict", "spans": "F1 of places"}
 AVERAGES = {"weighted_f1": "Weighted F1", "macro_f1": "Macro F1"}
@@ -80,6 +81,7 @@ class Reader:
             if inputs in single:
                 values[0] = single[inputs]
             if inputs == "both" or inputs in single:
+                label = label if single else ONLY_TEXT
                 rows.append({"label": label, "ceiling": ceilings.get(inputs), "values": values})
         return rows
 

@@ -129,13 +129,17 @@ def items(
 
 
 def said(row: dict, labels: list[dict]) -> list[Said]:
-    """The gold labels of a record (CLEAN), then what was predicted from each inputs."""
+    """The gold labels of a record (CLEAN), then what was predicted from each inputs.
+
+    Of a record without picture, what was predicted from both is from its text.
+    """
     gold = labels[0]["gold"]
     by_inputs = {label["inputs"]: label for label in labels}
+    names = INPUTS if row["image"] else {"both": INPUTS["text"]}
     found = [("gold", gold, None)] + [
-        (INPUTS[inputs], by_inputs[inputs]["predicted"], by_inputs[inputs]["probability"])
+        (names[inputs], by_inputs[inputs]["predicted"], by_inputs[inputs]["probability"])
         for inputs in ("both", "text", "picture")
-        if inputs in by_inputs
+        if inputs in by_inputs and inputs in names
     ]
     if labels[0]["task"] == "entities":
         return [
