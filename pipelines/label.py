@@ -171,7 +171,7 @@ def named_picture(picture: PictureFile, source: str, limits: Rules) -> bytes:
 
 def load_labeller(given: Namespace, limits: Rules, stack: ExitStack) -> tuple["Labeller", str]:
     """The reader of --run or --model, and what it is called. A copy lasts as long as the stack."""
-    name = trained.shown_address(given.model) or trained.run_name(given.run, "readers")
+    name = given.model or trained.run_name(given.run, "readers")
     # With --json nothing else is said on standard output.
     with redirect_stdout(sys.stderr if given.json else sys.stdout):
         folder, _ = trained.model_folder(name, given.model, PLACES, "train", stack)
