@@ -1,8 +1,13 @@
-"""The figures that a run ends with, one row a run, from the metrics.json of evaluate or score."""
+"""The figures that a run ends with, one row a run, from the metrics.json of evaluate or score.
+
+Only the runs that params.yaml names are shown.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from stages.shared import params
 
 REPORT = Path("data/14_report/index.html")
 METRICS = Path("data/12_evaluate")  # of writers
@@ -90,9 +95,15 @@ def _standing(every: dict[str, Any], places: list[Place]) -> list[tuple[Place, f
 
 
 def _files() -> dict[str, dict[str, Any]]:
-    """run -> its metrics.json"""
-    files = [file for folder in (METRICS, SCORES) for file in sorted(folder.glob("*/metrics.json"))]
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    """run -> its metrics.json; those of rows that were deleted may lie there still."""
+    named = params.read()
+    files = {
+        run: folder / run / "metrics.json"
+        for family, folder in {"writers": METRICS, "readers": SCORES}.items()
+        for run in named.get(family, {})
+    }
+    found = {run: file for run, file in files.items() if file.exists()}
+    return {run: json.loads(file.read_text(encoding="utf-8")) for run, file in found.items()}
 
 
 def _at(metrics: dict[str, Any], place: Place) -> float | None:

@@ -49,10 +49,13 @@ def test_the_module_is_the_command():
 
 
 def evaluated(folder: Path, run: str, metrics: dict) -> None:
-    """Put the metrics of a run where evaluate does."""
-    target = folder / headline.METRICS / run
+    """Put the metrics of a run where evaluate does, and name it in params.yaml."""
+    target, file = folder / headline.METRICS / run, folder / "params.yaml"
     target.mkdir(parents=True)
     (target / "metrics.json").write_text(json.dumps(metrics))
+    params = yaml.safe_load(file.read_text()) if file.exists() else {}
+    params["writers"] = params.get("writers", {}) | {run: {}}
+    file.write_text(yaml.safe_dump(params))
 
 
 def started(output: str) -> list[str]:
@@ -216,6 +219,14 @@ def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_p
     assert found["tippo_captions.share_of_ceiling.value"] == 0.8
     assert found["tippo_captions.ceilings.picture.realised"] == 1
     assert found["flexmuse.rewards.semantic"] == 0.5
+
+
+def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in ("flexmuse", "recipes"):
+        evaluated(tmp_path, run, {"rouge_l": 0.125})
+    Path("params.yaml").write_text("writers: {recipes: {}}")
+    assert headline.table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
 
 
 def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch):

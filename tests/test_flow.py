@@ -137,6 +137,8 @@ def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
     metrics = "data/12_evaluate/tiny/metrics.json"
     stage = {"cmd": f"{command} {metrics}", "metrics": [metrics]}
     enter(monkeypatch, tiny_project.make(tmp_path / "project", evaluate=stage))
+    with Path("params.yaml").open("a") as file:
+        file.write("writers: {tiny: {}}\n")
     state, _ = run_flow()
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts()
