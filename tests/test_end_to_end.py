@@ -124,17 +124,40 @@ def test_the_preset_is_taken_back_with_nothing_left_of_it(project):
     (project / "params.yaml").write_bytes(kept)
 
 
-@pytest.mark.skipif(not (REAL / "howtocook").is_dir(), reason="needs POLYMUSE_REAL_DATA/howtocook")
-def test_a_folder_of_chinese_recipes_ends_in_a_report_with_their_photographs(workspace):
+def leave(workspace: Path, corpora: dict[str, dict | str], *runs: str) -> None:
+    """Lay on the smoke preset, with these corpora and runs alone; readers learn for a few steps.
+
+    corpora: a row each, or the name of one that params.yaml has.
+    """
     command(workspace, "polymuse", "preset", "smoke")
     params = yaml.safe_load((workspace / "params.yaml").read_text())
-    recipes = {"format": "markdown", "path": str(REAL / "howtocook")}
-    params["corpora"]["articles"] |= recipes
+    shipped = params["corpora"]
+    params["corpora"] = {
+        name: shipped[row] if isinstance(row, str) else row for name, row in corpora.items()
+    }
+    params["chunk"]["corpora"] = [
+        name for name, row in params["corpora"].items() if row["kind"] in ("articles", "captions")
+    ]
+    params["align"]["corpus"] = params["chunk"]["corpora"][-1]
+    for family in ("writers", "readers"):
+        params[family] = {run: row for run, row in params[family].items() if run in runs}
+    for row in params["readers"].values():
+        row["training"] |= {"steps": 12, "batch": 16, "validate_every": 6}
     (workspace / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True))
+
+
+def read_json(workspace: Path, path: str) -> dict:
+    return json.loads((workspace / path).read_text())
+
+
+@pytest.mark.skipif(not (REAL / "howtocook").is_dir(), reason="needs POLYMUSE_REAL_DATA/howtocook")
+def test_a_folder_of_chinese_recipes_ends_in_a_report_with_their_photographs(workspace):
+    recipes = {"kind": "articles", "format": "markdown", "path": str(REAL / "howtocook")}
+    leave(workspace, {"articles": recipes, "captions": "captions"}, "flexmuse", "tippo")
     command(workspace, "dvc", "repro")
-    summary = json.loads((workspace / "data/01_ingest/articles/summary.json").read_text())
+    summary = read_json(workspace, "data/01_ingest/articles/summary.json")
     assert set(summary["languages"]) == {"zh"}
-    metrics = json.loads((workspace / "data/12_evaluate/flexmuse/metrics.json").read_text())
+    metrics = read_json(workspace, "data/12_evaluate/flexmuse/metrics.json")
     assert metrics["bert_score"] == "unavailable"
     written = texts(workspace / "data/11_predict/flexmuse/predictions.parquet")
     assert written and not any("[UNK]" in row["text"] for row in written)
@@ -145,19 +168,51 @@ def test_a_folder_of_chinese_recipes_ends_in_a_report_with_their_photographs(wor
 
 @pytest.mark.skipif(not (REAL / "flickr8k_cn").is_dir(), reason="needs POLYMUSE_REAL_DATA")
 def test_photographs_with_chinese_captions_are_evaluated_by_params_alone(workspace):
-    command(workspace, "polymuse", "preset", "smoke")
-    params = yaml.safe_load((workspace / "params.yaml").read_text())
-    drawn = params["corpora"]["captions"]
-    photographs = drawn | {"format": "flickr8k_cn", "path": str(REAL / "flickr8k_cn")}
-    params["corpora"] = {"captions": photographs, "drawn": drawn}
-    params["align"]["corpus"] = "drawn"
-    params["writers"] = {"tippo_captions": params["writers"]["tippo_captions"]}
-    (workspace / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True))
+    photographs = {"kind": "captions", "format": "flickr8k_cn", "path": str(REAL / "flickr8k_cn")}
+    leave(workspace, {"captions": photographs, "drawn": "captions"}, "tippo_captions")
     command(workspace, "polymuse", "run", "evaluate@tippo_captions")
-    summary = json.loads((workspace / "data/01_ingest/captions/summary.json").read_text())
+    summary = read_json(workspace, "data/01_ingest/captions/summary.json")
     assert summary["languages"] == {"zh": 400} and summary["rejected"] == {}
-    metrics = json.loads((workspace / "data/12_evaluate/tippo_captions/metrics.json").read_text())
+    metrics = read_json(workspace, "data/12_evaluate/tippo_captions/metrics.json")
     assert metrics["items"] == summary["records"]["test"]
     assert metrics["measured_by"]["tokenizer"] == "zh: characters"
     assert metrics["by_tokenizer"]["jieba"]["measured_by"]["tokenizer"] == "zh: jieba"
     assert metrics["bert_score"] == "unavailable"
+
+
+@pytest.mark.skipif(not (REAL / "mvsa_single").is_dir(), reason="needs POLYMUSE_REAL_DATA")
+def test_the_sentiment_of_photographs_with_tweets_is_scored_by_params_alone(workspace):
+    posts = {"kind": "posts", "format": "mvsa", "path": str(REAL / "mvsa_single")}
+    leave(workspace, {"captions": "captions", "posts": posts}, "muse_sentiment")
+    assert "muse_sentiment" in command(workspace, "polymuse", "run").splitlines()[-3]
+    summary = read_json(workspace, "data/01_ingest/posts/summary.json")
+    assert sum(summary["records"].values()) == 168 and summary["rejected"] == {}
+    assert set(summary["without_picture"].values()) == {0}
+    metrics = read_json(workspace, "data/12_score/muse_sentiment/metrics.json")
+    assert metrics["split"] == "test" and metrics["items"] == summary["records"]["test"]
+    assert set(metrics["single_modality"]) == {"text", "picture"}
+    assert set(metrics["regularisers"]) == {"caption_nats", "drawing_bits"}
+    assert "ceilings" not in metrics
+    page = (workspace / "data/14_report/index.html").read_text()
+    assert "Items of the test split" in page and "<img" in page
+    assert "\ufffd" not in page  # texts of several encodings
+
+
+@pytest.mark.skipif(not (REAL / "mner").is_dir(), reason="needs POLYMUSE_REAL_DATA/mner")
+def test_tweets_without_pictures_and_without_a_test_split_are_scored_on_validation(workspace):
+    part = workspace / "data/00_raw/twitter2015"
+    part.mkdir()
+    for name, count in [("train.txt", 300), ("valid.txt", 60)]:  # the first of them
+        tweets = (REAL / "mner/twitter2015" / name).read_text().split("\n\n")[:count]
+        (part / name).write_text("\n\n".join(tweets) + "\n")
+    tweets = {"kind": "tweets", "format": "twitter", "path": str(part)}
+    leave(workspace, {"captions": "captions", "tweets": tweets}, "muse_entities")
+    assert "muse_entities" in command(workspace, "polymuse", "run").splitlines()[-3]
+    summary = read_json(workspace, "data/01_ingest/tweets/summary.json")
+    assert summary["records"] == {"train": 300, "validation": 60, "test": 0}
+    assert summary["without_picture"] == summary["records"]
+    metrics = read_json(workspace, "data/12_score/muse_entities/metrics.json")
+    assert metrics["split"] == "validation" and metrics["items"] == 60
+    assert "single_modality" not in metrics and metrics["regularisers"] == {}
+    page = (workspace / "data/14_report/index.html").read_text()
+    assert "Items of the validation split" in page and "no picture is there" in page
