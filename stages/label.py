@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.shared import features, labelled, readers, tables
+from stages.shared import features, labelled, pixelcnn, readers, tables
 from stages.shared.devices import inference
 from stages.shared.labelled import Labelled
 from stages.shared.params import load
@@ -170,7 +170,7 @@ def drawn_rows(reader: Reader, items: Labelled, places: list[int], params: Param
 
 def png(picture: Tensor) -> bytes:
     """(3, S, S) in [-1, 1] as a PNG file."""
-    pixels = ((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    pixels = pixelcnn.to_bytes(picture).permute(1, 2, 0).cpu().numpy()
     content = BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()

@@ -66,10 +66,11 @@ def test_the_words_of_a_tweet_are_those_that_its_tags_count():
     ("row", "words"),
     [
         ({"text": "Don't STOP, 今天!"}, ["don", "'", "t", "stop", ",", "今", "天", "!"]),
-        ({"words": ["RT", "@You", "今天"]}, ["rt", "@", "you", "今", "天"]),
+        ({"words": ["RT", "@You", "今天"]}, ["rt", "@you", "今", "天"]),
+        ({"words": ["#go", "http://t.co/aB1", "!"]}, ["#go", "http://t.co/ab1", "!"]),
     ],
 )
-def test_captions_know_words_in_small_letters_and_marks(row, words):
+def test_captions_know_words_in_small_letters_addresses_and_marks(row, words):
     assert caption_words(row) == words
 
 

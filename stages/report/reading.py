@@ -41,7 +41,7 @@ class Said:
 @dataclass(frozen=True)
 class Layer:
     """What one layer exchanged. A piece: what it spells, its share of the attention of cls relative
-    to the largest, and whether the mean of the picture took its place."""
+    to the largest, and whether it was exchanged."""
 
     number: int
     pieces: list[tuple[str, float, bool]]

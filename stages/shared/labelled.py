@@ -21,7 +21,7 @@ import numpy as np
 import regex
 import torch
 
-from stages.shared import nic_att, resnet, tables
+from stages.shared import nic_att, pixelcnn, resnet, tables
 from stages.shared.features import Features
 from stages.shared.records import SPLITS
 from stages.shared.text_encoder import TextEncoder
@@ -34,7 +34,10 @@ TASKS: dict[Kind, Task] = {"tweets": "entities", "posts": "sentiment"}  # by kin
 OUTSIDE = "O"  # the tag of a word in no entity
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}]"  # written without blanks: a character is a word
 WORD = regex.compile(rf"{UNSPACED}|[\S--{UNSPACED}]+", regex.VERSION1)
-CAPTION_WORD = regex.compile(rf"{UNSPACED}|[\w--{UNSPACED}]+|[^\w\s]", regex.VERSION1)
+ADDRESS = r"(?:https?://|www\.)\S+"  # one word, or its parts would fill the captions of tweets
+CAPTION_WORD = regex.compile(
+    rf"{ADDRESS}|{UNSPACED}|[@#]?[\w--{UNSPACED}]+|[^\w\s]", regex.VERSION1
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Labelled:
         found = torch.zeros(len(names), 3, side, side)
         for place, name in enumerate(names):
             if name is not None:
-                found[place] = self.drawings[name].float() / 127.5 - 1
+                found[place] = pixelcnn.from_bytes(self.drawings[name])
         return {"drawing": found}
 
     def _read(self, names: list[str | None]) -> Batch:
