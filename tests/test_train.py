@@ -53,7 +53,7 @@ def of_run(name: str, **changes) -> dict:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_tiny_corpus_is_learned_by_heart(place, name):
     changes = {"models.muse.network.use_drawing": False, f"readers.{name}.text.tuned": 0}
-    folder = place(of_run(name, steps=80, batch=8) | changes)
+    folder = place(of_run(name, steps=160, batch=8, learning_rate=0.02) | changes)
     reader, steps, items = fitted(name, tagged.write(folder, RUNS[name], splits=["train"]))
     assert len(items) == tagged.SPLITS["train"]
     assert share_right(reader, items) == 1
