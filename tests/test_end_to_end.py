@@ -41,8 +41,9 @@ def stages_of(folder: Path) -> set[str]:
         return {stage.addressing for stage in repo.index.stages}
 
 
-def texts(predictions: Path) -> list[dict]:
-    return pq.read_table(predictions).to_pylist()
+def texts(table: Path) -> list[dict]:
+    """The rows of a Parquet file."""
+    return pq.read_table(table).to_pylist()
 
 
 def test_metrics_of_both_phases_stand_beside_their_ceilings(project):
@@ -80,6 +81,39 @@ def test_every_test_chunk_is_written_by_each_phase_from_each_input(project, run)
     assert len({frozenset(chunks) for chunks in written.values()}) == 1
 
 
+@pytest.mark.parametrize(
+    ("run", "corpus", "task"),
+    [("muse_entities", "tweets", "entities"), ("muse_sentiment", "posts", "sentiment")],
+)
+def test_every_test_item_is_labelled_from_each_input_and_scored(project, run, corpus, task):
+    summary = json.loads((project / f"data/02_clean/{corpus}/summary.json").read_text())
+    metrics = json.loads((project / f"data/12_score/{run}/metrics.json").read_text())
+    assert (metrics["task"], metrics["split"]) == (task, "test")
+    assert metrics["items"] == summary["records"]["test"] > 0
+    assert metrics["validation"]["items"] == summary["records"]["validation"] > 0
+    for split in (metrics, metrics["validation"]):
+        assert 0 <= split["score"]["value"] <= 1 == split["ceilings"]["both"]["realised"]
+        assert isinstance(split["skill"]["value"], float)
+        assert split["regularisers"]["caption_nats"]["value"] > 0
+        assert split["regularisers"]["drawing_bits"]["value"] > 0
+    assert set(metrics["single_modality"]) == {"text", "picture"}
+    assert metrics["parameters"]["trained"] > 0 and metrics["alignment"]
+    rows = texts(project / f"data/11_label/{run}/labels.parquet")
+    for inputs in ("both", "text", "picture"):
+        some = [row for row in rows if (row["split"], row["inputs"]) == ("test", inputs)]
+        assert len({row["record"] for row in some}) == len(some) == metrics["items"]
+
+
+@pytest.mark.parametrize("run", ["muse_entities", "muse_sentiment"])
+def test_what_was_exchanged_and_drawn_is_kept_of_some_items(project, run):
+    folder = project / f"data/11_label/{run}"
+    assert any(row["exchanged"] for row in texts(folder / "exchanges.parquet"))
+    drawn = texts(folder / "drawn.parquet")
+    assert len(drawn) == 4 and all(row["picture"].startswith(b"\x89PNG") for row in drawn)
+    places = {(row["modality"], row["where"]) for row in texts(folder / "embeddings.parquet")}
+    assert places == {(m, w) for m in ("text", "picture") for w in ("before", "after")}
+
+
 def test_the_report_shows_an_example_with_its_picture(project):
     page = (project / "data/14_report/index.html").read_text()
     rows = texts(project / "data/11_predict/flexmuse/predictions.parquet")
@@ -93,6 +127,7 @@ def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
     experiment = client.get_experiment_by_name("polymuse").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     tracked = ["align", "train_sft@flexmuse", "train_preference@flexmuse", "evaluate@flexmuse"]
+    tracked += ["train@muse_entities", "score@muse_entities", "train@muse_sentiment"]
     assert {*tracked, "report"} <= set(runs)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
@@ -100,8 +135,9 @@ def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
         deps = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock[name]["deps"]}
         assert deps.items() <= runs[name].data.tags.items()
         assert runs[name].data.params and runs[name].inputs.dataset_inputs
-    history = client.get_metric_history(runs["train_sft@flexmuse"].info.run_id, "loss")
-    assert len({metric.step for metric in history}) > 1
+    for name in ("train_sft@flexmuse", "train@muse_entities"):
+        history = client.get_metric_history(runs[name].info.run_id, "loss")
+        assert len({metric.step for metric in history}) > 1
 
 
 def test_nothing_that_dvc_keeps_names_this_machine_or_this_run(project):
