@@ -20,6 +20,7 @@ from stages import (
     datasets,
     evaluate,
     ingest,
+    inpaint,
     judge,
     label,
     models,
@@ -27,7 +28,16 @@ from stages import (
     score,
 )
 from stages.report import __main__ as report
-from stages.shared import decoders, embedding, illustrators, readers, rewards, runs, training
+from stages.shared import (
+    decoders,
+    embedding,
+    engine,
+    illustrators,
+    readers,
+    rewards,
+    runs,
+    training,
+)
 from stages.shared.params import load, read
 from stages.shared.stage import WrongInput, stage
 
@@ -70,6 +80,8 @@ SECTIONS = {
     "formats": section("formats", [(name, module.Params) for name, module in FORMATS.items()]),
     "ingest": ingest.Params,
     "clean": clean.Params,
+    "inpaint": inpaint.Params,
+    "engine": engine.Params,
     "chunk": chunk.Params,
     "align": align.Params,
     "embed": embedding.Params,
