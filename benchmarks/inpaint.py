@@ -25,7 +25,7 @@ from stages.shared.params import load
 from stages.shared.store import batched
 
 PICTURES = 60
-TIMED, ROUNDS = 24, 3
+TIMED, ROUNDS = 12, 3
 INSIDE, BEYOND, READABLE, FASTER = 0.95, 0.15, 0.1, 2.0  # what has to be reached
 SHORTEST = 3  # letters of a word that is looked for
 
