@@ -147,8 +147,9 @@ ATTENTIONS = _schema(
 # 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
 # 11_label: labels of one item of a reader; inputs: both | text | picture; task: entities (one BIO
-# tag a word) | sentiment (one label); probability: of the predicted label, empty for tags; cut:
-# words beyond the reader's limit, which are predicted O
+# tag a word) | sentiment (one label), or of memes a row for each task (one label; gold is empty
+# where nobody judged); probability: of the predicted label, empty for tags; cut: words beyond the
+# reader's limit, which are predicted O
 LABELS = _schema(
     record=STR,
     split=STR,
@@ -196,13 +197,14 @@ ITEM_SCORES = _schema(
 # 12_evaluate: what TIPPo rewards in a whole article that was written from both inputs; semantic is
 # null where MiniLM does not read its language
 REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
-# 12_score: one item of a reader. right: predicted entities that are right, or 1 for the right
-# label, else 0; predicted, gold: how many there are; strict_*: the same by strict IOB2, span_right
-# by their places alone; null where the task is sentiment
+# 12_score: one item of a reader, of memes one for each task. right: predicted entities that are
+# right, or 1 for the right label, else 0; predicted, gold: how many there are; strict_*: the same by
+# strict IOB2, span_right by their places alone; null but for entities
 LABEL_SCORES = _schema(
     record=STR,
     split=STR,
     inputs=STR,
+    task=STR,
     right=INT,
     predicted=INT,
     gold=INT,

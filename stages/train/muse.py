@@ -1,28 +1,20 @@
-"""Fit a reader's model to the labels of a corpus.
+"""How MuSE learns: from tagged tweets or labelled posts, and the pixels of their pictures.
 
-python -m stages.train READER INGEST CLEAN FEATURES ENCODER TARGET
-
-reads   INGEST/images, CLEAN/records.parquet, FEATURES (stages/shared/features.py), ENCODER (what
-        computed them)
-writes  TARGET/model, TARGET/history.csv
-
-The weights that are kept are those with the best score on the validation split: F1 of the entities,
-or accuracy. Without validation items they are the last ones.
+The weights that are kept are those with the best F1 of the entities, or accuracy.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.shared import features, history, label_scores, labelled, readers, tracking
+from stages.shared import features, label_scores, labelled, readers
 from stages.shared.labelled import Labelled, Task
-from stages.shared.params import load
-from stages.shared.readers import Reader, Run
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.readers import Reader, Run, save
+from stages.shared.stage import WrongInput
 from stages.shared.training import (
     Batch,
     Validation,
@@ -33,6 +25,7 @@ from stages.shared.training import (
     to_device,
 )
 
+__all__ = ["Run", "numbers", "save", "train"]  # what stages/train/__main__.py asks for
 Log = Callable[[dict[str, float], int], None]
 
 
@@ -74,13 +67,18 @@ def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
     }
 
 
+def numbers(run: Run) -> dict[str, Any]:
+    """The numbers of a run and of its model."""
+    return asdict(run) | {"network": asdict(readers.network(run))}
+
+
 def train(
-    name: str, run: Run, kind: labelled.Kind, folders: list[Path], log: Log
+    name: str, run: Run, folders: list[Path], kind: labelled.Kind, log: Log
 ) -> tuple[Reader, list[dict[str, float]], Labelled]:
     """The trained reader, a row of history for each step, and the items of the train split.
 
-    folders: INGEST, CLEAN and FEATURES; log: takes a row and its step. Raises WrongInput if there
-    is nothing to train on.
+    folders: PICTURES, RECORDS and FEATURES; log: takes a row and its step. Raises WrongInput if
+    there is nothing to train on.
     """
     ingest, clean, feature_folder = folders
     seed_everything(run.training.seed)
@@ -110,25 +108,3 @@ def train(
         log=log,
     )
     return reader, steps, items
-
-
-def main(name: str, run: Run, kind: labelled.Kind, folders: list[Path], target: Path) -> None:
-    *sources, encoder = folders
-    numbers = asdict(run) | {"network": asdict(readers.network(run))}
-    with tracking.run(stage="train", name=name, params=numbers) as tracked:
-        with output(target) as folder:
-            reader, steps, items = train(name, run, kind, sources, tracked.log)
-            readers.save(reader, folder / "model", encoder)
-            history.write(folder / "history.csv", steps)
-        counts = {"items": len(items), "items_cut": items.cut, **reader.config["parameters"]}
-        tracked.log(counts, run.training.steps)
-        tracked.artifact(target / "model", "model")
-        tracked.model(target / "model", "model")
-
-
-if __name__ == "__main__":
-    with stage():
-        key, *paths = sys.argv[1:]
-        *given, out = map(Path, paths)
-        run_of = load(Run, "readers", key)
-        main(key, run_of, load(labelled.Kind, "corpora", run_of.corpus, "kind"), given, out)
