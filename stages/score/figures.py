@@ -53,3 +53,7 @@ def single_modality(
         return {"value": value, "standard_error": error}
     bounds = params.ceiling_below, params.ceiling_above
     return {"value": value} | metrics.beside_ceiling(value, error, ceiling["realised"], *bounds)
+
+
+def label_counts(row: dict) -> dict[str, int]:
+    return {"right": int(row["gold"] == row["predicted"]), "predicted": 1, "gold": 1}

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.score.figures import Ceilings, Params, single_modality, task_figures
+from stages.score.figures import Ceilings, Params, label_counts, single_modality, task_figures
 from stages.shared import label_scores, metrics, tables
 from stages.shared.closeness import closeness
 from stages.shared.stage import WrongInput
@@ -123,10 +123,6 @@ def item_rows(rows: list[dict]) -> list[dict]:
         | (entity_counts(row) if row["task"] == "entities" else label_counts(row))
         for row in rows
     ]
-
-
-def label_counts(row: dict) -> dict[str, int]:
-    return {"right": int(row["gold"] == row["predicted"]), "predicted": 1, "gold": 1}
 
 
 def entity_counts(row: dict) -> dict[str, int]:

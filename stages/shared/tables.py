@@ -177,6 +177,11 @@ REGULARISED = _schema(record=STR, split=STR, caption_nats=FLOAT, drawing_bits=FL
 DRAWN = _schema(record=STR, number=INT, picture=pa.binary())  # 11_label: PNG, drawn from the text
 # 11_label: modality: text | picture; where: before | after the shared projection
 EMBEDDINGS = _schema(record=STR, modality=STR, where=STR, vector=NUMBERS)
+# 11_label: how MM-ORIENT behaved on an item, see `behaviour` of stages/models/mm_orient.py
+BEHAVIOUR = _schema(record=STR, split=STR, name=STR, value=FLOAT)
+# 11_label: where HIMA looked in an item; modality: text | picture; tokens: its pieces, none of a
+# picture; weights: of pieces, or regions row by row
+LOOKS = _schema(record=STR, modality=STR, tokens=TEXTS, weights=NUMBERS)
 # 12_evaluate: scores of one written text, null where not measured; right, wrong: names of slots
 ITEM_SCORES = _schema(
     record=STR,
@@ -198,7 +203,7 @@ ITEM_SCORES = _schema(
 # null where MiniLM does not read its language
 REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
 # 12_score: one item of a reader, of memes one for each task. right: predicted entities that are
-# right, or 1 for the right label, else 0; predicted, gold: how many there are; strict_*: the same by
+# right, or 1 for the right label, else 0; predicted, gold: how many; strict_*: the same by
 # strict IOB2, span_right by their places alone; null but for entities
 LABEL_SCORES = _schema(
     record=STR,

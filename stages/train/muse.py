@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.shared import features, label_scores, labelled, readers
 from stages.shared.labelled import Labelled, Task
@@ -21,6 +20,7 @@ from stages.shared.training import (
     batch_of,
     fingerprint,
     fit,
+    means,
     seed_everything,
     to_device,
 )
@@ -55,16 +55,6 @@ def validation(reader: Reader, items: Labelled, batch: int) -> Callable[[nn.Modu
         return Validation({"score": reached, **means(seen)}, 1 - reached)
 
     return validate
-
-
-def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Of what batches say of their items, over those with a figure: NaN stands for none."""
-    figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
-    return {
-        name: values.nanmean().item()
-        for name, values in figures.items()
-        if not values.isnan().all()
-    }
 
 
 def numbers(run: Run) -> dict[str, Any]:
