@@ -99,7 +99,9 @@ def _rows(
 
 def _record(lines: list[str], place: int, delimiter: str) -> tuple[list[str] | None, int]:
     """The cells of the record that begins in a line, None if it is no CSV, and the line behind."""
-    reader = csv.reader((lines[n] for n in range(place, len(lines))), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        (lines[n] for n in range(place, len(lines))), delimiter=delimiter, strict=True
+    )
     try:
         return next(reader), place + reader.line_num
     except csv.Error:

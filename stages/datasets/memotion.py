@@ -56,7 +56,9 @@ THREE = ["negative", "neutral", "positive"]
 TRUTH = re.compile(r"(-?\d)_(\d{4})_(\d{4})")
 TRUE_SENTIMENTS = {"-1": "negative", "0": "neutral", "1": "positive"}
 
-_SHARED = {name: (name,) for name in ("offensive", "motivational")} | {"humour": ("humour", "humor")}
+_SHARED = {name: (name,) for name in ("offensive", "motivational")} | {
+    "humour": ("humour", "humor")
+}
 COLUMNS = {  # by version: what a column holds -> its names, in lower case, "_" for a space
     1: _SHARED
     | {
@@ -177,8 +179,6 @@ def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
     if true_file and "test" not in files:
         needed = " or ".join(params.files.test)
         raise WrongInput(f"{root} holds {true_file.name} and no {needed}: put that there too")
-    named = len(files) > 1
-    share = params.validation if named and "validation" not in files else 0.0
     for split, path in files.items():
         sheet = read_sheet(path, split, params)
         truths: list[Truth | None] = [None] * len(sheet.rows)
@@ -266,10 +266,10 @@ def name_of(cells: dict[str, str], number: int, sheet: _Sheet) -> str:
 
 
 def judged(cells: dict[str, str], sheet: _Sheet, choices: dict[str, str]) -> dict[str, str] | str:
-    """The labels in a row, or what is wrong with one; of a task with an empty cell there is none."""
+    """The labels in a row, or what is wrong with one; an empty cell is of a task nobody judged."""
     labels = {}
     for task, choice in choices.items():
-        said = cells.get(sheet.columns.get(task, ""), "") if task in sheet.columns else ""
+        said = cells[sheet.columns[task]] if task in sheet.columns else ""
         value = re.sub(r"[\s_]+", "_", said.strip().lower())
         if value in NOTHING:
             continue
