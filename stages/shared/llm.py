@@ -39,7 +39,7 @@ _ENDED_EARLY = {
     "content_filter": "caught by a filter",
     _REFUSAL: "refused by the model",
 }
-_SAID = 200  # characters of a server's message that are shown
+SAID = 200  # characters of a server's message that are shown
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ class Asking:
         if status in (401, 403):  # servers repeat parts of a key, so nothing of theirs is shown
             return WrongInput(f"{KEY}: the server does not take it ({reason}): give a valid one")
         message = error.message.removeprefix(f"Error code: {status} - ")
-        said = self.endpoint.clean(message)[:_SAID]
+        said = self.endpoint.clean(message)[:SAID]
         if status in _OF_ONE_QUESTION or status >= 500:
             print(f"{section}: {reason}: {said}", file=sys.stderr)
             return Failed(reason, status)
