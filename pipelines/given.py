@@ -11,9 +11,8 @@ from pathlib import Path
 
 import regex
 
-from stages import clean
 from stages.ingest import UNKNOWN
-from stages.shared import images, params
+from stages.shared import cleaning, images, params
 from stages.shared.corpus import BYTES_PER_PIXEL
 from stages.shared.language import detect
 from stages.shared.stage import WrongInput
@@ -25,14 +24,14 @@ VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}]")
 class Rules:
     """Of params.yaml: `clean`, `ingest.max_pixels` and, of a section, `max_characters`."""
 
-    tidy: clean.Params
+    tidy: cleaning.Params
     max_characters: int
     max_pixels: int
     section: str  # write | read
 
     def cleaner(self, text: str) -> Callable[[str], str]:
         """What cleans a text, or words of it, as stage 02 cleans what a model learns from."""
-        return partial(clean.clean, language=detect(text) or UNKNOWN, params=self.tidy)
+        return partial(cleaning.clean, language=detect(text) or UNKNOWN, params=self.tidy)
 
     def text(self, text: str) -> str:
         return self.cleaner(text)(text)
@@ -95,7 +94,7 @@ def readable(text: str) -> bool:
 def rules(section: str) -> Rules:
     """Those of the project of the current folder: for writers `write`, for readers `read`."""
     return Rules(
-        params.load(clean.Params, "clean"),
+        params.load(cleaning.Params, "clean"),
         params.load(int, section, "max_characters"),
         params.load(int, "ingest", "max_pixels"),
         section,

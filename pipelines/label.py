@@ -20,9 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines import trained
 from pipelines.given import Rules, count, readable, rules
-from stages import clean
 from stages.datasets.reading import lines, reason
-from stages.shared import params
+from stages.shared import cleaning, params
 from stages.shared.corpus import printable, read_picture
 from stages.shared.images import WrongImage
 from stages.shared.records import PictureFile, Reject
@@ -245,4 +244,4 @@ def place(entity: "Entity") -> str:
 
 def one_line(text: str) -> str:
     """Without line ends, and without what would steer a terminal."""
-    return " ".join(clean.INVISIBLE.sub("", text).split())
+    return " ".join(cleaning.INVISIBLE.sub("", text).split())

@@ -15,7 +15,7 @@ import torch
 
 from pipelines.trained import Trained
 from stages import clean
-from stages.shared import label_scores, readers
+from stages.shared import cleaning, label_scores, readers
 from stages.shared.devices import inference
 from stages.shared.features import Features
 from stages.shared.labelled import OUTSIDE, UNSPACED, Labelled
@@ -82,7 +82,7 @@ Labels = Tags | Sentiment
 
 def of_text(text: str, picture: bytes | None) -> Item:
     """A text, whose words have to be found; what cannot be seen is taken out."""
-    text = clean.INVISIBLE.sub("", text).strip()
+    text = cleaning.INVISIBLE.sub("", text).strip()
     return Item(text, [found.span() for found in WORD.finditer(text)], picture)
 
 

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from pipelines import article, trained
 from pipelines.given import Rules, count, rules
-from stages import clean
 from stages.ingest import UNKNOWN
-from stages.shared import params
+from stages.shared import cleaning, params
 from stages.shared.language import detect
 from stages.shared.stage import WrongInput, output
 
@@ -137,7 +136,7 @@ def read_inputs(
 
 def read_picture(file: Path, limits: Rules) -> Source:
     content = limits.file(file, f"--image: {file}")
-    name = clean.INVISIBLE.sub("", file.name.encode(errors="replace").decode())
+    name = cleaning.INVISIBLE.sub("", file.name.encode(errors="replace").decode())
     return Source(content, article.GIVEN, " ".join(name.split()))
 
 

@@ -1,14 +1,14 @@
 """Cache the features of every picture and text of a corpus.
 
-python -m stages.embed KIND INGEST CLEAN ALIGN TARGET
+python -m stages.embed KIND PICTURES RECORDS ALIGN TARGET
 
-reads   INGEST/images, CLEAN/records.parquet, ALIGN (an encoder)
+reads   PICTURES/images, RECORDS/records.parquet, ALIGN (an encoder)
 writes  TARGET as stages/shared/features.py says
 
-The texts are the titles of articles and the captions of pictures; tweets and posts are read by a
-text encoder that learns with its reader. Where the encoder does not read the language there are no
-text features: MiniLM turns 77 % of the characters of Chinese recipes into [UNK], and a model learns
-better from the characters themselves.
+The texts are the titles of articles, the captions of pictures and the words of memes; tweets and
+posts are read by a text encoder that learns with its reader. Where the encoder does not read the
+language there are no text features: MiniLM turns 77 % of the characters of Chinese recipes into
+[UNK], and a model learns better from the characters themselves.
 """
 
 import sys
@@ -17,7 +17,7 @@ from pathlib import Path
 from stages.shared import embedding, encoders, features
 from stages.shared.params import load
 from stages.shared.stage import output, stage
-from stages.shared.tables import CLEAN, read
+from stages.shared.tables import EMBEDDED, read
 
 
 def pictures_of(records: list[dict], kind: str) -> list[str]:
@@ -30,11 +30,14 @@ def pictures_of(records: list[dict], kind: str) -> list[str]:
 
 
 def texts_of(records: list[dict], kind: str) -> list[str]:
-    """Titles of articles, or captions, each once, in order of first appearance; none of tweets and
-    posts."""
+    """Titles of articles, captions, or words of memes, each once, in order of first appearance.
+
+    There are none of tweets and posts.
+    """
     of_kind = {
         "articles": lambda record: [record["title"]] if record["title"] else [],
         "captions": lambda record: record["captions"],
+        "memes": lambda record: [record["text"]] if record["text"] else [],
     }
     take = of_kind.get(kind, lambda record: [])
     return list(dict.fromkeys(text for record in records for text in take(record)))
@@ -47,18 +50,18 @@ def supported(records: list[dict], languages: list[str]) -> float:
 
 
 def main(
-    params: embedding.Params, kind: str, ingest: Path, clean: Path, align: Path, target: Path
+    params: embedding.Params, kind: str, pictures: Path, records: Path, align: Path, target: Path
 ) -> None:
-    records = read(clean / "records.parquet", CLEAN[kind])
-    names = pictures_of(records, kind)
+    rows = read(records / "records.parquet", EMBEDDED[kind])
+    names = pictures_of(rows, kind)
     encoder = encoders.load(align)
-    pictures = embedding.picture_rows(encoder, ingest / "images", names, params.image_batch)
-    words, texts = texts_of(records, kind), None
-    if words and supported(records, encoder.languages) >= params.min_supported:
-        rows = embedding.text_rows(encoder, words, params.text_batch)
-        texts = words, encoder.pieces(words), rows
+    looks = embedding.picture_rows(encoder, pictures / "images", names, params.image_batch)
+    words, texts = texts_of(rows, kind), None
+    if words and supported(rows, encoder.languages) >= params.min_supported:
+        read_words = embedding.text_rows(encoder, words, params.text_batch)
+        texts = words, encoder.pieces(words), read_words
     with output(target) as folder:
-        features.write(folder, (names, pictures), texts)
+        features.write(folder, (names, looks), texts)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,21 @@
 
 python -m stages.ingest KEY KIND FORMAT PATH TARGET
 
-KEY names the corpus (params.yaml: corpora.KEY), KIND is articles | captions | tweets | posts,
-FORMAT a file of stages/datasets, PATH what it reads.
+KEY names the corpus (params.yaml: corpora.KEY), KIND is articles | captions | tweets | posts |
+memes, FORMAT a file of stages/datasets, PATH what it reads.
 
 writes  TARGET/records.parquet   RECORDS[KIND] of stages/shared/tables.py
         TARGET/images/           the pictures by hash
         TARGET/rejected.parquet  every row and picture that was not taken in, and why
-        TARGET/summary.json      records by split and language, rejected rows by reason; of tweets
-        and posts also those without picture, entities and labels by split
+        TARGET/summary.json      records by split and language, rejected rows by reason; of tweets,
+        posts and memes also those without picture, entities and labels by split
         TARGET/facts.parquet, boxes.parquet, foils.parquet and JSON files where the format knows
-        the truth, and lists of splits that a format made
+        the truth, lists of splits that a format made, and tasks.json, the labels of each task of
+        memes
 
-Where the source names no split, a hash decides: of the key of an article, tweet or post (its id or
-path in the source), so that it stays where it is while its text is being corrected, and of the id
-where there is no key and for a captioned picture, all of whose captions stay together.
+Where the source names no split, a hash decides: of the key of a record (its id or path in the
+source), so that it stays where it is while its text is being corrected, and of the id where there
+is no key and for a captioned picture, all of whose captions stay together.
 
 What makes an id, and what becomes of a picture that cannot be used, stands in
 stages/shared/corpus.py.
@@ -87,7 +88,8 @@ def kind_of(rejected: dict) -> str:
 def check_splits(records: Iterable[dict], key: str, kind: str) -> None:
     """Raises WrongInput if nothing is left to train on or to score.
 
-    Validation may be empty; of tweets and posts test may be instead, since some publish no test.
+    Validation may be empty; of what readers learn from test may be instead, since some publish no
+    test.
     """
     counts = Counter(record["split"] for record in records)
     empty = [split for split in ("train", "test") if not counts[split]]
@@ -133,7 +135,25 @@ def of_posts(records: list[dict]) -> dict:
     return {"labels": labels}
 
 
-LABELLED = {"tweets": of_tweets, "posts": of_posts}  # kinds of corpora that readers learn from
+def of_memes(records: list[dict]) -> dict:
+    """Labels by task and split, and memes whose words the source does not give."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for task in sorted({one["task"] for row in records for one in row["labels"]}):
+        found[task] = {
+            split: counted(
+                one["label"]
+                for row in records
+                for one in row["labels"]
+                if row["split"] == split and one["task"] == task
+            )
+            for split in SPLITS
+        }
+    silent = (row["split"] for row in records if not row["text"])
+    return {"without_text": of_splits(silent), "labels": found}
+
+
+# Kinds of corpora that readers learn from.
+LABELLED = {"tweets": of_tweets, "posts": of_posts, "memes": of_memes}
 
 
 def counted(names: Iterable[str]) -> dict[str, int]:

@@ -5,8 +5,9 @@ from random import Random
 
 import pytest
 
-from stages.clean import Params, clean, main
+from stages.clean import main
 from stages.shared import tables
+from stages.shared.cleaning import Params, clean
 
 KEEP = Params(unicode="NFKC", links=True, emoji="keep")
 DROP = Params(unicode="NFKC", links=True, emoji="drop")

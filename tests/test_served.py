@@ -11,10 +11,10 @@ from PIL import Image
 from pipelines.author import Item, Text
 from pipelines.given import Rules
 from pipelines.served import Served, nearest_rules
-from stages import clean
+from stages.shared import cleaning
 from stages.shared.stage import WrongInput
 
-TIDY = clean.Params(unicode="NFKC", links=True, emoji="keep")
+TIDY = cleaning.Params(unicode="NFKC", links=True, emoji="keep")
 LIMITS = Rules(TIDY, max_characters=40, max_pixels=2500, section="write")
 FINE = picture("red", 0)["bytes"]  # 40 x 40 pixels
 DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"

@@ -2,14 +2,15 @@
 
 An id is a hash of what the record holds: of title, texts and pictures for an article, of the
 picture for a captioned one, of words, tags and picture for a tweet, of text, label and picture for
-a post. So the same article twice is one record, and rows that caption the same picture become one
-record with all their captions; neither can stand in two splits. Two tweets of the same words, or
-posts of the same text, may differ in the picture alone: where it cannot be used, the source's own
-id stands for it.
+a post, of text and picture for a meme. So the same article twice is one record, and rows that
+caption the same picture become one record with all their captions; neither can stand in two splits.
+Two tweets of the same words, or posts or memes of the same text, may differ in the picture alone:
+where it cannot be used, the source's own id stands for it.
 
 A picture that cannot be used is rejected by itself, as if the author had not placed it: an article
-keeps its text and its other pictures, and positions of facts and foils count those; a tweet or a
-post goes on without picture. A captioned picture is rejected as a whole.
+keeps its text and its other pictures, and positions of facts and foils count those; a tweet, a post
+or a meme goes on without picture, unless it has no text either. A captioned picture is rejected as
+a whole.
 """
 
 import json
@@ -29,6 +30,7 @@ from stages.shared.records import (
     Captioned,
     Extra,
     Item,
+    Meme,
     Picture,
     PictureFile,
     Post,
@@ -104,6 +106,8 @@ class Corpus:
                 self._take_tweet(item)
             case Post():
                 self._take_post(item)
+            case Meme():
+                self._take_meme(item)
             case Reject():
                 raise Refused(item.reason)
 
@@ -184,6 +188,19 @@ class Corpus:
             raise Refused(f"unknown label: {item.label[:60]!r} is none of {', '.join(LABELS)}")
         self._take_labelled(item, "post", {"text": text, "label": item.label}, text)
 
+    def _take_meme(self, item: Meme) -> None:
+        text = checked(item.text)
+        image = item.picture and self._optional(item.picture, item)
+        if not text and not image:
+            raise Refused("empty text: the meme has none, and no picture of use")
+        name = self._new("meme", [text, image or item.key])
+        labels = [{"task": task, "label": label} for task, label in item.labels.items()]
+        values = self._settled(item, name, text) | {"image": image, "text": text, "labels": labels}
+        self._keep(item, name, values)
+        if image:
+            self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
+            self.boxes += [{"record": name, **asdict(box)} for box in item.boxes]
+
     def _take_labelled(self, item: Tweet | Post, what: str, values: dict, text: str) -> None:
         """Keep a tweet or post: `values` beside its picture; `text` tells its language."""
         image = item.picture and self._optional(item.picture, item)
@@ -200,7 +217,7 @@ class Corpus:
             raise Refused(f"duplicate id: the same {what} as {self.records[name]['source']}")
         return name
 
-    def _settled(self, item: Article | Tweet | Post, name: str, text: str) -> dict:
+    def _settled(self, item: Article | Tweet | Post | Meme, name: str, text: str) -> dict:
         """The item's language, perhaps none, and its split, the id's where the item has no key."""
         return {
             "language": item.language or detect(text),

@@ -1,6 +1,7 @@
 """What a dataset format hands to ingest. A format is one file stages/datasets/<format>.py with
 
-    KINDS = ("captions",)       # of corpora that it reads: articles | captions | tweets | posts
+    KINDS = ("captions",)       # of corpora that it reads: articles | captions | tweets | posts |
+                                # memes
 
     @dataclass(frozen=True)
     class Params: ...           # filled from formats.<format> of params.yaml
@@ -124,6 +125,25 @@ class Post:
     facts: list[Fact] = field(default_factory=list)  # position 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Meme:
+    """A picture with words over it, and a label of each task that somebody judged it on.
+
+    The corpus' tasks, each with all of its labels in order, are an Extra: {task: [label, ...]} as
+    tasks.json.
+    """
+
+    source: str
+    text: str  # the words over the picture; empty: the source does not give them
+    labels: dict[str, str]  # task -> label; of a task that nobody judged nothing
+    picture: Picture | PictureFile | None = None
+    key: str | None = None
+    language: str | None = None
+    split: str | None = None
+    facts: list[Fact] = field(default_factory=list)  # position 0
+    boxes: list[Box] = field(default_factory=list)  # position 0
+
+
 @dataclass(frozen=True)
 class Reject:
     """A row that cannot be taken in. `reason` is "what is wrong" or "what is wrong: details"."""
@@ -142,7 +162,7 @@ class Extra:
     content: dict | str
 
 
-Record = Article | Captioned | Tweet | Post
+Record = Article | Captioned | Tweet | Post | Meme
 Item = Record | Reject | Extra
 
 

@@ -1,10 +1,10 @@
 """The tables that stages hand to each other: Parquet with one explicit Arrow schema each.
 
-A `record` is an article, a captioned picture, a tweet or a post, a `chunk` a picture with the text
-that belongs to it. `image` is the sha256 of the picture's file bytes, the key of images/ and of the
-features. `position` is the same in every table: it counts the pictures of the record, as 01_ingest
-took them in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record without
-pictures.
+A `record` is an article, a captioned picture, a tweet, a post or a meme, a `chunk` a picture with
+the text that belongs to it. `image` is the sha256 of the picture's file bytes, the key of images/
+and of the features. `position` is the same in every table: it counts the pictures of the record, as
+01_ingest took them in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record
+without pictures.
 """
 
 import json
@@ -25,6 +25,7 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
+LABELLED = pa.list_(pa.struct([("task", STR), ("label", STR)]))  # of the tasks somebody judged
 _KEY = {"id": STR, "split": STR, "language": STR, "source": STR}
 
 # 01_ingest, by kind of corpus. A block is a picture (text null) or a text (image null).
@@ -37,6 +38,7 @@ RECORDS = {
     "captions": _schema(**_KEY, image=STR, captions=TEXTS),
     "tweets": _schema(**_KEY, image=STR, words=TEXTS, tags=TEXTS),  # image null: without picture
     "posts": _schema(**_KEY, image=STR, text=STR, label=STR),
+    "memes": _schema(**_KEY, image=STR, text=STR, labels=LABELLED),  # text empty: not given
 }
 # 02_clean: the same with clean text, the original beside it.
 CLEAN = {
@@ -49,6 +51,7 @@ CLEAN = {
     "captions": _schema(**_KEY, image=STR, captions=TEXTS, originals=TEXTS),
     "tweets": _schema(**_KEY, image=STR, words=TEXTS, originals=TEXTS, tags=TEXTS),
     "posts": _schema(**_KEY, image=STR, text=STR, original=STR, label=STR),
+    "memes": _schema(**_KEY, image=STR, text=STR, original=STR, labels=LABELLED),
 }
 IMAGES = _schema(sha256=STR, bytes=pa.binary(), width=INT, height=INT)  # 01_ingest/*/images
 REJECTED = _schema(source=STR, id=STR, reason=STR)  # 01_ingest: what was not taken in, and why
@@ -58,6 +61,35 @@ BOXES = _schema(
     record=STR, position=INT, slot=STR, left=FLOAT, top=FLOAT, right=FLOAT, bottom=FLOAT
 )
 FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)  # 01_ingest, sample: one slot changed
+# 03_inpaint: a picture and what became of it; inpainted: the same sha256 where no text was found.
+# In pixels of the upright picture: boxes, and quads, the 8 numbers of 4 corners each. masked: share
+# of its pixels. text: recognised, null where not asked for. mask: PNG, 255 where it was painted
+# over, null without boxes
+INPAINTED = _schema(
+    image=STR,
+    inpainted=STR,
+    boxes=pa.list_(
+        pa.struct([(edge, FLOAT) for edge in ("left", "top", "right", "bottom", "score")])
+    ),
+    quads=pa.list_(pa.list_(FLOAT)),
+    masked=FLOAT,
+    text=STR,
+    mask=pa.binary(),
+)
+# 04_augment: memes as models read them. group: the record that it is made of, an original's own id;
+# variant: 0 the original, from 1 its paraphrases; pictured: its picture in 01_ingest; text_source:
+# corpus | recognised, in its picture | what paraphrased it
+MEMES = _schema(
+    **_KEY,
+    group=STR,
+    variant=INT,
+    image=STR,
+    pictured=STR,
+    text=STR,
+    text_source=STR,
+    labels=LABELLED,
+)
+EMBEDDED = CLEAN | {"memes": MEMES}  # what embed reads, by kind of corpus
 _CHUNK = {"record": STR, "position": INT, "split": STR, "language": STR, "title": STR, "image": STR}
 CHUNKS = _schema(**_CHUNK, text=STR, references=TEXTS)  # 05_chunk
 # 05_chunk, articles: chunks that mscDPO compares with each other, the rows of one group together;
