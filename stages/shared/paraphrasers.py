@@ -9,10 +9,12 @@ model behind an OpenAI-compatible server, asked by stages/shared/llm.py, or by i
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, fields
+from pathlib import Path
 from string import Template
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from stages.shared import llm, llm_batch, rewording
 from stages.shared.llm import Question, Reply
@@ -60,7 +62,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """stages/augment/prompt.yaml"""
+    """What a language model is told; stages/augment/prompt.yaml."""
 
     instruction: str  # with $count
     examples: list[Example]
@@ -93,7 +95,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Text:
-    """The text of a record."""
+    """Of a record."""
 
     record: str
     text: str
@@ -191,6 +193,20 @@ def answers(count: int) -> type[BaseModel]:
     closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # OpenAI asks for it
     many = Field(min_length=count, max_length=count)
     return create_model(f"paraphrases_{count}", __config__=closed, paraphrases=(list[str], many))
+
+
+def read_prompt(path: Path) -> Prompt:
+    """Raises WrongInput if the file is no prompt."""
+    try:
+        return TypeAdapter(Prompt).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise WrongInput(f"{path.name} is no YAML in UTF-8: restore it from git") from None
+    except ValidationError as error:
+        places = sorted({".".join(map(str, fault["loc"])) or "all" for fault in error.errors()})
+        raise WrongInput(
+            f"{path.name}: missing or wrong: {', '.join(places)}: give an instruction, and examples "
+            "of a text and its paraphrases each"
+        ) from None
 
 
 def load(backend: str, numbers: OpenAI, prompt: Prompt, count: int, seed: int) -> Paraphraser:
