@@ -204,8 +204,8 @@ def read_prompt(path: Path) -> Prompt:
     except ValidationError as error:
         places = sorted({".".join(map(str, fault["loc"])) or "all" for fault in error.errors()})
         raise WrongInput(
-            f"{path.name}: missing or wrong: {', '.join(places)}: give an instruction, and examples "
-            "of a text and its paraphrases each"
+            f"{path.name}: missing or wrong: {', '.join(places)}: give an instruction, and "
+            "examples of a text and its paraphrases each"
         ) from None
 
 
