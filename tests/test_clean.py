@@ -7,11 +7,14 @@ import pytest
 
 from stages.clean import main
 from stages.shared import tables
-from stages.shared.cleaning import Params, clean
+from stages.shared.cleaning import Overlay, Params, clean, clean_overlay  # noqa: F401
 
-KEEP = Params(unicode="NFKC", links=True, emoji="keep")
-DROP = Params(unicode="NFKC", links=True, emoji="drop")
-PLAIN = Params(unicode="NFC", links=False, emoji="keep")
+MEMES = {"mentions": True, "sites": ["com", "co.uk"], "case": "lower"}
+MEMES |= {"punctuation": "drop", "digits": "drop", "lines": "join"}
+ALL = Overlay(**MEMES)
+KEEP = Params(unicode="NFKC", links=True, emoji="keep", memes=ALL)
+DROP = Params(unicode="NFKC", links=True, emoji="drop", memes=ALL)
+PLAIN = Params(unicode="NFC", links=False, emoji="keep", memes=ALL)
 
 
 @pytest.mark.parametrize(

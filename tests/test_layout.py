@@ -63,7 +63,8 @@ def by_name(pattern: str, item: dict) -> set[Path]:
     dotted = {path: ".".join(path.with_suffix("").parts) for path in STAGE_CODE}
     found = {path for path in STAGE_CODE if re.fullmatch(pattern, dotted[path])}
     # Which key of a row chooses from a folder.
-    keys = {"datasets": "format", "models": "model", "train_preference": "model"}
+    of_model = ("models", "train", "train_preference", "label", "score")
+    keys = {"datasets": "format"} | dict.fromkeys(of_model, "model")
     of_row = item is not ANY
     return {
         path

@@ -12,9 +12,10 @@ from corpus import bytes_of, encoder
 from safetensors.torch import load_file
 from tagged import RUNS
 
-from stages import train
 from stages.shared import history, labelled, readers, training
 from stages.shared.stage import WrongInput
+from stages.train import __main__ as stage
+from stages.train import muse as train
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +36,7 @@ def place(tmp_path, monkeypatch):
 
 def fitted(name: str, folders: list[Path]):
     """reader, history and items of a run of the project that is current."""
-    return train.train(name, tagged.run_of(name), RUNS[name], folders, lambda row, step: None)
+    return train.train(name, tagged.run_of(name), folders, RUNS[name], lambda row, step: None)
 
 
 def share_right(reader, items) -> float:
@@ -66,8 +67,7 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
     def main(target: str) -> Path:
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / f"home of {target}"))
-        run = tagged.run_of("muse_entities")
-        train.main("muse_entities", run, "tweets", given, folder / target)
+        stage.main("muse_entities", train, given, "tweets", folder / target)
         return folder / target
 
     first = main("first")
@@ -123,13 +123,7 @@ def test_the_weights_with_the_best_score_of_validation_are_kept(place):
 def test_the_history_tells_the_terms_of_the_loss_and_how_the_model_behaves(place):
     folder = place()
     given = tagged.write(folder, "posts")
-    train.main(
-        "muse_sentiment",
-        tagged.run_of("muse_sentiment"),
-        "posts",
-        [*given, encoder(folder)],
-        folder / "out",
-    )
+    stage.main("muse_sentiment", train, [*given, encoder(folder)], "posts", folder / "out")
     steps = history.read(folder / "out" / "history.csv")
     assert [row["step"] for row in steps] == list(range(13))
     assert {"task", "captioning", "drawing", "learning_rate"} <= steps[1].keys()

@@ -118,11 +118,13 @@ def paraphrases(
         [Text(meme["id"], meme["text"], meme["language"]) for meme in told]
     )
     elsewhere = {bare(meme["text"]) for meme in memes if meme["split"] != "train"}
+    # Rules keep the meaning by what they are, and a cosine costs more than all else here.
+    least = params.filters.drift if paraphraser.llm else None
     counts, meaning = Counts(meant=len(told)), filters.Meaning(params.filters.max_tokens)
     kept = {}
     for meme, given in bar(list(zip(told, found, strict=True)), "filter"):
         checked = _checked(meme, given, params, tidy, elsewhere, counts)
-        checked = _undrifted(meme, checked, params.filters.drift, meaning, counts)
+        checked = _undrifted(meme, checked, least, meaning, counts)
         counts.kept += len(checked)
         if checked:
             kept[meme["id"]] = checked

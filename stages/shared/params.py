@@ -44,6 +44,8 @@ def load(kind: type[T], *section: str) -> T:
 
 def fill(kind: Any, value: Any, name: str) -> Any:
     """`value` (plain YAML) as `kind`: a dataclass, list, dict, union, Literal or scalar type."""
+    if kind is Any:
+        return value
     if is_dataclass(kind):
         return _fill_dataclass(kind, value, name)
     origin = get_origin(kind)

@@ -64,6 +64,8 @@ class Picture:
 class Run:
     model: str
     corpus: str
+    records: str
+    pictures: str
     text: Text
     picture: Picture
     training: Schedule

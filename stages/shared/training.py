@@ -64,6 +64,16 @@ class Validation:
     stop: bool = False
 
 
+def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Of what batches say of their items, over those with a figure: NaN stands for none."""
+    figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
+    return {
+        name: values.nanmean().item()
+        for name, values in figures.items()
+        if not values.isnan().all()
+    }
+
+
 class Phase(Protocol):
     """What a phase keeps beside weights and optimizer, such as texts that several steps read."""
 
