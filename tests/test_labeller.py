@@ -160,7 +160,7 @@ def made(folder: Path, name: str, kind: str, without_pictures: bool = False) -> 
 def test_a_reader_of_pixels_needs_no_encoder(place, tmp_path, monkeypatch):
     text = (place / "params.yaml").read_text()
     changed = yaml.safe_load(text)
-    pixels = {"encoder": "resnet18", "weights": "none", "size": 32, "grid": 1}
+    pixels = {"encoder": "resnet18", "weights": "none", "size": 64, "grid": 1}
     changed["readers"]["muse_sentiment"]["picture"] |= pixels
     (place / "params.yaml").write_text(yaml.safe_dump(changed))
     try:

@@ -14,7 +14,7 @@ from stages.shared.stage import WrongInput
 
 RESNET = {
     "readers.muse_sentiment.picture.encoder": "resnet18",
-    "readers.muse_sentiment.picture.size": 32,
+    "readers.muse_sentiment.picture.size": 64,
     "readers.muse_sentiment.picture.grid": 2,
     "readers.muse_sentiment.training.steps": 2,
 }
@@ -90,6 +90,39 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
     wanted = decided(reader, given, "posts")
     nowhere()
     assert decided(readers.restore(folder / "model"), given, "posts") == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("readers.muse_sentiment.batch", 0, "readers.muse_sentiment: batch is 0"),
+        ("readers.muse_sentiment.training.batch", 0, "muse_sentiment.training: batch is 0"),
+        ("readers.muse_sentiment.training.steps", -1, "muse_sentiment.training: steps is -1"),
+        ("readers.muse_sentiment.text.pieces", 0, "muse_sentiment.text: pieces is 0: give 1"),
+        ("readers.muse_sentiment.text.rate", -1.0, "muse_sentiment.text: rate is -1.0: give 0"),
+        ("readers.muse_sentiment.text.tuned", 9, "has 3 layers, and tuned is 9: give 0 to 3"),
+        ("readers.muse_sentiment.text.encoder", "no-such-bert", "text encoder no-such-bert could"),
+        ("readers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
+        ("readers.muse_sentiment.picture.grid", 0, "muse_sentiment.picture: grid is 0: give 1"),
+        ("readers.muse_sentiment.picture.size", 32, "picture: size is 32: give 33 or more"),
+        ("readers.muse_sentiment.picture.rate", -1.0, "picture: rate is -1.0: give 0 or more"),
+        (
+            "readers.muse_sentiment.picture.encoder",
+            "resnet19",
+            "picture.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
+        ),
+        ("models.muse.network.theta", 1.0, "models.muse.network: theta is 1.0: give 0"),
+        ("models.muse.network.captioning.at_most", 2, "network.captioning: at_most is 2: give 3"),
+        ("models.muse.network.captioning.decoder.embed", 0, "captioning.decoder: embed is 0"),
+        ("models.muse.network.drawing.items", 0, "network.drawing: items is 0: give 1"),
+        ("models.muse.network.drawing.decoder.size", 6, "drawing.decoder: size is 6, and pictures"),
+    ],
+)
+def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, said):
+    folder = place({key: value})
+    with pytest.raises(WrongInput) as wrong:
+        created(folder)
+    assert said in str(wrong.value) and "\n" not in str(wrong.value)
 
 
 def created(folder, name="muse_sentiment", pictures=True) -> Reader:

@@ -157,11 +157,11 @@ def test_a_corpus_without_pictures_is_trained_and_tells_nothing_of_them(place):
 
 
 def test_a_picture_is_read_from_its_pixels_by_a_resnet(place):
-    pixels = {"encoder": "resnet18", "size": 32, "grid": 2}
+    pixels = {"encoder": "resnet18", "size": 64, "grid": 2}
     changes = {f"readers.muse_sentiment.picture.{key}": value for key, value in pixels.items()}
     folder = place(of_run("muse_sentiment", steps=2) | changes)
     reader, steps, items = fitted("muse_sentiment", tagged.write(folder, "posts"))
-    assert items.batch([0, 1])["picture"].shape == (2, 3, 32, 32)
+    assert items.batch([0, 1])["picture"].shape == (2, 3, 64, 64)
     assert reader.model.image_encoder.cells == 4
     assert math.isfinite(steps[-1]["loss"])
 

@@ -39,6 +39,24 @@ def schedule(**changes) -> Schedule:
     return Schedule(**(values | changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": -1}, "steps is -1: give 0 or more"),
+        ({"batch": 0}, "batch is 0: give 1 or more"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1: give 0 or more"),
+        ({"warmup": 1.5}, "warmup is 1.5: give 0 to 1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0: give 0 or more"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0: give 0 or more"),
+        ({"validate_every": 0}, "validate_every is 0: give 1 or more"),
+        ({"patience": 0}, "patience is 0: give 1 or more"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        schedule(**changes)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(PARAMS.format(seconds=0.0))

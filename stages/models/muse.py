@@ -61,7 +61,7 @@ from torchcrf import CRF
 from stages.shared import nic_att, pixelcnn
 from stages.shared.hiding import hide
 from stages.shared.layers import scatter
-from stages.shared.stage import WrongInput
+from stages.shared.params import at_least, below_one, refuse
 from stages.shared.training import Batch, Terms
 from stages.shared.transformer import Layer
 
@@ -77,6 +77,9 @@ class Captioning:
     at_most: int
     decoder: nic_att.Params
 
+    def __post_init__(self) -> None:
+        at_least(self, alpha=0, min_count=1, at_most=3)  # a word and two ends
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -84,6 +87,9 @@ class Drawing:
     rate: float
     items: int
     decoder: pixelcnn.Params
+
+    def __post_init__(self) -> None:
+        at_least(self, beta=0, rate=0, items=1)
 
 
 @dataclass(frozen=True)
@@ -116,29 +122,23 @@ class Network:
     missing_text: float
 
     def __post_init__(self) -> None:
-        shares = (self.theta, self.dropout, self.head_dropout)
-        weights = (self.sigma, self.captioning.alpha, self.drawing.beta)
-        missing = self.missing_picture, self.missing_text
-        faults = {
-            f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.layers}": (
-                not 1 <= self.mu <= self.eta <= self.layers
-            ),
-            "theta, dropout and head_dropout must be 0 or more and below 1": (
-                min(shares) < 0 or max(shares) >= 1
-            ),
-            "at_least, sigma, alpha, beta, missing_picture, missing_text must be 0 or more": (
-                min(self.at_least, *weights, *missing) < 0
-            ),
-            "missing_picture + missing_text pass 1": sum(missing) > 1,
-            "heads must divide d_model": self.heads < 1 or self.d_model % self.heads > 0,
-            "captioning.at_most must be 3 or more": self.captioning.at_most < 3,  # a word, two ends
-            "drawing.items must be 1 or more": self.drawing.items < 1,
-            "fusion text has no regularisers: set use_captioning and use_drawing to false": (
-                self.fusion == "text" and (self.use_captioning or self.use_drawing)
-            ),
-        }
-        if found := [fault for fault, here in faults.items() if here]:
-            raise WrongInput(f"models.muse.network: {'; '.join(found)}")
+        at_least(self, d_model=1, layers=1, heads=1, d_ff=1, at_least=0, sigma=0)
+        at_least(self, missing_picture=0, missing_text=0)
+        below_one(self, "theta", "dropout", "head_dropout")
+        refuse(
+            {
+                f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.layers}": (
+                    not 1 <= self.mu <= self.eta <= self.layers
+                ),
+                "missing_picture + missing_text pass 1": (
+                    self.missing_picture + self.missing_text > 1
+                ),
+                "heads must divide d_model": self.d_model % self.heads > 0,
+                "fusion text has no regularisers: set use_captioning and use_drawing to false": (
+                    self.fusion == "text" and (self.use_captioning or self.use_drawing)
+                ),
+            }
+        )
 
     def fuses(self, layer: int) -> bool:
         """Whether the modalities meet in a layer, counted from 1."""

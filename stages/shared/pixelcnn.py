@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared.stage import WrongInput
+from stages.shared.params import at_least, below_one, refuse
 
 LEVELS = 256
 HALF_LEVEL = 1 / (LEVELS - 1)  # of the range from -1 to 1
@@ -48,6 +48,16 @@ class Params:
     filters: int
     mixtures: int
     dropout: float
+
+    def __post_init__(self) -> None:
+        at_least(self, size=REDUCTION, blocks=1, filters=1, mixtures=1)
+        below_one(self, "dropout")
+        refuse(
+            {
+                f"size is {self.size}, and pictures are halved twice: give a multiple of "
+                f"{REDUCTION}": self.size % REDUCTION > 0
+            }
+        )
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
@@ -223,15 +233,10 @@ class Stream(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """P(x | h), h (B, condition_width). Raises WrongInput if the size cannot be halved twice."""
+    """P(x | h), h (B, condition_width)."""
 
     def __init__(self, params: Params, condition_width: int):
         super().__init__()
-        if params.size < REDUCTION or params.size % REDUCTION:
-            raise WrongInput(
-                f"params.yaml: PixelCNN++ halves its pictures twice and size is {params.size}: "
-                f"give a multiple of {REDUCTION}"
-            )
         self.size, filters = params.size, params.filters
         # The fourth channel is one inside the picture, so that padding is not taken for grey.
         self.u_above = Shifted(4, filters, (2, 3), (1, 1, 2, -1))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.models import paper
-from stages.shared import images, text_encoder
+from stages.shared import images, resnet, text_encoder
 from stages.shared.devices import device
 from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
@@ -32,7 +32,7 @@ from stages.shared.labelled import (
     typical_pieces,
 )
 from stages.shared.nic_att import Vocabulary
-from stages.shared.params import fill, load
+from stages.shared.params import at_least, fill, load
 from stages.shared.patch_cells import PatchCells
 from stages.shared.resnet import ResNet
 from stages.shared.stage import WrongInput
@@ -50,14 +50,20 @@ class Text:
     pieces: int
     rate: float
 
+    def __post_init__(self) -> None:
+        at_least(self, pieces=1, rate=0)
+
 
 @dataclass(frozen=True)
 class Picture:
-    encoder: str
-    weights: Literal["none", "default"]
+    encoder: Literal["patches", resnet.Name]
+    weights: resnet.Weights
     size: int
     grid: int
     rate: float
+
+    def __post_init__(self) -> None:
+        at_least(self, size=resnet.SMALLEST, grid=1, rate=0)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class Run:
     picture: Picture
     training: Schedule
     batch: int
+
+    def __post_init__(self) -> None:
+        at_least(self, batch=1)
 
 
 @dataclass

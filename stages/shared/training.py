@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.shared.devices import device, has_bf16, inference
-from stages.shared.params import load
+from stages.shared.params import at_least, load, refuse
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home
 
@@ -46,6 +46,11 @@ class Schedule:
     clip_norm: float
     validate_every: int
     patience: int
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=0, batch=1, learning_rate=0, warmup=0, weight_decay=0)
+        at_least(self, clip_norm=0, validate_every=1, patience=1)
+        refuse({f"warmup is {self.warmup}: give 0 to 1": self.warmup > 1})
 
     def rate(self, step: int) -> float:
         """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
