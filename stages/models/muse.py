@@ -37,8 +37,8 @@ are read at their first piece, beside the mean cell, since piece i has no relati
 beside what they attend to, or cell i modulo P as in public [picture_of_word]. W_c W_2 is linear
 there; with `mlp` a ReLU lies between [head]. The CrossTransformer reads H, or Lin(H)
 [share_projection]. Pooled text is the mean piece: the pooler of a BERT is trained for something
-else. A missing picture is a learned vector a cell, a missing text one that stands for every piece;
-training shows some items so, and what is not shown is neither captioned nor drawn.
+else. A missing picture is a learned vector a cell, a missing text one learned piece, of whatever
+length it is; training shows some items so; what is not shown is neither captioned nor drawn.
 
 L_it is in nats a token, plus the doubly stochastic term; L_ti in bits a dimension; L_task in nats
 an item: of its tags, or of its label. The public code divides them by 64, 1024 and 64, its L_ti is
@@ -60,7 +60,7 @@ from torchcrf import CRF
 
 from stages.shared import nic_att, pixelcnn
 from stages.shared.hiding import hide
-from stages.shared.layers import scatter
+from stages.shared.layers import gather, mean, scatter
 from stages.shared.params import at_least, below_one, refuse
 from stages.shared.training import Batch, Terms
 from stages.shared.transformer import Layer
@@ -179,12 +179,6 @@ class Decisions:
 
     labels: list[list[int]]
     probability: list[list[float]]  # empty for tags
-
-
-def mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Over what the mask has, 0 where it has nothing.  (B, N, D), (B, N) -> (B, D)"""
-    total = (mask[:, None].to(x.dtype) @ x).squeeze(1)
-    return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def choose(scores: Tensor, mask: Tensor, network: Network) -> Tensor:
@@ -345,9 +339,10 @@ class Model(nn.Module):
         self.head = Head(2 * d, shapes.labels, network)
 
     def encode(self, batch: Batch) -> Encoded:
-        """H_t and H_v, with learned vectors for what is missing."""
-        read, mask = self.text_encoder(batch), batch["pieces_mask"]
-        read = torch.where(batch["has_text"][:, None, None], read, self.no_text)
+        """H_t and H_v, with learned vectors for what is missing; of a text no length is left."""
+        shown, mask = batch["has_text"][:, None], batch["pieces_mask"]
+        read = torch.where(shown[..., None], self.text_encoder(batch), self.no_text)
+        mask = torch.where(shown, mask, torch.arange(mask.shape[1], device=mask.device) == 0)
         if self.network.fusion == "text":
             return Encoded(read, mask, None)
         return Encoded(read, mask, (self.project_text(read), self.cells(batch)))
@@ -405,11 +400,6 @@ class Model(nn.Module):
             return -self.crf(scores, batch["tags"], batch["word_mask"], reduction="mean")
 
 
-def gather(x: Tensor, places: Tensor) -> Tensor:
-    """(B, N, D), (B, W) -> (B, W, D)"""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-
-
 def pairs(batch: Batch) -> Tensor:
     """The items that show text and picture: they can be captioned and drawn.  -> (M,)"""
     return (batch["has_text"] & batch["has_picture"]).nonzero()[:, 0]
@@ -461,7 +451,7 @@ def regularise(
 def loss(model: Model, batch: Batch) -> Terms:
     """L_task, L_it and L_ti, weighted. Of a batch's pairs the first `drawing.items` are drawn."""
     network = model.network
-    if model.training:
+    if model.training and network.fusion != "text":  # which has nothing else to read
         batch = hide(batch, network.missing_picture, network.missing_text, "has_text")
     encoded, items = model.encode(batch), pairs(batch)
     drawn = items[: network.drawing.items]
