@@ -221,6 +221,18 @@ def test_the_split_of_a_batch_changes_nothing():
     torch.testing.assert_close(model.bits(x, h), alone, rtol=1e-9, atol=0)
 
 
+def test_means_keep_their_precision_where_the_rest_is_computed_in_bfloat16():
+    model, x, h = network().float(), pictures(2).float(), torch.randn(2, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        theta, bits = model(x, h), model.bits(x, h)
+        drawn = model.sample(h.bfloat16(), torch.Generator().manual_seed(0))
+    assert theta.dtype == bits.dtype == drawn.dtype == torch.float32
+    assert not torch.equal(theta, theta.bfloat16().float())  # it is no rounded one
+    nats = -log_likelihood(theta.double(), x.double()).sum((1, 2))
+    torch.testing.assert_close(bits.double(), nats / (3 * 8 * 8 * math.log(2)))
+    assert torch.equal(from_bytes(pixelcnn.to_bytes(drawn)), drawn)
+
+
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_every_weight_gets_a_gradient(blocks):
     model = network(Params(size=8, blocks=blocks, filters=4, mixtures=2, dropout=0.5)).train()

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared import history
 from stages.shared.stage import WrongInput
@@ -241,6 +242,13 @@ def test_matrices_decay_and_biases_do_not_at_every_rate(workplace):
         (1.0, 0.0, [(1,)]),
         (1.0, 0.3, [(1, 3)]),
     ]
+
+
+def test_the_gains_of_weight_norm_do_not_decay():
+    convolution = weight_norm(nn.Conv2d(3, 5, 2))
+    decaying, still = _groups(convolution, schedule(weight_decay=0.3), {})
+    assert [tuple(w.shape) for w in decaying["params"]] == [(5, 3, 2, 2)]
+    assert sorted(tuple(w.shape) for w in still["params"]) == [(5,), (5, 1, 1, 1)]
 
 
 def test_a_resumed_run_keeps_the_share_of_each_weight(workplace):

@@ -267,9 +267,9 @@ class PixelCNN(nn.Module):
         What stands above is read once a row, and rows that come later are left out.
         """
         assert not self.training  # dropout would draw something else
-        x = h.new_zeros(len(h), 3, self.size, self.size)
+        x = self.theta.bias.new_zeros(len(h), 3, self.size, self.size)
         shape = (self.size, self.size, len(h), 4)
-        uniform = torch.rand(shape, generator=generator, device=generator.device).to(h)
+        uniform = torch.rand(shape, generator=generator, device=generator.device).to(x)
         with parametrize.cached():
             of_u, of_ul = self._conditions(h)
             for row in range(self.size):
@@ -291,8 +291,10 @@ class PixelCNN(nn.Module):
 
     def _across(self, x: Tensor, u: list[Tensor], h: Tensor) -> Tensor:
         """theta from stream ul, which reads stream u."""
-        ul = self.ul(self.ul_above(x) + self.ul_left(x), iter(h), u)
-        return self.theta(ul[-1][:, : ul[-1].shape[1] // 2])
+        active = self.ul(self.ul_above(x) + self.ul_left(x), iter(h), u)[-1]
+        last = active[:, : active.shape[1] // 2].to(self.theta.bias.dtype)
+        with torch.autocast(last.device.type, enabled=False):  # bfloat16 tells fewer levels apart
+            return self.theta(last)
 
 
 def _marked(x: Tensor) -> Tensor:

@@ -281,16 +281,21 @@ class _Run:
 def _groups(model: nn.Module, schedule: Schedule, rates: Mapping[str, float]) -> list[dict]:
     """Groups of the optimizer by the factor on their rate. Matrices decay; biases, gains and
     scalars do not."""
-    weights: dict[float, list[nn.Parameter]] = {1.0: []}
+    weights: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            weights.setdefault(_factor(name, rates), []).append(weight)
+            weights.setdefault(_factor(name, rates), {})[name] = weight
     return [
-        {"params": [w for w in found if (w.ndim > 1) == decays], "factor": factor}
-        | {"weight_decay": schedule.weight_decay if decays else 0.0}
+        {"params": [w for name, w in found.items() if _decays(name, w) == decays]}
+        | {"factor": factor, "weight_decay": schedule.weight_decay if decays else 0.0}
         for factor, found in weights.items()
         for decays in (True, False)
     ]
+
+
+def _decays(name: str, weight: Tensor) -> bool:
+    """The gains of PyTorch's weight norm have the dimensions of what they scale."""
+    return weight.ndim > 1 and not name.endswith(".original0")
 
 
 def _factor(weight: str, rates: Mapping[str, float]) -> float:
