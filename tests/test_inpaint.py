@@ -14,6 +14,7 @@ import lettered
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from rapidfuzz import fuzz
 
 from stages import inpaint
 from stages.shared import engine, images, inpainters, masks, tables, text_boxes, text_removal
@@ -91,9 +92,9 @@ def test_text_goes_and_every_pixel_outside_the_mask_stays(tmp_path):
 
 
 def test_the_letters_are_inside_the_mask_and_little_else_is():
-    """Of 60 memes; `make bench` measures the same on those of the sample corpus."""
+    """`python -m benchmarks inpaint` measures the same on memes of the sample corpus."""
     inside, letters = 0, 0
-    for number in range(60):
+    for number in range(20):
         image, ink, _ = lettered.meme(number)
         picture = np.asarray(image)
         quads, _ = text_boxes.find(picture, PARAMS.find)
@@ -188,10 +189,9 @@ def test_odd_kinds_of_pictures_lose_their_text_too(tmp_path, kind):
     row = odd(kind)
     found, contents, summary = run(tmp_path, [row], records_of([row]))
     out = found[row["sha256"]]
-    assert summary["failed"] == {} and summary["with_text"] == (kind != "16 bit")
-    if out["mask"]:
-        assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-        assert (row["width"], row["height"]) == images.decode(contents[out["inpainted"]]).size
+    assert summary["failed"] == {} and summary["with_text"] == 1
+    assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
+    assert (row["width"], row["height"]) == images.decode(contents[out["inpainted"]]).size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (20_000, 4), (3, 5), (40, 2500)])
@@ -229,7 +229,8 @@ def test_pictures_of_memes_without_words_are_read(tmp_path):
     assert found[rows[0]["sha256"]]["text"] is None
     for number in (1, 2):
         read = found[rows[number]["sha256"]]["text"]
-        assert letters(read) == letters(lettered.meme(number)[2]) and read.count("\n") == 1
+        assert fuzz.ratio(letters(read), letters(lettered.meme(number)[2])) > 90
+        assert read.count("\n") == 1
     assert found[bare["sha256"]]["text"] == ""
     assert summary["recognised"] == 2
 

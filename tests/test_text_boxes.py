@@ -71,7 +71,7 @@ def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(size):
         (2560, 640, 0.5),  # as many
         (400, 400, 1.6),
         (100, 100, 2.0),  # `enlarge`
-        (25_600, 1, 0.1),  # four sides long at most
+        (102_400, 1, 0.1),  # sixteen sides long at most
     ],
 )
 def test_a_picture_is_scaled_to_as_many_pixels(width, height, scale):

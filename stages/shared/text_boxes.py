@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 STRIDE = 32  # sides that the network takes are multiples of this
-LONGEST = 4  # sides: a strip is scaled to no more than this many times `side`
+LONGEST = 16  # sides: a strip is scaled to no more than this many times `side`
 PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
 
 Quads = np.ndarray  # (N, 4, 2) float32: corners in pixels, x before y, clockwise from upper left
@@ -32,8 +32,9 @@ class Finding:
     box_threshold: float
     unclip: float
     max_height: float
-    doubtful_height: float
-    doubtful_score: float
+    sure_height: float
+    sure_score: float
+    readable: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def scale_of(width: int, height: int, params: Finding) -> float:
 def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
     """The lines of text of a picture (H, W, 3; RGB), and how sure each is, from top to bottom.
 
-    Drawings have large shapes that the network takes for letters: a tall line has to be readable.
+    The network takes faces, and shapes of drawings, for letters: of what is tall or unsure, that
+    which can be read is kept.
     """
     height, width = picture.shape[:2]
     scale = scale_of(width, height, params)
@@ -121,9 +123,10 @@ def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
     scores = np.array(found.scores, np.float32)
     heights = np.array([height_of(quad) for quad in quads]) / max(width, height)
     kept = heights <= params.max_height
-    for n in np.flatnonzero(kept & (heights > params.doubtful_height)):
+    sure = (heights <= params.sure_height) & (scores >= params.sure_score)
+    for n in np.flatnonzero(kept & ~sure):
         ((text, score),) = recognise(picture, quads[n : n + 1], params)
-        kept[n] = len(text) > 1 and score >= params.doubtful_score
+        kept[n] = len(text) > 1 and score >= params.readable
     return quads[kept], scores[kept]
 
 

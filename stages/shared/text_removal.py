@@ -66,14 +66,14 @@ def paint(content: bytes, quads: Quads, masking: Masking, params: Painting) -> P
     mask = masks.draw(picture, quads, masking)
     fill = partial(inpainters.fill, params=params)
     result = masks.inpaint(picture, mask, fill, params.context, params.side)
-    return Painted(_file(result), masks.to_png(mask), float((mask > 0).mean()))
+    return Painted(to_file(result), masks.to_png(mask), float((mask > 0).mean()))
 
 
 def read(content: bytes, quads: Quads, finding: Finding, params: Reading) -> str:
     return text_boxes.read(_pixels(content), quads, finding, params)
 
 
-def _file(picture: np.ndarray) -> bytes:
+def to_file(picture: np.ndarray) -> bytes:
     file = BytesIO()
     if max(picture.shape) <= WEBP_SIDE:
         Image.fromarray(picture, "RGB").save(file, "WEBP", **FAST)
