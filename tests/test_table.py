@@ -75,7 +75,7 @@ def test_an_empty_cell_is_a_task_that_nobody_judged(taken):
     ("cells", "reason"),
     [
         (["m10", "a", "Off", "1"], "unknown label: 'Off' is none of non-off, off (offensive)"),
-        (["m10", "a", "off", "2"], "unknown label: '2' is none of 1, 0, true (mood)"),
+        (["m10", "a", "off", "2"], "unknown label: '2' is none of 1, 0, yes (mood)"),
         (["m10", "a", "off"], "wrong count: 3 cells under 4 columns"),
         (["m10", "a\0", "off", "1"], "undecodable line: not utf-8"),
         (["m3", "other", "off", "1"], "duplicate id: 'm3' stands at memes.csv:5 too"),
