@@ -9,31 +9,31 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pipelines import repro, write
 from pipelines.label import Params as Read
 from stages import (
     align,
     chunk,
-    clean,
     datasets,
     evaluate,
     ingest,
     inpaint,
     judge,
-    label,
     models,
     predict,
-    score,
+    train,
 )
+from stages.label.params import Params as Label
 from stages.report import __main__ as report
+from stages.score.figures import Params as Score
 from stages.shared import (
+    cleaning,
     decoders,
     embedding,
     engine,
     illustrators,
-    readers,
     rewards,
     runs,
     training,
@@ -44,9 +44,11 @@ from stages.shared.stage import WrongInput, stage
 
 @dataclass(frozen=True)
 class Corpus:
-    kind: Literal["articles", "captions", "tweets", "posts"]
+    kind: Literal["articles", "captions", "tweets", "posts", "memes"]
     format: str
     path: str
+    records: str
+    pictures: str
 
 
 def modules(package: ModuleType) -> dict[str, ModuleType]:
@@ -65,7 +67,9 @@ FORMATS = {  # the rest of the folder belongs to one of them
 }
 PAPERS = modules(models)
 WRITE = [name for name, paper in PAPERS.items() if hasattr(paper, "Preference")]
-READ = [name for name in PAPERS if name not in WRITE]
+READERS = {  # by model: what a row of readers holds
+    name: module.Run for name, module in modules(train).items() if hasattr(module, "Run")
+}
 
 
 def numbers(paper: ModuleType) -> list[tuple[str, type]]:
@@ -79,7 +83,7 @@ SECTIONS = {
     "corpora": dict[str, Corpus],
     "formats": section("formats", [(name, module.Params) for name, module in FORMATS.items()]),
     "ingest": ingest.Params,
-    "clean": clean.Params,
+    "clean": cleaning.Params,
     "inpaint": inpaint.Params,
     "engine": engine.Params,
     "chunk": chunk.Params,
@@ -89,12 +93,11 @@ SECTIONS = {
     "decoders": decoders.Params,
     "models": section("models", MODELS.items()),
     "writers": dict[str, runs.Run],
-    "readers": dict[str, readers.Run],
     "rewards": rewards.Params,
     "predict": predict.Params,
     "evaluate": evaluate.Params,
-    "label": label.Params,
-    "score": score.Params,
+    "label": Label,
+    "score": Score,
     "judge": judge.Params,
     "report": report.Params,
     "read": Read,
@@ -106,15 +109,39 @@ SECTIONS = {
 
 def main() -> None:
     """Raises WrongInput that names the first section with a fault, and all faults in it."""
-    unknown = [name for name in read() if name not in SECTIONS]
+    unknown = [name for name in read() if name not in [*SECTIONS, "readers"]]
     if unknown:
         raise WrongInput(f"params.yaml: unknown section {', '.join(unknown)}: take it out")
     params = {name: load(kind, name) for name, kind in SECTIONS.items()}
+    params["readers"] = reader_rows()
     check_corpora(params["corpora"])
     check_chunked(params["chunk"].corpora, params["align"].corpus, params["corpora"])
     at_least_one("writers and readers", params["writers"] | params["readers"])
     check_runs("writers", params["writers"], WRITE, params["corpora"])
-    check_runs("readers", params["readers"], READ, params["corpora"])
+    check_runs("readers", params["readers"], list(READERS), params["corpora"])
+    check_sources(params["readers"], params["corpora"])
+
+
+def reader_rows() -> dict[str, Any]:
+    """The rows of readers, each as its own paper reads it. Raises WrongInput."""
+    rows = {}
+    for name in load(dict[str, Any], "readers"):
+        model = load(str, "readers", name, "model")
+        one_of(f"readers.{name}.model", model, READERS, "models of readers")
+        rows[name] = load(READERS[model], "readers", name)
+    return rows
+
+
+def check_sources(rows: dict[str, Any], corpora: dict[str, Corpus]) -> None:
+    """Raises WrongInput where a reader learns from other records or pictures than were embedded."""
+    for name, run in rows.items():
+        for what in ("records", "pictures"):
+            embedded = getattr(corpora[run.corpus], what)
+            if getattr(run, what) != embedded:
+                raise WrongInput(
+                    f"params.yaml: readers.{name}.{what} is {getattr(run, what)!r}, but those of "
+                    f"{embedded!r} are embedded (corpora.{run.corpus}.{what}): make them equal"
+                )
 
 
 def check_corpora(corpora: dict[str, Corpus]) -> None:
@@ -133,7 +160,7 @@ def check_corpora(corpora: dict[str, Corpus]) -> None:
 
 def check_runs(
     key: str,
-    rows: dict[str, runs.Run] | dict[str, readers.Run],
+    rows: dict[str, Any],
     papers: list[str],
     corpora: dict[str, Corpus],
 ) -> None:

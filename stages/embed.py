@@ -6,9 +6,9 @@ reads   PICTURES/images, RECORDS/records.parquet, ALIGN (an encoder)
 writes  TARGET as stages/shared/features.py says
 
 The texts are the titles of articles, the captions of pictures and the words of memes; tweets and
-posts are read by a text encoder that learns with its reader. Where the encoder does not read the language there are no
-text features: MiniLM turns 77 % of the characters of Chinese recipes into [UNK], and a model learns
-better from the characters themselves.
+posts are read by a text encoder that learns with its reader. Where the encoder does not read the
+language there are no text features: MiniLM turns 77 % of the characters of Chinese recipes into
+[UNK], and a model learns better from the characters themselves.
 """
 
 import sys
@@ -30,8 +30,10 @@ def pictures_of(records: list[dict], kind: str) -> list[str]:
 
 
 def texts_of(records: list[dict], kind: str) -> list[str]:
-    """Titles of articles, captions, or words of memes, each once, in order of first appearance; none
-    of tweets and posts."""
+    """Titles of articles, captions, or words of memes, each once, in order of first appearance.
+
+    There are none of tweets and posts.
+    """
     of_kind = {
         "articles": lambda record: [record["title"]] if record["title"] else [],
         "captions": lambda record: record["captions"],

@@ -8,9 +8,11 @@ from tiny_clips import clip
 
 from pipelines.given import rules
 from pipelines.labeller import Labeller
-from stages import embed, train
+from stages import embed
 from stages.shared import embedding, hf_encoder
 from stages.shared.params import load
+from stages.train import __main__ as train
+from stages.train import muse
 
 GRID = {f"readers.{name}.picture.grid": 2 for name in tagged.RUNS}  # the encoder has four patches
 RED = picture("red", 99)["bytes"]
@@ -31,7 +33,7 @@ def project(place: Path, patch) -> Path:
         cached = place / "data/07_embed" / kind
         embed.main(load(embedding.Params, "embed"), kind, ingest, clean, align, cached)
         folders, target = [ingest, clean, cached, align], place / "data/09_train" / name
-        train.main(name, tagged.run_of(name), kind, folders, target)
+        train.main(name, muse, folders, kind, target)
     return place
 
 

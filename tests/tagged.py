@@ -15,10 +15,10 @@ from corpora import picture
 from corpus import encoder
 from torch import nn
 
-from stages import train
 from stages.shared import features, images, labelled, readers, tables
 from stages.shared.params import load
 from stages.shared.readers import Reader
+from stages.train import muse as train
 
 SPLITS = {"train": 8, "validation": 3, "test": 5}
 RUNS = {"muse_entities": "tweets", "muse_sentiment": "posts"}  # and the kinds of their corpora
@@ -136,7 +136,7 @@ def run_of(name: str) -> readers.Run:
 
 def trained(name: str, folders: list[Path]) -> Reader:
     """A run of the project that is current, trained on a corpus that `write` wrote."""
-    reader, _, _ = train.train(name, run_of(name), RUNS[name], folders, lambda row, step: None)
+    reader, _, _ = train.train(name, run_of(name), folders, RUNS[name], lambda row, step: None)
     return reader
 
 

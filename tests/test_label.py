@@ -9,7 +9,9 @@ from corpus import bytes_of
 from PIL import Image
 from tagged import RUNS
 
-from stages import label
+from stages.label import __main__ as stage
+from stages.label import muse as label
+from stages.label.params import Params
 from stages.shared import features, labelled, readers, tables
 from stages.shared.params import load
 
@@ -48,14 +50,14 @@ def made(models, monkeypatch):
         reader = readers.restore(folder / "models" / name)
         rows, cached = labelled.read_rows(clean, RUNS[name]), features.read(embed)
         splits = {split: reader.items(rows[split], cached, ingest) for split in label.SPLITS}
-        return reader, splits, load(label.Params, "label")
+        return reader, splits, load(Params, "label")
 
     return make
 
 
 def tables_of(reader, splits, params, size=SIZE):
     with torch.inference_mode():
-        return label.label(reader, splits, params, size)
+        return label.tables_of(reader, splits, params, size)
 
 
 def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:
@@ -278,8 +280,8 @@ def test_the_stage_writes_every_table_and_twice_the_same_bytes(models, monkeypat
 
     def main(target: str) -> Path:
         sources = [*given, folder / "models" / name]
-        params = load(label.Params, "label")
-        label.main(params, tagged.run_of(name), RUNS[name], sources, folder / target)
+        params = load(Params, "label")
+        stage.main(name, label, sources, RUNS[name], params, folder / target)
         return folder / target
 
     first = main("first")

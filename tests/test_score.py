@@ -11,10 +11,11 @@ import labelled
 import numpy as np
 import pytest
 
-from stages import score
-from stages.score import Params
+from stages.score import __main__ as stage
+from stages.score import muse
+from stages.score.figures import Params
 from stages.shared import tables
-from stages.shared.closeness import closeness, measures
+from stages.shared.closeness import measures
 from stages.shared.stage import WrongInput
 
 PARAMS = Params(draws=50, seed=0, ceiling_below=0.05, ceiling_above=2.0)
@@ -29,7 +30,7 @@ def task(request):
 def place(tmp_path, monkeypatch):
     """A folder whose locks stay in it, and nothing is tracked."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(stage.tracking, "run", lambda **given: nullcontext(Mock()))
     return tmp_path
 
 
@@ -39,7 +40,7 @@ def run(place: Path, rows: list[dict], known: bool = True, params: Params = PARA
     (place / "ingest").mkdir(exist_ok=True)
     if known:
         labelled.write_ceilings(place / "ingest", rows[0]["task"])
-    score.main(params, "reader", place / "ingest", place / "labels", place / "target")
+    stage.main("reader", muse, params, place / "ingest", place / "labels", place / "target")
     return json.loads((place / "target/metrics.json").read_text())
 
 
@@ -149,7 +150,7 @@ def test_a_reader_without_regularisers_has_no_figure_of_them(place, task):
     rows = labelled.labels(task)
     run(place, rows)
     labelled.write(place / "labels", rows, [], [])
-    score.main(PARAMS, "reader", place / "ingest", place / "labels", place / "target")
+    stage.main("reader", muse, PARAMS, place / "ingest", place / "labels", place / "target")
     found = json.loads((place / "target/metrics.json").read_text())
     assert found["regularisers"] == {} and "unavailable" in found["alignment"]["before"]
 
@@ -183,15 +184,6 @@ def test_mismatched_pairs_as_slow_loops():
     assert measures(texts, pictures)["mismatched"] == pytest.approx(np.mean(apart))
 
 
-def test_vectors_of_other_widths_cannot_be_compared_and_that_is_said():
-    rows = [
-        {"record": record, "modality": modality, "where": "before", "vector": [1.0] * width}
-        for record in "ab"
-        for modality, width in (("text", 3), ("picture", 2))
-    ]
-    assert closeness(rows)["before"] == "unavailable: texts and pictures are 3 and 2 wide"
-
-
 def test_vectors_all_in_one_place_have_no_distance(place):
     same = np.ones((3, 2))
     assert np.isnan(measures(same, same)["distance"])
@@ -221,7 +213,7 @@ def test_the_same_input_gives_the_same_bytes_and_another_seed_other_errors(place
 
 def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(place, monkeypatch):
     tracked = Mock()
-    monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(tracked))
+    monkeypatch.setattr(stage.tracking, "run", lambda **given: nullcontext(tracked))
     run(place, labelled.labels("sentiment"))
     (logged,) = tracked.log.call_args.args
     assert logged["single_modality.text.value"] == 0.5
@@ -236,7 +228,7 @@ def test_too_few_draws_are_said():
 
 def test_the_command_names_a_missing_file_without_a_traceback(place):
     folders = [str(place / name) for name in ("ingest", "nowhere", "target")]
-    command = [sys.executable, "-m", "stages.score", "reader", *folders]
+    command = [sys.executable, "-m", "stages.score", "muse_entities", *folders]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "Traceback" not in done.stderr

@@ -1,20 +1,18 @@
 import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import tagged
 import torch
 from corpus import bytes_of, encoder
+from killed import killed_and_whole
 from safetensors.torch import load_file
 from tagged import RUNS
 
-from stages import train
 from stages.shared import history, labelled, readers, training
 from stages.shared.stage import WrongInput
+from stages.train import __main__ as stage
+from stages.train import muse as train
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +33,7 @@ def place(tmp_path, monkeypatch):
 
 def fitted(name: str, folders: list[Path]):
     """reader, history and items of a run of the project that is current."""
-    return train.train(name, tagged.run_of(name), RUNS[name], folders, lambda row, step: None)
+    return train.train(name, tagged.run_of(name), folders, RUNS[name], lambda row, step: None)
 
 
 def share_right(reader, items) -> float:
@@ -66,8 +64,7 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
     def main(target: str) -> Path:
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / f"home of {target}"))
-        run = tagged.run_of("muse_entities")
-        train.main("muse_entities", run, "tweets", given, folder / target)
+        stage.main("muse_entities", train, given, "tweets", folder / target)
         return folder / target
 
     first = main("first")
@@ -79,28 +76,10 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
 
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
-    """The stage as DVC starts it, killed after its first checkpoint and started again."""
     folder = place({"models.muse.network.use_drawing": False})
     given = [*tagged.write(folder, "posts"), encoder(folder)]
-
-    def start(target, home):
-        command = [sys.executable, "-m", "stages.train", "muse_sentiment", *given, folder / target]
-        return subprocess.Popen(
-            [str(word) for word in command],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "POLYMUSE_HOME": str(folder / home)},
-            stderr=subprocess.DEVNULL,
-        )
-
-    killed = start("killed", "one")
-    checkpoints = folder / "one" / "checkpoints" / "train@muse_sentiment"
-    while not list(checkpoints.glob("*.pt")) and killed.poll() is None:
-        time.sleep(0.005)
-    killed.kill()
-    assert killed.wait() != 0
-    assert not (folder / "killed").exists()
-    running = [start(target, home) for target, home in (("killed", "one"), ("whole", "two"))]
-    assert [process.wait() for process in running] == [0, 0]
-    assert bytes_of(folder / "killed") == bytes_of(folder / "whole")
+    killed, whole = killed_and_whole("train", "muse_sentiment", given, folder)
+    assert bytes_of(killed) == bytes_of(whole)
 
 
 def test_the_weights_with_the_best_score_of_validation_are_kept(place):
@@ -123,13 +102,7 @@ def test_the_weights_with_the_best_score_of_validation_are_kept(place):
 def test_the_history_tells_the_terms_of_the_loss_and_how_the_model_behaves(place):
     folder = place()
     given = tagged.write(folder, "posts")
-    train.main(
-        "muse_sentiment",
-        tagged.run_of("muse_sentiment"),
-        "posts",
-        [*given, encoder(folder)],
-        folder / "out",
-    )
+    stage.main("muse_sentiment", train, [*given, encoder(folder)], "posts", folder / "out")
     steps = history.read(folder / "out" / "history.csv")
     assert [row["step"] for row in steps] == list(range(13))
     assert {"task", "captioning", "drawing", "learning_rate"} <= steps[1].keys()
@@ -157,11 +130,11 @@ def test_a_corpus_without_pictures_is_trained_and_tells_nothing_of_them(place):
 
 
 def test_a_picture_is_read_from_its_pixels_by_a_resnet(place):
-    pixels = {"encoder": "resnet18", "size": 32, "grid": 2}
+    pixels = {"encoder": "resnet18", "size": 64, "grid": 2}
     changes = {f"readers.muse_sentiment.picture.{key}": value for key, value in pixels.items()}
     folder = place(of_run("muse_sentiment", steps=2) | changes)
     reader, steps, items = fitted("muse_sentiment", tagged.write(folder, "posts"))
-    assert items.batch([0, 1])["picture"].shape == (2, 3, 32, 32)
+    assert items.batch([0, 1])["picture"].shape == (2, 3, 64, 64)
     assert reader.model.image_encoder.cells == 4
     assert math.isfinite(steps[-1]["loss"])
 

@@ -147,8 +147,9 @@ ATTENTIONS = _schema(
 # 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
 # 11_label: labels of one item of a reader; inputs: both | text | picture; task: entities (one BIO
-# tag a word) | sentiment (one label); probability: of the predicted label, empty for tags; cut:
-# words beyond the reader's limit, which are predicted O
+# tag a word) | sentiment (one label), or of memes a row for each task (one label; gold is empty
+# where nobody judged); probability: of the predicted label, empty for tags; cut: words beyond the
+# reader's limit, which are predicted O
 LABELS = _schema(
     record=STR,
     split=STR,
@@ -176,6 +177,11 @@ REGULARISED = _schema(record=STR, split=STR, caption_nats=FLOAT, drawing_bits=FL
 DRAWN = _schema(record=STR, number=INT, picture=pa.binary())  # 11_label: PNG, drawn from the text
 # 11_label: modality: text | picture; where: before | after the shared projection
 EMBEDDINGS = _schema(record=STR, modality=STR, where=STR, vector=NUMBERS)
+# 11_label: how MM-ORIENT behaved on an item, see `behaviour` of stages/models/mm_orient.py
+BEHAVIOUR = _schema(record=STR, split=STR, name=STR, value=FLOAT)
+# 11_label: where HIMA looked in an item; modality: text | picture; tokens: its pieces, none of a
+# picture; weights: of pieces, or regions row by row
+LOOKS = _schema(record=STR, modality=STR, tokens=TEXTS, weights=NUMBERS)
 # 12_evaluate: scores of one written text, null where not measured; right, wrong: names of slots
 ITEM_SCORES = _schema(
     record=STR,
@@ -196,13 +202,14 @@ ITEM_SCORES = _schema(
 # 12_evaluate: what TIPPo rewards in a whole article that was written from both inputs; semantic is
 # null where MiniLM does not read its language
 REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
-# 12_score: one item of a reader. right: predicted entities that are right, or 1 for the right
-# label, else 0; predicted, gold: how many there are; strict_*: the same by strict IOB2, span_right
-# by their places alone; null where the task is sentiment
+# 12_score: one item of a reader, of memes one for each task. right: predicted entities that are
+# right, or 1 for the right label, else 0; predicted, gold: how many; strict_*: the same by
+# strict IOB2, span_right by their places alone; null but for entities
 LABEL_SCORES = _schema(
     record=STR,
     split=STR,
     inputs=STR,
+    task=STR,
     right=INT,
     predicted=INT,
     gold=INT,

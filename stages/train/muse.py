@@ -1,38 +1,31 @@
-"""Fit a reader's model to the labels of a corpus.
+"""How MuSE learns: from tagged tweets or labelled posts, and the pixels of their pictures.
 
-python -m stages.train READER INGEST CLEAN FEATURES ENCODER TARGET
-
-reads   INGEST/images, CLEAN/records.parquet, FEATURES (stages/shared/features.py), ENCODER (what
-        computed them)
-writes  TARGET/model, TARGET/history.csv
-
-The weights that are kept are those with the best score on the validation split: F1 of the entities,
-or accuracy. Without validation items they are the last ones.
+The weights that are kept are those with the best F1 of the entities, or accuracy.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stages.shared import features, history, label_scores, labelled, readers, tracking
+from stages.shared import features, label_scores, labelled, readers
 from stages.shared.labelled import Labelled, Task
-from stages.shared.params import load
-from stages.shared.readers import Reader, Run
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.readers import Reader, Run, save
+from stages.shared.stage import WrongInput
 from stages.shared.training import (
     Batch,
     Validation,
     batch_of,
     fingerprint,
     fit,
+    means,
     seed_everything,
     to_device,
 )
 
+__all__ = ["Run", "numbers", "save", "train"]  # what stages/train/__main__.py asks for
 Log = Callable[[dict[str, float], int], None]
 
 
@@ -64,23 +57,18 @@ def validation(reader: Reader, items: Labelled, batch: int) -> Callable[[nn.Modu
     return validate
 
 
-def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Of what batches say of their items, over those with a figure: NaN stands for none."""
-    figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
-    return {
-        name: values.nanmean().item()
-        for name, values in figures.items()
-        if not values.isnan().all()
-    }
+def numbers(run: Run) -> dict[str, Any]:
+    """The numbers of a run and of its model."""
+    return asdict(run) | {"network": asdict(readers.network(run))}
 
 
 def train(
-    name: str, run: Run, kind: labelled.Kind, folders: list[Path], log: Log
+    name: str, run: Run, folders: list[Path], kind: labelled.Kind, log: Log
 ) -> tuple[Reader, list[dict[str, float]], Labelled]:
     """The trained reader, a row of history for each step, and the items of the train split.
 
-    folders: INGEST, CLEAN and FEATURES; log: takes a row and its step. Raises WrongInput if there
-    is nothing to train on.
+    folders: PICTURES, RECORDS and FEATURES; log: takes a row and its step. Raises WrongInput if
+    there is nothing to train on.
     """
     ingest, clean, feature_folder = folders
     seed_everything(run.training.seed)
@@ -110,25 +98,3 @@ def train(
         log=log,
     )
     return reader, steps, items
-
-
-def main(name: str, run: Run, kind: labelled.Kind, folders: list[Path], target: Path) -> None:
-    *sources, encoder = folders
-    numbers = asdict(run) | {"network": asdict(readers.network(run))}
-    with tracking.run(stage="train", name=name, params=numbers) as tracked:
-        with output(target) as folder:
-            reader, steps, items = train(name, run, kind, sources, tracked.log)
-            readers.save(reader, folder / "model", encoder)
-            history.write(folder / "history.csv", steps)
-        counts = {"items": len(items), "items_cut": items.cut, **reader.config["parameters"]}
-        tracked.log(counts, run.training.steps)
-        tracked.artifact(target / "model", "model")
-        tracked.model(target / "model", "model")
-
-
-if __name__ == "__main__":
-    with stage():
-        key, *paths = sys.argv[1:]
-        *given, out = map(Path, paths)
-        run_of = load(Run, "readers", key)
-        main(key, run_of, load(labelled.Kind, "corpora", run_of.corpus, "kind"), given, out)

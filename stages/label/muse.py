@@ -1,20 +1,9 @@
-"""Label the validation and test split with a trained reader.
+"""What MuSE labels, and what its exchange and its decoders did to some items of the scored split.
 
-python -m stages.label READER INGEST CLEAN FEATURES MODEL TARGET
-
-reads   INGEST/images, CLEAN/records.parquet, FEATURES, MODEL
-writes  TARGET/labels.parquet, regularised.parquet, exchanges.parquet, drawn.parquet,
-        embeddings.parquet, parameters.json
-
-Every item is labelled from both inputs; those of the split that is scored (test, or validation
-where there is no test) from text and picture alone too, if any of them has a picture. What the
-exchange and the decoders did is kept of some items of that split.
+writes  labels.parquet, regularised.parquet, exchanges.parquet, drawn.parquet, embeddings.parquet
 """
 
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from io import BytesIO
 from math import isnan
 from pathlib import Path
@@ -23,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stages.label.params import Params
+from stages.label.showing import INPUTS, SPLITS, batches, show
 from stages.shared import features, labelled, pixelcnn, readers, tables
 from stages.shared.devices import inference
 from stages.shared.labelled import Labelled
 from stages.shared.params import load
-from stages.shared.progress import bar
 from stages.shared.readers import Reader, Run
-from stages.shared.stage import output, stage
-from stages.shared.training import Batch, to_device
+from stages.shared.training import to_device
 
 TABLES = {
     "labels": tables.LABELS,
@@ -39,34 +28,7 @@ TABLES = {
     "drawn": tables.DRAWN,
     "embeddings": tables.EMBEDDINGS,
 }
-SPLITS = ("validation", "test")
-INPUTS = ("both", "text", "picture")
 Rows = list[dict]
-
-
-@dataclass(frozen=True)
-class Params:
-    examples: int
-    drawn: int
-    samples: int
-    embedded: int
-    seed: int
-
-
-def show(batch: Batch, inputs: str) -> Batch:
-    """The batch with only the inputs that are named: both | text | picture."""
-    if inputs == "both":
-        return batch
-    hidden = "has_picture" if inputs == "text" else "has_text"
-    return batch | {hidden: torch.zeros_like(batch[hidden])}
-
-
-def batches(reader: Reader, items: Labelled, places: list[int], size: int) -> Iterator[tuple]:
-    """Some items in batches on the model's device, and which they are."""
-    device = next(reader.model.parameters()).device
-    for start in bar(range(0, len(places), size), "label"):
-        indices = places[start : start + size]
-        yield indices, to_device(items.batch(indices), device)
 
 
 def label_rows(
@@ -202,6 +164,22 @@ def spaced(items: Labelled, count: int) -> list[int]:
 
 
 def label(
+    name: str, kind: labelled.Kind, folders: list[Path], params: Params
+) -> tuple[dict[str, Rows], dict[str, int]]:
+    """Rows of each table of TABLES, and how many weights the model has.
+
+    folders: PICTURES, RECORDS, FEATURES and MODEL.
+    """
+    ingest, clean, feature_folder, model = folders
+    cached, rows = features.read(feature_folder), labelled.read_rows(clean, kind)
+    reader = readers.restore(model)
+    splits = {split: reader.items(rows[split], cached, ingest) for split in SPLITS}
+    with inference():
+        found = tables_of(reader, splits, params, load(Run, "readers", name).batch)
+    return found, reader.config["parameters"]
+
+
+def tables_of(
     reader: Reader, splits: dict[str, Labelled], params: Params, size: int
 ) -> dict[str, Rows]:
     """The rows of each table of TABLES."""
@@ -222,26 +200,3 @@ def label(
             some = spaced(items, params.embedded)
             found["embeddings"] += embedding_rows(reader, items, some, size)
     return found
-
-
-def main(params: Params, run: Run, kind: labelled.Kind, folders: list[Path], target: Path) -> None:
-    ingest, clean, feature_folder, model = folders
-    cached, rows = features.read(feature_folder), labelled.read_rows(clean, kind)
-    reader = readers.restore(model)
-    splits = {split: reader.items(rows[split], cached, ingest) for split in SPLITS}
-    with output(target) as folder:
-        with inference():
-            found = label(reader, splits, params, run.batch)
-        for name, schema in TABLES.items():
-            tables.write(folder / f"{name}.parquet", found[name], schema)
-        counts = json.dumps(reader.config["parameters"], indent=1)
-        (folder / "parameters.json").write_text(f"{counts}\n")
-
-
-if __name__ == "__main__":
-    with stage():
-        key, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        run_of = load(Run, "readers", key)
-        kind_of_corpus = load(labelled.Kind, "corpora", run_of.corpus, "kind")
-        main(load(Params, "label"), run_of, kind_of_corpus, sources, out)

@@ -1,46 +1,20 @@
-"""Score what a reader labelled, beside the ceilings where the corpus knows them.
+"""Scores of MuSE: entities or sentiment, and what its regularisers and its embeddings say.
 
-python -m stages.score READER INGEST LABELS TARGET
-
-reads   INGEST/ceilings.json   sample corpora only
-        LABELS/labels.parquet, regularised.parquet, embeddings.parquet, parameters.json
-writes  TARGET/metrics.json
-        TARGET/items.parquet   the counts of each item that was scored
-
-Figures are of every test item with both inputs, `split` says so; where a corpus has no test item
-they are of the validation split, and `split` says that. Beside them: `single_modality` (the same
-items, text or picture alone), `validation` (to choose settings by), `regularisers` and `alignment`.
-Words beyond a reader's limit count as predicted O; `cut` says how many there are.
+Words beyond a reader's limit count as predicted O; `cut` says how many there are. `regularisers`
+and `alignment` say what captioning and drawing reach, and how text and picture lie.
 """
 
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.shared import label_scores, metrics, tables, tracking
+from stages.score.figures import Ceilings, Params, label_counts, single_modality, task_figures
+from stages.shared import label_scores, metrics, tables
 from stages.shared.closeness import closeness
-from stages.shared.metrics import flat, plain
-from stages.shared.params import load
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.stage import WrongInput
 
-Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
 REGULARISERS = ["caption_nats", "drawing_bits"]
-
-
-@dataclass(frozen=True)
-class Params:
-    draws: int
-    seed: int
-    ceiling_below: float
-    ceiling_above: float
-
-    def __post_init__(self) -> None:
-        """Raises WrongInput if there are too few draws to spread."""
-        if self.draws < 2:
-            raise WrongInput(f"params.yaml: score.draws is {self.draws}: give 2 or more")
 
 
 @dataclass(frozen=True)
@@ -79,26 +53,6 @@ def read_labels(folder: Path) -> Labels:
     return found
 
 
-def read_ceilings(ingest: Path) -> dict[str, Any]:
-    """{"metric", split: Ceilings} of a sample corpus; empty of any other."""
-    path = ingest / "ceilings.json"
-    return tables.read_json(path) if path.exists() else {}
-
-
-def task_figures(rows: list[dict], params: Params) -> dict[str, Any]:
-    """Every figure of these rows' task; `score` is the one that ceilings and readers compare by."""
-    gold, predicted = ([row[side] for row in rows] for side in ("gold", "predicted"))
-    if rows[0]["task"] == "entities":
-        found = label_scores.entities(gold, predicted)
-        figures = label_scores.entity_scores(found, params.draws, params.seed)
-        value, error = figures["lenient"]["f1"], figures["lenient"]["standard_error"]
-        score = {"metric": "f1", "rule": "lenient", "value": value, "standard_error": error}
-        return {"score": score, **figures, "measured_by": label_scores.MEASURED_BY}
-    labels = ([label for (label,) in side] for side in (gold, predicted))
-    figures = label_scores.class_scores(*labels, params.draws, params.seed)
-    return {"score": {"metric": "accuracy", **figures["accuracy"]}, **figures}
-
-
 def figures_of_split(
     labels: Labels, split: str, ceilings: Ceilings, params: Params
 ) -> dict[str, Any]:
@@ -119,18 +73,6 @@ def cut(rows: list[dict]) -> dict[str, int]:
     return {"items": sum(row["cut"] > 0 for row in rows), "words": sum(row["cut"] for row in rows)}
 
 
-def single_modality(
-    rows: list[dict], ceiling: dict[str, float] | None, params: Params
-) -> dict[str, Any]:
-    """The score from one input, beside its ceiling if that is known."""
-    score = task_figures(rows, params)["score"]
-    value, error = score["value"], score["standard_error"]
-    if ceiling is None:
-        return {"value": value, "standard_error": error}
-    bounds = params.ceiling_below, params.ceiling_above
-    return {"value": value} | metrics.beside_ceiling(value, error, ceiling["realised"], *bounds)
-
-
 def regularisers(rows: list[dict]) -> dict[str, Any]:
     """Means over the items that have the figure: nats per token, bits per dimension."""
     result = {}
@@ -144,7 +86,13 @@ def regularisers(rows: list[dict]) -> dict[str, Any]:
     return result
 
 
-def score(labels: Labels, known: dict[str, Any], params: Params) -> dict[str, Any]:
+def score(folder: Path, known: dict[str, Any], params: Params) -> tuple[dict[str, Any], list[dict]]:
+    """The content of metrics.json and the rows of items.parquet."""
+    labels = read_labels(folder)
+    return all_figures(labels, known, params), item_rows(labels.rows)
+
+
+def all_figures(labels: Labels, known: dict[str, Any], params: Params) -> dict[str, Any]:
     """The content of metrics.json; known: what `read_ceilings` read."""
     split = "test" if labels.of("test", "both") else "validation"
     ceilings = known.get(split, {})
@@ -171,14 +119,10 @@ def item_rows(rows: list[dict]) -> list[dict]:
     """One row of items.parquet for each row of labels.parquet."""
     return [
         dict.fromkeys(tables.LABEL_SCORES.names)
-        | {name: row[name] for name in ("record", "split", "inputs", "cut")}
+        | {name: row[name] for name in ("record", "split", "inputs", "task", "cut")}
         | (entity_counts(row) if row["task"] == "entities" else label_counts(row))
         for row in rows
     ]
-
-
-def label_counts(row: dict) -> dict[str, int]:
-    return {"right": int(row["gold"] == row["predicted"]), "predicted": 1, "gold": 1}
 
 
 def entity_counts(row: dict) -> dict[str, int]:
@@ -190,21 +134,3 @@ def entity_counts(row: dict) -> dict[str, int]:
         result |= {before + name: len(some) for name, some in sizes.items()}
     ((gold, predicted),) = found["spans"]
     return result | {"span_right": len(gold & predicted)}
-
-
-def main(params: Params, reader: str, ingest: Path, labels: Path, target: Path) -> None:
-    found = read_labels(labels)
-    with tracking.run(stage="score", name=reader, params={"score": asdict(params)}) as tracked:
-        with output(target) as folder:
-            result = plain(score(found, read_ceilings(ingest), params))
-            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-            (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
-            tables.write(folder / "items.parquet", item_rows(found.rows), tables.LABEL_SCORES)
-        tracked.log(dict(flat(result)), step=0)
-        tracked.artifact(target / "metrics.json", "metrics.json")
-
-
-if __name__ == "__main__":
-    with stage():
-        name, *paths = sys.argv[1:]
-        main(load(Params, "score"), name, *map(Path, paths))
