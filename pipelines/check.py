@@ -19,6 +19,7 @@ from stages import (
     datasets,
     evaluate,
     ingest,
+    inpaint,
     judge,
     models,
     predict,
@@ -27,7 +28,16 @@ from stages import (
 from stages.label.params import Params as Label
 from stages.report import __main__ as report
 from stages.score.figures import Params as Score
-from stages.shared import cleaning, decoders, embedding, illustrators, rewards, runs, training
+from stages.shared import (
+    cleaning,
+    decoders,
+    embedding,
+    engine,
+    illustrators,
+    rewards,
+    runs,
+    training,
+)
 from stages.shared.params import load, read
 from stages.shared.stage import WrongInput, stage
 
@@ -74,6 +84,8 @@ SECTIONS = {
     "formats": section("formats", [(name, module.Params) for name, module in FORMATS.items()]),
     "ingest": ingest.Params,
     "clean": cleaning.Params,
+    "inpaint": inpaint.Params,
+    "engine": engine.Params,
     "chunk": chunk.Params,
     "align": align.Params,
     "embed": embedding.Params,

@@ -8,7 +8,8 @@ writes  TARGET/records.parquet   CLEAN[KIND]
 
 What is done to a text stands in stages/shared/cleaning.py. Of a tweet each word is cleaned by
 itself, and one that would become empty stays as it is, beside its tag; so does the text of a post,
-beside its label. The text of a meme may become empty: its picture remains.
+beside its label. The text of a meme may become empty where a picture remains; summary.json counts
+memes without words by split.
 """
 
 import json
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.shared import tables
-from stages.shared.cleaning import Params, clean
+from stages.shared.cleaning import Params, clean, clean_overlay
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.records import SPLITS
@@ -82,6 +83,8 @@ def texts(row: dict, kind: str) -> list[tuple[str, str]]:
             return list(zip(row["captions"], row["originals"], strict=True))
         case "tweets":
             return list(zip(row["words"], row["originals"], strict=True))
+        case "memes":
+            return [(row["text"], row["original"])] if row["text"] or row["image"] else []
         case _:
             return [(row["text"], row["original"])]
 
@@ -104,21 +107,26 @@ def summary(before: list[dict], after: list[dict], kind: str) -> dict:
     splits = Counter(row["split"] for row in after if texts(row, kind))
     pairs = [pair for row in after for pair in texts(row, kind)]
     total = sum(size(record, kind) for record in before)
-    return {
+    silent = Counter(row["split"] for row in after if kind == "memes" and not row["text"])
+    counts = {
         "records": {split: splits[split] for split in SPLITS},
         "records_dropped": len(before) - splits.total(),
         "texts": total,
         "texts_changed": sum(text != original for text, original in pairs),
         "texts_dropped": total - len(pairs),
     }
+    if kind == "memes":
+        counts["without_text"] = {split: silent[split] for split in SPLITS}
+    return counts
 
 
 def main(params: Params, kind: str, source: Path, target: Path) -> None:
     records = tables.read(source / "records.parquet", tables.RECORDS[kind])
+    cleaning = clean_overlay if kind == "memes" else clean
     rows = []
     with output(target) as folder:
         for record in bar(records, "clean"):
-            tidy = partial(clean, language=record["language"], params=params)
+            tidy = partial(cleaning, language=record["language"], params=params)
             rows.append(CLEANERS[kind](record, tidy))
         kept = [row for row in rows if texts(row, kind)]
         tables.write(folder / "records.parquet", kept, tables.CLEAN[kind])

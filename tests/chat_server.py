@@ -43,9 +43,9 @@ class Handler(BaseHTTPRequestHandler):
         status, headers, content = given if isinstance(given, tuple) else (200, {}, said(given))
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **headers}.items():
+        always = {"Content-Type": "application/json", "Content-Length": str(len(raw))}
+        for name, value in (always | headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
 

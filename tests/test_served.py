@@ -14,7 +14,8 @@ from pipelines.served import Served, nearest_rules
 from stages.shared import cleaning
 from stages.shared.stage import WrongInput
 
-TIDY = cleaning.Params(unicode="NFKC", links=True, emoji="keep")
+MEMES = cleaning.Overlay(True, [], "lower", "drop", "drop", "join")
+TIDY = cleaning.Params(unicode="NFKC", links=True, emoji="keep", memes=MEMES)
 LIMITS = Rules(TIDY, max_characters=40, max_pixels=2500, section="write")
 FINE = picture("red", 0)["bytes"]  # 40 x 40 pixels
 DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"

@@ -10,7 +10,7 @@ the best predictor: a slot it can see, it states; of a slot it cannot see, it st
 is most probable under the process that draws the split. `expected` is that rule's expected share of
 correct slots, by enumeration of the process; `realised` its share on the very items of the split.
 A captioned picture has no topic, and its captions state what the picture shows: `picture` alone.
-Tweets and posts stand in sample_tweets.py and sample_posts.py.
+Tweets, posts and memes stand in sample_tweets.py, sample_posts.py and sample_memes.py.
 """
 
 from collections import Counter
@@ -20,12 +20,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stages.datasets import phrases, sample_posts, sample_tweets
+from stages.datasets import phrases, sample_memes, sample_posts, sample_tweets
 from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
 from stages.datasets.sampling import Params, Values, combinations, facts_of, picture_of
 from stages.shared.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
 
-KINDS = ("articles", "captions", "tweets", "posts")
+KINDS = ("articles", "captions", "tweets", "posts", "memes")
 FEWEST, MOST = 3, 5  # pictures of an article
 Chances = dict[str, Counter]  # slot -> {value: weight}
 RULE = "states what it sees, and of each other slot the value most probable in the split"
@@ -212,4 +212,5 @@ BY_KIND = {
     "captions": _captions,
     "tweets": sample_tweets.read,
     "posts": sample_posts.read,
+    "memes": sample_memes.read,
 }

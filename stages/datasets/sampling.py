@@ -32,6 +32,10 @@ class Params:
     held_out_titles: float
     held_out_names: float
     tweet_rule: str
+    meme_share: float
+    meme_zoom: int
+    meme_quality: int
+    meme_noise: float
 
     def __post_init__(self) -> None:
         if self.tweet_rule not in TWEET_RULES:
@@ -43,6 +47,11 @@ class Params:
             raise WrongInput(
                 f"params.yaml: formats.sample.held_out_names is {self.held_out_names}: give a "
                 "share above 0, so that test has names of its own, and below 1"
+            )
+        if not 0 <= self.meme_noise < 0.5:
+            raise WrongInput(
+                f"params.yaml: formats.sample.meme_noise is {self.meme_noise}: give a share from 0 "
+                "to below 0.5, so that the true label is the most probable one"
             )
 
 

@@ -1,10 +1,11 @@
 """Draws the scenes of the sample corpus: a place, its weather, an actor busy beside an object.
 
 Drawn at twice the size and reduced. Position, scale, direction, colours, clutter and noise are
-random; what the slots say is always visible.
+random; what the slots say is always visible. All lengths are in units of half a pixel of `size`; an
+enlarged picture has `zoom` times as many pixels and shows the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -12,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 Colour = tuple[int, int, int]
-Draw = ImageDraw.ImageDraw
 
 SKY = {
     "sun": (130, 200, 250),
@@ -49,11 +49,27 @@ class Drawn:
     box: tuple[float, float, float, float]
 
 
-def draw(scene: dict[str, str], random: Random, size: int) -> Drawn:
-    """The picture (size x size) of a scene {place, weather, actor, activity, object}."""
+class Draw:
+    """Draws on an image of `zoom` pixels a unit; points and widths are in units."""
+
+    def __init__(self, image: Image.Image, zoom: int):
+        self.pen, self.zoom = ImageDraw.Draw(image), zoom
+
+    def __getattr__(self, shape: str) -> Callable:
+        """rectangle, ellipse, line, ...: as those of ImageDraw."""
+
+        def drawn(points: Sequence, *angles: float, width: int = 1, **colours: Colour) -> None:
+            pixels = (np.array(points) * self.zoom).ravel().tolist()
+            getattr(self.pen, shape)(pixels, *angles, width=width * self.zoom, **colours)
+
+        return drawn
+
+
+def draw(scene: dict[str, str], random: Random, size: int, zoom: int = 1) -> Drawn:
+    """The picture (size x size, times zoom) of {place, weather, actor, activity, object}."""
     side = 2 * size
-    image = Image.new("RGB", (side, side), _near(SKY[scene["weather"]], random))
-    pen = ImageDraw.Draw(image)
+    image = Image.new("RGB", (side * zoom, side * zoom), _near(SKY[scene["weather"]], random))
+    pen = Draw(image, zoom)
     horizon = side * random.uniform(0.45, 0.58)
     shade = 0.75 if scene["weather"] == "storm" else 1.0
     ground = _near(tuple(int(c * shade) for c in GROUND[scene["place"]]), random)
@@ -67,9 +83,9 @@ def draw(scene: dict[str, str], random: Random, size: int) -> Drawn:
     without = image.copy()
     OBJECT[scene["object"]](pen, side * object_x, base, height, random)
     box = ImageChops.difference(without, image).getbbox()
-    _draw_actor(image, scene["actor"], scene["activity"], side * actor_x, random)
-    WEATHER[scene["weather"]](ImageDraw.Draw(image), side, random)
-    return Drawn(_finish(image, size, random), tuple(edge / side for edge in box))
+    _draw_actor(image, zoom, scene["actor"], scene["activity"], side * actor_x, random)
+    WEATHER[scene["weather"]](pen, side, random)
+    return Drawn(_finish(image, size * zoom, random), tuple(edge / image.width for edge in box))
 
 
 def _finish(image: Image.Image, size: int, random: Random) -> Image.Image:
@@ -268,27 +284,30 @@ OBJECT: dict[str, Callable] = {
 
 
 # ------------------------------------------------------------------------------------------ actors
-def _draw_actor(scene: Image.Image, actor: str, activity: str, x: float, random: Random) -> None:
+def _draw_actor(
+    scene: Image.Image, zoom: int, actor: str, activity: str, x: float, random: Random
+) -> None:
     """Draw the actor on a sheet of its own, then turn, flip and paste it, and add the cue."""
-    side = scene.width
+    side = scene.width / zoom
     base, height = side * random.uniform(0.84, 0.95), side * random.uniform(0.40, 0.52)
-    sheet = Image.new("RGBA", (int(height * 1.6),) * 2)
+    width = int(height * 1.6)
+    sheet = Image.new("RGBA", (width * zoom, width * zoom))
     fur = _near(FUR[actor], random, 14)
-    middle, feet = sheet.width / 2, sheet.width * 0.86
-    _body(ImageDraw.Draw(sheet), actor, activity, middle, feet, height, fur)
+    middle, feet = width / 2, width * 0.86
+    _body(Draw(sheet, zoom), actor, activity, middle, feet, height, fur)
     flip = x < side / 2  # the cue beside the actor is on the inner side, where it stays in view
     if activity == "sleeping":
         sheet = sheet.rotate(90 if flip else -90, resample=Image.Resampling.BILINEAR)
-        top = base - sheet.width * 0.72
+        top = base - width * 0.72
     else:
         sheet = sheet.rotate(random.uniform(-6, 6), resample=Image.Resampling.BILINEAR)
         if flip:
             sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         top = base - feet - (height * 0.22 if activity == "jumping" else 0)
-    scene.paste(sheet, (int(x - sheet.width / 2), int(top)), sheet)
+    scene.paste(sheet, (int(x - width / 2) * zoom, int(top) * zoom), sheet)
     cue = CUE.get(activity)
     if cue:
-        cue(ImageDraw.Draw(scene), x, base, height, 1 if flip else -1)
+        cue(Draw(scene, zoom), x, base, height, 1 if flip else -1)
 
 
 def _body(

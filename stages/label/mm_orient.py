@@ -4,41 +4,21 @@ writes  labels.parquet, behaviour.parquet (of the split that is scored, both inp
         (of some items of it)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from stages.label.params import Params
+from stages.label.showing import INPUTS, SPLITS, batches, show
 from stages.shared import features, meme_readers, memes, tables
 from stages.shared.devices import inference
 from stages.shared.meme_readers import Reader, Run
 from stages.shared.memes import Memes
 from stages.shared.params import load
-from stages.shared.progress import bar
-from stages.shared.training import Batch, to_device
 
 TABLES = {"labels": tables.LABELS, "behaviour": tables.BEHAVIOUR, "looks": tables.LOOKS}
-SPLITS = ("validation", "test")
-INPUTS = ("both", "text", "picture")
 Rows = list[dict]
-
-
-def show(batch: Batch, inputs: str) -> Batch:
-    """The batch with only the inputs that are named: both | text | picture."""
-    if inputs == "both":
-        return batch
-    hidden = "has_picture" if inputs == "text" else "has_text"
-    return batch | {hidden: torch.zeros_like(batch[hidden])}
-
-
-def batches(reader: Reader, items: Memes, places: list[int], size: int) -> Iterator[tuple]:
-    """Some items in batches on the model's device, and which they are."""
-    device = next(reader.model.parameters()).device
-    for start in bar(range(0, len(places), size), "label"):
-        indices = places[start : start + size]
-        yield indices, to_device(items.batch(indices), device)
 
 
 def label_rows(reader: Reader, items: Memes, split: str, inputs: Sequence[str], size: int) -> Rows:
@@ -81,7 +61,7 @@ def behaviour_rows(reader: Reader, items: Memes, split: str, size: int) -> Rows:
 
 
 def look_rows(reader: Reader, items: Memes, places: list[int], size: int) -> Rows:
-    """LOOKS of some items: the attention to the pieces of the text, to the regions of the picture."""
+    """LOOKS of some items: attention to the pieces of the text, to the regions of the picture."""
     found = []
     for indices, batch in batches(reader, items, places, size):
         look = reader.paper.look(reader.model, batch)

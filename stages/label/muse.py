@@ -3,7 +3,7 @@
 writes  labels.parquet, regularised.parquet, exchanges.parquet, drawn.parquet, embeddings.parquet
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from math import isnan
 from pathlib import Path
@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from stages.label.params import Params
+from stages.label.showing import INPUTS, SPLITS, batches, show
 from stages.shared import features, labelled, pixelcnn, readers, tables
 from stages.shared.devices import inference
 from stages.shared.labelled import Labelled
 from stages.shared.params import load
-from stages.shared.progress import bar
 from stages.shared.readers import Reader, Run
-from stages.shared.training import Batch, to_device
+from stages.shared.training import to_device
 
 TABLES = {
     "labels": tables.LABELS,
@@ -28,25 +28,7 @@ TABLES = {
     "drawn": tables.DRAWN,
     "embeddings": tables.EMBEDDINGS,
 }
-SPLITS = ("validation", "test")
-INPUTS = ("both", "text", "picture")
 Rows = list[dict]
-
-
-def show(batch: Batch, inputs: str) -> Batch:
-    """The batch with only the inputs that are named: both | text | picture."""
-    if inputs == "both":
-        return batch
-    hidden = "has_picture" if inputs == "text" else "has_text"
-    return batch | {hidden: torch.zeros_like(batch[hidden])}
-
-
-def batches(reader: Reader, items: Labelled, places: list[int], size: int) -> Iterator[tuple]:
-    """Some items in batches on the model's device, and which they are."""
-    device = next(reader.model.parameters()).device
-    for start in bar(range(0, len(places), size), "label"):
-        indices = places[start : start + size]
-        yield indices, to_device(items.batch(indices), device)
 
 
 def label_rows(

@@ -6,6 +6,8 @@ a kill either. An answer that does not fit its question's schema is asked for ag
 wrong with it, `attempts` times in all.
 
     replies = ask("judge", settings, [Question(instruction, data, schema), ...])
+
+stages/shared/llm_batch.py asks the same by the Batch API.
 """
 
 import asyncio
@@ -31,8 +33,13 @@ if TYPE_CHECKING:  # half a second to import, for nothing where no model is name
 NOBODY = "none"  # the `model` that asks nobody
 _REFUSED = (400, 422)  # what servers say of a request with a field that they do not know
 _OF_ONE_QUESTION = (*_REFUSED, 408, 413)  # as well: too long, or caught by a filter
-_ENDED_EARLY = {"length": "cut off at answer_tokens", "content_filter": "caught by a filter"}
-_SAID = 200  # characters of a server's message that are shown
+_REFUSAL = "refusal"  # `finish` of an answer that is one; no server says that
+_ENDED_EARLY = {
+    "length": "cut off at answer_tokens",
+    "content_filter": "caught by a filter",
+    _REFUSAL: "refused by the model",
+}
+SAID = 200  # characters of a server's message that are shown
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,15 @@ class Question:
 class Reply:
     """value: the answer, None where none fitted; failure: why not, else "".
 
-    tokens: of all attempts. models: as the server names them. structured: whether it took the
-    schema each time, instead of being told of it in words alone.
+    tokens: of all attempts, `received` of them written by the model. models: as the server names
+    them. structured: whether it took the schema each time, instead of being told of it in words
+    alone.
     """
 
     value: BaseModel | None
     failure: str
     tokens: int
+    received: int
     models: list[str]
     structured: bool
 
@@ -82,10 +91,12 @@ class Answer(BaseModel):
     model: str | None
     tokens: int
     structured: bool
+    received: int = 0  # of tokens; answers that were stored before this was counted have none
 
 
 class _Message(BaseModel):
     content: str | None = None
+    refusal: str | None = None
 
 
 class _Choice(BaseModel):
@@ -95,6 +106,7 @@ class _Choice(BaseModel):
 
 class _Usage(BaseModel):
     total_tokens: int
+    completion_tokens: int = 0
 
 
 class _Completion(BaseModel):
@@ -123,26 +135,31 @@ def quote(**parts: str) -> str:
     )
 
 
-def ask(section: str, settings: Settings, questions: list[Question]) -> list[Reply]:
+def ask(
+    section: str, settings: Settings, questions: list[Question], named_by: str | None = None
+) -> list[Reply]:
     """One reply a question, in their order. `section` of params.yaml holds the settings.
 
+    named_by: what names the model there, if that is not its `model`; its `none` asks nobody.
     Raises WrongInput if no server is named or answers, if it wants another key or model, at
     `max_tokens_total`, or once more than `max_failed` of the questions have failed. Requests under
     way are waited for and stored before that.
     """
     unique = list(dict.fromkeys(questions))
-    replies = asyncio.run(_Asking(section, settings, len(unique)).all(unique))
+    replies = asyncio.run(Asking(section, settings, len(unique), named_by).all(unique))
     by_question = dict(zip(unique, replies, strict=True))
     return [by_question[question] for question in questions]
 
 
-class _Asking:
+class Asking:
     """The state of one call of ask()."""
 
-    def __init__(self, section: str, settings: Settings, count: int):
+    def __init__(self, section: str, settings: Settings, count: int, named_by: str | None):
         self.section, self.settings, self.count = section, settings, count
+        self.named_by = named_by or f"{section}.model"
         self.store = Store(home() / "store", "answers")
         self.structured = True  # until the server refuses a schema
+        self.understood = False  # once something that it says is a chat completion
         self.tokens, self.replied = 0, 0
         self.failures: Counter[str] = Counter()
         self.fault: BaseException | None = None  # what ends it all
@@ -150,7 +167,7 @@ class _Asking:
     @cached_property
     def endpoint(self) -> Endpoint:
         """Read at the first request: who has all answers in the store needs no server."""
-        return endpoint(f"{self.section}.model", "none")
+        return endpoint(self.named_by, NOBODY)
 
     @cached_property
     def client(self) -> "AsyncOpenAI":
@@ -219,6 +236,7 @@ class _Asking:
             value,
             failure,
             sum(answer.tokens for answer in answers),
+            sum(answer.received for answer in answers),
             sorted({answer.model for answer in answers if answer.model}),
             all(answer.structured for answer in answers),
         )
@@ -232,7 +250,7 @@ class _Asking:
         if (failed := self.failures.total()) > self.settings.max_failed * self.count:
             (most, times), *_ = self.failures.most_common(1)
             raise WrongInput(
-                f"params.yaml: {self.section}.model: {failed} of {self.count} questions to "
+                f"params.yaml: {self.named_by}: {failed} of {self.count} questions to "
                 f"{self.settings.model} failed, {times} of them with: {most}; that is more than "
                 f"{self.section}.max_failed allows, so change what it says, or raise that"
             )
@@ -240,10 +258,10 @@ class _Asking:
     async def _answer(self, messages: list[dict], schema: type[BaseModel]) -> Answer:
         """The next answer to these messages, from the store if it is there. Raises Failed."""
         body = self._body(messages, schema)
-        key = sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        key = key_of(body)
         if self.store.missing([key]):
             if self.tokens >= self.settings.max_tokens_total:
-                raise WrongInput(self._too_dear())
+                raise WrongInput(self.too_dear())
             answer = await self._request(body)
             self.store.write([(key, answer.model_dump_json().encode())])
         (row,) = self.store.rows([key])
@@ -251,7 +269,7 @@ class _Asking:
         self.tokens += answer.tokens
         return answer
 
-    def _too_dear(self) -> str:
+    def too_dear(self) -> str:
         most = self.settings.max_tokens_total
         return (
             f"params.yaml: {self.section}.max_tokens_total is {most}, and {self.tokens} tokens "
@@ -285,11 +303,31 @@ class _Asking:
         return answer
 
     async def _send(self, body: dict[str, Any], structured: bool) -> Answer:
+        """What is no completion is asked for again, as often as a request that met a busy server.
+
+        Where nothing ever was one, the address is wrong; else an answer broke on its way.
+        """
+        for _ in range(self.settings.retries + 1):
+            content = await self._content(body)
+            try:
+                answer = completed(json.loads(content), body, structured)
+            except ValueError:  # no JSON, or other JSON
+                continue
+            self.understood = True
+            return answer
+        if self.understood:
+            raise Failed("no chat completion")
+        raise WrongInput(
+            f"{ADDRESS}: what answers there is no chat completion: give the address of an "
+            "OpenAI-compatible API, which often ends in /v1"
+        )
+
+    async def _content(self, body: dict[str, Any]) -> bytes:
         import openai
 
         try:
             create = self.client.chat.completions.with_raw_response.create
-            content = (await create(**body)).http_response.content
+            return (await create(**body)).http_response.content
         except openai.APITimeoutError:
             raise Failed(f"no answer in {self.settings.timeout:g} s") from None
         except openai.APIConnectionError:
@@ -298,24 +336,6 @@ class _Asking:
             ) from None
         except openai.APIStatusError as error:
             raise self._status(error) from None
-        try:
-            completion = _Completion.model_validate(json.loads(content))
-        except ValueError:  # no JSON, or other JSON
-            raise WrongInput(
-                f"{ADDRESS}: what answers there is no chat completion: give the address of an "
-                "OpenAI-compatible API, which often ends in /v1"
-            ) from None
-        text = completion.choices[0].message.content or ""
-        text = text.encode(errors="replace").decode()  # half a character has no UTF-8
-        # A token has a byte or more: an upper bound where the server does not say what it used.
-        most = len(json.dumps(body["messages"], ensure_ascii=False).encode()) + len(text.encode())
-        return Answer(
-            text=text,
-            finish=completion.choices[0].finish_reason,
-            model=completion.model,
-            tokens=completion.usage.total_tokens if completion.usage else most,
-            structured=structured,
-        )
 
     def _status(self, error: "APIStatusError") -> Exception:
         """Failed where the next question may fare better, else WrongInput."""
@@ -324,23 +344,47 @@ class _Asking:
         if status in (401, 403):  # servers repeat parts of a key, so nothing of theirs is shown
             return WrongInput(f"{KEY}: the server does not take it ({reason}): give a valid one")
         message = error.message.removeprefix(f"Error code: {status} - ")
-        said = self.endpoint.clean(message)[:_SAID]
+        said = self.endpoint.clean(message)[:SAID]
         if status in _OF_ONE_QUESTION or status >= 500:
             print(f"{section}: {reason}: {said}", file=sys.stderr)
             return Failed(reason, status)
         fix = {
-            404: f"give another {section}.model, or another {ADDRESS}",
+            404: f"give another {self.named_by}, or another {ADDRESS}",
             429: f"wait, or lower {section}.concurrency, and run again; "
             f"{self.answered} of {self.count} questions are answered and kept",
         }.get(status, f"see what that server asks for, or give another {ADDRESS}")
         return WrongInput(
-            f"params.yaml: {section}.model: the server refused {self.settings.model} "
+            f"params.yaml: {self.named_by}: the server refused {self.settings.model} "
             f"({reason}: {said}): {fix}"
         )
 
     @property
     def answered(self) -> int:
         return self.replied - self.failures.total()
+
+
+def key_of(body: dict[str, Any]) -> str:
+    """Of a request and its answer in the store."""
+    return sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def completed(content: Any, body: dict[str, Any], structured: bool) -> Answer:
+    """A chat completion, as JSON, that answers this request. Raises ValueError if it is none."""
+    completion = _Completion.model_validate(content)
+    (choice, *_), usage = completion.choices, completion.usage
+    text = choice.message.content or choice.message.refusal or ""
+    text = text.encode(errors="replace").decode()  # half a character has no UTF-8
+    # A token has a byte or more: an upper bound where the server does not say what it used.
+    sent = len(json.dumps(body["messages"], ensure_ascii=False).encode())
+    received = len(text.encode())
+    return Answer(
+        text=text,
+        finish=_REFUSAL if choice.message.refusal else choice.finish_reason,
+        model=completion.model,
+        tokens=usage.total_tokens if usage else sent + received,
+        structured=structured,
+        received=usage.completion_tokens if usage else received,
+    )
 
 
 def _plain(body: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""A few memes as stages 01 to 03 leave them."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from stages.shared import images, tables
+
+TASKS = {"humour": ["not_funny", "funny"], "sentiment": ["negative", "neutral", "positive"]}
+TEXTS = [  # of train
+    "When you finally sit down, everyone needs something",
+    "I do not want to get up today",
+    "My kids are louder than a big truck, and it is fine",
+    "People say maybe, I am sure that they mean no",
+]
+
+
+def picture(number: int, side: int = 12) -> dict:
+    """The row of a picture of many colours, another one for each number."""
+    image = Image.new("RGB", (side, side))
+    for x in range(side):
+        for y in range(side):
+            image.putpixel((x, y), ((20 * x + number) % 256, (17 * y) % 256, (9 * x * y) % 256))
+    content = BytesIO()
+    image.save(content, "PNG")
+    return images.trusted(content.getvalue())
+
+
+def meme(name: str, split: str, text: str, image: str | None, language: str = "en") -> dict:
+    labels = [{"task": "humour", "label": "funny"}]
+    key = {"id": name, "split": split, "language": language, "source": f"table:{name}"}
+    return key | {"image": image, "text": text, "original": text, "labels": labels}
+
+
+def write(place: Path, rows: list[dict], recognised: dict[str, str] | None = None) -> None:
+    """01_ingest, 02_clean and 03_inpaint under `place`; `image` of a row is its picture's number.
+
+    recognised: text in the picture of a record. Of picture n, n + 100 is what inpainting made.
+    """
+    found, taken, made = [], [], []
+    for row in rows:
+        if (number := row["image"]) is not None:
+            original, result = picture(number), picture(number + 100)
+            taken.append(original)
+            made.append(result)
+            row["image"] = original["sha256"]
+            pair = {"image": original["sha256"], "inpainted": result["sha256"], "mask": None}
+            text = (recognised or {}).get(row["id"])
+            found.append(pair | {"boxes": [], "quads": [], "masked": 0.0, "text": text})
+    (place / "ingest").mkdir(parents=True, exist_ok=True)
+    (place / "ingest/tasks.json").write_text(json.dumps(TASKS))
+    images.write(place / "ingest/images", taken, shards=2)
+    tables.write(place / "clean/records.parquet", rows, tables.CLEAN["memes"])
+    unique = list({row["image"]: row for row in found}.values())
+    tables.write(place / "inpaint/pictures.parquet", unique, tables.INPAINTED)
+    images.write(place / "inpaint/images", made, shards=2)
+
+
+def some() -> list[dict]:
+    """Four of train, two of the other splits, one without text, one without picture."""
+    return [
+        *(meme(f"t{i}", "train", text, i) for i, text in enumerate(TEXTS)),
+        meme("v", "validation", "Do not wake me, I am asleep", 10),
+        meme("e", "test", "You are late again, as ever", 11),
+        meme("silent", "train", "", 12),
+        meme("bare", "train", "Nobody told me that it is Monday", None),
+    ]
