@@ -14,7 +14,7 @@ from stages.label.showing import INPUTS, SPLITS, batches, show
 from stages.shared import features, meme_readers, memes, tables
 from stages.shared.devices import inference
 from stages.shared.meme_readers import Reader, Run
-from stages.shared.memes import Memes
+from stages.shared.memes import UNJUDGED, Memes
 from stages.shared.params import load
 
 TABLES = {"labels": tables.LABELS, "behaviour": tables.BEHAVIOUR, "looks": tables.LOOKS}
@@ -41,7 +41,7 @@ def label_rows(reader: Reader, items: Memes, split: str, inputs: Sequence[str], 
                             "gold": [] if gold is None else [gold],
                             "predicted": [names[chosen[place]]],
                             "probability": [probability[place]],
-                            "cut": 0,
+                            "cut": items.words_cut(index),
                         }
                     )
     return found
@@ -91,6 +91,12 @@ def spaced(count: int, most: int) -> list[int]:
     return [n * count // most for n in range(most)]
 
 
+def scored_split(splits: dict[str, Memes]) -> str:
+    """Test, or validation where nobody judged a test item."""
+    judged = (splits["test"].labels != UNJUDGED).any()
+    return "test" if judged or not len(splits["validation"]) else "validation"
+
+
 def label(
     name: str, kind: str, folders: list[Path], params: Params
 ) -> tuple[dict[str, Rows], dict[str, int]]:
@@ -103,7 +109,7 @@ def label(
     reader = meme_readers.restore(model)
     size = load(Run, "readers", name).batch
     splits = {split: reader.items(rows[split], known, pictures) for split in SPLITS}
-    scored = "test" if len(splits["test"]) else "validation"
+    scored = scored_split(splits)
     found: dict[str, Rows] = {name: [] for name in TABLES}
     with inference():
         for split, items in splits.items():

@@ -118,7 +118,7 @@ def alone(by_task: dict[str, Rows], ceilings: dict, inputs: str, params: Params)
 
 
 def behaviour(folder: Path) -> dict[str, float]:
-    """The mean of each figure of BEHAVIOUR."""
+    """The mean of each figure of BEHAVIOUR, which is of the scored split alone."""
     found: dict[str, list[float]] = {}
     for row in tables.read(folder / "behaviour.parquet", tables.BEHAVIOUR):
         found.setdefault(row["name"], []).append(row["value"])
