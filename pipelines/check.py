@@ -156,7 +156,9 @@ def check_memes(inpainted: list[str], augmented: list[str], corpora: dict[str, C
         for name in named:
             one_of(key, name, known, "corpora of kind memes")
         if lacking := [name for name in known if name not in named]:
-            raise WrongInput(f"params.yaml: {key} lacks {', '.join(lacking)}, of kind memes: add it")
+            raise WrongInput(
+                f"params.yaml: {key} lacks {', '.join(lacking)}, of kind memes: add it"
+            )
     for name, about in corpora.items():
         records, pictures = MADE_BY.get(about.kind, ("02_clean", "01_ingest"))
         if (about.records, about.pictures) != (records, pictures):

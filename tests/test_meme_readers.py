@@ -1,6 +1,7 @@
 """A trained reader of memes lies in a folder that needs nothing else, and says the same from it."""
 
 import shutil
+import socket
 
 import oriented
 import pytest
@@ -46,6 +47,9 @@ def nowhere(tmp_path, monkeypatch):
         (tmp_path / "params.yaml").unlink()
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "another home"))
         monkeypatch.setattr(resnet, "_fill", None)
+        monkeypatch.setattr(socket.socket, "connect", None)
+        monkeypatch.setattr(socket, "getaddrinfo", None)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
         (tmp_path / "nowhere").mkdir()
         monkeypatch.chdir(tmp_path / "nowhere")
 

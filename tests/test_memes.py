@@ -118,8 +118,10 @@ def test_rows_are_read_by_split_in_order_with_their_paraphrases(tmp_path):
         "validation": oriented.SPLITS["validation"],
         "test": oriented.SPLITS["test"],
     }
-    assert [one["id"] for one in rows["train"]][3:7] == [f"train-{n}" for n in ("3", "4", "4-1", "5")]
-    assert rows["test"][WITHOUT_TEXT]["text"] == "" and rows["test"][WITHOUT_PICTURE]["image"] is None
+    names = [one["id"] for one in rows["train"]]
+    assert names[3:7] == ["train-3", "train-4", "train-4-1", "train-5"]
+    assert rows["test"][WITHOUT_TEXT]["text"] == ""
+    assert rows["test"][WITHOUT_PICTURE]["image"] is None
 
 
 def test_tasks_are_those_of_the_corpus_and_judged_ones_those_of_the_rows(tmp_path):
