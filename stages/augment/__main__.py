@@ -288,6 +288,8 @@ def main(
     target: Path,
 ) -> None:
     ingest, clean, inpaint = folders
+    if not (ingest / "tasks.json").is_file():
+        raise WrongInput(f"{ingest / 'tasks.json'} is missing: run `dvc repro`")
     rows = tables.read(clean / "records.parquet", tables.CLEAN["memes"])
     columns = ["image", "inpainted", "text"]
     found = tables.read_table(inpaint / "pictures.parquet", tables.INPAINTED).select(columns)
