@@ -213,6 +213,15 @@ def test_every_corpus_of_memes_and_no_other_is_inpainted_and_augmented(params, s
     assert fault(params) == f"params.yaml: {section}.corpora lacks memes, of kind memes: add it"
 
 
+def test_without_memes_their_stages_are_told_to_have_none(params):
+    del params["corpora"]["memes"], params["readers"]["mm_orient"]
+    said = "names memes, but no corpus is of kind memes: give [], or add its row to corpora"
+    assert fault(params) == f"params.yaml: inpaint.corpora {said}"
+    params["inpaint"]["corpora"] = params["augment"]["corpora"] = []
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    check.main()
+
+
 @pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])
 def test_a_reader_names_a_model_of_readers(params, reader, model):
     params["readers"][reader]["model"] = model
