@@ -137,7 +137,7 @@ def _row(label: str, found: dict[str, Any], alone: dict[str, Figure | None]) -> 
         "score": _of_ceiling(found["score"], ceilings, "both"),
         "alone": {inputs: _of_ceiling(one, ceilings, inputs) for inputs, one in alone.items()},
         "skill": found.get("skill"),
-        **{name: found[name] for name in AVERAGES},
+        **{name: {"standard_error": None} | found[name] for name in AVERAGES},
     }
 
 
