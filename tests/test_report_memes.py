@@ -83,8 +83,8 @@ def test_each_task_stands_beside_its_ceilings_and_the_mean_below(content):
     shown = text(content).split("Accuracy of each task")[1].split("What was taken")[0]
     error = r"\u00b1 0\.\d+"
     humour = (
-        rf"humour 0\.750 {error} of 1\.000 0\.500 {error} of 0\.500 inside"
-        rf" 0\.750 {error} of 0\.250 inside 0\.500 {error}"
+        rf"humour 0\.750 {error} of 1\.000 0\.500 {error} inside of 0\.500"
+        rf" 0\.750 {error} inside of 0\.250 0\.500 {error}"
     )
     assert re.search(humour, shown), shown
     assert re.search(rf"sentiment 1\.000 {error} of 1\.000 0\.667", shown)
@@ -111,7 +111,7 @@ def test_graphs_and_attention_that_tell_nothing_are_warned_of(content):
     assert "graph tt" not in shown and "graph ii" not in shown
     assert "the attention to regions of the picture collapsed to a mean" in shown
     assert "the attention to words collapsed" not in shown
-    assert re.search(r"ti inert texts, linked where pictures are alike 0\.001 0\.250", shown)
+    assert re.search(r"ti texts, linked where pictures are alike inert 0\.001 0\.250", shown)
 
 
 def test_a_graph_whose_items_are_mostly_alone_is_inert_however_dense():

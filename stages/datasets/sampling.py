@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from stages.datasets import phrases, scenes
 from stages.shared.records import Box, Fact, Picture
@@ -32,6 +32,7 @@ class Params:
     held_out_titles: float
     held_out_names: float
     tweet_rule: str
+    memes: Literal["overlaid", "captioned"]
     meme_share: float
     meme_zoom: int
     meme_quality: int
