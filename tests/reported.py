@@ -92,7 +92,7 @@ def render(place: Path) -> str:
 class Page(HTMLParser):
     """The tags of a page with their attributes, and its text."""
 
-    VOID = frozenset({"meta", "img", "path", "use", "rect"})
+    VOID = frozenset({"meta", "img", "path", "use", "rect", "wbr"})
 
     def __init__(self, content: str):
         super().__init__()

@@ -138,6 +138,8 @@ def measure(name: str, title: str, steps: Rows) -> str:
             _line(axes, _smoothed(taken, column), column, colour)
             place = {"marker": "o", "markersize": 4, "linestyle": ":"}
             _line(axes, steps, f"validation_{column}", colour, **place)
+        if unit.startswith("share of"):  # noise should look like noise
+            axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
         _finish(axes, "step", unit)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), fontsize=8, ncols=2)
 

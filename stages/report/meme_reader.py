@@ -122,7 +122,7 @@ class MemeReader(Reader):
             if row["flag"]
         ]
         return graphs + [
-            f"the attention to {row['label']} collapsed to a mean: its evenness is"
+            f"the attention to {row['label']} is nearly a mean: its evenness is"
             f" {row['value']:.3f}, 1 is the same weight everywhere"
             for row in self.evenness(bounds)
             if row["even"]

@@ -140,12 +140,20 @@ def augmenting(summary: dict[str, Any]) -> list[Fact]:
         ("texts from", summary["texts"]),
         ("paraphrased by", f"{by['backend']}, {nature(by)}"),
         ("paraphrases", summary["paraphrases"]),
-        ("given and kept", f"{told['given']:,} of {told['memes']:,} memes, {told['kept']:,} kept"),
+        (
+            "given",
+            f"{told['given']:,} for {told['memes']:,} memes, of which {told['kept']:,} were kept",
+        ),
         ("rejected", told["rejected"]),
     ]
     if told["without"]:
         facts.append(("memes without", told["without"]))
-    facts.append(("meaning compared", f"of {told['drift_measured']:,}"))
+    facts.append(
+        (
+            "meaning compared",
+            f"of {told['drift_measured']:,}" if told["drift_measured"] else "of none",
+        )
+    )
     if told["drift_unavailable"]:
         facts.append(("not, by language", told["drift_unavailable"]))
     if by["llm"]:
