@@ -169,6 +169,7 @@ def create(run: Run, rows: list[dict], tasks: Tasks, features: Features) -> Read
         "text": asdict(run.text),
         "picture": asdict(run.picture),
         "task_features": asdict(run.task_features),
+        "texts": features.text,  # whether the aligned encoder reads them
         "regions": regions,
         "network": asdict(sizes),
         "shapes": asdict(shapes),
