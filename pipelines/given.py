@@ -12,10 +12,10 @@ from pathlib import Path
 import regex
 from PIL import Image
 
-from stages.ingest import UNKNOWN
 from stages.shared import cleaning, images, params
 from stages.shared.corpus import BYTES_PER_PIXEL
 from stages.shared.language import detect
+from stages.shared.records import UNKNOWN
 from stages.shared.stage import WrongInput
 
 VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}]")

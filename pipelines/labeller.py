@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import regex
-import torch
 
 from pipelines.trained import Trained
 from stages import clean
@@ -147,9 +146,7 @@ class Labeller:
         files = {row["image"]: item.picture for row, item in shown if row["image"]}
         labelled = Labelled(rows, self.reader.coding, self._features(files), files)
         places = list(range(len(items)))
-        has_text = torch.tensor([bool(item.spans) for item in items])
-        batch = labelled.batch(places) | {"has_text": has_text}
-        batch = to_device(batch, next(self.reader.model.parameters()).device)
+        batch = to_device(labelled.batch(places), next(self.reader.model.parameters()).device)
         with inference():
             decided = self.reader.paper.decide(self.reader.model, batch)
         names = self.reader.names(decided.labels, labelled, places)
@@ -164,13 +161,8 @@ class Labeller:
         if self.task == "entities":
             row |= {"words": item.words, "tags": [OUTSIDE] * len(item.spans)}
             return clean.clean_tweet(row, tidy)
-        row |= {"text": item.text or self._placeholder(), "label": self.reader.coding.labels[0]}
+        row |= {"text": item.text, "label": self.reader.coding.labels[0]}
         return clean.clean_post(row, tidy)
-
-    def _placeholder(self) -> str:
-        """As long as a text of training: the model reads a learned vector at each of its places."""
-        unknown = self.reader.coding.text_encoder.tokenizer.unk_token
-        return " ".join([unknown] * self.reader.config["typical_pieces"])
 
     def _features(self, files: dict[str, bytes]) -> Features:
         """One row a picture; a row of zeros that nothing names where there is none."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from pipelines import article, trained
 from pipelines.given import Rules, count, rules
-from stages.ingest import UNKNOWN
 from stages.shared import cleaning, params
 from stages.shared.language import detect
+from stages.shared.records import UNKNOWN
 from stages.shared.stage import WrongInput, output
 
 if TYPE_CHECKING:

@@ -34,12 +34,11 @@ from stages.shared import images, tables
 from stages.shared.corpus import Corpus, Params, split_of
 from stages.shared.params import load, read
 from stages.shared.progress import bar
-from stages.shared.records import SPLITS, Extra
+from stages.shared.records import SPLITS, UNKNOWN, Extra
 from stages.shared.stage import WrongInput, home, output, stage
 from stages.shared.tags import entities, orphans
 
 NAMED = 3  # rejected rows that an error message names
-UNKNOWN = "und"  # BCP 47: undetermined
 
 
 def complete(records: Iterable[dict], params: Params) -> None:

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 from stages.shared import engine, images, inpainters, tables, text_boxes, text_removal
 from stages.shared.images import ADDRESS
 from stages.shared.inpainters import Painting
+from stages.shared.masks import Masking
 from stages.shared.params import load
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home, output, stage
@@ -41,6 +42,7 @@ class Params:
     batch: int
     recognise: Literal["when_missing", "always", "never"]
     find: Finding
+    mask: Masking
     paint: Painting
     read: Reading
 
@@ -65,7 +67,7 @@ def find(params: Params, item: Item) -> bytes:
 
 
 def paint(params: Params, item: Item) -> bytes:
-    return text_removal.paint(item.content, item.boxes.quads, params.paint).pack()
+    return text_removal.paint(item.content, item.boxes.quads, params.mask, params.paint).pack()
 
 
 def read(params: Params, item: Item) -> bytes:
@@ -182,7 +184,8 @@ def rows_of(
     with_text = [name for name in names if name in boxes and len(boxes[name].quads)]
     rows = {name: row(name, boxes.get(name)) for name in names}
     if params.paint.backend != "none":
-        settings = text_boxes.fingerprint(params.find) + inpainters.fingerprint(params.paint)
+        parts = text_boxes.fingerprint(params.find), inpainters.fingerprint(params.paint)
+        settings = "\n".join([*parts, repr(params.mask)])
         fingerprint = sha256(settings.encode()).hexdigest()
         for name, packed in work.through(paint, fingerprint, with_text, boxes):
             result = text_removal.unpack_painted(packed)

@@ -64,6 +64,17 @@ def files() -> list[Path]:
     return sorted(path for name in listed.split("\0") if (path := Path(name)).is_file() and name)
 
 
+@pytest.fixture(scope="session")
+def trained_readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which both readers are trained; a test that edits its files puts them back."""
+    from tests import labellers
+
+    place = tmp_path_factory.mktemp("label") / "project"
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        return labellers.project(place, patch)
+
+
 @pytest.fixture
 def serve(monkeypatch):
     """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""

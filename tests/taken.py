@@ -32,7 +32,9 @@ def take(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path, **ch
     folder = tmp_path / "project"
     folder.mkdir(exist_ok=True)
     formats = PARAMS["formats"] | {format: PARAMS["formats"][format] | changes}
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"formats": formats}))
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(PARAMS | {"formats": formats}, sort_keys=False)
+    )
     monkeypatch.chdir(folder)
     target = folder / "taken"
     ingest.main(LIMITS, "corpus", kind, format, source, target)

@@ -25,7 +25,14 @@ from tests import memes
 from tests.chat_server import KEY, TOKENS
 
 PROMPT = paraphrasers.read_prompt(augment.PROMPT)
-TIDY = cleaning.Params(unicode="NFKC", links=True, emoji="keep")
+TIDY = cleaning.Params(
+    unicode="NFKC",
+    links=True,
+    emoji="keep",
+    memes=cleaning.Overlay(
+        mentions=True, sites=["com"], case="keep", punctuation="keep", digits="keep", lines="join"
+    ),
+)
 
 
 @pytest.fixture
@@ -35,6 +42,7 @@ def params() -> Params:
     openai = replace(shipped.openai, retries=0, timeout=5.0, max_failed=1.0, concurrency=4)
     return replace(
         shipped,
+        paraphrases=5,
         filters=replace(shipped.filters, drift=None),
         openai=openai,
     )
@@ -119,19 +127,19 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
     content = images.find(place / "target/images", [row["image"] for row in made])
     for row in made:
         assert images.decode(content[row["image"]]).size == (12, 12)
-        assert content[row["image"]].startswith(b"\x89PNG")
+        assert content[row["image"]].startswith(b"\xff\xd8")
     assert {row["image"] for row in records if row["group"] == "bare"} == {None}
 
 
-def test_pictures_may_stay_as_they_are_or_become_jpeg(place, params):
+def test_pictures_may_stay_as_they_are_or_become_png(place, params):
     still, _ = rules(place, params, picture=replace(params.picture, look="none"))
     assert len({row["image"] for row in still if row["group"] == "t0"}) == 1
     stored = {row["sha256"] for row in images.read(place / "target/images")}
     assert stored == {row["image"] for row in still if row["image"]}
-    jpeg, _ = rules(place, params, picture=replace(params.picture, quality=95))
-    names = {row["image"] for row in jpeg if row["variant"] and row["image"]}
+    png, _ = rules(place, params, picture=replace(params.picture, quality=None))
+    names = {row["image"] for row in png if row["variant"] and row["image"]}
     content = images.find(place / "target/images", names)
-    assert all(file.startswith(b"\xff\xd8") for file in content.values())
+    assert all(file.startswith(b"\x89PNG") for file in content.values())
 
 
 def test_a_second_run_writes_the_same_bytes_and_another_seed_others(place, params):
@@ -181,6 +189,27 @@ def test_recognised_text_is_cleaned_and_used_where_there_is_none(place, params):
     assert found["texts"] == {"corpus": 7, "recognised": 1}
 
 
+def test_what_is_worded_anew_has_its_case_and_marks_and_is_cleaned_then(place, params, serve):
+    """The shipped cleaning leaves small letters alone, of which no sentence can be made."""
+    server = serve(
+        lambda *_: answer("SIT DOWN? Others do not let you, 24 hours a day.", *"vwxyz"[1:])
+    )
+    row = memes.some()[0] | {
+        "original": f"{memes.TEXTS[0]}! @someone memes.com",
+        "text": "when you",
+    }
+    memes.write(place, [row])
+    folders = [place / name for name in ("ingest", "clean", "inpaint")]
+    asked = replace(params, backend="openai:writer")
+    augment.main(asked, load(cleaning.Params, "clean"), PROMPT, folders, place / "target")
+    assert [given(body) for body in server.requests] == [f"{memes.TEXTS[0]}!"]
+    records = tables.read(place / "target/records.parquet", tables.MEMES)
+    assert [row["text"] for row in records][:2] == [
+        "when you",
+        "sit down others do not let you hours a day",
+    ]
+
+
 def test_a_meme_without_any_text_stays_and_is_counted(place, params):
     records, found = rules(place, params)
     (silent,) = [row for row in records if row["group"] == "silent"]
@@ -199,6 +228,13 @@ def test_the_summary_counts_what_the_records_hold_and_says_that_rules_are_no_llm
     assert told["kept"] == count == told["given"] - sum(told["rejected"].values())
     assert found["picture"] == "mild"
     assert json.loads((place / "target/tasks.json").read_text()) == memes.TASKS
+
+
+def test_the_meaning_of_rules_is_not_measured(place, params):
+    """They keep it by what they are; MiniLM would cost more than all the rest."""
+    strict = replace(params.filters, drift=1.0)
+    _, found = rules(place, params, filters=strict)
+    assert found["paraphrased"]["drift_measured"] == 0 < found["paraphrased"]["kept"]
 
 
 def test_rules_leave_other_languages_alone_and_say_so(place, params):
@@ -357,7 +393,9 @@ def test_paraphrases_are_the_originals_own_in_every_order(params):
         memes.meme(f"m{i}", "train", f"text {i}", None) | {"group": f"m{i}", "variant": 0}
         for i in range(5)
     ]
-    kept, _ = augment.paraphrases(rows[::-1], Echo(), params, lambda text, language: text)
+    sentences = {row["id"]: row["text"] for row in rows}
+    words = augment.Words(TIDY)
+    kept, _ = augment.paraphrases(rows[::-1], sentences, Echo(), params, words)
     assert kept == {f"m{i}": [(1, f"m{i} in wholly other words")] for i in range(5)}
 
 
@@ -382,7 +420,7 @@ def test_no_file_and_no_line_holds_the_key_or_the_address(place, params, serve):
     server = serve(five)
     address = server.address.replace("http://", "http://user:password@")
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values["augment"]["backend"] = "openai:writer"
+    values["augment"] |= {"backend": "openai:writer", "paraphrases": 5}
     values["augment"]["filters"]["drift"] = None
     (place / "params.yaml").write_text(yaml.safe_dump(values))
     shutil.copytree("stages", place / "stages", ignore=shutil.ignore_patterns("__pycache__"))

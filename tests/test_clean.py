@@ -1,13 +1,15 @@
 # ruff: noqa: RUF001  odd characters are what this is about
 import json
+from dataclasses import replace
 from itertools import product
 from random import Random
 
 import pytest
+import regex
 
 from stages.clean import main
 from stages.shared import tables
-from stages.shared.cleaning import Overlay, Params, clean, clean_overlay  # noqa: F401
+from stages.shared.cleaning import EMOJI, Overlay, Params, clean, clean_overlay
 
 MEMES = {"mentions": True, "sites": ["com", "co.uk"], "case": "lower"}
 MEMES |= {"punctuation": "drop", "digits": "drop", "lines": "join"}
@@ -165,3 +167,105 @@ def test_a_post_keeps_its_original_and_stays_where_nothing_would_be_left(tmp_pat
     assert [row["text"] for row in rows] == ["see", "https://a.org"]
     assert [row["original"] for row in rows] == said and rows[0]["label"] == "neutral"
     assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("WHEN YOU\nSEE IT imgflip.com", "when you see it"),
+        ("IMGFLIP.COM", ""),
+        ("quick_meme.com/a?b=c. IMGFLIP .COM x.co.uk", ""),
+        ("HTTP://A.ORG/B see WWW.A.ORG/b now", "see now"),
+        ("by @Some.One and me@a.org", "by and"),
+        ("wow...imgflip.com", "wow"),
+        ("imgflip.commercial, not.a.site; a@b", "imgflip commercial not a site a b"),
+        ("DON'T stop, l’été: well-known!", "dont stop lété well known"),
+        ("- 3 things\n• 2nite", "things nite"),
+        (
+            "Привет, МИР! Ελλάς। नमस्ते, दुनिया! می\u200cخواهم؟",
+            "привет мир ελλάς नमस्ते दुनिया می\u200cخواهم",
+        ),
+        ("你好，世界。看imgflip.com吧「二〇」", "你好 世界 看 吧 二〇"),
+        ("ok 👍🏽 ❤️ ♥ #1", "ok 👍🏽 ❤️"),
+        ("\u0301!\u200d a\u0301", "á"),
+    ],
+)
+def test_the_words_over_a_meme_lose_addresses_before_their_punctuation(text, expected):
+    assert clean_overlay(text, "en", KEEP) == expected
+
+
+def test_what_goes_from_a_meme_is_as_params_say():
+    text = "LOOK, @bob: 3 cats!\nimgflip.com 👍"
+    kept = {
+        "mentions": False,
+        "sites": [],
+        "case": "keep",
+        "punctuation": "keep",
+        "digits": "keep",
+        "lines": "keep",
+    }
+    plain = replace(KEEP, memes=Overlay(**kept))
+    assert clean_overlay(text, "en", plain) == text
+    assert clean_overlay(text, "en", replace(DROP, memes=Overlay(**kept))) == text[:-2]
+    for change, expected in [
+        ({"mentions": True}, "LOOK, : 3 cats!\nimgflip.com 👍"),
+        ({"sites": [".com"]}, "LOOK, @bob: 3 cats!\n👍"),
+        ({"case": "lower"}, text.lower()),
+        ({"punctuation": "drop"}, "LOOK bob 3 cats\nimgflip com 👍"),
+        ({"digits": "drop"}, "LOOK, @bob: cats!\nimgflip.com 👍"),
+        ({"lines": "join"}, text.replace("\n", " ")),
+    ]:
+        assert clean_overlay(text, "en", replace(KEEP, memes=Overlay(**kept | change))) == expected
+
+
+def test_small_letters_are_those_of_the_language():
+    assert clean_overlay("SIKI İYİ", "tr", KEEP) == "sıkı iyi"
+    assert clean_overlay("SIKI", "en", KEEP) == "siki"
+
+
+def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emoji_only():
+    pieces = "@ @a a1.com .com com a@b.co http:// www. . - _ ' ’ don't 1 2️⃣ ❤️ 👍🏽 ½ 〇"
+    pieces += " İ ß Σ ΑΣ ᴬ Ꭰ K \u0301 \u200d \u200c क् ष ( ) （ ］ ＠ ．ｃｏｍ"
+    pieces += " # * \0 \u202e 中 ，。 ♥ 🇩 \u20e3 \ufe0f"
+    pieces = [*pieces.split(" "), " ", "\n", "\t", "\u2028", "\u00a0"]
+    random = Random(0)
+    some = [KEEP, DROP, PLAIN, replace(KEEP, memes=replace(ALL, punctuation="keep"))]
+    for params, language in product(some, ["zh", "en", "tr"]):
+        for number in range(400):
+            text = "".join(random.choices(pieces, k=random.randint(1, 25)))
+            if number % 2:
+                text = "".join(chr(random.randrange(0x30000)) for _ in range(12)) + text
+            once = clean_overlay(text, language, params)
+            assert clean_overlay(once, language, params) == once
+            assert once == once.strip() and "  " not in once and "\n" not in once
+            if params.memes.punctuation == "drop":
+                words = EMOJI.sub("", once)
+                assert not regex.search(r"[^\p{L}\p{M}\p{N}\s\u200c\u200d]", words)
+
+
+def test_no_text_of_a_meme_costs_more_than_its_length():
+    for piece in ("a.", "@a", "a_.com", "a@a.", "(http://a", "'", "\u0301", "@", " .com"):
+        clean_overlay(piece * 20_000, "en", KEEP)
+
+
+def test_a_meme_without_words_stays_if_it_has_a_picture(tmp_path):
+    meme = {"id": "a", "split": "train", "language": "en", "source": "x", "image": "p"}
+    meme |= {"text": "imgflip.com", "labels": [{"task": "humour", "label": "funny"}]}
+    rows, summary = run(
+        tmp_path,
+        "memes",
+        meme,
+        {**meme, "id": "b", "text": "TOP\nBOTTOM", "image": None},
+        {**meme, "id": "c", "split": "test", "image": None},
+    )
+    assert [row["text"] for row in rows] == ["", "top bottom"]
+    assert [row["original"] for row in rows] == ["imgflip.com", "TOP\nBOTTOM"]
+    assert rows[0]["labels"] == meme["labels"]
+    assert summary == {
+        "records": {"train": 2, "validation": 0, "test": 0},
+        "records_dropped": 1,
+        "texts": 3,
+        "texts_changed": 2,
+        "texts_dropped": 1,
+        "without_text": {"train": 1, "validation": 0, "test": 1},
+    }

@@ -6,7 +6,6 @@ import subprocess
 from argparse import Namespace
 from pathlib import Path
 
-import labellers
 import mlflow
 import pandas as pd
 import pytest
@@ -23,19 +22,11 @@ from stages.shared.stage import WrongInput
 from tests.test_cli import POLYMUSE, polymuse
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    place = tmp_path_factory.mktemp("label") / "project"
-    place.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        return labellers.project(place, patch)
-
-
 @pytest.fixture
-def place(trained, monkeypatch):
-    monkeypatch.chdir(trained)
-    monkeypatch.setenv("POLYMUSE_HOME", str(trained / "home"))
-    return trained
+def place(trained_readers, monkeypatch):
+    monkeypatch.chdir(trained_readers)
+    monkeypatch.setenv("POLYMUSE_HOME", str(trained_readers / "home"))
+    return trained_readers
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-import labellers
 import pytest
 import tagged
+import torch
 import yaml
 from labellers import RED, labeller_of, model_of
 
@@ -16,19 +16,11 @@ from stages.shared.devices import inference
 from stages.shared.stage import WrongInput
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    place = tmp_path_factory.mktemp("label") / "project"
-    place.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        return labellers.project(place, patch)
-
-
 @pytest.fixture
-def place(trained, monkeypatch):
-    monkeypatch.chdir(trained)
-    monkeypatch.setenv("POLYMUSE_HOME", str(trained / "home"))
-    return trained
+def place(trained_readers, monkeypatch):
+    monkeypatch.chdir(trained_readers)
+    monkeypatch.setenv("POLYMUSE_HOME", str(trained_readers / "home"))
+    return trained_readers
 
 
 @pytest.mark.parametrize(
@@ -117,17 +109,21 @@ def test_neighbours_change_nothing(place, name):
     assert labeller.label([]) == []
 
 
-def test_a_placeholder_is_as_long_as_a_text_of_training(place):
+def test_a_picture_without_text_is_labelled_as_one_whose_text_is_hidden(place):
+    """However long that is: so stages/label.py reads pictures alone."""
     labeller = labeller_of(model_of(place, "muse_sentiment"))
-    items = [row for row, _ in tagged.items("posts") if row["split"] == "train"]
-    lengths = sorted(len(row["text"].split()) for row in items)  # a word a piece
-    assert labeller.reader.config["typical_pieces"] in range(lengths[0], lengths[-1] + 1)
-    assert len(labeller._placeholder().split()) == labeller.reader.config["typical_pieces"]
     (alone,) = labeller.label([of_text("", RED)])
-    # What stands at its places is the learned vector, whatever the word.
-    words = [tagged.tiny_berts.WORDS[0]] * labeller.reader.config["typical_pieces"]
-    labeller._placeholder = lambda: " ".join(words)
-    assert labeller.label([of_text("", RED)]) == [alone]
+    decide = labeller.reader.paper.decide
+
+    def shown_alone(model, batch):
+        return decide(model, batch | {"has_text": torch.zeros_like(batch["has_text"])})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labeller.reader.paper, "decide", shown_alone)
+        for text in ("the", "the fox sat under the lamp"):
+            (found,) = labeller.label([of_text(text, RED)])
+            assert found.label == alone.label
+            assert found.probability == pytest.approx(alone.probability, abs=1e-5)
 
 
 def test_writers_and_readers_are_told_apart(place, tmp_path):
@@ -160,7 +156,7 @@ def made(folder: Path, name: str, kind: str, without_pictures: bool = False) -> 
 def test_a_reader_of_pixels_needs_no_encoder(place, tmp_path, monkeypatch):
     text = (place / "params.yaml").read_text()
     changed = yaml.safe_load(text)
-    pixels = {"encoder": "resnet18", "weights": "none", "size": 32, "grid": 1}
+    pixels = {"encoder": "resnet18", "weights": "none", "size": 64, "grid": 1}
     changed["readers"]["muse_sentiment"]["picture"] |= pixels
     (place / "params.yaml").write_text(yaml.safe_dump(changed))
     try:

@@ -7,7 +7,7 @@
 5 as many cells as pieces: `test_a_text_may_be_longer_than_a_picture_has_cells`;
 6 captions above their limit: Vocabulary.encode of nic_att.py, and `at_most` is bounded below;
 8 shapes kept from the first batch: `test_a_smaller_batch_may_follow_a_larger_one`;
-10 one tweet's picture for those without: `test_a_missing_picture_is_a_learned_one`;
+10 one tweet's picture for those without: a learned one, tests/test_muse_missing.py;
 11 errors swallowed, devices fixed: ruff forbids bare excepts; tensors are made beside others.
 """
 
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.models import muse
-from stages.shared.stage import WrongInput
 from tests import muses
 from tests.muses import PLAIN, VARIANTS, batch, double, everything, model, name, network
 
@@ -36,19 +35,26 @@ def each(found) -> list:
         ({"mu": 0}, "1 <= mu <= eta <= layers, which is 3"),
         ({"mu": 3, "eta": 2}, "1 <= mu <= eta"),
         ({"eta": 4}, "1 <= mu <= eta"),
-        ({"theta": 1.0}, "theta, dropout and head_dropout must be 0 or more and below 1"),
-        ({"dropout": -0.1}, "theta, dropout and head_dropout"),
-        ({"at_least": -1}, "at_least, sigma, alpha, beta"),
-        ({"captioning__alpha": -1.0}, "at_least, sigma, alpha, beta"),
-        ({"missing_picture": 0.6, "missing_text": 0.5}, "missing_picture [+] missing_text pass 1"),
+        ({"theta": 1.0}, "theta is 1.0: give 0 or more and less than 1"),
+        ({"dropout": -0.1, "head_dropout": 1.0}, "dropout is -0.1: .*; head_dropout is 1.0"),
+        ({"at_least": -1}, "at_least is -1: give 0 or more"),
+        ({"sigma": float("nan")}, "sigma is nan: give 0 or more"),
+        ({"d_model": 0}, "d_model is 0: give 1 or more"),
+        ({"heads": 0}, "heads is 0: give 1 or more"),
         ({"heads": 3}, "heads must divide d_model"),
-        ({"captioning__at_most": 2}, "captioning.at_most must be 3 or more"),
-        ({"drawing__items": 0}, "drawing.items must be 1 or more"),
+        ({"missing_text": -0.1}, "missing_text is -0.1: give 0 or more"),
+        ({"missing_picture": 0.6, "missing_text": 0.5}, "missing_picture [+] missing_text pass 1"),
+        ({"captioning__alpha": -1.0}, "alpha is -1.0: give 0 or more"),
+        ({"captioning__min_count": 0}, "min_count is 0: give 1 or more"),
+        ({"captioning__at_most": 2}, "at_most is 2: give 3 or more"),
+        ({"drawing__beta": -1.0}, "beta is -1.0: give 0 or more"),
+        ({"drawing__rate": -1.0}, "rate is -1.0: give 0 or more"),
+        ({"drawing__items": 0}, "items is 0: give 1 or more"),
         ({"fusion": "text"}, "fusion text has no regularisers"),
     ],
 )
-def test_numbers_out_of_bounds_are_a_sentence(changes, sentence):
-    with pytest.raises(WrongInput, match=f"models.muse.network: .*{sentence}"):
+def test_numbers_out_of_bounds_are_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
         network(**changes)
 
 
@@ -149,6 +155,16 @@ def torch_feed(layer, x, norm):
     return new if norm == "pre" else layer.ffn_norm(new)
 
 
+def test_what_is_exchanged_is_chosen_without_the_dropout_of_attention():
+    """Up to the attention of the first layer nothing is dropped."""
+    crossing = muse.CrossTransformer(network(dropout=0.5, mu=1)).double()
+    given = streams(crossing)
+    for told, wanted in zip(
+        crossing.train()(*given)[1][0].weights, crossing.eval()(*given)[1][0].weights, strict=True
+    ):
+        torch.testing.assert_close(told, wanted)
+
+
 def test_a_random_selection_is_drawn_in_training_and_fixed_otherwise():
     crossing = muse.CrossTransformer(network(selection="random", theta=0.4)).double()
     given = streams(crossing)
@@ -201,55 +217,6 @@ def test_cross_attention_matches_torch_and_both_look_at_what_was_there_before():
         torch.testing.assert_close(found[own], expected)
 
 
-# ------------------------------------------------------------------------------- missing modalities
-@pytest.mark.parametrize("task", ["entities", "sentiment"])
-@pytest.mark.parametrize("pixels", [False, True])
-def test_a_missing_picture_is_a_learned_one(task, pixels):
-    reader = model(task, pixels).eval()
-    given = everything() | {"has_picture": torch.zeros(8, dtype=torch.bool)}
-    noise = {key: torch.randn_like(given[key]) for key in ("picture", "drawing")}
-    for one in (reader.encode(given), reader.encode(given | noise)):
-        assert torch.equal(one.streams[1], reader.no_picture.expand(8, -1, -1))
-    assert muse.decide(reader, given) == muse.decide(reader, given | noise)
-    del given["picture"]  # of a corpus without pictures
-    assert set(muse.loss(reader, given)) == {"task", "captioning", "drawing"}
-    assert muse.loss(reader, given)["captioning"] == muse.loss(reader, given)["drawing"] == 0
-
-
-@pytest.mark.parametrize("task", ["entities", "sentiment"])
-@pytest.mark.parametrize("changes", [{}, PLAIN], ids=name)
-def test_a_missing_text_is_known_by_its_length_alone(task, changes):
-    reader = model(task, **changes).eval()
-    given = everything() | {"has_text": torch.zeros(8, dtype=torch.bool)}
-    other = given | {"ids": given["ids"].flip(1)}
-    assert muse.decide(reader, given) == muse.decide(reader, other)
-    assert torch.isfinite(sum(muse.loss(reader, given).values()))
-
-
-def test_nothing_is_exchanged_with_what_is_missing():
-    trace = muse.look(model().eval(), everything())[1]
-    for places in trace.exchanged:
-        some = places.any(1).tolist()
-        alone = {*muses.WITHOUT_PICTURE, *muses.WITHOUT_TEXT}
-        assert [i for i in range(8) if not some[i]] == sorted(alone)
-
-
-def test_a_text_without_pieces_is_one_without_words():
-    """A post of blanks: has_text is true and there is nothing to read."""
-    reader = model("sentiment").eval()
-    given = everything()
-    given["pieces_mask"][0] = False
-    assert torch.isfinite(sum(muse.loss(reader, given).values()))
-    assert not any(places[0].any() for t in muse.look(reader, given) for places in t.exchanged)
-
-
-def test_hidden_items_are_neither_captioned_nor_drawn():
-    torch.manual_seed(0)
-    reader = model(missing_picture=1.0).train()
-    assert muse.loss(reader, everything())["captioning"] == 0
-    assert muse.loss(reader.eval(), everything())["captioning"] > 0  # hidden in training only
-
-
 # -------------------------------------------------------------------------------------- invariances
 ITEMS = [0, 1, 2, 6, 7]
 
@@ -269,6 +236,27 @@ def test_neither_neighbours_nor_padding_change_an_item(task, changes):
         told = muse.behaviour(reader, alone) | muse.regularisers(reader, alone)
         for key, values in (found | extra).items():
             torch.testing.assert_close(told[key][0], values[place], equal_nan=True)
+
+
+def test_padding_is_read_and_exchanged_where_the_public_code_does_so():
+    """Text 0 has four pieces, text 2 eight: of four and of eight, 0.3 are one and two."""
+    ignored, given = model("sentiment", masks="ignored").double().eval(), double(batch(0, 2))
+    numbers = [places.sum(1).tolist() for places in muse.look(ignored, given)[1].exchanged]
+    assert numbers == [[2, 2], [1, 1]]
+    respected = model("sentiment").double().eval()
+    numbers = [places.sum(1).tolist() for places in muse.look(respected, given)[1].exchanged]
+    assert numbers == [[1, 2], [1, 1]]
+    still = [
+        model("sentiment", theta=0.0, masks=masks).double().eval()
+        for masks in ("ignored", "respected")
+    ]
+    whole = given | {"pieces_mask": torch.ones_like(given["pieces_mask"])}
+    one, other = (
+        reader.scores(shown, reader.encode(shown))
+        for reader, shown in zip(still, (given, whole), strict=True)
+    )
+    torch.testing.assert_close(one, other)
+    assert not torch.allclose(one[0], still[1].scores(given, still[1].encode(given))[0])
 
 
 @pytest.mark.parametrize("task", ["entities", "sentiment"])

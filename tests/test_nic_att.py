@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_vocabulary_read_again_is_the_same():
     vocabulary = Vocabulary([["b", "a", "ß", "😀"], ["c", "c", "I", "SOS"]], min_count=1)
     again = Vocabulary.from_json(vocabulary.to_json())
     assert again.words == vocabulary.words and again.ids == vocabulary.ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"embed": 0}, "embed is 0: give 1 or more"),
+        ({"hidden": 0, "attention": -1}, "hidden is 0: .*; attention is -1: give 1 or more"),
+        ({"doubly_stochastic": -1.0}, "doubly_stochastic is -1.0: give 0 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0: give 0 or more and less than 1"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        replace(TINY, **changes)
 
 
 # ------------------------------------------------------------------------------- equations

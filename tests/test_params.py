@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from stages.shared.params import fill, load, read
+from stages.shared.params import at_least, below_one, fill, load, read, refuse
 from stages.shared.stage import WrongInput
 
 
@@ -64,6 +64,30 @@ def test_a_wrong_value_is_named_with_what_would_be_right(change, said):
         fill(Params, GOOD | change, "stage")
     assert said in str(wrong.value)
     assert str(wrong.value).startswith("params.yaml: ")
+
+
+def test_a_section_that_refuses_its_values_is_named():
+    @dataclass(frozen=True)
+    class Bounded:
+        steps: int
+        share: float
+
+        def __post_init__(self) -> None:
+            at_least(self, steps=1)
+            below_one(self, "share")
+            refuse({"steps are odd: give an even number": self.steps % 2 > 0})
+
+    def said(steps, share) -> str:
+        with pytest.raises(WrongInput) as wrong:
+            fill(Bounded, {"steps": steps, "share": share}, "stage.part")
+        return str(wrong.value)
+
+    assert fill(Bounded, {"steps": 2, "share": 0.0}, "stage.part") == Bounded(2, 0.0)
+    assert said(0, 0.5) == "params.yaml: stage.part: steps is 0: give 1 or more"
+    wanted = "params.yaml: stage.part: share is {}: give 0 or more and less than 1"
+    for share in (1.0, -0.5, float("nan")):
+        assert said(2, share) == wanted.format(share)
+    assert said(3, 0.5) == "params.yaml: stage.part: steps are odd: give an even number"
 
 
 def test_every_missing_and_unknown_key_is_named_at_once():

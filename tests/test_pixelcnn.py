@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import pytest
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from stages.shared import pixelcnn
 from stages.shared.pixelcnn import Params, PixelCNN, coupled, from_bytes, log_likelihood, pick
-from stages.shared.stage import WrongInput
 
 WIDTH = 3
 TINY = Params(size=8, blocks=1, filters=4, mixtures=2, dropout=0.0)
@@ -221,6 +221,18 @@ def test_the_split_of_a_batch_changes_nothing():
     torch.testing.assert_close(model.bits(x, h), alone, rtol=1e-9, atol=0)
 
 
+def test_means_keep_their_precision_where_the_rest_is_computed_in_bfloat16():
+    model, x, h = network().float(), pictures(2).float(), torch.randn(2, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        theta, bits = model(x, h), model.bits(x, h)
+        drawn = model.sample(h.bfloat16(), torch.Generator().manual_seed(0))
+    assert theta.dtype == bits.dtype == drawn.dtype == torch.float32
+    assert not torch.equal(theta, theta.bfloat16().float())  # it is no rounded one
+    nats = -log_likelihood(theta.double(), x.double()).sum((1, 2))
+    torch.testing.assert_close(bits.double(), nats / (3 * 8 * 8 * math.log(2)))
+    assert torch.equal(from_bytes(pixelcnn.to_bytes(drawn)), drawn)
+
+
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_every_weight_gets_a_gradient(blocks):
     model = network(Params(size=8, blocks=blocks, filters=4, mixtures=2, dropout=0.5)).train()
@@ -238,7 +250,16 @@ def test_filters_are_as_long_as_g_says_however_long_v_is():
     torch.testing.assert_close(conv.weight, before)
 
 
-@pytest.mark.parametrize("size", [0, 2, 18])
-def test_a_size_that_cannot_be_halved_twice_is_refused(size):
-    with pytest.raises(WrongInput, match=f"size is {size}: give a multiple of 4"):
-        PixelCNN(Params(size=size, blocks=1, filters=4, mixtures=2, dropout=0.0), WIDTH)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": 0}, "size is 0: give 4 or more"),
+        ({"size": 18}, "size is 18, and pictures are halved twice: give a multiple of 4"),
+        ({"blocks": 0}, "blocks is 0: give 1 or more"),
+        ({"filters": 0, "mixtures": 0}, "filters is 0: .*; mixtures is 0: give 1 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0: give 0 or more and less than 1"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        replace(TINY, **changes)

@@ -1,5 +1,6 @@
 """Presets are laid over params.yaml and taken back without a trace."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,59 @@ def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published
         assert (run["sft"]["steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
         iterations = run["preference"]["steps"] / preference["epochs"]
         assert (iterations, run["preference"]["learning_rate"]) == (20_000, 1e-5)
+
+
+def overlay(name: str) -> dict:
+    return yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
+
+
+# Of the public code's runs on Twitter-2017 (README, run_t17.sh, defaults of main.py): its names.
+PUBLIC = {"alpha": 1e-4, "beta": 1e-4, "sigma": 1.0, "theta": 0.1, "batch": 40, "epochs": 10}
+TWEETS, PIXELS, LENGTH = 3373, 32 * 32, 64  # of Twitter-2017's train split; divisors of its loss
+
+
+def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
+    network = overlay("paper_muse")["models"]["muse"]["network"]
+    wanted = {"d_model": 768, "heads": 12, "d_ff": 2048, "layers": 6, "norm": "post"}
+    wanted |= {"dropout": 0.2, "head_dropout": 0.5, "head": "linear"}  # cross_, crf_dropout
+    wanted |= {"mu": 1 + 1, "eta": 3 + 1}  # replace_start, replace_end: from 0, the last included
+    wanted |= {"theta": PUBLIC["theta"], "sigma": PUBLIC["sigma"], "at_least": 0}
+    wanted |= {"exchange": "residual", "count": "quantile"}  # skip_connection, use_quantile
+    wanted |= {"picture_of_word": "cell", "share_projection": False}
+    wanted |= {"missing_picture": 0.0, "missing_text": 0.0}
+    assert {key: network[key] for key in wanted} == wanted
+    captioning, drawing = network["captioning"], network["drawing"]
+    # A mean over 64 cells there, a sum here.
+    decoder = {"embed": 512, "hidden": 512, "attention": 512, "dropout": 0.5}
+    assert captioning["decoder"] == decoder | {"doubly_stochastic": 1 / 64}
+    assert (captioning["min_count"], captioning["at_most"]) == (2, 64)
+    decoder = {"size": 32, "blocks": 5, "filters": 80, "mixtures": 10, "dropout": 0.5}
+    assert drawing["decoder"] == decoder
+    assert (drawing["items"], drawing["rate"]) == (PUBLIC["batch"], 1.0)
+    # alpha L_it / 64 + beta L_ti / 1024 + sigma L_task / 64, times 64. L_ti: a batch's nats, added,
+    # of 3 colours of each of 1024 pixels: bits a dimension times ln 2, 3, 1024 and the batch.
+    assert captioning["alpha"] == PUBLIC["alpha"]
+    beta = PUBLIC["beta"] * LENGTH / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
+    assert drawing["beta"] == pytest.approx(beta, rel=1e-3)
+
+
+def test_its_runs_have_the_numbers_of_the_public_ones():
+    readers = overlay("paper_muse")["readers"]
+    for run in readers.values():
+        text, picture, training = run["text"], run["picture"], run["training"]
+        assert (text["encoder"], text["tuned"], text["rate"]) == ("bert-base-uncased", "all", 1.0)
+        assert text["pieces"] + 2 == LENGTH == picture["grid"] ** 2  # max_seq_length, cells
+        assert (picture["encoder"], picture["size"]) == ("resnet152", 224)
+        assert (training["batch"], training["learning_rate"]) == (PUBLIC["batch"], 1e-4)
+        assert (training["warmup"], training["weight_decay"]) == (0.1, 0.01)
+        assert (training["clip_norm"], training["validate_every"]) == (1.0, 100)
+    steps = PUBLIC["epochs"] * math.ceil(TWEETS / PUBLIC["batch"])
+    assert readers["muse_entities"]["training"]["steps"] == steps
+
+
+def test_posts_have_the_alpha_and_beta_of_a_task_that_is_weighed_64_times():
+    """sigma 64 L_task / 64 is L_task as it is: the other terms keep their divisors."""
+    network = overlay("paper_muse_posts")["models"]["muse"]["network"]
+    assert network["captioning"]["alpha"] == PUBLIC["alpha"] / LENGTH
+    beta = PUBLIC["beta"] / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
+    assert network["drawing"]["beta"] == pytest.approx(beta, rel=1e-3)

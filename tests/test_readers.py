@@ -1,6 +1,7 @@
 import json
 import shutil
 import socket
+from itertools import cycle
 
 import pytest
 import tagged
@@ -14,7 +15,7 @@ from stages.shared.stage import WrongInput
 
 RESNET = {
     "readers.muse_sentiment.picture.encoder": "resnet18",
-    "readers.muse_sentiment.picture.size": 32,
+    "readers.muse_sentiment.picture.size": 64,
     "readers.muse_sentiment.picture.grid": 2,
     "readers.muse_sentiment.training.steps": 2,
 }
@@ -92,10 +93,44 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
     assert decided(readers.restore(folder / "model"), given, "posts") == wanted
 
 
-def created(folder, name="muse_sentiment", pictures=True) -> Reader:
-    """A reader before its first step."""
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("readers.muse_sentiment.batch", 0, "readers.muse_sentiment: batch is 0"),
+        ("readers.muse_sentiment.training.batch", 0, "muse_sentiment.training: batch is 0"),
+        ("readers.muse_sentiment.training.steps", -1, "muse_sentiment.training: steps is -1"),
+        ("readers.muse_sentiment.text.pieces", 0, "muse_sentiment.text: pieces is 0: give 1"),
+        ("readers.muse_sentiment.text.rate", -1.0, "muse_sentiment.text: rate is -1.0: give 0"),
+        ("readers.muse_sentiment.text.tuned", 9, "has 3 layers, and tuned is 9: give 0 to 3"),
+        ("readers.muse_sentiment.text.encoder", "no-such-bert", "text encoder no-such-bert could"),
+        ("readers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
+        ("readers.muse_sentiment.picture.grid", 0, "muse_sentiment.picture: grid is 0: give 1"),
+        ("readers.muse_sentiment.picture.size", 32, "picture: size is 32: give 33 or more"),
+        ("readers.muse_sentiment.picture.rate", -1.0, "picture: rate is -1.0: give 0 or more"),
+        (
+            "readers.muse_sentiment.picture.encoder",
+            "resnet19",
+            "picture.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
+        ),
+        ("models.muse.network.theta", 1.0, "models.muse.network: theta is 1.0: give 0"),
+        ("models.muse.network.captioning.at_most", 2, "network.captioning: at_most is 2: give 3"),
+        ("models.muse.network.captioning.decoder.embed", 0, "captioning.decoder: embed is 0"),
+        ("models.muse.network.drawing.items", 0, "network.drawing: items is 0: give 1"),
+        ("models.muse.network.drawing.decoder.size", 6, "drawing.decoder: size is 6, and pictures"),
+    ],
+)
+def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, said):
+    folder = place({key: value})
+    with pytest.raises(WrongInput) as wrong:
+        created(folder)
+    assert said in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> Reader:
+    """A reader before its first step; languages: of the train rows, in turn."""
     _, clean, embed = tagged.write(folder / "corpus", RUNS[name], pictures)
     rows = labelled.read_rows(clean, RUNS[name])["train"]
+    rows = [row | {"language": told} for row, told in zip(rows, cycle(languages), strict=False)]
     task = labelled.TASKS[RUNS[name]]
     return readers.create(tagged.run_of(name), rows, task, features.read(embed))
 
@@ -114,12 +149,44 @@ def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, m
     assert sum(again.config["parameters"].values()) == every
 
 
+@pytest.mark.parametrize(
+    ("languages", "share"),
+    [(["zh"], "0%"), (["en", "zh"], "50%"), (["und", "ja", "zh"], "38%")],  # 3 of 8 are und
+)
+def test_texts_that_minilm_does_not_read_are_one_sentence(place, languages, share):
+    folder = place(MINILM)
+    with pytest.raises(WrongInput, match=rf"reads English, as {share} of .*: name a BERT") as wrong:
+        created(folder, languages=languages)
+    assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "languages"),
+    [(MINILM, ["en", "en", "zh"]), (MINILM, ["und"]), (None, ["zh"])],
+    ids=["mostly English", "nobody knows", "a BERT by name"],
+)
+def test_texts_that_may_be_read_are_learned_from(place, changes, languages):
+    assert created(place(changes), languages=languages).config["labels"]
+
+
 def test_the_model_fits_what_it_reads_and_says(place):
     reader = created(place(), "muse_entities")
     shapes = reader.config["shapes"]
     assert (shapes["cells"], shapes["cell_width"]) == (tagged.CELLS, tagged.CELL_WIDTH)
     assert shapes["labels"] == len(reader.coding.labels) == 5
     assert shapes["text_width"] == 16 and shapes["words"] == len(reader.coding.vocabulary)
+
+
+def test_patches_are_standardised_by_those_of_the_train_split(place):
+    folder = place()
+    found = created(folder).model.image_encoder.standardise
+    _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
+    names = {row["image"] for row in labelled.read_rows(clean, "posts")["train"]} - {None}
+    cached = features.read(embed)
+    patches = torch.tensor(cached.patches[[cached.image_index[name] for name in names]]).float()
+    torch.testing.assert_close(found.mean, patches.flatten(0, 1).mean(0))
+    deviation = patches.flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(found.deviation, deviation + 1e-4)
 
 
 def test_a_placeholder_stands_for_a_corpus_without_any_picture(place):

@@ -2,6 +2,7 @@ import io
 import shutil
 import urllib.error
 from pathlib import Path
+from typing import get_args
 
 import stages.shared.operators  # noqa: F401  (before torchvision)
 
@@ -50,8 +51,8 @@ def test_a_picture_becomes_a_grid_of_cells(name, width):
     assert (encoder.cells, encoder.width) == (16, width)
 
 
-def test_the_deeper_names_exist():
-    assert [torchvision.models.get_model_builder(name) for name in resnet.NAMES]
+def test_every_name_exists():
+    assert all(torchvision.models.get_model_builder(name) for name in get_args(resnet.Name))
 
 
 def test_cells_are_means_over_the_last_stage_by_row(filled):
@@ -162,17 +163,12 @@ def test_a_file_of_other_weights_is_one_sentence(cache, content):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "weights", "said"),
-    [
-        ("resnet9", "none", "'resnet9': give one of resnet18, resnet34"),
-        ("vgg16", "none", "'vgg16': give one of"),
-        ("resnet18", "imagenet", "'imagenet' .* give one of none, default"),
-    ],
-)
-def test_names_that_do_not_exist_are_named(name, weights, said):
-    with pytest.raises(WrongInput, match=said):
-        ResNet(name, weights, grid=2)
+def test_one_picture_of_the_smallest_size_can_be_learned_from():
+    """Of one cell alone BatchNorm could not tell a deviation."""
+    encoder = ResNet("resnet18", "none", grid=2).train()
+    encoder(SQUARE[:1, :, : resnet.SMALLEST, : resnet.SMALLEST])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        encoder(SQUARE[:1, :, : resnet.SMALLEST - 1, : resnet.SMALLEST - 1])
 
 
 def file_of(image: Image.Image, kind: str) -> bytes:

@@ -1,14 +1,11 @@
 import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import tagged
 import torch
 from corpus import bytes_of, encoder
+from killed import killed_and_whole
 from safetensors.torch import load_file
 from tagged import RUNS
 
@@ -79,28 +76,10 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
 
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
-    """The stage as DVC starts it, killed after its first checkpoint and started again."""
     folder = place({"models.muse.network.use_drawing": False})
     given = [*tagged.write(folder, "posts"), encoder(folder)]
-
-    def start(target, home):
-        command = [sys.executable, "-m", "stages.train", "muse_sentiment", *given, folder / target]
-        return subprocess.Popen(
-            [str(word) for word in command],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "POLYMUSE_HOME": str(folder / home)},
-            stderr=subprocess.DEVNULL,
-        )
-
-    killed = start("killed", "one")
-    checkpoints = folder / "one" / "checkpoints" / "train@muse_sentiment"
-    while not list(checkpoints.glob("*.pt")) and killed.poll() is None:
-        time.sleep(0.005)
-    killed.kill()
-    assert killed.wait() != 0
-    assert not (folder / "killed").exists()
-    running = [start(target, home) for target, home in (("killed", "one"), ("whole", "two"))]
-    assert [process.wait() for process in running] == [0, 0]
-    assert bytes_of(folder / "killed") == bytes_of(folder / "whole")
+    killed, whole = killed_and_whole("train", "muse_sentiment", given, folder)
+    assert bytes_of(killed) == bytes_of(whole)
 
 
 def test_the_weights_with_the_best_score_of_validation_are_kept(place):
@@ -151,11 +130,11 @@ def test_a_corpus_without_pictures_is_trained_and_tells_nothing_of_them(place):
 
 
 def test_a_picture_is_read_from_its_pixels_by_a_resnet(place):
-    pixels = {"encoder": "resnet18", "size": 32, "grid": 2}
+    pixels = {"encoder": "resnet18", "size": 64, "grid": 2}
     changes = {f"readers.muse_sentiment.picture.{key}": value for key, value in pixels.items()}
     folder = place(of_run("muse_sentiment", steps=2) | changes)
     reader, steps, items = fitted("muse_sentiment", tagged.write(folder, "posts"))
-    assert items.batch([0, 1])["picture"].shape == (2, 3, 32, 32)
+    assert items.batch([0, 1])["picture"].shape == (2, 3, 64, 64)
     assert reader.model.image_encoder.cells == 4
     assert math.isfinite(steps[-1]["loss"])
 

@@ -1,9 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +9,7 @@ from stages import train_sft
 from stages.shared import history, runs
 from stages.shared.params import load
 from tests import corpus
-
-ROOT = Path(__file__).parents[1]
+from tests.killed import killed_and_whole
 
 
 @pytest.fixture
@@ -116,24 +110,7 @@ def test_the_folder_holds_the_encoder_without_the_reports_about_it(place):
 
 
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
-    """The stage as DVC starts it, killed after its first checkpoint and started again."""
     corpus.write(place)
-    sources = [str(place / "chunk"), str(place / "embed"), str(corpus.encoder(place))]
-
-    def start(target, home):
-        return subprocess.Popen(
-            [sys.executable, "-m", "stages.train_sft", "flexmuse", *sources, str(place / target)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "POLYMUSE_HOME": str(place / home)},
-            stderr=subprocess.DEVNULL,
-        )
-
-    killed = start("killed", "one")
-    checkpoints = place / "one" / "checkpoints" / "train_sft@flexmuse"
-    while not list(checkpoints.glob("*.pt")) and killed.poll() is None:
-        time.sleep(0.005)
-    killed.kill()
-    assert killed.wait() != 0
-    assert not (place / "killed").exists()
-    for target, home in (("killed", "one"), ("whole", "two")):
-        assert start(target, home).wait() == 0
-    assert corpus.bytes_of(place / "killed") == corpus.bytes_of(place / "whole")
+    given = [place / "chunk", place / "embed", corpus.encoder(place)]
+    killed, whole = killed_and_whole("train_sft", "flexmuse", given, place)
+    assert corpus.bytes_of(killed) == corpus.bytes_of(whole)

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared import history
 from stages.shared.stage import WrongInput
@@ -37,6 +38,24 @@ def schedule(**changes) -> Schedule:
         "patience": 10,
     }
     return Schedule(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": -1}, "steps is -1: give 0 or more"),
+        ({"batch": 0}, "batch is 0: give 1 or more"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1: give 0 or more"),
+        ({"warmup": 1.5}, "warmup is 1.5: give 0 to 1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0: give 0 or more"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0: give 0 or more"),
+        ({"validate_every": 0}, "validate_every is 0: give 1 or more"),
+        ({"patience": 0}, "patience is 0: give 1 or more"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        schedule(**changes)
 
 
 @pytest.fixture
@@ -223,6 +242,13 @@ def test_matrices_decay_and_biases_do_not_at_every_rate(workplace):
         (1.0, 0.0, [(1,)]),
         (1.0, 0.3, [(1, 3)]),
     ]
+
+
+def test_the_gains_of_weight_norm_do_not_decay():
+    convolution = weight_norm(nn.Conv2d(3, 5, 2))
+    decaying, still = _groups(convolution, schedule(weight_decay=0.3), {})
+    assert [tuple(w.shape) for w in decaying["params"]] == [(5, 3, 2, 2)]
+    assert sorted(tuple(w.shape) for w in still["params"]) == [(5,), (5, 1, 1, 1)]
 
 
 def test_a_resumed_run_keeps_the_share_of_each_weight(workplace):

@@ -10,9 +10,10 @@ writes  TARGET/records.parquet  MEMES: every meme, and after it its paraphrases
         TARGET/summary.json     counts, tokens and cost, rejected paraphrases by reason
 
 This is what models read (MM-ORIENT, arXiv:2508.16300; O4 and O5 of its parts). A meme without text
-gets what was recognised in its picture, cleaned as stage 02 cleans. A paraphrase keeps labels,
-language and split of its original and names it as its `group`; its `variant` counts those that were
-written, from 1, with gaps where one was rejected. Memes of other splits stay as they are.
+gets what was recognised in its picture, cleaned as stage 02 cleans. A paraphrase is made of the
+sentence, with case and marks, and cleaned then. It keeps labels, language and split of its original
+and names it as its `group`; its `variant` counts those that were written, from 1, with gaps where
+one was rejected. Memes of other splits stay as they are.
 """
 
 import json
@@ -20,7 +21,7 @@ import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,36 +94,62 @@ class Counts:
     unread: Counter = field(default_factory=Counter)
 
 
-def originals(rows: list[dict], pictures: dict[str, dict], tidy: Callable) -> list[dict]:
-    """MEMES rows of CLEAN rows. pictures: rows of INPAINTED by image; tidy(text, language)."""
-    found = []
+class Words:
+    """Cleaning as stage 02 does it, and as little of it as leaves a sentence."""
+
+    def __init__(self, rules: cleaning.Params):
+        still = {"case": "keep", "punctuation": "keep", "digits": "keep"}
+        self.rules, self.light = rules, replace(rules, memes=replace(rules.memes, **still))
+
+    def clean(self, text: str, language: str) -> str:
+        return cleaning.clean_overlay(text, language, self.rules)
+
+    def sentence(self, text: str, language: str) -> str:
+        """Without addresses and names of users and sites, but with case, marks and digits."""
+        return cleaning.clean_overlay(text, language, self.light)
+
+
+def originals(
+    rows: list[dict], pictures: dict[str, dict], words: Words
+) -> tuple[list[dict], dict[str, str]]:
+    """MEMES rows of CLEAN rows, and the sentence of each by id. pictures: INPAINTED by image."""
+    found, sentences = [], {}
     for row in rows:
         picture = pictures[row["image"]] if row["image"] else NO_PICTURE
-        text, source = row["text"], "corpus"
-        if not text and (read := tidy(picture["text"] or "", row["language"])):
-            text, source = read, "recognised"
+        text, whole, source = row["text"], row["original"], "corpus"
+        if not text and (read := words.clean(picture["text"] or "", row["language"])):
+            text, whole, source = read, picture["text"], "recognised"
         found.append(
             {name: row[name] for name in ("id", "split", "language", "source", "labels")}
             | {"group": row["id"], "variant": 0, "text": text, "text_source": source}
             | {"image": picture["inpainted"], "pictured": row["image"]}
         )
-    return found
+        sentences[row["id"]] = words.sentence(whole, row["language"])
+    return found, sentences
 
 
 def paraphrases(
-    memes: list[dict], paraphraser: Paraphraser, params: Params, tidy: Callable
+    memes: list[dict],
+    sentences: dict[str, str],
+    paraphraser: Paraphraser,
+    params: Params,
+    words: Words,
 ) -> tuple[dict[str, list[tuple[int, str]]], Counts]:
-    """Of each record that has some, (variant, text); only of the train split."""
+    """Of each record that has some, (variant, text); only of the train split.
+
+    What is worded anew is the sentence, which says more than the clean text; then it is cleaned.
+    """
     told = [meme for meme in memes if meme["split"] == "train" and meme["text"]]
-    found = paraphraser.paraphrase(
-        [Text(meme["id"], meme["text"], meme["language"]) for meme in told]
-    )
+    asked = [Text(meme["id"], sentences[meme["id"]], meme["language"]) for meme in told]
     elsewhere = {bare(meme["text"]) for meme in memes if meme["split"] != "train"}
+    # Rules keep the meaning by what they are, and a cosine costs more than all else here.
+    least = params.filters.drift if paraphraser.llm else None
     counts, meaning = Counts(meant=len(told)), filters.Meaning(params.filters.max_tokens)
     kept = {}
-    for meme, given in bar(list(zip(told, found, strict=True)), "filter"):
-        checked = _checked(meme, given, params, tidy, elsewhere, counts)
-        checked = _undrifted(meme, checked, params.filters.drift, meaning, counts)
+    found = paraphraser.paraphrase(asked)
+    for meme, text, given in zip(told, bar(asked, "filter"), found, strict=True):
+        checked = _checked(meme, text, given, params.filters, words, elsewhere, counts)
+        checked = _undrifted(meme, checked, least, meaning, counts)
         counts.kept += len(checked)
         if checked:
             kept[meme["id"]] = checked
@@ -131,9 +158,10 @@ def paraphrases(
 
 def _checked(
     meme: dict,
+    asked: Text,
     given: Found,
-    params: Params,
-    tidy: Callable,
+    numbers: filters.Numbers,
+    words: Words,
     elsewhere: set[str],
     counts: Counts,
 ) -> list[tuple[int, str]]:
@@ -141,11 +169,12 @@ def _checked(
     if given.failure:
         counts.failures[given.failure] += 1
     kept: list[tuple[int, str]] = []
-    for variant, text in enumerate(given.texts, start=1):
+    for variant, sentence in enumerate(given.texts, start=1):
         counts.given += 1
-        text = tidy(text, meme["language"])
-        siblings = [other for _, other in kept]
-        reason = filters.fault(text, meme["text"], siblings, elsewhere, params.filters)
+        text, siblings = words.clean(sentence, meme["language"]), [other for _, other in kept]
+        reason = filters.fault(text, meme["text"], siblings, elsewhere, numbers)
+        if filters.refuses(sentence) and not filters.refuses(asked.text):
+            reason = filters.REFUSAL
         if reason:
             counts.rejected[reason] += 1
         else:
@@ -201,7 +230,7 @@ def draw(rows: list[dict], source: Path, params: Params, folder: Path) -> list[d
             by_image[row["image"]].append(row)
     looks: dict[str, str] = {}
     with images.writer(folder, params.shards) as write:
-        for picture in bar(images.read(source), "draw", None):
+        for picture in bar(images.read(source), "draw"):
             using = by_image.pop(picture["sha256"], [])
             if any(not row["variant"] or not params.picture.ranges for row in using):
                 write(picture)
@@ -264,16 +293,14 @@ def main(
     if lacking := {row["image"] for row in rows if row["image"]} - pictures.keys():
         raise WrongInput(f"{inpaint}/pictures.parquet lacks {min(lacking)}: run `dvc repro`")
 
-    def tidy(text: str, language: str) -> str:
-        return cleaning.clean(text, language, tidying)
-
     paraphraser = paraphrasers.load(
         params.backend, params.openai, prompt, params.paraphrases, params.seed
     )
     with tracking.run(stage="augment", name=target.name, params=asdict(params)) as tracked:
         with output(target) as folder:
-            memes = originals(rows, pictures, tidy)
-            kept, counts = paraphrases(memes, paraphraser, params, tidy)
+            words = Words(tidying)
+            memes, sentences = originals(rows, pictures, words)
+            kept, counts = paraphrases(memes, sentences, paraphraser, params, words)
             extra = list(extended(memes, kept, paraphraser.name))
             drawn = draw(extra, inpaint / "images", params, folder / "images")
             tables.write(folder / "records.parquet", drawn, tables.MEMES)

@@ -56,8 +56,6 @@ def fault(
     mine = bare(text)
     if not mine:
         return EMPTY
-    if refuses(text) and not refuses(original):
-        return REFUSAL
     if len(text) > max(numbers.short, numbers.longest * len(original)):
         return LONG
     if alike(mine, bare(original)) >= numbers.near_duplicate:

@@ -41,6 +41,7 @@ TASKS = {
     "motivational": ["not_motivational", "motivational"],
 }
 TONE = {"complaint": -1, "plain": 0, "praise": 1}
+SARCASM = {"complaint": (1, 2), "plain": (1, 0), "praise": (3, 0)}  # in bad, in other weather
 # What a value of a slot counts as. Bicycles and sleepers are left out.
 SIDES: dict[str, dict[str, str | int]] = {
     "weather": chatter.WEATHER_MOOD,
@@ -131,15 +132,16 @@ def scenes_by_sides(split: str, params: Params) -> dict[tuple, list[Values]]:
 def truth(card: Card) -> dict[str, str]:
     """The label of every task, before noise."""
     tone, joke, target, call, weather, place, actor, thing = card
-    mood, distance = TONE[tone] + weather, TONE[tone] - weather
+    mood = TONE[tone] + weather
+    in_bad_weather, in_good = SARCASM[tone]
     degrees = {
         "sentiment": 1 + (mood > 0) - (mood < 0),
         "humour": (joke == "told") + (actor == "odd") + (thing == "shaky"),
-        "sarcasm": 3 if distance == 2 else abs(distance),  # 2: a complaint about the best weather
+        "sarcasm": in_bad_weather if weather < 0 else in_good,
         "offensive": (
             (3 if actor == "cuddly" else 2) if target == "you" else (1 if actor == "odd" else 0)
         ),
-        "motivational": int((call == "effort") == (place == "steep")),
+        "motivational": int(call == "effort" and place == "steep"),
     }
     return {task: TASKS[task][degree] for task, degree in degrees.items()}
 

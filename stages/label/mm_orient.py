@@ -14,7 +14,7 @@ from stages.label.showing import INPUTS, SPLITS, batches, show
 from stages.shared import features, meme_readers, memes, tables
 from stages.shared.devices import inference
 from stages.shared.meme_readers import Reader, Run
-from stages.shared.memes import Memes
+from stages.shared.memes import UNJUDGED, Memes
 from stages.shared.params import load
 
 TABLES = {"labels": tables.LABELS, "behaviour": tables.BEHAVIOUR, "looks": tables.LOOKS}
@@ -91,6 +91,11 @@ def spaced(count: int, most: int) -> list[int]:
     return [n * count // most for n in range(most)]
 
 
+def judged(items: Memes) -> bool:
+    """Whether somebody judged any of these items."""
+    return bool((items.labels != UNJUDGED).any())
+
+
 def label(
     name: str, kind: str, folders: list[Path], params: Params
 ) -> tuple[dict[str, Rows], dict[str, int]]:
@@ -103,7 +108,7 @@ def label(
     reader = meme_readers.restore(model)
     size = load(Run, "readers", name).batch
     splits = {split: reader.items(rows[split], known, pictures) for split in SPLITS}
-    scored = "test" if len(splits["test"]) else "validation"
+    scored = "test" if judged(splits["test"]) else "validation"
     found: dict[str, Rows] = {name: [] for name in TABLES}
     with inference():
         for split, items in splits.items():

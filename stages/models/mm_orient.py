@@ -58,13 +58,13 @@ from stages.shared import relation_graph
 from stages.shared.feature_noise import disturb, draws_of
 from stages.shared.hiding import hide
 from stages.shared.layers import Standardise
+from stages.shared.memes import UNJUDGED
 from stages.shared.stage import WrongInput
 from stages.shared.training import Batch, Terms
 
 KINDS = ("memes",)  # of corpora
 GRAPHS = ("tt", "ii", "ti", "it")  # modality of the nodes, modality that tells the edges
 MODALITIES = ("t", "i")
-UNJUDGED = -1  # label of an item that nobody judged
 Pair = tuple[Tensor, Tensor]  # of the text and of the picture
 
 

@@ -37,8 +37,8 @@ are read at their first piece, beside the mean cell, since piece i has no relati
 beside what they attend to, or cell i modulo P as in public [picture_of_word]. W_c W_2 is linear
 there; with `mlp` a ReLU lies between [head]. The CrossTransformer reads H, or Lin(H)
 [share_projection]. Pooled text is the mean piece: the pooler of a BERT is trained for something
-else. A missing picture is a learned vector a cell, a missing text one that stands for every piece;
-training shows some items so, and what is not shown is neither captioned nor drawn.
+else. A missing picture is a learned vector a cell, a missing text one learned piece, of whatever
+length it is; training shows some items so; what is not shown is neither captioned nor drawn.
 
 L_it is in nats a token, plus the doubly stochastic term; L_ti in bits a dimension; L_task in nats
 an item: of its tags, or of its label. The public code divides them by 64, 1024 and 64, its L_ti is
@@ -60,8 +60,8 @@ from torchcrf import CRF
 
 from stages.shared import nic_att, pixelcnn
 from stages.shared.hiding import hide
-from stages.shared.layers import scatter
-from stages.shared.stage import WrongInput
+from stages.shared.layers import gather, mean, scatter
+from stages.shared.params import at_least, below_one, refuse
 from stages.shared.training import Batch, Terms
 from stages.shared.transformer import Layer
 
@@ -77,6 +77,9 @@ class Captioning:
     at_most: int
     decoder: nic_att.Params
 
+    def __post_init__(self) -> None:
+        at_least(self, alpha=0, min_count=1, at_most=3)  # a word and two ends
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -84,6 +87,9 @@ class Drawing:
     rate: float
     items: int
     decoder: pixelcnn.Params
+
+    def __post_init__(self) -> None:
+        at_least(self, beta=0, rate=0, items=1)
 
 
 @dataclass(frozen=True)
@@ -116,29 +122,23 @@ class Network:
     missing_text: float
 
     def __post_init__(self) -> None:
-        shares = (self.theta, self.dropout, self.head_dropout)
-        weights = (self.sigma, self.captioning.alpha, self.drawing.beta)
-        missing = self.missing_picture, self.missing_text
-        faults = {
-            f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.layers}": (
-                not 1 <= self.mu <= self.eta <= self.layers
-            ),
-            "theta, dropout and head_dropout must be 0 or more and below 1": (
-                min(shares) < 0 or max(shares) >= 1
-            ),
-            "at_least, sigma, alpha, beta, missing_picture, missing_text must be 0 or more": (
-                min(self.at_least, *weights, *missing) < 0
-            ),
-            "missing_picture + missing_text pass 1": sum(missing) > 1,
-            "heads must divide d_model": self.heads < 1 or self.d_model % self.heads > 0,
-            "captioning.at_most must be 3 or more": self.captioning.at_most < 3,  # a word, two ends
-            "drawing.items must be 1 or more": self.drawing.items < 1,
-            "fusion text has no regularisers: set use_captioning and use_drawing to false": (
-                self.fusion == "text" and (self.use_captioning or self.use_drawing)
-            ),
-        }
-        if found := [fault for fault, here in faults.items() if here]:
-            raise WrongInput(f"models.muse.network: {'; '.join(found)}")
+        at_least(self, d_model=1, layers=1, heads=1, d_ff=1, at_least=0, sigma=0)
+        at_least(self, missing_picture=0, missing_text=0)
+        below_one(self, "theta", "dropout", "head_dropout")
+        refuse(
+            {
+                f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.layers}": (
+                    not 1 <= self.mu <= self.eta <= self.layers
+                ),
+                "missing_picture + missing_text pass 1": (
+                    self.missing_picture + self.missing_text > 1
+                ),
+                "heads must divide d_model": self.d_model % self.heads > 0,
+                "fusion text has no regularisers: set use_captioning and use_drawing to false": (
+                    self.fusion == "text" and (self.use_captioning or self.use_drawing)
+                ),
+            }
+        )
 
     def fuses(self, layer: int) -> bool:
         """Whether the modalities meet in a layer, counted from 1."""
@@ -179,12 +179,6 @@ class Decisions:
 
     labels: list[list[int]]
     probability: list[list[float]]  # empty for tags
-
-
-def mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Over what the mask has, 0 where it has nothing.  (B, N, D), (B, N) -> (B, D)"""
-    total = (mask[:, None].to(x.dtype) @ x).squeeze(1)
-    return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def choose(scores: Tensor, mask: Tensor, network: Network) -> Tensor:
@@ -345,9 +339,10 @@ class Model(nn.Module):
         self.head = Head(2 * d, shapes.labels, network)
 
     def encode(self, batch: Batch) -> Encoded:
-        """H_t and H_v, with learned vectors for what is missing."""
-        read, mask = self.text_encoder(batch), batch["pieces_mask"]
-        read = torch.where(batch["has_text"][:, None, None], read, self.no_text)
+        """H_t and H_v, with learned vectors for what is missing; of a text no length is left."""
+        shown, mask = batch["has_text"][:, None], batch["pieces_mask"]
+        read = torch.where(shown[..., None], self.text_encoder(batch), self.no_text)
+        mask = torch.where(shown, mask, torch.arange(mask.shape[1], device=mask.device) == 0)
         if self.network.fusion == "text":
             return Encoded(read, mask, None)
         return Encoded(read, mask, (self.project_text(read), self.cells(batch)))
@@ -405,11 +400,6 @@ class Model(nn.Module):
             return -self.crf(scores, batch["tags"], batch["word_mask"], reduction="mean")
 
 
-def gather(x: Tensor, places: Tensor) -> Tensor:
-    """(B, N, D), (B, W) -> (B, W, D)"""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-
-
 def pairs(batch: Batch) -> Tensor:
     """The items that show text and picture: they can be captioned and drawn.  -> (M,)"""
     return (batch["has_text"] & batch["has_picture"]).nonzero()[:, 0]
@@ -461,7 +451,7 @@ def regularise(
 def loss(model: Model, batch: Batch) -> Terms:
     """L_task, L_it and L_ti, weighted. Of a batch's pairs the first `drawing.items` are drawn."""
     network = model.network
-    if model.training:
+    if model.training and network.fusion != "text":  # which has nothing else to read
         batch = hide(batch, network.missing_picture, network.missing_text, "has_text")
     encoded, items = model.encode(batch), pairs(batch)
     drawn = items[: network.drawing.items]

@@ -52,7 +52,7 @@ KEPT_FORMS = ("<fraction>", "<super>", "<sub>", "<circle>", "<square>")  # unico
 
 ANY_LINK = regex.compile(LINK.pattern, regex.VERSION1 | regex.IGNORECASE)  # memes shout: HTTP://
 MAIL = regex.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z0-9-]+")
-MENTION = regex.compile(r"(?<![\p{L}\p{N}_])@+[\p{L}\p{M}\p{N}_]+(?:\.[\p{L}\p{N}_]+)*")
+MENTION = regex.compile(r"(?<![\p{L}\p{N}_@])(?:@++[\p{L}\p{M}\p{N}_]++(?:\.[\p{L}\p{N}_]++)*+)++")
 STRAY = r"(?<![\p{L}\p{M}\p{N}\u200c\u200d])[\p{M}\u200c\u200d]+"  # marks of no letter
 PUNCTUATION = regex.compile(
     rf"(?P<emoji>{EMOJI.pattern})"
@@ -146,6 +146,7 @@ def _site(endings: tuple[str, ...]) -> regex.Pattern:
     longest_first = sorted((ending.removeprefix(".") for ending in endings), key=len, reverse=True)
     ending = "|".join(map(regex.escape, longest_first))
     # Each name begins in one place only: long runs of letters and dots cost no more than others.
-    begin = r"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9]\.)"
-    name = rf"{begin}(?:[A-Za-z0-9-]++\.)+(?:{ending})(?![A-Za-z0-9_-])"
+    begin = r"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9_-]\.)"
+    # Recognised text has spaces before the dot: imgflip .com
+    name = rf"{begin}[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)* ?\.(?:{ending})(?![A-Za-z0-9_-])"
     return regex.compile(rf"{name}(?:[/?#][\x21-\x7e]*+)?", regex.IGNORECASE)

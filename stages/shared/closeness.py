@@ -14,7 +14,7 @@ WHERE = ["before", "after"]
 
 
 def paired(rows: list[dict], where: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Records in their order by name, their texts' (N, Dt) and their pictures' (N, Dp) vectors."""
+    """Records in their order by name, their texts' and their pictures' vectors (N, D) each."""
     of = {(row["record"], row["modality"]): row["vector"] for row in rows if row["where"] == where}
     records = sorted(record for record, modality in of if modality == "text")
     records = [record for record in records if (record, "picture") in of]
@@ -32,9 +32,6 @@ def closeness(rows: list[dict]) -> dict[str, Any]:
         records, texts, pictures = paired(rows, where)
         if len(records) < 2:
             result[where] = "unavailable: fewer than two items with text and picture"
-        elif texts.shape != pictures.shape:
-            widths = f"{texts.shape[1]} and {pictures.shape[1]} wide"
-            result[where] = f"unavailable: texts and pictures are {widths}"
         else:
             result[where] = {"items": len(records), **measures(texts, pictures)}
     return result

@@ -34,7 +34,6 @@ class Painting:
     """The section `inpaint.paint`."""
 
     backend: Literal["none", "telea", "lama"]
-    dilation: float
     context: int
     side: int
     radius: float

@@ -14,7 +14,6 @@ A batch of B items, their texts of at most L pieces and W words, is a dict of
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -70,11 +69,6 @@ def gold_of(row: dict) -> list[str]:
 def caption_words(row: dict) -> list[str]:
     """The words of a record as those of a caption."""
     return CAPTION_WORD.findall(" ".join(words_of(row)).lower())
-
-
-def typical_pieces(rows: list[dict], encoder: TextEncoder) -> int:
-    """The median number of pieces of these texts: a text that is missing passes for one of them."""
-    return int(median(len(encoder.pieces(words_of(row)).ids) for row in rows))
 
 
 def labels_of(rows: list[dict], task: Task) -> list[str]:

@@ -40,6 +40,17 @@ def scatter(rows: Tensor, places: Tensor) -> Tensor:
     return found
 
 
+def gather(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows at these places, numbers (B, W).  (B, N, D) -> (B, W, D)"""
+    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """Over what the mask (B, N) has, 0 where it has nothing.  (B, N, D) -> (B, D)"""
+    total = (mask[:, None].to(rows.dtype) @ rows).squeeze(1)
+    return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 def pack(
     blocks: list[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:

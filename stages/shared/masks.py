@@ -4,6 +4,7 @@ A mask is (H, W) uint8: 255 where the picture is to be painted anew, 0 elsewhere
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import NamedTuple
 
@@ -11,9 +12,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from stages.shared.text_boxes import Quads
+from stages.shared.text_boxes import Quads, height_of
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (H, W, 3) RGB and mask -> (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The section `inpaint.mask`."""
+
+    margin: float
+    rim: float
+    plain: float
+    levels: int
+    dilation: float
 
 
 class Crop(NamedTuple):
@@ -23,17 +35,55 @@ class Crop(NamedTuple):
     bottom: int
 
 
-def draw(height: int, width: int, quads: Quads, dilation: float) -> np.ndarray:
-    """The mask of boxes, each grown on every side by `dilation` of its text's height."""
-    mask = np.zeros((height, width), np.uint8)
-    for quad in quads:
-        corners = np.round(quad).astype(np.int32)
-        cv2.fillPoly(mask, [corners], 255)
-        sides = np.linalg.norm(quad - np.roll(quad, 1, axis=0), axis=1)
-        grown = round(dilation * float(min(sides[0] + sides[2], sides[1] + sides[3])) / 2)
-        if grown > 0:
-            cv2.polylines(mask, [corners], True, 255, 2 * grown + 1)
+def draw(picture: np.ndarray, quads: Quads, params: Masking) -> np.ndarray:
+    """The mask of the lines of a picture (H, W, 3): of one on plain ground, as in a bar, what
+    differs from the ground; of one over something else its whole box, grown by the margin."""
+    mask, boxes = (np.zeros(picture.shape[:2], np.uint8) for _ in range(2))
+    every = [quad.round().astype(np.int32) for quad in quads]
+    for corners in every:
+        cv2.fillPoly(boxes, [corners], 255)
+    for corners, height in zip(every, map(height_of, quads), strict=True):
+        reach = round((max(params.margin, params.dilation) + params.rim) * height) + 1
+        left, top, across, down = cv2.boundingRect(corners)
+        place = (
+            slice(max(0, top - reach), top + down + reach),
+            slice(max(0, left - reach), left + across + reach),
+        )
+        here = corners - (place[1].start, place[0].start)
+        found = line(picture[place], boxes[place], here, height, params)
+        np.maximum(mask[place], found, out=mask[place])
     return mask
+
+
+def line(
+    part: np.ndarray, boxes: np.ndarray, corners: np.ndarray, height: float, params: Masking
+) -> np.ndarray:
+    """The mask of one line within the part of the picture (H, W, 3) around it.
+
+    boxes: (H, W) the boxes of all lines; what lies in another one is no ground.
+    """
+    box = _filled(boxes.shape, corners)
+    grown = grow(box, params.margin * height)
+    rim = np.zeros_like(box)
+    cv2.polylines(rim, [corners], True, 255, 2 * round(params.rim * height) + 1)
+    rim[(boxes > 0) & (box == 0)] = 0
+    ground = np.median(part[rim > 0], axis=0)
+    differs = np.abs(part - ground.astype(np.float32)).max(2) > params.levels
+    if differs[rim > 0].mean() > 1 - params.plain:
+        return grown
+    letters = np.where(differs, grown, 0).astype(np.uint8)
+    return grow(letters, params.dilation * height) & grown
+
+
+def _filled(shape: tuple[int, int], corners: np.ndarray) -> np.ndarray:
+    box = np.zeros(shape, np.uint8)
+    cv2.fillPoly(box, [corners], 255)
+    return box
+
+
+def grow(mask: np.ndarray, pixels: float) -> np.ndarray:
+    size = 2 * round(pixels) + 1
+    return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
 
 
 def crops(mask: np.ndarray, context: int) -> list[Crop]:
@@ -93,7 +143,8 @@ def _fill_at_most(picture: np.ndarray, mask: np.ndarray, fill: Fill, side: int) 
         return fill(picture, mask)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     # Of a pixel that the mask touches no colour may get out.
-    touched = (cv2.resize(mask, size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8) * 255
+    part = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    touched = (part > 0).astype(np.uint8) * np.uint8(255)
     small = fill(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), touched)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 

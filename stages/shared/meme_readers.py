@@ -23,7 +23,6 @@ from stages.shared.memes import Memes, Regions, Tasks, Texts
 from stages.shared.params import fill, load
 from stages.shared.regions import RegionReader
 from stages.shared.stage import WrongInput
-from stages.shared.task_features import TaskFeatures
 from stages.shared.text_encoder import TextEncoder
 from stages.shared.training import Schedule
 from stages.shared.weights import unique
@@ -62,13 +61,12 @@ class Run:
 class Reader:
     """A model with what is needed to use and to save it.
 
-    text: reads texts, unless embed did. about: gives their task features.
+    text: reads texts, unless embed did.
     """
 
     paper: ModuleType
     model: torch.nn.Module
     text: TextEncoder | None
-    about: TaskFeatures
     config: dict
 
     @property
@@ -93,13 +91,14 @@ class Reader:
         )
 
     def _texts(self, texts: list[str], features: Features) -> Texts:
-        about = dict(zip(texts, self.about.of(texts).numpy(), strict=True))
+        settings = fill(task_features.Params, self.config["task_features"], "config.json")
+        about = dict(zip(texts, task_features.read(texts, settings), strict=True))
         if self.text is None:
             spelt, tokens = cached(texts, features)
         else:
             spelt, tokens = encoded(texts, self.text)
         width = self.config["shapes"]["text_width"]
-        return Texts(spelt, tokens, width, about, self.about.width)
+        return Texts(spelt, tokens, width, about, task_features.width(settings))
 
     def _regions(self, names: list[str], features: Features, pictures: Path) -> Regions:
         picture = fill(Picture, self.config["picture"], "config.json")
@@ -154,14 +153,13 @@ def create(run: Run, rows: list[dict], tasks: Tasks, features: Features) -> Read
     if not learned:
         raise WrongInput("no meme of the train split has a label: give the corpus some")
     text = None if run.text.encoder == TOKENS else own_encoder(run.text)
-    about = TaskFeatures(run.task_features)
     regions = region_shape(run.picture, features)
     shapes = module.Shapes(
         tasks={task: len(labels) for task, labels in learned.items()},
         text_width=text.width if text else features.topic_width,
         region_width=regions[1],
         pooled_width=features.pooled.shape[1],
-        task_features=about.width,
+        task_features=task_features.width(run.task_features),
     )
     model = module.Model(sizes, shapes).to(device())
     config = {
@@ -177,7 +175,7 @@ def create(run: Run, rows: list[dict], tasks: Tasks, features: Features) -> Read
         "not_learned": [task for task in tasks if task not in learned],
         "parameters": parameters(model),
     }
-    return Reader(module, model, text, about, config)
+    return Reader(module, model, text, config)
 
 
 def own_encoder(text: Text) -> TextEncoder:
@@ -237,5 +235,4 @@ def restore(folder: Path) -> Reader:
         if (held := folder / TEXT_ENCODER / "model.safetensors").exists():
             text.load_state_dict(load_file(held), strict=False)
         text.eval()
-    about = TaskFeatures(fill(task_features.Params, config["task_features"], place))
-    return Reader(module, model.to(device()).eval(), text, about, config)
+    return Reader(module, model.to(device()).eval(), text, config)

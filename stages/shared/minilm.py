@@ -14,6 +14,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from stages.shared.devices import device
 
+LANGUAGES = ["en"]  # that it reads
+
 
 def folder() -> Path:
     """Where the package holds the model and its tokenizer."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.shared.losses import token_log_probs
+from stages.shared.params import at_least, below_one
 from stages.shared.stage import WrongInput
 
 PAD, SOS, EOS, UNK = range(4)
@@ -37,6 +38,10 @@ class Params:
     attention: int
     dropout: float
     doubly_stochastic: float
+
+    def __post_init__(self) -> None:
+        at_least(self, embed=1, hidden=1, attention=1, doubly_stochastic=0)
+        below_one(self, "dropout")
 
 
 class CaptionLoss(NamedTuple):

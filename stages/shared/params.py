@@ -43,7 +43,10 @@ def load(kind: type[T], *section: str) -> T:
 
 
 def fill(kind: Any, value: Any, name: str) -> Any:
-    """`value` (plain YAML) as `kind`: a dataclass, list, dict, union, Literal or scalar type."""
+    """`value` (plain YAML) as `kind`: a dataclass, list, dict, union, Literal or scalar type.
+
+    A dataclass that refuses its values with ValueError need not know its section's name.
+    """
     if kind is Any:
         return value
     if is_dataclass(kind):
@@ -79,7 +82,39 @@ def _fill_dataclass(kind: Any, value: Any, name: str) -> Any:
         faults += [f"unknown {key}" for key in sorted(given - known, key=str)]
         raise WrongInput(f"{FILE}: {name}: {', '.join(faults)}")
     hints = get_type_hints(kind)
-    return kind(**{key: fill(hints[key], value[key], f"{name}.{key}") for key in value})
+    values = {key: fill(hints[key], value[key], f"{name}.{key}") for key in value}
+    try:
+        return kind(**values)
+    except ValueError as fault:
+        raise WrongInput(f"{FILE}: {name}: {fault}") from None
+
+
+def refuse(faults: dict[str, bool]) -> None:
+    """Raises ValueError that says those which are there."""
+    if found := [fault for fault, here in faults.items() if here]:
+        raise ValueError("; ".join(found))
+
+
+def at_least(section: Any, **lowest: float) -> None:
+    """Raises ValueError if one of these keys of a section lies below its lowest value."""
+    given = {key: getattr(section, key) for key in lowest}
+    refuse(
+        {
+            f"{key} is {value}: give {lowest[key]} or more": not value >= lowest[key]
+            for key, value in given.items()
+        }
+    )
+
+
+def below_one(section: Any, *keys: str) -> None:
+    """Raises ValueError if one of these keys of a section is below 0, or is not below 1."""
+    given = {key: getattr(section, key) for key in keys}
+    refuse(
+        {
+            f"{key} is {value}: give 0 or more and less than 1": not 0 <= value < 1
+            for key, value in given.items()
+        }
+    )
 
 
 def _fill_union(kinds: tuple, value: Any, name: str) -> Any:

@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared.stage import WrongInput
+from stages.shared.params import at_least, below_one, refuse
 
 LEVELS = 256
 HALF_LEVEL = 1 / (LEVELS - 1)  # of the range from -1 to 1
@@ -48,6 +48,16 @@ class Params:
     filters: int
     mixtures: int
     dropout: float
+
+    def __post_init__(self) -> None:
+        at_least(self, size=REDUCTION, blocks=1, filters=1, mixtures=1)
+        below_one(self, "dropout")
+        refuse(
+            {
+                f"size is {self.size}, and pictures are halved twice: give a multiple of "
+                f"{REDUCTION}": self.size % REDUCTION > 0
+            }
+        )
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
@@ -223,15 +233,10 @@ class Stream(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """P(x | h), h (B, condition_width). Raises WrongInput if the size cannot be halved twice."""
+    """P(x | h), h (B, condition_width)."""
 
     def __init__(self, params: Params, condition_width: int):
         super().__init__()
-        if params.size < REDUCTION or params.size % REDUCTION:
-            raise WrongInput(
-                f"params.yaml: PixelCNN++ halves its pictures twice and size is {params.size}: "
-                f"give a multiple of {REDUCTION}"
-            )
         self.size, filters = params.size, params.filters
         # The fourth channel is one inside the picture, so that padding is not taken for grey.
         self.u_above = Shifted(4, filters, (2, 3), (1, 1, 2, -1))
@@ -262,9 +267,9 @@ class PixelCNN(nn.Module):
         What stands above is read once a row, and rows that come later are left out.
         """
         assert not self.training  # dropout would draw something else
-        x = h.new_zeros(len(h), 3, self.size, self.size)
+        x = self.theta.bias.new_zeros(len(h), 3, self.size, self.size)
         shape = (self.size, self.size, len(h), 4)
-        uniform = torch.rand(shape, generator=generator, device=generator.device).to(h)
+        uniform = torch.rand(shape, generator=generator, device=generator.device).to(x)
         with parametrize.cached():
             of_u, of_ul = self._conditions(h)
             for row in range(self.size):
@@ -286,8 +291,10 @@ class PixelCNN(nn.Module):
 
     def _across(self, x: Tensor, u: list[Tensor], h: Tensor) -> Tensor:
         """theta from stream ul, which reads stream u."""
-        ul = self.ul(self.ul_above(x) + self.ul_left(x), iter(h), u)
-        return self.theta(ul[-1][:, : ul[-1].shape[1] // 2])
+        active = self.ul(self.ul_above(x) + self.ul_left(x), iter(h), u)[-1]
+        last = active[:, : active.shape[1] // 2].to(self.theta.bias.dtype)
+        with torch.autocast(last.device.type, enabled=False):  # bfloat16 tells fewer levels apart
+            return self.theta(last)
 
 
 def _marked(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.models import paper
-from stages.shared import images, text_encoder
+from stages.shared import images, minilm, resnet, text_encoder
 from stages.shared.devices import device
 from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
@@ -29,11 +29,11 @@ from stages.shared.labelled import (
     Task,
     caption_words,
     labels_of,
-    typical_pieces,
 )
 from stages.shared.nic_att import Vocabulary
-from stages.shared.params import fill, load
+from stages.shared.params import at_least, fill, load
 from stages.shared.patch_cells import PatchCells
+from stages.shared.records import UNKNOWN
 from stages.shared.resnet import ResNet
 from stages.shared.stage import WrongInput
 from stages.shared.training import Schedule
@@ -50,14 +50,20 @@ class Text:
     pieces: int
     rate: float
 
+    def __post_init__(self) -> None:
+        at_least(self, pieces=1, rate=0)
+
 
 @dataclass(frozen=True)
 class Picture:
-    encoder: str
-    weights: Literal["none", "default"]
+    encoder: Literal["patches", resnet.Name]
+    weights: resnet.Weights
     size: int
     grid: int
     rate: float
+
+    def __post_init__(self) -> None:
+        at_least(self, size=resnet.SMALLEST, grid=1, rate=0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ class Run:
     picture: Picture
     training: Schedule
     batch: int
+
+    def __post_init__(self) -> None:
+        at_least(self, batch=1)
 
 
 @dataclass
@@ -112,8 +121,28 @@ def network(run: Run):
     return load(paper(run.model).Network, "models", run.model, "network")
 
 
+def check_language(run: Run, rows: list[dict]) -> None:
+    """Raises WrongInput if MiniLM is to read texts that are not English in their majority.
+
+    A language that nobody could tell may be English. Of a BERT by name nobody knows what it reads.
+    """
+    read = {*minilm.LANGUAGES, UNKNOWN}
+    share = sum(row["language"] in read for row in rows) / len(rows)
+    if run.text.encoder == text_encoder.MINILM and share <= 0.5:
+        raise WrongInput(
+            f"params.yaml: text.encoder of the readers of {run.corpus} is minilm, which reads "
+            f"English, as {share:.0%} of the train texts are: name a BERT of their language "
+            "(google-bert/bert-base-multilingual-cased reads 104, google-bert/bert-base-chinese "
+            "Chinese)"
+        )
+
+
 def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader:
-    """A new reader for a corpus, whose train rows give the labels and the words of captions."""
+    """A new reader for a corpus, whose train rows give the labels and the words of captions.
+
+    Raises WrongInput if the text encoder does not read the language of most of them.
+    """
+    check_language(run, rows)
     module, sizes = paper(run.model), network(run)
     encoder = text_encoder.load(run.text.encoder, run.text.tuned, run.text.pieces)
     labels = labels_of(rows, task)
@@ -140,7 +169,6 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "labels": labels,
-        "typical_pieces": typical_pieces(rows, encoder),
         "vocabulary": vocabulary.to_json(),
         "parameters": parameters(model),
     }

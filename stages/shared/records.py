@@ -22,6 +22,7 @@ from typing import Literal, get_args
 from stages.shared.stage import WrongInput
 
 SPLITS = ("train", "validation", "test")
+UNKNOWN = "und"  # language; BCP 47: undetermined
 Label = Literal["negative", "neutral", "positive"]  # of a post
 LABELS = get_args(Label)
 

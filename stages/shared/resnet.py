@@ -10,6 +10,7 @@ B pictures of side S, C channels: 512 of resnet18 and resnet34, 2048 of the othe
 """
 
 from pathlib import Path
+from typing import Literal
 
 import stages.shared.operators  # noqa: F401  (before torchvision)
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 from stages.shared import images
 from stages.shared.stage import WrongInput, allow_downloads, unloadable
 
-NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-WEIGHTS = ["none", "default"]
+Name = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Weights = Literal["none", "default"]
+SMALLEST = 33  # side, pixels: of one cell BatchNorm could not tell how it differs from others
 # Of red, green and blue in ImageNet, 0 to 1: what torchvision's weights expect.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -36,21 +38,12 @@ class ResNet(nn.Module):
     """weights: none (at random, all learn) | default (torchvision's; what sees the pixels first,
     up to the first stage, is frozen).
 
-    Who loads weights that were saved takes `none`: nothing is asked for then. Raises WrongInput for
-    names that do not exist, or weights that cannot be had.
+    Who loads weights that were saved takes `none`: nothing is asked for then. Raises WrongInput if
+    weights cannot be had.
     """
 
-    def __init__(self, name: str, weights: str, grid: int):
+    def __init__(self, name: Name, weights: Weights, grid: int):
         super().__init__()
-        if name not in NAMES:
-            raise WrongInput(
-                f"params.yaml: picture encoder {name!r}: give one of {', '.join(NAMES)}"
-            )
-        if weights not in WEIGHTS:
-            raise WrongInput(
-                f"params.yaml: weights {weights!r} of the picture encoder {name}: give one of "
-                f"{', '.join(WEIGHTS)}"
-            )
         net = torchvision.models.get_model(name)
         if weights == "default":
             _fill(net, name)

@@ -1,7 +1,7 @@
 """What is known of a meme's words before anything is trained: MM-ORIENT's task features.
 
-    features = TaskFeatures(Params(lexicon=True, toxicity="none", pieces=128))
-    features.of(["so you think you can cook"])        (1, features.width), columns as features.names
+    params = Params(lexicon=True, toxicity="none", pieces=128)
+    rows = read(["so you think you can cook"], params)   (1, width(params)), columns: names(params)
 
 The lexicon block has VADER's four scores (its package holds the words, under the MIT licence) and
 shares of words of a few classes, listed here; both know English only, and give other languages
@@ -16,12 +16,11 @@ from functools import cache
 
 import numpy as np
 import regex
-import torch
-from torch import Tensor
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from stages.shared import text_encoder
 from stages.shared.stage import WrongInput
+from stages.shared.text_encoder import TextEncoder
 
 NO_MODEL = "none"
 VADER = ("negative", "neutral", "positive", "compound")  # shares of words, and a sum in -1 to 1
@@ -61,6 +60,10 @@ class Params:
     toxicity: str
     pieces: int
 
+    def __post_init__(self) -> None:
+        if self.pieces < 1:
+            raise WrongInput("params.yaml: task_features.pieces must be 1 or more")
+
 
 @cache
 def _vader() -> SentimentIntensityAnalyzer:
@@ -92,38 +95,41 @@ def share(found: list[str], of: str | list[str]) -> float:
     return len(found) / max(len(of), 1)
 
 
-class TaskFeatures:
-    """The blocks that params name, side by side. width 0: none is named.
+@cache
+def _toxicity_model(params: Params) -> TextEncoder:
+    return text_encoder.load(params.toxicity, 0, params.pieces)
 
-    Raises WrongInput if the model cannot be had, or reads fewer pieces.
-    """
 
-    def __init__(self, params: Params):
-        self.params, self.encoder = params, None
-        if params.pieces < 1:
-            raise WrongInput("params.yaml: task_features.pieces must be 1 or more")
-        self.names = list(KEYS) if params.lexicon else []
-        if params.toxicity != NO_MODEL:
-            self.encoder = text_encoder.load(params.toxicity, 0, params.pieces)
-            self.names += [f"toxicity {place}" for place in range(self.encoder.width)]
-        self.width = len(self.names)
+def names(params: Params) -> list[str]:
+    """Of the columns. Raises WrongInput if the model cannot be had, or reads fewer pieces."""
+    found = list(KEYS) if params.lexicon else []
+    if params.toxicity != NO_MODEL:
+        found += [f"toxicity {place}" for place in range(_toxicity_model(params).width)]
+    return found
 
-    def of(self, texts: list[str]) -> Tensor:
-        """-> (N, width) floats"""
-        blocks = [torch.zeros(len(texts), 0)]
-        if self.params.lexicon:
-            rows = [lexicon(text) for text in texts]
-            blocks.append(torch.tensor(rows).reshape(len(texts), len(KEYS)))
-        if self.encoder is not None:
-            blocks.append(self._toxicity(texts))
-        return torch.cat(blocks, 1)
 
-    def _toxicity(self, texts: list[str]) -> Tensor:
-        """The mean of each text's last hidden states, zeros of one without pieces."""
-        rows = [self.encoder.pieces(text.split()).ids for text in texts]
-        states = self.encoder.frozen(rows)  # of its last layer: none is tuned
-        found = np.zeros((len(texts), self.encoder.width), np.float32)
-        for place, (row, state) in enumerate(zip(rows, states, strict=True)):
-            if row:
-                found[place] = state[1:-1].astype(np.float32).mean(0)
-        return torch.from_numpy(found)
+def width(params: Params) -> int:
+    """F, 0 where neither block is wanted."""
+    return len(names(params))
+
+
+def read(texts: list[str], params: Params) -> np.ndarray:
+    """The blocks that params name, side by side.  -> (N, F) floats"""
+    blocks = [np.zeros((len(texts), 0), np.float32)]
+    if params.lexicon:
+        rows = [lexicon(text) for text in texts]
+        blocks.append(np.array(rows, np.float32).reshape(len(texts), len(KEYS)))
+    if params.toxicity != NO_MODEL:
+        blocks.append(_toxicity(texts, _toxicity_model(params)))
+    return np.concatenate(blocks, 1)
+
+
+def _toxicity(texts: list[str], encoder: TextEncoder) -> np.ndarray:
+    """The mean of each text's last hidden states, zeros of one without pieces.  -> (N, D)"""
+    rows = [encoder.pieces(text.split()).ids for text in texts]
+    states = encoder.frozen(rows)  # of its last layer: none is tuned
+    found = np.zeros((len(texts), encoder.width), np.float32)
+    for place, (row, state) in enumerate(zip(rows, states, strict=True)):
+        if row:
+            found[place] = state[1:-1].astype(np.float32).mean(0)
+    return found

@@ -5,7 +5,7 @@ picture has pixels, so that a picture is scaled to the same number of them first
 line that was found, and costs more than finding.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 STRIDE = 32  # sides that the network takes are multiples of this
-LONGEST = 4  # sides: a strip is scaled to no more than this many times `side`
+LONGEST = 16  # sides: a strip is scaled to no more than this many times `side`
 PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
 
 Quads = np.ndarray  # (N, 4, 2) float32: corners in pixels, x before y, clockwise from upper left
@@ -31,6 +31,10 @@ class Finding:
     pixel_threshold: float
     box_threshold: float
     unclip: float
+    max_height: float
+    sure_height: float
+    sure_score: float
+    readable: float
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ def _model(kind: str) -> Path:
 
 def fingerprint(params: Finding | Reading) -> str:
     """Names what is found or read: settings, models, versions."""
-    kind = "det" if isinstance(params, Finding) else "rec"
-    parts = [repr(sorted(asdict(params).items()))] + [version(name) for name in PACKAGES]
-    return sha256(_model(kind).read_bytes() + "\n".join(parts).encode()).hexdigest()
+    parts = [repr(params)] + [version(name) for name in PACKAGES]
+    models = _model("det").read_bytes() + _model("rec").read_bytes()
+    return sha256(models + "\n".join(parts).encode()).hexdigest()
 
 
 def _engine(finding: Finding) -> Any:
@@ -97,7 +101,11 @@ def scale_of(width: int, height: int, params: Finding) -> float:
 
 
 def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
-    """The lines of text of a picture (H, W, 3; RGB), and how sure each is, from top to bottom."""
+    """The lines of text of a picture (H, W, 3; RGB), and how sure each is, from top to bottom.
+
+    The network takes faces, and shapes of drawings, for letters: of what is tall or unsure, that
+    which can be read is kept.
+    """
     height, width = picture.shape[:2]
     scale = scale_of(width, height, params)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -111,21 +119,37 @@ def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
     if found.boxes is None:
         return np.zeros((0, 4, 2), np.float32), np.zeros(0, np.float32)
     ratio = np.array([width / size[0], height / size[1]], np.float32)
-    quads = np.clip(found.boxes.astype(np.float32) * ratio, 0, (width, height))
-    return quads.astype(np.float32), np.array(found.scores, np.float32)
+    quads = np.clip(found.boxes.astype(np.float32) * ratio, 0, (width, height)).astype(np.float32)
+    scores = np.array(found.scores, np.float32)
+    heights = np.array([height_of(quad) for quad in quads]) / max(width, height)
+    kept = heights <= params.max_height
+    sure = (heights <= params.sure_height) & (scores >= params.sure_score)
+    for n in np.flatnonzero(kept & ~sure):
+        ((text, score),) = recognise(picture, quads[n : n + 1], params)
+        kept[n] = len(text) > 1 and score >= params.readable
+    return quads[kept], scores[kept]
+
+
+def height_of(quad: np.ndarray) -> float:
+    """Of a box (4, 2), in pixels: its shorter side, which is about the height of its text."""
+    sides = np.linalg.norm(quad - np.roll(quad, 1, axis=0), axis=1)
+    return float(min(sides[0] + sides[2], sides[1] + sides[3])) / 2
+
+
+def recognise(picture: np.ndarray, quads: Quads, finding: Finding) -> list[tuple[str, float]]:
+    """What stands in each box, and how sure that is, 0 to 1."""
+    engine = _engine(finding)
+    crops = engine.crop_text_regions(np.ascontiguousarray(picture[:, :, ::-1]), quads)
+    found = engine.recognize_txt(crops)
+    return [(text.strip(), score) for text, score in zip(found.txts, found.scores, strict=True)]
 
 
 def read(picture: np.ndarray, quads: Quads, finding: Finding, params: Reading) -> str:
     """What stands in the boxes: boxes of one line with a space between, lines in lines."""
     if not len(quads):
         return ""
-    engine = _engine(finding)
-    crops = engine.crop_text_regions(np.ascontiguousarray(picture[:, :, ::-1]), quads)
-    found = engine.recognize_txt(crops)
-    texts = [
-        text.strip() if score >= params.min_score else ""
-        for text, score in zip(found.txts, found.scores, strict=True)
-    ]
+    found = recognise(picture, quads, finding)
+    texts = [text if score >= params.min_score else "" for text, score in found]
     lines = [" ".join(texts[n] for n in line if texts[n]) for line in in_lines(quads)]
     return "\n".join(line for line in lines if line)
 

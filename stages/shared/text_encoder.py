@@ -147,12 +147,17 @@ class TextEncoder(nn.Module):
         return Pieces(ids, first, self.tokenizer.convert_ids_to_tokens(ids))
 
     def inputs(self, rows: list[list[int]], hidden: list[np.ndarray] | None) -> dict[str, Tensor]:
-        """Pieces of texts, and what `frozen` gave for them -> ids or hidden, and pieces_mask."""
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], True)
+        """Pieces of texts, and what `frozen` gave for them -> ids or hidden, and pieces_mask.
+
+        L is 1 at least, so that there is a place for what stands for a missing text.
+        """
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
         if hidden is None:
             return {"ids": self._padded(rows, mask.shape[1]), "pieces_mask": mask}
         states = pad_sequence([torch.from_numpy(row) for row in hidden], True)
-        return {"hidden": states, "pieces_mask": mask}
+        missing = mask.shape[1] + 2 - states.shape[1]
+        return {"hidden": F.pad(states, (0, 0, 0, missing)), "pieces_mask": mask}
 
     def _padded(self, rows: list[list[int]], length: int) -> Tensor:
         """-> (B, length + 2) with the special tokens at the ends of each text"""

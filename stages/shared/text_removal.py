@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from stages.shared import images, inpainters, masks, text_boxes
 from stages.shared.inpainters import Painting
+from stages.shared.masks import Masking
 from stages.shared.text_boxes import Finding, Quads, Reading
 
 WEBP_SIDE = 16383  # the format's limit
@@ -59,20 +60,20 @@ def find(content: bytes, params: Finding) -> Boxes:
     return Boxes(*text_boxes.find(_pixels(content), params))
 
 
-def paint(content: bytes, quads: Quads, params: Painting) -> Painted:
+def paint(content: bytes, quads: Quads, masking: Masking, params: Painting) -> Painted:
     """The picture without what stands in the boxes, of which there is one at least."""
     picture = _pixels(content)
-    mask = masks.draw(*picture.shape[:2], quads, params.dilation)
+    mask = masks.draw(picture, quads, masking)
     fill = partial(inpainters.fill, params=params)
     result = masks.inpaint(picture, mask, fill, params.context, params.side)
-    return Painted(_file(result), masks.to_png(mask), float((mask > 0).mean()))
+    return Painted(to_file(result), masks.to_png(mask), float((mask > 0).mean()))
 
 
 def read(content: bytes, quads: Quads, finding: Finding, params: Reading) -> str:
     return text_boxes.read(_pixels(content), quads, finding, params)
 
 
-def _file(picture: np.ndarray) -> bytes:
+def to_file(picture: np.ndarray) -> bytes:
     file = BytesIO()
     if max(picture.shape) <= WEBP_SIDE:
         Image.fromarray(picture, "RGB").save(file, "WEBP", **FAST)

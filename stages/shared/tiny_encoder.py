@@ -29,7 +29,7 @@ from stages.shared.encoders import Encoder, TextTower, save_config
 from stages.shared.stage import WrongInput
 
 WEIGHTS = "pictures.safetensors"
-LANGUAGES = ["en"]  # that MiniLM reads
+LANGUAGES = minilm.LANGUAGES
 PATCHES = [2, 4, 8, 16]  # the stem has a stage for each factor of 2
 GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.shared.devices import device, has_bf16, inference
-from stages.shared.params import load
+from stages.shared.params import at_least, load, refuse
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home
 
@@ -46,6 +46,11 @@ class Schedule:
     clip_norm: float
     validate_every: int
     patience: int
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=0, batch=1, learning_rate=0, warmup=0, weight_decay=0)
+        at_least(self, clip_norm=0, validate_every=1, patience=1)
+        refuse({f"warmup is {self.warmup}: give 0 to 1": self.warmup > 1})
 
     def rate(self, step: int) -> float:
         """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
@@ -286,16 +291,21 @@ class _Run:
 def _groups(model: nn.Module, schedule: Schedule, rates: Mapping[str, float]) -> list[dict]:
     """Groups of the optimizer by the factor on their rate. Matrices decay; biases, gains and
     scalars do not."""
-    weights: dict[float, list[nn.Parameter]] = {1.0: []}
+    weights: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            weights.setdefault(_factor(name, rates), []).append(weight)
+            weights.setdefault(_factor(name, rates), {})[name] = weight
     return [
-        {"params": [w for w in found if (w.ndim > 1) == decays], "factor": factor}
-        | {"weight_decay": schedule.weight_decay if decays else 0.0}
+        {"params": [w for name, w in found.items() if _decays(name, w) == decays]}
+        | {"factor": factor, "weight_decay": schedule.weight_decay if decays else 0.0}
         for factor, found in weights.items()
         for decays in (True, False)
     ]
+
+
+def _decays(name: str, weight: Tensor) -> bool:
+    """The gains of PyTorch's weight norm have the dimensions of what they scale."""
+    return weight.ndim > 1 and not name.endswith(".original0")
 
 
 def _factor(weight: str, rates: Mapping[str, float]) -> float:

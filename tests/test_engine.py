@@ -1,0 +1,83 @@
+"""Whatever runs the batches, the same comes out, in their order."""
+
+import sys
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from stages.shared import engine
+from stages.shared.engine import Params
+from stages.shared.stage import WrongInput
+
+BATCHES = [list(range(start, start + 3)) for start in range(0, 30, 3)]
+
+
+def squares(add: int, batch: list[int]) -> list[int]:
+    time.sleep(0.01 * (batch[0] % 2))  # the later one is ready first
+    return [number**2 + add for number in batch]
+
+
+def fail(batch: list[int]) -> list[int]:
+    if 12 in batch:
+        raise ValueError("twelve")
+    return batch
+
+
+@pytest.mark.parametrize("kind", ["inline", "threads", "process"])
+def test_batches_come_out_in_order(kind):
+    found = engine.run(partial(squares, 1), iter(BATCHES), Params(kind, 2))
+    assert list(found) == [squares(1, batch) for batch in BATCHES]
+
+
+@pytest.mark.parametrize("kind", ["inline", "threads", "process"])
+def test_an_exception_ends_the_work(kind):
+    found = engine.run(fail, iter(BATCHES), Params(kind, 2))
+    with pytest.raises(ValueError, match="twelve"):
+        list(found)
+
+
+def test_no_more_batches_are_in_memory_than_workers_need():
+    taken, lock = [], threading.Lock()
+
+    def batches():
+        for batch in BATCHES:
+            with lock:
+                taken.append(batch)
+            yield batch
+
+    found = engine.run(lambda batch: batch, batches(), Params("threads", 2))
+    next(found)
+    assert len(taken) == 2 * engine.WAITING
+    found.close()
+
+
+def test_zero_workers_are_as_many_as_cores(monkeypatch):
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    found = engine.run(
+        lambda batch: [threading.active_count()], iter(BATCHES), Params("threads", 0)
+    )
+    assert len(list(found)) == len(BATCHES)
+
+
+def test_ray_is_asked_for_in_one_sentence_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(WrongInput, match="run `pip install ray`, or give process"):
+        list(engine.run(fail, BATCHES, Params("ray", 2)))
+
+
+def test_ray_gets_a_plain_function_and_the_address_of_its_cluster(monkeypatch):
+    """A stand-in that runs at once what it is given."""
+    asked = {}
+    ray = SimpleNamespace(
+        init=lambda **options: asked.update(options),
+        remote=lambda function: SimpleNamespace(remote=function),
+        get=lambda found: found,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    found = engine.run(partial(squares, 1), iter(BATCHES), Params("ray", 2))
+    assert list(found) == [squares(1, batch) for batch in BATCHES]
+    assert asked["address"] == "ray://head:10001"

@@ -1,0 +1,123 @@
+"""Masks of boxes, and inpainting by crops, against inpainting of the whole picture."""
+
+from dataclasses import replace
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+
+from stages.shared import masks
+from stages.shared.masks import Crop, Masking
+
+
+def quad(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+
+
+def boxes(*bounds: tuple[float, float, float, float]) -> np.ndarray:
+    return np.array([quad(*each) for each in bounds], np.float32)
+
+
+BOXES = Masking(margin=0.2, rim=0.1, plain=1.1, levels=24, dilation=0.1)  # no ground is plain
+LETTERS = replace(BOXES, plain=0.6)
+
+
+def boxed(height: int, width: int, quads: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """The mask of whole boxes."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    return masks.draw(picture, quads, replace(BOXES, margin=margin))
+
+
+def test_a_box_grows_by_shares_of_its_text_height_on_every_side():
+    """A box of 20 x 10 pixels grows by a fifth of 10."""
+    mask = boxed(60, 80, boxes((30, 20, 50, 30)), 0.2)
+    ys, xs = np.nonzero(mask)
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (28, 52, 18, 32)
+    assert np.array_equal(masks.from_png(masks.to_png(mask)), mask)
+
+
+def test_a_box_that_does_not_grow_is_filled_as_it_is():
+    mask = boxed(60, 80, boxes((30, 20, 50, 30)))
+    assert (mask > 0).sum() == 21 * 11 and set(np.unique(mask)) == {0, 255}
+
+
+def test_a_box_at_the_edge_stays_within_the_picture():
+    assert boxed(20, 30, boxes((0, 0, 30, 20)), 1.0).min() == 255
+
+
+def test_a_tilted_box_grows_by_its_own_height():
+    tilted = np.array([[[40, 20], [60, 40], [50, 50], [30, 30]]], np.float32)
+    thin, thick = (boxed(80, 80, tilted, share) > 0 for share in (0.0, 0.5))
+    distance = cv2.distanceTransform((~thin).astype(np.uint8), cv2.DIST_L2, 5)
+    assert distance[thick].max() == pytest.approx(0.5 * 200**0.5, abs=1.5)
+
+
+def test_on_plain_ground_letters_alone_are_masked():
+    """A letter of 4 x 10 pixels in a box 20 high grows by a tenth of 20."""
+    picture = np.full((60, 80, 3), 200, np.uint8)
+    picture[25:35, 40:44] = 10
+    picture[5:8, 5:8] = 10  # outside the box
+    ys, xs = np.nonzero(masks.draw(picture, boxes((30, 20, 70, 40)), LETTERS))
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (38, 45, 23, 36)
+
+
+def test_over_a_photo_the_whole_box_is_masked():
+    picture = noise(60, 80)
+    quads = boxes((30, 20, 70, 40))
+    assert np.array_equal(masks.draw(picture, quads, LETTERS), masks.draw(picture, quads, BOXES))
+
+
+def test_the_letters_of_the_next_line_are_no_ground():
+    picture = np.full((100, 200, 3), 255, np.uint8)
+    picture[40:60, 10:190] = noise(20, 180)  # the second line, close to the first
+    picture[25:35, 50:60] = 0
+    first, second = (10, 18, 190, 42), (10, 38, 190, 62)
+    mask = masks.draw(picture, boxes(first, second), LETTERS)
+    assert mask[20, 100] == 0 and mask[30, 55] == 255 and mask[50, 100] == 255
+
+
+def test_crops_hold_the_context_and_join_where_they_overlap():
+    quads = boxes((100, 50, 150, 60), (100, 80, 150, 90), (10, 150, 20, 160))
+    mask = boxed(200, 300, quads)
+    assert masks.crops(mask, 5) == [
+        Crop(5, 145, 26, 166),
+        Crop(95, 45, 156, 66),
+        Crop(95, 75, 156, 96),
+    ]
+    assert masks.crops(mask, 12) == [Crop(0, 138, 33, 173), Crop(88, 38, 163, 103)]
+    assert masks.crops(mask, 300) == [Crop(0, 0, 300, 200)]
+    assert masks.crops(np.zeros((5, 5), np.uint8), 3) == []
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+TELEA = partial(cv2.inpaint, inpaintRadius=3.0, flags=cv2.INPAINT_TELEA)
+
+
+def test_crops_with_enough_context_give_what_the_whole_picture_gives():
+    picture = noise(160, 240)
+    mask = boxed(160, 240, boxes((20, 20, 90, 35), (120, 100, 220, 120)), 0.1)
+    assert len(masks.crops(mask, 16)) == 2
+    whole = TELEA(picture, mask)
+    assert np.array_equal(masks.inpaint(picture, mask, TELEA, 16, 1000), whole)
+
+
+@pytest.mark.parametrize("side", [1000, 64, 7])
+def test_a_crop_that_is_painted_smaller_changes_nothing_outside_the_mask(side):
+    picture = noise(120, 250)
+    mask = boxed(120, 250, boxes((20, 20, 190, 60)), 0.1)
+    result = masks.inpaint(picture, mask, TELEA, 10, side)
+    assert np.array_equal(result[mask == 0], picture[mask == 0])
+    assert not np.array_equal(result, picture)
+
+
+def test_what_is_painted_smaller_takes_no_colour_from_under_the_mask():
+    picture = np.full((200, 400, 3), 200, np.uint8)
+    mask = boxed(200, 400, boxes((53, 41, 347, 119)), 0.1)
+    picture[mask > 0] = (255, 0, 0)
+    result = masks.inpaint(picture, mask, TELEA, 33, 64).astype(int)
+    assert np.ptp(result, axis=2).max() == 0  # no red
+    assert abs(result - 200).max() < 8  # Telea's own rounding
