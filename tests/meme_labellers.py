@@ -32,12 +32,12 @@ SILENT, BARE, PLAIN = 1, 2, 3  # numbers in a split: words only in the picture, 
 COLOURS = ("white", "gold", "skyblue", "pink", "lightgreen")
 
 
-def picture(words: str, number: int = 0, size: int = 128) -> bytes:
+def picture(words: str, number: int = 0, size: int = 256) -> bytes:
     """Words in capitals over a few shapes; a PNG file."""
     image = Image.new("RGB", (size, size), COLOURS[number % len(COLOURS)])
     draw = ImageDraw.Draw(image)
-    draw.ellipse((30 + number, 60, 70 + number, 100), fill=(20 * number % 256, 90, 160))
-    font = ImageFont.load_default(size // 12)
+    draw.ellipse((70 + number, 120, 150 + number, 200), fill=(20 * number % 256, 90, 160))
+    font = ImageFont.load_default(size // 14)
     draw.text((size / 2, 8), words, fill="black", font=font, anchor="ma")
     content = BytesIO()
     image.save(content, "PNG")
