@@ -25,6 +25,7 @@ from stages import (
     predict,
     train,
 )
+from stages.augment import __main__ as augment
 from stages.label.params import Params as Label
 from stages.report import __main__ as report
 from stages.score.figures import Params as Score
@@ -78,6 +79,7 @@ def numbers(paper: ModuleType) -> list[tuple[str, type]]:
     return [("network", paper.Network), *preference]
 
 
+MADE_BY = {"memes": ("04_augment", "04_augment")}  # records and pictures that models read
 MODELS = {name: section(name, numbers(paper)) for name, paper in PAPERS.items()}
 SECTIONS = {
     "corpora": dict[str, Corpus],
@@ -86,6 +88,7 @@ SECTIONS = {
     "clean": cleaning.Params,
     "inpaint": inpaint.Params,
     "engine": engine.Params,
+    "augment": augment.Params,
     "chunk": chunk.Params,
     "align": align.Params,
     "embed": embedding.Params,
@@ -116,6 +119,7 @@ def main() -> None:
     params["readers"] = reader_rows()
     check_corpora(params["corpora"])
     check_chunked(params["chunk"].corpora, params["align"].corpus, params["corpora"])
+    check_memes(params["inpaint"].corpora, params["augment"].corpora, params["corpora"])
     at_least_one("writers and readers", params["writers"] | params["readers"])
     check_runs("writers", params["writers"], WRITE, params["corpora"])
     check_runs("readers", params["readers"], list(READERS), params["corpora"])
@@ -142,6 +146,27 @@ def check_sources(rows: dict[str, Any], corpora: dict[str, Corpus]) -> None:
                     f"params.yaml: readers.{name}.{what} is {getattr(run, what)!r}, but those of "
                     f"{embedded!r} are embedded (corpora.{run.corpus}.{what}): make them equal"
                 )
+
+
+def check_memes(inpainted: list[str], augmented: list[str], corpora: dict[str, Corpus]) -> None:
+    """Raises WrongInput unless stages 03 and 04 work on the corpora of memes, and on no other, and
+    models read of each what the last one for its kind wrote."""
+    known = [name for name, about in corpora.items() if about.kind == "memes"]
+    for key, named in (("inpaint.corpora", inpainted), ("augment.corpora", augmented)):
+        for name in named:
+            one_of(key, name, known, "corpora of kind memes")
+        if lacking := [name for name in known if name not in named]:
+            raise WrongInput(
+                f"params.yaml: {key} lacks {', '.join(lacking)}, of kind memes: add it"
+            )
+    for name, about in corpora.items():
+        records, pictures = MADE_BY.get(about.kind, ("02_clean", "01_ingest"))
+        if (about.records, about.pictures) != (records, pictures):
+            raise WrongInput(
+                f"params.yaml: corpora.{name} has records of {about.records!r} and pictures of "
+                f"{about.pictures!r}, but those of {about.kind} lie in {records} and {pictures}: "
+                "give these"
+            )
 
 
 def check_corpora(corpora: dict[str, Corpus]) -> None:

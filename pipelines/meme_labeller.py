@@ -21,7 +21,6 @@ from stages import inpaint
 from stages.shared import cleaning, images, meme_readers, text_removal
 from stages.shared.devices import inference
 from stages.shared.features import Features
-from stages.shared.meme_readers import PATCHES
 from stages.shared.stage import WrongInput
 from stages.shared.training import to_device
 
@@ -167,7 +166,7 @@ class MemeLabeller:
     def _folder(self, files: dict[str, bytes]) -> Iterator[Path]:
         """Where a reader that looks at pixels finds the pictures."""
         with TemporaryDirectory(prefix="polymuse-") as folder:
-            if self.reader.config["picture"]["encoder"] != PATCHES:
+            if self.reader.regions is not None:
                 images.write(Path(folder, "images"), map(images.trusted, files.values()), shards=1)
             yield Path(folder)
 

@@ -4,7 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.mm_orient import GRAPHS, Model, Network, Noise, Relations, Shapes, measure
+from stages.models.mm_orient import (
+    GRAPHS,
+    Model,
+    Network,
+    Noise,
+    Relations,
+    Shapes,
+    decide,
+    measure,
+)
 from stages.shared.memes import UNJUDGED
 
 TASKS = {"sentiment": 3, "humour": 4, "motivational": 2}
@@ -116,6 +125,11 @@ VARIANTS = [
     {"inputs": "clip"},
     {"inputs": "concatenation"},
 ]
+
+
+def probabilities(of: Model, given: dict[str, Tensor]) -> Tensor:
+    """Of all tasks side by side.  -> (B, all labels)"""
+    return torch.cat(list(decide(of, given).probabilities.values()), 1)
 
 
 def name(changes: dict) -> str:

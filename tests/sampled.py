@@ -19,6 +19,7 @@ PARAMS = Params(
     held_out_titles=0.2,
     held_out_names=0.2,
     tweet_rule="weather",
+    memes="overlaid",
     meme_share=0.5,
     meme_zoom=6,
     meme_quality=90,

@@ -102,14 +102,15 @@ def test_a_run_names_a_model_that_is_there(params):
 
 def test_a_corpus_names_a_format_that_is_there(params):
     params["corpora"]["articles"]["format"] = "phrases"
-    formats = "coco_cn | flickr8k_cn | jsonl | markdown | mvsa | sample | twitter | vist"
+    formats = " | ".join(sorted(check.FORMATS))
+    assert {"memotion", "sample", "vist"} <= set(check.FORMATS)
     said = f"is 'phrases', none of the formats: choose one of {formats}"
     assert fault(params) == f"params.yaml: corpora.articles.format {said}"
 
 
 def test_a_corpus_is_of_a_kind_that_is_there(params):
     params["corpora"]["captions"]["kind"] = "caption"
-    choices = "choose one of articles | captions | tweets | posts"
+    choices = "choose one of articles | captions | tweets | posts | memes"
     assert fault(params).endswith(f"kind is 'caption': {choices}")
 
 
@@ -181,3 +182,62 @@ def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params
         seen.append(changed)
         Path("params.yaml").write_text(yaml.safe_dump(changed))
         check.main()
+
+
+@pytest.mark.parametrize("what", ["records", "pictures"])
+def test_a_reader_learns_from_what_was_embedded_of_its_corpus(params, what):
+    params["readers"]["mm_orient"][what] = "01_ingest"
+    assert fault(params) == (
+        f"params.yaml: readers.mm_orient.{what} is '01_ingest', but those of '04_augment' are "
+        f"embedded (corpora.memes.{what}): make them equal"
+    )
+
+
+def test_a_corpus_names_the_folders_of_its_kind(params):
+    params["corpora"]["memes"]["records"] = "02_clean"
+    params["readers"]["mm_orient"]["records"] = "02_clean"
+    said = fault(params)
+    assert said.startswith("params.yaml: corpora.memes has records of '02_clean' and pictures of")
+    assert said.endswith("those of memes lie in 04_augment and 04_augment: give these")
+    params["corpora"]["memes"]["records"] = "04_augment"
+    params["corpora"]["posts"]["pictures"] = "04_augment"
+    assert "but those of posts lie in 02_clean and 01_ingest" in fault(params)
+
+
+@pytest.mark.parametrize("section", ["inpaint", "augment"])
+def test_every_corpus_of_memes_and_no_other_is_inpainted_and_augmented(params, section):
+    params[section]["corpora"] = ["memes", "posts"]
+    said = f"{section}.corpora is 'posts', none of the corpora of kind memes: choose one of memes"
+    assert fault(params) == f"params.yaml: {said}"
+    params[section]["corpora"] = []
+    assert fault(params) == f"params.yaml: {section}.corpora lacks memes, of kind memes: add it"
+
+
+@pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])
+def test_a_reader_names_a_model_of_readers(params, reader, model):
+    params["readers"][reader]["model"] = model
+    said = f"readers.{reader}.model is '{model}', none of the models of readers"
+    assert fault(params) == f"params.yaml: {said}: choose one of mm_orient | muse"
+
+
+def test_a_reader_of_memes_is_not_given_posts(params):
+    params["readers"]["mm_orient"]["corpus"] = "posts"
+    said = "is 'posts', none of the corpora of kind memes: choose one of memes"
+    assert fault(params) == f"params.yaml: readers.mm_orient.corpus {said}"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("text.pieces", 0, "text: pieces is 0: give 1 or more"),
+        ("picture.grid", 0, "picture: grid is 0: give 1 or more"),
+        ("picture.size", 32, "picture: size is 32: give 33 or more"),
+        ("batch", 0, "readers.mm_orient: batch is 0: give 1 or more"),
+        ("picture.encoder", "vgg", "picture.encoder is 'vgg': choose one of patches | resnet18 |"),
+        ("task_features.pieces", 0, "task_features.pieces must be 1 or more"),
+    ],
+)
+def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
+    *above, key = path.split(".")
+    reduce(dict.__getitem__, above, params["readers"]["mm_orient"])[key] = value
+    assert said in fault(params)

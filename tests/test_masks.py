@@ -19,7 +19,9 @@ def boxes(*bounds: tuple[float, float, float, float]) -> np.ndarray:
     return np.array([quad(*each) for each in bounds], np.float32)
 
 
-BOXES = Masking(margin=0.2, rim=0.1, plain=1.1, levels=24, dilation=0.1)  # no ground is plain
+BOXES = Masking(
+    margin=0.2, rim=0.1, plain=1.1, levels=24, dilation=0.1, ends=0.0
+)  # no ground is plain
 LETTERS = replace(BOXES, plain=0.6)
 
 
@@ -75,6 +77,24 @@ def test_the_letters_of_the_next_line_are_no_ground():
     first, second = (10, 18, 190, 42), (10, 38, 190, 62)
     mask = masks.draw(picture, boxes(first, second), LETTERS)
     assert mask[20, 100] == 0 and mask[30, 55] == 255 and mask[50, 100] == 255
+
+
+def test_dots_at_the_end_of_a_line_belong_to_it_and_a_photo_beside_it_does_not():
+    picture = np.full((60, 160, 3), 200, np.uint8)
+    picture[25:35, 60:64] = 10  # a letter
+    picture[33:36, 86:89] = 10  # a dot, beyond the box by half a height
+    picture[10:50, 20:45] = 10  # a photo that reaches into the longer box
+    quads = boxes((50, 20, 75, 40))
+    longer = masks.draw(picture, quads, replace(LETTERS, ends=1.0)) > 0
+    assert longer[25:35, 60:64].all() and longer[33:36, 86:89].all()
+    assert not longer[:, :49].any()
+    assert not masks.draw(picture, quads, LETTERS)[:, 80:].any()
+
+
+def test_a_box_is_longer_along_its_text():
+    across, down = quad(10, 10, 50, 20), quad(10, 10, 20, 50)
+    assert masks.stretched(across, 5).tolist() == quad(5, 10, 55, 20).tolist()
+    assert masks.stretched(down, 5).tolist() == quad(10, 5, 20, 55).tolist()
 
 
 def test_crops_hold_the_context_and_join_where_they_overlap():

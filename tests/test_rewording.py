@@ -36,13 +36,23 @@ def test_a_text_without_a_letter_has_only_fillers_about_it():
         ("WHEN YOU SIT, THEY CALL!", "THEY CALL, WHEN YOU SIT!"),
         ("Bob sits, everyone calls.", "Everyone calls, Bob sits."),
         ("You sit, and everyone calls", None),  # the second part hangs on the first
-        ("A, b, c", None),
+        ("A, b, but c", None),
         ("You sit. Then, all call", None),
         ("no comma", None),
     ],
 )
 def test_parts_around_a_comma_change_places_where_they_can(text, wanted):
     assert reorder(text, Random(0)) == (wanted or text)
+
+
+def test_many_parts_come_in_any_order_but_that_of_the_text():
+    found = {reorder("one, two, three", Random(seed)) for seed in range(50)}
+    assert found == {
+        "two, one, three",
+        "two, three, one",
+        "three, one, two",
+        "three, two, one",
+    }
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,22 @@ def test_a_noise_that_hides_the_truth_is_wrong_input():
         replace(PARAMS, meme_noise=0.5)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("meme_share", -0.1, "0 or more"),
+        ("meme_zoom", 0, "1 or more"),
+        ("meme_quality", 0, "1 to 95"),
+        ("meme_quality", 96, "1 to 95"),
+    ],
+)
+def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
+    with pytest.raises(WrongInput) as wrong:
+        replace(PARAMS, **{key: value})
+    said = f"params.yaml: formats.sample.{key} is {value}: give {bound}"
+    assert str(wrong.value) == said
+
+
 def test_a_deck_holds_every_meaning_of_the_words_with_every_side_of_the_picture_once(items):
     rows = [(read_as(row.text), scene_of(row)) for row in drawn(items, "test")]
     seen = Counter(

@@ -10,7 +10,8 @@ the best predictor: a slot it can see, it states; of a slot it cannot see, it st
 is most probable under the process that draws the split. `expected` is that rule's expected share of
 correct slots, by enumeration of the process; `realised` its share on the very items of the split.
 A captioned picture has no topic, and its captions state what the picture shows: `picture` alone.
-Tweets, posts and memes stand in sample_tweets.py, sample_posts.py and sample_memes.py.
+Tweets, posts and memes stand in sample_tweets.py, sample_posts.py and sample_memes.py;
+sample_checks.py has captioned pictures in the place of memes.
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stages.datasets import phrases, sample_memes, sample_posts, sample_tweets
+from stages.datasets import phrases, sample_checks, sample_memes, sample_posts, sample_tweets
 from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
 from stages.datasets.sampling import Params, Values, combinations, facts_of, picture_of
 from stages.shared.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
@@ -207,10 +208,14 @@ def _shares(visible: set[str], chances: Chances, counted: Chances) -> dict[str, 
     return {"total": round(sum(shares.values()) / len(shares), 6)} | shares
 
 
+def _memes(params: Params) -> Iterator[Item]:
+    yield from (sample_memes if params.memes == "overlaid" else sample_checks).read(params)
+
+
 BY_KIND = {
     "articles": _articles,
     "captions": _captions,
     "tweets": sample_tweets.read,
     "posts": sample_posts.read,
-    "memes": sample_memes.read,
+    "memes": _memes,
 }

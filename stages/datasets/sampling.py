@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from stages.datasets import phrases, scenes
 from stages.shared.records import Box, Fact, Picture
@@ -32,6 +32,7 @@ class Params:
     held_out_titles: float
     held_out_names: float
     tweet_rule: str
+    memes: Literal["overlaid", "captioned"]
     meme_share: float
     meme_zoom: int
     meme_quality: int
@@ -48,6 +49,13 @@ class Params:
                 f"params.yaml: formats.sample.held_out_names is {self.held_out_names}: give a "
                 "share above 0, so that test has names of its own, and below 1"
             )
+        faults = {
+            f"meme_share is {self.meme_share}: give 0 or more": not self.meme_share >= 0,
+            f"meme_zoom is {self.meme_zoom}: give 1 or more": self.meme_zoom < 1,
+            f"meme_quality is {self.meme_quality}: give 1 to 95": not 1 <= self.meme_quality <= 95,
+        }
+        if found := [fault for fault, here in faults.items() if here]:
+            raise WrongInput(f"params.yaml: formats.sample.{'; '.join(found)}")
         if not 0 <= self.meme_noise < 0.5:
             raise WrongInput(
                 f"params.yaml: formats.sample.meme_noise is {self.meme_noise}: give a share from 0 "

@@ -6,8 +6,8 @@ reads   PICTURES/images, RECORDS/records.parquet, FEATURES, MODEL
 writes  TARGET/labels.parquet, parameters.json, and what the reader's own file says
 
 Every item is labelled from both inputs; those of the split that is scored (test, or validation
-where there is no test) from text and picture alone too, if any of them has a picture. Each paper
-says how in a file of its own beside this one, which has
+where test has nothing to score) from text and picture alone too, if any of them has a picture. Each
+paper says how in a file of its own beside this one, which has
 
     TABLES                                    name -> schema of each table that it writes
     label(name, kind, folders, params) -> rows of each table, how many weights the model has

@@ -41,7 +41,7 @@ def label_rows(reader: Reader, items: Memes, split: str, inputs: Sequence[str], 
                             "gold": [] if gold is None else [gold],
                             "predicted": [names[chosen[place]]],
                             "probability": [probability[place]],
-                            "cut": 0,
+                            "cut": items.words_cut(index),
                         }
                     )
     return found
@@ -91,9 +91,10 @@ def spaced(count: int, most: int) -> list[int]:
     return [n * count // most for n in range(most)]
 
 
-def judged(items: Memes) -> bool:
-    """Whether somebody judged any of these items."""
-    return bool((items.labels != UNJUDGED).any())
+def scored_split(splits: dict[str, Memes]) -> str:
+    """Test, or validation where nobody judged a test item."""
+    judged = (splits["test"].labels != UNJUDGED).any()
+    return "test" if judged or not len(splits["validation"]) else "validation"
 
 
 def label(
@@ -108,7 +109,7 @@ def label(
     reader = meme_readers.restore(model)
     size = load(Run, "readers", name).batch
     splits = {split: reader.items(rows[split], known, pictures) for split in SPLITS}
-    scored = "test" if judged(splits["test"]) else "validation"
+    scored = scored_split(splits)
     found: dict[str, Rows] = {name: [] for name in TABLES}
     with inference():
         for split, items in splits.items():

@@ -481,7 +481,7 @@ def task_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the items that somebody judged; 0 where there is none."""
     if not (labels != UNJUDGED).any():
         return 0 * logits.sum()
-    return F.cross_entropy(logits.float(), labels, weights, ignore_index=UNJUDGED)
+    return F.cross_entropy(logits.to(weights.dtype), labels, weights, ignore_index=UNJUDGED)
 
 
 def loss(model: Model, batch: Batch) -> Terms:

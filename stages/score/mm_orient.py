@@ -5,6 +5,7 @@ the paper reports; weighted F1 is that of Memotion 2 and 3, macro F1 that of the
 `behaviour` says how dense its graphs are, and how even its attention: 1 is a mean, and collapsed.
 """
 
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -70,7 +71,10 @@ def mean_score(by_task: dict[str, Rows]) -> dict[str, Any]:
 
 
 def error_of(by_task: dict[str, Rows], room: dict[str, float]) -> float:
-    """The standard error of the mean over tasks of accuracy, each divided by its room."""
+    """The standard error of the mean over tasks of accuracy, each divided by its room.
+
+    What an item adds to it, in all of its tasks, goes together.
+    """
     values, records = [], []
     total = sum(map(len, by_task.values()))
     for task, rows in by_task.items():
@@ -87,6 +91,8 @@ def mean_skill(by_task: dict[str, Rows], tasks: dict[str, Any]) -> dict[str, flo
         - max(of_task["ceilings"][one]["realised"] for one in ("text", "picture"))
         for task, of_task in tasks.items()
     }
+    if min(room.values()) <= 0:  # of one task one input allows all
+        return {"value": nan, "standard_error": nan}
     value = fmean(of_task["skill"]["value"] for of_task in tasks.values())
     return {"value": value, "standard_error": error_of(by_task, room)}
 
@@ -118,7 +124,7 @@ def alone(by_task: dict[str, Rows], ceilings: dict, inputs: str, params: Params)
 
 
 def behaviour(folder: Path) -> dict[str, float]:
-    """The mean of each figure of BEHAVIOUR."""
+    """The mean of each figure of BEHAVIOUR, which is of the scored split alone."""
     found: dict[str, list[float]] = {}
     for row in tables.read(folder / "behaviour.parquet", tables.BEHAVIOUR):
         found.setdefault(row["name"], []).append(row["value"])

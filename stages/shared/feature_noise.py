@@ -13,7 +13,8 @@ from torch import Tensor
 def disturb(x: Tensor, mask: Tensor, sigma: float, draws: list[torch.Generator] | None) -> Tensor:
     """x (B, ..., D) with noise where mask (B, ...); draws: one an item, or None: whatever comes."""
     held = mask[..., None].to(x.dtype)
-    total, count = (x.square() * held).flatten(1).sum(1), mask.flatten(1).sum(1) * x.shape[-1]
+    total = (x.square() * held).flatten(1).sum(1)
+    count = mask.view(len(mask), -1).sum(1) * x.shape[-1]
     size = (total / count.clamp(min=1)).sqrt().view(-1, *[1] * (x.ndim - 1))
     if draws is None:
         noise = torch.randn_like(x)

@@ -26,6 +26,7 @@ class Masking:
     plain: float
     levels: int
     dilation: float
+    ends: float
 
 
 class Crop(NamedTuple):
@@ -42,43 +43,68 @@ def draw(picture: np.ndarray, quads: Quads, params: Masking) -> np.ndarray:
     every = [quad.round().astype(np.int32) for quad in quads]
     for corners in every:
         cv2.fillPoly(boxes, [corners], 255)
-    for corners, height in zip(every, map(height_of, quads), strict=True):
-        reach = round((max(params.margin, params.dilation) + params.rim) * height) + 1
+    for corners, quad in zip(every, quads, strict=True):
+        height = height_of(quad)
+        widest = max(params.margin, params.dilation, params.ends)
+        reach = round((widest + params.rim) * height) + 2
         left, top, across, down = cv2.boundingRect(corners)
         place = (
             slice(max(0, top - reach), top + down + reach),
             slice(max(0, left - reach), left + across + reach),
         )
-        here = corners - (place[1].start, place[0].start)
+        here = quad - (place[1].start, place[0].start)
         found = line(picture[place], boxes[place], here, height, params)
         np.maximum(mask[place], found, out=mask[place])
     return mask
 
 
 def line(
-    part: np.ndarray, boxes: np.ndarray, corners: np.ndarray, height: float, params: Masking
+    part: np.ndarray, boxes: np.ndarray, quad: np.ndarray, height: float, params: Masking
 ) -> np.ndarray:
     """The mask of one line within the part of the picture (H, W, 3) around it.
 
     boxes: (H, W) the boxes of all lines; what lies in another one is no ground.
     """
-    box = _filled(boxes.shape, corners)
+    box = filled(boxes.shape, quad)
     grown = grow(box, params.margin * height)
     rim = np.zeros_like(box)
-    cv2.polylines(rim, [corners], True, 255, 2 * round(params.rim * height) + 1)
+    corners = [quad.round().astype(np.int32)]
+    cv2.polylines(rim, corners, True, 255, 2 * round(params.rim * height) + 1)
     rim[(boxes > 0) & (box == 0)] = 0
     ground = np.median(part[rim > 0], axis=0)
     differs = np.abs(part - ground.astype(np.float32)).max(2) > params.levels
     if differs[rim > 0].mean() > 1 - params.plain:
         return grown
     letters = np.where(differs, grown, 0).astype(np.uint8)
-    return grow(letters, params.dilation * height) & grown
+    longer = filled(boxes.shape, stretched(quad, params.ends * height))
+    letters |= marks(np.where(differs, longer, 0).astype(np.uint8), longer)
+    return grow(letters, params.dilation * height) & (grown | longer)
 
 
-def _filled(shape: tuple[int, int], corners: np.ndarray) -> np.ndarray:
+def marks(shapes: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """Of the shapes those that lie wholly within: dots and quotes that the box of a line misses,
+    and not the edge of a photo beside it."""
+    edge = within & ~cv2.erode(within, np.ones((3, 3), np.uint8))
+    _, labels = cv2.connectedComponents(shapes)
+    crossing = np.unique(labels[edge > 0])
+    return np.where((labels > 0) & ~np.isin(labels, crossing), shapes, 0).astype(np.uint8)
+
+
+def filled(shape: tuple[int, int], quad: np.ndarray) -> np.ndarray:
     box = np.zeros(shape, np.uint8)
-    cv2.fillPoly(box, [corners], 255)
+    cv2.fillPoly(box, [quad.round().astype(np.int32)], 255)
     return box
+
+
+def stretched(quad: np.ndarray, pixels: float) -> np.ndarray:
+    """The box (4, 2) longer by so many pixels at both ends of its text."""
+    across, down = quad[1] - quad[0], quad[3] - quad[0]
+    lengths = np.linalg.norm(across), np.linalg.norm(down)
+    if lengths[0] >= lengths[1]:
+        step = across / max(lengths[0], 1) * pixels
+        return quad + np.array([-step, step, step, -step])
+    step = down / max(lengths[1], 1) * pixels
+    return quad + np.array([-step, -step, step, step])
 
 
 def grow(mask: np.ndarray, pixels: float) -> np.ndarray:

@@ -1,34 +1,38 @@
 """A reader of memes: MM-ORIENT on one corpus, and the folder it loads from by path.
 
 The folder holds model.safetensors, config.json (encoders, network, shapes, tasks and their labels,
-how many numbers were trained) and, in encoder/, the aligned encoder whose features it reads; in
-text_encoder/, of a text encoder of its own, that one's tokenizer, configuration and weights. It
-needs neither params.yaml nor a network.
+whether the aligned encoder reads the texts, how many numbers were trained) and, in encoder/, the
+aligned encoder whose features it reads. What it reads with beside that lies there too: a text
+encoder of its own in text_encoder/, a model of toxicity in toxicity/, the weights of a ResNet in
+regions.safetensors. It needs neither params.yaml nor a network.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from stages.models import paper
-from stages.shared import images, memes, task_features, text_encoder
+from stages.shared import images, memes, resnet, task_features, text_encoder
 from stages.shared.devices import device
 from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
-from stages.shared.memes import Memes, Regions, Tasks, Texts
-from stages.shared.params import fill, load
+from stages.shared.memes import Memes, Pictures, Tasks, Texts
+from stages.shared.params import at_least, fill, load
+from stages.shared.readers import PATCHES, TEXT_ENCODER, check_language, parameters
 from stages.shared.regions import RegionReader
 from stages.shared.stage import WrongInput
 from stages.shared.text_encoder import TextEncoder
 from stages.shared.training import Schedule
 from stages.shared.weights import unique
 
-TOKENS, PATCHES = "tokens", "patches"  # encoders: what embed cached of texts and of pictures
-TEXT_ENCODER = "text_encoder"  # folder within that of a model
+TOKENS = "tokens"  # the text encoder that embed ran
+TOXICITY, REGIONS = "toxicity", "regions.safetensors"  # within the folder of a model
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,18 @@ class Text:
     encoder: str
     pieces: int
 
+    def __post_init__(self) -> None:
+        at_least(self, pieces=1)
+
 
 @dataclass(frozen=True)
 class Picture:
-    encoder: str
+    encoder: Literal["patches", resnet.Name]
     size: int
     grid: int
+
+    def __post_init__(self) -> None:
+        at_least(self, size=resnet.SMALLEST, grid=1)
 
 
 @dataclass(frozen=True)
@@ -56,23 +66,33 @@ class Run:
     training: Schedule
     batch: int
 
+    def __post_init__(self) -> None:
+        at_least(self, batch=1)
+
 
 @dataclass
 class Reader:
     """A model with what is needed to use and to save it.
 
-    text: reads texts, unless embed did.
+    text: reads texts, unless embed did. regions: reads pictures, unless embed did. about: which
+    task features texts have.
     """
 
     paper: ModuleType
     model: torch.nn.Module
     text: TextEncoder | None
+    regions: RegionReader | None
+    about: task_features.Params
     config: dict
 
     @property
     def tasks(self) -> Tasks:
         """The tasks that were learned, each with all of its labels."""
         return self.config["labels"]
+
+    def frozen(self) -> list[torch.nn.Module]:
+        """What it reads with, beside the aligned encoder."""
+        return [one for one in (self.text, self.regions and self.regions.net) if one is not None]
 
     def items(self, rows: list[dict], features: Features, pictures: Path) -> Memes:
         """Rows of MEMES, with what embed cached of them, as what is read.
@@ -82,60 +102,74 @@ class Reader:
         """
         texts = list(dict.fromkeys(row["text"] for row in rows if row["text"]))
         names = list(dict.fromkeys(row["image"] for row in rows if row["image"]))
-        return Memes(
-            rows,
-            self.tasks,
-            features,
-            self._texts(texts, features),
-            self._regions(names, features, pictures),
-        )
+        width = self.config["shapes"]["pooled_width"]
+        shown = self._pictures(names, features, pictures)
+        return Memes(rows, self.tasks, self._texts(texts, features), shown, width)
 
     def _texts(self, texts: list[str], features: Features) -> Texts:
-        settings = fill(task_features.Params, self.config["task_features"], "config.json")
-        about = dict(zip(texts, task_features.read(texts, settings), strict=True))
-        if self.text is None:
-            spelt, tokens = cached(texts, features)
+        shapes = self.config["shapes"]
+        read = cached(texts, features) if self.text is None else encoded(texts, self.text)
+        about = task_features.read(texts, self.about)
+        return Texts(
+            **read,
+            width=shapes["text_width"],
+            clip=clip_of(texts, features, shapes["pooled_width"]),
+            task_features=dict(zip(texts, about, strict=True)),
+            features=shapes["task_features"],
+        )
+
+    def _pictures(self, names: list[str], features: Features, pictures: Path) -> Pictures:
+        places = {name: features.image_index[name] for name in names}
+        if self.regions is None:
+            regions = {name: features.patches[place] for name, place in places.items()}
         else:
-            spelt, tokens = encoded(texts, self.text)
-        width = self.config["shapes"]["text_width"]
-        return Texts(spelt, tokens, width, about, task_features.width(settings))
-
-    def _regions(self, names: list[str], features: Features, pictures: Path) -> Regions:
-        picture = fill(Picture, self.config["picture"], "config.json")
-        shape = tuple(self.config["regions"])
-        if picture.encoder == PATCHES:
-            cells = {name: features.patches[features.image_index[name]] for name in names}
-            return Regions(cells, shape)
-        files = images.find(pictures / "images", names)
-        reader = RegionReader(picture.encoder, picture.size, picture.grid)
-        return Regions(reader.read(files), shape)
+            regions = self.regions.read(images.find(pictures / "images", names))
+        clip = {name: features.pooled[place] for name, place in places.items()}
+        return Pictures(regions, tuple(self.config["regions"]), clip)
 
 
-def cached(texts: list[str], features: Features) -> tuple[dict, dict]:
-    """Pieces and tokens of texts as embed left them. Raises WrongInput if it read none."""
-    if features.text_index is None:
-        if not texts:
-            return {}, {}
+def check_texts(texts: list[str], features: Features) -> None:
+    """Raises WrongInput if there are texts that embed did not read."""
+    if texts and features.text_index is None:
         raise WrongInput(
             "the encoder of 06_align does not read these texts: name a BERT that does in `text` of "
             "the reader's row in params.yaml, or set embed.min_supported to 0"
         )
-    spelt, tokens = {}, {}
-    for text in texts:
-        place = features.text_index[text]
-        tokens[text] = features.tokens[place][features.token_mask[place]]
-        spelt[text] = features.pieces[place]
-    return spelt, tokens
 
 
-def encoded(texts: list[str], encoder: TextEncoder) -> tuple[dict, dict]:
+def cached(texts: list[str], features: Features) -> dict[str, dict]:
+    """Pieces and tokens of texts as embed left them; what it cut, it did not say."""
+    check_texts(texts, features)
+    places = {text: features.text_index[text] for text in texts}
+    return {
+        "spelt": {text: features.pieces[place] for text, place in places.items()},
+        "cut": {},
+        "tokens": {
+            text: features.tokens[place][features.token_mask[place]]
+            for text, place in places.items()
+        },
+    }
+
+
+def encoded(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
     """Pieces and tokens of texts by an encoder of the reader's own, all frozen."""
-    pieces = [encoder.pieces(text.split()) for text in texts]
+    words = [text.split() for text in texts]
+    pieces = [encoder.pieces(one) for one in words]
     states = encoder.frozen([one.ids for one in pieces])
-    spelt = {text: one.spelt for text, one in zip(texts, pieces, strict=True)}
-    # The special tokens stand around the pieces.
-    tokens = {text: state[1:-1] for text, state in zip(texts, states, strict=True)}
-    return spelt, tokens
+    cut = [len(one) - read.kept for one, read in zip(words, pieces, strict=True)]
+    return {
+        "spelt": {text: one.spelt for text, one in zip(texts, pieces, strict=True)},
+        "cut": dict(zip(texts, cut, strict=True)),
+        # The special tokens stand around the pieces.
+        "tokens": {text: state[1:-1] for text, state in zip(texts, states, strict=True)},
+    }
+
+
+def clip_of(texts: list[str], features: Features, width: int) -> dict[str, np.ndarray]:
+    """E^t by text, zeros where the aligned encoder does not read it.  (width,)"""
+    if features.text_index is None:
+        return dict.fromkeys(texts, np.zeros(width, np.float16))
+    return {text: features.text_pooled[features.text_index[text]] for text in texts}
 
 
 def network(run: Run):
@@ -146,59 +180,70 @@ def network(run: Run):
 def create(run: Run, rows: list[dict], tasks: Tasks, features: Features) -> Reader:
     """A new reader for a corpus with these train rows; it learns the tasks they are judged on.
 
-    Raises WrongInput if there is none.
+    Raises WrongInput if there is none, or if nothing reads the language of the texts.
     """
     module, sizes = paper(run.model), network(run)
     learned = memes.judged(rows, tasks)
     if not learned:
         raise WrongInput("no meme of the train split has a label: give the corpus some")
+    check_language(run, rows)
     text = None if run.text.encoder == TOKENS else own_encoder(run.text)
-    regions = region_shape(run.picture, features)
+    picture = run.picture
+    regions = None if picture.encoder == PATCHES else region_reader(picture, "default")
+    shape = region_shape(regions, features)
     shapes = module.Shapes(
         tasks={task: len(labels) for task, labels in learned.items()},
-        text_width=text.width if text else features.topic_width,
-        region_width=regions[1],
-        pooled_width=features.pooled.shape[1],
+        text_width=text.width if text else tokens_width(rows, features),
+        region_width=shape[1],
+        pooled_width=pooled_width(features),
         task_features=task_features.width(run.task_features),
     )
     model = module.Model(sizes, shapes).to(device())
     config = {
         "model": run.model,
         "text": asdict(run.text),
-        "picture": asdict(run.picture),
+        "picture": asdict(picture),
         "task_features": asdict(run.task_features),
         "texts": features.text,  # whether the aligned encoder reads them
-        "regions": regions,
+        "regions": shape,
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "labels": learned,
         "not_learned": [task for task in tasks if task not in learned],
         "parameters": parameters(model),
     }
-    return Reader(module, model, text, config)
+    return Reader(module, model, text, regions, run.task_features, config)
 
 
 def own_encoder(text: Text) -> TextEncoder:
     return text_encoder.load(text.encoder, 0, text.pieces)
 
 
-def region_shape(picture: Picture, features: Features) -> list[int]:
-    """P and D_v of the regions of a picture. Raises WrongInput for a ResNet that does not exist."""
-    if picture.encoder == PATCHES:
-        return list(features.patches.shape[1:])
-    return [picture.grid**2, RegionReader(picture.encoder, picture.size, picture.grid).net.width]
+def region_reader(picture: Picture, weights: resnet.Weights) -> RegionReader:
+    return RegionReader(picture.encoder, weights, picture.size, picture.grid)
 
 
-def parameters(model: torch.nn.Module) -> dict[str, int]:
-    """How many numbers are trained, and how many are not."""
-    counts = {"trained": 0, "frozen": 0}
-    for weight in model.parameters():
-        counts["trained" if weight.requires_grad else "frozen"] += weight.numel()
-    return counts
+def tokens_width(rows: list[dict], features: Features) -> int:
+    """D_t of the aligned encoder; 1 in a corpus without any text."""
+    check_texts([row["text"] for row in rows if row["text"]], features)
+    return features.topic_width or 1
+
+
+def region_shape(regions: RegionReader | None, features: Features) -> list[int]:
+    """P and D_v of the regions of a picture; 1 and 1 in a corpus without any."""
+    if regions is not None:
+        return [regions.net.cells, regions.net.width]
+    return list(features.patches.shape[1:]) if features.image_index else [1, 1]
+
+
+def pooled_width(features: Features) -> int:
+    """D of the aligned encoder, known by pictures or by texts; 1 where it read neither."""
+    known = features.pooled if features.text_pooled is None else features.text_pooled
+    return known.shape[1] or 1
 
 
 def save(reader: Reader, folder: Path, encoder: Path) -> None:
-    """Write the model, its text encoder if it has one, and a copy of the aligned encoder."""
+    """Write the model, a copy of the aligned encoder, and what else it reads with."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(reader.config, indent=1, ensure_ascii=False))
     save_file(unique(reader.model), folder / "model.safetensors")
@@ -206,6 +251,9 @@ def save(reader: Reader, folder: Path, encoder: Path) -> None:
         reader.text.save(folder / TEXT_ENCODER)
         if held := weights_of(reader.text):
             save_file(held, folder / TEXT_ENCODER / "model.safetensors")
+    if reader.regions is not None:
+        save_file(unique(reader.regions.net), folder / REGIONS)
+    task_features.save(reader.about, folder / TOXICITY)
     copy_encoder(encoder, folder)
 
 
@@ -229,10 +277,20 @@ def restore(folder: Path) -> Reader:
     if weights.keys() != unique(model).keys():
         raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")
     model.load_state_dict(weights)
-    text = None
-    if config["text"]["encoder"] != TOKENS:
-        text = text_encoder.restore(folder / TEXT_ENCODER)
-        if (held := folder / TEXT_ENCODER / "model.safetensors").exists():
-            text.load_state_dict(load_file(held), strict=False)
-        text.eval()
-    return Reader(module, model.to(device()).eval(), text, config)
+    text = restored_text(folder / TEXT_ENCODER) if config["text"]["encoder"] != TOKENS else None
+    picture, regions = fill(Picture, config["picture"], place), None
+    if picture.encoder != PATCHES:
+        regions = region_reader(picture, "none")
+        regions.net.load_state_dict(load_file(folder / REGIONS))
+    about = fill(task_features.Params, config["task_features"], place)
+    if about.toxicity != task_features.NO_MODEL:
+        about = replace(about, toxicity=str(folder / TOXICITY))
+    return Reader(module, model.to(device()).eval(), text, regions, about, config)
+
+
+def restored_text(folder: Path) -> TextEncoder:
+    """A text encoder with all its weights: those that `save` wrote, or a package's."""
+    text = text_encoder.restore(folder)
+    if (held := folder / "model.safetensors").exists():
+        text.load_state_dict(load_file(held), strict=False)
+    return text.eval()

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from stages.shared import tables
-from stages.shared.features import Features
 from stages.shared.records import SPLITS
 from stages.shared.training import Batch
 
@@ -30,18 +29,21 @@ class Texts:
     """What is read of texts, by the text itself."""
 
     spelt: Mapping[str, list[str]]  # pieces
+    cut: Mapping[str, int]  # words beyond what is read
     tokens: Mapping[str, np.ndarray]  # (L, D_t)
     width: int  # D_t
+    clip: Mapping[str, np.ndarray]  # (D,)
     task_features: Mapping[str, np.ndarray]  # (F,)
     features: int  # F
 
 
 @dataclass(frozen=True)
-class Regions:
+class Pictures:
     """What is read of pictures, by sha256."""
 
-    cells: Mapping[str, np.ndarray]  # (P, D_v)
+    regions: Mapping[str, np.ndarray]  # (P, D_v)
     shape: tuple[int, int]  # P, D_v
+    clip: Mapping[str, np.ndarray]  # (D,)
 
 
 def read_rows(folder: Path) -> dict[str, list[dict]]:
@@ -67,17 +69,19 @@ def judged(rows: list[dict], tasks: Tasks) -> Tasks:
 
 
 class Memes:
-    """Rows of MEMES, indexed from 0, each with what is read of it and what is to be said of it."""
+    """Rows of MEMES, indexed from 0, each with what is read of it and what is to be said of it.
+
+    width: D of the aligned encoder.
+    """
 
     def __init__(
-        self, rows: list[dict], tasks: Tasks, features: Features, texts: Texts, regions: Regions
+        self, rows: list[dict], tasks: Tasks, texts: Texts, pictures: Pictures, width: int
     ):
-        self.rows, self.tasks, self.features = rows, tasks, features
-        self.texts, self.regions = texts, regions
+        self.rows, self.tasks, self.width = rows, tasks, width
+        self.texts, self.pictures = texts, pictures
         self.labels = torch.tensor(
             [[self._label(row, task) for task in tasks] for row in rows], dtype=torch.long
         ).view(len(rows), len(tasks))
-        self.cut = 0  # the encoders of texts cut by themselves
 
     def _label(self, row: dict, task: str) -> int:
         label = label_of(row, task)
@@ -86,64 +90,57 @@ class Memes:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def cut(self) -> int:
+        """How many items have words beyond what is read."""
+        return sum(self.words_cut(index) > 0 for index in range(len(self)))
+
+    def words_cut(self, index: int) -> int:
+        """How many of an item's words lie beyond what is read."""
+        return self.texts.cut.get(self.rows[index]["text"], 0)
+
     def spelt(self, index: int) -> list[str]:
         """The pieces of an item's text."""
-        text = self.rows[index]["text"]
-        return self.texts.spelt[text] if text else []
+        return self.texts.spelt.get(self.rows[index]["text"], [])
 
     def batch(self, indices: list[int]) -> Batch:
         """What the head of this file names, of these items."""
-        rows = [self.rows[index] for index in indices]
-        return self.frame(indices) | self._tokens(rows) | {"regions": self._regions(rows)}
+        texts, pictures = self._given(indices)
+        of, shape = self.pictures.regions, self.pictures.shape
+        return self.frame(indices) | self._tokens(texts) | {"regions": filled(pictures, of, shape)}
 
     def frame(self, indices: list[int]) -> Batch:
         """The same without tokens and regions, which are large."""
-        rows = [self.rows[index] for index in indices]
+        texts, pictures = self._given(indices)
+        of, known = self.texts, (self.texts.features,)
         return {
-            "text_clip": self._text_clip(rows),
-            "picture_clip": self._picture_clip(rows),
-            "task_features": self._task_features(rows),
-            "has_text": torch.tensor([bool(row["text"]) for row in rows]),
-            "has_picture": torch.tensor([row["image"] is not None for row in rows]),
+            "text_clip": filled(texts, of.clip, (self.width,)),
+            "picture_clip": filled(pictures, self.pictures.clip, (self.width,)),
+            "task_features": filled(texts, of.task_features, known),
+            "has_text": torch.tensor([text is not None for text in texts]),
+            "has_picture": torch.tensor([picture is not None for picture in pictures]),
             "labels": self.labels[indices],
         }
 
-    def _tokens(self, rows: list[dict]) -> Batch:
-        read = [self.texts.tokens[row["text"]] if row["text"] else None for row in rows]
-        longest = max([1, *(len(one) for one in read if one is not None)])
-        tokens = torch.zeros(len(rows), longest, self.texts.width)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for place, one in enumerate(read):
-            if one is not None:
-                tokens[place, : len(one)] = torch.from_numpy(one.astype(np.float32))
-                mask[place, : len(one)] = True
+    def _given(self, indices: list[int]) -> tuple[list[str | None], list[str | None]]:
+        """Text and picture of each item, None where it has none."""
+        rows = [self.rows[index] for index in indices]
+        return [row["text"] or None for row in rows], [row["image"] for row in rows]
+
+    def _tokens(self, texts: list[str | None]) -> Batch:
+        lengths = [0 if text is None else len(self.texts.tokens[text]) for text in texts]
+        tokens = torch.zeros(len(texts), max(1, *lengths), self.texts.width)
+        for place, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+            if length:
+                tokens[place, :length] = torch.from_numpy(self.texts.tokens[text]).float()
+        mask = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
         return {"tokens": tokens, "token_mask": mask}
 
-    def _regions(self, rows: list[dict]) -> torch.Tensor:
-        found = np.zeros((len(rows), *self.regions.shape), np.float32)
-        for place, row in enumerate(rows):
-            if row["image"] is not None:
-                found[place] = self.regions.cells[row["image"]]
-        return torch.from_numpy(found)
 
-    def _text_clip(self, rows: list[dict]) -> torch.Tensor:
-        index, pooled = self.features.text_index, self.features.text_pooled
-        found = np.zeros((len(rows), self.features.pooled.shape[1]), np.float32)
-        for place, row in enumerate(rows):
-            if index is not None and row["text"]:
-                found[place] = pooled[index[row["text"]]]
-        return torch.from_numpy(found)
-
-    def _picture_clip(self, rows: list[dict]) -> torch.Tensor:
-        found = np.zeros((len(rows), self.features.pooled.shape[1]), np.float32)
-        for place, row in enumerate(rows):
-            if row["image"] is not None:
-                found[place] = self.features.pooled[self.features.image_index[row["image"]]]
-        return torch.from_numpy(found)
-
-    def _task_features(self, rows: list[dict]) -> torch.Tensor:
-        found = np.zeros((len(rows), self.texts.features), np.float32)
-        for place, row in enumerate(rows):
-            if row["text"]:
-                found[place] = self.texts.task_features[row["text"]]
-        return torch.from_numpy(found)
+def filled(names: list[str | None], of: Mapping[str, np.ndarray], shape: tuple) -> torch.Tensor:
+    """What is known of each name, zeros where there is none.  -> (N, *shape)"""
+    found = np.zeros((len(names), *shape), np.float32)
+    for place, name in enumerate(names):
+        if name is not None:
+            found[place] = of[name]
+    return torch.from_numpy(found)

@@ -19,11 +19,14 @@ PICTURES_AT_ONCE = 8  # part of the store's key
 
 
 class RegionReader:
-    """A ResNet of torchvision by name, with its weights. Raises WrongInput if it cannot be had."""
+    """A frozen ResNet of torchvision by name; weights `none`: its user loads them into `net`.
 
-    def __init__(self, name: str, size: int, grid: int):
+    size: side of the picture that it reads, pixels. Raises WrongInput if weights cannot be had.
+    """
+
+    def __init__(self, name: resnet.Name, weights: resnet.Weights, size: int, grid: int):
         self.name, self.size = name, size
-        self.net = resnet.ResNet(name, "default", grid).to(device()).eval().requires_grad_(False)
+        self.net = resnet.ResNet(name, weights, grid).to(device()).eval().requires_grad_(False)
 
     def _fingerprint(self) -> str:
         digest = sha256(f"{self.name} {self.size} {self.net.grid}".encode())

@@ -1,6 +1,6 @@
 """Rules that word a text anew without any language model: the offline paraphraser.
 
-What they know is small: parts around a comma change places, short forms become long ones and the
+What they know is small: parts between commas change places, short forms become long ones and the
 other way round, a few words stand for each other, a filler opens or closes the text, letters and
 the last mark change. They know English alone. Words that carry a feeling, and who it is about, stay
 as they are, because the labels of a meme hang on them.
@@ -134,15 +134,18 @@ def _wording(text: str, random: Random) -> str:
 
 
 def reorder(text: str, random: Random) -> str:
-    """ "a, b" -> "b, a", in a text of one sentence whose second part can stand first."""
+    """From "a, b, c" to "c, a, b" and the like, where it is one sentence of parts that may lead."""
     body, mark = _without_mark(text)
     parts = body.split(", ")
-    if len(parts) != 2 or SENTENCE_END.search(body) or HANGING.match(parts[1]):
+    if len(parts) < 2 or SENTENCE_END.search(body) or any(map(HANGING.match, parts[1:])):
         return text
-    first, second = parts
-    if text.isupper():
-        return f"{second}, {first}{mark}"
-    return f"{_capital(second) if first[:1].isupper() else second}, {_small(first)}{mark}"
+    begins = parts[0][:1].isupper() and not text.isupper()
+    first = parts.pop(0)
+    # Another part is first, whatever comes after it.
+    front = parts.pop(random.randrange(len(parts)))
+    rest = [_small(first), *parts]
+    random.shuffle(rest)
+    return f"{', '.join([_capital(front) if begins else front, *rest])}{mark}"
 
 
 def swap(text: str, random: Random) -> str:

@@ -13,6 +13,7 @@ adds the mean of its last hidden states.
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import regex
@@ -93,6 +94,14 @@ def lexicon(text: str) -> list[float]:
 
 def share(found: list[str], of: str | list[str]) -> float:
     return len(found) / max(len(of), 1)
+
+
+def save(params: Params, folder: Path) -> None:
+    """Write the model of toxicity, if there is one, as what `toxicity` can name instead."""
+    if params.toxicity != NO_MODEL:
+        encoder = _toxicity_model(params)
+        encoder.bert.save_pretrained(folder)
+        encoder.tokenizer.save_pretrained(folder)
 
 
 @cache

@@ -5,11 +5,13 @@ picture has pixels, so that a picture is scaled to the same number of them first
 line that was found, and costs more than finding.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from threading import local
 from typing import Any
 
 import cv2
@@ -44,8 +46,8 @@ class Reading:
     min_score: float
 
 
-# A RapidOCR keeps settings of its last call, so each thread has its own.
-_of_thread = local()
+# A RapidOCR keeps what its last call left behind, so that two threads must not share one.
+_idle: dict[Finding, deque] = {}
 
 
 def _folder() -> Path:
@@ -66,32 +68,41 @@ def fingerprint(params: Finding | Reading) -> str:
     return sha256(models + "\n".join(parts).encode()).hexdigest()
 
 
-def _engine(finding: Finding) -> Any:
-    """The RapidOCR of this thread. Paths of models are given: without, it would look online."""
-    if getattr(_of_thread, "finding", None) != finding:
-        from rapidocr import RapidOCR
+@contextmanager
+def _engine(finding: Finding) -> Iterator[Any]:
+    """A RapidOCR that nobody else uses meanwhile."""
+    idle = _idle.setdefault(finding, deque())
+    try:
+        engine = idle.pop()
+    except IndexError:
+        engine = _new_engine(finding)
+    yield engine
+    idle.append(engine)
 
-        _of_thread.engine = RapidOCR(
-            params={
-                "Global.log_level": "critical",
-                "Global.use_cls": False,
-                "Global.use_rec": False,
-                "Global.use_preprocess_img": False,  # two of its scalings lose each other's ratio
-                "Global.use_vertical_padding": False,
-                "Det.model_path": str(_model("det")),
-                "Det.limit_type": "max",
-                "Det.limit_side_len": LONGEST * finding.side + STRIDE,  # it is scaled already
-                "Det.thresh": finding.pixel_threshold,
-                "Det.box_thresh": finding.box_threshold,
-                "Det.unclip_ratio": finding.unclip,
-                "Rec.model_path": str(_model("rec")),
-                # Sums in one order, and cores for pictures beside each other.
-                "EngineConfig.onnxruntime.intra_op_num_threads": 1,
-                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-            }
-        )
-        _of_thread.finding = finding
-    return _of_thread.engine
+
+def _new_engine(finding: Finding) -> Any:
+    """Paths of models are given: without, it would look online."""
+    from rapidocr import RapidOCR
+
+    return RapidOCR(
+        params={
+            "Global.log_level": "critical",
+            "Global.use_cls": False,
+            "Global.use_rec": False,
+            "Global.use_preprocess_img": False,  # two of its scalings lose each other's ratio
+            "Global.use_vertical_padding": False,
+            "Det.model_path": str(_model("det")),
+            "Det.limit_type": "max",
+            "Det.limit_side_len": LONGEST * finding.side + STRIDE,  # it is scaled already
+            "Det.thresh": finding.pixel_threshold,
+            "Det.box_thresh": finding.box_threshold,
+            "Det.unclip_ratio": finding.unclip,
+            "Rec.model_path": str(_model("rec")),
+            # Sums in one order, and cores for pictures beside each other.
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+        }
+    )
 
 
 def scale_of(width: int, height: int, params: Finding) -> float:
@@ -115,7 +126,8 @@ def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
     right, below = (-side % STRIDE for side in size)
     # Padded, not stretched. What continues the edge looks like no text.
     small = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    found = _engine(params)(np.ascontiguousarray(small[:, :, ::-1]))
+    with _engine(params) as engine:
+        found = engine(np.ascontiguousarray(small[:, :, ::-1]))
     if found.boxes is None:
         return np.zeros((0, 4, 2), np.float32), np.zeros(0, np.float32)
     ratio = np.array([width / size[0], height / size[1]], np.float32)
@@ -138,9 +150,9 @@ def height_of(quad: np.ndarray) -> float:
 
 def recognise(picture: np.ndarray, quads: Quads, finding: Finding) -> list[tuple[str, float]]:
     """What stands in each box, and how sure that is, 0 to 1."""
-    engine = _engine(finding)
-    crops = engine.crop_text_regions(np.ascontiguousarray(picture[:, :, ::-1]), quads)
-    found = engine.recognize_txt(crops)
+    with _engine(finding) as engine:
+        crops = engine.crop_text_regions(np.ascontiguousarray(picture[:, :, ::-1]), quads)
+        found = engine.recognize_txt(crops)
     return [(text.strip(), score) for text, score in zip(found.txts, found.scores, strict=True)]
 
 

@@ -99,7 +99,7 @@ def train(
         batch_at,
         run.training,
         name=f"train@{name}",
-        key=fingerprint([run, reader.config, reader.model], folders),
+        key=fingerprint([run, reader.config, reader.model, *reader.frozen()], folders),
         validate=validation(reader, held_out, run.batch) if can_choose else None,
         log=log,
     )
