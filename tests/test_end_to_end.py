@@ -218,12 +218,16 @@ def test_each_task_of_memes_is_scored_beside_its_ceilings(project):
     assert metrics["behaviour"] and metrics["parameters"]["trained"] > 0
 
 
-def test_the_report_shows_an_example_with_its_picture(project):
+def test_the_report_shows_examples_with_their_pictures(project):
     page = (project / "data/14_report/index.html").read_text()
     rows = texts(project / "data/11_predict/flexmuse/predictions.parquet")
     shown = [row for row in rows if row["split"] == "test" and row["title"] in page]
     assert shown and "<img" in page
-    assert str(project) not in page and "mm_orient" in page
+    assert str(project) not in page
+    for shown in ("mm_orient", "Memes: memes", "Before, mask, after", "Graphs and attention"):
+        assert shown in page
+    reworded = texts(project / "data/04_augment/memes/records.parquet")
+    assert any(row["variant"] and row["text"] in page for row in reworded)
 
 
 def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
@@ -270,7 +274,8 @@ def test_of_all_that_ran_a_report_can_show_memes_alone(project):
     keep(project, {"captions": "captions", "memes": "memes"}, "mm_orient")
     assert "mm_orient" in command(project, "polymuse", "run").splitlines()[-3]
     page = (project / "data/14_report/index.html").read_text()
-    assert "mm_orient" in page and "muse_entities" not in page and "flexmuse" not in page
+    assert "mm_orient" in page and "Before, mask, after" in page
+    assert "muse_entities" not in page and "flexmuse" not in page
     (project / "params.yaml").write_bytes(given)
 
 
@@ -279,7 +284,8 @@ def test_a_project_needs_no_memes(project):
     keep(project, {"captions": "captions", "posts": "posts"}, "muse_sentiment")
     assert "muse_sentiment" in command(project, "polymuse", "run").splitlines()[-3]
     assert not [name for name in stages_of(project) if "memes" in name or "augment" in name]
-    assert "mm_orient" not in (project / "data/14_report/index.html").read_text()
+    page = (project / "data/14_report/index.html").read_text()
+    assert "muse_sentiment" in page and "mm_orient" not in page and "Memes: " not in page
     (project / "params.yaml").write_bytes(given)
 
 
@@ -405,4 +411,4 @@ def test_found_memes_with_three_tasks_are_inpainted_and_scored_by_params_alone(w
     assert set(metrics["tasks"]) == set(FOUND["tasks"])  # nobody judged humour and motivation
     assert "skill" not in metrics and "ceilings" not in metrics
     page = (workspace / "data/14_report/index.html").read_text()
-    assert "mm_orient" in page and "<img" in page
+    assert "mm_orient" in page and "Before, mask, after" in page and "<img" in page
