@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.trained import Trained, half
+from pipelines.trained import Trained
 from stages.shared import runs
 from stages.shared.batches import similarity
 from stages.shared.features import Features
@@ -98,23 +98,11 @@ class Author:
         if not shapes.topic_width:
             names = ("text_index", "text_pooled", "tokens", "token_mask", "pieces")
             return Features(text="learned", **dict.fromkeys(names), **found)
-        return Features(text="encoder", **self._topics(topics, shapes.topic_width), **found)
+        width = self.writer.config["shapes"].get("pooled_width", 1)
+        return Features(
+            text="encoder", **self.trained.texts(topics, shapes.topic_width, width), **found
+        )
 
     def _no_pooled(self) -> np.ndarray:
         """As wide as the model reads it; not every model does."""
         return np.zeros((1, self.writer.config["shapes"].get("pooled_width", 1)), np.float16)
-
-    def _topics(self, topics: list[str], width: int) -> dict:
-        read = [self.trained.encoder.texts([topic]) for topic in topics]
-        pooled = [half(pooled[0]) for pooled, _, _ in read]
-        lengths = np.array([int(mask.sum()) for _, _, mask in read] or [1])
-        tokens = np.zeros((len(lengths), lengths.max(), width), np.float16)
-        for row, (_, states, _) in enumerate(read):
-            tokens[row, : lengths[row]] = half(states[0, : lengths[row]])
-        return {
-            "text_index": {topic: row for row, topic in enumerate(topics)},
-            "text_pooled": np.stack(pooled) if pooled else self._no_pooled(),
-            "tokens": tokens,
-            "token_mask": np.arange(lengths.max()) < lengths[:, None],
-            "pieces": self.trained.encoder.pieces(topics) if topics else [],
-        }

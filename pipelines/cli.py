@@ -3,6 +3,7 @@
 polymuse run [TARGET...]      bring everything, or the stages named, up to date
 polymuse write -o FOLDER      an article from --topic TEXT, --image FILE..., or both
 polymuse label TEXT           entities or sentiment of a tweet or post, of its --image too
+polymuse label FILE|FOLDER    the labels of a meme, or of a folder of them
 polymuse ui                   the pages of MLflow and Prefect, until Ctrl-C
 polymuse preset [NAME]        lay presets/NAME.yaml over params.yaml; without a name: list them
 polymuse preset --undo        take the last preset back
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("targets", nargs="*", metavar="TARGET", help="e.g. evaluate@flexmuse")
     run.set_defaults(verb=_run)
     _add_write(verbs.add_parser("write", help="an article from a topic, pictures, or both"))
-    _add_label(verbs.add_parser("label", help="entities or sentiment of tweets or posts"))
+    _add_label(verbs.add_parser("label", help="tweets, posts or memes"))
     ui = verbs.add_parser("ui", help="the pages of MLflow and Prefect, until Ctrl-C")
     ui.set_defaults(verb=_ui)
     preset = verbs.add_parser("preset", help="lay presets/NAME.yaml over params.yaml")
@@ -84,7 +85,8 @@ def _add_write(write: argparse.ArgumentParser) -> None:
 
 def _add_label(label: argparse.ArgumentParser) -> None:
     option = label.add_argument
-    option("text", metavar="TEXT", nargs="?", help="of a tweet or a post")
+    told = "of a tweet or a post; or the picture file of a meme, or a folder of them"
+    option("text", metavar="TEXT", type=_text_or_path, nargs="?", help=told)
     option("--image", metavar="FILE", type=_here, action="append", default=[])
     option("--file", metavar="FILE", type=_here, help=".txt with a text a line, or .jsonl")
     which = label.add_mutually_exclusive_group()
@@ -92,11 +94,24 @@ def _add_label(label: argparse.ArgumentParser) -> None:
     model = "a folder, models:/... or runs:/..."
     which.add_argument("--model", metavar="ADDRESS", type=_address, help=model)
     option("--json", action="store_true", help="an object a line, for programs")
+    memes = label.add_argument_group("of memes")
+    option = memes.add_argument
+    option("--text", metavar="WORDS", dest="words", help="of one picture; else they are read")
+    option("-o", "--output", metavar="FILE", type=_here, help=".parquet or .csv, for the labels")
+    option("--inpainted", metavar="FOLDER", type=_here, help="for the pictures without words")
     label.set_defaults(verb=_label)
 
 
 def _here(path: str) -> Path:
     return Path.cwd() / path
+
+
+def _text_or_path(text: str) -> str | Path:
+    """A path if there is something, else a text."""
+    try:
+        return _here(text) if text and _here(text).exists() else text
+    except (OSError, ValueError):  # too long for a name, or with characters that none has
+        return text
 
 
 def _address(model: str) -> str:
@@ -125,9 +140,10 @@ def _write(arguments: argparse.Namespace) -> None:
 
 def _label(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from pipelines import label
+    os.environ |= {"HF_HUB_OFFLINE": "1", "POLYMUSE_MAY_LIFT_OFFLINE": "0"}  # whatever it names
+    from pipelines import label, label_memes
 
-    label.main(arguments)
+    (label_memes if isinstance(arguments.text, Path) else label).main(arguments)
 
 
 def _ui(_: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """What users give a model, and the rules for it, whichever way it comes: command or served model.
 
-Topics are cleaned as titles are, what is labelled as tweets and posts are, and so is what is
+Topics are cleaned as titles are, what is labelled as tweets, posts and memes are, and so is what is
 written; a picture that is too large is refused before it is decoded.
 """
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import regex
+from PIL import Image
 
 from stages.shared import cleaning, images, params
 from stages.shared.corpus import BYTES_PER_PIXEL
@@ -35,6 +36,10 @@ class Rules:
 
     def text(self, text: str) -> str:
         return self.cleaner(text)(text)
+
+    def overlay(self, text: str) -> str:
+        """The words over a meme, cleaned likewise; there may be none left."""
+        return cleaning.clean_overlay(text, detect(text) or UNKNOWN, self.tidy)
 
     def length(self, text: str, name: str) -> None:
         """Raises WrongInput, with what the user calls it, if it is too long."""
@@ -89,6 +94,12 @@ class Rules:
 def readable(text: str) -> bool:
     """Whether any character of it can be seen."""
     return VISIBLE.search(text) is not None
+
+
+def suffixes() -> set[str]:
+    """Endings of the names of pictures that can be read, with their dots."""
+    known = Image.registered_extensions()
+    return {suffix for suffix, name in known.items() if name in images.FORMATS}
 
 
 def rules(section: str) -> Rules:

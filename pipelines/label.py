@@ -3,10 +3,11 @@
 reads   a model folder (of --run, or --model), texts and pictures
 writes  standard output alone: for people, or with --json an object a line
 
-All input is checked before anything is labelled.
+All input is checked before anything is labelled. Memes have a file of their own, label_memes.py.
 """
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines import trained
-from pipelines.given import Rules, count, readable, rules
+from pipelines.given import Rules, count, readable, rules, suffixes
 from stages.datasets.reading import lines, reason
 from stages.shared import cleaning, params
 from stages.shared.corpus import printable, read_picture
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.labeller import Entity, Item, Labeller, Labels
 
 PLACES = {"train": "data/09_train"}  # of the models of readers
+MEMES = "memes"  # kind of a corpus
 ENCODINGS = ["utf-8"]
 
 
@@ -76,6 +78,7 @@ class Line(BaseModel):
 def main(given: Namespace) -> None:
     """Raises WrongInput, before anything is labelled, for input that cannot be used."""
     settings, limits = params.load(Params, "read"), rules("read")
+    no_meme(given)
     rows = read_rows(given, limits)
     with ExitStack() as stack:
         labeller, name = load_labeller(given, limits, stack)
@@ -86,6 +89,23 @@ def main(given: Namespace) -> None:
         show = as_json if given.json else shown
         for row, item, labels in labelled(rows, labeller, settings.batch):
             print(show(row, item, labels), flush=True)
+
+
+def no_meme(given: Namespace) -> None:
+    """Raises WrongInput for options of memes, and for the name of a picture that is not there."""
+    text = given.text or ""
+    picture = Path(text).suffix.lower() in suffixes()
+    if len(text.split()) == 1 and "://" not in text and (picture or text.endswith(os.sep)):
+        raise WrongInput(
+            f"{one_line(text)} does not exist: name a picture or a folder of them; a text that "
+            "reads like that goes into a --file"
+        )
+    options = {"--text": given.words, "--output": given.output, "--inpainted": given.inpainted}
+    if used := [option for option, value in options.items() if value is not None]:
+        raise WrongInput(
+            f"{used[0]} goes with memes, and {one_line(text)[:60] or 'nothing'} is no file: name a "
+            "picture, or a folder of them"
+        )
 
 
 def read_rows(given: Namespace, limits: Rules) -> list[Row]:
@@ -170,14 +190,37 @@ def named_picture(picture: PictureFile, source: str, limits: Rules) -> bytes:
 
 def load_labeller(given: Namespace, limits: Rules, stack: ExitStack) -> tuple["Labeller", str]:
     """The reader of --run or --model, and what it is called. A copy lasts as long as the stack."""
-    name = given.model or trained.run_name(given.run, "readers")
+    folder, called, name = reader_folder(given, False, stack)
+    from pipelines.labeller import Labeller  # torch and what else is slow
+
+    return Labeller(folder, called, limits.cleaner), name
+
+
+def reader_folder(given: Namespace, memes: bool, stack: ExitStack) -> tuple[Path, str, str]:
+    """Where the reader of --run or --model lies, how its user knows the folder and the reader.
+
+    memes: which kind it is without either. A copy lasts as long as the stack.
+    """
+    name = given.model or trained.run_name(given.run or first_reader(memes), "readers")
     # With --json nothing else is said on standard output.
     with redirect_stdout(sys.stderr if given.json else sys.stdout):
         folder, _ = trained.model_folder(name, given.model, PLACES, "train", stack)
-    from pipelines.labeller import Labeller  # torch and what else is slow
+    return folder, f"--model: {given.model}" if given.model else str(folder), name
 
-    called = f"--model: {given.model}" if given.model else str(folder)
-    return Labeller(folder, called, limits.cleaner), name
+
+def first_reader(memes: bool) -> str | None:
+    """The first row of readers of memes, or of anything else. Raises WrongInput without memes."""
+    rows = params.read()
+    kinds = {name: row.get("kind") for name, row in (rows.get("corpora") or {}).items()}
+    for name, row in (rows.get("readers") or {}).items():
+        if (kinds.get(row.get("corpus")) == MEMES) == memes:
+            return name
+    if memes:
+        raise WrongInput(
+            "params.yaml has no reader of memes among its readers: add a row whose corpus is of "
+            "kind memes, or name a trained folder with --model"
+        )
+    return None
 
 
 def heading(rows: list[Row], labeller: "Labeller", name: str) -> Iterator[str]:

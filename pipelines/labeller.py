@@ -103,6 +103,11 @@ class Labeller:
     ) -> None:
         """`name`: the folder as the user knows it. Raises WrongInput if it holds no reader."""
         self.trained, self.cleaner = Trained(folder, name, "readers"), cleaner
+        if self.trained.reads_memes:
+            raise WrongInput(
+                f"{name} labels memes: give it a picture or a folder of them in place of TEXT, "
+                "--image and --file, or name a reader of texts"
+            )
         with self.trained.one_sentence():
             self.reader = readers.restore(folder)
         if self._reads_patches:

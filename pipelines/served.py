@@ -7,7 +7,9 @@
 A row has words, the bytes of a picture file, or both. A writer takes a `topic` and makes an article
 of each row by itself: one text, the most probable one. A reader takes a `text` and gives each row
 its labels: `words`, `tags` and `entities`, or `label` and `probability`. A writer of captions needs
-the picture and reads no topic; a reader of entities needs the text.
+the picture and reads no topic; a reader of entities needs the text. A reader of memes reads a
+`text` that is absent from the picture, paints its words over, and gives a column for each task and
+one for its probability.
 
 The rules are those of `polymuse write` and `polymuse label`. Runs where this package is installed,
 by the params.yaml of the current folder's project, else of the package's own.
@@ -25,7 +27,9 @@ from pipelines import project
 from pipelines.author import Author, Item
 from pipelines.given import Rules, readable, rules
 from pipelines.labeller import Labeller, of_text
-from pipelines.trained import family_of
+from pipelines.meme_labeller import Meme, MemeLabeller, fields, prepare
+from pipelines.trained import family_of, reads_memes
+from stages import inpaint
 from stages.shared import params
 from stages.shared.runs import Generation
 from stages.shared.stage import WrongInput
@@ -79,6 +83,31 @@ class ServedLabels:
         return pd.DataFrame([asdict(labels) for part in found for labels in part])
 
 
+class ServedMemes:
+    """What mlflow.pyfunc wraps of a reader of memes."""
+
+    def __init__(self, labeller: MemeLabeller, limits: Rules, painting: inpaint.Params, batch: int):
+        self.labeller, self.limits = labeller, limits
+        self.painting, self.batch = painting, batch
+
+    def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        """A row of labels a row. Raises WrongInput that names the first row that cannot be used."""
+        memes = [self._meme(f"row {number}", row) for number, row in enumerate(given(rows))]
+        found = []
+        for part in batched(memes, self.batch):
+            prepared = prepare(part, self.painting, self.limits)
+            found += map(fields, prepared, self.labeller.label(prepared))
+        return pd.DataFrame(found)
+
+    def _meme(self, name: str, row: dict) -> Meme:
+        text = words(row, "text") or ""
+        self.limits.length(text, f"{name}: text")
+        picture = picture_of(row, name, self.limits)
+        if picture is None and not self.limits.overlay(text):
+            raise WrongInput(f"{name} has neither words nor picture: give it one")
+        return Meme(name, text, picture)
+
+
 def given(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return rows.astype(object).to_dict("records")
 
@@ -95,10 +124,15 @@ def picture_of(row: dict[str, Any], name: str, limits: Rules) -> bytes | None:
     return limits.picture(picture, f"{name}: image")
 
 
-def _load_pyfunc(folder: str) -> Served | ServedLabels:
+def _load_pyfunc(folder: str) -> Served | ServedLabels | ServedMemes:
     """Raises WrongInput if the folder holds no model, or there is no params.yaml."""
     place = Path(folder).resolve()
-    if family_of(json.loads((place / "config.json").read_text())) == "readers":
+    config = json.loads((place / "config.json").read_text())
+    if reads_memes(config):
+        with chdir(nearest_project()):
+            limits, painting = rules("read"), params.load(inpaint.Params, "inpaint")
+        return ServedMemes(MemeLabeller(place, folder), limits, painting, nearest_batch())
+    if family_of(config) == "readers":
         limits = nearest_rules("read")
         return ServedLabels(Labeller(place, folder, limits.cleaner), limits, nearest_batch())
     return Served(Author(place, folder), nearest_rules("write"))

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages.shared import params
 from stages.shared.encoder_files import ENCODER
@@ -79,7 +79,8 @@ class Trained:
         if not (folder / "config.json").is_file():
             raise WrongInput(f"{name} holds no trained model: name a folder that training wrote")
         with self.one_sentence():
-            found = family_of(json.loads((folder / "config.json").read_text()))
+            config = json.loads((folder / "config.json").read_text())
+            found, self.reads_memes = family_of(config), reads_memes(config)
         if found != family:
             raise WrongInput(
                 f"{name} holds one of the {found}: give it to `polymuse {VERBS[found]}`, or name "
@@ -119,10 +120,34 @@ class Trained:
         read = [self.encoder.images([images.decode(content)]) for content in contents]
         return [(half(pooled[0]), half(patches[0])) for pooled, patches in read]
 
+    def texts(self, texts: list[str], width: int, pooled_width: int) -> dict[str, Any]:
+        """What Features holds of texts, by the encoder. width, pooled_width: Dt and D of no text"""
+        import numpy as np
+
+        read = [self.encoder.texts([text]) for text in texts]
+        pooled = [half(pooled[0]) for pooled, _, _ in read]
+        lengths = np.array([int(mask.sum()) for _, _, mask in read] or [1])
+        width = read[0][1].shape[2] if read else width
+        tokens = np.zeros((len(lengths), lengths.max(), width), np.float16)
+        for row, (_, states, _) in enumerate(read):
+            tokens[row, : lengths[row]] = half(states[0, : lengths[row]])
+        return {
+            "text_index": {text: row for row, text in enumerate(texts)},
+            "text_pooled": np.stack(pooled) if pooled else np.zeros((1, pooled_width), np.float16),
+            "tokens": tokens,
+            "token_mask": np.arange(lengths.max()) < lengths[:, None],
+            "pieces": self.encoder.pieces(texts) if texts else [],
+        }
+
 
 def family_of(config: dict) -> Family:
     """Whether a config.json is that of a writer or of a reader."""
     return "readers" if "labels" in config else "writers"
+
+
+def reads_memes(config: dict) -> bool:
+    """Whether a config.json is that of a reader of memes: it labels for each of several tasks."""
+    return isinstance(config.get("labels"), dict)
 
 
 def half(values) -> "np.ndarray":

@@ -126,7 +126,7 @@ def project(folder: Path, changes: dict | None = None) -> None:
     network |= {"missing_picture": 0.0, "missing_text": 0.0}
     network["relations"] |= {"width": 4, "bank": 8, "density": 0.3}
     run = params["readers"][NAME]
-    run["text"]["pieces"] = PIECES
+    run["text"]["pieces"] = run["task_features"]["pieces"] = PIECES
     run["picture"] |= {"size": 64, "grid": 2}
     run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
     run["batch"] = 3

@@ -24,6 +24,12 @@ SETTINGS = report.Params(
     review=20,
     near_identical=0.9,
     unrelated=0.05,
+    inpainted=3,
+    paraphrased=2,
+    inert_density=0.001,
+    inert_isolated=0.5,
+    complete_density=0.8,
+    even_attention=0.95,
 )
 SCORING = evaluate.Params({"zh": ["characters"]}, 4, 2, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05)
 HOSTILE = '<script>alert("1")</script> & \'"'
@@ -86,7 +92,7 @@ def render(place: Path) -> str:
 class Page(HTMLParser):
     """The tags of a page with their attributes, and its text."""
 
-    VOID = frozenset({"meta", "img", "path", "use", "rect"})
+    VOID = frozenset({"meta", "img", "path", "use", "rect", "wbr"})
 
     def __init__(self, content: str):
         super().__init__()

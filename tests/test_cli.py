@@ -221,6 +221,26 @@ def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_p
     assert found["flexmuse.rewards.semantic"] == 0.5
 
 
+def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {
+        "skill": {"value": 0.9, "standard_error": 0.01},
+        "score": {"metric": "accuracy", "value": 0.875, "standard_error": 0.02},
+        **{name: {"value": 0.75} for name in ("accuracy", "weighted_f1", "macro_f1")},
+        "ceilings": {"both": {"expected": 0.9375, "realised": 0.9375}},
+        "tasks": {"humour": {"accuracy": {"value": 0.5, "standard_error": 0.1}}},
+    }
+    place = tmp_path / headline.SCORES / "mm_orient"
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_text(json.dumps(found))
+    Path("params.yaml").write_text("readers: {mm_orient: {}}")
+    assert headline.table().splitlines() == [
+        "run        skill  ± se   ceiling  accuracy  weighted F1",
+        "mm_orient  0.900  0.010  0.938    0.750     0.750",
+    ]
+    assert headline.metrics()["mm_orient.weighted_f1.value"] == 0.75
+
+
 def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in ("flexmuse", "recipes"):

@@ -1,5 +1,6 @@
 import corpora
 import numpy as np
+import oriented
 import pytest
 import tiny_clips
 import torch
@@ -13,6 +14,7 @@ from stages.shared import (
     hf_encoder,
     images,
     openclip_encoder,
+    tables,
     tiny_encoder,
 )
 from stages.shared.stage import WrongInput
@@ -176,3 +178,21 @@ def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, e
     with pytest.raises(WrongInput, match="lacks the picture ffff"):
         run(tmp_path, encoder_folder, "articles")
     assert not (tmp_path / "features").exists()
+
+
+def test_memes_have_features_of_their_words_and_pictures_paraphrases_included(
+    tmp_path, encoder_folder
+):
+    augment, _, _ = oriented.write(tmp_path, ["train"])
+    rows = [row for row, _ in oriented.items(["train"])]
+    embed.main(PARAMS, "memes", augment, augment, encoder_folder, tmp_path / "features")
+    cached = features.read(tmp_path / "features")
+    assert set(cached.text_index) == {row["text"] for row in rows} - {""}
+    assert set(cached.image_index) == {row["image"] for row in rows} - {None}
+    assert any(row["variant"] for row in rows)
+
+
+def test_memes_that_were_not_augmented_are_one_sentence(tmp_path, encoder_folder):
+    tables.write(tmp_path / "records.parquet", [], tables.CLEAN["memes"])
+    with pytest.raises(WrongInput, match="was written by another version: run `dvc repro`"):
+        embed.main(PARAMS, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")

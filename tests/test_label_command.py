@@ -37,7 +37,7 @@ def red(tmp_path):
 
 
 def given(**options) -> Namespace:
-    absent = dict.fromkeys(("text", "file", "run", "model"))
+    absent = dict.fromkeys(("text", "words", "output", "inpainted", "file", "run", "model"))
     return Namespace(**(absent | {"image": [], "json": False} | options))
 
 

@@ -10,7 +10,7 @@ import torch
 from corpus import encoder
 from oriented import NAME, fitted, of_run, run, saved
 
-from stages.shared import features, meme_readers, memes, resnet
+from stages.shared import features, images, meme_readers, memes, resnet
 from stages.shared.meme_readers import TEXT_ENCODER
 from stages.shared.params import load
 from stages.shared.stage import WrongInput
@@ -149,12 +149,25 @@ def test_regions_are_the_cells_of_a_resnet_that_nothing_trains(place, filled):
     assert all(
         torch.equal(value, before[name]) for name, value in reader.regions.net.state_dict().items()
     )
-    pictures = meme_readers.images.find(folder / "augment/memes/images", [items.rows[0]["image"]])
-    (content,) = pictures.values()
+    name = items.rows[0]["image"]
+    content = images.find(folder / "augment/memes/images", [name])[name]
     pixels = resnet.normalise(resnet.pixels(content, 64))[None]
     torch.testing.assert_close(
         items.batch([0])["regions"], reader.regions.net(pixels), atol=1e-2, rtol=1e-2
     )  # cached in half precision
+
+
+def test_regions_are_named_by_the_pictures_that_were_asked_for(place, filled):
+    folder = place(RESNET)
+    pictures, records, _ = oriented.write(folder)
+    names = [row["image"] for row in memes.read_rows(records)["test"] if row["image"]]
+    reader = meme_readers.region_reader(run().picture, "default")
+    found = reader.read(pictures / "images", names[:2])
+    assert list(found) == names[:2] and len(found) == 2 and found[names[1]].shape == (4, 512)
+    with pytest.raises(KeyError):
+        found[names[2]]
+    with pytest.raises(WrongInput, match=r"images lacks the picture 00.*: run `dvc repro`"):
+        reader.read(pictures / "images", ["00" * 32])
 
 
 def test_no_items_are_read_as_none(place, filled):

@@ -15,11 +15,14 @@ import yaml
 from PIL import Image
 from reported import HOSTILE, Page, project, render
 
-from stages import score
 from stages.report import charts, heatmaps, projection, reading
+from stages.score import __main__ as score
+from stages.score import muse
+from stages.score.figures import Params
 from stages.shared import history, tables
+from stages.shared.stage import WrongInput
 
-SCORING = score.Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)
+SCORING = Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)
 STEPS = [
     {"step": 0, "validation_loss": 0.7, "validation_score": 0.3},
     {"step": 1, "loss": 3.0, "learning_rate": 0.1, "task": 1.5, "captioning": 0.5, "drawing": 1.0},
@@ -56,7 +59,7 @@ def relabel(place: Path, name: str, rows: list[dict], shown: bool = True) -> Non
     labelled.write(folder, rows, regularised if shown else [], embeddings if shown else [])
     labelled.write_shown(folder, *((labelled.exchanges(), drawn) if shown else ([], [])))
     ingest = data / "01_ingest" / f"of_{name}"
-    score.main(SCORING, name, ingest, folder, data / "12_score" / name)
+    score.main(name, muse, SCORING, ingest, folder, data / "12_score" / name)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +293,7 @@ def test_every_tag_is_closed_every_id_is_there_once_and_every_picture_exists(bui
 
 def test_a_reader_that_was_not_scored_is_named(place):
     shutil.rmtree(place / "data/12_score/names")
-    with pytest.raises(score.WrongInput, match=r"12_score/names.* run `dvc repro`"):
+    with pytest.raises(WrongInput, match=r"12_score/names.* run `dvc repro`"):
         render(place)
 
 

@@ -23,9 +23,9 @@ The public code (devraj-raghuvanshi/MM-ORIENT) has level 1 alone; its four layer
 map of node and mean, as are ours. Faults of it that are not followed: padding is attended to,
 what is said of an item depends on its batch, one array of labels serves five tasks.
 
-Where the paper is silent (in brackets the option, its default told first): the attention is one
-linear map, as in the code, or a vector u = GELU(W q + b) compared with a learned context, as its
-figure draws it [attention]. Level 2 has weights of its own. Its bias would make a prediction depend
+Where the paper is silent (in brackets the option, its default told first): the attention compares a
+vector u = GELU(W q + b) with a learned context, as its figure draws it, or is one linear map, as in
+the code [attention]. Level 2 has weights of its own. Its bias would make a prediction depend
 on the batch: training uses the batch's and keeps a running mean, which evaluation uses; or none; or
 the batch's [bias]. So would the graphs: in training they are over the batch, in evaluation an
 item's neighbours are those of a bank of training items; or of its batch [graph]. (An item of the

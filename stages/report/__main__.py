@@ -4,9 +4,11 @@ python -m stages.report DATA TARGET
 
 reads   DATA/01_ingest, 06_align, of the corpora and runs that params.yaml names; of writers
         05_chunk, 08_illustrate, 09_train_sft, 10_train_preference, 11_predict, 12_evaluate,
-        13_judge; of readers 02_clean, 09_train, 11_label, 12_score
+        13_judge; of readers 02_clean, 09_train, 11_label, 12_score; of memes 02_clean,
+        03_inpaint, 04_augment
 writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at),
-        TARGET/exchanges/, TARGET/drawn/ (what the examples of readers exchanged and drew)
+        TARGET/exchanges/, TARGET/drawn/ (what the examples of readers exchanged and drew),
+        TARGET/regions/ (where they looked in memes), TARGET/masks/ (of memes)
 
 The page needs no script and no network. It holds no date, id or path, so that the same results give
 the same bytes. Pictures are drawn anew: what cameras write into files, such as a place, stays out.
@@ -27,12 +29,15 @@ from stages.report import (
     illustrations,
     judged,
     looking,
+    meme_reader,
+    memes,
     projection,
     reading,
     review,
 )
 from stages.report.looking import Key
-from stages.report.reader import Reader
+from stages.report.meme_reader import MemeReader
+from stages.report.reader import MuseReader, Reader
 from stages.report.run import INPUTS, Run
 from stages.shared import closeness, diagnosis, grounding, images, params, tables, tracking
 from stages.shared.stage import output, stage
@@ -52,6 +57,12 @@ class Params:
     review: int
     near_identical: float
     unrelated: float
+    inpainted: int
+    paraphrased: int
+    inert_density: float
+    inert_isolated: float
+    complete_density: float
+    even_attention: float
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,7 @@ def draw_training(reader: Reader) -> list[Chart]:
     return found
 
 
-def draw_embeddings(reader: Reader, labelled: Path) -> list[Chart]:
+def draw_embeddings(reader: MuseReader, labelled: Path) -> list[Chart]:
     """Texts and pictures on a plane, before and after the shared projection, where they compare."""
     rows = tables.read(labelled / "embeddings.parquet", tables.EMBEDDINGS)
     found = []
@@ -205,8 +216,16 @@ def draw_embeddings(reader: Reader, labelled: Path) -> list[Chart]:
     return found
 
 
+def sees_middle(reader: Reader, data: Path) -> bool:
+    """Whether a reader's picture encoder read the middle square of pictures alone.
+
+    The aligned encoder's patches are of what it sees; other encoders are given the whole picture.
+    """
+    return reader.params["picture"]["encoder"] == "patches" and gather.sees_middle(data)
+
+
 def reader_section(
-    reader: Reader, kind: str, data: Path, folder: Path, params: Params
+    reader: MuseReader, kind: str, data: Path, folder: Path, params: Params
 ) -> dict[str, Any]:
     """All that the page shows of a reader; its pictures are written on the way."""
     corpus, labelled = reader.params["corpus"], data / "11_label" / reader.name
@@ -215,14 +234,59 @@ def reader_section(
     )
     names = {row["image"] for row in found.records.values()} - {None}
     files = gather.pictures(data, corpus, names)
-    # The aligned encoder's patches are of what it sees; other encoders are given the whole picture.
-    middle = reader.params["picture"]["encoder"] == "patches" and gather.sees_middle(data)
+    middle = sees_middle(reader, data)
     return {
+        "template": "reader.html",
         "reader": reader,
         "curves": draw_training(reader),
         "embeddings": draw_embeddings(reader, labelled),
         "pictures": save_pictures(files, folder, params),
         "items": reading.items(found, files, middle, params.map_size, folder, reader.name),
+    }
+
+
+def meme_reader_section(
+    reader: MemeReader, data: Path, folder: Path, params: Params
+) -> dict[str, Any]:
+    """The same of a reader of memes."""
+    corpus, records = reader.params["corpus"], data / reader.params["records"]
+    found = meme_reader.read(
+        records / corpus,
+        data / "11_label" / reader.name,
+        reader.metrics["split"],
+        params.examples,
+    )
+    files, middle = gather.pictures(data, corpus, found.pictures), sees_middle(reader, data)
+    return {
+        "template": "meme_reader.html",
+        "reader": reader,
+        "tasks": tables.read_json(records / corpus / "tasks.json"),
+        "shown": meme_reader.SHOWN,
+        "bounds": meme_reader.Bounds(
+            params.inert_density,
+            params.inert_isolated,
+            params.complete_density,
+            params.even_attention,
+        ),
+        "curves": draw_training(reader),
+        "pictures": save_pictures(files, folder, params),
+        "items": meme_reader.items(found, files, middle, params.map_size, folder, reader.name),
+    }
+
+
+def memes_section(
+    corpus: gather.Corpus, data: Path, folder: Path, params: Params
+) -> dict[str, Any]:
+    """What was done to the pictures and texts of a memes corpus; its pictures are written."""
+    found = memes.read(data, corpus.name, params.inpainted, params.paraphrased)
+    files = gather.pictures(data, corpus.name, found.pictures)
+    return {
+        "corpus": corpus,
+        "found": found,
+        "painting": memes.painting(found.inpainting),
+        "augmenting": memes.augmenting(found.augmenting),
+        "masks": memes.draw_masks(found, files, params.thumbnail, folder),
+        "pictures": save_pictures(files, folder, params),
     }
 
 
@@ -279,8 +343,15 @@ def main(settings: Params, data: Path, target: Path) -> None:
                 encoder=gather.encoder(data),
                 sections=[run_section(run, data, folder, settings) for run in runs],
                 read=[
-                    reader_section(one, kinds[one.params["corpus"]], data, folder, settings)
+                    meme_reader_section(one, data, folder, settings)
+                    if isinstance(one, MemeReader)
+                    else reader_section(one, kinds[one.params["corpus"]], data, folder, settings)
                     for one in readers
+                ],
+                memes=[
+                    memes_section(corpus, data, folder, settings)
+                    for corpus in corpora
+                    if corpus.params["kind"] == "memes"
                 ],
                 chunked=[
                     corpus_section(corpus, data, settings)
@@ -290,7 +361,7 @@ def main(settings: Params, data: Path, target: Path) -> None:
             )
             (folder / "index.html").write_text(page, encoding="utf-8")
         tracked.artifact(target / "index.html", "index.html")
-        for name in ("attention", "exchanges", "drawn"):
+        for name in ("attention", "exchanges", "drawn", "regions", "masks"):
             if (target / name).exists():
                 tracked.upload(target / name, name)
 

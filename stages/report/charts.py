@@ -4,8 +4,9 @@ The same numbers give the same bytes: no dates, ids from a fixed salt, text as t
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
+from itertools import cycle
 from statistics import fmean
 
 import matplotlib
@@ -21,6 +22,7 @@ SERIES = ["#000003", "#000004", "#000005", "#000006"]
 _CSS = {INK: "currentColor", FAINT: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
 }
+GRAPHS = ("tt", "ii", "ti", "it")  # of MM-ORIENT
 MEASURES = {  # of PolishPPO and readers: title -> unit, columns; at each step, validations, or both
     "Rewards": ("reward", ["reward_literal", "reward_semantic"]),
     "Return of drawn texts": ("weighted rewards", ["return"]),
@@ -32,8 +34,12 @@ MEASURES = {  # of PolishPPO and readers: title -> unit, columns; at each step, 
     "Texts, given their pictures": ("nats a token", ["caption_nats"]),
     "Pictures, given their texts": ("bits a dimension", ["drawing_bits"]),
     "Unevenness of the captions' attention": ("sum of squares", ["doubly_stochastic"]),
+    "Density of relation graphs": ("share of pairs", [f"density_{one}" for one in GRAPHS]),
+    "Without a neighbour": ("share of items", [f"isolated_{one}" for one in GRAPHS]),
+    "Evenness of attention": ("1: a mean", ["evenness_words", "evenness_regions"]),
 }
 _MEASURED = {column for _, columns in MEASURES.values() for column in columns}
+_LINES = ("-", "--", ":")  # one after the other, once the colours are used up
 _SMOOTH = 20  # part of the steps that a running mean is over
 _SIZE = (5.2, 2.9)  # inches of 72 px: close to its size on the page, so that text stays readable
 _STYLE = {
@@ -93,8 +99,8 @@ def loss(name: str, steps: Rows, unit: str) -> str:
 
     def paint(axes: Axes) -> None:
         _line(axes, steps, "loss", INK, alpha=0.55, linewidth=1.0)
-        for term, colour in zip(_terms(steps), SERIES[1:], strict=False):
-            _line(axes, steps, term, colour, linewidth=1.0)
+        for term, (colour, line) in zip(_terms(steps), _looks(SERIES[1:]), strict=False):
+            _line(axes, steps, term, colour, linewidth=1.0, linestyle=line)
         if not measures(steps):  # PolishPPO's is minus the rewards, which have a chart of their own
             _line(axes, steps, "validation_loss", SERIES[0], marker="o", markersize=4)
         losses = [row["loss"] for row in steps if "loss" in row]
@@ -132,6 +138,8 @@ def measure(name: str, title: str, steps: Rows) -> str:
             _line(axes, _smoothed(taken, column), column, colour)
             place = {"marker": "o", "markersize": 4, "linestyle": ":"}
             _line(axes, steps, f"validation_{column}", colour, **place)
+        if unit.startswith("share of"):  # noise should look like noise
+            axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
         _finish(axes, "step", unit)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), fontsize=8, ncols=2)
 
@@ -158,13 +166,18 @@ def watch(name: str, steps: Rows) -> str:
     """What was watched at each validation: shares and similarities."""
 
     def paint(axes: Axes) -> None:
-        for measure, colour in zip(watched(steps), SERIES, strict=False):
-            _line(axes, steps, measure, colour, marker="o", markersize=4)
+        for measure, (colour, line) in zip(watched(steps), _looks(SERIES), strict=False):
+            _line(axes, steps, measure, colour, marker="o", markersize=4, linestyle=line)
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.05, high + 0.05)  # noise should look like noise
         _finish(axes, "step", "value")
 
     return draw(name, "Watched values by training step", paint)
+
+
+def _looks(colours: list[str]) -> Iterator[tuple[str, str]]:
+    """Colour and line of one series after another, without end."""
+    return cycle((colour, line) for line in _LINES for colour in colours)
 
 
 def _line(

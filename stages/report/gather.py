@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.report.reader import Reader
+from stages.report.meme_reader import MemeReader
+from stages.report.reader import MuseReader, Reader
 from stages.report.run import Run, at
 from stages.shared import history, tables
 
 TRAINED = {"sft": "09_train_sft", "preference": "10_train_preference"}
+PICTURED = ("01_ingest", "03_inpaint", "04_augment", "08_illustrate")  # stages that have pictures
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,14 @@ def _run(data: Path, name: str, params: dict[str, Any], kind: str) -> Run:
 
 def readers(data: Path, params: dict[str, dict]) -> list[Reader]:
     """The readers of params.yaml."""
-    return [
-        Reader(
-            name,
-            values,
-            tables.read_json(data / "12_score" / name / "metrics.json"),
-            history.read(data / "09_train" / name / "history.csv"),
-        )
-        for name, values in params.items()
-    ]
+    return [_reader(data, name, values) for name, values in params.items()]
+
+
+def _reader(data: Path, name: str, params: dict[str, Any]) -> Reader:
+    metrics = tables.read_json(data / "12_score" / name / "metrics.json")
+    steps = history.read(data / "09_train" / name / "history.csv")
+    family = MemeReader if metrics["task"] == "memes" else MuseReader
+    return family(name, params, metrics, steps)
 
 
 def _is_test(row: dict) -> bool:
@@ -108,10 +109,10 @@ def _is_test(row: dict) -> bool:
 
 
 def pictures(data: Path, corpus: str, names: set[str]) -> dict[str, bytes]:
-    """The files of these pictures of a corpus, its own and illustrations, by hash."""
+    """The files of these pictures of a corpus, its own and what stages made, by hash."""
     wanted = pc.field("sha256").isin(pa.array(sorted(names), pa.string()))
     found = {}
-    for stage in ("01_ingest", "08_illustrate"):
+    for stage in PICTURED:
         folder = data / stage / corpus / "images"
         if folder.exists():
             table = pq.read_table(folder, columns=["sha256", "bytes"], filters=wanted)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
-from stages.shared import attention
+from stages.shared import attention, images
 from stages.shared.attention import Box
 
 ROW = 20  # pixels of a row of the matrix; the page's labels are as high
@@ -55,15 +55,42 @@ def overlay(
     rows = (np.arange(bottom - top) * len(weights)) // (bottom - top)
     columns = (np.arange(right - left) * len(weights)) // (right - left)
     heat[top:bottom, left:right] = _relative(weights)[rows][:, columns]
-    grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
-    dull = _DIM * ((1 - _COLOUR) * grey + _COLOUR * np.asarray(picture, dtype=float))
-    share = _OPAQUE * heat[..., None]
-    mixed = Image.fromarray(((1 - share) * dull + share * _HEAT).round().astype(np.uint8))
+    mixed = _heated(picture, heat)
     if box is not None:
         sizes = (width, height, width, height)
         edges = [round(edge * (size - 1)) for edge, size in zip(box, sizes, strict=True)]
-        thickness = max(1, round(max(width, height) / 120))
-        ImageDraw.Draw(mixed).rectangle(edges, outline=_BOX, width=thickness)
+        ImageDraw.Draw(mixed).rectangle(edges, outline=_BOX, width=_thickness(picture))
+    return mixed
+
+
+def _heated(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The picture, duller, the warmer a pixel the more heat (height, width) it has, 0 to 1."""
+    grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
+    dull = _DIM * ((1 - _COLOUR) * grey + _COLOUR * np.asarray(picture, dtype=float))
+    share = _OPAQUE * heat[..., None]
+    return Image.fromarray(((1 - share) * dull + share * _HEAT).round().astype(np.uint8))
+
+
+def _thickness(picture: Image.Image) -> int:
+    """Of a frame's line, pixels."""
+    return max(1, round(max(picture.size) / 120))
+
+
+def masked(
+    picture: Image.Image, mask: Image.Image, quads: list[list[float]], side: int
+) -> Image.Image:
+    """The picture, at most `side` pixels long and duller, warm where the mask is, quads framed.
+
+    mask: of the picture's size, 255 inside; quads: 8 numbers of 4 corners each, in its pixels.
+    """
+    small = images.redraw(picture.copy(), side)
+    across, down = (new / old for new, old in zip(small.size, picture.size, strict=True))
+    inside = np.asarray(mask.convert("L").resize(small.size, Image.Resampling.NEAREST))
+    mixed = _heated(small, (inside > 0).astype(float))
+    for quad in quads:
+        corners = [(x * across, y * down) for x, y in zip(quad[::2], quad[1::2], strict=True)]
+        ring = [*corners, corners[0]]
+        ImageDraw.Draw(mixed).line(ring, fill=_BOX, width=_thickness(small), joint="curve")
     return mixed
 
 
@@ -92,8 +119,7 @@ def exchanged(
         part = Image.blend(mixed.crop(edges), tint.crop(edges), _TINT)
         mixed.paste(part, edges[:2])
         frame = [edges[0], edges[1], edges[2] - 1, edges[3] - 1]
-        thickness = max(1, round(max(width, height) / 120))
-        ImageDraw.Draw(mixed).rectangle(frame, outline=_BOX, width=thickness)
+        ImageDraw.Draw(mixed).rectangle(frame, outline=_BOX, width=_thickness(picture))
     return mixed
 
 

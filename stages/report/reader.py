@@ -1,4 +1,7 @@
-"""One reader as the page shows it: its tiles and tables, as plain values."""
+"""One reader as the page shows it: its tiles and tables, as plain values.
+
+What readers of memes show stands in stages/report/meme_reader.py.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,17 +41,21 @@ class Reader:
         return self.metrics["task"]
 
     @property
-    def score_label(self) -> str:
-        """The name of the score that ceilings and skill are of."""
-        return TASKS[self.task]
-
-    @property
     def splits(self) -> dict[str, dict[str, Any]]:
         """The figures of the split that is scored, then of validation if that is another one."""
         found = {self.metrics["split"]: self.metrics}
         if "validation" in self.metrics and self.metrics["split"] != "validation":
             found["validation"] = self.metrics["validation"]
         return found
+
+
+class MuseReader(Reader):
+    """A reader of tweets or posts."""
+
+    @property
+    def score_label(self) -> str:
+        """The name of the score that ceilings and skill are of."""
+        return TASKS[self.task]
 
     def headline(self) -> list[Figure]:
         """The few figures to look at first: label, value, a note, a standard error if any."""
@@ -57,7 +64,7 @@ class Reader:
             note = "of what only text and picture together allow"
             tiles.append({"label": "Skill", "note": note, **found["skill"]})
         note = f"of {found['items']} items of the {found['split']} split"
-        tiles.append({"label": self.score_label, "note": note} | _errors(found["score"]))
+        tiles.append({"label": self.score_label, "note": note} | errors(found["score"]))
         if self.task == "entities":
             for rule, label in STRICTER.items():
                 value, error = found[rule]["f1"], found[rule]["standard_error"]
@@ -67,10 +74,8 @@ class Reader:
                 tiles.append({"label": label, "note": "", **found[name]})
         for name, (label, note) in REGULARISERS.items():
             if name in found["regularisers"]:
-                tiles.append({"label": label, "note": note} | _errors(found["regularisers"][name]))
-        frozen = found["parameters"]["frozen"]
-        trained = {"label": "Weights", "value": found["parameters"]["trained"]}
-        return [*tiles, trained | {"note": f"trained, {frozen:,} more as they were"}]
+                tiles.append({"label": label, "note": note} | errors(found["regularisers"][name]))
+        return [*tiles, weights(found["parameters"])]
 
     def by_inputs(self) -> list[Figure]:
         """Rows of the score beside the ceilings: label, ceiling (if known), a score by split."""
@@ -123,5 +128,11 @@ def _with_error(side: dict[str, Any] | str, path: str) -> Figure:
     return found if isinstance(found, dict) else {"value": found, "standard_error": None}
 
 
-def _errors(figure: Figure) -> Figure:
+def weights(parameters: dict[str, int]) -> Figure:
+    """The tile of how many numbers a model has."""
+    note = f"trained, {parameters['frozen']:,} more as they were"
+    return {"label": "Weights", "value": parameters["trained"], "note": note}
+
+
+def errors(figure: Figure) -> Figure:
     return {name: figure[name] for name in ("value", "standard_error")}

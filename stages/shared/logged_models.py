@@ -1,7 +1,8 @@
 """Trained folders as models of MLflow: on its Models page, in its registry, by its addresses.
 
 A logged model is the trained folder itself with a file MLmodel beside the weights, which names two
-flavors: `polymuse` (runs.restore reads a writer's folder, readers.restore a reader's) and
+flavors: `polymuse` (runs.restore reads a writer's folder, readers.restore a reader's,
+meme_readers.restore one of memes) and
 `python_function`, whose predict takes a DataFrame with the columns topic and image, or text and
 image, and needs this package where it runs.
 
@@ -80,7 +81,12 @@ def _signature(about: dict[str, Any]) -> "ModelSignature":
         ColSpec("string", "text" if reads else "topic", required=False),
         ColSpec("binary", "image", required=False),  # the bytes of a picture file
     ]
-    outputs = _labels(about["shapes"]["task"]) if reads else [ColSpec("string")]
+    if not reads:
+        outputs = [ColSpec("string")]
+    elif isinstance(about["labels"], dict):
+        outputs = _tasks(list(about["labels"]))
+    else:
+        outputs = _labels(about["shapes"]["task"])
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 
@@ -98,6 +104,16 @@ def _labels(task: str) -> list["ColSpec"]:
         found = [ColSpec(Array("string"), name) for name in ("words", "tags")]
         found.append(ColSpec(Array(entity), "entities"))
     return [*found, ColSpec("long", "words_not_read")]
+
+
+def _tasks(tasks: list[str]) -> list["ColSpec"]:
+    """The columns of what pipelines/meme_labeller.py says of a meme."""
+    from mlflow.types import ColSpec
+
+    found = [ColSpec("string", name) for name in ("text", "original", "text_source")]
+    for task in tasks:
+        found += [ColSpec("string", task), ColSpec("double", f"{task}_probability")]
+    return found
 
 
 def fetch(tracking_uri: str, address: str, folder: Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.models import paper
-from stages.shared import images, memes, resnet, task_features, text_encoder
+from stages.shared import memes, resnet, task_features, text_encoder
 from stages.shared.devices import device
 from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
@@ -123,7 +123,7 @@ class Reader:
         if self.regions is None:
             regions = {name: features.patches[place] for name, place in places.items()}
         else:
-            regions = self.regions.read(images.find(pictures / "images", names))
+            regions = self.regions.read(pictures / "images", names)
         clip = {name: features.pooled[place] for name, place in places.items()}
         return Pictures(regions, tuple(self.config["regions"]), clip)
 

@@ -4,16 +4,19 @@ A ResNet-101 on pictures of 320 pixels has 10 x 10 cells of 2048 numbers: as man
 of 2048 numbers that the paper takes from Mask R-CNN, which does not install with pip.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from stages.shared import resnet
+from stages.shared import images, resnet
 from stages.shared.computed import pack, store_of, unpack
 from stages.shared.devices import device, inference
 from stages.shared.progress import bar
+from stages.shared.stage import WrongInput
+from stages.shared.store import Store
 
 PICTURES_AT_ONCE = 8  # part of the store's key
 
@@ -34,8 +37,11 @@ class RegionReader:
             digest.update(name.encode() + weight.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def read(self, files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-        """Picture files by sha256 -> (G * G, C) fp16 of each"""
+    def read(self, folder: Path, names: list[str]) -> Mapping[str, np.ndarray]:
+        """(G * G, C) fp16 of the pictures with these sha256, from the shards in `folder`.
+
+        Raises WrongInput if a picture is not in the shards.
+        """
         store = store_of("regions", self._fingerprint(), PICTURES_AT_ONCE)
 
         def compute(contents: list[bytes]) -> list[bytes]:
@@ -44,9 +50,33 @@ class RegionReader:
                 cells = self.net(resnet.normalise(pixels.to(device())))
             return [pack(cells=one) for one in cells]
 
-        missing = set(store.missing(files))
-        waiting = ((name, content) for name, content in files.items() if name in missing)
-        store.fill(bar(waiting, "regions", len(missing)), compute, PICTURES_AT_ONCE)
-        return {
-            name: unpack(row)["cells"] for name, row in zip(files, store.rows(files), strict=True)
-        }
+        if missing := set(store.missing(names)):
+            found = (
+                (row["sha256"], row["bytes"])
+                for row in images.read(folder)
+                if row["sha256"] in missing
+            )
+            store.fill(bar(found, "regions", len(missing)), compute, PICTURES_AT_ONCE)
+            if absent := store.missing(missing):
+                raise WrongInput(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
+        return Cells(store, names)
+
+
+class Cells(Mapping[str, np.ndarray]):
+    """Regions by picture, read from the store when they are asked for: together they may not fit
+    into memory."""
+
+    def __init__(self, store: Store, names: list[str]):
+        self.store, self.names = store, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        (row,) = self.store.rows([name])
+        return unpack(row)["cells"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
