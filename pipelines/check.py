@@ -153,6 +153,11 @@ def check_memes(inpainted: list[str], augmented: list[str], corpora: dict[str, C
     models read of each what the last one for its kind wrote."""
     known = [name for name, about in corpora.items() if about.kind == "memes"]
     for key, named in (("inpaint.corpora", inpainted), ("augment.corpora", augmented)):
+        if named and not known:
+            raise WrongInput(
+                f"params.yaml: {key} names {', '.join(named)}, but no corpus is of kind memes: "
+                "give [], or add its row to corpora"
+            )
         for name in named:
             one_of(key, name, known, "corpora of kind memes")
         if lacking := [name for name in known if name not in named]:

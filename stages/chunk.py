@@ -8,16 +8,16 @@ writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's pictur
         TARGET/similarities.parquet  SIMILARITIES: how alike the chunks of an article are
         TARGET/summary.json     chunks by split; what was left out and why, in counts
 
-Articles (FlexMUSE, arXiv:2508.16230; papers.md F11 where it is silent): the text between two
-pictures belongs to the first of them. So of pictures in a row the last one has the text, and a
-picture without text makes no chunk. Text before the first picture is put before that picture's own
-text, or left out (chunk.leading_text). An article without pictures is one chunk without image, for
-a later stage to illustrate. Captions: one chunk a picture, its captions the references.
+Articles (FlexMUSE, arXiv:2508.16230, which does not say how): the text between two pictures belongs
+to the first of them. So of pictures in a row the last one has the text, and a picture without text
+makes no chunk. Text before the first picture is put before that picture's own text, or left out
+(chunk.leading_text). An article without pictures is one chunk without image, for a later stage to
+illustrate. Captions: one chunk a picture, its captions the references.
 
 A position counts the pictures of the record from 0, those without text too, so that it names the
 same picture here as in ingest's facts; a picture that makes no chunk leaves a gap.
 
-Pairs (F12): within a group of chunks, the text of another picture is rejected in favour of the
+Pairs: within a group of chunks, the text of another picture is rejected in favour of the
 chunk's own, if both are alike enough to teach something and not so alike that either would do. The
 groups are the articles; chunks that are alone in theirs are compared with one another, or not at
 all (chunk.alone). With `chunk.rejected_from: others` no group holds two chunks of one article:

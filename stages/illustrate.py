@@ -1,4 +1,4 @@
-"""Give a picture to each chunk that has none: V = T2I(T) (FlexMUSE, papers.md F2).
+"""Give a picture to each chunk that has none: V = T2I(T) (FlexMUSE, arXiv:2508.16230).
 
 python -m stages.illustrate INGEST CHUNK ALIGN FEATURES TARGET
 

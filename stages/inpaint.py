@@ -1,4 +1,4 @@
-"""Take overlay text out of the pictures of memes (MM-ORIENT, papers.md O1 and O2).
+"""Take overlay text out of the pictures of memes (MM-ORIENT, arXiv:2508.16300).
 
 python -m stages.inpaint INGEST CLEAN TARGET
 
@@ -8,7 +8,8 @@ writes  TARGET/pictures.parquet   INPAINTED: boxes of text, mask, what it says w
         TARGET/summary.json       counts, reasons of failures, the mean share that is masked
 
 Each step goes through the store: boxes, painting and reading of a picture are done once for the
-same settings. A picture on which a step fails is passed through, and counted with the reason.
+same settings and code. A picture on which a step fails is passed through, and counted with the
+reason; a step that fails on all of several stops the stage.
 """
 
 import json
@@ -21,16 +22,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from stages.shared import engine, images, inpainters, tables, text_boxes, text_removal
+from stages.shared import engine, images, inpainters, masks, tables, text_boxes, text_removal
 from stages.shared.images import ADDRESS
 from stages.shared.inpainters import Painting
 from stages.shared.masks import Masking
-from stages.shared.params import load
+from stages.shared.params import at_least, from_to, load
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home, output, stage
 from stages.shared.store import Store, batched
 from stages.shared.text_boxes import Finding, Reading
 from stages.shared.text_removal import Boxes
+
+CODE = (images, inpainters, masks, text_boxes, text_removal)  # what the steps do
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Params:
     mask: Masking
     paint: Painting
     read: Reading
+
+    def __post_init__(self) -> None:
+        at_least(self, batch=1)
+        from_to(self, 1, images.MOST_SHARDS, "shards")
 
 
 class Item(NamedTuple):
@@ -90,28 +97,52 @@ def each(step: Callable[[Item], bytes], batch: list[Item]) -> list[Done]:
 
 
 # ------------------------------------------------------------------------------- through the store
+def fingerprints(params: Params) -> dict[str, str]:
+    """Of each step, what its rows depend on beside the picture: settings, versions and our code.
+
+    Raises WrongInput where what paints is not there.
+    """
+    finding = text_boxes.fingerprint(params.find)
+    parts = {"find": [finding], "read": [finding, text_boxes.fingerprint(params.read)]}
+    if params.paint.backend != "none":
+        parts["paint"] = [finding, repr(params.mask), inpainters.fingerprint(params.paint)]
+    code = b"".join(Path(module.__file__).read_bytes() for module in CODE)
+    return {
+        step: sha256(code + "\n".join(settings).encode()).hexdigest()
+        for step, settings in parts.items()
+    }
+
+
 class Work:
-    """Steps on the pictures of a folder, through the store; `failures` by picture."""
+    """Steps on the pictures of a folder, through the store; `failures`: the reason of each."""
 
     def __init__(self, params: Params, workers: engine.Params, folder: Path):
         self.params, self.workers, self.folder = params, workers, folder
-        self.failures: dict[str, str] = {}
+        self.fingerprints = fingerprints(params)
+        self.failures: list[str] = []
 
     def through(
         self,
         step: Callable[[Params, Item], bytes],
-        fingerprint: str,
         names: list[str],
         boxes: dict[str, Boxes] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Pairs of name and row of the step, in the order of names, without those that failed."""
+        """Pairs of name and row of the step, in the order of names, without those it failed on."""
         what = step.__name__
-        store = Store(home() / "store", f"{what}-{fingerprint[:32]}")
+        store = Store(home() / "store", f"{what}-{self.fingerprints[what][:32]}")
+        failed: set[str] = set()
         if missing := set(store.missing(names)):
-            self._compute(partial(each, partial(step, self.params)), store, missing, boxes, what)
-            if absent := [name for name in store.missing(missing) if name not in self.failures]:
+            run = partial(each, partial(step, self.params))
+            failed = self._compute(run, store, missing, boxes, what)
+            if absent := sorted(set(store.missing(missing)) - failed):
                 raise WrongInput(f"{self.folder} lacks the picture {absent[0]}: run `dvc repro`")
-        left = [name for name in names if name not in self.failures]
+            if 1 < len(names) == len(failed):  # it is no picture's fault
+                raise WrongInput(
+                    f"inpaint: all {len(names)} pictures failed, the last one at "
+                    f"{self.failures[-1]}: see whether memory and model suffice, or give another "
+                    "inpaint.paint.backend"
+                )
+        left = [name for name in names if name not in failed]
         return zip(left, store.rows(left), strict=True)
 
     def _compute(
@@ -121,18 +152,22 @@ class Work:
         names: set[str],
         boxes: dict[str, Boxes] | None,
         what: str,
-    ) -> None:
+    ) -> set[str]:
+        """Store what the step gives; the names that it failed on."""
         items = (
             Item(row["sha256"], row["bytes"], boxes[row["sha256"]] if boxes else None)
             for row in images.read(self.folder)
             if row["sha256"] in names
         )
+        failed: dict[str, str] = {}
         batches = batched(bar(items, what, len(names)), self.params.batch)
         for part in engine.run(run, batches, self.workers):
             store.write((done.name, done.row) for done in part if done.row is not None)
             for done in part:
                 if done.failure:
-                    self.failures[done.name] = f"{what}: {done.failure}"
+                    failed[done.name] = f"{what}: {done.failure}"
+        self.failures += failed.values()
+        return set(failed)
 
 
 # ------------------------------------------------------------------------------- the corpus
@@ -171,7 +206,7 @@ def row(name: str, found: Boxes | None) -> dict:
 def found_boxes(work: Work, names: list[str], asked: set[str]) -> dict[str, Boxes]:
     """Boxes of the pictures that are to be painted or read."""
     wanted = [name for name in names if name in asked or work.params.paint.backend != "none"]
-    rows = work.through(find, text_boxes.fingerprint(work.params.find), wanted)
+    rows = work.through(find, wanted)
     return {name: text_removal.unpack_boxes(packed) for name, packed in rows}
 
 
@@ -179,24 +214,18 @@ def rows_of(
     work: Work, names: list[str], asked: set[str], add: Callable[[dict], None]
 ) -> list[dict]:
     """INPAINTED rows, in the order of names; `add` takes each picture's row of IMAGES."""
-    params = work.params
     boxes = found_boxes(work, names, asked)
     with_text = [name for name in names if name in boxes and len(boxes[name].quads)]
     rows = {name: row(name, boxes.get(name)) for name in names}
-    if params.paint.backend != "none":
-        parts = text_boxes.fingerprint(params.find), inpainters.fingerprint(params.paint)
-        settings = "\n".join([*parts, repr(params.mask)])
-        fingerprint = sha256(settings.encode()).hexdigest()
-        for name, packed in work.through(paint, fingerprint, with_text, boxes):
+    if work.params.paint.backend != "none":
+        for name, packed in work.through(paint, with_text, boxes):
             result = text_removal.unpack_painted(packed)
             image = images.trusted(result.content)
             add(image)
             rows[name] |= {"inpainted": image["sha256"], "mask": result.mask}
             rows[name]["masked"] = result.masked
-    settings = text_boxes.fingerprint(params.find) + text_boxes.fingerprint(params.read)
-    fingerprint = sha256(settings.encode()).hexdigest()
     to_read = [name for name in names if name in asked and name in boxes]
-    for name, packed in work.through(read, fingerprint, to_read, boxes):
+    for name, packed in work.through(read, to_read, boxes):
         rows[name]["text"] = packed.decode()
     same = {name for name, found in rows.items() if found["inpainted"] == name}
     for image in images.read(work.folder):
@@ -205,7 +234,7 @@ def rows_of(
     return list(rows.values())
 
 
-def summary(rows: list[dict], failures: dict[str, str]) -> dict:
+def summary(rows: list[dict], failures: list[str]) -> dict:
     """Counts; `masked` is the mean share of pixels, of the pictures that were painted."""
     painted = [found["masked"] for found in rows if found["mask"]]
     return {
@@ -213,7 +242,7 @@ def summary(rows: list[dict], failures: dict[str, str]) -> dict:
         "with_text": sum(bool(found["boxes"]) for found in rows),
         "passed_through": len(rows) - len(painted),
         "recognised": sum(bool(found["text"]) for found in rows),
-        "failed": dict(sorted(Counter(failures.values()).items())),
+        "failed": dict(sorted(Counter(failures).items())),
         "masked": sum(painted) / len(painted) if painted else None,
     }
 

@@ -1,4 +1,4 @@
-"""Let a language model score the articles that each phase wrote, from ten perspectives (F16).
+"""Let a language model score what each phase wrote, from ten perspectives (arXiv:2508.16230).
 
 python -m stages.judge RUN CORPUS PREDICTIONS TARGET
 
@@ -56,6 +56,7 @@ class Params(llm.Settings):
 
     def __post_init__(self) -> None:
         """Raises WrongInput where a prompt or a definition is missing, or cannot be filled in."""
+        super().__post_init__()
         _same_keys("judge.prompts", self.prompts, ASKED)
         _same_keys("judge.definitions", self.definitions, ASKED)
         for reference, perspectives in ASKED.items():

@@ -251,6 +251,9 @@ def test_a_picture_that_inpaint_did_not_write_is_one_sentence(place, params):
     tables.write(place / "inpaint/pictures.parquet", [], tables.INPAINTED)
     with pytest.raises(WrongInput, match=r"pictures.parquet lacks .*: run `dvc repro`"):
         rules(place, params)
+    (place / "ingest/tasks.json").unlink()
+    with pytest.raises(WrongInput, match=r"tasks.json is missing: run `dvc repro`"):
+        rules(place, params)
     assert not (place / "target").exists()
 
 

@@ -213,6 +213,15 @@ def test_every_corpus_of_memes_and_no_other_is_inpainted_and_augmented(params, s
     assert fault(params) == f"params.yaml: {section}.corpora lacks memes, of kind memes: add it"
 
 
+def test_without_memes_their_stages_are_told_to_have_none(params):
+    del params["corpora"]["memes"], params["readers"]["mm_orient"]
+    said = "names memes, but no corpus is of kind memes: give [], or add its row to corpora"
+    assert fault(params) == f"params.yaml: inpaint.corpora {said}"
+    params["inpaint"]["corpora"] = params["augment"]["corpora"] = []
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    check.main()
+
+
 @pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])
 def test_a_reader_names_a_model_of_readers(params, reader, model):
     params["readers"][reader]["model"] = model
@@ -241,3 +250,32 @@ def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
     *above, key = path.split(".")
     reduce(dict.__getitem__, above, params["readers"]["mm_orient"])[key] = value
     assert said in fault(params)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("inpaint.shards", 0, "inpaint: shards is 0: give 1 to 256"),
+        ("inpaint.batch", 0, "inpaint: batch is 0: give 1 or more"),
+        ("inpaint.find.side", 8, "inpaint.find: side is 8: give 32 or more"),
+        ("inpaint.find.enlarge", 0, "inpaint.find: enlarge is 0.0: give more than 0"),
+        ("inpaint.find.readable", 2, "inpaint.find: readable is 2.0: give 0 to 1"),
+        ("inpaint.mask.rim", -1, "inpaint.mask: rim is -1.0: give 0 or more"),
+        ("inpaint.paint.context", 0, "inpaint.paint: context is 0: give 1 or more"),
+        ("inpaint.read.min_score", -1, "inpaint.read: min_score is -1.0: give 0 to 1"),
+        ("engine.workers", -1, "engine: workers is -1: give 0 or more"),
+        ("augment.shards", 257, "augment: shards is 257: give 1 to 256"),
+        ("augment.filters.drift", 2, "augment.filters: drift is 2.0: give -1 to 1, or null"),
+        ("augment.filters.max_tokens", 1, "augment.filters: max_tokens is 1: give 2 to 512"),
+        ("augment.openai.concurrency", 0, "augment.openai: concurrency is 0: give 1 or more"),
+        ("augment.openai.batch.requests", 0, "augment.openai.batch: requests is 0: give 1"),
+        ("augment.picture.looks.mild.flip", 2, "looks.mild: flip is 2.0: give 0 to 1"),
+        ("augment.picture.looks.mild.contrast_low", 9, "give two factors from 0, the lower one"),
+        ("clean.memes.sites", ["com", "."], "clean.memes: sites names an empty ending: take it"),
+    ],
+)
+def test_numbers_of_the_stages_of_memes_have_bounds(params, path, value, said):
+    *above, key = path.split(".")
+    reduce(dict.__getitem__, above, params)[key] = value
+    found = fault(params)
+    assert found.startswith(f"params.yaml: {path.split('.')[0]}") and said in found

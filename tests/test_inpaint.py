@@ -269,11 +269,24 @@ def test_a_picture_on_which_a_step_fails_is_passed_through_and_counted(tmp_path,
     assert (found[bad]["text"], found[bad]["boxes"]) == (None, [])
     assert found[painted_badly]["inpainted"] == painted_badly
     assert found[painted_badly]["boxes"] and found[painted_badly]["mask"] is None
+    assert found[painted_badly]["text"]  # it can be read all the same
     assert found[good]["mask"]
     monkeypatch.undo()
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     _, _, summary = run(tmp_path, rows, records_of(rows))
     assert summary["failed"] == {} and summary["with_text"] == 3  # a failure is not kept
+
+
+def test_a_step_that_fails_on_every_picture_stops_the_stage(tmp_path, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("out of memory")
+
+    rows = meme_rows(2)
+    monkeypatch.setattr(text_removal, "paint", fail)
+    said = "all 2 pictures failed, the last one at paint: RuntimeError: out of memory: see whether"
+    with pytest.raises(WrongInput, match=said):
+        run(tmp_path, rows, records_of(rows))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_that_ingest_did_not_leave_is_named(tmp_path):
@@ -346,6 +359,24 @@ def test_the_rows_of_another_setting_are_not_taken(tmp_path):
         inpainters.fingerprint(replace(PARAMS.paint, radius=radius)) for radius in (3.0, 4.0)
     )
     assert one != other and isinstance(PARAMS.paint, Painting)
+
+
+def test_the_rows_of_other_code_are_not_taken(tmp_path, monkeypatch):
+    before = inpaint.fingerprints(PARAMS)
+    assert inpaint.fingerprints(PARAMS) == before
+    edited = tmp_path / "masks.py"
+    edited.write_text("# another mask")
+    monkeypatch.setattr(masks, "__file__", str(edited))
+    assert all(found != before[step] for step, found in inpaint.fingerprints(PARAMS).items())
+
+
+def test_weights_that_are_missing_are_said_before_anything_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
+    monkeypatch.setattr(text_boxes, "find", None)
+    rows = meme_rows(1)
+    lama = replace(PARAMS, paint=replace(PARAMS.paint, backend="lama"))
+    with pytest.raises(WrongInput, match=r"LAMA_MODEL: .* is no file"):
+        run(tmp_path, rows, records_of(rows), lama)
 
 
 def test_what_the_store_keeps_is_what_was_computed(tmp_path):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from stages import ingest
-from stages.datasets.memotion import judged_by
+from stages.datasets.memotion import Params, judged_by, read
+from stages.shared.params import fill
+from stages.shared.records import Meme, Reject
 from stages.shared.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 
@@ -312,6 +314,26 @@ def test_memotion_3_has_tabs_in_one_file_and_truths_without_names(tmp_path, monk
     (source / "answer-groudtruth.txt").write_text("0_1110_1310\n")
     with pytest.raises(WrongInput, match=r"has 1 truths, test\.csv 3 rows: give the two files"):
         take(tmp_path, monkeypatch, "memotion", "memes", source)
+
+
+def test_behind_a_broken_row_no_picture_is_named_by_a_guess(tmp_path, monkeypatch):
+    """Its second row has one cell too few: is it a row, or the rest of the one above?"""
+    source = tmp_path / "m3"
+    header = [*THIRD[1:]]
+    rows = [["url", *LEVELS[:4], "neutral", f"kya {n}"] for n in range(4)]
+    write(source / "train.csv", header, [rows[0], rows[1][:-1], *rows[2:]])
+    for n in range(4):
+        paint(source / "trainImages" / f"{n}.jpg", n)
+    found = list(read(source, "memes", fill(Params, PARAMS["formats"]["memotion"], "memotion")))
+    (meme,) = [item for item in found if isinstance(item, Meme)]
+    assert (meme.text, meme.picture.path) == ("kya 0", "0.jpg")
+    assert [
+        (item.source, item.reason.split(":")[0]) for item in found if isinstance(item, Reject)
+    ] == [
+        ("train.csv:3", "wrong count"),
+        ("train.csv:4", "no id"),
+        ("train.csv:5", "no id"),
+    ]
 
 
 def test_a_file_without_any_label_gives_memes_that_nobody_judged(tmp_path, monkeypatch):

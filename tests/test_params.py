@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from stages.shared.params import at_least, below_one, fill, load, read, refuse
+from stages.shared.params import at_least, below_one, fill, from_to, load, read, refuse
 from stages.shared.stage import WrongInput
 
 
@@ -75,6 +75,7 @@ def test_a_section_that_refuses_its_values_is_named():
         def __post_init__(self) -> None:
             at_least(self, steps=1)
             below_one(self, "share")
+            from_to(self, 1, 9, "steps")
             refuse({"steps are odd: give an even number": self.steps % 2 > 0})
 
     def said(steps, share) -> str:
@@ -84,6 +85,7 @@ def test_a_section_that_refuses_its_values_is_named():
 
     assert fill(Bounded, {"steps": 2, "share": 0.0}, "stage.part") == Bounded(2, 0.0)
     assert said(0, 0.5) == "params.yaml: stage.part: steps is 0: give 1 or more"
+    assert said(10, 0.5) == "params.yaml: stage.part: steps is 10: give 1 to 9"
     wanted = "params.yaml: stage.part: share is {}: give 0 or more and less than 1"
     for share in (1.0, -0.5, float("nan")):
         assert said(2, share) == wanted.format(share)

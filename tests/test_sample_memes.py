@@ -158,6 +158,13 @@ def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
     assert str(wrong.value) == said
 
 
+@pytest.mark.parametrize(("share", "split"), [(0.0, "test"), (0.01, "test"), (1.0, "train")])
+def test_a_split_without_scenes_for_every_side_is_wrong_input(share, split):
+    said = rf"held_out_pictures is {share}, .* the memes of {split}:"
+    with pytest.raises(WrongInput, match=said):
+        next(memes.memes(split, replace(PARAMS, held_out_pictures=share)))
+
+
 def test_a_deck_holds_every_meaning_of_the_words_with_every_side_of_the_picture_once(items):
     rows = [(read_as(row.text), scene_of(row)) for row in drawn(items, "test")]
     seen = Counter(

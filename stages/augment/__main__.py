@@ -9,11 +9,11 @@ writes  TARGET/records.parquet  MEMES: every meme, and after it its paraphrases
         TARGET/tasks.json       as it was
         TARGET/summary.json     counts, tokens and cost, rejected paraphrases by reason
 
-This is what models read (MM-ORIENT, arXiv:2508.16300; O4 and O5 of its parts). A meme without text
-gets what was recognised in its picture, cleaned as stage 02 cleans. A paraphrase is made of the
-sentence, with case and marks, and cleaned then. It keeps labels, language and split of its original
-and names it as its `group`; its `variant` counts those that were written, from 1, with gaps where
-one was rejected. Memes of other splits stay as they are.
+This is what models read (MM-ORIENT, arXiv:2508.16300). A meme without text gets what was recognised
+in its picture, cleaned as stage 02 cleans. A paraphrase is made of the sentence, with case and
+marks, and cleaned then. It keeps labels, language and split of its original and names it as its
+`group`; its `variant` counts those that were written, from 1, with gaps where one was rejected.
+Memes of other splits stay as they are.
 """
 
 import json
@@ -28,7 +28,7 @@ from typing import Any
 
 from stages.augment import filters
 from stages.shared import cleaning, images, paraphrasers, picture_augmentation, tables, tracking
-from stages.shared.params import load
+from stages.shared.params import from_to, load
 from stages.shared.paraphrasers import Found, Paraphraser, Prompt, Text
 from stages.shared.picture_augmentation import Ranges
 from stages.shared.progress import bar
@@ -74,6 +74,8 @@ class Params:
     picture: Picture
 
     def __post_init__(self) -> None:
+        """Raises WrongInput, or ValueError of a number out of its range."""
+        from_to(self, 1, images.MOST_SHARDS, "shards")
         if self.paraphrases < 1:
             raise WrongInput(
                 "params.yaml: augment.paraphrases must be 1 or more: give augment.backend none "
@@ -286,6 +288,8 @@ def main(
     target: Path,
 ) -> None:
     ingest, clean, inpaint = folders
+    if not (ingest / "tasks.json").is_file():
+        raise WrongInput(f"{ingest / 'tasks.json'} is missing: run `dvc repro`")
     rows = tables.read(clean / "records.parquet", tables.CLEAN["memes"])
     columns = ["image", "inpainted", "text"]
     found = tables.read_table(inpaint / "pictures.parquet", tables.INPAINTED).select(columns)

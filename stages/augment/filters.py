@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import regex
 from rapidfuzz import fuzz
 
+from stages.shared.params import at_least, from_to, refuse
 from stages.shared.rewording import bare
-from stages.shared.stage import WrongInput
 
 EMPTY, LONG, REFUSAL = "empty", "too long", "refusal"
 OF_ORIGINAL, OF_SIBLING = "near-duplicate of the original", "near-duplicate of a paraphrase"
@@ -39,11 +39,15 @@ class Numbers:
     max_tokens: int  # of a text that MiniLM reads
 
     def __post_init__(self) -> None:
-        """Raises WrongInput."""
-        if not 0 < self.near_duplicate <= 1:
-            raise WrongInput("params.yaml: augment.filters.near_duplicate must be from 0 to 1")
-        if self.drift is not None and not -1 <= self.drift <= 1:
-            raise WrongInput("params.yaml: augment.filters.drift must be from -1 to 1, or null")
+        at_least(self, longest=0, short=0)
+        from_to(self, 2, 512, "max_tokens")  # [CLS] and [SEP]; what MiniLM knows
+        drift, alike = self.drift, self.near_duplicate
+        refuse(
+            {
+                f"drift is {drift}: give -1 to 1, or null": not -1 <= (drift or 0) <= 1,
+                f"near_duplicate is {alike}: give a share above 0, up to 1": not 0 < alike <= 1,
+            }
+        )
 
 
 def fault(

@@ -19,6 +19,8 @@ from stages.shared.stage import WrongInput
 DELIMITERS = (",", "\t", ";", "|")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
+BROKEN = ("not CSV", "wrong count")  # reasons of lines that may be a part of a row, or several
+
 Row = tuple[str, dict[str, str]]  # file:line, column -> cell
 
 
@@ -80,14 +82,16 @@ def _rows(
         source = f"{file}:{place + 1}"
         cells, end = _record(lines, place, delimiter)
         if cells is None:
-            yield Reject(source, "not CSV: a quote is not closed, or text follows a closed one")
+            fault = "a quote is not closed, or text follows a closed one"
+            yield Reject(source, f"{BROKEN[0]}: {fault}")
             place += 1
             continue
         if not any(map(str.strip, cells)):
             place = end
             continue
         if len(cells) != len(columns):
-            yield Reject(source, f"wrong count: {len(cells)} cells under {len(columns)} columns")
+            found = f"{len(cells)} cells under {len(columns)} columns"
+            yield Reject(source, f"{BROKEN[1]}: {found}")
             place += 1
             continue
         place, texts = end, _decoded(cells, encodings, name)

@@ -30,7 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from stages.datasets.delimited import Row, check_columns, table
+from stages.datasets.delimited import BROKEN, Row, check_columns, table
 from stages.datasets.reading import HIDDEN, SUFFIXES, holding, lines
 from stages.shared.records import Extra, Item, Meme, PictureFile, Reject
 from stages.shared.stage import WrongInput
@@ -230,7 +230,19 @@ def read_sheet(path: Path, split: str, params: Params) -> _Sheet:
         needed += list(params.labels.chosen())
     wanted = [found.get(what, known[what][0]) for what in needed]
     check_columns(wanted, header, path, FIX)
-    return _Sheet(path, version, found, list(rows))
+    listed = list(rows)
+    return _Sheet(path, version, found, listed if "name" in found else countable(listed))
+
+
+def countable(rows: list[Row | Reject]) -> list[Row | Reject]:
+    """Rows that are known by their number alone: behind one that is no row nobody can count."""
+    broken = (row for row in rows if isinstance(row, Reject) and row.reason.startswith(BROKEN))
+    if (first := next(broken, None)) is None:
+        return rows
+    place = rows.index(first) + 1
+    reason = f"no id: pictures are named after row numbers, which {first.source} leaves unclear"
+    behind = [row if isinstance(row, Reject) else Reject(row[0], reason) for row in rows[place:]]
+    return rows[:place] + behind
 
 
 def split_of(key: str | None, split: str, files: set[str], share: float) -> str | None:

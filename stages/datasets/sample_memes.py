@@ -28,6 +28,7 @@ from stages.datasets.phrases import PICTURE
 from stages.datasets.quips import ATTRIBUTES, quip
 from stages.datasets.sampling import Params, Values, combinations, dealt, facts_of
 from stages.shared.records import SPLITS, Box, Extra, Item, Meme, Picture
+from stages.shared.stage import WrongInput
 
 RULE = (
     "the label most probable in the process given tone, joke, target and call of the text, or "
@@ -122,10 +123,16 @@ def _file(meme: Drawn, quality: int) -> Picture:
 
 
 def scenes_by_sides(split: str, params: Params) -> dict[tuple, list[Values]]:
+    """The scenes of a split. Raises WrongInput if it has none for some sides."""
     found = defaultdict(list)
     for scene in combinations(PICTURE, params.held_out_pictures, split == "test"):
         if not any(scene[slot] == value for slot, value in LEFT_OUT.items()):
             found[tuple(SIDES[slot][scene[slot]] for slot in SIDES)].append(scene)
+    if {card[OF_TEXT:] for card in CARDS} - found.keys():
+        raise WrongInput(
+            f"params.yaml: formats.sample.held_out_pictures is {params.held_out_pictures}, which "
+            f"leaves too few scenes for the memes of {split}: give a share from 0.05 to 0.9"
+        )
     return found
 
 

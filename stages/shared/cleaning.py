@@ -24,6 +24,8 @@ from unicodedata import decomposition, normalize
 
 import regex
 
+from stages.shared.params import refuse
+
 IN_ADDRESS = r"[\x21-\x7e--[<>\"()]]"
 LAST = r"[\x21-\x7e--[<>\"().,;:!?'*\]]]"  # a full stop after an address is the sentence's
 ADDRESS = (
@@ -74,6 +76,11 @@ class Overlay:
     punctuation: Literal["drop", "keep"]
     digits: Literal["drop", "keep"]
     lines: Literal["join", "keep"]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: any word before a full stop would be a site with an empty ending."""
+        endings = [ending.strip(". ") for ending in self.sites]
+        refuse({"sites names an empty ending: take it out": "" in endings})
 
 
 @dataclass(frozen=True)

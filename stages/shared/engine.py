@@ -14,6 +14,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
+from stages.shared.params import at_least
 from stages.shared.stage import WrongInput, die_with_parent
 
 T = TypeVar("T")
@@ -28,6 +29,9 @@ class Params:
 
     kind: Literal["inline", "threads", "process", "ray"]
     workers: int
+
+    def __post_init__(self) -> None:
+        at_least(self, workers=0)
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Illustrators: V = T2I(T), a picture for a text that has none (FlexMUSE, papers.md F2).
+"""Illustrators: V = T2I(T), a picture for a text that has none (FlexMUSE, arXiv:2508.16230).
 
 `load(backend, params, gallery)` gives the one that a backend names: `retrieve`, `diffusers:NAME` or
 `openai:MODEL`, each in stages/shared/<kind>_illustrator.py. Its libraries are imported then.

@@ -25,6 +25,7 @@ Image.MAX_IMAGE_PIXELS = None
 # No format whose reader starts another program (EPS) or that is no picture of pixels.
 FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # JPEG opens MPO too
 ADDRESS = regex.compile(r" at 0x[0-9a-fA-F]+")
+MOST_SHARDS = 256  # a hash' first byte tells its shard
 ROW_GROUP = 32  # pictures of a shard that are in memory at once
 
 
@@ -91,7 +92,8 @@ def redraw(image: Image.Image, side: int) -> Image.Image:
 def writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
     """A function that takes rows, in any order and repeated, one at a time in memory.
 
-    At the end they stand in `shards` files (at most 256) by hash; equal rows give equal bytes.
+    At the end they stand in `shards` files by hash, MOST_SHARDS at most; equal rows give equal
+    bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".") as spool:
@@ -105,7 +107,7 @@ def writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
         yield add
         buckets: list[list[dict]] = [[] for _ in range(shards)]
         for name in sorted(rows):
-            buckets[int(name[:2], 16) * shards // 256].append(rows[name])
+            buckets[int(name[:2], 16) * shards // MOST_SHARDS].append(rows[name])
         for number, bucket in enumerate(buckets):
             _write_shard(folder / f"{number:03d}.parquet", bucket, Path(spool))
 

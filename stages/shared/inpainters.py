@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from stages.shared.params import at_least
 from stages.shared.stage import WrongInput, allow_downloads, home, unloadable
 
 LAMA_MD5 = "e3aa4aaa15225a33ec84f9f4bc47e500"
@@ -38,6 +39,9 @@ class Painting:
     side: int
     radius: float
 
+    def __post_init__(self) -> None:
+        at_least(self, context=1, side=1, radius=1)
+
 
 def fill(picture: np.ndarray, mask: np.ndarray, params: Painting) -> np.ndarray:
     """The picture (H, W, 3; RGB) with something else where the mask (H, W) is 255."""
@@ -50,7 +54,7 @@ def fingerprint(params: Painting) -> str:
     """Names what is painted: settings and versions. Raises WrongInput without LaMa's weights."""
     parts = [repr(params), version("opencv-python-headless")]
     if params.backend == "lama":
-        weights = lama_weights()  # here, so that a missing file is said before any work
+        weights = lama_weights()
         parts += [_md5(weights), version("simple-lama-inpainting"), version("torch"), _device()]
     return sha256("\n".join(parts).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from stages.shared.endpoint import ADDRESS, KEY, Endpoint, endpoint
+from stages.shared.params import at_least, refuse
 from stages.shared.progress import bar
 from stages.shared.stage import WrongInput, home
 from stages.shared.store import Store
@@ -55,6 +56,12 @@ class Settings:
     attempts: int
     max_tokens_total: int
     max_failed: float  # share of the questions
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: with no question at once, for one, all would wait forever."""
+        at_least(self, answer_tokens=1, concurrency=1, retries=0, attempts=1)
+        at_least(self, max_tokens_total=0, max_failed=0)
+        refuse({f"timeout is {self.timeout}: give more than 0": not self.timeout > 0})
 
 
 @dataclass(frozen=True)

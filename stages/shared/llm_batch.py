@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stages.shared import llm
 from stages.shared.endpoint import ADDRESS, KEY, Endpoint, endpoint
 from stages.shared.llm import SAID, Answer, Asking, Failed, Question, Reply, Settings
+from stages.shared.params import at_least
 from stages.shared.stage import WrongInput, home
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Numbers:
 
     requests: int  # of one batch at most
     poll: float  # seconds between two looks at it
+
+    def __post_init__(self) -> None:
+        at_least(self, requests=1, poll=0)
 
 
 @dataclass(frozen=True)

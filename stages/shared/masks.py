@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from stages.shared.params import at_least
 from stages.shared.text_boxes import Quads, height_of
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (H, W, 3) RGB and mask -> (H, W, 3)
@@ -27,6 +28,9 @@ class Masking:
     levels: int
     dilation: float
     ends: float
+
+    def __post_init__(self) -> None:
+        at_least(self, margin=0, rim=0, plain=0, levels=0, dilation=0, ends=0)
 
 
 class Crop(NamedTuple):

@@ -106,6 +106,17 @@ def at_least(section: Any, **lowest: float) -> None:
     )
 
 
+def from_to(section: Any, low: float, high: float, *keys: str) -> None:
+    """Raises ValueError if one of these keys of a section lies outside of low to high."""
+    given = {key: getattr(section, key) for key in keys}
+    refuse(
+        {
+            f"{key} is {value}: give {low} to {high}": not low <= value <= high
+            for key, value in given.items()
+        }
+    )
+
+
 def below_one(section: Any, *keys: str) -> None:
     """Raises ValueError if one of these keys of a section is below 0, or is not below 1."""
     given = {key: getattr(section, key) for key in keys}

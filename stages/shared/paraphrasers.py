@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from stages.shared import llm, llm_batch, rewording
 from stages.shared.llm import Question, Reply
+from stages.shared.params import at_least
 from stages.shared.stage import WrongInput
 
 SECTION, NAMED_BY = "augment.openai", "augment.backend"  # of params.yaml
@@ -41,6 +42,11 @@ class OpenAI:
     price_received: float | None
     batch_api: bool
     batch: llm_batch.Numbers
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        at_least(self, examples=0)
+        self.settings("any")  # which know the bounds of theirs
 
     def settings(self, model: str) -> llm.Settings:
         names = {field.name for field in fields(llm.Settings)}

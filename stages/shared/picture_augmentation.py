@@ -1,8 +1,8 @@
 """Another look of a picture: flipped, brighter or darker, with more or less contrast and colour.
 
-MM-ORIENT, arXiv:2508.16300 (papers' O5): flip left to right, brightness, contrast, hue, saturation,
-in this order, each drawn anew, as tf.image's random_* functions do them; a value that leaves 0 to 1
-is cut off after each. What is drawn follows from a name alone, so that it is the same wherever and
+MM-ORIENT (arXiv:2508.16300): flip left to right, brightness, contrast, hue, saturation, in this
+order, each drawn anew, as tf.image's random_* functions do them; a value that leaves 0 to 1 is cut
+off after each. What is drawn follows from a name alone, so that it is the same wherever and
 in whatever order pictures are made.
 
 Where the paper differs: its code hands pictures with blue first to functions that want red first,
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from stages.shared import images
-from stages.shared.stage import WrongInput
+from stages.shared.params import from_to, refuse
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,11 @@ class Ranges:
     saturation_high: float
 
     def __post_init__(self) -> None:
-        """Raises WrongInput."""
+        from_to(self, 0, 1, "flip", "brightness", "hue")
         for name in ("contrast", "saturation"):
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
-            if not 0 <= low <= high:
-                raise WrongInput(
-                    f"params.yaml: {name}_low is {low} and {name}_high {high}: give two factors "
-                    "from 0, the lower one first"
-                )
-        for name in ("flip", "brightness", "hue"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise WrongInput(f"params.yaml: {name} of a picture must be from 0 to 1")
+            said = f"{name}_low is {low} and {name}_high {high}: give two factors from 0"
+            refuse({f"{said}, the lower one first": not 0 <= low <= high})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from stages.shared.params import at_least, from_to, refuse
+
 STRIDE = 32  # sides that the network takes are multiples of this
 LONGEST = 16  # sides: a strip is scaled to no more than this many times `side`
 PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
@@ -38,12 +40,20 @@ class Finding:
     sure_score: float
     readable: float
 
+    def __post_init__(self) -> None:
+        at_least(self, side=STRIDE, unclip=0, max_height=0, sure_height=0)
+        from_to(self, 0, 1, "pixel_threshold", "box_threshold", "sure_score", "readable")
+        refuse({f"enlarge is {self.enlarge}: give more than 0": not self.enlarge > 0})
+
 
 @dataclass(frozen=True)
 class Reading:
     """The section `inpaint.read`."""
 
     min_score: float
+
+    def __post_init__(self) -> None:
+        from_to(self, 0, 1, "min_score")
 
 
 # A RapidOCR keeps what its last call left behind, so that two threads must not share one.
