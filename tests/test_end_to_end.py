@@ -307,7 +307,7 @@ def keep(project: Path, corpora: dict[str, dict | str], *runs: str, **formats: d
     params["chunk"]["corpora"] = named["articles"] + named["captions"]
     params["align"]["corpus"] = params["chunk"]["corpora"][-1]
     for section in ("inpaint", "augment"):
-        params[section]["corpora"] = named["memes"]
+        params[section]["corpora"] = [*named["memes"]]
     for family in ("writers", "readers"):
         params[family] = {run: row for run, row in params[family].items() if run in runs}
     for name, changes in formats.items():
