@@ -13,6 +13,7 @@ from stages.label import mm_orient as label
 from stages.label.params import Params
 from stages.label.showing import INPUTS
 from stages.shared import features, meme_readers, memes, tables
+from stages.shared.metrics import evenly
 from stages.shared.params import load
 
 SIZE = 3  # items of a batch: not a divisor of 7
@@ -223,6 +224,6 @@ def test_evenness_is_the_entropy_of_the_weights_that_are_shown(labelled):
 
 
 def test_places_are_evenly_spaced_and_no_more_than_there_are():
-    assert label.spaced(7, 4) == [0, 1, 3, 5]
-    assert label.spaced(2, 4) == [0, 1]
-    assert label.spaced(5, 0) == label.spaced(0, 5) == []
+    assert evenly(7, 4) == [0, 1, 3, 5]
+    assert evenly(2, 4) == [0, 1]
+    assert evenly(5, 0) == evenly(0, 5) == []

@@ -15,6 +15,7 @@ from stages.shared import features, meme_readers, memes, tables
 from stages.shared.devices import inference
 from stages.shared.meme_readers import Reader, Run
 from stages.shared.memes import UNJUDGED, Memes
+from stages.shared.metrics import evenly
 from stages.shared.params import load
 
 TABLES = {"labels": tables.LABELS, "behaviour": tables.BEHAVIOUR, "looks": tables.LOOKS}
@@ -85,12 +86,6 @@ def of_item(weights: Tensor, count: int | None) -> list[float]:
     return weights[:count].tolist()
 
 
-def spaced(count: int, most: int) -> list[int]:
-    """At most so many of `count` places, evenly spaced."""
-    most = min(count, most)
-    return [n * count // most for n in range(most)]
-
-
 def scored_split(splits: dict[str, Memes]) -> str:
     """Test, or validation where nobody judged a test item."""
     judged = (splits["test"].labels != UNJUDGED).any()
@@ -118,5 +113,5 @@ def label(
             found["labels"] += label_rows(reader, items, split, inputs, size)
         items = splits[scored]
         found["behaviour"] += behaviour_rows(reader, items, scored, size)
-        found["looks"] += look_rows(reader, items, spaced(len(items), params.examples), size)
+        found["looks"] += look_rows(reader, items, evenly(len(items), params.examples), size)
     return found, reader.config["parameters"]

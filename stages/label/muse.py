@@ -17,6 +17,7 @@ from stages.label.showing import INPUTS, SPLITS, batches, show
 from stages.shared import features, labelled, pixelcnn, readers, tables
 from stages.shared.devices import inference
 from stages.shared.labelled import Labelled
+from stages.shared.metrics import evenly
 from stages.shared.params import load
 from stages.shared.readers import Reader, Run
 from stages.shared.training import to_device
@@ -159,8 +160,7 @@ def embedding_rows(reader: Reader, items: Labelled, places: list[int], size: int
 def spaced(items: Labelled, count: int) -> list[int]:
     """At most so many items with a picture, evenly spaced."""
     shown = [place for place, row in enumerate(items.rows) if row["image"] is not None]
-    count = min(count, len(shown))
-    return [shown[n * len(shown) // count] for n in range(count)]
+    return [shown[place] for place in evenly(len(shown), count)]
 
 
 def label(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.shared.stage import WrongInput
+from stages.shared.params import at_least
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,4 @@ class Params:
     seed: int
 
     def __post_init__(self) -> None:
-        """Raises WrongInput if a number of items is below 0."""
-        for name in ("examples", "drawn", "samples", "embedded"):
-            if getattr(self, name) < 0:
-                raise WrongInput(
-                    f"params.yaml: label.{name} is {getattr(self, name)}: give 0 or more"
-                )
+        at_least(self, examples=0, drawn=0, samples=0, embedded=0)

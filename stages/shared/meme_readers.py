@@ -23,8 +23,15 @@ from stages.shared.devices import device
 from stages.shared.encoder_files import copy_encoder
 from stages.shared.features import Features
 from stages.shared.memes import Memes, Pictures, Tasks, Texts
-from stages.shared.params import at_least, fill, load
-from stages.shared.readers import PATCHES, TEXT_ENCODER, check_language, parameters
+from stages.shared.params import at_least, fill
+from stages.shared.readers import (
+    PATCHES,
+    TEXT_ENCODER,
+    check_language,
+    network,
+    parameters,
+    read_config,
+)
 from stages.shared.regions import RegionReader
 from stages.shared.stage import WrongInput
 from stages.shared.text_encoder import TextEncoder
@@ -172,11 +179,6 @@ def clip_of(texts: list[str], features: Features, width: int) -> dict[str, np.nd
     return {text: features.text_pooled[features.text_index[text]] for text in texts}
 
 
-def network(run: Run):
-    """The numbers of a run's model that its weights depend on."""
-    return load(paper(run.model).Network, "models", run.model, "network")
-
-
 def create(run: Run, rows: list[dict], tasks: Tasks, features: Features) -> Reader:
     """A new reader for a corpus with these train rows; it learns the tasks they are judged on.
 
@@ -265,10 +267,7 @@ def weights_of(encoder: TextEncoder) -> dict[str, torch.Tensor]:
 
 def restore(folder: Path) -> Reader:
     """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
+    config = read_config(folder)
     module, place = paper(config["model"]), f"{folder}/config.json"
     model = module.Model(
         fill(module.Network, config["network"], place), fill(module.Shapes, config["shapes"], place)

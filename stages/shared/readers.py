@@ -231,12 +231,17 @@ def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in unique(model).items() if name not in left_out}
 
 
-def restore(folder: Path) -> Reader:
-    """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+def read_config(folder: Path) -> dict:
+    """config.json of a trained folder. Raises WrongInput if it is not there."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        return json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
+
+
+def restore(folder: Path) -> Reader:
+    """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+    config = read_config(folder)
     module, place = paper(config["model"]), f"{folder}/config.json"
     picture = fill(Picture, config["picture"], place)
     model = module.Model(

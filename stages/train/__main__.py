@@ -10,25 +10,27 @@ The weights that are kept are those with the best score on the validation split;
 items they are the last ones. How, each paper says in a file of its own beside this one, which has
 
     Run                                      what a row of readers holds
-    numbers(run) -> dict                     of params.yaml, for the tracked run
     train(name, run, folders, kind, log) -> the reader, the steps of history.csv, its items
     save(reader, folder, encoder)            a folder that loads by path
 """
 
 import sys
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from stages.shared import history, tracking
 from stages.shared.params import load
+from stages.shared.readers import network
 from stages.shared.stage import output, stage
 
 
 def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: Path) -> None:
     *sources, encoder = folders
     run = load(paper.Run, "readers", name)
-    with tracking.run(stage="train", name=name, params=paper.numbers(run)) as tracked:
+    numbers = asdict(run) | {"network": asdict(network(run))}
+    with tracking.run(stage="train", name=name, params=numbers) as tracked:
         with output(target) as folder:
             reader, steps, items = paper.train(name, run, sources, kind, tracked.log)
             paper.save(reader, folder / "model", encoder)

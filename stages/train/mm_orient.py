@@ -4,9 +4,7 @@ The weights that are kept are those with the best accuracy, the mean over the ta
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +24,8 @@ from stages.shared.training import (
     to_device,
 )
 
-__all__ = ["Run", "numbers", "save", "train"]  # what stages/train/__main__.py asks for
+__all__ = ["Run", "save", "train"]  # what stages/train/__main__.py asks for
 Log = Callable[[dict[str, float], int], None]
-
-
-def numbers(run: Run) -> dict[str, Any]:
-    """The numbers of a run and of its model."""
-    return asdict(run) | {"network": asdict(meme_readers.network(run))}
 
 
 def score(predicted: Tensor, labels: Tensor) -> dict[str, float]:

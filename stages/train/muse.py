@@ -4,9 +4,7 @@ The weights that are kept are those with the best F1 of the entities, or accurac
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -25,7 +23,7 @@ from stages.shared.training import (
     to_device,
 )
 
-__all__ = ["Run", "numbers", "save", "train"]  # what stages/train/__main__.py asks for
+__all__ = ["Run", "save", "train"]  # what stages/train/__main__.py asks for
 Log = Callable[[dict[str, float], int], None]
 
 
@@ -55,11 +53,6 @@ def validation(reader: Reader, items: Labelled, batch: int) -> Callable[[nn.Modu
         return Validation({"score": reached, **means(seen)}, 1 - reached)
 
     return validate
-
-
-def numbers(run: Run) -> dict[str, Any]:
-    """The numbers of a run and of its model."""
-    return asdict(run) | {"network": asdict(readers.network(run))}
 
 
 def train(
