@@ -208,7 +208,7 @@ def test_a_checkpoint_belongs_to_one_set_of_numbers(place, monkeypatch):
 
 def test_the_tracked_run_has_the_numbers_of_run_and_model(place):
     place()
-    found = train.numbers(oriented.run())
+    found = stage.numbers(oriented.run())
     assert found["corpus"] == "memes" and found["training"]["steps"] == 12
     assert found["network"]["relations"]["bank"] == 8
     assert set(TASKS) - set(LEARNED) == {"sarcasm"}

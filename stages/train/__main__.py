@@ -26,11 +26,15 @@ from stages.shared.readers import network
 from stages.shared.stage import output, stage
 
 
+def numbers(run) -> dict:
+    """What is compared of a run: those of its row and those of its model's network."""
+    return asdict(run) | {"network": asdict(network(run))}
+
+
 def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: Path) -> None:
     *sources, encoder = folders
     run = load(paper.Run, "readers", name)
-    numbers = asdict(run) | {"network": asdict(network(run))}
-    with tracking.run(stage="train", name=name, params=numbers) as tracked:
+    with tracking.run(stage="train", name=name, params=numbers(run)) as tracked:
         with output(target) as folder:
             reader, steps, items = paper.train(name, run, sources, kind, tracked.log)
             paper.save(reader, folder / "model", encoder)
