@@ -31,7 +31,7 @@ from stages.shared.store import batched
 
 PICTURES = 60
 SIDES = (256, 720, 1200)  # the longer one, of what is timed: the sample's, and those of posts
-TIMED = {"telea": (12, 3, SIDES), "lama": (1, 1, SIDES[1:2])}  # pictures, rounds, sides
+TIMED = {"telea": (32, 2, SIDES), "lama": (4, 1, SIDES[1:2])}  # pictures, rounds, sides
 INSIDE, BEYOND, READABLE, FASTER = 0.95, 0.15, 0.1, 2.0  # what was to be reached
 SHORTEST = 3  # letters of a word that is looked for
 
