@@ -1,0 +1,1 @@
+"""Speed against other ways to do the same: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""Paraphrases of memes, and a picture of its own for each."""

@@ -1,0 +1,1 @@
+"""Formats that corpora come in, one file each, and the sample corpus."""

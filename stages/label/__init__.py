@@ -1,0 +1,1 @@
+"""What trained readers label: one file a paper beside the stage."""

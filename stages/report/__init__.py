@@ -1,0 +1,1 @@
+"""The page that shows what ran: a module a section."""

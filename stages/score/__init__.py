@@ -1,0 +1,1 @@
+"""How well they labelled: one file a paper beside the stage."""

@@ -1,0 +1,1 @@
+"""A model fitted to labels: one file a paper beside the stage."""

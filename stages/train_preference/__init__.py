@@ -1,0 +1,1 @@
+"""A model taught what readers prefer: one file a paper beside the stage."""
