@@ -63,6 +63,7 @@ def preference(**changes) -> Preference:
         "max_kl": 10.0,
         "min_entropy": 0.0,
         "max_length_change": 100.0,
+        "margin": 0.0,
     }
     return Preference(**(values | changes))
 

@@ -267,7 +267,9 @@ def test_every_step_notes_what_was_earned_and_how_far_the_policy_is_from_sft(pla
     assert not any("time" in name for row in steps for name in row)
     checks = [row for row in steps if "validation_watch" in row]
     assert [row["step"] for row in checks] == [0, 4, 8]
-    assert checks[0]["validation_loss"] == -checks[0]["validation_reward_literal"]
+    for check in checks:
+        gain = check["validation_reward_literal"] - checks[0]["validation_reward_literal"]
+        assert check["validation_loss"] == pytest.approx(-gain)
 
 
 @pytest.mark.parametrize("kill", [3, 4, 5])  # inside an iteration, and before one
@@ -304,6 +306,19 @@ def test_a_reward_that_can_be_raised_is_raised(place, tmp_path):
     assert sum(earned[-10:]) / 10 > sum(earned[:10]) / 10 + 0.05
     written = [row["validation_reward_literal"] for row in steps if "validation_watch" in row]
     assert max(written[1:]) > written[0] + 0.05
+
+
+def test_weights_are_better_than_those_of_sft_by_more_than_the_error_of_the_gain(place):
+    change(margin=2.0)
+    of_phase, earned = phase(place), iter([(0.4, 0.6), (0.5, 0.58), (0.5, 0.69)])
+    of_phase.trained.rewards = lambda indices, texts: {
+        "literal": torch.tensor(next(earned), dtype=torch.float64)
+    }
+    validate = tippo.validation(of_phase, of_phase.trained, lambda row, text: 1.0)
+    first, lucky, better = (validate(of_phase.writer.model).loss for _ in range(3))
+    assert first == 0
+    assert lucky == pytest.approx(2 * 0.06 / math.sqrt(2) - 0.04)  # gains .1 and -.02
+    assert better == pytest.approx(2 * 0.005 / math.sqrt(2) - 0.095)  # gains .1 and .09
 
 
 def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):

@@ -291,8 +291,9 @@ def test_the_distance_from_sft_is_zero_where_nothing_has_moved():
         ({"discount_steps": 0.0}, "discount_steps, clip and max_kl must be above 0"),
         ({"clip": 0.0}, "discount_steps, clip and max_kl must be above 0"),
         ({"max_kl": 0.0}, "discount_steps, clip and max_kl must be above 0"),
-        ({"kl": -0.1}, "kl and max_length_change must be 0 or more"),
-        ({"max_length_change": -1.0}, "kl and max_length_change must be 0 or more"),
+        ({"kl": -0.1}, "kl, max_length_change and margin must be 0 or more"),
+        ({"margin": -1.0}, "kl, max_length_change and margin must be 0 or more"),
+        ({"max_length_change": -1.0}, "kl, max_length_change and margin must be 0 or more"),
         ({"temperature": 0.0}, "temperature must be above 0"),
     ],
 )

@@ -136,6 +136,7 @@ class Preference:
     max_kl: float
     min_entropy: float
     max_length_change: float
+    margin: float
 
     def __post_init__(self) -> None:
         faults = {
@@ -146,7 +147,9 @@ class Preference:
             "discount_steps, clip and max_kl must be above 0": (
                 min(self.discount_steps, self.clip, self.max_kl) <= 0
             ),
-            "kl and max_length_change must be 0 or more": min(self.kl, self.max_length_change) < 0,
+            "kl, max_length_change and margin must be 0 or more": (
+                min(self.kl, self.max_length_change, self.margin) < 0
+            ),
             "temperature must be above 0: texts are drawn": self.temperature <= 0,
         }
         if found := [fault for fault, here in faults.items() if here]:

@@ -10,8 +10,10 @@ Where the paper is silent: returns of the past are weighed as those of now are, 
 from one m to the next would count as merit. The model is that of writing: no dropout, nothing
 hidden, the stored prototype. Texts in a language that the embedder does not read are left out.
 
-Best are the weights whose texts earn most on validation articles. The phase ends when these texts
-have become worse by the watched score, or the policy is collapsing; see `collapse`.
+Best are the weights whose texts earn most on validation articles, those of SFT unless the gain over
+them passes `margin` of its standard errors: of several looks at a few articles one is always lucky.
+The phase ends when these texts have become worse by the watched score, or the policy is collapsing;
+see `collapse`.
 """
 
 import copy
@@ -114,6 +116,7 @@ class Polish:
         self.prompts: list[int] = []  # the articles that they are about
         self.measures: dict[str, float] = {}  # of the present iteration and the latest step
         self.start: dict[str, float] = {}  # of what must not collapse
+        self.earned: Tensor | None = None  # (N,) by each watched article's text before step 0
         self.began, self.seconds = time.monotonic(), 0.0  # of this process; spent in drawing
 
     def batch_at(self, step: int) -> Batch:
@@ -201,12 +204,14 @@ class Polish:
         return {
             "past": self.past,
             "rollouts": self.rollouts,
+            "earned": self.earned,
             "plain": [self.prompts, self.measures, self.start],
         }
 
     def load_state(self, state: dict) -> None:
         self.past = [to_device(earned, torch.device("cpu")) for earned in state["past"]]
         self.rollouts = to_device(state["rollouts"], torch.device("cpu"))
+        self.earned = state["earned"].cpu()
         self.prompts, self.measures, self.start = state["plain"]
 
     def noted(self) -> dict[str, float]:
@@ -236,6 +241,15 @@ def collapse(
     return next((reason for reason, found in reasons.items() if found), "")
 
 
+def sure_gain(earned: Tensor, start: Tensor, margin: float) -> float:
+    """By how much texts earn more than they did at the start, less `margin` standard errors.
+
+    earned, start (N,): by text
+    """
+    gain = earned - start
+    return (gain.mean() - margin * gain.std(correction=0) / len(gain) ** 0.5).item()
+
+
 def validation(polish: Polish, watched: Rewarded, score: Score):
     """What texts about the first of the watched items earn, and whether anything has collapsed."""
     indices = list(range(min(len(watched), polish.run.watch.items)))
@@ -244,7 +258,9 @@ def validation(polish: Polish, watched: Rewarded, score: Score):
         texts = write(polish.writer, watched.items, indices, polish.run.generation)
         earned = watched.rewards(indices, texts)
         metrics = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
-        loss = -sum(metrics.values())
+        total = sum(earned.values())
+        polish.earned = total if polish.earned is None else polish.earned
+        loss = -sure_gain(total, polish.earned, polish.numbers.margin)
         metrics["watch"] = mean_score(watched.items, indices, texts, score)
         characters = [len(rewards.article(paragraphs)) for paragraphs in texts]
         metrics["characters"] = sum(characters) / len(characters)
