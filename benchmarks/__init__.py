@@ -1,1 +1,0 @@
-"""Speed against other ways to do the same: `python -m benchmarks`."""

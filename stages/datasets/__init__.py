@@ -1,1 +1,0 @@
-"""Formats that corpora come in, one file each, and the sample corpus."""
