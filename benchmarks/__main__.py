@@ -1,6 +1,6 @@
 """Speed as ratios against a peer, both sides in one run: `make bench`, or one by its name.
 
-Each benchmark is a module of this folder with `main() -> list[str]`, the lines of its table.
+Each benchmark is a module of this folder with `main() -> Iterable[str]`, the lines of its table.
 """
 
 import sys
