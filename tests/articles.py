@@ -53,6 +53,7 @@ def preference(**changes) -> Preference:
         "discount_steps": 50.0,
         "literal": "normalised",
         "semantic": "none",
+        "baseline": "window",
         "window": 16,
         "deviation": "std",
         "clip": 0.2,

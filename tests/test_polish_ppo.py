@@ -118,6 +118,29 @@ def test_returns_are_compared_with_the_last_iterations_as_a_loop_does(place):
             assert found == pytest.approx((value - mean) / (deviation + 1e-8), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("deviation", ["std", "variance"])
+def test_returns_are_compared_with_those_of_their_article_as_a_loop_does(place, deviation):
+    change(baseline="article", deviation=deviation)
+    of_phase, earned = phase(place), []
+    of_items = of_phase.trained.rewards
+    of_phase.trained.rewards = lambda *asked: earned.append(of_items(*asked)) or earned[-1]
+    for step in (0, 2):
+        found = of_phase.batch_at(step)["advantage"].tolist()
+        returns = earned[-1]["literal"].tolist()
+        means = [sum(returns[3 * item : 3 * item + 3]) / 3 for item in range(2)]
+        apart = [value - means[place // 3] for place, value in enumerate(returns)]
+        spread = sum(value**2 for value in apart) / 6
+        spread = math.sqrt(spread) if deviation == "std" else spread
+        assert any(apart) and means[0] != means[1]
+        assert found == pytest.approx([value / (spread + 1e-8) for value in apart], rel=1e-4)
+    assert len(earned) == 2 and not of_phase.past  # no iteration is spent on statistics
+
+
+def test_one_text_an_article_has_no_other_to_be_compared_with():
+    with pytest.raises(WrongInput, match="baseline article needs 2 rollouts"):
+        replace(NUMBERS, baseline="article", rollouts=1)
+
+
 @pytest.mark.parametrize(
     ("deviation", "expected"), [("std", math.sqrt(2 / 3)), ("variance", 2 / 3)]
 )
@@ -272,8 +295,12 @@ def test_every_step_notes_what_was_earned_and_how_far_the_policy_is_from_sft(pla
         assert check["validation_loss"] == pytest.approx(-gain)
 
 
+@pytest.mark.parametrize("baseline", ["window", "article"])
 @pytest.mark.parametrize("kill", [3, 4, 5])  # inside an iteration, and before one
-def test_a_phase_killed_at_any_step_ends_with_the_same_bits(place, tmp_path, kill, monkeypatch):
+def test_a_phase_killed_at_any_step_ends_with_the_same_bits(
+    place, tmp_path, kill, baseline, monkeypatch
+):
+    change(baseline=baseline)
     whole = polish(place, tmp_path / "whole")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "other"))
     batch_at = tippo.Polish.batch_at

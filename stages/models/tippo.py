@@ -43,8 +43,9 @@ of articles are learned from too: longer ones would not teach how to write about
 
 Of PolishPPO: gamma^m and gamma^(M - m) vanish for most of its 20,000 steps; exponents are rescaled
 to K m / M and K (1 - m / M) [discount]. delta, called a variance, is a standard deviation
-[deviation]; it and mu are of the last returns [window]. An advantage that is normalised needs no
-critic, and all tokens of a text share it.
+[deviation]. It and mu, of the last returns there, are of the articles' own texts and of how far
+these lie from them, as in REINFORCE++ (arXiv:2501.03262): articles differ more than texts about one
+do [baseline]. A normalised advantage needs no critic, and all tokens of a text share it.
 """
 
 import math
@@ -57,7 +58,6 @@ from torch import Tensor, minimum, nn
 
 from stages.shared import decoding
 from stages.shared.articles import Articles
-from stages.shared.decoding import Connection
 from stages.shared.features import Features
 from stages.shared.hiding import hide
 from stages.shared.layers import Elementwise, Standardise, pack, scatter
@@ -65,9 +65,8 @@ from stages.shared.losses import IGNORED
 from stages.shared.stage import WrongInput
 
 Items = Articles
-TELLING = (
-    1.0  # first size of kind and position, that of signals; smaller, pictures are told apart late
-)
+# First size of kind and position, that of signals; smaller, pictures are told apart late.
+TELLING = 1.0
 EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
 
@@ -90,7 +89,7 @@ class Network:
     lambda_predict: Literal["clip", "last", "half"]
     lambda_margin: float
     fusion: Literal["sequence", "literal", "feature"]
-    connection: Connection
+    connection: decoding.Connection
     denominator: Literal["infonce", "literal"]
     negatives: Literal["both", "article", "batch"]
     temperature: float
@@ -126,6 +125,7 @@ class Preference:
     discount_steps: float
     literal: Literal["normalised", "raw"]
     semantic: str
+    baseline: Literal["article", "window"]
     window: int
     deviation: Literal["std", "variance"]
     clip: float
@@ -151,6 +151,7 @@ class Preference:
                 min(self.kl, self.max_length_change, self.margin) < 0
             ),
             "temperature must be above 0: texts are drawn": self.temperature <= 0,
+            "baseline article needs 2 rollouts": self.baseline == "article" and self.rollouts < 2,
         }
         if found := [fault for fault, here in faults.items() if here]:
             raise WrongInput(f"models.tippo.preference: {'; '.join(found)}")
@@ -512,9 +513,9 @@ def total_return(
 
 
 def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
-    """How far above the last returns, in their deviations.  (R,) -> (R,)
+    """How far above the mean, in deviations; a text may have a mean of its own.  (R,) -> (R,)
 
-    Where these are all alike there is no scale: nothing is learned, instead of 1e8 times a return.
+    Where returns are all alike there is no scale: nothing is learned, instead of 1e8 times one.
     """
     if deviation <= EPSILON:
         return torch.zeros_like(returns)
@@ -537,9 +538,8 @@ def policy_loss(
 ) -> dict[str, Tensor]:
     """PPO's clipped objective (arXiv:1707.06347, eq. 7), and the distance from the SFT model.
 
-    new, old, reference (R, Y): log p of each written token by the policy, by what it was when it
-    wrote, by the SFT model; advantage (R,); mask (R, Y): tokens that were written. Means are over
-    tokens.
+    new, old, reference (R, Y): log p of each written token by the policy, by that which wrote it,
+    by the SFT model; advantage (R,); mask (R, Y): tokens that were written. Means are over these.
     """
     ratio = (new - old).exp()
     clipped = ratio.clamp(1 - preference.clip, 1 + preference.clip)

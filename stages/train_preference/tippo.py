@@ -1,10 +1,11 @@
 """PolishPPO, the preference phase of TIPPo: texts are drawn, rewarded, made more or less likely.
 
 One iteration: `rollouts` texts are drawn for each of `batch` articles; their returns weigh the two
-rewards (stages/shared/rewards.py) by G_m; how far each lies from those of the last `window`
-iterations is its advantage (eq. 6). Then `epochs` steps of the optimizer, each over all of these
-texts, follow PPO's clipped objective and are held to the SFT model. m counts iterations from 0. The
-very first has no past to be compared with: it makes the statistics and no step.
+rewards (stages/shared/rewards.py) by G_m; how far each lies from those of the same article, or of
+the last `window` iterations, is its advantage (eq. 6). Then `epochs` steps of the optimizer, each
+over all of these texts, follow PPO's clipped objective and are held to the SFT model. m counts
+iterations from 1; where the past is what they are compared with, one before them makes the
+statistics and no step.
 
 Where the paper is silent: returns of the past are weighed as those of now are, or the drift of G_m
 from one m to the next would count as merit. The model is that of writing: no dropout, nothing
@@ -74,10 +75,19 @@ class Rewarded:
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
-def centre(past: Tensor, deviation: str) -> tuple[Tensor, Tensor]:
-    """mu_m and delta_m of eq. 6: the mean of past returns, and their deviation or variance."""
-    spread = past.std(correction=0) if deviation == "std" else past.var(correction=0)
-    return past.mean(), spread
+def centre(returns: Tensor, deviation: str) -> tuple[Tensor, Tensor]:
+    """mu_m and delta_m of eq. 6: the mean of returns, and their deviation or variance."""
+    spread = returns.std(correction=0) if deviation == "std" else returns.var(correction=0)
+    return returns.mean(), spread
+
+
+def centre_articles(returns: Tensor, rollouts: int, deviation: str) -> tuple[Tensor, Tensor]:
+    """The same where each return has the mean of its own article's; the spread is around those.
+
+    returns (R,): `rollouts` in a row for each article  -> (R,), ()
+    """
+    mean = returns.view(-1, rollouts).mean(1).repeat_interleave(rollouts)
+    return mean, centre(returns - mean, deviation)[1]
 
 
 def labels_of(ids: Tensor, end: int) -> Tensor:
@@ -104,7 +114,8 @@ class Polish:
     def __init__(self, writer: runs.Writer, trained: Rewarded, run: runs.Run, log: Callable):
         self.writer, self.trained, self.run, self.log = writer, trained, run, log
         self.numbers: Preference = runs.preference(run)
-        if run.preference.batch * self.numbers.rollouts * self.numbers.window < 2:
+        by_past = self.numbers.baseline == "window"
+        if by_past and run.preference.batch * self.numbers.rollouts * self.numbers.window < 2:
             raise WrongInput(
                 "models.tippo.preference: with batch, rollouts and window 1 the past is one "
                 "return, which has no deviation: raise one of them"
@@ -120,7 +131,7 @@ class Polish:
         self.began, self.seconds = time.monotonic(), 0.0  # of this process; spent in drawing
 
     def batch_at(self, step: int) -> Batch:
-        if not self.past:
+        if self.numbers.baseline == "window" and not self.past:
             self.iterate(0)
         if step % self.numbers.epochs == 0:
             self.iterate(step // self.numbers.epochs + 1)
@@ -139,11 +150,9 @@ class Polish:
         earned = self.trained.rewards(indices, texts)
         now = self.returns(earned, number)
         self.rollouts = self.score({"text_of": text_of, "labels": labels})
-        if self.past:
-            before = torch.cat([self.returns(past, number) for past in self.past])
-            compared = advantage(now, *centre(before, numbers.deviation))
-            self.rollouts["advantage"] = compared.float()
-        self.past = [*self.past, earned][-numbers.window :]
+        self.rollouts["advantage"] = self.compare(now, number).float()
+        if numbers.baseline == "window":
+            self.past = [*self.past, earned][-numbers.window :]
         tokens = labels != IGNORED
         self.measures = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
         self.measures |= {
@@ -161,6 +170,16 @@ class Polish:
         return total_return(
             earned["literal"], earned["semantic"], number, self.iterations, self.numbers
         )
+
+    def compare(self, now: Tensor, number: int) -> Tensor:
+        """The advantage of each text; 0 before there is a past.  (R,) -> (R,)"""
+        numbers = self.numbers
+        if numbers.baseline == "article":
+            return advantage(now, *centre_articles(now, numbers.rollouts, numbers.deviation))
+        if not self.past:
+            return torch.zeros_like(now)
+        before = torch.cat([self.returns(past, number) for past in self.past])
+        return advantage(now, *centre(before, numbers.deviation))
 
     def draw(self, indices: list[int]) -> tuple[Tensor, list[list[str]]]:
         """One text of each item in one batch: its labels, and the texts of its chunks."""
