@@ -348,6 +348,31 @@ def test_weights_are_better_than_those_of_sft_by_more_than_the_error_of_the_gain
     assert better == pytest.approx(2 * 0.005 / math.sqrt(2) - 0.095)  # gains .1 and .09
 
 
+@pytest.mark.parametrize(
+    ("literal", "semantic", "margin", "expected"),
+    [
+        ([0.6, 0.4], [0.9, 0.9], 1.0, 0.1),  # letters lie too far apart to say anything
+        ([0.6, 0.4], [0.9, 0.8], 1.0, 0.05 - 0.05 / math.sqrt(2)),
+        ([0.4, 0.4], [0.9, 0.9], 1.0, -0.1),  # a sure fall, whatever else has risen
+        ([0.5, 0.4], [0.9, 0.9], 1.0, -0.05 + 0.05 / math.sqrt(2)),
+        ([0.5, 0.4], [0.9, 0.9], 2.0, 0.1),
+        ([0.5, 0.4], [0.9, 0.9], 0.0, -0.05),
+        ([0.5, 0.5], [0.8, 0.8], 2.0, 0.0),
+    ],
+)
+def test_one_reward_has_to_rise_and_none_may_fall(literal, semantic, margin, expected):
+    def rewarded(*values):
+        names = ("literal", "semantic")
+        return {
+            name: torch.tensor(of, dtype=torch.float64)
+            for name, of in zip(names, values, strict=True)
+        }
+
+    start = rewarded([0.5, 0.5], [0.8, 0.8])
+    found = tippo.sure_gain(rewarded(literal, semantic), start, margin)
+    assert found == pytest.approx(expected)
+
+
 def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):
     change(steps=40, validate_every=4, rollouts=4, learning_rate=0.01)
     steps = polish(place, tmp_path / "out")

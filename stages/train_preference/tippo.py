@@ -11,8 +11,9 @@ Where the paper is silent: returns of the past are weighed as those of now are, 
 from one m to the next would count as merit. The model is that of writing: no dropout, nothing
 hidden, the stored prototype. Texts in a language that the embedder does not read are left out.
 
-Best are the weights whose texts earn most on validation articles, those of SFT unless the gain over
-them passes `margin` of its standard errors: of several looks at a few articles one is always lucky.
+Best are the weights with which one reward of validation texts has risen most, by more than `margin`
+of its standard errors, while none has fallen by as many; else those of SFT. Of several looks at a
+few articles one is always lucky; and in a sum of both the noise of letters hides a gain in meaning.
 The phase ends when these texts have become worse by the watched score, or the policy is collapsing;
 see `collapse`.
 """
@@ -127,7 +128,7 @@ class Polish:
         self.prompts: list[int] = []  # the articles that they are about
         self.measures: dict[str, float] = {}  # of the present iteration and the latest step
         self.start: dict[str, float] = {}  # of what must not collapse
-        self.earned: Tensor | None = None  # (N,) by each watched article's text before step 0
+        self.earned: dict[str, Tensor] = {}  # (N,) by each watched article's text before step 0
         self.began, self.seconds = time.monotonic(), 0.0  # of this process; spent in drawing
 
     def batch_at(self, step: int) -> Batch:
@@ -230,7 +231,7 @@ class Polish:
     def load_state(self, state: dict) -> None:
         self.past = [to_device(earned, torch.device("cpu")) for earned in state["past"]]
         self.rollouts = to_device(state["rollouts"], torch.device("cpu"))
-        self.earned = state["earned"].cpu()
+        self.earned = to_device(state["earned"], torch.device("cpu"))
         self.prompts, self.measures, self.start = state["plain"]
 
     def noted(self) -> dict[str, float]:
@@ -260,13 +261,17 @@ def collapse(
     return next((reason for reason, found in reasons.items() if found), "")
 
 
-def sure_gain(earned: Tensor, start: Tensor, margin: float) -> float:
-    """By how much texts earn more than they did at the start, less `margin` standard errors.
+def sure_gain(earned: dict[str, Tensor], start: dict[str, Tensor], margin: float) -> float:
+    """The largest gain of a reward, less `margin` errors; below 0 where one has surely fallen.
 
-    earned, start (N,): by text
+    earned, start: the rewards of N texts (N,) now and before the first step
     """
-    gain = earned - start
-    return (gain.mean() - margin * gain.std(correction=0) / len(gain) ** 0.5).item()
+    gains = [earned[name] - before for name, before in start.items()]
+    errors = [margin * gain.std(correction=0).item() / len(gain) ** 0.5 for gain in gains]
+    means = [gain.mean().item() for gain in gains]
+    worst = min(mean + error for mean, error in zip(means, errors, strict=True))
+    best = max(mean - error for mean, error in zip(means, errors, strict=True))
+    return worst if worst < 0 else best
 
 
 def validation(polish: Polish, watched: Rewarded, score: Score):
@@ -277,9 +282,8 @@ def validation(polish: Polish, watched: Rewarded, score: Score):
         texts = write(polish.writer, watched.items, indices, polish.run.generation)
         earned = watched.rewards(indices, texts)
         metrics = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
-        total = sum(earned.values())
-        polish.earned = total if polish.earned is None else polish.earned
-        loss = -sure_gain(total, polish.earned, polish.numbers.margin)
+        polish.earned = polish.earned or earned
+        loss = -sure_gain(earned, polish.earned, polish.numbers.margin)
         metrics["watch"] = mean_score(watched.items, indices, texts, score)
         characters = [len(rewards.article(paragraphs)) for paragraphs in texts]
         metrics["characters"] = sum(characters) / len(characters)
