@@ -266,11 +266,9 @@ def sure_gain(earned: dict[str, Tensor], start: dict[str, Tensor], margin: float
 
     earned, start: the rewards of N texts (N,) now and before the first step
     """
-    gains = [earned[name] - before for name, before in start.items()]
-    errors = [margin * gain.std(correction=0).item() / len(gain) ** 0.5 for gain in gains]
-    means = [gain.mean().item() for gain in gains]
-    worst = min(mean + error for mean, error in zip(means, errors, strict=True))
-    best = max(mean - error for mean, error in zip(means, errors, strict=True))
+    gains = torch.stack([earned[name] - before for name, before in start.items()])
+    mean, error = gains.mean(1), margin * gains.std(1, correction=0) / gains.shape[1] ** 0.5
+    worst, best = (mean + error).min().item(), (mean - error).max().item()
     return worst if worst < 0 else best
 
 
