@@ -1,15 +1,18 @@
 """PolishPPO, the preference phase of TIPPo: texts are drawn, rewarded, made more or less likely.
 
-One iteration: `rollouts` texts are drawn for each of `batch` articles; their returns weigh the two
-rewards (stages/shared/rewards.py) by G_m; how far each lies from those of the same article, or of
-the last `window` iterations, is its advantage (eq. 6). Then `epochs` steps of the optimizer, each
-over all of these texts, follow PPO's clipped objective and are held to the SFT model. m counts
-iterations from 1; where the past is what they are compared with, one before them makes the
-statistics and no step.
+One iteration: `rollouts` texts are drawn for each of `batch` articles; G_m weighs their two rewards
+(stages/shared/rewards.py), and how far a text's return lies from those it is compared with is its
+advantage (eq. 6): the last `window` iterations, as in the paper, or the other texts about its
+article. Then `epochs` steps of the optimizer, each over all of these texts, follow PPO's clipped
+objective and are held to the SFT model. m counts iterations from 1; where the past is what they are
+compared with, one before them makes the statistics and no step.
 
 Where the paper is silent: returns of the past are weighed as those of now are, or the drift of G_m
-from one m to the next would count as merit. The model is that of writing: no dropout, nothing
-hidden, the stored prototype. Texts in a language that the embedder does not read are left out.
+from one m to the next would count as merit. Beside the others about its article eq. 6 is taken of
+each reward, and again of the sum as G_m weighs them (GDPO, arXiv:2601.05242): letters vary three
+times as much among these texts as meaning does, and would rule a sum of both as they are. The model
+is that of writing: no dropout, nothing hidden, the stored prototype. Texts in a language that the
+embedder does not read are left out.
 
 Best are the weights with which one reward of validation texts has risen most, by more than `margin`
 of its standard errors, while none has fallen by as many; else those of SFT. Of several looks at a
@@ -23,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,13 +86,13 @@ def centre(returns: Tensor, deviation: str) -> tuple[Tensor, Tensor]:
     return returns.mean(), spread
 
 
-def centre_articles(returns: Tensor, rollouts: int, deviation: str) -> tuple[Tensor, Tensor]:
-    """The same where each return has the mean of its own article's; the spread is around those.
+def among_articles(values: Tensor, rollouts: int, deviation: str) -> Tensor:
+    """Eq. 6 of texts beside the others about their article; the spread is that of all.
 
-    returns (R,): `rollouts` in a row for each article  -> (R,), ()
+    values (R,): `rollouts` in a row for each article  -> (R,)
     """
-    mean = returns.view(-1, rollouts).mean(1).repeat_interleave(rollouts)
-    return mean, centre(returns - mean, deviation)[1]
+    mean = values.view(-1, rollouts).mean(1).repeat_interleave(rollouts)
+    return advantage(values, mean, centre(values - mean, deviation)[1])
 
 
 def labels_of(ids: Tensor, end: int) -> Tensor:
@@ -149,15 +153,14 @@ class Polish:
         seed_everything(schedule.seed, number)
         labels, texts = self.draw(indices)
         earned = self.trained.rewards(indices, texts)
-        now = self.returns(earned, number)
         self.rollouts = self.score({"text_of": text_of, "labels": labels})
-        self.rollouts["advantage"] = self.compare(now, number).float()
+        self.rollouts["advantage"] = self.compare(earned, number).float()
         if numbers.baseline == "window":
             self.past = [*self.past, earned][-numbers.window :]
         tokens = labels != IGNORED
         self.measures = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
         self.measures |= {
-            "return": now.mean().item(),
+            "return": self.returns(earned, number).mean().item(),
             # Nats a token: -log p of what was drawn.
             "entropy": -(self.rollouts["old"].sum() / tokens.sum()).item(),
             "tokens": tokens.sum(1).float().mean().item(),
@@ -172,11 +175,14 @@ class Polish:
             earned["literal"], earned["semantic"], number, self.iterations, self.numbers
         )
 
-    def compare(self, now: Tensor, number: int) -> Tensor:
-        """The advantage of each text; 0 before there is a past.  (R,) -> (R,)"""
+    def compare(self, earned: dict[str, Tensor], number: int) -> Tensor:
+        """The advantage of each text by its rewards; 0 before there is a past.  (R,)"""
         numbers = self.numbers
         if numbers.baseline == "article":
-            return advantage(now, *centre_articles(now, numbers.rollouts, numbers.deviation))
+            among = partial(among_articles, rollouts=numbers.rollouts, deviation=numbers.deviation)
+            apart = {name: among(values) for name, values in earned.items()}
+            return among(self.returns(apart, number))
+        now = self.returns(earned, number)
         if not self.past:
             return torch.zeros_like(now)
         before = torch.cat([self.returns(past, number) for past in self.past])
