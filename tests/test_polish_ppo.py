@@ -88,17 +88,22 @@ def phase(place: Path) -> tippo.Polish:
     return tippo.Polish(writer, tippo.Rewarded(items, None, False), run, lambda *_: None)
 
 
-def test_returns_are_compared_with_the_last_iterations_as_a_loop_does(place):
-    of_phase, earned = phase(place), []
-    of_items = of_phase.trained.rewards
+def noted(of_phase: tippo.Polish) -> list[dict[str, torch.Tensor]]:
+    """The rewards of its iterations as they come; a semantic one that varies far less is added."""
+    earned, of_items = [], of_phase.trained.rewards
 
-    def noting(indices, texts):
+    def rewards_of(indices, texts):
         found = of_items(indices, texts)
-        found["semantic"] = 1 - found["literal"] ** 2  # another reward, known in closed form
-        earned.append(found)
-        return found
+        earned.append(found | {"semantic": (1 - found["literal"]) ** 2 / 50})
+        return earned[-1]
 
-    of_phase.trained.rewards = noting
+    of_phase.trained.rewards = rewards_of
+    return earned
+
+
+def test_returns_are_compared_with_the_last_iterations_as_a_loop_does(place):
+    of_phase = phase(place)
+    earned = noted(of_phase)
     for number in range(4):  # the first of them before step 0, for the statistics
         if number:
             of_phase.batch_at(2 * (number - 1))
@@ -120,14 +125,8 @@ def test_returns_are_compared_with_the_last_iterations_as_a_loop_does(place):
 
 def test_rewards_are_compared_with_those_of_their_article_one_by_one_as_a_loop_does(place):
     change(baseline="article")
-    of_phase, earned = phase(place), []
-    of_items = of_phase.trained.rewards
-
-    def noting(indices, texts):
-        found = of_items(indices, texts)
-        found["semantic"] = (1 - found["literal"]) ** 2 / 50  # another, which varies far less
-        earned.append(found)
-        return found
+    of_phase = phase(place)
+    earned = noted(of_phase)
 
     def apart(values: list[float]) -> list[float]:
         means = [sum(values[3 * item : 3 * item + 3]) / 3 for item in range(2)]
@@ -138,14 +137,11 @@ def test_rewards_are_compared_with_those_of_their_article_one_by_one_as_a_loop_d
         spread = math.sqrt(sum(value**2 for value in values) / 6)
         return [value / (spread + 1e-8) for value in values]
 
-    of_phase.trained.rewards = noting
     for number in (1, 2):
         found = of_phase.batch_at(2 * (number - 1))["advantage"].tolist()
-        literal, semantic = (
-            scaled(apart(earned[-1][name].tolist())) for name in ("literal", "semantic")
-        )
+        literal, semantic = (scaled(apart(of.tolist())) for of in earned[-1].values())
         g, h = 0.9 ** (2.5 * number), 0.9 ** (2.5 * (4 - number))  # M = 4 iterations, K = 10
-        returns = [g * one + h * other for one, other in zip(literal, semantic, strict=True)]
+        returns = [g * x + h * y for x, y in zip(literal, semantic, strict=True)]
         assert found == pytest.approx(scaled(returns), rel=1e-4)
     assert len(earned) == 2 and not of_phase.past  # no iteration is spent on statistics
 
