@@ -119,8 +119,8 @@ class Polish:
     def __init__(self, writer: runs.Writer, trained: Rewarded, run: runs.Run, log: Callable):
         self.writer, self.trained, self.run, self.log = writer, trained, run, log
         self.numbers: Preference = runs.preference(run)
-        by_past = self.numbers.baseline == "window"
-        if by_past and run.preference.batch * self.numbers.rollouts * self.numbers.window < 2:
+        self.by_past = self.numbers.baseline == "window"  # else texts have others of their article
+        if self.by_past and run.preference.batch * self.numbers.rollouts * self.numbers.window < 2:
             raise WrongInput(
                 "models.tippo.preference: with batch, rollouts and window 1 the past is one "
                 "return, which has no deviation: raise one of them"
@@ -136,7 +136,7 @@ class Polish:
         self.began, self.seconds = time.monotonic(), 0.0  # of this process; spent in drawing
 
     def batch_at(self, step: int) -> Batch:
-        if self.numbers.baseline == "window" and not self.past:
+        if self.by_past and not self.past:
             self.iterate(0)
         if step % self.numbers.epochs == 0:
             self.iterate(step // self.numbers.epochs + 1)
@@ -145,7 +145,7 @@ class Polish:
         return self.trained.items.batch(self.prompts) | self.rollouts
 
     def iterate(self, number: int) -> None:
-        """Draw texts, reward them, and compare them with those of the last iterations."""
+        """Draw texts, reward them, and compare them."""
         schedule, numbers = self.run.preference, self.numbers
         self.prompts = batch_of(len(self.trained), schedule.batch, schedule.seed, number)
         text_of = torch.arange(schedule.batch).repeat_interleave(numbers.rollouts)
@@ -155,7 +155,7 @@ class Polish:
         earned = self.trained.rewards(indices, texts)
         self.rollouts = self.score({"text_of": text_of, "labels": labels})
         self.rollouts["advantage"] = self.compare(earned, number).float()
-        if numbers.baseline == "window":
+        if self.by_past:
             self.past = [*self.past, earned][-numbers.window :]
         tokens = labels != IGNORED
         self.measures = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
@@ -178,7 +178,7 @@ class Polish:
     def compare(self, earned: dict[str, Tensor], number: int) -> Tensor:
         """The advantage of each text by its rewards; 0 before there is a past.  (R,)"""
         numbers = self.numbers
-        if numbers.baseline == "article":
+        if not self.by_past:
             among = partial(among_articles, rollouts=numbers.rollouts, deviation=numbers.deviation)
             apart = {name: among(values) for name, values in earned.items()}
             return among(self.returns(apart, number))
