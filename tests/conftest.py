@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 # A server of the developer must not hear of tests; a parent run must not adopt theirs.
 for name in ["PREFECT_API_URL", "POLYMUSE_PARENT_RUN", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT"]:
     os.environ.pop(name, None)
+
+# A shell starts what it puts in the background deaf to SIGINT, which tests send to their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when Prefect is imported, so that it is set here.
 PREFECT_HOME = TemporaryDirectory(prefix="polymuse-prefect-")
