@@ -513,7 +513,7 @@ def total_return(
 
 
 def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
-    """How far above the mean, in deviations; a text may have a mean of its own.  (R,) -> (R,)
+    """How far above the mean, in deviations.  (R,) -> (R,)
 
     Where returns are all alike there is no scale: nothing is learned, instead of 1e8 times one.
     """

@@ -26,7 +26,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,13 +85,14 @@ def centre(returns: Tensor, deviation: str) -> tuple[Tensor, Tensor]:
     return returns.mean(), spread
 
 
-def among_articles(values: Tensor, rollouts: int, deviation: str) -> Tensor:
-    """Eq. 6 of texts beside the others about their article; the spread is that of all.
+def among_articles(values: Tensor, numbers: Preference) -> Tensor:
+    """Eq. 6 of how far each text lies from the mean of those about its article.
 
     values (R,): `rollouts` in a row for each article  -> (R,)
     """
-    mean = values.view(-1, rollouts).mean(1).repeat_interleave(rollouts)
-    return advantage(values, mean, centre(values - mean, deviation)[1])
+    means = values.view(-1, numbers.rollouts).mean(1)
+    apart = values - means.repeat_interleave(numbers.rollouts)
+    return advantage(apart, *centre(apart, numbers.deviation))
 
 
 def labels_of(ids: Tensor, end: int) -> Tensor:
@@ -179,9 +179,8 @@ class Polish:
         """The advantage of each text by its rewards; 0 before there is a past.  (R,)"""
         numbers = self.numbers
         if not self.by_past:
-            among = partial(among_articles, rollouts=numbers.rollouts, deviation=numbers.deviation)
-            apart = {name: among(values) for name, values in earned.items()}
-            return among(self.returns(apart, number))
+            apart = {name: among_articles(values, numbers) for name, values in earned.items()}
+            return among_articles(self.returns(apart, number), numbers)
         now = self.returns(earned, number)
         if not self.past:
             return torch.zeros_like(now)
