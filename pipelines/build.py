@@ -6,24 +6,24 @@ DVC decides what runs and keeps what came out; Prefect decides when, and shows l
 figures at the end.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Event
 
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipelines import dag, headline, process, repro
 from pipelines.cli import in_project
+from pipelines.progress import Durations
+from pipelines.schedule import Schedule
 from stages.shared.stage import WrongInput
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)  # DVC's cache is the one truth
-def reproduce(stage: str, parent: str, timeout: float, stop: Event) -> State | None:
+def reproduce(stage: str, parent: str, threads: int, timeout: float, stop: Event) -> State | None:
     """Run one stage, its lines in the log of the task; nothing of it outlives the task."""
     log = get_run_logger()
 
@@ -31,9 +31,8 @@ def reproduce(stage: str, parent: str, timeout: float, stop: Event) -> State | N
         if text := line.strip():
             log.info(text)
 
-    command = ["--wait-for-lock", "repro", "--single-item", stage]
     try:
-        repro.reproduce(command, show, parent, timeout, stop)
+        repro.reproduce(stage, show, parent, threads, timeout, stop)
     except WrongInput as error:
         return Failed(message=str(error))  # the sentence alone; an exception logs a traceback
     except TimeoutError:
@@ -62,27 +61,25 @@ def submit(graph: dag.Dag, settings: repro.Params) -> None:
 
     Raises WrongInput unless all complete: one may also crash, be cancelled, or never be ready.
     """
+    schedule = Schedule(graph, Durations(settings.expected_seconds).seconds)
     tasks: dict[str, PrefectFuture] = {}
-    workers = ThreadPoolTaskRunner(max_workers=settings.workers)
-    with repro.tracked("build") as parent, workers, stopping() as stop:
+    running: dict[PrefectFuture, str] = {}
+    pool = ThreadPoolTaskRunner(max_workers=settings.workers)
+    with repro.tracked("build") as parent, pool, process.stopping() as stop:
         given = {"parent": parent, "timeout": settings.stage_timeout, "stop": stop}
-        for stage in graph.stale:
-            before = [tasks[other] for other in graph.before(stage) if other in tasks]
-            tasks[stage] = workers.submit(reproduce, {"stage": stage, **given}, wait_for=before)
-        wait(list(tasks.values()))
-        for stage, task in tasks.items():  # the first comes before those that waited for it
-            if not task.state.is_completed():
-                raise WrongInput(task.state.message or f"{stage} ended as {task.state.name}")
-
-
-@contextmanager
-def stopping() -> Iterator[Event]:
-    """An event that is set when the block ends: a cancelled flow leaves no stage behind."""
-    stop = Event()
-    try:
-        yield stop
-    finally:
-        stop.set()
+        given["threads"] = settings.threads()
+        while schedule:
+            # A task that is submitted before it may start keeps a worker waiting.
+            for stage in schedule.start(settings.workers - len(running)):
+                before = [tasks[other] for other in graph.before(stage) if other in tasks]
+                tasks[stage] = pool.submit(reproduce, {"stage": stage, **given}, wait_for=before)
+                running[tasks[stage]] = stage
+            ended = next(as_completed(list(running)))
+            ended.wait()
+            schedule.end(running.pop(ended))
+        for stage in graph.stale:  # the first comes before those that waited for it
+            if not (state := tasks[stage].state).is_completed():
+                raise WrongInput(state.message or f"{stage} ended as {state.name}")
 
 
 def main() -> None:

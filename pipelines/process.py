@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from threading import Event
@@ -23,6 +23,16 @@ POLL = 0.1  # seconds between two looks at the clock, the process and `stop`
 
 class Stopped(Exception):
     """Somebody asked for the command to be stopped."""
+
+
+@contextmanager
+def stopping() -> Iterator[Event]:
+    """An event that is set when the block ends: no command that was given it outlives the block."""
+    stop = Event()
+    try:
+        yield stop
+    finally:
+        stop.set()
 
 
 def run(

@@ -10,8 +10,6 @@ import time
 from stages.shared.stage import home
 
 STARTS = re.compile(r"Running stage '(.+)':")
-CACHED = re.compile(r"Stage '(.+)' is cached - skipping run")
-SKIPPED = re.compile(r"Stage '(.+)' didn't change, skipping")
 
 
 class Durations:
@@ -43,36 +41,42 @@ class Durations:
 
 
 class Progress:
-    """Follows what `dvc repro` writes and says where it stands at the start of each stage."""
+    """Says where a run stands whenever DVC begins to execute a stage.
 
-    def __init__(self, stale: list[str], durations: Durations):
-        self.waiting = list(stale)
-        self.total = len(stale)
-        self.durations = durations
-        self.stage, self.since = "", 0.0  # the stage that runs, and when it began
+    way: of each stage of the run the seconds from its start to the end of the last that waits for
+    it; workers: stages that run at once
+    """
 
-    def starts(self, line: str) -> str:
-        """The headline to show before `line` where it starts a stage, otherwise nothing."""
-        found = STARTS.match(line) or CACHED.match(line) or SKIPPED.match(line)
-        if not found:
-            return ""
-        self.ends()
-        name = found[1]
-        left = sum(map(self.durations.seconds, self.waiting))
-        place = self.total - len(self.waiting) + 1
-        if name not in self.waiting:
-            return ""
-        self.waiting.remove(name)
+    def __init__(self, way: dict[str, float], durations: Durations, workers: int):
+        self.way, self.durations, self.workers = way, durations, workers
+        self.waiting = list(way)
+        self.began: dict[str, float] = {}  # of each stage that runs
+
+    def starts(self, stage: str, line: str) -> str:
+        """The headline to show before this line of a stage's where it starts, otherwise nothing."""
         if not STARTS.match(line):
             return ""
-        self.stage, self.since = name, time.monotonic()
-        return f"stage {place} of {self.total}: {name}, about {clock(left)} left"
+        self.waiting.remove(stage)
+        self.began[stage] = time.monotonic()
+        place = len(self.way) - len(self.waiting)
+        return f"stage {place} of {len(self.way)}: {stage}, about {clock(self.left())} left"
 
-    def ends(self) -> None:
-        """Keep how long the stage took that ran until now, if one did."""
-        if self.stage:
-            self.durations.keep(self.stage, time.monotonic() - self.since)
-            self.stage = ""
+    def ends(self, stage: str) -> None:
+        """Keep how long the stage took; nothing where DVC skipped it or had it in its cache."""
+        if stage in self.began:
+            self.durations.keep(stage, time.monotonic() - self.began.pop(stage))
+        else:
+            self.waiting.remove(stage)
+
+    def left(self) -> float:
+        """Seconds: what all workers share, or the longest way if it takes longer."""
+        now = time.monotonic()
+        passed = {stage: now - began for stage, began in self.began.items()}
+        passed |= dict.fromkeys(self.waiting, 0.0)
+        seconds = {stage: self.durations.seconds(stage) for stage in passed}
+        work = sum(max(0.0, seconds[stage] - passed[stage]) for stage in passed)
+        longest = max(self.way[stage] - min(passed[stage], seconds[stage]) for stage in passed)
+        return max(longest, work / self.workers)
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,12 @@ from pathlib import Path
 from threading import Event
 
 from pipelines import dag, headline, process
-from pipelines.progress import CACHED, STARTS
+from pipelines.progress import STARTS
 from stages.shared import params, tracking
 from stages.shared.stage import WrongInput
+
+CACHED = re.compile(r"Stage '(.+)' is cached - skipping run")
+LOCKS = "Updating lock file"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,13 @@ class Params:
     stage_timeout: float  # seconds
     mlflow_port: int
     prefect_port: int
+
+    def __post_init__(self) -> None:
+        params.at_least(self, workers=1)
+
+    def threads(self) -> int:
+        """Of each stage, so that those that run at once use every core, and none twice."""
+        return max(1, len(os.sched_getaffinity(0)) // self.workers)
 
 
 def settings() -> Params:
@@ -55,29 +66,37 @@ def tracked(name: str) -> Iterator[str]:
 
 
 def reproduce(
-    arguments: list[str],
+    stage: str,
     line: Callable[[str], None],
     parent: str,
+    threads: int,
     timeout: float,
     stop: Event,
 ) -> None:
-    """Run `dvc ARGUMENTS` in the current folder; each line it writes goes to `line`.
+    """Bring one stage of the current folder up to date; each line it writes goes to `line`.
 
-    A stage that DVC takes from its run cache executes nothing, so that it is recorded here, under
-    the MLflow run `parent`. Raises WrongInput with what the failed stage said last, TimeoutError
-    after `timeout` seconds and process.Stopped once `stop` is set.
+    Others may run beside it, and it has so many threads unless OMP_NUM_THREADS is set. A stage that
+    DVC takes from its run cache executes nothing, so that it is recorded here, under the MLflow run
+    `parent`. Raises WrongInput with what the failed stage said last, TimeoutError after `timeout`
+    seconds and process.Stopped once `stop` is set.
     """
     faults = Faults()
+    advises = False
 
     def follow(text: str) -> None:
-        if faults.keep(text):
+        nonlocal advises
+        if faults.keep(text) or advises:
             return
         line(text)
-        if restored := CACHED.match(text):
+        restored = CACHED.match(text)
+        if restored:
             tracking.cached(restored[1], parent)
+        # All that it says then is how to commit and to push, of each stage anew.
+        advises = restored is not None or text.startswith(LOCKS)
 
-    command = ["dvc", *arguments]
-    code = process.run(command, Path.cwd(), os.environ, follow, timeout, stop)
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    code = process.run(command, Path.cwd(), environment, follow, timeout, stop)
     if code:
         raise WrongInput(faults.sentence(command, code))
 

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import tiny_project
 import yaml
-from tiny_project import SLEEPER, fails, processes, sleeps, wait_until, writes
+from tiny_project import SLEEPER, fails, meets, processes, sleeps, wait_until, writes
 
-from pipelines import headline, project
+from pipelines import dag, headline, project
 from pipelines.progress import Durations, Progress
+from pipelines.schedule import Schedule
 
 POLYMUSE = str(Path(sys.executable).with_name("polymuse"))
 METRICS = {
@@ -28,9 +30,11 @@ METRICS = {
 }
 
 
-def polymuse(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def polymuse(
+    folder: Path, *arguments: str, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess:
     """Run the command in `folder`, with a work folder beside it."""
-    environment = os.environ | {"POLYMUSE_HOME": str(folder.parent / "home")}
+    environment = environment | {"POLYMUSE_HOME": str(folder.parent / "home")}
     return subprocess.run(
         [POLYMUSE, *arguments],
         cwd=folder,
@@ -73,7 +77,8 @@ def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_fig
         "stage 1 of 2: first, about 1:01 left",
         "stage 2 of 2: last, about 1:01 left",
     ]
-    assert "hello" in run.stdout.splitlines()
+    assert "last | hello" in run.stdout.splitlines()
+    assert "dvc push" not in run.stdout  # advice for every stage
     assert "flexmuse  0.961" in run.stdout.splitlines()[-1]
 
     began = time.monotonic()
@@ -81,6 +86,31 @@ def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_fig
     assert time.monotonic() - began < 5
     assert again.stdout.splitlines()[0] == "Everything is up to date."
     assert started(again.stdout) == []
+
+
+def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
+    counts = {"cmd": "echo threads $OMP_NUM_THREADS; cp b c", "deps": ["a", "b"], "outs": ["c"]}
+    stages = {"left": meets("a", "b"), "right": meets("b", "a")}
+    folder = tiny_project.make(tmp_path / "project", {"workers": 2}, **stages, last=counts)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    run = polymuse(folder, "run", environment=environment)
+    assert run.returncode == 0, run.stderr
+    begun = [line.split()[4].strip(",") for line in started(run.stdout)]
+    assert begun[2] == "last" and set(begun[:2]) == set(stages)
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"last | threads {threads}" in run.stdout.splitlines()
+
+    tiny_project.write(folder, **stages, last=counts | {"cmd": f"{counts['cmd']} && true"})
+    run = polymuse(folder, "run", environment=environment | {"OMP_NUM_THREADS": "7"})
+    assert "last | threads 7" in run.stdout.splitlines()
+
+
+def test_a_stage_that_fails_ends_those_beside_it(tmp_path):
+    stages = {"slow": {"cmd": SLEEPER, "outs": ["never"]}, "bad": fails("look", "a")}
+    folder = tiny_project.make(tmp_path / "project", {"workers": 2}, **stages)
+    run = polymuse(folder, "run")
+    assert run.stderr == "error: bad: look\n"
+    assert not processes(folder)
 
 
 def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
@@ -98,6 +128,7 @@ def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
     evaluated(folder, "flexmuse", METRICS)
     run = polymuse(folder, "run", "first")
     assert "'first' is cached" in run.stdout
+    assert "dvc push" not in run.stdout
     assert started(run.stdout) == []
 
     client = MlflowClient(tracking.uri())
@@ -271,10 +302,50 @@ def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_pa
 
 def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    progress = Progress(["a", "b", "c"], Durations({"a": 100, "b": 60, "c": 5}))
-    assert progress.starts("Stage 'other' didn't change, skipping\n") == ""
-    assert progress.starts("Stage 'a' is cached - skipping run, checking out outputs\n") == ""
-    assert progress.starts("anything else\n") == ""
-    assert progress.starts("Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
-    assert progress.starts("Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
+    durations = Durations({"a": 100, "b": 60, "c": 5})
+    progress = Progress({"a": 165, "b": 65, "c": 5}, durations, 1)
+    assert progress.starts("a", "Stage 'a' is cached - skipping run, checking out outputs\n") == ""
+    progress.ends("a")
+    assert progress.starts("b", "anything else\n") == ""
+    assert progress.starts("b", "Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
+    progress.ends("b")
+    assert progress.starts("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
+    assert Durations({"a": 100}).seconds("a") == 100
     assert math.isclose(Durations({"b": 60}).seconds("b"), 0, abs_tol=1)
+
+
+@pytest.mark.parametrize(("workers", "left"), [(1, "2:00"), (2, "1:10"), (9, "1:10")])
+def test_the_time_left_is_that_of_the_longest_way_or_of_all_work_shared(
+    tmp_path, monkeypatch, workers, left
+):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    durations = Durations({"long": 60, "last": 10, "short": 20, "other": 30})
+    progress = Progress({"long": 70, "other": 30, "short": 20, "last": 10}, durations, workers)
+    headline = progress.starts("long", "Running stage 'long':\n")
+    assert headline == f"stage 1 of 4: long, about {left} left"
+
+
+def test_the_longest_way_starts_first_and_each_stage_after_what_it_reads_from():
+    stages = ["a", "b", "c", "d", "e"]
+    edges = {("a", "d"), ("b", "c"), ("c", "e")}
+    graph = dag.Dag(stages, edges, stages, dict.fromkeys(stages, ""))
+    schedule = Schedule(graph, {"a": 5, "b": 1, "c": 1, "d": 1, "e": 9}.get)
+    assert schedule.way == {"a": 6, "b": 11, "c": 10, "d": 1, "e": 9}
+    assert schedule.start(1) == ["b"]
+    assert schedule.start(0) == []
+    assert schedule.start(2) == ["a"]
+    assert schedule.start(2) == []
+    schedule.end("b")
+    assert schedule.start(2) == ["c"]
+    schedule.end("a")
+    schedule.end("c")
+    assert schedule.start(2) == ["e", "d"]
+    schedule.end("d")
+    assert schedule
+    schedule.end("e")
+    assert not schedule
+
+
+def test_what_is_up_to_date_holds_nothing_up():
+    graph = dag.Dag(["a", "b"], {("a", "b")}, ["b"], {"a": "", "b": ""})
+    assert Schedule(graph, lambda _: 1.0).start(2) == ["b"]

@@ -43,7 +43,7 @@ def project(tmp_path_factory) -> Path:
     """A copy of the project with the smoke preset, in which every stage has run."""
     folder = clone(tmp_path_factory.mktemp("end_to_end"))
     command(folder, "polymuse", "preset", "smoke")
-    command(folder, "dvc", "repro")
+    command(folder, "polymuse", "run")
     return folder
 
 

@@ -17,7 +17,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import EntrypointType
 from prefect.states import Cancelled, Crashed
 from prefect.testing.utilities import prefect_test_harness
-from tiny_project import SLEEPER, fails, processes, sleeps, wait_until, writes
+from tiny_project import SLEEPER, fails, meets, processes, sleeps, wait_until, writes
 
 from pipelines import build, dag, process, project, serve
 from stages.shared.stage import WrongInput
@@ -98,6 +98,14 @@ def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, mo
     assert not Path("b").exists()
 
 
+def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, monkeypatch):
+    stages = {"first": meets("a", "c"), "next": writes("b", "a"), "other": meets("c", "a")}
+    enter(monkeypatch, tiny_project.make(tmp_path / "project", {"workers": 2}, **stages))
+    assert dag.read([]).stale == ["first", "next", "other"]
+    state, _ = run_flow()
+    assert state.is_completed()
+
+
 @pytest.mark.parametrize("ending", [Cancelled, Crashed])
 def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
     def stops(*_) -> None:
@@ -155,7 +163,7 @@ def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
     stages = {"one": {"cmd": SLEEPER, "outs": ["never"]}, "two": writes("b")}
-    folder = tiny_project.make(tmp_path / "project", **stages)
+    folder = tiny_project.make(tmp_path / "project", {"workers": 1}, **stages)
     environment = os.environ | {"PREFECT_API_URL": server}
     flow = subprocess.Popen(
         [sys.executable, "-m", "pipelines.build"],

@@ -41,6 +41,12 @@ def fails(sentence: str, target: str, *sources: str) -> dict:
     return {"cmd": command, "deps": list(sources), "outs": [target]}
 
 
+def meets(target: str, other: str, *sources: str) -> dict:
+    """A stage that ends only once the one that `other` is the target of has begun."""
+    command = f"touch {target}.began; while [ ! -e {other}.began ]; do sleep .05; done"
+    return writes(target, *sources) | {"cmd": f"{command}; touch {target}"}
+
+
 def processes(folder: Path) -> list[psutil.Process]:
     """What runs in `folder`: stages, their children and what drives them."""
     found = []
