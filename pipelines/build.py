@@ -66,8 +66,8 @@ def submit(graph: dag.Dag, settings: repro.Params) -> None:
     running: dict[PrefectFuture, str] = {}
     pool = ThreadPoolTaskRunner(max_workers=settings.workers)
     with repro.tracked("build") as parent, pool, process.stopping() as stop:
-        given = {"parent": parent, "timeout": settings.stage_timeout, "stop": stop}
-        given["threads"] = settings.threads()
+        given = {"parent": parent, "threads": settings.threads(), "stop": stop}
+        given["timeout"] = settings.stage_timeout
         while schedule:
             # A task that is submitted before it may start keeps a worker waiting.
             for stage in schedule.start(settings.workers - len(running)):

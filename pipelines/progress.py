@@ -54,7 +54,7 @@ class Progress:
 
     def starts(self, stage: str, line: str) -> str:
         """The headline to show before this line of a stage's where it starts, otherwise nothing."""
-        if not STARTS.match(line):
+        if stage in self.began or not STARTS.match(line):
             return ""
         self.waiting.remove(stage)
         self.began[stage] = time.monotonic()

@@ -2,21 +2,21 @@
 
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
+
+from joblib import cpu_count
 
 from pipelines import dag, headline, process
 from pipelines.progress import STARTS
 from stages.shared import params, tracking
 from stages.shared.stage import WrongInput
 
-CACHED = re.compile(r"Stage '(.+)' is cached - skipping run")
-LOCKS = "Updating lock file"
+_RECORDING = Lock()  # DVC's Repo changes the umask for a moment, which threads share
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Params:
         params.at_least(self, workers=1)
 
     def threads(self) -> int:
-        """Of each stage, so that those that run at once use every core, and none twice."""
-        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+        """Of each stage: the share that it has of the cores when `workers` run at once."""
+        return max(1, cpu_count() // self.workers)
 
 
 def settings() -> Params:
@@ -81,24 +81,26 @@ def reproduce(
     seconds and process.Stopped once `stop` is set.
     """
     faults = Faults()
-    advises = False
+    cached = f"Stage '{stage}' is cached"
+    # After one of these DVC only advises to commit and to push, of each stage anew.
+    ends = (cached, f"Stage '{stage}' didn't change", "Updating lock file")
+    said: list[str] = []
 
     def follow(text: str) -> None:
-        nonlocal advises
-        if faults.keep(text) or advises:
+        if faults.keep(text) or said:
             return
+        if text.startswith(ends):
+            said.append(text)
         line(text)
-        restored = CACHED.match(text)
-        if restored:
-            tracking.cached(restored[1], parent)
-        # All that it says then is how to commit and to push, of each stage anew.
-        advises = restored is not None or text.startswith(LOCKS)
 
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     code = process.run(command, Path.cwd(), environment, follow, timeout, stop)
     if code:
         raise WrongInput(faults.sentence(command, code))
+    if said and said[0].startswith(cached):
+        with _RECORDING:
+            tracking.cached(stage, parent)
 
 
 class Faults:

@@ -1,12 +1,17 @@
 """`polymuse run`: every stale stage, `run.workers` at once, and the figures at the end."""
 
 import math
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 from pipelines import dag, headline, process, repro
 from pipelines.progress import Durations, Progress
 from pipelines.schedule import Schedule
+from stages.shared.stage import WrongInput
+
+ERASE = "\x1b[K"  # what a longer progress bar left of the line (ECMA-48: erase in line)
 
 
 def main(targets: list[str]) -> None:
@@ -27,33 +32,41 @@ def main(targets: list[str]) -> None:
 def follow(graph: dag.Dag, settings: repro.Params) -> None:
     """Run every stale stage and show what each writes, with a headline where it starts.
 
-    The first that fails ends those beside it; the next run goes on where they were.
+    Once one has failed no other starts, and those under way end. Raises WrongInput then.
     """
     durations = Durations(settings.expected_seconds)
     schedule = Schedule(graph, durations.seconds)
     progress = Progress(schedule.way, durations, settings.workers)
+    erase = ERASE if sys.stdout.isatty() else ""
+    fault: WrongInput | None = None
     running: dict[str, Future] = {}
     lines: SimpleQueue[tuple[str, str]] = SimpleQueue()  # each with its stage; "" when that ended
+
+    def begin(stage: str) -> Future:
+        future = pool.submit(reproduce, stage, lambda line: lines.put((stage, line)))
+        future.add_done_callback(lambda _: lines.put((stage, "")))
+        return future
+
     pool = ThreadPoolExecutor(settings.workers)
     with repro.tracked("run") as parent, pool, process.stopping() as stop:
-        given = {"parent": parent, "timeout": math.inf, "stop": stop}
-        given["threads"] = settings.threads()
-        while schedule:
-            for stage in schedule.start(settings.workers - len(running)):
-                running[stage] = pool.submit(_reproduce, stage, lines, **given)
+        given = {"parent": parent, "threads": settings.threads(), "timeout": math.inf, "stop": stop}
+        reproduce = partial(repro.reproduce, **given)
+        while running or (schedule and not fault):
+            free = 0 if fault else settings.workers - len(running)
+            running |= {stage: begin(stage) for stage in schedule.start(free)}
             stage, line = lines.get()
-            if not line:
-                running.pop(stage).result()
-                progress.ends(stage)
-                schedule.end(stage)
-            elif line.strip():
+            if line.strip():
                 if start := progress.starts(stage, line):
-                    print(start, flush=True)
-                print(f"{stage} | {line}", end="", flush=True)
-
-
-def _reproduce(stage: str, lines: SimpleQueue, **given: object) -> None:
-    try:
-        repro.reproduce(stage, lambda line: lines.put((stage, line)), **given)
-    finally:
-        lines.put((stage, ""))
+                    print(erase + start, flush=True)
+                print(f"{erase}{stage} | {line}", end="", flush=True)
+            elif not line:
+                try:
+                    running.pop(stage).result()
+                    progress.ends(stage)
+                    schedule.end(stage)
+                except WrongInput as error:
+                    fault = fault or error
+                    if running:
+                        print(f"{erase}{stage} | failed; {', '.join(running)} will end", flush=True)
+    if fault:
+        raise fault

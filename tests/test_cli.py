@@ -105,12 +105,18 @@ def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
     assert "last | threads 7" in run.stdout.splitlines()
 
 
-def test_a_stage_that_fails_ends_those_beside_it(tmp_path):
-    stages = {"slow": {"cmd": SLEEPER, "outs": ["never"]}, "bad": fails("look", "a")}
+def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_path):
+    slow = "touch begun; while [ ! -e failing ]; do sleep .05; done; sleep 1; touch a"
+    bad = "while [ ! -e begun ]; do sleep .05; done; touch failing; echo error: look; exit 1"
+    stages = {"slow": {"cmd": slow, "outs": ["a"]}, "bad": {"cmd": bad, "outs": ["b"]}}
+    stages |= {"after": writes("c", "a"), "later": writes("d", "b")}
     folder = tiny_project.make(tmp_path / "project", {"workers": 2}, **stages)
     run = polymuse(folder, "run")
+    assert run.returncode == 1
     assert run.stderr == "error: bad: look\n"
-    assert not processes(folder)
+    assert "bad | failed; slow will end" in run.stdout.splitlines()
+    done = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert set(done) == {"slow"}
 
 
 def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):

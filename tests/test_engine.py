@@ -54,12 +54,17 @@ def test_no_more_batches_are_in_memory_than_workers_need():
     found.close()
 
 
-def test_zero_workers_are_as_many_as_cores(monkeypatch):
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda pid: {0, 1, 2})
-    found = engine.run(
-        lambda batch: [threading.active_count()], iter(BATCHES), Params("threads", 0)
-    )
-    assert len(list(found)) == len(BATCHES)
+@pytest.mark.parametrize(
+    ("threads", "workers"), [("", 3), ("2", 2), ("5,2", 5), ("0", 3), ("many", 3)]
+)
+def test_zero_workers_are_as_many_as_a_stage_has_threads(monkeypatch, threads, workers):
+    monkeypatch.setattr(engine, "cpu_count", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    met = threading.Barrier(workers, timeout=10)  # none goes on before so many have come
+    batches = [[number] for number in range(workers)]
+    found = engine.run(lambda batch: [met.wait() and batch], batches, Params("threads", 0))
+    assert len(list(found)) == workers
+    assert engine.share() == workers
 
 
 def test_ray_is_asked_for_in_one_sentence_where_it_is_not_installed(monkeypatch):

@@ -100,7 +100,8 @@ def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, mo
 
 def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, monkeypatch):
     stages = {"first": meets("a", "c"), "next": writes("b", "a"), "other": meets("c", "a")}
-    enter(monkeypatch, tiny_project.make(tmp_path / "project", {"workers": 2}, **stages))
+    run = {"workers": 2, "stage_timeout": 60}
+    enter(monkeypatch, tiny_project.make(tmp_path / "project", run, **stages))
     assert dag.read([]).stale == ["first", "next", "other"]
     state, _ = run_flow()
     assert state.is_completed()

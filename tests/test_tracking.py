@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from dvc.repo import Repo
 from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 
@@ -208,7 +211,9 @@ def test_an_artifact_is_named_by_final_path_hash_and_size_and_not_copied(
     ]
 
 
-def test_the_md5_of_every_dependency_is_that_of_dvc(store, tmp_path):
+@pytest.fixture
+def project(store, tmp_path) -> Path:
+    """One whose stage train@x, which was tracked, read data/a."""
     project = tmp_path / "project"
     (project / "data/a").mkdir(parents=True)
     (project / "data/a/rows").write_text("1")
@@ -235,6 +240,10 @@ stages:
         dvc = [sys.executable, "-m", "dvc", *command.split()]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         subprocess.run(dvc, cwd=project, env=environment | {"PATH": path}, check=True)
+    return project
+
+
+def test_the_md5_of_every_dependency_is_that_of_dvc(store, project):
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@x"]
     kept = runs(store)["train@x"]
     expected = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock["deps"]}
@@ -246,6 +255,30 @@ stages:
         f"dvc.md5.data/a={given.dataset.digest}" == f"dvc.md5.data/a={expected['dvc.md5.data/a']}"
     )
     assert kept.data.tags["dvc.stage"] == "train@x"
+
+
+def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lock_file(
+    store, project, monkeypatch
+):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_STAGE", "train@x")
+    file, torn = Path("dvc.lock"), threading.Event()
+    whole = file.read_bytes()
+
+    def rewrite() -> None:
+        with Repo().lock:
+            file.write_bytes(whole[: len(whole) // 2])
+            torn.set()
+            time.sleep(4)  # longer than DVC tries to get its lock of its own accord
+            file.write_bytes(whole)
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(rewrite)
+        assert torn.wait(60)
+        with tracking.run("train", "x", {}):
+            other.result()
+    tags = runs(store)["train@x"].data.tags
+    assert sum(name.startswith("dvc.md5.") for name in tags) == 2
 
 
 def test_a_default_store_lies_in_the_project_that_made_a_temporary_workspace(tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
+from joblib import cpu_count
+
 from stages.shared.params import at_least
 from stages.shared.stage import WrongInput, die_with_parent
 
@@ -41,7 +43,7 @@ def run(
 
     `process` and `ray` pickle the function, which must be one of a module, or a partial of one.
     """
-    workers = params.workers or len(os.sched_getaffinity(0))
+    workers = params.workers or share()
     match params.kind:
         case "inline":
             yield from map(function, batches)
@@ -55,6 +57,12 @@ def run(
                 yield from _pooled(pool, function, batches, workers)
         case "ray":
             yield from _ray(function, batches, workers)
+
+
+def share() -> int:
+    """The threads that a stage may have: OMP_NUM_THREADS, or as many as there are cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels the first
+    return int(given) if given.isdecimal() and int(given) else cpu_count()
 
 
 def _pooled(

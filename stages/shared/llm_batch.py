@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -253,7 +254,8 @@ class _Batches:
 def _open() -> Iterator[Sent]:
     """The batches whose answers are not stored."""
     for path in sorted((home() / "batches").glob("*.json")):
-        yield Sent(**json.loads(path.read_text()))
+        with suppress(FileNotFoundError):  # finished by a stage beside this one
+            yield Sent(**json.loads(path.read_text()))
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:

@@ -329,7 +329,8 @@ def _inputs(dvc_stage: str) -> dict[str, str]:
     from dvc.repo import Repo
 
     try:
-        with Repo(os.environ.get("DVC_ROOT")) as repo:
+        # DVC has let go of its lock while a stage runs; another stage's DVC may rewrite dvc.lock.
+        with Repo(os.environ.get("DVC_ROOT"), _wait_for_lock=True) as repo, repo.lock:
             deps = repo.stage.load_one(name=dvc_stage).deps
             hashes = {dep.def_path: dep.get_hash() for dep in deps if dep.exists}
     except DvcException:  # dvc.yaml was edited after DVC had started this stage
