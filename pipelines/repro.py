@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
-from joblib import cpu_count
-
 from pipelines import dag, headline, process
 from pipelines.progress import STARTS
-from stages.shared import params, tracking
+from stages.shared import engine, params, tracking
 from stages.shared.stage import WrongInput
 
 _RECORDING = Lock()  # DVC's Repo changes the umask for a moment, which threads share
@@ -34,7 +32,7 @@ class Params:
 
     def threads(self) -> int:
         """Of each stage: the share that it has of the cores when `workers` run at once."""
-        return max(1, cpu_count() // self.workers)
+        return max(1, engine.cores() // self.workers)
 
 
 def settings() -> Params:

@@ -14,8 +14,6 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
-from joblib import cpu_count
-
 from stages.shared.params import at_least
 from stages.shared.stage import WrongInput, die_with_parent
 
@@ -59,10 +57,16 @@ def run(
             yield from _ray(function, batches, workers)
 
 
+def cores() -> int:
+    """Those that this process may run on, where the system tells; else all."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def share() -> int:
-    """The threads that a stage may have: OMP_NUM_THREADS, or as many as there are cores."""
+    """The threads that a stage may have: OMP_NUM_THREADS, or one a core."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels the first
-    return int(given) if given.isdecimal() and int(given) else cpu_count()
+    return int(given) if given.isdecimal() and int(given) else cores()
 
 
 def _pooled(
