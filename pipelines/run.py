@@ -68,5 +68,5 @@ def follow(graph: dag.Dag, settings: repro.Params) -> None:
                     fault = fault or error
                     if running:
                         print(f"{erase}{stage} | failed; {', '.join(running)} will end", flush=True)
-    if fault:
-        raise fault
+        if fault:
+            raise fault

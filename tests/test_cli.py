@@ -62,6 +62,17 @@ def evaluated(folder: Path, run: str, metrics: dict) -> None:
     file.write_text(yaml.safe_dump(params))
 
 
+def tracked(filter_string: str) -> tuple:
+    """A client of MLflow, and the runs that the filter lets pass, newest first."""
+    from mlflow.tracking import MlflowClient
+
+    from stages.shared import tracking
+
+    client = MlflowClient(tracking.uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    return client, client.search_runs([experiment], filter_string)
+
+
 def started(output: str) -> list[str]:
     """The lines that announce a stage."""
     return [line for line in output.splitlines() if line.startswith("stage ")]
@@ -117,13 +128,11 @@ def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_pa
     assert "bad | failed; slow will end" in run.stdout.splitlines()
     done = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert set(done) == {"slow"}
+    _, (parent, *_) = tracked("run_name = 'run'")  # newest first
+    assert parent.info.status == "FAILED"
 
 
 def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
-    from mlflow.tracking import MlflowClient
-
-    from stages.shared import tracking
-
     stages = {"first": writes("cached_a") | {"deps": ["source"]}, "last": writes("b", "cached_a")}
     folder = tiny_project.make(tmp_path / "project", **stages)
     (folder / "source").write_text("1")
@@ -137,9 +146,7 @@ def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
     assert "dvc push" not in run.stdout
     assert started(run.stdout) == []
 
-    client = MlflowClient(tracking.uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
-    child = client.search_runs([experiment], "tags.`dvc.stage` = 'first'")[0]
+    client, (child, *_) = tracked("tags.`dvc.stage` = 'first'")
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
     assert child.data.tags["polymuse.cached"] == "true"
     assert parent.info.run_name == "run"
