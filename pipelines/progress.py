@@ -20,13 +20,13 @@ class Durations:
     """
 
     def __init__(self, expected: dict[str, float]):
-        self.expected = expected  # by verb: seconds
+        self.expected = expected  # seconds, by stage or by its verb
         self.file = home() / "durations.json"
         self.measured = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def seconds(self, stage: str) -> float:
-        """How long `stage` will take; a verb that nobody expected takes no time."""
-        return self.measured.get(self._key(stage), self.expected.get(_verb(stage), 0.0))
+        """How long `stage` will take; what nobody expected takes no time."""
+        return self.measured.get(self._key(stage), self._expected(stage))
 
     def keep(self, stage: str, seconds: float) -> None:
         """Remember how long `stage` took."""
@@ -37,7 +37,11 @@ class Durations:
         partial.rename(self.file)
 
     def _key(self, stage: str) -> str:
-        return f"{stage} expected {self.expected.get(_verb(stage), 0.0):g}"
+        return f"{stage} expected {self._expected(stage):g}"
+
+    def _expected(self, stage: str) -> float:
+        verb, _, _ = stage.partition("@")
+        return self.expected.get(stage, self.expected.get(verb, 0.0))
 
 
 class Progress:
@@ -82,7 +86,3 @@ class Progress:
 def clock(seconds: float) -> str:
     """Seconds as m:ss."""
     return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
-
-
-def _verb(stage: str) -> str:
-    return stage.partition("@")[0]

@@ -21,7 +21,7 @@ _RECORDING = Lock()  # DVC's Repo changes the umask for a moment, which threads 
 class Params:
     """The section `run` of params.yaml."""
 
-    expected_seconds: dict[str, float]  # by verb
+    expected_seconds: dict[str, float]  # by verb, or by stage
     workers: int
     stage_timeout: float  # seconds
     mlflow_port: int

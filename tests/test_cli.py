@@ -311,6 +311,8 @@ def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_pa
     assert Durations({"train": 100}).seconds("train@b") == 100
     assert Durations({"train": 5}).seconds("train@a") == 5
     assert Durations({}).seconds("train@a") == 0
+    expected = {"train": 100, "train@b": 300}
+    assert [Durations(expected).seconds(f"train@{row}") for row in "abc"] == [40.0, 300, 100]
 
 
 def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):
