@@ -323,6 +323,7 @@ def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch
     progress.ends("a")
     assert progress.starts("b", "anything else\n") == ""
     assert progress.starts("b", "Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
+    assert progress.starts("b", "Running stage 'b':\n") == ""  # it wrote such a line itself
     progress.ends("b")
     assert progress.starts("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
     assert Durations({"a": 100}).seconds("a") == 100

@@ -58,7 +58,7 @@ def test_no_more_batches_are_in_memory_than_workers_need():
     ("threads", "workers"), [("", 3), ("2", 2), ("5,2", 5), ("0", 3), ("many", 3)]
 )
 def test_zero_workers_are_as_many_as_a_stage_has_threads(monkeypatch, threads, workers):
-    monkeypatch.setattr(engine, "cores", lambda: 3)
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda pid: {0, 1, 2})
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     met = threading.Barrier(workers, timeout=10)  # none goes on before so many have come
     batches = [[number] for number in range(workers)]
