@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from stages.shared.training import (
     Validation,
     _groups,
     batch_of,
+    bucketed,
     fingerprint,
     fit,
 )
@@ -110,6 +111,31 @@ def test_each_epoch_shows_every_item_once_in_another_order():
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
     assert sorted(batch_of(3, 6, 0, 0)) == [0, 0, 1, 1, 2, 2]  # a batch larger than the data
+
+
+def test_items_of_like_length_share_a_batch_and_every_epoch_shows_each_once():
+    lengths = torch.randint(1, 100, (512,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def padded(batches):
+        """The share of what batches hold that is padding."""
+        rows = [[lengths[item] for item in batch] for batch in batches]
+        return 1 - sum(map(sum, rows)) / sum(max(row) * len(row) for row in rows)
+
+    found = [bucketed(lengths, 16, 0, step) for step in range(64)]
+    for epoch in found[:32], found[32:]:
+        assert sorted(item for batch in epoch for item in batch) == list(range(512))
+    assert {frozenset(batch) for batch in found[:32]}.isdisjoint(map(frozenset, found[32:]))
+    assert padded(found) < 0.12 < 0.4 < padded(batch_of(512, 16, 0, step) for step in range(64))
+    assert found == [bucketed(lengths, 16, 0, step) for step in range(64)]
+    assert found[0] != bucketed(lengths, 16, 1, 0)
+    longest = [max(lengths[item] for item in batch) for batch in found[:8]]
+    assert longest != sorted(longest)  # the short do not always come first
+
+
+@pytest.mark.parametrize(("items", "batch"), [(1, 4), (3, 6), (7, 2), (16, 4)])
+def test_buckets_of_few_items_show_all_of_them_as_often(items, batch):
+    shown = Counter(i for step in range(items) for i in bucketed([5] * items, batch, 0, step))
+    assert shown == dict.fromkeys(range(items), batch)
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_ends_near_zero():

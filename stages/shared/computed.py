@@ -5,7 +5,7 @@ Batches have one shape, so a row's bytes do not depend on what stood beside it.
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from itertools import groupby
+from itertools import count, groupby
 from operator import itemgetter
 
 import numpy as np
@@ -18,7 +18,7 @@ from stages.shared.stage import home
 from stages.shared.store import Item, Store
 
 Row = dict[str, np.ndarray]  # fp16
-SHORTEST_BUCKET = 16  # tokens; the next ones are twice as long each
+SHORTEST_BUCKETS = 16, 24  # tokens; the others are these doubled, and doubled again
 
 
 def store_of(what: str, fingerprint: str, batch: int) -> Store:
@@ -61,8 +61,6 @@ def unpack(row: bytes) -> Row:
 
 
 def bucket(tokens: int, longest: int) -> int:
-    """The padded length of a text: 16, 32, 64, ... tokens, at most `longest`."""
-    size = SHORTEST_BUCKET
-    while size < tokens:
-        size *= 2
-    return min(size, longest)
+    """The padded length of a text: 16, 24, 32, 48, 64, 96, ... tokens, at most `longest`."""
+    sizes = (size << power for power in count() for size in SHORTEST_BUCKETS)
+    return min(next(size for size in sizes if size >= tokens), longest)

@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ from stages.shared.stage import WrongInput, home
 
 Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
 Batch = dict[str, Any]  # tensors, first dimension: the items
+BUCKET = 8  # batches that items of like length are chosen from
 EVEN: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
 # Modules that cannot change a result.
 RESULT_FREE = {"logged_models", "progress", "stage", "tracking"}
@@ -112,15 +113,33 @@ def seed_everything(seed: int, step: int = 0) -> None:
 
 def batch_of(items: int, batch: int, seed: int, step: int) -> list[int]:
     """The items of a step: an endless walk over seeded shuffles of range(items), cut in batches."""
-    positions = range(step * batch, (step + 1) * batch)
+    return _walk(items, seed, range(step * batch, (step + 1) * batch))
+
+
+def bucketed(lengths: Sequence[int], batch: int, seed: int, step: int) -> list[int]:
+    """As `batch_of`, of items that are about as long as each other, so that little is padded.
+
+    lengths: of the items. What BUCKET batches of the walk hold, never more than an epoch, is
+    sorted by length before it is cut; these batches then come in random order.
+    """
+    held = max(1, min(BUCKET, len(lengths) // batch))  # batches
+    number, place = divmod(step, held)
+    size = held * batch
+    bucket = _walk(len(lengths), seed, range(number * size, (number + 1) * size))
+    bucket.sort(key=lambda item: lengths[item])
+    first = _shuffled(held, seed, number)[place] * batch
+    return bucket[first : first + batch]
+
+
+def _walk(items: int, seed: int, positions: range) -> list[int]:
     epochs = {position // items for position in positions}
-    orders = {
-        epoch: torch.randperm(
-            items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        ).tolist()
-        for epoch in epochs
-    }
+    orders = {epoch: _shuffled(items, seed, epoch) for epoch in epochs}
     return [orders[position // items][position % items] for position in positions]
+
+
+def _shuffled(items: int, seed: int, number: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return torch.randperm(items, generator=generator).tolist()
 
 
 def fingerprint(values: list[Any], inputs: list[Path]) -> str:

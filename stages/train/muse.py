@@ -15,7 +15,7 @@ from stages.shared.stage import WrongInput
 from stages.shared.training import (
     Batch,
     Validation,
-    batch_of,
+    bucketed,
     fingerprint,
     fit,
     means,
@@ -74,14 +74,14 @@ def train(
     reader = readers.create(run, rows["train"], labelled.TASKS[kind], cached)
     items = reader.items(rows["train"], cached, ingest)
     held_out = reader.items(rows["validation"], cached, ingest)
-    paper = reader.paper
+    lengths = [len(text.ids) for text in items.pieces]
 
     def batch_at(step: int) -> Batch:
-        return items.batch(batch_of(len(items), run.training.batch, run.training.seed, step))
+        return items.batch(bucketed(lengths, run.training.batch, run.training.seed, step))
 
     steps = fit(
         reader.model,
-        paper.loss,
+        reader.paper.loss,
         batch_at,
         run.training,
         name=f"train@{name}",

@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.models.tippo import (
@@ -55,6 +56,8 @@ from stages.shared.training import (
     to_device,
 )
 from stages.train_preference.watch import Score, mean_score, score_of, write
+
+READ_AT_ONCE = 32  # texts
 
 
 class Rewarded:
@@ -104,13 +107,20 @@ def labels_of(ids: Tensor, end: int) -> Tensor:
 
 
 def log_probs(model, batch: Batch, temperature: float) -> Tensor:
-    """log p of each written token as it was drawn.  (R, Y)
+    """log p of each written token as it was drawn, 0 after the end.  (R, Y)
 
     batch: of articles; text_of (R,) the number of the article that a text is about, labels (R, Y).
+    Texts of like length are read together, so that little is padded.
     """
-    memory = model.remember(batch).rows(batch["text_of"])
-    logits = decoding.logits(model.t5, memory.hidden, memory.mask, batch["labels"])
-    return token_log_probs(logits / temperature, batch["labels"])
+    labels, articles = batch["labels"], model.remember(batch)
+    lengths = (labels != IGNORED).sum(1)
+    order, found = lengths.argsort(), []
+    for texts in order.split(READ_AT_ONCE):
+        memory, read = articles.rows(batch["text_of"][texts]), labels[texts, : lengths[texts].max()]
+        logits = decoding.logits(model.t5, memory.hidden, memory.mask, read)
+        values = token_log_probs(logits / temperature, read)
+        found.append(F.pad(values, (0, labels.shape[1] - values.shape[1])))
+    return torch.cat(found)[order.argsort()]
 
 
 class Polish:
