@@ -1,6 +1,7 @@
 """How MuSE learns: from tagged tweets or labelled posts, and the pixels of their pictures.
 
-The weights that are kept are those with the best F1 of the entities, or accuracy.
+A batch holds texts of like length, since most of a step goes into reading them. The weights that
+are kept are those with the best F1 of the entities, or accuracy.
 """
 
 from collections.abc import Callable

@@ -114,7 +114,7 @@ def log_probs(model, batch: Batch, temperature: float) -> Tensor:
     """
     labels, articles = batch["labels"], model.remember(batch)
     lengths = (labels != IGNORED).sum(1)
-    order, found = lengths.argsort(), []
+    order, found = lengths.argsort(stable=True), []
     for texts in order.split(READ_AT_ONCE):
         memory, read = articles.rows(batch["text_of"][texts]), labels[texts, : lengths[texts].max()]
         logits = decoding.logits(model.t5, memory.hidden, memory.mask, read)
