@@ -22,12 +22,14 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.timing import by_clock
-from stages import inpaint
-from stages.datasets import sample_memes, sampling
-from stages.shared import engine, images, inpainters, masks, text_boxes, text_removal
-from stages.shared.masks import Fill
-from stages.shared.params import load
-from stages.shared.store import batched
+from stages.datasets.synthetic import config
+from stages.datasets.synthetic import memes as synthetic_memes
+from stages.inpaint import __main__ as inpaint
+from stages.inpaint import inpainters, masks, text_detection, text_removal
+from stages.inpaint.masks import Fill
+from stages.shared.core import image_store, parallel
+from stages.shared.core.cache import batched
+from stages.shared.core.config import load
 
 PICTURES = 60
 TIMED = (  # backend, the longer side (small, and those of posts), pictures, rounds
@@ -60,7 +62,7 @@ def recalled(text: str, picture: np.ndarray) -> int:
     return sum(word in read for word in words(text))
 
 
-def accuracy(memes: list[sample_memes.Drawn], contents: list[bytes]) -> list[str]:
+def accuracy(memes: list[synthetic_memes.Drawn], contents: list[bytes]) -> list[str]:
     params = load(inpaint.Params, "inpaint")
     covered, letters, beyond, before, after = 0, 0, [], 0, 0
     for meme, content in zip(memes, contents, strict=True):
@@ -72,8 +74,8 @@ def accuracy(memes: list[sample_memes.Drawn], contents: list[bytes]) -> list[str
             lines[top:bottom, left:right] = True
         covered, letters = covered + (mask & ink).sum(), letters + ink.sum()
         beyond.append((mask & ~lines).mean())
-        before += recalled(meme.text, np.asarray(images.decode(content)))
-        after += recalled(meme.text, np.asarray(images.decode(painted.content)))
+        before += recalled(meme.text, np.asarray(image_store.decode(content)))
+        after += recalled(meme.text, np.asarray(image_store.decode(painted.content)))
     inside, left = covered / letters, after / before
     return [
         f"{len(memes)} memes of the sample corpus",
@@ -141,7 +143,7 @@ def detector():
 
 
 def mask_of(picture: np.ndarray, params: inpaint.Params) -> np.ndarray:
-    return masks.draw(picture, text_boxes.find(picture, params.find)[0], params.mask)
+    return masks.draw(picture, text_detection.find(picture, params.find)[0], params.mask)
 
 
 def mask_as_it_comes(picture: np.ndarray, params: inpaint.Params) -> np.ndarray:
@@ -156,7 +158,7 @@ def plain(
     contents: list[bytes], params: inpaint.Params, fill: Fill, mask_of: Callable
 ) -> list[bytes]:
     """The wrapper: everything over the whole picture, one after the other, saved as ours."""
-    pictures = map(images.decode, contents)
+    pictures = map(image_store.decode, contents)
     return [
         text_removal.to_file(fill(picture, mask_of(picture, params)))
         for picture in map(np.asarray, pictures)
@@ -167,14 +169,14 @@ def ours(contents: list[bytes], params: inpaint.Params, fill: Fill) -> list[byte
     """As the stage works, without its store."""
 
     def both(batch: list[bytes]) -> list[bytes]:
-        pictures = [np.asarray(images.decode(content)) for content in batch]
+        pictures = [np.asarray(image_store.decode(content)) for content in batch]
         return [
             text_removal.to_file(by_crops(picture, mask_of(picture, params), params, fill))
             for picture in pictures
         ]
 
     batches = batched(contents, params.batch)
-    found = engine.run(both, batches, load(engine.Params, "engine"))
+    found = parallel.run(both, batches, load(parallel.Params, "engine"))
     return [content for batch in found for content in batch]
 
 
@@ -207,7 +209,7 @@ def check(pairs: list[tuple[np.ndarray, np.ndarray]], params: inpaint.Params, fi
 def speed(contents: list[bytes], rounds: int, backend: str) -> list[str]:
     params = load(inpaint.Params, "inpaint")
     name, fill = filler(backend, params)
-    pictures = [np.asarray(images.decode(content)) for content in contents]
+    pictures = [np.asarray(image_store.decode(content)) for content in contents]
     pairs = [(picture, mask_of(picture, params)) for picture in pictures]
     if backend == "telea":
         check(pairs, params, fill)
@@ -233,7 +235,7 @@ def speed(contents: list[bytes], rounds: int, backend: str) -> list[str]:
 
 def enlarged(content: bytes, side: int) -> bytes:
     """As large as memes are that people post."""
-    picture = images.decode(content)
+    picture = image_store.decode(content)
     scale = side / max(picture.size)
     size = round(picture.width * scale), round(picture.height * scale)
     return text_removal.to_file(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)))
@@ -246,8 +248,8 @@ def to_jpeg(picture: Image.Image, quality: int) -> bytes:
 
 
 def main() -> Iterator[str]:
-    numbers = load(sampling.Params, "formats", "sample")
-    memes = list(islice(sample_memes.memes("validation", numbers), PICTURES))
+    numbers = load(config.Params, "formats", "synthetic")
+    memes = list(islice(synthetic_memes.memes("validation", numbers), PICTURES))
     contents = [to_jpeg(meme.overlaid.image, numbers.meme_quality) for meme in memes]
     yield from accuracy(memes, contents)
     yield f"time of the plain wrapper beside ours (wanted: {FASTER:g} x or more)"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved
-from stages.models import muse
-from stages.models.muse import CrossTransformer, Model, Network, Shapes
-from stages.shared import pixelcnn
-from stages.shared.params import load
+from stages.models.muse import model as muse
+from stages.models.muse import pixelcnn
+from stages.models.muse.model import CrossTransformer, Model, Network, Shapes
+from stages.shared.core.config import load
 
 ITEMS, POSITIONS, THETA = 40, 65, 0.1  # of the public code: 64 tokens and cls
 OURS, PAPER = 128, 768  # widths

@@ -5,7 +5,7 @@ sample corpus' articles and their tiny T5. Texts are greedy, and checked to be t
 before they are timed: drawing takes the same steps.
 """
 
-import stages.shared.operators  # noqa: F401  (before transformers)
+import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks.timing import interleaved
-from stages.shared import decoding
+from stages.shared.generation import decoding
 
 ARTICLES, ROLLOUTS, POSITIONS, TOKENS, WIDTH, VOCABULARY, ROUNDS = 8, 4, 20, 140, 128, 600, 3
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.timing import interleaved
-from stages.shared import relation_graph
+from stages.models.mm_orient import relation_graph
 
 ITEMS, WIDTH, CENTRES, THRESHOLD = 20_000, 512, 200, 0.6
 SPREADS = (0.8, 0.6)  # of items around their centre, its length being 1

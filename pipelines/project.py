@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from stages.shared.stage import WrongInput, home
+from stages.shared.runtime.stage import WrongInput, home
 
 SITE_CACHE = Path("/var/tmp/dvc")  # DVC's own choice on Linux, in its dirs.py
 

@@ -13,9 +13,9 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import EntrypointType
 from pydantic import ValidationError
 
-from pipelines.build import build
 from pipelines.cli import in_project
-from stages.shared.stage import WrongInput
+from pipelines.flow import build
+from stages.shared.runtime.stage import WrongInput
 
 
 def schedule(cron: str, timezone: str) -> CronSchedule:

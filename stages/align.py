@@ -3,7 +3,7 @@
 python -m stages.align INGEST CHUNKS TARGET
 
 reads   INGEST/images, CHUNKS/chunks.parquet
-writes  TARGET: an encoder folder (stages/shared/encoders.py), summary.json (retrieval on the
+writes  TARGET: an encoder folder (stages/shared/encoders/base.py), summary.json (retrieval on the
         validation split), and for the tiny encoder history.csv of its training
 
 align.encoder: `tiny`; `openclip:ARCH/TAG`, where TAG may be a checkpoint file, or
@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.shared import embedding, encoders, history, images, tiny_encoder, tracking
-from stages.shared.devices import device
-from stages.shared.losses import info_nce
-from stages.shared.params import load
-from stages.shared.progress import bar
-from stages.shared.stage import WrongInput, allow_downloads, output, stage
-from stages.shared.tables import CHUNKS, read
-from stages.shared.training import (
+from stages.shared.core import history, image_store
+from stages.shared.core.config import load
+from stages.shared.core.devices import device
+from stages.shared.core.schemas import CHUNKS, read
+from stages.shared.encoders import base as encoders
+from stages.shared.encoders import extract
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.layers.losses import info_nce
+from stages.shared.runtime import tracking
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import WrongInput, allow_downloads, output, stage
+from stages.shared.training.loop import (
     Batch,
     Schedule,
     Validation,
@@ -139,9 +142,9 @@ def decode(folder: Path, names: list[str], size: int) -> Tensor:
     """The pictures with these sha256, scaled as they are decoded: 3 S^2 bytes each in memory."""
     place = {name: row for row, name in enumerate(names)}
     pixels = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
-    found = (row for row in images.read(folder) if row["sha256"] in place)
+    found = (row for row in image_store.read(folder) if row["sha256"] in place)
     for row in bar(found, "decode pictures", len(names)):
-        pixels[place[row["sha256"]]] = tiny_encoder.crop(images.decode(row["bytes"]), size)
+        pixels[place[row["sha256"]]] = tiny_encoder.crop(image_store.decode(row["bytes"]), size)
     return pixels
 
 
@@ -149,7 +152,7 @@ def pair(
     rows: list[tuple[str, str]], folder: Path, size: int, tower: tiny_encoder.MiniLM, batch: int
 ) -> Pairs:
     numbers = {text: number for number, text in enumerate(dict.fromkeys(text for _, text in rows))}
-    vectors = [row["pooled"] for row in embedding.text_rows(tower, list(numbers), batch)]
+    vectors = [row["pooled"] for row in extract.text_rows(tower, list(numbers), batch)]
     return Pairs(
         decode(folder, [name for name, _ in rows], size),
         torch.tensor([numbers[text] for _, text in rows]),
@@ -221,15 +224,15 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
             "or hf:NAME"
         )
     allow_downloads()
-    import_module(f"stages.shared.{kind}_encoder").fetch(rest, languages, folder)
+    encoders.module_of(kind).fetch(rest, languages, folder)
 
 
 def recall(encoder: encoders.Encoder, rows: list[tuple[str, str]], images: Path, embed) -> float:
     """Share of pictures whose nearest text is their own, or one with the same words (R@1)."""
     texts = list(dict.fromkeys(text for _, text in rows))
     names = [name for name, _ in rows]
-    pictures = _pooled(embedding.picture_rows(encoder, images, names, embed.image_batch))
-    vectors = _pooled(embedding.text_rows(encoder, texts, embed.text_batch))
+    pictures = _pooled(extract.picture_rows(encoder, images, names, embed.image_batch))
+    vectors = _pooled(extract.text_rows(encoder, texts, embed.text_batch))
     nearest = torch.cat([(part @ vectors.T).argmax(1) for part in pictures.split(1000)])
     hits = [texts[found] == text for found, (_, text) in zip(nearest.tolist(), rows, strict=True)]
     return sum(hits) / len(hits)
@@ -240,7 +243,7 @@ def _pooled(rows) -> Tensor:
 
 
 def main(
-    params: Params, embed: embedding.Params, ingest: Path, chunk_folder: Path, target: Path
+    params: Params, embed: extract.Params, ingest: Path, chunk_folder: Path, target: Path
 ) -> None:
     chunks = read(chunk_folder / "chunks.parquet", CHUNKS)
     if params.encoder == "tiny":
@@ -259,7 +262,7 @@ def main(
 
 
 def report(
-    encoder: encoders.Encoder, chunks: list[dict], ingest: Path, embed: embedding.Params
+    encoder: encoders.Encoder, chunks: list[dict], ingest: Path, embed: extract.Params
 ) -> dict:
     """Retrieval on the validation pairs whose text the encoder reads; null if there are none."""
     rows = examples(chunks, "validation", encoder.languages)
@@ -269,4 +272,4 @@ def report(
 
 if __name__ == "__main__":
     with stage():
-        main(load(Params, "align"), load(embedding.Params, "embed"), *map(Path, sys.argv[1:]))
+        main(load(Params, "align"), load(extract.Params, "embed"), *map(Path, sys.argv[1:]))

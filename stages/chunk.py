@@ -2,7 +2,7 @@
 
 python -m stages.chunk CORPUS SOURCE TARGET
 
-reads   SOURCE/records.parquet  CLEAN[kind of the corpus] of stages/shared/tables.py
+reads   SOURCE/records.parquet  CLEAN[kind of the corpus] of stages/shared/core/schemas.py
 writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's picture in its record
         TARGET/pairs.parquet    PAIRS: every chunk of an article once, and whom it is preferred to
         TARGET/similarities.parquet  SIMILARITIES: how alike the chunks of an article are
@@ -40,11 +40,11 @@ import numpy as np
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
-from stages.shared import tables
-from stages.shared.params import load
-from stages.shared.progress import bar
-from stages.shared.records import SPLITS
-from stages.shared.stage import output, stage
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.core.records import SPLITS
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import output, stage
 
 Kind = Literal["articles", "captions"]
 SEPARATOR = "\n\n"  # between texts that were blocks of their own
@@ -251,7 +251,7 @@ def main(params: Params, kind: Kind, source: Path, target: Path) -> None:
     groups: list[list[dict]] = []
     counts: Counter = Counter()
     with output(target) as folder:
-        for record in bar(tables.read(source / "records.parquet", tables.CLEAN[kind]), "chunk"):
+        for record in bar(schemas.read(source / "records.parquet", schemas.CLEAN[kind]), "chunk"):
             if kind == "articles":
                 found = article_chunks(record, params)
                 alike += likenesses(found)
@@ -269,9 +269,9 @@ def main(params: Params, kind: Kind, source: Path, target: Path) -> None:
                 groups += groups_of([one for one in chunks if one["split"] == split], params)
         pairs, of_pairs = pairs_of(groups, params)
         counts.update(of_pairs)
-        tables.write(folder / "chunks.parquet", chunks, tables.CHUNKS)
-        tables.write(folder / "pairs.parquet", pairs, tables.PAIRS)
-        tables.write(folder / "similarities.parquet", alike, tables.SIMILARITIES)
+        schemas.write(folder / "chunks.parquet", chunks, schemas.CHUNKS)
+        schemas.write(folder / "pairs.parquet", pairs, schemas.PAIRS)
+        schemas.write(folder / "similarities.parquet", alike, schemas.SIMILARITIES)
         text = json.dumps(summary(chunks, counts), indent=2)
         (folder / "summary.json").write_text(text + "\n")
 

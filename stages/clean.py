@@ -2,11 +2,11 @@
 
 python -m stages.clean KIND SOURCE TARGET
 
-reads   SOURCE/records.parquet   RECORDS[KIND] of stages/shared/tables.py
+reads   SOURCE/records.parquet   RECORDS[KIND] of stages/shared/core/schemas.py
 writes  TARGET/records.parquet   CLEAN[KIND]
         TARGET/summary.json      records by split, texts changed, what became empty and was dropped
 
-What is done to a text stands in stages/shared/cleaning.py. Of a tweet each word is cleaned by
+What is done to a text stands in stages/shared/core/text_cleaning.py. Of a tweet each word is cleaned by
 itself, and one that would become empty stays as it is, beside its tag; so does the text of a post,
 beside its label. The text of a meme may become empty where a picture remains; summary.json counts
 memes without words by split.
@@ -19,12 +19,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from stages.shared import tables
-from stages.shared.cleaning import Params, clean, clean_overlay
-from stages.shared.params import load
-from stages.shared.progress import bar
-from stages.shared.records import SPLITS
-from stages.shared.stage import output, stage
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.core.records import SPLITS
+from stages.shared.core.text_cleaning import Params, clean, clean_overlay
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import output, stage
 
 
 def clean_article(record: dict, tidy: Callable[[str], str]) -> dict:
@@ -121,7 +121,7 @@ def summary(before: list[dict], after: list[dict], kind: str) -> dict:
 
 
 def main(params: Params, kind: str, source: Path, target: Path) -> None:
-    records = tables.read(source / "records.parquet", tables.RECORDS[kind])
+    records = schemas.read(source / "records.parquet", schemas.RECORDS[kind])
     cleaning = clean_overlay if kind == "memes" else clean
     rows = []
     with output(target) as folder:
@@ -129,7 +129,7 @@ def main(params: Params, kind: str, source: Path, target: Path) -> None:
             tidy = partial(cleaning, language=record["language"], params=params)
             rows.append(CLEANERS[kind](record, tidy))
         kept = [row for row in rows if texts(row, kind)]
-        tables.write(folder / "records.parquet", kept, tables.CLEAN[kind])
+        schemas.write(folder / "records.parquet", kept, schemas.CLEAN[kind])
         counts = json.dumps(summary(records, rows, kind), indent=2)
         (folder / "summary.json").write_text(counts + "\n")
 

@@ -3,7 +3,7 @@
 python -m stages.embed KIND PICTURES RECORDS ALIGN TARGET
 
 reads   PICTURES/images, RECORDS/records.parquet, ALIGN (an encoder)
-writes  TARGET as stages/shared/features.py says
+writes  TARGET as stages/shared/encoders/feature_store.py says
 
 The texts are the titles of articles, the captions of pictures and the words of memes; tweets and
 posts are read by a text encoder that learns with its reader. Where the encoder does not read the
@@ -14,10 +14,11 @@ language there are no text features: MiniLM turns 77 % of the characters of Chin
 import sys
 from pathlib import Path
 
-from stages.shared import embedding, encoders, features
-from stages.shared.params import load
-from stages.shared.stage import output, stage
-from stages.shared.tables import EMBEDDED, read
+from stages.shared.core.config import load
+from stages.shared.core.schemas import EMBEDDED, read
+from stages.shared.encoders import base as encoders
+from stages.shared.encoders import extract, feature_store
+from stages.shared.runtime.stage import output, stage
 
 
 def pictures_of(records: list[dict], kind: str) -> list[str]:
@@ -50,21 +51,21 @@ def supported(records: list[dict], languages: list[str]) -> float:
 
 
 def main(
-    params: embedding.Params, kind: str, pictures: Path, records: Path, align: Path, target: Path
+    params: extract.Params, kind: str, pictures: Path, records: Path, align: Path, target: Path
 ) -> None:
     rows = read(records / "records.parquet", EMBEDDED[kind])
     names = pictures_of(rows, kind)
     encoder = encoders.load(align)
-    looks = embedding.picture_rows(encoder, pictures / "images", names, params.image_batch)
+    looks = extract.picture_rows(encoder, pictures / "images", names, params.image_batch)
     words, texts = texts_of(rows, kind), None
     if words and supported(rows, encoder.languages) >= params.min_supported:
-        read_words = embedding.text_rows(encoder, words, params.text_batch)
+        read_words = extract.text_rows(encoder, words, params.text_batch)
         texts = words, encoder.pieces(words), read_words
     with output(target) as folder:
-        features.write(folder, (names, looks), texts)
+        feature_store.write(folder, (names, looks), texts)
 
 
 if __name__ == "__main__":
     with stage():
         kind_of_corpus, *paths = sys.argv[1:]
-        main(load(embedding.Params, "embed"), kind_of_corpus, *map(Path, paths))
+        main(load(extract.Params, "embed"), kind_of_corpus, *map(Path, paths))

@@ -27,11 +27,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from stages.shared import llm, tables, tracking
-from stages.shared.llm import Question, Reply
-from stages.shared.metrics import PHASES, clustered_standard_error, evenly, flat, plain
-from stages.shared.params import load
-from stages.shared.stage import WrongInput, output, stage
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.llm import client as llm_client
+from stages.shared.llm.client import Question, Reply
+from stages.shared.metrics.text import PHASES, clustered_standard_error, evenly, flat, plain
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput, output, stage
 
 Kind = Literal["articles", "captions"]  # of corpus
 PERSPECTIVES = [
@@ -47,7 +49,7 @@ PLACES = ("lowest", "highest", "definitions", "keys")  # that a prompt may name 
 
 
 @dataclass(frozen=True)
-class Params(llm.Settings):
+class Params(llm_client.Settings):
     items: int
     lowest: int
     highest: int
@@ -134,7 +136,7 @@ def questions(params: Params, of: list[Article]) -> list[Question]:
     """Two an article: reference-free, then reference-aware."""
     asked = [(name, instruction(params, name), scorecard(params, name)) for name in ASKED]
     return [
-        Question(told, llm.quote(**_shown(article, reference)), schema)
+        Question(told, llm_client.quote(**_shown(article, reference)), schema)
         for article in of
         for reference, told, schema in asked
     ]
@@ -212,7 +214,7 @@ def judge(rows: list[dict], params: Params) -> tuple[dict[str, Any], list[dict]]
     """The content of judge.json and of scores.parquet."""
     given = {phase: articles(rows, phase, params.items) for phase in PHASES}
     asked = questions(params, [article for of in given.values() for article in of])
-    replies = llm.ask("judge", params, asked)
+    replies = llm_client.ask("judge", params, asked)
     by_phase, scores, rest = {}, [], iter(replies)
     for phase, of in given.items():
         if answered := list(islice(rest, len(of) * len(ASKED))):
@@ -236,14 +238,14 @@ def judge(rows: list[dict], params: Params) -> tuple[dict[str, Any], list[dict]]
 def write(folder: Path, result: dict[str, Any], scores: list[dict]) -> None:
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "judge.json").write_text(f"{text}\n", encoding="utf-8")
-    tables.write(folder / "scores.parquet", scores, tables.JUDGEMENTS)
+    schemas.write(folder / "scores.parquet", scores, schemas.JUDGEMENTS)
 
 
 def not_judged(params: Params, kind: Kind) -> str:
     """Why nobody is asked about texts of a corpus of this kind; "" where somebody is."""
     if kind == "captions":
         return "the perspectives are of whole articles, and this run writes captions"
-    return "judge.model of params.yaml names no model" if params.model == llm.NOBODY else ""
+    return "judge.model of params.yaml names no model" if params.model == llm_client.NOBODY else ""
 
 
 def main(params: Params, run: str, kind: Kind, predictions: Path, target: Path) -> None:
@@ -251,7 +253,7 @@ def main(params: Params, run: str, kind: Kind, predictions: Path, target: Path) 
         with output(target) as folder:
             write(folder, {"unavailable": reason}, [])
         return
-    rows = tables.read_predictions(predictions)
+    rows = schemas.read_predictions(predictions)
     with tracking.run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
         with output(target) as folder:
             result, scores = judge(rows, params)

@@ -20,22 +20,25 @@ from pathlib import Path
 
 import torch
 
-from stages.shared import batches, features, runs, tables, traces
-from stages.shared.decoding import log_probs
-from stages.shared.devices import inference
-from stages.shared.losses import IGNORED
-from stages.shared.params import load
-from stages.shared.progress import bar
-from stages.shared.records import SPLITS
-from stages.shared.stage import output, stage
-from stages.shared.topics import pad
-from stages.shared.training import Batch, seed_everything, to_device
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.core.devices import inference
+from stages.shared.core.records import SPLITS
+from stages.shared.encoders import feature_store
+from stages.shared.generation import attention_traces, chunk_dataset
+from stages.shared.generation import generator as generators
+from stages.shared.generation.decoding import log_probs
+from stages.shared.generation.topics import pad
+from stages.shared.layers.losses import IGNORED
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import output, stage
+from stages.shared.training.loop import Batch, seed_everything, to_device
 
 TABLES = {  # by phase
-    "predictions": tables.PREDICTIONS,
-    "foils": tables.FOIL_SCORES,
-    "fusions": tables.FUSIONS,
-    "attentions": tables.ATTENTIONS,
+    "predictions": schemas.PREDICTIONS,
+    "foils": schemas.FOIL_SCORES,
+    "fusions": schemas.FUSIONS,
+    "attentions": schemas.ATTENTIONS,
 }
 
 
@@ -55,8 +58,8 @@ def show(batch: Batch, inputs: str) -> Batch:
 
 
 def write(
-    writer: runs.Writer, items, inputs: str, generation: runs.Generation
-) -> Iterator[tuple[list[int], runs.Written]]:
+    writer: generators.Writer, items, inputs: str, generation: generators.Generation
+) -> Iterator[tuple[list[int], generators.Written]]:
     """Batch by batch, which items and what was written for them."""
     for start in bar(range(0, len(items), generation.batch), f"write from {inputs}"):
         indices = list(range(start, min(start + generation.batch, len(items))))
@@ -64,15 +67,17 @@ def write(
 
 
 def text_rows(
-    writer: runs.Writer, items, indices: list[int], written: runs.Written, inputs: str
+    writer: generators.Writer, items, indices: list[int], written: generators.Written, inputs: str
 ) -> list[dict]:
     """Rows of PREDICTIONS, without phase."""
     found = []
-    gated = written.memory.gate.tolist() if traces.has_gate(writer) else [None] * len(indices)
+    gated = (
+        written.memory.gate.tolist() if attention_traces.has_gate(writer) else [None] * len(indices)
+    )
     for index, texts, share in zip(indices, written.texts, gated, strict=True):
         for row, text in zip(items.chunks_of(index), texts, strict=True):
-            sigma = batches.similarity(items.features, row["image"], row["title"])
-            key = {name: row[name] for name in tables.CHUNKS.names if name != "text"}
+            sigma = chunk_dataset.similarity(items.features, row["image"], row["title"])
+            key = {name: row[name] for name in schemas.CHUNKS.names if name != "text"}
             seen = share is not None and row["title"] and inputs != "picture"
             masked = 1 - share if seen else None
             found.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": masked})
@@ -114,7 +119,7 @@ def compared(items, foils: list[dict]) -> list[Compared]:
     return found
 
 
-def score_foils(writer: runs.Writer, items, foils: list[dict], batch: int) -> list[dict]:
+def score_foils(writer: generators.Writer, items, foils: list[dict], batch: int) -> list[dict]:
     """Rows of FOIL_SCORES, without phase: log p of each reference and of its foils, both inputs.
 
     Of a text of several chunks, up to and with the one that a foil changes. At most `batch` texts
@@ -152,11 +157,11 @@ def looked_at(items, at_most: int) -> set[int]:
 
 
 def of_phase(
-    writer: runs.Writer,
+    writer: generators.Writer,
     splits: dict,
     foils: list[dict],
     params: Params,
-    generation: runs.Generation,
+    generation: generators.Generation,
 ) -> dict[str, list[dict]]:
     """The rows of one phase for each table of TABLES, without phase."""
     found: dict[str, list[dict]] = {name: [] for name in TABLES}
@@ -165,38 +170,45 @@ def of_phase(
         for inputs in inputs_of(items, split):
             for indices, written in write(writer, items, inputs, generation):
                 found["predictions"] += text_rows(writer, items, indices, written, inputs)
-                if (split, inputs) != ("test", "both") or not traces.has_gate(writer):
+                if (split, inputs) != ("test", "both") or not attention_traces.has_gate(writer):
                     continue
-                found["fusions"] += traces.fusions([items.rows[i] for i in indices], written)
+                found["fusions"] += attention_traces.fusions(
+                    [items.rows[i] for i in indices], written
+                )
                 if places := [place for place, index in enumerate(indices) if index in kept]:
-                    some = traces.choose(written, places)
+                    some = attention_traces.choose(written, places)
                     chosen = [indices[place] for place in places]
-                    found["attentions"] += traces.attentions(writer, items, chosen, some)
+                    found["attentions"] += attention_traces.attentions(writer, items, chosen, some)
         found["foils"] += score_foils(writer, items, foils, generation.batch)
     return found
 
 
-def main(params: Params, run: runs.Run, folders: list[Path], target: Path) -> None:
+def main(params: Params, run: generators.Run, folders: list[Path], target: Path) -> None:
     ingest, chunk_folder, feature_folder, *weights = folders
-    cached = features.read(feature_folder, chunk_folder / "features")
-    rows = {split: batches.read_chunks(chunk_folder, split, with_picture=False) for split in SPLITS}
+    cached = feature_store.read(feature_folder, chunk_folder / "features")
+    rows = {
+        split: chunk_dataset.read_chunks(chunk_folder, split, with_picture=False)
+        for split in SPLITS
+    }
     foils = []
     if (ingest / "foils.parquet").exists():
-        foils = tables.read(ingest / "foils.parquet", tables.FOILS)
+        foils = schemas.read(ingest / "foils.parquet", schemas.FOILS)
     found: dict[str, list[dict]] = {name: [] for name in TABLES}
     seed_everything(run.generation.seed)
     with output(target) as folder:
         for phase, path in zip(("sft", "preference"), weights, strict=True):
-            writer = runs.restore(path)
+            writer = generators.restore(path)
             splits = {split: writer.items(rows[split], cached) for split in params.splits}
             of = of_phase(writer, splits, foils, params, run.generation)
             for name in TABLES:
                 found[name] += [row | {"phase": phase} for row in of[name]]
         for name, schema in TABLES.items():
-            tables.write(folder / f"{name}.parquet", found[name], schema)
+            schemas.write(folder / f"{name}.parquet", found[name], schema)
         every = [row for split in SPLITS for row in rows[split]]
-        gates = traces.gates(writer, every, cached, run.generation.seed)  # no weight in them
-        tables.write(folder / "gates.parquet", gates, tables.GATES)
+        gates = attention_traces.gates(
+            writer, every, cached, run.generation.seed
+        )  # no weight in them
+        schemas.write(folder / "gates.parquet", gates, schemas.GATES)
         counts = {split: len(rows[split]) for split in params.splits}
         (folder / "summary.json").write_text(json.dumps({"chunks": counts}, indent=1))
 
@@ -205,4 +217,4 @@ if __name__ == "__main__":
     with stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(load(Params, "predict"), load(runs.Run, "writers", key), sources, out)
+        main(load(Params, "predict"), load(generators.Run, "writers", key), sources, out)

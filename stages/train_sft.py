@@ -2,7 +2,7 @@
 
 python -m stages.train_sft RUN CHUNKS FEATURES ENCODER TARGET
 
-reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/features.py), ENCODER
+reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/encoders/feature_store.py), ENCODER
         (what computed them)
 writes  TARGET/model, which holds a copy of the encoder, TARGET/history.csv
 """
@@ -13,11 +13,15 @@ from pathlib import Path
 
 import torch
 
-from stages.shared import batches, features, history, runs, tracking
-from stages.shared.articles import excerpts
-from stages.shared.params import load
-from stages.shared.stage import output, stage
-from stages.shared.training import (
+from stages.shared.core import history
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.generation import chunk_dataset
+from stages.shared.generation import generator as generators
+from stages.shared.generation.article_dataset import excerpts
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import output, stage
+from stages.shared.training.loop import (
     Batch,
     Validation,
     batch_of,
@@ -48,16 +52,16 @@ def validation(items, loss, paper, batch: int):
     return validate
 
 
-def train(name: str, run: runs.Run, chunk_folder: Path, feature_folder: Path, log) -> tuple:
+def train(name: str, run: generators.Run, chunk_folder: Path, feature_folder: Path, log) -> tuple:
     """The trained writer, its history, and its training items."""
     seed_everything(run.sft.seed)
-    rows = batches.by_reference(batches.training_chunks(chunk_folder))
-    cached = features.read(feature_folder, chunk_folder / "features")
-    writer = runs.create(run, rows, cached)
+    rows = chunk_dataset.by_reference(chunk_dataset.training_chunks(chunk_folder))
+    cached = feature_store.read(feature_folder, chunk_folder / "features")
+    writer = generators.create(run, rows, cached)
     share = getattr(writer.model.network, "excerpts", 0.0)
     items = writer.items(rows + excerpts(rows, share, run.sft.seed), cached)
-    rows = batches.read_chunks(chunk_folder, "validation", with_picture=True)
-    held_out = writer.items(batches.by_reference(rows), cached)
+    rows = chunk_dataset.read_chunks(chunk_folder, "validation", with_picture=True)
+    held_out = writer.items(chunk_dataset.by_reference(rows), cached)
     writer.model.measure(cached, *statistics_of(items))
     loss = writer.paper.sft_loss
 
@@ -87,13 +91,16 @@ def statistics_of(items) -> tuple[list[int], list[int]]:
     return sorted(pictures), sorted({known[row["title"]] for row in rows if row["title"] in known})
 
 
-def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
+def main(name: str, run: generators.Run, folders: list[Path], target: Path) -> None:
     chunk_folder, feature_folder, encoder = folders
-    numbers = asdict(run) | {"network": asdict(runs.network(run)), "decoders": asdict(runs.tiny())}
+    numbers = asdict(run) | {
+        "network": asdict(generators.network(run)),
+        "decoders": asdict(generators.tiny()),
+    }
     with tracking.run(stage="train_sft", name=name, params=numbers) as tracked:
         with output(target) as folder:
             writer, steps, items = train(name, run, chunk_folder, feature_folder, tracked.log)
-            runs.save(writer, folder / "model", encoder)
+            generators.save(writer, folder / "model", encoder)
             history.write(folder / "history.csv", steps)
         tracked.log({"texts": len(items), "texts_cut": items.cut}, run.sft.steps)
         tracked.artifact(target / "model", "model")
@@ -104,4 +111,4 @@ if __name__ == "__main__":
     with stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(key, load(runs.Run, "writers", key), sources, out)
+        main(key, load(generators.Run, "writers", key), sources, out)

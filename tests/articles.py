@@ -1,14 +1,14 @@
 """A tiny TIPPo, its features and its articles, for the tests of the model and of its stages."""
 
-import stages.shared.operators  # noqa: F401  (before transformers)
+import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 
-from stages.models.tippo import Model, Network, Preference, shapes
-from stages.shared import decoders
-from stages.shared.articles import Articles
-from stages.shared.batches import Limits
-from stages.shared.features import Features
+from stages.models.tippo.model import Model, Network, Preference, shapes
+from stages.shared.encoders.feature_store import Features
+from stages.shared.generation import decoders
+from stages.shared.generation.article_dataset import Articles
+from stages.shared.generation.chunk_dataset import Limits
 from tests import writers
 
 SIZES = (3, 1, 5)  # pictures of each article

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.shared import images, tables
+from stages.shared.core import image_store, schemas
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "white": (240,) * 3}
 MAX_PIXELS = 10_000
@@ -17,7 +17,7 @@ def picture(colour: str, seed: int, size: int = 40) -> dict:
     values = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
     content = BytesIO()
     Image.fromarray(values).save(content, "PNG")
-    return images.inspect(content.getvalue(), MAX_PIXELS)
+    return image_store.inspect(content.getvalue(), MAX_PIXELS)
 
 
 def chunk(number: int, image: str | None, **changes: object) -> dict:
@@ -48,11 +48,11 @@ def captions(folder: Path, train: int = 12, validation: int = 4, language: str =
 
 
 def save(folder: Path, rows: list[dict], chunks: list[dict]) -> Path:
-    images.write(folder / "ingest" / "images", rows, shards=2)
-    tables.write(folder / "chunks" / "chunks.parquet", chunks, tables.CHUNKS)
+    image_store.write(folder / "ingest" / "images", rows, shards=2)
+    schemas.write(folder / "chunks" / "chunks.parquet", chunks, schemas.CHUNKS)
     kind = "articles" if any(one["title"] for one in chunks) else "captions"
     records = [record(one, kind) for one in chunks]
-    tables.write(folder / "clean" / "records.parquet", records, tables.CLEAN[kind])
+    schemas.write(folder / "clean" / "records.parquet", records, schemas.CLEAN[kind])
     return folder
 
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from stages.shared import features, tables
+from stages.shared.core import schemas
+from stages.shared.encoders import feature_store
 from tests import writers
 
 SPLITS = ("train", "validation", "test")
@@ -22,8 +23,8 @@ def write(folder: Path, *, slots: bool = True) -> list[Path]:
         for pair in writers.pairs():
             place = {"group": 3 * number + pair["group"], "record": f"{split}-{pair['record']}"}
             pairs.append(pair | place)
-    tables.write(chunk / "chunks.parquet", rows, tables.CHUNKS)
-    tables.write(chunk / "pairs.parquet", pairs, tables.PAIRS)
+    schemas.write(chunk / "chunks.parquet", rows, schemas.CHUNKS)
+    schemas.write(chunk / "pairs.parquet", pairs, schemas.PAIRS)
     if slots:
         _write_truth(ingest, rows)
     cached = writers.features()
@@ -33,7 +34,7 @@ def write(folder: Path, *, slots: bool = True) -> list[Path]:
         for row in range(4)
     ]
     texts = list(cached.text_index), cached.pieces, titles
-    features.write(embed, (list(cached.image_index), pictures), texts)
+    feature_store.write(embed, (list(cached.image_index), pictures), texts)
     return [ingest, chunk, embed]
 
 
@@ -58,7 +59,7 @@ def _write_truth(ingest: Path, rows: list[dict]) -> None:
         }
         for row in rows
     ]
-    tables.write(ingest / "facts.parquet", facts, tables.FACTS)
+    schemas.write(ingest / "facts.parquet", facts, schemas.FACTS)
     foils = [
         {
             "record": row["record"],
@@ -69,7 +70,7 @@ def _write_truth(ingest: Path, rows: list[dict]) -> None:
         for row in rows
         if "cat" in row["text"] and row["split"] != "train"
     ]
-    tables.write(ingest / "foils.parquet", foils, tables.FOILS)
+    schemas.write(ingest / "foils.parquet", foils, schemas.FOILS)
 
 
 def project(folder: Path) -> None:

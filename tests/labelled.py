@@ -1,4 +1,4 @@
-"""What a reader labelled, in a temporary data folder, in the schemas of stages/shared/tables.py.
+"""What a reader labelled, in a temporary data folder, in the schemas of stages/shared/core/schemas.py.
 
 Four test items and two of validation; item d has no picture. `both` gets one thing wrong.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import written
 
-from stages.shared import images, tables
+from stages.shared.core import image_store, schemas
 
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
 GOLD = {
@@ -133,28 +133,28 @@ def exchanges() -> list[dict]:
 
 def write(folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]) -> None:
     """11_label of one reader."""
-    tables.write(folder / "labels.parquet", rows, tables.LABELS)
-    tables.write(folder / "regularised.parquet", lessons, tables.REGULARISED)
-    tables.write(folder / "embeddings.parquet", vectors, tables.EMBEDDINGS)
+    schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
+    schemas.write(folder / "regularised.parquet", lessons, schemas.REGULARISED)
+    schemas.write(folder / "embeddings.parquet", vectors, schemas.EMBEDDINGS)
     (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
 
 
 def write_shown(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
     """The rest of 11_label, which only the report reads."""
-    tables.write(folder / "exchanges.parquet", traces, tables.EXCHANGES)
-    tables.write(folder / "drawn.parquet", drawn, tables.DRAWN)
+    schemas.write(folder / "exchanges.parquet", traces, schemas.EXCHANGES)
+    schemas.write(folder / "drawn.parquet", drawn, schemas.DRAWN)
 
 
 def write_corpus(data: Path, name: str, task: str) -> None:
     """01_ingest and 02_clean of a corpus with the records that were labelled."""
     pictures = {record: written.picture(colour) for record, colour in PICTURES.items()}
-    images.write(data / "01_ingest" / name / "images", pictures.values(), shards=2)
+    image_store.write(data / "01_ingest" / name / "images", pictures.values(), shards=2)
     summary = {"records": {"validation": 2, "test": 4}, "rejected": {}, "languages": {"en": 6}}
     summary["without_picture"] = {"validation": 1, "test": 1}
     (data / "01_ingest" / name / "summary.json").write_text(json.dumps(summary))
     rows = [clean_row(record, pictures.get(record), task) for record in SPLITS]
     kind = {"entities": "tweets", "sentiment": "posts"}[task]
-    tables.write(data / "02_clean" / name / "records.parquet", rows, tables.CLEAN[kind])
+    schemas.write(data / "02_clean" / name / "records.parquet", rows, schemas.CLEAN[kind])
 
 
 def clean_row(record: str, picture: dict | None, task: str) -> dict:

@@ -6,13 +6,14 @@ import tagged
 from corpora import picture
 from tiny_clips import clip
 
-from pipelines.given import rules
-from pipelines.labeller import Labeller
+from pipelines.inference.input_rules import rules
+from pipelines.inference.text_labeler import Labeller
 from stages import embed
-from stages.shared import embedding, hf_encoder
-from stages.shared.params import load
-from stages.train import __main__ as train
-from stages.train import muse
+from stages.shared.core.config import load
+from stages.shared.encoders import extract
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.train_classifier import __main__ as train
+from stages.train_classifier import muse as train_muse
 
 GRID = {f"readers.{name}.picture.grid": 2 for name in tagged.RUNS}  # the encoder has four patches
 RED = picture("red", 99)["bytes"]
@@ -27,13 +28,13 @@ def project(place: Path, patch) -> Path:
     clip(place / "source")
     align = place / "data/06_align"
     align.mkdir(parents=True)
-    hf_encoder.fetch(str(place / "source"), ["en"], align)
+    huggingface_encoder.fetch(str(place / "source"), ["en"], align)
     for name, kind in tagged.RUNS.items():
         ingest, clean, _ = tagged.write(place / "given", kind)
         cached = place / "data/07_embed" / kind
-        embed.main(load(embedding.Params, "embed"), kind, ingest, clean, align, cached)
+        embed.main(load(extract.Params, "embed"), kind, ingest, clean, align, cached)
         folders, target = [ingest, clean, cached, align], place / "data/09_train" / name
-        train.main(name, muse, folders, kind, target)
+        train.main(name, train_muse, folders, kind, target)
     return place
 
 

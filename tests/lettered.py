@@ -6,8 +6,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.datasets import phrases, scenes
-from stages.shared import images, tables
+from stages.datasets.synthetic import article_lexicon, scene_renderer
+from stages.shared.core import image_store, schemas
 
 WORDS = ["WHEN", "CAT", "FINDS", "LANTERN", "MONDAY", "MORNING", "NOBODY", "READY", "AND", "FOR"]
 MAX_PIXELS = 40_000_000
@@ -15,8 +15,8 @@ MAX_PIXELS = 40_000_000
 
 def scene(random: Random, size: int = 256) -> Image.Image:
     slots = ("place", "weather", "actor", "activity", "object")
-    values = {slot: random.choice(sorted(phrases.PICTURE[slot])) for slot in slots}
-    return scenes.draw(values, random, size).image
+    values = {slot: random.choice(sorted(article_lexicon.PICTURE[slot])) for slot in slots}
+    return scene_renderer.draw(values, random, size).image
 
 
 def meme(number: int, size: int = 256) -> tuple[Image.Image, np.ndarray, str]:
@@ -41,7 +41,7 @@ def row(image: Image.Image, kind: str = "PNG", **options: object) -> dict:
     """The IMAGES row of a picture saved as a file."""
     content = BytesIO()
     image.save(content, kind, **options)
-    return images.inspect(content.getvalue(), MAX_PIXELS)
+    return image_store.inspect(content.getvalue(), MAX_PIXELS)
 
 
 def record(number: int, image: str | None, text: str) -> dict:
@@ -51,6 +51,6 @@ def record(number: int, image: str | None, text: str) -> dict:
 
 def save(folder, rows: list[dict], records: list[dict]) -> list:
     """The folders of ingest and clean."""
-    images.write(folder / "ingest" / "images", rows, shards=2)
-    tables.write(folder / "clean" / "records.parquet", records, tables.CLEAN["memes"])
+    image_store.write(folder / "ingest" / "images", rows, shards=2)
+    schemas.write(folder / "clean" / "records.parquet", records, schemas.CLEAN["memes"])
     return [folder / "ingest", folder / "clean"]

@@ -8,17 +8,21 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from tiny_clips import clip
 
-from pipelines.given import rules
-from pipelines.meme_labeller import Meme, MemeLabeller, Prepared, prepare
-from stages import embed, inpaint
+from pipelines.inference.input_rules import rules
+from pipelines.inference.meme_labeler import Meme, MemeLabeller, Prepared, prepare
+from stages import embed
 from stages.augment import __main__ as augmenting
-from stages.label import __main__ as label
-from stages.label import mm_orient as label_memes
-from stages.label.params import Params
-from stages.shared import cleaning, embedding, engine, hf_encoder, images, paraphrasers, tables
-from stages.shared.params import load
-from stages.train import __main__ as training
-from stages.train import mm_orient as train_memes
+from stages.augment import paraphrasers
+from stages.classify import __main__ as label
+from stages.classify import mm_orient as label_memes
+from stages.classify.config import Params
+from stages.inpaint import __main__ as inpaint
+from stages.shared.core import image_store, parallel, schemas, text_cleaning
+from stages.shared.core.config import load
+from stages.shared.encoders import extract
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.train_classifier import __main__ as training
+from stages.train_classifier import mm_orient as train_memes
 
 NAME = "mm_orient"
 TASKS = {
@@ -54,7 +58,7 @@ def items() -> list[tuple[dict, bytes | None]]:
             shown = None if number == BARE else picture("" if number == PLAIN else words, place)
             original = "" if number in (SILENT, PLAIN) else f"{words}!"
             row = {"id": f"{split}-{number}", "split": split, "language": "en", "source": "by hand"}
-            row |= {"image": images.trusted(shown)["sha256"] if shown else None}
+            row |= {"image": image_store.trusted(shown)["sha256"] if shown else None}
             row |= {"text": tidy.overlay(original), "original": original}
             labels = {
                 "sentiment": TASKS["sentiment"][place % 3],
@@ -82,19 +86,21 @@ def project(
     given = items()
     ingest.mkdir(parents=True)
     (ingest / "tasks.json").write_text(json.dumps(TASKS))
-    images.write(ingest / "images", [images.trusted(shown) for _, shown in given if shown], 2)
-    tables.write(clean / "records.parquet", [row for row, _ in given], tables.CLEAN["memes"])
-    inpaint.main(
-        load(inpaint.Params, "inpaint"), load(engine.Params, "engine"), ingest, clean, inpainted
+    image_store.write(
+        ingest / "images", [image_store.trusted(shown) for _, shown in given if shown], 2
     )
-    prompt, tidy = paraphrasers.read_prompt(augmenting.PROMPT), load(cleaning.Params, "clean")
+    schemas.write(clean / "records.parquet", [row for row, _ in given], schemas.CLEAN["memes"])
+    inpaint.main(
+        load(inpaint.Params, "inpaint"), load(parallel.Params, "engine"), ingest, clean, inpainted
+    )
+    prompt, tidy = paraphrasers.read_prompt(augmenting.PROMPT), load(text_cleaning.Params, "clean")
     folders = [ingest, clean, inpainted]
     augmenting.main(load(augmenting.Params, "augment"), tidy, prompt, folders, corpus)
     clip(place / "source")
     align, cached = data / "06_align", data / "07_embed/memes"
     align.mkdir(parents=True)
-    hf_encoder.fetch(str(place / "source"), list(languages), align)
-    embed.main(load(embedding.Params, "embed"), "memes", corpus, corpus, align, cached)
+    huggingface_encoder.fetch(str(place / "source"), list(languages), align)
+    embed.main(load(extract.Params, "embed"), "memes", corpus, corpus, align, cached)
     folders = [corpus, corpus, cached, align]
     training.main(NAME, train_memes, folders, "memes", data / "09_train" / NAME)
     return place
@@ -134,5 +140,5 @@ def labelled(place: Path) -> list[dict]:
     corpus, target = data / "04_augment/memes", data / "11_label" / NAME
     folders = [corpus, corpus, data / "07_embed/memes", model_of(place)]
     label.main(NAME, label_memes, folders, "memes", load(Params, "label"), target)
-    rows = tables.read(target / "labels.parquet", tables.LABELS)
+    rows = schemas.read(target / "labels.parquet", schemas.LABELS)
     return [row for row in rows if row["split"] == "test" and row["inputs"] == "both"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import written
 from PIL import Image
 
-from stages.shared import history, images, tables
+from stages.shared.core import history, image_store, schemas
 
 TASKS = {"humour": ["not_funny", "funny"], "sentiment": ["neutral", "bad", "good"]}
 SPLITS = dict.fromkeys("abcd", "test") | {"v": "validation"} | dict.fromkeys("tu", "train")
@@ -162,10 +162,10 @@ def write_corpus(data: Path, corpus: str) -> None:
     """01_ingest to 04_augment."""
     ingest, painted, made = (data / stage / corpus for stage in ("01_ingest", *FOLDERS))
     shown = [record for record in TEXTS if record != "d"]
-    images.write(ingest / "images", [picture(record, 0) for record in shown], shards=1)
-    images.write(painted / "images", [picture(record, 1) for record in MASKED], shards=1)
+    image_store.write(ingest / "images", [picture(record, 0) for record in shown], shards=1)
+    image_store.write(painted / "images", [picture(record, 1) for record in MASKED], shards=1)
     drawn = [picture("t", variant + 1) for variant in VARIANTS]
-    images.write(made / "images", drawn, shards=1)
+    image_store.write(made / "images", drawn, shards=1)
     summary = {"records": SPLIT_COUNTS, "rejected": {}, "languages": {"en": 7}}
     summary["without_picture"] = {"train": 0, "validation": 0, "test": 1}
     for folder, content in [(ingest, summary), (painted, INPAINTING), (made, AUGMENTING)]:
@@ -177,10 +177,10 @@ def write_corpus(data: Path, corpus: str) -> None:
         | {"labels": labels_of(record)}
         for record, text in TEXTS.items()
     ]
-    tables.write(data / "02_clean" / corpus / "records.parquet", clean, tables.CLEAN["memes"])
+    schemas.write(data / "02_clean" / corpus / "records.parquet", clean, schemas.CLEAN["memes"])
     rows = [inpainted(record) for record in shown]
-    tables.write(painted / "pictures.parquet", rows, tables.INPAINTED)
-    tables.write(made / "records.parquet", memes(), tables.MEMES)
+    schemas.write(painted / "pictures.parquet", rows, schemas.INPAINTED)
+    schemas.write(made / "records.parquet", memes(), schemas.MEMES)
 
 
 FOLDERS = ("03_inpaint", "04_augment")
@@ -231,9 +231,9 @@ def looks() -> list[dict]:
 
 def write_labels(folder: Path, rows: list[dict], figures: dict[str, float] = BEHAVIOUR) -> None:
     """11_label of one reader."""
-    tables.write(folder / "labels.parquet", rows, tables.LABELS)
-    tables.write(folder / "behaviour.parquet", behaviour(figures), tables.BEHAVIOUR)
-    tables.write(folder / "looks.parquet", looks(), tables.LOOKS)
+    schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
+    schemas.write(folder / "behaviour.parquet", behaviour(figures), schemas.BEHAVIOUR)
+    schemas.write(folder / "looks.parquet", looks(), schemas.LOOKS)
     (folder / "parameters.json").write_text(json.dumps({"trained": 120, "frozen": 1000}))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.shared import images, tables
+from stages.shared.core import image_store, schemas
 
 TASKS = {"humour": ["not_funny", "funny"], "sentiment": ["negative", "neutral", "positive"]}
 TEXTS = [  # of train
@@ -25,7 +25,7 @@ def picture(number: int, side: int = 12) -> dict:
             image.putpixel((x, y), ((20 * x + number) % 256, (17 * y) % 256, (9 * x * y) % 256))
     content = BytesIO()
     image.save(content, "PNG")
-    return images.trusted(content.getvalue())
+    return image_store.trusted(content.getvalue())
 
 
 def meme(name: str, split: str, text: str, image: str | None, language: str = "en") -> dict:
@@ -51,11 +51,11 @@ def write(place: Path, rows: list[dict], recognised: dict[str, str] | None = Non
             found.append(pair | {"boxes": [], "quads": [], "masked": 0.0, "text": text})
     (place / "ingest").mkdir(parents=True, exist_ok=True)
     (place / "ingest/tasks.json").write_text(json.dumps(TASKS))
-    images.write(place / "ingest/images", taken, shards=2)
-    tables.write(place / "clean/records.parquet", rows, tables.CLEAN["memes"])
+    image_store.write(place / "ingest/images", taken, shards=2)
+    schemas.write(place / "clean/records.parquet", rows, schemas.CLEAN["memes"])
     unique = list({row["image"]: row for row in found}.values())
-    tables.write(place / "inpaint/pictures.parquet", unique, tables.INPAINTED)
-    images.write(place / "inpaint/images", made, shards=2)
+    schemas.write(place / "inpaint/pictures.parquet", unique, schemas.INPAINTED)
+    image_store.write(place / "inpaint/images", made, shards=2)
 
 
 def some() -> list[dict]:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from stages.models.muse import Captioning, Drawing, Model, Network, Shapes
-from stages.shared import nic_att, pixelcnn
+from stages.models.muse import pixelcnn, show_attend_tell
+from stages.models.muse.model import Captioning, Drawing, Model, Network, Shapes
 
 PIECES, TAGS, LABELS, CELLS, WORDS = 100, 5, 3, 4, 12
 # Pieces of each word of each text; two texts have no picture, one is not shown.
@@ -18,7 +18,7 @@ def network(**changes) -> Network:
         "alpha": 0.1,
         "min_count": 1,
         "at_most": 6,
-        "decoder": nic_att.Params(8, 8, 8, dropout=0.0, doubly_stochastic=1.0),
+        "decoder": show_attend_tell.Params(8, 8, 8, dropout=0.0, doubly_stochastic=1.0),
     }
     decoder = pixelcnn.Params(size=4, blocks=1, filters=4, mixtures=2, dropout=0.0)
     drawing = {"beta": 0.1, "rate": 1.0, "items": 8, "decoder": decoder}

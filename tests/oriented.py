@@ -17,10 +17,12 @@ from corpora import picture
 from corpus import encoder
 from tagged import patches, write_bert
 
-from stages.shared import features, images, meme_readers, tables
-from stages.shared.meme_readers import Reader
-from stages.shared.params import load
-from stages.train import mm_orient as train
+from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
+from stages.models.mm_orient.checkpoint import Reader
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.train_classifier import mm_orient as train
 
 NAME = "mm_orient"
 TASKS = {
@@ -92,13 +94,13 @@ def write(
     augment.mkdir(parents=True)
     given = [(change(row), drawn) for row, drawn in items(splits)]
     (augment / "tasks.json").write_text(json.dumps(TASKS))
-    tables.write(augment / "records.parquet", [row for row, _ in given], tables.MEMES)
+    schemas.write(augment / "records.parquet", [row for row, _ in given], schemas.MEMES)
     shown = [drawn for row, drawn in given if row["image"]]
-    images.write(augment / "images", shown, shards=2)
+    image_store.write(augment / "images", shown, shards=2)
     words = list(dict.fromkeys(row["text"] for row, _ in given if row["text"]))
     spelt = [text.split() for text in words]
     read = (words, spelt, map(said, spelt)) if texts and words else None
-    features.write(embed, ([one["sha256"] for one in shown], map(patches, shown)), read)
+    feature_store.write(embed, ([one["sha256"] for one in shown], map(patches, shown)), read)
     return [augment, augment, embed]
 
 
@@ -146,9 +148,9 @@ def of_run(**changes) -> dict:
     return {f"readers.{NAME}.{key.replace('__', '.')}": value for key, value in changes.items()}
 
 
-def run() -> meme_readers.Run:
+def run() -> mm_orient_checkpoint.Run:
     """Of the project that is current."""
-    return load(meme_readers.Run, "readers", NAME)
+    return load(mm_orient_checkpoint.Run, "readers", NAME)
 
 
 def fitted(folders: list[Path]):
@@ -159,5 +161,5 @@ def fitted(folders: list[Path]):
 def saved(folder: Path, folders: list[Path]) -> tuple[Reader, Path]:
     """A reader that was trained in the current project, and the folder of its model."""
     reader, _, _ = fitted(folders)
-    meme_readers.save(reader, folder / "model", encoder(folder))
+    mm_orient_checkpoint.save(reader, folder / "model", encoder(folder))
     return reader, folder / "model"

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.mm_orient import (
+from stages.models.mm_orient.dataset import UNJUDGED
+from stages.models.mm_orient.model import (
     GRAPHS,
     Model,
     Network,
@@ -14,7 +15,6 @@ from stages.models.mm_orient import (
     decide,
     measure,
 )
-from stages.shared.memes import UNJUDGED
 
 TASKS = {"sentiment": 3, "humour": 4, "motivational": 2}
 D_T, D_V, D, FEATURES, REGIONS = 6, 5, 8, 3, 4

@@ -10,9 +10,9 @@ from unittest.mock import Mock
 import written
 import yaml
 
-from stages import evaluate
+from stages.evaluate import __main__ as evaluate
 from stages.report import __main__ as report
-from stages.shared import history, params
+from stages.shared.core import config, history
 
 SETTINGS = report.Params(
     examples=2,
@@ -44,9 +44,9 @@ def project(tmp_path: Path, monkeypatch) -> Path:
     """A data folder with one corpus, one run and one of each that params.yaml does not name."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
-    monkeypatch.setattr(params, "FILE", tmp_path / "params.yaml")
+    monkeypatch.setattr(config, "FILE", tmp_path / "params.yaml")
     named = {
-        "corpora": {"articles": {"kind": "articles", "format": "sample", "path": "somewhere"}},
+        "corpora": {"articles": {"kind": "articles", "format": "synthetic", "path": "somewhere"}},
         "writers": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(named))

@@ -1,8 +1,8 @@
 """The sample corpus in small, for the tests of each of its kinds."""
 
-from stages.datasets import chatter
-from stages.datasets.sampling import Params
-from stages.shared.records import Extra
+from stages.datasets.synthetic import tweet_lexicon
+from stages.datasets.synthetic.config import Params
+from stages.shared.core.records import Extra
 
 PARAMS = Params(
     seed=0,
@@ -40,7 +40,12 @@ def scene_of(item) -> dict[str, str]:
 
 def wordings() -> list[str]:
     """Every pattern that tweets and posts are made of."""
-    grouped = [chatter.NAMED, chatter.STATEMENTS, chatter.TONES]
+    grouped = [tweet_lexicon.NAMED, tweet_lexicon.STATEMENTS, tweet_lexicon.TONES]
     lists = [group for groups in grouped for group in groups.values()]
-    lists += [chatter.PLAIN, chatter.FILLERS, chatter.THINGS, chatter.GREETINGS]
+    lists += [
+        tweet_lexicon.PLAIN,
+        tweet_lexicon.FILLERS,
+        tweet_lexicon.THINGS,
+        tweet_lexicon.GREETINGS,
+    ]
     return [wording for group in lists for wording in group]

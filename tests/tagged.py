@@ -15,10 +15,13 @@ from corpora import picture
 from corpus import encoder
 from torch import nn
 
-from stages.shared import features, images, labelled, readers, tables
-from stages.shared.params import load
-from stages.shared.readers import Reader
-from stages.train import muse as train
+from stages.models.muse import checkpoint as muse_checkpoint
+from stages.models.muse import dataset as muse_dataset
+from stages.models.muse.checkpoint import Reader
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.train_classifier import muse as train
 
 SPLITS = {"train": 8, "validation": 3, "test": 5}
 RUNS = {"muse_entities": "tweets", "muse_sentiment": "posts"}  # and the kinds of their corpora
@@ -30,7 +33,7 @@ MOODS = {"red": "positive", "blue": "negative"}
 LONG, WITHOUT_PICTURE, NEW = 0, 1, 2  # numbers of items
 
 
-def items(kind: labelled.Kind, pictures: bool = True) -> list[tuple[dict, dict | None]]:
+def items(kind: muse_dataset.Kind, pictures: bool = True) -> list[tuple[dict, dict | None]]:
     """The rows of CLEAN of all splits, each with its picture."""
     found = []
     for split, count in SPLITS.items():
@@ -63,7 +66,7 @@ def post(words: list[str], colour: str, fresh: bool) -> dict:
 
 def write(
     folder: Path,
-    kind: labelled.Kind,
+    kind: muse_dataset.Kind,
     pictures: bool = True,
     splits: Collection[str] = tuple(SPLITS),
 ) -> list[Path]:
@@ -71,16 +74,16 @@ def write(
     ingest, clean, embed = (folder / name / kind for name in ("ingest", "clean", "embed"))
     embed.mkdir(parents=True)
     given = [(row, drawn) for row, drawn in items(kind, pictures) if row["split"] in splits]
-    tables.write(clean / "records.parquet", [row for row, _ in given], tables.CLEAN[kind])
+    schemas.write(clean / "records.parquet", [row for row, _ in given], schemas.CLEAN[kind])
     shown = [drawn for _, drawn in given if drawn]
-    images.write(ingest / "images", shown, shards=2)
-    features.write(embed, ([one["sha256"] for one in shown], map(patches, shown)), None)
+    image_store.write(ingest / "images", shown, shards=2)
+    feature_store.write(embed, ([one["sha256"] for one in shown], map(patches, shown)), None)
     return [ingest, clean, embed]
 
 
 def patches(of: dict) -> dict[str, np.ndarray]:
     """What stands for an encoder: the mean colour of the picture in each cell."""
-    mean = np.asarray(images.decode(of["bytes"])).mean((0, 1)) / 127.5 - 1
+    mean = np.asarray(image_store.decode(of["bytes"])).mean((0, 1)) / 127.5 - 1
     cell = np.concatenate([mean, [1.0, 0.0, -1.0]]).astype("f2")
     return {"pooled": cell, "patches": np.tile(cell, (CELLS, 1))}
 
@@ -129,9 +132,9 @@ def write_bert(folder: Path) -> None:
     bert.save_pretrained(folder)
 
 
-def run_of(name: str) -> readers.Run:
+def run_of(name: str) -> muse_checkpoint.Run:
     """A run of the project that is current."""
-    return load(readers.Run, "readers", name)
+    return load(muse_checkpoint.Run, "readers", name)
 
 
 def trained(name: str, folders: list[Path]) -> Reader:
@@ -143,5 +146,5 @@ def trained(name: str, folders: list[Path]) -> Reader:
 def saved(name: str, folder: Path, folders: list[Path]) -> Path:
     """The folder of such a model."""
     target = folder / "models" / name
-    readers.save(trained(name, folders), target, encoder(folder))
+    muse_checkpoint.save(trained(name, folders), target, encoder(folder))
     return target

@@ -8,12 +8,12 @@ from random import Random
 import yaml
 from PIL import Image
 
-from stages import ingest
-from stages.shared import tables
-from stages.shared.corpus import Corpus
-from stages.shared.params import fill
-from stages.shared.records import Extra, Record, Reject
-from stages.shared.stage import WrongInput
+from stages.ingest import __main__ as ingest
+from stages.ingest.record_collector import Corpus
+from stages.shared.core import schemas
+from stages.shared.core.config import fill
+from stages.shared.core.records import Extra, Record, Reject
+from stages.shared.runtime.stage import WrongInput
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
 # Tiny corpora hold more that is wrong than a real one may.
@@ -38,8 +38,8 @@ def take(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path, **ch
     monkeypatch.chdir(folder)
     target = folder / "taken"
     ingest.main(LIMITS, "corpus", kind, format, source, target)
-    records = tables.read(target / "records.parquet", tables.RECORDS[kind])
-    rejected = tables.read(target / "rejected.parquet", tables.REJECTED)
+    records = schemas.read(target / "records.parquet", schemas.RECORDS[kind])
+    rejected = schemas.read(target / "rejected.parquet", schemas.REJECTED)
     counted = json.loads((target / "summary.json").read_text())["rejected"]
     assert sum(counted.values()) == len(rejected)
     return records, [(row["source"], row["reason"]) for row in rejected]

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from stages import align
-from stages.shared import embedding, encoders, tiny_encoder
-from stages.shared.losses import info_nce
-from stages.shared.stage import WrongInput
-from stages.shared.training import Schedule, fit
+from stages.shared.encoders import base as encoders
+from stages.shared.encoders import extract
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.layers.losses import info_nce
+from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(
     seed=0,
@@ -35,7 +37,7 @@ TINY = align.Tiny(
     schedule=SCHEDULE,
 )
 PARAMS = align.Params(corpus="captions", encoder="tiny", languages=["en"], tiny=TINY)
-EMBED = embedding.Params(image_batch=4, text_batch=4, min_supported=0.5)
+EMBED = extract.Params(image_batch=4, text_batch=4, min_supported=0.5)
 
 
 def run(folder, params=PARAMS):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from stages.shared import decoders, decoding
-from stages.shared.article_t5 import look_back, tell_paragraphs
+from stages.shared.generation import decoders, decoding
+from stages.shared.generation.paragraph_t5 import look_back, tell_paragraphs
 from tests import writers
 
 SENTINELS = [37, 38, 39]

@@ -1,12 +1,12 @@
-import stages.shared.operators  # noqa: F401  (before transformers)
+import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stages.shared import attention
-from stages.shared.decoders import train_tokenizer
+from stages.shared.generation.decoders import train_tokenizer
+from stages.shared.metrics import attention
 from tests import writers
 
 NAN = np.nan

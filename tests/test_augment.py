@@ -15,21 +15,21 @@ import pytest
 import yaml
 
 from stages.augment import __main__ as augment
-from stages.augment import filters
+from stages.augment import filters, paraphrasers
 from stages.augment.__main__ import Params
-from stages.shared import cleaning, images, paraphrasers, tables
-from stages.shared.params import load
-from stages.shared.paraphrasers import Found
-from stages.shared.stage import WrongInput
+from stages.augment.paraphrasers import Found
+from stages.shared.core import image_store, schemas, text_cleaning
+from stages.shared.core.config import load
+from stages.shared.runtime.stage import WrongInput
 from tests import memes
 from tests.chat_server import KEY, TOKENS
 
 PROMPT = paraphrasers.read_prompt(augment.PROMPT)
-TIDY = cleaning.Params(
+TIDY = text_cleaning.Params(
     unicode="NFKC",
     links=True,
     emoji="keep",
-    memes=cleaning.Overlay(
+    memes=text_cleaning.Overlay(
         mentions=True, sites=["com"], case="keep", punctuation="keep", digits="keep", lines="join"
     ),
 )
@@ -64,7 +64,7 @@ def run(place: Path, params: Params) -> tuple[list[dict], dict]:
     """(records, summary)"""
     folders = [place / name for name in ("ingest", "clean", "inpaint")]
     augment.main(params, TIDY, PROMPT, folders, place / "target")
-    records = tables.read(place / "target/records.parquet", tables.MEMES)
+    records = schemas.read(place / "target/records.parquet", schemas.MEMES)
     return records, json.loads((place / "target/summary.json").read_text())
 
 
@@ -116,7 +116,7 @@ def test_every_split_gets_its_inpainted_pictures(place, params):
     for row in records:
         if not row["variant"]:
             assert row["image"] == inpainted.get(row["pictured"])
-    stored = {row["sha256"] for row in images.read(place / "target/images")}
+    stored = {row["sha256"] for row in image_store.read(place / "target/images")}
     assert stored == {row["image"] for row in records if row["image"]}
 
 
@@ -124,9 +124,9 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
     records, _ = rules(place, params)
     made = [row for row in records if row["variant"] and row["pictured"]]
     assert len({row["image"] for row in made}) == len(made)
-    content = images.find(place / "target/images", [row["image"] for row in made])
+    content = image_store.find(place / "target/images", [row["image"] for row in made])
     for row in made:
-        assert images.decode(content[row["image"]]).size == (12, 12)
+        assert image_store.decode(content[row["image"]]).size == (12, 12)
         assert content[row["image"]].startswith(b"\xff\xd8")
     assert {row["image"] for row in records if row["group"] == "bare"} == {None}
 
@@ -134,11 +134,11 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
 def test_pictures_may_stay_as_they_are_or_become_png(place, params):
     still, _ = rules(place, params, picture=replace(params.picture, look="none"))
     assert len({row["image"] for row in still if row["group"] == "t0"}) == 1
-    stored = {row["sha256"] for row in images.read(place / "target/images")}
+    stored = {row["sha256"] for row in image_store.read(place / "target/images")}
     assert stored == {row["image"] for row in still if row["image"]}
     png, _ = rules(place, params, picture=replace(params.picture, quality=None))
     names = {row["image"] for row in png if row["variant"] and row["image"]}
-    content = images.find(place / "target/images", names)
+    content = image_store.find(place / "target/images", names)
     assert all(file.startswith(b"\x89PNG") for file in content.values())
 
 
@@ -161,10 +161,10 @@ def test_other_memes_coming_or_going_change_no_paraphrase(place, params):
 
 def test_more_shards_change_nothing_but_files(place, params):
     few, _ = rules(place, params, shards=1)
-    before = {row["sha256"]: row for row in images.read(place / "target/images")}
+    before = {row["sha256"]: row for row in image_store.read(place / "target/images")}
     many, _ = rules(place, params, shards=7)
     assert few == many
-    assert {row["sha256"]: row for row in images.read(place / "target/images")} == before
+    assert {row["sha256"]: row for row in image_store.read(place / "target/images")} == before
 
 
 def test_none_writes_no_paraphrase(place, params):
@@ -201,9 +201,9 @@ def test_what_is_worded_anew_has_its_case_and_marks_and_is_cleaned_then(place, p
     memes.write(place, [row])
     folders = [place / name for name in ("ingest", "clean", "inpaint")]
     asked = replace(params, backend="openai:writer")
-    augment.main(asked, load(cleaning.Params, "clean"), PROMPT, folders, place / "target")
+    augment.main(asked, load(text_cleaning.Params, "clean"), PROMPT, folders, place / "target")
     assert [given(body) for body in server.requests] == [f"{memes.TEXTS[0]}!"]
-    records = tables.read(place / "target/records.parquet", tables.MEMES)
+    records = schemas.read(place / "target/records.parquet", schemas.MEMES)
     assert [row["text"] for row in records][:2] == [
         "when you",
         "sit down others do not let you hours a day",
@@ -245,10 +245,10 @@ def test_rules_leave_other_languages_alone_and_say_so(place, params):
 
 
 def test_a_picture_that_inpaint_did_not_write_is_one_sentence(place, params):
-    images.write(place / "inpaint/images", [], shards=2)
+    image_store.write(place / "inpaint/images", [], shards=2)
     with pytest.raises(WrongInput, match="lacks the picture"):
         rules(place, params)
-    tables.write(place / "inpaint/pictures.parquet", [], tables.INPAINTED)
+    schemas.write(place / "inpaint/pictures.parquet", [], schemas.INPAINTED)
     with pytest.raises(WrongInput, match=r"pictures.parquet lacks .*: run `dvc repro`"):
         rules(place, params)
     (place / "ingest/tasks.json").unlink()
@@ -343,7 +343,7 @@ def test_every_rejected_paraphrase_is_counted_by_its_reason(place, params, serve
         filters.ELSEWHERE: 1,
         filters.OF_SIBLING: 1,
     }
-    records = tables.read(place / "target/records.parquet", tables.MEMES)
+    records = schemas.read(place / "target/records.parquet", schemas.MEMES)
     assert [(row["variant"], row["text"]) for row in records if row["variant"]] == [
         (6, wordings[5])
     ]

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from stages.shared import batches, tables
-from stages.shared.batches import IGNORED, Chunks, Limits
-from stages.shared.stage import WrongInput
+from stages.shared.core import schemas
+from stages.shared.generation import chunk_dataset
+from stages.shared.generation.chunk_dataset import IGNORED, Chunks, Limits
+from stages.shared.runtime.stage import WrongInput
 from tests import writers
 
 
@@ -21,7 +22,7 @@ def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
 
 
 def test_a_long_text_is_cut_without_an_end_and_counted():
-    short = batches.Chunks(
+    short = chunk_dataset.Chunks(
         writers.rows(), writers.features(), writers.chunks().tokenizer, Limits(8, 2)
     )
     assert short.cut == 8
@@ -39,16 +40,18 @@ def test_features_land_at_their_items_and_padding_is_masked(chunks):
 def test_sigma_is_the_cosine_of_picture_and_title(chunks):
     features = chunks.features
     picture, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
-    sigma = batches.similarity(features, "7", "title 2")
+    sigma = chunk_dataset.similarity(features, "7", "title 2")
     assert sigma == pytest.approx(picture @ title, abs=1e-6)
     assert chunks.batch([7])["sigma"].item() == pytest.approx(sigma)
-    assert batches.similarity(features, None, "title 2") is None
-    assert batches.similarity(writers.features(learned=True), "7", "title 2") is None
+    assert chunk_dataset.similarity(features, None, "title 2") is None
+    assert chunk_dataset.similarity(writers.features(learned=True), "7", "title 2") is None
 
 
 def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
     row = chunks.rows[0] | {"image": None, "title": ""}
-    bare = batches.Chunks([row, chunks.rows[1]], chunks.features, chunks.tokenizer, Limits(8, 24))
+    bare = chunk_dataset.Chunks(
+        [row, chunks.rows[1]], chunks.features, chunks.tokenizer, Limits(8, 24)
+    )
     batch = bare.batch([0, 1])
     assert batch["has_picture"].tolist() == batch["has_topic"].tolist() == [False, True]
     assert not batch["patches"][0].any() and batch["sigma"][0] == 0
@@ -58,7 +61,7 @@ def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
 def test_learned_topics_are_characters_of_any_script():
     chunks = writers.chunks(learned=True)
     row = chunks.rows[0] | {"title": "红烧肉"}
-    chinese = batches.Chunks([row], chunks.features, chunks.tokenizer, Limits(8, 24))
+    chinese = chunk_dataset.Chunks([row], chunks.features, chunks.tokenizer, Limits(8, 24))
     batch = chinese.batch([0])
     assert "topic" not in batch
     assert chunks.tokenizer.unk_token_id not in batch["topic_ids"]
@@ -80,7 +83,9 @@ def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
 
 def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
     rows = [row | {"position": row["position"] * 2} for row in writers.rows()]
-    chunks = batches.Chunks(rows, writers.features(), writers.chunks().tokenizer, Limits(8, 24))
+    chunks = chunk_dataset.Chunks(
+        rows, writers.features(), writers.chunks().tokenizer, Limits(8, 24)
+    )
     pairs = writers.grouped([[("r2", 6), ("r1", 0), ("r0", 4)]])
     pairs[2]["rejected"] = [0]
     (group,) = chunks.groups(pairs)
@@ -90,7 +95,7 @@ def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
 
 def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_stay(chunks):
     rows = [row for row in chunks.rows if row["image"] != "1"]  # r0 at 1, which nothing illustrated
-    shown = batches.Chunks(rows, chunks.features, chunks.tokenizer, Limits(8, 24))
+    shown = chunk_dataset.Chunks(rows, chunks.features, chunks.tokenizer, Limits(8, 24))
     pairs = writers.grouped([[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]])
     pairs[0]["rejected"] = [1]
     (group,) = shown.groups(pairs)
@@ -100,13 +105,13 @@ def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_st
 
 def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(tmp_path):
     rows = [*writers.rows(), writers.rows()[0] | {"split": "test", "image": None}]
-    tables.write(tmp_path / "chunks.parquet", rows, tables.CHUNKS)
-    assert len(batches.training_chunks(tmp_path)) == 8
-    assert len(batches.read_chunks(tmp_path, "test", with_picture=False)) == 1
-    assert batches.read_chunks(tmp_path, "test", with_picture=True) == []
-    tables.write(tmp_path / "chunks.parquet", rows[-1:], tables.CHUNKS)
+    schemas.write(tmp_path / "chunks.parquet", rows, schemas.CHUNKS)
+    assert len(chunk_dataset.training_chunks(tmp_path)) == 8
+    assert len(chunk_dataset.read_chunks(tmp_path, "test", with_picture=False)) == 1
+    assert chunk_dataset.read_chunks(tmp_path, "test", with_picture=True) == []
+    schemas.write(tmp_path / "chunks.parquet", rows[-1:], schemas.CHUNKS)
     with pytest.raises(WrongInput, match="no chunk of the train split has a picture"):
-        batches.training_chunks(tmp_path)
+        chunk_dataset.training_chunks(tmp_path)
 
 
 def test_pieces_are_the_tokens_of_the_topic_that_the_model_sees():

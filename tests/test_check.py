@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import check, preset
-from stages.shared.stage import WrongInput
+from pipelines import validate_params
+from pipelines.cli import preset
+from stages.shared.runtime.stage import WrongInput
 
 ROOT, SHIPPED = Path.cwd(), Path("params.yaml").read_text()
 SUITES = yaml.safe_load(Path("sweeps.yaml").read_text())
@@ -28,20 +29,20 @@ def fault(params: dict) -> str:
     """What is said about these params."""
     Path("params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(WrongInput) as error:
-        check.main()
+        validate_params.main()
     return str(error.value)
 
 
 def test_the_params_as_shipped_pass(params):
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    check.main()
+    validate_params.main()
 
 
 @pytest.mark.parametrize("overlay", sorted(Path("presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_params_pass_under_every_preset(params, overlay):
     text = preset.merge(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
     Path("params.yaml").write_text(text)
-    check.main()
+    validate_params.main()
 
 
 def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
@@ -102,8 +103,8 @@ def test_a_run_names_a_model_that_is_there(params):
 
 def test_a_corpus_names_a_format_that_is_there(params):
     params["corpora"]["articles"]["format"] = "phrases"
-    formats = " | ".join(sorted(check.FORMATS))
-    assert {"memotion", "sample", "vist"} <= set(check.FORMATS)
+    formats = " | ".join(sorted(validate_params.FORMATS))
+    assert {"memotion", "synthetic", "vist"} <= set(validate_params.FORMATS)
     said = f"is 'phrases', none of the formats: choose one of {formats}"
     assert fault(params) == f"params.yaml: corpora.articles.format {said}"
 
@@ -120,7 +121,7 @@ def test_a_corpus_is_of_a_kind_that_its_format_holds(params):
     assert fault(params) == f"params.yaml: corpora.captions.{said}"
 
 
-@pytest.mark.parametrize("format", ["sample", "markdown"])
+@pytest.mark.parametrize("format", ["synthetic", "markdown"])
 def test_the_path_of_a_corpus_exists(params, format):
     params["corpora"]["articles"] |= {"format": format, "path": "elsewhere"}
     said = fault(params)
@@ -132,7 +133,7 @@ def test_the_path_of_a_corpus_exists(params, format):
 def test_there_is_at_least_one_corpus_and_one_run(params):
     params["writers"] = {}
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    check.main()  # readers alone are enough
+    validate_params.main()  # readers alone are enough
     params["readers"] = {}
     assert fault(params).startswith("params.yaml: writers and readers have no row")
     params["corpora"] = {}
@@ -181,7 +182,7 @@ def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params
         assert changed not in seen
         seen.append(changed)
         Path("params.yaml").write_text(yaml.safe_dump(changed))
-        check.main()
+        validate_params.main()
 
 
 @pytest.mark.parametrize("what", ["records", "pictures"])
@@ -219,7 +220,7 @@ def test_without_memes_their_stages_are_told_to_have_none(params):
     assert fault(params) == f"params.yaml: inpaint.corpora {said}"
     params["inpaint"]["corpora"] = params["augment"]["corpora"] = []
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    check.main()
+    validate_params.main()
 
 
 @pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])

@@ -20,7 +20,7 @@ from stages.chunk import (
     rejectable,
     similarity,
 )
-from stages.shared import tables
+from stages.shared.core import schemas
 
 PARAMS = Params(
     corpora=["articles"],
@@ -269,11 +269,11 @@ def test_captions_are_one_chunk_whose_text_is_the_first():
 
 
 def run(tmp_path, kind, *records, params=PARAMS):
-    tables.write(tmp_path / "in" / "records.parquet", list(records), tables.CLEAN[kind])
+    schemas.write(tmp_path / "in" / "records.parquet", list(records), schemas.CLEAN[kind])
     main(params, kind, tmp_path / "in", tmp_path / "out")
     return (
-        tables.read(tmp_path / "out" / "chunks.parquet", tables.CHUNKS),
-        tables.read(tmp_path / "out" / "pairs.parquet", tables.PAIRS),
+        schemas.read(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS),
+        schemas.read(tmp_path / "out" / "pairs.parquet", schemas.PAIRS),
         json.loads((tmp_path / "out" / "summary.json").read_text()),
     )
 
@@ -296,7 +296,7 @@ def test_every_chunk_of_an_article_has_a_row_of_pairs_even_an_empty_one(tmp_path
     assert summary["pairs"] == 2 and summary["records_without_chunks"] == 1
     assert summary["pictures_without_text"] == 1 and summary["texts_too_short"] == 1
     assert summary["groups"] == 1 and summary["articles_of_one_chunk"] == 1
-    alike = tables.read(tmp_path / "out" / "similarities.parquet", tables.SIMILARITIES)
+    alike = schemas.read(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES)
     assert [(a["record"], a["position"], a["similarities"]) for a in alike] == [
         ("s", 0, [1]),
         ("r", 0, [1, pytest.approx(1 / 3)]),
@@ -349,4 +349,4 @@ def test_captions_have_no_pairs(tmp_path):
     )
     assert len(found) == 1 and pairs == [] and summary["texts_too_short"] == 1
     assert summary["groups"] == summary["pairs"] == 0
-    assert tables.read(tmp_path / "out" / "similarities.parquet", tables.SIMILARITIES) == []
+    assert schemas.read(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES) == []

@@ -8,8 +8,8 @@ import pytest
 import regex
 
 from stages.clean import main
-from stages.shared import tables
-from stages.shared.cleaning import EMOJI, Overlay, Params, clean, clean_overlay
+from stages.shared.core import schemas
+from stages.shared.core.text_cleaning import EMOJI, Overlay, Params, clean, clean_overlay
 
 MEMES = {"mentions": True, "sites": ["com", "co.uk"], "case": "lower"}
 MEMES |= {"punctuation": "drop", "digits": "drop", "lines": "join"}
@@ -107,10 +107,10 @@ ARTICLE = {
 
 
 def run(tmp_path, kind, *records):
-    tables.write(tmp_path / "in" / "records.parquet", list(records), tables.RECORDS[kind])
+    schemas.write(tmp_path / "in" / "records.parquet", list(records), schemas.RECORDS[kind])
     main(DROP, kind, tmp_path / "in", tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    return tables.read(tmp_path / "out" / "records.parquet", tables.CLEAN[kind]), summary
+    return schemas.read(tmp_path / "out" / "records.parquet", schemas.CLEAN[kind]), summary
 
 
 def test_an_article_keeps_its_originals_and_loses_texts_that_are_empty(tmp_path):

@@ -15,9 +15,10 @@ import tiny_project
 import yaml
 from tiny_project import SLEEPER, fails, meets, processes, sleeps, wait_until, writes
 
-from pipelines import dag, headline, project
-from pipelines.progress import Durations, Progress
-from pipelines.schedule import Schedule
+from pipelines import project, summary
+from pipelines.runner import dag
+from pipelines.runner.eta import Durations, Progress
+from pipelines.runner.scheduler import Schedule
 
 POLYMUSE = str(Path(sys.executable).with_name("polymuse"))
 METRICS = {
@@ -54,7 +55,7 @@ def test_the_module_is_the_command():
 
 def evaluated(folder: Path, run: str, metrics: dict) -> None:
     """Put the metrics of a run where evaluate does, and name it in params.yaml."""
-    target, file = folder / headline.METRICS / run, folder / "params.yaml"
+    target, file = folder / summary.METRICS / run, folder / "params.yaml"
     target.mkdir(parents=True)
     (target / "metrics.json").write_text(json.dumps(metrics))
     params = yaml.safe_load(file.read_text()) if file.exists() else {}
@@ -66,7 +67,7 @@ def tracked(filter_string: str) -> tuple:
     """A client of MLflow, and the runs that the filter lets pass, newest first."""
     from mlflow.tracking import MlflowClient
 
-    from stages.shared import tracking
+    from stages.shared.runtime import tracking
 
     client = MlflowClient(tracking.uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
@@ -233,16 +234,16 @@ def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, 
     evaluated(tmp_path, "flexmuse", METRICS)
     evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
     Path("data/14_report").mkdir()
-    headline.REPORT.write_text("page")
-    assert headline.table().splitlines() == [
+    summary.REPORT.write_text("page")
+    assert summary.table().splitlines() == [
         "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr",
         "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250",
         "recipes   -      -      -          -        0.125    -",
         "",
         f"report: {tmp_path}/data/14_report/index.html",
     ]
-    assert headline.metrics()["flexmuse.ceilings.both.realised"] == 0.9756
-    assert "flexmuse.bert_score" not in headline.metrics()
+    assert summary.metrics()["flexmuse.ceilings.both.realised"] == 0.9756
+    assert "flexmuse.bert_score" not in summary.metrics()
 
 
 def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_path, monkeypatch):
@@ -252,14 +253,14 @@ def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_p
     ceilings = {"picture": {"expected": 1.0, "realised": 1.0}}
     captions = {"share_of_ceiling": share, "ceilings": ceilings, "rouge_l": 0.25}
     evaluated(tmp_path, "tippo_captions", captions)
-    assert headline.table().splitlines() == [
+    assert summary.table().splitlines() == [
         "run             skill  of ceiling  ± se   grounding  ceiling  ROUGE-L  CIDEr  literal  "
         "semantic",
         "flexmuse        0.961  -           0.012  0.950      0.976    0.500    3.250  0.750    "
         "0.500",
         "tippo_captions  -      0.800       0.020  -          1.000    0.250    -      -        -",
     ]
-    found = headline.metrics()
+    found = summary.metrics()
     assert found["tippo_captions.share_of_ceiling.value"] == 0.8
     assert found["tippo_captions.ceilings.picture.realised"] == 1
     assert found["flexmuse.rewards.semantic"] == 0.5
@@ -274,15 +275,15 @@ def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeyp
         "ceilings": {"both": {"expected": 0.9375, "realised": 0.9375}},
         "tasks": {"humour": {"accuracy": {"value": 0.5, "standard_error": 0.1}}},
     }
-    place = tmp_path / headline.SCORES / "mm_orient"
+    place = tmp_path / summary.SCORES / "mm_orient"
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(json.dumps(found))
     Path("params.yaml").write_text("readers: {mm_orient: {}}")
-    assert headline.table().splitlines() == [
+    assert summary.table().splitlines() == [
         "run        skill  ± se   ceiling  accuracy  weighted F1",
         "mm_orient  0.900  0.010  0.938    0.750     0.750",
     ]
-    assert headline.metrics()["mm_orient.weighted_f1.value"] == 0.75
+    assert summary.metrics()["mm_orient.weighted_f1.value"] == 0.75
 
 
 def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
@@ -290,7 +291,7 @@ def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
     for run in ("flexmuse", "recipes"):
         evaluated(tmp_path, run, {"rouge_l": 0.125})
     Path("params.yaml").write_text("writers: {recipes: {}}")
-    assert headline.table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
+    assert summary.table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
 
 
 def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch):
@@ -298,7 +299,7 @@ def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch
     said = {"over_masking": "look at sigma", "single_position": "look at the maps"}
     evaluated(tmp_path, "flexmuse", METRICS | {"warnings": said, "sft": {"warnings": {"a": "b"}}})
     evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
-    assert headline.table().splitlines()[3:] == [
+    assert summary.table().splitlines()[3:] == [
         "flexmuse: look at sigma",
         "flexmuse: look at the maps",
     ]

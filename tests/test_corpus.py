@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from stages.ingest import Params, check_rejected, check_splits, summary
-from stages.shared import tables
-from stages.shared.corpus import Corpus
-from stages.shared.records import Fact, Picture, PictureFile, Post, Reject, Tweet
-from stages.shared.stage import WrongInput
+from stages.ingest.__main__ import Params, check_rejected, check_splits, summary
+from stages.ingest.record_collector import Corpus
+from stages.shared.core import schemas
+from stages.shared.core.records import Fact, Picture, PictureFile, Post, Reject, Tweet
+from stages.shared.runtime.stage import WrongInput
 from tests.test_ingest import LIMITS, encoded
 
 TWEET = Tweet(source="t:1", words=["at", "York"], tags=["O", "B-LOC"], split="train")
@@ -45,7 +45,7 @@ def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, pic
     assert [row["reason"][: len(reason)] for row in corpus.rejected] == [reason]
     assert corpus.facts == []  # of a picture that is not there
     assert summary(corpus, kind)["without_picture"]["train"] == 1
-    tables.write(tmp_path / "r.parquet", list(corpus.records.values()), tables.RECORDS[kind])
+    schemas.write(tmp_path / "r.parquet", list(corpus.records.values()), schemas.RECORDS[kind])
 
 
 @pytest.mark.parametrize("item", [TWEET, POST])

@@ -6,8 +6,8 @@ import pytest
 import tiny_project
 from tiny_project import writes
 
-from pipelines import dag
-from stages.shared.stage import WrongInput
+from pipelines.runner import dag
+from stages.shared.runtime.stage import WrongInput
 
 
 @pytest.fixture

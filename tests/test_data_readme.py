@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import check
+from pipelines import validate_params
 from stages.datasets import jsonl, markdown
-from stages.shared.corpus import Corpus
-from stages.shared.params import fill, read
+from stages.ingest.record_collector import Corpus
+from stages.shared.core.config import fill, read
 from tests.taken import LIMITS, paint
 
 SHOWN = Path("data/README.md").read_text()
@@ -22,7 +22,7 @@ def blocks(language):
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_the_rows_of_corpora_are_as_params_want_them(block):
     for name, row in yaml.safe_load(block)["corpora"].items():
-        corpus = fill(check.Corpus, row, f"corpora.{name}")
+        corpus = fill(validate_params.Corpus, row, f"corpora.{name}")
         assert corpus.format in read()["formats"]
         assert corpus.path.startswith("data/00_raw/")
 

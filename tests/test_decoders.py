@@ -5,8 +5,8 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from stages.shared import decoders
-from stages.shared.stage import WrongInput
+from stages.shared.generation import decoders
+from stages.shared.runtime.stage import WrongInput
 from tests import writers
 
 TINY = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))

@@ -7,19 +7,15 @@ import torch
 from corpora import chunk, picture
 
 from stages import embed
-from stages.shared import (
-    embedding,
-    encoders,
-    features,
-    hf_encoder,
-    images,
-    openclip_encoder,
-    tables,
-    tiny_encoder,
-)
-from stages.shared.stage import WrongInput
+from stages.shared.core import image_store, schemas
+from stages.shared.encoders import base as encoders
+from stages.shared.encoders import extract, feature_store
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.shared.encoders import openclip as openclip_encoder
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.runtime.stage import WrongInput
 
-PARAMS = embedding.Params(image_batch=4, text_batch=4, min_supported=0.5)
+PARAMS = extract.Params(image_batch=4, text_batch=4, min_supported=0.5)
 SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 WORDS = ["the", "fox", "sits", "under", "red", "lamps", "while", "rain", "falls", "on", "boats"]
 
@@ -40,7 +36,7 @@ def empty_store(tmp_path, monkeypatch):
 
 def run(folder, encoder, kind="captions", params=PARAMS, name="features"):
     embed.main(params, kind, folder / "ingest", folder / "clean", encoder, folder / name)
-    return features.read(folder / name)
+    return feature_store.read(folder / name)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -54,17 +50,17 @@ def packed(rows) -> list[bytes]:
 
 def test_the_bytes_of_a_text_do_not_depend_on_its_neighbours(tmp_path, monkeypatch):
     tower, texts = tiny_encoder.MiniLM(64), sentences(30)
-    first = dict(zip(texts, packed(embedding.text_rows(tower, texts, 4)), strict=True))
+    first = dict(zip(texts, packed(extract.text_rows(tower, texts, 4)), strict=True))
     for turn, order in enumerate([texts[::-1], texts[::3], texts[5:12] + sentences(20, seed=9)]):
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home{turn}"))
-        again = dict(zip(order, packed(embedding.text_rows(tower, order, 4)), strict=True))
+        again = dict(zip(order, packed(extract.text_rows(tower, order, 4)), strict=True))
         assert all(again[text] == first[text] for text in order if text in first)
 
 
 def kinds(tmp_path, encoder_folder):
     yield "tiny", encoders.load(encoder_folder)
     for kind, make, prefix, module in [
-        ("clip", tiny_clips.clip, "", hf_encoder),
+        ("clip", tiny_clips.clip, "", huggingface_encoder),
         ("openclip", tiny_clips.openclip, "local-dir:", openclip_encoder),
     ]:
         make(tmp_path / kind)
@@ -78,26 +74,26 @@ def test_the_bytes_of_a_picture_do_not_depend_on_its_neighbours(
 ):
     rows = [picture(colour, seed) for seed in range(4) for colour in corpora.COLOURS]
     names = sorted(row["sha256"] for row in rows)
-    images.write(tmp_path / "images", rows, shards=2)
+    image_store.write(tmp_path / "images", rows, shards=2)
     for kind, encoder in kinds(tmp_path, encoder_folder):
         first = dict(
             zip(
                 names,
-                packed(embedding.picture_rows(encoder, tmp_path / "images", names, 4)),
+                packed(extract.picture_rows(encoder, tmp_path / "images", names, 4)),
                 strict=True,
             )
         )
         for turn, order in enumerate([names[::2], names[3:14], names[7:8]]):
             monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home-{kind}-{turn}"))
-            found = packed(embedding.picture_rows(encoder, tmp_path / "images", order, 4))
+            found = packed(extract.picture_rows(encoder, tmp_path / "images", order, 4))
             assert found == [first[name] for name in order], kind
 
 
 def test_features_are_what_the_encoder_computes_in_half_precision(tmp_path, encoder_folder):
     corpora.captions(tmp_path)
     found, encoder = run(tmp_path, encoder_folder), encoders.load(encoder_folder)
-    row = next(images.read(tmp_path / "ingest" / "images"))
-    pooled, patches = encoder.images([images.decode(row["bytes"])] * PARAMS.image_batch)
+    row = next(image_store.read(tmp_path / "ingest" / "images"))
+    pooled, patches = encoder.images([image_store.decode(row["bytes"])] * PARAMS.image_batch)
     place = found.image_index[row["sha256"]]
     assert np.array_equal(found.pooled[place], pooled[0].half().numpy())
     assert np.array_equal(found.patches[place], patches[0].half().numpy())
@@ -186,13 +182,13 @@ def test_memes_have_features_of_their_words_and_pictures_paraphrases_included(
     augment, _, _ = oriented.write(tmp_path, ["train"])
     rows = [row for row, _ in oriented.items(["train"])]
     embed.main(PARAMS, "memes", augment, augment, encoder_folder, tmp_path / "features")
-    cached = features.read(tmp_path / "features")
+    cached = feature_store.read(tmp_path / "features")
     assert set(cached.text_index) == {row["text"] for row in rows} - {""}
     assert set(cached.image_index) == {row["image"] for row in rows} - {None}
     assert any(row["variant"] for row in rows)
 
 
 def test_memes_that_were_not_augmented_are_one_sentence(tmp_path, encoder_folder):
-    tables.write(tmp_path / "records.parquet", [], tables.CLEAN["memes"])
+    schemas.write(tmp_path / "records.parquet", [], schemas.CLEAN["memes"])
     with pytest.raises(WrongInput, match="was written by another version: run `dvc repro`"):
         embed.main(PARAMS, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")

@@ -12,16 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clips import open_clip, photo
 
-from stages.shared import (
-    computed,
-    encoder_files,
-    encoders,
-    hf_encoder,
-    openclip_encoder,
-    operators,
-    tiny_encoder,
-)
-from stages.shared.stage import WrongInput
+from stages.shared.core import torchvision_ops
+from stages.shared.encoders import base as encoders
+from stages.shared.encoders import feature_cache
+from stages.shared.encoders import files as encoder_files
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.shared.encoders import openclip as openclip_encoder
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.runtime.stage import WrongInput
 
 ENGLISH = ["a cat", "red dogs run", "z"]
 CHINESE = ["番茄炒蛋", "米", "红烧肉米饭"]
@@ -30,7 +28,7 @@ SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=
 
 def fetched(kind, source, target, languages=("en",)):
     target.mkdir()
-    module = {"hf": hf_encoder, "openclip": openclip_encoder}[kind]
+    module = {"hf": huggingface_encoder, "openclip": openclip_encoder}[kind]
     prefix = "local-dir:" if kind == "openclip" else ""
     module.fetch(f"{prefix}{source}", list(languages), target)
     return encoders.load(target)
@@ -50,14 +48,14 @@ def close(found, expected):
 
 
 def test_torchvision_imports_beside_a_torch_it_was_not_built_for():
-    code = "import stages.shared.operators as o; o.define(); import torchvision; print('fine')"
+    code = "import stages.shared.core.torchvision_ops as o; o.define(); import torchvision; print('fine')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout == "fine\n", ran.stderr
 
 
 def test_the_operators_are_declared_once_at_most():
-    operators.define()
-    operators.define()
+    torchvision_ops.define()
+    torchvision_ops.define()
     assert hasattr(torch.ops.torchvision, "nms")
 
 
@@ -65,7 +63,7 @@ def test_texts_are_padded_to_the_next_of_few_lengths_or_the_longest():
     sizes = [16, 24, 32, 48, 64, 96, 120]
     for tokens in range(1, 200):
         expected = next((size for size in sizes if size >= tokens), 120)
-        assert computed.bucket(tokens, longest=120) == expected
+        assert feature_cache.bucket(tokens, longest=120) == expected
 
 
 def test_clip_features_are_those_of_its_own_model(tmp_path):
@@ -258,7 +256,7 @@ def test_an_open_clip_folder_without_weights_is_an_error_not_random_weights(tmp_
 @pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder", "not a name"])
 def test_hugging_face_weights_that_are_not_there_are_named(tmp_path, name):
     with pytest.raises(WrongInput, match=name) as raised:
-        hf_encoder.fetch(name, ["en"], tmp_path)
+        huggingface_encoder.fetch(name, ["en"], tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -290,7 +288,7 @@ def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path, kind):
 def test_a_model_that_is_no_clip_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(WrongInput, match="'bert' model"):
-        hf_encoder.fetch(str(tmp_path), ["en"], tmp_path)
+        huggingface_encoder.fetch(str(tmp_path), ["en"], tmp_path)
 
 
 def test_an_encoder_folder_names_no_folder_of_this_machine(tmp_path):

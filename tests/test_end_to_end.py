@@ -18,7 +18,7 @@ from dvc.repo import Repo
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from stages.shared import images
+from stages.shared.core import image_store
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -71,7 +71,7 @@ def read_json(workspace: Path, path: str) -> dict:
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:
     """The pictures of an images folder by sha256, (H, W, 3)."""
-    rows = images.read(folder)
+    rows = image_store.read(folder)
     return {
         row["sha256"]: np.asarray(Image.open(BytesIO(row["bytes"])).convert("RGB")) for row in rows
     }

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.shared import engine
-from stages.shared.engine import Params
-from stages.shared.stage import WrongInput
+from stages.shared.core import parallel
+from stages.shared.core.parallel import Params
+from stages.shared.runtime.stage import WrongInput
 
 BATCHES = [list(range(start, start + 3)) for start in range(0, 30, 3)]
 
@@ -28,13 +28,13 @@ def fail(batch: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["inline", "threads", "process"])
 def test_batches_come_out_in_order(kind):
-    found = engine.run(partial(squares, 1), iter(BATCHES), Params(kind, 2))
+    found = parallel.run(partial(squares, 1), iter(BATCHES), Params(kind, 2))
     assert list(found) == [squares(1, batch) for batch in BATCHES]
 
 
 @pytest.mark.parametrize("kind", ["inline", "threads", "process"])
 def test_an_exception_ends_the_work(kind):
-    found = engine.run(fail, iter(BATCHES), Params(kind, 2))
+    found = parallel.run(fail, iter(BATCHES), Params(kind, 2))
     with pytest.raises(ValueError, match="twelve"):
         list(found)
 
@@ -48,9 +48,9 @@ def test_no_more_batches_are_in_memory_than_workers_need():
                 taken.append(batch)
             yield batch
 
-    found = engine.run(lambda batch: batch, batches(), Params("threads", 2))
+    found = parallel.run(lambda batch: batch, batches(), Params("threads", 2))
     next(found)
-    assert len(taken) == 2 * engine.WAITING
+    assert len(taken) == 2 * parallel.WAITING
     found.close()
 
 
@@ -58,19 +58,19 @@ def test_no_more_batches_are_in_memory_than_workers_need():
     ("threads", "workers"), [("", 3), ("2", 2), ("5,2", 5), ("0", 3), ("many", 3)]
 )
 def test_zero_workers_are_as_many_as_a_stage_has_threads(monkeypatch, threads, workers):
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda pid: {0, 1, 2})
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     met = threading.Barrier(workers, timeout=10)  # none goes on before so many have come
     batches = [[number] for number in range(workers)]
-    found = engine.run(lambda batch: [met.wait() and batch], batches, Params("threads", 0))
+    found = parallel.run(lambda batch: [met.wait() and batch], batches, Params("threads", 0))
     assert len(list(found)) == workers
-    assert engine.share() == workers
+    assert parallel.share() == workers
 
 
 def test_ray_is_asked_for_in_one_sentence_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(WrongInput, match="run `pip install ray`, or give process"):
-        list(engine.run(fail, BATCHES, Params("ray", 2)))
+        list(parallel.run(fail, BATCHES, Params("ray", 2)))
 
 
 def test_ray_gets_a_plain_function_and_the_address_of_its_cluster(monkeypatch):
@@ -83,6 +83,6 @@ def test_ray_gets_a_plain_function_and_the_address_of_its_cluster(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    found = engine.run(partial(squares, 1), iter(BATCHES), Params("ray", 2))
+    found = parallel.run(partial(squares, 1), iter(BATCHES), Params("ray", 2))
     assert list(found) == [squares(1, batch) for batch in BATCHES]
     assert asked["address"] == "ray://head:10001"

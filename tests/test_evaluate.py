@@ -11,10 +11,10 @@ from unittest.mock import Mock
 import pytest
 import written
 
-from stages import evaluate
-from stages.evaluate import Params
-from stages.shared import tables
-from stages.shared.stage import WrongInput
+from stages.evaluate import __main__ as evaluate
+from stages.evaluate.__main__ import Params
+from stages.shared.core import schemas
+from stages.shared.runtime.stage import WrongInput
 
 PARAMS = Params(
     tokenizers={"zh": ["characters"]},
@@ -119,20 +119,20 @@ def write_traces(place, spreads: dict[str, float]) -> None:
             ("predict", "test", "always_pass", 1.0),
         ]
     ]
-    tables.write(place / "predictions/gates.parquet", gates, tables.GATES)
+    schemas.write(place / "predictions/gates.parquet", gates, schemas.GATES)
     fusions = [
         {"record": "a", "position": 0, "phase": phase, "spread": spread} | FUSED
         for phase, spread in spreads.items()
     ]
-    tables.write(place / "predictions/fusions.parquet", fusions, tables.FUSIONS)
+    schemas.write(place / "predictions/fusions.parquet", fusions, schemas.FUSIONS)
     text = "Ada hums at the beach"
     row = {"record": "a", "position": 0, "phase": "preference", "text": text, "tokens": ["t"]}
     looks = [0.25] * 4 + [0.1, 0.2, 0.3, 0.4]
     row |= {"fusion": [1.0] * 4, "ends": [15, len(text)], "decoder": looks}
-    tables.write(place / "predictions/attentions.parquet", [row], tables.ATTENTIONS)
+    schemas.write(place / "predictions/attentions.parquet", [row], schemas.ATTENTIONS)
     corner = {"left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0}
     box = {"record": "a", "position": 0, "slot": "place"} | corner
-    tables.write(place / "ingest/boxes.parquet", [box], tables.BOXES)
+    schemas.write(place / "ingest/boxes.parquet", [box], schemas.BOXES)
 
 
 def test_gate_fusion_and_attention_have_their_figures_and_what_is_odd_a_warning(place):
@@ -167,7 +167,7 @@ def test_a_run_without_traces_has_no_figures_of_them_and_no_warnings(place):
 def test_a_gate_that_decided_nothing_is_unavailable_and_no_warning(place):
     gate = {"record": "a", "position": 0, "split": "train", "use": "train", "mode": "sample"}
     undecided = gate | {"sigma": None, "mask_probability": None, "passed": None}
-    tables.write(place / "predictions/gates.parquet", [undecided], tables.GATES)
+    schemas.write(place / "predictions/gates.parquet", [undecided], schemas.GATES)
     found = run(place)
     assert found["gate"]["train"] == {"mode": "sample", "mask_rate": "unavailable"}
     assert not {"fusion", "warnings"} & found.keys()
@@ -275,13 +275,13 @@ def test_without_java_meteor_is_not_called_meteor(place):
     found = run(place)
     assert "meteor" not in found
     assert found["meteor_exact_stem"] > 0.9
-    rows = tables.read(place / "target/items.parquet", tables.ITEM_SCORES)
+    rows = schemas.read(place / "target/items.parquet", schemas.ITEM_SCORES)
     assert all(row["meteor"] is None for row in rows)
 
 
 def test_the_items_average_to_the_corpus_scores(place):
     found = run(place)["sft"]
-    rows = tables.read(place / "target/items.parquet", tables.ITEM_SCORES)
+    rows = schemas.read(place / "target/items.parquet", schemas.ITEM_SCORES)
     rows = [row for row in rows if (row["phase"], row["split"]) == ("sft", "test")]
     both = [row for row in rows if row["inputs"] == "both"]
     for name in ("rouge_l", "cider", "meteor_exact_stem"):
@@ -311,7 +311,7 @@ def test_rewards_are_of_whole_articles_and_their_gain_by_pairs(place):
     assert found["gain"]["grounding"]["value"] == pytest.approx(1 / 12, abs=1e-6)
     assert found["gain"]["grounding"]["standard_error"] == pytest.approx(0.5 / 6, abs=1e-6)
     assert found["measured_by"].keys() >= {"literal", "semantic"}
-    rows = tables.read(place / "target/rewards.parquet", tables.REWARDS)
+    rows = schemas.read(place / "target/rewards.parquet", schemas.REWARDS)
     (mistaken,) = [row for row in rows if row["literal"] < 0.99]
     assert [mistaken[name] for name in ("record", "split", "phase")] == ["b", "test", "sft"]
 

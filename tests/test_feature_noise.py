@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.shared.feature_noise import disturb, draws_of
+from stages.models.mm_orient.feature_noise import disturb, draws_of
 
 
 def test_noise_is_a_multiple_of_an_items_own_size():

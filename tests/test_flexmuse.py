@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from stages.models import flexmuse
-from stages.models.flexmuse import Fusion, Preference, gate, map_sigma, mask_probability
-from stages.shared.batches import Chunks, Limits
-from stages.shared.decoding import generate
-from stages.shared.stage import WrongInput
+from stages.models.flexmuse import model as flexmuse
+from stages.models.flexmuse.model import Fusion, Preference, gate, map_sigma, mask_probability
+from stages.shared.generation.chunk_dataset import Chunks, Limits
+from stages.shared.generation.decoding import generate
+from stages.shared.runtime.stage import WrongInput
 from tests import writers
 
 VOCABULARY = 300
@@ -301,7 +301,7 @@ def test_where_the_decoder_looks_is_its_cross_attention_written_out(chunks, chan
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
-    from stages.shared.training import to_device
+    from stages.shared.training.loop import to_device
 
     writer = model(chunks).eval()
     here = flexmuse.sft_loss(writer, batch)["ntp"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from stages.models import flexmuse
-from stages.models.flexmuse import Preference
+from stages.models.flexmuse import model as flexmuse
+from stages.models.flexmuse.model import Preference
 from tests import writers
 
 NUMBERS = Preference(beta=0.1, form="pairwise", length_normalised=False, sft_weight=0.0)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import ingest
-from stages.shared import tables
-from stages.shared.stage import WrongInput
+from stages.ingest import __main__ as ingest
+from stages.shared.core import schemas
+from stages.shared.runtime.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 
 
@@ -150,8 +150,8 @@ def test_a_real_part_of_it_is_taken_in_as_params_are_shipped(tmp_path):
         pytest.skip("POLYMUSE_REAL_DATA names no folder with flickr8k_cn")
     limits = ingest.Params(**PARAMS["ingest"])
     ingest.main(limits, "captions", "captions", "flickr8k_cn", source, tmp_path / "out")
-    records = tables.read(tmp_path / "out" / "records.parquet", tables.RECORDS["captions"])
-    assert tables.read(tmp_path / "out" / "rejected.parquet", tables.REJECTED) == []
+    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["captions"])
+    assert schemas.read(tmp_path / "out" / "rejected.parquet", schemas.REJECTED) == []
     assert len(records) == 400 and sum(len(one["captions"]) for one in records) == 2000
     assert {one["split"] for one in records} == {"train", "validation", "test"}
     assert {one["language"] for one in records} == {"zh"}

@@ -19,8 +19,10 @@ from prefect.states import Cancelled, Crashed
 from prefect.testing.utilities import prefect_test_harness
 from tiny_project import SLEEPER, fails, meets, processes, sleeps, wait_until, writes
 
-from pipelines import build, dag, process, project, serve
-from stages.shared.stage import WrongInput
+from pipelines import flow as pipeline_flow
+from pipelines import project, serve
+from pipelines.runner import dag, process_group
+from stages.shared.runtime.stage import WrongInput
 
 LEFT_AND_RIGHT = {
     "first": writes("a"),
@@ -48,7 +50,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def run_flow():
     """Its final state and its task runs by stage."""
-    state = build.build(return_state=True)
+    state = pipeline_flow.build(return_state=True)
     return state, task_runs(state.state_details.flow_run_id)
 
 
@@ -110,12 +112,12 @@ def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, m
 @pytest.mark.parametrize("ending", [Cancelled, Crashed])
 def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
     def stops(*_) -> None:
-        raise process.Stopped
+        raise process_group.Stopped
 
     stages = {"first": writes("a"), "after": writes("b", "a")}
     enter(monkeypatch, tiny_project.make(tmp_path / "project", **stages))
-    monkeypatch.setattr(build.repro, "reproduce", stops)
-    monkeypatch.setattr(build, "Cancelled", ending)
+    monkeypatch.setattr(pipeline_flow.repro, "reproduce", stops)
+    monkeypatch.setattr(pipeline_flow, "Cancelled", ending)
     state, runs = run_flow()
     assert runs["first"].state.name == ending.__name__
     assert runs["after"].state.name == "NotReady"
@@ -167,7 +169,7 @@ def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
     folder = tiny_project.make(tmp_path / "project", {"workers": 1}, **stages)
     environment = os.environ | {"PREFECT_API_URL": server}
     flow = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.build"],
+        [sys.executable, "-m", "pipelines.flow"],
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -193,7 +195,7 @@ def test_a_schedule_that_makes_no_sense_is_one_sentence(cron, timezone, fault):
 
 
 def test_the_server_plans_the_runs_of_a_schedule_in_its_time_zone():
-    deployment = build.build.to_deployment(
+    deployment = pipeline_flow.build.to_deployment(
         "test",
         schedule=serve.schedule("0 3 * * *", "Europe/Berlin"),
         entrypoint_type=EntrypointType.MODULE_PATH,

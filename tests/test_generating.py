@@ -17,9 +17,10 @@ import tiny_diffusion
 from corpora import COLOURS, picture
 from safetensors.torch import load_file, save_file
 
-from stages.shared import illustrators, images
-from stages.shared.illustrators import Diffusers, Illustrator, OpenAI, Params
-from stages.shared.stage import WrongInput
+from stages.illustrate import base as illustrators
+from stages.illustrate.base import Diffusers, Illustrator, OpenAI, Params
+from stages.shared.core import image_store
+from stages.shared.runtime.stage import WrongInput
 
 SIZE = 64  # pixels
 PARAMS = Params(
@@ -58,7 +59,7 @@ def test_a_drawn_picture_depends_on_its_text_index_and_seed_alone(weights, tmp_p
     alone = diffusion(weights)
     assert contents(alone, ["rain", "fox"], count=1) == [together[2][:1], together[0][:1]]
     assert contents(alone, ["fox"], seed=1) != [together[0][:1]]
-    assert images.decode(together[0][0]).size == (SIZE, SIZE)
+    assert image_store.decode(together[0][0]).size == (SIZE, SIZE)
 
 
 def test_what_was_drawn_is_read_back_without_the_model(weights, tmp_path):
@@ -113,8 +114,8 @@ def test_a_pipeline_that_does_not_exist_or_refuses_its_size_is_one_sentence(weig
 
 def test_without_the_extra_one_sentence_names_it():
     code = (
-        "import sys; sys.modules['diffusers'] = None; from stages.shared import illustrators; "
-        "from stages.shared.params import load; from stages.shared.stage import stage\n"
+        "import sys; sys.modules['diffusers'] = None; from stages.illustrate import base as illustrators; "
+        "from stages.shared.core.config import load; from stages.shared.runtime.stage import stage\n"
         "with stage(): illustrators.load('diffusers:x', load(illustrators.Params, 'illustrate'), 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

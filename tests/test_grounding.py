@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from stages.shared.grounding import Slots, load_slots, places, score, stated, total
+from stages.shared.metrics.grounding import Slots, load_slots, places, score, stated, total
 
 WEATHER = {"rain": ["rain", "wet sky"], "snow": ["snow"], "downpour": ["heavy rain"]}
 PLACE = {"beach": ["beach", "shore"], "forest": ["forest"]}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages.shared.stage import WrongInput
+from stages.shared.runtime.stage import WrongInput
 from tests.taken import paint, survives_any_bytes, take
 
 

@@ -12,10 +12,13 @@ import tiny_diffusion
 import torch
 from corpora import chunk, picture
 
-from stages import embed, illustrate
-from stages.shared import embedding, features, images, tables, tiny_encoder
-from stages.shared.illustrators import Diffusers, Params
-from stages.shared.params import load
+from stages import embed
+from stages.illustrate import __main__ as illustrate
+from stages.illustrate.base import Diffusers, Params
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import extract, feature_store
+from stages.shared.encoders import tiny as tiny_encoder
 
 SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
@@ -56,7 +59,7 @@ def run(folder, encoder, rows, chunks, name="out"):
     corpora.save(folder, rows, chunks)
     # Batches of the same size, as in the pipeline: of another one, a last bit may be another.
     embed.main(
-        load(embedding.Params, "embed"),
+        load(extract.Params, "embed"),
         "articles",
         folder / "ingest",
         folder / "clean",
@@ -79,12 +82,12 @@ def place(tmp_path_factory, encoder):
 
 
 def illustrations(target) -> list[dict]:
-    return tables.read(target / "illustrations.parquet", tables.ILLUSTRATIONS)
+    return schemas.read(target / "illustrations.parquet", schemas.ILLUSTRATIONS)
 
 
 def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
-    given = tables.read(place / "chunks" / "chunks.parquet", tables.CHUNKS)
-    found = tables.read(place / "out" / "chunks.parquet", tables.CHUNKS)
+    given = schemas.read(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    found = schemas.read(place / "out" / "chunks.parquet", schemas.CHUNKS)
     train = {row["image"]: row["record"] for row in given if row["split"] == "train"}
     for before, after in zip(given, found, strict=True):
         assert before | {"image": after["image"]} == after
@@ -98,8 +101,8 @@ def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
 
 
 def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(place, encoder):
-    cached = features.read(place / "embed")
-    given = tables.read(place / "chunks" / "chunks.parquet", tables.CHUNKS)
+    cached = feature_store.read(place / "embed")
+    given = schemas.read(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
     train = [row["image"] for row in given if row["split"] == "train" and row["image"]]
     rows = illustrations(place / "out")
     assert [row["text"] for row in rows] == ["red", "red", "a boat", "a 9 story"]
@@ -121,11 +124,11 @@ def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(
 
 def test_pictures_and_features_of_the_illustrations_stand_beside_them(place):
     names = {row["image"] for row in illustrations(place / "out")}
-    stored = {row["sha256"]: row["bytes"] for row in images.read(place / "out" / "images")}
-    known = {row["sha256"]: row["bytes"] for row in images.read(place / "ingest" / "images")}
+    stored = {row["sha256"]: row["bytes"] for row in image_store.read(place / "out" / "images")}
+    known = {row["sha256"]: row["bytes"] for row in image_store.read(place / "ingest" / "images")}
     assert stored == {name: known[name] for name in names}
-    index, pooled = features.read_pooled(place / "out" / "features")
-    cached = features.read(place / "embed")
+    index, pooled = feature_store.read_pooled(place / "out" / "features")
+    cached = feature_store.read(place / "embed")
     for name in names:
         again = cached.pooled[cached.image_index[name]]
         assert pooled[index[name]].tobytes() == again.tobytes()
@@ -144,7 +147,7 @@ def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_pa
     rows, chunks = articles()
     chinese = [row | {"language": "zh"} for row in chunks]
     target = run(tmp_path, encoder, rows, chinese)
-    assert tables.read(target / "chunks.parquet", tables.CHUNKS) == chinese
+    assert schemas.read(target / "chunks.parquet", schemas.CHUNKS) == chinese
     summary = json.loads((target / "summary.json").read_text())
     assert summary["left_without"] == {"no title": 1, "the encoder does not read the language": 4}
     assert summary["similarity"] is None
@@ -156,15 +159,15 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
     """As DVC starts it: the folders of encoder and features are not even looked at."""
     corpora.captions(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from stages import illustrate; "
-        "from stages.shared.illustrators import Params; from stages.shared.params import load; "
+        "import sys; from pathlib import Path; from stages.illustrate import __main__ as illustrate; "
+        "from stages.illustrate.base import Params; from stages.shared.core.config import load; "
         "illustrate.main(load(Params, 'illustrate'), list(map(Path, sys.argv[1:-1])), "
         "Path(sys.argv[-1])); assert not {'torch', 'mlflow', 'diffusers'} & set(sys.modules)"
     )
     folders = [*sources(tmp_path, tmp_path / "none"), tmp_path / "out"]
     subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True)
-    given = tables.read(tmp_path / "chunks" / "chunks.parquet", tables.CHUNKS)
-    assert tables.read(tmp_path / "out" / "chunks.parquet", tables.CHUNKS) == given
+    given = schemas.read(tmp_path / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    assert schemas.read(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS) == given
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "chunks.parquet",
         "illustrations.parquet",
@@ -191,6 +194,6 @@ def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_
         assert [row["backend"] for row in found] == ["diffusers:tiny-sd"] * 4
         assert all((row["similarity"] is not None) == known for row in found)
         assert str(tmp_path) not in (target / "summary.json").read_text()
-        cached = features.read(tmp_path / language / "embed", target / "features")
-        shown = tables.read(target / "chunks.parquet", tables.CHUNKS)
+        cached = feature_store.read(tmp_path / language / "embed", target / "features")
+        shown = schemas.read(target / "chunks.parquet", schemas.CHUNKS)
         assert {row["image"] for row in shown if row["title"]} == cached.image_index.keys()

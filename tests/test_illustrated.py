@@ -9,10 +9,16 @@ import tiny_diffusion
 import torch
 from corpora import COLOURS, picture
 
-from stages import chunk, clean, embed, illustrate, ingest, predict, train_sft
-from stages.shared import embedding, illustrators, images, runs, tables, tiny_encoder
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages import chunk, clean, embed, predict, train_sft
+from stages.illustrate import __main__ as illustrate
+from stages.illustrate import base as illustrators
+from stages.ingest import __main__ as ingest
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import extract
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.generation import generator as generators
+from stages.shared.runtime.stage import WrongInput
 from tests import corpus
 
 SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
@@ -51,7 +57,7 @@ def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
     tower = tiny_encoder.PictureTower(SIZES, texts.width)
     tiny_encoder.save(place / "align", SIZES, tower, texts)
     folders = [place / name for name in ("ingest", "clean", "align", "embed")]
-    embed.main(load(embedding.Params, "embed"), "articles", *folders)
+    embed.main(load(extract.Params, "embed"), "articles", *folders)
     folders = [place / name for name in ("ingest", "chunk", "align", "embed")]
     params = replace(load(illustrators.Params, "illustrate"), **changes)
     illustrate.main(params, folders, place / "illustrate")
@@ -59,7 +65,7 @@ def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
 
 def write_about(place: Path) -> None:
     """What train_sft and predict make of it."""
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     sources = [place / name for name in ("illustrate", "embed", "align")]
     train_sft.main("flexmuse", run, sources, place / "sft")
     model = place / "sft" / "model"
@@ -80,7 +86,7 @@ def place(tmp_path_factory):
 
 
 def chunks(folder: Path) -> dict[str, dict]:
-    return {row["record"]: row for row in tables.read(folder / "chunks.parquet", tables.CHUNKS)}
+    return {row["record"]: row for row in schemas.read(folder / "chunks.parquet", schemas.CHUNKS)}
 
 
 def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_sigma(place):
@@ -89,9 +95,9 @@ def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_
     assert len(bare) == len(BARE)
     train = {row["image"] for row in before.values() if row["split"] == "train"} - {None}
     assert {after[record]["image"] for record in bare} <= train
-    given = tables.read(place / "illustrate" / "illustrations.parquet", tables.ILLUSTRATIONS)
+    given = schemas.read(place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS)
     (illustration,) = [row for row in given if row["split"] == "test"]
-    written = tables.read(place / "out" / "predictions.parquet", tables.PREDICTIONS)
+    written = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
     rows = [row for row in written if row["record"] == illustration["record"]]
     assert {row["inputs"] for row in rows} == {"both", "topic", "picture"}
     for row in rows:
@@ -105,8 +111,8 @@ def test_the_train_article_without_picture_is_trained_on_like_the_others(place):
 
 
 def test_the_pictures_that_others_show_are_the_stored_ones(place):
-    names = {row["sha256"] for row in images.read(place / "illustrate" / "images")}
-    given = tables.read(place / "illustrate" / "illustrations.parquet", tables.ILLUSTRATIONS)
+    names = {row["sha256"] for row in image_store.read(place / "illustrate" / "images")}
+    given = schemas.read(place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS)
     assert names == {row["image"] for row in given}
 
 
@@ -126,8 +132,8 @@ def test_articles_without_any_picture_are_drawn_trained_on_and_written(bare_plac
     sizes = illustrators.Diffusers(steps=2, guidance=5.0, size=64)
     prepare(bare_place, EVERY, backend=f"diffusers:{painter}", diffusers=sizes)
     write_about(bare_place)
-    written = tables.read(bare_place / "out/predictions.parquet", tables.PREDICTIONS)
-    drawn = {row["sha256"] for row in images.read(bare_place / "illustrate" / "images")}
+    written = schemas.read(bare_place / "out/predictions.parquet", schemas.PREDICTIONS)
+    drawn = {row["sha256"] for row in image_store.read(bare_place / "illustrate" / "images")}
     assert {row["image"] for row in written} <= drawn
     assert {row["split"] for row in written} == {"validation", "test"}
     assert all(-1 <= row["sigma"] <= 1 for row in written)

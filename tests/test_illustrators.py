@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from corpora import chunk, picture
 
-from stages.shared import features, illustrators, images, tables
-from stages.shared.illustrators import Gallery
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages.illustrate import base as illustrators
+from stages.illustrate.base import Gallery
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.runtime.stage import WrongInput
 
 VECTORS = {"x": (1, 0), "y": (0, 1), "between": (0.6, 0.8)}
 
@@ -29,13 +31,13 @@ def gallery(tmp_path) -> Gallery:
     chunks = [chunk(n, name) for n, name in enumerate(names)]
     chunks[3]["split"] = "test"
     twice = chunk(9, names[3])  # train shows the test picture too
-    tables.write(tmp_path / "chunk" / "chunks.parquet", [*chunks, twice], tables.CHUNKS)
-    images.write(tmp_path / "ingest" / "images", rows, shards=3)
+    schemas.write(tmp_path / "chunk" / "chunks.parquet", [*chunks, twice], schemas.CHUNKS)
+    image_store.write(tmp_path / "ingest" / "images", rows, shards=3)
     (tmp_path / "embed").mkdir()
     patches = np.zeros((1, 1), np.float16)
     stored = [{"pooled": np.array(point, np.float16), "patches": patches} for point in points]
     word = {"pooled": np.zeros(2, np.float16), "tokens": patches}
-    features.write(tmp_path / "embed", (names, stored), (["x"], [["x"]], [word]))
+    feature_store.write(tmp_path / "embed", (names, stored), (["x"], [["x"]], [word]))
     folders = [tmp_path / name for name in ("ingest", "chunk", "align", "embed")]
     return Pooled(*folders, text_batch=4)
 
@@ -64,7 +66,7 @@ def test_what_is_found_for_a_text_does_not_depend_on_the_others(gallery):
 def test_the_picture_is_the_one_its_source_names(gallery):
     params = load(illustrators.Params, "illustrate")
     ((found,),) = illustrators.load("retrieve", params, gallery).illustrate(["y"], 1, 0)
-    assert images.trusted(found.content)["sha256"] == picture("red", 4)["sha256"]
+    assert image_store.trusted(found.content)["sha256"] == picture("red", 4)["sha256"]
 
 
 @pytest.mark.parametrize("backend", ["paint", "retrieve:me", "", "diffusers", "openai:"])

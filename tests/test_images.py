@@ -6,9 +6,9 @@ from random import Random
 import pytest
 from PIL import Image
 
-from stages.shared import images
-from stages.shared.images import WrongImage, decode, inspect
-from stages.shared.stage import WrongInput
+from stages.shared.core import image_store
+from stages.shared.core.image_store import WrongImage, decode, inspect
+from stages.shared.runtime.stage import WrongInput
 
 MANY = 10**6  # pixels
 HEADER = 100  # bytes; of the photo its EXIF data, where one of 500 damages gets past OSError
@@ -84,7 +84,7 @@ def test_whatever_a_parser_raises_is_a_reason_without_an_address_of_this_process
     def parser(*args, **options):
         raise struct.error(f"cannot read {object()}")
 
-    monkeypatch.setattr(images.ImageOps, "exif_transpose", parser)
+    monkeypatch.setattr(image_store.ImageOps, "exif_transpose", parser)
     with pytest.raises(WrongImage, match=r"^unreadable image: cannot read <object object>$"):
         inspect(photo_of_a_camera(), MANY)
 
@@ -131,17 +131,17 @@ def rows(count):
 def test_rows_come_back_once_each_in_order_of_hash_whatever_the_shards(tmp_path):
     given = rows(20)
     for shards in [1, 3, 8]:
-        images.write(tmp_path / str(shards), given + given[:5], shards)
+        image_store.write(tmp_path / str(shards), given + given[:5], shards)
         assert len(list((tmp_path / str(shards)).iterdir())) == shards
-        found = list(images.read(tmp_path / str(shards)))
+        found = list(image_store.read(tmp_path / str(shards)))
         assert found == sorted(given, key=lambda row: row["sha256"])
 
 
 def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
     *given, new = rows(20)
-    images.write(tmp_path / "one", given, 8)
-    images.write(tmp_path / "two", [new, *reversed(given)], 8)
-    images.write(tmp_path / "three", reversed(given), 8)
+    image_store.write(tmp_path / "one", given, 8)
+    image_store.write(tmp_path / "two", [new, *reversed(given)], 8)
+    image_store.write(tmp_path / "three", reversed(given), 8)
     shards = {
         name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ["one", "two", "three"]
@@ -154,11 +154,11 @@ def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
 def test_some_pictures_are_found_in_the_shards_and_one_that_is_not_there_is_named(tmp_path):
     files = [encoded(Image.new("RGB", (seed, 1)), "PNG") for seed in range(1, 80)]
     rows = [inspect(content, MANY) for content in files]  # several row groups in each shard
-    images.write(tmp_path, rows, shards=2)
+    image_store.write(tmp_path, rows, shards=2)
     wanted = [rows[3], rows[40], rows[69]]
-    found = images.find(tmp_path, [row["sha256"] for row in wanted])
+    found = image_store.find(tmp_path, [row["sha256"] for row in wanted])
     assert found == {row["sha256"]: row["bytes"] for row in wanted}
-    assert images.find(tmp_path, []) == {}
-    assert [images.trusted(row["bytes"]) for row in wanted] == wanted
+    assert image_store.find(tmp_path, []) == {}
+    assert [image_store.trusted(row["bytes"]) for row in wanted] == wanted
     with pytest.raises(WrongInput, match=f"lacks the picture {'0' * 64}"):
-        images.find(tmp_path, ["0" * 64])
+        image_store.find(tmp_path, ["0" * 64])

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages import ingest
 from stages.datasets import markdown
-from stages.ingest import Params, complete
-from stages.shared import images, tables
-from stages.shared.corpus import Corpus, read_picture, split_of
-from stages.shared.images import WrongImage
-from stages.shared.records import Article, Box, Captioned, Fact, Picture, PictureFile
-from stages.shared.stage import WrongInput
+from stages.ingest import __main__ as ingest
+from stages.ingest.__main__ import Params, complete
+from stages.ingest.record_collector import Corpus, read_picture, split_of
+from stages.shared.core import image_store, schemas
+from stages.shared.core.image_store import WrongImage
+from stages.shared.core.records import Article, Box, Captioned, Fact, Picture, PictureFile
+from stages.shared.runtime.stage import WrongInput
 
 MANY = 10**6  # pixels
 LIMITS = Params(shards=2, max_pixels=MANY, max_rejected=0.5, validation=0.2, test=0.2)
@@ -50,8 +50,8 @@ def whole(*rows):
 
 def take(source, target, kind="articles", limits=LIMITS):
     ingest.main(limits, "corpus", kind, "jsonl", source, target)
-    records = tables.read(target / "records.parquet", tables.RECORDS[kind])
-    rejected = tables.read(target / "rejected.parquet", tables.REJECTED)
+    records = schemas.read(target / "records.parquet", schemas.RECORDS[kind])
+    rejected = schemas.read(target / "rejected.parquet", schemas.REJECTED)
     return records, rejected
 
 
@@ -65,7 +65,7 @@ def reasons(tmp_path, *rows, **options):
 
 def test_an_article_becomes_a_record_and_its_picture_a_row_of_the_images(tmp_path):
     records, rejected = take(write_lines(tmp_path / "in", *whole()), tmp_path / "out")
-    (picture,) = images.read(tmp_path / "out" / "images")
+    (picture,) = image_store.read(tmp_path / "out" / "images")
     assert picture["bytes"] == encoded("red") and (picture["width"], picture["height"]) == (8, 6)
     record = records[0]
     assert record["title"] == "About good text for train" and record["language"] == "en"
@@ -125,7 +125,7 @@ def test_a_picture_of_no_use_is_rejected_and_the_article_goes_on(tmp_path, image
         assert [row["source"] for row in rejected] == ["articles.jsonl:4"]
         assert rejected[0]["reason"].startswith(reason)
         assert len(rejected[0]["reason"]) < 300
-    assert len(list(images.read(tmp_path / "out" / "images"))) == 1
+    assert len(list(image_store.read(tmp_path / "out" / "images"))) == 1
 
 
 def test_a_link_that_stays_in_the_folder_is_followed(tmp_path):
@@ -179,7 +179,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
     (source / "text.png").write_text("no picture")
     take(source, tmp_path / "one")
     take(source, tmp_path / "two")
-    rejected = tables.read(tmp_path / "one" / "rejected.parquet", tables.REJECTED)
+    rejected = schemas.read(tmp_path / "one" / "rejected.parquet", schemas.REJECTED)
     assert rejected[1]["reason"] == "unreadable image: no picture of a known format (text.png)"
     for path in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
         twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
@@ -304,8 +304,8 @@ def test_a_photo_of_a_phone_with_a_second_picture_inside_is_taken_in(tmp_path):
     first.save(content, "MPO", save_all=True, append_images=[second])
     (source / "red.png").write_bytes(content.getvalue())
     _, rejected = take(source, tmp_path / "out")
-    (picture,) = images.read(tmp_path / "out" / "images")
-    assert rejected == [] and images.decode(picture["bytes"]).getpixel((4, 4))[0] > 200
+    (picture,) = image_store.read(tmp_path / "out" / "images")
+    assert rejected == [] and image_store.decode(picture["bytes"]).getpixel((4, 4))[0] > 200
 
 
 def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(tmp_path):
@@ -386,14 +386,14 @@ def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
         pytest.skip("POLYMUSE_REAL_DATA names no folder with howtocook")
     limits = Params(**yaml.safe_load(Path("params.yaml").read_text())["ingest"])
     ingest.main(limits, "recipes", "articles", "markdown", source, tmp_path / "out")
-    records = tables.read(tmp_path / "out" / "records.parquet", tables.RECORDS["articles"])
+    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["articles"])
     pictures = [
         block["image"] for record in records for block in record["blocks"] if block["image"]
     ]
     assert len(records) == 29 and len(pictures) == 67
     assert {record["language"] for record in records} == {"zh"}
     assert all(record["title"].endswith("的做法") for record in records)
-    assert tables.read(tmp_path / "out" / "rejected.parquet", tables.REJECTED) == []
+    assert schemas.read(tmp_path / "out" / "rejected.parquet", schemas.REJECTED) == []
 
 
 def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
@@ -420,5 +420,5 @@ def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
     assert corpus.boxes == [
         {"record": fact["record"], "position": fact["position"]} | key for fact in corpus.facts
     ]
-    tables.write(tmp_path / "boxes.parquet", corpus.boxes, tables.BOXES)
-    assert len(tables.read(tmp_path / "boxes.parquet", tables.BOXES)) == 3
+    schemas.write(tmp_path / "boxes.parquet", corpus.boxes, schemas.BOXES)
+    assert len(schemas.read(tmp_path / "boxes.parquet", schemas.BOXES)) == 3

@@ -16,15 +16,16 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz import fuzz
 
-from stages import inpaint
-from stages.shared import engine, images, inpainters, masks, tables, text_boxes, text_removal
-from stages.shared.inpainters import Painting
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
-from stages.shared.store import Store
+from stages.inpaint import __main__ as inpaint
+from stages.inpaint import inpainters, masks, text_detection, text_removal
+from stages.inpaint.inpainters import Painting
+from stages.shared.core import image_store, parallel, schemas
+from stages.shared.core.cache import Store
+from stages.shared.core.config import load
+from stages.shared.runtime.stage import WrongInput
 
 PARAMS = replace(load(inpaint.Params, "inpaint"), shards=2)
-THREADS = engine.Params("threads", 2)
+THREADS = parallel.Params("threads", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +37,8 @@ def run(folder, rows, records, params=PARAMS, workers=THREADS, name="out"):
     """(INPAINTED rows by picture, contents by sha256, summary)."""
     sources = lettered.save(folder, rows, records)
     inpaint.main(params, workers, *sources, folder / name)
-    found = tables.read(folder / name / "pictures.parquet", tables.INPAINTED)
-    contents = {row["sha256"]: row["bytes"] for row in images.read(folder / name / "images")}
+    found = schemas.read(folder / name / "pictures.parquet", schemas.INPAINTED)
+    contents = {row["sha256"]: row["bytes"] for row in image_store.read(folder / name / "images")}
     summary = json.loads((folder / name / "summary.json").read_text())
     return {row["image"]: row for row in found}, contents, summary
 
@@ -60,7 +61,7 @@ def bare_row() -> dict:
 
 
 def pixels(content: bytes) -> np.ndarray:
-    return np.asarray(images.decode(content))
+    return np.asarray(image_store.decode(content))
 
 
 def assert_only_the_mask_changed(row: dict, before: bytes, after: bytes) -> None:
@@ -79,7 +80,7 @@ def test_text_goes_and_every_pixel_outside_the_mask_stays(tmp_path):
         out = found[row["sha256"]]
         assert out["inpainted"] != row["sha256"] and out["text"] is None
         assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-        quads, _ = text_boxes.find(pixels(contents[out["inpainted"]]), PARAMS.find)
+        quads, _ = text_detection.find(pixels(contents[out["inpainted"]]), PARAMS.find)
         assert len(quads) == 0
     assert summary == {
         "pictures": 4,
@@ -97,7 +98,7 @@ def test_the_letters_are_inside_the_mask_and_little_else_is():
     for number in range(20):
         image, ink, _ = lettered.meme(number)
         picture = np.asarray(image)
-        quads, _ = text_boxes.find(picture, PARAMS.find)
+        quads, _ = text_detection.find(picture, PARAMS.find)
         mask = masks.draw(picture, quads, PARAMS.mask) > 0
         inside, letters = inside + (mask & ink).sum(), letters + ink.sum()
         assert (mask & ~box_of(ink)).mean() <= 0.15
@@ -136,7 +137,7 @@ def test_a_picture_without_text_is_the_same_bytes(tmp_path):
 
 def test_backend_none_passes_every_picture_through_without_looking_at_it(tmp_path, monkeypatch):
     rows = meme_rows(2)
-    monkeypatch.setattr(text_boxes, "find", None)
+    monkeypatch.setattr(text_detection, "find", None)
     params = replace(PARAMS, paint=replace(PARAMS.paint, backend="none"))
     found, contents, summary = run(tmp_path, rows, records_of(rows), params)
     assert {row["inpainted"] for row in found.values()} == set(contents) == set(found)
@@ -191,7 +192,7 @@ def test_odd_kinds_of_pictures_lose_their_text_too(tmp_path, kind):
     out = found[row["sha256"]]
     assert summary["failed"] == {} and summary["with_text"] == 1
     assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-    assert (row["width"], row["height"]) == images.decode(contents[out["inpainted"]]).size
+    assert (row["width"], row["height"]) == image_store.decode(contents[out["inpainted"]]).size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (20_000, 4), (3, 5), (40, 2500)])
@@ -323,7 +324,7 @@ def test_every_engine_and_batch_writes_the_same_bytes(tmp_path, monkeypatch, kin
     run(tmp_path, rows, records, name="threads")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "another"))
     other = replace(PARAMS, batch=3)
-    run(tmp_path, rows, records, other, engine.Params(kind, 2), name=kind)
+    run(tmp_path, rows, records, other, parallel.Params(kind, 2), name=kind)
     assert bytes_of(tmp_path / "threads") == bytes_of(tmp_path / kind)
 
 
@@ -351,10 +352,10 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
 
 
 def test_the_rows_of_another_setting_are_not_taken(tmp_path):
-    same = text_boxes.fingerprint(PARAMS.find)
-    assert same == text_boxes.fingerprint(replace(PARAMS.find))
-    assert same != text_boxes.fingerprint(replace(PARAMS.find, side=320))
-    assert same != text_boxes.fingerprint(PARAMS.read)
+    same = text_detection.fingerprint(PARAMS.find)
+    assert same == text_detection.fingerprint(replace(PARAMS.find))
+    assert same != text_detection.fingerprint(replace(PARAMS.find, side=320))
+    assert same != text_detection.fingerprint(PARAMS.read)
     one, other = (
         inpainters.fingerprint(replace(PARAMS.paint, radius=radius)) for radius in (3.0, 4.0)
     )
@@ -372,7 +373,7 @@ def test_the_rows_of_other_code_are_not_taken(tmp_path, monkeypatch):
 
 def test_weights_that_are_missing_are_said_before_anything_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
-    monkeypatch.setattr(text_boxes, "find", None)
+    monkeypatch.setattr(text_detection, "find", None)
     rows = meme_rows(1)
     lama = replace(PARAMS, paint=replace(PARAMS.paint, backend="lama"))
     with pytest.raises(WrongInput, match=r"LAMA_MODEL: .* is no file"):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages import inpaint
-from stages.shared import images, inpainters, masks, text_removal
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages.inpaint import __main__ as inpaint
+from stages.inpaint import inpainters, masks, text_removal
+from stages.shared.core import image_store
+from stages.shared.core.config import load
+from stages.shared.runtime.stage import WrongInput
 from tests import lettered
 
 PARAMS = load(inpaint.Params, "inpaint")
@@ -53,7 +54,7 @@ def test_lama_paints_a_meme_and_leaves_the_rest(weights):
     row = lettered.row(lettered.meme(2)[0])
     boxes = text_removal.find(row["bytes"], PARAMS.find)
     painted = text_removal.paint(row["bytes"], boxes.quads, PARAMS.mask, LAMA)
-    old, new = (np.asarray(images.decode(each)) for each in (row["bytes"], painted.content))
+    old, new = (np.asarray(image_store.decode(each)) for each in (row["bytes"], painted.content))
     mask = masks.from_png(painted.mask) > 0
     assert np.array_equal(old[~mask], new[~mask]) and (new[mask] == 127).all()
 

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from stages import judge
 from stages.judge import ASKED, PERSPECTIVES, Params, instruction
-from stages.shared import params, tables
-from stages.shared.stage import WrongInput
+from stages.shared.core import config, schemas
+from stages.shared.runtime.stage import WrongInput
 from tests.chat_server import KEY, TOKENS
 
 PARAMS = Params(
@@ -86,7 +86,7 @@ def run(place: Path, kind: str = "articles", **changes) -> dict:
 
 
 def scores(place: Path) -> list[dict]:
-    return tables.read(place / "target/scores.parquet", tables.JUDGEMENTS)
+    return schemas.read(place / "target/scores.parquet", schemas.JUDGEMENTS)
 
 
 def test_scores_become_means_with_standard_errors(place, serve):
@@ -291,7 +291,7 @@ WITHOUT = """
 import sys
 from pathlib import Path
 from stages import judge
-from stages.shared.params import load
+from stages.shared.core.config import load
 judge.main(load(judge.Params, "judge"), "run", "articles", Path("nowhere"), Path(sys.argv[1]))
 print({"openai", "mlflow", "torch"} & set(sys.modules))
 """
@@ -307,7 +307,7 @@ def test_as_shipped_nobody_is_asked_and_nothing_heavy_is_loaded(place):
 
 
 def test_the_prompts_as_shipped_define_each_perspective_and_name_the_tags():
-    shipped = params.load(Params, "judge")
+    shipped = config.load(Params, "judge")
     for reference, names in ASKED.items():
         told = " ".join(instruction(shipped, reference).split())
         assert [told.count(f" - {name}: ") for name in names] == [1] * len(names)
@@ -341,7 +341,7 @@ def test_a_prompt_or_definition_that_cannot_work_is_named(tmp_path, monkeypatch,
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WrongInput) as wrong:
-        params.load(Params, "judge")
+        config.load(Params, "judge")
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
 
 

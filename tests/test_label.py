@@ -9,11 +9,14 @@ from corpus import bytes_of
 from PIL import Image
 from tagged import RUNS
 
-from stages.label import __main__ as stage
-from stages.label import muse as label
-from stages.label.params import Params
-from stages.shared import features, labelled, readers, tables
-from stages.shared.params import load
+from stages.classify import __main__ as stage
+from stages.classify import muse as label
+from stages.classify.config import Params
+from stages.models.muse import checkpoint as muse_checkpoint
+from stages.models.muse import dataset as muse_dataset
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
 
 SIZE = 3  # items of a batch: not a divisor of 5
 
@@ -47,8 +50,8 @@ def made(models, monkeypatch):
         folder, (ingest, clean, embed) = models(name, *more, **changes)
         monkeypatch.chdir(folder)
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
-        reader = readers.restore(folder / "models" / name)
-        rows, cached = labelled.read_rows(clean, RUNS[name]), features.read(embed)
+        reader = muse_checkpoint.restore(folder / "models" / name)
+        rows, cached = muse_dataset.read_rows(clean, RUNS[name]), feature_store.read(embed)
         splits = {split: reader.items(rows[split], cached, ingest) for split in label.SPLITS}
         return reader, splits, load(Params, "label")
 
@@ -77,7 +80,7 @@ def test_every_item_is_labelled_once_from_each_of_its_inputs(made, name):
     assert keys == of_test | {
         (f"validation-{n}", "validation", "both") for n in range(sizes["validation"])
     }
-    assert {row["task"] for row in rows} == {labelled.TASKS[RUNS[name]]}
+    assert {row["task"] for row in rows} == {muse_dataset.TASKS[RUNS[name]]}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -97,7 +100,7 @@ def test_labels_are_what_the_model_decides_of_these_inputs(made, name, inputs):
         one = found[row["id"], inputs]
         assert one["predicted"] == wanted[index]
         assert one["probability"] == pytest.approx(decided.probability[index], rel=1e-4)
-        assert one["gold"] == labelled.gold_of(row)
+        assert one["gold"] == muse_dataset.gold_of(row)
 
 
 def test_the_batch_changes_no_label(made):
@@ -290,9 +293,9 @@ def test_the_stage_writes_every_table_and_twice_the_same_bytes(models, monkeypat
         *(f"{table}.parquet" for table in label.TABLES),
         "parameters.json",
     }
-    rows = {t: tables.read(first / f"{t}.parquet", schema) for t, schema in label.TABLES.items()}
+    rows = {t: schemas.read(first / f"{t}.parquet", schema) for t, schema in label.TABLES.items()}
     assert all(rows.values())
-    reader = readers.restore(folder / "models" / name)
-    counts = tables.read_json(first / "parameters.json")
+    reader = muse_checkpoint.restore(folder / "models" / name)
+    counts = schemas.read_json(first / "parameters.json")
     assert counts["trained"] > 0 and counts["frozen"] > 0
     assert sum(counts.values()) == sum(w.numel() for w in reader.model.parameters())

@@ -15,10 +15,10 @@ from labellers import RED, model_of
 from PIL import Image
 from tiny_clips import photo
 
-from pipelines import label
-from pipelines.labeller import Labeller, Tags, entities, of_text
-from stages.shared import tracking
-from stages.shared.stage import WrongInput
+from pipelines.cli import label
+from pipelines.inference.text_labeler import Labeller, Tags, entities, of_text
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
 from tests.test_cli import POLYMUSE, polymuse
 
 

@@ -15,11 +15,12 @@ import yaml
 from meme_labellers import NAME, TASKS, model_of, picture
 from PIL import Image
 
-from pipelines import cli, label, label_memes
-from pipelines.label_memes import SHOWN, harmless, shown, targets_of, write_table
-from pipelines.meme_labeller import Label, MemeLabeller, Prepared
-from stages.shared import tracking
-from stages.shared.stage import WrongInput
+from pipelines import cli
+from pipelines.cli import label, label_memes
+from pipelines.cli.label_memes import SHOWN, harmless, shown, targets_of, write_table
+from pipelines.inference.meme_labeler import Label, MemeLabeller, Prepared
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
 from tests.test_cli import polymuse
 
 FIELDS = ["image", "text", "original", "text_source"]

@@ -8,13 +8,16 @@ import pytest
 import torch
 from oriented import CELLS, LEARNED, NAME, SPLITS, UNJUDGED, WITHOUT_PICTURE, WITHOUT_TEXT
 
-from stages.label import __main__ as stage
-from stages.label import mm_orient as label
-from stages.label.params import Params
-from stages.label.showing import INPUTS
-from stages.shared import features, meme_readers, memes, tables
-from stages.shared.metrics import evenly
-from stages.shared.params import load
+from stages.classify import __main__ as stage
+from stages.classify import mm_orient as label
+from stages.classify.batching import INPUTS
+from stages.classify.config import Params
+from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
+from stages.models.mm_orient import dataset as meme_dataset
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.metrics.text import evenly
 
 SIZE = 3  # items of a batch: not a divisor of 7
 GRAPHS = ("tt", "ii", "ti", "it")
@@ -50,8 +53,8 @@ def made(models, monkeypatch):
         folder, (pictures, records, embed), model = models(network)
         monkeypatch.chdir(folder)
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
-        reader, rows = meme_readers.restore(model), memes.read_rows(records)
-        known = features.read(embed)
+        reader, rows = mm_orient_checkpoint.restore(model), meme_dataset.read_rows(records)
+        known = feature_store.read(embed)
         return reader, {split: reader.items(rows[split], known, pictures) for split in label.SPLITS}
 
     return make
@@ -71,7 +74,7 @@ def labelled(models, monkeypatch, tmp_path):
         stage.main(NAME, label, given, "memes", load(Params, "label"), place / "out")
         assert json.loads((place / "out/parameters.json").read_text())["trained"] > 0
         return {
-            name: tables.read(place / "out" / f"{name}.parquet", schema)
+            name: schemas.read(place / "out" / f"{name}.parquet", schema)
             for name, schema in label.TABLES.items()
         }
 

@@ -8,9 +8,15 @@ from seqeval.metrics.v1 import precision_recall_fscore_support as by_scheme
 from seqeval.scheme import IOB2
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
-from stages.shared import label_scores
-from stages.shared.label_scores import class_scores, entities, entity_scores, lenient, strict
-from stages.shared.metrics import plain
+from stages.shared.metrics import classification as classification_metrics
+from stages.shared.metrics.classification import (
+    class_scores,
+    entities,
+    entity_scores,
+    lenient,
+    strict,
+)
+from stages.shared.metrics.text import plain
 
 DRAWS = 200
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-A-B", "I-A-B", "B", "I"]
@@ -57,9 +63,9 @@ def test_figures_by_hand():
 def test_f1_alone_is_the_same_figure():
     gold, predicted = [["B-PER", "O", "B-LOC"], ["B-PER", "O"]], [["B-PER", "O", "O"], ["O", "O"]]
     found = entities(gold, predicted)
-    assert label_scores.f1_of(found["lenient"]) == pytest.approx(2 * 1 / (1 + 3))
+    assert classification_metrics.f1_of(found["lenient"]) == pytest.approx(2 * 1 / (1 + 3))
     whole = entity_scores(found, DRAWS, seed=0)["lenient"]["f1"]
-    assert label_scores.f1_of(found["lenient"]) == pytest.approx(whole)
+    assert classification_metrics.f1_of(found["lenient"]) == pytest.approx(whole)
 
 
 def test_what_was_taken_for_what_counts_places_once():
@@ -120,10 +126,22 @@ def test_the_bootstrap_gives_the_error_that_is_known_where_f1_is_a_share():
     """One gold and one predicted entity an item: F1 is the share of right ones, .8 of 400; its
     error is sqrt(.8 x .2 / 400) = .02, and 1000 draws know it to 1 / sqrt(2000) of itself."""
     counts = np.array([[1, 1, 1]] * 320 + [[0, 1, 1]] * 80)[:, None]
-    (found,) = label_scores.standard_errors(counts, label_scores.f1, 1000, seed=0)
+    (found,) = classification_metrics.standard_errors(
+        counts, classification_metrics.f1, 1000, seed=0
+    )
     assert found == pytest.approx(0.02, rel=0.08)
-    assert found == label_scores.standard_errors(counts, label_scores.f1, 1000, seed=0)[0]
-    assert found != label_scores.standard_errors(counts, label_scores.f1, 1000, seed=1)[0]
+    assert (
+        found
+        == classification_metrics.standard_errors(counts, classification_metrics.f1, 1000, seed=0)[
+            0
+        ]
+    )
+    assert (
+        found
+        != classification_metrics.standard_errors(counts, classification_metrics.f1, 1000, seed=1)[
+            0
+        ]
+    )
 
 
 def test_items_that_are_all_alike_have_no_error_and_a_single_one_an_unknown():

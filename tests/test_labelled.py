@@ -5,10 +5,13 @@ import torch
 from corpora import COLOURS
 from tiny_berts import bert
 
-from stages.shared import images, labelled, resnet, text_encoder
-from stages.shared.features import read as read_features
-from stages.shared.labelled import Coding, Labelled, caption_words, labels_of, words_of
-from stages.shared.nic_att import EOS, SOS, Vocabulary
+from stages.models.muse import dataset as muse_dataset
+from stages.models.muse.dataset import Coding, Labelled, caption_words, labels_of, words_of
+from stages.models.muse.show_attend_tell import EOS, SOS, Vocabulary
+from stages.shared.backbones import bert as bert_encoder
+from stages.shared.backbones import resnet
+from stages.shared.core import image_store
+from stages.shared.encoders.feature_store import read as read_features
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
@@ -18,7 +21,7 @@ def coding(tmp_path, monkeypatch):
     """coding(task, ...): of the tiny BERT, whose layers all learn."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     bert(tmp_path / "bert")
-    encoder = text_encoder.load(str(tmp_path / "bert"), "all", tagged.PIECES)
+    encoder = bert_encoder.load(str(tmp_path / "bert"), "all", tagged.PIECES)
 
     def make(task="entities", drawing=4, pixels=None, caption=6):
         labels = LABELS if task == "entities" else ["negative", "positive"]
@@ -31,8 +34,8 @@ def coding(tmp_path, monkeypatch):
 def corpus(folder, kind="tweets", split="test", pictures=True):
     """What `Labelled` is made of, but for the coding."""
     ingest, clean, embed = tagged.write(folder, kind, pictures)
-    files = {row["sha256"]: row["bytes"] for row in images.read(ingest / "images")}
-    return labelled.read_rows(clean, kind)[split], read_features(embed), files
+    files = {row["sha256"]: row["bytes"] for row in image_store.read(ingest / "images")}
+    return muse_dataset.read_rows(clean, kind)[split], read_features(embed), files
 
 
 def made(coding: Coding, folder, kind="tweets", split="test") -> Labelled:
@@ -84,7 +87,7 @@ def test_labels_are_those_of_the_rows_and_both_marks_of_each_type():
 
 def test_the_rows_of_a_split_stay_in_order(tmp_path):
     _, clean, _ = tagged.write(tmp_path, "posts")
-    found = labelled.read_rows(clean, "posts")
+    found = muse_dataset.read_rows(clean, "posts")
     wanted = {s: [f"{s}-{n}" for n in range(count)] for s, count in tagged.SPLITS.items()}
     assert {split: [row["id"] for row in rows] for split, rows in found.items()} == wanted
 
@@ -146,7 +149,7 @@ def test_words_beyond_the_limit_are_counted_and_not_read(coding, tmp_path):
 
 def test_a_label_that_train_never_showed_has_a_place_of_another(coding, tmp_path):
     items = made(coding(), tmp_path / "tweets")
-    assert labelled.gold_of(items.rows[tagged.NEW])[1] == "B-NEW"
+    assert muse_dataset.gold_of(items.rows[tagged.NEW])[1] == "B-NEW"
     assert not items.batch([tagged.NEW])["tags"].any()
     items = made(coding("sentiment"), tmp_path / "posts", "posts")
     assert items.batch([tagged.NEW])["label"].tolist() == [0]  # neutral

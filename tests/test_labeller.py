@@ -9,11 +9,22 @@ import torch
 import yaml
 from labellers import RED, labeller_of, model_of
 
-from pipelines.author import Author
-from pipelines.labeller import Entity, Item, Labeller, Sentiment, Tags, entities, of_text, of_words
-from stages.shared import features, labelled, readers
-from stages.shared.devices import inference
-from stages.shared.stage import WrongInput
+from pipelines.inference.generator import Author
+from pipelines.inference.text_labeler import (
+    Entity,
+    Item,
+    Labeller,
+    Sentiment,
+    Tags,
+    entities,
+    of_text,
+    of_words,
+)
+from stages.models.muse import checkpoint as muse_checkpoint
+from stages.models.muse import dataset as muse_dataset
+from stages.shared.core.devices import inference
+from stages.shared.encoders import feature_store
+from stages.shared.runtime.stage import WrongInput
 
 
 @pytest.fixture
@@ -69,10 +80,10 @@ def test_entities_have_their_words_and_characters():
 
 @pytest.mark.parametrize("name", tagged.RUNS)
 def test_raw_input_is_read_as_the_stages_read_it(place, name):
-    """What stages/label.py decides of the test split from the files that embed wrote."""
-    kind, reader = tagged.RUNS[name], readers.restore(model_of(place, name))
-    rows = labelled.read_rows(place / "given/clean" / kind, kind)["test"]
-    cached = features.read(place / "data/07_embed" / kind)
+    """What stages/classify.py decides of the test split from the files that embed wrote."""
+    kind, reader = tagged.RUNS[name], muse_checkpoint.restore(model_of(place, name))
+    rows = muse_dataset.read_rows(place / "given/clean" / kind, kind)["test"]
+    cached = feature_store.read(place / "data/07_embed" / kind)
     items = reader.items(rows, cached, place / "given/ingest" / kind)
     places = list(range(len(rows)))
     with inference():
@@ -110,7 +121,7 @@ def test_neighbours_change_nothing(place, name):
 
 
 def test_a_picture_without_text_is_labelled_as_one_whose_text_is_hidden(place):
-    """However long that is: so stages/label.py reads pictures alone."""
+    """However long that is: so stages/classify.py reads pictures alone."""
     labeller = labeller_of(model_of(place, "muse_sentiment"))
     (alone,) = labeller.label([of_text("", RED)])
     decide = labeller.reader.paper.decide
@@ -145,11 +156,11 @@ def test_a_folder_without_the_encoder_of_its_patches_is_told_at_once(place, tmp_
 def made(folder: Path, name: str, kind: str, without_pictures: bool = False) -> Labeller:
     """A reader of the project that is current, as it is before training."""
     place = Path.cwd()
-    rows = labelled.read_rows(place / "given/clean" / kind, kind)["train"]
+    rows = muse_dataset.read_rows(place / "given/clean" / kind, kind)["train"]
     rows = [row | {"image": None} for row in rows] if without_pictures else rows
-    cached = features.read(place / "data/07_embed" / kind)
-    reader = readers.create(tagged.run_of(name), rows, labelled.TASKS[kind], cached)
-    readers.save(reader, folder, place / "data/06_align")
+    cached = feature_store.read(place / "data/07_embed" / kind)
+    reader = muse_checkpoint.create(tagged.run_of(name), rows, muse_dataset.TASKS[kind], cached)
+    muse_checkpoint.save(reader, folder, place / "data/06_align")
     return labeller_of(folder)
 
 

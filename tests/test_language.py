@@ -1,6 +1,6 @@
 import pytest
 
-from stages.shared.language import detect
+from stages.shared.core.language import detect
 
 
 @pytest.mark.parametrize(

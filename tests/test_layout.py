@@ -13,8 +13,8 @@ import yaml
 from conftest import files
 from dvc.repo import Repo
 
-from stages.shared.progress import bar
-from stages.shared.training import RESULT_FREE
+from stages.shared.runtime.progress import bar
+from stages.shared.training.loop import RESULT_FREE
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # between DVC and pygtrie
 
@@ -30,7 +30,7 @@ ANY: dict = {}  # every row at once
 # Editing these retrains nothing, because nothing they return can reach a result.
 FREE = {Path(f"stages/shared/{name}.py") for name in RESULT_FREE}
 # Named as the encoders that a folder names (`hf_encoder`), and imported as itself only.
-NO_FAMILY = {Path("stages/shared/text_encoder.py")}
+NO_FAMILY = {Path("stages/shared/backbones/bert.py")}
 
 
 @cache
@@ -307,17 +307,17 @@ def test_an_edit_makes_stale_what_it_can_change_and_nothing_before_it(settled):
     assert stale() == set()
     for file in sorted(FREE):
         edit(str(file))
-    edit("pipelines/cli.py")
+    edit("pipelines/cli/__init__.py")
     assert stale() == set()
     edit("params.yaml", "beta: 0.1 ", "beta: 0.2 ")
     assert stale() == FROM_TRAINING_ON - {"train_sft@flexmuse"}
     edit("params.yaml", "text_tokens: 48", "text_tokens: 40")
     assert stale() == FROM_TRAINING_ON
     Repo(".").commit(force=True)
-    edit("stages/models/flexmuse.py")
+    edit("stages/models/flexmuse/model.py")
     assert stale() == FROM_TRAINING_ON
     Repo(".").commit(force=True)
-    edit("stages/datasets/sample.py")
+    edit("stages/datasets/synthetic/__init__.py")
     assert {"ingest@articles", "align", "report"} <= stale()
 
 
@@ -325,13 +325,13 @@ def test_an_edit_for_readers_leaves_writers_fresh_and_the_other_way_round(settle
     edit("params.yaml", "drawn: 8 ", "drawn: 9 ")
     assert stale() == of_readers("label", "score")
     Repo(".").commit(force=True)
-    edit("stages/models/muse.py")
-    edit("stages/train/muse.py")
+    edit("stages/models/muse/model.py")
+    edit("stages/train_classifier/muse.py")
     muses = tuple(name for name, run in PARAMS["readers"].items() if run["model"] == "muse")
     assert stale() == of_readers("train", "label", "score", readers=muses)
     Repo(".").commit(force=True)
     edit("stages/train_sft.py")
-    edit("stages/shared/runs.py")
+    edit("stages/shared/generation/generator.py")
     edit("params.yaml", "theta: 0.1 ", "theta: 0.2 ")
     with Repo(".") as repo:
         changed = {address.partition("@") for address in repo.status()}

@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.shared import llm, llm_batch
-from stages.shared.llm import Question, Settings
-from stages.shared.llm_batch import Numbers
-from stages.shared.stage import WrongInput, home
+from stages.shared.llm import batch_client
+from stages.shared.llm import client as llm_client
+from stages.shared.llm.batch_client import Numbers
+from stages.shared.llm.client import Question, Settings
+from stages.shared.runtime.stage import WrongInput, home
 from tests.batch_server import BatchServer, start
 from tests.chat_server import KEY, TOKENS, refused, said
 from tests.test_llm import asked
@@ -63,11 +64,11 @@ def serve(tmp_path, monkeypatch):
 
 
 def questions(*texts: str) -> list[Question]:
-    return [Question("Score it.", llm.quote(text=text), Score) for text in texts]
+    return [Question("Score it.", llm_client.quote(text=text), Score) for text in texts]
 
 
 def ask(*texts: str, numbers: Numbers = NUMBERS, **changes):
-    return llm_batch.ask("s", replace(SETTINGS, **changes), numbers, questions(*texts), NAMED_BY)
+    return batch_client.ask("s", replace(SETTINGS, **changes), numbers, questions(*texts), NAMED_BY)
 
 
 def fault(*texts: str, **changes) -> str:
@@ -90,7 +91,7 @@ def test_a_batch_asks_what_a_request_asks_so_that_each_has_the_others_answers(se
     serve(lambda *_: GOOD)
     first = ask("a", "b")
     monkeypatch.delenv("OPENAI_BASE_URL")
-    assert llm.ask("s", SETTINGS, questions("a", "b"), NAMED_BY) == first
+    assert llm_client.ask("s", SETTINGS, questions("a", "b"), NAMED_BY) == first
     assert ask("a", "b") == first
 
 

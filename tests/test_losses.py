@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.shared.losses import IGNORED, info_nce, pairwise_dpo, softmax_dpo, token_log_probs
+from stages.shared.layers.losses import (
+    IGNORED,
+    info_nce,
+    pairwise_dpo,
+    softmax_dpo,
+    token_log_probs,
+)
 
 
 def test_token_log_probs_match_log_softmax_and_ignored_tokens_carry_none():

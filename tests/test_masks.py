@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.shared import masks
-from stages.shared.masks import Crop, Masking
+from stages.inpaint import masks
+from stages.inpaint.masks import Crop, Masking
 
 
 def quad(left: float, top: float, right: float, bottom: float) -> np.ndarray:

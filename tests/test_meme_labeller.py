@@ -6,13 +6,13 @@ import meme_labellers
 import pytest
 from meme_labellers import PLAIN, SILENT, items, labeller_of, model_of, picture, prepared
 
-from pipelines import meme_labeller
-from pipelines.given import rules
-from pipelines.meme_labeller import Label, Meme, fields
-from stages import inpaint
-from stages.shared import images, tables
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from pipelines.inference import meme_labeler
+from pipelines.inference.input_rules import rules
+from pipelines.inference.meme_labeler import Label, Meme, fields
+from stages.inpaint import __main__ as inpaint
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.runtime.stage import WrongInput
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,12 @@ def of_test() -> list[Meme]:
 def test_a_meme_is_labelled_as_the_stages_label_it_in_its_corpus(place):
     """With words that are given and words that are read, without words, without picture."""
     memes = prepared(*of_test())
-    rows = tables.read(place / "data/04_augment/memes/records.parquet", tables.MEMES)
+    rows = schemas.read(place / "data/04_augment/memes/records.parquet", schemas.MEMES)
     rows = [row for row in rows if row["split"] == "test"]
     assert [meme.text for meme in memes] == [row["text"] for row in rows]
-    names = [images.trusted(meme.picture)["sha256"] if meme.picture else None for meme in memes]
+    names = [
+        image_store.trusted(meme.picture)["sha256"] if meme.picture else None for meme in memes
+    ]
     assert names == [row["image"] for row in rows]
     told = {"corpus": "given", "recognised": "recognised"}
     sources = [told[row["text_source"]] if row["text"] else "none" for row in rows]
@@ -89,7 +91,7 @@ def test_without_painting_a_picture_stays_as_it_is(place):
     params = replace(params, paint=replace(params.paint, backend="none"), recognise="never")
     shown = picture("MONDAY AGAIN")
     memes = [Meme("a", "", shown), Meme("b", "words", b"never looked at")]
-    read, given = meme_labeller.prepare(memes, params, rules("read"))
+    read, given = meme_labeler.prepare(memes, params, rules("read"))
     assert (read.text, read.picture, read.failures) == ("monday again", shown, ())
     assert (given.picture, given.failures) == (b"never looked at", ())
 
@@ -154,7 +156,7 @@ def untrained(patch) -> None:
     """Weights of a ResNet without the download, the same each time."""
     import torch
 
-    from stages.shared import resnet
+    from stages.shared.backbones import resnet
 
     def fill(net, _: str) -> None:
         drawn = torch.Generator().manual_seed(0)

@@ -10,10 +10,14 @@ import torch
 from corpus import encoder
 from oriented import NAME, fitted, of_run, run, saved
 
-from stages.shared import features, images, meme_readers, memes, resnet
-from stages.shared.meme_readers import TEXT_ENCODER
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
+from stages.models.mm_orient import dataset as meme_dataset
+from stages.models.mm_orient.checkpoint import TEXT_ENCODER
+from stages.shared.backbones import resnet
+from stages.shared.core import image_store
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.runtime.stage import WrongInput
 
 ONE_STEP = of_run(training__steps=1)
 RESNET = of_run(picture__encoder="resnet18")
@@ -69,9 +73,9 @@ def filled(monkeypatch):
     monkeypatch.setattr(resnet, "_fill", fill)
 
 
-def items_of(reader, folders, split="test") -> memes.Memes:
+def items_of(reader, folders, split="test") -> meme_dataset.Memes:
     pictures, records, embed = folders
-    return reader.items(memes.read_rows(records)[split], features.read(embed), pictures)
+    return reader.items(meme_dataset.read_rows(records)[split], feature_store.read(embed), pictures)
 
 
 def probabilities(reader, folders) -> dict[str, torch.Tensor]:
@@ -105,7 +109,7 @@ def test_what_was_saved_says_the_same_without_params_or_network(
     assert files(model) == {"config.json", "model.safetensors", "encoder"} | also
     wanted = probabilities(reader, given)
     nowhere()
-    again = meme_readers.restore(model)
+    again = mm_orient_checkpoint.restore(model)
     found = probabilities(again, given)
     assert found.keys() == wanted.keys() == oriented.LEARNED.keys()
     assert all(torch.equal(found[task], wanted[task]) for task in wanted)
@@ -145,12 +149,12 @@ def test_regions_are_the_cells_of_a_resnet_that_nothing_trains(place, filled):
     folder = place(RESNET)
     reader, _, items = fitted(oriented.write(folder))
     assert items.batch([0, 1])["regions"].shape == (2, 4, 512)
-    before = meme_readers.region_reader(run().picture, "default").net.state_dict()
+    before = mm_orient_checkpoint.region_reader(run().picture, "default").net.state_dict()
     assert all(
         torch.equal(value, before[name]) for name, value in reader.regions.net.state_dict().items()
     )
     name = items.rows[0]["image"]
-    content = images.find(folder / "augment/memes/images", [name])[name]
+    content = image_store.find(folder / "augment/memes/images", [name])[name]
     pixels = resnet.normalise(resnet.pixels(content, 64))[None]
     torch.testing.assert_close(
         items.batch([0])["regions"], reader.regions.net(pixels), atol=1e-2, rtol=1e-2
@@ -160,8 +164,8 @@ def test_regions_are_the_cells_of_a_resnet_that_nothing_trains(place, filled):
 def test_regions_are_named_by_the_pictures_that_were_asked_for(place, filled):
     folder = place(RESNET)
     pictures, records, _ = oriented.write(folder)
-    names = [row["image"] for row in memes.read_rows(records)["test"] if row["image"]]
-    reader = meme_readers.region_reader(run().picture, "default")
+    names = [row["image"] for row in meme_dataset.read_rows(records)["test"] if row["image"]]
+    reader = mm_orient_checkpoint.region_reader(run().picture, "default")
     found = reader.read(pictures / "images", names[:2])
     assert list(found) == names[:2] and len(found) == 2 and found[names[1]].shape == (4, 512)
     with pytest.raises(KeyError):
@@ -212,7 +216,7 @@ def test_minilm_refuses_texts_of_another_language(place):
 def test_numbers_and_names_that_cannot_be_are_one_sentence(place, key, value, said):
     place({f"readers.{NAME}.{key}": value})
     with pytest.raises(WrongInput) as wrong:
-        load(meme_readers.Run, "readers", NAME)
+        load(mm_orient_checkpoint.Run, "readers", NAME)
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
 
 
@@ -226,9 +230,9 @@ def test_a_text_encoder_that_cannot_be_had_is_one_sentence(place):
 def test_a_folder_without_a_model_or_with_another_ones_weights_is_one_sentence(place, tmp_path):
     folder = place({})
     with pytest.raises(WrongInput, match=r"elsewhere holds no trained model: run `dvc repro`"):
-        meme_readers.restore(tmp_path / "elsewhere")
+        mm_orient_checkpoint.restore(tmp_path / "elsewhere")
     reader, model = saved(folder, oriented.write(folder))
-    meme_readers.save_file({"one": torch.zeros(1)}, model / "model.safetensors")
+    mm_orient_checkpoint.save_file({"one": torch.zeros(1)}, model / "model.safetensors")
     with pytest.raises(WrongInput, match="holds weights of another model"):
-        meme_readers.restore(model)
+        mm_orient_checkpoint.restore(model)
     assert encoder(folder).exists() and reader.config["parameters"]["frozen"] == 0

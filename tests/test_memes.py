@@ -6,8 +6,8 @@ import pytest
 import torch
 from oriented import TASKS, UNJUDGED, WITHOUT_PICTURE, WITHOUT_TEXT
 
-from stages.shared import memes
-from stages.shared.memes import Memes, Pictures, Texts
+from stages.models.mm_orient import dataset as meme_dataset
+from stages.models.mm_orient.dataset import Memes, Pictures, Texts
 
 WIDTH = 3  # D
 
@@ -112,7 +112,7 @@ def test_no_rows_are_no_items():
 
 def test_rows_are_read_by_split_in_order_with_their_paraphrases(tmp_path):
     augment, _, _ = oriented.write(tmp_path)
-    rows = memes.read_rows(augment)
+    rows = meme_dataset.read_rows(augment)
     assert {split: len(found) for split, found in rows.items()} == {
         "train": oriented.SPLITS["train"] + len(oriented.PARAPHRASED),
         "validation": oriented.SPLITS["validation"],
@@ -126,9 +126,9 @@ def test_rows_are_read_by_split_in_order_with_their_paraphrases(tmp_path):
 
 def test_tasks_are_those_of_the_corpus_and_judged_ones_those_of_the_rows(tmp_path):
     augment, _, _ = oriented.write(tmp_path)
-    tasks, rows = memes.read_tasks(augment), memes.read_rows(augment)["test"]
+    tasks, rows = meme_dataset.read_tasks(augment), meme_dataset.read_rows(augment)["test"]
     assert tasks == TASKS
-    assert memes.judged(rows, tasks) == oriented.LEARNED
-    assert memes.label_of(rows[0], "humour") == "funny"
-    assert memes.label_of(rows[UNJUDGED], "humour") is None
-    assert memes.judged([], tasks) == {}
+    assert meme_dataset.judged(rows, tasks) == oriented.LEARNED
+    assert meme_dataset.label_of(rows[0], "humour") == "funny"
+    assert meme_dataset.label_of(rows[UNJUDGED], "humour") is None
+    assert meme_dataset.judged([], tasks) == {}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stages import ingest
 from stages.datasets.memotion import Params, judged_by, read
-from stages.shared.params import fill
-from stages.shared.records import Meme, Reject
-from stages.shared.stage import WrongInput
+from stages.ingest import __main__ as ingest
+from stages.shared.core.config import fill
+from stages.shared.core.records import Meme, Reject
+from stages.shared.runtime.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 
 KAGGLE = ["", "image_name", "text_ocr", "text_corrected", "humour", "sarcasm", "offensive"]

@@ -23,11 +23,11 @@ from orients import (
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
-from stages.models import mm_orient
-from stages.models.mm_orient import GRAPHS, Model, Network, Shapes
-from stages.shared.memes import UNJUDGED
-from stages.shared.params import fill, read
-from stages.shared.stage import WrongInput
+from stages.models.mm_orient import model as mm_orient
+from stages.models.mm_orient.dataset import UNJUDGED
+from stages.models.mm_orient.model import GRAPHS, Model, Network, Shapes
+from stages.shared.core.config import fill, read
+from stages.shared.runtime.stage import WrongInput
 
 close = torch.testing.assert_close
 TIGHT = {"rtol": 0, "atol": 1e-6}

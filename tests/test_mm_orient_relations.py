@@ -5,8 +5,8 @@ import pytest
 import torch
 from orients import ITEMS, TASKS, batch, everything, model, name, network, probabilities
 
-from stages.models import mm_orient
-from stages.models.mm_orient import GRAPHS, Model, Shapes
+from stages.models.mm_orient import model as mm_orient
+from stages.models.mm_orient.model import GRAPHS, Model, Shapes
 
 close = torch.testing.assert_close
 TIGHT = {"rtol": 0, "atol": 1e-6}

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.models import muse
+from stages.models.muse import model as muse
 from tests import muses
 from tests.muses import PLAIN, VARIANTS, batch, double, everything, model, name, network
 

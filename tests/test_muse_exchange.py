@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.models.muse import choose, exchange
-from stages.shared.layers import mean
+from stages.models.muse.model import choose, exchange
+from stages.shared.layers.common import mean
 from tests import muses
 
 

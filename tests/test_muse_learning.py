@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.models import muse
-from stages.shared import text_encoder
-from stages.shared.resnet import ResNet
+from stages.models.muse import model as muse
+from stages.shared.backbones import bert
+from stages.shared.backbones.resnet import ResNet
 from tests import muses, tiny_berts
 from tests.muses import VARIANTS, batch, double, everything, model, name
 
@@ -85,7 +85,7 @@ def test_a_bert_and_a_resnet_learn_with_the_rest(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     (tmp_path / "bert").mkdir()
     tiny_berts.bert(tmp_path / "bert")
-    reads = text_encoder.load(str(tmp_path / "bert"), tuned=1, at_most=12)
+    reads = bert.load(str(tmp_path / "bert"), tuned=1, at_most=12)
     sees = ResNet("resnet18", "none", grid=2)
     shapes = muse.Shapes("entities", muses.TAGS, reads.width, sees.cells, sees.width, muses.WORDS)
     reader = muse.Model(muses.network(), shapes, reads.cpu(), sees)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.models import muse
+from stages.models.muse import model as muse
 from tests import muses
 from tests.muses import PLAIN, batch, double, everything, model, name
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stages import ingest
 from stages.datasets.mvsa import LABELS, Fault, merged, part
-from stages.shared import tables
-from stages.shared.stage import WrongInput
+from stages.ingest import __main__ as ingest
+from stages.shared.core import schemas
+from stages.shared.runtime.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 
 NAMES = {"+": "positive", "0": "neutral", "-": "negative"}
@@ -293,7 +293,7 @@ def test_real_pairs_are_taken_in_as_params_are_shipped(tmp_path):
     assert summary["records"] == {"train": 138, "validation": 15, "test": 15}
     assert summary["labels"]["test"] == {"negative": 5, "neutral": 4, "positive": 6}
     assert summary["rejected"] == {} and sum(summary["without_picture"].values()) == 0
-    records = tables.read(tmp_path / "out" / "records.parquet", tables.RECORDS["posts"])
+    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["posts"])
     assert not any("\ufffd" in row["text"] for row in records)
     lists = split_lists(tmp_path / "out")
     assert sum(len(text.splitlines()) - 1 for text in lists.values()) == 168

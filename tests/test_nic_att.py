@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.shared.nic_att import EOS, PAD, SOS, UNK, NicAtt, Params, Vocabulary
-from stages.shared.stage import WrongInput
+from stages.models.muse.show_attend_tell import EOS, PAD, SOS, UNK, NicAtt, Params, Vocabulary
+from stages.shared.runtime.stage import WrongInput
 
 TINY = Params(embed=4, hidden=5, attention=3, dropout=0.0, doubly_stochastic=0.7)
 WORDS, WIDTH, CELLS = 9, 6, 4

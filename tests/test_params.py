@@ -3,8 +3,8 @@ from typing import Literal
 
 import pytest
 
-from stages.shared.params import at_least, below_one, fill, from_to, load, read, refuse
-from stages.shared.stage import WrongInput
+from stages.shared.core.config import at_least, below_one, fill, from_to, load, read, refuse
+from stages.shared.runtime.stage import WrongInput
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from hashlib import sha256
 
 import pytest
 
+from stages.augment import paraphrasers
 from stages.augment.__main__ import PROMPT, Params
-from stages.shared import paraphrasers
-from stages.shared.llm_batch import Numbers
-from stages.shared.params import load
-from stages.shared.paraphrasers import Example, OpenAI, Prompt, Text
-from stages.shared.stage import WrongInput, home
+from stages.augment.paraphrasers import Example, OpenAI, Prompt, Text
+from stages.shared.core.config import load
+from stages.shared.llm.batch_client import Numbers
+from stages.shared.runtime.stage import WrongInput, home
 from tests.batch_server import BatchServer, start
 from tests.chat_server import KEY, TOKENS, refused, said
 

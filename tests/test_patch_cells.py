@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from stages.shared.patch_cells import PatchCells
-from stages.shared.stage import WrongInput
+from stages.models.muse.patch_pooling import PatchCells
+from stages.shared.runtime.stage import WrongInput
 
 
 def test_neighbouring_patches_are_averaged():

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from stages.augment.__main__ import Params
-from stages.shared.params import load
-from stages.shared.picture_augmentation import Look, Ranges, augment, changed, look
+from stages.augment.image_augmentation import Look, Ranges, augment, changed, look
+from stages.shared.core.config import load
 
 PLAIN = Look(flip=False, brightness=0.0, contrast=1.0, hue=0.0, saturation=1.0)
 RANGES = Ranges(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.shared import pixelcnn
-from stages.shared.pixelcnn import Params, PixelCNN, coupled, from_bytes, log_likelihood, pick
+from stages.models.muse import pixelcnn
+from stages.models.muse.pixelcnn import Params, PixelCNN, coupled, from_bytes, log_likelihood, pick
 
 WIDTH = 3
 TINY = Params(size=8, blocks=1, filters=4, mixtures=2, dropout=0.0)

@@ -10,11 +10,14 @@ import torch
 import yaml
 
 from stages import train_sft
-from stages.models.tippo import policy_loss
-from stages.shared import features, history, rewards, runs
-from stages.shared.losses import IGNORED
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages.models.tippo.model import policy_loss
+from stages.shared.core import history
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.generation import generator as generators
+from stages.shared.layers.losses import IGNORED
+from stages.shared.metrics import rewards
+from stages.shared.runtime.stage import WrongInput
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import tippo
 from tests import articles, corpus, writers
@@ -47,7 +50,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = corpus.write(place)
-        run = load(runs.Run, "writers", "tippo")
+        run = load(generators.Run, "writers", "tippo")
         train_sft.main("tippo", run, [chunk, embed, corpus.encoder(place)], place / "sft")
     return place
 
@@ -77,14 +80,17 @@ def folders(place: Path) -> list[Path]:
 
 
 def polish(place: Path, out: Path) -> list[dict[str, float]]:
-    train_preference.main("tippo", load(runs.Run, "writers", "tippo"), folders(place), out)
+    train_preference.main("tippo", load(generators.Run, "writers", "tippo"), folders(place), out)
     return history.read(out / "history.csv")
 
 
 def phase(place: Path) -> tippo.Polish:
     """The phase before its first step."""
-    writer, run = runs.restore(place / "sft" / "model"), load(runs.Run, "writers", "tippo")
-    items = writer.items(writers.rows(), features.read(place / "embed"))
+    writer, run = (
+        generators.restore(place / "sft" / "model"),
+        load(generators.Run, "writers", "tippo"),
+    )
+    items = writer.items(writers.rows(), feature_store.read(place / "embed"))
     return tippo.Polish(writer, tippo.Rewarded(items, None, False), run, lambda *_: None)
 
 
@@ -199,7 +205,7 @@ def by_hand(model, batch, temperature: float) -> torch.Tensor:
 def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_of_drawing(place):
     change(temperature=0.5)
     of_phase = phase(place)
-    model, sft = of_phase.writer.model, runs.restore(place / "sft" / "model").model
+    model, sft = of_phase.writer.model, generators.restore(place / "sft" / "model").model
     for step in (0, 2):  # the first of iteration 1, when the policy is SFT, and of iteration 2
         batch = of_phase.batch_at(step)
         wrote, reference = by_hand(model, batch, 0.5), by_hand(sft, batch, 0.5)
@@ -387,9 +393,12 @@ def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):
     change(steps=40, validate_every=4, rollouts=4, learning_rate=0.01)
     steps = polish(place, tmp_path / "out")
     best = max(row["validation_reward_literal"] for row in steps if "validation_watch" in row)
-    writer, run = runs.restore(tmp_path / "out" / "model"), load(runs.Run, "writers", "tippo")
+    writer, run = (
+        generators.restore(tmp_path / "out" / "model"),
+        load(generators.Run, "writers", "tippo"),
+    )
     rows = [row | {"record": f"validation-{row['record']}"} for row in writers.rows()]
-    items = writer.items(rows, features.read(place / "embed"))
+    items = writer.items(rows, feature_store.read(place / "embed"))
     texts = writer.write(items.batch([0, 1]), run.generation).texts
     earned = tippo.Rewarded(items, None, False).rewards([0, 1], texts)["literal"].mean().item()
     assert earned == pytest.approx(best)

@@ -1,8 +1,8 @@
 from hashlib import sha256
 
 from stages import chunk
-from stages.shared.corpus import Corpus
-from stages.shared.records import Article, Fact, Foil, Picture
+from stages.ingest.record_collector import Corpus
+from stages.shared.core.records import Article, Fact, Foil, Picture
 from tests.test_ingest import LIMITS, encoded
 
 

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from stages import predict, train_sft
-from stages.models import flexmuse
+from stages.models.flexmuse import model as flexmuse
 from stages.predict import Params
-from stages.shared import attention, features, runs, tables, traces
-from stages.shared.decoding import generate, log_probs
-from stages.shared.params import load
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.generation import attention_traces
+from stages.shared.generation import generator as generators
+from stages.shared.generation.decoding import generate, log_probs
+from stages.shared.metrics import attention
 from tests import articles, corpus, writers
 
 
@@ -22,10 +26,10 @@ def place(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         ingest, chunk, embed = corpus.write(place)
-        rows = tables.read(chunk / "chunks.parquet", tables.CHUNKS)
+        rows = schemas.read(chunk / "chunks.parquet", schemas.CHUNKS)
         bare = rows[-1] | {"record": "bare", "position": 0, "image": None}
-        tables.write(chunk / "chunks.parquet", [*rows, bare], tables.CHUNKS)
-        run = load(runs.Run, "writers", "flexmuse")
+        schemas.write(chunk / "chunks.parquet", [*rows, bare], schemas.CHUNKS)
+        run = load(generators.Run, "writers", "flexmuse")
         train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
         model = place / "sft" / "model"
         sources = [ingest, chunk, embed, model, model]
@@ -34,7 +38,7 @@ def place(tmp_path_factory):
 
 
 def test_every_chunk_is_written_by_each_phase_and_test_from_each_input(place):
-    rows = tables.read(place / "out" / "predictions.parquet", tables.PREDICTIONS)
+    rows = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
     for phase in ("sft", "preference"):
         kinds = [(row["split"], row["inputs"]) for row in rows if row["phase"] == phase]
         assert kinds.count(("validation", "both")) == 8
@@ -44,7 +48,7 @@ def test_every_chunk_is_written_by_each_phase_and_test_from_each_input(place):
 
 
 def test_sigma_and_masked_are_reported_and_missing_where_there_is_no_picture(place):
-    rows = tables.read(place / "out" / "predictions.parquet", tables.PREDICTIONS)
+    rows = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
     for row in rows:
         assert (row["sigma"] is None) == (row["image"] is None)
         assert row["masked"] == (None if row["inputs"] == "picture" else 0)  # no topic, no gate
@@ -59,12 +63,12 @@ def test_the_inputs_that_are_not_named_do_not_matter(place):
 
 
 def test_foil_scores_are_the_models_log_probabilities(place):
-    rows = tables.read(place / "out" / "foils.parquet", tables.FOIL_SCORES)
-    foils = tables.read(place / "ingest" / "foils.parquet", tables.FOILS)
+    rows = schemas.read(place / "out" / "foils.parquet", schemas.FOIL_SCORES)
+    foils = schemas.read(place / "ingest" / "foils.parquet", schemas.FOILS)
     assert len(rows) == 2 * 2 * len(foils)  # two phases; the reference beside its one foil
-    writer = runs.restore(place / "sft" / "model")
-    cached = features.read(place / "embed")
-    chunks = writer.items(tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS), cached)
+    writer = generators.restore(place / "sft" / "model")
+    cached = feature_store.read(place / "embed")
+    chunks = writer.items(schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS), cached)
     for row in rows[:6]:
         (index,) = [
             i
@@ -130,8 +134,8 @@ def test_a_foil_that_differs_only_behind_the_cut_is_none():
 
 
 def test_the_gate_is_told_for_every_chunk_of_every_split_in_training_and_writing(place):
-    rows = tables.read(place / "out" / "gates.parquet", tables.GATES)
-    chunks = tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS)
+    rows = schemas.read(place / "out" / "gates.parquet", schemas.GATES)
+    chunks = schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS)
     keys = [(row["record"], row["position"], row["split"]) for row in chunks]
     for use, mode in (("train", "sample"), ("predict", "always_pass")):
         chosen = [row for row in rows if (row["use"], row["mode"]) == (use, mode)]
@@ -147,11 +151,14 @@ def test_the_gate_is_told_for_every_chunk_of_every_split_in_training_and_writing
 
 
 def test_sampled_decisions_follow_their_seed_and_leave_other_draws_alone(place):
-    writer, cached = runs.restore(place / "sft" / "model"), features.read(place / "embed")
-    chunks = tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS) * 20
+    writer, cached = (
+        generators.restore(place / "sft" / "model"),
+        feature_store.read(place / "embed"),
+    )
+    chunks = schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS) * 20
 
     def passed(seed: int) -> list[float]:
-        return [row["passed"] for row in traces.gates(writer, chunks, cached, seed)]
+        return [row["passed"] for row in attention_traces.gates(writer, chunks, cached, seed)]
 
     torch.manual_seed(3)
     after = torch.rand(2).tolist()
@@ -163,19 +170,19 @@ def test_sampled_decisions_follow_their_seed_and_leave_other_draws_alone(place):
 
 def memory_of(place, row):
     """The writer, its chunks, and what it attends to for the chunk of a row."""
-    writer = runs.restore(place / "sft" / "model")
-    rows = tables.read(place / "chunk" / "chunks.parquet", tables.CHUNKS)
+    writer = generators.restore(place / "sft" / "model")
+    rows = schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS)
     (chosen,) = [
         chunk
         for chunk in rows
         if (chunk["record"], chunk["position"]) == (row["record"], row["position"])
     ]
-    chunks = writer.items([chosen], features.read(place / "embed"))
+    chunks = writer.items([chosen], feature_store.read(place / "embed"))
     return writer, chunks, writer.model.remember(chunks.batch([0]), "always_pass")
 
 
 def test_fusions_say_how_each_test_item_was_fused(place):
-    rows = tables.read(place / "out" / "fusions.parquet", tables.FUSIONS)
+    rows = schemas.read(place / "out" / "fusions.parquet", schemas.FUSIONS)
     assert [row["phase"] for row in rows].count("sft") == 9 == len(rows) / 2
     for row in rows[::4]:
         memory = memory_of(place, row)[2]
@@ -186,10 +193,10 @@ def test_fusions_say_how_each_test_item_was_fused(place):
 
 
 def test_attentions_are_those_of_the_texts_that_were_written(place):
-    rows = tables.read(place / "out" / "attentions.parquet", tables.ATTENTIONS)
+    rows = schemas.read(place / "out" / "attentions.parquet", schemas.ATTENTIONS)
     texts = {
         (row["record"], row["position"], row["phase"]): row["text"]
-        for row in tables.read(place / "out" / "predictions.parquet", tables.PREDICTIONS)
+        for row in schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
         if row["inputs"] == "both"
     }
     of_sft = [(row["record"], row["position"]) for row in rows if row["phase"] == "sft"]
@@ -219,18 +226,18 @@ def test_no_attention_is_kept_where_none_is_asked_for():
 def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
     chunks = writers.chunks()
     model = writers.model(vocabulary=len(chunks.tokenizer)).eval()
-    writer = runs.Writer(flexmuse, model, chunks.tokenizer, {})
+    writer = generators.Writer(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():
         memory = model.remember(chunks.batch([0, 4]), "always_mask")
     end = chunks.tokenizer.eos_token_id
     ids = torch.tensor([[0, *chunks.labels[0][:2], end, 0, 0], [0, *chunks.labels[4][:5]]])
-    written = runs.Written(
+    written = generators.Written(
         [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, memory
     )
-    for row in traces.fusions([chunks.rows[0], chunks.rows[4]], written):
+    for row in attention_traces.fusions([chunks.rows[0], chunks.rows[4]], written):
         assert row["entropy"] is row["spread"] is None
         assert set(row["correlation"].tolist()) == {0.5}  # F8
-    first, second = traces.attentions(writer, chunks, [0, 4], written)
+    first, second = attention_traces.attentions(writer, chunks, [0, 4], written)
     assert [len(first["ends"]), len(second["ends"])] == [3, 5]
     assert [len(first["tokens"]), len(second["tokens"])] == [3, 7]
     assert [len(first["fusion"]), len(second["fusion"])] == [4 * 3, 4 * 7]
@@ -240,14 +247,14 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
 def test_a_concatenation_has_no_fusion_to_tell_of_but_its_decoder_looks_too():
     chunks = writers.chunks()
     model = writers.model(vocabulary=len(chunks.tokenizer), fusion="concatenation").eval()
-    writer = runs.Writer(flexmuse, model, chunks.tokenizer, {})
+    writer = generators.Writer(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():
         memory = model.remember(chunks.batch([0]), "always_pass")
     ids = torch.tensor([[0, *chunks.labels[0]]])
-    written = runs.Written(
+    written = generators.Written(
         [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, memory
     )
-    assert traces.fusions([chunks.rows[0]], written) == []
-    (row,) = traces.attentions(writer, chunks, [0], written)
+    assert attention_traces.fusions([chunks.rows[0]], written) == []
+    (row,) = attention_traces.attentions(writer, chunks, [0], written)
     assert len(row["tokens"]) == 3 and len(row["fusion"]) == 0
     assert len(row["decoder"]) == 4 * len(row["ends"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import preset
-from stages.shared.stage import WrongInput
+from pipelines.cli import preset
+from stages.shared.runtime.stage import WrongInput
 
 PARAMS = """\
 # Every number.

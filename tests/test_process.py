@@ -11,7 +11,7 @@ import pytest
 import tiny_project
 from tiny_project import SLEEPER, processes, sleeps, wait_until
 
-from pipelines import process
+from pipelines.runner import process_group
 
 DRIVER = """
 import os, sys
@@ -25,7 +25,7 @@ cli.in_project(lambda: process.run(["sh", "-c", sys.argv[1]], Path(sys.argv[2]),
 SLEEPING_STAGE = """
 import time
 from pathlib import Path
-from stages.shared.stage import stage
+from stages.shared.runtime.stage import stage
 with stage():
     Path("ready").touch()
     time.sleep(300)
@@ -36,7 +36,7 @@ def run(command: str, folder: Path, timeout: float = 60, stop: Event | None = No
     """Exit code and lines of a shell command."""
     lines: list[str] = []
     stop = stop or Event()
-    code = process.run(["sh", "-c", command], folder, os.environ, lines.append, timeout, stop)
+    code = process_group.run(["sh", "-c", command], folder, os.environ, lines.append, timeout, stop)
     return code, lines
 
 
@@ -54,8 +54,8 @@ def test_a_line_arrives_while_the_command_runs(tmp_path):
         stop.set()
 
     command = ["sh", "-c", "echo first; sleep 300"]
-    with pytest.raises(process.Stopped):
-        process.run(command, tmp_path, os.environ, line, 60, stop)
+    with pytest.raises(process_group.Stopped):
+        process_group.run(command, tmp_path, os.environ, line, 60, stop)
     assert arrived == ["first\n"]
 
 
@@ -66,7 +66,7 @@ def test_the_exit_code_is_that_of_the_command(tmp_path, code):
 
 def test_a_command_that_does_not_exist_says_so(tmp_path):
     lines: list[str] = []
-    code = process.run(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
+    code = process_group.run(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
     assert code == 127
     assert lines == ["error: no-such cannot be started: No such file or directory\n"]
 
@@ -92,7 +92,7 @@ def test_a_silent_command_that_closed_its_output_still_times_out(tmp_path):
 def test_a_stop_from_another_thread_kills_the_whole_group(tmp_path):
     stop = Event()
     Timer(1, stop.set).start()
-    with pytest.raises(process.Stopped):
+    with pytest.raises(process_group.Stopped):
         run(SLEEPER, tmp_path, stop=stop)
     wait_until(lambda: not processes(tmp_path))
 
@@ -100,7 +100,7 @@ def test_a_stop_from_another_thread_kills_the_whole_group(tmp_path):
 def test_after_a_stop_nothing_new_starts(tmp_path):
     stop = Event()
     stop.set()
-    with pytest.raises(process.Stopped):
+    with pytest.raises(process_group.Stopped):
         run("touch started", tmp_path, stop=stop)
     assert not list(tmp_path.iterdir())
 
@@ -111,7 +111,7 @@ def test_an_exception_of_the_callback_kills_the_whole_group(tmp_path):
 
     command = ["sh", "-c", f"echo now; {SLEEPER}"]
     with pytest.raises(ValueError, match="now"):
-        process.run(command, tmp_path, os.environ, line, 60, Event())
+        process_group.run(command, tmp_path, os.environ, line, 60, Event())
     wait_until(lambda: not processes(tmp_path))
 
 

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 from tagged import RUNS
 
-from stages.shared import features, labelled, readers, resnet
-from stages.shared.readers import Reader
-from stages.shared.stage import WrongInput
+from stages.models.muse import checkpoint as muse_checkpoint
+from stages.models.muse import dataset as muse_dataset
+from stages.models.muse.checkpoint import Reader
+from stages.shared.backbones import resnet
+from stages.shared.encoders import feature_store
+from stages.shared.runtime.stage import WrongInput
 
 RESNET = {
     "readers.muse_sentiment.picture.encoder": "resnet18",
@@ -56,7 +59,9 @@ def nowhere(tmp_path, monkeypatch):
 def decided(reader: Reader, folders, kind):
     """What is said of the test split: labels by name and their probabilities."""
     ingest, clean, embed = folders
-    items = reader.items(labelled.read_rows(clean, kind)["test"], features.read(embed), ingest)
+    items = reader.items(
+        muse_dataset.read_rows(clean, kind)["test"], feature_store.read(embed), ingest
+    )
     everything = list(range(len(items)))
     found = reader.paper.decide(reader.model, items.batch(everything))
     return reader.names(found.labels, items, everything), found.probability
@@ -71,10 +76,10 @@ def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, 
     folder, kind = place(changes), RUNS[name]
     given = tagged.write(folder, kind)
     reader = tagged.trained(name, given)
-    readers.save(reader, folder / "model", tagged.encoder(folder))
+    muse_checkpoint.save(reader, folder / "model", tagged.encoder(folder))
     wanted = decided(reader, given, kind)
     nowhere()
-    again = readers.restore(folder / "model")
+    again = muse_checkpoint.restore(folder / "model")
     assert decided(again, given, kind) == wanted
     assert again.config == reader.config and not again.model.training
     copied = (folder / "model" / "encoder" / "encoder.json").exists()
@@ -85,12 +90,12 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
     folder = place(MINILM | {"readers.muse_sentiment.training.steps": 1})
     given = tagged.write(folder, "posts")
     reader = tagged.trained("muse_sentiment", given)
-    readers.save(reader, folder / "model", tagged.encoder(folder))
+    muse_checkpoint.save(reader, folder / "model", tagged.encoder(folder))
     saved = load_file(folder / "model" / "model.safetensors")
     assert saved and not [name for name in saved if name.startswith("text_encoder.")]
     wanted = decided(reader, given, "posts")
     nowhere()
-    assert decided(readers.restore(folder / "model"), given, "posts") == wanted
+    assert decided(muse_checkpoint.restore(folder / "model"), given, "posts") == wanted
 
 
 @pytest.mark.parametrize(
@@ -129,10 +134,10 @@ def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, sa
 def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> Reader:
     """A reader before its first step; languages: of the train rows, in turn."""
     _, clean, embed = tagged.write(folder / "corpus", RUNS[name], pictures)
-    rows = labelled.read_rows(clean, RUNS[name])["train"]
+    rows = muse_dataset.read_rows(clean, RUNS[name])["train"]
     rows = [row | {"language": told} for row, told in zip(rows, cycle(languages), strict=False)]
-    task = labelled.TASKS[RUNS[name]]
-    return readers.create(tagged.run_of(name), rows, task, features.read(embed))
+    task = muse_dataset.TASKS[RUNS[name]]
+    return muse_checkpoint.create(tagged.run_of(name), rows, task, feature_store.read(embed))
 
 
 def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
@@ -142,8 +147,8 @@ def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, m
     frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
     stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
     assert reader.config["parameters"]["frozen"] == frozen > stem > 0
-    readers.save(reader, folder / "model", tagged.encoder(folder))
-    again = readers.restore(folder / "model")
+    muse_checkpoint.save(reader, folder / "model", tagged.encoder(folder))
+    again = muse_checkpoint.restore(folder / "model")
     assert again.config["parameters"] == reader.config["parameters"]
     every = sum(w.numel() for w in again.model.parameters())
     assert sum(again.config["parameters"].values()) == every
@@ -181,8 +186,8 @@ def test_patches_are_standardised_by_those_of_the_train_split(place):
     folder = place()
     found = created(folder).model.image_encoder.standardise
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
-    names = {row["image"] for row in labelled.read_rows(clean, "posts")["train"]} - {None}
-    cached = features.read(embed)
+    names = {row["image"] for row in muse_dataset.read_rows(clean, "posts")["train"]} - {None}
+    cached = feature_store.read(embed)
     patches = torch.tensor(cached.patches[[cached.image_index[name] for name in names]]).float()
     torch.testing.assert_close(found.mean, patches.flatten(0, 1).mean(0))
     deviation = patches.flatten(0, 1).std(0, correction=0)
@@ -202,7 +207,7 @@ def test_cells_of_a_resnet_are_those_of_its_grid(place):
 
 def test_pretrained_weights_learn_at_rates_of_their_own(place):
     folder = place({"readers.muse_sentiment.text.rate": 0.25})
-    rates = readers.rates(tagged.run_of("muse_sentiment"))
+    rates = muse_checkpoint.rates(tagged.run_of("muse_sentiment"))
     assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
     names = [name for name, _ in created(folder).model.named_parameters()]
     for part in rates.keys() - {"image_encoder."}:  # patches are read by nothing that learns
@@ -215,7 +220,9 @@ def test_words_that_were_not_read_are_outside(place):
     ingest, clean, embed = (
         folder / "corpus" / name / "tweets" for name in ("ingest", "clean", "embed")
     )
-    items = reader.items(labelled.read_rows(clean, "tweets")["test"], features.read(embed), ingest)
+    items = reader.items(
+        muse_dataset.read_rows(clean, "tweets")["test"], feature_store.read(embed), ingest
+    )
     read = [1, 2] * (tagged.PIECES // 2)
     (names,) = reader.names([read], items, [tagged.LONG])
     assert names == ["B-LOC", "I-LOC"] * (tagged.PIECES // 2) + ["O"] * items.words_cut(0)
@@ -224,36 +231,36 @@ def test_words_that_were_not_read_are_outside(place):
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path):
     with pytest.raises(WrongInput, match="holds no trained model: run `dvc repro`"):
-        readers.restore(tmp_path)
+        muse_checkpoint.restore(tmp_path)
 
 
 def test_weights_of_another_model_are_one_sentence(place):
     folder = place()
-    readers.save(created(folder), folder / "model", tagged.encoder(folder))
+    muse_checkpoint.save(created(folder), folder / "model", tagged.encoder(folder))
     config = json.loads((folder / "model" / "config.json").read_text())
     config["network"]["use_drawing"] = False
     (folder / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(WrongInput, match="holds weights of another model"):
-        readers.restore(folder / "model")
+        muse_checkpoint.restore(folder / "model")
 
 
 def test_a_config_that_lacks_a_number_names_its_file(place):
     folder = place()
-    readers.save(created(folder), folder / "model", tagged.encoder(folder))
+    muse_checkpoint.save(created(folder), folder / "model", tagged.encoder(folder))
     config = json.loads((folder / "model" / "config.json").read_text())
     del config["network"]["theta"]
     (folder / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(WrongInput, match=r"config\.json: missing theta"):
-        readers.restore(folder / "model")
+        muse_checkpoint.restore(folder / "model")
 
 
 def test_a_picture_that_ingest_did_not_keep_is_one_sentence(place):
     folder = place()
     reader = created(folder)
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
-    rows = labelled.read_rows(clean, "posts")["test"]
+    rows = muse_dataset.read_rows(clean, "posts")["test"]
     with pytest.raises(WrongInput, match="lacks the picture"):
-        reader.items(rows, features.read(embed), folder / "elsewhere")
+        reader.items(rows, feature_store.read(embed), folder / "elsewhere")
 
 
 def test_a_reader_is_made_the_same_for_the_same_seed(place):

@@ -109,7 +109,7 @@ def installed(program: str, given: list[str]) -> None:
 
 def test_the_deployment_that_is_triggered_is_the_one_that_is_served():
     flow, name = re.search(r"prefect deployment run (\w+)/(\w+)", README).groups()
-    assert f'@flow(name="{flow}")' in Path("pipelines/build.py").read_text()
+    assert f'@flow(name="{flow}")' in Path("pipelines/flow.py").read_text()
     assert f'{flow}.serve("{name}"' in Path("pipelines/serve.py").read_text()
 
 

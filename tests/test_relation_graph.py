@@ -2,8 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.shared import relation_graph
-from stages.shared.relation_graph import adjacency, between, degrees, threshold_for, within
+from stages.models.mm_orient import relation_graph
+from stages.models.mm_orient.relation_graph import (
+    adjacency,
+    between,
+    degrees,
+    threshold_for,
+    within,
+)
 
 
 def rows(count: int, width: int = 6, seed: int = 0) -> torch.Tensor:

@@ -9,9 +9,9 @@ from PIL import Image
 from reported import HOSTILE, SETTINGS, STEPS, Page, predict, project, render
 
 from stages.report import __main__ as report
-from stages.report import charts
-from stages.shared import history, images, tables
-from stages.shared.stage import WrongInput
+from stages.report.plots import curves
+from stages.shared.core import history, image_store, schemas
+from stages.shared.runtime.stage import WrongInput
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_what_a_camera_wrote_into_a_picture_stays_out(tmp_path, size):
     more = {"comment": b"said at home", "icc_profile": b"made at home"}
     Image.new("RGB", size).save(tmp_path / "photo.jpg", exif=exif, **more)
     content = (tmp_path / "photo.jpg").read_bytes()
-    row = images.inspect(content, max_pixels=10**6)
+    row = image_store.inspect(content, max_pixels=10**6)
     shown = report.save_picture(content, row["sha256"], tmp_path, SETTINGS)
     assert content.count(b"at home") == 3
     kept = Image.open(tmp_path / shown.path)
@@ -163,18 +163,18 @@ def test_what_a_camera_wrote_into_a_picture_stays_out(tmp_path, size):
 
 
 def test_charts_take_their_colours_from_the_page():
-    svg = charts.loss("one", STEPS, "nats")
+    svg = curves.loss("one", STEPS, "nats")
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert "currentColor" in svg and "var(--series-1)" in svg
     assert "<style" not in svg and "metadata" not in svg
 
 
 def test_the_loss_chart_names_the_terms_and_the_watch_chart_only_what_was_watched():
-    assert charts.watched(STEPS) == ["validation_watch"]
+    assert curves.watched(STEPS) == ["validation_watch"]
     assert all(
-        f">{term}<" in charts.loss("one", STEPS, "nats") for term in ("ranking", "likelihood")
+        f">{term}<" in curves.loss("one", STEPS, "nats") for term in ("ranking", "likelihood")
     )
-    assert charts.watched([{"step": 1, "loss": 1.0, "validation_loss": 2.0}]) == []
+    assert curves.watched([{"step": 1, "loss": 1.0, "validation_loss": 2.0}]) == []
 
 
 def test_a_run_of_no_steps_has_a_page_without_its_loss(place):
@@ -189,7 +189,7 @@ def test_a_run_of_no_steps_has_a_page_without_its_loss(place):
 
 
 def test_names_of_slots_cannot_become_markup_or_formulas():
-    svg = charts.slots("one", {"sft": {"<b>$x$": 0.5, "y": 1.0}}, {})
+    svg = curves.slots("one", {"sft": {"<b>$x$": 0.5, "y": 1.0}}, {})
     assert "&lt;b&gt;$x$" in svg and "<b>" not in svg
 
 
@@ -201,5 +201,5 @@ def test_a_run_that_was_not_evaluated_is_named(place):
 
 
 def test_the_fixture_holds_what_the_schemas_say(place):
-    rows = tables.read(place / "data/12_evaluate/muse/items.parquet", tables.ITEM_SCORES)
+    rows = schemas.read(place / "data/12_evaluate/muse/items.parquet", schemas.ITEM_SCORES)
     assert {row["inputs"] for row in rows} == {"both", "topic", "picture"}

@@ -4,8 +4,8 @@ import pytest
 from reported import HOSTILE, Page, judged, project, render
 
 from stages.judge import ASKED, BESIDE, PERSPECTIVES
-from stages.report.judged import LABELS, REFERENCES, Judged
-from stages.shared.stage import WrongInput
+from stages.report.judge_scores import LABELS, REFERENCES, Judged
+from stages.shared.runtime.stage import WrongInput
 
 
 @pytest.fixture

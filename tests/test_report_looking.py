@@ -9,10 +9,11 @@ import written
 from PIL import Image
 from reported import HOSTILE, Page, predict, project, render
 
-from stages.report import distributions, gather, heatmaps, looking, review
-from stages.shared import tables
+from stages.report import attention_maps, chunk_review, loaders
+from stages.report.plots import heatmaps, histograms
+from stages.shared.core import schemas
 
-BOUNDS = review.Bounds(0.9, 0.05)
+BOUNDS = chunk_review.Bounds(0.9, 0.05)
 LOOKED = {
     "gate": {"train": {"mode": "sample", "mask_rate": 0.38}, "sigma": "unavailable"},
     "fusion": {"correlation": {"mean": 0.51, "deviation": 0.02}, "entropy": 0.8, "spread": 0.7},
@@ -41,10 +42,12 @@ def measured(place, **found) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | found))
 
 
-def example(decoder: list[list[float]], text: str, ends: list[int], **given) -> looking.Example:
+def example(
+    decoder: list[list[float]], text: str, ends: list[int], **given
+) -> attention_maps.Example:
     row = {"text": text, "ends": ends, "tokens": [], "fusion": [], "decoder": np.ravel(decoder)}
     known = {"picture": Image.new("RGB", (8, 8)), "middle": True, "boxes": {}, "slots": {}}
-    return looking.Example(row, **(known | given))
+    return attention_maps.Example(row, **(known | given))
 
 
 def test_samples_are_counted_by_what_the_gate_did_to_them():
@@ -52,7 +55,7 @@ def test_samples_are_counted_by_what_the_gate_did_to_them():
         {"sigma": sigma, "passed": passed, "mask_probability": sigma}
         for sigma, passed in [(0.1, 1.0), (0.2, 0.0), (0.8, 0.0), (0.9, 0.0), (1.0, 0.5)]
     ]
-    centres, rates, expected, counts = distributions.binned(rows, np.array([0.0, 0.5, 1.0]))
+    centres, rates, expected, counts = histograms.binned(rows, np.array([0.0, 0.5, 1.0]))
     assert (centres, counts) == ([0.25, 0.75], [2, 3])
     assert rates == pytest.approx([0.5, 2.5 / 3])  # the last passed half: the mode `expected`
     assert expected == pytest.approx([0.15, 0.9])
@@ -60,7 +63,7 @@ def test_samples_are_counted_by_what_the_gate_did_to_them():
 
 def test_a_bin_without_samples_has_no_rate():
     rows = [{"sigma": 0.9, "passed": 1.0, "mask_probability": 0.9}]
-    found = distributions.binned(rows, np.array([0.0, 0.3, 0.6, 1.0]))
+    found = histograms.binned(rows, np.array([0.0, 0.3, 0.6, 1.0]))
     assert found[0] == pytest.approx([0.8]) and found[1] == [0.0]
 
 
@@ -73,8 +76,8 @@ def test_the_gate_of_each_use_has_a_chart_with_its_mode(place):
 
 def test_a_run_without_gate_and_attention_has_no_such_section(place):
     for name in ("gates", "fusions", "attentions"):
-        schema = getattr(tables, name.upper())
-        tables.write(place / f"data/11_predict/muse/{name}.parquet", [], schema)
+        schema = getattr(schemas, name.upper())
+        schemas.write(place / f"data/11_predict/muse/{name}.parquet", [], schema)
     path = place / "data/12_evaluate/muse/metrics.json"
     kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in LOOKED}
     kept["sft"] = {k: v for k, v in kept["sft"].items() if k not in LOOKED}
@@ -85,7 +88,7 @@ def test_a_run_without_gate_and_attention_has_no_such_section(place):
 
 
 def test_samples_without_similarity_are_left_out_and_lambda_is_of_every_channel(place):
-    seen = looking.seen(place / "data/11_predict/muse")
+    seen = attention_maps.seen(place / "data/11_predict/muse")
     by_use = seen.decisions()
     assert {use: len(rows) for use, rows in by_use.items()} == {"train": 7, "predict": 7}
     assert sum(row["passed"] == 0 for row in by_use["train"]) == 3
@@ -95,10 +98,10 @@ def test_samples_without_similarity_are_left_out_and_lambda_is_of_every_channel(
 
 def test_an_entropy_of_a_single_token_says_nothing_and_is_left_out(tmp_path):
     row = {"record": "a", "position": 0, "phase": "sft", "correlation": [0.5], "spread": None}
-    tables.write(tmp_path / "gates.parquet", [], tables.GATES)
+    schemas.write(tmp_path / "gates.parquet", [], schemas.GATES)
     rows = [row | {"entropy": value} for value in (0.5, float("nan"), None)]
-    tables.write(tmp_path / "fusions.parquet", rows, tables.FUSIONS)
-    assert looking.seen(tmp_path).entropies["sft"].tolist() == [0.5]
+    schemas.write(tmp_path / "fusions.parquet", rows, schemas.FUSIONS)
+    assert attention_maps.seen(tmp_path).entropies["sft"].tolist() == [0.5]
 
 
 def test_figures_of_gate_fusion_and_object_stand_in_a_table_and_a_tile(place):
@@ -218,39 +221,41 @@ def test_words_that_name_a_slot_are_shown_those_with_a_box_first():
         boxes={"object": (0, 0, 1, 1)},
         slots={"place": {"b": ["the beach"], "c": ["city"]}, "object": {"k": ["red kite"]}},
     )
-    found = looking.words(given, np.full((5, 2), 0.5), 2)
+    found = attention_maps.words(given, np.full((5, 2), 0.5), 2)
     assert found == [((6, 10), "object"), ((18, 23), "place")]  # kite, beach
-    assert looking.words(given, np.full((5, 2), 0.5), 1) == [((6, 10), "object")]
+    assert attention_maps.words(given, np.full((5, 2), 0.5), 1) == [((6, 10), "object")]
 
 
 def test_a_slot_that_the_text_does_not_state_has_no_word():
-    assert looking.naming("two kites", {"k": ["kite"]}) is None
-    assert looking.naming("A KITE", {"k": ["kite", "a kite"]}) == (2, 6)
+    assert attention_maps.naming("two kites", {"k": ["kite"]}) is None
+    assert attention_maps.naming("A KITE", {"k": ["kite", "a kite"]}) == (2, 6)
 
 
 def test_elsewhere_the_words_with_the_most_peaked_attention_are_shown_in_their_order():
     decoder = np.array([[0.9, 0.1], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])
     given = example(decoder.tolist(), "one, two six", [3, 4, 8, 12])
-    assert looking.words(given, decoder, 2) == [((0, 3), ""), ((9, 12), "")]
+    assert attention_maps.words(given, decoder, 2) == [((0, 3), ""), ((9, 12), "")]
 
 
 def test_chinese_is_shown_by_character():
     decoder = np.array([[0.5, 0.5], [1.0, 0.0]])
-    assert looking.words(example(decoder.tolist(), "好茶", [1, 2]), decoder, 1) == [((1, 2), "")]
+    assert attention_maps.words(example(decoder.tolist(), "好茶", [1, 2]), decoder, 1) == [
+        ((1, 2), "")
+    ]
 
 
 def test_a_text_is_shaded_by_how_narrowly_each_token_looked():
     """Two patches: alike is 0, one alone 1; shares 0.9 and 0.1 leave 1 - 0.325 / ln 2 = 0.531."""
     decoder = np.array([[0.5, 0.5], [1.0, 0.0], [0.9, 0.1], [1.0, 0.0]])
     row = {"text": "ab cde", "ends": [1, 2, 5, 5]}  # the end of the text writes nothing
-    pieces = looking.pieces(row, decoder)
+    pieces = attention_maps.pieces(row, decoder)
     assert [piece for piece, _ in pieces] == ["a", "b", " cd", "e"]
     assert [share for _, share in pieces] == pytest.approx([0, 1, 0.531, 0], abs=1e-3)
 
 
 def test_weights_that_also_went_elsewhere_are_judged_by_what_fell_on_patches():
-    assert looking.narrowness(np.array([0.1, 0.1])) == pytest.approx(0)
-    assert looking.narrowness(np.zeros(2)) == 0 == looking.narrowness(np.ones(1))
+    assert attention_maps.narrowness(np.array([0.1, 0.1])) == pytest.approx(0)
+    assert attention_maps.narrowness(np.zeros(2)) == 0 == attention_maps.narrowness(np.ones(1))
 
 
 def test_every_map_of_an_example_has_a_text_and_its_word_is_beneath(place):
@@ -265,11 +270,11 @@ def test_every_map_of_an_example_has_a_text_and_its_word_is_beneath(place):
 
 def test_articles_whose_attention_was_kept_are_shown_first(place):
     rows = [row for row in written.attentions() if row["record"] == "c"]
-    tables.write(place / "data/11_predict/muse/attentions.parquet", rows, tables.ATTENTIONS)
-    (run,) = gather.runs(
+    schemas.write(place / "data/11_predict/muse/attentions.parquet", rows, schemas.ATTENTIONS)
+    (run,) = loaders.runs(
         place / "data", {"muse": {"corpus": "articles"}}, {"articles": {"kind": "articles"}}
     )
-    looked_at = looking.looked_at(place / "data/11_predict/muse")
+    looked_at = attention_maps.looked_at(place / "data/11_predict/muse")
     assert [found["record"] for found in run.articles(2, looked_at)] == ["c", "a"]
 
 
@@ -279,7 +284,7 @@ def test_tokens_and_words_of_attention_cannot_become_markup(place):
         for row in written.attentions()
     ]
     rows = [row | {"decoder": [0.1, 0.2, 0.3, 0.4]} for row in rows]
-    tables.write(place / "data/11_predict/muse/attentions.parquet", rows, tables.ATTENTIONS)
+    schemas.write(place / "data/11_predict/muse/attentions.parquet", rows, schemas.ATTENTIONS)
     page = Page(render(place))
     assert not page.all("script")
     assert page.text.count(HOSTILE) == 4 * (5 + 2 + 1)  # tokens of the matrix and maps, the text
@@ -287,7 +292,7 @@ def test_tokens_and_words_of_attention_cannot_become_markup(place):
 
 def test_without_topic_there_is_no_fusion_to_show(place):
     rows = [row | {"tokens": [], "fusion": []} for row in written.attentions()]
-    tables.write(place / "data/11_predict/muse/attentions.parquet", rows, tables.ATTENTIONS)
+    schemas.write(place / "data/11_predict/muse/attentions.parquet", rows, schemas.ATTENTIONS)
     page = Page(render(place))
     maps = [image["src"] for image in page.all("img") if image["src"].startswith("attention/")]
     assert len(maps) == 4 and all("-word-" in name for name in maps)
@@ -304,16 +309,16 @@ def test_without_topic_there_is_no_fusion_to_show(place):
 )
 def test_the_encoder_says_whether_it_sees_the_middle_or_all(tmp_path, file, content, middle):
     (tmp_path / "06_align").mkdir()
-    assert gather.sees_middle(tmp_path)  # the tiny encoder has no such file
+    assert loaders.sees_middle(tmp_path)  # the tiny encoder has no such file
     (tmp_path / "06_align" / file).write_text(json.dumps(content))
-    assert gather.sees_middle(tmp_path) is middle
+    assert loaders.sees_middle(tmp_path) is middle
 
 
 def test_chunks_are_counted_over_all_articles():
     """Bounds belong to what they name: 0.9 is near-identical, 0.05 unrelated."""
     three = [[1.0, 0.9, 0.3], [0.9, 1.0, 0.05], [0.3, 0.05, 1.0]]
     two = [[1.0, 0.0], [0.0, 1.0]]
-    assert review.counts([three, two, [[1.0]]], BOUNDS) == {
+    assert chunk_review.counts([three, two, [[1.0]]], BOUNDS) == {
         "articles": 3,
         "single": 1,
         "pairs": 4,
@@ -326,25 +331,25 @@ def test_chunks_are_counted_over_all_articles():
 
 def test_articles_of_the_train_split_with_chunks_to_compare_are_reviewed(place):
     folder = place / "data/05_chunk/articles"
-    found = review.review(folder, 20, BOUNDS)
+    found = chunk_review.review(folder, 20, BOUNDS)
     assert [article.title for article in found.articles] == ["Article t", "Article w"]
     assert found.articles[0].flagged() == {"near-identical": ["0 and 1"]}
     assert found.articles[1].flagged() == {"unrelated": ["0 and 1"]}
-    assert len(review.review(folder, 1, BOUNDS).articles) == 1
-    chunks = tables.read(folder / "chunks.parquet", tables.CHUNKS)
+    assert len(chunk_review.review(folder, 1, BOUNDS).articles) == 1
+    chunks = schemas.read(folder / "chunks.parquet", schemas.CHUNKS)
     others = [chunk | {"split": "test"} for chunk in chunks]
-    tables.write(folder / "chunks.parquet", others, tables.CHUNKS)
-    found = review.review(folder, 20, BOUNDS)
+    schemas.write(folder / "chunks.parquet", others, schemas.CHUNKS)
+    found = chunk_review.review(folder, 20, BOUNDS)
     assert found.articles == [] and found.counts["articles"] == 3
 
 
 def test_pairs_are_named_by_position_which_may_have_gaps(tmp_path):
     written.write_chunks(tmp_path)
-    for name, schema in [("chunks", tables.CHUNKS), ("similarities", tables.SIMILARITIES)]:
-        rows = tables.read(tmp_path / f"{name}.parquet", schema)
+    for name, schema in [("chunks", schemas.CHUNKS), ("similarities", schemas.SIMILARITIES)]:
+        rows = schemas.read(tmp_path / f"{name}.parquet", schema)
         moved = [row | {"position": 3 * row["position"]} for row in reversed(rows)]
-        tables.write(tmp_path / f"{name}.parquet", moved, schema)
-    first = review.review(tmp_path, 1, BOUNDS).articles[0]
+        schemas.write(tmp_path / f"{name}.parquet", moved, schema)
+    first = chunk_review.review(tmp_path, 1, BOUNDS).articles[0]
     assert [chunk["position"] for chunk in first.chunks] == [0, 3]
     assert first.flagged() == {"near-identical": ["0 and 3"]}
 
@@ -358,9 +363,9 @@ def test_the_review_shows_texts_similarities_and_flags(place):
 
 def test_text_of_chunks_cannot_become_markup(place):
     folder = place / "data/05_chunk/articles"
-    rows = tables.read(folder / "chunks.parquet", tables.CHUNKS)
+    rows = schemas.read(folder / "chunks.parquet", schemas.CHUNKS)
     rows = [row | {"text": HOSTILE, "title": HOSTILE} for row in rows]
-    tables.write(folder / "chunks.parquet", rows, tables.CHUNKS)
+    schemas.write(folder / "chunks.parquet", rows, schemas.CHUNKS)
     page = Page(render(place))
     assert not page.all("script")
     assert page.text.count(HOSTILE) == 2 + 4
@@ -380,10 +385,10 @@ def test_an_illustrated_chunk_says_where_its_picture_came_from(place):
 
 
 def test_the_picture_of_an_illustration_comes_from_its_own_folder(place):
-    from stages.shared import images
+    from stages.shared.core import image_store
 
     drawn = written.picture((1, 2, 3))
-    images.write(place / "data/08_illustrate/articles/images", [drawn], shards=2)
+    image_store.write(place / "data/08_illustrate/articles/images", [drawn], shards=2)
     rows = [row | {"image": drawn["sha256"]} for row in written.predictions()]
     predict(place / "data", rows)
     page = Page(render(place))

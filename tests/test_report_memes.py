@@ -15,20 +15,21 @@ import yaml
 from PIL import Image
 from reported import HOSTILE, Page, project, render
 
-from stages.report import charts, heatmaps, meme_reader, memes
-from stages.score import __main__ as score
-from stages.score import mm_orient
-from stages.score.figures import Params
-from stages.shared import tables
-from stages.shared.stage import WrongInput
+from stages.evaluate_classifier import __main__ as score
+from stages.evaluate_classifier import mm_orient
+from stages.evaluate_classifier.common import Params
+from stages.report import meme_corpus, meme_section
+from stages.report.plots import curves, heatmaps
+from stages.shared.core import schemas
+from stages.shared.runtime.stage import WrongInput
 
 SCORING = Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)
-BOUNDS = meme_reader.Bounds(
+BOUNDS = meme_section.Bounds(
     inert_density=0.001, inert_isolated=0.5, complete_density=0.8, even_attention=0.95
 )
 READER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "picture": {"encoder": "resnet18"}}
 NAMED = {
-    "corpora": {"memes": {"kind": "memes", "format": "sample", "path": "somewhere"}},
+    "corpora": {"memes": {"kind": "memes", "format": "synthetic", "path": "somewhere"}},
     "readers": {"orient": READER | {"corpus": "memes", "records": "04_augment"}},
 }
 
@@ -67,7 +68,7 @@ def place(built, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
     copied = shutil.copytree(built, tmp_path / "place")
-    monkeypatch.setattr("stages.shared.params.FILE", copied / "params.yaml")
+    monkeypatch.setattr("stages.shared.core.config.FILE", copied / "params.yaml")
     return copied
 
 
@@ -136,7 +137,7 @@ def test_curves_show_every_task_the_graphs_and_the_attention(content):
 
 def test_a_chart_of_many_tasks_draws_all_of_them():
     steps = [{"step": n, "loss": 9.0 - n, **{f"task {t}": 1.0 for t in range(7)}} for n in (1, 2)]
-    svg = charts.loss("many", steps, "loss")
+    svg = curves.loss("many", steps, "loss")
     assert all(f"task {t}" in svg for t in range(7))
 
 
@@ -156,9 +157,9 @@ def test_of_a_meme_without_picture_or_text_only_the_other_speaks():
     rows = {row["id"]: row for row in memed.memes()}
     for record, silent in (("c", {"both", "text"}), ("d", {"both", "picture"})):
         labels = [row for row in memed.labels() if row["record"] == record]
-        humour = meme_reader.answers(rows[record], labels)[0]
+        humour = meme_section.answers(rows[record], labels)[0]
         assert {inputs for inputs, said in humour.said.items() if said is None} == silent
-    assert humour.said["text"] == meme_reader.Said("funny", 0.75, False)
+    assert humour.said["text"] == meme_section.Said("funny", 0.75, False)
 
 
 def test_words_are_shaded_and_regions_warm_by_attention(built, content):
@@ -210,12 +211,12 @@ def test_what_inpainting_and_paraphrasing_did_is_counted(content):
 
 
 def test_a_language_model_is_named_with_its_tokens_and_cost():
-    facts = dict(memes.augmenting(memed.AUGMENTING | {"paraphraser": memed.ANSWERED}))
+    facts = dict(meme_corpus.augmenting(memed.AUGMENTING | {"paraphraser": memed.ANSWERED}))
     assert facts["paraphrased by"] == "openai:some-model, a language model"
     assert facts["tokens"] == "1,200 sent, 300 received; cost 0.12"
     assert facts["failed questions"] == {"too long": 1}
     nobody = memed.AUGMENTING | {"paraphraser": {"backend": "none", "llm": False}}
-    assert dict(memes.augmenting(nobody))["paraphrased by"] == "none, nobody"
+    assert dict(meme_corpus.augmenting(nobody))["paraphrased by"] == "none, nobody"
 
 
 def test_paraphrases_stand_beside_their_original_with_their_pictures(content):
@@ -228,9 +229,9 @@ def test_paraphrases_stand_beside_their_original_with_their_pictures(content):
 
 
 def test_examples_are_evenly_spaced_with_both_ends():
-    assert memes.spaced(range(10), 4) == [0, 3, 6, 9]
-    assert memes.spaced([1, 2], 5) == [1, 2]
-    assert memes.spaced([1, 2], 1) == [1] and memes.spaced([1, 2], 0) == []
+    assert meme_corpus.spaced(range(10), 4) == [0, 3, 6, 9]
+    assert meme_corpus.spaced([1, 2], 5) == [1, 2]
+    assert meme_corpus.spaced([1, 2], 1) == [1] and meme_corpus.spaced([1, 2], 0) == []
 
 
 def test_memes_without_ceilings_have_scores_alone(place):
@@ -252,17 +253,17 @@ def test_words_and_labels_of_memes_cannot_become_markup(place):
     made = data / "04_augment/memes/records.parquet"
     rows = [
         row | {"text": row["text"] and HOSTILE, "text_source": HOSTILE}
-        for row in tables.read(made, tables.MEMES)
+        for row in schemas.read(made, schemas.MEMES)
     ]
-    tables.write(made, rows, tables.MEMES)
+    schemas.write(made, rows, schemas.MEMES)
     clean = data / "02_clean/memes/records.parquet"
-    told = tables.read(clean, tables.CLEAN["memes"])
-    tables.write(clean, [row | {"original": HOSTILE} for row in told], tables.CLEAN["memes"])
+    told = schemas.read(clean, schemas.CLEAN["memes"])
+    schemas.write(clean, [row | {"original": HOSTILE} for row in told], schemas.CLEAN["memes"])
     path = data / "03_inpaint/memes/summary.json"
     path.write_text(json.dumps(memed.INPAINTING | {"failed": {HOSTILE: 1}}))
     rescore(place, memed.labels())
     looks = [row | {"tokens": [HOSTILE] * len(row["tokens"])} for row in memed.looks()]
-    tables.write(data / "11_label/orient/looks.parquet", looks, tables.LOOKS)
+    schemas.write(data / "11_label/orient/looks.parquet", looks, schemas.LOOKS)
     page = Page(render(place))
     assert not page.all("script")
     # Three pictures' words; a reason; an original, two paraphrases and what made them; six pieces.

@@ -15,12 +15,13 @@ import yaml
 from PIL import Image
 from reported import HOSTILE, Page, project, render
 
-from stages.report import charts, heatmaps, projection, reading
-from stages.score import __main__ as score
-from stages.score import muse
-from stages.score.figures import Params
-from stages.shared import history, tables
-from stages.shared.stage import WrongInput
+from stages.evaluate_classifier import __main__ as score
+from stages.evaluate_classifier import muse
+from stages.evaluate_classifier.common import Params
+from stages.report import tagging_examples
+from stages.report.plots import curves, heatmaps, scatter
+from stages.shared.core import history, schemas
+from stages.shared.runtime.stage import WrongInput
 
 SCORING = Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)
 STEPS = [
@@ -43,7 +44,7 @@ def add_reader(place: Path, name: str, task: str, known: bool = True) -> None:
     history.write(data / "09_train" / name / "history.csv", STEPS)
     named = yaml.safe_load((place / "params.yaml").read_text())
     kind = {"entities": "tweets", "sentiment": "posts"}[task]
-    named["corpora"][corpus] = {"kind": kind, "format": "sample", "path": "somewhere"}
+    named["corpora"][corpus] = {"kind": kind, "format": "synthetic", "path": "somewhere"}
     named.setdefault("readers", {})[name] = READER | {"corpus": corpus}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
 
@@ -87,7 +88,7 @@ def place(built, tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
     copied = shutil.copytree(built, tmp_path / "place")
-    monkeypatch.setattr("stages.shared.params.FILE", copied / "params.yaml")
+    monkeypatch.setattr("stages.shared.core.config.FILE", copied / "params.yaml")
     return copied
 
 
@@ -230,28 +231,31 @@ def test_a_record_without_picture_was_read_from_its_text_alone():
         | {"probability": [0.5]}
         for inputs in ("both", "text", "picture")
     ]
-    with_picture = [row.inputs for row in reading.said({"image": "a" * 64}, labels)]
+    with_picture = [row.inputs for row in tagging_examples.said({"image": "a" * 64}, labels)]
     assert with_picture == ["gold", "both", "text alone", "picture alone"]
-    assert [row.inputs for row in reading.said({"image": None}, labels)] == ["gold", "text alone"]
+    assert [row.inputs for row in tagging_examples.said({"image": None}, labels)] == [
+        "gold",
+        "text alone",
+    ]
 
 
 def test_what_the_decoders_said_at_validations_has_charts_of_its_own():
     """Nats and bits on the axis of shares would flatten them."""
     steps = [{"step": 0, "validation_score": 0.3, "validation_caption_nats": 5.0}]
     steps += [{"step": 1, "loss": 2.0, "validation_drawing_bits": 7.0}]
-    assert charts.watched(steps) == ["validation_score"]
+    assert curves.watched(steps) == ["validation_score"]
     titles = ["Texts, given their pictures", "Pictures, given their texts"]
-    assert charts.measures(steps) == titles
-    assert "validation caption nats" in charts.measure("nats", titles[0], steps)
+    assert curves.measures(steps) == titles
+    assert "validation caption nats" in curves.measure("nats", titles[0], steps)
 
 
 def test_words_and_labels_of_a_corpus_cannot_become_markup(place):
     only(place, "names")
     path = place / "data/02_clean/of_names/records.parquet"
-    rows = tables.read(path, tables.CLEAN["tweets"])
+    rows = schemas.read(path, schemas.CLEAN["tweets"])
     for row in rows:
         row["words"] = [HOSTILE] * len(row["words"])
-    tables.write(path, rows, tables.CLEAN["tweets"])
+    schemas.write(path, rows, schemas.CLEAN["tweets"])
     labels = labelled.labels("entities")
     for row in labels:
         row["predicted"] = ["B-" + HOSTILE] * len(row["predicted"])
@@ -260,7 +264,7 @@ def test_words_and_labels_of_a_corpus_cannot_become_markup(place):
     traces = [row | {"tokens": [HOSTILE] * len(row["tokens"])} for row in labelled.exchanges()]
     labelled.write_shown(folder, traces, [])
     lessons = [row | {"caption": HOSTILE} for row in labelled.regularised()]
-    tables.write(folder / "regularised.parquet", lessons, tables.REGULARISED)
+    schemas.write(folder / "regularised.parquet", lessons, schemas.REGULARISED)
     page = Page(render(place))
     assert not page.all("script")
     assert page.text.count(HOSTILE) > 20
@@ -299,25 +303,27 @@ def test_a_reader_that_was_not_scored_is_named(place):
 
 def test_words_are_cut_at_the_entities_of_the_tags():
     words, gold = ["Mia", "Lee", "sings", "in", "Oslo"], ["B-PER", "I-PER", "O", "O", "B-LOC"]
-    found = reading.segments(words, ["B-PER", "O", "O", "O", "I-LOC"], gold)
+    found = tagging_examples.segments(words, ["B-PER", "O", "O", "O", "I-LOC"], gold)
     assert [(part.text, part.kind, part.right) for part in found] == [
         ("Mia", "PER", False),
         ("Lee sings in", "", True),
         ("Oslo", "LOC", True),
     ]
-    assert [part.text for part in reading.segments(words, ["O"] * 5, gold)] == [" ".join(words)]
-    assert reading.segments([], [], []) == []
+    assert [part.text for part in tagging_examples.segments(words, ["O"] * 5, gold)] == [
+        " ".join(words)
+    ]
+    assert tagging_examples.segments([], [], []) == []
 
 
 def test_items_whose_exchange_was_kept_come_before_others(place):
     folder = place / "data"
-    found = reading.read(
+    found = tagging_examples.read(
         folder / "02_clean/of_names", folder / "11_label/names", "tweets", "test", 3
     )
     assert list(found.records) == ["a", "b", "c"]
     traces = [row | {"record": "d"} for row in labelled.exchanges()]
     labelled.write_shown(folder / "11_label/names", traces, [])
-    found = reading.read(
+    found = tagging_examples.read(
         folder / "02_clean/of_names", folder / "11_label/names", "tweets", "test", 3
     )
     assert list(found.records) == ["d", "a", "b"]
@@ -342,17 +348,17 @@ def test_cells_of_the_middle_square_lie_within_it():
 def test_the_plane_is_that_of_the_largest_variance_and_its_signs_are_fixed():
     """Along (3, 4, 0) / 5 by 5 and -5, along the third axis by 1 and -1: variances 25 and 1."""
     vectors = np.array([[3, 4, 1], [-3, -4, 1], [3, 4, -1], [-3, -4, -1]], dtype=float)
-    places, shares = projection.plane(vectors)
+    places, shares = scatter.plane(vectors)
     assert places.tolist() == [[5, 1], [-5, 1], [5, -1], [-5, -1]]
     assert shares == pytest.approx([25 / 26, 1 / 26])
-    mirrored, _ = projection.plane(-vectors)
+    mirrored, _ = scatter.plane(-vectors)
     assert mirrored.tolist() == (-places).tolist()
-    shuffled, _ = projection.plane(vectors[::-1])
+    shuffled, _ = scatter.plane(vectors[::-1])
     assert shuffled.tolist() == places[::-1].tolist()
 
 
 def test_vectors_that_are_all_the_same_lie_in_one_place():
-    places, shares = projection.plane(np.ones((3, 4)))
+    places, shares = scatter.plane(np.ones((3, 4)))
     assert not places.any() and shares == [0, 0]
 
 

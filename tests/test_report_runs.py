@@ -11,9 +11,10 @@ import written
 import yaml
 from reported import HOSTILE, SCORING, Page, project, render
 
-from stages import evaluate
-from stages.report import charts, comparison
-from stages.shared import history, params
+from stages.evaluate import __main__ as evaluate
+from stages.report import leaderboard
+from stages.report.plots import curves
+from stages.shared.core import config, history
 
 POLISH = [
     {"step": 0, "validation_loss": -1.0, "validation_reward_literal": 0.4, "validation_watch": 0.9},
@@ -61,7 +62,11 @@ def built(tmp_path_factory):
         (data / "01_ingest/captions/ceilings.json").write_text(json.dumps(content))
         written.write_illustrations(data / "08_illustrate/captions", [])
         named = yaml.safe_load((place / "params.yaml").read_text())
-        named["corpora"]["captions"] = {"kind": "captions", "format": "sample", "path": "somewhere"}
+        named["corpora"]["captions"] = {
+            "kind": "captions",
+            "format": "synthetic",
+            "path": "somewhere",
+        }
         (place / "params.yaml").write_text(yaml.safe_dump(named))
         add_run(place, "tippo", "articles", written.predictions())
         add_run(place, "pictured", "captions", captions())
@@ -78,7 +83,7 @@ def content(built) -> str:
 def metrics(built, tmp_path, monkeypatch) -> Path:
     """metrics.json of tippo, in a copy of the project to change."""
     shutil.copytree(built, tmp_path / "copy")
-    monkeypatch.setattr(params, "FILE", tmp_path / "copy/params.yaml")
+    monkeypatch.setattr(config, "FILE", tmp_path / "copy/params.yaml")
     return tmp_path / "copy/data/12_evaluate/tippo/metrics.json"
 
 
@@ -125,7 +130,7 @@ def test_every_column_of_the_comparison_is_a_place_of_metrics():
     metrics = {"skill": {"value": 0.5, "standard_error": 0.1}, "rouge_l": 0.3}
     run = Mock(params={"corpus": "c"}, phases={"sft": metrics})
     run.name = "one"
-    (found,) = comparison.comparisons([run], [])
+    (found,) = leaderboard.comparisons([run], [])
     assert found.columns == ["skill", "ROUGE-L"]
     assert found.rows == [
         (
@@ -174,28 +179,28 @@ def test_a_further_tokenizer_has_rows_of_its_own(metrics):
 
 def test_the_curves_of_polish_ppo_have_charts_of_their_own(content):
     text = section(content, "tippo")
-    titles = [title for title in charts.MEASURES if f"{title}, preference" in text]
-    assert titles == charts.measures(POLISH) != []
+    titles = [title for title in curves.MEASURES if f"{title}, preference" in text]
+    assert titles == curves.measures(POLISH) != []
     assert "Rewards, sft" not in text
     assert "Rewards, preference" not in section(content, "muse")
 
 
 def test_measures_are_no_terms_of_the_loss_and_nothing_watched():
-    assert charts.watched(POLISH) == ["validation_watch"]
-    drawn = charts.loss("one", POLISH, "nats")
+    assert curves.watched(POLISH) == ["validation_watch"]
+    drawn = curves.loss("one", POLISH, "nats")
     assert ">policy<" in drawn and ">kl<" in drawn
     assert ">reward literal<" not in drawn and ">validation loss<" not in drawn
-    drawn = charts.measure("one", "Rewards", POLISH)
+    drawn = curves.measure("one", "Rewards", POLISH)
     for name in ("reward literal", "reward semantic", "validation reward literal"):
         assert drawn.count(f">{name}<") == 1
-    assert ">return<" in charts.measure("one", "Return of drawn texts", POLISH)
-    assert charts.measures([{"step": 1, "loss": 1.0}]) == []
+    assert ">return<" in curves.measure("one", "Return of drawn texts", POLISH)
+    assert curves.measures([{"step": 1, "loss": 1.0}]) == []
 
 
 def test_a_running_mean_is_of_the_last_steps():
     """Of 60 steps the last 3."""
     steps = [{"step": n, "entropy": float(n)} for n in range(60)]
-    found = charts._smoothed(steps, "entropy")
+    found = curves._smoothed(steps, "entropy")
     assert [row["entropy"] for row in found[:4]] == [0.0, 0.5, 1.0, 2.0]
     assert found[59] == {"step": 59, "entropy": 58.0}
 

@@ -4,7 +4,7 @@ import urllib.error
 from pathlib import Path
 from typing import get_args
 
-import stages.shared.operators  # noqa: F401  (before torchvision)
+import stages.shared.core.torchvision_ops  # noqa: F401  (before torchvision)
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from stages.shared import resnet
-from stages.shared.resnet import ResNet, normalise, pixels
-from stages.shared.stage import WrongInput
+from stages.shared.backbones import resnet
+from stages.shared.backbones.resnet import ResNet, normalise, pixels
+from stages.shared.runtime.stage import WrongInput
 
 SQUARE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -8,9 +8,9 @@ from threading import Lock
 import pytest
 import torch
 
-from stages.shared import rewards
-from stages.shared.rewards import Params, Server
-from stages.shared.stage import WrongInput
+from stages.shared.metrics import rewards
+from stages.shared.metrics.rewards import Params, Server
+from stages.shared.runtime.stage import WrongInput
 from tests.chat_server import KEY, refused
 
 SERVER = Server(batch=2, concurrency=2, retries=2, timeout=5.0)

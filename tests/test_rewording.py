@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from stages.shared.rewording import OTHER, bare, fill, noise, reorder, reword, swap
+from stages.augment.rule_paraphraser import OTHER, bare, fill, noise, reorder, reword, swap
 
 TEXTS = [
     "When you sit down, everyone needs something",

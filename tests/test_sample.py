@@ -9,10 +9,11 @@ from random import Random
 import pytest
 from PIL import Image
 
-from stages.datasets import phrases, sample, scenes
-from stages.datasets.phrases import PICTURE, SLOTS, TOPIC
-from stages.shared.grounding import Slots, score, stated
-from stages.shared.records import Article, Captioned
+from stages.datasets import synthetic
+from stages.datasets.synthetic import article_lexicon, scene_renderer
+from stages.datasets.synthetic.article_lexicon import PICTURE, SLOTS, TOPIC
+from stages.shared.core.records import Article, Captioned
+from stages.shared.metrics.grounding import Slots, score, stated
 from tests.sampled import PARAMS, extra
 
 ALL = Slots(TOPIC, PICTURE)
@@ -20,7 +21,7 @@ ALL = Slots(TOPIC, PICTURE)
 
 @pytest.fixture(scope="module")
 def items():
-    return list(sample.read(Path("unused"), "articles", PARAMS))
+    return list(synthetic.read(Path("unused"), "articles", PARAMS))
 
 
 def articles(items) -> list[Article]:
@@ -36,8 +37,8 @@ def scenes_of(article: Article, slots=SLOTS) -> list[dict[str, str]]:
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):
-    assert items == list(sample.read(Path("unused"), "articles", PARAMS))
-    assert items != list(sample.read(Path("unused"), "articles", replace(PARAMS, seed=1)))
+    assert items == list(synthetic.read(Path("unused"), "articles", PARAMS))
+    assert items != list(synthetic.read(Path("unused"), "articles", replace(PARAMS, seed=1)))
 
 
 def test_every_text_states_all_its_slots_and_nothing_else(items):
@@ -53,7 +54,9 @@ def test_no_title_tells_a_slot_of_the_picture_and_each_tells_its_topic(items):
         truth = scenes_of(article)[0]
         assert stated(article.title, TOPIC["name"]) == {truth["name"]}
         assert stated(article.title, TOPIC["goal"]) == {truth["goal"]}
-        assert any(words in article.title for words in phrases.STYLE_IN_TITLE[truth["style"]])
+        assert any(
+            words in article.title for words in article_lexicon.STYLE_IN_TITLE[truth["style"]]
+        )
 
 
 def test_no_combination_of_the_test_split_is_ever_seen_in_another(items):
@@ -104,7 +107,7 @@ def test_realised_ceilings_are_those_of_the_rule_applied_to_the_items(items):
     ceilings = extra(items, "ceilings.json")
     for split in ("validation", "test"):
         rows = [s for a in articles(items) if a.split == split for s in scenes_of(a)]
-        chances = sample.Process(split, PARAMS).chances()
+        chances = synthetic.Process(split, PARAMS).chances()
         for inputs, seen in (("topic", TOPIC), ("picture", PICTURE), ("both", SLOTS)):
             right = 0
             for row in rows:
@@ -117,7 +120,7 @@ def test_realised_ceilings_are_those_of_the_rule_applied_to_the_items(items):
 
 def test_captions_have_the_ceiling_of_the_picture_alone_which_tells_all_that_they_say():
     """The best captions are the references: of each slot the share that they state correctly."""
-    items = list(sample.read(Path("unused"), "captions", PARAMS))
+    items = list(synthetic.read(Path("unused"), "captions", PARAMS))
     ceilings = extra(items, "ceilings.json")
     for split in ("train", "validation", "test"):
         rights = [
@@ -133,7 +136,7 @@ def test_captions_have_the_ceiling_of_the_picture_alone_which_tells_all_that_the
 
 
 def test_expected_ceilings_agree_with_many_draws():
-    process, random = sample.Process("test", PARAMS), Random(7)
+    process, random = synthetic.Process("test", PARAMS), Random(7)
     drawn: dict[str, Counter] = {slot: Counter() for slot in SLOTS}
     for _ in range(20_000):
         topic, shown, _ = process.article(random)
@@ -148,7 +151,7 @@ def test_expected_ceilings_agree_with_many_draws():
 
 
 def test_captioned_pictures_show_what_their_captions_say():
-    items = [i for i in sample.read(Path("x"), "captions", PARAMS) if isinstance(i, Captioned)]
+    items = [i for i in synthetic.read(Path("x"), "captions", PARAMS) if isinstance(i, Captioned)]
     assert len(items) == 60 + 30 + 60
     for item in items:
         truth = {fact.slot: fact.value for fact in item.facts}
@@ -172,16 +175,18 @@ SCENE = {"place": "beach", "weather": "rain", "actor": "cat", "activity": "runni
     ],
 )
 def test_the_pixels_of_a_scene_stay_what_they_were(thing, digest):
-    drawn = scenes.draw(SCENE | {"object": thing}, Random(thing), 32)
+    drawn = scene_renderer.draw(SCENE | {"object": thing}, Random(thing), 32)
     assert sha256(drawn.image.tobytes()).hexdigest()[:16] == digest
 
 
 def test_a_box_is_where_the_object_was_drawn(monkeypatch):
     """Drawn at 64 x 64: pixels 8 to 23 by 16 to 47, so shares 8/64 to 24/64 and 16/64 to 48/64."""
     monkeypatch.setitem(
-        scenes.OBJECT, "ball", lambda pen, *_: pen.rectangle([8, 16, 23, 47], fill=(255, 0, 255))
+        scene_renderer.OBJECT,
+        "ball",
+        lambda pen, *_: pen.rectangle([8, 16, 23, 47], fill=(255, 0, 255)),
     )
-    drawn = scenes.draw(SCENE | {"object": "ball"}, Random(0), 32)
+    drawn = scene_renderer.draw(SCENE | {"object": "ball"}, Random(0), 32)
     assert drawn.box == (0.125, 0.25, 0.375, 0.75)
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.datasets import phrases, sample
-from stages.datasets.phrases import PICTURE
-from stages.shared.records import Meme
+from stages.datasets import synthetic
+from stages.datasets.synthetic import article_lexicon
+from stages.datasets.synthetic.article_lexicon import PICTURE
+from stages.shared.core.records import Meme
 from tests.sampled import PARAMS, extra, scene_of
 
 CHECKS = replace(PARAMS, memes="captioned", train=200, meme_share=1.0, size=16)
@@ -14,7 +15,7 @@ CHECKS = replace(PARAMS, memes="captioned", train=200, meme_share=1.0, size=16)
 
 @pytest.fixture(scope="module")
 def items():
-    return list(sample.read(Path("unused"), "memes", CHECKS))
+    return list(synthetic.read(Path("unused"), "memes", CHECKS))
 
 
 def memes(items, split: str) -> list[Meme]:
@@ -45,13 +46,13 @@ def test_every_slot_is_a_task_told_rightly_in_half_of_the_captions(items):
 
 def test_test_shows_scenes_that_no_other_split_shows(items):
     held_out = [
-        phrases.is_held_out(scene_of(meme), list(PICTURE), CHECKS.held_out_pictures)
+        article_lexicon.is_held_out(scene_of(meme), list(PICTURE), CHECKS.held_out_pictures)
         for split in ("train", "validation")
         for meme in memes(items, split)
     ]
     assert not any(held_out)
     assert all(
-        phrases.is_held_out(scene_of(meme), list(PICTURE), CHECKS.held_out_pictures)
+        article_lexicon.is_held_out(scene_of(meme), list(PICTURE), CHECKS.held_out_pictures)
         for meme in memes(items, "test")
     )
 

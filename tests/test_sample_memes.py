@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.datasets import quips, sample
-from stages.datasets import sample_memes as memes
-from stages.datasets.overlay import STYLES, overlay
-from stages.datasets.phrases import PICTURE
-from stages.shared.records import SPLITS, Meme
-from stages.shared.stage import WrongInput
+from stages.datasets import synthetic
+from stages.datasets.synthetic import meme_lexicon, memes
+from stages.datasets.synthetic.article_lexicon import PICTURE
+from stages.datasets.synthetic.text_overlay import STYLES, overlay
+from stages.shared.core.records import SPLITS, Meme
+from stages.shared.runtime.stage import WrongInput
 from tests.sampled import PARAMS, extra, scene_of
 
 DECK = len(memes.CARDS)
@@ -25,12 +25,12 @@ DECKS = replace(PARAMS, train=60, validation=40, test=DECK, meme_share=1.0, size
 
 @pytest.fixture(scope="module")
 def items():
-    return list(sample.read(Path("unused"), "memes", DECKS))
+    return list(synthetic.read(Path("unused"), "memes", DECKS))
 
 
 @pytest.fixture(scope="module")
 def clean():
-    return list(sample.read(Path("unused"), "memes", replace(DECKS, meme_noise=0.0)))
+    return list(synthetic.read(Path("unused"), "memes", replace(DECKS, meme_noise=0.0)))
 
 
 def drawn(items, *splits: str) -> list[Meme]:
@@ -41,7 +41,7 @@ def drawn(items, *splits: str) -> list[Meme]:
 def as_regex(pattern: str) -> re.Pattern:
     """What a pattern of quips can become, read independently of how it is composed."""
     text = re.escape(pattern)
-    for word, choices in quips.WORDS.items():
+    for word, choices in meme_lexicon.WORDS.items():
         choice = "|".join(map(re.escape, sorted(choices, key=len, reverse=True)))
         text = text.replace(re.escape(f"{{{word}}}"), f"(?:{choice})")
     return re.compile(text.replace(r"\ (?:", r"\ ?(?:"))
@@ -49,7 +49,7 @@ def as_regex(pattern: str) -> re.Pattern:
 
 READ = {
     (attribute, value): [as_regex(pattern) for pattern in patterns]
-    for attribute, values in quips.QUIPS.items()
+    for attribute, values in meme_lexicon.QUIPS.items()
     for value, patterns in values.items()
 }
 
@@ -104,9 +104,9 @@ def by_hand(text: dict[str, str], scene: dict[str, str]) -> dict[str, str]:
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others():
     small = replace(PARAMS, meme_share=0.1)
-    first = list(sample.read(Path("unused"), "memes", small))
-    assert first == list(sample.read(Path("unused"), "memes", small))
-    assert first != list(sample.read(Path("unused"), "memes", replace(small, seed=1)))
+    first = list(synthetic.read(Path("unused"), "memes", small))
+    assert first == list(synthetic.read(Path("unused"), "memes", small))
+    assert first != list(synthetic.read(Path("unused"), "memes", replace(small, seed=1)))
     assert [len(drawn(first, split)) for split in SPLITS] == [12, 6, 12]
 
 
@@ -154,7 +154,7 @@ def test_a_noise_that_hides_the_truth_is_wrong_input():
 def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
     with pytest.raises(WrongInput) as wrong:
         replace(PARAMS, **{key: value})
-    said = f"params.yaml: formats.sample.{key} is {value}: give {bound}"
+    said = f"params.yaml: formats.synthetic.{key} is {value}: give {bound}"
     assert str(wrong.value) == said
 
 
@@ -229,7 +229,7 @@ def test_realised_ceilings_are_those_of_the_best_guess_on_the_very_labels(items,
         seen_by = []
         for row in rows:  # a whole deck: every combination once
             text, scene = read_as(row.text), scene_of(row)
-            words = tuple(text[name] for name in quips.QUIPS)
+            words = tuple(text[name] for name in meme_lexicon.QUIPS)
             shown = (MOOD[scene["weather"]], scene["place"] in STEEP)
             shown += (scene["actor"] in ODD, scene["object"] in SHAKY)
             key = {"text": words, "picture": shown, "both": words + shown}[inputs]
@@ -242,11 +242,13 @@ def test_realised_ceilings_are_those_of_the_best_guess_on_the_very_labels(items,
 
 
 def test_no_quip_has_two_meanings_and_wordings_are_many():
-    said = Counter(p for values in quips.QUIPS.values() for ps in values.values() for p in ps)
+    said = Counter(
+        p for values in meme_lexicon.QUIPS.values() for ps in values.values() for p in ps
+    )
     assert set(said.values()) == {1}
-    for attribute, values in quips.QUIPS.items():
+    for attribute, values in meme_lexicon.QUIPS.items():
         for value in values:
-            texts = {quips.quip(attribute, value, Random(seed)) for seed in range(500)}
+            texts = {meme_lexicon.quip(attribute, value, Random(seed)) for seed in range(500)}
             assert len(texts) >= 40, value
             assert all({value} == {read_as(text)[attribute]} for text in texts)
 

@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from stages.datasets import chatter, sample
-from stages.datasets import sample_posts as posts
-from stages.datasets.phrases import PICTURE
-from stages.shared.records import SPLITS, Post
+from stages.datasets import synthetic
+from stages.datasets.synthetic import posts, tweet_lexicon
+from stages.datasets.synthetic.article_lexicon import PICTURE
+from stages.shared.core.records import SPLITS, Post
 from tests.sampled import PARAMS, extra, scene_of
 
 # Whole decks of 200 cards in every split.
@@ -18,7 +18,7 @@ DECKS = replace(PARAMS, train=200, validation=200, test=400, post_share=1.0)
 
 @pytest.fixture(scope="module")
 def items():
-    return list(sample.read(Path("unused"), "posts", DECKS))
+    return list(synthetic.read(Path("unused"), "posts", DECKS))
 
 
 def drawn(items, *splits: str) -> list[Post]:
@@ -30,13 +30,13 @@ def read_as(text: str) -> tuple[str, str]:
     """Mood and tone from the words alone: of all moods and tones exactly one must fit."""
     moods = {
         mood
-        for mood, patterns in chatter.STATEMENTS.items()
-        for pattern, thing in product(patterns, chatter.THINGS)
+        for mood, patterns in tweet_lexicon.STATEMENTS.items()
+        for pattern, thing in product(patterns, tweet_lexicon.THINGS)
         if pattern.format(thing=thing) in text
     }
     tones = {
         tone
-        for tone, patterns in chatter.TONES.items()
+        for tone, patterns in tweet_lexicon.TONES.items()
         for pattern in patterns
         if pattern.replace("{said}", "").strip() in text
     }
@@ -46,9 +46,9 @@ def read_as(text: str) -> tuple[str, str]:
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):
     small = replace(PARAMS, post_share=0.5)
-    first = list(sample.read(Path("unused"), "posts", small))
-    assert first == list(sample.read(Path("unused"), "posts", small))
-    assert first != list(sample.read(Path("unused"), "posts", replace(small, seed=1)))
+    first = list(synthetic.read(Path("unused"), "posts", small))
+    assert first == list(synthetic.read(Path("unused"), "posts", small))
+    assert first != list(synthetic.read(Path("unused"), "posts", replace(small, seed=1)))
     assert [len(drawn(first, split)) for split in SPLITS] == [60, 30, 60]
 
 
@@ -95,17 +95,17 @@ def test_words_and_facts_alone_give_the_label(items):
 def test_every_text_has_one_mood_and_one_tone_and_4_to_20_words():
     lengths = []
     for (mood, statements), (tone, tones) in product(
-        chatter.STATEMENTS.items(), chatter.TONES.items()
+        tweet_lexicon.STATEMENTS.items(), tweet_lexicon.TONES.items()
     ):
         for statement, pattern in product(statements, tones):
             said = pattern.format(said=statement.format(thing="trip"))
             assert read_as(said) == (mood, tone)
-            lengths += [len((greeting + said).split()) for greeting in chatter.GREETINGS]
+            lengths += [len((greeting + said).split()) for greeting in tweet_lexicon.GREETINGS]
     assert min(lengths) >= 4 and max(lengths) <= 20
 
 
 def test_texts_vary():
-    texts = {chatter.statement("positive", "soft", Random(seed)) for seed in range(1000)}
+    texts = {tweet_lexicon.statement("positive", "soft", Random(seed)) for seed in range(1000)}
     assert len(texts) > 900
 
 
@@ -161,7 +161,7 @@ def test_ceilings_are_reached_by_counting(items, inputs):
 
 
 def test_realised_ceilings_are_those_of_the_rule_where_a_deck_is_not_dealt_to_its_end():
-    items = list(sample.read(Path("unused"), "posts", replace(DECKS, test=70, train=2)))
+    items = list(synthetic.read(Path("unused"), "posts", replace(DECKS, test=70, train=2)))
     rows = drawn(items, "test")
     best = posts.best_labels(posts.SEEN["text"])
     right = sum(best[read_as(post.text)] == post.label for post in rows)

@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.datasets import chatter, sample
-from stages.datasets import sample_tweets as tweets
-from stages.datasets.phrases import PICTURE
-from stages.datasets.sampling import dealt
-from stages.shared.grounding import stated
-from stages.shared.records import SPLITS, Tweet
-from stages.shared.stage import WrongInput
+from stages.datasets import synthetic
+from stages.datasets.synthetic import tweet_lexicon, tweets
+from stages.datasets.synthetic.article_lexicon import PICTURE
+from stages.datasets.synthetic.config import dealt
+from stages.shared.core.records import SPLITS, Tweet
+from stages.shared.metrics.grounding import stated
+from stages.shared.runtime.stage import WrongInput
 from tests.sampled import PARAMS, extra, scene_of, wordings
 
 VOCABULARY = {
     word
-    for said in [*chatter.NAMED.values(), chatter.PLAIN, chatter.FILLERS, chatter.MARKS]
+    for said in [
+        *tweet_lexicon.NAMED.values(),
+        tweet_lexicon.PLAIN,
+        tweet_lexicon.FILLERS,
+        tweet_lexicon.MARKS,
+    ]
     for sentence in said
     for word in sentence.split()
 }
@@ -33,7 +38,7 @@ def rule(request) -> str:
 
 @pytest.fixture(scope="module")
 def items(rule):
-    return list(sample.read(Path("unused"), "tweets", replace(PARAMS, tweet_rule=rule)))
+    return list(synthetic.read(Path("unused"), "tweets", replace(PARAMS, tweet_rule=rule)))
 
 
 @pytest.fixture
@@ -70,10 +75,10 @@ def families_of(words: list[str]) -> list[str]:
         short[start:end] = ["X"]
     pieces = [
         ((*sentence.split(), mark), (family,) if family else ())
-        for family, sentences in [*chatter.NAMED.items(), ("", chatter.PLAIN)]
-        for sentence, mark in product(sentences, chatter.MARKS)
+        for family, sentences in [*tweet_lexicon.NAMED.items(), ("", tweet_lexicon.PLAIN)]
+        for sentence, mark in product(sentences, tweet_lexicon.MARKS)
     ]
-    fillers = {tuple(filler.split()) for filler in chatter.FILLERS} | {()}
+    fillers = {tuple(filler.split()) for filler in tweet_lexicon.FILLERS} | {()}
     ways: dict[int, set] = defaultdict(set)  # words read so far -> families so far
     for filler in fillers:
         if tuple(short[: len(filler)]) == filler:
@@ -107,8 +112,8 @@ def f1_of(pairs) -> float:
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items, rule):
     params = replace(PARAMS, tweet_rule=rule)
-    assert items == list(sample.read(Path("unused"), "tweets", params))
-    assert items != list(sample.read(Path("unused"), "tweets", replace(params, seed=1)))
+    assert items == list(synthetic.read(Path("unused"), "tweets", params))
+    assert items != list(synthetic.read(Path("unused"), "tweets", replace(params, seed=1)))
 
 
 def test_every_tweet_has_one_picture_of_its_own_in_the_stated_number(items):
@@ -127,7 +132,7 @@ def test_words_and_facts_alone_give_the_tags(items, rule):
         places, families = names_in(tweet.words), families_of(tweet.words)
         for (start, end), family in zip(places, families, strict=True):
             slot = family if rule == "phrase" else "weather"
-            kind = family if family.isupper() else chatter.READ[slot][scene[slot]]
+            kind = family if family.isupper() else tweet_lexicon.READ[slot][scene[slot]]
             tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
             seen[family.isupper()] += 1
         assert tweet.tags == tags, tweet.words
@@ -147,7 +152,9 @@ def test_names_of_test_have_no_word_in_common_with_names_of_the_other_splits(ite
 def test_no_invented_name_is_a_word_of_a_list():
     words = {word.lower() for said in wordings() for word in said.split()}
     for count in (2, 3):
-        assert not words & {"".join(parts) for parts in permutations(chatter.SYLLABLES, count)}
+        assert not words & {
+            "".join(parts) for parts in permutations(tweet_lexicon.SYLLABLES, count)
+        }
 
 
 def test_no_scene_of_the_test_split_is_seen_in_another(items):
@@ -158,9 +165,11 @@ def test_no_scene_of_the_test_split_is_seen_in_another(items):
 
 
 def test_no_pattern_stands_in_two_families_or_twice():
-    patterns = [said for group in chatter.NAMED.values() for said in group] + chatter.PLAIN
+    patterns = [
+        said for group in tweet_lexicon.NAMED.values() for said in group
+    ] + tweet_lexicon.PLAIN
     assert len(patterns) == len(set(patterns))
-    for said in chatter.NAMED.values():
+    for said in tweet_lexicon.NAMED.values():
         assert all(sentence.split().count("X") == 1 for sentence in said)
 
 
@@ -178,7 +187,7 @@ def test_a_deck_is_dealt_as_a_whole_before_any_card_comes_again():
 
 def test_every_split_shows_the_weathers_in_the_same_shares():
     many = replace(PARAMS, train=52, validation=52, test=52, tweet_share=1.0)
-    items = list(sample.read(Path("unused"), "tweets", many))
+    items = list(synthetic.read(Path("unused"), "tweets", many))
     for split in SPLITS:
         shown = Counter(scene_of(tweet)["weather"] for tweet in drawn(items, split))
         assert shown == {"sun": 16, "rain": 12, "snow": 12, "storm": 12}
@@ -269,8 +278,8 @@ def test_that_is_so_by_far():
 def test_where_names_are_certain_the_most_probable_tags_are_those_of_counting(monkeypatch, fresh):
     """Few patterns and always a name: the picture's ceiling is above 0, and exact."""
     few = {family: [f"a X {'b ' * (place % 3)}"] for place, family in enumerate(tweets.FAMILIES)}
-    monkeypatch.setattr(chatter, "NAMED", few)
-    monkeypatch.setattr(chatter, "FILLERS", ["c"])
+    monkeypatch.setattr(tweet_lexicon, "NAMED", few)
+    monkeypatch.setattr(tweet_lexicon, "FILLERS", ["c"])
     monkeypatch.setattr(tweets, "COUNTS", {1: 1, 2: 1})
     monkeypatch.setattr(tweets, "WEATHER", ["sun", "rain", "snow", "storm"])
     monkeypatch.setattr(tweets, "PLAIN_COUNTS", (1,))

@@ -11,12 +11,12 @@ import labelled
 import numpy as np
 import pytest
 
-from stages.score import __main__ as stage
-from stages.score import muse
-from stages.score.figures import Params
-from stages.shared import tables
-from stages.shared.closeness import measures
-from stages.shared.stage import WrongInput
+from stages.evaluate_classifier import __main__ as stage
+from stages.evaluate_classifier import muse
+from stages.evaluate_classifier.common import Params
+from stages.shared.core import schemas
+from stages.shared.metrics.alignment import measures
+from stages.shared.runtime.stage import WrongInput
 
 PARAMS = Params(draws=50, seed=0, ceiling_below=0.05, ceiling_above=2.0)
 
@@ -111,7 +111,7 @@ def test_labels_of_neither_split_are_said_in_one_sentence(place, task):
 def test_every_test_item_is_scored_and_the_words_beyond_the_limit_are_counted(place, task):
     found = run(place, labelled.labels(task))
     assert found["items"] == 4 and found["cut"] == {"items": 1, "words": 2}
-    rows = tables.read(place / "target/items.parquet", tables.LABEL_SCORES)
+    rows = schemas.read(place / "target/items.parquet", schemas.LABEL_SCORES)
     assert len(rows) == 4 * 3 + 2
     of_test = [row for row in rows if (row["split"], row["inputs"]) == ("test", "both")]
     right, gold = (sum(row[name] for row in of_test) for name in ("right", "gold"))
@@ -228,7 +228,7 @@ def test_too_few_draws_are_said():
 
 def test_the_command_names_a_missing_file_without_a_traceback(place):
     folders = [str(place / name) for name in ("ingest", "nowhere", "target")]
-    command = [sys.executable, "-m", "stages.score", "muse_entities", *folders]
+    command = [sys.executable, "-m", "stages.evaluate_classifier", "muse_entities", *folders]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "Traceback" not in done.stderr

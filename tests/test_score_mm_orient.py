@@ -13,11 +13,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from stages.score import __main__ as stage
-from stages.score import mm_orient
-from stages.score.figures import Params
-from stages.shared import tables
-from stages.shared.stage import WrongInput
+from stages.evaluate_classifier import __main__ as stage
+from stages.evaluate_classifier import mm_orient
+from stages.evaluate_classifier.common import Params
+from stages.shared.core import schemas
+from stages.shared.runtime.stage import WrongInput
 
 PARAMS = Params(draws=50, seed=0, ceiling_below=0.05, ceiling_above=2.0)
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
@@ -70,11 +70,11 @@ def place(tmp_path, monkeypatch):
 
 def run(place: Path, rows: list[dict], ceilings: dict | None = CEILINGS) -> dict:
     """metrics.json of a reader that labelled like this; ceilings: what the corpus knows."""
-    tables.write(place / "labels/labels.parquet", rows, tables.LABELS)
+    schemas.write(place / "labels/labels.parquet", rows, schemas.LABELS)
     behaviour = [
-        dict(zip(tables.BEHAVIOUR.names, (r, "test", *x), strict=True)) for r, *x in BEHAVIOUR
+        dict(zip(schemas.BEHAVIOUR.names, (r, "test", *x), strict=True)) for r, *x in BEHAVIOUR
     ]
-    tables.write(place / "labels/behaviour.parquet", behaviour, tables.BEHAVIOUR)
+    schemas.write(place / "labels/behaviour.parquet", behaviour, schemas.BEHAVIOUR)
     (place / "labels/parameters.json").write_text(json.dumps({"trained": 12, "frozen": 0}))
     (place / "ingest").mkdir(exist_ok=True)
     if ceilings is not None:
@@ -167,7 +167,7 @@ def test_errors_are_those_of_any_labels(place):
 def test_what_nobody_judged_is_not_scored(place):
     changed = [row | {"predicted": ["bad"]} if not row["gold"] else row for row in labels()]
     assert run(place, labels()) == run(place, changed)
-    rows = tables.read(place / "target/items.parquet", tables.LABEL_SCORES)
+    rows = schemas.read(place / "target/items.parquet", schemas.LABEL_SCORES)
     assert len(rows) == 3 * 7 + 4
     assert {row["task"] for row in rows if row["record"] == "b"} == {"humour"}
     of_test = [row for row in rows if (row["split"], row["inputs"]) == ("test", "both")]

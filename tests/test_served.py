@@ -8,14 +8,14 @@ import pytest
 from corpora import picture
 from PIL import Image
 
-from pipelines.author import Item, Text
-from pipelines.given import Rules
-from pipelines.served import Served, nearest_rules
-from stages.shared import cleaning
-from stages.shared.stage import WrongInput
+from pipelines.inference.generator import Item, Text
+from pipelines.inference.input_rules import Rules
+from pipelines.inference.pyfunc import Served, nearest_rules
+from stages.shared.core import text_cleaning
+from stages.shared.runtime.stage import WrongInput
 
-MEMES = cleaning.Overlay(True, [], "lower", "drop", "drop", "join")
-TIDY = cleaning.Params(unicode="NFKC", links=True, emoji="keep", memes=MEMES)
+MEMES = text_cleaning.Overlay(True, [], "lower", "drop", "drop", "join")
+TIDY = text_cleaning.Params(unicode="NFKC", links=True, emoji="keep", memes=MEMES)
 LIMITS = Rules(TIDY, max_characters=40, max_pixels=2500, section="write")
 FINE = picture("red", 0)["bytes"]  # 40 x 40 pixels
 DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"

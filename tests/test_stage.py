@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages.shared.stage import home, output
+from stages.shared.runtime.stage import home, output
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def test_a_second_writer_of_the_same_output_is_told_so(tmp_path):
         second = python(
             f"""
 from pathlib import Path
-from stages.shared.stage import output, stage
+from stages.shared.runtime.stage import output, stage
 with stage(), output(Path({str(tmp_path / "out")!r})): pass
 """
         )
@@ -82,7 +82,7 @@ def test_a_killed_writer_frees_its_output(tmp_path):
         f"""
 import time
 from pathlib import Path
-from stages.shared.stage import output
+from stages.shared.runtime.stage import output
 with output(Path({str(tmp_path / "out")!r})):
     print("open", flush=True)
     time.sleep(60)
@@ -98,7 +98,7 @@ with output(Path({str(tmp_path / "out")!r})):
 
 def test_wrong_input_is_one_sentence_without_a_traceback():
     process = python(
-        "from stages.shared.stage import WrongInput, stage\n"
+        "from stages.shared.runtime.stage import WrongInput, stage\n"
         "with stage(): raise WrongInput('params.yaml: a is 1: give 2')"
     )
     said = process.communicate()[1]
@@ -106,7 +106,7 @@ def test_wrong_input_is_one_sentence_without_a_traceback():
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
-    process = python("from stages.shared.stage import stage\nwith stage(): assert False")
+    process = python("from stages.shared.runtime.stage import stage\nwith stage(): assert False")
     assert "Traceback" in process.communicate()[1]
     assert process.returncode == 1
 
@@ -115,7 +115,7 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 def test_a_stage_dies_with_the_process_that_started_it():
     stage = """
 import time
-from stages.shared.stage import stage
+from stages.shared.runtime.stage import stage
 with stage():
     print("in", flush=True)
     time.sleep(60)

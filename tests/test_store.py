@@ -7,13 +7,13 @@ from hashlib import sha256
 
 import pytest
 
-from stages.shared.store import Store
+from stages.shared.core.cache import Store
 
 WRITER = """
 import sys, time
 from pathlib import Path
 from hashlib import sha256
-from stages.shared.store import Store
+from stages.shared.core.cache import Store
 
 def compute(contents):
     print("batch", flush=True)

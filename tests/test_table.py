@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import ingest
 from stages.datasets.table import Task, judged
-from stages.shared.stage import WrongInput
+from stages.ingest import __main__ as ingest
+from stages.shared.runtime.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 
 HEADER = ["Name", "Words", "Level", "Mood"]

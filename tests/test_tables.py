@@ -1,8 +1,8 @@
 import pyarrow as pa
 import pytest
 
-from stages.shared.stage import WrongInput
-from stages.shared.tables import CHUNKS, FACTS, PAIRS, RECORDS, read, write
+from stages.shared.core.schemas import CHUNKS, FACTS, PAIRS, RECORDS, read, write
+from stages.shared.runtime.stage import WrongInput
 
 ARTICLE = {
     "id": "a",

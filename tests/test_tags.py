@@ -3,7 +3,7 @@ from random import Random
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
-from stages.shared.tags import entities, orphans
+from stages.ingest.bio_tags import entities, orphans
 
 
 @pytest.mark.parametrize(

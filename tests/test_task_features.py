@@ -9,9 +9,9 @@ import pytest
 import tiny_berts
 import torch
 
-from stages.shared import task_features
-from stages.shared.stage import WrongInput
-from stages.shared.task_features import CLASSES, KEYS, Params, lexicon, names, read, width
+from stages.models.mm_orient import text_features
+from stages.models.mm_orient.text_features import CLASSES, KEYS, Params, lexicon, names, read, width
+from stages.shared.runtime.stage import WrongInput
 
 LEXICON = Params(lexicon=True, toxicity="none", pieces=8)
 
@@ -98,7 +98,7 @@ def test_a_model_adds_the_mean_of_its_last_hidden_states(kind, tmp_path):
     assert width(params) == len(KEYS) + 16
     texts = ["the fox", "", "the the sat"]
     rows = read(texts, params)
-    encoder = task_features._toxicity_model(params)
+    encoder = text_features._toxicity_model(params)
     for row, text in zip(rows, texts, strict=True):
         assert row[: len(KEYS)].tolist() == pytest.approx(lexicon(text))
         ids = encoder.pieces(text.split()).ids
@@ -125,7 +125,7 @@ def test_the_lexicon_asks_no_network(monkeypatch):
         "import socket\n"
         "def refuse(*given): raise SystemExit('asked the network')\n"
         "socket.socket.connect = socket.create_connection = refuse\n"
-        "from stages.shared.task_features import lexicon\n"
+        "from stages.models.mm_orient.text_features import lexicon\n"
         "print(len(lexicon('so happy')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -9,9 +9,9 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from stages import inpaint
-from stages.shared import text_boxes
-from stages.shared.params import load
+from stages.inpaint import __main__ as inpaint
+from stages.inpaint import text_detection
+from stages.shared.core.config import load
 from tests import lettered
 
 PARAMS = load(inpaint.Params, "inpaint")
@@ -21,7 +21,7 @@ def refuse(*given, **named): raise AssertionError("a connection was tried")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from tests import lettered
 from tests.test_text_boxes import PARAMS, picture
-from stages.shared import text_boxes
+from stages.inpaint import text_detection as text_boxes
 quads, _ = text_boxes.find(picture(0), PARAMS.find)
 assert len(quads) == 2
 assert text_boxes.read(picture(0), quads, PARAMS.find, PARAMS.read)
@@ -39,11 +39,11 @@ def test_nothing_is_asked_of_a_network_and_nothing_is_said():
 
 
 def test_the_same_is_found_in_every_thread_and_each_time():
-    found = [text_boxes.find(picture(n), PARAMS.find) for n in range(4)]
+    found = [text_detection.find(picture(n), PARAMS.find) for n in range(4)]
     again: dict[int, tuple] = {}
 
     def work(n: int) -> None:
-        again[n] = text_boxes.find(picture(n), PARAMS.find)
+        again[n] = text_detection.find(picture(n), PARAMS.find)
 
     threads = [Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -57,7 +57,7 @@ def test_the_same_is_found_in_every_thread_and_each_time():
 @pytest.mark.parametrize("size", [128, 256, 1200])
 def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(size):
     image, ink, _ = lettered.meme(3, size)
-    quads, _ = text_boxes.find(np.asarray(image), PARAMS.find)
+    quads, _ = text_detection.find(np.asarray(image), PARAMS.find)
     ys, xs = np.nonzero(ink)
     low, high = quads.min((0, 1)), quads.max((0, 1))
     assert low == pytest.approx([xs.min(), ys.min()], abs=0.05 * size)
@@ -76,7 +76,7 @@ def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(size):
 )
 def test_a_picture_is_scaled_to_as_many_pixels(width, height, scale):
     params = replace(PARAMS.find, side=640, enlarge=2.0)
-    assert text_boxes.scale_of(width, height, params) == pytest.approx(scale)
+    assert text_detection.scale_of(width, height, params) == pytest.approx(scale)
 
 
 def test_boxes_beside_each_other_share_a_line():
@@ -84,14 +84,16 @@ def test_boxes_beside_each_other_share_a_line():
         return [[left, top], [left + 30, top], [left + 30, top + 10], [left, top + 10]]
 
     quads = np.array([box(50, 3), box(0, 0), box(0, 30), box(60, 50), box(0, 51)], np.float32)
-    assert text_boxes.in_lines(quads) == [[1, 0], [2], [4, 3]]
+    assert text_detection.in_lines(quads) == [[1, 0], [2], [4, 3]]
 
 
 def test_nothing_is_read_where_nothing_was_found():
     none = np.zeros((0, 4, 2), np.float32)
-    assert text_boxes.read(picture(0), none, PARAMS.find, PARAMS.read) == ""
+    assert text_detection.read(picture(0), none, PARAMS.find, PARAMS.read) == ""
 
 
 def test_shapes_of_a_drawing_are_seldom_taken_for_text():
-    found = [text_boxes.find(np.asarray(lettered.scene(Random(n))), PARAMS.find) for n in range(20)]
+    found = [
+        text_detection.find(np.asarray(lettered.scene(Random(n))), PARAMS.find) for n in range(20)
+    ]
     assert sum(len(quads) > 0 for quads, _ in found) <= 2

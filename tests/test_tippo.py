@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from stages.models import tippo
-from stages.models.tippo import Difference, DualAlignment, lambda_when_writing, schedule
-from stages.shared import decoding
-from stages.shared.losses import IGNORED
-from stages.shared.stage import WrongInput
+from stages.models.tippo import model as tippo
+from stages.models.tippo.model import Difference, DualAlignment, lambda_when_writing, schedule
+from stages.shared.generation import decoding
+from stages.shared.layers.losses import IGNORED
+from stages.shared.runtime.stage import WrongInput
 from tests import articles
 
 HALF = torch.tensor(0.5)

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from stages.models import tippo
-from stages.models.tippo import advantage, contrast, discounts, policy_loss, total_return
-from stages.shared import decoding
-from stages.shared.articles import excerpts
-from stages.shared.stage import WrongInput
+from stages.models.tippo import model as tippo
+from stages.models.tippo.model import advantage, contrast, discounts, policy_loss, total_return
+from stages.shared.generation import decoding
+from stages.shared.generation.article_dataset import excerpts
+from stages.shared.runtime.stage import WrongInput
 from tests import articles, writers
 
 HALF = torch.tensor(0.5)

@@ -20,8 +20,8 @@ from dvc.repo import Repo
 from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 
-from stages.shared import tracking
-from stages.shared.stage import WrongInput
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def runs(store):
 def start(code, **environment):
     """A Python process that runs `code` as a stage would."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from stages.shared import tracking\n{code}"],
+        [sys.executable, "-c", f"from stages.shared.runtime import tracking\n{code}"],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -219,7 +219,7 @@ def project(store, tmp_path) -> Path:
     (project / "data/a/rows").write_text("1")
     (project / "work.py").write_text(
         "from pathlib import Path\n"
-        "from stages.shared import tracking\n"
+        "from stages.shared.runtime import tracking\n"
         "with tracking.run('train', 'x', {}): Path('data/b').write_text('2')\n"
     )
     (project / "params.yaml").write_text("runs: {x: {corpus: a}}\n")

@@ -9,10 +9,13 @@ from killed import killed_and_whole
 from safetensors.torch import load_file
 from tagged import RUNS
 
-from stages.shared import history, labelled, readers, training
-from stages.shared.stage import WrongInput
-from stages.train import __main__ as stage
-from stages.train import muse as train
+from stages.models.muse import checkpoint as muse_checkpoint
+from stages.models.muse import dataset as muse_dataset
+from stages.shared.core import history
+from stages.shared.runtime.stage import WrongInput
+from stages.shared.training import loop as training_loop
+from stages.train_classifier import __main__ as stage
+from stages.train_classifier import muse as train
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +43,7 @@ def share_right(reader, items) -> float:
     """The score of a reader on the items that it learned from."""
     everything = list(range(len(items)))
     decided = reader.paper.decide(reader.model, items.batch(everything)).labels
-    gold = [labelled.gold_of(row) for row in items.rows]
+    gold = [muse_dataset.gold_of(row) for row in items.rows]
     return train.score(reader.coding.task, gold, reader.names(decided, items, everything))
 
 
@@ -89,7 +92,7 @@ def test_the_weights_with_the_best_score_of_validation_are_kept(place):
     scores = [row["validation_score"] for row in steps if "validation_score" in row]
     assert len(scores) > 2 and max(scores) > scores[0]
     ingest, clean, embed = given
-    rows = labelled.read_rows(clean, "tweets")["validation"]
+    rows = muse_dataset.read_rows(clean, "tweets")["validation"]
     held_out = reader.items(rows, train.features.read(embed), ingest)
     assert share_right(reader, held_out) == pytest.approx(max(scores))
     assert all(
@@ -108,7 +111,10 @@ def test_the_history_tells_the_terms_of_the_loss_and_how_the_model_behaves(place
     assert {"task", "captioning", "drawing", "learning_rate"} <= steps[1].keys()
     measured = {"score", "loss", "likeness", "exchanged_text", "caption_nats", "drawing_bits"}
     assert {f"validation_{name}" for name in measured} <= steps[4].keys()
-    assert readers.restore(folder / "out" / "model").config["labels"] == ["negative", "positive"]
+    assert muse_checkpoint.restore(folder / "out" / "model").config["labels"] == [
+        "negative",
+        "positive",
+    ]
 
 
 def test_without_validation_the_last_weights_are_kept(place):
@@ -206,11 +212,11 @@ def test_every_validation_item_is_scored_whatever_the_batch(place):
     given = tagged.write(folder, "posts")
     reader, _, _ = fitted("muse_sentiment", given)
     ingest, clean, embed = given
-    rows = labelled.read_rows(clean, "posts")["validation"]
+    rows = muse_dataset.read_rows(clean, "posts")["validation"]
     items = reader.items(rows, train.features.read(embed), ingest)
     found = []
     for batch in (1, 2, 3):
-        training.seed_everything(0)
+        training_loop.seed_everything(0)
         found.append(train.validation(reader, items, batch)(reader.model))
     for other in found[1:]:
         assert other.loss == found[0].loss

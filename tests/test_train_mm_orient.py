@@ -11,10 +11,14 @@ from killed import killed_and_whole
 from oriented import LEARNED, NAME, TASKS, fitted, of_run
 from safetensors.torch import load_file
 
-from stages.shared import features, history, meme_readers, memes, training
-from stages.shared.stage import WrongInput
-from stages.train import __main__ as stage
-from stages.train import mm_orient as train
+from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
+from stages.models.mm_orient import dataset as meme_dataset
+from stages.shared.core import history
+from stages.shared.encoders import feature_store
+from stages.shared.runtime.stage import WrongInput
+from stages.shared.training import loop as training_loop
+from stages.train_classifier import __main__ as stage
+from stages.train_classifier import mm_orient as train
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +49,7 @@ def decided(reader, items) -> torch.Tensor:
 
 def held_out(reader, folders: list[Path], split: str = "validation"):
     pictures, records, embed = folders
-    return reader.items(memes.read_rows(records)[split], features.read(embed), pictures)
+    return reader.items(meme_dataset.read_rows(records)[split], feature_store.read(embed), pictures)
 
 
 def unlabelled(row: dict, *splits: str) -> dict:
@@ -56,7 +60,7 @@ def test_the_tiny_corpus_is_learned_by_heart(place):
     folder = place(steps_of(steps=120, batch=14, learning_rate=0.02))
     reader, steps, items = fitted(oriented.write(folder, ["train"]))
     assert len(items) == oriented.SPLITS["train"] + len(oriented.PARAPHRASED)
-    judged = items.labels != memes.UNJUDGED
+    judged = items.labels != meme_dataset.UNJUDGED
     assert 0 < (~judged).sum() < judged.sum()
     # The meme without text and the one without picture lack what tells some of their labels.
     assert torch.equal(decided(reader, items)[judged], items.labels[judged])
@@ -111,7 +115,7 @@ def test_the_history_tells_each_task_and_how_the_model_behaves(place):
     measured |= {"density_tt", "isolated_it", "evenness_words", "evenness_regions"}
     assert {f"validation_{name}" for name in measured} <= steps[4].keys()
     assert not [name for row in steps for name in row if "sarcasm" in name]
-    config = meme_readers.restore(folder / "out" / "model").config
+    config = mm_orient_checkpoint.restore(folder / "out" / "model").config
     assert config["labels"] == LEARNED and config["not_learned"] == ["sarcasm"]
 
 
@@ -127,7 +131,7 @@ def test_every_validation_item_is_scored_whatever_the_batch(place):
     reader, _, _ = fitted(given)
     items, found = held_out(reader, given), []
     for batch in (1, 2, 5):
-        training.seed_everything(0)
+        training_loop.seed_everything(0)
         with torch.inference_mode():
             found.append(train.validation(reader, items, batch)(reader.model))
     for other in found[1:]:
@@ -196,10 +200,10 @@ def test_a_checkpoint_belongs_to_one_set_of_numbers(place, monkeypatch):
     first, again, decay, density, text, lexicon, label = keys
     assert first == again == label
     assert len({first, decay, density, text, lexicon}) == 5
-    weights = meme_readers.load_file(given[0].parents[1] / "bert/model.safetensors")
+    weights = mm_orient_checkpoint.load_file(given[0].parents[1] / "bert/model.safetensors")
     weights["embeddings.word_embeddings.weight"] += 1
     place(own)  # the same folder
-    meme_readers.save_file(
+    mm_orient_checkpoint.save_file(
         weights, given[0].parents[1] / "bert/model.safetensors", {"format": "pt"}
     )
     fitted(given)

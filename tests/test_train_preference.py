@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from stages import train_sft
-from stages.models import flexmuse
-from stages.shared import features, grounding, history, runs, tables
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
-from stages.shared.store import Store
+from stages.models.flexmuse import model as flexmuse
+from stages.shared.core import history, schemas
+from stages.shared.core.cache import Store
+from stages.shared.core.config import load
+from stages.shared.encoders import feature_store
+from stages.shared.generation import generator as generators
+from stages.shared.metrics import grounding
+from stages.shared.runtime.stage import WrongInput
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import flexmuse as mscdpo
 from stages.train_preference.flexmuse import Anchor
-from stages.train_preference.watch import score_of
+from stages.train_preference.quality_monitor import score_of
 from tests import corpus, writers
 
 
@@ -28,7 +31,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = corpus.write(place)
-        run = load(runs.Run, "writers", "flexmuse")
+        run = load(generators.Run, "writers", "flexmuse")
         train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / "sft")
     return place
 
@@ -46,7 +49,7 @@ def folders(place):
 
 
 def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), place / "out")
     steps = history.read(place / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
@@ -54,8 +57,8 @@ def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
     assert steps[1]["mscdpo"] == pytest.approx(math.log(2), abs=1e-5)  # policy is reference
     margins = []
     for folder in (place / "sft" / "model", place / "out" / "model"):
-        writer = runs.restore(folder)
-        chunks = writer.items(writers.rows(), features.read(place / "embed"))
+        writer = generators.restore(folder)
+        chunks = writer.items(writers.rows(), feature_store.read(place / "embed"))
         scores = flexmuse.matrix(
             writer.model, chunks.batch_of_groups(chunks.groups(writers.pairs()))
         )
@@ -69,8 +72,8 @@ def reference(place):
     """The reference's matrices of these groups, and how many of them the model was asked for."""
 
     def score(pairs=None, rows=None, cached=None, sft=place / "sft" / "model", home=None):
-        writer, asked = runs.restore(sft), []
-        chunks = writer.items(rows or writers.rows(), cached or features.read(place / "embed"))
+        writer, asked = generators.restore(sft), []
+        chunks = writer.items(rows or writers.rows(), cached or feature_store.read(place / "embed"))
         groups = chunks.groups(pairs or writers.pairs())
 
         def counted(model, batch):
@@ -125,17 +128,17 @@ def test_an_edited_text_other_pairs_other_features_and_other_weights_are_scored_
     pairs[0]["rejected"] = [1]
     assert reference(pairs=pairs)[1] == 1
     assert reference(pairs=writers.grouped([[("r0", 0), ("r2", 0)]]))[1] == 1
-    cached = features.read(place / "embed")
+    cached = feature_store.read(place / "embed")
     cached.patches[7] += 1  # the last picture of r2
     assert reference(cached=cached)[1] == 1
-    cached = features.read(place / "embed")
+    cached = feature_store.read(place / "embed")
     cached.tokens[cached.text_index[rows[7]["title"]], 0] += 1  # of the title of r2 alone
     assert reference(cached=cached)[1] == 1
     retrained = tmp_path / "retrained"
-    writer = runs.restore(place / "sft" / "model")
+    writer = generators.restore(place / "sft" / "model")
     with torch.no_grad():
         writer.model.no_picture += 1e-3
-    runs.save(writer, retrained, corpus.encoder(tmp_path))
+    generators.save(writer, retrained, corpus.encoder(tmp_path))
     assert reference(sft=retrained)[1] == 2
     assert reference()[1] == 0  # and what was known before still is
 
@@ -152,7 +155,7 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
         return matrix(model, batch)
 
     monkeypatch.setattr(flexmuse, "matrix", counted)
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
     assert len(asked) == 2  # the groups of validation hold the same texts and pictures
     shutil.rmtree(tmp_path / "home" / "checkpoints")
@@ -172,7 +175,7 @@ def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_el
 
 
 def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     run = replace(run, preference=replace(run.preference, steps=0))
     train_preference.main("flexmuse", run, folders(place), place / "still")
     (row,) = history.read(place / "still" / "history.csv")
@@ -189,7 +192,7 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
         def batch(self, indices):
             return {"x": torch.tensor(indices)}
 
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     scores = iter([0.9, 0.9, 0.9 - 1.0 - 1e-6])
     validate = mscdpo.validation(
         HeldOut(), lambda model, batch: {"a": torch.tensor(2.0)}, lambda: next(scores), run
@@ -201,8 +204,8 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
 
 
 def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
-    tables.write(tmp_path / "pairs.parquet", [], tables.PAIRS)
-    run = load(runs.Run, "writers", "flexmuse")
+    schemas.write(tmp_path / "pairs.parquet", [], schemas.PAIRS)
+    run = load(generators.Run, "writers", "flexmuse")
     changed = folders(place)
     changed[1] = tmp_path / "pairs.parquet"
     with pytest.raises(WrongInput, match="similarity_min"):

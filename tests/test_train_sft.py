@@ -6,8 +6,9 @@ import yaml
 from safetensors.torch import load_file
 
 from stages import train_sft
-from stages.shared import history, runs
-from stages.shared.params import load
+from stages.shared.core import history
+from stages.shared.core.config import load
+from stages.shared.generation import generator as generators
 from tests import corpus
 from tests.killed import killed_and_whole
 
@@ -24,20 +25,20 @@ def train(place, target: str):
     ingest, chunk, embed = (place / name for name in ("ingest", "chunk", "embed"))
     if not ingest.exists():
         corpus.write(place)
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     train_sft.main("flexmuse", run, [chunk, embed, corpus.encoder(place)], place / target)
     return place / target
 
 
 def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     target = train(place, "out")
-    writer = runs.restore(target / "model")
+    writer = generators.restore(target / "model")
     rows = [row | {"title": "title 0"} for row in corpus.writers.rows()]
     chunks = writer.items(rows, corpus.writers.features())
-    run = load(runs.Run, "writers", "flexmuse")
+    run = load(generators.Run, "writers", "flexmuse")
     written = writer.write(chunks.batch([0, 5]), run.generation)
     assert len(written.texts) == 2 and written.memory.gate.tolist() == [1, 1]
-    again = runs.restore(target / "model").write(chunks.batch([0, 5]), run.generation)
+    again = generators.restore(target / "model").write(chunks.batch([0, 5]), run.generation)
     assert again.texts == written.texts
     steps = history.read(target / "history.csv")
     assert [row["step"] for row in steps] == list(range(21))
@@ -60,7 +61,7 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
     params["writers"]["flexmuse"]["decoder"] = str(place / "named")
     params["models"]["flexmuse"]["network"]["connection"] = connection
     (place / "params.yaml").write_text(yaml.safe_dump(params))
-    writer = runs.restore(train(place, "out") / "model")
+    writer = generators.restore(train(place, "out") / "model")
     t5 = writer.model.t5
     assert len(t5.encoder.block) == (2 if connection == "inputs_embeds" else 0)
     assert torch.equal(t5.lm_head.weight, t5.shared.weight) == tied
@@ -70,7 +71,7 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
     assert losses[-1] < losses[0]
     written = writer.write(
         writer.items(corpus.writers.rows(), corpus.writers.features()).batch([0, 5]),
-        load(runs.Run, "writers", "flexmuse").generation,
+        load(generators.Run, "writers", "flexmuse").generation,
     )
     assert len(written.texts) == 2
 
@@ -89,7 +90,7 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
 def test_statistics_are_those_of_the_train_split(place):
     target = train(place, "out")
-    model = runs.restore(target / "model").model
+    model = generators.restore(target / "model").model
     patches = torch.tensor(corpus.writers.features().patches).float().flatten(0, 1)
     torch.testing.assert_close(model.standardise_picture.mean, patches.mean(0))
     cached = corpus.writers.features()

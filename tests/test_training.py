@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared import history
-from stages.shared.stage import WrongInput
-from stages.shared.training import (
+from stages.shared.core import history
+from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.loop import (
     Checkpoint,
     Schedule,
     Validation,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stages import clean, ingest
-from stages.shared import tables
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages import clean
+from stages.ingest import __main__ as ingest
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.runtime.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 
 
@@ -65,7 +66,7 @@ def test_no_word_is_taken_for_a_line_end_or_for_blank(taken, tmp_path, word):
     row = next(row for row in records if row["words"][0] == "so")
     assert row["words"] == ["so", word, "is"] and row["tags"] == ["O", "B-LOC", "O"]
     clean.main(load(clean.Params, "clean"), "tweets", Path("taken"), Path("cleaned"))
-    cleaned = tables.read(Path("cleaned/records.parquet"), tables.CLEAN["tweets"])
+    cleaned = schemas.read(Path("cleaned/records.parquet"), schemas.CLEAN["tweets"])
     row = next(row for row in cleaned if row["words"][0] == "so")
     assert len(row["words"]) == 3 and all(row["words"]) and row["originals"][1] == word
 
@@ -205,5 +206,5 @@ def test_the_real_files_are_taken_in_whole(tmp_path, name, train, valid, begun, 
         assert summary["orphan_tags"][split] == alone
         assert sum(summary["entities"][split].values()) == of_b + alone
     content = b"".join((source / f"{one}.txt").read_bytes() for one in ("train", "valid"))
-    records = tables.read(tmp_path / "out" / "records.parquet", tables.RECORDS["tweets"])
+    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["tweets"])
     assert sum(len(row["words"]) for row in records) == len(re.findall(rb"\t", content))

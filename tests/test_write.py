@@ -15,12 +15,17 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from tiny_clips import clip, photo
 
-from pipelines import article, write
-from pipelines.author import Author, Item
+from pipelines.cli import write
+from pipelines.inference import article_export
+from pipelines.inference.generator import Author, Item
 from stages import embed, train_sft
-from stages.shared import embedding, hf_encoder, images, runs, tables, tracking
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import extract
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.shared.generation import generator as generators
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
 from tests import corpora, corpus, writers
 from tests.test_cli import polymuse
 
@@ -55,9 +60,9 @@ def trained(tmp_path_factory):
         clip(place / "source")
         align = place / "data/06_align"
         align.mkdir(parents=True)
-        hf_encoder.fetch(str(place / "source"), ["en"], align)
+        huggingface_encoder.fetch(str(place / "source"), ["en"], align)
         fill(place / "data", align)
-        run = load(runs.Run, "writers", "flexmuse")
+        run = load(generators.Run, "writers", "flexmuse")
         folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
         out = place / "data/09_train_sft/flexmuse"
         train_sft.main("flexmuse", run, [*folders, align], out)
@@ -67,8 +72,8 @@ def trained(tmp_path_factory):
 def fill(data: Path, align: Path) -> None:
     """The articles of tests.writers, a random photo a chunk, as ingest, chunk and embed leave."""
     files = [png(photo(number)) for number in range(8)]
-    found = [images.inspect(content, 10**6) for content in files]
-    images.write(data / "01_ingest/articles/images", found, 2)
+    found = [image_store.inspect(content, 10**6) for content in files]
+    image_store.write(data / "01_ingest/articles/images", found, 2)
     rows = [
         row | {"image": found[int(row["image"])]["sha256"], "split": split, "record": record}
         for split in ("train", "validation")
@@ -76,10 +81,10 @@ def fill(data: Path, align: Path) -> None:
         if (record := f"{split}-{row['record']}")
         and (split == "train") == (row["record"] != "r2")  # nothing shown in both is retrieved
     ]
-    tables.write(data / "05_chunk/articles/chunks.parquet", rows, tables.CHUNKS)
+    schemas.write(data / "05_chunk/articles/chunks.parquet", rows, schemas.CHUNKS)
     records = [corpora.record(row, "articles") for row in rows]
-    tables.write(data / "02_clean/articles/records.parquet", records, tables.CLEAN["articles"])
-    params = load(embedding.Params, "embed")
+    schemas.write(data / "02_clean/articles/records.parquet", records, schemas.CLEAN["articles"])
+    params = load(extract.Params, "embed")
     folders = [data / "01_ingest/articles", data / "02_clean/articles", align]
     embed.main(params, "articles", *folders, data / "07_embed/articles")
 
@@ -166,17 +171,17 @@ def test_no_pictures_make_one_text(place, tmp_path):
     assert chunk["picture"] is None and chunk["similarity"] is None
     assert chunk["topic_passed"] is True
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == sorted(article.FILES)
+    assert names == sorted(article_export.FILES)
 
 
 def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     """What predict would write for a chunk of the corpus, from the files that embed wrote."""
-    from stages.shared import features
+    from stages.shared.encoders import feature_store
 
-    writer = runs.restore(place / "data/09_train_sft/flexmuse/model")
-    cached = features.read(place / "data/07_embed/articles")
-    rows = tables.read(place / "data/05_chunk/articles/chunks.parquet", tables.CHUNKS)[:1]
-    generation = load(runs.Run, "writers", "flexmuse").generation
+    writer = generators.restore(place / "data/09_train_sft/flexmuse/model")
+    cached = feature_store.read(place / "data/07_embed/articles")
+    rows = schemas.read(place / "data/05_chunk/articles/chunks.parquet", schemas.CHUNKS)[:1]
+    generation = load(generators.Run, "writers", "flexmuse").generation
     chunks = writer.items(rows, cached)
     expected = writer.write(chunks.batch([0]), generation)
     author = Author(place / "data/09_train_sft/flexmuse/model", "model")
@@ -284,7 +289,7 @@ def test_no_topic_adds_a_tag_to_the_page_or_a_mark_to_the_markdown(place, tmp_pa
     "text", ["- a", "1. a", "+ a", "=== a", "---", "    a", "> a", "# a", "`a`"]
 )
 def test_no_text_is_a_list_a_quote_or_a_heading(text):
-    shown = MarkdownIt("commonmark").parse(article.mark(text.strip()))
+    shown = MarkdownIt("commonmark").parse(article_export.mark(text.strip()))
     assert [token.type for token in shown] == ["paragraph_open", "inline", "paragraph_close"]
     assert "".join(child.content for child in shown[1].children) == text.strip()
 
@@ -425,7 +430,7 @@ def test_the_command_works_from_any_folder_and_says_what_it_wrote(place, picture
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "Writing 1 text with flexmuse"
-    assert lines[1:] == [str(inner / "out" / name) for name in article.FILES]
+    assert lines[1:] == [str(inner / "out" / name) for name in article_export.FILES]
     assert done.stderr == ""
     wrong = polymuse(inner, "write", "--topic", "", "-o", "other")
     assert (wrong.returncode, wrong.stdout) == (1, "") and not (inner / "other").exists()

@@ -12,11 +12,16 @@ import torch
 import yaml
 from tiny_clips import clip, photo, published_chinese_clip
 
-from pipelines.author import Author, Item
+from pipelines.inference.generator import Author, Item
 from stages import embed, train_sft
-from stages.shared import embedding, encoders, hf_encoder, images, runs, tables, tracking
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
+from stages.shared.core import image_store, schemas
+from stages.shared.core.config import load
+from stages.shared.encoders import base as encoders
+from stages.shared.encoders import extract
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.shared.generation import generator as generators
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
 from tests import corpora, corpus, writers
 from tests.test_write import fill, png, written
 
@@ -37,11 +42,11 @@ def trained(tmp_path_factory):
         clip(place / "source")
         align = place / "data/06_align"
         align.mkdir(parents=True)
-        hf_encoder.fetch(str(place / "source"), ["en"], align)
+        huggingface_encoder.fetch(str(place / "source"), ["en"], align)
         fill(place / "data", align)
         fill_captions(place / "data", align)
         for name in ("tippo", "tippo_captions"):
-            run = load(runs.Run, "writers", name)
+            run = load(generators.Run, "writers", name)
             stages = ("05_chunk", "07_embed")
             folders = [place / "data" / stage / run.corpus for stage in stages]
             train_sft.main(name, run, [*folders, align], place / "data/09_train_sft" / name)
@@ -63,8 +68,8 @@ def settings(place: Path) -> None:
 
 
 def fill_captions(data: Path, align: Path) -> None:
-    found = {number: images.inspect(png(photo(number)), 10**6) for number in CAPTIONS}
-    images.write(data / "01_ingest/captions/images", list(found.values()), 2)
+    found = {number: image_store.inspect(png(photo(number)), 10**6) for number in CAPTIONS}
+    image_store.write(data / "01_ingest/captions/images", list(found.values()), 2)
     rows = [
         {
             "record": f"c{number}",
@@ -78,10 +83,10 @@ def fill_captions(data: Path, align: Path) -> None:
         }
         for number, text in CAPTIONS.items()
     ]
-    tables.write(data / "05_chunk/captions/chunks.parquet", rows, tables.CHUNKS)
+    schemas.write(data / "05_chunk/captions/chunks.parquet", rows, schemas.CHUNKS)
     records = [corpora.record(row, "captions") for row in rows]
-    tables.write(data / "02_clean/captions/records.parquet", records, tables.CLEAN["captions"])
-    params = load(embedding.Params, "embed")
+    schemas.write(data / "02_clean/captions/records.parquet", records, schemas.CLEAN["captions"])
+    params = load(extract.Params, "embed")
     folders = [data / "01_ingest/captions", data / "02_clean/captions", align]
     embed.main(params, "captions", *folders, data / "07_embed/captions")
 
@@ -120,7 +125,7 @@ def test_more_pictures_than_an_article_holds_are_written_in_parts(place, tmp_pat
     assert [chunk["source"] for chunk in made["chunks"]] == [file.name for file in pictures[:6]]
     author = Author(model(place, "tippo"), "model")
     items = [Item("a cat", file.read_bytes()) for file in pictures[:6]]
-    generation = load(runs.Run, "writers", "tippo").generation
+    generation = load(generators.Run, "writers", "tippo").generation
     parts = author.write([items[:3], items[3:]], generation)  # no article of training has more
     whole = [" ".join(text.text.split()) for part in parts for text in part]
     assert [" ".join(chunk["text"].split()) for chunk in made["chunks"]] == whole
@@ -141,7 +146,7 @@ def test_articles_of_one_batch_do_not_change_each_other(place, pictures):
     title = ARTICLE[0]["title"]
     first = [Item(title, file.read_bytes()) for file in pictures[:3]]
     second = [Item("snow", pictures[7].read_bytes())]
-    generation = load(runs.Run, "writers", "tippo").generation
+    generation = load(generators.Run, "writers", "tippo").generation
     together = author.write([first, second], generation)
     assert together == [author.write([article], generation)[0] for article in (first, second)]
 
@@ -208,9 +213,9 @@ def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_pat
     settings(tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     published_chinese_clip(tmp_path / "clip")
-    hf_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
+    huggingface_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
     writers.save_published_t5(tmp_path / "t5")
-    run = replace(load(runs.Run, "writers", "tippo"), decoder=str(tmp_path / "t5"))
+    run = replace(load(generators.Run, "writers", "tippo"), decoder=str(tmp_path / "t5"))
     rows = [row | {"text": text} for row, text in zip(ARTICLE, writers.CHINESE, strict=False)]
     encoder = encoders.load(tmp_path / "align")
     pooled, patches = encoder.images([photo(number) for number in range(8)])
@@ -221,8 +226,8 @@ def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_pat
         **{"text_index": {ARTICLE[0]["title"]: 0}, "text_pooled": titles.half().numpy()},
         **{"tokens": tokens.half().numpy(), "token_mask": mask.numpy()},
     )
-    writer = runs.create(run, rows, cached)
-    runs.save(writer, tmp_path / "model", tmp_path / "align")
+    writer = generators.create(run, rows, cached)
+    generators.save(writer, tmp_path / "model", tmp_path / "align")
     author = Author(tmp_path / "model", "model")
     items = author.writer.items(rows, cached)
     spelled = torch.tensor([[0, *items.labels[0]]])

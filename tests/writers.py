@@ -4,17 +4,17 @@ import json
 from io import BytesIO
 from pathlib import Path
 
-import stages.shared.operators  # noqa: F401  (before transformers)
+import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 import torch
 from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5ForConditionalGeneration
 
-from stages.models.flexmuse import Model, Network, Shapes
-from stages.shared.batches import Chunks, Limits
-from stages.shared.decoders import train_tokenizer
-from stages.shared.features import Features
+from stages.models.flexmuse.model import Model, Network, Shapes
+from stages.shared.encoders.feature_store import Features
+from stages.shared.generation.chunk_dataset import Chunks, Limits
+from stages.shared.generation.decoders import train_tokenizer
 
 CHINESE = [
     "红烧肉放糖两勺，小火炖。",

@@ -1,4 +1,4 @@
-"""A finished run in a temporary data folder, in the schemas of stages/shared/tables.py.
+"""A finished run in a temporary data folder, in the schemas of stages/shared/core/schemas.py.
 
 One slot the title knows (goal), one the picture (place); three test articles of two chunks and one
 of validation. What was written: SFT gets one of the test places wrong, preference all right.
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.shared import images, rewards, tables
+from stages.shared.core import image_store, schemas
+from stages.shared.metrics import rewards
 
 SLOTS = {
     "topic": {"goal": {"cake": ["the perfect cake"], "song": ["the forgotten tune"]}},
@@ -41,7 +42,7 @@ def sentence(place: str) -> str:
 def picture(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> dict:
     file = BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
-    return images.inspect(file.getvalue(), max_pixels=10**9)
+    return image_store.inspect(file.getvalue(), max_pixels=10**9)
 
 
 def chunk_rows(title: str, language: str) -> list[dict]:
@@ -91,7 +92,7 @@ def foils() -> list[dict]:
 def write_ingest(folder: Path, known: bool = True) -> None:
     """01_ingest of one corpus; `known`: with the truth that only sample corpora have."""
     colours = [(40 * p, 90, 30 * n) for n in range(len(ARTICLES)) for p in PLACES]
-    images.write(folder / "images", [picture(colour) for colour in colours], shards=2)
+    image_store.write(folder / "images", [picture(colour) for colour in colours], shards=2)
     summary = {
         "records": {"train": 0, "validation": 1, "test": 3},
         "rejected": {"missing image": 2},
@@ -109,15 +110,15 @@ def write_ingest(folder: Path, known: bool = True) -> None:
         for position, place in PLACES.items()
         for slot, value in (("goal", "cake"), ("place", place))
     ]
-    tables.write(folder / "facts.parquet", facts, tables.FACTS)
+    schemas.write(folder / "facts.parquet", facts, schemas.FACTS)
 
 
 def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> None:
-    tables.write(folder / "predictions.parquet", rows, tables.PREDICTIONS)
-    tables.write(folder / "foils.parquet", foil_rows, tables.FOIL_SCORES)
+    schemas.write(folder / "predictions.parquet", rows, schemas.PREDICTIONS)
+    schemas.write(folder / "foils.parquet", foil_rows, schemas.FOIL_SCORES)
     for name in ("gates", "fusions", "attentions"):
         if not (folder / f"{name}.parquet").exists():
-            tables.write(folder / f"{name}.parquet", [], getattr(tables, name.upper()))
+            schemas.write(folder / f"{name}.parquet", [], getattr(schemas, name.upper()))
 
 
 def write_chunks(folder: Path) -> None:
@@ -137,19 +138,19 @@ def write_chunks(folder: Path) -> None:
         }
         for record, position in keys
     ]
-    tables.write(folder / "chunks.parquet", chunks, tables.CHUNKS)
+    schemas.write(folder / "chunks.parquet", chunks, schemas.CHUNKS)
     rows = [
         {"record": record, "position": position, "similarities": alike[record][position]}
         for record, position in keys
     ]
-    tables.write(folder / "similarities.parquet", rows, tables.SIMILARITIES)
+    schemas.write(folder / "similarities.parquet", rows, schemas.SIMILARITIES)
 
 
 def write_illustrations(folder: Path, rows: list[dict]) -> None:
     """08_illustrate of one corpus; rows: record, position, image, source and similarity."""
     every = {"split": "test", "text": "a title", "backend": "retrieve", "seed": 0}
-    tables.write(
-        folder / "illustrations.parquet", [every | row for row in rows], tables.ILLUSTRATIONS
+    schemas.write(
+        folder / "illustrations.parquet", [every | row for row in rows], schemas.ILLUSTRATIONS
     )
     known = [row["similarity"] for row in rows if row["similarity"] is not None]
     summary = {
@@ -192,15 +193,15 @@ def write_looking(predicted: Path, ingest: Path) -> None:
         for (record, position), sigma in zip(keys, sigmas, strict=True)
         for passed in [use == "predict" or sigma != 0.9]
     ]
-    tables.write(predicted / "gates.parquet", gates, tables.GATES)
+    schemas.write(predicted / "gates.parquet", gates, schemas.GATES)
     fusions = [
         {"record": record, "position": position, "phase": phase}
         | {"correlation": [0.25, 0.75], "entropy": 0.8, "spread": 0.1}
         for record, position in keys
         for phase in ("sft", "preference")
     ]
-    tables.write(predicted / "fusions.parquet", fusions, tables.FUSIONS)
-    tables.write(predicted / "attentions.parquet", attentions(), tables.ATTENTIONS)
+    schemas.write(predicted / "fusions.parquet", fusions, schemas.FUSIONS)
+    schemas.write(predicted / "attentions.parquet", attentions(), schemas.ATTENTIONS)
     corner = {"slot": "place", "left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0}
     boxes = [{"record": record, "position": position} | corner for record, position in keys]
-    tables.write(ingest / "boxes.parquet", boxes, tables.BOXES)
+    schemas.write(ingest / "boxes.parquet", boxes, schemas.BOXES)

@@ -26,15 +26,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from stages.augment import filters
-from stages.shared import cleaning, images, paraphrasers, picture_augmentation, tables, tracking
-from stages.shared.params import from_to, load
-from stages.shared.paraphrasers import Found, Paraphraser, Prompt, Text
-from stages.shared.picture_augmentation import Ranges
-from stages.shared.progress import bar
-from stages.shared.records import SPLITS
-from stages.shared.rewording import bare
-from stages.shared.stage import WrongInput, output, stage
+from stages.augment import filters, image_augmentation, paraphrasers
+from stages.augment.image_augmentation import Ranges
+from stages.augment.paraphrasers import Found, Paraphraser, Prompt, Text
+from stages.augment.rule_paraphraser import bare
+from stages.shared.core import image_store, schemas, text_cleaning
+from stages.shared.core.config import from_to, load
+from stages.shared.core.records import SPLITS
+from stages.shared.runtime import tracking
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import WrongInput, output, stage
 
 PROMPT = Path(__file__).with_name("prompt.yaml")
 NO_PICTURE = {"inpainted": None, "text": None}
@@ -75,7 +76,7 @@ class Params:
 
     def __post_init__(self) -> None:
         """Raises WrongInput, or ValueError of a number out of its range."""
-        from_to(self, 1, images.MOST_SHARDS, "shards")
+        from_to(self, 1, image_store.MOST_SHARDS, "shards")
         if self.paraphrases < 1:
             raise WrongInput(
                 "params.yaml: augment.paraphrases must be 1 or more: give augment.backend none "
@@ -99,16 +100,16 @@ class Counts:
 class Words:
     """Cleaning as stage 02 does it, and as little of it as leaves a sentence."""
 
-    def __init__(self, rules: cleaning.Params):
+    def __init__(self, rules: text_cleaning.Params):
         still = {"case": "keep", "punctuation": "keep", "digits": "keep"}
         self.rules, self.light = rules, replace(rules, memes=replace(rules.memes, **still))
 
     def clean(self, text: str, language: str) -> str:
-        return cleaning.clean_overlay(text, language, self.rules)
+        return text_cleaning.clean_overlay(text, language, self.rules)
 
     def sentence(self, text: str, language: str) -> str:
         """Without addresses and names of users and sites, but with case, marks and digits."""
-        return cleaning.clean_overlay(text, language, self.light)
+        return text_cleaning.clean_overlay(text, language, self.light)
 
 
 def originals(
@@ -231,8 +232,8 @@ def draw(rows: list[dict], source: Path, params: Params, folder: Path) -> list[d
         if row["image"]:
             by_image[row["image"]].append(row)
     looks: dict[str, str] = {}
-    with images.writer(folder, params.shards) as write:
-        for picture in bar(images.read(source), "draw"):
+    with image_store.writer(folder, params.shards) as write:
+        for picture in bar(image_store.read(source), "draw"):
             using = by_image.pop(picture["sha256"], [])
             if any(not row["variant"] or not params.picture.ranges for row in using):
                 write(picture)
@@ -240,8 +241,8 @@ def draw(rows: list[dict], source: Path, params: Params, folder: Path) -> list[d
                 if row["variant"] and params.picture.ranges:
                     # The variant's picture stays what it is if its text changes.
                     name = f"{params.seed} {row['group']} {row['variant']}"
-                    drawn = images.trusted(
-                        picture_augmentation.augment(
+                    drawn = image_store.trusted(
+                        image_augmentation.augment(
                             picture["bytes"], params.picture.ranges, name, params.picture.quality
                         )
                     )
@@ -282,7 +283,7 @@ def summary(
 
 def main(
     params: Params,
-    tidying: cleaning.Params,
+    tidying: text_cleaning.Params,
     prompt: Prompt,
     folders: list[Path],
     target: Path,
@@ -290,9 +291,9 @@ def main(
     ingest, clean, inpaint = folders
     if not (ingest / "tasks.json").is_file():
         raise WrongInput(f"{ingest / 'tasks.json'} is missing: run `dvc repro`")
-    rows = tables.read(clean / "records.parquet", tables.CLEAN["memes"])
+    rows = schemas.read(clean / "records.parquet", schemas.CLEAN["memes"])
     columns = ["image", "inpainted", "text"]
-    found = tables.read_table(inpaint / "pictures.parquet", tables.INPAINTED).select(columns)
+    found = schemas.read_table(inpaint / "pictures.parquet", schemas.INPAINTED).select(columns)
     pictures = {row["image"]: row for row in found.to_pylist()}
     if lacking := {row["image"] for row in rows if row["image"]} - pictures.keys():
         raise WrongInput(f"{inpaint}/pictures.parquet lacks {min(lacking)}: run `dvc repro`")
@@ -307,7 +308,7 @@ def main(
             kept, counts = paraphrases(memes, sentences, paraphraser, params, words)
             extra = list(extended(memes, kept, paraphraser.name))
             drawn = draw(extra, inpaint / "images", params, folder / "images")
-            tables.write(folder / "records.parquet", drawn, tables.MEMES)
+            schemas.write(folder / "records.parquet", drawn, schemas.MEMES)
             shutil.copy(ingest / "tasks.json", folder / "tasks.json")
             figures = summary(drawn, counts, paraphraser, params.picture.look)
             text = json.dumps(figures, indent=2, ensure_ascii=False)
@@ -320,4 +321,4 @@ if __name__ == "__main__":
     with stage():
         *sources, out = map(Path, sys.argv[1:])
         told = paraphrasers.read_prompt(PROMPT)
-        main(load(Params, "augment"), load(cleaning.Params, "clean"), told, sources, out)
+        main(load(Params, "augment"), load(text_cleaning.Params, "clean"), told, sources, out)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import regex
 from rapidfuzz import fuzz
 
-from stages.shared.params import at_least, from_to, refuse
-from stages.shared.rewording import bare
+from stages.augment.rule_paraphraser import bare
+from stages.shared.core.config import at_least, from_to, refuse
 
 EMPTY, LONG, REFUSAL = "empty", "too long", "refusal"
 OF_ORIGINAL, OF_SIBLING = "near-duplicate of the original", "near-duplicate of a paraphrase"
@@ -86,7 +86,7 @@ class Meaning:
 
     def cosines(self, original: str, texts: list[str]) -> list[float]:
         if self.embedder is None:
-            from stages.shared import rewards
+            from stages.shared.metrics import rewards
 
             self.embedder = rewards.MiniLM(self.max_tokens)
         of_original, *rows = self.embedder.rows([original, *texts])

@@ -22,25 +22,25 @@ from typing import Any
 import jinja2
 
 from stages.report import (
-    charts,
-    comparison,
-    distributions,
-    gather,
+    attention_maps,
+    chunk_review,
     illustrations,
-    judged,
-    looking,
-    meme_reader,
-    memes,
-    projection,
-    reading,
-    review,
+    judge_scores,
+    leaderboard,
+    loaders,
+    meme_corpus,
+    meme_section,
+    tagging_examples,
 )
-from stages.report.looking import Key
-from stages.report.meme_reader import MemeReader
-from stages.report.reader import MuseReader, Reader
-from stages.report.run import INPUTS, Run
-from stages.shared import closeness, diagnosis, grounding, images, params, tables, tracking
-from stages.shared.stage import output, stage
+from stages.report.attention_maps import Key
+from stages.report.classifier_section import MuseReader, Reader
+from stages.report.generator_section import INPUTS, Run
+from stages.report.meme_section import MemeReader
+from stages.report.plots import curves, histograms, scatter
+from stages.shared.core import config, image_store, schemas
+from stages.shared.metrics import alignment, diagnostics, grounding
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import output, stage
 
 HERE = Path(__file__).parent
 Chart = dict[str, str]  # title and SVG
@@ -77,9 +77,9 @@ class Picture:
 
 def save_picture(content: bytes, name: str, folder: Path, params: Params) -> Picture:
     """Write a picture anew, at most `thumbnail` pixels long, to pictures/ of the page's folder."""
-    image = images.decode(content)
+    image = image_store.decode(content)
     crisp = max(image.size) <= params.crisp
-    canvas = images.redraw(image, params.thumbnail)
+    canvas = image_store.redraw(image, params.thumbnail)
     path = f"pictures/{name[:16]}.{'png' if crisp else 'jpg'}"
     (folder / "pictures").mkdir(exist_ok=True)
     canvas.save(folder / path)
@@ -103,39 +103,39 @@ def draw_curves(run: Run) -> list[Chart]:
             for inputs in ("topic", "picture")
             if "topic" in run.ceilings
         }
-        svg = charts.slots(f"{run.name} slots", by_phase, ceilings)
+        svg = curves.slots(f"{run.name} slots", by_phase, ceilings)
         found.append({"title": "Grounding by slot", "svg": svg})
     for phase, steps in run.steps.items():
         if any("loss" in row for row in steps):
-            svg = charts.loss(f"{run.name} {phase} loss", steps, "nats")
+            svg = curves.loss(f"{run.name} {phase} loss", steps, "nats")
             found.append({"title": f"Loss, {phase}", "svg": svg})
-        if charts.watched(steps):
-            svg = charts.watch(f"{run.name} {phase} watch", steps)
+        if curves.watched(steps):
+            svg = curves.watch(f"{run.name} {phase} watch", steps)
             found.append({"title": f"Watched while training, {phase}", "svg": svg})
-        for title in charts.measures(steps):
-            svg = charts.measure(f"{run.name} {phase} {title}", title, steps)
+        for title in curves.measures(steps):
+            svg = curves.measure(f"{run.name} {phase} {title}", title, steps)
             found.append({"title": f"{title}, {phase}", "svg": svg})
     return found
 
 
-def draw_looking(run: Run, seen: looking.Seen, bins: int) -> list[Chart]:
+def draw_looking(run: Run, seen: attention_maps.Seen, bins: int) -> list[Chart]:
     """What the gate decided and how the fusion weighed, as far as the run has it."""
     found = []
     by_use = seen.decisions()
     for use, rows in by_use.items():
         modes = ", ".join(sorted({row["mode"] for row in rows}))
-        svg = distributions.decisions(f"{run.name} gate {use}", rows, bins)
-        title = f"Decisions of the gate {distributions.USES[use]}: {modes}"
+        svg = histograms.decisions(f"{run.name} gate {use}", rows, bins)
+        title = f"Decisions of the gate {histograms.USES[use]}: {modes}"
         found.append({"title": title, "svg": svg})
     if by_use:
-        svg = distributions.mask_rates(f"{run.name} mask rate", by_use, bins)
+        svg = histograms.mask_rates(f"{run.name} mask rate", by_use, bins)
         found.append({"title": "Masked by similarity, beside the map's probability", "svg": svg})
     for name, label, title, values in [
         ("lambda", "lambda", "Lambda over channels and items", seen.correlations),
         ("entropy", "entropy, 1 for uniform", "Entropy of the fusion's attention", seen.entropies),
     ]:
         if any(len(of_phase) for of_phase in values.values()):
-            svg = distributions.shares(f"{run.name} {name}", label, title, values, bins)
+            svg = histograms.shares(f"{run.name} {name}", label, title, values, bins)
             found.append({"title": title, "svg": svg})
     return found
 
@@ -147,37 +147,39 @@ def draw_looks(
     data: Path,
     folder: Path,
     params: Params,
-) -> dict[Key, looking.Look]:
+) -> dict[Key, attention_maps.Look]:
     """The attention of the final phase for every chunk of these articles that has some."""
     predicted, ingest = data / "11_predict" / run.name, data / "01_ingest" / run.params["corpus"]
     records = [article["record"] for article in articles]
-    rows = looking.attentions(predicted, records, run.metrics["phase"])
-    boxes, slots = diagnosis.read_boxes(ingest), grounding.load_slots(ingest)
+    rows = attention_maps.attentions(predicted, records, run.metrics["phase"])
+    boxes, slots = diagnostics.read_boxes(ingest), grounding.load_slots(ingest)
     shown = slots.picture if slots else {}
-    middle, looks = gather.sees_middle(data), {}
+    middle, looks = loaders.sees_middle(data), {}
     for number, article in enumerate(articles, start=1):
         for chunk in article["chunks"]:
             key = chunk["key"]
             if key in rows and chunk["image"] in files:
-                picture = images.decode(files[chunk["image"]])
+                picture = image_store.decode(files[chunk["image"]])
                 picture.thumbnail((params.map_size, params.map_size))
-                example = looking.Example(rows[key], picture, middle, boxes.get(key, {}), shown)
+                example = attention_maps.Example(
+                    rows[key], picture, middle, boxes.get(key, {}), shown
+                )
                 name = f"{run.name}/{number}-{key[1]}"
-                looks[key] = looking.look(example, params.maps, folder, name)
+                looks[key] = attention_maps.look(example, params.maps, folder, name)
     return looks
 
 
 def run_section(run: Run, data: Path, folder: Path, params: Params) -> dict[str, Any]:
     """All that the page shows of a run; its pictures are written on the way."""
     corpus, predicted = run.params["corpus"], data / "11_predict" / run.name
-    articles = run.articles(params.examples, looking.looked_at(predicted))
+    articles = run.articles(params.examples, attention_maps.looked_at(predicted))
     names = {chunk["image"] for article in articles for chunk in article["chunks"]} - {None}
-    files = gather.pictures(data, corpus, names)
+    files = loaders.pictures(data, corpus, names)
     saved = save_pictures(files, folder, params)
-    seen = looking.seen(predicted)
+    seen = attention_maps.seen(predicted)
     return {
         "run": run,
-        "judged": judged.read(data / "13_judge" / run.name / "judge.json"),
+        "judged": judge_scores.read(data / "13_judge" / run.name / "judge.json"),
         "curves": draw_curves(run),
         "looking": draw_looking(run, seen, params.bins),
         "articles": articles,
@@ -193,25 +195,25 @@ def draw_training(reader: Reader) -> list[Chart]:
     steps = [{k: v for k, v in row.items() if k != "validation_loss"} for row in reader.steps]
     found = []
     if any("loss" in row for row in steps):
-        svg = charts.loss(f"{reader.name} loss", steps, "loss")
+        svg = curves.loss(f"{reader.name} loss", steps, "loss")
         found.append({"title": "Loss", "svg": svg})
-    if charts.watched(steps):
-        svg = charts.watch(f"{reader.name} watch", steps)
+    if curves.watched(steps):
+        svg = curves.watch(f"{reader.name} watch", steps)
         found.append({"title": "Watched while training", "svg": svg})
-    for title in charts.measures(steps):
-        svg = charts.measure(f"{reader.name} {title}", title, steps)
+    for title in curves.measures(steps):
+        svg = curves.measure(f"{reader.name} {title}", title, steps)
         found.append({"title": title, "svg": svg})
     return found
 
 
 def draw_embeddings(reader: MuseReader, labelled: Path) -> list[Chart]:
     """Texts and pictures on a plane, before and after the shared projection, where they compare."""
-    rows = tables.read(labelled / "embeddings.parquet", tables.EMBEDDINGS)
+    rows = schemas.read(labelled / "embeddings.parquet", schemas.EMBEDDINGS)
     found = []
-    for where in closeness.WHERE:
+    for where in alignment.WHERE:
         if not isinstance(reader.metrics["alignment"][where], str):
-            _, texts, pictures = closeness.paired(rows, where)
-            svg = projection.scatter(f"{reader.name} {where}", texts, pictures)
+            _, texts, pictures = alignment.paired(rows, where)
+            svg = scatter.scatter(f"{reader.name} {where}", texts, pictures)
             found.append({"title": f"{where.capitalize()} the shared projection", "svg": svg})
     return found
 
@@ -221,7 +223,7 @@ def sees_middle(reader: Reader, data: Path) -> bool:
 
     The aligned encoder's patches are of what it sees; other encoders are given the whole picture.
     """
-    return reader.params["picture"]["encoder"] == "patches" and gather.sees_middle(data)
+    return reader.params["picture"]["encoder"] == "patches" and loaders.sees_middle(data)
 
 
 def reader_section(
@@ -229,11 +231,11 @@ def reader_section(
 ) -> dict[str, Any]:
     """All that the page shows of a reader; its pictures are written on the way."""
     corpus, labelled = reader.params["corpus"], data / "11_label" / reader.name
-    found = reading.read(
+    found = tagging_examples.read(
         data / "02_clean" / corpus, labelled, kind, reader.metrics["split"], params.examples
     )
     names = {row["image"] for row in found.records.values()} - {None}
-    files = gather.pictures(data, corpus, names)
+    files = loaders.pictures(data, corpus, names)
     middle = sees_middle(reader, data)
     return {
         "template": "reader.html",
@@ -241,7 +243,7 @@ def reader_section(
         "curves": draw_training(reader),
         "embeddings": draw_embeddings(reader, labelled),
         "pictures": save_pictures(files, folder, params),
-        "items": reading.items(found, files, middle, params.map_size, folder, reader.name),
+        "items": tagging_examples.items(found, files, middle, params.map_size, folder, reader.name),
     }
 
 
@@ -250,19 +252,19 @@ def meme_reader_section(
 ) -> dict[str, Any]:
     """The same of a reader of memes."""
     corpus, records = reader.params["corpus"], data / reader.params["records"]
-    found = meme_reader.read(
+    found = meme_section.read(
         records / corpus,
         data / "11_label" / reader.name,
         reader.metrics["split"],
         params.examples,
     )
-    files, middle = gather.pictures(data, corpus, found.pictures), sees_middle(reader, data)
+    files, middle = loaders.pictures(data, corpus, found.pictures), sees_middle(reader, data)
     return {
         "template": "meme_reader.html",
         "reader": reader,
-        "tasks": tables.read_json(records / corpus / "tasks.json"),
-        "shown": meme_reader.SHOWN,
-        "bounds": meme_reader.Bounds(
+        "tasks": schemas.read_json(records / corpus / "tasks.json"),
+        "shown": meme_section.SHOWN,
+        "bounds": meme_section.Bounds(
             params.inert_density,
             params.inert_isolated,
             params.complete_density,
@@ -270,36 +272,36 @@ def meme_reader_section(
         ),
         "curves": draw_training(reader),
         "pictures": save_pictures(files, folder, params),
-        "items": meme_reader.items(found, files, middle, params.map_size, folder, reader.name),
+        "items": meme_section.items(found, files, middle, params.map_size, folder, reader.name),
     }
 
 
 def memes_section(
-    corpus: gather.Corpus, data: Path, folder: Path, params: Params
+    corpus: loaders.Corpus, data: Path, folder: Path, params: Params
 ) -> dict[str, Any]:
     """What was done to the pictures and texts of a memes corpus; its pictures are written."""
-    found = memes.read(data, corpus.name, params.inpainted, params.paraphrased)
-    files = gather.pictures(data, corpus.name, found.pictures)
+    found = meme_corpus.read(data, corpus.name, params.inpainted, params.paraphrased)
+    files = loaders.pictures(data, corpus.name, found.pictures)
     return {
         "corpus": corpus,
         "found": found,
-        "painting": memes.painting(found.inpainting),
-        "augmenting": memes.augmenting(found.augmenting),
-        "masks": memes.draw_masks(found, files, params.thumbnail, folder),
+        "painting": meme_corpus.painting(found.inpainting),
+        "augmenting": meme_corpus.augmenting(found.augmenting),
+        "masks": meme_corpus.draw_masks(found, files, params.thumbnail, folder),
         "pictures": save_pictures(files, folder, params),
     }
 
 
-def corpus_section(corpus: gather.Corpus, data: Path, params: Params) -> dict[str, Any]:
+def corpus_section(corpus: loaders.Corpus, data: Path, params: Params) -> dict[str, Any]:
     """The chunks of an articles corpus to look through, and its illustrations."""
-    bounds = review.Bounds(params.near_identical, params.unrelated)
+    bounds = chunk_review.Bounds(params.near_identical, params.unrelated)
     found = illustrations.illustrations(data / "08_illustrate" / corpus.name)
     chart = None
     if found.similarities:
-        chart = distributions.likeness(f"{corpus.name} likeness", found.similarities, params.bins)
+        chart = histograms.likeness(f"{corpus.name} likeness", found.similarities, params.bins)
     return {
         "corpus": corpus,
-        "review": review.review(data / "05_chunk" / corpus.name, params.review, bounds),
+        "review": chunk_review.review(data / "05_chunk" / corpus.name, params.review, bounds),
         "bounds": bounds,
         "illustrations": found,
         "likeness": chart,
@@ -330,17 +332,17 @@ def render(**content: Any) -> str:
 
 
 def main(settings: Params, data: Path, target: Path) -> None:
-    everything = params.read()
+    everything = config.read()
     with tracking.run(stage="report", name="", params={"report": asdict(settings)}) as tracked:
         with output(target) as folder:
             kinds = {name: row["kind"] for name, row in everything["corpora"].items()}
-            runs = gather.runs(data, everything.get("writers") or {}, everything["corpora"])
-            readers = gather.readers(data, everything.get("readers") or {})
-            corpora = gather.corpora(data, everything["corpora"])
+            runs = loaders.runs(data, everything.get("writers") or {}, everything["corpora"])
+            readers = loaders.readers(data, everything.get("readers") or {})
+            corpora = loaders.corpora(data, everything["corpora"])
             page = render(
-                comparisons=comparison.comparisons(runs, readers),
+                comparisons=leaderboard.comparisons(runs, readers),
                 corpora=corpora,
-                encoder=gather.encoder(data),
+                encoder=loaders.encoder(data),
                 sections=[run_section(run, data, folder, settings) for run in runs],
                 read=[
                     meme_reader_section(one, data, folder, settings)
@@ -368,4 +370,4 @@ def main(settings: Params, data: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     with stage():
-        main(params.load(Params, "report"), *map(Path, sys.argv[1:]))
+        main(config.load(Params, "report"), *map(Path, sys.argv[1:]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.shared import tables
+from stages.shared.core import schemas
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,5 @@ class Illustrations:
 
 def illustrations(folder: Path) -> Illustrations:
     """Of 08_illustrate/<corpus>."""
-    rows = tables.read(folder / "illustrations.parquet", tables.ILLUSTRATIONS)
+    rows = schemas.read(folder / "illustrations.parquet", schemas.ILLUSTRATIONS)
     return Illustrations(rows, json.loads((folder / "summary.json").read_text(encoding="utf-8")))

@@ -16,20 +16,22 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from stages.shared import history, runs, tracking
-from stages.shared.encoder_files import ENCODER
-from stages.shared.params import load
-from stages.shared.stage import output, stage
+from stages.shared.core import history
+from stages.shared.core.config import load
+from stages.shared.encoders.files import ENCODER
+from stages.shared.generation import generator as generators
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import output, stage
 
 
-def main(name: str, run: runs.Run, folders: list[Path], target: Path) -> None:
-    numbers = asdict(run) | {"objective": asdict(runs.preference(run))}
+def main(name: str, run: generators.Run, folders: list[Path], target: Path) -> None:
+    numbers = asdict(run) | {"objective": asdict(generators.preference(run))}
     with tracking.run(stage="train_preference", name=name, params=numbers) as tracked:
         with output(target) as folder:
-            writer = runs.restore(folders[-1])
+            writer = generators.restore(folders[-1])
             phase = import_module(f"stages.train_preference.{run.model}")
             steps = phase.train(name, run, folders, writer, tracked.log)
-            runs.save(writer, folder / "model", folders[-1] / ENCODER)
+            generators.save(writer, folder / "model", folders[-1] / ENCODER)
             history.write(folder / "history.csv", steps)
         tracked.artifact(target / "model", "model")
         tracked.model(target / "model", "model")
@@ -39,4 +41,4 @@ if __name__ == "__main__":
     with stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(key, load(runs.Run, "writers", key), sources, out)
+        main(key, load(generators.Run, "writers", key), sources, out)

@@ -14,13 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.shared import batches, features, runs, tables
-from stages.shared.devices import has_bf16, inference
-from stages.shared.progress import bar
-from stages.shared.stage import WrongInput, home
-from stages.shared.store import Store
-from stages.shared.training import Batch, Validation, batch_of, fingerprint, fit, to_device
-from stages.train_preference.watch import score_of, watcher
+from stages.shared.core import schemas
+from stages.shared.core.cache import Store
+from stages.shared.core.devices import has_bf16, inference
+from stages.shared.encoders import feature_store
+from stages.shared.generation import chunk_dataset
+from stages.shared.generation import generator as generators
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.training.loop import Batch, Validation, batch_of, fingerprint, fit, to_device
+from stages.train_preference.quality_monitor import score_of, watcher
 
 
 def reference_store(sft: Path) -> Store:
@@ -46,7 +49,9 @@ class Anchor:
     is stored would depend on its neighbours.
     """
 
-    def __init__(self, writer: runs.Writer, chunks: batches.Chunks, groups, store: Store):
+    def __init__(
+        self, writer: generators.Writer, chunks: chunk_dataset.Chunks, groups, store: Store
+    ):
         device = next(writer.model.parameters()).device
         keys: list[str] = []
 
@@ -92,7 +97,7 @@ class Groups:
         return self.chunks.batch_of_groups(groups) | {"reference": self.anchor.of(indices)}
 
 
-def validation(held_out: Groups, loss, watch: Callable[[], float], run: runs.Run):
+def validation(held_out: Groups, loss, watch: Callable[[], float], run: generators.Run):
     """Loss on held-out groups, and the watched score, which must not drop from its start."""
     start = watch()
 
@@ -112,13 +117,13 @@ def validation(held_out: Groups, loss, watch: Callable[[], float], run: runs.Run
 
 
 def train(
-    name: str, run: runs.Run, folders: list[Path], writer: runs.Writer, log
+    name: str, run: generators.Run, folders: list[Path], writer: generators.Writer, log
 ) -> list[dict[str, float]]:
     """The steps of the phase; `writer` is left with its best weights."""
     ingest, pair_file, chunk_folder, feature_folder, sft = folders
-    cached = features.read(feature_folder, chunk_folder / "features")
-    pairs = tables.read(pair_file, tables.PAIRS)
-    rows = batches.training_chunks(chunk_folder)
+    cached = feature_store.read(feature_folder, chunk_folder / "features")
+    pairs = schemas.read(pair_file, schemas.PAIRS)
+    rows = chunk_dataset.training_chunks(chunk_folder)
     store = reference_store(sft)
     trained = Groups(writer, rows, cached, pairs, store)
     if not len(trained):
@@ -127,12 +132,12 @@ def train(
             "chunk.similarity_min and similarity_max, set chunk.alone to others, or bring articles "
             "with more pictures"
         )
-    rows = batches.read_chunks(chunk_folder, "validation", with_picture=True)
+    rows = chunk_dataset.read_chunks(chunk_folder, "validation", with_picture=True)
     held_out = Groups(writer, rows, cached, pairs, store)
     if not len(held_out):  # few articles: watch, and choose weights, on those trained on
         held_out = trained
     watched = writer.items(held_out.chunks.rows[: run.watch.items], cached)
-    numbers = runs.preference(run)
+    numbers = generators.preference(run)
 
     def loss(model, batch):
         return writer.paper.preference_loss(model, batch, batch["reference"], numbers)

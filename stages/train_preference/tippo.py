@@ -1,7 +1,7 @@
 """PolishPPO, the preference phase of TIPPo: texts are drawn, rewarded, made more or less likely.
 
 One iteration: `rollouts` texts are drawn for each of `batch` articles; G_m weighs their two rewards
-(stages/shared/rewards.py), and how far a text's return lies from those it is compared with is its
+(stages/shared/metrics/rewards.py), and how far a text's return lies from those it is compared with is its
 advantage (eq. 6): the last `window` iterations, as in the paper, or the other texts about its
 article. Then `epochs` steps of the optimizer, each over all of these texts, follow PPO's clipped
 objective and are held to the SFT model. m counts iterations from 1; where the past is what they are
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.models.tippo import (
+from stages.models.tippo.model import (
     EPSILON,
     Preference,
     advantage,
@@ -41,12 +41,15 @@ from stages.models.tippo import (
     policy_loss,
     total_return,
 )
-from stages.shared import batches, decoding, features, rewards, runs
-from stages.shared.devices import inference
-from stages.shared.losses import IGNORED, token_log_probs
-from stages.shared.params import load
-from stages.shared.stage import WrongInput
-from stages.shared.training import (
+from stages.shared.core.config import load
+from stages.shared.core.devices import inference
+from stages.shared.encoders import feature_store
+from stages.shared.generation import chunk_dataset, decoding
+from stages.shared.generation import generator as generators
+from stages.shared.layers.losses import IGNORED, token_log_probs
+from stages.shared.metrics import rewards
+from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.loop import (
     Batch,
     Validation,
     batch_of,
@@ -55,7 +58,7 @@ from stages.shared.training import (
     seed_everything,
     to_device,
 )
-from stages.train_preference.watch import Score, mean_score, score_of, write
+from stages.train_preference.quality_monitor import Score, mean_score, score_of, write
 
 READ_AT_ONCE = 32  # texts
 
@@ -126,9 +129,11 @@ def log_probs(model, batch: Batch, temperature: float) -> Tensor:
 class Polish:
     """The phase: what fit asks for batches, loss and state."""
 
-    def __init__(self, writer: runs.Writer, trained: Rewarded, run: runs.Run, log: Callable):
+    def __init__(
+        self, writer: generators.Writer, trained: Rewarded, run: generators.Run, log: Callable
+    ):
         self.writer, self.trained, self.run, self.log = writer, trained, run, log
-        self.numbers: Preference = runs.preference(run)
+        self.numbers: Preference = generators.preference(run)
         self.by_past = self.numbers.baseline == "window"  # else texts have others of their article
         if self.by_past and run.preference.batch * self.numbers.rollouts * self.numbers.window < 2:
             raise WrongInput(
@@ -328,13 +333,13 @@ def warn(numbers: Preference, iterations: int) -> None:
 
 
 def train(
-    name: str, run: runs.Run, folders: list[Path], writer: runs.Writer, log
+    name: str, run: generators.Run, folders: list[Path], writer: generators.Writer, log
 ) -> list[dict[str, float]]:
     """The steps of the phase; `writer` is left with its best weights."""
     ingest, _, chunk_folder, feature_folder, _ = folders
-    cached = features.read(feature_folder, chunk_folder / "features")
-    numbers, limits = runs.preference(run), load(rewards.Params, "rewards")
-    rows = batches.training_chunks(chunk_folder)
+    cached = feature_store.read(feature_folder, chunk_folder / "features")
+    numbers, limits = generators.preference(run), load(rewards.Params, "rewards")
+    rows = chunk_dataset.training_chunks(chunk_folder)
     embedder = rewards.read_by(numbers.semantic, [row["language"] for row in rows], limits)
 
     def rewarded(rows: list[dict]) -> Rewarded:
@@ -342,7 +347,7 @@ def train(
         return Rewarded(writer.items(read, cached), embedder, numbers.literal == "raw")
 
     trained = rewarded(rows)
-    watched = rewarded(batches.read_chunks(chunk_folder, "validation", with_picture=True))
+    watched = rewarded(chunk_dataset.read_chunks(chunk_folder, "validation", with_picture=True))
     if not len(watched):  # few articles: watch, and choose weights, on those trained on
         watched = trained
     polish = Polish(writer, trained, run, log)

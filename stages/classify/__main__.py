@@ -1,0 +1,46 @@
+"""Label the validation and test split with a trained reader.
+
+python -m stages.classify READER PICTURES RECORDS FEATURES MODEL TARGET
+
+reads   PICTURES/images, RECORDS/records.parquet, FEATURES, MODEL
+writes  TARGET/labels.parquet, parameters.json, and what the reader's own file says
+
+Every item is labelled from both inputs; those of the split that is scored (test, or validation
+where test has nothing to score) from text and picture alone too, if any of them has a picture. Each
+paper says how in a file of its own beside this one, which has
+
+    TABLES                                    name -> schema of each table that it writes
+    label(name, kind, folders, params) -> rows of each table, how many weights the model has
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from stages.classify.config import Params
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.runtime.stage import output, stage
+
+
+def main(
+    name: str, paper: ModuleType, folders: list[Path], kind: str, params: Params, target: Path
+) -> None:
+    with output(target) as folder:
+        found, parameters = paper.label(name, kind, folders, params)
+        for table, schema in paper.TABLES.items():
+            schemas.write(folder / f"{table}.parquet", found[table], schema)
+        counts = json.dumps(parameters, indent=1)
+        (folder / "parameters.json").write_text(f"{counts}\n")
+
+
+if __name__ == "__main__":
+    with stage():
+        key, *paths = sys.argv[1:]
+        *sources, out = map(Path, paths)
+        model = load(str, "readers", key, "model")
+        kind_of_corpus = load(str, "corpora", load(str, "readers", key, "corpus"), "kind")
+        reader_of = import_module(f"stages.classify.{model}")
+        main(key, reader_of, sources, kind_of_corpus, load(Params, "label"), out)

@@ -1,0 +1,37 @@
+"""What is shown to a reader: some items of a split, from both inputs or one."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from stages.shared.runtime.progress import bar
+from stages.shared.training.loop import Batch, to_device
+
+SPLITS = ("validation", "test")
+INPUTS = ("both", "text", "picture")
+
+
+class Reader(Protocol):
+    model: nn.Module
+
+
+class Items(Protocol):
+    def batch(self, indices: list[int]) -> Batch: ...
+
+
+def show(batch: Batch, inputs: str) -> Batch:
+    """The batch with only the inputs that are named: both | text | picture."""
+    if inputs == "both":
+        return batch
+    hidden = "has_picture" if inputs == "text" else "has_text"
+    return batch | {hidden: torch.zeros_like(batch[hidden])}
+
+
+def batches(reader: Reader, items: Items, places: list[int], size: int) -> Iterator[tuple]:
+    """Some items in batches on the model's device, and which they are."""
+    device = next(reader.model.parameters()).device
+    for start in bar(range(0, len(places), size), "label"):
+        indices = places[start : start + size]
+        yield indices, to_device(items.batch(indices), device)

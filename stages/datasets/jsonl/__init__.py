@@ -1,0 +1,151 @@
+"""Format `jsonl`: a .jsonl file, or a folder of them, one record a line, pictures beside them.
+
+articles  {"article_id", "title" or "topic", "language", "split",
+           "chunks": [{"image": "images/a.jpg", "text": "..."}, ...], "reference"}
+captions  {"id", "language", "split", "image": "images/a.jpg", "captions": ["...", ...]},
+          or "caption" instead of "captions"
+tweets    {"id", "language", "split", "image", "words": ["New", "York"], "tags": ["B-LOC", "I-LOC"]}
+posts     {"id", "language", "split", "image", "text": "...", "label": "positive"}
+
+Everything may be missing or null but `chunks` (or `reference`), the `image` of captions and they,
+`words` with `tags`, and `text` with `label`. Other keys are ignored. A picture's path is relative
+to the folder of its .jsonl file. `reference`, the whole text of an article, is read only where no
+chunk has a text; it then follows the pictures.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stages.datasets.common.files import SPLITS, reason
+from stages.shared.core.records import (
+    Article,
+    Captioned,
+    Item,
+    Label,
+    PictureFile,
+    Post,
+    Reject,
+    Tweet,
+    decode,
+)
+from stages.shared.runtime.stage import WrongInput
+
+KINDS = ("articles", "captions", "tweets", "posts")
+
+
+@dataclass(frozen=True)
+class Params:
+    encodings: list[str]  # tried in this order for each line
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    language: str | None = None
+    split: Literal["train", "validation", "val", "dev", "test"] | None = None
+
+
+class _Chunk(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    image: str | None = None
+    text: str | None = None
+
+
+class _ArticleRow(_Row):
+    article_id: str | int | None = None
+    title: str | None = None
+    topic: str | None = None
+    chunks: list[_Chunk] = []
+    reference: str | None = None
+
+
+class _CaptionRow(_Row):
+    id: str | int | None = None
+    image: str
+    captions: list[str] = []
+    caption: str | None = None
+
+
+class _TweetRow(_Row):
+    id: str | int | None = None
+    image: str | None = None
+    words: list[str]
+    tags: list[str]
+
+
+class _PostRow(_Row):
+    id: str | int | None = None
+    image: str | None = None
+    text: str
+    label: Label
+
+
+def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+    """One row, or Reject, per line that is not blank. Raises WrongInput if there is no file."""
+    paths = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
+    if not paths:
+        raise WrongInput(f"{source} holds no .jsonl file: put one there")
+    for path in paths:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield parse(line, kind, path.parent, f"{path.name}:{number}", params.encodings)
+
+
+def parse(line: bytes, kind: str, folder: Path, source: str, encodings: list[str]) -> Item:
+    """One line as a row; `source` names the line."""
+    text = decode(line, encodings, "formats.jsonl.encodings")
+    if text is None:
+        return Reject(source, f"undecodable line: not {' or '.join(encodings)}")
+    try:
+        match kind:
+            case "articles":
+                return _article(_ArticleRow.model_validate_json(text), folder, source)
+            case "captions":
+                return _captioned(_CaptionRow.model_validate_json(text), folder, source)
+            case "tweets":
+                return _tweet(_TweetRow.model_validate_json(text), folder, source)
+            case _:
+                return _post(_PostRow.model_validate_json(text), folder, source)
+    except ValidationError as error:
+        return Reject(source, reason(error))
+
+
+def _article(row: _ArticleRow, folder: Path, source: str) -> Article:
+    blocks: list[PictureFile | str] = []
+    for chunk in row.chunks:
+        blocks += [PictureFile(chunk.image, folder)] if chunk.image else []
+        blocks += [chunk.text] if chunk.text else []
+    if row.reference and not any(chunk.text for chunk in row.chunks):
+        blocks.append(row.reference)
+    title = row.title or row.topic or ""
+    key = row.article_id
+    return Article(title=title, blocks=blocks, **_common(row, key, source))
+
+
+def _captioned(row: _CaptionRow, folder: Path, source: str) -> Captioned:
+    captions = row.captions or ([row.caption] if row.caption else [])
+    picture = PictureFile(row.image, folder)
+    return Captioned(picture=picture, captions=captions, **_common(row, row.id, source))
+
+
+def _tweet(row: _TweetRow, folder: Path, source: str) -> Tweet:
+    picture = PictureFile(row.image, folder) if row.image else None
+    return Tweet(words=row.words, tags=row.tags, picture=picture, **_common(row, row.id, source))
+
+
+def _post(row: _PostRow, folder: Path, source: str) -> Post:
+    picture = PictureFile(row.image, folder) if row.image else None
+    return Post(text=row.text, label=row.label, picture=picture, **_common(row, row.id, source))
+
+
+def _common(row: _Row, key: str | int | None, source: str) -> dict:
+    language = row.language and row.language.replace("_", "-").split("-")[0].lower()
+    split = row.split and SPLITS.get(row.split, row.split)
+    key = None if key is None else str(key)
+    return {"source": source, "key": key, "language": language or None, "split": split}

@@ -1,0 +1,188 @@
+"""Format `table`: memes as rows of a table, whose columns and labels params name.
+
+*.csv, *.tsv     a line that names the columns, then a row a meme; cells may be quoted
+*.jsonl          an object a line; values are texts, numbers, true and false, or lists of them
+
+`columns` says what holds picture, words, id, split and language; `tasks` which column judges what
+and which label a value stands for. An empty cell, null and a missing key mean that nobody judged, a
+value that the task does not know rejects the row. In a list the values that the task does not know
+count for nothing: it may name many things, of which the task asks for some. Two labels of one list
+contradict each other and reject the row.
+
+A row that has no id is known by its picture's name. Where no column holds the split, a file that is
+named after one does, such as train.csv beside test.csv.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from stages.datasets.common import csv_reader
+from stages.datasets.common.files import HIDDEN, SPLITS, lines, reason
+from stages.shared.core import records
+from stages.shared.core.records import Extra, Item, Meme, PictureFile, Reject
+from stages.shared.runtime.stage import WrongInput
+
+KINDS = ("memes",)
+ENCODINGS = "formats.table.encodings"
+FIX = "correct formats.table of params.yaml"
+OBJECT = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
+SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLITS | {"valid": "validation"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; None: the table has no such column."""
+
+    image: str | None
+    text: str | None
+    id: str | None
+    split: str | None
+    language: str | None
+
+
+@dataclass(frozen=True)
+class Task:
+    column: str
+    labels: dict[str, str]  # value in the column -> label, in the order of the labels
+    otherwise: str | None  # label of a list that holds none of these values
+
+    def known(self) -> dict[str, str]:
+        return {plain(value): label for value, label in self.labels.items()}
+
+    def ordered(self) -> list[str]:
+        """The labels of the task, each once."""
+        return list(dict.fromkeys([*self.labels.values(), *filter(None, [self.otherwise])]))
+
+
+@dataclass(frozen=True)
+class Params:
+    files: list[str]  # patterns of names within the corpus
+    columns: Columns
+    folder: str  # of the pictures, within the corpus
+    suffix: str  # that the names of pictures lack
+    tasks: dict[str, Task]
+    encodings: list[str]  # tried in this order for each cell or line
+
+    def __post_init__(self) -> None:
+        if not self.columns.image and not self.columns.text:
+            raise WrongInput(
+                "params.yaml: formats.table.columns names neither image nor text: name one of them"
+            )
+
+
+@dataclass(frozen=True)
+class Fault:
+    reason: str
+
+
+Row = tuple[str, dict[str, Any]]  # file:line, column -> value
+
+
+def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+    """The labels of each task, then a row, or Reject, per meme.
+
+    Raises WrongInput if there is no table, or one lacks columns that params name.
+    """
+    root = source.parent if source.is_file() else source
+    paths = [source] if source.is_file() else tables(source, params.files)
+    yield Extra("tasks.json", {name: task.ordered() for name, task in params.tasks.items()})
+    for path in paths:
+        of_file = None if params.columns.split else SPLIT_NAMES.get(path.stem.lower())
+        split = of_file if len(paths) > 1 else None
+        for row in rows(path, params):
+            yield row if isinstance(row, Reject) else parse(*row, root, split, params)
+
+
+def tables(source: Path, patterns: list[str]) -> list[Path]:
+    """The tables of a folder by name. Raises WrongInput if there is none."""
+    found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
+    if named := sorted(path for path in found if not path.name.startswith(HIDDEN)):
+        return named
+    raise WrongInput(
+        f"{source} holds no {' or '.join(patterns)}: put a table there, or name it in "
+        "formats.table.files of params.yaml"
+    )
+
+
+def rows(path: Path, params: Params) -> Iterator[Row | Reject]:
+    named = params.columns
+    needed = [named.image, named.text, named.id, named.split, named.language]
+    needed += [task.column for task in params.tasks.values()]
+    wanted = [column for column in needed if column]
+    if path.suffix.lower() != ".jsonl":
+        header, found = csv_reader.table(path, params.encodings, ENCODINGS)
+        csv_reader.check_columns(wanted, header, path, FIX)
+        yield from found
+        return
+    objects = [parsed(line) for line in lines(path, params.encodings, ENCODINGS)]
+    keys = dict.fromkeys(key for one in objects if not isinstance(one, Reject) for key in one[1])
+    if keys:  # else every line is rejected
+        csv_reader.check_columns(wanted, keys, path, FIX)
+    yield from objects
+
+
+def parsed(line: tuple[str, str] | Reject) -> Row | Reject:
+    """A line of JSON."""
+    if isinstance(line, Reject):
+        return line
+    source, text = line
+    try:
+        return source, OBJECT.validate_json(text)
+    except ValidationError as error:
+        return Reject(source, reason(error))
+
+
+def parse(
+    source: str, row: dict[str, Any], root: Path, split: str | None, params: Params
+) -> Meme | Reject:
+    """A row as a meme; `split` is that of its file."""
+    names = vars(params.columns)
+    cells = {what: row.get(column) if column else None for what, column in names.items()}
+    lists = [what for what, value in cells.items() if isinstance(value, list | dict)]
+    values = {what: "" if value is None else plain(value) for what, value in cells.items()}
+    name, said = values["image"].strip(), values["split"].strip().lower()
+    key = values["id"].strip() or name or None
+    if lists:
+        return Reject(source, f"wrong field: {names[lists[0]]}: give one text, not a list", key)
+    if said and said not in SPLIT_NAMES:
+        known = ", ".join(SPLIT_NAMES)
+        return Reject(source, f"wrong field: split: {said[:60]!r} is none of {known}", key)
+    labels = {}
+    for task, asked in params.tasks.items():
+        label = judged(row.get(asked.column), asked, task)
+        if isinstance(label, Fault):
+            return Reject(source, label.reason, key)
+        labels |= {task: label} if label else {}
+    language = values["language"].strip().replace("_", "-").split("-")[0].lower()
+    return Meme(
+        source=source,
+        text=values["text"],
+        labels=labels,
+        picture=PictureFile(f"{name}{params.suffix}", root / params.folder) if name else None,
+        key=key,
+        language=language or None,
+        split=SPLIT_NAMES[said] if said else split,
+    )
+
+
+def judged(value: Any, task: Task, name: str) -> str | Fault | None:
+    """The label that a value stands for; None: nobody judged."""
+    known = task.known()
+    if isinstance(value, list):
+        labels = dict.fromkeys(known[one] for one in map(plain, value) if one in known)
+        if len(labels) > 1:
+            return Fault(f"contradiction: a list stands for {' and '.join(labels)} ({name})")
+        return next(iter(labels), task.otherwise)
+    said = "" if value is None else plain(value).strip()
+    if said and said not in known:
+        return Fault(f"unknown label: {said[:60]!r} is none of {', '.join(known)} ({name})")
+    return known[said] if said else None
+
+
+def plain(value: Any) -> str:
+    """A value as CSV has it: true and false as in JSON and YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

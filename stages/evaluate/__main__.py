@@ -1,0 +1,332 @@
+"""Score what each phase of a run wrote, beside the ceilings where the corpus knows them.
+
+python -m stages.evaluate RUN INGEST PREDICTIONS TARGET
+
+reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample corpora only
+        PREDICTIONS/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
+        attentions.parquet
+writes  TARGET/metrics.json    the final phase on top, `sft` beneath when preference followed it
+        TARGET/items.parquet   the scores of each written text
+        TARGET/rewards.parquet   the rewards of whole written articles, at most so many
+
+Figures are of the test split with both inputs, but for `validation` (what is cheap, to choose
+settings by), `single_modality` (the same weights shown the topic or the picture alone) and `foils`.
+`gain` is what the preference phase changed, by pairs of the same article or chunk in both phases.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stages.evaluate import reward_gains, text_scores
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.metrics import attention, diagnostics
+from stages.shared.metrics import text as text_metrics
+from stages.shared.metrics.diagnostics import Traces
+from stages.shared.metrics.grounding import Slots, load_slots, load_truth, score, total
+from stages.shared.metrics.rewards import Embedder, read_by
+from stages.shared.metrics.rewards import Params as Reading
+from stages.shared.metrics.text import PHASES, Score, Tokenizer, flat, plain
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput, output, stage
+
+
+@dataclass(frozen=True)
+class Params:
+    tokenizers: dict[str, list[Tokenizer]]  # by language; the first gives the main figures
+    bertscore_items: int
+    reward_items: int
+    meteor_seconds: float
+    ceiling_below: float
+    ceiling_above: float
+    over_masking: float
+    uniform_entropy: float
+    single_spread: float
+
+    def __post_init__(self) -> None:
+        """Raises WrongInput where a language names no tokenizer."""
+        for language, names in self.tokenizers.items():
+            if not names:
+                raise WrongInput(f"params.yaml: evaluate.tokenizers.{language} is empty: name one")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a sample corpus knows: its slots, their values and boxes by (record, position), the
+    ceilings.
+
+    ceilings: split -> inputs -> expected | realised -> slot or total; of captions, whose texts no
+    topic decides, for the picture alone.
+    """
+
+    slots: Slots
+    facts: dict[tuple[str, int], dict[str, str]]
+    ceilings: dict[str, dict[str, dict]]
+    boxes: dict[tuple[str, int], dict[str, attention.Box]]
+
+    def grounding(self, rows: list[dict]) -> list[dict[str, int]]:
+        """For each row its slots: 1 stated correctly, 0 not."""
+        keys = ((row["record"], row["position"]) for row in rows)
+        return [
+            score(row["text"], self.facts[key], self.slots)
+            for row, key in zip(rows, keys, strict=True)
+        ]
+
+
+def read_truth(ingest: Path) -> Truth | None:
+    """The truth of a sample corpus; None of any other."""
+    slots = load_slots(ingest)
+    if slots is None:
+        return None
+    path = ingest / "ceilings.json"
+    ceilings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    splits = ("validation", "test")
+    of_split = {split: ceilings.get(split, {}) for split in splits}
+    return Truth(slots, load_truth(ingest), of_split, diagnostics.read_boxes(ingest))
+
+
+def grounding_summary(grounding: list[dict[str, int]], rows: list[dict]) -> dict[str, Any]:
+    """Mean over the items, in total and by slot; standard error clustered by record."""
+    totals = [total(item) for item in grounding]
+    error = text_metrics.clustered_standard_error(totals, [row["record"] for row in rows])
+    slots = dict.fromkeys(slot for item in grounding for slot in item)
+    by_slot = {slot: fmean(item[slot] for item in grounding if slot in item) for slot in slots}
+    return {"total": fmean(totals), "standard_error": error, "by_slot": by_slot}
+
+
+def beside_ceilings(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dict[str, dict]:
+    """{"skill": ...}; {"share_of_ceiling": ...} where no topic tells anything, and one modality is
+    all there is; nothing where the ceilings are unknown."""
+    realised = {inputs: ceiling["realised"]["total"] for inputs, ceiling in ceilings.items()}
+    value, error = grounding["total"], grounding["standard_error"]
+    if "topic" in realised:
+        return {"skill": text_metrics.skill(value, error, realised)}
+    if not realised:
+        return {}
+    best = realised["picture"]
+    return {"share_of_ceiling": {"value": value / best, "standard_error": error / best}}
+
+
+def single_modality(
+    grounding: dict[str, Any], ceilings: dict[str, dict], params: Params
+) -> dict[str, Any]:
+    """Grounding from one modality beside its realised ceiling."""
+    value, error = grounding["total"], grounding["standard_error"]
+    ceiling = ceilings["realised"]["total"]
+    bounds = params.ceiling_below, params.ceiling_above
+    return {"grounding": value} | text_metrics.beside_ceiling(value, error, ceiling, *bounds)
+
+
+def item_rows(
+    rows: list[dict], scores: dict[str, Score], grounding: list[dict[str, int]] | None
+) -> list[dict]:
+    """One row of items.parquet for each prediction row."""
+    names = schemas.ITEM_SCORES.names
+    key = ["record", "position", "split", "phase", "inputs"]
+    out = []
+    for i, row in enumerate(rows):
+        found = {name: scored.items[i] for name, scored in scores.items() if name in names}
+        if grounding is not None:
+            found["grounding"] = total(grounding[i])
+            found["right"] = [slot for slot, right in grounding[i].items() if right]
+            found["wrong"] = [slot for slot, right in grounding[i].items() if not right]
+        out.append(dict.fromkeys(names) | {name: row[name] for name in key} | found)
+    return out
+
+
+def scores_of_test(
+    rows: list[dict], truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """Every figure of the test items of one phase with both inputs, and its item rows."""
+    chosen = text_scores.first(params.tokenizers)
+    scores = text_scores.by_tokens(rows, chosen, params.meteor_seconds)
+    scores["bert_score"] = text_scores.bert_score(rows, params.bertscore_items)
+    result: dict[str, Any] = {
+        "items": len(rows),
+        "records": len({row["record"] for row in rows}),
+        **text_scores.summary(scores),
+        "measured_by": text_scores.measured_by(rows, chosen, scores),
+    }
+    others = text_scores.by_further_tokenizers(rows, params.tokenizers, params.meteor_seconds)
+    result |= {"by_tokenizer": others} if others else {}
+    if truth is None:
+        return result, item_rows(rows, scores, None)
+    grounding = truth.grounding(rows)
+    ceilings = truth.ceilings["test"]
+    result["grounding"] = grounding_summary(grounding, rows)
+    result |= beside_ceilings(result["grounding"], ceilings)
+    result["ceilings"] = {
+        inputs: {rule: values["total"] for rule, values in ceiling.items()}
+        for inputs, ceiling in ceilings.items()
+    }
+    return result, item_rows(rows, scores, grounding)
+
+
+def scores_of_validation(
+    rows: list[dict], truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """What is cheap: ROUGE-L, grounding and skill of the validation items."""
+    items = text_scores.tokenised(rows, text_scores.first(params.tokenizers))
+    scores = {"rouge_l": text_metrics.rouge_l(items)}
+    result: dict[str, Any] = {"items": len(rows), **text_scores.summary(scores)}
+    if truth is None:
+        return result, item_rows(rows, scores, None)
+    grounding = truth.grounding(rows)
+    result["grounding"] = grounding_summary(grounding, rows)
+    result |= beside_ceilings(result["grounding"], truth.ceilings["validation"])
+    return result, item_rows(rows, scores, grounding)
+
+
+def scores_of_one_modality(
+    rows: list[dict], inputs: str, truth: Truth, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """Grounding from one modality beside its ceiling, and its item rows."""
+    grounding = truth.grounding(rows)
+    ceilings = truth.ceilings["test"][inputs]
+    found = single_modality(grounding_summary(grounding, rows), ceilings, params)
+    return found, item_rows(rows, {}, grounding)
+
+
+def looked_into(traces: Traces, truth: Truth | None, params: Params) -> dict[str, Any]:
+    """What gate, fusion and the decoder's attention do, and what of it is suspicious.
+
+    Only of what the run has: not every paper gates its topics.
+    """
+    result: dict[str, Any] = {}
+    if traces.gates:
+        result["gate"] = diagnostics.gate(traces.gates)
+    if traces.fusions:
+        result["fusion"] = diagnostics.fusion(traces.fusions)
+    if truth is not None:
+        found = diagnostics.object_attention(
+            traces.attentions, truth.slots, truth.facts, truth.boxes
+        )
+        result |= {"object_attention": found} if found else {}
+    limits = diagnostics.Limits(params.over_masking, params.uniform_entropy, params.single_spread)
+    warnings = diagnostics.warnings(result.get("gate"), result.get("fusion"), limits)
+    return result | ({"warnings": warnings} if warnings else {})
+
+
+def scores_of_phase(
+    rows: list[dict], foils: list[dict], traces: Traces, truth: Truth | None, params: Params
+) -> tuple[dict[str, Any], list[dict]]:
+    """The metrics of one phase and its item rows."""
+
+    def select(split: str, inputs: str) -> list[dict]:
+        return [row for row in rows if (row["split"], row["inputs"]) == (split, inputs)]
+
+    test = select("test", "both")
+    result, items = scores_of_test(test, truth, params)
+    # Where no topic tells anything, a picture alone is both.
+    apart = truth is not None and "topic" in truth.ceilings["test"]
+    for inputs in ("topic", "picture"):
+        if apart and (single := select("test", inputs)):
+            found, more = scores_of_one_modality(single, inputs, truth, params)
+            result.setdefault("single_modality", {})[inputs] = found
+            items += more
+    tested = {(row["record"], row["position"]) for row in test}
+    if foils := [row for row in foils if (row["record"], row["position"]) in tested]:
+        result["foils"] = text_metrics.foil_error(foils)
+    result |= looked_into(traces, truth, params)
+    if validation := select("validation", "both"):
+        result["validation"], more = scores_of_validation(validation, truth, params)
+        items += more
+    return result, items
+
+
+def reward_rows(rows: list[dict], at_most: int, embedder: Embedder | None) -> list[dict]:
+    """Rows of REWARDS: at most so many articles of each split, the same of each phase."""
+    found = []
+    for phase, split in product(PHASES, ("test", "validation")):
+        written = reward_gains.articles(from_both(rows, phase, split), at_most)
+        key = {"phase": phase, "split": split}
+        found += [key | row for row in reward_gains.rewarded(written, embedder)]
+    return found
+
+
+def from_both(rows: list[dict], phase: str, split: str) -> list[dict]:
+    key = phase, split, "both"
+    return [row for row in rows if (row["phase"], row["split"], row["inputs"]) == key]
+
+
+def with_rewards(result: dict[str, Any], rewards: list[dict], phase: str) -> dict[str, Any]:
+    """The metrics of one phase and the means of its rewards, of test and validation."""
+    of_split = {
+        split: [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
+        for split in ("test", "validation")
+    }
+    result |= {"rewards": reward_gains.summary(of_split["test"])}
+    result["measured_by"] |= reward_gains.measured_by(of_split["test"])
+    if "validation" in result:
+        result["validation"] |= {"rewards": reward_gains.summary(of_split["validation"])}
+    return result
+
+
+def gained(items: list[dict], rewards: list[dict], split: str) -> dict[str, dict]:
+    """What the preference phase changed of the rewards and of the grounding of one split."""
+    articles = [
+        [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
+        for phase in ("sft", "preference")
+    ]
+    chunks = [from_both(items, phase, split) for phase in ("sft", "preference")]
+    return reward_gains.gains(*articles, [*reward_gains.REWARDS]) | reward_gains.gains(
+        *chunks, ["grounding"]
+    )
+
+
+def evaluate(
+    rows: list[dict],
+    foils: list[dict],
+    traces: Traces,
+    truth: Truth | None,
+    embedder: Embedder | None,
+    params: Params,
+) -> tuple[dict[str, Any], dict[str, list[dict]]]:
+    """The content of metrics.json, and the rows of items and rewards."""
+    rewards = reward_rows(rows, params.reward_items, embedder)
+    by_phase, items = {}, []
+    for phase in PHASES:
+        if of_phase := [row for row in rows if row["phase"] == phase]:
+            of_foils = [row for row in foils if row["phase"] == phase]
+            result, more = scores_of_phase(of_phase, of_foils, traces.of(phase), truth, params)
+            by_phase[phase] = with_rewards(result, rewards, phase)
+            items += more
+    final, *earlier = by_phase
+    top = by_phase[final]
+    if earlier:
+        top["gain"] = gained(items, rewards, "test")
+        if "validation" in top:
+            top["validation"]["gain"] = gained(items, rewards, "validation")
+    found = {"phase": final, **top, **{name: by_phase[name] for name in earlier}}
+    return found, {"items": items, "rewards": rewards}
+
+
+def main(params: Params, reading: Reading, run: str, folders: list[Path], target: Path) -> None:
+    ingest, predictions = folders
+    rows = schemas.read_predictions(predictions)
+    foils = schemas.read(predictions / "foils.parquet", schemas.FOIL_SCORES)
+    traces = diagnostics.read_traces(predictions)
+    embedder = read_by("minilm", [row["language"] for row in rows], reading)
+    with tracking.run(stage="evaluate", name=run, params={"evaluate": asdict(params)}) as tracked:
+        with output(target) as folder:
+            truth = read_truth(ingest)
+            result, found = evaluate(rows, foils, traces, truth, embedder, params)
+            result = plain(result)
+            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+            (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+            schemas.write(folder / "items.parquet", found["items"], schemas.ITEM_SCORES)
+            schemas.write(folder / "rewards.parquet", found["rewards"], schemas.REWARDS)
+        tracked.log(dict(flat(result)), step=0)
+        tracked.artifact(target / "metrics.json", "metrics.json")
+
+
+if __name__ == "__main__":
+    with stage():
+        name, *paths = sys.argv[1:]
+        *sources, out = map(Path, paths)
+        main(load(Params, "evaluate"), load(Reading, "rewards"), name, sources, out)

@@ -1,0 +1,55 @@
+"""Score what a reader labelled, beside the ceilings where the corpus knows them.
+
+python -m stages.evaluate_classifier READER INGEST LABELS TARGET
+
+reads   INGEST/ceilings.json   sample corpora only
+        LABELS                 what stages/classify wrote
+writes  TARGET/metrics.json
+        TARGET/items.parquet   the counts of each item that was scored
+
+Figures are of every test item with both inputs, `split` says so; where a corpus has no test item
+they are of the validation split, and `split` says that. Beside them: `single_modality` (the same
+items, text or picture alone) and `validation` (to choose settings by). What else, each paper says
+in a file of its own beside this one, which has
+
+    score(labels, known, params) -> the content of metrics.json, rows of items.parquet
+
+with the folder LABELS and what ceilings.json holds, empty where there is none.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from stages.evaluate_classifier.common import Params, read_ceilings
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.metrics.text import flat, plain
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import output, stage
+
+
+def main(
+    name: str, paper: ModuleType, params: Params, ingest: Path, labels: Path, target: Path
+) -> None:
+    with tracking.run(stage="score", name=name, params={"score": asdict(params)}) as tracked:
+        with output(target) as folder:
+            found, rows = paper.score(labels, read_ceilings(ingest), params)
+            result = plain(found)
+            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+            (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+            schemas.write(folder / "items.parquet", rows, schemas.LABEL_SCORES)
+        tracked.log(dict(flat(result)), step=0)
+        tracked.artifact(target / "metrics.json", "metrics.json")
+
+
+if __name__ == "__main__":
+    with stage():
+        key, *paths = sys.argv[1:]
+        reader_of = import_module(
+            f"stages.evaluate_classifier.{load(str, 'readers', key, 'model')}"
+        )
+        main(key, reader_of, load(Params, "score"), *map(Path, paths))

@@ -1,0 +1,362 @@
+"""FlexMUSE: multimodal creative writing with flexible interaction (arXiv:2508.16230).
+
+    Z^T    topic token features, frozen encoder        (B, T, D_T)
+    Z^V    picture patch features, frozen encoder      (B, P, D_V), after projection (B, P, D)
+    sigma  cosine of pooled topic and pooled picture   (B,)
+    g      gate: 1 lets the topic pass                 (B,)
+    Z^A    topic seen from each patch                  (B, P, D)
+    Z^F    fused features, what the T5 attends to      (B, P, D)
+
+    u ~ U(0, 1);  g = 0 if sigma >= u else 1;  Z^G = g Z^T      section 3.2   gate
+    Q = W^Q Z^V;  K = W^K Z^G;  V = W^V Z^G                      section 3.3   Fusion
+    Z^A = softmax(Q K^T / sqrt(d_K)) V                           section 3.3   Fusion
+    lambda = sigmoid(W^lambda (Z^A)^T Z^V)                       section 3.3   Fusion
+    Z^F = (1 - lambda) Z^A + lambda Z^V                          section 3.3   Fusion
+    L_SFT = -log p(y | Z^F)                                      section 3.4   sft_loss
+    L_mscDPO = mean_j -log sigmoid(beta ((lp_k - ref_k) - (lp_j - ref_j)))     preference_loss
+      chosen c_k belongs to picture k, rejected c_j are the other chunks of its group: its article
+
+Where the paper is silent: patches and tokens are standardised by the training split's statistics;
+patches carry a learned position; (Z^A)^T Z^V is divided by sqrt(P), as attention divides its
+scores, or its scale would grow with the number of patches; Z^F passes a LayerNorm; W^K and W^V have
+no bias, so that a masked topic gives Z^A = 0 exactly; a missing picture is one learned vector a
+patch, a missing topic a closed gate. Training shows some items without one of the two, so that each
+can be left out when writing. The gate `sample`s in training and passes everything when writing: an
+affine sigma, sampled when writing, loses most topics. In the preference phase the gate is the one
+of writing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stages.shared.encoders.feature_store import Features
+from stages.shared.generation import chunk_dataset, decoding
+from stages.shared.generation.decoding import Connection
+from stages.shared.layers.common import Elementwise, Standardise
+from stages.shared.layers.losses import IGNORED, pairwise_dpo, softmax_dpo
+from stages.shared.layers.modality_dropout import hide
+from stages.shared.runtime.stage import WrongInput
+
+Items = chunk_dataset.Chunks
+KINDS = ("articles",)  # of corpora; captions have no chunks to prefer between
+Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
+
+
+@dataclass(frozen=True)
+class Network:
+    d_model: int
+    text_tokens: int
+    sigma_map: Literal["raw", "affine", "minmax"]
+    sigma_low: float
+    sigma_high: float
+    threshold: float
+    gate_train: Mode
+    gate_predict: Mode
+    fusion: Literal["attention", "concatenation"]
+    projection: Literal["linear", "elementwise"]
+    correlation: Literal["channel", "mmcot"]
+    correlation_scale: Literal["mean", "root", "sum"]
+    connection: Connection
+    prompt: bool
+    missing_picture: float
+    missing_topic: float
+
+    def __post_init__(self) -> None:
+        if self.sigma_low >= self.sigma_high:
+            raise WrongInput("models.flexmuse.network: sigma_low must be below sigma_high")
+        if self.missing_picture + self.missing_topic > 1:
+            raise WrongInput("models.flexmuse.network: missing_picture and missing_topic pass 1")
+        if self.fusion == "concatenation" and self.prompt:
+            raise WrongInput("models.flexmuse.network: a concatenation holds the topic: no prompt")
+
+
+@dataclass(frozen=True)
+class Preference:
+    beta: float
+    form: Literal["pairwise", "softmax"]
+    length_normalised: bool
+    sft_weight: float
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the model reads, measured on the features."""
+
+    patches: int  # P
+    patch_width: int  # D_V
+    topic_width: int  # D_T; 0 where topics are learned from the decoder's tokens
+
+
+def shapes(features: Features) -> Shapes:
+    """What the features of a corpus ask of the model."""
+    _, patches, patch_width = features.patches.shape
+    return Shapes(patches, patch_width, features.topic_width)
+
+
+@dataclass
+class Memory:
+    """What the decoder attends to, and how the gate and the fusion came to it.
+
+    A concatenation has neither lambda nor attention: None.
+    """
+
+    hidden: Tensor  # (B, P, D), longer with `prompt` and by T in a concatenation
+    mask: Tensor  # (B, P) 1 where there is something to attend to
+    gate: Tensor  # (B,)
+    topic_mask: Tensor  # (B, T)
+    correlation: Tensor | None  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
+    attention: Tensor | None  # (B, P, T) from patches to topic tokens
+
+    def rows(self, index: Tensor) -> "Memory":
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Memory(*(value if value is None else value[index] for value in values))
+
+
+def map_sigma(sigma: Tensor, network: Network) -> Tensor:
+    """What u is compared with: sigma itself, (sigma + 1) / 2, or sigma between two bounds."""
+    if network.sigma_map == "affine":
+        sigma = (sigma + 1) / 2
+    elif network.sigma_map == "minmax":
+        sigma = (sigma - network.sigma_low) / (network.sigma_high - network.sigma_low)
+    return sigma
+
+
+def mask_probability(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
+    """P(g = 0) over u; in the mode `expected` the share that is taken off.  (B,) -> (B,)"""
+    if mode == "always_pass":
+        return torch.zeros_like(sigma)
+    if mode == "always_mask":
+        return torch.ones_like(sigma)
+    sigma = map_sigma(sigma, network)
+    if mode == "threshold":  # u = u0
+        return (sigma >= network.threshold).to(sigma.dtype)
+    return sigma.clamp(0, 1)  # P(sigma >= u)
+
+
+def gate(sigma: Tensor, mode: Mode, network: Network, u: Tensor | None = None) -> Tensor:
+    """msaGate: how much of each topic passes, g in [0, 1].  (B,) -> (B,)
+
+    u (B,): what the mode `sample` compares sigma with; drawn where there is none.
+    """
+    if mode == "sample":  # masked where sigma >= u
+        u = torch.rand_like(sigma) if u is None else u
+        return (map_sigma(sigma, network) < u).to(sigma.dtype)
+    return 1 - mask_probability(sigma, mode, network)
+
+
+def scaled(products: Tensor, scale: str, patches: int) -> Tensor:
+    """(Z^A)^T Z^V is a sum over P patches: divided by sqrt(P) as scores are, by P, or by 1."""
+    return products / {"sum": 1, "root": math.sqrt(patches), "mean": patches}[scale]
+
+
+class Fusion(nn.Module):
+    """Cross-modality fusion: the topic as each patch sees it, weighed against the patch."""
+
+    def __init__(self, width: int, network: Network):
+        super().__init__()
+        self.query, self.key, self.value = (
+            Elementwise(width)
+            if network.projection == "elementwise"
+            else nn.Linear(width, width, bias=False)
+            for _ in range(3)
+        )
+        if network.correlation == "channel":
+            self.weigh = nn.Linear(width, 1, bias=False)  # W^lambda
+        else:
+            self.weigh_text = nn.Linear(width, width)
+            self.weigh_picture = nn.Linear(width, width, bias=False)
+        self.mmcot = network.correlation == "mmcot"
+        self.scale = network.correlation_scale
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, picture: Tensor, topic: Tensor, topic_mask: Tensor):
+        """(B, P, D), (B, T, D), (B, T) -> Z^F (B, P, D), lambda, attention (B, P, T)"""
+        q, k, v = self.query(picture), self.key(topic), self.value(topic)
+        scores = q @ k.transpose(1, 2) / math.sqrt(k.shape[-1])
+        attention = scores.masked_fill(~topic_mask[:, None], -torch.inf).softmax(-1)  # (B, P, T)
+        seen = attention @ v  # Z^A (B, P, D)
+        if self.mmcot:
+            balance = torch.sigmoid(self.weigh_text(seen) + self.weigh_picture(picture))
+        else:
+            # W^lambda (Z^A)^T Z^V, scaled, without forming the (D, D) product
+            weights = self.weigh(seen).transpose(1, 2)  # (B, 1, P)
+            balance = torch.sigmoid(scaled(weights @ picture, self.scale, picture.shape[1]))
+        return self.norm((1 - balance) * seen + balance * picture), balance, attention
+
+
+class Concatenation(nn.Module):
+    """What the fusion is measured against: the decoder finds its own way among patches and topic.
+
+    Z^F = [Z^V; Z^G], the ablation "without fusion".
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, picture: Tensor, topic: Tensor, topic_mask: Tensor):
+        """(B, P, D), (B, T, D), (B, T) -> (B, P + T, D), no lambda, no attention"""
+        return self.norm(torch.cat([picture, topic], dim=1)), None, None
+
+
+class Model(nn.Module):
+    """FlexMUSE around a T5 (transformers T5ForConditionalGeneration)."""
+
+    def __init__(self, network: Network, shapes: Shapes, t5: nn.Module):
+        super().__init__()
+        self.network, self.shapes, self.t5 = network, shapes, t5
+        width = t5.config.d_model
+        self.standardise_picture = Standardise(shapes.patch_width)
+        self.project_picture = nn.Linear(shapes.patch_width, width)
+        self.position = nn.Parameter(0.02 * torch.randn(shapes.patches, width))
+        self.no_picture = nn.Parameter(0.02 * torch.randn(width))
+        if shapes.topic_width:
+            self.standardise_topic = Standardise(shapes.topic_width)
+            self.project_topic = nn.Linear(shapes.topic_width, width, bias=False)
+        else:
+            self.learned_topic = nn.Embedding(t5.config.vocab_size, width)
+            self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
+        attends = network.fusion == "attention"
+        self.fusion = Fusion(width, network) if attends else Concatenation(width)
+        decoding.connect(t5, network.connection)
+
+    def measure(self, features: Features, pictures: list[int], topics: list[int]) -> None:
+        """Take the training split's statistics: of these rows of the caches, each counted once."""
+        patches = torch.from_numpy(features.patches[pictures]).float()
+        self.standardise_picture.measure(patches.flatten(0, 1))
+        if self.shapes.topic_width:
+            tokens = features.tokens[topics][features.token_mask[topics]]
+            self.standardise_topic.measure(torch.from_numpy(tokens).float())
+
+    def topic(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Z^T projected, and its mask.  -> (B, T, D), (B, T)"""
+        if self.shapes.topic_width:
+            return self.project_topic(self.standardise_topic(batch["topic"])), batch["topic_mask"]
+        ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
+        return self.learned_topic(ids) + self.topic_position[: ids.shape[1]], mask
+
+    def remember(self, batch: dict, mode: Mode | None = None) -> Memory:
+        """Encode each item once, as when writing unless the gate's mode says otherwise.
+
+        batch: see stages/shared/generation/chunk_dataset.py
+        """
+        picture = self.project_picture(self.standardise_picture(batch["patches"]))
+        has_picture = batch["has_picture"][:, None, None]
+        picture = torch.where(has_picture, picture, self.no_picture) + self.position
+        g = gate(batch["sigma"], mode or self.network.gate_predict, self.network, batch.get("u"))
+        # Without a picture nothing makes the topic redundant; without a topic nothing passes.
+        g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
+        topic, mask = self.topic(batch)
+        fused, balance, attention = self.fusion(picture, topic * g[:, None, None], mask)
+        hidden, passes = fused, (g > 0)[:, None]
+        shown = [torch.ones(picture.shape[:2], dtype=torch.bool, device=picture.device)]
+        if self.network.fusion == "concatenation":
+            shown.append(mask & passes)
+        if self.network.prompt:
+            prompt = self.t5.shared(batch["topic_ids"]) * g[:, None, None]
+            hidden = torch.cat([hidden, prompt], dim=1)
+            shown.append(batch["topic_ids_mask"] & passes)
+        attended = torch.cat(shown, dim=1).to(hidden.dtype)
+        hidden = decoding.encode(self.t5, hidden, attended, self.network.connection)
+        return Memory(hidden, attended, g, mask, balance, attention)
+
+    def log_probs(self, memory: Memory, labels: Tensor) -> Tensor:
+        """log p(y | Z^F) in nats, summed over tokens.  (B, T) -> (B,)"""
+        return decoding.log_probs(self.t5, memory.hidden, memory.mask, labels).sum(-1)
+
+    def look(self, memory: Memory, ids: Tensor) -> Tensor:
+        """Where the decoder looks in the picture while it emits each token of a written text.
+
+        ids (B, Y + 1), the first one that of the start -> (B, Y, P), the mean over layers and heads
+        of the cross-attention to the picture's positions. They are the first P it attends to; with
+        `prompt`, or a concatenation, the rest goes to the topic's tokens, and rows sum to less
+        than 1. With `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that
+        began as patch p, but what it holds may come from any other.
+        """
+        looks = decoding.cross_attention(self.t5, memory.hidden, memory.mask, ids)
+        return looks[..., : self.shapes.patches]
+
+
+def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
+    """L_NTP, the mean negative log-likelihood of a token in nats."""
+    if model.training:
+        batch = hide(batch, model.network.missing_picture, model.network.missing_topic)
+    mode = model.network.gate_train if model.training else model.network.gate_predict
+    memory = model.remember(batch, mode)
+    tokens = (batch["labels"] != IGNORED).sum()
+    return {"ntp": -model.log_probs(memory, batch["labels"]).sum() / tokens}
+
+
+@torch.inference_mode()
+def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
+    """What to watch while training: sigma, what the gate masks, mean lambda.  name -> (B,)"""
+    memory = model.remember(batch, model.network.gate_train)
+    seen = {"sigma": batch["sigma"], "mask_rate": 1 - memory.gate}
+    if memory.correlation is not None:
+        seen["lambda"] = memory.correlation.mean((1, 2))
+    return seen
+
+
+def matrix(model: Model, batch: dict) -> Tensor:
+    """log p of chunks given pictures of their group: entry (i, k, j) is log p(c_j | V_k).
+
+    batch: an item a picture, `group` (B,) the row it belongs to, counted from 0, `place` (B,) its
+    place there, `allowed` (G, N, N) the pairs.  -> (G, N, N): the diagonal and what is allowed off
+    it, 0 elsewhere. A picture is encoded once, whatever the number of its chunks.
+    """
+    group, place, allowed = batch["group"], batch["place"], batch["allowed"]
+    same = group[:, None] == group[None]  # (B, B)
+    pair = allowed[group[:, None], place[:, None], place[None]]
+    own = torch.eye(len(group), dtype=torch.bool, device=group.device)
+    picture, chunk = torch.nonzero(same & pair | own, as_tuple=True)
+    memory = model.remember(batch, model.network.gate_predict).rows(picture)
+    scores = model.log_probs(memory, batch["labels"][chunk])
+    rows, width = int(group.max()) + 1, int(place.max()) + 1
+    return scores.new_zeros(rows, width, width).index_put(
+        (group[picture], place[picture], place[chunk]), scores
+    )
+
+
+def lengths(batch: dict, like: Tensor) -> Tensor:
+    """Tokens of every chunk, 1 where there is none.  -> (G, 1, N)"""
+    counts = like.new_ones(like.shape[0], like.shape[-1])
+    tokens = (batch["labels"] != IGNORED).sum(-1).to(like.dtype)
+    return counts.index_put((batch["group"], batch["place"]), tokens)[:, None]
+
+
+def preference_loss(
+    model: Model, batch: dict, reference: Tensor, preference: Preference
+) -> dict[str, Tensor]:
+    """mscDPO on whole groups, plus the weighted SFT term on the chosen chunks.
+
+    reference (G, N, N): `matrix` of the frozen SFT model; batch["allowed"] (G, N, N): entry
+    (i, k, j) says that c_j may be rejected in favour of c_k. In training some items are shown
+    without picture or topic as in SFT, or the writer forgets to do without; the reference was not,
+    so those items carry the SFT term alone.
+    """
+    if model.training:
+        shown, network = batch, model.network
+        batch = hide(shown, network.missing_picture, network.missing_topic)
+        hidden = (batch["has_picture"] != shown["has_picture"]) | (
+            batch["has_topic"] != shown["has_topic"]
+        )
+        allowed = batch["allowed"].clone()
+        allowed[batch["group"][hidden], batch["place"][hidden]] = False
+        batch["allowed"] = allowed
+    scores = matrix(model, batch)
+    tokens = lengths(batch, scores)
+    margins = scores - reference  # lp - ref
+    if preference.length_normalised:
+        margins = margins / tokens
+    gaps = margins.diagonal(dim1=1, dim2=2)[..., None] - margins  # (G, N, N)
+    dpo = pairwise_dpo if preference.form == "pairwise" else softmax_dpo
+    chosen = scores.diagonal(dim1=1, dim2=2).sum()  # absent entries are 0
+    written = (batch["labels"] != IGNORED).sum()
+    return {
+        "mscdpo": dpo(gaps, batch["allowed"], preference.beta),
+        "ntp": -preference.sft_weight * chosen / written,
+    }

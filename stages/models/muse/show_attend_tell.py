@@ -1,0 +1,159 @@
+"""Show, Attend and Tell (arXiv:1502.03044), "NIC-Att" in MuSE: writes a caption of a picture.
+
+B pictures, P cells of width D, C ids of a caption with its ends, m, n, A widths of embeddings, of
+the LSTM and of the attention, V words.
+
+eq. 1-3       the LSTM, which reads E y, its own h and what it looks at, z: `lstm`
+eq. 4-6       alpha = softmax(f_att(a, h)), over the cells: `_look`
+eq. 7         the next word from E y, h and z: `_deep_output`
+sec. 4.2      soft attention, z = beta sum alpha a with a gate beta = sigmoid(f_beta(h)): `_look`
+eq. 14        - log p(caption), and doubly stochastic attention: what falls on a cell while a
+              caption is told adds up to about one: `CaptionLoss`
+
+Where the paper is silent: f_att has one hidden layer with tanh, f_init,h and f_init,c are linear,
+and dropout is on what goes into the deep output.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stages.shared.core.config import at_least, below_one
+from stages.shared.layers.losses import token_log_probs
+from stages.shared.runtime.stage import WrongInput
+
+PAD, SOS, EOS, UNK = range(4)
+SPECIAL = ["<pad>", "<sos>", "<eos>", "<unk>"]
+
+
+@dataclass(frozen=True)
+class Params:
+    embed: int
+    hidden: int
+    attention: int
+    dropout: float
+    doubly_stochastic: float
+
+    def __post_init__(self) -> None:
+        at_least(self, embed=1, hidden=1, attention=1, doubly_stochastic=0)
+        below_one(self, "dropout")
+
+
+class CaptionLoss(NamedTuple):
+    """eq. 14 by caption, each (B).
+
+    nats: -log p, summed; tokens: how many ids that is, EOS included; stochastic: the second term,
+    weighted by `doubly_stochastic`. All are 0 for a caption that is nothing but PAD.
+    """
+
+    nats: Tensor
+    tokens: Tensor
+    stochastic: Tensor
+
+
+class Vocabulary:
+    """The words of the train split that occur `min_count` times or more, in lower case."""
+
+    def __init__(self, captions: Iterable[list[str]], min_count: int):
+        counts = Counter(word.lower() for words in captions for word in words)
+        # Equally frequent words stay as they came, so that a vocabulary read again is the same.
+        self.words = [word for word, count in counts.most_common() if count >= min_count]
+        self.ids = {word: place for place, word in enumerate(self.words, len(SPECIAL))}
+
+    def __len__(self) -> int:
+        return len(SPECIAL) + len(self.words)
+
+    def encode(self, words: list[str], at_most: int) -> list[int]:
+        """SOS, the words that fit, EOS: never more than `at_most` ids."""
+        if at_most < 3:
+            raise WrongInput(
+                f"params.yaml: a caption of at most {at_most} ids has no room for a word "
+                "between its two ends: give 3 or more"
+            )
+        return [SOS, *(self.ids.get(word.lower(), UNK) for word in words[: at_most - 2]), EOS]
+
+    def decode(self, ids: list[int]) -> list[str]:
+        return [(SPECIAL + self.words)[one] for one in ids]
+
+    def to_json(self) -> str:
+        return json.dumps(self.words, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        return cls([json.loads(text)], min_count=1)
+
+
+class NicAtt(nn.Module):
+    """p(caption | cells). vocabulary: number of ids V; cells_width: D"""
+
+    def __init__(self, params: Params, vocabulary: int, cells_width: int):
+        super().__init__()
+        m, n = params.embed, params.hidden
+        self.doubly_stochastic = params.doubly_stochastic
+        self.E = nn.Embedding(vocabulary, m, padding_idx=PAD)
+        self.init_h, self.init_c = nn.Linear(cells_width, n), nn.Linear(cells_width, n)
+        self.att_a = nn.Linear(cells_width, params.attention, bias=False)
+        self.att_h = nn.Linear(n, params.attention)
+        self.att = nn.Linear(params.attention, 1, bias=False)
+        self.beta = nn.Linear(n, 1)
+        self.lstm = nn.LSTMCell(m + cells_width, n)
+        self.L_h, self.L_z = nn.Linear(n, m), nn.Linear(cells_width, m, bias=False)
+        self.L_o = nn.Linear(m, vocabulary)
+        self.dropout = nn.Dropout(params.dropout)
+
+    def forward(self, cells: Tensor, caption: Tensor) -> CaptionLoss:
+        """cells a (B, P, D); caption (B, C) from SOS to EOS, then PAD. Told word after word."""
+        given, told = self.E(caption[:, :-1]), caption[:, 1:]
+        keys, (h, c) = self.att_a(cells), self._begin(cells)
+        hidden, context, weights = [], [], []
+        for y in given.unbind(1):
+            z, alpha = self._look(cells, keys, h)
+            h, c = self.lstm(torch.cat([y, z], 1), (h, c))  # eq. 1-3
+            hidden.append(h)
+            context.append(z)
+            weights.append(alpha)
+        real = told != PAD
+        at = (part[real] for part in (given, torch.stack(hidden, 1), torch.stack(context, 1)))
+        log_p = token_log_probs(self._deep_output(*at), told[real])
+        nats = -log_p.new_zeros(real.shape).masked_scatter(real, log_p).sum(1)
+        looks = (torch.stack(weights, 1) * real[..., None]).sum(1)  # (B, P)
+        stochastic = self.doubly_stochastic * (1 - looks).square().sum(1)  # eq. 14
+        return CaptionLoss(nats, real.sum(1), stochastic * real.any(1))
+
+    @torch.no_grad()
+    def greedy(self, cells: Tensor, at_most: int) -> list[list[int]]:
+        """The likeliest word after each other, without SOS and EOS: they count in `at_most`."""
+        assert not self.training
+        keys, (h, c) = self.att_a(cells), self._begin(cells)
+        y = torch.full((len(cells),), SOS, device=cells.device)
+        written = []
+        for _ in range(at_most - 2):
+            z, _ = self._look(cells, keys, h)
+            h, c = self.lstm(torch.cat([self.E(y), z], 1), (h, c))
+            logits = self._deep_output(self.E(y), h, z)
+            logits[:, [PAD, SOS]] = -torch.inf
+            y = logits.argmax(1)
+            written.append(y)
+        rows = torch.stack(written, 1).tolist()
+        return [row[: row.index(EOS)] if EOS in row else row for row in rows]
+
+    def _begin(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """h and c before the first word (B, n), from the mean cell"""
+        mean = cells.mean(1)
+        return self.init_h(mean), self.init_c(mean)
+
+    def _look(self, cells: Tensor, keys: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, D) and alpha (B, P); keys (B, P, A) are the part of f_att that no word changes."""
+        e = self.att(torch.tanh(keys + self.att_h(h)[:, None])).squeeze(2)  # eq. 4
+        alpha = e.softmax(1)  # eq. 5
+        beta = torch.sigmoid(self.beta(h))
+        return beta * (alpha[:, None] @ cells).squeeze(1), alpha
+
+    def _deep_output(self, y: Tensor, h: Tensor, z: Tensor) -> Tensor:
+        """eq. 7: logits (..., V)"""
+        return self.L_o(self.dropout(y + self.L_h(h) + self.L_z(z)))

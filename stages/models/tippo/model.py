@@ -1,0 +1,550 @@
+"""TIPPo: text-image-prototype guided generation, TIP and Polish (arXiv:2511.21698).
+
+An item is an article: a title, N pictures, one text about all of them, whose paragraphs sentinel
+tokens part (stages/shared/generation/article_dataset.py, article_t5.py); a captioned picture is an article of one.
+B items, T tokens of a topic, L of a picture (1, or P patches with `picture`):
+
+    S^T   signal of the topic                          (B, T, D)
+    S^I   signal of each picture                       (B, N, L, D)
+    S^P   prototype, what the pictures share           (B, L, D)
+    S^A   each picture as topic and prototype see it   (B, N, 1 or L, D)
+    S^D   how each picture differs from the prototype  (B, N, L, D)
+    S^F   fused signal, what the T5 attends to         (B, positions, D)
+    m, M  present step, all steps
+
+    S^T = pi_T(phi(T));  S_i^I = pi_V(phi(I_i)), phi frozen      section 2    Adapter
+    S^P = mean_i S_i^I                                           section 2    Model.prototype
+    S_i^A = [l1 softmax(Q^P K^P / sqrt(d_k)) + l2 softmax(Q^T K^T / sqrt(d_k))] V_i^I
+                                                                 eq. 1, 2     DualAlignment
+    l1 = m / M;  l2 = 1 - l1                                     section 2.1  schedule
+    S_i^D = (S_i^I - S^P) + pi_D(S_i^I - S^P)                    eq. 3, 4     Difference
+    S_i^F = [S^T; S_i^A; S_i^D];  y = LM(S^F)                    section 2    Model.fuse
+    L_C = -mean_i log(exp cos(S_i^I, S^P) / sum_j exp cos(S_i^I, S_j^I))      eq. 5  contrast
+    L_SFT = L_NTP + L_C                                          section 2    sft_loss
+    R_literal = 1 - LD(Y, y);  R_semantic = cos(emb_Y, emb_y)    eq. 7, 8     in rewards.py
+    G_m = gamma^m R_literal + gamma^(M - m) R_semantic           section 2.2  total_return
+    A = (G_m - mu_m) / (delta_m + 1e-8)                          eq. 6        advantage
+    mean min(r A, clip(r) A) over tokens, r = p / p_old          section 2.2  policy_loss
+
+Where the paper is silent or contradicts itself (in brackets the option, its default told first):
+(.) is a matrix product [projection]. The softmax of eq. 2 has no index: it runs over the article's
+pictures, times N, or signals would shrink with N; or over each picture's patches, which are then
+one vector [axis]. An article of one picture always takes its patches. It has no prototype of its
+own: in SFT it takes the mean of the batch (section 2.2), elsewhere the running mean of those, so
+that what is written does not depend on what is written beside it. l1 ends at 1, where the topic's
+branch is idle, though the prose has the prototype come first [schedule]; the last l1 is kept with
+the weights, and writing stays off both ends [lambda_predict]. S^F is one sequence with S^T once,
+[S^T; A_1..A_N; D_1..D_N]; or S^T again before each picture; or one vector a picture [fusion].
+Learned vectors tell kinds, pictures and patches apart; no LayerNorm comes after, which would hide
+how much DAA and pi_D, zero at first, let pass. Eq. 5 has S_i itself in its denominator and not the
+positive [denominator]; negatives are the article's and the batch's pictures [negatives]. A missing
+picture, and a missing topic, is one learned vector; training shows some items so. Excerpts
+of articles are learned from too: longer ones would not teach how to write about one picture.
+
+Of PolishPPO: gamma^m and gamma^(M - m) vanish for most of its 20,000 steps; exponents are rescaled
+to K m / M and K (1 - m / M) [discount]. delta, called a variance, is a standard deviation
+[deviation]. It and mu, of the last returns there, are of the articles' own texts and of how far
+these lie from them, as in REINFORCE++ (arXiv:2501.03262): articles differ more than texts about one
+do [baseline]. A normalised advantage needs no critic, and all tokens of a text share it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, minimum, nn
+
+from stages.shared.encoders.feature_store import Features
+from stages.shared.generation import decoding
+from stages.shared.generation.article_dataset import Articles
+from stages.shared.layers.common import Elementwise, Standardise, pack, scatter
+from stages.shared.layers.losses import IGNORED
+from stages.shared.layers.modality_dropout import hide
+from stages.shared.runtime.stage import WrongInput
+
+Items = Articles
+# First size of kind and position, that of signals; smaller, pictures are told apart late.
+TELLING = 1.0
+EPSILON = 1e-8  # eq. 6
+KINDS = ("articles", "captions")  # of corpora
+
+
+@dataclass(frozen=True)
+class Network:
+    d_model: int
+    text_tokens: int
+    pictures: int
+    excerpts: float
+    picture: Literal["pooled", "patches"]
+    topic: Literal["tokens", "pooled"]
+    projection: Literal["linear", "elementwise"]
+    axis: Literal["images", "patches"]
+    use_prototype: bool
+    use_daa: bool
+    use_do: bool
+    use_contrast: bool
+    schedule: Literal["formula", "reverse"]
+    lambda_predict: Literal["clip", "last", "half"]
+    lambda_margin: float
+    fusion: Literal["sequence", "literal", "feature"]
+    connection: decoding.Connection
+    denominator: Literal["infonce", "literal"]
+    negatives: Literal["both", "article", "batch"]
+    temperature: float
+    contrast_weight: float
+    prototype_momentum: float
+    missing_picture: float
+    missing_topic: float
+
+    def __post_init__(self) -> None:
+        bare = not self.use_prototype
+        faults = {
+            "use_do needs use_prototype, from which pictures differ": self.use_do and bare,
+            "use_contrast needs use_prototype, the positive": self.use_contrast and bare,
+            "temperature must be above 0": self.temperature <= 0,
+            "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
+            "missing_picture + missing_topic pass 1": self.missing_picture + self.missing_topic > 1,
+            "missing_picture and missing_topic must be 0 or more": (
+                min(self.missing_picture, self.missing_topic) < 0
+            ),
+            "excerpts must be from 0 to 1": not 0 <= self.excerpts <= 1,
+            "prototype_momentum must be from 0 to 1": not 0 <= self.prototype_momentum <= 1,
+            "pictures must be 1 or more": self.pictures < 1,
+            "contrast_weight must be 0 or more": self.contrast_weight < 0,
+        }
+        if found := [fault for fault, here in faults.items() if here]:
+            raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
+
+
+@dataclass(frozen=True)
+class Preference:
+    gamma: float
+    discount: Literal["progress", "literal"]
+    discount_steps: float
+    literal: Literal["normalised", "raw"]
+    semantic: str
+    baseline: Literal["article", "window"]
+    window: int
+    deviation: Literal["std", "variance"]
+    clip: float
+    epochs: int
+    kl: float
+    rollouts: int
+    temperature: float
+    max_kl: float
+    min_entropy: float
+    max_length_change: float
+    margin: float
+
+    def __post_init__(self) -> None:
+        faults = {
+            "gamma must be above 0, at most 1": not 0 < self.gamma <= 1,
+            "window, epochs and rollouts must be 1 or more": (
+                min(self.window, self.epochs, self.rollouts) < 1
+            ),
+            "discount_steps, clip and max_kl must be above 0": (
+                min(self.discount_steps, self.clip, self.max_kl) <= 0
+            ),
+            "kl, max_length_change and margin must be 0 or more": (
+                min(self.kl, self.max_length_change, self.margin) < 0
+            ),
+            "temperature must be above 0: texts are drawn": self.temperature <= 0,
+            "baseline article needs 2 rollouts": self.baseline == "article" and self.rollouts < 2,
+        }
+        if found := [fault for fault, here in faults.items() if here]:
+            raise WrongInput(f"models.tippo.preference: {'; '.join(found)}")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the model reads, measured on the features."""
+
+    patches: int  # P
+    patch_width: int
+    pooled_width: int  # of pictures and topics
+    topic_width: int  # of topic tokens; 0 where topics are learned from the decoder's tokens
+
+
+def shapes(features: Features) -> Shapes:
+    _, patches, width = features.patches.shape
+    return Shapes(patches, width, features.pooled.shape[1], features.topic_width)
+
+
+@dataclass
+class Memory:
+    """What the decoder attends to, and how it came about. None: without DAA."""
+
+    hidden: Tensor  # (B, positions, D) S^F
+    mask: Tensor  # (B, positions) 1 where there is something to attend to
+    balance: Tensor | None  # (B,) l1
+    images: Tensor | None  # (B, branches, N) weights of an article's pictures, 0 where of patches
+    patches: Tensor | None  # (B, N, branches, P) weights of a picture's patches, 0 elsewhere
+
+    def rows(self, index: Tensor) -> "Memory":
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Memory(*(value if value is None else value[index] for value in values))
+
+
+@dataclass
+class Signals:
+    topic: Tensor  # (B, T, D) S^T
+    topic_mask: Tensor  # (B, T)
+    query: Tensor  # (B, D) its mean
+    pictures: Tensor  # (B, N, L, D) S^I; the learned vector where a picture is missing
+    shown: Tensor  # (B, N) there is a picture
+    prototype: Tensor  # (B, L, D) S^P
+
+
+class Adapter(nn.Module):
+    """pi_T or pi_V: what the frozen encoder says, for the task.  (..., width) -> (..., D)"""
+
+    def __init__(self, width: int, d: int, places: int = 0):
+        """places: P of what has the form (..., P, width), each with a learned vector of its own"""
+        super().__init__()
+        self.standardise = Standardise(width)
+        self.layers = nn.Sequential(
+            nn.Linear(width, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d)
+        )
+        self.place = nn.Parameter(0.02 * torch.randn(places, d)) if places else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        signal = self.layers(self.standardise(z))
+        return signal if self.place is None else signal + self.place
+
+
+def schedule(progress: Tensor, network: Network) -> Tensor:
+    """l1 at progress m / M."""
+    return progress if network.schedule == "formula" else 1 - progress
+
+
+def lambda_when_writing(last: Tensor, network: Network) -> Tensor:
+    """l1 where nothing is scheduled; last: that of the last training step."""
+    margin = {"last": 0.0, "clip": network.lambda_margin, "half": 0.5}[network.lambda_predict]
+    return last.clamp(margin, 1 - margin)
+
+
+class DualAlignment(nn.Module):
+    """Eq. 1, 2: how much topic and prototype make of each picture, or of a picture's patches."""
+
+    def __init__(self, width: int, network: Network):
+        super().__init__()
+
+        def weight() -> nn.Module:
+            if network.projection == "elementwise":
+                return Elementwise(width)
+            return nn.Linear(width, width, bias=False)
+
+        branches = 2 if network.use_prototype else 1  # topic, prototype
+        self.queries = nn.ModuleList(weight() for _ in range(branches))  # W^TQ, W^PQ
+        self.keys = nn.ModuleList(weight() for _ in range(branches))  # W^TIK, W^PIK
+        self.value = weight()  # W^V
+
+    def forward(self, asked: list[Tensor], signals: Tensor, mask: Tensor, balance: Tensor):
+        """The weights of K signals, of each branch and mixed; 0 where masked.
+
+        asked: topic and prototype (M, D); (M, K, D), (M, K), () -> (M, branches, K), (M, K)
+        """
+        q = torch.stack([w(z) for w, z in zip(self.queries, asked, strict=False)], 1)
+        k = torch.stack([w(signals) for w in self.keys], 1)  # (M, branches, K, D)
+        scores = (k @ q[..., None]).squeeze(-1) / math.sqrt(q.shape[-1])
+        lowest = torch.finfo(scores.dtype).min  # not -inf: all may be masked
+        weights = scores.masked_fill(~mask[:, None], lowest).softmax(-1) * mask[:, None]
+        if len(self.queries) == 1:
+            return weights, weights[:, 0]
+        return weights, (1 - balance) * weights[:, 0] + balance * weights[:, 1]  # eq. 2, in []
+
+
+class Difference(nn.Module):
+    """Eq. 3, 4: pi_D starts at zero, S^D as the plain difference."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.refine = nn.Linear(width, width)  # pi_D
+        nn.init.zeros_(self.refine.weight)
+        nn.init.zeros_(self.refine.bias)
+
+    def forward(self, signals: Tensor, prototype: Tensor) -> Tensor:
+        """(B, N, L, D), (B, L, D) -> (B, N, L, D)"""
+        difference = signals - prototype[:, None]
+        return difference + self.refine(difference)  # eq. 4
+
+
+class Model(nn.Module):
+    """TIPPo around a T5 (transformers T5ForConditionalGeneration)."""
+
+    def __init__(self, network: Network, shapes: Shapes, t5: nn.Module):
+        super().__init__()
+        self.network, self.shapes, self.t5 = network, shapes, t5
+        width, pooled = t5.config.d_model, network.picture == "pooled"
+        tokens = 1 if pooled else shapes.patches  # L
+        if pooled:
+            self.adapt_picture = Adapter(shapes.pooled_width, width)  # pi_V
+        if not pooled or network.use_daa:
+            self.adapt_patches = Adapter(shapes.patch_width, width, shapes.patches)  # pi_V
+        self.no_picture, self.no_topic = (nn.Parameter(torch.randn(width)) for _ in range(2))
+        if not shapes.topic_width:
+            self.learned_topic = nn.Embedding(t5.config.vocab_size, width)
+            self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
+        elif network.topic == "pooled":
+            self.adapt_topic = Adapter(shapes.pooled_width, width)  # pi_T
+        else:
+            self.adapt_topic = Adapter(shapes.topic_width, width)
+        if network.use_daa:
+            self.align = DualAlignment(width, network)
+        if network.use_do:
+            self.differ = Difference(width)
+        kinds = 3 if network.use_do else 2
+        if network.fusion == "feature":
+            self.join = nn.Sequential(nn.Linear(kinds * width, width), nn.LayerNorm(width))
+        else:
+            self.kind = nn.Parameter(TELLING * torch.randn(kinds, width))
+        self.position = nn.Parameter(TELLING * torch.randn(network.pictures, width))
+        self.register_buffer("common", torch.zeros(tokens, width))  # running mean of pictures
+        self.register_buffer("balance", torch.zeros(()))  # l1 of the last training step
+        decoding.connect(t5, network.connection)
+
+    def measure(self, features: Features, images: list[int], texts: list[int]) -> None:
+        """Take the statistics of the training split's rows of the caches."""
+
+        def take(adapter: Adapter, rows) -> None:
+            adapter.standardise.measure(torch.from_numpy(rows).float().flatten(0, -2))
+
+        if self.network.picture == "patches" or self.network.use_daa:
+            take(self.adapt_patches, features.patches[images])
+        if self.network.picture == "pooled":
+            take(self.adapt_picture, features.pooled[images])
+        if self.shapes.topic_width:
+            tokens = features.tokens[texts][features.token_mask[texts]]
+            pooled = self.network.topic == "pooled"
+            take(self.adapt_topic, features.text_pooled[texts] if pooled else tokens)
+
+    def remember(self, batch: dict) -> Memory:
+        """Encode each item once, as when writing.  batch: see stages/shared/generation/article_dataset.py"""
+        balance = lambda_when_writing(self.balance, self.network)
+        return self.fuse(batch, self.signals(batch), balance)
+
+    def signals(self, batch: dict, learning: bool = False) -> Signals:
+        """learning: an article of one picture takes the batch's mean as its prototype (SFT)."""
+        shown = batch["has_picture"]
+        if self.network.picture == "pooled":
+            pictures = self.adapt_picture(batch["pooled"])[:, :, None]
+        else:
+            pictures = self.adapt_patches(batch["patches"])
+        pictures = torch.where(shown[:, :, None, None], pictures, self.no_picture)
+        topic, mask = self.topic(batch)
+        query = (topic * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        prototype = self.prototype(pictures, shown, learning)
+        return Signals(topic, mask, query, pictures, shown, prototype)
+
+    def topic(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """S^T and its mask; a missing topic is one learned vector.  -> (B, T, D), (B, T)"""
+        given = batch["has_topic"][:, None]
+        if not self.shapes.topic_width:
+            ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
+            topic = self.learned_topic(ids) + self.topic_position[: ids.shape[1]]
+        elif self.network.topic == "pooled":
+            topic, mask = self.adapt_topic(batch["topic_pooled"])[:, None], torch.ones_like(given)
+        else:
+            topic, mask = self.adapt_topic(batch["topic"]), batch["topic_mask"]
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        return torch.where(given[..., None], topic, self.no_topic), torch.where(given, mask, first)
+
+    def prototype(self, pictures: Tensor, shown: Tensor, learning: bool) -> Tensor:
+        """S^P of the pictures that are there.  (B, N, L, D), (B, N) -> (B, L, D)"""
+        total = (pictures * shown[:, :, None, None]).sum(1)
+        count = shown.sum(1)[:, None, None]
+        common = self.common
+        if learning and shown.any():
+            common = total.sum(0) / count.sum()
+        return torch.where(count > 1, total / count.clamp(min=1), common)  # (1 / N) sum_i S_i
+
+    @torch.no_grad()
+    def keep(self, signals: Signals, balance: Tensor) -> None:
+        """What writing will need of a training step: its l1, and pictures for the running mean."""
+        self.balance.copy_(balance)
+        if signals.shown.any():
+            mean = signals.pictures[signals.shown].mean(0)
+            begun = self.common.any()  # zeros: no picture yet; the first mean is taken as it is
+            momentum = self.network.prototype_momentum if begun else 1.0
+            self.common.lerp_(mean.to(self.common), momentum)
+
+    def augment(self, batch: dict, signals: Signals, balance: Tensor):
+        """-> S^A (B, N, 1 or L, D), which of its tokens count (B, N, 1 or L), weights of Memory"""
+        shown, pictures, network = signals.shown, signals.pictures, self.network
+        first = torch.arange(pictures.shape[2], device=shown.device) == 0
+        if not network.use_daa:
+            return pictures, shown[..., None] | first, None, None
+        alone = shown & (shown.sum(1, keepdim=True) == 1)
+        inside = shown if network.axis == "patches" else alone  # whose patches are weighed
+        among = shown & ~inside  # what is weighed against the article's other pictures
+        asked, item = [signals.query, signals.prototype.mean(1)], inside.nonzero()[:, 0]
+        own = network.picture == "patches"
+        patches = pictures[inside] if own else self.adapt_patches(batch["patches"][inside])
+        every = torch.ones(patches.shape[:2], dtype=torch.bool, device=shown.device)
+        of_patches, mixed = self.align([z[item] for z in asked], patches, every, balance)
+        seen = (mixed[:, None] @ self.align.value(patches)).squeeze(1)  # eq. 2 over patches
+        seen = torch.where(shown[..., None], scatter(seen, inside), self.no_picture)[:, :, None]
+        of_images, mixed = self.align(asked, pictures.mean(2), among, balance)
+        if network.axis == "images":
+            scale = (mixed * among.sum(1, keepdim=True))[:, :, None, None]  # times N
+            over = scale * self.align.value(pictures)  # eq. 2 over images
+            seen = torch.where(among[:, :, None, None], over, seen)
+        mask = (among[..., None] | first)[..., : seen.shape[2]]
+        return seen, mask, of_images, scatter(of_patches, inside)
+
+    def fuse(self, batch: dict, signals: Signals, balance: Tensor) -> Memory:
+        """S^F = {[S^T; S_i^A; S_i^D]}, and what it came from."""
+        present, fusion = batch["present"][..., None], self.network.fusion
+        augmented, mask, of_images, of_patches = self.augment(batch, signals, balance)
+        parts = [(augmented, mask & present)]
+        if self.network.use_do:
+            shown = signals.shown[..., None].expand(signals.pictures.shape[:3])
+            differential = self.differ(signals.pictures, signals.prototype) * shown[..., None]
+            parts.append((differential, shown))
+        rank = torch.arange(present.shape[1], device=present.device)[:, None]
+        position = self.position[: len(rank), None]  # (N, 1, D)
+        rank = rank if fusion == "literal" else torch.zeros_like(rank)
+        if fusion == "feature":
+            each = [signals.query[:, None, None], *(tokens for tokens, _ in parts)]
+            joined = self.join(torch.cat(torch.broadcast_tensors(*each), -1)) + position
+            shown = torch.stack(torch.broadcast_tensors(*(mask for _, mask in parts))).any(0)
+            blocks = [(joined, shown, rank)]
+        else:
+            topic, mask = signals.topic[:, None] + self.kind[0], signals.topic_mask[:, None]
+            blocks = [(topic, mask, rank[:1])]
+            if fusion == "literal":
+                blocks = [(topic + position, mask & present, rank)]
+            for kind, (tokens, mask) in zip(self.kind[1:], parts, strict=True):
+                blocks.append((tokens + kind + position, mask, rank))
+        hidden, mask = pack(blocks)
+        hidden = decoding.encode(self.t5, hidden, mask, self.network.connection)
+        balance = balance.expand(len(present)) if self.network.use_daa else None
+        return Memory(hidden, mask, balance, of_images, of_patches)
+
+
+def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network) -> Tensor:
+    """L_C, eq. 5, of all pictures of a batch: the mean over articles of that over their pictures.
+
+    signals, prototypes (M, D): each picture's S^I, its article's S^P; item (M,): its article. An
+    article of one picture has the batch's as negatives. One picture in all: 0.
+    """
+    if len(signals) < 2:
+        return 0 * signals.sum()
+    positive = F.cosine_similarity(signals, prototypes, dim=-1) / network.temperature  # (M,)
+    z = F.normalize(signals, dim=-1)
+    with torch.autocast(z.device.type, enabled=False):  # bf16 / temperature is noise
+        scores = z @ z.T / network.temperature  # (M, M)
+    same, itself = item[:, None] == item, torch.eye(len(z), dtype=torch.bool, device=z.device)
+    every = torch.ones_like(same)
+    negatives = {"article": same, "batch": ~same, "both": every}[network.negatives]
+    negatives = torch.where(same.sum(1, keepdim=True) == 1, every, negatives)
+    if network.denominator == "literal":  # j = i is in it, the positive is not
+        below = scores.masked_fill(~(negatives | itself), -torch.inf)
+    else:
+        below = scores.masked_fill(~negatives | itself, -torch.inf)
+        below = torch.cat([below, positive[:, None]], 1)
+    losses = below.logsumexp(1) - positive  # eq. 5
+    share = 1 / same.sum(1)  # 1 / N
+    return (losses * share).sum() / share.sum()
+
+
+def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
+    """L_SFT: L_NTP, the mean negative log-likelihood of a token in nats, and L_C.
+
+    In training the batch has `progress`, m / M, and what writing will need is kept.
+    """
+    network, learning = model.network, model.training
+    batch = hide(batch, network.missing_picture, network.missing_topic) if learning else batch
+    signals = model.signals(batch, learning)
+    balance = lambda_when_writing(model.balance, network)
+    if learning:
+        balance = schedule(batch["progress"], network)
+        model.keep(signals, balance)
+    memory = model.fuse(batch, signals, balance)
+    scores = decoding.log_probs(model.t5, memory.hidden, memory.mask, batch["labels"])
+    terms = {"ntp": -scores.sum() / (batch["labels"] != IGNORED).sum()}
+    if network.use_contrast:
+        pictures = signals.pictures.mean(2)[signals.shown]
+        item = signals.shown.nonzero()[:, 0]
+        loss = contrast(pictures, signals.prototype.mean(1)[item], item, network)
+        terms["contrast"] = network.contrast_weight * loss
+    return terms
+
+
+def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
+    """How TIP treats each item, as when writing.  -> (B,) each
+
+    likeness: cos(S_i^I, S^P), 1 where all pictures have collapsed into one. lambda: l1. Focus: the
+    largest weight of a branch times how many weights there are; 1: uniform, the branch is idle.
+    """
+    signals, memory = model.signals(batch), model.remember(batch)
+    shown = signals.shown.to(signals.pictures.dtype)
+    cosine = F.cosine_similarity(signals.pictures.mean(2), signals.prototype.mean(1)[:, None], -1)
+    found = {"likeness": (cosine * shown).sum(1) / shown.sum(1).clamp(min=1)}
+    if model.network.use_daa:
+        images = memory.images.amax(-1) * shown.sum(1, keepdim=True)  # (B, branches)
+        patches = memory.patches.amax(-1) * memory.patches.shape[-1]  # (B, N, branches)
+        patches = patches.sum(1) / (patches > 0).sum(1).clamp(min=1)
+        for branch, focus in zip(("text", "prototype"), (images + patches).T, strict=False):
+            found[f"{branch}_focus"] = focus  # of images or of patches, the other is 0
+        found["lambda"] = memory.balance
+    return found
+
+
+def discounts(step: float, steps: float, preference: Preference) -> tuple[float, float]:
+    """What R_literal and R_semantic weigh at step m of M.
+
+    With the paper's own exponents, both 1.7e-223 at half of its 20,000 steps: 0 in fp32.
+    """
+    before, after = step, steps - step
+    if preference.discount == "progress":
+        before, after = (preference.discount_steps * part / steps for part in (before, after))
+    return preference.gamma**before, preference.gamma**after
+
+
+def total_return(
+    literal: Tensor, semantic: Tensor, step: float, steps: float, preference: Preference
+) -> Tensor:
+    """G_m of R written texts at step m of M.  (R,), (R,) -> (R,)"""
+    of_literal, of_semantic = discounts(step, steps, preference)
+    return of_literal * literal + of_semantic * semantic
+
+
+def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
+    """How far above the mean, in deviations.  (R,) -> (R,)
+
+    Where returns are all alike there is no scale: nothing is learned, instead of 1e8 times one.
+    """
+    if deviation <= EPSILON:
+        return torch.zeros_like(returns)
+    return (returns - mean) / (deviation + EPSILON)  # eq. 6
+
+
+def distance(new: Tensor, reference: Tensor) -> Tensor:
+    """Of each token: q - log q - 1, q = p_SFT / p, an estimate of KL(policy, SFT) never below 0."""
+    apart = reference - new
+    return apart.exp() - apart - 1
+
+
+def policy_loss(
+    new: Tensor,
+    old: Tensor,
+    reference: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    preference: Preference,
+) -> dict[str, Tensor]:
+    """PPO's clipped objective (arXiv:1707.06347, eq. 7), and the distance from the SFT model.
+
+    new, old, reference (R, Y): log p of each written token by the policy, by that which wrote it,
+    by the SFT model; advantage (R,); mask (R, Y): tokens that were written. Means are over these.
+    """
+    ratio = (new - old).exp()
+    clipped = ratio.clamp(1 - preference.clip, 1 + preference.clip)
+    gain = minimum(ratio * advantage[:, None], clipped * advantage[:, None])
+    return {
+        "policy": -(gain * mask).sum() / mask.sum(),
+        "kl": preference.kl * (distance(new, reference) * mask).sum() / mask.sum(),
+    }

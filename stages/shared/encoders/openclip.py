@@ -1,0 +1,164 @@
+"""Encoders of open_clip, by name (`ARCH/TAG`, `ARCH/FILE`) or from a folder (`local-dir:/FOLDER`).
+
+`fetch` resolves a name once and writes open_clip's own folder format; `load` reads that folder, so
+that the preprocessing which belongs to the weights comes along and no network is asked.
+"""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import stages.shared.core.torchvision_ops  # noqa: F401  (before open_clip)
+
+# isort: split
+import open_clip
+from open_clip.push_to_hf_hub import save_config_for_hf
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stages.shared.core.devices import device
+from stages.shared.encoders.base import Encoder, save_config
+from stages.shared.encoders.files import fingerprint
+from stages.shared.runtime.stage import WrongInput, unloadable
+
+LOCAL = "local-dir:"
+
+
+class OpenClipEncoder(Encoder):
+    def __init__(self, folder: Path, languages: list[str]):
+        name = f"{LOCAL}{folder.absolute()}"
+        self.model = _create(name).requires_grad_(False).eval().to(device())
+        self.preprocess = image_transform_v2(
+            PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
+        )
+        self.tokenizer = open_clip.get_tokenizer(name)
+        text = getattr(self.model, "text", None)  # towers of open_clip's first design have none
+        self.foreign = text if isinstance(text, open_clip.hf_model.HFTextEncoder) else None
+        self.pad = self.foreign.config.pad_token_id if self.foreign else getattr(text, "pad_id", 0)
+        # A Hugging Face tower that pools its first token leaves that one out of the states.
+        self.left_out = int(
+            self.foreign is not None and type(self.foreign.pooler) is open_clip.hf_model.ClsPooler
+        )
+        self.languages = languages
+        self.fingerprint = self.text_fingerprint = fingerprint(folder)
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        return self.preprocess(picture)
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model.forward_intermediates(
+            image=pixels, image_indices=1, normalize_intermediates=True
+        )
+        cells = found["image_intermediates"][-1]  # (B, Dp, H', W'), without class tokens
+        return found["image_features"], cells.flatten(2).transpose(1, 2)
+
+    def buckets(self, texts: list[str]) -> list[int]:
+        """Its towers were trained on texts of one length."""
+        return [self.tokenizer.context_length] * len(texts)
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        ids = self.tokenizer(texts)
+        shown = _up_to_last(ids != self.pad)
+        return [
+            self.spell(row[kept].tolist()[self.left_out :])
+            for row, kept in zip(ids, shown, strict=True)
+        ]
+
+    def spell(self, ids: list[int]) -> list[str]:
+        if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return [self.tokenizer.decoder[number] for number in ids]
+        return self.tokenizer.tokenizer.convert_ids_to_tokens(ids)
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        return {"ids": self.tokenizer(texts)}
+
+    def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        ids = tokens["ids"]
+        if self.foreign:
+            self.foreign.output_tokens = True
+            pooled, states = self.foreign(ids)
+        else:
+            found = self.model.forward_intermediates(
+                text=ids, text_indices=1, normalize_intermediates=True
+            )
+            pooled, states = found["text_features"], found["text_intermediates"][-1]
+        return pooled, states, _up_to_last(ids != self.pad)[:, self.left_out :]
+
+
+def _up_to_last(kept: Tensor) -> Tensor:
+    """True up to the last true of each row: the padding's id can also be a word's.  (B, L)"""
+    return kept.flip(1).int().cummax(1).values.flip(1).bool()
+
+
+def fetch(name: str, languages: list[str], folder: Path) -> None:
+    """Resolve `name` (downloading it if need be) and save it as an encoder folder.
+
+    Raises WrongInput if the architecture, the tag, the file or the weights in it do not exist.
+    """
+    local = name.startswith(LOCAL)
+    model, config = _create_from_folder(name) if local else _create_by_name(name)
+    try:
+        tokenizer = open_clip.get_tokenizer(name if local else name.partition("/")[0])
+    except Exception as error:  # as in _create
+        raise _unloadable(name, error) from None
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
+    save_config_for_hf(model, folder / open_clip.constants.HF_CONFIG_NAME, config)
+    if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
+        tokenizer.save_pretrained(folder)
+    save_config(folder, "openclip", languages, name=_public(name))
+
+
+def _create_from_folder(name: str) -> tuple[nn.Module, dict]:
+    model = _create(name)  # first: it says what is wrong with the folder
+    return model, open_clip.get_model_config(name)
+
+
+def _create_by_name(name: str) -> tuple[nn.Module, dict]:
+    arch, _, tag = name.partition("/")
+    config = open_clip.get_model_config(arch)
+    if config is None:
+        raise WrongInput(
+            f"align.encoder names the architecture {arch!r}, which open_clip does not know: "
+            "choose one of open_clip.list_models()"
+        )
+    known = open_clip.get_pretrained_cfg(arch, tag)
+    if not known and not Path(tag).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+        raise WrongInput(
+            f"align.encoder names the weights {tag!r}, which are neither a tag of {arch} nor a "
+            f"file: give a file or one of the tags ({tags})"
+        )
+    if known and known.get("quick_gelu"):
+        config["quick_gelu"] = True
+    model = _create(
+        arch,
+        pretrained=tag,
+        force_quick_gelu=config.get("quick_gelu", False),
+        pretrained_text=False,
+    )
+    return model, config
+
+
+def _create(name: str, **options: object) -> nn.Module:
+    """open_clip would go on with random weights; here weights that do not load are an error."""
+    try:
+        return open_clip.create_model(name, require_pretrained=True, **options)
+    except UnpicklingError:  # its message goes on about ways to load what is not safe to load
+        raise _unloadable(name, ValueError("the file holds no weights")) from None
+    except Exception as error:  # parsers of foreign files raise what they like
+        raise _unloadable(name, error) from None
+
+
+def _unloadable(name: str, error: Exception) -> WrongInput:
+    return unloadable(f"align.encoder: openclip:{name}", "openclip:local-dir:/FOLDER", error)
+
+
+def _public(name: str) -> str:
+    """The name without the folders of this machine."""
+    return f"{LOCAL}{Path(name).name}" if name.startswith(LOCAL) else name
+
+
+def load(folder: Path, config: dict) -> OpenClipEncoder:
+    return OpenClipEncoder(folder, config["languages"])

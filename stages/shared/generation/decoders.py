@@ -1,0 +1,239 @@
+"""Text decoders: a T5 and its tokenizer, small and new, or by name from Hugging Face.
+
+The small one learns a BPE vocabulary from the train split. Bytes stand for what it never saw, so
+no text in any script turns into an unknown token.
+
+Sentinels, <extra_id_0> and so on, are tokens that no text spells (arXiv:1910.10683). A named T5 has
+them, the small one as many as its writer asks for.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+
+import regex
+
+# isort: split
+from stages.shared.runtime.stage import WrongInput, allow_downloads
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
+BLANK = "▁"  # what Metaspace writes for a space, and before a text
+TELLING = 1.0  # first size of what tells a new T5's paragraphs apart, that of its embeddings
+FULL_WIDTH = {"...": "…"} | dict(zip(",!?:;()", "，！？：；（）", strict=True))
+_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+_MARKS = r"(?:\.\.\.|[,!?:;()])+"
+_NARROW = regex.compile(rf"(?<={_SCRIPT}){_MARKS}|{_MARKS}(?={_SCRIPT})")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    vocabulary: int
+    layers: int
+    d_ff: int
+    heads: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Params:
+    tiny: Tiny
+
+
+def create(name: str, params: Params, d_model: int, texts: list[str], marks: int):
+    """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`), or by name or folder.
+
+    marks: how many sentinels it needs. Raises WrongInput if the named model cannot be had, is no
+    complete T5, or has fewer.
+    """
+    if name == "tiny":
+        tokenizer = train_tokenizer(texts, params.tiny.vocabulary)
+        if marks:
+            tokenizer.add_special_tokens({"additional_special_tokens": _names(marks)})
+        t5 = _new_t5(params.tiny, d_model, len(tokenizer))
+    else:
+        t5, tokenizer = _named_t5(name)
+    if marks:
+        from stages.shared.generation.paragraph_t5 import look_back, tell_paragraphs
+
+        tell_paragraphs(t5, sentinels(tokenizer, marks), TELLING if name == "tiny" else 0.0)
+        if name == "tiny":
+            look_back(t5)
+    return t5, tokenizer
+
+
+def sentinels(tokenizer, count: int) -> list[int]:
+    """The ids of the first so many sentinels. Raises WrongInput if there are fewer."""
+    ids = tokenizer.convert_tokens_to_ids(_names(count))
+    if tokenizer.unk_token_id in ids or None in ids:
+        raise WrongInput(
+            f"params.yaml: the decoder's tokenizer has fewer than {count} sentinel tokens: lower "
+            "models.*.network.pictures, or choose a T5 that has them"
+        )
+    return ids
+
+
+def ids(text: str, tokenizer) -> list[int]:
+    """The tokens of a text, without its end. An end or a sentinel that it spells is left out: it
+    would be taken for its writer's. (Of tokens, since a SentencePiece model also reads one in
+    full-width letters, and with `split_special_tokens`.)"""
+    found = tokenizer(text, add_special_tokens=False).input_ids
+    return [token for token in found if token not in _special(tokenizer)]
+
+
+@cache
+def _special(tokenizer) -> frozenset[int]:
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+def _names(count: int) -> list[str]:
+    return [f"<extra_id_{number}>" for number in range(count)]
+
+
+def train_tokenizer(texts: list[str], vocabulary: int):
+    """BPE with byte fallback, of at most `vocabulary` pieces, as a transformers tokenizer.
+
+    Raises WrongInput if `vocabulary` does not hold the bytes, the special tokens and the blank.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [PAD, END, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
+    if vocabulary <= len(pieces):
+        raise WrongInput(
+            f"params.yaml: decoders.tiny.vocabulary is {vocabulary}: give more than {len(pieces)}, "
+            "which are the bytes and the special tokens"
+        )
+    bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
+    )
+    alphabet = _alphabet(texts, vocabulary - len(pieces))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=pieces,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+        min_frequency=2,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    plain = _without_special_bytes(bpe)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
+    )
+
+
+def _alphabet(texts: list[str], most: int) -> list[str]:
+    """The blank, which bytes could not spell, and the most frequent characters.
+
+    Chosen here because the trainer, which would not keep its limit, breaks ties at random.
+    """
+    counts = Counter(character for text in texts for character in text if character != " ")
+    counts.pop(BLANK, None)
+    return [BLANK, *sorted(counts, key=lambda one: (-counts[one], one))][:most]
+
+
+def _without_special_bytes(bpe):
+    """Byte pieces had to be special to enter the vocabulary; decoding must not skip them."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(bpe.to_str())
+    state["added_tokens"] = [
+        t for t in state["added_tokens"] if t["content"] in (PAD, END, UNKNOWN)
+    ]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _new_t5(tiny: Tiny, d_model: int, vocabulary: int):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=d_model,
+            d_kv=d_model // tiny.heads,
+            num_heads=tiny.heads,
+            d_ff=tiny.d_ff,
+            # transformers 5.23: generate() fails in its cache when the two counts differ
+            num_layers=tiny.layers,
+            num_decoder_layers=tiny.layers,
+            dropout_rate=tiny.dropout,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
+def _named_t5(name: str):
+    allow_downloads()
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # its report of the weights; what is wrong is said below
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, found = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    except Exception as error:  # parsers of foreign files raise what they like
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise WrongInput(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
+    if found["missing_keys"] or found["mismatched_keys"]:
+        lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))[:3]
+        raise WrongInput(f"params.yaml: decoder {name} lacks weights of a T5: {', '.join(lacking)}")
+    return model, tokenizer
+
+
+def restore(folder: Path):
+    """The T5 (weights not loaded) and the tokenizer that `save` wrote; no network.
+
+    It has no dropout, in training neither: a preference policy must begin where its reference is.
+    """
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    config = T5Config.from_json_file(folder / "t5.json")
+    config.dropout_rate = 0.0
+    t5 = T5ForConditionalGeneration(config)
+    if marks := getattr(config, "sentinels", None):
+        from stages.shared.generation.paragraph_t5 import tell_paragraphs
+
+        tell_paragraphs(t5, marks, 0.0)
+    return t5, AutoTokenizer.from_pretrained(folder)
+
+
+def untie(t5) -> None:
+    """Give the output layer weights of its own: transformers ties those of every new T5."""
+    from torch.nn import Parameter
+
+    t5.lm_head.weight = Parameter(t5.lm_head.weight.detach().clone())
+
+
+def save(folder: Path, t5, tokenizer) -> None:
+    """Write the T5's configuration and the tokenizer; the weights belong to the whole model."""
+    t5.config.to_json_file(folder / "t5.json")
+    tokenizer.save_pretrained(folder)
+
+
+def narrows(tokenizer) -> bool:
+    """Whether a tokenizer takes Chinese punctuation for its ASCII look-alikes, as the NFKC of most
+    SentencePiece models does, mengzi-t5-base among them: what it decodes has none of the former."""
+    ids = tokenizer("红，红", add_special_tokens=False).input_ids
+    return "，" not in tokenizer.decode(ids)
+
+
+def widen(text: str) -> str:
+    """Chinese punctuation where an ASCII mark touches a Chinese or Japanese character.
+
+    The texts that a writer is compared with keep theirs (stages/clean.py).
+    """
+    return _NARROW.sub(lambda found: _wide(found[0]), text)
+
+
+def _wide(marks: str) -> str:
+    for narrow, wide in FULL_WIDTH.items():
+        marks = marks.replace(narrow, wide)
+    return marks

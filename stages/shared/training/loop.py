@@ -1,0 +1,366 @@
+"""The one training loop. What is minimised comes in as a function: the loop never asks who it is.
+
+Every step seeds itself from (seed, step) and takes `batch_at(step)`, so a run that was killed and
+is started again needs only its weights, the optimizer and the step to end with the same bits.
+"""
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stages.shared.core.config import at_least, load, refuse
+from stages.shared.core.devices import device, has_bf16, inference
+from stages.shared.runtime.progress import bar
+from stages.shared.runtime.stage import WrongInput, home
+
+Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
+Batch = dict[str, Any]  # tensors, first dimension: the items
+BUCKET = 8  # batches that items of like length are chosen from
+EVEN: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
+# Modules that cannot change a result.
+RESULT_FREE = Path("stages/shared/runtime")
+
+
+@dataclass(frozen=True)
+class Settings:
+    checkpoint_seconds: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    seed: int
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip_norm: float
+    validate_every: int
+    patience: int
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=0, batch=1, learning_rate=0, warmup=0, weight_decay=0)
+        at_least(self, clip_norm=0, validate_every=1, patience=1)
+        refuse({f"warmup is {self.warmup}: give 0 to 1": self.warmup > 1})
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
+        warmup = max(1, round(self.warmup * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was measured, the loss that the best weights minimise, and whether to stop at once."""
+
+    metrics: dict[str, float]
+    loss: float
+    stop: bool = False
+
+
+def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Of what batches say of their items, over those with a figure: NaN stands for none."""
+    figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
+    return {
+        name: values.nanmean().item()
+        for name, values in figures.items()
+        if not values.isnan().all()
+    }
+
+
+class Phase(Protocol):
+    """What a phase keeps beside weights and optimizer, such as texts that several steps read."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values: the checkpoint is read with weights_only=True."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on as the phase that gave this state."""
+
+    def noted(self) -> dict[str, float]:
+        """What the latest step measured beside its loss, for its row of the history."""
+
+
+class Objective(nn.Module):
+    """The model and its loss as one module, so that accelerate can wrap its forward."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Terms]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Terms:
+        return self.loss(self.model, batch)
+
+
+def seed_everything(seed: int, step: int = 0) -> None:
+    """Seed Python and torch for one step; far seeds for near numbers."""
+    mixed = int.from_bytes(sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1
+    random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def batch_of(items: int, batch: int, seed: int, step: int) -> list[int]:
+    """The items of a step: an endless walk over seeded shuffles of range(items), cut in batches."""
+    return _walk(items, seed, range(step * batch, (step + 1) * batch))
+
+
+def bucketed(lengths: Sequence[int], batch: int, seed: int, step: int) -> list[int]:
+    """As `batch_of`, of items that are about as long as each other, so that little is padded.
+
+    lengths: of the items. What BUCKET batches of the walk hold, never more than an epoch, is
+    sorted by length before it is cut; these batches then come in random order.
+    """
+    held = max(1, min(BUCKET, len(lengths) // batch))  # batches
+    number, place = divmod(step, held)
+    size = held * batch
+    bucket = _walk(len(lengths), seed, range(number * size, (number + 1) * size))
+    bucket.sort(key=lambda item: lengths[item])
+    first = _shuffled(held, seed, number)[place] * batch
+    return bucket[first : first + batch]
+
+
+def _walk(items: int, seed: int, positions: range) -> list[int]:
+    epochs = {position // items for position in positions}
+    orders = {epoch: _shuffled(items, seed, epoch) for epoch in epochs}
+    return [orders[position // items][position % items] for position in positions]
+
+
+def _shuffled(items: int, seed: int, number: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return torch.randperm(items, generator=generator).tolist()
+
+
+def fingerprint(values: list[Any], inputs: list[Path]) -> str:
+    """Key of a training run: its numbers, its input files, and the code that is loaded now.
+
+    Of a module counts how it is built (its printed form tells sizes and dropout) and its weights.
+    """
+    digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {device()}".encode())
+    for value in values:
+        digest.update(repr(asdict(value) if is_dataclass(value) else value).encode())
+        if isinstance(value, nn.Module):
+            for name, weight in value.state_dict().items():
+                digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    for given in inputs:  # folders and files
+        for path in sorted(path for path in [given, *given.rglob("*")] if path.is_file()):
+            digest.update(str(path.relative_to(given)).encode() + path.read_bytes())
+    for path in sorted(Path("stages").rglob("*.py")):
+        if RESULT_FREE not in path.parents and _is_loaded(path):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _is_loaded(path: Path) -> bool:
+    import sys
+
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return str(path.absolute()) in files
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Batch], Terms],
+    batch_at: Callable[[int], Batch],
+    schedule: Schedule,
+    *,
+    name: str,
+    key: str,
+    validate: Callable[[nn.Module], Validation] | None = None,
+    phase: Phase | None = None,
+    rates: Mapping[str, float] = EVEN,
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+) -> list[dict[str, float]]:
+    """Minimise the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
+
+    name and key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
+    validate: called before the first step, every `validate_every` steps and at the end; the
+    weights with its lowest loss are kept, and `patience` calls without a lower one end the run.
+    phase: whose state the checkpoint holds too; batch_at may then depend on earlier weights.
+    rates: the factor on the learning rate of weights whose names in `model` begin so ("text.");
+    of several beginnings the longest counts. The factors belong to the key.
+    Returns one row a step: step, loss, each term, learning_rate, what the phase noted, and
+    validation_* where measured; without any step, the row of step 0.
+    """
+    run = _Run(model, loss, schedule, validate, phase, rates, log)
+    checkpoint = Checkpoint(name, key)
+    if state := checkpoint.read():
+        run.load_state(state)
+    saved, every = time.monotonic(), load(Settings, "training").checkpoint_seconds
+    for step in bar(range(run.step, schedule.steps), name, schedule.steps, run.step):
+        if run.stopped:
+            break
+        run.one_step(batch_at(step))
+        if time.monotonic() - saved > every:
+            checkpoint.write(run.state())
+            saved = time.monotonic()
+    if not schedule.steps:
+        run.measure({"step": 0})
+    run.finish()
+    return run.history
+
+
+class _Run:
+    """The state of one training run, all of it that a checkpoint must hold."""
+
+    def __init__(self, model, loss, schedule, validate, phase, rates, log):
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(mixed_precision="bf16" if has_bf16() else "no")
+        if self.accelerator.num_processes > 1:
+            raise WrongInput("training runs in one process: start it without torchrun")
+        self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
+        self.phase = phase
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        groups = _groups(model, schedule, rates)
+        optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, loss), optimizer)
+        self.step, self.stopped, self.history = 0, False, []
+        self.best, self.best_weights, self.waited = math.inf, None, 0
+
+    def one_step(self, batch: Batch) -> None:
+        if self.step == 0:
+            self.measure({"step": 0})
+        seed_everything(self.schedule.seed, self.step)
+        rate = self.schedule.learning_rate * self.schedule.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.model.train()
+        terms = self.objective(to_device(batch, self.accelerator.device))
+        total = sum(terms.values())
+        self.optimizer.zero_grad()
+        self.accelerator.backward(total)
+        self.accelerator.clip_grad_norm_(self.weights, self.schedule.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        row = {"step": self.step, "loss": total.item(), "learning_rate": rate}
+        row |= {term: value.item() for term, value in terms.items()}
+        if not math.isfinite(row["loss"]):
+            raise WrongInput(
+                f"the loss became {row['loss']} at step {self.step}: lower learning_rate"
+            )
+        if self.phase:
+            row |= self.phase.noted()
+        last = self.step == self.schedule.steps
+        if last or self.step % self.schedule.validate_every == 0:
+            self.measure(row)
+        else:
+            self._note(row)
+
+    def _note(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        self._log(row)
+
+    def _log(self, row: dict[str, float]) -> None:
+        self.log({name: value for name, value in row.items() if name != "step"}, row["step"])
+
+    def measure(self, row: dict[str, float]) -> None:
+        if self.validate is None:
+            if row["step"] or not self.schedule.steps:
+                self._note(row)
+            return
+        self.model.eval()
+        seed_everything(self.schedule.seed, -1)
+        with inference():
+            result = self.validate(self.model)
+        metrics = {"loss": result.loss} | result.metrics
+        self._note(row | {f"validation_{name}": value for name, value in metrics.items()})
+        self.waited += 1
+        if not result.stop and result.loss < self.best:
+            self.best, self.waited = result.loss, 0
+            self.best_weights = _copy(self.model.state_dict())
+        self.stopped = result.stop or self.waited >= self.schedule.patience
+
+    def finish(self) -> None:
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_weights": self.best_weights,
+            "plain": [self.step, self.stopped, self.history, self.best, self.waited],
+            "phase": self.phase.state() if self.phase else None,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_weights = state["best_weights"]
+        self.step, self.stopped, self.history, self.best, self.waited = state["plain"]
+        if self.phase:
+            self.phase.load_state(state["phase"])
+        for row in self.history:  # the tracked run is a new one and lacks what came before
+            self._log(row)
+
+
+def _groups(model: nn.Module, schedule: Schedule, rates: Mapping[str, float]) -> list[dict]:
+    """Groups of the optimizer by the factor on their rate. Matrices decay; biases, gains and
+    scalars do not."""
+    weights: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weights.setdefault(_factor(name, rates), {})[name] = weight
+    return [
+        {"params": [w for name, w in found.items() if _decays(name, w) == decays]}
+        | {"factor": factor, "weight_decay": schedule.weight_decay if decays else 0.0}
+        for factor, found in weights.items()
+        for decays in (True, False)
+    ]
+
+
+def _decays(name: str, weight: Tensor) -> bool:
+    """The gains of PyTorch's weight norm have the dimensions of what they scale."""
+    return weight.ndim > 1 and not name.endswith(".original0")
+
+
+def _factor(weight: str, rates: Mapping[str, float]) -> float:
+    """The factor of the longest beginning that a weight's name has; 1 where it has none."""
+    found = [beginning for beginning in rates if weight.startswith(beginning)]
+    return rates[max(found, key=len)] if found else 1.0
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def to_device(batch: Batch, target: torch.device) -> Batch:
+    return {k: v.to(target) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class Checkpoint:
+    """The latest state of a run, outside DVC's outs, replaced as a whole; one key per name."""
+
+    def __init__(self, name: str, key: str):
+        self.folder = home() / "checkpoints" / name
+        self.path = self.folder / f"{key}.pt"
+
+    def read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        return torch.load(self.path, map_location=device(), weights_only=True)
+
+    def write(self, state: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        for other in self.folder.glob("*.pt"):
+            if other != self.path:
+                other.unlink()
