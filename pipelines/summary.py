@@ -11,7 +11,7 @@ from stages.shared.core import config
 
 REPORT = Path("data/14_report/index.html")
 METRICS = Path("data/12_evaluate")  # of writers
-SCORES = Path("data/12_score")  # of readers
+SCORES = Path("data/12_evaluate_classifier")  # of readers
 Place = tuple[str, ...]  # keys of metrics.json, one inside the other
 COLUMNS: dict[str, list[Place]] = {  # title -> where it may stand, the first that does counts
     "skill": [("skill", "value")],

@@ -132,7 +132,7 @@ def exchanges() -> list[dict]:
 
 
 def write(folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]) -> None:
-    """11_label of one reader."""
+    """11_classify of one reader."""
     schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
     schemas.write(folder / "regularised.parquet", lessons, schemas.REGULARISED)
     schemas.write(folder / "embeddings.parquet", vectors, schemas.EMBEDDINGS)
@@ -140,7 +140,7 @@ def write(folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dic
 
 
 def write_shown(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
-    """The rest of 11_label, which only the report reads."""
+    """The rest of 11_classify, which only the report reads."""
     schemas.write(folder / "exchanges.parquet", traces, schemas.EXCHANGES)
     schemas.write(folder / "drawn.parquet", drawn, schemas.DRAWN)
 

@@ -33,13 +33,13 @@ def project(place: Path, patch) -> Path:
         ingest, clean, _ = tagged.write(place / "given", kind)
         cached = place / "data/07_embed" / kind
         embed.main(load(extract.Params, "embed"), kind, ingest, clean, align, cached)
-        folders, target = [ingest, clean, cached, align], place / "data/09_train" / name
+        folders, target = [ingest, clean, cached, align], place / "data/09_train_classifier" / name
         train.main(name, train_muse, folders, kind, target)
     return place
 
 
 def model_of(place: Path, name: str) -> Path:
-    return place / "data/09_train" / name / "model"
+    return place / "data/09_train_classifier" / name / "model"
 
 
 def labeller_of(folder: Path) -> Labeller:

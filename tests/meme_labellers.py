@@ -102,7 +102,7 @@ def project(
     huggingface_encoder.fetch(str(place / "source"), list(languages), align)
     embed.main(load(extract.Params, "embed"), "memes", corpus, corpus, align, cached)
     folders = [corpus, corpus, cached, align]
-    training.main(NAME, train_memes, folders, "memes", data / "09_train" / NAME)
+    training.main(NAME, train_memes, folders, "memes", data / "09_train_classifier" / NAME)
     return place
 
 
@@ -123,7 +123,7 @@ def write_params(place: Path, changes: dict) -> None:
 
 
 def model_of(place: Path) -> Path:
-    return place / "data/09_train" / NAME / "model"
+    return place / "data/09_train_classifier" / NAME / "model"
 
 
 def labeller_of(folder: Path) -> MemeLabeller:
@@ -137,8 +137,8 @@ def prepared(*memes: Meme) -> list[Prepared]:
 def labelled(place: Path) -> list[dict]:
     """What the stage says of the test split from text and picture."""
     data = place / "data"
-    corpus, target = data / "04_augment/memes", data / "11_label" / NAME
+    corpus, target = data / "04_augment/memes", data / "11_classify" / NAME
     folders = [corpus, corpus, data / "07_embed/memes", model_of(place)]
-    label.main(NAME, label_memes, folders, "memes", load(Params, "label"), target)
+    label.main(NAME, label_memes, folders, "memes", load(Params, "classify"), target)
     rows = schemas.read(target / "labels.parquet", schemas.LABELS)
     return [row for row in rows if row["split"] == "test" and row["inputs"] == "both"]

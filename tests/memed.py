@@ -230,7 +230,7 @@ def looks() -> list[dict]:
 
 
 def write_labels(folder: Path, rows: list[dict], figures: dict[str, float] = BEHAVIOUR) -> None:
-    """11_label of one reader."""
+    """11_classify of one reader."""
     schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
     schemas.write(folder / "behaviour.parquet", behaviour(figures), schemas.BEHAVIOUR)
     schemas.write(folder / "looks.parquet", looks(), schemas.LOOKS)
@@ -238,6 +238,6 @@ def write_labels(folder: Path, rows: list[dict], figures: dict[str, float] = BEH
 
 
 def write_training(folder: Path) -> None:
-    """09_train of one reader, as far as the report reads it."""
+    """09_train_classifier of one reader, as far as the report reads it."""
     folder.mkdir(parents=True)
     history.write(folder / "history.csv", STEPS)

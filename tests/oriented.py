@@ -132,7 +132,7 @@ def project(folder: Path, changes: dict | None = None) -> None:
     run["picture"] |= {"size": 64, "grid": 2}
     run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
     run["batch"] = 3
-    params["label"]["examples"] = 4
+    params["classify"]["examples"] = 4
     for key, value in (changes or {}).items():
         *above, last = key.split(".")
         section = params

@@ -112,7 +112,7 @@ def project(folder: Path, changes: dict | None = None) -> None:
         run["picture"]["grid"] = 2
         run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.05, "validate_every": 4}
         run["batch"] = 3
-    params["label"] |= {"examples": 3, "drawn": 2, "samples": 2, "embedded": 4}
+    params["classify"] |= {"examples": 3, "drawn": 2, "samples": 2, "embedded": 4}
     for key, value in (changes or {}).items():
         *above, last = key.split(".")
         section = params

@@ -169,7 +169,7 @@ def test_a_section_that_no_stage_reads_is_unknown(params):
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params, suite):
     verb, run = SUITES[suite]["target"].split("@")
-    family = {"evaluate": "writers", "score": "readers"}[verb]
+    family = {"evaluate": "writers", "evaluate_classifier": "readers"}[verb]
     assert run in params[family]
     seen = []
     for changes in SUITES[suite]["rows"].values():

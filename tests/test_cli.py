@@ -307,13 +307,13 @@ def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch
 
 def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    Durations({"train": 100}).keep("train@a", 40.04)
-    assert Durations({"train": 100}).seconds("train@a") == 40.0
-    assert Durations({"train": 100}).seconds("train@b") == 100
-    assert Durations({"train": 5}).seconds("train@a") == 5
-    assert Durations({}).seconds("train@a") == 0
-    expected = {"train": 100, "train@b": 300}
-    assert [Durations(expected).seconds(f"train@{row}") for row in "abc"] == [40.0, 300, 100]
+    Durations({"train": 100}).keep("train_classifier@a", 40.04)
+    assert Durations({"train": 100}).seconds("train_classifier@a") == 40.0
+    assert Durations({"train": 100}).seconds("train_classifier@b") == 100
+    assert Durations({"train": 5}).seconds("train_classifier@a") == 5
+    assert Durations({}).seconds("train_classifier@a") == 0
+    expected = {"train": 100, "train_classifier@b": 300}
+    assert [Durations(expected).seconds(f"train_classifier@{row}") for row in "abc"] == [40.0, 300, 100]
 
 
 def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_every_test_chunk_is_written_by_each_phase_from_each_input(project, run)
 )
 def test_every_test_item_is_labelled_from_each_input_and_scored(project, run, corpus, task):
     summary = json.loads((project / f"data/02_clean/{corpus}/summary.json").read_text())
-    metrics = json.loads((project / f"data/12_score/{run}/metrics.json").read_text())
+    metrics = json.loads((project / f"data/12_evaluate_classifier/{run}/metrics.json").read_text())
     assert (metrics["task"], metrics["split"]) == (task, "test")
     assert metrics["items"] == summary["records"]["test"] > 0
     assert metrics["validation"]["items"] == summary["records"]["validation"] > 0
@@ -129,7 +129,7 @@ def test_every_test_item_is_labelled_from_each_input_and_scored(project, run, co
         assert split["regularisers"]["drawing_bits"]["value"] > 0
     assert set(metrics["single_modality"]) == {"text", "picture"}
     assert metrics["parameters"]["trained"] > 0 and metrics["alignment"]
-    rows = texts(project / f"data/11_label/{run}/labels.parquet")
+    rows = texts(project / f"data/11_classify/{run}/labels.parquet")
     for inputs in ("both", "text", "picture"):
         some = [row for row in rows if (row["split"], row["inputs"]) == ("test", inputs)]
         assert len({row["record"] for row in some}) == len(some) == metrics["items"]
@@ -137,7 +137,7 @@ def test_every_test_item_is_labelled_from_each_input_and_scored(project, run, co
 
 @pytest.mark.parametrize("run", ["muse_entities", "muse_sentiment"])
 def test_what_was_exchanged_and_drawn_is_kept_of_some_items(project, run):
-    folder = project / f"data/11_label/{run}"
+    folder = project / f"data/11_classify/{run}"
     assert any(row["exchanged"] for row in texts(folder / "exchanges.parquet"))
     drawn = texts(folder / "drawn.parquet")
     assert len(drawn) == 4 and all(row["picture"].startswith(b"\x89PNG") for row in drawn)
@@ -185,7 +185,7 @@ def test_every_meme_gets_a_label_of_each_task_with_its_probability(project):
     tasks = read_json(project, "data/01_ingest/memes/tasks.json")
     assert list(tasks) == TASKS
     memes = texts(project / "data/02_clean/memes/records.parquet")
-    rows = texts(project / "data/11_label/mm_orient/labels.parquet")
+    rows = texts(project / "data/11_classify/mm_orient/labels.parquet")
     for split, given in [("test", ("both", "text", "picture")), ("validation", ("both",))]:
         wanted = {
             (meme["id"], inputs, one["task"], one["label"])
@@ -204,7 +204,7 @@ def test_every_meme_gets_a_label_of_each_task_with_its_probability(project):
 
 
 def test_each_task_of_memes_is_scored_beside_its_ceilings(project):
-    metrics = read_json(project, "data/12_score/mm_orient/metrics.json")
+    metrics = read_json(project, "data/12_evaluate_classifier/mm_orient/metrics.json")
     assert (metrics["split"], metrics["items"]) == ("test", 12)
     assert list(metrics["tasks"]) == TASKS and metrics["validation"]["items"] == 8
     for figures in (metrics, *metrics["tasks"].values()):
@@ -235,8 +235,8 @@ def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
     experiment = client.get_experiment_by_name("polymuse").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     tracked = ["align", "train_sft@flexmuse", "train_preference@flexmuse", "evaluate@flexmuse"]
-    tracked += ["train@muse_entities", "score@muse_entities", "train@muse_sentiment"]
-    tracked += ["augment@memes", "train@mm_orient", "score@mm_orient"]
+    tracked += ["train_classifier@muse_entities", "evaluate_classifier@muse_entities", "train_classifier@muse_sentiment"]
+    tracked += ["augment@memes", "train_classifier@mm_orient", "evaluate_classifier@mm_orient"]
     assert {*tracked, "report"} <= set(runs)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
@@ -244,7 +244,7 @@ def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
         deps = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock[name]["deps"]}
         assert deps.items() <= runs[name].data.tags.items()
         assert runs[name].data.params and runs[name].inputs.dataset_inputs
-    for name in ("train_sft@flexmuse", "train@muse_entities", "train@mm_orient"):
+    for name in ("train_sft@flexmuse", "train_classifier@muse_entities", "train_classifier@mm_orient"):
         history = client.get_metric_history(runs[name].info.run_id, "loss")
         assert len({metric.step for metric in history}) > 1
 
@@ -359,7 +359,7 @@ def test_the_sentiment_of_photographs_with_tweets_is_scored_by_params_alone(work
     summary = read_json(workspace, "data/01_ingest/posts/summary.json")
     assert sum(summary["records"].values()) == 168 and summary["rejected"] == {}
     assert set(summary["without_picture"].values()) == {0}
-    metrics = read_json(workspace, "data/12_score/muse_sentiment/metrics.json")
+    metrics = read_json(workspace, "data/12_evaluate_classifier/muse_sentiment/metrics.json")
     assert metrics["split"] == "test" and metrics["items"] == summary["records"]["test"]
     assert set(metrics["single_modality"]) == {"text", "picture"}
     assert set(metrics["regularisers"]) == {"caption_nats", "drawing_bits"}
@@ -382,7 +382,7 @@ def test_tweets_without_pictures_and_without_a_test_split_are_scored_on_validati
     summary = read_json(workspace, "data/01_ingest/tweets/summary.json")
     assert summary["records"] == {"train": 300, "validation": 60, "test": 0}
     assert summary["without_picture"] == summary["records"]
-    metrics = read_json(workspace, "data/12_score/muse_entities/metrics.json")
+    metrics = read_json(workspace, "data/12_evaluate_classifier/muse_entities/metrics.json")
     assert metrics["split"] == "validation" and metrics["items"] == 60
     assert "single_modality" not in metrics and metrics["regularisers"] == {}
     page = (workspace / "data/14_report/index.html").read_text()
@@ -406,7 +406,7 @@ def test_found_memes_with_three_tasks_are_inpainted_and_scored_by_params_alone(w
     assert sum(summary["records"].values()) == 60 and summary["rejected"] == {}
     pictures = texts(workspace / "data/03_inpaint/memes/pictures.parquet")
     assert sum(bool(row["mask"]) for row in pictures) > 30
-    metrics = read_json(workspace, "data/12_score/mm_orient/metrics.json")
+    metrics = read_json(workspace, "data/12_evaluate_classifier/mm_orient/metrics.json")
     assert metrics["split"] == "test" and metrics["items"] == summary["records"]["test"]
     assert set(metrics["tasks"]) == set(FOUND["tasks"])  # nobody judged humour and motivation
     assert "skill" not in metrics and "ceilings" not in metrics

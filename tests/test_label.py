@@ -53,7 +53,7 @@ def made(models, monkeypatch):
         reader = muse_checkpoint.restore(folder / "models" / name)
         rows, cached = muse_dataset.read_rows(clean, RUNS[name]), feature_store.read(embed)
         splits = {split: reader.items(rows[split], cached, ingest) for split in label.SPLITS}
-        return reader, splits, load(Params, "label")
+        return reader, splits, load(Params, "classify")
 
     return make
 
@@ -283,7 +283,7 @@ def test_the_stage_writes_every_table_and_twice_the_same_bytes(models, monkeypat
 
     def main(target: str) -> Path:
         sources = [*given, folder / "models" / name]
-        params = load(Params, "label")
+        params = load(Params, "classify")
         stage.main(name, label, sources, RUNS[name], params, folder / target)
         return folder / target
 

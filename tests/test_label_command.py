@@ -247,7 +247,7 @@ def test_control_characters_reach_no_terminal(place, capsys, tmp_path):
 
 def test_a_reader_that_is_not_trained_says_what_to_run(place, monkeypatch):
     monkeypatch.setattr(label, "PLACES", {"train": "data/none"})
-    with pytest.raises(WrongInput, match="polymuse run train@muse_sentiment"):
+    with pytest.raises(WrongInput, match="polymuse run train_classifier@muse_sentiment"):
         label.main(given(text="a", run="muse_sentiment"))
 
 
@@ -275,7 +275,7 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_labels_the_same(
         for one in client.search_logged_models([experiment])
     }
     for name in tagged.RUNS:
-        model = logged[f"train@{name}"]
+        model = logged[f"train_classifier@{name}"]
         expected = told(capsys, text="the fox sat", image=[red], run=name)
         address = f"models:/{model.model_id}"
         for one in (address, f"runs:/{model.source_run_id}/model", str(model_of(place, name))):

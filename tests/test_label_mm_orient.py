@@ -71,7 +71,7 @@ def labelled(models, monkeypatch, tmp_path):
         place = tmp_path / f"corpus {len(list(tmp_path.iterdir()))}"
         given = [*oriented.write(place, splits, change=change), model]
         monkeypatch.setattr(label, "load", lambda *key: Size(size))
-        stage.main(NAME, label, given, "memes", load(Params, "label"), place / "out")
+        stage.main(NAME, label, given, "memes", load(Params, "classify"), place / "out")
         assert json.loads((place / "out/parameters.json").read_text())["trained"] > 0
         return {
             name: schemas.read(place / "out" / f"{name}.parquet", schema)

@@ -36,9 +36,9 @@ NAMED = {
 
 def rescore(place: Path, rows: list[dict], figures: dict[str, float] = memed.BEHAVIOUR) -> None:
     """Put these labels in the place of the reader's and score them."""
-    data, folder = place / "data", place / "data/11_label/orient"
+    data, folder = place / "data", place / "data/11_classify/orient"
     memed.write_labels(folder, rows, figures)
-    ingest, target = data / "01_ingest/memes", data / "12_score/orient"
+    ingest, target = data / "01_ingest/memes", data / "12_evaluate_classifier/orient"
     score.main("orient", mm_orient, SCORING, ingest, folder, target)
 
 
@@ -50,7 +50,7 @@ def built(tmp_path_factory):
         place = project(tmp_path_factory.mktemp("memes"), patch)
         memed.write_corpus(place / "data", "memes")
         memed.write_ceilings(place / "data/01_ingest/memes")
-        memed.write_training(place / "data/09_train/orient")
+        memed.write_training(place / "data/09_train_classifier/orient")
         rescore(place, memed.labels())
         (place / "params.yaml").write_text(yaml.safe_dump(NAMED))
         render(place)
@@ -263,7 +263,7 @@ def test_words_and_labels_of_memes_cannot_become_markup(place):
     path.write_text(json.dumps(memed.INPAINTING | {"failed": {HOSTILE: 1}}))
     rescore(place, memed.labels())
     looks = [row | {"tokens": [HOSTILE] * len(row["tokens"])} for row in memed.looks()]
-    schemas.write(data / "11_label/orient/looks.parquet", looks, schemas.LOOKS)
+    schemas.write(data / "11_classify/orient/looks.parquet", looks, schemas.LOOKS)
     page = Page(render(place))
     assert not page.all("script")
     # Three pictures' words; a reason; an original, two paraphrases and what made them; six pieces.

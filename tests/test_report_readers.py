@@ -40,8 +40,8 @@ def add_reader(place: Path, name: str, task: str, known: bool = True) -> None:
     if known:
         labelled.write_ceilings(data / "01_ingest" / corpus, task)
     relabel(place, name, labelled.labels(task))
-    (data / "09_train" / name).mkdir(parents=True)
-    history.write(data / "09_train" / name / "history.csv", STEPS)
+    (data / "09_train_classifier" / name).mkdir(parents=True)
+    history.write(data / "09_train_classifier" / name / "history.csv", STEPS)
     named = yaml.safe_load((place / "params.yaml").read_text())
     kind = {"entities": "tweets", "sentiment": "posts"}[task]
     named["corpora"][corpus] = {"kind": kind, "format": "synthetic", "path": "somewhere"}
@@ -51,7 +51,7 @@ def add_reader(place: Path, name: str, task: str, known: bool = True) -> None:
 
 def relabel(place: Path, name: str, rows: list[dict], shown: bool = True) -> None:
     """Put these labels in the place of a reader's and score them; shown: with what MuSE did."""
-    data, folder = place / "data", place / "data/11_label" / name
+    data, folder = place / "data", place / "data/11_classify" / name
     drawn = [
         {"record": "a", "number": number, "picture": written.picture((9, 9, 9), (8, 8))["bytes"]}
         for number in (1, 0)
@@ -60,7 +60,7 @@ def relabel(place: Path, name: str, rows: list[dict], shown: bool = True) -> Non
     labelled.write(folder, rows, regularised if shown else [], embeddings if shown else [])
     labelled.write_shown(folder, *((labelled.exchanges(), drawn) if shown else ([], [])))
     ingest = data / "01_ingest" / f"of_{name}"
-    score.main(name, muse, SCORING, ingest, folder, data / "12_score" / name)
+    score.main(name, muse, SCORING, ingest, folder, data / "12_evaluate_classifier" / name)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_words_and_labels_of_a_corpus_cannot_become_markup(place):
     for row in labels:
         row["predicted"] = ["B-" + HOSTILE] * len(row["predicted"])
     relabel(place, "names", labels)
-    folder = place / "data/11_label/names"
+    folder = place / "data/11_classify/names"
     traces = [row | {"tokens": [HOSTILE] * len(row["tokens"])} for row in labelled.exchanges()]
     labelled.write_shown(folder, traces, [])
     lessons = [row | {"caption": HOSTILE} for row in labelled.regularised()]
@@ -296,8 +296,8 @@ def test_every_tag_is_closed_every_id_is_there_once_and_every_picture_exists(bui
 
 
 def test_a_reader_that_was_not_scored_is_named(place):
-    shutil.rmtree(place / "data/12_score/names")
-    with pytest.raises(WrongInput, match=r"12_score/names.* run `dvc repro`"):
+    shutil.rmtree(place / "data/12_evaluate_classifier/names")
+    with pytest.raises(WrongInput, match=r"12_evaluate_classifier/names.* run `dvc repro`"):
         render(place)
 
 
@@ -318,13 +318,13 @@ def test_words_are_cut_at_the_entities_of_the_tags():
 def test_items_whose_exchange_was_kept_come_before_others(place):
     folder = place / "data"
     found = tagging_examples.read(
-        folder / "02_clean/of_names", folder / "11_label/names", "tweets", "test", 3
+        folder / "02_clean/of_names", folder / "11_classify/names", "tweets", "test", 3
     )
     assert list(found.records) == ["a", "b", "c"]
     traces = [row | {"record": "d"} for row in labelled.exchanges()]
-    labelled.write_shown(folder / "11_label/names", traces, [])
+    labelled.write_shown(folder / "11_classify/names", traces, [])
     found = tagging_examples.read(
-        folder / "02_clean/of_names", folder / "11_label/names", "tweets", "test", 3
+        folder / "02_clean/of_names", folder / "11_classify/names", "tweets", "test", 3
     )
     assert list(found.records) == ["d", "a", "b"]
 
@@ -363,5 +363,5 @@ def test_vectors_that_are_all_the_same_lie_in_one_place():
 
 
 def test_the_metrics_of_the_fixture_are_those_that_score_writes(built):
-    found = json.loads((built / "data/12_score/names/metrics.json").read_text())
+    found = json.loads((built / "data/12_evaluate_classifier/names/metrics.json").read_text())
     assert found["score"]["metric"] == "f1" and found["split"] == "test"

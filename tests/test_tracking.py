@@ -213,7 +213,7 @@ def test_an_artifact_is_named_by_final_path_hash_and_size_and_not_copied(
 
 @pytest.fixture
 def project(store, tmp_path) -> Path:
-    """One whose stage train@x, which was tracked, read data/a."""
+    """One whose stage train_classifier@x, which was tracked, read data/a."""
     project = tmp_path / "project"
     (project / "data/a").mkdir(parents=True)
     (project / "data/a/rows").write_text("1")
@@ -244,8 +244,8 @@ stages:
 
 
 def test_the_md5_of_every_dependency_is_that_of_dvc(store, project):
-    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@x"]
-    kept = runs(store)["train@x"]
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train_classifier@x"]
+    kept = runs(store)["train_classifier@x"]
     expected = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock["deps"]}
     assert expected.items() <= kept.data.tags.items()
     assert len(expected) == 2
@@ -254,14 +254,14 @@ def test_the_md5_of_every_dependency_is_that_of_dvc(store, project):
     assert (
         f"dvc.md5.data/a={given.dataset.digest}" == f"dvc.md5.data/a={expected['dvc.md5.data/a']}"
     )
-    assert kept.data.tags["dvc.stage"] == "train@x"
+    assert kept.data.tags["dvc.stage"] == "train_classifier@x"
 
 
 def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lock_file(
     store, project, monkeypatch
 ):
     monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_STAGE", "train@x")
+    monkeypatch.setenv("DVC_STAGE", "train_classifier@x")
     file, torn = Path("dvc.lock"), threading.Event()
     whole = file.read_bytes()
 
@@ -277,7 +277,7 @@ def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lo
         assert torn.wait(60)
         with tracking.run("train", "x", {}):
             other.result()
-    tags = runs(store)["train@x"].data.tags
+    tags = runs(store)["train_classifier@x"].data.tags
     assert sum(name.startswith("dvc.md5.") for name in tags) == 2
 
 

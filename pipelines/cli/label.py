@@ -32,7 +32,7 @@ from stages.shared.runtime.stage import WrongInput
 if TYPE_CHECKING:
     from pipelines.inference.text_labeler import Entity, Item, Labeller, Labels
 
-PLACES = {"train": "data/09_train"}  # of the models of readers
+PLACES = {"train": "data/09_train_classifier"}  # of the models of readers
 MEMES = "memes"  # kind of a corpus
 ENCODINGS = ["utf-8"]
 

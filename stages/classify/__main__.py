@@ -43,4 +43,4 @@ if __name__ == "__main__":
         model = load(str, "readers", key, "model")
         kind_of_corpus = load(str, "corpora", load(str, "readers", key, "corpus"), "kind")
         reader_of = import_module(f"stages.classify.{model}")
-        main(key, reader_of, sources, kind_of_corpus, load(Params, "label"), out)
+        main(key, reader_of, sources, kind_of_corpus, load(Params, "classify"), out)

@@ -35,7 +35,7 @@ from stages.shared.runtime.stage import output, stage
 def main(
     name: str, paper: ModuleType, params: Params, ingest: Path, labels: Path, target: Path
 ) -> None:
-    with tracking.run(stage="score", name=name, params={"score": asdict(params)}) as tracked:
+    with tracking.run(stage="evaluate_classifier", name=name, params={"score": asdict(params)}) as tracked:
         with output(target) as folder:
             found, rows = paper.score(labels, read_ceilings(ingest), params)
             result = plain(found)
@@ -52,4 +52,4 @@ if __name__ == "__main__":
         reader_of = import_module(
             f"stages.evaluate_classifier.{load(str, 'readers', key, 'model')}"
         )
-        main(key, reader_of, load(Params, "score"), *map(Path, paths))
+        main(key, reader_of, load(Params, "evaluate_classifier"), *map(Path, paths))

@@ -27,7 +27,7 @@ REGULARISERS = ["caption_nats", "drawing_bits"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What 11_label holds of one reader."""
+    """What 11_classify holds of one reader."""
 
     rows: list[dict]  # LABELS
     regularised: list[dict]  # REGULARISED

@@ -4,7 +4,7 @@ python -m stages.report DATA TARGET
 
 reads   DATA/01_ingest, 06_align, of the corpora and runs that params.yaml names; of writers
         05_chunk, 08_illustrate, 09_train_sft, 10_train_preference, 11_predict, 12_evaluate,
-        13_judge; of readers 02_clean, 09_train, 11_label, 12_score; of memes 02_clean,
+        13_judge; of readers 02_clean, 09_train_classifier, 11_classify, 12_evaluate_classifier; of memes 02_clean,
         03_inpaint, 04_augment
 writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at),
         TARGET/exchanges/, TARGET/drawn/ (what the examples of readers exchanged and drew),
@@ -230,7 +230,7 @@ def reader_section(
     reader: MuseReader, kind: str, data: Path, folder: Path, params: Params
 ) -> dict[str, Any]:
     """All that the page shows of a reader; its pictures are written on the way."""
-    corpus, labelled = reader.params["corpus"], data / "11_label" / reader.name
+    corpus, labelled = reader.params["corpus"], data / "11_classify" / reader.name
     found = tagging_examples.read(
         data / "02_clean" / corpus, labelled, kind, reader.metrics["split"], params.examples
     )
@@ -254,7 +254,7 @@ def meme_reader_section(
     corpus, records = reader.params["corpus"], data / reader.params["records"]
     found = meme_section.read(
         records / corpus,
-        data / "11_label" / reader.name,
+        data / "11_classify" / reader.name,
         reader.metrics["split"],
         params.examples,
     )

@@ -98,8 +98,8 @@ def readers(data: Path, params: dict[str, dict]) -> list[Reader]:
 
 
 def _reader(data: Path, name: str, params: dict[str, Any]) -> Reader:
-    metrics = schemas.read_json(data / "12_score" / name / "metrics.json")
-    steps = history.read(data / "09_train" / name / "history.csv")
+    metrics = schemas.read_json(data / "12_evaluate_classifier" / name / "metrics.json")
+    steps = history.read(data / "09_train_classifier" / name / "history.csv")
     family = MemeReader if metrics["task"] == "memes" else MuseReader
     return family(name, params, metrics, steps)
 

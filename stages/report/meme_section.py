@@ -1,7 +1,7 @@
 """A reader of memes as the page shows it: its tiles, tables and warnings, and items.
 
 reads   04_augment/<corpus>/records.parquet, or where the reader's records are
-        11_label/<reader>/labels.parquet, looks.parquet
+        11_classify/<reader>/labels.parquet, looks.parquet
 """
 
 from dataclasses import dataclass
@@ -185,7 +185,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Shown:
-    """What 11_label holds of the items that are shown."""
+    """What 11_classify holds of the items that are shown."""
 
     records: dict[str, dict]  # MEMES, by record
     labels: dict[str, list[dict]]  # LABELS

@@ -1,7 +1,7 @@
 """The items of a reader as the page shows them: labels, the exchange, and what its decoders made.
 
 reads   02_clean/<corpus>/records.parquet
-        11_label/<reader>/labels.parquet, exchanges.parquet, regularised.parquet, drawn.parquet
+        11_classify/<reader>/labels.parquet, exchanges.parquet, regularised.parquet, drawn.parquet
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What 11_label holds of the items that are shown."""
+    """What 11_classify holds of the items that are shown."""
 
     records: dict[str, dict]  # CLEAN, by record
     labels: list[dict]

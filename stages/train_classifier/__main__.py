@@ -35,7 +35,7 @@ def numbers(run) -> dict:
 def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: Path) -> None:
     *sources, encoder = folders
     run = load(paper.Run, "readers", name)
-    with tracking.run(stage="train", name=name, params=numbers(run)) as tracked:
+    with tracking.run(stage="train_classifier", name=name, params=numbers(run)) as tracked:
         with output(target) as folder:
             reader, steps, items = paper.train(name, run, sources, kind, tracked.log)
             paper.save(reader, folder / "model", encoder)

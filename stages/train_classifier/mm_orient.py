@@ -95,7 +95,7 @@ def train(
         paper.loss,
         batch_at,
         run.training,
-        name=f"train@{name}",
+        name=f"train_classifier@{name}",
         key=fingerprint([run, reader.config, reader.model, *reader.frozen()], folders),
         validate=validation(reader, held_out, run.batch) if can_choose else None,
         log=log,

@@ -88,7 +88,7 @@ def train(
         reader.paper.loss,
         batch_at,
         run.training,
-        name=f"train@{name}",
+        name=f"train_classifier@{name}",
         key=fingerprint([run, reader.config, reader.model], folders),
         rates=muse_checkpoint.rates(run),
         validate=validation(reader, held_out, run.batch) if len(held_out) else None,

@@ -146,7 +146,7 @@ ATTENTIONS = _schema(
 )
 # 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
-# 11_label: labels of one item of a reader; inputs: both | text | picture; task: entities (one BIO
+# 11_classify: labels of one item of a reader; inputs: both | text | picture; task: entities (one BIO
 # tag a word) | sentiment (one label), or of memes a row for each task (one label; gold is empty
 # where nobody judged); probability: of the predicted label, empty for tags; cut: words beyond the
 # reader's limit, which are predicted O
@@ -160,7 +160,7 @@ LABELS = _schema(
     probability=pa.list_(FLOAT),
     cut=INT,
 )
-# 11_label: MuSE's exchange in one layer (from 1) and modality (text | picture) of a chosen item;
+# 11_classify: MuSE's exchange in one layer (from 1) and modality (text | picture) of a chosen item;
 # tokens: its pieces, none of a picture; weights: cls attention to each valid token or cell;
 # exchanged: the places, from 0, of those that the other modality's mean took the place of
 EXCHANGES = _schema(
@@ -171,15 +171,15 @@ EXCHANGES = _schema(
     weights=NUMBERS,
     exchanged=pa.list_(INT),
 )
-# 11_label: what the regularisers say of an item: nats per token of the text given the picture, bits
+# 11_classify: what the regularisers say of an item: nats per token of the text given the picture, bits
 # per dimension of the picture given the text, a caption written of the picture; null without it
 REGULARISED = _schema(record=STR, split=STR, caption_nats=FLOAT, drawing_bits=FLOAT, caption=STR)
-DRAWN = _schema(record=STR, number=INT, picture=pa.binary())  # 11_label: PNG, drawn from the text
-# 11_label: modality: text | picture; where: before | after the shared projection
+DRAWN = _schema(record=STR, number=INT, picture=pa.binary())  # 11_classify: PNG, drawn from the text
+# 11_classify: modality: text | picture; where: before | after the shared projection
 EMBEDDINGS = _schema(record=STR, modality=STR, where=STR, vector=NUMBERS)
-# 11_label: how MM-ORIENT behaved on an item, see `behaviour` of stages/models/mm_orient/model.py
+# 11_classify: how MM-ORIENT behaved on an item, see `behaviour` of stages/models/mm_orient/model.py
 BEHAVIOUR = _schema(record=STR, split=STR, name=STR, value=FLOAT)
-# 11_label: where HIMA looked in an item; modality: text | picture; tokens: its pieces, none of a
+# 11_classify: where HIMA looked in an item; modality: text | picture; tokens: its pieces, none of a
 # picture; weights: of pieces, or regions row by row
 LOOKS = _schema(record=STR, modality=STR, tokens=TEXTS, weights=NUMBERS)
 # 12_evaluate: scores of one written text, null where not measured; right, wrong: names of slots
@@ -202,7 +202,7 @@ ITEM_SCORES = _schema(
 # 12_evaluate: what TIPPo rewards in a whole article that was written from both inputs; semantic is
 # null where MiniLM does not read its language
 REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
-# 12_score: one item of a reader, of memes one for each task. right: predicted entities that are
+# 12_evaluate_classifier: one item of a reader, of memes one for each task. right: predicted entities that are
 # right, or 1 for the right label, else 0; predicted, gold: how many; strict_*: the same by
 # strict IOB2, span_right by their places alone; null but for entities
 LABEL_SCORES = _schema(
