@@ -27,9 +27,9 @@ from stages.datasets.synthetic import memes as synthetic_memes
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import inpainters, masks, text_detection, text_removal
 from stages.inpaint.masks import Fill
-from stages.shared.core import image_store, parallel
-from stages.shared.core.cache import batched
 from stages.shared.core.config import load
+from stages.shared.data import image_store, parallel
+from stages.shared.data.cache import batched
 
 PICTURES = 60
 TIMED = (  # backend, the longer side (small, and those of posts), pictures, rounds

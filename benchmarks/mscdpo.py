@@ -6,7 +6,7 @@ reference runs along (online) or was cached beforehand. Size of T5-small. Loss a
 three are checked to be equal before they are timed.
 """
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from benchmarks.timing import interleaved
 from stages.models.flexmuse import model as flexmuse
 from stages.models.flexmuse.model import Model, Network, Preference, Shapes
-from stages.shared.layers.losses import IGNORED, pairwise_dpo
+from stages.shared.training.losses import IGNORED, pairwise_dpo
 
 CHUNKS, TOKENS, TOPIC, WIDTH, VOCABULARY, ROUNDS = 5, 32, 12, 64, 4000, 5
 PATCHES = 197  # of a ViT-B/16, the encoder that TIPPo names

@@ -5,7 +5,7 @@ sample corpus' articles and their tiny T5. Texts are greedy, and checked to be t
 before they are timed: drawing takes the same steps.
 """
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import torch
 from torch import Tensor

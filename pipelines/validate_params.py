@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from pipelines.cli import write
 from pipelines.cli.label import Params as Read
 from pipelines.runner import dvc_repro
-from stages import align, chunk, datasets, judge, models, predict, train_classifier
+from stages import align, chunk, datasets, judge, models, train_classifier
 from stages.augment import __main__ as augment
 from stages.classify.config import Params as Label
 from stages.evaluate import __main__ as evaluate
@@ -22,13 +22,15 @@ from stages.evaluate_classifier.common import Params as Score
 from stages.illustrate import base as illustrators
 from stages.ingest import __main__ as ingest
 from stages.inpaint import __main__ as inpaint
+from stages.predict import __main__ as predict
 from stages.report import __main__ as report
-from stages.shared.core import parallel, registry, text_cleaning
 from stages.shared.core.config import load, read
+from stages.shared.data import parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.generation import decoders
 from stages.shared.generation import generator as generators
 from stages.shared.metrics import rewards
+from stages.shared.modeling import registry
 from stages.shared.runtime.stage import WrongInput, stage
 from stages.shared.training import loop as training_loop
 

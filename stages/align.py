@@ -21,17 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.shared.core import history, image_store
 from stages.shared.core.config import load
-from stages.shared.core.devices import device
 from stages.shared.core.schemas import CHUNKS, read
+from stages.shared.data import history, image_store
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
-from stages.shared.layers.losses import info_nce
 from stages.shared.runtime import tracking
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, allow_downloads, output, stage
+from stages.shared.torch_setup.devices import device
 from stages.shared.training.loop import (
     Batch,
     Schedule,
@@ -41,6 +40,7 @@ from stages.shared.training.loop import (
     fit,
     seed_everything,
 )
+from stages.shared.training.losses import info_nce
 
 COLDEST = 0.01  # of the temperature, as in CLIP: below, its gradient runs away
 SHIFT = 16  # a training picture moves by at most 1/16 of its side

@@ -42,7 +42,7 @@ from rapidfuzz.process import cdist
 
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.core.records import SPLITS
+from stages.shared.data.records import SPLITS
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import output, stage
 

@@ -6,7 +6,7 @@ reads   SOURCE/records.parquet   RECORDS[KIND] of stages/shared/core/schemas.py
 writes  TARGET/records.parquet   CLEAN[KIND]
         TARGET/summary.json      records by split, texts changed, what became empty and was dropped
 
-What is done to a text stands in stages/shared/core/text_cleaning.py. Of a tweet each word is cleaned by
+What is done to a text stands in stages/shared/data/text_cleaning.py. Of a tweet each word is cleaned by
 itself, and one that would become empty stays as it is, beside its tag; so does the text of a post,
 beside its label. The text of a meme may become empty where a picture remains; summary.json counts
 memes without words by split.
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.core.records import SPLITS
-from stages.shared.core.text_cleaning import Params, clean, clean_overlay
+from stages.shared.data.records import SPLITS
+from stages.shared.data.text_cleaning import Params, clean, clean_overlay
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import output, stage
 

@@ -3,7 +3,7 @@
 python -m stages.embed KIND PICTURES RECORDS ALIGN TARGET
 
 reads   PICTURES/images, RECORDS/records.parquet, ALIGN (an encoder)
-writes  TARGET as stages/shared/encoders/feature_store.py says
+writes  TARGET as stages/shared/features/store.py says
 
 The texts are the titles of articles, the captions of pictures and the words of memes; tweets and
 posts are read by a text encoder that learns with its reader. Where the encoder does not read the
@@ -17,7 +17,8 @@ from pathlib import Path
 from stages.shared.core.config import load
 from stages.shared.core.schemas import EMBEDDED, read
 from stages.shared.encoders import base as encoders
-from stages.shared.encoders import extract, feature_store
+from stages.shared.encoders import extract
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import output, stage
 
 

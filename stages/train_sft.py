@@ -2,7 +2,7 @@
 
 python -m stages.train_sft RUN CHUNKS FEATURES ENCODER TARGET
 
-reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/encoders/feature_store.py), ENCODER
+reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/features/store.py), ENCODER
         (what computed them)
 writes  TARGET/model, which holds a copy of the encoder, TARGET/history.csv
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from stages.shared.core import history
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import history
+from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
 from stages.shared.generation.article_dataset import excerpts

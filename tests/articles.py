@@ -1,11 +1,11 @@
 """A tiny TIPPo, its features and its articles, for the tests of the model and of its stages."""
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 
 from stages.models.tippo.model import Model, Network, Preference, shapes
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation import decoders
 from stages.shared.generation.article_dataset import Articles
 from stages.shared.generation.chunk_dataset import Limits

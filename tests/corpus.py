@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from stages.shared.core import schemas
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from tests import writers
 
 SPLITS = ("train", "validation", "test")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import written
 
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
 GOLD = {

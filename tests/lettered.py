@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stages.datasets.synthetic import article_lexicon, scene_renderer
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 
 WORDS = ["WHEN", "CAT", "FINDS", "LANTERN", "MONDAY", "MORNING", "NOBODY", "READY", "AND", "FOR"]
 MAX_PIXELS = 40_000_000

@@ -17,8 +17,9 @@ from stages.classify import __main__ as label
 from stages.classify import mm_orient as label_memes
 from stages.classify.config import Params
 from stages.inpaint import __main__ as inpaint
-from stages.shared.core import image_store, parallel, schemas, text_cleaning
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store, parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.train_classifier import __main__ as training

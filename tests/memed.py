@@ -12,7 +12,8 @@ from pathlib import Path
 import written
 from PIL import Image
 
-from stages.shared.core import history, image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import history, image_store
 
 TASKS = {"humour": ["not_funny", "funny"], "sentiment": ["neutral", "bad", "good"]}
 SPLITS = dict.fromkeys("abcd", "test") | {"v": "validation"} | dict.fromkeys("tu", "train")

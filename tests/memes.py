@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 
 TASKS = {"humour": ["not_funny", "funny"], "sentiment": ["negative", "neutral", "positive"]}
 TEXTS = [  # of train

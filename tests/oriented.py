@@ -19,9 +19,10 @@ from tagged import patches, write_bert
 
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient.checkpoint import Reader
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import image_store
+from stages.shared.features import store as feature_store
 from stages.train_classifier import mm_orient as train
 
 NAME = "mm_orient"

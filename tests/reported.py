@@ -12,7 +12,8 @@ import yaml
 
 from stages.evaluate import __main__ as evaluate
 from stages.report import __main__ as report
-from stages.shared.core import config, history
+from stages.shared.core import config
+from stages.shared.data import history
 
 SETTINGS = report.Params(
     examples=2,

@@ -2,7 +2,7 @@
 
 from stages.datasets.synthetic import tweet_lexicon
 from stages.datasets.synthetic.config import Params
-from stages.shared.core.records import Extra
+from stages.shared.data.records import Extra
 
 PARAMS = Params(
     seed=0,

@@ -18,9 +18,10 @@ from torch import nn
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import Reader
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import image_store
+from stages.shared.features import store as feature_store
 from stages.train_classifier import muse as train
 
 SPLITS = {"train": 8, "validation": 3, "test": 5}

@@ -12,7 +12,7 @@ from stages.ingest import __main__ as ingest
 from stages.ingest.record_collector import Corpus
 from stages.shared.core import schemas
 from stages.shared.core.config import fill
-from stages.shared.core.records import Extra, Record, Reject
+from stages.shared.data.records import Extra, Record, Reject
 from stages.shared.runtime.stage import WrongInput
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())

@@ -11,9 +11,9 @@ from stages import align
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
-from stages.shared.layers.losses import info_nce
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.loop import Schedule, fit
+from stages.shared.training.losses import info_nce
 
 SCHEDULE = Schedule(
     seed=0,

@@ -4,8 +4,8 @@ import torch
 from stages.shared.generation import decoders
 from stages.shared.generation.article_dataset import Articles, excerpts, paragraphs, parts
 from stages.shared.generation.chunk_dataset import Chunks, Limits, by_reference
-from stages.shared.layers.losses import IGNORED
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import IGNORED
 from tests import writers
 
 LIMITS = Limits(topic_tokens=8, text_tokens=60, pictures=4)

@@ -18,8 +18,9 @@ from stages.augment import __main__ as augment
 from stages.augment import filters, paraphrasers
 from stages.augment.__main__ import Params
 from stages.augment.paraphrasers import Found
-from stages.shared.core import image_store, schemas, text_cleaning
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store, text_cleaning
 from stages.shared.runtime.stage import WrongInput
 from tests import memes
 from tests.chat_server import KEY, TOKENS

@@ -9,7 +9,7 @@ import regex
 
 from stages.clean import main
 from stages.shared.core import schemas
-from stages.shared.core.text_cleaning import EMOJI, Overlay, Params, clean, clean_overlay
+from stages.shared.data.text_cleaning import EMOJI, Overlay, Params, clean, clean_overlay
 
 MEMES = {"mentions": True, "sites": ["com", "co.uk"], "case": "lower"}
 MEMES |= {"punctuation": "drop", "digits": "drop", "lines": "join"}

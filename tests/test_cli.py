@@ -313,7 +313,11 @@ def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_pa
     assert Durations({"train": 5}).seconds("train_classifier@a") == 5
     assert Durations({}).seconds("train_classifier@a") == 0
     expected = {"train": 100, "train_classifier@b": 300}
-    assert [Durations(expected).seconds(f"train_classifier@{row}") for row in "abc"] == [40.0, 300, 100]
+    assert [Durations(expected).seconds(f"train_classifier@{row}") for row in "abc"] == [
+        40.0,
+        300,
+        100,
+    ]
 
 
 def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from stages.ingest.__main__ import Params, check_rejected, check_splits, summary
 from stages.ingest.record_collector import Corpus
 from stages.shared.core import schemas
-from stages.shared.core.records import Fact, Picture, PictureFile, Post, Reject, Tweet
+from stages.shared.data.records import Fact, Picture, PictureFile, Post, Reject, Tweet
 from stages.shared.runtime.stage import WrongInput
 from tests.test_ingest import LIMITS, encoded
 

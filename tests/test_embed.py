@@ -7,12 +7,14 @@ import torch
 from corpora import chunk, picture
 
 from stages import embed
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 from stages.shared.encoders import base as encoders
-from stages.shared.encoders import extract, feature_store
+from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.encoders import openclip as openclip_encoder
 from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 
 PARAMS = extract.Params(image_batch=4, text_batch=4, min_supported=0.5)

@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clips import open_clip, photo
 
-from stages.shared.core import torchvision_ops
 from stages.shared.encoders import base as encoders
-from stages.shared.encoders import feature_cache
-from stages.shared.encoders import files as encoder_files
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.encoders import openclip as openclip_encoder
 from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.features import encoder_files
+from stages.shared.pretrained import feature_cache
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup import torchvision_ops
 
 ENGLISH = ["a cat", "red dogs run", "z"]
 CHINESE = ["番茄炒蛋", "米", "红烧肉米饭"]
@@ -48,7 +48,7 @@ def close(found, expected):
 
 
 def test_torchvision_imports_beside_a_torch_it_was_not_built_for():
-    code = "import stages.shared.core.torchvision_ops as o; o.define(); import torchvision; print('fine')"
+    code = "import stages.shared.torch_setup.torchvision_ops as o; o.define(); import torchvision; print('fine')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout == "fine\n", ran.stderr
 

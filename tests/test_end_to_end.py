@@ -18,7 +18,7 @@ from dvc.repo import Repo
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -235,7 +235,11 @@ def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
     experiment = client.get_experiment_by_name("polymuse").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     tracked = ["align", "train_sft@flexmuse", "train_preference@flexmuse", "evaluate@flexmuse"]
-    tracked += ["train_classifier@muse_entities", "evaluate_classifier@muse_entities", "train_classifier@muse_sentiment"]
+    tracked += [
+        "train_classifier@muse_entities",
+        "evaluate_classifier@muse_entities",
+        "train_classifier@muse_sentiment",
+    ]
     tracked += ["augment@memes", "train_classifier@mm_orient", "evaluate_classifier@mm_orient"]
     assert {*tracked, "report"} <= set(runs)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -244,7 +248,11 @@ def test_each_training_evaluation_and_report_is_a_run_tied_to_its_data(project):
         deps = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock[name]["deps"]}
         assert deps.items() <= runs[name].data.tags.items()
         assert runs[name].data.params and runs[name].inputs.dataset_inputs
-    for name in ("train_sft@flexmuse", "train_classifier@muse_entities", "train_classifier@mm_orient"):
+    for name in (
+        "train_sft@flexmuse",
+        "train_classifier@muse_entities",
+        "train_classifier@mm_orient",
+    ):
         history = client.get_metric_history(runs[name].info.run_id, "loss")
         assert len({metric.step for metric in history}) > 1
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.shared.core import parallel
-from stages.shared.core.parallel import Params
+from stages.shared.data import parallel
+from stages.shared.data.parallel import Params
 from stages.shared.runtime.stage import WrongInput
 
 BATCHES = [list(range(start, start + 3)) for start in range(0, 30, 3)]

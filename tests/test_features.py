@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 
 

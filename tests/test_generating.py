@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.illustrate import base as illustrators
 from stages.illustrate.base import Diffusers, Illustrator, OpenAI, Params
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 from stages.shared.runtime.stage import WrongInput
 
 SIZE = 64  # pixels

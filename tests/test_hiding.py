@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.shared.layers.modality_dropout import hide
+from stages.shared.modeling.modality_dropout import hide
 
 ITEMS = 20_000
 

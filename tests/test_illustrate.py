@@ -15,10 +15,12 @@ from corpora import chunk, picture
 from stages import embed
 from stages.illustrate import __main__ as illustrate
 from stages.illustrate.base import Diffusers, Params
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import extract, feature_store
+from stages.shared.data import image_store
+from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.features import store as feature_store
 
 SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
 SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2

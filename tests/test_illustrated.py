@@ -9,12 +9,14 @@ import tiny_diffusion
 import torch
 from corpora import COLOURS, picture
 
-from stages import chunk, clean, embed, predict, train_sft
+from stages import chunk, clean, embed, train_sft
 from stages.illustrate import __main__ as illustrate
 from stages.illustrate import base as illustrators
 from stages.ingest import __main__ as ingest
-from stages.shared.core import image_store, schemas
+from stages.predict import __main__ as predict
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.generation import generator as generators

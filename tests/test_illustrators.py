@@ -6,9 +6,10 @@ from corpora import chunk, picture
 
 from stages.illustrate import base as illustrators
 from stages.illustrate.base import Gallery
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import image_store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 
 VECTORS = {"x": (1, 0), "y": (0, 1), "between": (0.6, 0.8)}

@@ -6,8 +6,8 @@ from random import Random
 import pytest
 from PIL import Image
 
-from stages.shared.core import image_store
-from stages.shared.core.image_store import WrongImage, decode, inspect
+from stages.shared.data import image_store
+from stages.shared.data.image_store import WrongImage, decode, inspect
 from stages.shared.runtime.stage import WrongInput
 
 MANY = 10**6  # pixels

@@ -14,9 +14,10 @@ from stages.datasets import markdown
 from stages.ingest import __main__ as ingest
 from stages.ingest.__main__ import Params, complete
 from stages.ingest.record_collector import Corpus, read_picture, split_of
-from stages.shared.core import image_store, schemas
-from stages.shared.core.image_store import WrongImage
-from stages.shared.core.records import Article, Box, Captioned, Fact, Picture, PictureFile
+from stages.shared.core import schemas
+from stages.shared.data import image_store
+from stages.shared.data.image_store import WrongImage
+from stages.shared.data.records import Article, Box, Captioned, Fact, Picture, PictureFile
 from stages.shared.runtime.stage import WrongInput
 
 MANY = 10**6  # pixels

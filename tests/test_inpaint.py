@@ -19,9 +19,10 @@ from rapidfuzz import fuzz
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import inpainters, masks, text_detection, text_removal
 from stages.inpaint.inpainters import Painting
-from stages.shared.core import image_store, parallel, schemas
-from stages.shared.core.cache import Store
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store, parallel
+from stages.shared.data.cache import Store
 from stages.shared.runtime.stage import WrongInput
 
 PARAMS = replace(load(inpaint.Params, "inpaint"), shards=2)

@@ -10,8 +10,8 @@ import torch
 
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import inpainters, masks, text_removal
-from stages.shared.core import image_store
 from stages.shared.core.config import load
+from stages.shared.data import image_store
 from stages.shared.runtime.stage import WrongInput
 from tests import lettered
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stages.datasets.jsonl import Params, parse, read
-from stages.shared.core.records import Article, Captioned, PictureFile, Post, Reject, Tweet
+from stages.shared.data.records import Article, Captioned, PictureFile, Post, Reject, Tweet
 from stages.shared.runtime.stage import WrongInput
 
 HERE = Path("folder")

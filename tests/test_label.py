@@ -16,7 +16,7 @@ from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 
 SIZE = 3  # items of a batch: not a divisor of 5
 

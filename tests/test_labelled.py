@@ -10,8 +10,8 @@ from stages.models.muse.dataset import Coding, Labelled, caption_words, labels_o
 from stages.models.muse.show_attend_tell import EOS, SOS, Vocabulary
 from stages.shared.backbones import bert as bert_encoder
 from stages.shared.backbones import resnet
-from stages.shared.core import image_store
-from stages.shared.encoders.feature_store import read as read_features
+from stages.shared.data import image_store
+from stages.shared.features.store import read as read_features
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 

@@ -22,9 +22,9 @@ from pipelines.inference.text_labeler import (
 )
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
-from stages.shared.core.devices import inference
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import inference
 
 
 @pytest.fixture

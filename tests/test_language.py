@@ -1,6 +1,6 @@
 import pytest
 
-from stages.shared.core.language import detect
+from stages.shared.data.language import detect
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.shared.llm import batch_client
+from stages.augment import batch_client
+from stages.augment.batch_client import Numbers
 from stages.shared.llm import client as llm_client
-from stages.shared.llm.batch_client import Numbers
 from stages.shared.llm.client import Question, Settings
 from stages.shared.runtime.stage import WrongInput, home
 from tests.batch_server import BatchServer, start

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.shared.layers.losses import (
+from stages.shared.training.losses import (
     IGNORED,
     info_nce,
     pairwise_dpo,

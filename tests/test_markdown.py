@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from stages.datasets.markdown import Params, front_matter, parse, read
-from stages.shared.core.records import Article, PictureFile, Reject
+from stages.shared.data.records import Article, PictureFile, Reject
 from stages.shared.runtime.stage import WrongInput
 
 PARAMS = Params(suffixes=[".md", ".markdown"], encodings=["utf-8", "gb18030"])

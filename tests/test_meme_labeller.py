@@ -10,8 +10,9 @@ from pipelines.inference import meme_labeler
 from pipelines.inference.input_rules import rules
 from pipelines.inference.meme_labeler import Label, Meme, fields
 from stages.inpaint import __main__ as inpaint
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store
 from stages.shared.runtime.stage import WrongInput
 
 

@@ -14,9 +14,9 @@ from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
 from stages.models.mm_orient.checkpoint import TEXT_ENCODER
 from stages.shared.backbones import resnet
-from stages.shared.core import image_store
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import image_store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 
 ONE_STEP = of_run(training__steps=1)

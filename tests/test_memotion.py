@@ -10,7 +10,7 @@ import pytest
 from stages.datasets.memotion import Params, judged_by, read
 from stages.ingest import __main__ as ingest
 from stages.shared.core.config import fill
-from stages.shared.core.records import Meme, Reject
+from stages.shared.data.records import Meme, Reject
 from stages.shared.runtime.stage import WrongInput
 from tests.taken import PARAMS, paint, survives_any_bytes, take
 

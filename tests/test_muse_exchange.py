@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.models.muse.model import choose, exchange
-from stages.shared.layers.common import mean
+from stages.shared.modeling.layers import mean
 from tests import muses
 
 

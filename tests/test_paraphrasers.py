@@ -16,9 +16,9 @@ import pytest
 
 from stages.augment import paraphrasers
 from stages.augment.__main__ import PROMPT, Params
+from stages.augment.batch_client import Numbers
 from stages.augment.paraphrasers import Example, OpenAI, Prompt, Text
 from stages.shared.core.config import load
-from stages.shared.llm.batch_client import Numbers
 from stages.shared.runtime.stage import WrongInput, home
 from tests.batch_server import BatchServer, start
 from tests.chat_server import KEY, TOKENS, refused, said

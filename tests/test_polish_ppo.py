@@ -11,13 +11,13 @@ import yaml
 
 from stages import train_sft
 from stages.models.tippo.model import policy_loss
-from stages.shared.core import history
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import history
+from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
-from stages.shared.layers.losses import IGNORED
 from stages.shared.metrics import rewards
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import IGNORED
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import tippo
 from tests import articles, corpus, writers

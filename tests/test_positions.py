@@ -2,7 +2,7 @@ from hashlib import sha256
 
 from stages import chunk
 from stages.ingest.record_collector import Corpus
-from stages.shared.core.records import Article, Fact, Foil, Picture
+from stages.shared.data.records import Article, Fact, Foil, Picture
 from tests.test_ingest import LIMITS, encoded
 
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages import predict, train_sft
+from stages import train_sft
 from stages.models.flexmuse import model as flexmuse
-from stages.predict import Params
+from stages.predict import __main__ as predict
+from stages.predict import attention_traces
+from stages.predict.__main__ import Params
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
-from stages.shared.generation import attention_traces
+from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
 from stages.shared.generation.decoding import generate, log_probs
 from stages.shared.metrics import attention

@@ -13,7 +13,7 @@ from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import Reader
 from stages.shared.backbones import resnet
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 
 RESNET = {

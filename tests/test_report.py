@@ -10,7 +10,8 @@ from reported import HOSTILE, SETTINGS, STEPS, Page, predict, project, render
 
 from stages.report import __main__ as report
 from stages.report.plots import curves
-from stages.shared.core import history, image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import history, image_store
 from stages.shared.runtime.stage import WrongInput
 
 

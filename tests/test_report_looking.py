@@ -385,7 +385,7 @@ def test_an_illustrated_chunk_says_where_its_picture_came_from(place):
 
 
 def test_the_picture_of_an_illustration_comes_from_its_own_folder(place):
-    from stages.shared.core import image_store
+    from stages.shared.data import image_store
 
     drawn = written.picture((1, 2, 3))
     image_store.write(place / "data/08_illustrate/articles/images", [drawn], shards=2)

@@ -20,7 +20,8 @@ from stages.evaluate_classifier import muse
 from stages.evaluate_classifier.common import Params
 from stages.report import tagging_examples
 from stages.report.plots import curves, heatmaps, scatter
-from stages.shared.core import history, schemas
+from stages.shared.core import schemas
+from stages.shared.data import history
 from stages.shared.runtime.stage import WrongInput
 
 SCORING = Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)

@@ -14,7 +14,8 @@ from reported import HOSTILE, SCORING, Page, project, render
 from stages.evaluate import __main__ as evaluate
 from stages.report import leaderboard
 from stages.report.plots import curves
-from stages.shared.core import config, history
+from stages.shared.core import config
+from stages.shared.data import history
 
 POLISH = [
     {"step": 0, "validation_loss": -1.0, "validation_reward_literal": 0.4, "validation_watch": 0.9},

@@ -4,7 +4,7 @@ import urllib.error
 from pathlib import Path
 from typing import get_args
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before torchvision)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before torchvision)
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ from PIL import Image
 from stages.datasets import synthetic
 from stages.datasets.synthetic import article_lexicon, scene_renderer
 from stages.datasets.synthetic.article_lexicon import PICTURE, SLOTS, TOPIC
-from stages.shared.core.records import Article, Captioned
+from stages.shared.data.records import Article, Captioned
 from stages.shared.metrics.grounding import Slots, score, stated
 from tests.sampled import PARAMS, extra
 

@@ -7,7 +7,7 @@ import pytest
 from stages.datasets import synthetic
 from stages.datasets.synthetic import article_lexicon
 from stages.datasets.synthetic.article_lexicon import PICTURE
-from stages.shared.core.records import Meme
+from stages.shared.data.records import Meme
 from tests.sampled import PARAMS, extra, scene_of
 
 CHECKS = replace(PARAMS, memes="captioned", train=200, meme_share=1.0, size=16)

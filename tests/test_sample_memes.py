@@ -14,7 +14,7 @@ from stages.datasets import synthetic
 from stages.datasets.synthetic import meme_lexicon, memes
 from stages.datasets.synthetic.article_lexicon import PICTURE
 from stages.datasets.synthetic.text_overlay import STYLES, overlay
-from stages.shared.core.records import SPLITS, Meme
+from stages.shared.data.records import SPLITS, Meme
 from stages.shared.runtime.stage import WrongInput
 from tests.sampled import PARAMS, extra, scene_of
 

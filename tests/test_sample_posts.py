@@ -9,7 +9,7 @@ import pytest
 from stages.datasets import synthetic
 from stages.datasets.synthetic import posts, tweet_lexicon
 from stages.datasets.synthetic.article_lexicon import PICTURE
-from stages.shared.core.records import SPLITS, Post
+from stages.shared.data.records import SPLITS, Post
 from tests.sampled import PARAMS, extra, scene_of
 
 # Whole decks of 200 cards in every split.

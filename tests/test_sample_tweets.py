@@ -13,7 +13,7 @@ from stages.datasets import synthetic
 from stages.datasets.synthetic import tweet_lexicon, tweets
 from stages.datasets.synthetic.article_lexicon import PICTURE
 from stages.datasets.synthetic.config import dealt
-from stages.shared.core.records import SPLITS, Tweet
+from stages.shared.data.records import SPLITS, Tweet
 from stages.shared.metrics.grounding import stated
 from stages.shared.runtime.stage import WrongInput
 from tests.sampled import PARAMS, extra, scene_of, wordings

@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.inference.generator import Item, Text
 from pipelines.inference.input_rules import Rules
 from pipelines.inference.pyfunc import Served, nearest_rules
-from stages.shared.core import text_cleaning
+from stages.shared.data import text_cleaning
 from stages.shared.runtime.stage import WrongInput
 
 MEMES = text_cleaning.Overlay(True, [], "lower", "drop", "drop", "join")

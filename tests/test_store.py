@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import pytest
 
-from stages.shared.core.cache import Store
+from stages.shared.data.cache import Store
 
 WRITER = """
 import sys, time

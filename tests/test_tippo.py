@@ -8,8 +8,8 @@ import torch
 from stages.models.tippo import model as tippo
 from stages.models.tippo.model import Difference, DualAlignment, lambda_when_writing, schedule
 from stages.shared.generation import decoding
-from stages.shared.layers.losses import IGNORED
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import IGNORED
 from tests import articles
 
 HALF = torch.tensor(0.5)

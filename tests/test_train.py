@@ -11,7 +11,7 @@ from tagged import RUNS
 
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
-from stages.shared.core import history
+from stages.shared.data import history
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training import loop as training_loop
 from stages.train_classifier import __main__ as stage

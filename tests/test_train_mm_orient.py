@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
-from stages.shared.core import history
-from stages.shared.encoders import feature_store
+from stages.shared.data import history
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training import loop as training_loop
 from stages.train_classifier import __main__ as stage

@@ -8,10 +8,11 @@ import torch
 
 from stages import train_sft
 from stages.models.flexmuse import model as flexmuse
-from stages.shared.core import history, schemas
-from stages.shared.core.cache import Store
+from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.data import history
+from stages.shared.data.cache import Store
+from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
 from stages.shared.metrics import grounding
 from stages.shared.runtime.stage import WrongInput

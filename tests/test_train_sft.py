@@ -6,8 +6,8 @@ import yaml
 from safetensors.torch import load_file
 
 from stages import train_sft
-from stages.shared.core import history
 from stages.shared.core.config import load
+from stages.shared.data import history
 from stages.shared.generation import generator as generators
 from tests import corpus
 from tests.killed import killed_and_whole

@@ -7,7 +7,7 @@ import yaml
 from stages import train_sft
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
 from tests import corpus
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared.core import history
+from stages.shared.data import history
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.loop import (
     Checkpoint,

@@ -19,8 +19,9 @@ from pipelines.cli import write
 from pipelines.inference import article_export
 from pipelines.inference.generator import Author, Item
 from stages import embed, train_sft
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.generation import generator as generators
@@ -176,7 +177,7 @@ def test_no_pictures_make_one_text(place, tmp_path):
 
 def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     """What predict would write for a chunk of the corpus, from the files that embed wrote."""
-    from stages.shared.encoders import feature_store
+    from stages.shared.features import store as feature_store
 
     writer = generators.restore(place / "data/09_train_sft/flexmuse/model")
     cached = feature_store.read(place / "data/07_embed/articles")

@@ -14,8 +14,9 @@ from tiny_clips import clip, photo, published_chinese_clip
 
 from pipelines.inference.generator import Author, Item
 from stages import embed, train_sft
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load
+from stages.shared.data import image_store
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder

@@ -4,7 +4,7 @@ import json
 import string
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers and open_clip)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers and open_clip)
 
 import numpy as np
 

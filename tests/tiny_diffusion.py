@@ -3,7 +3,7 @@
 import string
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers and diffusers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers and diffusers)
 
 import torch
 

@@ -4,7 +4,7 @@ import json
 from io import BytesIO
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from stages.models.flexmuse.model import Model, Network, Shapes
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation.chunk_dataset import Chunks, Limits
 from stages.shared.generation.decoders import train_tokenizer
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 from stages.shared.metrics import rewards
 
 SLOTS = {

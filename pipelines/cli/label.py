@@ -23,10 +23,11 @@ from pipelines.inference import model_bundle
 from pipelines.inference.input_rules import Rules, count, readable, rules, suffixes
 from stages.datasets.common.files import lines, reason
 from stages.ingest.record_collector import printable, read_picture
-from stages.shared.core import config, text_cleaning
-from stages.shared.core.cache import batched
-from stages.shared.core.image_store import WrongImage
-from stages.shared.core.records import PictureFile, Reject
+from stages.shared.core import config
+from stages.shared.data import text_cleaning
+from stages.shared.data.cache import batched
+from stages.shared.data.image_store import WrongImage
+from stages.shared.data.records import PictureFile, Reject
 from stages.shared.runtime.stage import WrongInput
 
 if TYPE_CHECKING:

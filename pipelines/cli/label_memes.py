@@ -29,8 +29,9 @@ from pipelines.cli.label import Params, one_line, reader_folder
 from pipelines.inference.input_rules import Rules, count, rules, suffixes
 from stages.ingest.record_collector import printable
 from stages.inpaint import __main__ as inpaint
-from stages.shared.core import config, image_store, parallel
-from stages.shared.core.cache import batched
+from stages.shared.core import config
+from stages.shared.data import image_store, parallel
+from stages.shared.data.cache import batched
 from stages.shared.runtime.stage import WrongInput
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from pipelines.inference import article_export, model_bundle
 from pipelines.inference.input_rules import Rules, count, rules
-from stages.shared.core import config, text_cleaning
-from stages.shared.core.language import detect
-from stages.shared.core.records import UNKNOWN
+from stages.shared.core import config
+from stages.shared.data import text_cleaning
+from stages.shared.data.language import detect
+from stages.shared.data.records import UNKNOWN
 from stages.shared.runtime.stage import WrongInput, output
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 import regex
 
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 
 HERE = Path(__file__).parent
 FILES = ("article.md", "article.html", "article.json")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.inference.model_bundle import Trained
-from stages.shared.encoders.feature_store import Features
+from stages.predict.attention_traces import has_gate
+from stages.shared.features.store import Features
 from stages.shared.generation import generator as generators
-from stages.shared.generation.attention_traces import has_gate
 from stages.shared.generation.chunk_dataset import similarity
 from stages.shared.generation.generator import Generation
 from stages.shared.training.loop import seed_everything

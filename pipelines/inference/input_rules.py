@@ -13,9 +13,10 @@ import regex
 from PIL import Image
 
 from stages.ingest.record_collector import BYTES_PER_PIXEL
-from stages.shared.core import config, image_store, text_cleaning
-from stages.shared.core.language import detect
-from stages.shared.core.records import UNKNOWN
+from stages.shared.core import config
+from stages.shared.data import image_store, text_cleaning
+from stages.shared.data.language import detect
+from stages.shared.data.records import UNKNOWN
 from stages.shared.runtime.stage import WrongInput
 
 VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}]")

@@ -20,10 +20,10 @@ from pipelines.inference.model_bundle import Trained
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import text_removal
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
-from stages.shared.core import image_store, text_cleaning
-from stages.shared.core.devices import inference
-from stages.shared.encoders.feature_store import Features
+from stages.shared.data import image_store, text_cleaning
+from stages.shared.features.store import Features
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import to_device
 
 COLUMNS = ("image", "text", "original", "text_source")  # of a table, before those of tasks

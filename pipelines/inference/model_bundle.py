@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.shared.core import config as params_file
-from stages.shared.encoders.files import ENCODER
+from stages.shared.features.encoder_files import ENCODER
 from stages.shared.runtime.stage import WrongInput
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Trained:
 
     def pictures(self, contents: list[bytes]) -> list[tuple["np.ndarray", "np.ndarray"]]:
         """Picture files -> (D,), (P, Dp) of each, by the encoder"""
-        from stages.shared.core import image_store
+        from stages.shared.data import image_store
 
         read = [self.encoder.images([image_store.decode(content)]) for content in contents]
         return [(half(pooled[0]), half(patches[0])) for pooled, patches in read]

@@ -31,7 +31,7 @@ from pipelines.inference.model_bundle import family_of, reads_memes
 from pipelines.inference.text_labeler import Labeller, of_text
 from stages.inpaint import __main__ as inpaint
 from stages.shared.core import config as params_file
-from stages.shared.core.cache import batched
+from stages.shared.data.cache import batched
 from stages.shared.generation.generator import Generation
 from stages.shared.runtime.stage import WrongInput
 

@@ -16,11 +16,11 @@ from pipelines.inference.model_bundle import Trained
 from stages import clean
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse.dataset import OUTSIDE, UNSPACED, Labelled
-from stages.shared.core import text_cleaning
-from stages.shared.core.devices import inference
-from stages.shared.encoders.feature_store import Features
+from stages.shared.data import text_cleaning
+from stages.shared.features.store import Features
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import to_device
 
 PART = rf"[\w--{UNSPACED}]+"

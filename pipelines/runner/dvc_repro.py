@@ -12,7 +12,8 @@ from threading import Event, Lock
 from pipelines import summary
 from pipelines.runner import dag, process_group
 from pipelines.runner.eta import STARTS
-from stages.shared.core import config, parallel
+from stages.shared.core import config
+from stages.shared.data import parallel
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import WrongInput
 

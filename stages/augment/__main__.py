@@ -30,9 +30,10 @@ from stages.augment import filters, image_augmentation, paraphrasers
 from stages.augment.image_augmentation import Ranges
 from stages.augment.paraphrasers import Found, Paraphraser, Prompt, Text
 from stages.augment.rule_paraphraser import bare
-from stages.shared.core import image_store, schemas, text_cleaning
+from stages.shared.core import schemas
 from stages.shared.core.config import from_to, load
-from stages.shared.core.records import SPLITS
+from stages.shared.data import image_store, text_cleaning
+from stages.shared.data.records import SPLITS
 from stages.shared.runtime import tracking
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, output, stage

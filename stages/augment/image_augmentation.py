@@ -16,8 +16,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from stages.shared.core import image_store
 from stages.shared.core.config import from_to, refuse
+from stages.shared.data import image_store
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from stages.augment import rule_paraphraser
+from stages.augment import batch_client, rule_paraphraser
 from stages.shared.core.config import at_least
-from stages.shared.llm import batch_client
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
 from stages.shared.runtime.stage import WrongInput

@@ -17,9 +17,9 @@ from stages.models.mm_orient.checkpoint import Reader, Run
 from stages.models.mm_orient.dataset import UNJUDGED, Memes
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.core.devices import inference
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.metrics.text import evenly
+from stages.shared.torch_setup.devices import inference
 
 TABLES = {"labels": schemas.LABELS, "behaviour": schemas.BEHAVIOUR, "looks": schemas.LOOKS}
 Rows = list[dict]

@@ -21,9 +21,9 @@ from stages.models.muse.checkpoint import Reader, Run
 from stages.models.muse.dataset import Labelled
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.core.devices import inference
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.metrics.text import evenly
+from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import to_device
 
 TABLES = {

@@ -35,7 +35,9 @@ from stages.shared.runtime.stage import output, stage
 def main(
     name: str, paper: ModuleType, params: Params, ingest: Path, labels: Path, target: Path
 ) -> None:
-    with tracking.run(stage="evaluate_classifier", name=name, params={"score": asdict(params)}) as tracked:
+    with tracking.run(
+        stage="evaluate_classifier", name=name, params={"score": asdict(params)}
+    ) as tracked:
         with output(target) as folder:
             found, rows = paper.score(labels, read_ceilings(ingest), params)
             result = plain(found)

@@ -25,11 +25,12 @@ from pathlib import Path
 
 from stages.illustrate import base as illustrators
 from stages.illustrate.base import Gallery, Illustrator, Params
-from stages.shared.core import image_store, schemas
-from stages.shared.core.cache import batched
+from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.core.records import SPLITS
-from stages.shared.encoders import feature_store
+from stages.shared.data import image_store
+from stages.shared.data.cache import batched
+from stages.shared.data.records import SPLITS
+from stages.shared.features import store as feature_store
 from stages.shared.runtime import tracking
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, output, stage

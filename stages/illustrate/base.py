@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.shared.core import image_store, schemas
-from stages.shared.core.cache import Store
-from stages.shared.encoders import feature_store
+from stages.shared.core import schemas
+from stages.shared.data import image_store
+from stages.shared.data.cache import Store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput, home
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers and diffusers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers and diffusers)
 
 # isort: split
 import torch
@@ -24,10 +24,10 @@ from stages.illustrate.base import (
     Params,
     name_of,
 )
-from stages.shared.core.devices import device, has_bf16, precision
-from stages.shared.encoders.files import fingerprint
+from stages.shared.features.encoder_files import fingerprint
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, allow_downloads
+from stages.shared.torch_setup.devices import device, has_bf16, precision
 
 try:
     from diffusers import DiffusionPipeline

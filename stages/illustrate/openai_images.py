@@ -17,7 +17,7 @@ from stages.illustrate.base import (
     GeneratingIllustrator,
     Params,
 )
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 from stages.shared.llm.endpoint import endpoint
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput

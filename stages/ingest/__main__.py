@@ -32,9 +32,10 @@ from types import ModuleType
 
 from stages.ingest.bio_tags import entities, orphans
 from stages.ingest.record_collector import Corpus, Params, split_of
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
 from stages.shared.core.config import load, read
-from stages.shared.core.records import SPLITS, UNKNOWN, Extra
+from stages.shared.data import image_store
+from stages.shared.data.records import SPLITS, UNKNOWN, Extra
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, home, output, stage
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import regex
 
-from stages.shared.core import image_store
-from stages.shared.core.image_store import WrongImage
-from stages.shared.core.language import detect
-from stages.shared.core.records import (
+from stages.shared.data import image_store
+from stages.shared.data.image_store import WrongImage
+from stages.shared.data.language import detect
+from stages.shared.data.records import (
     LABELS,
     Article,
     Captioned,

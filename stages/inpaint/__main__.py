@@ -27,10 +27,11 @@ from stages.inpaint.inpainters import Painting
 from stages.inpaint.masks import Masking
 from stages.inpaint.text_detection import Finding, Reading
 from stages.inpaint.text_removal import Boxes
-from stages.shared.core import image_store, parallel, schemas
-from stages.shared.core.cache import Store, batched
+from stages.shared.core import schemas
 from stages.shared.core.config import at_least, from_to, load
-from stages.shared.core.image_store import ADDRESS
+from stages.shared.data import image_store, parallel
+from stages.shared.data.cache import Store, batched
+from stages.shared.data.image_store import ADDRESS
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, home, output, stage
 

@@ -1,6 +1,6 @@
 """Overlay text of one picture: where it is, the picture without it, what it says.
 
-A picture comes in as the bytes of its file and is worked on as stages/shared/core/image_store.py decodes it:
+A picture comes in as the bytes of its file and is worked on as stages/shared/data/image_store.py decodes it:
 RGB, upright, transparency on white, the first frame of an animation. What is painted anew is saved
 without loss, so that every pixel outside the mask is the one that was decoded.
 """
@@ -17,7 +17,7 @@ from stages.inpaint import inpainters, masks, text_detection
 from stages.inpaint.inpainters import Painting
 from stages.inpaint.masks import Masking
 from stages.inpaint.text_detection import Finding, Quads, Reading
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 
 WEBP_SIDE = 16383  # the format's limit
 FAST = {"lossless": True, "method": 0, "quality": 0}  # WebP: below PNG in size and in time

@@ -37,7 +37,8 @@ from stages.report.classifier_section import MuseReader, Reader
 from stages.report.generator_section import INPUTS, Run
 from stages.report.meme_section import MemeReader
 from stages.report.plots import curves, histograms, scatter
-from stages.shared.core import config, image_store, schemas
+from stages.shared.core import config, schemas
+from stages.shared.data import image_store
 from stages.shared.metrics import alignment, diagnostics, grounding
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import output, stage

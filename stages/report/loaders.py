@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from stages.report.classifier_section import MuseReader, Reader
 from stages.report.generator_section import Run, at
 from stages.report.meme_section import MemeReader
-from stages.shared.core import history, schemas
+from stages.shared.core import schemas
+from stages.shared.data import history
 
 TRAINED = {"sft": "09_train_sft", "preference": "10_train_preference"}
 PICTURED = ("01_ingest", "03_inpaint", "04_augment", "08_illustrate")  # stages that have pictures

@@ -14,7 +14,8 @@ from PIL import Image
 
 from stages.report.attention_maps import Map
 from stages.report.plots import heatmaps
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 
 Fact = tuple[str, Any]  # what it is, and a text or counts by name
 

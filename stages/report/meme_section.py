@@ -13,7 +13,8 @@ import numpy as np
 from stages.report.attention_maps import Map
 from stages.report.classifier_section import AVERAGES, INPUTS, Figure, Reader, errors, weights
 from stages.report.plots import curves, heatmaps
-from stages.shared.core import image_store, schemas
+from stages.shared.core import schemas
+from stages.shared.data import image_store
 from stages.shared.metrics import attention
 
 SHOWN = {inputs: INPUTS[inputs] for inputs in ("both", "text", "picture")}  # their columns

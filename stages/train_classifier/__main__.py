@@ -2,7 +2,7 @@
 
 python -m stages.train_classifier READER PICTURES RECORDS FEATURES ENCODER TARGET
 
-reads   PICTURES/images, RECORDS/records.parquet, FEATURES (stages/shared/encoders/feature_store.py), ENCODER
+reads   PICTURES/images, RECORDS/records.parquet, FEATURES (stages/shared/features/store.py), ENCODER
         (what computed them)
 writes  TARGET/model, TARGET/history.csv
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 
 from stages.models.muse.checkpoint import network
-from stages.shared.core import history
 from stages.shared.core.config import load
+from stages.shared.data import history
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import output, stage
 

@@ -13,7 +13,7 @@ from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
 from stages.models.mm_orient.checkpoint import Reader, Run, save
 from stages.models.mm_orient.dataset import UNJUDGED, Memes
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.loop import (
     Batch,

@@ -13,7 +13,7 @@ from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import Reader, Run, save
 from stages.models.muse.dataset import Labelled, Task
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.loop import (

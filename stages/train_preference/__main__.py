@@ -16,9 +16,9 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from stages.shared.core import history
 from stages.shared.core.config import load
-from stages.shared.encoders.files import ENCODER
+from stages.shared.data import history
+from stages.shared.features.encoder_files import ENCODER
 from stages.shared.generation import generator as generators
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import output, stage

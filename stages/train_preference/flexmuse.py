@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from stages.shared.core import schemas
-from stages.shared.core.cache import Store
-from stages.shared.core.devices import has_bf16, inference
-from stages.shared.encoders import feature_store
+from stages.shared.data.cache import Store
+from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.torch_setup.devices import has_bf16, inference
 from stages.shared.training.loop import Batch, Validation, batch_of, fingerprint, fit, to_device
 from stages.train_preference.quality_monitor import score_of, watcher
 

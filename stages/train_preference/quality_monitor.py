@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rapidfuzz.distance import Indel
 
-from stages.shared.core.cache import batched
+from stages.shared.data.cache import batched
 from stages.shared.generation import generator as generators
 from stages.shared.metrics import grounding
 

@@ -42,13 +42,12 @@ from stages.models.tippo.model import (
     total_return,
 )
 from stages.shared.core.config import load
-from stages.shared.core.devices import inference
-from stages.shared.encoders import feature_store
+from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation import generator as generators
-from stages.shared.layers.losses import IGNORED, token_log_probs
 from stages.shared.metrics import rewards
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import (
     Batch,
     Validation,
@@ -58,6 +57,7 @@ from stages.shared.training.loop import (
     seed_everything,
     to_device,
 )
+from stages.shared.training.losses import IGNORED, token_log_probs
 from stages.train_preference.quality_monitor import Score, mean_score, score_of, write
 
 READ_AT_ONCE = 32  # texts

@@ -27,7 +27,7 @@ from stages.datasets.common.files import (
     pictures,
     settled,
 )
-from stages.shared.core.records import Captioned, Item, Reject
+from stages.shared.data.records import Captioned, Item, Reject
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("captions",)

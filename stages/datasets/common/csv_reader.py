@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stages.shared.core.records import Reject, decode
+from stages.shared.data.records import Reject, decode
 from stages.shared.runtime.stage import WrongInput
 
 DELIMITERS = (",", "\t", ";", "|")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from stages.shared.core.records import Captioned, PictureFile, Reject, decode
+from stages.shared.data.records import Captioned, PictureFile, Reject, decode
 from stages.shared.runtime.stage import WrongInput
 
 # published: as the source names them; hash: ingest decides; auto: as published where that leaves

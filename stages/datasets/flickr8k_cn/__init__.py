@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import SPLITS, Splits, lines, reason, settled
-from stages.shared.core.records import Captioned, Extra, Item, PictureFile, Reject
+from stages.shared.data.records import Captioned, Extra, Item, PictureFile, Reject
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("captions",)

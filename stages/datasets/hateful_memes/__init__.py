@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import holding, lines, reason
-from stages.shared.core.records import Extra, Item, Meme, PictureFile, Reject
+from stages.shared.data.records import Extra, Item, Meme, PictureFile, Reject
 
 KINDS = ("memes",)
 TRAIN = "train.jsonl"

@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import SPLITS, reason
-from stages.shared.core.records import (
+from stages.shared.data.records import (
     Article,
     Captioned,
     Item,

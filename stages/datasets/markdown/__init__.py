@@ -17,7 +17,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from stages.shared.core.records import Article, Item, PictureFile, Reject, decode
+from stages.shared.data.records import Article, Item, PictureFile, Reject, decode
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("articles",)

@@ -32,7 +32,7 @@ from typing import Literal
 
 from stages.datasets.common.csv_reader import BROKEN, Row, check_columns, table
 from stages.datasets.common.files import HIDDEN, SUFFIXES, holding, lines
-from stages.shared.core.records import Extra, Item, Meme, PictureFile, Reject
+from stages.shared.data.records import Extra, Item, Meme, PictureFile, Reject
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("memes",)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from stages.datasets.common.files import files, holding, lines, picture, pictures, split_files
-from stages.shared.core.records import LABELS, Extra, Item, Label, Post, Reject, decode
+from stages.shared.data.records import LABELS, Extra, Item, Label, Post, Reject, decode
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("posts",)

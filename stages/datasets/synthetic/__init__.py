@@ -27,7 +27,7 @@ from stages.datasets.synthetic import posts as synthetic_posts
 from stages.datasets.synthetic import tweets as synthetic_tweets
 from stages.datasets.synthetic.article_lexicon import PICTURE, SLOTS, TOPIC
 from stages.datasets.synthetic.config import Params, Values, combinations, facts_of, picture_of
-from stages.shared.core.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
+from stages.shared.data.records import SPLITS, Article, Captioned, Extra, Fact, Foil, Item, Picture
 
 KINDS = ("articles", "captions", "tweets", "posts", "memes")
 FEWEST, MOST = 3, 5  # pictures of an article

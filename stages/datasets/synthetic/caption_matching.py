@@ -13,7 +13,7 @@ from random import Random
 from stages.datasets.synthetic import article_lexicon
 from stages.datasets.synthetic.article_lexicon import PICTURE
 from stages.datasets.synthetic.config import Params, Values, combinations, facts_of, picture_of
-from stages.shared.core.records import SPLITS, Extra, Item, Meme
+from stages.shared.data.records import SPLITS, Extra, Item, Meme
 
 RULE = "the caption and the picture compared slot by slot; from one of them alone a coin's guess"
 LABELS = ["wrong", "right"]

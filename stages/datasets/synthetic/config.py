@@ -8,7 +8,7 @@ from random import Random
 from typing import Literal, TypeVar
 
 from stages.datasets.synthetic import article_lexicon, scene_renderer
-from stages.shared.core.records import Box, Fact, Picture
+from stages.shared.data.records import Box, Fact, Picture
 from stages.shared.runtime.stage import WrongInput
 
 Values = dict[str, str]  # slot -> value

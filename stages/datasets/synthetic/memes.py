@@ -27,7 +27,7 @@ from stages.datasets.synthetic.article_lexicon import PICTURE
 from stages.datasets.synthetic.config import Params, Values, combinations, dealt, facts_of
 from stages.datasets.synthetic.meme_lexicon import ATTRIBUTES, quip
 from stages.datasets.synthetic.text_overlay import STYLES, Overlaid, overlay
-from stages.shared.core.records import SPLITS, Box, Extra, Item, Meme, Picture
+from stages.shared.data.records import SPLITS, Box, Extra, Item, Meme, Picture
 from stages.shared.runtime.stage import WrongInput
 
 RULE = (

@@ -24,7 +24,7 @@ from stages.datasets.synthetic.config import (
     facts_of,
     picture_of,
 )
-from stages.shared.core.records import SPLITS, Extra, Item, Post
+from stages.shared.data.records import SPLITS, Extra, Item, Post
 
 RULE = "the label most probable in the process given the mood and tone of the text, or the scene"
 MOODS = ("negative", "neutral", "positive")

@@ -36,7 +36,7 @@ from stages.datasets.synthetic.config import (
     picture_of,
 )
 from stages.datasets.synthetic.tweet_lexicon import TYPES
-from stages.shared.core.records import SPLITS, Extra, Item, Tweet
+from stages.shared.data.records import SPLITS, Extra, Item, Tweet
 
 RULE = (
     "the most probable tag sequence given the inputs: the text gives names and families, the "

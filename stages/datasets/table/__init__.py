@@ -22,8 +22,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from stages.datasets.common import csv_reader
 from stages.datasets.common.files import HIDDEN, SPLITS, lines, reason
-from stages.shared.core import records
-from stages.shared.core.records import Extra, Item, Meme, PictureFile, Reject
+from stages.shared.data import records
+from stages.shared.data.records import Extra, Item, Meme, PictureFile, Reject
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("memes",)

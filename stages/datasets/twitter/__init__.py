@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.datasets.common.files import holding, picture, pictures, split_files
-from stages.shared.core.records import Item, Reject, Tweet, decode
+from stages.shared.data.records import Item, Reject, Tweet, decode
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("tweets",)

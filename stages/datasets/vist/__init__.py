@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from stages.datasets.common.files import SPLITS, picture, pictures, reason
-from stages.shared.core.records import Article, Captioned, Item, PictureFile, Reject
+from stages.shared.data.records import Article, Captioned, Item, PictureFile, Reject
 from stages.shared.runtime.stage import WrongInput
 
 KINDS = ("articles", "captions")

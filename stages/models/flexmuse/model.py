@@ -33,13 +33,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
-from stages.shared.layers.common import Elementwise, Standardise
-from stages.shared.layers.losses import IGNORED, pairwise_dpo, softmax_dpo
-from stages.shared.layers.modality_dropout import hide
+from stages.shared.modeling.layers import Elementwise, Standardise
+from stages.shared.modeling.modality_dropout import hide
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import IGNORED, pairwise_dpo, softmax_dpo
 
 Items = chunk_dataset.Chunks
 KINDS = ("articles",)  # of corpora; captions have no chunks to prefer between

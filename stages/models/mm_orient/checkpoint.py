@@ -32,13 +32,13 @@ from stages.models.muse.checkpoint import (
 from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.bert import TextEncoder
 from stages.shared.core.config import at_least, fill
-from stages.shared.core.devices import device
-from stages.shared.core.registry import paper
-from stages.shared.encoders.feature_store import Features
-from stages.shared.encoders.files import copy_encoder
+from stages.shared.features.encoder_files import copy_encoder
+from stages.shared.features.store import Features
+from stages.shared.modeling.registry import paper
+from stages.shared.modeling.state_dict import unique
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import device
 from stages.shared.training.loop import Schedule
-from stages.shared.training.state_dict import unique
 
 TOKENS = "tokens"  # the text encoder that embed ran
 TOXICITY, REGIONS = "toxicity", "regions.safetensors"  # within the folder of a model

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from stages.shared.core import schemas
-from stages.shared.core.records import SPLITS
+from stages.shared.data.records import SPLITS
 from stages.shared.training.loop import Batch
 
 UNJUDGED = -1

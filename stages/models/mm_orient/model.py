@@ -57,8 +57,8 @@ from torch_geometric.nn.conv import SAGEConv
 from stages.models.mm_orient import relation_graph
 from stages.models.mm_orient.dataset import UNJUDGED
 from stages.models.mm_orient.feature_noise import disturb, draws_of
-from stages.shared.layers.common import Standardise
-from stages.shared.layers.modality_dropout import hide
+from stages.shared.modeling.layers import Standardise
+from stages.shared.modeling.modality_dropout import hide
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.loop import Batch, Terms
 

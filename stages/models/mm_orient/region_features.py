@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from stages.shared.backbones import resnet
-from stages.shared.core import image_store
-from stages.shared.core.cache import Store
-from stages.shared.core.devices import device, inference
-from stages.shared.encoders.feature_cache import pack, store_of, unpack
+from stages.shared.data import image_store
+from stages.shared.data.cache import Store
+from stages.shared.pretrained.feature_cache import pack, store_of, unpack
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import device, inference
 
 PICTURES_AT_ONCE = 8  # part of the store's key
 

@@ -29,17 +29,17 @@ from stages.models.muse.patch_pooling import PatchCells
 from stages.models.muse.show_attend_tell import Vocabulary
 from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.resnet import ResNet
-from stages.shared.core import image_store
 from stages.shared.core.config import at_least, fill, load
-from stages.shared.core.devices import device
-from stages.shared.core.records import UNKNOWN
-from stages.shared.core.registry import paper
-from stages.shared.encoders import minilm
-from stages.shared.encoders.feature_store import Features
-from stages.shared.encoders.files import copy_encoder
+from stages.shared.data import image_store
+from stages.shared.data.records import UNKNOWN
+from stages.shared.features.encoder_files import copy_encoder
+from stages.shared.features.store import Features
+from stages.shared.modeling.registry import paper
+from stages.shared.modeling.state_dict import unique
+from stages.shared.pretrained import minilm
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import device
 from stages.shared.training.loop import Schedule
-from stages.shared.training.state_dict import unique
 
 PATCHES = "patches"  # the picture encoder that embed ran
 TEXT_ENCODER = "text_encoder"  # folder within that of a model

@@ -24,9 +24,9 @@ from stages.models.muse import pixelcnn, show_attend_tell
 from stages.shared.backbones import resnet
 from stages.shared.backbones.bert import TextEncoder
 from stages.shared.core import schemas
-from stages.shared.core.records import SPLITS
-from stages.shared.encoders.feature_store import Features
-from stages.shared.generation.topics import pad
+from stages.shared.data.records import SPLITS
+from stages.shared.features.store import Features
+from stages.shared.modeling.topics import pad
 from stages.shared.training.loop import Batch
 
 Kind = Literal["tweets", "posts"]

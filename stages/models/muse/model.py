@@ -61,8 +61,8 @@ from torchcrf import CRF
 from stages.models.muse import pixelcnn, show_attend_tell
 from stages.models.muse.transformer import Layer
 from stages.shared.core.config import at_least, below_one, refuse
-from stages.shared.layers.common import gather, mean, scatter
-from stages.shared.layers.modality_dropout import hide
+from stages.shared.modeling.layers import gather, mean, scatter
+from stages.shared.modeling.modality_dropout import hide
 from stages.shared.training.loop import Batch, Terms
 
 KINDS = ("tweets", "posts")  # of corpora

@@ -5,7 +5,7 @@ from math import isqrt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.shared.layers.common import Standardise
+from stages.shared.modeling.layers import Standardise
 from stages.shared.runtime.stage import WrongInput
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.shared.core.config import at_least, below_one
-from stages.shared.layers.losses import token_log_probs
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import token_log_probs
 
 PAD, SOS, EOS, UNK = range(4)
 SPECIAL = ["<pad>", "<sos>", "<eos>", "<unk>"]

@@ -56,13 +56,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, minimum, nn
 
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation import decoding
 from stages.shared.generation.article_dataset import Articles
-from stages.shared.layers.common import Elementwise, Standardise, pack, scatter
-from stages.shared.layers.losses import IGNORED
-from stages.shared.layers.modality_dropout import hide
+from stages.shared.modeling.layers import Elementwise, Standardise, pack, scatter
+from stages.shared.modeling.modality_dropout import hide
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import IGNORED
 
 Items = Articles
 # First size of kind and position, that of signals; smaller, pictures are told apart late.

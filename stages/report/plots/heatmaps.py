@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 from stages.shared.metrics import attention
 from stages.shared.metrics.attention import Box
 

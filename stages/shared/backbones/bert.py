@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 
@@ -39,11 +39,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from stages.shared.core.devices import device, inference
-from stages.shared.encoders import minilm, pretrained
-from stages.shared.encoders.feature_cache import bucket, fill_by_length, pack, store_of, unpack
-from stages.shared.encoders.files import fingerprint
+from stages.shared.features.encoder_files import fingerprint
+from stages.shared.pretrained import hub, minilm
+from stages.shared.pretrained.feature_cache import bucket, fill_by_length, pack, store_of, unpack
 from stages.shared.runtime.stage import WrongInput, allow_downloads, unloadable
+from stages.shared.torch_setup.devices import device, inference
 
 KINDS = {"bert", "camembert", "roberta", "xlm-roberta"}  # model_type of config.json
 MINILM = "minilm"
@@ -271,7 +271,7 @@ def load(name: str, tuned: Tuned, at_most: int) -> TextEncoder:
 def _named(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     asked = f"params.yaml: text encoder {name}"
     allow_downloads()
-    bert = pretrained.complete(name, KINDS, asked, FOLDER, **OPTIONS)
+    bert = hub.complete(name, KINDS, asked, FOLDER, **OPTIONS)
     # RoBERTa's pieces tell what follows a blank; so does every word here.
     blank = {"add_prefix_space": True} if bert.config.model_type == "roberta" else {}
     try:

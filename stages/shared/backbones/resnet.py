@@ -12,7 +12,7 @@ B pictures of side S, C channels: 512 of resnet18 and resnet34, 2048 of the othe
 from pathlib import Path
 from typing import Literal
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before torchvision)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before torchvision)
 
 import numpy as np
 
@@ -23,7 +23,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 from stages.shared.runtime.stage import WrongInput, allow_downloads, unloadable
 
 Name = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]

@@ -174,7 +174,9 @@ EXCHANGES = _schema(
 # 11_classify: what the regularisers say of an item: nats per token of the text given the picture, bits
 # per dimension of the picture given the text, a caption written of the picture; null without it
 REGULARISED = _schema(record=STR, split=STR, caption_nats=FLOAT, drawing_bits=FLOAT, caption=STR)
-DRAWN = _schema(record=STR, number=INT, picture=pa.binary())  # 11_classify: PNG, drawn from the text
+DRAWN = _schema(
+    record=STR, number=INT, picture=pa.binary()
+)  # 11_classify: PNG, drawn from the text
 # 11_classify: modality: text | picture; where: before | after the shared projection
 EMBEDDINGS = _schema(record=STR, modality=STR, where=STR, vector=NUMBERS)
 # 11_classify: how MM-ORIENT behaved on an item, see `behaviour` of stages/models/mm_orient/model.py

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stages.shared.core.devices import device, inference
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import device, inference
 
 CONFIG = "encoder.json"
 

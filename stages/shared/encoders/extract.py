@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from stages.shared.core import image_store
+from stages.shared.data import image_store
 from stages.shared.encoders.base import Encoder, TextTower
-from stages.shared.encoders.feature_cache import Row, fill_by_length, pack, store_of, unpack
+from stages.shared.pretrained.feature_cache import Row, fill_by_length, pack, store_of, unpack
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput
 

@@ -8,19 +8,19 @@ folder. Features are taken from the towers and their projections by hand, becaus
 import sys
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 # isort: split
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
-from stages.shared.core.devices import device
-from stages.shared.encoders import pretrained
 from stages.shared.encoders.base import Encoder, save_config
-from stages.shared.encoders.feature_cache import bucket
-from stages.shared.encoders.files import fingerprint
+from stages.shared.features.encoder_files import fingerprint
+from stages.shared.pretrained import hub
+from stages.shared.pretrained.feature_cache import bucket
 from stages.shared.runtime.stage import unloadable
+from stages.shared.torch_setup.devices import device
 
 KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
 # Of a text: what Chinese-CLIP was trained on. Its checkpoints have 512 places and do not say it.
@@ -101,7 +101,7 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
 
 
 def _model(name: str) -> PreTrainedModel:
-    return pretrained.complete(name, KINDS, _asked(name), FOLDER)
+    return hub.complete(name, KINDS, _asked(name), FOLDER)
 
 
 def _asked(name: str) -> str:

@@ -7,7 +7,7 @@ that the preprocessing which belongs to the weights comes along and no network i
 from pathlib import Path
 from pickle import UnpicklingError
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before open_clip)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before open_clip)
 
 # isort: split
 import open_clip
@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.shared.core.devices import device
 from stages.shared.encoders.base import Encoder, save_config
-from stages.shared.encoders.files import fingerprint
+from stages.shared.features.encoder_files import fingerprint
 from stages.shared.runtime.stage import WrongInput, unloadable
+from stages.shared.torch_setup.devices import device
 
 LOCAL = "local-dir:"
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import gcd
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.shared.core.devices import device
-from stages.shared.encoders import minilm
 from stages.shared.encoders.base import Encoder, TextTower, save_config
-from stages.shared.encoders.feature_cache import bucket
-from stages.shared.encoders.files import fingerprint
+from stages.shared.features.encoder_files import fingerprint
+from stages.shared.pretrained import minilm
+from stages.shared.pretrained.feature_cache import bucket
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import device
 
 WEIGHTS = "pictures.safetensors"
 LANGUAGES = minilm.LANGUAGES

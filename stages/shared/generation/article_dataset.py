@@ -9,7 +9,7 @@ A batch of B items, of which the longest has N chunks, is a dict of
     has_picture (B, N) bool    the chunk has a picture
     pooled (B, N, D)           pooled pictures, of unit length, zeros where there is none
     patches (B, N, P, D_V)     picture patches, zeros where there is none
-    has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/generation/topics.py
+    has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/modeling/topics.py
     topic_pooled (B, D)        where the encoder reads the language, zeros where there is no topic
     labels (B, Y)              the text, its sentinels and its end, IGNORED after it
 """
@@ -19,12 +19,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation import decoders
 from stages.shared.generation.chunk_dataset import Limits
-from stages.shared.generation.topics import Topics, pad
-from stages.shared.layers.losses import IGNORED
+from stages.shared.modeling.topics import Topics, pad
 from stages.shared.training.loop import Batch
+from stages.shared.training.losses import IGNORED
 
 
 def parts(rows: list[dict], most: int) -> list[list[dict]]:

@@ -3,7 +3,7 @@
 A batch of B items is a dict of
     patches (B, P, D_V)        picture patches, zeros where there is no picture
     has_picture (B,) bool
-    has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/generation/topics.py
+    has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/modeling/topics.py
     sigma (B,)                 cosine of pooled picture and pooled topic, 0 where there is none
     labels (B, Y)              the reference text and its end, IGNORED after it
 Groups add
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from stages.shared.core import schemas
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation import decoders
-from stages.shared.generation.topics import Topics, pad
-from stages.shared.layers.losses import IGNORED
+from stages.shared.modeling.topics import Topics, pad
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.loop import Batch
+from stages.shared.training.losses import IGNORED
 
 
 @dataclass

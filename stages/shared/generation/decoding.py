@@ -7,13 +7,13 @@ pass through it (`inputs_embeds`).
 
 from typing import Literal
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from stages.shared.layers.losses import token_log_probs
+from stages.shared.training.losses import token_log_probs
 
 Connection = Literal["encoder_outputs", "inputs_embeds"]
 

@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.shared.core.config import fill, load
-from stages.shared.core.devices import device, inference
-from stages.shared.core.registry import paper
-from stages.shared.encoders.feature_store import Features
-from stages.shared.encoders.files import copy_encoder
+from stages.shared.features.encoder_files import copy_encoder
+from stages.shared.features.store import Features
 from stages.shared.generation import decoders, decoding
 from stages.shared.generation.article_dataset import Articles, paragraphs
 from stages.shared.generation.chunk_dataset import Chunks, Limits
+from stages.shared.modeling.registry import paper
+from stages.shared.modeling.state_dict import unique
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.torch_setup.devices import device, inference
 from stages.shared.training.loop import Batch, Schedule, to_device
-from stages.shared.training.state_dict import unique
 
 
 @dataclass(frozen=True)

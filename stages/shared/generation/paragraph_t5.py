@@ -7,7 +7,7 @@ token's embedding is added a learned vector of its paragraph, as BERT's segment 
 (arXiv:1810.04805).
 """
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import torch
 from torch import Tensor, nn

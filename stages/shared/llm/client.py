@@ -7,7 +7,7 @@ wrong with it, `attempts` times in all.
 
     replies = ask("judge", settings, [Question(instruction, data, schema), ...])
 
-stages/shared/llm/batch_client.py asks the same by the Batch API.
+stages/augment/batch_client.py asks the same by the Batch API.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from stages.shared.core.cache import Store
 from stages.shared.core.config import at_least, refuse
+from stages.shared.data.cache import Store
 from stages.shared.llm.endpoint import ADDRESS, KEY, Endpoint, endpoint
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, home

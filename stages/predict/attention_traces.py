@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.shared.core.devices import inference
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation.generator import Writer, Written
 from stages.shared.metrics import attention
+from stages.shared.torch_setup.devices import inference
 
 
 def has_gate(writer: Writer) -> bool:

@@ -7,12 +7,12 @@ for them again.
 from importlib.util import find_spec
 from pathlib import Path
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 # isort: split
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.shared.core.devices import device
+from stages.shared.torch_setup.devices import device
 
 LANGUAGES = ["en"]  # that it reads
 

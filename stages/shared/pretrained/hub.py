@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-import stages.shared.core.torchvision_ops  # noqa: F401  (before transformers)
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 # isort: split
 import torch

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.shared.encoders.feature_store import Features
+from stages.shared.features.store import Features
 from stages.shared.training.loop import Batch
 
 

@@ -20,19 +20,20 @@ from pathlib import Path
 
 import torch
 
+from stages.predict import attention_traces
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.core.devices import inference
-from stages.shared.core.records import SPLITS
-from stages.shared.encoders import feature_store
-from stages.shared.generation import attention_traces, chunk_dataset
+from stages.shared.data.records import SPLITS
+from stages.shared.features import store as feature_store
+from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
 from stages.shared.generation.decoding import log_probs
-from stages.shared.generation.topics import pad
-from stages.shared.layers.losses import IGNORED
+from stages.shared.modeling.topics import pad
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import output, stage
+from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import Batch, seed_everything, to_device
+from stages.shared.training.losses import IGNORED
 
 TABLES = {  # by phase
     "predictions": schemas.PREDICTIONS,

@@ -12,10 +12,10 @@ import numpy as np
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from stages.shared.core.cache import Item, Store
-from stages.shared.core.devices import device, precision
+from stages.shared.data.cache import Item, Store
 from stages.shared.runtime.progress import bar
 from stages.shared.runtime.stage import home
+from stages.shared.torch_setup.devices import device, precision
 
 Row = dict[str, np.ndarray]  # fp16
 SHORTEST_BUCKETS = 16, 24  # tokens; the others are these doubled, and doubled again
