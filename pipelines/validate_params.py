@@ -29,7 +29,7 @@ from stages.shared.data import parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.generation import decoders
 from stages.shared.generation import generator as generators
-from stages.shared.metrics import rewards
+from stages.shared.similarity import embedders
 from stages.shared.modeling import registry
 from stages.shared.runtime.stage import WrongInput, stage
 from stages.shared.training import loop as training_loop
@@ -91,7 +91,7 @@ SECTIONS = {
     "decoders": decoders.Params,
     "models": section("models", MODELS.items()),
     "writers": dict[str, generators.Run],
-    "rewards": rewards.Params,
+    "rewards": embedders.Params,
     "predict": predict.Params,
     "evaluate": evaluate.Params,
     "classify": Label,

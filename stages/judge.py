@@ -31,7 +31,7 @@ from stages.shared.core import schemas
 from stages.shared.core.config import load
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
-from stages.shared.metrics.text import PHASES, clustered_standard_error, evenly, flat, plain
+from stages.shared.metrics.common import PHASES, clustered_standard_error, evenly, flat, plain
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import WrongInput, output, stage
 

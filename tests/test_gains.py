@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.evaluate import reward_gains
-from stages.shared.metrics.rewards import Embedder
+from stages.shared.similarity.embedders import Embedder
 
 
 class Letters(Embedder):

@@ -17,7 +17,7 @@ from stages.models.mm_orient import dataset as meme_dataset
 from stages.shared.core import schemas
 from stages.shared.core.config import load
 from stages.shared.features import store as feature_store
-from stages.shared.metrics.text import evenly
+from stages.shared.metrics.common import evenly
 
 SIZE = 3  # items of a batch: not a divisor of 7
 GRAPHS = ("tt", "ii", "ti", "it")

@@ -16,7 +16,7 @@ from stages.shared.metrics.classification import (
     lenient,
     strict,
 )
-from stages.shared.metrics.text import plain
+from stages.shared.metrics.common import plain
 
 DRAWS = 200
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-A-B", "I-A-B", "B", "I"]

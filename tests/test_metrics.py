@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from stages.shared.metrics import text as text_metrics
-from stages.shared.metrics.text import Item
+from stages.shared.metrics.common import beside_ceiling, clustered_standard_error, plain, skill
+from stages.evaluate import text_metrics
+from stages.evaluate.text_metrics import Item
 
 CAT = Item("the cat sat on the mat", ["the cat is on the mat"])
 DOG = Item("a dog runs", ["a big dog runs fast", "dogs run"])
@@ -191,29 +192,29 @@ def test_the_standard_error_counts_articles_and_not_chunks():
     for name in "abc":
         squares += sum(v - mean for v, c in zip(values, clusters, strict=True) if c == name) ** 2
     expected = (3 / 2 * squares) ** 0.5 / 6
-    assert text_metrics.clustered_standard_error(values, clusters) == pytest.approx(expected)
-    alone = text_metrics.clustered_standard_error(values, list("abcdef"))
+    assert clustered_standard_error(values, clusters) == pytest.approx(expected)
+    alone = clustered_standard_error(values, list("abcdef"))
     spread = (sum((v - mean) ** 2 for v in values) / 5) ** 0.5
     assert alone == pytest.approx(spread / 6**0.5)
 
 
 def test_five_copies_of_each_item_in_its_cluster_leave_the_standard_error():
     values, clusters = [0.1, 0.4, 0.9], list("abc")
-    once = text_metrics.clustered_standard_error(values, clusters)
-    assert text_metrics.clustered_standard_error(values * 5, clusters * 5) == pytest.approx(once)
-    assert math.isnan(text_metrics.clustered_standard_error(values, list("aaa")))
+    once = clustered_standard_error(values, clusters)
+    assert clustered_standard_error(values * 5, clusters * 5) == pytest.approx(once)
+    assert math.isnan(clustered_standard_error(values, list("aaa")))
 
 
 def test_skill_by_hand():
     """(.94 - .7) / (1 - .7) = .8; the error .03 is scaled by 1 / .3."""
-    found = text_metrics.skill(0.94, 0.03, {"topic": 0.5, "picture": 0.7, "both": 1.0})
+    found = skill(0.94, 0.03, {"topic": 0.5, "picture": 0.7, "both": 1.0})
     assert found == pytest.approx({"value": 0.8, "standard_error": 0.1})
-    assert text_metrics.skill(0.7, 0.0, {"text": 0.7, "picture": 0.5, "both": 1.0})["value"] == 0
+    assert skill(0.7, 0.0, {"text": 0.7, "picture": 0.5, "both": 1.0})["value"] == 0
 
 
 def test_where_one_input_allows_all_there_is_no_skill():
-    found = text_metrics.skill(0.9, 0.1, {"text": 1.0, "picture": 0.5, "both": 1.0})
-    assert text_metrics.plain(found) == {"value": "unavailable", "standard_error": "unavailable"}
+    found = skill(0.9, 0.1, {"text": 1.0, "picture": 0.5, "both": 1.0})
+    assert plain(found) == {"value": "unavailable", "standard_error": "unavailable"}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +222,6 @@ def test_where_one_input_allows_all_there_is_no_skill():
 )
 def test_above_the_ceiling_something_leaks(value, verdict):
     """Ceiling .7: inside means .65 to .7 + 2 x .02."""
-    found = text_metrics.beside_ceiling(value, 0.02, 0.7, below=0.05, above=2.0)
+    found = beside_ceiling(value, 0.02, 0.7, below=0.05, above=2.0)
     assert (found["low"], found["high"]) == (pytest.approx(0.65), pytest.approx(0.74))
     assert found["verdict"] == verdict

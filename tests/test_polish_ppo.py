@@ -15,7 +15,7 @@ from stages.shared.core.config import load
 from stages.shared.data import history
 from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
-from stages.shared.metrics import rewards
+from stages.shared.similarity import embedders
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.training.losses import IGNORED
 from stages.train_preference import __main__ as train_preference
@@ -453,7 +453,7 @@ def test_of_several_references_the_best_counts_and_an_article_is_its_paragraphs(
     items = SimpleNamespace(chunks_of=rows.__getitem__, __len__=lambda: 2)
     rewarded = tippo.Rewarded.__new__(tippo.Rewarded)
     rewarded.embedder, rewarded.raw = None, False
-    rewarded.references = [rewards.article_references(items.chunks_of(i)) for i in range(2)]
+    rewarded.references = [embedders.article_references(items.chunks_of(i)) for i in range(2)]
     assert rewarded.references == [["a\nc", "b\nd"], ["red", "blue"]]
     earned = rewarded.rewards([0, 1], [["b", "d"], ["blue"]])
     assert earned["literal"].tolist() == [1, 1]

@@ -8,8 +8,9 @@ from threading import Lock
 import pytest
 import torch
 
-from stages.shared.metrics import rewards
-from stages.shared.metrics.rewards import Params, Server
+from stages.models.tippo import rewards
+from stages.shared.similarity import embedders
+from stages.shared.similarity.embedders import Params, Server
 from stages.shared.runtime.stage import WrongInput
 from tests.chat_server import KEY, refused
 
@@ -65,7 +66,7 @@ def test_the_literal_reward_is_the_recurrence_on_random_texts():
 
 @pytest.fixture(scope="module")
 def minilm():
-    return rewards.MiniLM(32)
+    return embedders.MiniLM(32)
 
 
 def test_minilm_rewards_what_means_the_same(minilm):
@@ -87,7 +88,7 @@ def test_what_a_text_means_depends_to_the_bit_on_nothing_beside_it(minilm):
 
 
 def test_a_text_that_is_too_long_for_minilm_is_cut_and_that_is_said_once(capsys):
-    embedder = rewards.MiniLM(8)
+    embedder = embedders.MiniLM(8)
     one, other = embedder.rows(["red " * 20, "red " * 30])
     assert torch.equal(one, other) and embedder.cut == 2
     assert capsys.readouterr().err.count("is cut at 8 (rewards.max_tokens)") == 1
@@ -113,7 +114,7 @@ def test_a_reference_is_embedded_once(minilm, monkeypatch):
     [(["en"] * 3 + ["zh"], True), (["en", "zh"], False), (["zh", None], False)],
 )
 def test_minilm_gives_no_number_where_it_does_not_read_most_texts(languages, reads, capsys):
-    found = rewards.read_by("minilm", languages, PARAMS)
+    found = embedders.read_by("minilm", languages, PARAMS)
     said = capsys.readouterr().err
     assert (found is not None) == reads
     assert ("the semantic reward is unavailable" in said) != reads
@@ -122,10 +123,10 @@ def test_minilm_gives_no_number_where_it_does_not_read_most_texts(languages, rea
 
 
 def test_no_embedder_is_no_reward_and_another_name_is_one_sentence():
-    assert rewards.read_by("none", ["en"], PARAMS) is None
+    assert embedders.read_by("none", ["en"], PARAMS) is None
     for name in ("glm", "openai:", "openai"):
         with pytest.raises(WrongInput, match="give minilm, openai:MODEL or none"):
-            rewards.read_by(name, ["en"], PARAMS)
+            embedders.read_by(name, ["en"], PARAMS)
 
 
 def vector(text: str) -> list[float]:
@@ -137,9 +138,9 @@ def embedded(body, _) -> tuple:
     return 200, {}, {"object": "list", "model": body["model"], "data": rows[::-1]}
 
 
-def served(**changes) -> rewards.Embedder:
+def served(**changes) -> embedders.Embedder:
     server = Server(**(SERVER.__dict__ | changes))
-    return rewards.read_by("openai:glm", ["zh"], Params(max_tokens=32, openai=server))
+    return embedders.read_by("openai:glm", ["zh"], Params(max_tokens=32, openai=server))
 
 
 def fault(*texts: str, **changes) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.shared.core import schemas
 from stages.shared.data import image_store
-from stages.shared.metrics import rewards
+from stages.shared.similarity import embedders
 
 SLOTS = {
     "topic": {"goal": {"cake": ["the perfect cake"], "song": ["the forgotten tune"]}},
@@ -29,8 +29,8 @@ CEILINGS = {
         ("both", 1.0, 1.0, 1.0),
     ]
 }
-READING = rewards.Params(
-    max_tokens=64, openai=rewards.Server(batch=1, concurrency=1, retries=0, timeout=1.0)
+READING = embedders.Params(
+    max_tokens=64, openai=embedders.Server(batch=1, concurrency=1, retries=0, timeout=1.0)
 )
 ARTICLES = [("a", "test"), ("b", "test"), ("c", "test"), ("v", "validation")]
 PLACES = {0: "beach", 1: "city"}

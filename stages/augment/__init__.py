@@ -1,1 +1,0 @@
-"""Paraphrases of memes, and a picture of its own for each."""

@@ -86,9 +86,9 @@ class Meaning:
 
     def cosines(self, original: str, texts: list[str]) -> list[float]:
         if self.embedder is None:
-            from stages.shared.metrics import rewards
+            from stages.shared.similarity import embedders
 
-            self.embedder = rewards.MiniLM(self.max_tokens)
+            self.embedder = embedders.MiniLM(self.max_tokens)
         of_original, *rows = self.embedder.rows([original, *texts])
         return [float((of_original * row).sum()) for row in rows]
 

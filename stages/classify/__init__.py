@@ -1,1 +1,0 @@
-"""What trained readers label: one file a paper beside the stage."""

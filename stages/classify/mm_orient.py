@@ -18,7 +18,7 @@ from stages.models.mm_orient.dataset import UNJUDGED, Memes
 from stages.shared.core import schemas
 from stages.shared.core.config import load
 from stages.shared.features import store as feature_store
-from stages.shared.metrics.text import evenly
+from stages.shared.metrics.common import evenly
 from stages.shared.torch_setup.devices import inference
 
 TABLES = {"labels": schemas.LABELS, "behaviour": schemas.BEHAVIOUR, "looks": schemas.LOOKS}

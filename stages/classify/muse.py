@@ -22,7 +22,7 @@ from stages.models.muse.dataset import Labelled
 from stages.shared.core import schemas
 from stages.shared.core.config import load
 from stages.shared.features import store as feature_store
-from stages.shared.metrics.text import evenly
+from stages.shared.metrics.common import evenly
 from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import to_device
 

@@ -22,18 +22,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.evaluate import reward_gains, text_scores
+from stages.evaluate import reward_gains, text_metrics, text_scores
+from stages.evaluate.text_metrics import Score, Tokenizer
 from stages.shared.core import schemas
 from stages.shared.core.config import load
 from stages.shared.metrics import attention, diagnostics
-from stages.shared.metrics import text as text_metrics
+from stages.shared.metrics.common import (
+    PHASES,
+    beside_ceiling,
+    clustered_standard_error,
+    flat,
+    plain,
+    skill,
+)
 from stages.shared.metrics.diagnostics import Traces
 from stages.shared.metrics.grounding import Slots, load_slots, load_truth, score, total
-from stages.shared.metrics.rewards import Embedder, read_by
-from stages.shared.metrics.rewards import Params as Reading
-from stages.shared.metrics.text import PHASES, Score, Tokenizer, flat, plain
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import WrongInput, output, stage
+from stages.shared.similarity.embedders import Embedder, read_by
+from stages.shared.similarity.embedders import Params as Reading
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def read_truth(ingest: Path) -> Truth | None:
 def grounding_summary(grounding: list[dict[str, int]], rows: list[dict]) -> dict[str, Any]:
     """Mean over the items, in total and by slot; standard error clustered by record."""
     totals = [total(item) for item in grounding]
-    error = text_metrics.clustered_standard_error(totals, [row["record"] for row in rows])
+    error = clustered_standard_error(totals, [row["record"] for row in rows])
     slots = dict.fromkeys(slot for item in grounding for slot in item)
     by_slot = {slot: fmean(item[slot] for item in grounding if slot in item) for slot in slots}
     return {"total": fmean(totals), "standard_error": error, "by_slot": by_slot}
@@ -105,7 +112,7 @@ def beside_ceilings(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dic
     realised = {inputs: ceiling["realised"]["total"] for inputs, ceiling in ceilings.items()}
     value, error = grounding["total"], grounding["standard_error"]
     if "topic" in realised:
-        return {"skill": text_metrics.skill(value, error, realised)}
+        return {"skill": skill(value, error, realised)}
     if not realised:
         return {}
     best = realised["picture"]
@@ -119,7 +126,7 @@ def single_modality(
     value, error = grounding["total"], grounding["standard_error"]
     ceiling = ceilings["realised"]["total"]
     bounds = params.ceiling_below, params.ceiling_above
-    return {"grounding": value} | text_metrics.beside_ceiling(value, error, ceiling, *bounds)
+    return {"grounding": value} | beside_ceiling(value, error, ceiling, *bounds)
 
 
 def item_rows(

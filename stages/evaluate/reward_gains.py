@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from stages.shared.metrics import rewards
-from stages.shared.metrics import text as text_metrics
-from stages.shared.metrics.rewards import Embedder
+from stages.shared.metrics.common import clustered_standard_error, evenly
+from stages.shared.similarity import embedders
+from stages.shared.similarity.embedders import Embedder
 
 Key = tuple  # the record, and what else tells one value of it from another
 REWARDS = {  # name -> what measures it
@@ -34,10 +34,10 @@ def articles(rows: list[dict], at_most: int) -> list[dict]:
         {
             "record": record,
             "language": chunks[0]["language"],
-            "text": rewards.article([chunk["text"] for chunk in chunks]),
-            "references": rewards.article_references(chunks),
+            "text": embedders.article([chunk["text"] for chunk in chunks]),
+            "references": embedders.article_references(chunks),
         }
-        for record, chunks in map(records.__getitem__, text_metrics.evenly(len(records), at_most))
+        for record, chunks in map(records.__getitem__, evenly(len(records), at_most))
     ]
 
 
@@ -47,12 +47,12 @@ def rewarded(written: list[dict], embedder: Embedder | None) -> list[dict]:
     found = {}
     if read:
         texts, references = [one["text"] for one in read], [one["references"] for one in read]
-        cosines = rewards.semantic(embedder, texts, references)
+        cosines = embedders.cosine_similarity(embedder, texts, references)
         found = dict(zip((one["record"] for one in read), cosines, strict=True))
     return [
         {
             "record": one["record"],
-            "literal": rewards.literal(one["text"], one["references"], raw=False),
+            "literal": embedders.levenshtein_similarity(one["text"], one["references"]),
             "semantic": found.get(one["record"]),
         }
         for one in written
@@ -76,7 +76,7 @@ def gain(before: Mapping[Key, float], after: Mapping[Key, float]) -> dict[str, f
     """Mean of after - before over what has both, with standard error clustered by record."""
     both = [key for key in after if key in before]
     differences = [after[key] - before[key] for key in both]
-    error = text_metrics.clustered_standard_error(differences, [key[0] for key in both])
+    error = clustered_standard_error(differences, [key[0] for key in both])
     return {"value": fmean(differences), "standard_error": error}
 
 

@@ -6,8 +6,9 @@ that the field uses: the first of a language gives the main figures, each furthe
 
 from typing import Any
 
-from stages.shared.metrics import text as text_metrics
-from stages.shared.metrics.text import Item, Score, Tokenizer, tokenise
+from stages.evaluate import text_metrics
+from stages.evaluate.text_metrics import Item, Score, Tokenizer, tokenise
+from stages.shared.metrics.common import evenly
 
 Rows = list[dict]  # of PREDICTIONS
 ANY_LANGUAGE: Tokenizer = "words"  # the rule for languages that name none
@@ -60,7 +61,7 @@ def by_tokens(rows: Rows, tokenizers: dict[str, Tokenizer], seconds: float) -> d
 
 def bert_score(rows: Rows, at_most: int) -> Score:
     """BERTScore of at most so many rows, evenly spaced; the other rows are not measured."""
-    chosen = text_metrics.evenly(len(rows), at_most)
+    chosen = evenly(len(rows), at_most)
     some = text_metrics.bert_score(
         [rows[i]["text"] for i in chosen],
         [rows[i]["references"] for i in chosen],

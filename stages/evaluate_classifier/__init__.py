@@ -1,1 +1,0 @@
-"""How well they labelled: one file a paper beside the stage."""

@@ -27,7 +27,7 @@ from types import ModuleType
 from stages.evaluate_classifier.common import Params, read_ceilings
 from stages.shared.core import schemas
 from stages.shared.core.config import load
-from stages.shared.metrics.text import flat, plain
+from stages.shared.metrics.common import flat, plain
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import output, stage
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.shared.core import schemas
 from stages.shared.metrics import classification as classification_metrics
-from stages.shared.metrics import text as text_metrics
+from stages.shared.metrics.common import beside_ceiling
 from stages.shared.runtime.stage import WrongInput
 
 Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
@@ -54,9 +54,7 @@ def single_modality(
     if ceiling is None:
         return {"value": value, "standard_error": error}
     bounds = params.ceiling_below, params.ceiling_above
-    return {"value": value} | text_metrics.beside_ceiling(
-        value, error, ceiling["realised"], *bounds
-    )
+    return {"value": value} | beside_ceiling(value, error, ceiling["realised"], *bounds)
 
 
 def label_counts(row: dict) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.evaluate_classifier.common import Params, label_counts, single_modality, task_figures
 from stages.shared.core import schemas
-from stages.shared.metrics import text as text_metrics
+from stages.shared.metrics.common import beside_ceiling, clustered_standard_error, skill
 from stages.shared.runtime.stage import WrongInput
 
 Rows = list[dict]
@@ -48,8 +48,8 @@ def figures_of_split(by_task: dict[str, Rows], ceilings: dict, params: Params) -
         if known := ceilings.get(task):
             score = tasks[task]["score"]
             realised = {inputs: values["realised"] for inputs, values in known.items()}
-            skill = text_metrics.skill(score["value"], score["standard_error"], realised)
-            tasks[task] |= {"ceilings": known, "skill": skill}
+            of_task = skill(score["value"], score["standard_error"], realised)
+            tasks[task] |= {"ceilings": known, "skill": of_task}
     records = {row["record"] for rows in by_task.values() for row in rows}
     result = {"items": len(records), "score": mean_score(by_task)}
     result |= {
@@ -83,7 +83,7 @@ def error_of(by_task: dict[str, Rows], room: dict[str, float]) -> float:
         scale = total / (len(by_task) * len(rows) * room.get(task, 1.0))
         values += [(right(row) - mean) * scale for row in rows]
         records += [row["record"] for row in rows]
-    return text_metrics.clustered_standard_error(values, records)
+    return clustered_standard_error(values, records)
 
 
 def mean_skill(by_task: dict[str, Rows], tasks: dict[str, Any]) -> dict[str, float]:
@@ -120,7 +120,7 @@ def alone(by_task: dict[str, Rows], ceilings: dict, inputs: str, params: Params)
     if all(task in ceilings for task in tasks):
         ceiling = fmean(ceilings[task][inputs]["realised"] for task in tasks)
         bounds = params.ceiling_below, params.ceiling_above
-        found |= text_metrics.beside_ceiling(value, error, ceiling, *bounds)
+        found |= beside_ceiling(value, error, ceiling, *bounds)
     return found | {"tasks": tasks}
 
 

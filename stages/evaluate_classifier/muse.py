@@ -18,8 +18,8 @@ from stages.evaluate_classifier.common import (
 )
 from stages.shared.core import schemas
 from stages.shared.metrics import classification as classification_metrics
-from stages.shared.metrics import text as text_metrics
 from stages.shared.metrics.alignment import closeness
+from stages.shared.metrics.common import clustered_standard_error, skill
 from stages.shared.runtime.stage import WrongInput
 
 REGULARISERS = ["caption_nats", "drawing_bits"]
@@ -71,7 +71,7 @@ def figures_of_split(
         score = result["score"]
         realised = {inputs: values["realised"] for inputs, values in ceilings.items()}
         result["ceilings"] = ceilings
-        result["skill"] = text_metrics.skill(score["value"], score["standard_error"], realised)
+        result["skill"] = skill(score["value"], score["standard_error"], realised)
     regularised = [row for row in labels.regularised if row["split"] == split]
     return result | {"regularisers": regularisers(regularised)}
 
@@ -88,7 +88,7 @@ def regularisers(rows: list[dict]) -> dict[str, Any]:
         known = [row for row in rows if row[name] is not None]
         if known:
             values, records = [row[name] for row in known], [row["record"] for row in known]
-            error = text_metrics.clustered_standard_error(values, records)
+            error = clustered_standard_error(values, records)
             mean = {"value": fmean(values), "standard_error": error}
             result[name] = {"items": len(known), **mean}
     return result

@@ -1,1 +1,0 @@
-"""The page that shows what ran: a module a section."""

@@ -1,1 +1,0 @@
-"""A model fitted to labels: one file a paper beside the stage."""

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from stages.models.muse.checkpoint import network
+from stages.shared.backbones.classifier import network
 from stages.shared.core.config import load
 from stages.shared.data import history
 from stages.shared.runtime import tracking

@@ -1,1 +1,0 @@
-"""A model taught what readers prefer: one file a paper beside the stage."""

@@ -1,7 +1,7 @@
 """PolishPPO, the preference phase of TIPPo: texts are drawn, rewarded, made more or less likely.
 
 One iteration: `rollouts` texts are drawn for each of `batch` articles; G_m weighs their two rewards
-(stages/shared/metrics/rewards.py), and how far a text's return lies from those it is compared with is its
+(stages/models/tippo/rewards.py), and how far a text's return lies from those it is compared with is its
 advantage (eq. 6): the last `window` iterations, as in the paper, or the other texts about its
 article. Then `epochs` steps of the optimizer, each over all of these texts, follow PPO's clipped
 objective and are held to the SFT model. m counts iterations from 1; where the past is what they are
@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.models.tippo import rewards
 from stages.models.tippo.model import (
     EPSILON,
     Preference,
@@ -45,8 +46,8 @@ from stages.shared.core.config import load
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation import generator as generators
-from stages.shared.metrics import rewards
 from stages.shared.runtime.stage import WrongInput
+from stages.shared.similarity import embedders
 from stages.shared.torch_setup.devices import inference
 from stages.shared.training.loop import (
     Batch,
@@ -66,17 +67,17 @@ READ_AT_ONCE = 32  # texts
 class Rewarded:
     """Items with what a text about each of them earns."""
 
-    def __init__(self, items, embedder: rewards.Embedder | None, raw: bool):
+    def __init__(self, items, embedder: embedders.Embedder | None, raw: bool):
         self.items, self.embedder, self.raw = items, embedder, raw
         chunks = map(items.chunks_of, range(len(items)))
-        self.references = [rewards.article_references(of_item) for of_item in chunks]
+        self.references = [embedders.article_references(of_item) for of_item in chunks]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def rewards(self, indices: list[int], texts: list[list[str]]) -> dict[str, Tensor]:
         """Of one text a chunk of each item: literal (B,), and semantic (B,) where it is known."""
-        written = list(map(rewards.article, texts))
+        written = list(map(embedders.article, texts))
         references = [self.references[index] for index in indices]
         pairs = zip(written, references, strict=True)
         found = {"literal": [rewards.literal(text, of, self.raw) for text, of in pairs]}
@@ -303,7 +304,7 @@ def validation(polish: Polish, watched: Rewarded, score: Score):
         polish.earned = polish.earned or earned
         loss = -sure_gain(earned, polish.earned, polish.numbers.margin)
         metrics["watch"] = mean_score(watched.items, indices, texts, score)
-        characters = [len(rewards.article(paragraphs)) for paragraphs in texts]
+        characters = [len(embedders.article(paragraphs)) for paragraphs in texts]
         metrics["characters"] = sum(characters) / len(characters)
         polish.start = metrics | polish.start
         reason = collapse(
@@ -338,9 +339,9 @@ def train(
     """The steps of the phase; `writer` is left with its best weights."""
     ingest, _, chunk_folder, feature_folder, _ = folders
     cached = feature_store.read(feature_folder, chunk_folder / "features")
-    numbers, limits = generators.preference(run), load(rewards.Params, "rewards")
+    numbers, limits = generators.preference(run), load(embedders.Params, "rewards")
     rows = chunk_dataset.training_chunks(chunk_folder)
-    embedder = rewards.read_by(numbers.semantic, [row["language"] for row in rows], limits)
+    embedder = embedders.read_by(numbers.semantic, [row["language"] for row in rows], limits)
 
     def rewarded(rows: list[dict]) -> Rewarded:
         read = [row for row in rows if embedder is None or embedder.reads(row["language"])]

@@ -21,7 +21,9 @@ from stages.models.mm_orient import dataset as meme_dataset
 from stages.models.mm_orient import text_features
 from stages.models.mm_orient.dataset import Memes, Pictures, Tasks, Texts
 from stages.models.mm_orient.region_features import RegionReader
-from stages.models.muse.checkpoint import (
+from stages.shared.backbones import bert, resnet
+from stages.shared.backbones.bert import TextEncoder
+from stages.shared.backbones.classifier import (
     PATCHES,
     TEXT_ENCODER,
     check_language,
@@ -29,8 +31,6 @@ from stages.models.muse.checkpoint import (
     parameters,
     read_config,
 )
-from stages.shared.backbones import bert, resnet
-from stages.shared.backbones.bert import TextEncoder
 from stages.shared.core.config import at_least, fill
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features

@@ -28,21 +28,24 @@ from stages.models.muse.dataset import (
 from stages.models.muse.patch_pooling import PatchCells
 from stages.models.muse.show_attend_tell import Vocabulary
 from stages.shared.backbones import bert, resnet
+from stages.shared.backbones.classifier import (
+    PATCHES,
+    TEXT_ENCODER,
+    check_language,
+    network,
+    parameters,
+    read_config,
+)
 from stages.shared.backbones.resnet import ResNet
-from stages.shared.core.config import at_least, fill, load
+from stages.shared.core.config import at_least, fill
 from stages.shared.data import image_store
-from stages.shared.data.records import UNKNOWN
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
 from stages.shared.modeling.registry import paper
 from stages.shared.modeling.state_dict import unique
-from stages.shared.pretrained import minilm
 from stages.shared.runtime.stage import WrongInput
 from stages.shared.torch_setup.devices import device
 from stages.shared.training.loop import Schedule
-
-PATCHES = "patches"  # the picture encoder that embed ran
-TEXT_ENCODER = "text_encoder"  # folder within that of a model
 
 
 @dataclass(frozen=True)
@@ -118,27 +121,6 @@ def rates(run: Run) -> dict[str, float]:
     }
 
 
-def network(run: Run):
-    """The numbers of a run's model that its weights depend on."""
-    return load(paper(run.model).Network, "models", run.model, "network")
-
-
-def check_language(run: Run, rows: list[dict]) -> None:
-    """Raises WrongInput if MiniLM is to read texts that are not English in their majority.
-
-    A language that nobody could tell may be English. Of a BERT by name nobody knows what it reads.
-    """
-    read = {*minilm.LANGUAGES, UNKNOWN}
-    share = sum(row["language"] in read for row in rows) / len(rows)
-    if run.text.encoder == bert.MINILM and share <= 0.5:
-        raise WrongInput(
-            f"params.yaml: text.encoder of the readers of {run.corpus} is minilm, which reads "
-            f"English, as {share:.0%} of the train texts are: name a BERT of their language "
-            "(google-bert/bert-base-multilingual-cased reads 104, google-bert/bert-base-chinese "
-            "Chinese)"
-        )
-
-
 def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader:
     """A new reader for a corpus, whose train rows give the labels and the words of captions.
 
@@ -195,14 +177,6 @@ def image_encoder(picture: Picture, patches: tuple[int, int]) -> ResNet | PatchC
     return ResNet(picture.encoder, picture.weights, picture.grid)
 
 
-def parameters(model: torch.nn.Module) -> dict[str, int]:
-    """How many numbers are trained, and how many are not. (Who restores a model cannot tell.)"""
-    counts = {"trained": 0, "frozen": 0}
-    for weight in model.parameters():
-        counts["trained" if weight.requires_grad else "frozen"] += weight.numel()
-    return counts
-
-
 def _reader(module: ModuleType, model: torch.nn.Module, config: dict) -> Reader:
     sizes, picture = model.network, fill(Picture, config["picture"], "config.json")
     coding = Coding(
@@ -231,14 +205,6 @@ def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """The weights that the folder must hold: not those of an installed package."""
     left_out = {f"text_encoder.{name}" for name in model.text_encoder.unsaved()}
     return {name: value for name, value in unique(model).items() if name not in left_out}
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a trained folder. Raises WrongInput if it is not there."""
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise WrongInput(f"{folder} holds no trained model: run `dvc repro`") from None
 
 
 def restore(folder: Path) -> Reader:

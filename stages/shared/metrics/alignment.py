@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.shared.metrics.text import clustered_standard_error
+from stages.shared.metrics.common import clustered_standard_error
 
 WHERE = ["before", "after"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Tokens
 
-from stages.shared.metrics.text import clustered_standard_error
+from stages.shared.metrics.common import clustered_standard_error
 
 Entity = tuple[str, int, int]  # type, first word, the word behind its last
 Pair = tuple[set[Entity], set[Entity]]  # gold and predicted entities of an item

@@ -13,7 +13,7 @@ import numpy as np
 
 from stages.shared.core import schemas
 from stages.shared.metrics import attention, grounding
-from stages.shared.metrics import text as text_metrics
+from stages.shared.metrics.common import clustered_standard_error
 from stages.shared.metrics.grounding import Slots
 
 Key = tuple[str, int]  # record, position
@@ -118,7 +118,7 @@ def object_attention(
         "mass": mass,
         "area": area,
         "ratio": mass / area,
-        "standard_error": text_metrics.clustered_standard_error(masses, records),
+        "standard_error": clustered_standard_error(masses, records),
         "items": len(masses),
     }
 

@@ -1,15 +1,9 @@
-"""What PolishPPO of TIPPo rewards in a written text: its letters and its meaning.
+"""How similar a generated text is to its references, in letters and in meaning.
 
-    R_literal  = 1 - LD(Y, y)              eq. 7   literal
-    R_semantic = cos(emb_Y, emb_y)         eq. 8   semantic
-
-Y a reference, y what was written; of several references the best counts, in each reward by itself.
-The text of an article is its paragraphs joined by line breaks.
-
-Where the paper is silent: LD of characters is divided by the longer length, or the reward of a long
-text would be a large negative number (`raw`: the equation as it stands); emb is that of MiniLM, on
-this machine, or of a model behind an OpenAI-compatible server (the paper's is GLM's); an empty text
-means nothing, its cosine is 0. No number is given for a text in a language that emb does not read.
+Of several references the best counts. The text of an article is its paragraphs joined by line
+breaks. Embeddings come from MiniLM, on this machine, or from a model behind an OpenAI-compatible
+server. An empty text has no meaning: its cosine is 0. No number is given for a text in a language
+that the embedder does not read.
 """
 
 import asyncio
@@ -71,10 +65,8 @@ def article_references(chunks: Sequence[dict]) -> list[str]:
     return list(map(article, zip(*(chunk["references"] for chunk in chunks), strict=False)))
 
 
-def literal(written: str, references: Sequence[str], raw: bool) -> float:
-    """R_literal (eq. 7): 1 - LD / max(|Y|, |y|) in [0, 1], or with `raw` 1 - LD, below 1."""
-    if raw:
-        return 1.0 - min(Levenshtein.distance(written, text) for text in references)
+def levenshtein_similarity(written: str, references: Sequence[str]) -> float:
+    """1 - distance / length of the longer text, in characters, in [0, 1]."""
     return max(Levenshtein.normalized_similarity(written, text) for text in references)
 
 
@@ -110,10 +102,10 @@ class Embedder(ABC):
         """Texts with words, each once -> (B, D), float32 on the CPU"""
 
 
-def semantic(
+def cosine_similarity(
     embedder: Embedder, written: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """R_semantic (eq. 8) of each text, in [-1, 1]."""
+    """Cosine of the embeddings of each text and its closest reference, in [-1, 1]."""
     rows = embedder.rows(written)
     best = []
     for row, texts in zip(rows, references, strict=True):
