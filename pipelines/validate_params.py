@@ -29,9 +29,9 @@ from stages.shared.data import parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.generation import decoders
 from stages.shared.generation import generator as generators
-from stages.shared.similarity import embedders
 from stages.shared.modeling import registry
 from stages.shared.runtime.stage import WrongInput, stage
+from stages.shared.similarity import embedders
 from stages.shared.training import loop as training_loop
 
 

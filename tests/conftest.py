@@ -1,9 +1,7 @@
 """Every test has the project as current folder, a tracking store and a work folder of its own."""
 
 import os
-import shutil
 import signal
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import stages  # noqa: F401  telemetry and hubs are off before a library is imported
-
-ROOT = Path(__file__).parents[1]
+from tests.support.project_files import ROOT, clone
 
 # A server of the developer must not hear of tests; a parent run must not adopt theirs.
 for name in ["PREFECT_API_URL", "POLYMUSE_PARENT_RUN", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT"]:
@@ -50,39 +47,21 @@ def workspace(tmp_path: Path) -> Path:
     return clone(tmp_path)
 
 
-def clone(parent: Path) -> Path:
-    """Copy the project as it stands, edits that are not committed included, into `parent`."""
-    folder = parent / "project"
-    for name in files():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    for command in [["init", "-q"], ["add", "-A"]]:
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
-
-
-def files() -> list[Path]:
-    """What git tracks, or would: paths from the project's root."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return sorted(path for name in listed.split("\0") if (path := Path(name)).is_file() and name)
-
-
 @pytest.fixture(scope="session")
 def trained_readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which both readers are trained; a test that edits its files puts them back."""
-    from tests import labellers
+    from tests.support import trained_muse_project
 
     place = tmp_path_factory.mktemp("label") / "project"
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        return labellers.project(place, patch)
+        return trained_muse_project.project(place, patch)
 
 
 @pytest.fixture
 def serve(monkeypatch):
     """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""
-    from tests.chat_server import serving
+    from tests.support.fake_chat_api import serving
 
     with ExitStack() as open_until_then:
 

@@ -1,0 +1,245 @@
+"""Memes as rows of any table, whose columns and labels params name."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from stages.datasets.table import Task, judged
+from stages.ingest import __main__ as ingest
+from stages.shared.runtime.stage import WrongInput
+from tests.support.published_corpus import PARAMS, paint, survives_any_bytes, take
+
+HEADER = ["Name", "Words", "Level", "Mood"]
+COLUMNS = {"image": "Name", "text": "Words", "id": None, "split": None, "language": None}
+LEVEL = {"column": "Level", "labels": {"non-off": "not_offensive", "off": "offensive"}}
+MOOD = {"column": "Mood", "labels": {1: "glad", 0: "sad", "yes": "glad"}}
+TASKS = {"offensive": LEVEL | {"otherwise": None}, "mood": MOOD | {"otherwise": None}}
+MAP = {"columns": COLUMNS, "tasks": TASKS, "suffix": ".png"}
+
+
+def row(number):
+    return [f"m{number}", f"the words of number {number}", "off", "1"]
+
+
+def write(path, rows, header=HEADER, delimiter=","):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture
+def taken(tmp_path, monkeypatch):
+    """taken(*rows): records and rejects of a table of ten rows with pictures, and these."""
+
+    def run(*rows, file="memes.csv", delimiter=",", **changes):
+        source = tmp_path / "table"
+        write(source / file, [*map(row, range(10)), *rows], delimiter=delimiter)
+        for number in range(20):
+            paint(source / "images" / f"m{number}.png", number)
+        return take(tmp_path, monkeypatch, "table", "memes", source, **MAP | changes)
+
+    return run
+
+
+def labels(record):
+    return {one["task"]: one["label"] for one in record["labels"]}
+
+
+def written(tmp_path, name):
+    return json.loads((tmp_path / "project" / "taken" / name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("file", "delimiter"), [("memes.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")]
+)
+def test_params_say_what_the_columns_hold(taken, tmp_path, file, delimiter):
+    records, rejected = taken(file=file, delimiter=delimiter)
+    assert rejected == [] and len(records) == len({one["image"] for one in records}) == 10
+    assert records[2]["text"] == "the words of number 2" and records[2]["source"] == f"{file}:4"
+    assert labels(records[2]) == {"offensive": "offensive", "mood": "glad"}
+    tasks = {"offensive": ["not_offensive", "offensive"], "mood": ["glad", "sad"]}
+    assert written(tmp_path, "tasks.json") == tasks
+
+
+def test_an_empty_cell_is_a_task_that_nobody_judged(taken):
+    records, rejected = taken(["m10", "a", "", " "], ["m11", "b", "non-off", ""])
+    assert rejected == []
+    assert [labels(one) for one in records[10:]] == [{}, {"offensive": "not_offensive"}]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (["m10", "a", "Off", "1"], "unknown label: 'Off' is none of non-off, off (offensive)"),
+        (["m10", "a", "off", "2"], "unknown label: '2' is none of 1, 0, yes (mood)"),
+        (["m10", "a", "off"], "wrong count: 3 cells under 4 columns"),
+        (["m10", "a\0", "off", "1"], "undecodable line: not utf-8"),
+        (["m3", "other", "off", "1"], "duplicate id: 'm3' stands at memes.csv:5 too"),
+        (["", "the words of number 3", "off", "1"], None),
+        (["m99", " ", "off", "1"], "empty text: the meme has none, and no picture of use"),
+        (["../../m1", "", "off", "1"], "empty text: the meme has none, and no picture of use"),
+    ],
+)
+def test_a_row_of_no_use_is_rejected_and_says_why(taken, cells, reason):
+    records, rejected = taken(cells)
+    found = [said for place, said in rejected if place == "memes.csv:12"]
+    assert found[-1:] == ([reason] if reason else []) and len(records) == 10 + (reason is None)
+
+
+def test_a_picture_that_is_missing_or_outside_leaves_the_words(taken):
+    records, rejected = taken(["m99", "a", "off", "1"], ["../../x", "b", "off", "1"])
+    assert [said.split(" (")[0] for _, said in rejected] == [
+        "missing image: m99.png",
+        "path leaves the folder: ../../x.png",
+    ]
+    assert [one["image"] for one in records[10:]] == [None, None]
+
+
+def test_id_split_and_language_may_have_columns(taken, tmp_path):
+    header = [*HEADER, "Key", "Part", "Tongue"]
+    rows = [
+        [*row(n), f"0{n}", part, "pt_BR"] for n, part in enumerate(["train", "DEV", "test", ""])
+    ]
+    columns = COLUMNS | {"id": "Key", "split": "Part", "language": "Tongue"}
+    taken()
+    write(tmp_path / "table" / "memes.csv", [*rows, [*row(4), "01", "train", ""]], header)
+    write(tmp_path / "table" / "more.csv", [[*row(5), "5", "all", ""]], header)
+    with pytest.MonkeyPatch.context() as patch:
+        about = (tmp_path, patch, "table", "memes", tmp_path / "table")
+        records, rejected = take(*about, **MAP | {"columns": columns})
+    assert [one["split"] for one in records[:3]] == ["train", "validation", "test"]
+    assert len(records) == 4 and {one["language"] for one in records} == {"pt"}
+    known = "train, validation, test, val, dev, valid"
+    assert rejected == [
+        ("memes.csv:6", "duplicate id: '01' stands at memes.csv:3 too"),
+        ("more.csv:2", f"wrong field: split: 'all' is none of {known}"),
+    ]
+
+
+def test_files_may_be_the_splits_and_those_of_macos_are_none(taken, tmp_path, monkeypatch):
+    source = tmp_path / "table"
+    taken(file="train.csv")
+    write(source / "val.csv", [row(10)])
+    (source / "test.jsonl").write_text(json.dumps(dict(zip(HEADER, row(11), strict=True))))
+    (source / "._val.csv").write_bytes(b"\0\5\x16\7")
+    records, rejected = take(tmp_path, monkeypatch, "table", "memes", source, **MAP)
+    assert rejected == []
+    assert [one["split"] for one in records] == ["test", *["train"] * 10, "validation"]
+
+
+def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch):
+    taken()
+    source = tmp_path / "table"
+    (source / "memes.csv").unlink()
+    rows = [
+        {"Name": "m1", "Words": "one\ntwo", "Level": "off", "Mood": 0},
+        {"Name": "m2", "Words": "b", "Level": None, "Mood": True},
+        {"Name": "m3", "Words": "c", "Level": ["x", "off"], "other": {"a": 1}},
+        {"Name": "m4", "Words": ["d"], "Level": "off"},
+        {"Name": "m5", "Words": "e", "Level": ["off", "non-off"]},
+        {"Name": "m6", "Words": "f", "Level": ["x"]},
+        {"Name": 7, "Words": None, "Mood": False},
+    ]
+    lines = [*map(json.dumps, rows), "[1]", '{"Name": ']
+    (source / "memes.jsonl").write_text("\n".join(lines))
+    paint(source / "images" / "7.png", 77)
+    mood = MOOD | {"labels": {"true": "glad", "false": "sad", 0: "sad"}, "otherwise": None}
+    tasks = {"offensive": LEVEL | {"otherwise": "not_offensive"}, "mood": mood}
+    about = (tmp_path, monkeypatch, "table", "memes", source)
+    limits = ingest.Params(**PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.5})
+    monkeypatch.setattr("tests.support.published_corpus.LIMITS", limits)
+    records, rejected = take(*about, **MAP | {"tasks": tasks})
+    assert [one["text"] for one in records] == ["one\ntwo", "b", "c", "f", ""]
+    assert [list(labels(one).values()) for one in records] == [
+        ["offensive", "sad"],
+        ["glad"],
+        ["offensive"],
+        ["not_offensive"],
+        ["sad"],
+    ]
+    assert [(place, said.split(" at ")[0]) for place, said in rejected] == [
+        ("memes.jsonl:4", "wrong field: Words: give one text, not a list"),
+        (
+            "memes.jsonl:5",
+            "contradiction: a list stands for offensive and not_offensive (offensive)",
+        ),
+        ("memes.jsonl:8", "wrong field: the line: Input should be an object"),
+        ("memes.jsonl:9", "not JSON: Invalid JSON: EOF while parsing a value"),
+    ]
+
+
+def test_a_list_that_knows_nothing_is_not_judged_or_judged_otherwise():
+    task = Task("column", {"a": "yes", "b": "yes"}, None)
+    assert judged(["c", "a", "b"], task, "t") == "yes" and judged([], task, "t") is None
+    assert judged(["c"], Task("column", {"a": "yes"}, "no"), "t") == "no"
+
+
+def test_without_tasks_memes_are_taken_in_all_the_same(taken, tmp_path):
+    records, rejected = taken(tasks={})
+    assert rejected == [] and len(records) == 10 and all(one["labels"] == [] for one in records)
+    assert written(tmp_path, "tasks.json") == {}
+
+
+def test_columns_that_are_missing_are_named_together(taken, tmp_path, monkeypatch):
+    columns = COLUMNS | {"id": "Key", "language": "Tongue"}
+    with pytest.raises(WrongInput, match=r"has no column Key, Tongue \(there: Name, Words, Level"):
+        taken(columns=columns)
+    with pytest.raises(WrongInput, match="names neither image nor text: name one of them"):
+        taken(columns=COLUMNS | {"image": None, "text": None})
+    with pytest.raises(WrongInput, match=r"holds no \*\.xml: put a table there"):
+        taken(files=["*.xml"])
+    (tmp_path / "table" / "memes.csv").unlink()
+    (tmp_path / "table" / "memes.jsonl").write_text('{"Name": "a", "Words": "b"}\n')
+    with pytest.raises(WrongInput, match=r"no column Level, Mood .*: correct formats\.table of"):
+        take(tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **MAP)
+
+
+def test_no_bytes_end_the_reading(tmp_path):
+    header = ["image", "text", "sentiment"]
+    rows = [["a", 'said, "so"\nand', "positive"]] * 5
+    path = write(tmp_path / "memes.csv", rows, header)
+    survives_any_bytes("table", "memes", tmp_path, path, path.read_bytes())
+    path.unlink()
+    good = json.dumps(dict(zip(header, rows[0], strict=True))) + "\n"
+    path = tmp_path / "memes.jsonl"
+    survives_any_bytes("table", "memes", tmp_path, path, good.encode() * 5)
+
+
+def real(name):
+    source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / name
+    return source if source.is_dir() else pytest.skip(f"POLYMUSE_REAL_DATA names no folder {name}")
+
+
+def test_real_memes_with_three_tasks_are_taken_in_by_params_alone(tmp_path, monkeypatch):
+    tasks = {
+        "sentiment": {
+            "column": "Valence",
+            "labels": {n: n for n in ("negative", "neutral", "positive")},
+        },
+        "sarcasm": {"column": "Sarcasm", "labels": {"non-sarcastic": "no", "sarcasm": "yes"}},
+        "offensive": LEVEL | {"column": "Level1"},
+    }
+    changes = {
+        "columns": COLUMNS | {"text": "Text"},
+        "tasks": {name: task | {"otherwise": None} for name, task in tasks.items()},
+    }
+    monkeypatch.setattr("tests.support.published_corpus.LIMITS", ingest.Params(**PARAMS["ingest"]))
+    records, rejected = take(tmp_path, monkeypatch, "table", "memes", real("cm_memes"), **changes)
+    assert len(records) == 179 and rejected == []
+    assert written(tmp_path, "summary.json")["labels"]["offensive"] == {
+        "train": {"not_offensive": 86, "offensive": 61},
+        "validation": {"not_offensive": 4, "offensive": 3},
+        "test": {"not_offensive": 15, "offensive": 10},
+    }
+
+
+def test_real_memes_that_nobody_judged_are_taken_in_for_inpainting(tmp_path, monkeypatch):
+    columns = PARAMS["formats"]["table"]["columns"] | {"id": "id", "split": "split"}
+    about = (tmp_path, monkeypatch, "table", "memes", real("propaganda_memes"))
+    records, rejected = take(*about, columns=columns, tasks={})
+    assert len(records) == 55 and rejected == [] and all(one["image"] for one in records)
+    assert sum("\n" in one["text"] for one in records) > 40

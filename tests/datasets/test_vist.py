@@ -1,0 +1,199 @@
+"""VIST: stories of five photos, and descriptions of single ones."""
+
+import json
+import re
+
+import pytest
+
+from stages.shared.runtime.stage import WrongInput
+from tests.support.published_corpus import paint, survives_any_bytes, take
+
+SPLITS = ["train", "val", "test"]
+SIS, DII = "story-in-sequence.json", "description-in-isolation.json"
+
+
+def sentence(story, order, photo, **more):
+    """An annotation as published: a list of one."""
+    text = f"The {order}. Sentence of {story}."
+    said = {"original_text": text, "text": text.lower().replace(".", " .")}
+    ids = {"album_id": f"a{story}", "photo_flickr_id": str(photo), "story_id": str(story)}
+    return [{**said, **ids, "worker_arranged_photo_order": order, **more}]
+
+
+def description(photo, number, **more):
+    text = f"Photo {photo}, seen {number} times."
+    return [{"original_text": text, "text": text.lower(), "photo_flickr_id": str(photo), **more}]
+
+
+def story(number, first):
+    """Five sentences, out of order as they are in the real file."""
+    return [sentence(number, order, first + order) for order in (2, 0, 1, 4, 3)]
+
+
+def write(source, end, albums=(), **annotations):
+    for number, photo in enumerate(range(100, 120)):
+        if number % 5:
+            paint(source / "images" / f"{photo}.jpg", number * 10)
+        else:
+            paint(source / "images" / SPLITS[number % 3] / f"{photo}.png", number * 10)
+    (source / end[0]).parent.mkdir(parents=True, exist_ok=True)
+    for split, rows in annotations.items():
+        content = {"images": [], "albums": list(albums), "annotations": rows}
+        (source / f"{split}.{end}").write_text(json.dumps(content))
+    return source
+
+
+STORIES = {"train": story(1, 100), "val": story(2, 105), "test": story(3, 110)}
+DESCRIPTIONS = {
+    split: [description(first + k % 3, k) for k in range(6)]
+    for split, first in {"train": 100, "val": 105, "test": 110}.items()
+}
+
+
+@pytest.fixture
+def taken(tmp_path, monkeypatch):
+    """taken(kind, split=annotations): records and rejects of a corpus with these files."""
+
+    def run(kind="articles", albums=(), files=None, **changes):
+        end = SIS if kind == "articles" else DII
+        source = write(tmp_path / "vist", end, albums, **files)
+        return take(tmp_path, monkeypatch, "vist", kind, source, **changes)
+
+    return run
+
+
+def texts(record):
+    return [block["text"] for block in record["blocks"] if block["text"]]
+
+
+def test_a_story_is_an_article_in_the_order_that_its_worker_gave(taken):
+    albums = [{"id": "a1", "title": "A fair"}, {"id": "a2", "title": None}, "broken", {"title": 5}]
+    records, rejected = taken(albums=albums, files=STORIES)
+    assert rejected == []
+    assert texts(records[0]) == [f"The {order}. Sentence of 1." for order in range(5)]
+    pictured = [bool(block["image"]) for block in records[0]["blocks"]]
+    assert pictured == [True, False] * 5
+    assert len({block["image"] for one in records for block in one["blocks"]} - {None}) == 15
+    assert [one["title"] for one in records] == ["A fair", "", ""]
+    assert [one["split"] for one in records] == ["train", "validation", "test"]
+    assert {one["language"] for one in records} == {"en"}
+    assert records[0]["source"] == f"train.{SIS}:annotations.0"
+
+
+def test_a_description_is_a_caption_and_a_photo_has_all_of_its_own(taken):
+    records, rejected = taken("captions", files=DESCRIPTIONS)
+    assert rejected == [] and len(records) == 9
+    assert records[0]["captions"] == ["Photo 100, seen 0 times.", "Photo 100, seen 3 times."]
+    assert [one["split"] for one in records] == ["train"] * 3 + ["validation"] * 3 + ["test"] * 3
+
+
+def test_params_choose_the_text_as_typed_or_in_tokens(taken):
+    records, _ = taken(files=STORIES, text="tokenised")
+    assert texts(records[0])[0] == "the 0 . sentence of 1 ."
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        ([], "wrong field: the line: List should have at least 1 item"),
+        (sentence(1, 5, 100) * 2, "wrong field: the line: List should have at most 1 item"),
+        (sentence(1, 5, 100)[0], "wrong field: the line: Input should be a valid list"),
+        (None, "wrong field: the line: "),
+        ([None], "wrong field: 0: "),
+        (sentence(1, "5", 100), "wrong field: 0.worker_arranged_photo_order: "),
+        (sentence(1, 5, 100, photo_flickr_id=None), "wrong field: 0.photo_flickr_id: "),
+        (sentence(1, 5, 100, original_text=7), "wrong field: 0.original_text: "),
+        (sentence(1, 5, 100, original_text=None), "wrong field: 0.original_text: Field required"),
+        (sentence(1, 5, 100, original_text=" \n"), "empty text: original_text"),
+        (sentence(1, 5, 100, original_text="\ud800"), "wrong field: 0.original_text: "),
+        (sentence(1, 2, 100), f"duplicate id: .* as train.{SIS}:annotations.0"),
+        (sentence(1, 5, 999), "missing image: 999.jpg"),
+        (sentence(1, 5, "../../x"), "path leaves the folder: ../../x.jpg"),
+    ],
+)
+def test_a_broken_annotation_is_rejected_and_its_story_goes_on(taken, annotation, reason):
+    records, rejected = taken(files=STORIES | {"train": [*STORIES["train"], annotation]})
+    [(place, said)] = rejected
+    assert re.match(reason, said)
+    whose = 0 if "image" in reason or "leaves" in reason else 5  # pictures are told by the story
+    assert place == f"train.{SIS}:annotations.{whose}"
+    assert len(records) == 3 and texts(records[0])[0] == "The 0. Sentence of 1."
+
+
+def test_numbers_may_stand_for_ids(taken):
+    rows = [sentence(1, order, 100 + order, story_id=1, album_id=7) for order in range(5)]
+    for order, row in enumerate(rows):
+        row[0]["photo_flickr_id"] = 100 + order
+    records, rejected = taken(albums=[{"id": 7, "title": "Seven"}], files=STORIES | {"train": rows})
+    assert rejected == [] and records[0]["title"] == "Seven" and len(texts(records[0])) == 5
+
+
+def test_stories_of_one_album_share_photos_but_no_photo_crosses_splits(taken):
+    files = STORIES | {
+        "train": story(1, 100) + story(4, 102),  # photos 102 to 106: two of them stories 1 shares
+        "val": story(2, 105),
+        "test": story(3, 110),
+    }
+    records, rejected = taken(files=files)
+    assert rejected == [
+        (f"val.{SIS}:annotations.0", f"two splits: photo 105 is in train.{SIS} too")
+    ]
+    pictures = [(one["split"], {b["image"] for b in one["blocks"]} - {None}) for one in records]
+    assert [split for split, _ in pictures] == ["train", "train", "test"]
+    assert (
+        pictures[0][1] & pictures[1][1] and not (pictures[0][1] | pictures[1][1]) & pictures[2][1]
+    )
+
+
+def test_a_described_photo_in_two_files_stays_in_the_first(taken):
+    files = DESCRIPTIONS | {"test": [*DESCRIPTIONS["test"], description(100, 9)]}
+    records, rejected = taken("captions", files=files)
+    assert rejected == [
+        (f"test.{DII}:annotations.6", f"two splits: photo 100 is in train.{DII} too")
+    ]
+    assert len(records) == 9 and "Photo 100, seen 9 times." not in records[0]["captions"]
+
+
+def test_the_same_story_in_two_files_is_one_record(taken):
+    again = [sentence(1, order, 115 + order) for order in range(5)]
+    records, rejected = taken(files=STORIES | {"test": STORIES["test"] + again})
+    place = f"train.{SIS}:annotations.0"
+    assert rejected == [(f"test.{SIS}:annotations.5", f"duplicate id: '1' stands at {place} too")]
+    assert len(records) == 3
+
+
+def test_the_files_may_lie_in_the_folder_of_their_archive(tmp_path, monkeypatch):
+    source = write(tmp_path / "vist", SIS, **STORIES)
+    (source / "sis").mkdir()
+    for split in SPLITS:
+        (source / f"{split}.{SIS}").rename(source / "sis" / f"{split}.{SIS}")
+    records, rejected = take(tmp_path, monkeypatch, "vist", "articles", source)
+    assert len(records) == 3 and rejected == []
+    with pytest.raises(WrongInput, match=f"neither train.{DII} nor dii/train.{DII}: unpack"):
+        take(tmp_path, monkeypatch, "vist", "captions", source)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "is not JSON .*: download it again"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"\xff\xfe\xff", "is not JSON"),
+        (b"[]", "holds no list of annotations"),
+        (b'{"annotations": {}}', "holds no list of annotations"),
+    ],
+)
+def test_a_file_that_is_no_vist_is_told(tmp_path, monkeypatch, content, sentence):
+    source = write(tmp_path / "vist", SIS, **STORIES)
+    (source / f"val.{SIS}").write_bytes(content)
+    with pytest.raises(WrongInput, match=f"val.{SIS} {sentence}"):
+        take(tmp_path, monkeypatch, "vist", "articles", source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end", "files"), [("articles", SIS, STORIES), ("captions", DII, DESCRIPTIONS)]
+)
+def test_no_bytes_end_the_reading(tmp_path, kind, end, files):
+    source = write(tmp_path, end, **files)
+    path = source / f"train.{end}"
+    survives_any_bytes("vist", kind, source, path, path.read_bytes())

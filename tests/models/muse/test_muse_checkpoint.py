@@ -1,0 +1,272 @@
+import json
+import shutil
+import socket
+from itertools import cycle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.models.muse import checkpoint as muse_checkpoint
+from stages.models.muse import dataset as muse_dataset
+from stages.models.muse.checkpoint import Reader
+from stages.shared.backbones import resnet
+from stages.shared.features import store as feature_store
+from stages.shared.runtime.stage import WrongInput
+from tests.support import muse_corpus
+from tests.support.muse_corpus import RUNS
+
+RESNET = {
+    "readers.muse_sentiment.picture.encoder": "resnet18",
+    "readers.muse_sentiment.picture.size": 64,
+    "readers.muse_sentiment.picture.grid": 2,
+    "readers.muse_sentiment.training.steps": 2,
+}
+MINILM = {f"readers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("tuned", 0)]}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """place(changes): a project with these values in params.yaml, which is current from then on."""
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+
+    def make(changes=None):
+        muse_corpus.project(tmp_path, changes)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """nowhere(): from then on there is no params.yaml, no encoder's folder and no network."""
+
+    def refuse(*given):
+        raise AssertionError("nobody is to be asked")
+
+    def leave():
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        shutil.rmtree(tmp_path / "bert")
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    return leave
+
+
+def decided(reader: Reader, folders, kind):
+    """What is said of the test split: labels by name and their probabilities."""
+    ingest, clean, embed = folders
+    items = reader.items(
+        muse_dataset.read_rows(clean, kind)["test"], feature_store.read(embed), ingest
+    )
+    everything = list(range(len(items)))
+    found = reader.paper.decide(reader.model, items.batch(everything))
+    return reader.names(found.labels, items, everything), found.probability
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("muse_entities", None), ("muse_sentiment", None), ("muse_sentiment", RESNET)],
+    ids=["entities", "sentiment", "resnet18"],
+)
+def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, name, changes):
+    folder, kind = place(changes), RUNS[name]
+    given = muse_corpus.write(folder, kind)
+    reader = muse_corpus.trained(name, given)
+    muse_checkpoint.save(reader, folder / "model", muse_corpus.encoder(folder))
+    wanted = decided(reader, given, kind)
+    nowhere()
+    again = muse_checkpoint.restore(folder / "model")
+    assert decided(again, given, kind) == wanted
+    assert again.config == reader.config and not again.model.training
+    copied = (folder / "model" / "encoder" / "encoder.json").exists()
+    assert copied == (changes is not RESNET)  # pixels need no encoder of patches
+
+
+def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
+    folder = place(MINILM | {"readers.muse_sentiment.training.steps": 1})
+    given = muse_corpus.write(folder, "posts")
+    reader = muse_corpus.trained("muse_sentiment", given)
+    muse_checkpoint.save(reader, folder / "model", muse_corpus.encoder(folder))
+    saved = load_file(folder / "model" / "model.safetensors")
+    assert saved and not [name for name in saved if name.startswith("text_encoder.")]
+    wanted = decided(reader, given, "posts")
+    nowhere()
+    assert decided(muse_checkpoint.restore(folder / "model"), given, "posts") == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("readers.muse_sentiment.batch", 0, "readers.muse_sentiment: batch is 0"),
+        ("readers.muse_sentiment.training.batch", 0, "muse_sentiment.training: batch is 0"),
+        ("readers.muse_sentiment.training.steps", -1, "muse_sentiment.training: steps is -1"),
+        ("readers.muse_sentiment.text.pieces", 0, "muse_sentiment.text: pieces is 0: give 1"),
+        ("readers.muse_sentiment.text.rate", -1.0, "muse_sentiment.text: rate is -1.0: give 0"),
+        ("readers.muse_sentiment.text.tuned", 9, "has 3 layers, and tuned is 9: give 0 to 3"),
+        ("readers.muse_sentiment.text.encoder", "no-such-bert", "text encoder no-such-bert could"),
+        ("readers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
+        ("readers.muse_sentiment.picture.grid", 0, "muse_sentiment.picture: grid is 0: give 1"),
+        ("readers.muse_sentiment.picture.size", 32, "picture: size is 32: give 33 or more"),
+        ("readers.muse_sentiment.picture.rate", -1.0, "picture: rate is -1.0: give 0 or more"),
+        (
+            "readers.muse_sentiment.picture.encoder",
+            "resnet19",
+            "picture.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
+        ),
+        ("models.muse.network.theta", 1.0, "models.muse.network: theta is 1.0: give 0"),
+        ("models.muse.network.captioning.at_most", 2, "network.captioning: at_most is 2: give 3"),
+        ("models.muse.network.captioning.decoder.embed", 0, "captioning.decoder: embed is 0"),
+        ("models.muse.network.drawing.items", 0, "network.drawing: items is 0: give 1"),
+        ("models.muse.network.drawing.decoder.size", 6, "drawing.decoder: size is 6, and pictures"),
+    ],
+)
+def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, said):
+    folder = place({key: value})
+    with pytest.raises(WrongInput) as wrong:
+        created(folder)
+    assert said in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> Reader:
+    """A reader before its first step; languages: of the train rows, in turn."""
+    _, clean, embed = muse_corpus.write(folder / "corpus", RUNS[name], pictures)
+    rows = muse_dataset.read_rows(clean, RUNS[name])["train"]
+    rows = [row | {"language": told} for row, told in zip(rows, cycle(languages), strict=False)]
+    task = muse_dataset.TASKS[RUNS[name]]
+    return muse_checkpoint.create(muse_corpus.run_of(name), rows, task, feature_store.read(embed))
+
+
+def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
+    monkeypatch.setattr(resnet, "_fill", lambda net, name: None)  # in the place of the download
+    folder = place(RESNET | {"readers.muse_sentiment.picture.weights": "default"})
+    reader = created(folder)
+    frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
+    stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
+    assert reader.config["parameters"]["frozen"] == frozen > stem > 0
+    muse_checkpoint.save(reader, folder / "model", muse_corpus.encoder(folder))
+    again = muse_checkpoint.restore(folder / "model")
+    assert again.config["parameters"] == reader.config["parameters"]
+    every = sum(w.numel() for w in again.model.parameters())
+    assert sum(again.config["parameters"].values()) == every
+
+
+@pytest.mark.parametrize(
+    ("languages", "share"),
+    [(["zh"], "0%"), (["en", "zh"], "50%"), (["und", "ja", "zh"], "38%")],  # 3 of 8 are und
+)
+def test_texts_that_minilm_does_not_read_are_one_sentence(place, languages, share):
+    folder = place(MINILM)
+    with pytest.raises(WrongInput, match=rf"reads English, as {share} of .*: name a BERT") as wrong:
+        created(folder, languages=languages)
+    assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "languages"),
+    [(MINILM, ["en", "en", "zh"]), (MINILM, ["und"]), (None, ["zh"])],
+    ids=["mostly English", "nobody knows", "a BERT by name"],
+)
+def test_texts_that_may_be_read_are_learned_from(place, changes, languages):
+    assert created(place(changes), languages=languages).config["labels"]
+
+
+def test_the_model_fits_what_it_reads_and_says(place):
+    reader = created(place(), "muse_entities")
+    shapes = reader.config["shapes"]
+    assert (shapes["cells"], shapes["cell_width"]) == (muse_corpus.CELLS, muse_corpus.CELL_WIDTH)
+    assert shapes["labels"] == len(reader.coding.labels) == 5
+    assert shapes["text_width"] == 16 and shapes["words"] == len(reader.coding.vocabulary)
+
+
+def test_patches_are_standardised_by_those_of_the_train_split(place):
+    folder = place()
+    found = created(folder).model.image_encoder.standardise
+    _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
+    names = {row["image"] for row in muse_dataset.read_rows(clean, "posts")["train"]} - {None}
+    cached = feature_store.read(embed)
+    patches = torch.tensor(cached.patches[[cached.image_index[name] for name in names]]).float()
+    torch.testing.assert_close(found.mean, patches.flatten(0, 1).mean(0))
+    deviation = patches.flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(found.deviation, deviation + 1e-4)
+
+
+def test_a_placeholder_stands_for_a_corpus_without_any_picture(place):
+    reader = created(place(), pictures=False)
+    shapes = reader.config["shapes"]
+    assert (shapes["cells"], shapes["cell_width"]) == (4, 1)
+
+
+def test_cells_of_a_resnet_are_those_of_its_grid(place):
+    shapes = created(place(RESNET)).config["shapes"]
+    assert (shapes["cells"], shapes["cell_width"]) == (4, 512)
+
+
+def test_pretrained_weights_learn_at_rates_of_their_own(place):
+    folder = place({"readers.muse_sentiment.text.rate": 0.25})
+    rates = muse_checkpoint.rates(muse_corpus.run_of("muse_sentiment"))
+    assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
+    names = [name for name, _ in created(folder).model.named_parameters()]
+    for part in rates.keys() - {"image_encoder."}:  # patches are read by nothing that learns
+        assert any(name.startswith(part) for name in names)
+
+
+def test_words_that_were_not_read_are_outside(place):
+    folder = place()
+    reader = created(folder, "muse_entities")
+    ingest, clean, embed = (
+        folder / "corpus" / name / "tweets" for name in ("ingest", "clean", "embed")
+    )
+    items = reader.items(
+        muse_dataset.read_rows(clean, "tweets")["test"], feature_store.read(embed), ingest
+    )
+    read = [1, 2] * (muse_corpus.PIECES // 2)
+    (names,) = reader.names([read], items, [muse_corpus.LONG])
+    assert names == ["B-LOC", "I-LOC"] * (muse_corpus.PIECES // 2) + ["O"] * items.words_cut(0)
+    assert len(names) == len(items.rows[muse_corpus.LONG]["words"])
+
+
+def test_a_folder_without_a_model_is_one_sentence(tmp_path):
+    with pytest.raises(WrongInput, match="holds no trained model: run `dvc repro`"):
+        muse_checkpoint.restore(tmp_path)
+
+
+def test_weights_of_another_model_are_one_sentence(place):
+    folder = place()
+    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.encoder(folder))
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["network"]["use_drawing"] = False
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput, match="holds weights of another model"):
+        muse_checkpoint.restore(folder / "model")
+
+
+def test_a_config_that_lacks_a_number_names_its_file(place):
+    folder = place()
+    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.encoder(folder))
+    config = json.loads((folder / "model" / "config.json").read_text())
+    del config["network"]["theta"]
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput, match=r"config\.json: missing theta"):
+        muse_checkpoint.restore(folder / "model")
+
+
+def test_a_picture_that_ingest_did_not_keep_is_one_sentence(place):
+    folder = place()
+    reader = created(folder)
+    _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
+    rows = muse_dataset.read_rows(clean, "posts")["test"]
+    with pytest.raises(WrongInput, match="lacks the picture"):
+        reader.items(rows, feature_store.read(embed), folder / "elsewhere")
+
+
+def test_a_reader_is_made_the_same_for_the_same_seed(place):
+    folder = place()
+    models = []
+    for number in range(2):
+        torch.manual_seed(0)
+        models.append(created(folder / str(number)).model.state_dict())
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

@@ -1,0 +1,329 @@
+"""`polymuse label` of memes, and what MLflow serves, on a tiny reader that lies on disk."""
+
+import csv
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from pipelines import cli
+from pipelines.cli import label, label_memes
+from pipelines.cli.label_memes import SHOWN, harmless, shown, targets_of, write_table
+from pipelines.inference.meme_labeler import Label, MemeLabeller, Prepared
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
+from tests.pipelines.cli.test_cli import polymuse
+from tests.support import trained_mm_orient_project
+from tests.support.trained_mm_orient_project import NAME, TASKS, model_of, picture
+
+FIELDS = ["image", "text", "original", "text_source"]
+JUDGED = ["sentiment", "sentiment_probability", "humour", "humour_probability"]
+CAT, MONDAY = picture("WHEN THE CAT", 0), picture("MONDAY AGAIN", 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    place = tmp_path_factory.mktemp("memes") / "project"
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        return trained_mm_orient_project.project(place, patch)
+
+
+@pytest.fixture
+def place(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("POLYMUSE_HOME", str(trained / "home"))
+    return trained
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two memes, a file that is no picture of a meme, a hidden one, and another folder."""
+    found = tmp_path / "memes"
+    (found / "older").mkdir(parents=True)
+    (found / "cat.png").write_bytes(CAT)
+    (found / "Monday.PNG").write_bytes(MONDAY)
+    (found / "labels.csv").write_text("a,b\n")
+    (found / "._cat.png").write_bytes(b"of a Mac")
+    return found
+
+
+def given(text: Path | str | None, **options) -> Namespace:
+    absent = dict.fromkeys(("words", "output", "inpainted", "file", "run", "model"))
+    return Namespace(**(absent | {"image": [], "json": False} | options), text=text)
+
+
+def said(capsys, text: Path, **options) -> tuple[list[str], list[str]]:
+    """The lines on standard output and on standard error."""
+    capsys.readouterr()
+    label_memes.main(given(text, **options))
+    out, errors = capsys.readouterr()
+    return out.splitlines(), errors.splitlines()
+
+
+def told(capsys, text: Path, **options) -> list[dict]:
+    return [json.loads(line) for line in said(capsys, text, json=True, **options)[0]]
+
+
+def test_a_folder_is_shown_with_its_words_and_a_line_of_each_task(place, capsys, folder):
+    out, _ = said(capsys, folder)
+    assert out[:3] == [f"Labelling 2 pictures with {NAME}", "", "Monday.PNG: monday again"]
+    assert out[5:7] == ["", "cat.png: when the cat"] and len(out) == 9
+    for lines in (out[3:5], out[7:9]):
+        for task, line in zip(("sentiment", "humour"), lines, strict=True):
+            name, answer, probability = line.replace(",", "").split()
+            assert name == task and answer in TASKS[task]
+            assert 0 < float(probability) <= 1
+
+
+def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place, capsys, folder):
+    among = told(capsys, folder)
+    assert [one["image"] for one in among] == ["Monday.PNG", "cat.png"]
+    client = mlflow.MlflowClient(tracking.uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    models = client.search_logged_models([experiment])
+    model = max(models, key=lambda one: one.creation_timestamp)
+    address = f"models:/{model.model_id}"
+    for options in ({}, {"run": NAME}, {"model": address}, {"model": str(model_of(place))}):
+        (alone,) = told(capsys, folder / "cat.png", **options)
+        same(alone, among[1])
+    served = mlflow.pyfunc.load_model(address)
+    frame = pd.DataFrame({"text": [None, "Not: this!", "a cat"], "image": [CAT, CAT, None]})
+    found = served.predict(frame).to_dict("records")
+    same({"image": "cat.png", **found[0]}, among[1])
+    assert [one["text"] for one in found] == ["when the cat", "not this", "a cat"]
+    assert served.metadata.get_output_schema().input_names() == list(found[0])
+    assert served.predict(frame[:0]).empty
+    for row in ({"text": "a@b.org"}, {"image": b""}):
+        with pytest.raises(WrongInput, match="row 0 has neither words nor picture: give it one"):
+            served.predict(pd.DataFrame([row]))
+    with pytest.raises(WrongInput, match="row 0: text has 5001 characters"):
+        served.predict(pd.DataFrame({"text": ["a" * 5001]}))
+
+
+def same(one: dict, other: dict) -> None:
+    assert list(one) == list(other) == FIELDS + JUDGED
+    for name, value in one.items():
+        assert value == (pytest.approx(other[name], abs=1e-5) if "prob" in name else other[name])
+
+
+def test_words_of_a_picture_can_be_told(place, capsys, folder):
+    (made,) = told(capsys, folder / "cat.png", words="It's\u202e MINE")
+    assert [made[name] for name in FIELDS] == ["cat.png", "its mine", "It's MINE", "given"]
+    (read,) = told(capsys, folder / "cat.png", words=" \u200b")
+    assert (read["text"], read["text_source"]) == ("when the cat", "recognised")
+
+
+def test_what_is_shown_of_words_is_short_and_steers_no_terminal():
+    meme = Prepared("a\x1b[2J\udcff.png", "word " * 50, "", "given", None, ("paint: Odd",))
+    first, *lines = shown(meme, {"mood": Label("bad", 0.126)}).splitlines()[1:]
+    assert first.startswith("a[2J?.png: word") and first.endswith("...") and "\x1b" not in first
+    assert len(first) <= len("a[2J?.png: ") + SHOWN
+    assert lines == ["  mood  bad, 0.13", "  passed over in it: paint: Odd"]
+    silent = Prepared("a.png", "", "", "none", None, ())
+    assert shown(silent, {}) == "\na.png: (no words)"
+
+
+def test_a_table_has_a_column_of_each_task_and_its_probability(place, capsys, folder, tmp_path):
+    expected = told(capsys, folder)
+    for file in (tmp_path / "out.parquet", tmp_path / "out.CSV"):
+        for _ in range(2):  # over one of its own
+            out, _ = said(capsys, folder, output=file)
+            assert out == [f"Labelling 2 pictures with {NAME}", f"Wrote 2 rows to {file}"]
+        both = told(capsys, folder, output=file)
+        table = (pd.read_parquet if file.suffix == ".parquet" else pd.read_csv)(file)
+        assert list(table) == FIELDS + JUDGED
+        for one, row, other in zip(both, table.to_dict("records"), expected, strict=True):
+            same(row, other)
+            same(one, other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memes", "out.CSV", "out.parquet"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_cells_of_a_csv_become_no_formulas(tmp_path, start):
+    file = tmp_path / "out.csv"
+    cell = f'{start}HYPERLINK("a","b")'
+    write_table([{"image": cell, "text": "a = b", cell: 0.5}], file)
+    with file.open(encoding="utf-8", newline="") as lines:
+        assert list(csv.reader(lines)) == [
+            ["image", "text", f"'{cell}"],
+            [f"'{cell}", "a = b", "0.5"],
+        ]
+    assert harmless(-0.5) == -0.5 and harmless("") == "" and harmless("a\r=b") == "a\r=b"
+    write_table([{"image": cell}], tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"image": cell}]
+
+
+def test_pictures_are_written_without_their_words(place, capsys, folder, tmp_path):
+    Image.new("RGB", (60, 40), "red").save(folder / "plain.jpg", exif=b"Exif\0\0secret")
+    out, _ = said(capsys, folder, inpainted=tmp_path / "a/b")
+    assert out[-1] == f"Wrote 3 pictures to {tmp_path}/a/b"
+    made = {path.name: path for path in (tmp_path / "a/b").iterdir()}
+    assert sorted(made) == ["Monday.png", "cat.png", "plain.png"]
+    for name, path in made.items():
+        assert path.read_bytes().startswith(b"\x89PNG"), name
+    assert b"secret" not in made["plain.png"].read_bytes()
+    assert Image.open(made["plain.png"]).size == (60, 40)
+    assert [one["text"] for one in told(capsys, tmp_path / "a/b")] == ["", "", ""]
+
+
+def test_no_picture_is_written_over_another_one(place, capsys, folder):
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    with pytest.raises(WrongInput, match=r"cat\.png is there already, and would be lost"):
+        label_memes.main(given(folder, inpainted=folder))
+    (folder / "a.webp").write_bytes(CAT)
+    assert said(capsys, folder / "a.webp", inpainted=folder)[0][0].startswith("Labelling 1")
+    assert (folder / "a.png").exists()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_pictures_of_one_stem_keep_their_endings(tmp_path):
+    files = [Path(name) for name in ("a.jpg", "A.png", "b.png")]
+    names = [target.name for target in targets_of(tmp_path / "out", files).values()]
+    assert names == ["a.jpg.png", "A.png.png", "b.png"]
+    with pytest.raises(WrongInput, match="too alike"):
+        targets_of(tmp_path / "out", [Path(name) for name in ("a.jpg", "a.png", "a.jpg.bmp")])
+
+
+def test_a_broken_picture_of_a_folder_is_named_and_skipped(place, capsys, folder, tmp_path):
+    (folder / "broken.jpg").write_bytes(CAT[:200])
+    (folder / "text.gif").write_text("no picture")
+    options = {"output": tmp_path / "out.csv", "inpainted": tmp_path / "out"}
+    out, errors = said(capsys, folder, json=True, **options)
+    assert [json.loads(line)["image"] for line in out] == ["Monday.PNG", "cat.png"]
+    assert f"Labelling 4 pictures with {NAME}" in errors
+    skipped = [line for line in errors if line.startswith("skipped: ")]
+    assert [line.split(": ")[1] for line in skipped] == ["broken.jpg", "text.gif"]
+    assert errors[-1] == "2 of 4 pictures skipped"
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    for name in ("cat.png", "Monday.PNG"):
+        (folder / name).unlink()
+    with pytest.raises(WrongInput, match="none of its pictures can be used"):
+        label_memes.main(given(folder))
+
+
+def spoil(place: Path) -> None:
+    """Files and folders that cannot be used, and a picture that can."""
+    for name in ("empty", "words", "folder.csv"):
+        (place / name).mkdir()
+    (place / "words/notes.txt").write_text("words")
+    (place / "fine.png").write_bytes(CAT)
+    (place / "cut.png").write_bytes(CAT[:200])
+    (place / "note.txt").write_text("words")
+    (place / "mine.csv").write_text("image,label\na.png,1\n")
+    (place / "mine.parquet").write_text("none")
+    Image.new("1", (20000, 20000)).save(place / "wide.png")
+
+
+WRONG = {  # what is said -> what is named, and options; files are those of `spoil`
+    "cut.png: unreadable image": ("cut.png", {}),
+    "note.txt: unreadable image": ("note.txt", {}),
+    "larger than max_pixels": ("wide.png", {}),
+    "empty is empty: name a folder": ("empty", {}),
+    "words holds no picture: name a folder": ("words", {}),
+    "words is a folder: name a picture, or leave --text out": ("words", {"words": "a"}),
+    "--text has 5001 characters, more than read.max_char": ("fine.png", {"words": "a" * 5001}),
+    "--image and --file go with a text": ("fine.png", {"image": ["fine.png"]}),
+    "leave them out": ("fine.png", {"file": "note.txt"}),
+    "out.txt ends neither in .parquet": ("fine.png", {"output": "out.txt"}),
+    "none is no folder to write in": ("fine.png", {"output": "none/out.csv"}),
+    "mine.csv is no table of this command": ("fine.png", {"output": "mine.csv"}),
+    "mine.parquet is no table of this": ("fine.png", {"output": "mine.parquet"}),
+    "folder.csv is no table of this": ("fine.png", {"output": "folder.csv"}),
+    "--inpainted: ": ("fine.png", {"inpainted": "note.txt"}),
+    "fine.png is there already": ("fine.png", {"inpainted": ""}),
+    "no run 'nobody' among its readers": ("fine.png", {"run": "nobody"}),
+    "muse_sentiment is not trained yet": ("fine.png", {"run": "muse_sentiment"}),
+    "no trained model": ("fine.png", {"model": "nowhere"}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
+    place, tmp_path, capsys, wrong
+):
+    spoil(tmp_path)
+    name, options = WRONG[wrong]
+    for option in {"file", "output", "inpainted"} & options.keys():
+        options = options | {option: tmp_path / options[option]}
+    with pytest.raises(WrongInput) as error:
+        label_memes.main(given(tmp_path / name, **options))
+    assert wrong in str(error.value) and "\n" not in str(error.value)
+    assert "Labelling" not in capsys.readouterr().out
+
+
+OF_TEXTS = {  # what is said of a text -> it, and options of memes
+    "meme.jpg does not exist: name a picture": ("meme.jpg", {}),
+    "memes/ does not exist": ("memes/", {"words": "a"}),
+    "--text goes with memes, and nothing is no file": (None, {"words": "a"}),
+    "--output goes with memes, and the fox is no file": ("the fox", {"output": Path("a.csv")}),
+    "--inpainted goes with memes": ("the fox", {"inpainted": Path("a")}),
+    f"{NAME}/model labels memes: give it a picture": ("the fox", {"run": NAME}),
+    "muse_entities is not trained yet": ("see https://a.org/meme.jpg", {}),
+}
+
+
+@pytest.mark.parametrize("wrong", OF_TEXTS)
+def test_a_text_is_no_meme(place, wrong):
+    text, options = OF_TEXTS[wrong]
+    with pytest.raises(WrongInput) as error:
+        label.main(given(text, **options))
+    assert wrong in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_reader_of_texts_labels_no_meme(place, tmp_path):
+    config = {"labels": ["O"], "shapes": {"task": "entities"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput, match="labels texts: give it the text, and the picture with"):
+        MemeLabeller(tmp_path, "models:/mine/1")
+
+
+def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
+    assert label.first_reader(memes=True) == NAME
+    assert label.first_reader(memes=False) == "muse_entities"
+    text = (place / "params.yaml").read_text()
+    params = yaml.safe_load(text)
+    try:
+        params["readers"] = {NAME: params["readers"][NAME]}
+        (place / "params.yaml").write_text(yaml.safe_dump(params))
+        assert label.first_reader(memes=False) is None
+        del params["readers"]
+        (place / "params.yaml").write_text(yaml.safe_dump(params))
+        with pytest.raises(WrongInput, match="no reader of memes among its readers"):
+            label.first_reader(memes=True)
+    finally:
+        (place / "params.yaml").write_text(text)
+
+
+def test_what_stands_behind_label_is_a_path_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert cli._text_or_path("a.png") == tmp_path / "a.png"
+    assert cli._text_or_path(str(tmp_path)) == tmp_path
+    for text in ("", "b.png", "a" * 10_000, "a\0b", "the fox"):
+        assert cli._text_or_path(text) == text
+
+
+def test_the_command_works_from_any_folder_and_downloads_nothing(place, folder):
+    """LaMa's weights are asked for, and are not here."""
+    inner = place / "data"
+    shutil.copy(folder / "cat.png", inner / "mine.png")
+    done = polymuse(inner, "label", "mine.png", "--text", "When", "-o", "out.csv", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["text"] == "when" and (inner / "out.csv").exists()
+    text = (place / "params.yaml").read_text()
+    try:
+        (place / "params.yaml").write_text(text.replace("backend: telea", "backend: lama"))
+        done = polymuse(inner, "label", "mine.png", "--inpainted", "out")
+    finally:
+        (place / "params.yaml").write_text(text)
+    assert done.returncode == 1 and "inpaint.paint.backend is lama" in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert list((inner / "out").iterdir()) == []

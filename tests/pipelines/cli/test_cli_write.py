@@ -1,0 +1,437 @@
+"""`polymuse write`, on a tiny writer and a tiny encoder that lie on disk."""
+
+import json
+from argparse import Namespace
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from pipelines.cli import write
+from pipelines.inference import article_export
+from pipelines.inference.generator import Author, Item
+from stages import embed, train_sft
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.data import image_store
+from stages.shared.encoders import extract
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.shared.generation import generator as generators
+from stages.shared.runtime import tracking
+from stages.shared.runtime.stage import WrongInput
+from tests.pipelines.cli.test_cli import polymuse
+from tests.support import article_corpus, color_caption_corpus, tiny_diffusion, tiny_flexmuse
+from tests.support.tiny_clip import clip, photo
+
+PAGE = {"html", "head", "meta", "title", "style", "body", "article", "h1", "section"}
+PAGE |= {"figure", "img", "figcaption", "p", "footer"}
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</title></style><img src=x onerror=alert(1)>",
+    '" onload="alert(1) \' `',
+    "{{ 7 * 7 }} {% raw %}",
+    '![x](javascript:alert(1)) [a]: /b "c"',
+    "# *not* _a_ **heading** ~~x~~ | a | b |",
+    "1. a - b + c = d",
+    "&lt;b&gt; &#60; \\\\ \\",
+    "www.example.org me@example.org ftp://example.org",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project with a gallery, an encoder and a run that has been through train_sft."""
+    place = tmp_path_factory.mktemp("write") / "project"
+    place.mkdir()
+    article_corpus.project(place)
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    params["illustrate"]["diffusers"] |= {"steps": 2, "size": 16}
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
+    (place / "dvc.yaml").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("POLYMUSE_HOME", str(place / "home"))
+        clip(place / "source")
+        align = place / "data/06_align"
+        align.mkdir(parents=True)
+        huggingface_encoder.fetch(str(place / "source"), ["en"], align)
+        fill(place / "data", align)
+        run = load(generators.Run, "writers", "flexmuse")
+        folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
+        out = place / "data/09_train_sft/flexmuse"
+        train_sft.main("flexmuse", run, [*folders, align], out)
+    return place
+
+
+def fill(data: Path, align: Path) -> None:
+    """The articles of tests.support.tiny_flexmuse, a random photo a chunk, as ingest, chunk and embed leave."""
+    files = [png(photo(number)) for number in range(8)]
+    found = [image_store.inspect(content, 10**6) for content in files]
+    image_store.write(data / "01_ingest/articles/images", found, 2)
+    rows = [
+        row | {"image": found[int(row["image"])]["sha256"], "split": split, "record": record}
+        for split in ("train", "validation")
+        for row in tiny_flexmuse.rows()
+        if (record := f"{split}-{row['record']}")
+        and (split == "train") == (row["record"] != "r2")  # nothing shown in both is retrieved
+    ]
+    schemas.write(data / "05_chunk/articles/chunks.parquet", rows, schemas.CHUNKS)
+    records = [color_caption_corpus.record(row, "articles") for row in rows]
+    schemas.write(data / "02_clean/articles/records.parquet", records, schemas.CLEAN["articles"])
+    params = load(extract.Params, "embed")
+    folders = [data / "01_ingest/articles", data / "02_clean/articles", align]
+    embed.main(params, "articles", *folders, data / "07_embed/articles")
+
+
+def png(image: Image.Image) -> bytes:
+    content = BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture
+def place(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("POLYMUSE_HOME", str(trained / "home"))
+    return trained
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "harbour.png"
+    path.write_bytes(png(photo(99)))
+    return path
+
+
+def written(target: Path, **given) -> dict:
+    """article.json of what the command wrote for these options."""
+    absent = dict.fromkeys(("topic", "images", "run", "model", "backend", "seed"))
+    write.main(Namespace(**(absent | {"image": [], "output": target} | given)))
+    return json.loads((target / "article.json").read_text())
+
+
+class Tags(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_a_topic_alone_gets_pictures_of_the_training_articles(place, tmp_path):
+    made = written(tmp_path / "out", topic="a red cat")
+    assert made["title"] == "a red cat"
+    assert made["model"] == {"run": "flexmuse", "phase": "sft", "uri": None}
+    assert len(made["chunks"]) == load(write.Params, "write").images
+    for chunk in made["chunks"]:
+        assert chunk["provenance"] == "retrieve"
+        assert chunk["source"].startswith("train-r")
+        assert -1 <= chunk["similarity"] <= 1
+        assert chunk["topic_passed"] is True
+    assert len({chunk["source"] for chunk in made["chunks"]}) == len(made["chunks"])
+
+
+def test_a_picture_alone_is_written_about_without_a_title(place, tmp_path, picture):
+    made = written(tmp_path / "out", image=[picture])
+    (chunk,) = made["chunks"]
+    assert made["title"] is None and chunk["similarity"] is None and chunk["topic_passed"] is None
+    assert (chunk["provenance"], chunk["source"]) == ("given", "harbour.png")
+    assert "h1" not in [tag for tag, _ in Tags((tmp_path / "out/article.html").read_text()).tags]
+
+
+def test_given_pictures_come_first_in_their_order_and_what_is_missing_is_added(
+    place, tmp_path, picture
+):
+    other = tmp_path / "boat.png"
+    other.write_bytes(png(photo(7, 30, 30)))
+    made = written(tmp_path / "out", topic="a cat", image=[picture, other], images=3)
+    assert [chunk["source"] for chunk in made["chunks"]][:2] == ["harbour.png", "boat.png"]
+    assert [chunk["provenance"] for chunk in made["chunks"]] == ["given", "given", "retrieve"]
+    shown = [Image.open(tmp_path / "out" / chunk["picture"]).size for chunk in made["chunks"]]
+    assert shown[:2] == [(50, 40), (30, 30)]
+
+
+def test_no_pictures_make_one_text(place, tmp_path):
+    made = written(tmp_path / "out", topic="a red cat", images=0)
+    (chunk,) = made["chunks"]
+    assert chunk["picture"] is None and chunk["similarity"] is None
+    assert chunk["topic_passed"] is True
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(article_export.FILES)
+
+
+def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
+    """What predict would write for a chunk of the corpus, from the files that embed wrote."""
+    from stages.shared.features import store as feature_store
+
+    writer = generators.restore(place / "data/09_train_sft/flexmuse/model")
+    cached = feature_store.read(place / "data/07_embed/articles")
+    rows = schemas.read(place / "data/05_chunk/articles/chunks.parquet", schemas.CHUNKS)[:1]
+    generation = load(generators.Run, "writers", "flexmuse").generation
+    chunks = writer.items(rows, cached)
+    expected = writer.write(chunks.batch([0]), generation)
+    author = Author(place / "data/09_train_sft/flexmuse/model", "model")
+    item = Item(rows[0]["title"], png(photo(int(tiny_flexmuse.rows()[0]["image"]))))
+    ((text,),) = author.write([[item]], generation)
+    assert [text.text] == expected.texts[0]
+    assert text.similarity == pytest.approx(chunks.batch([0])["sigma"].item(), abs=1e-3)
+
+
+def test_the_same_command_gives_the_same_bytes_and_a_seed_draws_other_texts(place, tmp_path):
+    text = (place / "params.yaml").read_text()
+    drawn = yaml.safe_load(text)
+    drawn["writers"]["flexmuse"]["generation"]["temperature"] = 1.0
+    (place / "params.yaml").write_text(yaml.safe_dump(drawn))
+    try:
+        first = written(tmp_path / "a", topic="a red cat", seed=1)
+        written(tmp_path / "b", topic="a red cat", seed=1)
+        other = written(tmp_path / "c", topic="a red cat", seed=2)
+    finally:
+        (place / "params.yaml").write_text(text)
+    assert article_corpus.bytes_of(tmp_path / "a") == article_corpus.bytes_of(tmp_path / "b")
+    assert (first["seed"], other["seed"]) == (1, 2)
+    texts = [[chunk["text"] for chunk in made["chunks"]] for made in (first, other)]
+    assert texts[0] != texts[1]
+
+
+def test_a_seed_draws_other_pictures_with_a_backend_that_draws(place, tmp_path):
+    backend = f"diffusers:{tiny_diffusion.save(tmp_path / 'painter')}"
+    drawn = {}
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        made = written(tmp_path / name, topic="a cat", images=2, backend=backend, seed=seed)
+        assert [chunk["provenance"] for chunk in made["chunks"]] == ["diffusers:painter"] * 2
+        drawn[name] = article_corpus.bytes_of(tmp_path / name)
+    assert drawn["a"] == drawn["b"]
+    assert drawn["a"]["pictures/1.png"] != drawn["c"]["pictures/1.png"]
+    assert drawn["a"]["pictures/1.png"] != drawn["a"]["pictures/2.png"]
+
+
+def test_what_the_article_says_names_no_folder_of_this_machine(place, tmp_path, picture):
+    written(tmp_path / "out", topic="a cat", image=[picture], model=str(trained_model(place)))
+    for content in article_corpus.bytes_of(tmp_path / "out").values():
+        assert str(tmp_path).encode() not in content and str(place).encode() not in content
+
+
+def trained_model(place: Path) -> Path:
+    return place / "data/09_train_sft/flexmuse/model"
+
+
+def test_the_final_phase_is_taken_where_there_is_one(place, tmp_path):
+    final = place / "data/10_train_preference/flexmuse"
+    final.mkdir(parents=True)
+    (final / "model").symlink_to(trained_model(place))
+    try:
+        made = written(tmp_path / "out", topic="a cat", images=0)
+    finally:
+        (final / "model").unlink()
+    assert made["model"]["phase"] == "preference"
+
+
+def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp_path):
+    client = mlflow.MlflowClient(tracking.uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    (model,) = client.search_logged_models([experiment], max_results=1)
+    expected = written(tmp_path / "a", topic="a cat", images=0)["chunks"]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name, content in article_corpus.bytes_of(trained_model(place)).items():
+        (moved / name).parent.mkdir(exist_ok=True)
+        (moved / name).write_bytes(content)
+    addresses = [f"models:/{model.model_id}", f"runs:/{model.source_run_id}/model", str(moved)]
+    for number, address in enumerate(addresses):
+        made = written(tmp_path / f"b{number}", topic="a cat", images=0, model=address)
+        assert made["chunks"] == expected
+        assert made["model"]["uri"] == (address if number < 2 else "elsewhere")
+    frame = pd.DataFrame({"topic": ["a cat", None], "image": [None, png(photo(1))]})
+    served = mlflow.pyfunc.load_model(addresses[0])
+    texts = served.predict(frame)
+    assert texts[0] == expected[0]["text"] and len(texts) == 2
+    assert served.predict(frame[:0]) == []
+    with pytest.raises(WrongInput, match="row 1 has neither topic nor image"):
+        served.predict(pd.DataFrame({"topic": ["a cat", " "]}))
+
+
+@pytest.mark.parametrize("topic", HOSTILE)
+def test_no_topic_adds_a_tag_to_the_page_or_a_mark_to_the_markdown(place, tmp_path, topic):
+    made = written(tmp_path / "out", topic=topic + "\u202e\u200b\ufeff\0", images=0)
+    assert not set(made["title"]) & set("\u202e\u200b\ufeff\0")
+    page = Tags((tmp_path / "out/article.html").read_text())
+    assert {tag for tag, _ in page.tags} <= PAGE
+    allowed = {"lang", "charset", "http-equiv", "content", "name"}
+    assert {name for _, attributes in page.tags for name in attributes} <= allowed
+    assert page.words.count(made["title"]) == 2  # in <title> and in <h1>
+    (heading,) = [
+        token
+        for token in MarkdownIt("commonmark")
+        .enable(["table", "strikethrough"])
+        .parse((tmp_path / "out/article.md").read_text())
+        if token.type == "inline" and token.map[0] == 0
+    ]
+    assert {child.type for child in heading.children} <= {"text", "text_special"}
+    assert "".join(child.content for child in heading.children) == made["title"]
+
+
+@pytest.mark.parametrize(
+    "text", ["- a", "1. a", "+ a", "=== a", "---", "    a", "> a", "# a", "`a`"]
+)
+def test_no_text_is_a_list_a_quote_or_a_heading(text):
+    shown = MarkdownIt("commonmark").parse(article_export.mark(text.strip()))
+    assert [token.type for token in shown] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(child.content for child in shown[1].children) == text.strip()
+
+
+def test_the_page_lets_nothing_through_but_its_own_style_and_pictures(place, tmp_path, picture):
+    from base64 import b64encode
+    from hashlib import sha256
+
+    written(tmp_path / "out", topic='a "quoted" cat', image=[picture])
+    text = (tmp_path / "out/article.html").read_text()
+    page = Tags(text)
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'sha256-"
+        f"{b64encode(sha256(style.encode()).digest()).decode()}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    (shown,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert shown["src"].startswith("data:image/png;base64,")
+    assert shown["alt"] == 'Picture 1: a "quoted" cat'
+    assert "Given picture, harbour.png" in page.words
+
+
+def test_a_large_photo_is_made_smaller_and_loses_what_the_camera_wrote(place, tmp_path):
+    side = load(write.Params, "write").picture
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "at home", 6  # ImageDescription; Orientation: a quarter turn
+    path = tmp_path / "photo.jpg"
+    photo(1, 2 * side, side).save(path, exif=exif, comment=b"at home")
+    made = written(tmp_path / "out", image=[path])
+    shown = tmp_path / "out" / made["chunks"][0]["picture"]
+    assert Image.open(shown).size == (side // 2, side)
+    assert not Image.open(shown).getexif() and b"at home" not in shown.read_bytes()
+
+
+def spoil(folder: Path) -> None:
+    """Files that are no pictures, and one that is."""
+    (folder / "text.png").write_text("no picture")
+    with (folder / "huge.bmp").open("wb") as file:
+        file.truncate(10**12)  # sparse
+    Image.new("1", (20000, 20000)).save(folder / "wide.png")
+    (folder / "fine.png").write_bytes(png(photo(0)))
+    (folder / "empty").mkdir()
+
+
+WRONG = {  # what is said -> the options; files are those of `spoil`
+    "unreadable": {"image": ["text.png"]},
+    "larger than max_pixels": {"image": ["wide.png"]},
+    "ingest.max_pixels": {"image": ["huge.bmp"]},
+    "is a folder": {"image": ["empty"]},
+    "does not exist": {"image": ["none.png"]},
+    "nothing to write about": {"topic": " \0\u200b\u202e\t"},
+    "write.max_characters": {"topic": "a" * 100_000},
+    "no run": {"topic": "a", "run": "nobody"},
+    "-1 pictures": {"topic": "a", "images": -1},
+    "1000000 pictures": {"topic": "a", "images": 10**6},
+    "raise it": {"image": ["fine.png", "fine.png"], "images": 1},
+    "need a --topic": {"image": ["fine.png"], "images": 2},
+    "is 'oracle'": {"topic": "a", "backend": "oracle"},
+    "is 'diffusers'": {"topic": "a", "images": 0, "backend": "diffusers"},
+    "--seed": {"topic": "a", "seed": -1},
+    "no trained model": {"topic": "a", "model": "nowhere"},
+    "models:/nobody/1": {"topic": "a", "model": "models:/nobody/1"},
+    "runs:/0/model": {"topic": "a", "model": "runs:/0/model"},
+    "models:": {"topic": "a", "model": "models:"},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(place, tmp_path, said):
+    spoil(tmp_path)
+    files = [tmp_path / name for name in WRONG[said].get("image", [])]
+    with pytest.raises(WrongInput) as wrong:
+        written(tmp_path / "out", **WRONG[said] | {"image": files})
+    assert said in str(wrong.value) and "\n" not in str(wrong.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_trained_says_what_to_run(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "PHASES", {"sft": "data/none"})
+    with pytest.raises(WrongInput, match="polymuse run train_preference@flexmuse"):
+        written(tmp_path / "out", topic="a")
+
+
+@pytest.mark.parametrize("spoilt", ["config.json", "model.safetensors", "encoder/encoder.json"])
+def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, spoilt):
+    for name, content in article_corpus.bytes_of(trained_model(place)).items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(content if name != spoilt else content[:9])
+    with pytest.raises(WrongInput) as wrong:
+        written(tmp_path / "out", topic="a", images=0, model=str(tmp_path / "model"))
+    assert "\n" not in str(wrong.value)
+
+
+def test_a_model_of_another_version_names_what_its_config_lacks(place, tmp_path):
+    for name, content in article_corpus.bytes_of(trained_model(place)).items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(content.replace(b'"d_model"', b'"width"'))
+    with pytest.raises(WrongInput) as wrong:
+        Author(tmp_path / "model", "models:/old/1")
+    assert str(wrong.value) == (
+        "models:/old/1 cannot be loaded (config.json: missing d_model, unknown width): "
+        "train it again"
+    )
+
+
+def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_path):
+    out = tmp_path / "out"
+    written(out, topic="one", images=1)
+    assert written(out, topic="two", images=0)["title"] == "two"
+    assert not (out / "pictures").exists()
+    (out / "notes.txt").write_text("mine")
+    before = article_corpus.bytes_of(out)
+    with pytest.raises(WrongInput, match="would be lost"):
+        written(out, topic="three", images=0)
+    assert article_corpus.bytes_of(out) == before
+    for target in (out / "notes.txt", out / "notes.txt/a/b"):
+        with pytest.raises(WrongInput, match=r"notes.txt is a file"):
+            write.checked_target(target)
+
+
+def test_a_backend_that_is_a_folder_is_meant_from_where_the_user_stands(place, picture):
+    inner = place / "data"
+    tiny_diffusion.save(inner / "painter")
+    options = ["--topic", "a cat", "--images", "1", "--backend", "diffusers:painter"]
+    done = polymuse(inner, "write", *options, "-o", "drawn")
+    assert done.returncode == 0, done.stderr
+    made = json.loads((inner / "drawn/article.json").read_text())
+    assert made["chunks"][0]["provenance"] == "diffusers:painter"
+    assert str(place) not in (inner / "drawn/article.json").read_text()
+
+
+def test_the_command_works_from_any_folder_and_says_what_it_wrote(place, picture):
+    inner = place / "data"
+    picture.rename(inner / "mine.png")
+    done = polymuse(inner, "write", "--image", "mine.png", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Writing 1 text with flexmuse"
+    assert lines[1:] == [str(inner / "out" / name) for name in article_export.FILES]
+    assert done.stderr == ""
+    wrong = polymuse(inner, "write", "--topic", "", "-o", "other")
+    assert (wrong.returncode, wrong.stdout) == (1, "") and not (inner / "other").exists()
+    assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1

@@ -1,0 +1,210 @@
+"""Presets are laid over params.yaml and taken back without a trace."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.cli import preset
+from stages.shared.runtime.stage import WrongInput
+from tests.support.project_files import ROOT
+
+PARAMS = """\
+# Every number.
+train:            # of all runs
+  steps: 800      # updates
+  rate: 0.00003
+  splits: [validation, test]
+
+name: "quoted"    # kept
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """params.yaml and two presets, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    Path("params.yaml").write_text(PARAMS)
+    Path("presets").mkdir()
+    Path("presets/quick.yaml").write_text("train: {steps: 8}\n")
+    Path("presets/other.yaml").write_text("train: {steps: 9, splits: [test]}\nname: x\n")
+    return tmp_path
+
+
+def params() -> str:
+    return Path("params.yaml").read_text()
+
+
+def test_a_preset_changes_its_values_and_nothing_else(project):
+    preset.apply("quick")
+    assert params() == PARAMS.replace("800 ", "8   ")
+
+
+def test_lists_are_replaced_and_sections_merged(project):
+    preset.apply("other")
+    assert yaml.safe_load(params()) == {
+        "train": {"steps": 9, "rate": 0.00003, "splits": ["test"]},
+        "name": "x",
+    }
+
+
+def test_undo_restores_every_byte(project):
+    original = PARAMS.replace("\n", "\r\n").encode()
+    Path("params.yaml").write_bytes(original)
+    preset.apply("quick")
+    assert Path("params.yaml").read_bytes() != original
+    preset.undo()
+    assert Path("params.yaml").read_bytes() == original
+
+
+def test_presets_are_taken_back_one_by_one_the_last_first(project):
+    preset.apply("quick")
+    quick = params()
+    preset.apply("other")
+    preset.undo()
+    assert params() == quick
+    preset.undo()
+    assert params() == PARAMS
+    with pytest.raises(WrongInput, match="nothing to take back"):
+        preset.undo()
+
+
+def test_applying_a_preset_twice_is_applying_it_once(project):
+    preset.apply("quick")
+    assert "already" in preset.apply("quick")
+    preset.undo()
+    assert params() == PARAMS
+
+
+def test_undo_refuses_to_lose_edits_and_says_what_to_do(project):
+    preset.apply("quick")
+    Path("params.yaml").write_text(edited := params() + "more: 1\n")
+    with pytest.raises(WrongInput, match=r"edited after preset quick.*take those edits back"):
+        preset.undo()
+    assert params() == edited
+    Path("params.yaml").write_text(edited.removesuffix("more: 1\n"))
+    preset.undo()
+    assert params() == PARAMS
+
+
+def test_edits_between_two_presets_are_kept(project):
+    preset.apply("quick")
+    Path("params.yaml").write_text(edited := params() + "more: 1\n")
+    preset.apply("other")
+    preset.undo()
+    assert params() == edited
+
+
+def test_a_preset_that_git_took_back_can_still_be_undone(project):
+    preset.apply("quick")
+    Path("params.yaml").write_text(PARAMS)
+    preset.undo()
+    assert params() == PARAMS
+
+
+@pytest.mark.parametrize(
+    ("overlay", "fault"),
+    [
+        ("trian: {steps: 8}\ntrain: {step: 8}", "has no trian, train.step"),
+        ("train: 8", "has no train:"),
+        ("name: {first: x}", "has no name:"),
+        ("8", "holds no sections"),
+        ("", "holds no sections"),
+        ("a: [", "quick.yaml is not YAML"),
+    ],
+)
+def test_a_wrong_overlay_is_one_sentence_and_changes_nothing(project, overlay, fault):
+    Path("presets/quick.yaml").write_text(overlay)
+    with pytest.raises(WrongInput, match=fault) as error:
+        preset.apply("quick")
+    assert "\n" not in str(error.value)
+    assert params() == PARAMS
+
+
+def test_a_preset_that_does_not_exist_names_those_that_do(project):
+    with pytest.raises(WrongInput, match=r"quik.*other, quick"):
+        preset.apply("quik")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in Path("presets").glob("*.yaml")])
+def test_every_preset_of_the_project_fits_params_yaml_and_comes_back(project, name, monkeypatch):
+    root = ROOT
+    original = (root / "params.yaml").read_bytes()
+    Path("params.yaml").write_bytes(original)
+    Path(f"presets/{name}.yaml").write_bytes((root / f"presets/{name}.yaml").read_bytes())
+    preset.apply(name)
+    changed = params()
+    assert changed != original.decode()
+    assert changed.count("#") == original.decode().count("#")
+    preset.undo()
+    assert Path("params.yaml").read_bytes() == original
+
+
+def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published():
+    overlay = yaml.safe_load(Path("presets/paper_tippo.yaml").read_text())
+    preference = overlay["models"]["tippo"]["preference"]
+    assert preference["gamma"] == 0.95
+    assert overlay["align"]["encoder"] == "hf:OFA-Sys/chinese-clip-vit-base-patch16"
+    for run in overlay["writers"].values():
+        assert run["decoder"] == "Langboat/mengzi-t5-base"
+        assert (run["sft"]["steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
+        iterations = run["preference"]["steps"] / preference["epochs"]
+        assert (iterations, run["preference"]["learning_rate"]) == (20_000, 1e-5)
+
+
+def overlay(name: str) -> dict:
+    return yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
+
+
+# Of the public code's runs on Twitter-2017 (README, run_t17.sh, defaults of main.py): its names.
+PUBLIC = {"alpha": 1e-4, "beta": 1e-4, "sigma": 1.0, "theta": 0.1, "batch": 40, "epochs": 10}
+TWEETS, PIXELS, LENGTH = 3373, 32 * 32, 64  # of Twitter-2017's train split; divisors of its loss
+
+
+def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
+    network = overlay("paper_muse")["models"]["muse"]["network"]
+    wanted = {"d_model": 768, "heads": 12, "d_ff": 2048, "layers": 6, "norm": "post"}
+    wanted |= {"dropout": 0.2, "head_dropout": 0.5, "head": "linear"}  # cross_, crf_dropout
+    wanted |= {"mu": 1 + 1, "eta": 3 + 1}  # replace_start, replace_end: from 0, the last included
+    wanted |= {"theta": PUBLIC["theta"], "sigma": PUBLIC["sigma"], "at_least": 0}
+    wanted |= {"exchange": "residual", "count": "quantile"}  # skip_connection, use_quantile
+    wanted |= {"picture_of_word": "cell", "share_projection": False}
+    wanted |= {"missing_picture": 0.0, "missing_text": 0.0}
+    assert {key: network[key] for key in wanted} == wanted
+    captioning, drawing = network["captioning"], network["drawing"]
+    # A mean over 64 cells there, a sum here.
+    decoder = {"embed": 512, "hidden": 512, "attention": 512, "dropout": 0.5}
+    assert captioning["decoder"] == decoder | {"doubly_stochastic": 1 / 64}
+    assert (captioning["min_count"], captioning["at_most"]) == (2, 64)
+    decoder = {"size": 32, "blocks": 5, "filters": 80, "mixtures": 10, "dropout": 0.5}
+    assert drawing["decoder"] == decoder
+    assert (drawing["items"], drawing["rate"]) == (PUBLIC["batch"], 1.0)
+    # alpha L_it / 64 + beta L_ti / 1024 + sigma L_task / 64, times 64. L_ti: a batch's nats, added,
+    # of 3 colours of each of 1024 pixels: bits a dimension times ln 2, 3, 1024 and the batch.
+    assert captioning["alpha"] == PUBLIC["alpha"]
+    beta = PUBLIC["beta"] * LENGTH / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
+    assert drawing["beta"] == pytest.approx(beta, rel=1e-3)
+
+
+def test_its_runs_have_the_numbers_of_the_public_ones():
+    readers = overlay("paper_muse")["readers"]
+    for run in readers.values():
+        text, picture, training = run["text"], run["picture"], run["training"]
+        assert (text["encoder"], text["tuned"], text["rate"]) == ("bert-base-uncased", "all", 1.0)
+        assert text["pieces"] + 2 == LENGTH == picture["grid"] ** 2  # max_seq_length, cells
+        assert (picture["encoder"], picture["size"]) == ("resnet152", 224)
+        assert (training["batch"], training["learning_rate"]) == (PUBLIC["batch"], 1e-4)
+        assert (training["warmup"], training["weight_decay"]) == (0.1, 0.01)
+        assert (training["clip_norm"], training["validate_every"]) == (1.0, 100)
+    steps = PUBLIC["epochs"] * math.ceil(TWEETS / PUBLIC["batch"])
+    assert readers["muse_entities"]["training"]["steps"] == steps
+
+
+def test_posts_have_the_alpha_and_beta_of_a_task_that_is_weighed_64_times():
+    """sigma 64 L_task / 64 is L_task as it is: the other terms keep their divisors."""
+    network = overlay("paper_muse_posts")["models"]["muse"]["network"]
+    assert network["captioning"]["alpha"] == PUBLIC["alpha"] / LENGTH
+    beta = PUBLIC["beta"] / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
+    assert network["drawing"]["beta"] == pytest.approx(beta, rel=1e-3)

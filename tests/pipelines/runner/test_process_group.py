@@ -1,0 +1,145 @@
+"""Whatever ends a command or its driver, nothing of it is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event, Timer
+
+import pytest
+
+from pipelines.runner import process_group
+from tests.support import tiny_dvc_project
+from tests.support.tiny_dvc_project import SLEEPER, processes, sleeps, wait_until
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from threading import Event
+from pipelines import cli, process
+cli.in_project(lambda: process.run(["sh", "-c", sys.argv[1]], Path(sys.argv[2]), os.environ,
+                                   print, 300.0, Event()))
+"""
+
+SLEEPING_STAGE = """
+import time
+from pathlib import Path
+from stages.shared.runtime.stage import stage
+with stage():
+    Path("ready").touch()
+    time.sleep(300)
+"""
+
+
+def run(command: str, folder: Path, timeout: float = 60, stop: Event | None = None):
+    """Exit code and lines of a shell command."""
+    lines: list[str] = []
+    stop = stop or Event()
+    code = process_group.run(["sh", "-c", command], folder, os.environ, lines.append, timeout, stop)
+    return code, lines
+
+
+def test_each_line_arrives_with_its_ending_and_so_does_what_has_none(tmp_path):
+    code, lines = run(r"printf 'one\ntwo 50%%\rtwo 100%%\n'; echo error >&2; printf end", tmp_path)
+    assert code == 0
+    assert lines == ["one\n", "two 50%\r", "two 100%\n", "error\n", "end\n"]
+
+
+def test_a_line_arrives_while_the_command_runs(tmp_path):
+    arrived, stop = [], Event()
+
+    def line(text: str) -> None:
+        arrived.append(text)
+        stop.set()
+
+    command = ["sh", "-c", "echo first; sleep 300"]
+    with pytest.raises(process_group.Stopped):
+        process_group.run(command, tmp_path, os.environ, line, 60, stop)
+    assert arrived == ["first\n"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_is_that_of_the_command(tmp_path, code):
+    assert run(f"exit {code}", tmp_path)[0] == code
+
+
+def test_a_command_that_does_not_exist_says_so(tmp_path):
+    lines: list[str] = []
+    code = process_group.run(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
+    assert code == 127
+    assert lines == ["error: no-such cannot be started: No such file or directory\n"]
+
+
+def test_children_that_outlive_their_command_are_killed(tmp_path):
+    code, _ = run("sleep 300 & exit 3", tmp_path)
+    assert code == 3
+    wait_until(lambda: not processes(tmp_path))
+
+
+def test_a_timeout_kills_the_whole_group(tmp_path):
+    with pytest.raises(TimeoutError):
+        run(SLEEPER, tmp_path, timeout=1)
+    wait_until(lambda: not processes(tmp_path))
+
+
+def test_a_silent_command_that_closed_its_output_still_times_out(tmp_path):
+    with pytest.raises(TimeoutError):
+        run("exec >&- 2>&-; sleep 300", tmp_path, timeout=1)
+    wait_until(lambda: not processes(tmp_path))
+
+
+def test_a_stop_from_another_thread_kills_the_whole_group(tmp_path):
+    stop = Event()
+    Timer(1, stop.set).start()
+    with pytest.raises(process_group.Stopped):
+        run(SLEEPER, tmp_path, stop=stop)
+    wait_until(lambda: not processes(tmp_path))
+
+
+def test_after_a_stop_nothing_new_starts(tmp_path):
+    stop = Event()
+    stop.set()
+    with pytest.raises(process_group.Stopped):
+        run("touch started", tmp_path, stop=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exception_of_the_callback_kills_the_whole_group(tmp_path):
+    def line(text: str) -> None:
+        raise ValueError(text)
+
+    command = ["sh", "-c", f"echo now; {SLEEPER}"]
+    with pytest.raises(ValueError, match="now"):
+        process_group.run(command, tmp_path, os.environ, line, 60, Event())
+    wait_until(lambda: not processes(tmp_path))
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_driver_that_is_killed_leaves_no_orphan(tmp_path, way):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, SLEEPER, str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: sleeps(tmp_path))
+    driver.send_signal(way)
+    _, errors = driver.communicate(timeout=30)
+    assert driver.returncode == (-way if way == signal.SIGKILL else 128 + way)
+    assert "Traceback" not in errors
+    wait_until(lambda: not processes(tmp_path), tiny_dvc_project.SOON)
+
+
+def test_a_stage_dies_with_dvc_even_without_our_driver(tmp_path):
+    (tmp_path / "sleeper.py").write_text(SLEEPING_STAGE)
+    command = {"cmd": f"exec {sys.executable} ../sleeper.py", "outs": ["never"]}
+    folder = tiny_dvc_project.make(tmp_path / "project", stage=command)
+    repro = subprocess.Popen(
+        [*tiny_dvc_project.DVC, "repro"], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    wait_until((folder / "ready").exists)
+    assert len(processes(folder)) == 2
+    repro.kill()
+    repro.wait()
+    wait_until(lambda: not processes(folder), tiny_dvc_project.SOON)

@@ -1,0 +1,217 @@
+"""The flow: its tasks and edges are DVC's, its logs are the stages', its end is theirs too."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import prefect
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.flows import EntrypointType
+from prefect.states import Cancelled, Crashed
+from prefect.testing.utilities import prefect_test_harness
+
+from pipelines import flow as pipeline_flow
+from pipelines import project, serve
+from pipelines.runner import dag, process_group
+from stages.shared.runtime.stage import WrongInput
+from tests.support import tiny_dvc_project
+from tests.support.tiny_dvc_project import (
+    SLEEPER,
+    fails,
+    meets,
+    processes,
+    sleeps,
+    wait_until,
+    writes,
+)
+
+LEFT_AND_RIGHT = {
+    "first": writes("a"),
+    "left": writes("b", "a"),
+    "right": writes("c", "a"),
+    "last": writes("d", "b", "c"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[str]:
+    """The address of a Prefect server of its own."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield prefect.settings.PREFECT_API_URL.value()
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Work in a project as the commands do; all is undone after the test."""
+    monkeypatch.chdir(folder)
+    for name in ("PATH", "POLYMUSE_HOME", "DVC_SITE_CACHE_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("POLYMUSE_HOME", str(folder / ".polymuse"))
+    project.enter()
+
+
+def run_flow():
+    """Its final state and its task runs by stage."""
+    state = pipeline_flow.build(return_state=True)
+    return state, task_runs(state.state_details.flow_run_id)
+
+
+def task_runs(flow_run) -> dict:
+    """The task runs of a flow run, by stage."""
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    with get_client(sync_client=True) as client:
+        return {run.name: run for run in client.read_task_runs(flow_run_filter=chosen)}
+
+
+def test_tasks_and_edges_are_those_of_dvc_and_only_what_is_stale_is_submitted(
+    tmp_path, monkeypatch
+):
+    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", **LEFT_AND_RIGHT))
+    graph = dag.read([])
+    state, runs = run_flow()
+    assert state.is_completed()
+    assert runs.keys() == set(graph.stages)
+    names = {run.id: name for name, run in runs.items()}
+    edges = {
+        (names[before.id], name)
+        for name, run in runs.items()
+        for before in run.task_inputs.get("wait_for", [])
+    }
+    assert edges == graph.edges
+
+    Path("c").unlink()
+    _, runs = run_flow()
+    assert runs.keys() == {"right", "last"}
+    _, runs = run_flow()
+    assert runs == {}
+
+
+def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, monkeypatch):
+    stages = {
+        "bad": fails("a.txt is empty: fill it", "a"),
+        "after": writes("b", "a"),
+        "other": writes("c"),
+    }
+    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", **stages))
+    state, runs = run_flow()
+    assert state.is_failed()
+    assert state.message == "bad: a.txt is empty: fill it"
+    assert runs["bad"].state.message == state.message
+    assert runs["other"].state.is_completed()
+    assert runs["after"].state.name == "NotReady"
+    assert not Path("b").exists()
+
+
+def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, monkeypatch):
+    stages = {"first": meets("a", "c"), "next": writes("b", "a"), "other": meets("c", "a")}
+    run = {"workers": 2, "stage_timeout": 60}
+    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", run, **stages))
+    assert dag.read([]).stale == ["first", "next", "other"]
+    state, _ = run_flow()
+    assert state.is_completed()
+
+
+@pytest.mark.parametrize("ending", [Cancelled, Crashed])
+def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
+    def stops(*_) -> None:
+        raise process_group.Stopped
+
+    stages = {"first": writes("a"), "after": writes("b", "a")}
+    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", **stages))
+    monkeypatch.setattr(pipeline_flow.repro, "reproduce", stops)
+    monkeypatch.setattr(pipeline_flow, "Cancelled", ending)
+    state, runs = run_flow()
+    assert runs["first"].state.name == ending.__name__
+    assert runs["after"].state.name == "NotReady"
+    assert state.is_failed()
+    assert state.message == "first was stopped"
+
+
+def test_a_stage_that_takes_too_long_is_killed_with_all_its_children(tmp_path, monkeypatch):
+    stage = {"cmd": SLEEPER, "outs": ["never"]}
+    folder = tiny_dvc_project.make(tmp_path / "project", {"stage_timeout": 5}, stage=stage)
+    enter(monkeypatch, folder)
+    state, _ = run_flow()
+    assert state.message == "stage took more than run.stage_timeout, 5 seconds"
+    assert [one.pid for one in processes(folder) if one.pid != os.getpid()] == []
+
+
+def test_the_log_of_a_task_is_what_its_stage_wrote(tmp_path, monkeypatch, caplog):
+    stage = {"cmd": "printf 'hello\\n10%%\\r20%%\\n'; touch a", "outs": ["a"]}
+    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", stage=stage))
+    expected = ["hello", "10%", "20%"]
+    run_flow()
+    said = [line.getMessage() for line in caplog.records if line.name == "prefect.task_runs"]
+    assert [line for line in said if line in expected] == expected
+
+
+def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
+    command = """mkdir -p data/12_evaluate/tiny && echo '{"rouge_l": 0.5}' >"""
+    metrics = "data/12_evaluate/tiny/metrics.json"
+    stage = {"cmd": f"{command} {metrics}", "metrics": [metrics]}
+    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", evaluate=stage))
+    with Path("params.yaml").open("a") as file:
+        file.write("writers: {tiny: {}}\n")
+    state, _ = run_flow()
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts()
+    (table,) = [
+        artifact
+        for artifact in artifacts
+        if artifact.flow_run_id == state.state_details.flow_run_id
+    ]
+    assert table.type == "table"
+    assert '"run": "tiny"' in table.data
+    assert '"ROUGE-L": "0.500"' in table.data
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
+    stages = {"one": {"cmd": SLEEPER, "outs": ["never"]}, "two": writes("b")}
+    folder = tiny_dvc_project.make(tmp_path / "project", {"workers": 1}, **stages)
+    environment = os.environ | {"PREFECT_API_URL": server}
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.flow"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: sleeps(folder), 120)
+    flow.send_signal(way)
+    assert flow.wait(30) != 0
+    wait_until(lambda: not processes(folder), tiny_dvc_project.SOON)
+    assert not (folder / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("cron", "timezone", "fault"),
+    [
+        ("61 3 * * *", "Europe/Berlin", "--cron '61 3 .*five fields"),
+        ("0 3 * * *", "Europe/Berln", "--timezone 'Europe/Berln' is unknown"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_one_sentence(cron, timezone, fault):
+    with pytest.raises(WrongInput, match=fault):
+        serve.schedule(cron, timezone)
+
+
+def test_the_server_plans_the_runs_of_a_schedule_in_its_time_zone():
+    deployment = pipeline_flow.build.to_deployment(
+        "test",
+        schedule=serve.schedule("0 3 * * *", "Europe/Berlin"),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    name = deployment.apply()
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": name})
+        runs = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    planned = [run.expected_start_time for run in runs if run.deployment_id == name]
+    assert planned
+    assert {time.astimezone(ZoneInfo("Europe/Berlin")).hour for time in planned} == {3}

@@ -1,0 +1,134 @@
+import pytest
+import torch
+
+from stages.shared.generation import decoders
+from stages.shared.generation.article_dataset import Articles, excerpts, paragraphs, parts
+from stages.shared.generation.chunk_dataset import Chunks, Limits, by_reference
+from stages.shared.runtime.stage import WrongInput
+from stages.shared.training.losses import IGNORED
+from tests.support import tiny_flexmuse
+
+LIMITS = Limits(topic_tokens=8, text_tokens=60, pictures=4)
+PARAMS = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return decoders.create("tiny", PARAMS, 16, tiny_flexmuse.TEXTS * 4, 3)[1]
+
+
+def articles(tokenizer, rows=None, learned=False, limits=LIMITS):
+    return Articles(
+        rows or tiny_flexmuse.rows(), tiny_flexmuse.features(learned), tokenizer, limits
+    )
+
+
+def test_an_item_is_an_article_and_its_text_has_a_sentinel_between_paragraphs(tokenizer):
+    items = articles(tokenizer)
+    assert [len(items.chunks_of(index)) for index in range(len(items))] == [3, 1, 4]
+    assert tokenizer.decode(items.labels[0]) == (
+        "a red cat sleeps<extra_id_0> the blue dog runs far<extra_id_1> two birds</s>"
+    )
+    assert tokenizer.decode(items.labels[1]) == "rain falls on the old town</s>"
+
+
+def test_a_longer_article_is_written_in_parts_and_every_caption_is_a_text(tokenizer):
+    items = articles(tokenizer, limits=Limits(8, 60, 3))
+    assert [len(item) for item in items.rows] == [3, 1, 3, 1]
+    captioned = tiny_flexmuse.rows()[3] | {"references": ["one", "two"]}
+    assert [[row["text"] for row in item] for item in parts(by_reference([captioned]), 3)] == [
+        ["one"],
+        ["two"],
+    ]
+
+
+def test_what_spells_a_sentinel_or_an_end_in_a_text_is_none(tokenizer):
+    rows = tiny_flexmuse.rows()[:2]
+    rows[0] |= {"text": "a red<extra_id_0> cat</s> sleeps"}
+    items = articles(tokenizer, rows)
+    assert tokenizer.decode(items.labels[0]) == (
+        "a red cat sleeps<extra_id_0> the blue dog runs far</s>"
+    )
+    chunks = Chunks(rows, items.features, tokenizer, LIMITS)
+    assert tokenizer.decode(chunks.labels[0]) == "a red cat sleeps</s>"
+
+
+def test_an_excerpt_is_some_consecutive_chunks_and_an_item_of_its_own(tokenizer):
+    rows = tiny_flexmuse.rows()
+    assert excerpts(rows, 0.0, 0) == []
+    seen = set()
+    for seed in range(40):
+        items = articles(tokenizer, rows + excerpts(rows, 1.0, seed))
+        assert [len(item) for item in items.rows[:3]] == [3, 1, 4]
+        whole = {item[0]["record"]: item for item in items.rows[:3]}
+        added = items.rows[3:]
+        assert [item[0]["record"] for item in added] == ["r0", "r2"]  # no excerpt of a single chunk
+        for item in added:
+            first = item[0]["position"]
+            assert item == whole[item[0]["record"]][first : first + len(item)]
+            seen.add((item[0]["record"], first, len(item)))
+    assert {length for record, _, length in seen if record == "r2"} == {1, 2, 3}
+    assert {first for record, first, _ in seen if record == "r2"} == {0, 1, 2, 3}
+
+
+def test_a_batch_pads_the_shorter_articles_with_zeros(tokenizer):
+    rows = tiny_flexmuse.rows()
+    rows[1] |= {"image": None}
+    items = articles(tokenizer, rows)
+    batch = items.batch([0, 1, 2])
+    assert batch["present"].tolist() == [
+        [True, True, True, False],
+        [True, False, False, False],
+        [True, True, True, True],
+    ]
+    assert batch["has_picture"][0].tolist() == [True, False, True, False]
+    features = items.features
+    expected = torch.from_numpy(features.pooled[features.image_index["2"]]).float()
+    assert torch.equal(batch["pooled"][0, 2], expected)
+    assert not batch["pooled"][0, 1].any() and not batch["patches"][0, 3].any()
+    assert batch["patches"].shape == (3, 4, 4, 6)
+    expected = torch.from_numpy(features.text_pooled[features.text_index["title 2"]]).float()
+    assert torch.equal(batch["topic_pooled"][2], expected)
+    assert (batch["labels"][1] == IGNORED).sum() == len(items.labels[2]) - len(items.labels[1])
+
+
+def test_a_corpus_without_titles_has_no_topic_and_learned_topics_have_no_pooled_one(tokenizer):
+    bare = articles(tokenizer, [row | {"title": ""} for row in tiny_flexmuse.rows()]).batch([0, 1])
+    assert not bare["has_topic"].any() and not bare["topic_pooled"].any()
+    assert "topic_pooled" not in articles(tokenizer, learned=True).batch([0, 1])
+
+
+def test_a_text_that_is_too_long_is_cut_and_counted(tokenizer):
+    items = articles(tokenizer, limits=Limits(8, 5, 4))
+    assert items.cut == 3 and all(len(ids) == 5 for ids in items.labels)
+
+
+def test_labels_end_with_the_paragraph_that_is_asked_for(tokenizer):
+    items = articles(tokenizer)
+    assert tokenizer.decode(items.labels_until(0, 1)) == (
+        "a red cat sleeps<extra_id_0> the blue dog runs far"
+    )
+    assert tokenizer.decode(items.labels_until(0, 1, "two birds")) == (
+        "a red cat sleeps<extra_id_0> two birds"
+    )
+
+
+@pytest.mark.parametrize(
+    "count, expected",
+    [
+        (3, ["a red cat sleeps", "the blue dog runs far", "two birds"]),
+        (4, ["a red cat sleeps", "the blue dog runs far", "two birds", ""]),
+        (2, ["a red cat sleeps", "the blue dog runs far two birds"]),
+    ],
+)
+def test_a_written_text_has_a_paragraph_for_each_chunk(tokenizer, count, expected):
+    items = articles(tokenizer)
+    ids = [*items.labels[0], 0, 7]  # what follows the end is not text
+    assert paragraphs(ids, tokenizer, items.sentinels, count) == expected
+
+
+def test_a_tokenizer_without_sentinels_is_told_in_a_sentence():
+    plain = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 400)
+    assert decoders.sentinels(plain, 0) == []
+    with pytest.raises(WrongInput, match="fewer than 3 sentinel tokens"):
+        decoders.sentinels(plain, 3)

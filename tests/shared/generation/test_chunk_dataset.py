@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from stages.shared.core import schemas
+from stages.shared.generation import chunk_dataset
+from stages.shared.generation.chunk_dataset import IGNORED, Chunks, Limits
+from stages.shared.runtime.stage import WrongInput
+from tests.support import tiny_flexmuse
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    return tiny_flexmuse.chunks()
+
+
+def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
+    batch = chunks.batch([2, 1])
+    for row, index in enumerate([2, 1]):
+        ids = [i for i in batch["labels"][row].tolist() if i != IGNORED]
+        assert ids[-1] == chunks.tokenizer.eos_token_id
+        assert chunks.tokenizer.decode(ids[:-1]) == chunks.rows[index]["text"]
+
+
+def test_a_long_text_is_cut_without_an_end_and_counted():
+    short = chunk_dataset.Chunks(
+        tiny_flexmuse.rows(),
+        tiny_flexmuse.features(),
+        tiny_flexmuse.chunks().tokenizer,
+        Limits(8, 2),
+    )
+    assert short.cut == 8
+    assert all(len(ids) == 2 and ids[-1] != short.tokenizer.eos_token_id for ids in short.labels)
+
+
+def test_features_land_at_their_items_and_padding_is_masked(chunks):
+    batch, features = chunks.batch([7, 0]), chunks.features
+    torch.testing.assert_close(batch["patches"][0], torch.tensor(features.patches[7]).float())
+    assert batch["topic_mask"].sum(1).tolist() == [7, 3]  # titles 2 and 0
+    torch.testing.assert_close(batch["topic"][1, :3], torch.tensor(features.tokens[0, :3]).float())
+    assert not batch["topic"][1, 3:].any()
+
+
+def test_sigma_is_the_cosine_of_picture_and_title(chunks):
+    features = chunks.features
+    picture, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
+    sigma = chunk_dataset.similarity(features, "7", "title 2")
+    assert sigma == pytest.approx(picture @ title, abs=1e-6)
+    assert chunks.batch([7])["sigma"].item() == pytest.approx(sigma)
+    assert chunk_dataset.similarity(features, None, "title 2") is None
+    assert chunk_dataset.similarity(tiny_flexmuse.features(learned=True), "7", "title 2") is None
+
+
+def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
+    row = chunks.rows[0] | {"image": None, "title": ""}
+    bare = chunk_dataset.Chunks(
+        [row, chunks.rows[1]], chunks.features, chunks.tokenizer, Limits(8, 24)
+    )
+    batch = bare.batch([0, 1])
+    assert batch["has_picture"].tolist() == batch["has_topic"].tolist() == [False, True]
+    assert not batch["patches"][0].any() and batch["sigma"][0] == 0
+    assert batch["topic_mask"].any(1).all()  # attention needs one open place
+
+
+def test_learned_topics_are_characters_of_any_script():
+    chunks = tiny_flexmuse.chunks(learned=True)
+    row = chunks.rows[0] | {"title": "红烧肉"}
+    chinese = chunk_dataset.Chunks([row], chunks.features, chunks.tokenizer, Limits(8, 24))
+    batch = chinese.batch([0])
+    assert "topic" not in batch
+    assert chunks.tokenizer.unk_token_id not in batch["topic_ids"]
+    assert batch["topic_ids_mask"].all()
+
+
+def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
+    pairs = tiny_flexmuse.pairs()
+    pairs[2]["rejected"] = []  # of r0: nobody is rejected for its last chunk
+    groups = chunks.groups(pairs)  # r1 has no second chunk
+    assert [group.rows for group in groups] == [[0, 1, 2], [4, 5, 6, 7]]
+    batch = chunks.batch_of_groups(groups)
+    assert batch["group"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert batch["place"].tolist() == [0, 1, 2, 0, 1, 2, 3]
+    expected = [[0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert batch["allowed"][0].int().tolist() == expected
+    assert batch["allowed"][1].sum() == 12
+
+
+def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
+    rows = [row | {"position": row["position"] * 2} for row in tiny_flexmuse.rows()]
+    chunks = chunk_dataset.Chunks(
+        rows, tiny_flexmuse.features(), tiny_flexmuse.chunks().tokenizer, Limits(8, 24)
+    )
+    pairs = tiny_flexmuse.grouped([[("r2", 6), ("r1", 0), ("r0", 4)]])
+    pairs[2]["rejected"] = [0]
+    (group,) = chunks.groups(pairs)
+    assert group.rows == [7, 3, 2]
+    assert group.allowed.int().tolist() == [[0, 1, 1], [1, 0, 1], [1, 0, 0]]
+
+
+def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_stay(chunks):
+    rows = [row for row in chunks.rows if row["image"] != "1"]  # r0 at 1, which nothing illustrated
+    shown = chunk_dataset.Chunks(rows, chunks.features, chunks.tokenizer, Limits(8, 24))
+    pairs = tiny_flexmuse.grouped([[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]])
+    pairs[0]["rejected"] = [1]
+    (group,) = shown.groups(pairs)
+    assert [rows[row]["image"] for row in group.rows] == ["0", "2"]
+    assert group.allowed.int().tolist() == [[0, 0], [1, 0]]
+
+
+def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(tmp_path):
+    rows = [*tiny_flexmuse.rows(), tiny_flexmuse.rows()[0] | {"split": "test", "image": None}]
+    schemas.write(tmp_path / "chunks.parquet", rows, schemas.CHUNKS)
+    assert len(chunk_dataset.training_chunks(tmp_path)) == 8
+    assert len(chunk_dataset.read_chunks(tmp_path, "test", with_picture=False)) == 1
+    assert chunk_dataset.read_chunks(tmp_path, "test", with_picture=True) == []
+    schemas.write(tmp_path / "chunks.parquet", rows[-1:], schemas.CHUNKS)
+    with pytest.raises(WrongInput, match="no chunk of the train split has a picture"):
+        chunk_dataset.training_chunks(tmp_path)
+
+
+def test_pieces_are_the_tokens_of_the_topic_that_the_model_sees():
+    chunks = tiny_flexmuse.chunks()
+    batch = chunks.batch([0, 3, 4])
+    counts = [len(chunks.pieces(chunks.rows[index]["title"])) for index in (0, 3, 4)]
+    assert counts == batch["topic_mask"].sum(1).tolist() == [3, 5, 7]
+    short = Chunks(tiny_flexmuse.rows(), tiny_flexmuse.features(), chunks.tokenizer, Limits(2, 24))
+    assert short.pieces("title 2") == ["t0", "t1"]
+    assert chunks.pieces("") == [""]  # the open position of an item without topic
+
+
+def test_pieces_of_a_learned_topic_are_those_of_the_decoders_tokenizer():
+    chunks = tiny_flexmuse.chunks(learned=True)
+    batch = chunks.batch([0])
+    pieces = chunks.pieces("title 0")
+    assert len(pieces) == batch["topic_ids_mask"].sum() == 8
+    assert pieces[:5] == ["t", "i", "t", "l", "e"]

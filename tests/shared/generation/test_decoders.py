@@ -1,0 +1,245 @@
+import json
+from io import BytesIO
+
+import pytest
+import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+from stages.shared.generation import decoders
+from stages.shared.runtime.stage import WrongInput
+from tests.support import tiny_flexmuse
+
+TINY = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))
+
+
+@pytest.mark.parametrize(
+    "text", ["a red cat sleeps", "红烧肉，放糖 2 勺", "naïve 😀 emoji", "two  blanks and\nlines"]
+)
+def test_any_script_survives_a_vocabulary_that_never_saw_it(text):
+    tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 400)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
+
+
+def test_the_vocabulary_keeps_its_limit_and_shortens_what_recurs():
+    tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 300)
+    assert len(tokenizer) <= 300
+    longer = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 400)
+    counts = [len(t(tiny_flexmuse.TEXTS[0]).input_ids) for t in (tokenizer, longer)]
+    assert counts[1] < counts[0] < len(tiny_flexmuse.TEXTS[0])
+
+
+def test_a_script_of_many_characters_keeps_the_limit_and_its_frequent_ones():
+    characters = [chr(0x4E00 + number) for number in range(3000)]  # CJK Unified Ideographs
+    texts = ["".join(characters[start : start + 20]) for start in range(0, 3000, 20)]
+    texts += ["".join(characters[-300:])] * 3
+    tokenizer = decoders.train_tokenizer(texts, 1000)
+    assert len(tokenizer) <= 1000
+    assert tokenizer.unk_token_id not in tokenizer.convert_tokens_to_ids(characters[-300:])
+    ids = tokenizer(texts[0], add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == texts[0]
+    assert decoders.train_tokenizer(texts, 1000).get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_least_vocabulary_is_the_bytes_the_special_tokens_and_the_blank():
+    tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS, 260)
+    ids = tokenizer("红 cat", add_special_tokens=False).input_ids
+    assert len(tokenizer) == 260 and tokenizer.decode(ids) == "红 cat"
+    with pytest.raises(WrongInput, match=r"decoders\.tiny\.vocabulary is 259: give more than 259"):
+        decoders.train_tokenizer(tiny_flexmuse.TEXTS, 259)
+
+
+def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
+    trained = BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(tiny_flexmuse.TEXTS * 4),
+        model_writer=trained,
+        vocab_size=28,
+        model_type="unigram",
+        minloglevel=2,  # warnings
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},  # as in T5
+    )
+    tiny_flexmuse.t5(28).save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(trained.getvalue())
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    _, tokenizer = decoders.create(str(tmp_path), TINY, 16, [], 0)
+    pieces = SentencePieceProcessor(model_proto=trained.getvalue())
+    for text in tiny_flexmuse.TEXTS:
+        ids = tokenizer(text).input_ids
+        assert ids == [*pieces.encode(text), 1]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    (tmp_path / "run").mkdir()
+    decoders.save(tmp_path / "run", tiny_flexmuse.t5(28), tokenizer)
+    assert decoders.restore(tmp_path / "run")[1](text).input_ids == ids
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_path, tied):
+    saved, tokenizer = tiny_flexmuse.save_t5(tmp_path / "named", tied)
+    assert torch.equal(saved.lm_head.weight, saved.shared.weight) == tied
+    model, found = decoders.create(str(tmp_path / "named"), TINY, 16, [], 0)
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert found(tiny_flexmuse.TEXTS[0]).input_ids == tokenizer(tiny_flexmuse.TEXTS[0]).input_ids
+    (tmp_path / "run").mkdir()
+    decoders.save(tmp_path / "run", model, found)
+    again, tokens = decoders.restore(tmp_path / "run")
+    assert again.config.scale_decoder_outputs == tied
+    if not tied:
+        decoders.untie(again)
+    again.load_state_dict(model.state_dict())
+    labels = torch.tensor([tokens(tiny_flexmuse.TEXTS[0]).input_ids])
+    losses = [one.eval()(input_ids=labels, labels=labels).loss for one in (model, again)]
+    torch.testing.assert_close(*losses)
+
+
+def test_a_name_that_does_not_exist_is_one_sentence(tmp_path):
+    with pytest.raises(WrongInput, match="decoder no/such-model cannot be loaded"):
+        decoders.create("no/such-model", TINY, 16, [], 0)
+
+
+def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path):
+    tiny_flexmuse.t5().save_pretrained(tmp_path)
+    decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WrongInput, match=r"cannot be loaded: .+") as raised:
+        decoders.create(str(tmp_path), TINY, 16, [], 0)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("install x\nthen y"), RuntimeError("no"), KeyError()]
+)
+def test_whatever_a_checkpoint_makes_transformers_raise_is_one_sentence(monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(WrongInput, match=r"decoder x cannot be loaded: (install x|no|KeyError)$"):
+        decoders.create("x", TINY, 16, [], 0)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_without_a_report_before(tmp_path, capfd):
+    from safetensors.torch import load_file, save_file
+
+    tiny_flexmuse.t5().save_pretrained(tmp_path)
+    decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lacking = {k: v for k, v in weights.items() if "decoder.block.1" not in k}
+    save_file(lacking, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WrongInput, match=r"lacks weights of a T5: decoder\.block\.1"):
+        decoders.create(str(tmp_path), TINY, 16, [], 0)
+    assert "REPORT" not in "".join(capfd.readouterr())
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
+    config = {"model_type": "bert", "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WrongInput, match="cannot be loaded"):
+        decoders.create(str(tmp_path), TINY, 16, [], 0)
+
+
+def published(folder):
+    """A decoder as mengzi-t5-base is published, after a run has saved and restored it."""
+    (folder / "named").mkdir()
+    saved = tiny_flexmuse.save_published_t5(folder / "named")
+    model, tokenizer = decoders.create(str(folder / "named"), TINY, 16, [], 0)
+    (folder / "run").mkdir()
+    decoders.save(folder / "run", model, tokenizer)
+    again, tokens = decoders.restore(folder / "run")
+    decoders.untie(again)
+    again.load_state_dict(model.state_dict())
+    return saved, (model.eval(), tokenizer), (again.eval(), tokens)
+
+
+def test_mengzi_t5_as_it_is_published_keeps_its_weights_and_generates_the_same(tmp_path):
+    saved, (model, tokenizer), (again, tokens) = published(tmp_path)
+    assert (len(tokenizer), model.config.vocab_size) == (142, 170)
+    assert (model.config.feed_forward_proj, model.config.scale_decoder_outputs) == (
+        "gated-gelu",
+        False,
+    )
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert not torch.equal(model.lm_head.weight, model.shared.weight)
+    ids = tokenizer(tiny_flexmuse.CHINESE, padding=True, return_tensors="pt")
+    assert tokens(tiny_flexmuse.CHINESE).input_ids == tokenizer(tiny_flexmuse.CHINESE).input_ids
+    options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 2}
+    first, second = (one.generate(**ids, **options) for one in (model, again))
+    assert torch.equal(first, second) and first.unique().numel() > 2
+
+
+def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
+    _, (_, tokenizer), (_, tokens) = published(tmp_path)
+    for found in (tokenizer, tokens):
+        sentinels = found.convert_tokens_to_ids([f"<extra_id_{k}>" for k in range(100)])
+        assert sentinels == list(range(141, 41, -1))
+        parts = [
+            found(text, add_special_tokens=False).input_ids for text in tiny_flexmuse.CHINESE[:2]
+        ]
+        joined = found("<extra_id_0>".join(tiny_flexmuse.CHINESE[:2])).input_ids
+        assert joined == [*parts[0], 141, *parts[1], found.eos_token_id]
+        assert "<" not in found.decode(joined, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<extra_id_0>",
+        "<extra_<extra_id_0>id_1>",
+        "<</s>/s>",
+        "<<</s>/s>/s>",
+        "\uff1c/s\uff1e",  # in full-width letters, which NFKC makes narrow
+        "\uff1cextra_id_1\uff1e<pad>",
+    ],
+)
+def test_no_text_spells_a_sentinel_or_an_end(tmp_path, text):
+    _, (_, named), (_, restored) = published(tmp_path)
+    _, tiny = decoders.create("tiny", TINY, 16, tiny_flexmuse.TEXTS * 4, 4)
+    for tokenizer in (named, restored, tiny):
+        special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+        special += decoders.sentinels(tokenizer, 4)
+        assert not set(special) & set(decoders.ids(f"a {text} b", tokenizer))
+        plain = decoders.ids(tiny_flexmuse.TEXTS[0], tokenizer)
+        assert plain == tokenizer(tiny_flexmuse.TEXTS[0], add_special_tokens=False).input_ids
+
+
+def test_a_sentencepiece_t5_cannot_spell_a_new_line(tmp_path):
+    """Which is why the paragraphs of an article are parted by sentinels."""
+    _, (_, tokenizer), _ = published(tmp_path)
+    ids = tokenizer("米饭\n红烧肉", add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == "米饭 红烧肉"
+
+
+def test_a_row_of_the_vocabulary_that_no_token_has_decodes_to_nothing(tmp_path):
+    _, (_, tokenizer), (_, tokens) = published(tmp_path)
+    ids = tokenizer("米饭", add_special_tokens=False).input_ids
+    for found in (tokenizer, tokens):
+        assert found.decode([ids[0], 150, *ids[1:], 169]) == "米饭"
+
+
+def test_chinese_punctuation_that_a_tokenizer_narrows_is_widened_again(tmp_path):
+    _, (_, tokenizer), _ = published(tmp_path)
+    assert decoders.narrows(tokenizer)
+    assert not decoders.narrows(decoders.train_tokenizer(tiny_flexmuse.CHINESE, 400))
+    ids = tokenizer(tiny_flexmuse.CHINESE[0]).input_ids
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert text == "红烧肉放糖两勺,小火炖。" and decoders.widen(text) == tiny_flexmuse.CHINESE[0]
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        ("好吗?!", "好吗？！"),
+        ("他(小明)说:走...", "他（小明）说：走…"),
+        ("用T5,然后", "用T5，然后"),
+        ("12:30, a cat (red)?", "12:30, a cat (red)?"),
+        ("カレー,です", "カレー，です"),
+    ],
+)
+def test_a_mark_is_widened_where_it_touches_a_chinese_or_japanese_character(narrow, wide):
+    assert decoders.widen(narrow) == wide

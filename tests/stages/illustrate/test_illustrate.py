@@ -1,0 +1,200 @@
+"""A corpus of coloured pictures, some of its articles without any, through embed and illustrate."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from stages import embed
+from stages.illustrate import __main__ as illustrate
+from stages.illustrate.base import Diffusers, Params
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.data import image_store
+from stages.shared.encoders import extract
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.features import store as feature_store
+from tests.support import color_caption_corpus, tiny_diffusion
+from tests.support.color_caption_corpus import chunk, picture
+
+SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
+SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYMUSE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
+    tiny_encoder.save(folder, SIZES, tiny_encoder.PictureTower(SIZES, texts.width), texts)
+    return folder
+
+
+def articles() -> tuple[list[dict], list[dict]]:
+    """Ten illustrated chunks, and five without picture, one of them without title too."""
+    rows = [picture(list(color_caption_corpus.COLOURS)[n % 4], n) for n in range(len(SPLITS))]
+    chunks = [
+        chunk(n, row["sha256"], title=f"a {n} story", text="once", references=["once"], split=split)
+        for n, (row, split) in enumerate(zip(rows, SPLITS, strict=True))
+    ]
+    bare = [("train", "red"), ("validation", "red"), ("test", "a boat"), ("test", "a 9 story")]
+    chunks += [
+        chunk(20 + n, None, title=title, text="then", references=["then"], split=split)
+        for n, (split, title) in enumerate(bare)
+    ]
+    return rows, [*chunks, chunk(30, None, text="untitled", references=["untitled"])]
+
+
+def run(folder, encoder, rows, chunks, name="out"):
+    color_caption_corpus.save(folder, rows, chunks)
+    # Batches of the same size, as in the pipeline: of another one, a last bit may be another.
+    embed.main(
+        load(extract.Params, "embed"),
+        "articles",
+        folder / "ingest",
+        folder / "clean",
+        encoder,
+        folder / "embed",
+    )
+    illustrate.main(load(Params, "illustrate"), sources(folder, encoder), folder / name)
+    return folder / name
+
+
+def sources(folder, encoder):
+    return [folder / "ingest", folder / "chunks", encoder, folder / "embed"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, encoder):
+    folder = tmp_path_factory.mktemp("illustrate")
+    run(folder, encoder, *articles())
+    return folder
+
+
+def illustrations(target) -> list[dict]:
+    return schemas.read(target / "illustrations.parquet", schemas.ILLUSTRATIONS)
+
+
+def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
+    given = schemas.read(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    found = schemas.read(place / "out" / "chunks.parquet", schemas.CHUNKS)
+    train = {row["image"]: row["record"] for row in given if row["split"] == "train"}
+    for before, after in zip(given, found, strict=True):
+        assert before | {"image": after["image"]} == after
+        if before["image"] or not before["title"]:
+            assert after["image"] == before["image"]
+        else:
+            assert after["image"] in train
+    for row in illustrations(place / "out"):
+        assert row["source"] == f"{train[row['image']]}/0"
+        assert (row["backend"], row["seed"]) == ("retrieve", 0)
+
+
+def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(place, encoder):
+    cached = feature_store.read(place / "embed")
+    given = schemas.read(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    train = [row["image"] for row in given if row["split"] == "train" and row["image"]]
+    rows = illustrations(place / "out")
+    assert [row["text"] for row in rows] == ["red", "red", "a boat", "a 9 story"]
+    for row in rows:
+        title = cached.text_pooled[cached.text_index[row["text"]]].astype("f4")
+        scores = {
+            name: cached.pooled[cached.image_index[name]].astype("f4") @ title for name in train
+        }
+        assert row["similarity"] == pytest.approx(scores[row["image"]], abs=1e-6)
+        assert row["similarity"] == pytest.approx(max(scores.values()), abs=1e-6)
+    summary = json.loads((place / "out" / "summary.json").read_text())
+    assert summary == {
+        "backend": "retrieve",
+        "illustrated": {"train": 1, "validation": 1, "test": 2},
+        "left_without": {"no title": 1},
+        "similarity": pytest.approx(np.mean([row["similarity"] for row in rows])),
+    }
+
+
+def test_pictures_and_features_of_the_illustrations_stand_beside_them(place):
+    names = {row["image"] for row in illustrations(place / "out")}
+    stored = {row["sha256"]: row["bytes"] for row in image_store.read(place / "out" / "images")}
+    known = {row["sha256"]: row["bytes"] for row in image_store.read(place / "ingest" / "images")}
+    assert stored == {name: known[name] for name in names}
+    index, pooled = feature_store.read_pooled(place / "out" / "features")
+    cached = feature_store.read(place / "embed")
+    for name in names:
+        again = cached.pooled[cached.image_index[name]]
+        assert pooled[index[name]].tobytes() == again.tobytes()
+
+
+def test_two_executions_write_the_same_bytes(place, encoder):
+    illustrate.main(load(Params, "illustrate"), sources(place, encoder), place / "again")
+    first, again = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        for folder in (place / "out", place / "again")
+    )
+    assert first == again
+
+
+def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_path, encoder):
+    rows, chunks = articles()
+    chinese = [row | {"language": "zh"} for row in chunks]
+    target = run(tmp_path, encoder, rows, chinese)
+    assert schemas.read(target / "chunks.parquet", schemas.CHUNKS) == chinese
+    summary = json.loads((target / "summary.json").read_text())
+    assert summary["left_without"] == {"no title": 1, "the encoder does not read the language": 4}
+    assert summary["similarity"] is None
+    assert illustrations(target) == []
+    assert not (target / "features").exists() and not (target / "images").exists()
+
+
+def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
+    """As DVC starts it: the folders of encoder and features are not even looked at."""
+    color_caption_corpus.captions(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from stages.illustrate import __main__ as illustrate; "
+        "from stages.illustrate.base import Params; from stages.shared.core.config import load; "
+        "illustrate.main(load(Params, 'illustrate'), list(map(Path, sys.argv[1:-1])), "
+        "Path(sys.argv[-1])); assert not {'torch', 'mlflow', 'diffusers'} & set(sys.modules)"
+    )
+    folders = [*sources(tmp_path, tmp_path / "none"), tmp_path / "out"]
+    subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True)
+    given = schemas.read(tmp_path / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    assert schemas.read(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS) == given
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "chunks.parquet",
+        "illustrations.parquet",
+        "summary.json",
+    ]
+
+
+def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_is_read(
+    tmp_path, encoder
+):
+    tiny_diffusion.save(tmp_path / "tiny-sd")
+    params = replace(
+        load(Params, "illustrate"),
+        backend=f"diffusers:{tmp_path}/tiny-sd",
+        diffusers=Diffusers(steps=1, guidance=1.0, size=64),
+    )
+    rows, chunks = articles()
+    for language, known in [("en", True), ("zh", False)]:
+        given = [row | {"language": language} for row in chunks]
+        run(tmp_path / language, encoder, rows, given)
+        target = tmp_path / language / "drawn"
+        illustrate.main(params, sources(tmp_path / language, encoder), target)
+        found = illustrations(target)
+        assert [row["backend"] for row in found] == ["diffusers:tiny-sd"] * 4
+        assert all((row["similarity"] is not None) == known for row in found)
+        assert str(tmp_path) not in (target / "summary.json").read_text()
+        cached = feature_store.read(tmp_path / language / "embed", target / "features")
+        shown = schemas.read(target / "chunks.parquet", schemas.CHUNKS)
+        assert {row["image"] for row in shown if row["title"]} == cached.image_index.keys()

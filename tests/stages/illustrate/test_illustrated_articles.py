@@ -1,0 +1,146 @@
+"""Articles without pictures, from a folder of JSON lines to what a writer makes of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages import chunk, clean, embed, train_sft
+from stages.illustrate import __main__ as illustrate
+from stages.illustrate import base as illustrators
+from stages.ingest import __main__ as ingest
+from stages.predict import __main__ as predict
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.data import image_store
+from stages.shared.encoders import extract
+from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.generation import generator as generators
+from stages.shared.runtime.stage import WrongInput
+from tests.support import article_corpus, tiny_diffusion
+from tests.support.color_caption_corpus import COLOURS, picture
+
+SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
+BARE = {("train", 4), ("validation", 1), ("test", 1)}  # split, number of the article
+
+
+def write_corpus(folder: Path, bare: set[tuple[str, int]]) -> None:
+    """Five articles for training and two for each other split; those of `bare` have no picture."""
+    lines = []
+    for split, count in [("train", 5), ("validation", 2), ("test", 2)]:
+        for number in range(count):
+            colour = list(COLOURS)[number % 4]
+            chunks = [{"text": f"The {colour} story number {number} of the {split} articles."}]
+            if (split, number) not in bare:
+                name = f"{split}{number}.png"
+                folder.joinpath(name).write_bytes(picture(colour, len(lines))["bytes"])
+                chunks[0]["image"] = name
+            title = f"a {colour} thing"
+            article = {"article_id": f"{split}{number}", "title": title, "chunks": chunks}
+            lines.append(json.dumps(article | {"split": split, "language": "en"}))
+    (folder / "articles.jsonl").write_text("\n".join(lines))
+
+
+def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
+    """What 01_ingest to 08_illustrate leave, the encoder untrained; `changes` of `illustrate`."""
+    raw = place / "raw"
+    raw.mkdir()
+    write_corpus(raw, bare)
+    params = load(ingest.Params, "ingest")
+    ingest.main(params, "articles", "articles", "jsonl", raw, place / "ingest")
+    clean.main(load(clean.Params, "clean"), "articles", place / "ingest", place / "clean")
+    chunk.main(load(chunk.Params, "chunk"), "articles", place / "clean", place / "chunk")
+    (place / "align").mkdir()
+    torch.manual_seed(0)
+    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
+    tower = tiny_encoder.PictureTower(SIZES, texts.width)
+    tiny_encoder.save(place / "align", SIZES, tower, texts)
+    folders = [place / name for name in ("ingest", "clean", "align", "embed")]
+    embed.main(load(extract.Params, "embed"), "articles", *folders)
+    folders = [place / name for name in ("ingest", "chunk", "align", "embed")]
+    params = replace(load(illustrators.Params, "illustrate"), **changes)
+    illustrate.main(params, folders, place / "illustrate")
+
+
+def write_about(place: Path) -> None:
+    """What train_sft and predict make of it."""
+    run = load(generators.Run, "writers", "flexmuse")
+    sources = [place / name for name in ("illustrate", "embed", "align")]
+    train_sft.main("flexmuse", run, sources, place / "sft")
+    model = place / "sft" / "model"
+    sources = [place / "ingest", place / "illustrate", place / "embed", model, model]
+    predict.main(load(predict.Params, "predict"), run, sources, place / "out")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("illustrated")
+    article_corpus.project(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("POLYMUSE_HOME", str(place / "home"))
+        prepare(place, BARE)
+        write_about(place)
+    return place
+
+
+def chunks(folder: Path) -> dict[str, dict]:
+    return {row["record"]: row for row in schemas.read(folder / "chunks.parquet", schemas.CHUNKS)}
+
+
+def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_sigma(place):
+    before, after = chunks(place / "chunk"), chunks(place / "illustrate")
+    bare = [record for record, row in before.items() if not row["image"]]
+    assert len(bare) == len(BARE)
+    train = {row["image"] for row in before.values() if row["split"] == "train"} - {None}
+    assert {after[record]["image"] for record in bare} <= train
+    given = schemas.read(place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS)
+    (illustration,) = [row for row in given if row["split"] == "test"]
+    written = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
+    rows = [row for row in written if row["record"] == illustration["record"]]
+    assert {row["inputs"] for row in rows} == {"both", "topic", "picture"}
+    for row in rows:
+        assert row["image"] == illustration["image"]
+        assert row["sigma"] == pytest.approx(illustration["similarity"], abs=1e-6)
+
+
+def test_the_train_article_without_picture_is_trained_on_like_the_others(place):
+    assert len(train_sft.batches.training_chunks(place / "chunk")) == 4
+    assert len(train_sft.batches.training_chunks(place / "illustrate")) == 5
+
+
+def test_the_pictures_that_others_show_are_the_stored_ones(place):
+    names = {row["sha256"] for row in image_store.read(place / "illustrate" / "images")}
+    given = schemas.read(place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS)
+    assert names == {row["image"] for row in given}
+
+
+@pytest.fixture
+def bare_place(tmp_path, monkeypatch):
+    article_corpus.project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+EVERY = {(split, number) for split in ("train", "validation", "test") for number in range(5)}
+
+
+def test_articles_without_any_picture_are_drawn_trained_on_and_written(bare_place):
+    painter = tiny_diffusion.save(bare_place / "painter")
+    sizes = illustrators.Diffusers(steps=2, guidance=5.0, size=64)
+    prepare(bare_place, EVERY, backend=f"diffusers:{painter}", diffusers=sizes)
+    write_about(bare_place)
+    written = schemas.read(bare_place / "out/predictions.parquet", schemas.PREDICTIONS)
+    drawn = {row["sha256"] for row in image_store.read(bare_place / "illustrate" / "images")}
+    assert {row["image"] for row in written} <= drawn
+    assert {row["split"] for row in written} == {"validation", "test"}
+    assert all(-1 <= row["sigma"] <= 1 for row in written)
+
+
+def test_without_any_picture_there_is_nothing_to_retrieve_and_one_sentence_says_so(bare_place):
+    with pytest.raises(WrongInput, match=r"train split has no picture of its own.*diffusers:NAME"):
+        prepare(bare_place, EVERY)
+    assert not (bare_place / "illustrate").exists()

@@ -1,0 +1,156 @@
+"""What ingest does with tweets and posts; of articles and captions, tests/stages/ingest/test_ingest.py."""
+
+from dataclasses import replace
+
+import pytest
+
+from stages.ingest.__main__ import Params, check_rejected, check_splits, summary
+from stages.ingest.record_collector import Corpus
+from stages.shared.core import schemas
+from stages.shared.data.records import Fact, Picture, PictureFile, Post, Reject, Tweet
+from stages.shared.runtime.stage import WrongInput
+from tests.stages.ingest.test_ingest import LIMITS, encoded
+
+TWEET = Tweet(source="t:1", words=["at", "York"], tags=["O", "B-LOC"], split="train")
+POST = Post(source="p:1", text=" so good ", label="positive", split="train")
+RED, BROKEN = Picture(encoded("red")), Picture(b"no picture")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+
+
+def only(corpus):
+    (record,) = corpus.records.values()
+    return record
+
+
+@pytest.mark.parametrize(("item", "kind"), [(TWEET, "tweets"), (POST, "posts")])
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (BROKEN, "unreadable image: no picture of a known format"),
+        (PictureFile("none.jpg", None), "missing image: none.jpg"),
+        (PictureFile("../a.jpg", None), "path leaves the folder: ../a.jpg"),
+        (PictureFile("https://a.org/b.jpg", None), "remote image: addresses are not fetched"),
+    ],
+)
+def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, picture, reason):
+    if isinstance(picture, PictureFile):
+        picture = replace(picture, folder=tmp_path)
+    fact = Fact(0, "place", "beach")
+    corpus.take(replace(item, picture=picture, facts=[fact]))
+    assert only(corpus)["image"] is None and corpus.rows == 2
+    assert [row["reason"][: len(reason)] for row in corpus.rejected] == [reason]
+    assert corpus.facts == []  # of a picture that is not there
+    assert summary(corpus, kind)["without_picture"]["train"] == 1
+    schemas.write(tmp_path / "r.parquet", list(corpus.records.values()), schemas.RECORDS[kind])
+
+
+@pytest.mark.parametrize("item", [TWEET, POST])
+def test_a_good_picture_and_its_facts_are_kept(corpus, item):
+    corpus.take(replace(item, picture=RED, facts=[Fact(0, "place", "beach")]))
+    assert len(only(corpus)["image"]) == 64 and corpus.rejected == []
+    fact = {"record": only(corpus)["id"], "position": 0, "slot": "place", "value": "beach"}
+    assert corpus.facts == [fact]
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (replace(TWEET, words=[], tags=[]), "empty text: the tweet has no word"),
+        (replace(TWEET, tags=["O"]), "wrong count: 2 words have 1 tags"),
+        (replace(TWEET, words=["at", ""]), "empty text: word 2 has no character"),
+        (replace(TWEET, words=["at", "\ud800"]), "undecodable text: "),
+        (replace(TWEET, tags=["O", "LOC"]), "unknown tag: 'LOC' of word 2, neither O, B-* nor I-*"),
+        (replace(TWEET, tags=["O", "B-"]), "unknown tag: 'B-'"),
+        (replace(POST, text=" \n"), "empty text: the post has none"),
+        (replace(POST, text="\ud800"), "undecodable text: "),
+        (replace(POST, label="happy"), "unknown label: 'happy' is none of negative, neutral"),
+    ],
+)
+def test_an_item_of_no_use_is_rejected(corpus, item, reason):
+    corpus.take(item)
+    assert corpus.records == {} and corpus.rejected[0]["reason"].startswith(reason)
+
+
+def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
+    items = [
+        TWEET,
+        replace(TWEET, tags=["O", "B-ORG"]),
+        replace(TWEET, words=["At", "York"]),
+        replace(TWEET, picture=RED),
+        replace(TWEET, picture=Picture(encoded("blue"))),
+        POST,
+        replace(POST, label="neutral"),
+        replace(POST, picture=RED),
+    ]
+    for item in items:
+        corpus.take(item)
+    assert len(corpus.records) == len(items)
+    for item in items:
+        corpus.take(replace(item, source="again", split="test"))
+    assert len(corpus.records) == len(items)
+    assert {row["reason"] for row in corpus.rejected} == {
+        "duplicate id: the same tweet as t:1",
+        "duplicate id: the same post as p:1",
+    }
+
+
+@pytest.mark.parametrize("item", [TWEET, POST])
+def test_where_there_is_no_picture_the_id_of_the_source_stands_for_it(corpus, item):
+    for key in "ab":
+        corpus.take(replace(item, key=key))
+    corpus.take(replace(item, key="c", picture=RED))
+    corpus.take(replace(item, key="d", picture=RED))
+    assert len(corpus.records) == 3
+    assert [row["id"] for row in corpus.rejected] == ["d"]
+
+
+def test_rows_that_are_left_out_count_for_nothing_and_are_told(corpus):
+    corpus.params = Params(1, 10**6, max_rejected=0.0, validation=0.2, test=0.2)
+    meant = Reject("p:2", "contradiction: the text is positive", "2", meant=True)
+    corpus.take(meant)
+    with pytest.raises(WrongInput, match="all 1 rows were left out, most often for 'contradicti"):
+        check_rejected(corpus, "posts")
+    corpus.take(POST)
+    check_rejected(corpus, "posts")
+    assert summary(corpus, "posts")["rejected"] == {"contradiction": 1}
+    assert summary(corpus, "posts")["labels"]["train"] == {"positive": 1}
+    corpus.take(replace(meant, meant=False))
+    with pytest.raises(WrongInput, match="1 of 2 rows and pictures were rejected"):
+        check_rejected(corpus, "posts")
+
+
+@pytest.mark.parametrize(
+    ("splits", "empty"),
+    [
+        ("train test", None),
+        ("train validation", None),
+        ("train validation test", None),
+        ("train", "test"),
+        ("test validation", "train"),
+        ("validation", "train"),
+    ],
+)
+def test_tweets_and_posts_need_something_to_train_on_and_something_to_score(splits, empty):
+    records = [{"split": split} for split in splits.split()]
+    for kind in ("tweets", "posts"):
+        if empty is None:
+            check_splits(records, "corpus", kind)
+        else:
+            with pytest.raises(WrongInput, match=f"records is in {empty}"):
+                check_splits(records, "corpus", kind)
+
+
+def test_the_summary_of_tweets_counts_entities_and_tags_that_stand_alone(corpus):
+    corpus.take(TWEET)
+    corpus.take(replace(TWEET, tags=["I-PER", "I-LOC"], split="test"))
+    counts = summary(corpus, "tweets")
+    assert counts["entities"] == {
+        "train": {"LOC": 1},
+        "validation": {},
+        "test": {"LOC": 1, "PER": 1},
+    }
+    assert counts["orphan_tags"] == {"train": 0, "validation": 0, "test": 2}

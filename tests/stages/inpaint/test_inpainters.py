@@ -1,0 +1,112 @@
+"""LaMa is a file that is code: checked before it runs. The one here is a stand-in of ours."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.inpaint import __main__ as inpaint
+from stages.inpaint import inpainters, masks, text_removal
+from stages.shared.core.config import load
+from stages.shared.data import image_store
+from stages.shared.runtime.stage import WrongInput
+from tests.support import overlay_text_corpus
+
+PARAMS = load(inpaint.Params, "inpaint")
+LAMA = replace(PARAMS.paint, backend="lama")
+
+
+class Grey(torch.nn.Module):
+    """Grey where the mask is set; the size has to be a multiple of 8."""
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        assert image.shape[1] == 3 and mask.shape[1] == 1
+        assert image.shape[2] % 8 == 0 and image.shape[3] % 8 == 0
+        return image * (1 - mask) + 0.5 * mask
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    path = tmp_path / "big-lama.pt"
+    torch.jit.script(Grey()).save(path)
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(inpainters, "LAMA_MD5", digest)
+    monkeypatch.setenv("LAMA_MODEL", str(path))
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
+    return path
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 31), (1, 1), (8, 50)])
+def test_lama_gives_back_the_size_that_it_got(weights, size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[:4, :4] = 255
+    result = inpainters.fill(picture, mask, LAMA)
+    assert result.shape == picture.shape and result.dtype == np.uint8
+    assert (result[mask > 0] == 127).all()
+    assert np.abs(result.astype(int) - picture)[mask == 0].max(initial=0) <= 1
+
+
+def test_lama_paints_a_meme_and_leaves_the_rest(weights):
+    row = overlay_text_corpus.row(overlay_text_corpus.meme(2)[0])
+    boxes = text_removal.find(row["bytes"], PARAMS.find)
+    painted = text_removal.paint(row["bytes"], boxes.quads, PARAMS.mask, LAMA)
+    old, new = (np.asarray(image_store.decode(each)) for each in (row["bytes"], painted.content))
+    mask = masks.from_png(painted.mask) > 0
+    assert np.array_equal(old[~mask], new[~mask]) and (new[mask] == 127).all()
+
+
+def test_a_file_of_another_checksum_is_never_loaded(weights, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("LAMA_MODEL", str(weights))
+    monkeypatch.setattr(torch.jit, "load", None)
+    inpainters._md5.cache_clear()
+    with pytest.raises(WrongInput, match=r"has the checksum .* it is code and is not run"):
+        inpainters.fingerprint(LAMA)
+
+
+def test_weights_that_are_missing_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
+    with pytest.raises(WrongInput, match=r"LAMA_MODEL: .*none.pt is no file"):
+        inpainters.fingerprint(LAMA)
+    monkeypatch.delenv("LAMA_MODEL")
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("POLYMUSE_MAY_LIFT_OFFLINE", raising=False)
+    with pytest.raises(WrongInput, match="whose weights are not here: set LAMA_MODEL"):
+        inpainters.fingerprint(LAMA)
+
+
+def test_weights_are_downloaded_where_that_is_allowed_and_checked_like_any(weights, monkeypatch):
+    content, target = weights.read_bytes(), []
+
+    def download(url: str, path: str, **options: object) -> None:
+        target.append((url, path))
+        Path(path).write_bytes(content)
+
+    monkeypatch.delenv("LAMA_MODEL")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    found = inpainters.lama_weights()
+    assert target == [(inpainters.LAMA_URL, str(found))] and found.read_bytes() == content
+    assert inpainters.lama_weights() == found and len(target) == 1
+
+
+def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    def download(url: str, path: str, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.delenv("LAMA_MODEL", raising=False)
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    with pytest.raises(WrongInput, match=r"could not be loaded \(no route to host\)"):
+        inpainters.lama_weights()
+
+
+def test_telea_needs_no_weights(monkeypatch):
+    monkeypatch.setattr(inpainters, "lama_weights", None)
+    assert inpainters.fingerprint(replace(PARAMS.paint, backend="telea"))

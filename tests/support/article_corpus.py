@@ -1,0 +1,95 @@
+"""A handful of articles on disk as ingest, chunk and embed leave them, for later stages."""
+
+import json
+from pathlib import Path
+
+from stages.shared.core import schemas
+from stages.shared.features import store as feature_store
+from tests.support import tiny_flexmuse
+
+SPLITS = ("train", "validation", "test")
+SLOTS = {"topic": {}, "picture": {"animal": {"cat": ["cat"], "dog": ["dog"]}}}
+
+
+def write(folder: Path, *, slots: bool = True) -> list[Path]:
+    """The folders ingest, chunk and embed: eight chunks in three articles for each split."""
+    ingest, chunk, embed = (folder / name for name in ("ingest", "chunk", "embed"))
+    for path in (ingest, chunk, embed):
+        path.mkdir(parents=True)
+    rows, pairs = [], []
+    for number, split in enumerate(SPLITS):
+        for row in tiny_flexmuse.rows():
+            rows.append(row | {"record": f"{split}-{row['record']}", "split": split})
+        for pair in tiny_flexmuse.pairs():
+            place = {"group": 3 * number + pair["group"], "record": f"{split}-{pair['record']}"}
+            pairs.append(pair | place)
+    schemas.write(chunk / "chunks.parquet", rows, schemas.CHUNKS)
+    schemas.write(chunk / "pairs.parquet", pairs, schemas.PAIRS)
+    if slots:
+        _write_truth(ingest, rows)
+    cached = tiny_flexmuse.features()
+    pictures = [{"pooled": cached.pooled[row], "patches": cached.patches[row]} for row in range(8)]
+    titles = [
+        {"pooled": cached.text_pooled[row], "tokens": cached.tokens[row][cached.token_mask[row]]}
+        for row in range(4)
+    ]
+    texts = list(cached.text_index), cached.pieces, titles
+    feature_store.write(embed, (list(cached.image_index), pictures), texts)
+    return [ingest, chunk, embed]
+
+
+def encoder(folder: Path) -> Path:
+    """A folder as align leaves it: two files of an encoder, nested, and a report about it."""
+    target = folder / "encoder"
+    (target / "weights").mkdir(parents=True, exist_ok=True)
+    (target / "encoder.json").write_text("{}")
+    (target / "weights" / "pictures").write_text("1")
+    (target / "summary.json").write_text("{}")
+    return target
+
+
+def _write_truth(ingest: Path, rows: list[dict]) -> None:
+    (ingest / "slots.json").write_text(json.dumps(SLOTS))
+    facts = [
+        {
+            "record": row["record"],
+            "position": row["position"],
+            "slot": "animal",
+            "value": "dog" if "dog" in row["text"] else "cat",
+        }
+        for row in rows
+    ]
+    schemas.write(ingest / "facts.parquet", facts, schemas.FACTS)
+    foils = [
+        {
+            "record": row["record"],
+            "position": row["position"],
+            "slot": "animal",
+            "text": row["text"].replace("cat", "dog"),
+        }
+        for row in rows
+        if "cat" in row["text"] and row["split"] != "train"
+    ]
+    schemas.write(ingest / "foils.parquet", foils, schemas.FOILS)
+
+
+def project(folder: Path) -> None:
+    """params.yaml as shipped, with training that takes a second."""
+    import yaml
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["training"]["checkpoint_seconds"] = 0.0
+    params["decoders"]["tiny"] |= {"d_ff": 32, "vocabulary": 400, "dropout": 0.2}
+    params["models"]["flexmuse"]["network"] |= {"d_model": 16, "text_tokens": 8}
+    run = params["writers"]["flexmuse"]
+    run["max_tokens"] = 24
+    run["sft"] |= {"steps": 20, "batch": 4, "validate_every": 10}
+    run["preference"] |= {"steps": 6, "batch": 2, "validate_every": 3, "learning_rate": 0.001}
+    run["watch"] = {"items": 4, "max_drop": 1.0}
+    run["generation"]["batch"] = 3
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

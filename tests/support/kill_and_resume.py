@@ -1,0 +1,32 @@
+"""A stage as DVC starts it, killed after its first checkpoint and started again."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.project_files import ROOT
+
+
+def killed_and_whole(stage: str, key: str, given: list[Path], folder: Path) -> tuple[Path, Path]:
+    """The folders that a killed and an undisturbed run of a stage wrote; nothing before its end."""
+
+    def start(target: str, home: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"stages.{stage}", key, *given, folder / target]
+        return subprocess.Popen(
+            [str(word) for word in command],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "POLYMUSE_HOME": str(folder / home)},
+            stderr=subprocess.DEVNULL,
+        )
+
+    killed = start("killed", "one")
+    checkpoints = folder / "one" / "checkpoints" / f"{stage}@{key}"
+    while not list(checkpoints.glob("*.pt")) and killed.poll() is None:
+        time.sleep(0.005)
+    killed.kill()
+    assert killed.wait() != 0
+    assert not (folder / "killed").exists()
+    running = [start("killed", "one"), start("whole", "two")]
+    assert [process.wait() for process in running] == [0, 0]
+    return folder / "killed", folder / "whole"

@@ -1,0 +1,176 @@
+"""What a reader labelled, in a temporary data folder, in the schemas of stages/shared/core/schemas.py.
+
+Four test items and two of validation; item d has no picture. `both` gets one thing wrong.
+"""
+
+import json
+from pathlib import Path
+
+from stages.shared.core import schemas
+from stages.shared.data import image_store
+from tests.support import generator_outputs
+
+SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
+GOLD = {
+    "entities": {
+        "a": "B-PER O B-LOC",
+        "b": "B-PER I-PER O",
+        "c": "O O",
+        "d": "B-LOC",
+        "v": "B-PER O",
+        "w": "B-LOC O",
+    },
+    "sentiment": {
+        "a": "positive",
+        "b": "negative",
+        "c": "neutral",
+        "d": "positive",
+        "v": "neutral",
+        "w": "negative",
+    },
+}
+WRONG = {  # what was predicted instead, by inputs
+    "entities": {
+        "both": {"b": "O I-PER O", "c": "O B-NEW"},
+        "text": {"a": "B-PER O B-PER", "b": "O O O", "c": "O B-LOC"},
+        "picture": dict.fromkeys("a", "O O O") | {"b": "O O O", "d": "O"},
+    },
+    "sentiment": {
+        "both": {"d": "negative"},
+        "text": {"c": "positive", "d": "negative"},
+        "picture": {"a": "negative", "b": "positive", "c": "positive", "d": "neutral"},
+    },
+}
+CEILINGS = {  # of the same items
+    inputs: {"expected": value + 0.01, "realised": value}
+    for inputs, value in [("text", 0.5), ("picture", 0.25), ("both", 1.0)]
+}
+WORDS = {
+    "a": "Mia sings#Oslo",
+    "b": "Ada Lovelace writes",
+    "c": "nothing here",
+    "d": "Rome",
+    "v": "Kim runs",
+    "w": "Bergen again",
+}
+PICTURES = {  # d and w have none
+    "a": (200, 40, 40),
+    "b": (40, 200, 40),
+    "c": (40, 40, 200),
+    "v": (90, 90, 90),
+}
+PARAMETERS = {"trained": 120, "frozen": 1000}
+
+
+def labels(task: str) -> list[dict]:
+    """Rows of labels.parquet: of validation from both inputs, of test from each as well."""
+    rows = []
+    for inputs in ("both", "text", "picture"):
+        for record, split in SPLITS.items():
+            if split == "validation" and inputs != "both":
+                continue
+            gold = GOLD[task][record].split()
+            predicted = WRONG[task][inputs].get(record, GOLD[task][record]).split()
+            rows.append(
+                {
+                    "record": record,
+                    "split": split,
+                    "inputs": inputs,
+                    "task": task,
+                    "gold": gold,
+                    "predicted": predicted,
+                    "probability": [0.75] if task == "sentiment" else [],
+                    "cut": 2 if record == "b" else 0,
+                }
+            )
+    return rows
+
+
+def regularised() -> list[dict]:
+    """Nats of 2 and 4, bits of 3 and 5 in the test split; item d has no picture."""
+    nats = {"a": 2.0, "b": 4.0, "v": 1.0}
+    return [
+        {"record": record, "split": split}
+        | {
+            "caption_nats": nats.get(record),
+            "drawing_bits": nats[record] + 1 if record in nats else None,
+        }
+        | {"caption": "Mia sings" if record == "a" else None}
+        for record, split in SPLITS.items()
+    ]
+
+
+def embeddings() -> list[dict]:
+    """Of a and b, and the text of d: pictures lie with the other's text before, with their own
+    after."""
+    places = {
+        ("a", "text"): ([1, 0], [1, 0]),
+        ("b", "text"): ([0, 1], [0, 1]),
+        ("d", "text"): ([5, 5], [5, 5]),
+        ("a", "picture"): ([0, 1], [1, 0]),
+        ("b", "picture"): ([1, 0], [0, 1]),
+        ("v", "text"): ([9, 9], [9, 9]),
+        ("v", "picture"): ([-9, 9], [-9, 9]),
+    }
+    return [
+        {"record": record, "modality": modality, "where": where, "vector": vector}
+        for (record, modality), vectors in places.items()
+        for where, vector in zip(("before", "after"), vectors, strict=True)
+    ]
+
+
+def exchanges() -> list[dict]:
+    """Of item a, in layers 2 and 3: the piece and the cell that are looked at least, of four."""
+    rows = []
+    for layer in (2, 3):
+        key = {"record": "a", "layer": layer}
+        pieces = {"tokens": ["mia", "sing", "##s", "oslo"], "weights": [0.5, 0.125, 0.0, 0.25]}
+        cells = {"tokens": [], "weights": [0.25, 0.25, 0.25, 0.0]}
+        rows.append(key | {"modality": "text"} | pieces | {"exchanged": [2]})
+        rows.append(key | {"modality": "picture"} | cells | {"exchanged": [3]})
+    return rows
+
+
+def write(folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]) -> None:
+    """11_classify of one reader."""
+    schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
+    schemas.write(folder / "regularised.parquet", lessons, schemas.REGULARISED)
+    schemas.write(folder / "embeddings.parquet", vectors, schemas.EMBEDDINGS)
+    (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
+
+
+def write_shown(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
+    """The rest of 11_classify, which only the report reads."""
+    schemas.write(folder / "exchanges.parquet", traces, schemas.EXCHANGES)
+    schemas.write(folder / "drawn.parquet", drawn, schemas.DRAWN)
+
+
+def write_corpus(data: Path, name: str, task: str) -> None:
+    """01_ingest and 02_clean of a corpus with the records that were labelled."""
+    pictures = {record: generator_outputs.picture(colour) for record, colour in PICTURES.items()}
+    image_store.write(data / "01_ingest" / name / "images", pictures.values(), shards=2)
+    summary = {"records": {"validation": 2, "test": 4}, "rejected": {}, "languages": {"en": 6}}
+    summary["without_picture"] = {"validation": 1, "test": 1}
+    (data / "01_ingest" / name / "summary.json").write_text(json.dumps(summary))
+    rows = [clean_row(record, pictures.get(record), task) for record in SPLITS]
+    kind = {"entities": "tweets", "sentiment": "posts"}[task]
+    schemas.write(data / "02_clean" / name / "records.parquet", rows, schemas.CLEAN[kind])
+
+
+def clean_row(record: str, picture: dict | None, task: str) -> dict:
+    """A row of CLEAN; the words of a are three, one of them with a mark inside."""
+    row = {"id": record, "split": SPLITS[record], "language": "en", "source": "by hand"}
+    row["image"] = picture["sha256"] if picture else None
+    words = WORDS[record].replace("#", " #").split()
+    if task == "sentiment":
+        text = " ".join(words)
+        return row | {"text": text, "original": text, "label": GOLD[task][record]}
+    return row | {"words": words, "originals": words, "tags": GOLD[task][record].split()}
+
+
+def write_ceilings(ingest: Path, task: str) -> None:
+    """01_ingest/ceilings.json of a sample corpus."""
+    metric = {"entities": "f1", "sentiment": "accuracy"}[task]
+    content = {"rule": "a rule", "metric": metric, "validation": CEILINGS, "test": CEILINGS}
+    ingest.mkdir(parents=True, exist_ok=True)
+    (ingest / "ceilings.json").write_text(json.dumps(content))

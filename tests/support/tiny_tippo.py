@@ -1,0 +1,122 @@
+"""A tiny TIPPo, its features and its articles, for the tests of the model and of its stages."""
+
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
+
+import numpy as np
+
+from stages.models.tippo.model import Model, Network, Preference, shapes
+from stages.shared.features.store import Features
+from stages.shared.generation import decoders
+from stages.shared.generation.article_dataset import Articles
+from stages.shared.generation.chunk_dataset import Limits
+from tests.support import tiny_flexmuse
+
+SIZES = (3, 1, 5)  # pictures of each article
+LIMITS = Limits(topic_tokens=8, text_tokens=80, pictures=5)
+TINY = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))
+
+
+def network(**changes) -> Network:
+    values = {
+        "d_model": 16,
+        "text_tokens": 8,
+        "pictures": 5,
+        "picture": "pooled",
+        "topic": "tokens",
+        "projection": "linear",
+        "axis": "images",
+        "use_prototype": True,
+        "use_daa": True,
+        "use_do": True,
+        "use_contrast": True,
+        "schedule": "formula",
+        "lambda_predict": "clip",
+        "lambda_margin": 0.1,
+        "fusion": "sequence",
+        "connection": "encoder_outputs",
+        "denominator": "infonce",
+        "negatives": "both",
+        "temperature": 1.0,
+        "contrast_weight": 1.0,
+        "prototype_momentum": 0.5,
+        "missing_picture": 0.0,
+        "excerpts": 0.0,
+        "missing_topic": 0.0,
+    }
+    return Network(**(values | changes))
+
+
+def preference(**changes) -> Preference:
+    values = {
+        "gamma": 0.95,
+        "discount": "progress",
+        "discount_steps": 50.0,
+        "literal": "normalised",
+        "semantic": "none",
+        "baseline": "window",
+        "window": 16,
+        "deviation": "std",
+        "clip": 0.2,
+        "epochs": 2,
+        "kl": 0.05,
+        "rollouts": 2,
+        "temperature": 1.0,
+        "max_kl": 10.0,
+        "min_entropy": 0.0,
+        "max_length_change": 100.0,
+        "margin": 0.0,
+    }
+    return Preference(**(values | changes))
+
+
+def features(learned: bool = False) -> Features:
+    """Nine pictures `0` to `8`, three titles `title 0` to `title 2`; no two widths are the same."""
+    random = np.random.default_rng(0)
+
+    def unit(rows: int) -> np.ndarray:
+        values = random.normal(size=(rows, 5))
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype("f2")
+
+    mask = np.arange(6)[None] < np.array([3, 6, 2])[:, None]
+    tokens = random.normal(size=(3, 6, 7)) * mask[..., None]
+    return Features(
+        image_index={str(number): number for number in range(9)},
+        pooled=unit(9),
+        patches=random.normal(size=(9, 4, 6)).astype("f2"),
+        text_index={} if learned else {f"title {number}": number for number in range(3)},
+        text_pooled=None if learned else unit(3),
+        tokens=None if learned else tokens.astype("f2"),
+        token_mask=None if learned else mask,
+        pieces=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
+        text="learned" if learned else "encoder",
+    )
+
+
+def rows() -> list[dict]:
+    """The chunks of three articles of 3, 1 and 5 pictures."""
+    places = [(number, position) for number, size in enumerate(SIZES) for position in range(size)]
+    return [
+        {
+            "record": f"r{number}",
+            "position": position,
+            "split": "train",
+            "language": "en",
+            "title": f"title {number}",
+            "image": str(image),
+            "text": tiny_flexmuse.TEXTS[image % len(tiny_flexmuse.TEXTS)],
+            "references": [tiny_flexmuse.TEXTS[image % len(tiny_flexmuse.TEXTS)]],
+        }
+        for image, (number, position) in enumerate(places)
+    ]
+
+
+def items(learned: bool = False, given: list[dict] | None = None) -> Articles:
+    """The articles of `rows`, or of given ones, in the tokens of a tiny decoder."""
+    _, tokenizer = decoders.create("tiny", TINY, 16, tiny_flexmuse.TEXTS * 4, LIMITS.pictures - 1)
+    return Articles(given or rows(), features(learned), tokenizer, LIMITS)
+
+
+def model(of: Articles, **changes) -> Model:
+    """A model for the features and the tokens of these articles."""
+    t5 = tiny_flexmuse.t5(len(of.tokenizer))  # seeds
+    return Model(network(**changes), shapes(of.features), t5)

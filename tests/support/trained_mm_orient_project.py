@@ -1,0 +1,145 @@
+"""A project on disk with MM-ORIENT trained on a few memes by every stage from 03 on."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.inference.input_rules import rules
+from pipelines.inference.meme_labeler import Meme, MemeLabeller, Prepared, prepare
+from stages import embed
+from stages.augment import __main__ as augmenting
+from stages.augment import paraphrasers
+from stages.classify import __main__ as label
+from stages.classify import mm_orient as label_memes
+from stages.classify.config import Params
+from stages.inpaint import __main__ as inpaint
+from stages.shared.core import schemas
+from stages.shared.core.config import load
+from stages.shared.data import image_store, parallel, text_cleaning
+from stages.shared.encoders import extract
+from stages.shared.encoders import huggingface as huggingface_encoder
+from stages.train_classifier import __main__ as training
+from stages.train_classifier import mm_orient as train_memes
+from tests.support.tiny_clip import clip
+
+NAME = "mm_orient"
+TASKS = {
+    "sentiment": ["negative", "neutral", "positive"],
+    "humour": ["not_funny", "funny"],
+    "sarcasm": ["not_sarcastic", "general"],  # which nobody judged
+}
+WORDS = ["WHEN THE CAT", "MONDAY AGAIN", "NOBODY IS READY", "LANTERN AND CAT", "MORNING FOR ALL"]
+SPLITS = {"train": 8, "validation": 3, "test": 5}
+SILENT, BARE, PLAIN = 1, 2, 3  # numbers in a split: words only in the picture, no picture, no words
+COLOURS = ("white", "gold", "skyblue", "pink", "lightgreen")
+
+
+def picture(words: str, number: int = 0, size: int = 256) -> bytes:
+    """Words in capitals over a few shapes; a PNG file."""
+    image = Image.new("RGB", (size, size), COLOURS[number % len(COLOURS)])
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((70 + number, 120, 150 + number, 200), fill=(20 * number % 256, 90, 160))
+    font = ImageFont.load_default(size // 14)
+    draw.text((size / 2, 8), words, fill="black", font=font, anchor="ma")
+    content = BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def items() -> list[tuple[dict, bytes | None]]:
+    """The rows of CLEAN, each with its picture."""
+    found, tidy = [], rules("read")  # of the current project
+    for split, count in SPLITS.items():
+        for number in range(count):
+            place = len(found)
+            words = WORDS[place % len(WORDS)]
+            shown = None if number == BARE else picture("" if number == PLAIN else words, place)
+            original = "" if number in (SILENT, PLAIN) else f"{words}!"
+            row = {"id": f"{split}-{number}", "split": split, "language": "en", "source": "by hand"}
+            row |= {"image": image_store.trusted(shown)["sha256"] if shown else None}
+            row |= {"text": tidy.overlay(original), "original": original}
+            labels = {
+                "sentiment": TASKS["sentiment"][place % 3],
+                "humour": TASKS["humour"][place % 2],
+            }
+            row["labels"] = [{"task": task, "label": one} for task, one in labels.items()]
+            found.append((row, shown))
+    return found
+
+
+def project(
+    place: Path, patch, changes: dict | None = None, languages: tuple[str, ...] = ("en",)
+) -> Path:
+    """Fill the folder `place`; patch: a MonkeyPatch, under which it is current.
+
+    changes: values of the reader's row by name. languages: that the aligned encoder reads
+    """
+    write_params(place, changes or {})
+    patch.chdir(place)
+    patch.setenv("POLYMUSE_HOME", str(place / "home"))
+    data = place / "data"
+    ingest, clean, inpainted, corpus = (
+        data / f"{name}/memes" for name in ("01_ingest", "02_clean", "03_inpaint", "04_augment")
+    )
+    given = items()
+    ingest.mkdir(parents=True)
+    (ingest / "tasks.json").write_text(json.dumps(TASKS))
+    image_store.write(
+        ingest / "images", [image_store.trusted(shown) for _, shown in given if shown], 2
+    )
+    schemas.write(clean / "records.parquet", [row for row, _ in given], schemas.CLEAN["memes"])
+    inpaint.main(
+        load(inpaint.Params, "inpaint"), load(parallel.Params, "engine"), ingest, clean, inpainted
+    )
+    prompt, tidy = paraphrasers.read_prompt(augmenting.PROMPT), load(text_cleaning.Params, "clean")
+    folders = [ingest, clean, inpainted]
+    augmenting.main(load(augmenting.Params, "augment"), tidy, prompt, folders, corpus)
+    clip(place / "source")
+    align, cached = data / "06_align", data / "07_embed/memes"
+    align.mkdir(parents=True)
+    huggingface_encoder.fetch(str(place / "source"), list(languages), align)
+    embed.main(load(extract.Params, "embed"), "memes", corpus, corpus, align, cached)
+    folders = [corpus, corpus, cached, align]
+    training.main(NAME, train_memes, folders, "memes", data / "09_train_classifier" / NAME)
+    return place
+
+
+def write_params(place: Path, changes: dict) -> None:
+    """params.yaml as shipped, with a reader of memes that is trained in a second."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["training"]["checkpoint_seconds"] = 0.0
+    params["engine"]["kind"] = "inline"
+    params["augment"]["backend"] = "none"
+    network = params["models"]["mm_orient"]["network"]
+    network |= {"hidden": [16], "dropout": 0.0, "attention_width": 8}
+    network["relations"] |= {"width": 4, "bank": 6, "density": 0.3}
+    run = params["readers"][NAME]
+    run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
+    run |= {"batch": 3} | changes
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
+    (place / "dvc.yaml").touch()
+
+
+def model_of(place: Path) -> Path:
+    return place / "data/09_train_classifier" / NAME / "model"
+
+
+def labeller_of(folder: Path) -> MemeLabeller:
+    return MemeLabeller(folder, str(folder))
+
+
+def prepared(*memes: Meme) -> list[Prepared]:
+    return prepare(list(memes), load(inpaint.Params, "inpaint"), rules("read"))
+
+
+def labelled(place: Path) -> list[dict]:
+    """What the stage says of the test split from text and picture."""
+    data = place / "data"
+    corpus, target = data / "04_augment/memes", data / "11_classify" / NAME
+    folders = [corpus, corpus, data / "07_embed/memes", model_of(place)]
+    label.main(NAME, label_memes, folders, "memes", load(Params, "classify"), target)
+    rows = schemas.read(target / "labels.parquet", schemas.LABELS)
+    return [row for row in rows if row["split"] == "test" and row["inputs"] == "both"]
