@@ -21,73 +21,80 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.timing import by_clock
+from benchmarks.timing import time_by_clock
 from stages.datasets.synthetic import config
 from stages.datasets.synthetic import memes as synthetic_memes
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import inpainters, masks, text_detection, text_removal
-from stages.inpaint.masks import Fill
-from stages.shared.core.config import load
+from stages.inpaint.masks import FillFunction
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store, parallel
 from stages.shared.data.cache import batched
 
-PICTURES = 60
-TIMED = (  # backend, the longer side (small, and those of posts), pictures, rounds
+NUM_IMAGES = 60
+TIMED_CASES = (  # backend, the longer side (small, and those of posts), pictures, rounds
     ("telea", 256, 32, 3),
     ("telea", 720, 16, 2),
     ("telea", 1200, 6, 1),
     ("lama", 720, 4, 1),
 )
-INSIDE, BEYOND, READABLE, FASTER = 0.95, 0.15, 0.1, 2.0  # what was to be reached
-SHORTEST = 3  # letters of a word that is looked for
+MIN_MASK_RECALL, MAX_MASK_OUTSIDE, MAX_READABLE, MIN_SPEEDUP = (
+    0.95,
+    0.15,
+    0.1,
+    2.0,
+)  # what was to be reached
+MIN_WORD_LENGTH = 3  # letters of a word that is looked for
 
 
 # ------------------------------------------------------------------------------- masks and reading
 @cache
-def reader():
+def load_ocr():
     from rapidocr import RapidOCR
 
     return RapidOCR(params={"Global.log_level": "critical", "Global.use_cls": False})
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     found = re.findall(r"[a-z]+", text.lower().replace("'", ""))
-    return [word for word in found if len(word) >= SHORTEST]
+    return [word for word in found if len(word) >= MIN_WORD_LENGTH]
 
 
-def recalled(text: str, picture: np.ndarray) -> int:
+def count_readable_words(text: str, picture: np.ndarray) -> int:
     """How many words of the text rapidocr, as it comes, reads in the picture."""
-    found = reader()(np.ascontiguousarray(picture[:, :, ::-1])).txts or ()
+    found = load_ocr()(np.ascontiguousarray(picture[:, :, ::-1])).txts or ()
     read = "".join(re.findall("[a-z]+", " ".join(found).lower()))
-    return sum(word in read for word in words(text))
+    return sum(word in read for word in split_words(text))
 
 
-def accuracy(memes: list[synthetic_memes.Drawn], contents: list[bytes]) -> list[str]:
-    params = load(inpaint.Params, "inpaint")
+def report_accuracy(memes: list[synthetic_memes.SyntheticMeme], contents: list[bytes]) -> list[str]:
+    params = load_config(inpaint.InpaintConfig, "inpaint")
     covered, letters, beyond, before, after = 0, 0, [], 0, 0
     for meme, content in zip(memes, contents, strict=True):
-        boxes = text_removal.find(content, params.find)
-        painted = text_removal.paint(content, boxes.quads, params.mask, params.paint)
-        mask, ink = masks.from_png(painted.mask) > 0, meme.overlaid.text
+        boxes = text_removal.find(content, params.detection)
+        painted = text_removal.paint(content, boxes.quads, params.mask, params.inpainting)
+        mask, ink = masks.from_png(painted.mask) > 0, meme.overlaid.text_mask
         lines = np.zeros_like(ink)
-        for left, top, right, bottom in meme.overlaid.lines:
+        for left, top, right, bottom in meme.overlaid.line_bounds:
             lines[top:bottom, left:right] = True
         covered, letters = covered + (mask & ink).sum(), letters + ink.sum()
         beyond.append((mask & ~lines).mean())
-        before += recalled(meme.text, np.asarray(image_store.decode(content)))
-        after += recalled(meme.text, np.asarray(image_store.decode(painted.content)))
+        before += count_readable_words(meme.text, np.asarray(image_store.decode_image(content)))
+        after += count_readable_words(
+            meme.text, np.asarray(image_store.decode_image(painted.content))
+        )
     inside, left = covered / letters, after / before
     return [
         f"{len(memes)} memes of the sample corpus",
-        f"  text pixels in the mask        {inside:6.1%} (wanted: {INSIDE:.0%} or more)",
+        f"  text pixels in the mask        {inside:6.1%} (wanted: {MIN_MASK_RECALL:.0%} or more)",
         f"  of the picture beyond the text {np.mean(beyond):6.1%}, at most {max(beyond):.1%} "
-        f"(wanted: {BEYOND:.0%} at most)",
-        f"  words that OCR still reads     {left:6.1%} of {before} (wanted: below {READABLE:.0%})",
+        f"(wanted: {MAX_MASK_OUTSIDE:.0%} at most)",
+        f"  words that OCR still reads     {left:6.1%} of {before} (wanted: below {MAX_READABLE:.0%})",
     ]
 
 
 # ------------------------------------------------------------------------------- what paints
-class Untrained(nn.Module):
+class UntrainedLama(nn.Module):
     """As many multiplications a pixel as big-lama (arXiv:2109.07161): its ends, and 36 layers at an
     eighth of the side, of 384 channels by 3 x 3, about what one of its Fourier layers takes."""
 
@@ -108,33 +115,35 @@ class Untrained(nn.Module):
 
 
 @cache
-def untrained() -> torch.jit.ScriptModule:
+def load_untrained_lama() -> torch.jit.ScriptModule:
     torch.manual_seed(0)
-    return torch.jit.script(Untrained().eval())
+    return torch.jit.script(UntrainedLama().eval())
 
 
 @torch.inference_mode()
-def fill_untrained(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def fill_with_untrained_lama(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     padding = (0, -width % 8, 0, -height % 8)
     image = torch.from_numpy(picture.astype(np.float32) / 255).movedim(2, 0)[None]
     hidden = torch.from_numpy((mask > 0).astype(np.float32))[None, None]
     image, hidden = (nn.functional.pad(x, padding, "replicate") for x in (image, hidden))
     with torch.jit.optimized_execution(False):
-        found = untrained()(image, hidden)[0].movedim(0, 2)[:height, :width]
+        found = load_untrained_lama()(image, hidden)[0].movedim(0, 2)[:height, :width]
     return (found * 255).round().byte().numpy()
 
 
-def filler(backend: str, params: inpaint.Params) -> tuple[str, Fill]:
+def select_fill(backend: str, params: inpaint.InpaintConfig) -> tuple[str, FillFunction]:
     """What paints, and its name."""
     if backend == "lama" and not os.environ.get("LAMA_MODEL"):
-        return "untrained lama", fill_untrained
-    return backend, partial(inpainters.fill, params=replace(params.paint, backend=backend))
+        return "untrained lama", fill_with_untrained_lama
+    return backend, partial(
+        inpainters.fill_masked, params=replace(params.inpainting, backend=backend)
+    )
 
 
 # ------------------------------------------------------------------------------- time
 @cache
-def detector():
+def load_detector():
     """RapidOCR as it comes."""
     from rapidocr import RapidOCR
 
@@ -142,90 +151,100 @@ def detector():
     return RapidOCR(params=quiet)
 
 
-def mask_of(picture: np.ndarray, params: inpaint.Params) -> np.ndarray:
-    return masks.draw(picture, text_detection.find(picture, params.find)[0], params.mask)
+def draw_text_mask(picture: np.ndarray, params: inpaint.InpaintConfig) -> np.ndarray:
+    return masks.build_text_mask(
+        picture, text_detection.detect_text(picture, params.detection)[0], params.mask
+    )
 
 
-def mask_as_it_comes(picture: np.ndarray, params: inpaint.Params) -> np.ndarray:
+def draw_rapidocr_mask(picture: np.ndarray, params: inpaint.InpaintConfig) -> np.ndarray:
     mask = np.zeros(picture.shape[:2], np.uint8)
-    found = detector()(np.ascontiguousarray(picture[:, :, ::-1])).boxes
+    found = load_detector()(np.ascontiguousarray(picture[:, :, ::-1])).boxes
     for quad in [] if found is None else found:
         cv2.fillPoly(mask, [quad.astype(np.int32)], 255)
-    return masks.grow(mask, params.mask.margin * picture.shape[0] / 10)
+    return masks.dilate_mask(mask, params.mask.margin * picture.shape[0] / 10)
 
 
-def plain(
-    contents: list[bytes], params: inpaint.Params, fill: Fill, mask_of: Callable
+def inpaint_whole_images(
+    contents: list[bytes], params: inpaint.InpaintConfig, fill: FillFunction, mask_of: Callable
 ) -> list[bytes]:
     """The wrapper: everything over the whole picture, one after the other, saved as ours."""
-    pictures = map(image_store.decode, contents)
+    pictures = map(image_store.decode_image, contents)
     return [
-        text_removal.to_file(fill(picture, mask_of(picture, params)))
+        text_removal.encode_image(fill(picture, mask_of(picture, params)))
         for picture in map(np.asarray, pictures)
     ]
 
 
-def ours(contents: list[bytes], params: inpaint.Params, fill: Fill) -> list[bytes]:
+def inpaint_like_stage(
+    contents: list[bytes], params: inpaint.InpaintConfig, fill: FillFunction
+) -> list[bytes]:
     """As the stage works, without its store."""
 
     def both(batch: list[bytes]) -> list[bytes]:
-        pictures = [np.asarray(image_store.decode(content)) for content in batch]
+        pictures = [np.asarray(image_store.decode_image(content)) for content in batch]
         return [
-            text_removal.to_file(by_crops(picture, mask_of(picture, params), params, fill))
+            text_removal.encode_image(
+                inpaint_by_crops(picture, draw_text_mask(picture, params), params, fill)
+            )
             for picture in pictures
         ]
 
-    batches = batched(contents, params.batch)
-    found = parallel.run(both, batches, load(parallel.Params, "engine"))
+    batches = batched(contents, params.batch_size)
+    found = parallel.map_batches(both, batches, load_config(parallel.EngineConfig, "engine"))
     return [content for batch in found for content in batch]
 
 
-def by_crops(
-    picture: np.ndarray, mask: np.ndarray, params: inpaint.Params, fill: Fill
+def inpaint_by_crops(
+    picture: np.ndarray, mask: np.ndarray, params: inpaint.InpaintConfig, fill: FillFunction
 ) -> np.ndarray:
-    return masks.inpaint(picture, mask, fill, params.paint.context, params.paint.side)
+    return masks.inpaint_image(
+        picture, mask, fill, params.inpainting.context_pixels, params.inpainting.max_crop_size
+    )
 
 
-def share_painted(mask: np.ndarray, params: inpaint.Params) -> float:
+def compute_painted_share(mask: np.ndarray, params: inpaint.InpaintConfig) -> float:
     """Pixels that are painted by crops, of those of the picture: what no busy machine changes."""
     sizes = [
         (crop.right - crop.left) * (crop.bottom - crop.top)
-        for crop in masks.crops(mask, params.paint.context)
+        for crop in masks.find_crops(mask, params.inpainting.context_pixels)
     ]
-    return sum(min(size, params.paint.side**2) for size in sizes) / mask.size
+    return sum(min(size, params.inpainting.max_crop_size**2) for size in sizes) / mask.size
 
 
-def check(pairs: list[tuple[np.ndarray, np.ndarray]], params: inpaint.Params, fill: Fill) -> None:
+def check_crops_match_whole(
+    pairs: list[tuple[np.ndarray, np.ndarray]], params: inpaint.InpaintConfig, fill: FillFunction
+) -> None:
     """Raises AssertionError unless crops at full size give what Telea makes of the whole picture,
     and leave every pixel outside the mask."""
     for picture, mask in pairs:
-        crops = masks.inpaint(picture, mask, fill, params.paint.context, inf)
+        crops = masks.inpaint_image(picture, mask, fill, params.inpainting.context_pixels, inf)
         if not np.array_equal(crops, fill(picture, mask)):
             raise AssertionError("crops give another picture than the whole")
         if not np.array_equal(crops[mask == 0], picture[mask == 0]):
             raise AssertionError("a pixel outside the mask is another one")
 
 
-def speed(contents: list[bytes], rounds: int, backend: str) -> list[str]:
-    params = load(inpaint.Params, "inpaint")
-    name, fill = filler(backend, params)
-    pictures = [np.asarray(image_store.decode(content)) for content in contents]
-    pairs = [(picture, mask_of(picture, params)) for picture in pictures]
+def report_speed(contents: list[bytes], rounds: int, backend: str) -> list[str]:
+    params = load_config(inpaint.InpaintConfig, "inpaint")
+    name, fill = select_fill(backend, params)
+    pictures = [np.asarray(image_store.decode_image(content)) for content in contents]
+    pairs = [(picture, draw_text_mask(picture, params)) for picture in pictures]
     if backend == "telea":
-        check(pairs, params, fill)
+        check_crops_match_whole(pairs, params, fill)
     whole = {
-        "ours": partial(ours, contents, params, fill),
-        "same detector": partial(plain, contents, params, fill, mask_of),
-        "as it comes": partial(plain, contents, params, fill, mask_as_it_comes),
+        "ours": partial(inpaint_like_stage, contents, params, fill),
+        "same detector": partial(inpaint_whole_images, contents, params, fill, draw_text_mask),
+        "as it comes": partial(inpaint_whole_images, contents, params, fill, draw_rapidocr_mask),
     }
     painting = {
-        "ours": lambda: [by_crops(picture, mask, params, fill) for picture, mask in pairs],
+        "ours": lambda: [inpaint_by_crops(picture, mask, params, fill) for picture, mask in pairs],
         "painting alone": lambda: [fill(picture, mask) for picture, mask in pairs],
     }
-    shares = [share_painted(mask, params) for _, mask in pairs]
+    shares = [compute_painted_share(mask, params) for _, mask in pairs]
     lines = [f"  {name:14} crops, of the picture's pixels {np.mean(shares):.0%}"]
     for ways in (whole, painting):
-        seconds = by_clock(ways, rounds)
+        seconds = time_by_clock(ways, rounds)
         for way in list(ways)[1:]:
             ratios = {clock: of[way] / of["ours"] for clock, of in seconds.items()}
             said = ", ".join(f"{ratio:5.2f} x {clock}" for clock, ratio in ratios.items())
@@ -233,26 +252,28 @@ def speed(contents: list[bytes], rounds: int, backend: str) -> list[str]:
     return lines
 
 
-def enlarged(content: bytes, side: int) -> bytes:
+def enlarge(content: bytes, side: int) -> bytes:
     """As large as memes are that people post."""
-    picture = image_store.decode(content)
+    picture = image_store.decode_image(content)
     scale = side / max(picture.size)
     size = round(picture.width * scale), round(picture.height * scale)
-    return text_removal.to_file(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)))
+    return text_removal.encode_image(np.asarray(picture.resize(size, Image.Resampling.BICUBIC)))
 
 
-def to_jpeg(picture: Image.Image, quality: int) -> bytes:
+def encode_jpeg(picture: Image.Image, quality: int) -> bytes:
     file = BytesIO()
     picture.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
 def main() -> Iterator[str]:
-    numbers = load(config.Params, "formats", "synthetic")
-    memes = list(islice(synthetic_memes.memes("validation", numbers), PICTURES))
-    contents = [to_jpeg(meme.overlaid.image, numbers.meme_quality) for meme in memes]
-    yield from accuracy(memes, contents)
-    yield f"time of the plain wrapper beside ours (wanted: {FASTER:g} x or more)"
-    for backend, side, count, rounds in TIMED:
+    numbers = load_config(config.SyntheticConfig, "formats", "synthetic")
+    memes = list(islice(synthetic_memes.iter_memes("validation", numbers), NUM_IMAGES))
+    contents = [encode_jpeg(meme.overlaid.image, numbers.meme_jpeg_quality) for meme in memes]
+    yield from report_accuracy(memes, contents)
+    yield f"time of the plain wrapper beside ours (wanted: {MIN_SPEEDUP:g} x or more)"
+    for backend, side, count, rounds in TIMED_CASES:
         yield f" {side} pixels on the longer side, {count} memes"
-        yield from speed([enlarged(content, side) for content in contents[:count]], rounds, backend)
+        yield from report_speed(
+            [enlarge(content, side) for content in contents[:count]], rounds, backend
+        )

@@ -12,35 +12,37 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from stages.models.flexmuse import model as flexmuse
-from stages.models.flexmuse.model import Model, Network, Preference, Shapes
-from stages.shared.training.losses import IGNORED, pairwise_dpo
+from stages.models.flexmuse.model import InputDims, Model, ModelConfig, PreferenceConfig
+from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss
 
 CHUNKS, TOKENS, TOPIC, WIDTH, VOCABULARY, ROUNDS = 5, 32, 12, 64, 4000, 5
 PATCHES = 197  # of a ViT-B/16, the encoder that TIPPo names
-NUMBERS = Preference(beta=0.1, form="pairwise", length_normalised=False, sft_weight=0.0)
+PREFERENCE_CONFIG = PreferenceConfig(
+    beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0
+)
 
 
-def model(connection: str) -> Model:
+def build_model(connection: str) -> Model:
     torch.manual_seed(0)
-    network = Network(
+    network = ModelConfig(
         d_model=512,
-        text_tokens=TOPIC,
+        max_topic_tokens=TOPIC,
         sigma_map="raw",
-        sigma_low=0.0,
-        sigma_high=1.0,
-        threshold=0.5,
+        sigma_min=0.0,
+        sigma_max=1.0,
+        gate_threshold=0.5,
         gate_train="sample",
         gate_predict="always_pass",
         fusion="attention",
         projection="linear",
         correlation="channel",
         correlation_scale="mean",
-        connection=connection,
-        prompt=False,
-        missing_picture=0.0,
-        missing_topic=0.0,
+        t5_input=connection,
+        append_topic=False,
+        image_drop_prob=0.0,
+        topic_drop_prob=0.0,
     )
     t5 = T5Config(  # T5-small, but for its vocabulary, which weighs on all sides alike
         vocab_size=VOCABULARY,
@@ -53,10 +55,10 @@ def model(connection: str) -> Model:
         dropout_rate=0.0,
         decoder_start_token_id=0,
     )
-    return Model(network, Shapes(PATCHES, WIDTH, WIDTH), T5ForConditionalGeneration(t5)).eval()
+    return Model(network, InputDims(PATCHES, WIDTH, WIDTH), T5ForConditionalGeneration(t5)).eval()
 
 
-def group() -> dict[str, Tensor]:
+def build_group() -> dict[str, Tensor]:
     torch.manual_seed(1)
     everything = torch.ones(CHUNKS, dtype=torch.bool)
     return {
@@ -73,7 +75,7 @@ def group() -> dict[str, Tensor]:
     }
 
 
-def expand(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def expand_pairs(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Rows of (picture, chosen), then of (picture, rejected), of every pair, and their labels."""
     picture, rejected = torch.nonzero(batch["allowed"][0], as_tuple=True)
     rows = torch.cat([picture, picture])
@@ -82,46 +84,46 @@ def expand(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     return {key: batch[key][rows] for key in keys}, labels
 
 
-def scores(policy: Model, batch: dict[str, Tensor]) -> Tensor:
-    rows, labels = expand(batch)
-    return policy.log_probs(policy.remember(rows, "always_pass"), labels)
+def score_pairs(policy: Model, batch: dict[str, Tensor]) -> Tensor:
+    rows, labels = expand_pairs(batch)
+    return policy.log_probs(policy.encode(rows, "always_pass"), labels)
 
 
-def expanded_loss(policy: Model, batch: dict[str, Tensor], reference: Tensor) -> Tensor:
-    chosen, rejected = (scores(policy, batch) - reference).chunk(2)
+def compute_expanded_loss(policy: Model, batch: dict[str, Tensor], reference: Tensor) -> Tensor:
+    chosen, rejected = (score_pairs(policy, batch) - reference).chunk(2)
     gaps = (chosen - rejected).view(1, CHUNKS, CHUNKS - 1)
-    return pairwise_dpo(gaps, torch.ones_like(gaps, dtype=torch.bool), NUMBERS.beta)
+    return pairwise_dpo_loss(gaps, torch.ones_like(gaps, dtype=torch.bool), PREFERENCE_CONFIG.beta)
 
 
-def step(policy: nn.Module, loss: Tensor) -> list[Tensor]:
+def compute_gradients(policy: nn.Module, loss: Tensor) -> list[Tensor]:
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     return list(torch.autograd.grad(loss, weights, allow_unused=True))
 
 
-def compare(connection: str) -> list[str]:
-    policy, anchor, batch = model(connection), model(connection), group()
+def compare_losses(connection: str) -> list[str]:
+    policy, anchor, batch = build_model(connection), build_model(connection), build_group()
     with torch.no_grad():
         for weight in policy.parameters():  # away from the reference, or both losses are log 2
             weight.add_(0.01 * torch.randn_like(weight))
-        matrix = flexmuse.matrix(anchor, batch)
-        pairs = scores(anchor, batch)
+        matrix = flexmuse.pairwise_log_probs(anchor, batch)
+        pairs = score_pairs(anchor, batch)
 
     def whole() -> list[Tensor]:
-        loss = flexmuse.preference_loss(policy, batch, matrix, NUMBERS)["mscdpo"]
-        return [loss.detach(), *step(policy, loss)]
+        loss = flexmuse.preference_loss(policy, batch, matrix, PREFERENCE_CONFIG)["mscdpo"]
+        return [loss.detach(), *compute_gradients(policy, loss)]
 
     def cached() -> list[Tensor]:
-        loss = expanded_loss(policy, batch, pairs)
-        return [loss.detach(), *step(policy, loss)]
+        loss = compute_expanded_loss(policy, batch, pairs)
+        return [loss.detach(), *compute_gradients(policy, loss)]
 
     def online() -> list[Tensor]:
         with torch.no_grad():
-            reference = scores(anchor, batch)
-        loss = expanded_loss(policy, batch, reference)
-        return [loss.detach(), *step(policy, loss)]
+            reference = score_pairs(anchor, batch)
+        loss = compute_expanded_loss(policy, batch, reference)
+        return [loss.detach(), *compute_gradients(policy, loss)]
 
-    difference = _largest_difference(whole(), cached())
-    seconds = interleaved({"matrix": whole, "online": online, "cached": cached}, ROUNDS)
+    difference = _compute_largest_difference(whole(), cached())
+    seconds = time_interleaved({"matrix": whole, "online": online, "cached": cached}, ROUNDS)
     return [
         f"{connection}: matrix against pair expansion, {CHUNKS} chunks, median of {ROUNDS}",
         f"  online reference {seconds['online'] / seconds['matrix']:5.2f} x as long",
@@ -130,7 +132,7 @@ def compare(connection: str) -> list[str]:
     ]
 
 
-def _largest_difference(mine: list[Tensor | None], theirs: list[Tensor | None]) -> float:
+def _compute_largest_difference(mine: list[Tensor | None], theirs: list[Tensor | None]) -> float:
     """Relative to the largest entry, over the loss and every weight's gradient."""
     pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None]
     scale = max(b.abs().max().item() for _, b in pairs)
@@ -141,5 +143,5 @@ def _largest_difference(mine: list[Tensor | None], theirs: list[Tensor | None]) 
 
 
 def main() -> list[str]:
-    assert IGNORED not in group()["labels"]
-    return compare("encoder_outputs") + compare("inputs_embeds")
+    assert IGNORE_INDEX not in build_group()["labels"]
+    return compare_losses("encoder_outputs") + compare_losses("inputs_embeds")

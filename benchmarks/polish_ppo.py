@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from stages.shared.generation import decoding
 
 ARTICLES, ROLLOUTS, POSITIONS, TOKENS, WIDTH, VOCABULARY, ROUNDS = 8, 4, 20, 140, 128, 600, 3
 
 
-def decoder() -> T5ForConditionalGeneration:
+def build_decoder() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=VOCABULARY,
@@ -41,14 +41,14 @@ def decoder() -> T5ForConditionalGeneration:
     return t5
 
 
-def memory() -> tuple[Tensor, Tensor]:
+def build_encoder_output() -> tuple[Tensor, Tensor]:
     """What the texts are about: hidden (R, L, D), mask (R, L)."""
     texts = ARTICLES * ROLLOUTS
     return torch.randn(texts, POSITIONS, WIDTH), torch.ones(texts, POSITIONS)
 
 
 def main() -> list[str]:
-    t5, (hidden, mask) = decoder(), memory()
+    t5, (hidden, mask) = build_decoder(), build_encoder_output()
 
     def batched() -> Tensor:
         return decoding.generate(t5, hidden, mask, TOKENS, 1, 0.0, 1.0)
@@ -73,7 +73,7 @@ def main() -> list[str]:
         if not torch.equal(other(), written):
             raise AssertionError(f"{other.__name__} writes something else")
     ways = {"batched": batched, "one by one": one_by_one, "without cache": without_cache}
-    seconds = interleaved(ways, ROUNDS)
+    seconds = time_interleaved(ways, ROUNDS)
     ratio = {name: value / seconds["batched"] for name, value in seconds.items()}
     if ratio["one by one"] < 5:
         raise AssertionError(f"one by one takes only {ratio['one by one']:.1f} x as long")

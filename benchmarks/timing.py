@@ -7,12 +7,14 @@ from statistics import median
 CLOCKS = {"wall": time.perf_counter, "CPU": time.process_time}
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def time_interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each way. They take turns, so that a busy moment hits all alike."""
-    return by_clock(ways, rounds)["wall"]
+    return time_by_clock(ways, rounds)["wall"]
 
 
-def by_clock(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+def time_by_clock(
+    ways: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, dict[str, float]]:
     """The same on the wall and of all cores together, which other work on the machine hits less."""
     seconds: dict[str, dict[str, list[float]]] = {
         clock: {name: [] for name in ways} for clock in CLOCKS

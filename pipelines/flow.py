@@ -16,11 +16,11 @@ from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipelines import summary
-from pipelines.cli import in_project
+from pipelines.cli import run_in_project
 from pipelines.runner import dag, dvc_repro, process_group
-from pipelines.runner.eta import Durations
-from pipelines.runner.scheduler import Schedule
-from stages.shared.runtime.stage import WrongInput
+from pipelines.runner.eta import StageDurations
+from pipelines.runner.scheduler import StageScheduler
+from stages.shared.runtime.stage import InputError
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)  # DVC's cache is the one truth
@@ -33,12 +33,12 @@ def reproduce(stage: str, parent: str, threads: int, timeout: float, stop: Event
             log.info(text)
 
     try:
-        dvc_repro.reproduce(stage, show, parent, threads, timeout, stop)
-    except WrongInput as error:
+        dvc_repro.reproduce_stage(stage, show, parent, threads, timeout, stop)
+    except InputError as error:
         return Failed(message=str(error))  # the sentence alone; an exception logs a traceback
     except TimeoutError:
         return Failed(message=f"{stage} took more than run.stage_timeout, {timeout:g} seconds")
-    except process_group.Stopped:
+    except process_group.ProcessStopped:
         return Cancelled(message=f"{stage} was stopped")
     return None
 
@@ -47,49 +47,55 @@ def reproduce(stage: str, parent: str, threads: int, timeout: float, stop: Event
 def build() -> State | None:
     """Bring every stale stage up to date and publish the figures of all runs."""
     try:
-        graph = dag.read([])
+        graph = dag.load_dag([])
         if graph.stale:
-            dvc_repro.check(graph)
-            submit(graph, dvc_repro.settings())
-    except WrongInput as error:
+            dvc_repro.check_params(graph)
+            submit_stages(graph, dvc_repro.load_runner_config())
+    except InputError as error:
         return Failed(message=str(error))
-    create_table_artifact(summary.rows(), key="metrics", description="The final phase of each run")
+    create_table_artifact(
+        summary.build_rows(), key="metrics", description="The final phase of each run"
+    )
     return None
 
 
-def submit(graph: dag.Dag, settings: dvc_repro.Params) -> None:
+def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
     """One task for each stale stage, after those it reads from.
 
     Raises WrongInput unless all complete: one may also crash, be cancelled, or never be ready.
     """
-    schedule = Schedule(graph, Durations(settings.expected_seconds).seconds)
+    schedule = StageScheduler(graph, StageDurations(settings.expected_seconds).estimate)
     tasks: dict[str, PrefectFuture] = {}
     running: dict[PrefectFuture, str] = {}
     pool = ThreadPoolTaskRunner(max_workers=settings.workers)
-    with dvc_repro.tracked("build") as parent, pool, process_group.stopping() as stop:
-        given = {"parent": parent, "threads": settings.threads(), "stop": stop}
+    with (
+        dvc_repro.track_parent_run("build") as parent,
+        pool,
+        process_group.stop_event_scope() as stop,
+    ):
+        given = {"parent": parent, "threads": settings.threads_per_stage(), "stop": stop}
         given["timeout"] = settings.stage_timeout
         while schedule:
             # A task that is submitted before it may start keeps a worker waiting.
-            for stage in schedule.start(settings.workers - len(running)):
-                before = [tasks[other] for other in graph.before(stage) if other in tasks]
+            for stage in schedule.take_ready(settings.workers - len(running)):
+                before = [tasks[other] for other in graph.dependencies(stage) if other in tasks]
                 tasks[stage] = pool.submit(reproduce, {"stage": stage, **given}, wait_for=before)
                 running[tasks[stage]] = stage
             ended = next(as_completed(list(running)))
             ended.wait()
-            schedule.end(running.pop(ended))
+            schedule.mark_done(running.pop(ended))
         for stage in graph.stale:  # the first comes before those that waited for it
             if not (state := tasks[stage].state).is_completed():
-                raise WrongInput(state.message or f"{stage} ended as {state.name}")
+                raise InputError(state.message or f"{stage} ended as {state.name}")
 
 
 def main() -> None:
     """Run the flow once. Raises WrongInput with the sentence of the first stage that failed."""
     state = build(return_state=True)
     if not state.is_completed():
-        raise WrongInput(state.message)
-    print(summary.table())
+        raise InputError(state.message)
+    print(summary.format_table())
 
 
 if __name__ == "__main__":
-    in_project(main)
+    run_in_project(main)

@@ -13,23 +13,23 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import EntrypointType
 from pydantic import ValidationError
 
-from pipelines.cli import in_project
+from pipelines.cli import run_in_project
 from pipelines.flow import build
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 
-def schedule(cron: str, timezone: str) -> CronSchedule:
+def parse_schedule(cron: str, timezone: str) -> CronSchedule:
     """When to run. Raises WrongInput that names the part which Prefect does not understand."""
     try:
         CronSchedule(cron=cron, timezone="UTC")
     except ValidationError:
-        raise WrongInput(
+        raise InputError(
             f"--cron {cron!r} is no cron line: give five fields, e.g. '0 3 * * *'"
         ) from None
     try:
         return CronSchedule(cron=cron, timezone=timezone)
     except ValidationError:
-        raise WrongInput(
+        raise InputError(
             f"--timezone {timezone!r} is unknown: give an IANA name, e.g. Europe/Berlin"
         ) from None
 
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--cron", required=True, help="five fields, e.g. '0 3 * * *'")
     parser.add_argument("--timezone", required=True, help="IANA name, e.g. Europe/Berlin")
     given = parser.parse_args()
-    when = schedule(given.cron, given.timezone)
+    when = parse_schedule(given.cron, given.timezone)
     if not os.environ.get("PREFECT_API_URL"):
-        raise WrongInput("PREFECT_API_URL is not set: `prefect server start` says its address")
+        raise InputError("PREFECT_API_URL is not set: `prefect server start` says its address")
     build.serve("polymuse", schedule=when, limit=1, entrypoint_type=EntrypointType.MODULE_PATH)
 
 
 if __name__ == "__main__":
-    in_project(main)
+    run_in_project(main)

@@ -41,29 +41,31 @@ from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data.records import SPLITS
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import output, stage
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
-Kind = Literal["articles", "captions"]
-SEPARATOR = "\n\n"  # between texts that were blocks of their own
+ChunkableKind = Literal["articles", "captions"]
+PARAGRAPH_SEPARATOR = "\n\n"  # between texts that were blocks of their own
 
 
 @dataclass(frozen=True)
-class Params:
+class ChunkConfig:
     corpora: list[str]  # that are cut into chunks
     leading_text: Literal["first", "drop"]  # text before the first picture
     min_characters: int  # a shorter text makes no chunk
     rejected_from: Literal["article", "others"]
-    alone: Literal["skip", "others"]  # whom single chunks of their articles are compared with
+    single_chunk_articles: Literal[
+        "skip", "others"
+    ]  # whom single chunks of their articles are compared with
     seed: int  # of groups that are drawn
-    similarity_min: float  # of two texts, 0 to 1, both bounds included
-    similarity_max: float
-    max_rejected: int  # rejected chunks per chosen one
+    min_similarity: float  # of two texts, 0 to 1, both bounds included
+    max_similarity: float
+    max_rejected_per_chosen: int  # rejected chunks per chosen one
 
 
-def cut(blocks: list[dict], leading_text: str) -> list[tuple[str | None, str]]:
+def split_at_images(blocks: list[dict], leading_text: str) -> list[tuple[str | None, str]]:
     """Blocks in reading order -> (image, its text) per picture; the text may be empty.
 
     Without any picture: one pair whose image is None.
@@ -78,32 +80,32 @@ def cut(blocks: list[dict], leading_text: str) -> list[tuple[str | None, str]]:
         (_, leading), *parts = parts
         if leading_text == "first":
             parts[0][1][:0] = leading
-    return [(image, SEPARATOR.join(texts)) for image, texts in parts]
+    return [(image, PARAGRAPH_SEPARATOR.join(texts)) for image, texts in parts]
 
 
-def article_chunks(record: dict, params: Params) -> list[dict]:
+def chunk_article(record: dict, params: ChunkConfig) -> list[dict]:
     """The CHUNKS rows of an article."""
-    pairs = cut(record["blocks"], params.leading_text)
+    pairs = split_at_images(record["blocks"], params.leading_text)
     return [
-        row(record, position, image, record["title"], [text])
+        build_chunk(record, position, image, record["title"], [text])
         for position, (image, text) in enumerate(pairs)
         if is_long_enough(text, params)
     ]
 
 
-def caption_chunks(record: dict, params: Params) -> list[dict]:
+def chunk_captions(record: dict, params: ChunkConfig) -> list[dict]:
     """The CHUNKS row of a captioned picture, or none if every caption is too short."""
     kept = [text for text in record["captions"] if is_long_enough(text, params)]
-    return [row(record, 0, record["image"], "", kept)] if kept else []
+    return [build_chunk(record, 0, record["image"], "", kept)] if kept else []
 
 
-def is_long_enough(text: str, params: Params) -> bool:
+def is_long_enough(text: str, params: ChunkConfig) -> bool:
     return len(text) >= max(params.min_characters, 1)
 
 
-def left_out(record: dict, params: Params) -> Counter:
+def count_omissions(record: dict, params: ChunkConfig) -> Counter:
     """What of an article makes no chunk, and chunks that have no picture, in counts."""
-    pairs = cut(record["blocks"], params.leading_text)
+    pairs = split_at_images(record["blocks"], params.leading_text)
     short = [text for _, text in pairs if text and not is_long_enough(text, params)]
     leads = record["blocks"][0]["image"] is None and pairs[0][0] is not None
     return Counter(
@@ -116,7 +118,9 @@ def left_out(record: dict, params: Params) -> Counter:
     )
 
 
-def row(record: dict, position: int, image: str | None, title: str, references: list[str]) -> dict:
+def build_chunk(
+    record: dict, position: int, image: str | None, title: str, references: list[str]
+) -> dict:
     return {
         "record": record["id"],
         "position": position,
@@ -129,32 +133,36 @@ def row(record: dict, position: int, image: str | None, title: str, references: 
     }
 
 
-def similarity(chunks: list[dict]) -> np.ndarray:
+def compute_similarities(chunks: list[dict]) -> np.ndarray:
     """(N, N) likeness of texts by their characters, so in any language: 2 LCS / (|a| + |b|)."""
     texts = [chunk["text"] for chunk in chunks]
     return cdist(texts, texts, scorer=Indel.normalized_similarity, dtype=np.float32)
 
 
-def band(alike: np.ndarray, params: Params) -> np.ndarray:
+def mask_similarity_band(alike: np.ndarray, params: ChunkConfig) -> np.ndarray:
     """(N, N) similarities -> which of them lie in the band; never a chunk and itself."""
-    inside = (alike >= params.similarity_min) & (alike <= params.similarity_max)
+    inside = (alike >= params.min_similarity) & (alike <= params.max_similarity)
     return inside & ~np.eye(len(alike), dtype=bool)
 
 
-def rejectable(alike: np.ndarray, params: Params) -> list[list[int]]:
+def select_rejected(alike: np.ndarray, params: ChunkConfig) -> list[list[int]]:
     """For each row of (N, N) similarities the columns in the band, at most `max_rejected`.
 
     The most alike come first in that choice, the earlier of two equals; columns are sorted.
     """
     chosen = []
-    for values, inside in zip(alike, band(alike, params), strict=True):
+    for values, inside in zip(alike, mask_similarity_band(alike, params), strict=True):
         by_likeness = np.argsort(-values, kind="stable")
-        best = [int(other) for other in by_likeness if inside[other]][: params.max_rejected]
+        best = [int(other) for other in by_likeness if inside[other]][
+            : params.max_rejected_per_chosen
+        ]
         chosen.append(sorted(best))
     return chosen
 
 
-def deal(articles: list[list[dict]], sizes: list[int], random: Random) -> list[list[dict]]:
+def deal_into_groups(
+    articles: list[list[dict]], sizes: list[int], random: Random
+) -> list[list[dict]]:
     """All chunks in groups of the given sizes, in none of them two of one article.
 
     Each article goes to the groups with most room left, which finds a solution if there is one
@@ -178,7 +186,7 @@ def deal(articles: list[list[dict]], sizes: list[int], random: Random) -> list[l
     return [group for group in groups if group]
 
 
-def drawn_sizes(total: int, known: list[int], random: Random) -> list[int]:
+def sample_group_sizes(total: int, known: list[int], random: Random) -> list[int]:
     """Sizes of groups for so many single chunks: drawn from `known`, or pairs. None is left alone.
 
     So the last one may be smaller than those known, or larger by one.
@@ -190,29 +198,29 @@ def drawn_sizes(total: int, known: list[int], random: Random) -> list[int]:
     return sizes
 
 
-def groups_of(chunks: list[dict], params: Params) -> list[list[dict]]:
+def build_groups(chunks: list[dict], params: ChunkConfig) -> list[list[dict]]:
     """The chunks of one split, each once, in the groups that are compared within."""
     articles = [list(found) for _, found in groupby(chunks, key=itemgetter("record"))]
     several = [article for article in articles if len(article) > 1]
     single = [article for article in articles if len(article) == 1]
-    skipped = single if params.alone == "skip" else []
-    compared = single if params.alone == "others" else []
+    skipped = single if params.single_chunk_articles == "skip" else []
+    compared = single if params.single_chunk_articles == "others" else []
     random = Random(params.seed)
     known = [len(article) for article in several]
-    sizes = drawn_sizes(len(compared), known, random)
+    sizes = sample_group_sizes(len(compared), known, random)
     if params.rejected_from == "others":
-        return deal(several + compared, known + sizes, random) + skipped
-    return several + deal(compared, sizes, random) + skipped
+        return deal_into_groups(several + compared, known + sizes, random) + skipped
+    return several + deal_into_groups(compared, sizes, random) + skipped
 
 
-def pairs_of(groups: list[list[dict]], params: Params) -> tuple[list[dict], Counter]:
+def build_pairs(groups: list[list[dict]], params: ChunkConfig) -> tuple[list[dict], Counter]:
     """The PAIRS rows of groups, `rejected` empty where no pair is of use, and what there is."""
     rows: list[dict] = []
     counts: Counter = Counter(groups=0, pairs=0, pairs_outside_band=0, pairs_above_cap=0)
     for number, group in enumerate(groups):
-        alike = similarity(group)
-        rejected = rejectable(alike, params)
-        kept, inside = sum(map(len, rejected)), int(band(alike, params).sum())
+        alike = compute_similarities(group)
+        rejected = select_rejected(alike, params)
+        kept, inside = sum(map(len, rejected)), int(mask_similarity_band(alike, params).sum())
         counts["groups"] += kept > 0
         counts["pairs"] += kept
         counts["pairs_outside_band"] += len(group) * (len(group) - 1) - inside
@@ -229,15 +237,17 @@ def pairs_of(groups: list[list[dict]], params: Params) -> tuple[list[dict], Coun
     return rows, counts
 
 
-def likenesses(article: list[dict]) -> list[dict]:
+def build_similarity_rows(article: list[dict]) -> list[dict]:
     """The SIMILARITIES rows of the chunks of one article."""
     return [
         {"record": chunk["record"], "position": chunk["position"], "similarities": row.tolist()}
-        for chunk, row in zip(article, similarity(article) if article else [], strict=True)
+        for chunk, row in zip(
+            article, compute_similarities(article) if article else [], strict=True
+        )
     ]
 
 
-def summary(chunks: list[dict], counts: Counter) -> dict:
+def build_summary(chunks: list[dict], counts: Counter) -> dict:
     splits = Counter(chunk["split"] for chunk in chunks)
     return {
         "chunks": {split: splits[split] for split in SPLITS},
@@ -245,20 +255,22 @@ def summary(chunks: list[dict], counts: Counter) -> dict:
     }
 
 
-def main(params: Params, kind: Kind, source: Path, target: Path) -> None:
+def main(params: ChunkConfig, kind: ChunkableKind, source: Path, target: Path) -> None:
     chunks: list[dict] = []
     alike: list[dict] = []
     groups: list[list[dict]] = []
     counts: Counter = Counter()
-    with output(target) as folder:
-        for record in bar(schemas.read(source / "records.parquet", schemas.CLEAN[kind]), "chunk"):
+    with atomic_output_dir(target) as folder:
+        for record in progress_bar(
+            schemas.read_parquet(source / "records.parquet", schemas.CLEAN_RECORDS[kind]), "chunk"
+        ):
             if kind == "articles":
-                found = article_chunks(record, params)
-                alike += likenesses(found)
-                counts.update(left_out(record, params))
+                found = chunk_article(record, params)
+                alike += build_similarity_rows(found)
+                counts.update(count_omissions(record, params))
                 counts["articles_of_one_chunk"] += len(found) == 1
             else:
-                found = caption_chunks(record, params)
+                found = chunk_captions(record, params)
                 counts["texts_too_short"] += len(record["captions"]) - sum(
                     len(chunk["references"]) for chunk in found
                 )
@@ -266,17 +278,21 @@ def main(params: Params, kind: Kind, source: Path, target: Path) -> None:
             counts["records_without_chunks"] += not found
         if kind == "articles":
             for split in SPLITS:
-                groups += groups_of([one for one in chunks if one["split"] == split], params)
-        pairs, of_pairs = pairs_of(groups, params)
+                groups += build_groups([one for one in chunks if one["split"] == split], params)
+        pairs, of_pairs = build_pairs(groups, params)
         counts.update(of_pairs)
-        schemas.write(folder / "chunks.parquet", chunks, schemas.CHUNKS)
-        schemas.write(folder / "pairs.parquet", pairs, schemas.PAIRS)
-        schemas.write(folder / "similarities.parquet", alike, schemas.SIMILARITIES)
-        text = json.dumps(summary(chunks, counts), indent=2)
+        schemas.write_parquet(folder / "chunks.parquet", chunks, schemas.CHUNKS)
+        schemas.write_parquet(folder / "pairs.parquet", pairs, schemas.PREFERENCE_PAIRS)
+        schemas.write_parquet(folder / "similarities.parquet", alike, schemas.SIMILARITIES)
+        text = json.dumps(build_summary(chunks, counts), indent=2)
         (folder / "summary.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         name, *paths = sys.argv[1:]
-        main(load(Params, "chunk"), load(Kind, "corpora", name, "kind"), *map(Path, paths))
+        main(
+            load_config(ChunkConfig, "chunk"),
+            load_config(ChunkableKind, "corpora", name, "kind"),
+            *map(Path, paths),
+        )

@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data.records import SPLITS
-from stages.shared.data.text_cleaning import Params, clean, clean_overlay
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import output, stage
+from stages.shared.data.text_cleaning import CleanConfig, clean_overlay_text, clean_text
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
 def clean_article(record: dict, tidy: Callable[[str], str]) -> dict:
@@ -41,7 +41,7 @@ def clean_article(record: dict, tidy: Callable[[str], str]) -> dict:
     }
 
 
-def clean_captioned(record: dict, tidy: Callable[[str], str]) -> dict:
+def clean_captions(record: dict, tidy: Callable[[str], str]) -> dict:
     pairs = [(tidy(caption), caption) for caption in record["captions"]]
     pairs = [(clean, original) for clean, original in pairs if clean]
     return {
@@ -67,14 +67,14 @@ def clean_meme(record: dict, tidy: Callable[[str], str]) -> dict:
 
 CLEANERS = {
     "articles": clean_article,
-    "captions": clean_captioned,
+    "captions": clean_captions,
     "tweets": clean_tweet,
     "posts": clean_post,
     "memes": clean_meme,
 }
 
 
-def texts(row: dict, kind: str) -> list[tuple[str, str]]:
+def text_pairs(row: dict, kind: str) -> list[tuple[str, str]]:
     """The texts of a CLEAN row, each with its original; of a tweet, its words."""
     match kind:
         case "articles":
@@ -89,7 +89,7 @@ def texts(row: dict, kind: str) -> list[tuple[str, str]]:
             return [(row["text"], row["original"])]
 
 
-def size(record: dict, kind: str) -> int:
+def count_texts(record: dict, kind: str) -> int:
     """How many texts a record of ingest has."""
     match kind:
         case "articles":
@@ -102,11 +102,11 @@ def size(record: dict, kind: str) -> int:
             return 1
 
 
-def summary(before: list[dict], after: list[dict], kind: str) -> dict:
+def build_summary(before: list[dict], after: list[dict], kind: str) -> dict:
     """Counts of records and texts, and of those that were changed or left empty and dropped."""
-    splits = Counter(row["split"] for row in after if texts(row, kind))
-    pairs = [pair for row in after for pair in texts(row, kind)]
-    total = sum(size(record, kind) for record in before)
+    splits = Counter(row["split"] for row in after if text_pairs(row, kind))
+    pairs = [pair for row in after for pair in text_pairs(row, kind)]
+    total = sum(count_texts(record, kind) for record in before)
     silent = Counter(row["split"] for row in after if kind == "memes" and not row["text"])
     counts = {
         "records": {split: splits[split] for split in SPLITS},
@@ -120,20 +120,20 @@ def summary(before: list[dict], after: list[dict], kind: str) -> dict:
     return counts
 
 
-def main(params: Params, kind: str, source: Path, target: Path) -> None:
-    records = schemas.read(source / "records.parquet", schemas.RECORDS[kind])
-    cleaning = clean_overlay if kind == "memes" else clean
+def main(params: CleanConfig, kind: str, source: Path, target: Path) -> None:
+    records = schemas.read_parquet(source / "records.parquet", schemas.RECORDS[kind])
+    cleaning = clean_overlay_text if kind == "memes" else clean_text
     rows = []
-    with output(target) as folder:
-        for record in bar(records, "clean"):
+    with atomic_output_dir(target) as folder:
+        for record in progress_bar(records, "clean"):
             tidy = partial(cleaning, language=record["language"], params=params)
             rows.append(CLEANERS[kind](record, tidy))
-        kept = [row for row in rows if texts(row, kind)]
-        schemas.write(folder / "records.parquet", kept, schemas.CLEAN[kind])
-        counts = json.dumps(summary(records, rows, kind), indent=2)
+        kept = [row for row in rows if text_pairs(row, kind)]
+        schemas.write_parquet(folder / "records.parquet", kept, schemas.CLEAN_RECORDS[kind])
+        counts = json.dumps(build_summary(records, rows, kind), indent=2)
         (folder / "summary.json").write_text(counts + "\n")
 
 
 if __name__ == "__main__":
-    with stage():
-        main(load(Params, "clean"), sys.argv[1], *map(Path, sys.argv[2:]))
+    with run_stage():
+        main(load_config(CleanConfig, "clean"), sys.argv[1], *map(Path, sys.argv[2:]))

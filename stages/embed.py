@@ -14,15 +14,15 @@ language there are no text features: MiniLM turns 77 % of the characters of Chin
 import sys
 from pathlib import Path
 
-from stages.shared.core.config import load
-from stages.shared.core.schemas import EMBEDDED, read
+from stages.shared.core.config import load_config
+from stages.shared.core.schemas import EMBED_INPUTS, read_parquet
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.features import store as feature_store
-from stages.shared.runtime.stage import output, stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
-def pictures_of(records: list[dict], kind: str) -> list[str]:
+def collect_image_ids(records: list[dict], kind: str) -> list[str]:
     """The sha256 of each picture once, sorted."""
     if kind == "articles":
         found = {block["image"] for record in records for block in record["blocks"]}
@@ -31,7 +31,7 @@ def pictures_of(records: list[dict], kind: str) -> list[str]:
     return sorted(found - {None})
 
 
-def texts_of(records: list[dict], kind: str) -> list[str]:
+def collect_texts(records: list[dict], kind: str) -> list[str]:
     """Titles of articles, captions, or words of memes, each once, in order of first appearance.
 
     There are none of tweets and posts.
@@ -45,28 +45,30 @@ def texts_of(records: list[dict], kind: str) -> list[str]:
     return list(dict.fromkeys(text for record in records for text in take(record)))
 
 
-def supported(records: list[dict], languages: list[str]) -> float:
+def compute_supported_share(records: list[dict], languages: list[str]) -> float:
     """The share of train records in one of these languages; of all records if none is for train."""
     records = [record for record in records if record["split"] == "train"] or records
     return sum(record["language"] in languages for record in records) / len(records)
 
 
 def main(
-    params: extract.Params, kind: str, pictures: Path, records: Path, align: Path, target: Path
+    params: extract.EmbedConfig, kind: str, pictures: Path, records: Path, align: Path, target: Path
 ) -> None:
-    rows = read(records / "records.parquet", EMBEDDED[kind])
-    names = pictures_of(rows, kind)
-    encoder = encoders.load(align)
-    looks = extract.picture_rows(encoder, pictures / "images", names, params.image_batch)
-    words, texts = texts_of(rows, kind), None
-    if words and supported(rows, encoder.languages) >= params.min_supported:
-        read_words = extract.text_rows(encoder, words, params.text_batch)
-        texts = words, encoder.pieces(words), read_words
-    with output(target) as folder:
-        feature_store.write(folder, (names, looks), texts)
+    rows = read_parquet(records / "records.parquet", EMBED_INPUTS[kind])
+    names = collect_image_ids(rows, kind)
+    encoder = encoders.load_encoder(align)
+    looks = extract.extract_image_features(
+        encoder, pictures / "images", names, params.image_batch_size
+    )
+    words, texts = collect_texts(rows, kind), None
+    if words and compute_supported_share(rows, encoder.languages) >= params.min_supported_fraction:
+        read_words = extract.extract_text_features(encoder, words, params.text_batch_size)
+        texts = words, encoder.subwords(words), read_words
+    with atomic_output_dir(target) as folder:
+        feature_store.write_features(folder, (names, looks), texts)
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         kind_of_corpus, *paths = sys.argv[1:]
-        main(load(extract.Params, "embed"), kind_of_corpus, *map(Path, paths))
+        main(load_config(extract.EmbedConfig, "embed"), kind_of_corpus, *map(Path, paths))

@@ -28,14 +28,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
-from stages.shared.metrics.common import PHASES, clustered_standard_error, evenly, flat, plain
+from stages.shared.metrics.common import (
+    PHASES,
+    clustered_standard_error,
+    evenly_spaced_indices,
+    flatten_metrics,
+    round_metrics,
+)
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import WrongInput, output, stage
+from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
-Kind = Literal["articles", "captions"]  # of corpus
+GeneratorCorpusKind = Literal["articles", "captions"]  # of corpus
 PERSPECTIVES = [
     "style_consistency",
     "context_consistency",
@@ -43,36 +49,36 @@ PERSPECTIVES = [
     "richness",
     "coherence",
 ]
-BESIDE = "incoherence"  # asked for without the reference
-ASKED = {"free": [*PERSPECTIVES, BESIDE], "aware": PERSPECTIVES}
-PLACES = ("lowest", "highest", "definitions", "keys")  # that a prompt may name with a $
+INCOHERENCE = "incoherence"  # asked for without the reference
+PERSPECTIVES_BY_PROMPT = {"free": [*PERSPECTIVES, INCOHERENCE], "aware": PERSPECTIVES}
+PROMPT_VARIABLES = ("lowest", "highest", "definitions", "keys")  # that a prompt may name with a $
 
 
 @dataclass(frozen=True)
-class Params(llm_client.Settings):
-    items: int
-    lowest: int
-    highest: int
+class JudgeConfig(llm_client.ChatConfig):
+    max_samples: int
+    min_score: int
+    max_score: int
     prompts: dict[str, str]  # free | aware
     definitions: dict[str, dict[str, str]]  # free | aware -> perspective
 
     def __post_init__(self) -> None:
         """Raises WrongInput where a prompt or a definition is missing, or cannot be filled in."""
         super().__post_init__()
-        _same_keys("judge.prompts", self.prompts, ASKED)
-        _same_keys("judge.definitions", self.definitions, ASKED)
-        for reference, perspectives in ASKED.items():
-            _same_keys(f"judge.definitions.{reference}", self.definitions[reference], perspectives)
-            instruction(self, reference)
+        _check_keys("judge.prompts", self.prompts, PERSPECTIVES_BY_PROMPT)
+        _check_keys("judge.definitions", self.definitions, PERSPECTIVES_BY_PROMPT)
+        for reference, perspectives in PERSPECTIVES_BY_PROMPT.items():
+            _check_keys(f"judge.definitions.{reference}", self.definitions[reference], perspectives)
+            fill_prompt(self, reference)
 
 
-def _same_keys(name: str, given: Any, known: Any) -> None:
+def _check_keys(name: str, given: Any, known: Any) -> None:
     if set(given) != set(known):
-        raise WrongInput(f"params.yaml: {name} has {', '.join(given)}: give {', '.join(known)}")
+        raise InputError(f"params.yaml: {name} has {', '.join(given)}: give {', '.join(known)}")
 
 
 @dataclass(frozen=True)
-class Article:
+class JudgedArticle:
     """What one phase wrote for a test article, beside what a person wrote for it.
 
     title: "" where the corpus has none. reference: the first, where a chunk has several.
@@ -84,16 +90,16 @@ class Article:
     reference: str
 
 
-def articles(rows: list[dict], phase: str, at_most: int) -> list[Article]:
+def collect_articles(rows: list[dict], phase: str, at_most: int) -> list[JudgedArticle]:
     """At most so many test articles of a phase, evenly spaced by record; the same of each phase."""
     by_record = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["record"], row["position"])):
         if (row["split"], row["inputs"], row["phase"]) == ("test", "both", phase):
             by_record[row["record"]].append(row)
     records = list(by_record)
-    chosen = [records[i] for i in evenly(len(records), at_most)]
+    chosen = [records[i] for i in evenly_spaced_indices(len(records), at_most)]
     return [
-        Article(
+        JudgedArticle(
             record,
             by_record[record][0]["title"],
             "\n\n".join(row["text"] for row in by_record[record]),
@@ -103,54 +109,57 @@ def articles(rows: list[dict], phase: str, at_most: int) -> list[Article]:
     ]
 
 
-def instruction(params: Params, reference: str) -> str:
+def fill_prompt(params: JudgeConfig, reference: str) -> str:
     """The filled prompt. Raises WrongInput if it names a place that there is not."""
     definitions = params.definitions[reference]
     places = (
-        params.lowest,
-        params.highest,
+        params.min_score,
+        params.max_score,
         "\n".join(f"- {name}: {' '.join(text.split())}" for name, text in definitions.items()),
         ", ".join(["comment", *definitions]),
     )
     try:
         template = Template(params.prompts[reference])
-        return template.substitute(dict(zip(PLACES, places, strict=True)))
+        return template.substitute(dict(zip(PROMPT_VARIABLES, places, strict=True)))
     except (KeyError, ValueError) as error:
-        known = ", ".join(f"${place}" for place in PLACES)
-        raise WrongInput(
+        known = ", ".join(f"${place}" for place in PROMPT_VARIABLES)
+        raise InputError(
             f"params.yaml: judge.prompts.{reference}: {error} cannot be filled in: "
             f"there are {known}, and $$ for a dollar"
         ) from None
 
 
-def scorecard(params: Params, reference: str) -> type[BaseModel]:
+def build_answer_schema(params: JudgeConfig, reference: str) -> type[BaseModel]:
     """The schema of an answer: a comment, to think before scoring, then one score a perspective."""
     # Strict: true would count as 1.
-    scale = Field(ge=params.lowest, le=params.highest, strict=True)
+    scale = Field(ge=params.min_score, le=params.max_score, strict=True)
     fields: dict[str, Any] = dict.fromkeys(params.definitions[reference], (int, scale))
     closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # OpenAI asks for it
     return create_model(f"scores_{reference}", __config__=closed, comment=(str, ...), **fields)
 
 
-def questions(params: Params, of: list[Article]) -> list[Question]:
+def build_questions(params: JudgeConfig, of: list[JudgedArticle]) -> list[Question]:
     """Two an article: reference-free, then reference-aware."""
-    asked = [(name, instruction(params, name), scorecard(params, name)) for name in ASKED]
+    asked = [
+        (name, fill_prompt(params, name), build_answer_schema(params, name))
+        for name in PERSPECTIVES_BY_PROMPT
+    ]
     return [
-        Question(told, llm_client.quote(**_shown(article, reference)), schema)
+        Question(told, llm_client.quote_data(**_question_fields(article, reference)), schema)
         for article in of
         for reference, told, schema in asked
     ]
 
 
-def _shown(article: Article, reference: str) -> dict[str, str]:
+def _question_fields(article: JudgedArticle, reference: str) -> dict[str, str]:
     shown = {"title": article.title} if article.title else {}
     shown["article"] = article.text
     return shown | {"reference": article.reference} if reference == "aware" else shown
 
 
-def judgements(of: list[Article], phase: str, replies: list[Reply]) -> list[dict]:
+def build_judgement_rows(of: list[JudgedArticle], phase: str, replies: list[Reply]) -> list[dict]:
     """Rows of JUDGEMENTS; a question that failed has none."""
-    asked = [(article.record, reference) for article in of for reference in ASKED]
+    asked = [(article.record, reference) for article in of for reference in PERSPECTIVES_BY_PROMPT]
     rows = []
     for (record, reference), reply in zip(asked, replies, strict=True):
         key = {"record": record, "phase": phase, "reference": reference}
@@ -163,7 +172,7 @@ def judgements(of: list[Article], phase: str, replies: list[Reply]) -> list[dict
     return rows
 
 
-def mean(rows: list[dict]) -> dict[str, float]:
+def mean_with_error(rows: list[dict]) -> dict[str, float]:
     """Mean of the scores; standard error clustered by record, not a number below two records."""
     scores = [row["score"] for row in rows]
     if not scores:
@@ -172,99 +181,108 @@ def mean(rows: list[dict]) -> dict[str, float]:
     return {"mean": sum(scores) / len(scores), "standard_error": error}
 
 
-def overall(rows: list[dict]) -> dict[str, float]:
+def compute_overall(rows: list[dict]) -> dict[str, float]:
     """The mean of the ten perspectives' means, each over the answers that there are to it.
 
     So a question that failed shifts no weight from one perspective to another. Not a number if one
     of the ten has no answer. Standard error: the score s of perspective p, which has n_p, moves the
     mean of ten by (s - mean_p) / (10 n_p); the moves of a record go together.
     """
-    of = {(reference, name): [] for reference in ASKED for name in PERSPECTIVES}
+    of = {(reference, name): [] for reference in PERSPECTIVES_BY_PROMPT for name in PERSPECTIVES}
     for row in rows:
-        if row["perspective"] != BESIDE:
+        if row["perspective"] != INCOHERENCE:
             of[row["reference"], row["perspective"]].append(row)
-    means = {key: mean(some)["mean"] for key, some in of.items()}
+    means = {key: mean_with_error(some)["mean"] for key, some in of.items()}
     middle, count = fmean(means.values()), sum(map(len, of.values()))
     moved = [
         row | {"score": middle + count * (row["score"] - means[key]) / (len(of) * len(some))}
         for key, some in of.items()
         for row in some
     ]
-    error = mean(moved)["standard_error"] if all(of.values()) else float("nan")
+    error = mean_with_error(moved)["standard_error"] if all(of.values()) else float("nan")
     return {"mean": middle, "standard_error": error}
 
 
-def summary(rows: list[dict], replies: list[Reply]) -> dict[str, Any]:
+def summarize_phase(rows: list[dict], replies: list[Reply]) -> dict[str, Any]:
     """The figures of one phase. `judged` counts articles."""
-    judged = {name: len({r["record"] for r in rows if r["reference"] == name}) for name in ASKED}
+    judged = {
+        name: len({r["record"] for r in rows if r["reference"] == name})
+        for name in PERSPECTIVES_BY_PROMPT
+    }
     failures = Counter(reply.failure for reply in replies if reply.value is None)
     found: dict[str, Any] = {"judged": judged, "failures": dict(sorted(failures.items()))}
-    found["overall"] = overall(rows)
-    for reference, names in ASKED.items():
+    found["overall"] = compute_overall(rows)
+    for reference, names in PERSPECTIVES_BY_PROMPT.items():
         of = [row for row in rows if row["reference"] == reference]
         found[reference] = {
-            name: mean([row for row in of if row["perspective"] == name])
+            name: mean_with_error([row for row in of if row["perspective"] == name])
             for name in names
-            if name != BESIDE
+            if name != INCOHERENCE
         }
-    return found | {BESIDE: mean([row for row in rows if row["perspective"] == BESIDE])}
+    return found | {
+        INCOHERENCE: mean_with_error([row for row in rows if row["perspective"] == INCOHERENCE])
+    }
 
 
-def judge(rows: list[dict], params: Params) -> tuple[dict[str, Any], list[dict]]:
+def judge_predictions(rows: list[dict], params: JudgeConfig) -> tuple[dict[str, Any], list[dict]]:
     """The content of judge.json and of scores.parquet."""
-    given = {phase: articles(rows, phase, params.items) for phase in PHASES}
-    asked = questions(params, [article for of in given.values() for article in of])
-    replies = llm_client.ask("judge", params, asked)
+    given = {phase: collect_articles(rows, phase, params.max_samples) for phase in PHASES}
+    asked = build_questions(params, [article for of in given.values() for article in of])
+    replies = llm_client.ask_questions("judge", params, asked)
     by_phase, scores, rest = {}, [], iter(replies)
     for phase, of in given.items():
-        if answered := list(islice(rest, len(of) * len(ASKED))):
-            found = judgements(of, phase, answered)
-            by_phase[phase] = summary(found, answered)
+        if answered := list(islice(rest, len(of) * len(PERSPECTIVES_BY_PROMPT))):
+            found = build_judgement_rows(of, phase, answered)
+            by_phase[phase] = summarize_phase(found, answered)
             scores += found
     final, *earlier = by_phase
     return {
         "model": params.model,
         "answered_by": ", ".join(sorted({name for reply in replies for name in reply.models})),
         "answers": "by JSON schema" if all(r.structured for r in replies) else "by prompt alone",
-        "tokens": sum(r.tokens for r in dict(zip(asked, replies, strict=True)).values()),
-        "lowest": params.lowest,
-        "highest": params.highest,
+        "tokens": sum(r.total_tokens for r in dict(zip(asked, replies, strict=True)).values()),
+        "lowest": params.min_score,
+        "highest": params.max_score,
         "phase": final,
         **by_phase[final],
         **{name: by_phase[name] for name in earlier},
     }, scores
 
 
-def write(folder: Path, result: dict[str, Any], scores: list[dict]) -> None:
+def write_results(folder: Path, result: dict[str, Any], scores: list[dict]) -> None:
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "judge.json").write_text(f"{text}\n", encoding="utf-8")
-    schemas.write(folder / "scores.parquet", scores, schemas.JUDGEMENTS)
+    schemas.write_parquet(folder / "scores.parquet", scores, schemas.JUDGE_SCORES)
 
 
-def not_judged(params: Params, kind: Kind) -> str:
+def find_unavailable_reason(params: JudgeConfig, kind: GeneratorCorpusKind) -> str:
     """Why nobody is asked about texts of a corpus of this kind; "" where somebody is."""
     if kind == "captions":
         return "the perspectives are of whole articles, and this run writes captions"
-    return "judge.model of params.yaml names no model" if params.model == llm_client.NOBODY else ""
+    return (
+        "judge.model of params.yaml names no model" if params.model == llm_client.NO_MODEL else ""
+    )
 
 
-def main(params: Params, run: str, kind: Kind, predictions: Path, target: Path) -> None:
-    if reason := not_judged(params, kind):
-        with output(target) as folder:
-            write(folder, {"unavailable": reason}, [])
+def main(
+    params: JudgeConfig, run: str, kind: GeneratorCorpusKind, predictions: Path, target: Path
+) -> None:
+    if reason := find_unavailable_reason(params, kind):
+        with atomic_output_dir(target) as folder:
+            write_results(folder, {"unavailable": reason}, [])
         return
     rows = schemas.read_predictions(predictions)
-    with tracking.run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
-        with output(target) as folder:
-            result, scores = judge(rows, params)
-            result = plain(result)
-            write(folder, result, scores)
-        tracked.log(dict(flat(result)), step=0)
-        tracked.artifact(target / "judge.json", "judge.json")
+    with tracking.start_run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
+        with atomic_output_dir(target) as folder:
+            result, scores = judge_predictions(rows, params)
+            result = round_metrics(result)
+            write_results(folder, result, scores)
+        tracked.log_metrics(dict(flatten_metrics(result)), step=0)
+        tracked.log_artifact_hash(target / "judge.json", "judge.json")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         name, corpus, *paths = sys.argv[1:]
-        kind = load(Kind, "corpora", corpus, "kind")
-        main(load(Params, "judge"), name, kind, *map(Path, paths))
+        kind = load_config(GeneratorCorpusKind, "corpora", corpus, "kind")
+        main(load_config(JudgeConfig, "judge"), name, kind, *map(Path, paths))

@@ -13,29 +13,29 @@ from pathlib import Path
 
 import torch
 
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import history
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
-from stages.shared.generation.article_dataset import excerpts
+from stages.shared.generation.article_dataset import sample_excerpts
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import output, stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 from stages.shared.training.loop import (
     Batch,
-    Validation,
-    batch_of,
+    ValidationResult,
     fingerprint,
     fit,
     seed_everything,
+    shuffled_batch,
     to_device,
 )
 
 
-def validation(items, loss, paper, batch: int):
+def build_validator(items, loss, paper, batch: int):
     """Mean loss over all validation items, and how the model behaves on them."""
 
-    def validate(model) -> Validation:
+    def validate(model) -> ValidationResult:
         device = next(model.parameters()).device
         total = count = 0.0
         seen = []
@@ -47,27 +47,29 @@ def validation(items, loss, paper, batch: int):
             count += tokens
             seen.append(paper.behaviour(model, shown))
         metrics = {name: torch.cat([of[name] for of in seen]).mean().item() for name in seen[0]}
-        return Validation(metrics, total / count)
+        return ValidationResult(metrics, total / count)
 
     return validate
 
 
-def train(name: str, run: generators.Run, chunk_folder: Path, feature_folder: Path, log) -> tuple:
+def train(
+    name: str, run: generators.GeneratorRun, chunk_folder: Path, feature_folder: Path, log
+) -> tuple:
     """The trained writer, its history, and its training items."""
     seed_everything(run.sft.seed)
-    rows = chunk_dataset.by_reference(chunk_dataset.training_chunks(chunk_folder))
-    cached = feature_store.read(feature_folder, chunk_folder / "features")
-    writer = generators.create(run, rows, cached)
+    rows = chunk_dataset.expand_references(chunk_dataset.load_training_chunks(chunk_folder))
+    cached = feature_store.read_features(feature_folder, chunk_folder / "features")
+    writer = generators.create_generator(run, rows, cached)
     share = getattr(writer.model.network, "excerpts", 0.0)
-    items = writer.items(rows + excerpts(rows, share, run.sft.seed), cached)
-    rows = chunk_dataset.read_chunks(chunk_folder, "validation", with_picture=True)
-    held_out = writer.items(chunk_dataset.by_reference(rows), cached)
-    writer.model.measure(cached, *statistics_of(items))
+    items = writer.build_dataset(rows + sample_excerpts(rows, share, run.sft.seed), cached)
+    rows = chunk_dataset.load_chunks(chunk_folder, "validation", with_picture=True)
+    held_out = writer.build_dataset(chunk_dataset.expand_references(rows), cached)
+    writer.model.measure(cached, *collect_feature_rows(items))
     loss = writer.paper.sft_loss
 
     def batch_at(step: int) -> Batch:
-        indices = batch_of(len(items), run.sft.batch, run.sft.seed, step)
-        return items.batch(indices) | {"progress": torch.tensor(step / run.sft.steps)}
+        indices = shuffled_batch(len(items), run.sft.batch_size, run.sft.seed, step)
+        return items.batch(indices) | {"progress": torch.tensor(step / run.sft.max_steps)}
 
     steps = fit(
         writer.model,
@@ -76,13 +78,15 @@ def train(name: str, run: generators.Run, chunk_folder: Path, feature_folder: Pa
         run.sft,
         name=f"train_sft@{name}",
         key=fingerprint([run.sft, writer.config, writer.model], [chunk_folder, feature_folder]),
-        validate=validation(held_out, loss, writer.paper, run.sft.batch) if len(held_out) else None,
+        validate=build_validator(held_out, loss, writer.paper, run.sft.batch_size)
+        if len(held_out)
+        else None,
         log=log,
     )
     return writer, steps, items
 
 
-def statistics_of(items) -> tuple[list[int], list[int]]:
+def collect_feature_rows(items) -> tuple[list[int], list[int]]:
     """The rows of pictures and of topics in the caches that these items show, each once."""
     cached = items.features
     rows = [row for index in range(len(items)) for row in items.chunks_of(index)]
@@ -91,24 +95,26 @@ def statistics_of(items) -> tuple[list[int], list[int]]:
     return sorted(pictures), sorted({known[row["title"]] for row in rows if row["title"] in known})
 
 
-def main(name: str, run: generators.Run, folders: list[Path], target: Path) -> None:
+def main(name: str, run: generators.GeneratorRun, folders: list[Path], target: Path) -> None:
     chunk_folder, feature_folder, encoder = folders
     numbers = asdict(run) | {
-        "network": asdict(generators.network(run)),
-        "decoders": asdict(generators.tiny()),
+        "network": asdict(generators.load_model_config(run)),
+        "decoders": asdict(generators.load_decoder_config()),
     }
-    with tracking.run(stage="train_sft", name=name, params=numbers) as tracked:
-        with output(target) as folder:
-            writer, steps, items = train(name, run, chunk_folder, feature_folder, tracked.log)
-            generators.save(writer, folder / "model", encoder)
-            history.write(folder / "history.csv", steps)
-        tracked.log({"texts": len(items), "texts_cut": items.cut}, run.sft.steps)
-        tracked.artifact(target / "model", "model")
-        tracked.model(target / "model", "model")
+    with tracking.start_run(stage="train_sft", name=name, params=numbers) as tracked:
+        with atomic_output_dir(target) as folder:
+            writer, steps, items = train(
+                name, run, chunk_folder, feature_folder, tracked.log_metrics
+            )
+            generators.save_generator(writer, folder / "model", encoder)
+            history.write_history(folder / "history.csv", steps)
+        tracked.log_metrics({"texts": len(items), "texts_cut": items.cut}, run.sft.max_steps)
+        tracked.log_artifact_hash(target / "model", "model")
+        tracked.log_model(target / "model", "model")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(key, load(generators.Run, "writers", key), sources, out)
+        main(key, load_config(generators.GeneratorRun, "writers", key), sources, out)

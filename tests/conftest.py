@@ -14,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import stages  # noqa: F401  telemetry and hubs are off before a library is imported
-from tests.support.project_files import ROOT, clone
+from tests.support.project_files import ROOT, clone_project
 
 # A server of the developer must not hear of tests; a parent run must not adopt theirs.
 for name in ["PREFECT_API_URL", "POLYMUSE_PARENT_RUN", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT"]:
@@ -44,7 +44,7 @@ def _start_in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A copy of the project of the test's own."""
-    return clone(tmp_path)
+    return clone_project(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -55,19 +55,19 @@ def trained_readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("label") / "project"
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        return trained_muse_project.project(place, patch)
+        return trained_muse_project.create_trained_project(place, patch)
 
 
 @pytest.fixture
 def serve(monkeypatch):
     """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""
-    from tests.support.fake_chat_api import serving
+    from tests.support.fake_chat_api import serve_chat
 
     with ExitStack() as open_until_then:
 
         def start(answer):
-            server = open_until_then.enter_context(serving(answer))
-            monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+            server = open_until_then.enter_context(serve_chat(answer))
+            monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
             return server
 
         yield start

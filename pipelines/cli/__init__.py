@@ -17,25 +17,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines import project
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 
 def main() -> None:
     """Entry point: exit code 0, or one sentence and 1."""
-    arguments = _parser().parse_args()
-    in_project(lambda: arguments.verb(arguments))
+    arguments = _build_parser().parse_args()
+    run_in_project(lambda: arguments.verb(arguments))
 
 
-def in_project(work: Callable[[], object]) -> None:
+def run_in_project(work: Callable[[], object]) -> None:
     """Do `work` in the project of the current folder; what is wrong is said last, in one sentence.
 
     SIGTERM and Ctrl-C end the work as exceptions, so that what it started ends with it.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        project.enter()
+        project.enter_project()
         work()
-    except WrongInput as error:
+    except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -44,7 +44,7 @@ def in_project(work: Callable[[], object]) -> None:
         sys.exit(128 + signal.SIGPIPE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="polymuse", description="Models that read and write pictures with words."
     )
@@ -68,61 +68,71 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     """Files are meant from the folder that the user is in, not from the project's."""
     option = write.add_argument
     option("--topic", metavar="TEXT", help="what to write about")
-    option("--image", metavar="FILE", type=_here, nargs="+", action="extend", default=[])
+    option("--image", metavar="FILE", type=_resolve_path, nargs="+", action="extend", default=[])
     option("--images", metavar="N", type=int, help="pictures in all; 0: a text without picture")
     option("--run", metavar="NAME", help="a row of writers in params.yaml; without it the first")
-    option("--model", metavar="ADDRESS", type=_address, help="a folder, models:/... or runs:/...")
+    option(
+        "--model", metavar="ADDRESS", type=_parse_model, help="a folder, models:/... or runs:/..."
+    )
     option(
         "--backend",
         metavar="NAME",
-        type=_backend,
+        type=_parse_backend,
         help="what finds or draws missing pictures",
     )
     option("--seed", metavar="N", type=int, help="of what is drawn; without it that of the run")
-    option("-o", "--output", metavar="FOLDER", type=_here, required=True)
+    option("-o", "--output", metavar="FOLDER", type=_resolve_path, required=True)
     write.set_defaults(verb=_write)
 
 
 def _add_label(label: argparse.ArgumentParser) -> None:
     option = label.add_argument
     told = "of a tweet or a post; or the picture file of a meme, or a folder of them"
-    option("text", metavar="TEXT", type=_text_or_path, nargs="?", help=told)
-    option("--image", metavar="FILE", type=_here, action="append", default=[])
-    option("--file", metavar="FILE", type=_here, help=".txt with a text a line, or .jsonl")
+    option("text", metavar="TEXT", type=_parse_text_or_path, nargs="?", help=told)
+    option("--image", metavar="FILE", type=_resolve_path, action="append", default=[])
+    option("--file", metavar="FILE", type=_resolve_path, help=".txt with a text a line, or .jsonl")
     which = label.add_mutually_exclusive_group()
     which.add_argument("--run", metavar="NAME", help="a row of readers; without it the first")
     model = "a folder, models:/... or runs:/..."
-    which.add_argument("--model", metavar="ADDRESS", type=_address, help=model)
+    which.add_argument("--model", metavar="ADDRESS", type=_parse_model, help=model)
     option("--json", action="store_true", help="an object a line, for programs")
     memes = label.add_argument_group("of memes")
     option = memes.add_argument
     option("--text", metavar="WORDS", dest="words", help="of one picture; else they are read")
-    option("-o", "--output", metavar="FILE", type=_here, help=".parquet or .csv, for the labels")
-    option("--inpainted", metavar="FOLDER", type=_here, help="for the pictures without words")
+    option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=_resolve_path,
+        help=".parquet or .csv, for the labels",
+    )
+    option(
+        "--inpainted", metavar="FOLDER", type=_resolve_path, help="for the pictures without words"
+    )
     label.set_defaults(verb=_label)
 
 
-def _here(path: str) -> Path:
+def _resolve_path(path: str) -> Path:
     return Path.cwd() / path
 
 
-def _text_or_path(text: str) -> str | Path:
+def _parse_text_or_path(text: str) -> str | Path:
     """A path if there is something, else a text."""
     try:
-        return _here(text) if text and _here(text).exists() else text
+        return _resolve_path(text) if text and _resolve_path(text).exists() else text
     except (OSError, ValueError):  # too long for a name, or with characters that none has
         return text
 
 
-def _address(model: str) -> str:
-    return model if model.startswith(("models:", "runs:")) else str(_here(model))
+def _parse_model(model: str) -> str:
+    return model if model.startswith(("models:", "runs:")) else str(_resolve_path(model))
 
 
-def _backend(backend: str) -> str:
+def _parse_backend(backend: str) -> str:
     """Of diffusers:NAME, NAME is a folder if there is one, else a name of Hugging Face."""
     kind, _, name = backend.partition(":")
-    folder = name.startswith(".") or (name and _here(name).is_dir())
-    return f"{kind}:{_here(name)}" if kind == "diffusers" and folder else backend
+    folder = name.startswith(".") or (name and _resolve_path(name).is_dir())
+    return f"{kind}:{_resolve_path(name)}" if kind == "diffusers" and folder else backend
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -156,11 +166,11 @@ def _preset(arguments: argparse.Namespace) -> None:
     from pipelines.cli import preset
 
     if arguments.undo:
-        print(preset.undo())
+        print(preset.undo_preset())
     elif arguments.name:
-        print(preset.apply(arguments.name))
+        print(preset.apply_preset(arguments.name))
     else:
-        print("\n".join(preset.names()))
+        print("\n".join(preset.list_presets()))
 
 
 if __name__ == "__main__":

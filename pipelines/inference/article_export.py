@@ -24,91 +24,91 @@ from stages.shared.data import image_store
 
 HERE = Path(__file__).parent
 FILES = ("article.md", "article.html", "article.json")
-GIVEN = "given"  # provenance of a picture that came with the topic
-FOUND = "retrieve"  # one of the training articles
-SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]{}#|~!$^@"})
-AT_LINE_START = regex.compile(r"^(\d*)([-+=.)])", regex.MULTILINE)  # lists, rules, headings
-ADDRESS = regex.compile(r"(www)(?=\.)|(:)(?=//)", regex.IGNORECASE)  # becomes a link by itself
+PROVENANCE_PROVIDED = "given"  # provenance of a picture that came with the topic
+PROVENANCE_RETRIEVED = "retrieve"  # one of the training articles
+MARKDOWN_ESCAPES = str.maketrans({character: f"\\{character}" for character in "\\`*_[]{}#|~!$^@"})
+LINE_START_MARKUP = regex.compile(r"^(\d*)([-+=.)])", regex.MULTILINE)  # lists, rules, headings
+URL_PATTERN = regex.compile(r"(www)(?=\.)|(:)(?=//)", regex.IGNORECASE)  # becomes a link by itself
 
 
 @dataclass(frozen=True)
-class Picture:
+class ArticleImage:
     """A picture as the article shows it. source: its file's name, or record/position."""
 
     number: int  # from 1
     content: bytes
     width: int
     height: int
-    crisp: bool  # so small that it is shown enlarged, pixel by pixel
+    pixelated: bool  # so small that it is shown enlarged, pixel by pixel
     provenance: str
     source: str
 
     @property
-    def file(self) -> str:
-        return f"pictures/{self.number}.{'png' if self.crisp else 'jpg'}"
+    def relative_path(self) -> str:
+        return f"pictures/{self.number}.{'png' if self.pixelated else 'jpg'}"
 
     @property
-    def data(self) -> str:
-        kind = "png" if self.crisp else "jpeg"
+    def data_uri(self) -> str:
+        kind = "png" if self.pixelated else "jpeg"
         return f"data:image/{kind};base64,{b64encode(self.content).decode()}"
 
-    def alternative(self, title: str | None) -> str:
+    def alt_text(self, title: str | None) -> str:
         return f"Picture {self.number}: {title}" if title else f"Picture {self.number}"
 
     @property
     def caption(self) -> str:
-        if self.provenance == GIVEN:
+        if self.provenance == PROVENANCE_PROVIDED:
             return f"Given picture, {self.source}"
-        if self.provenance == FOUND:
+        if self.provenance == PROVENANCE_RETRIEVED:
             return f"Found among the training pictures, {self.source}"
         return f"Drawn by {self.provenance}, {self.source}"
 
 
 @dataclass(frozen=True)
-class Chunk:
+class ArticleChunk:
     text: str
-    picture: Picture | None
+    image: ArticleImage | None
     similarity: float | None
     topic_passed: bool | None
 
 
 @dataclass(frozen=True)
-class Article:
+class GeneratedArticle:
     title: str | None
     language: str  # BCP 47
     model: dict[str, str | None]  # run, phase, uri
     seed: int
-    chunks: list[Chunk]
+    chunks: list[ArticleChunk]
 
     @property
-    def author(self) -> str:
+    def model_description(self) -> str:
         """The model in a few words."""
         return ", ".join(f"{key} {value}" for key, value in self.model.items() if value)
 
 
-def redraw(
+def encode_image(
     content: bytes, number: int, provenance: str, source: str, side: int, crisp: int
-) -> Picture:
+) -> ArticleImage:
     """A picture drawn anew: at most `side` pixels long, PNG up to `crisp` pixels, else JPEG."""
-    canvas = image_store.redraw(image_store.decode(content), side)
+    canvas = image_store.resize_and_strip_metadata(image_store.decode_image(content), side)
     small = max(canvas.size) <= crisp
     drawn = BytesIO()
     canvas.save(drawn, "PNG" if small else "JPEG")
-    return Picture(number, drawn.getvalue(), *canvas.size, small, provenance, source)
+    return ArticleImage(number, drawn.getvalue(), *canvas.size, small, provenance, source)
 
 
-def save(article: Article, folder: Path) -> None:
+def save_article(article: GeneratedArticle, folder: Path) -> None:
     """Write the files named above into an empty folder."""
-    for name, content in zip(FILES, (markdown, page, record), strict=True):
+    for name, content in zip(FILES, (render_markdown, render_html, render_json), strict=True):
         (folder / name).write_text(content(article), encoding="utf-8", newline="\n")
     for chunk in article.chunks:
-        if chunk.picture:
-            file = folder / chunk.picture.file
+        if chunk.image:
+            file = folder / chunk.image.relative_path
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(chunk.picture.content)
+            file.write_bytes(chunk.image.content)
 
 
-def is_saved(folder: Path) -> bool:
+def is_article_dir(folder: Path) -> bool:
     """Whether `save` wrote all that lies in `folder`, and nobody added to it."""
     try:
         chunks = json.loads((folder / "article.json").read_text(encoding="utf-8"))["chunks"]
@@ -119,24 +119,31 @@ def is_saved(folder: Path) -> bool:
     return found - {"pictures"} == set(FILES) | pictures
 
 
-def markdown(article: Article) -> str:
-    parts = [f"# {mark(article.title)}"] if article.title else []
+def render_markdown(article: GeneratedArticle) -> str:
+    parts = [f"# {escape_markdown(article.title)}"] if article.title else []
     for chunk in article.chunks:
-        if picture := chunk.picture:
-            parts += [f"![{mark(picture.alternative(article.title))}]({picture.file})"]
-            parts += [f"*{mark(picture.caption)}*"]
-        parts += [mark(chunk.text)] if chunk.text else []
-    return "\n\n".join([*parts, f"*Written by Polymuse: {mark(article.author)}*"]) + "\n"
+        if picture := chunk.image:
+            parts += [
+                f"![{escape_markdown(picture.alt_text(article.title))}]({picture.relative_path})"
+            ]
+            parts += [f"*{escape_markdown(picture.caption)}*"]
+        parts += [escape_markdown(chunk.text)] if chunk.text else []
+    return (
+        "\n\n".join(
+            [*parts, f"*Written by Polymuse: {escape_markdown(article.model_description)}*"]
+        )
+        + "\n"
+    )
 
 
-def mark(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """A text that Markdown, tables and bare addresses of GitHub's dialect included, shows as is."""
-    text = escape(text.translate(SPECIAL), quote=False)
-    text = AT_LINE_START.sub(r"\1\\\2", text)
-    return ADDRESS.sub(lambda found: f"{found[1]}\\" if found[1] else "\\:", text)
+    text = escape(text.translate(MARKDOWN_ESCAPES), quote=False)
+    text = LINE_START_MARKUP.sub(r"\1\\\2", text)
+    return URL_PATTERN.sub(lambda found: f"{found[1]}\\" if found[1] else "\\:", text)
 
 
-def page(article: Article) -> str:
+def render_html(article: GeneratedArticle) -> str:
     """The page; its style sheet is let through by hash, and nothing else but pictures is."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -152,7 +159,7 @@ def page(article: Article) -> str:
     return template.render(article=article, style=style, style_hash=style_hash)
 
 
-def record(article: Article) -> str:
+def render_json(article: GeneratedArticle) -> str:
     content: dict[str, Any] = {
         "title": article.title,
         "language": article.language,
@@ -161,9 +168,9 @@ def record(article: Article) -> str:
         "chunks": [
             {
                 "text": chunk.text,
-                "picture": chunk.picture and chunk.picture.file,
-                "provenance": chunk.picture and chunk.picture.provenance,
-                "source": chunk.picture and chunk.picture.source,
+                "picture": chunk.image and chunk.image.relative_path,
+                "provenance": chunk.image and chunk.image.provenance,
+                "source": chunk.image and chunk.image.source,
                 "similarity": chunk.similarity,
                 "topic_passed": chunk.topic_passed,
             }

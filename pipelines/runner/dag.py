@@ -9,7 +9,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from stages.shared.core import config
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,26 @@ class Dag:
     stale: list[str]  # what `dvc status` reports, and everything that comes after
     commands: dict[str, str]  # by stage
 
-    def before(self, stage: str) -> list[str]:
+    def dependencies(self, stage: str) -> list[str]:
         """The stages whose outputs `stage` reads."""
         return [other for other in self.stages if (other, stage) in self.edges]
 
 
-def read(targets: Sequence[str]) -> Dag:
+def load_dag(targets: Sequence[str]) -> Dag:
     """The DAG of the project in the current folder: of `targets` and all they need, or the whole.
 
     Waits while another DVC command holds the repository's lock. Raises WrongInput where DVC finds
     a fault in dvc.yaml, params.yaml or the targets.
     """
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    _check_rows()
+    _check_empty_sections()
     try:
         repo = Repo(_wait_for_lock=True)
         graph = repo.index.graph.reverse()  # DVC's edges point from a stage to what it reads
         wanted = [stage for target in targets for stage in repo.stage.collect(target)]
         status = repo.status()
     except DvcException as error:
-        raise WrongInput(f"DVC cannot read the project: {_sentence(error)}") from None
+        raise InputError(f"DVC cannot read the project: {_format_error(error)}") from None
     if wanted:
         graph = graph.subgraph(set(wanted).union(*(nx.ancestors(graph, one) for one in wanted)))
     stages = {stage.addressing: stage for stage in nx.lexicographical_topological_sort(graph, str)}
@@ -54,16 +54,16 @@ def read(targets: Sequence[str]) -> Dag:
     )
 
 
-def _check_rows() -> None:
+def _check_empty_sections() -> None:
     """Raises WrongInput at a section whose rows were all deleted: it is null, and DVC stops."""
-    for name, rows in config.read().items():
+    for name, rows in config.read_params().items():
         if rows is None:
-            raise WrongInput(
+            raise InputError(
                 f"params.yaml: {name} has no row: write `{name}: {{}}` where none is meant"
             )
 
 
-def _sentence(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     """An error of DVC with the causes beneath it, in one line."""
     messages = []
     cause: BaseException | None = error

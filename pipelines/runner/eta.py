@@ -7,12 +7,12 @@ import json
 import re
 import time
 
-from stages.shared.runtime.stage import home
+from stages.shared.runtime.stage import work_dir
 
-STARTS = re.compile(r"Running stage '(.+)':")
+STAGE_START_PATTERN = re.compile(r"Running stage '(.+)':")
 
 
-class Durations:
+class StageDurations:
     """Seconds that stages took on this machine; before the first time, what params.yaml expects.
 
     A measurement stands beside the expectation it was made under, so that the quick runs of a
@@ -20,20 +20,20 @@ class Durations:
     """
 
     def __init__(self, expected: dict[str, float]):
-        self.expected = expected  # seconds, by stage or by its verb
-        self.file = home() / "durations.json"
-        self.measured = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.expected_seconds = expected  # seconds, by stage or by its verb
+        self.file = work_dir() / "durations.json"
+        self.measured_seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def seconds(self, stage: str) -> float:
+    def estimate(self, stage: str) -> float:
         """How long `stage` will take; what nobody expected takes no time."""
-        return self.measured.get(self._key(stage), self._expected(stage))
+        return self.measured_seconds.get(self._key(stage), self._expected(stage))
 
-    def keep(self, stage: str, seconds: float) -> None:
+    def record(self, stage: str, seconds: float) -> None:
         """Remember how long `stage` took."""
-        self.measured[self._key(stage)] = round(seconds, 1)
+        self.measured_seconds[self._key(stage)] = round(seconds, 1)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.measured, indent=1, sort_keys=True))
+        partial.write_text(json.dumps(self.measured_seconds, indent=1, sort_keys=True))
         partial.rename(self.file)
 
     def _key(self, stage: str) -> str:
@@ -41,48 +41,51 @@ class Durations:
 
     def _expected(self, stage: str) -> float:
         verb, _, _ = stage.partition("@")
-        return self.expected.get(stage, self.expected.get(verb, 0.0))
+        return self.expected_seconds.get(stage, self.expected_seconds.get(verb, 0.0))
 
 
-class Progress:
+class RunProgress:
     """Says where a run stands whenever DVC begins to execute a stage.
 
     way: of each stage of the run the seconds from its start to the end of the last that waits for
     it; workers: stages that run at once
     """
 
-    def __init__(self, way: dict[str, float], durations: Durations, workers: int):
-        self.way, self.durations, self.workers = way, durations, workers
-        self.waiting = list(way)
-        self.began: dict[str, float] = {}  # of each stage that runs
+    def __init__(self, way: dict[str, float], durations: StageDurations, workers: int):
+        self.critical_path_seconds, self.durations, self.workers = way, durations, workers
+        self.pending = list(way)
+        self.started_at: dict[str, float] = {}  # of each stage that runs
 
-    def starts(self, stage: str, line: str) -> str:
+    def start_message(self, stage: str, line: str) -> str:
         """The headline to show before this line of a stage's where it starts, otherwise nothing."""
-        if stage in self.began or not STARTS.match(line):
+        if stage in self.started_at or not STAGE_START_PATTERN.match(line):
             return ""
-        self.waiting.remove(stage)
-        self.began[stage] = time.monotonic()
-        place = len(self.way) - len(self.waiting)
-        return f"stage {place} of {len(self.way)}: {stage}, about {clock(self.left())} left"
+        self.pending.remove(stage)
+        self.started_at[stage] = time.monotonic()
+        place = len(self.critical_path_seconds) - len(self.pending)
+        return f"stage {place} of {len(self.critical_path_seconds)}: {stage}, about {format_clock(self.remaining_seconds())} left"
 
-    def ends(self, stage: str) -> None:
+    def record_end(self, stage: str) -> None:
         """Keep how long the stage took; nothing where DVC skipped it or had it in its cache."""
-        if stage in self.began:
-            self.durations.keep(stage, time.monotonic() - self.began.pop(stage))
+        if stage in self.started_at:
+            self.durations.record(stage, time.monotonic() - self.started_at.pop(stage))
         else:
-            self.waiting.remove(stage)
+            self.pending.remove(stage)
 
-    def left(self) -> float:
+    def remaining_seconds(self) -> float:
         """Seconds: what all workers share, or the longest way if it takes longer."""
         now = time.monotonic()
-        passed = {stage: now - began for stage, began in self.began.items()}
-        passed |= dict.fromkeys(self.waiting, 0.0)
-        seconds = {stage: self.durations.seconds(stage) for stage in passed}
+        passed = {stage: now - began for stage, began in self.started_at.items()}
+        passed |= dict.fromkeys(self.pending, 0.0)
+        seconds = {stage: self.durations.estimate(stage) for stage in passed}
         work = sum(max(0.0, seconds[stage] - passed[stage]) for stage in passed)
-        longest = max(self.way[stage] - min(passed[stage], seconds[stage]) for stage in passed)
+        longest = max(
+            self.critical_path_seconds[stage] - min(passed[stage], seconds[stage])
+            for stage in passed
+        )
         return max(longest, work / self.workers)
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Seconds as m:ss."""
     return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"

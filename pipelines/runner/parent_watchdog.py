@@ -15,18 +15,18 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def end(*_: object) -> None:
+def kill_process_group(*_: object) -> None:
     """Kill the whole group, this process included."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def main(driver: int, command: list[str]) -> int:
     """The exit code of `command`, as a shell would give it."""
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, kill_process_group)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != driver:  # it died before the request above was made
-        end()
+        kill_process_group()
     try:
         code = subprocess.call(command)
     except OSError as error:

@@ -17,16 +17,16 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 
-LEASH = Path(__file__).with_name("parent_watchdog.py")
-POLL = 0.1  # seconds between two looks at the clock, the process and `stop`
+WATCHDOG = Path(__file__).with_name("parent_watchdog.py")
+POLL_SECONDS = 0.1  # seconds between two looks at the clock, the process and `stop`
 
 
-class Stopped(Exception):
+class ProcessStopped(Exception):
     """Somebody asked for the command to be stopped."""
 
 
 @contextmanager
-def stopping() -> Iterator[Event]:
+def stop_event_scope() -> Iterator[Event]:
     """An event that is set when the block ends: no command that was given it outlives the block."""
     stop = Event()
     try:
@@ -35,7 +35,7 @@ def stopping() -> Iterator[Event]:
         stop.set()
 
 
-def run(
+def run_process(
     command: list[str],
     folder: Path,
     environment: Mapping[str, str],
@@ -51,9 +51,9 @@ def run(
     The thread that calls must live as long as the command: Linux takes its end for the parent's.
     """
     if stop.is_set():
-        raise Stopped
+        raise ProcessStopped
     child = subprocess.Popen(
-        [sys.executable, "-I", str(LEASH), str(os.getpid()), *command],
+        [sys.executable, "-I", str(WATCHDOG), str(os.getpid()), *command],
         bufsize=0,
         cwd=folder,
         env=dict(environment),
@@ -63,14 +63,14 @@ def run(
         start_new_session=True,
     )
     try:
-        for text in _lines(child, time.monotonic() + timeout, stop):
+        for text in _read_lines(child, time.monotonic() + timeout, stop):
             line(text)
     finally:
         _kill_group(child)
     return child.returncode
 
 
-def _lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterator[str]:
+def _read_lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterator[str]:
     """What the command writes, line by line, until it ends."""
     os.set_blocking(child.stdout.fileno(), False)
     pending = b""
@@ -78,22 +78,22 @@ def _lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterator[st
         selector.register(child.stdout, EVENT_READ)
         over = False
         while not over:
-            over = _ended(child)  # asked before reading, so that its last words are read too
-            selector.select(0 if over else POLL)
+            over = _has_exited(child)  # asked before reading, so that its last words are read too
+            selector.select(0 if over else POLL_SECONDS)
             content = child.stdout.read()
             if content == b"":  # closed: nothing more to wait for but the end
-                time.sleep(0 if over else POLL)
+                time.sleep(0 if over else POLL_SECONDS)
             *complete, pending = re.split(rb"(?<=[\r\n])", pending + (content or b""))
             yield from (text.decode(errors="replace") for text in complete)
             if stop.is_set():
-                raise Stopped
+                raise ProcessStopped
             if time.monotonic() > deadline:
                 raise TimeoutError
     if pending:
         yield pending.decode(errors="replace") + "\n"
 
 
-def _ended(child: subprocess.Popen) -> bool:
+def _has_exited(child: subprocess.Popen) -> bool:
     """Whether the group's first process has ended; it stays unreaped, so its number is ours."""
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 

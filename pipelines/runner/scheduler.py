@@ -10,29 +10,33 @@ from graphlib import TopologicalSorter
 from pipelines.runner.dag import Dag
 
 
-class Schedule:
+class StageScheduler:
     """The stale stages of a DAG. seconds: how long a stage is expected to take."""
 
     def __init__(self, graph: Dag, seconds: Callable[[str], float]):
         stale = set(graph.stale)
-        before = {stage: stale.intersection(graph.before(stage)) for stage in graph.stale}
+        before = {stage: stale.intersection(graph.dependencies(stage)) for stage in graph.stale}
         self.sorter = TopologicalSorter(before)
         self.sorter.prepare()
         self.ready: list[str] = []
-        self.way = dict.fromkeys(graph.stale, 0.0)  # seconds, of the stage and what waits for it
+        self.critical_path_seconds = dict.fromkeys(
+            graph.stale, 0.0
+        )  # seconds, of the stage and what waits for it
         for stage in reversed(graph.stale):
-            self.way[stage] += seconds(stage)
+            self.critical_path_seconds[stage] += seconds(stage)
             for other in before[stage]:
-                self.way[other] = max(self.way[other], self.way[stage])
+                self.critical_path_seconds[other] = max(
+                    self.critical_path_seconds[other], self.critical_path_seconds[stage]
+                )
 
-    def start(self, most: int) -> list[str]:
+    def take_ready(self, most: int) -> list[str]:
         """At most so many stages that may start now and have not yet."""
         self.ready += self.sorter.get_ready()
-        self.ready.sort(key=lambda stage: -self.way[stage])
+        self.ready.sort(key=lambda stage: -self.critical_path_seconds[stage])
         chosen, self.ready = self.ready[:most], self.ready[most:]
         return chosen
 
-    def end(self, stage: str) -> None:
+    def mark_done(self, stage: str) -> None:
         """`stage` has ended: what waited for it alone may start."""
         self.sorter.done(stage)
 

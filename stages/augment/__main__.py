@@ -27,99 +27,104 @@ from pathlib import Path
 from typing import Any
 
 from stages.augment import filters, image_augmentation, paraphrasers
-from stages.augment.image_augmentation import Ranges
-from stages.augment.paraphrasers import Found, Paraphraser, Prompt, Text
-from stages.augment.rule_paraphraser import bare
+from stages.augment.image_augmentation import AugmentationRangesConfig
+from stages.augment.paraphrasers import (
+    ParaphraseInput,
+    ParaphrasePrompt,
+    Paraphraser,
+    ParaphraseResult,
+)
+from stages.augment.rule_paraphraser import normalize_text
 from stages.shared.core import schemas
-from stages.shared.core.config import from_to, load
+from stages.shared.core.config import check_between, load_config
 from stages.shared.data import image_store, text_cleaning
 from stages.shared.data.records import SPLITS
 from stages.shared.runtime import tracking
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, output, stage
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
-PROMPT = Path(__file__).with_name("prompt.yaml")
-NO_PICTURE = {"inpainted": None, "text": None}
-AS_IT_IS = "none"  # `picture.look` that gives a paraphrase the picture of its original
+PROMPT_PATH = Path(__file__).with_name("prompt.yaml")
+NO_IMAGE = {"inpainted": None, "text": None}
+NO_AUGMENTATION = "none"  # `picture.look` that gives a paraphrase the picture of its original
 
 
 @dataclass(frozen=True)
-class Picture:
-    look: str  # none, or one of looks
-    quality: int | None  # of JPEG; None: PNG
-    looks: dict[str, Ranges]
+class ImageAugmentationConfig:
+    policy: str  # none, or one of looks
+    jpeg_quality: int | None  # of JPEG; None: PNG
+    policies: dict[str, AugmentationRangesConfig]
 
     def __post_init__(self) -> None:
         """Raises WrongInput."""
-        if self.look not in (AS_IT_IS, *self.looks):
-            raise WrongInput(
-                f"params.yaml: augment.picture.look is {self.look!r}: give {AS_IT_IS} or one of "
-                f"{', '.join(self.looks)}"
+        if self.policy not in (NO_AUGMENTATION, *self.policies):
+            raise InputError(
+                f"params.yaml: augment.picture.look is {self.policy!r}: give {NO_AUGMENTATION} or one of "
+                f"{', '.join(self.policies)}"
             )
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise WrongInput("params.yaml: augment.picture.quality must be from 1 to 100, or null")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise InputError("params.yaml: augment.picture.quality must be from 1 to 100, or null")
 
     @property
-    def ranges(self) -> Ranges | None:
-        return self.looks.get(self.look)
+    def ranges(self) -> AugmentationRangesConfig | None:
+        return self.policies.get(self.policy)
 
 
 @dataclass(frozen=True)
-class Params:
+class AugmentConfig:
     corpora: list[str]  # read by dvc.yaml
     backend: str
-    paraphrases: int
+    num_paraphrases: int
     seed: int
-    shards: int
-    filters: filters.Numbers
-    openai: paraphrasers.OpenAI
-    picture: Picture
+    num_shards: int
+    filters: filters.ParaphraseFilterConfig
+    openai: paraphrasers.OpenAIParaphraserConfig
+    image: ImageAugmentationConfig
 
     def __post_init__(self) -> None:
         """Raises WrongInput, or ValueError of a number out of its range."""
-        from_to(self, 1, image_store.MOST_SHARDS, "shards")
-        if self.paraphrases < 1:
-            raise WrongInput(
+        check_between(self, 1, image_store.MAX_SHARDS, "shards")
+        if self.num_paraphrases < 1:
+            raise InputError(
                 "params.yaml: augment.paraphrases must be 1 or more: give augment.backend none "
                 "for no paraphrases"
             )
 
 
 @dataclass
-class Counts:
+class ParaphraseCounts:
     """What became of paraphrases. meant: memes that should have some; unread: by language."""
 
-    meant: int = 0
-    given: int = 0
+    expected: int = 0
+    generated: int = 0
     kept: int = 0
     rejected: Counter = field(default_factory=Counter)
     failures: Counter = field(default_factory=Counter)
-    measured: int = 0
-    unread: Counter = field(default_factory=Counter)
+    drift_measured: int = 0
+    drift_unavailable: Counter = field(default_factory=Counter)
 
 
-class Words:
+class MemeTextCleaner:
     """Cleaning as stage 02 does it, and as little of it as leaves a sentence."""
 
-    def __init__(self, rules: text_cleaning.Params):
+    def __init__(self, rules: text_cleaning.CleanConfig):
         still = {"case": "keep", "punctuation": "keep", "digits": "keep"}
-        self.rules, self.light = rules, replace(rules, memes=replace(rules.memes, **still))
+        self.config, self.light_config = rules, replace(rules, memes=replace(rules.memes, **still))
 
     def clean(self, text: str, language: str) -> str:
-        return text_cleaning.clean_overlay(text, language, self.rules)
+        return text_cleaning.clean_overlay_text(text, language, self.config)
 
-    def sentence(self, text: str, language: str) -> str:
+    def clean_lightly(self, text: str, language: str) -> str:
         """Without addresses and names of users and sites, but with case, marks and digits."""
-        return text_cleaning.clean_overlay(text, language, self.light)
+        return text_cleaning.clean_overlay_text(text, language, self.light_config)
 
 
-def originals(
-    rows: list[dict], pictures: dict[str, dict], words: Words
+def build_originals(
+    rows: list[dict], pictures: dict[str, dict], words: MemeTextCleaner
 ) -> tuple[list[dict], dict[str, str]]:
     """MEMES rows of CLEAN rows, and the sentence of each by id. pictures: INPAINTED by image."""
     found, sentences = [], {}
     for row in rows:
-        picture = pictures[row["image"]] if row["image"] else NO_PICTURE
+        picture = pictures[row["image"]] if row["image"] else NO_IMAGE
         text, whole, source = row["text"], row["original"], "corpus"
         if not text and (read := words.clean(picture["text"] or "", row["language"])):
             text, whole, source = read, picture["text"], "recognised"
@@ -128,56 +133,59 @@ def originals(
             | {"group": row["id"], "variant": 0, "text": text, "text_source": source}
             | {"image": picture["inpainted"], "pictured": row["image"]}
         )
-        sentences[row["id"]] = words.sentence(whole, row["language"])
+        sentences[row["id"]] = words.clean_lightly(whole, row["language"])
     return found, sentences
 
 
-def paraphrases(
+def generate_paraphrases(
     memes: list[dict],
     sentences: dict[str, str],
     paraphraser: Paraphraser,
-    params: Params,
-    words: Words,
-) -> tuple[dict[str, list[tuple[int, str]]], Counts]:
+    params: AugmentConfig,
+    words: MemeTextCleaner,
+) -> tuple[dict[str, list[tuple[int, str]]], ParaphraseCounts]:
     """Of each record that has some, (variant, text); only of the train split.
 
     What is worded anew is the sentence, which says more than the clean text; then it is cleaned.
     """
     told = [meme for meme in memes if meme["split"] == "train" and meme["text"]]
-    asked = [Text(meme["id"], sentences[meme["id"]], meme["language"]) for meme in told]
-    elsewhere = {bare(meme["text"]) for meme in memes if meme["split"] != "train"}
+    asked = [ParaphraseInput(meme["id"], sentences[meme["id"]], meme["language"]) for meme in told]
+    elsewhere = {normalize_text(meme["text"]) for meme in memes if meme["split"] != "train"}
     # Rules keep the meaning by what they are, and a cosine costs more than all else here.
-    least = params.filters.drift if paraphraser.llm else None
-    counts, meaning = Counts(meant=len(told)), filters.Meaning(params.filters.max_tokens)
+    least = params.filters.min_semantic_similarity if paraphraser.uses_llm else None
+    counts, meaning = (
+        ParaphraseCounts(expected=len(told)),
+        filters.SemanticSimilarity(params.filters.max_tokens),
+    )
     kept = {}
     found = paraphraser.paraphrase(asked)
-    for meme, text, given in zip(told, bar(asked, "filter"), found, strict=True):
-        checked = _checked(meme, text, given, params.filters, words, elsewhere, counts)
-        checked = _undrifted(meme, checked, least, meaning, counts)
+    for meme, text, given in zip(told, progress_bar(asked, "filter"), found, strict=True):
+        checked = _filter_by_text(meme, text, given, params.filters, words, elsewhere, counts)
+        checked = _filter_drifted(meme, checked, least, meaning, counts)
         counts.kept += len(checked)
         if checked:
             kept[meme["id"]] = checked
     return kept, counts
 
 
-def _checked(
+def _filter_by_text(
     meme: dict,
-    asked: Text,
-    given: Found,
-    numbers: filters.Numbers,
-    words: Words,
+    asked: ParaphraseInput,
+    given: ParaphraseResult,
+    numbers: filters.ParaphraseFilterConfig,
+    words: MemeTextCleaner,
     elsewhere: set[str],
-    counts: Counts,
+    counts: ParaphraseCounts,
 ) -> list[tuple[int, str]]:
     """Those that the letters speak for; the others are counted."""
     if given.failure:
         counts.failures[given.failure] += 1
     kept: list[tuple[int, str]] = []
     for variant, sentence in enumerate(given.texts, start=1):
-        counts.given += 1
+        counts.generated += 1
         text, siblings = words.clean(sentence, meme["language"]), [other for _, other in kept]
-        reason = filters.fault(text, meme["text"], siblings, elsewhere, numbers)
-        if filters.refuses(sentence) and not filters.refuses(asked.text):
+        reason = filters.find_rejection_reason(text, meme["text"], siblings, elsewhere, numbers)
+        if filters.is_refusal(sentence) and not filters.is_refusal(asked.text):
             reason = filters.REFUSAL
         if reason:
             counts.rejected[reason] += 1
@@ -186,32 +194,32 @@ def _checked(
     return kept
 
 
-def _undrifted(
+def _filter_drifted(
     meme: dict,
     checked: list[tuple[int, str]],
     least: float | None,
-    meaning: filters.Meaning,
-    counts: Counts,
+    meaning: filters.SemanticSimilarity,
+    counts: ParaphraseCounts,
 ) -> list[tuple[int, str]]:
     """Those that mean what the original means, or all of them where nobody can tell."""
     if least is None or not checked:
         return checked
-    if not meaning.reads(meme["language"]):
-        counts.unread[meme["language"]] += len(checked)
+    if not meaning.supports_language(meme["language"]):
+        counts.drift_unavailable[meme["language"]] += len(checked)
         return checked
-    counts.measured += len(checked)
-    cosines = meaning.cosines(meme["text"], [text for _, text in checked])
+    counts.drift_measured += len(checked)
+    cosines = meaning.compute_cosines(meme["text"], [text for _, text in checked])
     kept = [one for one, cosine in zip(checked, cosines, strict=True) if cosine >= least]
     counts.rejected[filters.DRIFT] += len(checked) - len(kept)
     return kept
 
 
-def identifier(group: str, variant: int, text: str) -> str:
+def compute_paraphrase_id(group: str, variant: int, text: str) -> str:
     """Of a paraphrase: a hash of what it is, as an original's."""
     return sha256(json.dumps([group, variant, text]).encode()).hexdigest()[:16]
 
 
-def extended(
+def interleave_paraphrases(
     memes: list[dict], kept: dict[str, list[tuple[int, str]]], name: str
 ) -> Iterator[dict]:
     """Every meme, and after it its paraphrases, whose image is that of the original."""
@@ -219,43 +227,45 @@ def extended(
         yield meme
         for variant, text in kept.get(meme["id"], []):
             yield meme | {
-                "id": identifier(meme["id"], variant, text),
+                "id": compute_paraphrase_id(meme["id"], variant, text),
                 "variant": variant,
                 "text": text,
                 "text_source": name,
             }
 
 
-def draw(rows: list[dict], source: Path, params: Params, folder: Path) -> list[dict]:
+def augment_images(
+    rows: list[dict], source: Path, params: AugmentConfig, folder: Path
+) -> list[dict]:
     """The rows with their images, which are written to `folder`, one at a time in memory."""
     by_image = defaultdict(list)
     for row in rows:
         if row["image"]:
             by_image[row["image"]].append(row)
     looks: dict[str, str] = {}
-    with image_store.writer(folder, params.shards) as write:
-        for picture in bar(image_store.read(source), "draw"):
+    with image_store.image_writer(folder, params.num_shards) as write:
+        for picture in progress_bar(image_store.read_images(source), "draw"):
             using = by_image.pop(picture["sha256"], [])
-            if any(not row["variant"] or not params.picture.ranges for row in using):
+            if any(not row["variant"] or not params.image.ranges for row in using):
                 write(picture)
             for row in using:
-                if row["variant"] and params.picture.ranges:
+                if row["variant"] and params.image.ranges:
                     # The variant's picture stays what it is if its text changes.
                     name = f"{params.seed} {row['group']} {row['variant']}"
-                    drawn = image_store.trusted(
-                        image_augmentation.augment(
-                            picture["bytes"], params.picture.ranges, name, params.picture.quality
+                    drawn = image_store.build_image_row(
+                        image_augmentation.augment_image(
+                            picture["bytes"], params.image.ranges, name, params.image.jpeg_quality
                         )
                     )
                     write(drawn)
                     looks[row["id"]] = drawn["sha256"]
     if by_image:
-        raise WrongInput(f"{source} lacks the picture {min(by_image)}: run `dvc repro`")
+        raise InputError(f"{source} lacks the picture {min(by_image)}: run `dvc repro`")
     return [row | {"image": looks.get(row["id"], row["image"])} for row in rows]
 
 
-def summary(
-    rows: list[dict], counts: Counts, paraphraser: Paraphraser, picture: str
+def summarize_augmentation(
+    rows: list[dict], counts: ParaphraseCounts, paraphraser: Paraphraser, picture: str
 ) -> dict[str, Any]:
     def of_splits(variants: Callable[[int], bool]) -> dict[str, int]:
         found = Counter(row["split"] for row in rows if variants(row["variant"]))
@@ -268,58 +278,66 @@ def summary(
         "memes": of_splits(lambda variant: variant == 0),
         "paraphrases": of_splits(lambda variant: variant > 0),
         "texts": dict(sorted(sources.items())),
-        "paraphraser": paraphraser.figures(),
+        "paraphraser": paraphraser.compute_statistics(),
         "paraphrased": {
-            "memes": counts.meant,
+            "memes": counts.expected,
             "without": dict(sorted(counts.failures.items())),
-            "given": counts.given,
+            "given": counts.generated,
             "kept": counts.kept,
             "rejected": {reason: n for reason, n in sorted(counts.rejected.items()) if n},
-            "drift_measured": counts.measured,
-            "drift_unavailable": dict(sorted(counts.unread.items())),
+            "drift_measured": counts.drift_measured,
+            "drift_unavailable": dict(sorted(counts.drift_unavailable.items())),
         },
         "picture": picture,
     }
 
 
 def main(
-    params: Params,
-    tidying: text_cleaning.Params,
-    prompt: Prompt,
+    params: AugmentConfig,
+    tidying: text_cleaning.CleanConfig,
+    prompt: ParaphrasePrompt,
     folders: list[Path],
     target: Path,
 ) -> None:
     ingest, clean, inpaint = folders
     if not (ingest / "tasks.json").is_file():
-        raise WrongInput(f"{ingest / 'tasks.json'} is missing: run `dvc repro`")
-    rows = schemas.read(clean / "records.parquet", schemas.CLEAN["memes"])
+        raise InputError(f"{ingest / 'tasks.json'} is missing: run `dvc repro`")
+    rows = schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS["memes"])
     columns = ["image", "inpainted", "text"]
-    found = schemas.read_table(inpaint / "pictures.parquet", schemas.INPAINTED).select(columns)
+    found = schemas.read_table(inpaint / "pictures.parquet", schemas.INPAINTED_IMAGES).select(
+        columns
+    )
     pictures = {row["image"]: row for row in found.to_pylist()}
     if lacking := {row["image"] for row in rows if row["image"]} - pictures.keys():
-        raise WrongInput(f"{inpaint}/pictures.parquet lacks {min(lacking)}: run `dvc repro`")
+        raise InputError(f"{inpaint}/pictures.parquet lacks {min(lacking)}: run `dvc repro`")
 
-    paraphraser = paraphrasers.load(
-        params.backend, params.openai, prompt, params.paraphrases, params.seed
+    paraphraser = paraphrasers.load_paraphraser(
+        params.backend, params.openai, prompt, params.num_paraphrases, params.seed
     )
-    with tracking.run(stage="augment", name=target.name, params=asdict(params)) as tracked:
-        with output(target) as folder:
-            words = Words(tidying)
-            memes, sentences = originals(rows, pictures, words)
-            kept, counts = paraphrases(memes, sentences, paraphraser, params, words)
-            extra = list(extended(memes, kept, paraphraser.name))
-            drawn = draw(extra, inpaint / "images", params, folder / "images")
-            schemas.write(folder / "records.parquet", drawn, schemas.MEMES)
+    with tracking.start_run(stage="augment", name=target.name, params=asdict(params)) as tracked:
+        with atomic_output_dir(target) as folder:
+            words = MemeTextCleaner(tidying)
+            memes, sentences = build_originals(rows, pictures, words)
+            kept, counts = generate_paraphrases(memes, sentences, paraphraser, params, words)
+            extra = list(interleave_paraphrases(memes, kept, paraphraser.name))
+            drawn = augment_images(extra, inpaint / "images", params, folder / "images")
+            schemas.write_parquet(folder / "records.parquet", drawn, schemas.MEMES)
             shutil.copy(ingest / "tasks.json", folder / "tasks.json")
-            figures = summary(drawn, counts, paraphraser, params.picture.look)
+            figures = summarize_augmentation(drawn, counts, paraphraser, params.image.policy)
             text = json.dumps(figures, indent=2, ensure_ascii=False)
             (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
-        tracked.log({"given": counts.given, "kept": counts.kept}, step=0)
-        tracked.artifact(target / "summary.json", "summary.json")
+        tracked.log_metrics({"given": counts.generated, "kept": counts.kept}, step=0)
+        tracked.log_artifact_hash(target / "summary.json", "summary.json")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         *sources, out = map(Path, sys.argv[1:])
-        told = paraphrasers.read_prompt(PROMPT)
-        main(load(Params, "augment"), load(text_cleaning.Params, "clean"), told, sources, out)
+        told = paraphrasers.load_prompt(PROMPT_PATH)
+        main(
+            load_config(AugmentConfig, "augment"),
+            load_config(text_cleaning.CleanConfig, "clean"),
+            told,
+            sources,
+            out,
+        )

@@ -10,39 +10,42 @@ from dataclasses import dataclass
 import regex
 from rapidfuzz import fuzz
 
-from stages.augment.rule_paraphraser import bare
-from stages.shared.core.config import at_least, from_to, refuse
+from stages.augment.rule_paraphraser import normalize_text
+from stages.shared.core.config import check_at_least, check_between, raise_on_faults
 
-EMPTY, LONG, REFUSAL = "empty", "too long", "refusal"
-OF_ORIGINAL, OF_SIBLING = "near-duplicate of the original", "near-duplicate of a paraphrase"
-ELSEWHERE, DRIFT = "stands in another split", "drift"
+EMPTY, TOO_LONG, REFUSAL = "empty", "too long", "refusal"
+DUPLICATE_OF_ORIGINAL, DUPLICATE_OF_PARAPHRASE = (
+    "near-duplicate of the original",
+    "near-duplicate of a paraphrase",
+)
+IN_OTHER_SPLIT, DRIFT = "stands in another split", "drift"
 
 # What models write in place of a paraphrase, at the start of it.
-CANNOT = r"(?:can'?t|cannot|won'?t|am unable|am not able)"
-REFUSED = regex.compile(
-    rf"\s*(?:i'?m (?:very |so )?sorry\b.{{0,60}}\b{CANNOT}\b"
-    rf"|(?:sorry|apologies|unfortunately)\b[^.]{{0,40}}\bi {CANNOT}\b"
-    rf"|i {CANNOT} (?:to )?(?:help|assist|comply|fulfil|provide|paraphrase|rephrase|reword|rewrite|"
+CANNOT_PATTERN = r"(?:can'?t|cannot|won'?t|am unable|am not able)"
+REFUSAL_PATTERN = regex.compile(
+    rf"\s*(?:i'?m (?:very |so )?sorry\b.{{0,60}}\b{CANNOT_PATTERN}\b"
+    rf"|(?:sorry|apologies|unfortunately)\b[^.]{{0,40}}\bi {CANNOT_PATTERN}\b"
+    rf"|i {CANNOT_PATTERN} (?:to )?(?:help|assist|comply|fulfil|provide|paraphrase|rephrase|reword|rewrite|"
     r"create|generate)|as an ai\b|as a (?:large )?language model\b)",
     regex.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
-class Numbers:
+class ParaphraseFilterConfig:
     """The section `augment.filters`."""
 
-    near_duplicate: float  # similarity of letters, 0 to 1, from which two texts are one
-    longest: float  # times the length of the original
-    short: int  # characters up to which no paraphrase is too long
-    drift: float | None  # least cosine to the original; None: not measured
+    near_duplicate_threshold: float  # similarity of letters, 0 to 1, from which two texts are one
+    max_length_ratio: float  # times the length of the original
+    short_text_characters: int  # characters up to which no paraphrase is too long
+    min_semantic_similarity: float | None  # least cosine to the original; None: not measured
     max_tokens: int  # of a text that MiniLM reads
 
     def __post_init__(self) -> None:
-        at_least(self, longest=0, short=0)
-        from_to(self, 2, 512, "max_tokens")  # [CLS] and [SEP]; what MiniLM knows
-        drift, alike = self.drift, self.near_duplicate
-        refuse(
+        check_at_least(self, longest=0, short=0)
+        check_between(self, 2, 512, "max_tokens")  # [CLS] and [SEP]; what MiniLM knows
+        drift, alike = self.min_semantic_similarity, self.near_duplicate_threshold
+        raise_on_faults(
             {
                 f"drift is {drift}: give -1 to 1, or null": not -1 <= (drift or 0) <= 1,
                 f"near_duplicate is {alike}: give a share above 0, up to 1": not 0 < alike <= 1,
@@ -50,48 +53,55 @@ class Numbers:
         )
 
 
-def fault(
-    text: str, original: str, siblings: Iterable[str], elsewhere: set[str], numbers: Numbers
+def find_rejection_reason(
+    text: str,
+    original: str,
+    siblings: Iterable[str],
+    elsewhere: set[str],
+    numbers: ParaphraseFilterConfig,
 ) -> str:
     """Why a paraphrase is rejected by its letters, "" if it is not.
 
     siblings: those of the same original that were not. elsewhere: the bare texts of other splits.
     """
-    mine = bare(text)
+    mine = normalize_text(text)
     if not mine:
         return EMPTY
-    if len(text) > max(numbers.short, numbers.longest * len(original)):
-        return LONG
-    if alike(mine, bare(original)) >= numbers.near_duplicate:
-        return OF_ORIGINAL
-    if any(alike(mine, bare(other)) >= numbers.near_duplicate for other in siblings):
-        return OF_SIBLING
-    return ELSEWHERE if mine in elsewhere else ""
+    if len(text) > max(numbers.short_text_characters, numbers.max_length_ratio * len(original)):
+        return TOO_LONG
+    if compute_text_similarity(mine, normalize_text(original)) >= numbers.near_duplicate_threshold:
+        return DUPLICATE_OF_ORIGINAL
+    if any(
+        compute_text_similarity(mine, normalize_text(other)) >= numbers.near_duplicate_threshold
+        for other in siblings
+    ):
+        return DUPLICATE_OF_PARAPHRASE
+    return IN_OTHER_SPLIT if mine in elsewhere else ""
 
 
-def refuses(text: str) -> bool:
-    return bool(REFUSED.match(text.replace("\u2019", "'")))
+def is_refusal(text: str) -> bool:
+    return bool(REFUSAL_PATTERN.match(text.replace("\u2019", "'")))
 
 
-def alike(one: str, other: str) -> float:
+def compute_text_similarity(one: str, other: str) -> float:
     """Similarity of letters, 0 to 1: 1 - distance of insertions and deletions / both lengths."""
     return fuzz.ratio(one, other) / 100
 
 
-class Meaning:
+class SemanticSimilarity:
     """Cosines of MiniLM's vectors; it is loaded at the first text whose language it reads."""
 
     def __init__(self, max_tokens: int):
         self.max_tokens, self.embedder = max_tokens, None
 
-    def cosines(self, original: str, texts: list[str]) -> list[float]:
+    def compute_cosines(self, original: str, texts: list[str]) -> list[float]:
         if self.embedder is None:
             from stages.shared.similarity import embedders
 
-            self.embedder = embedders.MiniLM(self.max_tokens)
-        of_original, *rows = self.embedder.rows([original, *texts])
+            self.embedder = embedders.MiniLMEmbedder(self.max_tokens)
+        of_original, *rows = self.embedder.embed_normalized([original, *texts])
         return [float((of_original * row).sum()) for row in rows]
 
     @staticmethod
-    def reads(language: str) -> bool:
+    def supports_language(language: str) -> bool:
         return language == "en"

@@ -16,15 +16,15 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from stages.shared.core.config import from_to, refuse
+from stages.shared.core.config import check_between, raise_on_faults
 from stages.shared.data import image_store
 
 
 @dataclass(frozen=True)
-class Ranges:
+class AugmentationRangesConfig:
     """flip: share of pictures that are flipped; text or arrows in one then read the wrong way."""
 
-    flip: float
+    flip_prob: float
     brightness: float  # added or taken away at most, of 0 (black) to 1
     contrast_low: float  # factor of the distance from the mean of each colour
     contrast_high: float
@@ -33,15 +33,15 @@ class Ranges:
     saturation_high: float
 
     def __post_init__(self) -> None:
-        from_to(self, 0, 1, "flip", "brightness", "hue")
+        check_between(self, 0, 1, "flip", "brightness", "hue")
         for name in ("contrast", "saturation"):
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
             said = f"{name}_low is {low} and {name}_high {high}: give two factors from 0"
-            refuse({f"{said}, the lower one first": not 0 <= low <= high})
+            raise_on_faults({f"{said}, the lower one first": not 0 <= low <= high})
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageTransform:
     """What is done to one picture."""
 
     flip: bool
@@ -51,11 +51,11 @@ class Look:
     saturation: float
 
 
-def look(ranges: Ranges, name: str) -> Look:
+def sample_transform(ranges: AugmentationRangesConfig, name: str) -> ImageTransform:
     """The look that `name` draws; every value is drawn, whatever the ranges are."""
     random = Random(name)
-    return Look(
-        random.random() < ranges.flip,
+    return ImageTransform(
+        random.random() < ranges.flip_prob,
         random.uniform(-ranges.brightness, ranges.brightness),
         random.uniform(ranges.contrast_low, ranges.contrast_high),
         random.uniform(-ranges.hue, ranges.hue),
@@ -63,9 +63,15 @@ def look(ranges: Ranges, name: str) -> Look:
     )
 
 
-def augment(content: bytes, ranges: Ranges, name: str, quality: int | None) -> bytes:
+def augment_image(
+    content: bytes, ranges: AugmentationRangesConfig, name: str, quality: int | None
+) -> bytes:
     """The file of a picture as `name` makes it look: a PNG, or with `quality` (1 to 100) a JPEG."""
-    image = Image.fromarray(changed(np.asarray(image_store.decode(content)), look(ranges, name)))
+    image = Image.fromarray(
+        apply_transform(
+            np.asarray(image_store.decode_image(content)), sample_transform(ranges, name)
+        )
+    )
     file = BytesIO()
     if quality is None:
         image.save(file, "PNG", compress_level=6)
@@ -74,7 +80,7 @@ def augment(content: bytes, ranges: Ranges, name: str, quality: int | None) -> b
     return file.getvalue()
 
 
-def changed(pixels: np.ndarray, look: Look) -> np.ndarray:
+def apply_transform(pixels: np.ndarray, look: ImageTransform) -> np.ndarray:
     """(H, W, 3) of RGB, 0 to 255 -> the same in another look."""
     values = pixels.astype(np.float32) / 255
     if look.flip:
@@ -82,11 +88,11 @@ def changed(pixels: np.ndarray, look: Look) -> np.ndarray:
     values = np.clip(values + np.float32(look.brightness), 0, 1)
     mean = values.mean((0, 1), keepdims=True)
     values = np.clip((values - mean) * np.float32(look.contrast) + mean, 0, 1)
-    values = recoloured(values, look.hue, look.saturation)
+    values = adjust_hue_saturation(values, look.hue, look.saturation)
     return np.round(values * 255).astype(np.uint8)
 
 
-def recoloured(values: np.ndarray, turn: float, factor: float) -> np.ndarray:
+def adjust_hue_saturation(values: np.ndarray, turn: float, factor: float) -> np.ndarray:
     """(..., 3) of RGB, 0 to 1: hue turned by a share of the circle, saturation times a factor.
 
     By way of hue, saturation and value: V = max, S = (max - min) / max; a channel at n = 5, 3, 1 is

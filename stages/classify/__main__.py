@@ -19,28 +19,35 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from stages.classify.config import Params
+from stages.classify.config import ClassifyConfig
 from stages.shared.core import schemas
-from stages.shared.core.config import load
-from stages.shared.runtime.stage import output, stage
+from stages.shared.core.config import load_config
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
 def main(
-    name: str, paper: ModuleType, folders: list[Path], kind: str, params: Params, target: Path
+    name: str,
+    paper: ModuleType,
+    folders: list[Path],
+    kind: str,
+    params: ClassifyConfig,
+    target: Path,
 ) -> None:
-    with output(target) as folder:
+    with atomic_output_dir(target) as folder:
         found, parameters = paper.label(name, kind, folders, params)
         for table, schema in paper.TABLES.items():
-            schemas.write(folder / f"{table}.parquet", found[table], schema)
+            schemas.write_parquet(folder / f"{table}.parquet", found[table], schema)
         counts = json.dumps(parameters, indent=1)
         (folder / "parameters.json").write_text(f"{counts}\n")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        model = load(str, "readers", key, "model")
-        kind_of_corpus = load(str, "corpora", load(str, "readers", key, "corpus"), "kind")
+        model = load_config(str, "readers", key, "model")
+        kind_of_corpus = load_config(
+            str, "corpora", load_config(str, "readers", key, "corpus"), "kind"
+        )
         reader_of = import_module(f"stages.classify.{model}")
-        main(key, reader_of, sources, kind_of_corpus, load(Params, "classify"), out)
+        main(key, reader_of, sources, kind_of_corpus, load_config(ClassifyConfig, "classify"), out)

@@ -6,22 +6,22 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from stages.shared.runtime.progress import bar
+from stages.shared.runtime.progress import progress_bar
 from stages.shared.training.loop import Batch, to_device
 
-SPLITS = ("validation", "test")
-INPUTS = ("both", "text", "picture")
+CLASSIFIED_SPLITS = ("validation", "test")
+INPUT_MODES = ("both", "text", "picture")
 
 
-class Reader(Protocol):
+class HasModel(Protocol):
     model: nn.Module
 
 
-class Items(Protocol):
+class BatchSource(Protocol):
     def batch(self, indices: list[int]) -> Batch: ...
 
 
-def show(batch: Batch, inputs: str) -> Batch:
+def mask_inputs(batch: Batch, inputs: str) -> Batch:
     """The batch with only the inputs that are named: both | text | picture."""
     if inputs == "both":
         return batch
@@ -29,9 +29,11 @@ def show(batch: Batch, inputs: str) -> Batch:
     return batch | {hidden: torch.zeros_like(batch[hidden])}
 
 
-def batches(reader: Reader, items: Items, places: list[int], size: int) -> Iterator[tuple]:
+def iter_batches(
+    reader: HasModel, items: BatchSource, places: list[int], size: int
+) -> Iterator[tuple]:
     """Some items in batches on the model's device, and which they are."""
     device = next(reader.model.parameters()).device
-    for start in bar(range(0, len(places), size), "label"):
+    for start in progress_bar(range(0, len(places), size), "label"):
         indices = places[start : start + size]
         yield indices, to_device(items.batch(indices), device)

@@ -9,33 +9,39 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stages.classify.batching import INPUTS, SPLITS, batches, show
-from stages.classify.config import Params
+from stages.classify.batching import CLASSIFIED_SPLITS, INPUT_MODES, iter_batches, mask_inputs
+from stages.classify.config import ClassifyConfig
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
-from stages.models.mm_orient.checkpoint import Reader, Run
-from stages.models.mm_orient.dataset import UNJUDGED, Memes
+from stages.models.mm_orient.checkpoint import MmOrientClassifier, MmOrientRun
+from stages.models.mm_orient.dataset import UNLABELED, MemeDataset
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
-from stages.shared.metrics.common import evenly
-from stages.shared.torch_setup.devices import inference
+from stages.shared.metrics.common import evenly_spaced_indices
+from stages.shared.torch_setup.devices import inference_context
 
-TABLES = {"labels": schemas.LABELS, "behaviour": schemas.BEHAVIOUR, "looks": schemas.LOOKS}
+TABLES = {
+    "labels": schemas.LABEL_PREDICTIONS,
+    "behaviour": schemas.DIAGNOSTICS,
+    "looks": schemas.ATTENTION_MAPS,
+}
 Rows = list[dict]
 
 
-def label_rows(reader: Reader, items: Memes, split: str, inputs: Sequence[str], size: int) -> Rows:
+def label_rows(
+    reader: MmOrientClassifier, items: MemeDataset, split: str, inputs: Sequence[str], size: int
+) -> Rows:
     """LABELS of all items of a split from each of these inputs, a row for each task."""
     found = []
-    for indices, batch in batches(reader, items, list(range(len(items))), size):
+    for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
         for given in inputs:
-            decided = reader.paper.decide(reader.model, show(batch, given))
+            decided = reader.paper.decide(reader.model, mask_inputs(batch, given))
             for task, names in reader.tasks.items():
                 chosen = decided.labels[task].tolist()
                 probability = decided.probabilities[task].max(-1).values.tolist()
                 for place, index in enumerate(indices):
-                    gold = meme_dataset.label_of(items.rows[index], task)
+                    gold = meme_dataset.get_label(items.rows[index], task)
                     found.append(
                         {
                             "record": items.rows[index]["id"],
@@ -45,16 +51,16 @@ def label_rows(reader: Reader, items: Memes, split: str, inputs: Sequence[str], 
                             "gold": [] if gold is None else [gold],
                             "predicted": [names[chosen[place]]],
                             "probability": [probability[place]],
-                            "cut": items.words_cut(index),
+                            "cut": items.num_truncated_words(index),
                         }
                     )
     return found
 
 
-def behaviour_rows(reader: Reader, items: Memes, split: str, size: int) -> Rows:
+def diagnostics_rows(reader: MmOrientClassifier, items: MemeDataset, split: str, size: int) -> Rows:
     """BEHAVIOUR of all items of a split: what has no figure has no row."""
     found = []
-    for indices, batch in batches(reader, items, list(range(len(items))), size):
+    for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
         for name, values in reader.paper.behaviour(reader.model, batch).items():
             found += [
                 {"record": items.rows[index]["id"], "split": split, "name": name, "value": value}
@@ -64,19 +70,23 @@ def behaviour_rows(reader: Reader, items: Memes, split: str, size: int) -> Rows:
     return found
 
 
-def look_rows(reader: Reader, items: Memes, places: list[int], size: int) -> Rows:
+def attention_rows(
+    reader: MmOrientClassifier, items: MemeDataset, places: list[int], size: int
+) -> Rows:
     """LOOKS of some items: attention to the pieces of the text, to the regions of the picture."""
     found = []
-    for indices, batch in batches(reader, items, places, size):
+    for indices, batch in iter_batches(reader, items, places, size):
         look = reader.paper.look(reader.model, batch)
         for place, index in enumerate(indices):
-            spelt, row = items.spelt(index), items.rows[index]
+            spelt, row = items.subwords(index), items.rows[index]
             for modality, weights, tokens in (
                 ("text", look.words, spelt),
                 ("picture", look.regions, []),
             ):
                 if weights is not None and row["text" if modality == "text" else "image"]:
-                    seen = of_item(weights[place], len(spelt) if modality == "text" else None)
+                    seen = unpadded_weights(
+                        weights[place], len(spelt) if modality == "text" else None
+                    )
                     found.append(
                         {"record": row["id"], "modality": modality}
                         | {"tokens": tokens, "weights": seen}
@@ -84,37 +94,41 @@ def look_rows(reader: Reader, items: Memes, places: list[int], size: int) -> Row
     return found
 
 
-def of_item(weights: Tensor, count: int | None) -> list[float]:
+def unpadded_weights(weights: Tensor, count: int | None) -> list[float]:
     """The weights of an item without those of padding."""
     return weights[:count].tolist()
 
 
-def scored_split(splits: dict[str, Memes]) -> str:
+def choose_scored_split(splits: dict[str, MemeDataset]) -> str:
     """Test, or validation where nobody judged a test item."""
-    judged = (splits["test"].labels != UNJUDGED).any()
+    judged = (splits["test"].labels != UNLABELED).any()
     return "test" if judged or not len(splits["validation"]) else "validation"
 
 
-def label(
-    name: str, kind: str, folders: list[Path], params: Params
+def classify(
+    name: str, kind: str, folders: list[Path], params: ClassifyConfig
 ) -> tuple[dict[str, Rows], dict[str, int]]:
     """Rows of each table of TABLES, and how many weights the model has.
 
     folders: PICTURES, RECORDS, FEATURES and MODEL.
     """
     pictures, records, feature_folder, model = folders
-    known, rows = feature_store.read(feature_folder), meme_dataset.read_rows(records)
+    known, rows = feature_store.read_features(feature_folder), meme_dataset.load_splits(records)
     reader = mm_orient_checkpoint.restore(model)
-    size = load(Run, "readers", name).batch
-    splits = {split: reader.items(rows[split], known, pictures) for split in SPLITS}
-    scored = scored_split(splits)
+    size = load_config(MmOrientRun, "readers", name).eval_batch_size
+    splits = {
+        split: reader.build_dataset(rows[split], known, pictures) for split in CLASSIFIED_SPLITS
+    }
+    scored = choose_scored_split(splits)
     found: dict[str, Rows] = {name: [] for name in TABLES}
-    with inference():
+    with inference_context():
         for split, items in splits.items():
             alone = split == scored and any(row["image"] for row in items.rows)
-            inputs = INPUTS if alone else INPUTS[:1]
+            inputs = INPUT_MODES if alone else INPUT_MODES[:1]
             found["labels"] += label_rows(reader, items, split, inputs, size)
         items = splits[scored]
-        found["behaviour"] += behaviour_rows(reader, items, scored, size)
-        found["looks"] += look_rows(reader, items, evenly(len(items), params.examples), size)
+        found["behaviour"] += diagnostics_rows(reader, items, scored, size)
+        found["looks"] += attention_rows(
+            reader, items, evenly_spaced_indices(len(items), params.num_examples), size
+        )
     return found, reader.config["parameters"]

@@ -20,17 +20,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-Tokenizer = Literal["words", "characters", "jieba"]
+TokenizerName = Literal["words", "characters", "jieba"]
 MINILM_LANGUAGES = {"en"}
 MINILM_LAYERS = 6
 # Han with its extensions, kana: scripts written without blanks between words.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORDS = re.compile(r"\w+|[^\w\s]")
-_CHARACTERS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_UNSPACED_SCRIPTS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD_PATTERN = re.compile(r"\w+|[^\w\s]")
+_CHARACTER_PATTERN = re.compile(rf"[{_UNSPACED_SCRIPTS}]|[^\W{_UNSPACED_SCRIPTS}]+|[^\w\s]")
 
 
 @dataclass(frozen=True)
-class Item:
+class TokenizedPrediction:
     """A written text beside its references, all tokenised and joined by blanks."""
 
     text: str
@@ -38,18 +38,18 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Score:
+class CorpusScore:
     """A corpus score with those of its items; value None: unavailable, `by` says why.
 
     by: what measured it. items: one score an item, None where it was not measured.
     """
 
     value: float | None
-    items: list[float | None]
-    by: str
+    item_scores: list[float | None]
+    measured_by: str
 
 
-def tokenise(text: str, tokenizer: Tokenizer) -> str:
+def tokenize_text(text: str, tokenizer: TokenizerName) -> str:
     """Lower-cased tokens joined by blanks; each punctuation mark is a token.
 
     words: runs of letters and digits. characters: the same, but Han and kana one by one.
@@ -58,7 +58,7 @@ def tokenise(text: str, tokenizer: Tokenizer) -> str:
     text = text.lower()
     if tokenizer == "jieba":
         return " ".join(token for token in _jieba().lcut(text) if not token.isspace())
-    return " ".join((_WORDS if tokenizer == "words" else _CHARACTERS).findall(text))
+    return " ".join((_WORD_PATTERN if tokenizer == "words" else _CHARACTER_PATTERN).findall(text))
 
 
 @cache
@@ -69,51 +69,57 @@ def _jieba() -> Any:
     return jieba
 
 
-def bleu(items: list[Item]) -> dict[str, Score]:
+def compute_bleu(items: list[TokenizedPrediction]) -> dict[str, CorpusScore]:
     """bleu_1 to bleu_4, 0 to 1: closest reference length, no smoothing of the corpus score."""
     from pycocoevalcap.bleu.bleu import Bleu
 
-    values, by_item = Bleu(4).compute_score(*_coco(items), verbose=0)
+    values, by_item = Bleu(4).compute_score(*_to_coco_format(items), verbose=0)
     return {
-        f"bleu_{n}": Score(float(value), [float(score) for score in scores], "pycocoevalcap")
+        f"bleu_{n}": CorpusScore(float(value), [float(score) for score in scores], "pycocoevalcap")
         for n, (value, scores) in enumerate(zip(values, by_item, strict=True), start=1)
     }
 
 
-def rouge_l(items: list[Item]) -> Score:
+def compute_rouge_l(items: list[TokenizedPrediction]) -> CorpusScore:
     """F measure of the longest common subsequence at beta 1.2, 0 to 1; best of the references."""
     from pycocoevalcap.rouge.rouge import Rouge
 
-    value, scores = Rouge().compute_score(*_coco(items))
-    return Score(float(value), scores.tolist(), "pycocoevalcap")
+    value, scores = Rouge().compute_score(*_to_coco_format(items))
+    return CorpusScore(float(value), scores.tolist(), "pycocoevalcap")
 
 
-def cider(items: list[Item]) -> Score:
+def compute_cider(items: list[TokenizedPrediction]) -> CorpusScore:
     """CIDEr-D, 0 to 10: its word weights come from the references, so one item has none."""
     from pycocoevalcap.cider.cider import Cider
 
     if len(items) < 2:
-        return Score(None, [None] * len(items), "unavailable: CIDEr needs two items or more")
-    value, scores = Cider().compute_score(*_coco(items))
-    return Score(float(value), scores.tolist(), "pycocoevalcap")
+        return CorpusScore(None, [None] * len(items), "unavailable: CIDEr needs two items or more")
+    value, scores = Cider().compute_score(*_to_coco_format(items))
+    return CorpusScore(float(value), scores.tolist(), "pycocoevalcap")
 
 
-def _coco(items: list[Item]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+def _to_coco_format(
+    items: list[TokenizedPrediction],
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     return dict(enumerate(i.references for i in items)), dict(enumerate([i.text] for i in items))
 
 
-def meteor(items: list[Item], language: str, seconds: float) -> tuple[str, Score]:
+def compute_meteor(
+    items: list[TokenizedPrediction], language: str, seconds: float
+) -> tuple[str, CorpusScore]:
     """("meteor", score by the jar) or, without a Java that works, ("meteor_exact_stem", nltk's).
 
     language: of most items, ISO 639-1. seconds: after which a silent Java counts as broken.
     """
     try:
-        return "meteor", _meteor_jar(items, language, seconds)
+        return "meteor", _compute_meteor_jar(items, language, seconds)
     except (OSError, ValueError):
-        return "meteor_exact_stem", _meteor_exact_stem(items)
+        return "meteor_exact_stem", _compute_meteor_exact_stem(items)
 
 
-def _meteor_jar(items: list[Item], language: str, seconds: float) -> Score:
+def _compute_meteor_jar(
+    items: list[TokenizedPrediction], language: str, seconds: float
+) -> CorpusScore:
     """METEOR 1.5. Raises OSError or ValueError if Java is missing, broken or too slow.
 
     pycocoevalcap's own wrapper waits for ever on a silent Java, and its destructor on a failed
@@ -131,34 +137,36 @@ def _meteor_jar(items: list[Item], language: str, seconds: float) -> Score:
         watchdog = Timer(seconds, os.killpg, (java.pid, signal.SIGKILL))
         watchdog.start()
         try:
-            stats = [_ask(java, " ||| ".join(["SCORE", *i.references, i.text])) for i in items]
-            scores = [float(_ask(java, " ||| ".join(["EVAL", *stats])))]
+            stats = [
+                _send_command(java, " ||| ".join(["SCORE", *i.references, i.text])) for i in items
+            ]
+            scores = [float(_send_command(java, " ||| ".join(["EVAL", *stats])))]
             scores += [float(java.stdout.readline()) for _ in items]
         finally:
             watchdog.cancel()
             os.killpg(java.pid, signal.SIGKILL)
     matches = "" if language == "en" else ", exact matches only"
-    return Score(scores[-1], scores[:-1], f"meteor-1.5.jar {' '.join(options)}{matches}")
+    return CorpusScore(scores[-1], scores[:-1], f"meteor-1.5.jar {' '.join(options)}{matches}")
 
 
-def _ask(java: Popen, line: str) -> str:
+def _send_command(java: Popen, line: str) -> str:
     java.stdin.write(f"{line}\n".encode())
     java.stdin.flush()
     return java.stdout.readline().decode().strip()
 
 
-class NoSynonyms:
+class EmptyWordNet:
     """Stands where nltk wants WordNet, which would have to be downloaded."""
 
     def synsets(self, word: str) -> list[Any]:
         return []
 
 
-def _meteor_exact_stem(items: list[Item]) -> Score:
+def _compute_meteor_exact_stem(items: list[TokenizedPrediction]) -> CorpusScore:
     from nltk.stem.porter import PorterStemmer
     from nltk.translate.meteor_score import meteor_score
 
-    stemmer, synonyms = PorterStemmer(), NoSynonyms()
+    stemmer, synonyms = PorterStemmer(), EmptyWordNet()
     scores = [
         meteor_score(
             [reference.split() for reference in item.references],
@@ -169,10 +177,12 @@ def _meteor_exact_stem(items: list[Item]) -> Score:
         for item in items
     ]
     by = "nltk, exact and stem matches, mean of items (no Java that works)"
-    return Score(float(np.mean(scores)), [float(score) for score in scores], by)
+    return CorpusScore(float(np.mean(scores)), [float(score) for score in scores], by)
 
 
-def bert_score(texts: list[str], references: list[list[str]], languages: list[str]) -> Score:
+def compute_bert_score(
+    texts: list[str], references: list[list[str]], languages: list[str]
+) -> CorpusScore:
     """BERTScore F1 on MiniLM, best of the references, over the items in languages it reads.
 
     Unavailable unless these are most of the items. An empty text scores 0.
@@ -182,19 +192,21 @@ def bert_score(texts: list[str], references: list[list[str]], languages: list[st
     if 2 * sum(readable) <= len(readable):
         unread = ", ".join(sorted(set(languages) - MINILM_LANGUAGES))
         by = f"unavailable: MiniLM does not read most of the texts ({unread})"
-        return Score(None, [None] * len(texts), by)
+        return CorpusScore(None, [None] * len(texts), by)
     rows = [row for row, reads in enumerate(readable) if reads and texts[row].strip()]
     if rows:
-        _, _, scores = _minilm().score([texts[i] for i in rows], [references[i] for i in rows])
+        _, _, scores = _load_bert_scorer().score(
+            [texts[i] for i in rows], [references[i] for i in rows]
+        )
         for row, score in zip(rows, scores.tolist(), strict=True):
             items[row] = score
     known = [score for score in items if score is not None]
     by = f"bert-score, MiniLM-L6 layer {MINILM_LAYERS}, no rescaling, {len(known)} items"
-    return Score(float(np.mean(known)), items, by)
+    return CorpusScore(float(np.mean(known)), items, by)
 
 
 @cache
-def _minilm() -> Any:
+def _load_bert_scorer() -> Any:
     """One scorer kept: bert_score.score() would load the weights again at every call."""
     import stages.shared.torch_setup.torchvision_ops  # noqa: F401, I001  before anything imports transformers
     from bert_score import BERTScorer
@@ -203,7 +215,7 @@ def _minilm() -> Any:
     return BERTScorer(model_type=str(get_model_path()), num_layers=MINILM_LAYERS)
 
 
-def foil_error(rows: Iterable[dict]) -> dict[str, Any]:
+def compute_foil_error(rows: Iterable[dict]) -> dict[str, Any]:
     """Share of items whose reference is not above all of its foils, in total and by changed slot.
 
     rows: record, position, slot ("" for the reference), log_prob in nats; a tie is an error.

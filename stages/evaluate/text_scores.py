@@ -7,21 +7,28 @@ that the field uses: the first of a language gives the main figures, each furthe
 from typing import Any
 
 from stages.evaluate import text_metrics
-from stages.evaluate.text_metrics import Item, Score, Tokenizer, tokenise
-from stages.shared.metrics.common import evenly
+from stages.evaluate.text_metrics import (
+    CorpusScore,
+    TokenizedPrediction,
+    TokenizerName,
+    tokenize_text,
+)
+from stages.shared.metrics.common import evenly_spaced_indices
 
-Rows = list[dict]  # of PREDICTIONS
-ANY_LANGUAGE: Tokenizer = "words"  # the rule for languages that name none
+PredictionRows = list[dict]  # of PREDICTIONS
+DEFAULT_TOKENIZER: TokenizerName = "words"  # the rule for languages that name none
 
 
-def tokenised(rows: Rows, tokenizers: dict[str, Tokenizer]) -> list[Item]:
+def tokenize_rows(
+    rows: PredictionRows, tokenizers: dict[str, TokenizerName]
+) -> list[TokenizedPrediction]:
     """The texts and references of the rows, by the tokenizer of each row's language."""
 
     def cut(text: str, language: str) -> str:
-        return tokenise(text, tokenizers.get(language, ANY_LANGUAGE))
+        return tokenize_text(text, tokenizers.get(language, DEFAULT_TOKENIZER))
 
     return [
-        Item(
+        TokenizedPrediction(
             cut(row["text"], row["language"]),
             [cut(reference, row["language"]) for reference in row["references"]],
         )
@@ -29,14 +36,16 @@ def tokenised(rows: Rows, tokenizers: dict[str, Tokenizer]) -> list[Item]:
     ]
 
 
-def first(tokenizers: dict[str, list[Tokenizer]]) -> dict[str, Tokenizer]:
+def select_primary_tokenizers(
+    tokenizers: dict[str, list[TokenizerName]],
+) -> dict[str, TokenizerName]:
     """The tokenizer of each language that the main figures are by."""
     return {language: names[0] for language, names in tokenizers.items()}
 
 
-def further(
-    tokenizers: dict[str, list[Tokenizer]], rows: Rows
-) -> dict[Tokenizer, dict[str, Tokenizer]]:
+def select_extra_tokenizers(
+    tokenizers: dict[str, list[TokenizerName]], rows: PredictionRows
+) -> dict[TokenizerName, dict[str, TokenizerName]]:
     """Each further tokenizer of the rows' languages, with the one of every language beside it."""
     languages = {row["language"] for row in rows}
     names = [n for language in sorted(languages) for n in tokenizers.get(language, [])[1:]]
@@ -46,32 +55,34 @@ def further(
     }
 
 
-def by_tokens(rows: Rows, tokenizers: dict[str, Tokenizer], seconds: float) -> dict[str, Score]:
+def compute_token_scores(
+    rows: PredictionRows, tokenizers: dict[str, TokenizerName], seconds: float
+) -> dict[str, CorpusScore]:
     """BLEU, ROUGE-L, METEOR and CIDEr by name; seconds: after which a silent Java is broken."""
-    items = tokenised(rows, tokenizers)
+    items = tokenize_rows(rows, tokenizers)
     languages = [row["language"] for row in rows]
     most = max(sorted(set(languages)), key=languages.count)
-    name, meteor = text_metrics.meteor(items, most, seconds)
-    return text_metrics.bleu(items) | {
-        "rouge_l": text_metrics.rouge_l(items),
+    name, meteor = text_metrics.compute_meteor(items, most, seconds)
+    return text_metrics.compute_bleu(items) | {
+        "rouge_l": text_metrics.compute_rouge_l(items),
         name: meteor,
-        "cider": text_metrics.cider(items),
+        "cider": text_metrics.compute_cider(items),
     }
 
 
-def bert_score(rows: Rows, at_most: int) -> Score:
+def compute_sampled_bert_score(rows: PredictionRows, at_most: int) -> CorpusScore:
     """BERTScore of at most so many rows, evenly spaced; the other rows are not measured."""
-    chosen = evenly(len(rows), at_most)
-    some = text_metrics.bert_score(
+    chosen = evenly_spaced_indices(len(rows), at_most)
+    some = text_metrics.compute_bert_score(
         [rows[i]["text"] for i in chosen],
         [rows[i]["references"] for i in chosen],
         [rows[i]["language"] for i in chosen],
     )
-    by_row = dict(zip(chosen, some.items, strict=True))
-    return Score(some.value, [by_row.get(i) for i in range(len(rows))], some.by)
+    by_row = dict(zip(chosen, some.item_scores, strict=True))
+    return CorpusScore(some.value, [by_row.get(i) for i in range(len(rows))], some.measured_by)
 
 
-def summary(scores: dict[str, Score]) -> dict[str, float | str]:
+def summarize_scores(scores: dict[str, CorpusScore]) -> dict[str, float | str]:
     """The corpus scores, `unavailable` where there is none."""
     return {
         name: "unavailable" if found.value is None else found.value
@@ -79,21 +90,25 @@ def summary(scores: dict[str, Score]) -> dict[str, float | str]:
     }
 
 
-def measured_by(
-    rows: Rows, tokenizers: dict[str, Tokenizer], scores: dict[str, Score]
+def describe_scorers(
+    rows: PredictionRows, tokenizers: dict[str, TokenizerName], scores: dict[str, CorpusScore]
 ) -> dict[str, str]:
     """The tokenizer of each language of the rows, and what measured each score."""
     languages = sorted({row["language"] for row in rows})
-    names = [f"{language}: {tokenizers.get(language, ANY_LANGUAGE)}" for language in languages]
-    return {"tokenizer": ", ".join(names)} | {name: found.by for name, found in scores.items()}
+    names = [f"{language}: {tokenizers.get(language, DEFAULT_TOKENIZER)}" for language in languages]
+    return {"tokenizer": ", ".join(names)} | {
+        name: found.measured_by for name, found in scores.items()
+    }
 
 
-def by_further_tokenizers(
-    rows: Rows, tokenizers: dict[str, list[Tokenizer]], seconds: float
+def compute_extra_tokenizer_scores(
+    rows: PredictionRows, tokenizers: dict[str, list[TokenizerName]], seconds: float
 ) -> dict[str, dict[str, Any]]:
     """The scores by tokens under each further tokenizer; empty where the languages have none."""
     found = {}
-    for name, chosen in further(tokenizers, rows).items():
-        scores = by_tokens(rows, chosen, seconds)
-        found[name] = summary(scores) | {"measured_by": measured_by(rows, chosen, scores)}
+    for name, chosen in select_extra_tokenizers(tokenizers, rows).items():
+        scores = compute_token_scores(rows, chosen, seconds)
+        found[name] = summarize_scores(scores) | {
+            "measured_by": describe_scorers(rows, chosen, scores)
+        }
     return found

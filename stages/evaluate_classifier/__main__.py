@@ -24,34 +24,44 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from stages.evaluate_classifier.common import Params, read_ceilings
+from stages.evaluate_classifier.common import EvaluateClassifierConfig, load_ceilings
 from stages.shared.core import schemas
-from stages.shared.core.config import load
-from stages.shared.metrics.common import flat, plain
+from stages.shared.core.config import load_config
+from stages.shared.metrics.common import flatten_metrics, round_metrics
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import output, stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
 def main(
-    name: str, paper: ModuleType, params: Params, ingest: Path, labels: Path, target: Path
+    name: str,
+    paper: ModuleType,
+    params: EvaluateClassifierConfig,
+    ingest: Path,
+    labels: Path,
+    target: Path,
 ) -> None:
-    with tracking.run(
+    with tracking.start_run(
         stage="evaluate_classifier", name=name, params={"score": asdict(params)}
     ) as tracked:
-        with output(target) as folder:
-            found, rows = paper.score(labels, read_ceilings(ingest), params)
-            result = plain(found)
+        with atomic_output_dir(target) as folder:
+            found, rows = paper.score(labels, load_ceilings(ingest), params)
+            result = round_metrics(found)
             text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
-            schemas.write(folder / "items.parquet", rows, schemas.LABEL_SCORES)
-        tracked.log(dict(flat(result)), step=0)
-        tracked.artifact(target / "metrics.json", "metrics.json")
+            schemas.write_parquet(folder / "items.parquet", rows, schemas.LABEL_SCORES)
+        tracked.log_metrics(dict(flatten_metrics(result)), step=0)
+        tracked.log_artifact_hash(target / "metrics.json", "metrics.json")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         key, *paths = sys.argv[1:]
         reader_of = import_module(
-            f"stages.evaluate_classifier.{load(str, 'readers', key, 'model')}"
+            f"stages.evaluate_classifier.{load_config(str, 'readers', key, 'model')}"
         )
-        main(key, reader_of, load(Params, "evaluate_classifier"), *map(Path, paths))
+        main(
+            key,
+            reader_of,
+            load_config(EvaluateClassifierConfig, "evaluate_classifier"),
+            *map(Path, paths),
+        )

@@ -11,22 +11,22 @@ from typing import Any
 
 from stages.evaluate_classifier.common import (
     Ceilings,
-    Params,
-    label_counts,
-    single_modality,
-    task_figures,
+    EvaluateClassifierConfig,
+    compute_single_modality,
+    compute_task_metrics,
+    count_correct_labels,
 )
 from stages.shared.core import schemas
 from stages.shared.metrics import classification as classification_metrics
-from stages.shared.metrics.alignment import closeness
-from stages.shared.metrics.common import clustered_standard_error, skill
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.metrics.alignment import summarize_alignment
+from stages.shared.metrics.common import clustered_standard_error, compute_skill
+from stages.shared.runtime.stage import InputError
 
-REGULARISERS = ["caption_nats", "drawing_bits"]
+REGULARIZERS = ["caption_nats", "drawing_bits"]
 
 
 @dataclass(frozen=True)
-class Labels:
+class MuseOutputs:
     """What 11_classify holds of one reader."""
 
     rows: list[dict]  # LABELS
@@ -38,53 +38,57 @@ class Labels:
     def task(self) -> str:
         return self.rows[0]["task"]
 
-    def of(self, split: str, inputs: str) -> list[dict]:
+    def select(self, split: str, inputs: str) -> list[dict]:
         """The rows of one split from these inputs, in the order of the records' names."""
         key = split, inputs
         found = [row for row in self.rows if (row["split"], row["inputs"]) == key]
         return sorted(found, key=lambda row: row["record"])
 
 
-def read_labels(folder: Path) -> Labels:
+def load_labels(folder: Path) -> MuseOutputs:
     """Raises WrongInput if something is missing, or there is no item to score."""
-    found = Labels(
-        schemas.read(folder / "labels.parquet", schemas.LABELS),
-        schemas.read(folder / "regularised.parquet", schemas.REGULARISED),
-        schemas.read(folder / "embeddings.parquet", schemas.EMBEDDINGS),
+    found = MuseOutputs(
+        schemas.read_parquet(folder / "labels.parquet", schemas.LABEL_PREDICTIONS),
+        schemas.read_parquet(folder / "regularised.parquet", schemas.REGULARIZER_OUTPUTS),
+        schemas.read_parquet(folder / "embeddings.parquet", schemas.EMBEDDINGS),
         schemas.read_json(folder / "parameters.json"),
     )
-    if not found.of("test", "both") and not found.of("validation", "both"):
-        raise WrongInput(
+    if not found.select("test", "both") and not found.select("validation", "both"):
+        raise InputError(
             f"{folder / 'labels.parquet'} holds neither a test nor a validation item: give the"
             " corpus records of one of these splits"
         )
     return found
 
 
-def figures_of_split(
-    labels: Labels, split: str, ceilings: Ceilings, params: Params
+def compute_split_metrics(
+    labels: MuseOutputs, split: str, ceilings: Ceilings, params: EvaluateClassifierConfig
 ) -> dict[str, Any]:
     """Figures from both inputs, the ceilings and the skill, and what the regularisers say."""
-    rows = labels.of(split, "both")
-    result = {"items": len(rows), "cut": cut(rows), **task_figures(rows, params)}
+    rows = labels.select(split, "both")
+    result = {
+        "items": len(rows),
+        "cut": count_truncated(rows),
+        **compute_task_metrics(rows, params),
+    }
     if ceilings:
         score = result["score"]
         realised = {inputs: values["realised"] for inputs, values in ceilings.items()}
         result["ceilings"] = ceilings
-        result["skill"] = skill(score["value"], score["standard_error"], realised)
+        result["skill"] = compute_skill(score["value"], score["standard_error"], realised)
     regularised = [row for row in labels.regularised if row["split"] == split]
-    return result | {"regularisers": regularisers(regularised)}
+    return result | {"regularisers": compute_regularizer_metrics(regularised)}
 
 
-def cut(rows: list[dict]) -> dict[str, int]:
+def count_truncated(rows: list[dict]) -> dict[str, int]:
     """How many words lay beyond the reader's limit, and of how many items."""
     return {"items": sum(row["cut"] > 0 for row in rows), "words": sum(row["cut"] for row in rows)}
 
 
-def regularisers(rows: list[dict]) -> dict[str, Any]:
+def compute_regularizer_metrics(rows: list[dict]) -> dict[str, Any]:
     """Means over the items that have the figure: nats per token, bits per dimension."""
     result = {}
-    for name in REGULARISERS:
+    for name in REGULARIZERS:
         known = [row for row in rows if row[name] is not None]
         if known:
             values, records = [row[name] for row in known], [row["record"] for row in known]
@@ -94,32 +98,36 @@ def regularisers(rows: list[dict]) -> dict[str, Any]:
     return result
 
 
-def score(folder: Path, known: dict[str, Any], params: Params) -> tuple[dict[str, Any], list[dict]]:
+def compute_metrics(
+    folder: Path, known: dict[str, Any], params: EvaluateClassifierConfig
+) -> tuple[dict[str, Any], list[dict]]:
     """The content of metrics.json and the rows of items.parquet."""
-    labels = read_labels(folder)
-    return all_figures(labels, known, params), item_rows(labels.rows)
+    labels = load_labels(folder)
+    return build_metrics(labels, known, params), item_rows(labels.rows)
 
 
-def all_figures(labels: Labels, known: dict[str, Any], params: Params) -> dict[str, Any]:
+def build_metrics(
+    labels: MuseOutputs, known: dict[str, Any], params: EvaluateClassifierConfig
+) -> dict[str, Any]:
     """The content of metrics.json; known: what `read_ceilings` read."""
-    split = "test" if labels.of("test", "both") else "validation"
+    split = "test" if labels.select("test", "both") else "validation"
     ceilings = known.get(split, {})
     result = {
         "task": labels.task,
         "split": split,
-        **figures_of_split(labels, split, ceilings, params),
+        **compute_split_metrics(labels, split, ceilings, params),
     }
     assert not known or known["metric"] == result["score"]["metric"]
     for inputs in ("text", "picture"):
-        if rows := labels.of(split, inputs):
-            found = single_modality(rows, ceilings.get(inputs), params)
+        if rows := labels.select(split, inputs):
+            found = compute_single_modality(rows, ceilings.get(inputs), params)
             result.setdefault("single_modality", {})[inputs] = found
-    scored = {row["record"] for row in labels.of(split, "both")}
+    scored = {row["record"] for row in labels.select(split, "both")}
     embedded = [row for row in labels.embeddings if row["record"] in scored]
-    result |= {"alignment": closeness(embedded), "parameters": labels.parameters}
-    if labels.of("validation", "both"):
+    result |= {"alignment": summarize_alignment(embedded), "parameters": labels.parameters}
+    if labels.select("validation", "both"):
         of_split = known.get("validation", {})
-        result["validation"] = figures_of_split(labels, "validation", of_split, params)
+        result["validation"] = compute_split_metrics(labels, "validation", of_split, params)
     return result
 
 
@@ -128,13 +136,13 @@ def item_rows(rows: list[dict]) -> list[dict]:
     return [
         dict.fromkeys(schemas.LABEL_SCORES.names)
         | {name: row[name] for name in ("record", "split", "inputs", "task", "cut")}
-        | (entity_counts(row) if row["task"] == "entities" else label_counts(row))
+        | (count_entities(row) if row["task"] == "entities" else count_correct_labels(row))
         for row in rows
     ]
 
 
-def entity_counts(row: dict) -> dict[str, int]:
-    found = classification_metrics.entities([row["gold"]], [row["predicted"]])
+def count_entities(row: dict) -> dict[str, int]:
+    found = classification_metrics.extract_entities([row["gold"]], [row["predicted"]])
     result = {}
     for rule, before in (("lenient", ""), ("strict", "strict_")):
         ((gold, predicted),) = found[rule]

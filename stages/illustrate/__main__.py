@@ -24,21 +24,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stages.illustrate import base as illustrators
-from stages.illustrate.base import Gallery, Illustrator, Params
+from stages.illustrate.base import IllustrateConfig, Illustrator, ImageGallery
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.data.cache import batched
 from stages.shared.data.records import SPLITS
 from stages.shared.features import store as feature_store
 from stages.shared.runtime import tracking
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, output, stage
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
-TITLES_AT_ONCE = 64  # whose pictures are in memory
+TITLE_BATCH_SIZE = 64  # whose pictures are in memory
 
 
-def illustrate(
+def illustrate_chunks(
     chunks: list[dict], illustrator: Illustrator, seed: int, add: Callable[[bytes], str]
 ) -> tuple[list[dict], Counter]:
     """ILLUSTRATIONS rows without similarity, and how many chunks stay without picture, by reason.
@@ -47,11 +47,11 @@ def illustrate(
     """
     left = Counter({"no title": sum(not chunk["title"] for chunk in chunks)})
     titled = [chunk for chunk in chunks if chunk["title"]]
-    if illustrator.obstacle:
-        return [], left + Counter({illustrator.obstacle: len(titled)})
+    if illustrator.unavailable_reason:
+        return [], left + Counter({illustrator.unavailable_reason: len(titled)})
     pictures: dict[str, dict] = {}
     titles = list(dict.fromkeys(chunk["title"] for chunk in titled))
-    for part in batched(bar(titles, "illustrate"), TITLES_AT_ONCE):
+    for part in batched(progress_bar(titles, "illustrate"), TITLE_BATCH_SIZE):
         for title, found in zip(part, illustrator.illustrate(part, 1, seed), strict=True):
             for picture in found:
                 pictures[title] = {"image": add(picture.content), "source": picture.source}
@@ -65,29 +65,31 @@ def illustrate(
     return rows, left + Counter({"no picture found": len(titled) - len(rows)})
 
 
-def write_features(folder: Path, names: list[str], gallery: Gallery) -> None:
+def write_image_features(folder: Path, names: list[str], gallery: ImageGallery) -> None:
     """The features of the pictures in folder/images, through the store that embed fills too."""
     from stages.shared.encoders import extract
 
-    batch = load(extract.Params, "embed").image_batch
-    rows = extract.picture_rows(gallery.encoder, folder / "images", names, batch)
+    batch = load_config(extract.EmbedConfig, "embed").image_batch_size
+    rows = extract.extract_image_features(gallery.encoder, folder / "images", names, batch)
     (folder / "features").mkdir()
-    feature_store.write(folder / "features", (names, rows), None)
+    feature_store.write_features(folder / "features", (names, rows), None)
 
 
-def similarities(rows: list[dict], folder: Path, gallery: Gallery) -> list[float | None]:
+def compute_similarities(
+    rows: list[dict], folder: Path, gallery: ImageGallery
+) -> list[float | None]:
     """The cosine of the title and the picture of each row."""
-    if not gallery.readable:
+    if not gallery.supports_language:
         return [None] * len(rows)
-    index, pooled = feature_store.read_pooled(folder / "features")
-    vectors = gallery.vectors([row["text"] for row in rows])
+    index, pooled = feature_store.read_pooled_images(folder / "features")
+    vectors = gallery.embed_texts([row["text"] for row in rows])
     return [
         float(pooled[index[row["image"]]].astype("f4") @ vector.astype("f4"))
         for row, vector in zip(rows, vectors, strict=True)
     ]
 
 
-def summary(backend: str, rows: list[dict], left: Counter) -> dict:
+def summarize_illustrations(backend: str, rows: list[dict], left: Counter) -> dict:
     splits = Counter(row["split"] for row in rows)
     known = [row["similarity"] for row in rows if row["similarity"] is not None]
     return {
@@ -98,65 +100,74 @@ def summary(backend: str, rows: list[dict], left: Counter) -> dict:
     }
 
 
-def pictures(params: Params, chunks: list[dict], gallery: Gallery, folder: Path) -> tuple:
+def build_illustrations(
+    params: IllustrateConfig, chunks: list[dict], gallery: ImageGallery, folder: Path
+) -> tuple:
     """ILLUSTRATIONS rows and the summary; the pictures and their features are in `folder`."""
-    illustrator = illustrators.load(params.backend, params, gallery)
-    with image_store.writer(folder / "images", params.shards) as write:
+    illustrator = illustrators.load_illustrator(params.backend, params, gallery)
+    with image_store.image_writer(folder / "images", params.num_shards) as write:
 
         def add(content: bytes) -> str:
-            row = image_store.trusted(content)
+            row = image_store.build_image_row(content)
             write(row)
             return row["sha256"]
 
-        rows, left = illustrate(chunks, illustrator, params.seed, add)
+        rows, left = illustrate_chunks(chunks, illustrator, params.seed, add)
     if rows:
-        write_features(folder, sorted({row["image"] for row in rows}), gallery)
-        found = similarities(rows, folder, gallery)
+        write_image_features(folder, sorted({row["image"] for row in rows}), gallery)
+        found = compute_similarities(rows, folder, gallery)
         rows = [row | {"similarity": value} for row, value in zip(rows, found, strict=True)]
     else:
         shutil.rmtree(folder / "images")
-    return rows, summary(illustrator.name, rows, left)
+    return rows, summarize_illustrations(illustrator.name, rows, left)
 
 
-def write(folder: Path, chunks: list[dict], rows: list[dict], figures: dict) -> None:
+def write_outputs(folder: Path, chunks: list[dict], rows: list[dict], figures: dict) -> None:
     """The tables and summary.json."""
     found = {(row["record"], row["position"]): row["image"] for row in rows}
     filled = [
         chunk | {"image": chunk["image"] or found.get((chunk["record"], chunk["position"]))}
         for chunk in chunks
     ]
-    schemas.write(folder / "chunks.parquet", filled, schemas.CHUNKS)
-    schemas.write(folder / "illustrations.parquet", rows, schemas.ILLUSTRATIONS)
+    schemas.write_parquet(folder / "chunks.parquet", filled, schemas.CHUNKS)
+    schemas.write_parquet(folder / "illustrations.parquet", rows, schemas.ILLUSTRATIONS)
     (folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def main(params: Params, folders: list[Path], target: Path) -> None:
+def main(params: IllustrateConfig, folders: list[Path], target: Path) -> None:
     ingest, chunk, align, embed = folders
-    chunks = schemas.read(chunk / "chunks.parquet", schemas.CHUNKS)
+    chunks = schemas.read_parquet(chunk / "chunks.parquet", schemas.CHUNKS)
     bare = [row for row in chunks if not row["image"]]
     if not bare:  # captions have pictures always: nothing to load, nothing to track
-        with output(target) as folder:
-            write(folder, chunks, [], summary(illustrators.name_of(params.backend), [], Counter()))
+        with atomic_output_dir(target) as folder:
+            write_outputs(
+                folder,
+                chunks,
+                [],
+                summarize_illustrations(
+                    illustrators.get_backend_name(params.backend), [], Counter()
+                ),
+            )
         return
-    gallery = Gallery(ingest, chunk, align, embed, load(int, "embed", "text_batch"))
-    with tracking.run(stage="illustrate", name=target.name, params=asdict(params)) as tracked:
-        with output(target) as folder:
-            rows, figures = pictures(params, bare, gallery, folder)
+    gallery = ImageGallery(ingest, chunk, align, embed, load_config(int, "embed", "text_batch"))
+    with tracking.start_run(stage="illustrate", name=target.name, params=asdict(params)) as tracked:
+        with atomic_output_dir(target) as folder:
+            rows, figures = build_illustrations(params, bare, gallery, folder)
             if not rows and len(bare) == len(chunks):
-                raise WrongInput(
+                raise InputError(
                     f"{chunk}/chunks.parquet has no picture, and {figures['backend']} gave none "
                     f"({', '.join(figures['left_without'])}): set illustrate.backend to "
                     "diffusers:NAME or openai:MODEL, and give titles"
                 )
-            write(folder, chunks, rows, figures)
+            write_outputs(folder, chunks, rows, figures)
         for number, row in enumerate(rows):
             if row["similarity"] is not None:
-                tracked.log({"similarity": row["similarity"]}, number)
-        tracked.log({"illustrated": len(rows), "left_without": len(bare) - len(rows)}, 0)
-        tracked.artifact(target / "illustrations.parquet", "illustrations.parquet")
+                tracked.log_metrics({"similarity": row["similarity"]}, number)
+        tracked.log_metrics({"illustrated": len(rows), "left_without": len(bare) - len(rows)}, 0)
+        tracked.log_artifact_hash(target / "illustrations.parquet", "illustrations.parquet")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         *sources, out = map(Path, sys.argv[1:])
-        main(load(Params, "illustrate"), sources, out)
+        main(load_config(IllustrateConfig, "illustrate"), sources, out)

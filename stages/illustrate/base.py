@@ -19,42 +19,42 @@ from stages.shared.core import schemas
 from stages.shared.data import image_store
 from stages.shared.data.cache import Store
 from stages.shared.features import store as feature_store
-from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
     from stages.shared.encoders.base import Encoder
 
-KINDS = ("retrieve", "diffusers", "openai")
+BACKEND_KINDS = ("retrieve", "diffusers", "openai")
 
 
 @dataclass(frozen=True)
-class Diffusers:
-    steps: int
-    guidance: float
-    size: int
+class DiffusersIllustratorConfig:
+    num_inference_steps: int
+    guidance_scale: float
+    image_size: int
 
 
 @dataclass(frozen=True)
-class OpenAI:
+class OpenAIIllustratorConfig:
     size: str
     concurrency: int
-    retries: int
+    max_retries: int
     timeout: float
     max_pixels: int
 
 
 @dataclass(frozen=True)
-class Params:
+class IllustrateConfig:
     """The section `illustrate`."""
 
     backend: str
     seed: int
-    shards: int
-    diffusers: Diffusers
-    openai: OpenAI
+    num_shards: int
+    diffusers: DiffusersIllustratorConfig
+    openai: OpenAIIllustratorConfig
 
     def __post_init__(self) -> None:
-        kind_of(self.backend)
+        get_backend_kind(self.backend)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Illustrator(ABC):
     nothing here, in a few words, or None."""
 
     name: str
-    obstacle: str | None = None
+    unavailable_reason: str | None = None
 
     @abstractmethod
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
@@ -80,7 +80,7 @@ class Illustrator(ABC):
 
 
 @dataclass(frozen=True)
-class Draft:
+class ImageRequest:
     """A picture to be made: the index-th of a text and a seed."""
 
     text: str
@@ -101,29 +101,31 @@ class GeneratingIllustrator(Illustrator):
     fingerprint: str
 
     @abstractmethod
-    def generate(self, drafts: list[Draft]) -> Iterator[tuple[Draft, bytes]]:
+    def generate(self, drafts: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
         """The picture files, in any order, as they are made; what is refused is left out."""
 
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
-        store = Store(home() / "store", f"illustrations-{self.fingerprint[:32]}")
-        wanted = [[Draft(text, index, seed) for index in range(count)] for text in texts]
+        store = Store(work_dir() / "store", f"illustrations-{self.fingerprint[:32]}")
+        wanted = [[ImageRequest(text, index, seed) for index in range(count)] for text in texts]
         drafts = {draft.key: draft for row in wanted for draft in row}
-        if missing := [drafts[key] for key in store.missing(drafts)]:
+        if missing := [drafts[key] for key in store.missing_keys(drafts)]:
             for draft, content in self.generate(missing):
                 store.write([(draft.key, content)])  # at once: what is paid for is kept
-        refused = set(store.missing(drafts))
-        return [self._read(store, [d for d in row if d.key not in refused]) for row in wanted]
+        refused = set(store.missing_keys(drafts))
+        return [
+            self._load_cached(store, [d for d in row if d.key not in refused]) for row in wanted
+        ]
 
-    def _read(self, store: Store, drafts: list[Draft]) -> list[Illustration]:
+    def _load_cached(self, store: Store, drafts: list[ImageRequest]) -> list[Illustration]:
         """The pictures that are there, equal ones once."""
         found: dict[bytes, Illustration] = {}
-        for draft, content in zip(drafts, store.rows([d.key for d in drafts]), strict=True):
+        for draft, content in zip(drafts, store.read([d.key for d in drafts]), strict=True):
             source = f"{self.fingerprint[:32]}/{draft.index}"
             found.setdefault(content, Illustration(content, source))
         return list(found.values())
 
 
-class Gallery:
+class ImageGallery:
     """The pictures of a corpus' train split, and the encoder that finds the nearest to a text.
 
     Reads what 01_ingest, 05_chunk, 06_align and 07_embed wrote, each when it is first needed. A
@@ -135,12 +137,12 @@ class Gallery:
         self.text_batch = text_batch
 
     @property
-    def readable(self) -> bool:
+    def supports_language(self) -> bool:
         """Whether the encoder reads the language of the corpus."""
-        return feature_store.text_kind(self.embed) == "encoder"
+        return feature_store.read_text_kind(self.embed) == "encoder"
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether there is no picture to choose from."""
         return not self._sources
 
@@ -148,16 +150,16 @@ class Gallery:
     def encoder(self) -> "Encoder":
         from stages.shared.encoders import base as encoders
 
-        return encoders.load(self.align)
+        return encoders.load_encoder(self.align)
 
-    def vectors(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def embed_texts(self, texts: list[str]) -> Iterator[np.ndarray]:
         """The pooled features of each text, (D,) fp16 of unit length."""
         from stages.shared.encoders import extract
 
-        rows = extract.text_rows(self.encoder, texts, self.text_batch)
+        rows = extract.extract_text_features(self.encoder, texts, self.text_batch)
         return (row["pooled"] for row in rows)
 
-    def nearest(self, texts: list[str], count: int) -> list[list[str]]:
+    def find_nearest(self, texts: list[str], count: int) -> list[list[str]]:
         """The sha256 of the `count` pictures that are most alike each text, by cosine.
 
         Of equals the smaller hash comes first. Products of fp16 numbers, summed in float64, are
@@ -165,20 +167,20 @@ class Gallery:
         """
         names, pooled = self._pooled
         found = []
-        for vector in self.vectors(texts):
+        for vector in self.embed_texts(texts):
             order = np.argsort(-(pooled @ vector.astype("f8")), kind="stable")
             found.append([names[row] for row in order[:count]])
         return found
 
-    def pictures(self, names: Iterable[str]) -> dict[str, Illustration]:
+    def load_images(self, names: Iterable[str]) -> dict[str, Illustration]:
         """The pictures of these sha256."""
-        contents = image_store.find(self.ingest / "images", names)
+        contents = image_store.load_image_bytes(self.ingest / "images", names)
         return {name: Illustration(contents[name], self._sources[name]) for name in contents}
 
     @cached_property
     def _sources(self) -> dict[str, str]:
         """record/position of each picture, the first one of several."""
-        rows = schemas.read(self.chunk / "chunks.parquet", schemas.CHUNKS)
+        rows = schemas.read_parquet(self.chunk / "chunks.parquet", schemas.CHUNKS)
         held_out = {row["image"] for row in rows if row["split"] != "train"}
         sources: dict[str, str] = {}
         for row in rows:
@@ -189,30 +191,30 @@ class Gallery:
     @cached_property
     def _pooled(self) -> tuple[list[str], np.ndarray]:
         """sha256 of the N pictures, sorted; their pooled features (N, D) float64."""
-        index, pooled = feature_store.read_pooled(self.embed)
+        index, pooled = feature_store.read_pooled_images(self.embed)
         names = sorted(self._sources)
         return names, pooled[[index[name] for name in names]].astype("f8")
 
 
-def name_of(backend: str) -> str:
+def get_backend_name(backend: str) -> str:
     """The name of a backend, of a folder its last part: outputs name no machine's folders."""
     kind, _, name = backend.partition(":")
     return f"{kind}:{Path(name).name if Path(name).is_dir() else name}" if name else kind
 
 
-def kind_of(backend: str) -> str:
+def get_backend_kind(backend: str) -> str:
     """The part before the colon. Raises WrongInput if no backend is called so."""
     kind, _, name = backend.partition(":")
-    if kind not in KINDS or bool(name) != (kind != "retrieve"):
-        raise WrongInput(
+    if kind not in BACKEND_KINDS or bool(name) != (kind != "retrieve"):
+        raise InputError(
             f"illustrate.backend is {backend!r}: give retrieve, diffusers:NAME or openai:MODEL"
         )
     return kind
 
 
-def load(backend: str, params: Params, gallery: Gallery) -> Illustrator:
+def load_illustrator(backend: str, params: IllustrateConfig, gallery: ImageGallery) -> Illustrator:
     """Raises WrongInput if there is no such backend, or it cannot be used here."""
-    kind, name = kind_of(backend), backend.partition(":")[2]
+    kind, name = get_backend_kind(backend), backend.partition(":")[2]
     match kind:
         case "retrieve":
             from stages.illustrate import retrieval as module

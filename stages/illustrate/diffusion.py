@@ -18,61 +18,61 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 import torch
 
 from stages.illustrate.base import (
-    Draft,
-    Gallery,
     GeneratingIllustrator,
-    Params,
-    name_of,
+    IllustrateConfig,
+    ImageGallery,
+    ImageRequest,
+    get_backend_name,
 )
-from stages.shared.features.encoder_files import fingerprint
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, allow_downloads
-from stages.shared.torch_setup.devices import device, has_bf16, precision
+from stages.shared.features.encoder_files import fingerprint_folder
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, allow_downloads
+from stages.shared.torch_setup.devices import get_device, get_precision, supports_bf16
 
 try:
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
 except ImportError as error:
-    raise WrongInput(
+    raise InputError(
         f"illustrate.backend: diffusers:NAME needs the extra t2i ({error}): pip install -e .[t2i]"
     ) from None
 
 
 class DiffusersIllustrator(GeneratingIllustrator):
-    def __init__(self, backend: str, folder: Path, weights: str, params: Params):
-        self.name, self.folder, self.numbers = backend, folder, params.diffusers
-        decisive = f"{weights} {self.numbers} {device().type} {precision()}"
+    def __init__(self, backend: str, folder: Path, weights: str, params: IllustrateConfig):
+        self.name, self.folder, self.config = backend, folder, params.diffusers
+        decisive = f"{weights} {self.config} {get_device().type} {get_precision()}"
         self.fingerprint = sha256(decisive.encode()).hexdigest()
 
     @cached_property
     def pipeline(self) -> DiffusionPipeline:
         diffusers_logging.disable_progress_bar()
         try:
-            with _complete(self.name):
+            with _check_weights_complete(self.name):
                 found = DiffusionPipeline.from_pretrained(
-                    self.folder, dtype=torch.bfloat16 if has_bf16() else torch.float32
+                    self.folder, dtype=torch.bfloat16 if supports_bf16() else torch.float32
                 )
-        except WrongInput:
+        except InputError:
             raise
         except Exception as error:  # parsers of foreign files raise what they like
-            raise _unusable(self.name, error) from None
+            raise _build_error(self.name, error) from None
         found.set_progress_bar_config(disable=True)
-        return found.to(device())
+        return found.to(get_device())
 
-    def generate(self, drafts: list[Draft]) -> Iterator[tuple[Draft, bytes]]:
-        for draft in bar(drafts, "draw"):
+    def generate(self, drafts: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
+        for draft in progress_bar(drafts, "draw"):
             noise = torch.Generator("cpu").manual_seed(int(draft.key[:15], 16))
             try:
                 found = self.pipeline(
                     draft.text,
-                    num_inference_steps=self.numbers.steps,
-                    guidance_scale=self.numbers.guidance,
-                    height=self.numbers.size,
-                    width=self.numbers.size,
+                    num_inference_steps=self.config.num_inference_steps,
+                    guidance_scale=self.config.guidance_scale,
+                    height=self.config.image_size,
+                    width=self.config.image_size,
                     generator=noise,
                 )
             except (TypeError, ValueError) as error:  # no pipeline of texts, or a size it refuses
-                raise _unusable(self.name, error) from None
+                raise _build_error(self.name, error) from None
             flagged = found.get("nsfw_content_detected")
             if not (flagged and flagged[0]):  # a safety checker leaves a black picture
                 content = BytesIO()
@@ -81,7 +81,7 @@ class DiffusersIllustrator(GeneratingIllustrator):
 
 
 @contextmanager
-def _complete(name: str) -> Iterator[None]:
+def _check_weights_complete(name: str) -> Iterator[None]:
     """Raises WrongInput at the end if a model was loaded without all of its weights.
 
     Neither library can be made to raise, nor does a pipeline hand on what its models lack: both log
@@ -107,26 +107,26 @@ def _complete(name: str) -> Iterator[None]:
             logger.setLevel(level)
             logger.removeHandler(listener)
     if complaints:
-        raise WrongInput(
+        raise InputError(
             f"illustrate.backend: {name} lacks some of its weights: give a complete checkpoint"
         )
 
 
-def _unusable(name: str, error: Exception) -> WrongInput:
+def _build_error(name: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return WrongInput(
+    return InputError(
         f"illustrate.backend: {name} cannot be used ({reason}): check the name, "
         "illustrate.diffusers, the network and HF_HUB_OFFLINE, or give diffusers:FOLDER"
     )
 
 
-def load(name: str, params: Params, gallery: Gallery) -> DiffusersIllustrator:
+def load(name: str, params: IllustrateConfig, gallery: ImageGallery) -> DiffusersIllustrator:
     """Downloads a pipeline that is named and not there yet. Raises WrongInput if there is none."""
-    backend, folder = name_of(f"diffusers:{name}"), Path(name)
+    backend, folder = get_backend_name(f"diffusers:{name}"), Path(name)
     if folder.is_dir():
-        return DiffusersIllustrator(backend, folder, fingerprint(folder), params)
+        return DiffusersIllustrator(backend, folder, fingerprint_folder(folder), params)
     if name.startswith((".", "/")):  # what no name of Hugging Face does
-        raise WrongInput(
+        raise InputError(
             f"illustrate.backend: diffusers:{name}: there is no such folder: give another, "
             "or a name of Hugging Face"
         )
@@ -134,5 +134,5 @@ def load(name: str, params: Params, gallery: Gallery) -> DiffusersIllustrator:
     try:
         folder = Path(DiffusionPipeline.download(name))
     except Exception as error:  # as in `pipeline`
-        raise _unusable(backend, error) from None
+        raise _build_error(backend, error) from None
     return DiffusersIllustrator(backend, folder, f"{name} {folder.name}", params)  # its commit

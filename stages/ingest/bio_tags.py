@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def orphans(tags: Sequence[str]) -> list[int]:
+def find_orphan_tags(tags: Sequence[str]) -> list[int]:
     """The places of the I- tags that follow no tag of their type.
 
     Published files hold them. They are kept, and read as a beginning, as conlleval does.
@@ -15,7 +15,7 @@ def orphans(tags: Sequence[str]) -> list[int]:
     ]
 
 
-def entities(tags: Sequence[str]) -> list[str]:
+def get_entity_types(tags: Sequence[str]) -> list[str]:
     """The types of the entities, in order."""
-    first = set(orphans(tags))
+    first = set(find_orphan_tags(tags))
     return [tag[2:] for n, tag in enumerate(tags) if tag.startswith("B-") or n in first]

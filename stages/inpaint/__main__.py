@@ -23,147 +23,155 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stages.inpaint import inpainters, masks, text_detection, text_removal
-from stages.inpaint.inpainters import Painting
-from stages.inpaint.masks import Masking
-from stages.inpaint.text_detection import Finding, Reading
-from stages.inpaint.text_removal import Boxes
+from stages.inpaint.inpainters import InpainterConfig
+from stages.inpaint.masks import TextMaskConfig
+from stages.inpaint.text_detection import TextDetectionConfig, TextRecognitionConfig
+from stages.inpaint.text_removal import TextBoxes
 from stages.shared.core import schemas
-from stages.shared.core.config import at_least, from_to, load
+from stages.shared.core.config import check_at_least, check_between, load_config
 from stages.shared.data import image_store, parallel
 from stages.shared.data.cache import Store, batched
-from stages.shared.data.image_store import ADDRESS
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, home, output, stage
+from stages.shared.data.image_store import MEMORY_ADDRESS
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage, work_dir
 
-CODE = (image_store, inpainters, masks, text_detection, text_removal)  # what the steps do
+FINGERPRINTED_MODULES = (
+    image_store,
+    inpainters,
+    masks,
+    text_detection,
+    text_removal,
+)  # what the steps do
 
 
 @dataclass(frozen=True)
-class Params:
+class InpaintConfig:
     """The section `inpaint`."""
 
     corpora: list[str]
-    shards: int
-    batch: int
-    recognise: Literal["when_missing", "always", "never"]
-    find: Finding
-    mask: Masking
-    paint: Painting
-    read: Reading
+    num_shards: int
+    batch_size: int
+    ocr: Literal["when_missing", "always", "never"]
+    detection: TextDetectionConfig
+    mask: TextMaskConfig
+    inpainting: InpainterConfig
+    recognition: TextRecognitionConfig
 
     def __post_init__(self) -> None:
-        at_least(self, batch=1)
-        from_to(self, 1, image_store.MOST_SHARDS, "shards")
+        check_at_least(self, batch=1)
+        check_between(self, 1, image_store.MAX_SHARDS, "shards")
 
 
-class Item(NamedTuple):
+class InpaintJob(NamedTuple):
     """A picture on its way through a step."""
 
     name: str  # sha256 of the content
     content: bytes
-    boxes: Boxes | None  # of steps that come after finding
+    boxes: TextBoxes | None  # of steps that come after finding
 
 
-class Done(NamedTuple):
+class StepResult(NamedTuple):
     name: str
     row: bytes | None  # for the store
     failure: str | None
 
 
 # ------------------------------------------------------------------------------- steps
-def find(params: Params, item: Item) -> bytes:
-    return text_removal.find(item.content, params.find).pack()
+def find(params: InpaintConfig, item: InpaintJob) -> bytes:
+    return text_removal.find(item.content, params.detection).pack()
 
 
-def paint(params: Params, item: Item) -> bytes:
-    return text_removal.paint(item.content, item.boxes.quads, params.mask, params.paint).pack()
+def paint(params: InpaintConfig, item: InpaintJob) -> bytes:
+    return text_removal.paint(item.content, item.boxes.quads, params.mask, params.inpainting).pack()
 
 
-def read(params: Params, item: Item) -> bytes:
-    return text_removal.read(item.content, item.boxes.quads, params.find, params.read).encode()
+def read(params: InpaintConfig, item: InpaintJob) -> bytes:
+    return text_removal.read(
+        item.content, item.boxes.quads, params.detection, params.recognition
+    ).encode()
 
 
-def each(step: Callable[[Item], bytes], batch: list[Item]) -> list[Done]:
+def run_step(step: Callable[[InpaintJob], bytes], batch: list[InpaintJob]) -> list[StepResult]:
     """The step on each picture; one that fails does not stop the others."""
     done = []
     for item in batch:
         try:
-            done.append(Done(item.name, step(item), None))
-        except WrongInput:
+            done.append(StepResult(item.name, step(item), None))
+        except InputError:
             raise
         except Exception as error:  # OCR and inpainting raise what they like on odd pictures
             # Equal pictures give equal reasons.
-            said = ADDRESS.sub("", " ".join(str(error).split()))[:120]
-            done.append(Done(item.name, None, f"{type(error).__name__}: {said}".rstrip(": ")))
+            said = MEMORY_ADDRESS.sub("", " ".join(str(error).split()))[:120]
+            done.append(StepResult(item.name, None, f"{type(error).__name__}: {said}".rstrip(": ")))
     return done
 
 
 # ------------------------------------------------------------------------------- through the store
-def fingerprints(params: Params) -> dict[str, str]:
+def fingerprints(params: InpaintConfig) -> dict[str, str]:
     """Of each step, what its rows depend on beside the picture: settings, versions and our code.
 
     Raises WrongInput where what paints is not there.
     """
-    finding = text_detection.fingerprint(params.find)
-    parts = {"find": [finding], "read": [finding, text_detection.fingerprint(params.read)]}
-    if params.paint.backend != "none":
-        parts["paint"] = [finding, repr(params.mask), inpainters.fingerprint(params.paint)]
-    code = b"".join(Path(module.__file__).read_bytes() for module in CODE)
+    finding = text_detection.fingerprint(params.detection)
+    parts = {"find": [finding], "read": [finding, text_detection.fingerprint(params.recognition)]}
+    if params.inpainting.backend != "none":
+        parts["paint"] = [finding, repr(params.mask), inpainters.fingerprint(params.inpainting)]
+    code = b"".join(Path(module.__file__).read_bytes() for module in FINGERPRINTED_MODULES)
     return {
         step: sha256(code + "\n".join(settings).encode()).hexdigest()
         for step, settings in parts.items()
     }
 
 
-class Work:
+class CachedStepRunner:
     """Steps on the pictures of a folder, through the store; `failures`: the reason of each."""
 
-    def __init__(self, params: Params, workers: parallel.Params, folder: Path):
+    def __init__(self, params: InpaintConfig, workers: parallel.EngineConfig, folder: Path):
         self.params, self.workers, self.folder = params, workers, folder
         self.fingerprints = fingerprints(params)
         self.failures: list[str] = []
 
-    def through(
+    def run_cached(
         self,
-        step: Callable[[Params, Item], bytes],
+        step: Callable[[InpaintConfig, InpaintJob], bytes],
         names: list[str],
-        boxes: dict[str, Boxes] | None = None,
+        boxes: dict[str, TextBoxes] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
         """Pairs of name and row of the step, in the order of names, without those it failed on."""
         what = step.__name__
-        store = Store(home() / "store", f"{what}-{self.fingerprints[what][:32]}")
+        store = Store(work_dir() / "store", f"{what}-{self.fingerprints[what][:32]}")
         failed: set[str] = set()
-        if missing := set(store.missing(names)):
-            run = partial(each, partial(step, self.params))
+        if missing := set(store.missing_keys(names)):
+            run = partial(run_step, partial(step, self.params))
             failed = self._compute(run, store, missing, boxes, what)
-            if absent := sorted(set(store.missing(missing)) - failed):
-                raise WrongInput(f"{self.folder} lacks the picture {absent[0]}: run `dvc repro`")
+            if absent := sorted(set(store.missing_keys(missing)) - failed):
+                raise InputError(f"{self.folder} lacks the picture {absent[0]}: run `dvc repro`")
             if 1 < len(names) == len(failed):  # it is no picture's fault
-                raise WrongInput(
+                raise InputError(
                     f"inpaint: all {len(names)} pictures failed, the last one at "
                     f"{self.failures[-1]}: see whether memory and model suffice, or give another "
                     "inpaint.paint.backend"
                 )
         left = [name for name in names if name not in failed]
-        return zip(left, store.rows(left), strict=True)
+        return zip(left, store.read(left), strict=True)
 
     def _compute(
         self,
-        run: Callable[[list[Item]], list[Done]],
+        run: Callable[[list[InpaintJob]], list[StepResult]],
         store: Store,
         names: set[str],
-        boxes: dict[str, Boxes] | None,
+        boxes: dict[str, TextBoxes] | None,
         what: str,
     ) -> set[str]:
         """Store what the step gives; the names that it failed on."""
         items = (
-            Item(row["sha256"], row["bytes"], boxes[row["sha256"]] if boxes else None)
-            for row in image_store.read(self.folder)
+            InpaintJob(row["sha256"], row["bytes"], boxes[row["sha256"]] if boxes else None)
+            for row in image_store.read_images(self.folder)
             if row["sha256"] in names
         )
         failed: dict[str, str] = {}
-        batches = batched(bar(items, what, len(names)), self.params.batch)
-        for part in parallel.run(run, batches, self.workers):
+        batches = batched(progress_bar(items, what, len(names)), self.params.batch_size)
+        for part in parallel.map_batches(run, batches, self.workers):
             store.write((done.name, done.row) for done in part if done.row is not None)
             for done in part:
                 if done.failure:
@@ -173,7 +181,7 @@ class Work:
 
 
 # ------------------------------------------------------------------------------- the corpus
-def pictures_of(records: list[dict], recognise: str) -> tuple[list[str], set[str]]:
+def select_images(records: list[dict], recognise: str) -> tuple[list[str], set[str]]:
     """The sha256 of each picture once, sorted, and of those whose text is to be read."""
     shown = [record for record in records if record["image"]]
     asked = {
@@ -185,19 +193,21 @@ def pictures_of(records: list[dict], recognise: str) -> tuple[list[str], set[str
     return names, {record["image"] for record in shown if asked(record)}
 
 
-def box(quad, score: float) -> dict:
+def compute_bounding_box(quad, score: float) -> dict:
     """The bounds of a quadrilateral, along the axes."""
     (left, top), (right, bottom) = quad.min(0).tolist(), quad.max(0).tolist()
     return {"left": left, "top": top, "right": right, "bottom": bottom, "score": float(score)}
 
 
-def row(name: str, found: Boxes | None) -> dict:
+def build_unmodified_row(name: str, found: TextBoxes | None) -> dict:
     """The INPAINTED row of a picture that is passed through and not read."""
     quads, scores = found or ((), ())
     return {
         "image": name,
         "inpainted": name,
-        "boxes": [box(quad, score) for quad, score in zip(quads, scores, strict=True)],
+        "boxes": [
+            compute_bounding_box(quad, score) for quad, score in zip(quads, scores, strict=True)
+        ],
         "quads": [quad.reshape(-1).tolist() for quad in quads],
         "masked": 0.0,
         "text": None,
@@ -205,38 +215,38 @@ def row(name: str, found: Boxes | None) -> dict:
     }
 
 
-def found_boxes(work: Work, names: list[str], asked: set[str]) -> dict[str, Boxes]:
+def detect_boxes(work: CachedStepRunner, names: list[str], asked: set[str]) -> dict[str, TextBoxes]:
     """Boxes of the pictures that are to be painted or read."""
-    wanted = [name for name in names if name in asked or work.params.paint.backend != "none"]
-    rows = work.through(find, wanted)
+    wanted = [name for name in names if name in asked or work.params.inpainting.backend != "none"]
+    rows = work.run_cached(find, wanted)
     return {name: text_removal.unpack_boxes(packed) for name, packed in rows}
 
 
-def rows_of(
-    work: Work, names: list[str], asked: set[str], add: Callable[[dict], None]
+def build_inpainted_rows(
+    work: CachedStepRunner, names: list[str], asked: set[str], add: Callable[[dict], None]
 ) -> list[dict]:
     """INPAINTED rows, in the order of names; `add` takes each picture's row of IMAGES."""
-    boxes = found_boxes(work, names, asked)
+    boxes = detect_boxes(work, names, asked)
     with_text = [name for name in names if name in boxes and len(boxes[name].quads)]
-    rows = {name: row(name, boxes.get(name)) for name in names}
-    if work.params.paint.backend != "none":
-        for name, packed in work.through(paint, with_text, boxes):
-            result = text_removal.unpack_painted(packed)
-            image = image_store.trusted(result.content)
+    rows = {name: build_unmodified_row(name, boxes.get(name)) for name in names}
+    if work.params.inpainting.backend != "none":
+        for name, packed in work.run_cached(paint, with_text, boxes):
+            result = text_removal.unpack_inpaint_result(packed)
+            image = image_store.build_image_row(result.content)
             add(image)
             rows[name] |= {"inpainted": image["sha256"], "mask": result.mask}
-            rows[name]["masked"] = result.masked
+            rows[name]["masked"] = result.masked_share
     to_read = [name for name in names if name in asked and name in boxes]
-    for name, packed in work.through(read, to_read, boxes):
+    for name, packed in work.run_cached(read, to_read, boxes):
         rows[name]["text"] = packed.decode()
     same = {name for name, found in rows.items() if found["inpainted"] == name}
-    for image in image_store.read(work.folder):
+    for image in image_store.read_images(work.folder):
         if image["sha256"] in same:
             add(image)
     return list(rows.values())
 
 
-def summary(rows: list[dict], failures: list[str]) -> dict:
+def summarize_inpainting(rows: list[dict], failures: list[str]) -> dict:
     """Counts; `masked` is the mean share of pixels, of the pictures that were painted."""
     painted = [found["masked"] for found in rows if found["mask"]]
     return {
@@ -249,19 +259,26 @@ def summary(rows: list[dict], failures: list[str]) -> dict:
     }
 
 
-def main(params: Params, workers: parallel.Params, ingest: Path, clean: Path, target: Path) -> None:
-    records = schemas.read(clean / "records.parquet", schemas.CLEAN["memes"])
-    names, asked = pictures_of(records, params.recognise)
-    work = Work(params, workers, ingest / "images")
-    with output(target) as folder:
-        with image_store.writer(folder / "images", params.shards) as add:
-            rows = rows_of(work, names, asked, add)
-        schemas.write(folder / "pictures.parquet", rows, schemas.INPAINTED)
-        counts = json.dumps(summary(rows, work.failures), indent=2)
+def main(
+    params: InpaintConfig, workers: parallel.EngineConfig, ingest: Path, clean: Path, target: Path
+) -> None:
+    records = schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS["memes"])
+    names, asked = select_images(records, params.ocr)
+    work = CachedStepRunner(params, workers, ingest / "images")
+    with atomic_output_dir(target) as folder:
+        with image_store.image_writer(folder / "images", params.num_shards) as add:
+            rows = build_inpainted_rows(work, names, asked, add)
+        schemas.write_parquet(folder / "pictures.parquet", rows, schemas.INPAINTED_IMAGES)
+        counts = json.dumps(summarize_inpainting(rows, work.failures), indent=2)
         (folder / "summary.json").write_text(counts + "\n")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         *sources, out = map(Path, sys.argv[1:])
-        main(load(Params, "inpaint"), load(parallel.Params, "engine"), *sources, out)
+        main(
+            load_config(InpaintConfig, "inpaint"),
+            load_config(parallel.EngineConfig, "engine"),
+            *sources,
+            out,
+        )

@@ -19,71 +19,76 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from stages.shared.core.config import at_least
-from stages.shared.runtime.stage import WrongInput, allow_downloads, home, unloadable
+from stages.shared.core.config import check_at_least
+from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error, work_dir
 
 LAMA_MD5 = "e3aa4aaa15225a33ec84f9f4bc47e500"
 LAMA_URL = (
     "https://github.com/enesmsahin/simple-lama-inpainting/releases/download/v0.1.0/big-lama.pt"
 )
 
-_loading = Lock()  # threads would load the weights each
+_load_lock = Lock()  # threads would load the weights each
 
 
 @dataclass(frozen=True)
-class Painting:
+class InpainterConfig:
     """The section `inpaint.paint`."""
 
     backend: Literal["none", "telea", "lama"]
-    context: int
-    side: int
+    context_pixels: int
+    max_crop_size: int
     radius: float
 
     def __post_init__(self) -> None:
-        at_least(self, context=1, side=1, radius=1)
+        check_at_least(self, context=1, side=1, radius=1)
 
 
-def fill(picture: np.ndarray, mask: np.ndarray, params: Painting) -> np.ndarray:
+def fill_masked(picture: np.ndarray, mask: np.ndarray, params: InpainterConfig) -> np.ndarray:
     """The picture (H, W, 3; RGB) with something else where the mask (H, W) is 255."""
     if params.backend == "lama":
-        return _lama(picture, mask)
+        return _fill_with_lama(picture, mask)
     return cv2.inpaint(np.ascontiguousarray(picture), mask, params.radius, cv2.INPAINT_TELEA)
 
 
-def fingerprint(params: Painting) -> str:
+def fingerprint(params: InpainterConfig) -> str:
     """Names what is painted: settings and versions. Raises WrongInput without LaMa's weights."""
     parts = [repr(params), version("opencv-python-headless")]
     if params.backend == "lama":
-        weights = lama_weights()
-        parts += [_md5(weights), version("simple-lama-inpainting"), version("torch"), _device()]
+        weights = find_lama_weights()
+        parts += [
+            _compute_md5(weights),
+            version("simple-lama-inpainting"),
+            version("torch"),
+            _get_device_name(),
+        ]
     return sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _device() -> str:
+def _get_device_name() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def lama_weights() -> Path:
+def find_lama_weights() -> Path:
     """The file of LaMa's weights, its checksum checked. Raises WrongInput if there is none."""
     given = os.environ.get("LAMA_MODEL")
-    path = Path(given) if given else home() / "weights" / "big-lama.pt"
+    path = Path(given) if given else work_dir() / "weights" / "big-lama.pt"
     if not path.is_file():
         if given:
-            raise WrongInput(f"LAMA_MODEL: {path} is no file: give the path of big-lama.pt")
-        _download(path)
-    if (found := _md5(path)) != LAMA_MD5:
-        raise WrongInput(
+            raise InputError(f"LAMA_MODEL: {path} is no file: give the path of big-lama.pt")
+        _download_lama(path)
+    if (found := _compute_md5(path)) != LAMA_MD5:
+        raise InputError(
             f"{path} has the checksum {found}, not {LAMA_MD5}: it is code and is not run; give "
             "big-lama.pt of simple-lama-inpainting v0.1.0"
         )
     return path
 
 
-def _download(path: Path) -> None:
+def _download_lama(path: Path) -> None:
     if not allow_downloads():
-        raise WrongInput(
+        raise InputError(
             "params.yaml: inpaint.paint.backend is lama, whose weights are not here: set "
             "LAMA_MODEL to big-lama.pt, unset HF_HUB_OFFLINE to download it, or give telea"
         )
@@ -93,11 +98,13 @@ def _download(path: Path) -> None:
     try:
         download_url_to_file(LAMA_URL, str(path), progress=False)
     except Exception as error:  # of the network
-        raise unloadable("inpaint.paint.backend lama", "LAMA_MODEL=big-lama.pt", error) from None
+        raise model_load_error(
+            "inpaint.paint.backend lama", "LAMA_MODEL=big-lama.pt", error
+        ) from None
 
 
 @cache
-def _md5(path: Path) -> str:
+def _compute_md5(path: Path) -> str:
     digest = md5(usedforsecurity=False)
     with path.open("rb") as file:
         while part := file.read(1 << 20):
@@ -106,7 +113,7 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
+def _set_environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -118,18 +125,18 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 @cache
-def _simple_lama(weights: Path):
+def _load_lama(weights: Path):
     from simple_lama_inpainting import SimpleLama
 
-    with _environment("LAMA_MODEL", str(weights)):
+    with _set_environment("LAMA_MODEL", str(weights)):
         return SimpleLama()
 
 
-def _lama(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _fill_with_lama(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     import torch
 
-    with _loading:
-        model = _simple_lama(lama_weights())
+    with _load_lock:
+        model = _load_lama(find_lama_weights())
     with torch.jit.optimized_execution(False):  # profiling makes the second call slow
         found = model(Image.fromarray(picture, "RGB"), Image.fromarray(mask, "L"))
     height, width = mask.shape

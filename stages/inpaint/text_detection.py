@@ -17,80 +17,82 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.shared.core.config import at_least, from_to, refuse
+from stages.shared.core.config import check_at_least, check_between, raise_on_faults
 
 STRIDE = 32  # sides that the network takes are multiples of this
-LONGEST = 16  # sides: a strip is scaled to no more than this many times `side`
-PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
+MAX_ASPECT_RATIO = 16  # sides: a strip is scaled to no more than this many times `side`
+FINGERPRINTED_PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
 
 Quads = np.ndarray  # (N, 4, 2) float32: corners in pixels, x before y, clockwise from upper left
 
 
 @dataclass(frozen=True)
-class Finding:
+class TextDetectionConfig:
     """The section `inpaint.find`."""
 
-    side: int
-    enlarge: float
+    input_size: int
+    max_upscale: float
     pixel_threshold: float
     box_threshold: float
-    unclip: float
-    max_height: float
-    sure_height: float
-    sure_score: float
-    readable: float
+    unclip_ratio: float
+    max_line_height: float
+    verify_above_height: float
+    verify_below_score: float
+    min_recognition_score: float
 
     def __post_init__(self) -> None:
-        at_least(self, side=STRIDE, unclip=0, max_height=0, sure_height=0)
-        from_to(self, 0, 1, "pixel_threshold", "box_threshold", "sure_score", "readable")
-        refuse({f"enlarge is {self.enlarge}: give more than 0": not self.enlarge > 0})
+        check_at_least(self, side=STRIDE, unclip=0, max_height=0, sure_height=0)
+        check_between(self, 0, 1, "pixel_threshold", "box_threshold", "sure_score", "readable")
+        raise_on_faults(
+            {f"enlarge is {self.max_upscale}: give more than 0": not self.max_upscale > 0}
+        )
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextRecognitionConfig:
     """The section `inpaint.read`."""
 
     min_score: float
 
     def __post_init__(self) -> None:
-        from_to(self, 0, 1, "min_score")
+        check_between(self, 0, 1, "min_score")
 
 
 # A RapidOCR keeps what its last call left behind, so that two threads must not share one.
-_idle: dict[Finding, deque] = {}
+_idle_engines: dict[TextDetectionConfig, deque] = {}
 
 
-def _folder() -> Path:
+def _get_model_dir() -> Path:
     import rapidocr
 
     return Path(rapidocr.__file__).parent / "models"
 
 
-def _model(kind: str) -> Path:
+def _get_model_path(kind: str) -> Path:
     """A model of the wheel: det (finding) or rec (reading)."""
-    return _folder() / f"PP-OCRv6_{kind}_small.onnx"
+    return _get_model_dir() / f"PP-OCRv6_{kind}_small.onnx"
 
 
-def fingerprint(params: Finding | Reading) -> str:
+def fingerprint(params: TextDetectionConfig | TextRecognitionConfig) -> str:
     """Names what is found or read: settings, models, versions."""
-    parts = [repr(params)] + [version(name) for name in PACKAGES]
-    models = _model("det").read_bytes() + _model("rec").read_bytes()
+    parts = [repr(params)] + [version(name) for name in FINGERPRINTED_PACKAGES]
+    models = _get_model_path("det").read_bytes() + _get_model_path("rec").read_bytes()
     return sha256(models + "\n".join(parts).encode()).hexdigest()
 
 
 @contextmanager
-def _engine(finding: Finding) -> Iterator[Any]:
+def _borrow_engine(finding: TextDetectionConfig) -> Iterator[Any]:
     """A RapidOCR that nobody else uses meanwhile."""
-    idle = _idle.setdefault(finding, deque())
+    idle = _idle_engines.setdefault(finding, deque())
     try:
         engine = idle.pop()
     except IndexError:
-        engine = _new_engine(finding)
+        engine = _create_engine(finding)
     yield engine
     idle.append(engine)
 
 
-def _new_engine(finding: Finding) -> Any:
+def _create_engine(finding: TextDetectionConfig) -> Any:
     """Paths of models are given: without, it would look online."""
     from rapidocr import RapidOCR
 
@@ -101,13 +103,14 @@ def _new_engine(finding: Finding) -> Any:
             "Global.use_rec": False,
             "Global.use_preprocess_img": False,  # two of its scalings lose each other's ratio
             "Global.use_vertical_padding": False,
-            "Det.model_path": str(_model("det")),
+            "Det.model_path": str(_get_model_path("det")),
             "Det.limit_type": "max",
-            "Det.limit_side_len": LONGEST * finding.side + STRIDE,  # it is scaled already
+            "Det.limit_side_len": MAX_ASPECT_RATIO * finding.input_size
+            + STRIDE,  # it is scaled already
             "Det.thresh": finding.pixel_threshold,
             "Det.box_thresh": finding.box_threshold,
-            "Det.unclip_ratio": finding.unclip,
-            "Rec.model_path": str(_model("rec")),
+            "Det.unclip_ratio": finding.unclip_ratio,
+            "Rec.model_path": str(_get_model_path("rec")),
             # Sums in one order, and cores for pictures beside each other.
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
@@ -115,20 +118,22 @@ def _new_engine(finding: Finding) -> Any:
     )
 
 
-def scale_of(width: int, height: int, params: Finding) -> float:
+def compute_scale(width: int, height: int, params: TextDetectionConfig) -> float:
     """By how much a picture is scaled to have side x side pixels, or fewer."""
-    by_area = params.side / (width * height) ** 0.5
-    return min(by_area, params.enlarge, LONGEST * params.side / max(width, height))
+    by_area = params.input_size / (width * height) ** 0.5
+    return min(
+        by_area, params.max_upscale, MAX_ASPECT_RATIO * params.input_size / max(width, height)
+    )
 
 
-def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
+def detect_text(picture: np.ndarray, params: TextDetectionConfig) -> tuple[Quads, np.ndarray]:
     """The lines of text of a picture (H, W, 3; RGB), and how sure each is, from top to bottom.
 
     The network takes faces, and shapes of drawings, for letters: of what is tall or unsure, that
     which can be read is kept.
     """
     height, width = picture.shape[:2]
-    scale = scale_of(width, height, params)
+    scale = compute_scale(width, height, params)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(
         picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -136,47 +141,51 @@ def find(picture: np.ndarray, params: Finding) -> tuple[Quads, np.ndarray]:
     right, below = (-side % STRIDE for side in size)
     # Padded, not stretched. What continues the edge looks like no text.
     small = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    with _engine(params) as engine:
+    with _borrow_engine(params) as engine:
         found = engine(np.ascontiguousarray(small[:, :, ::-1]))
     if found.boxes is None:
         return np.zeros((0, 4, 2), np.float32), np.zeros(0, np.float32)
     ratio = np.array([width / size[0], height / size[1]], np.float32)
     quads = np.clip(found.boxes.astype(np.float32) * ratio, 0, (width, height)).astype(np.float32)
     scores = np.array(found.scores, np.float32)
-    heights = np.array([height_of(quad) for quad in quads]) / max(width, height)
-    kept = heights <= params.max_height
-    sure = (heights <= params.sure_height) & (scores >= params.sure_score)
+    heights = np.array([compute_text_height(quad) for quad in quads]) / max(width, height)
+    kept = heights <= params.max_line_height
+    sure = (heights <= params.verify_above_height) & (scores >= params.verify_below_score)
     for n in np.flatnonzero(kept & ~sure):
-        ((text, score),) = recognise(picture, quads[n : n + 1], params)
-        kept[n] = len(text) > 1 and score >= params.readable
+        ((text, score),) = recognize_text(picture, quads[n : n + 1], params)
+        kept[n] = len(text) > 1 and score >= params.min_recognition_score
     return quads[kept], scores[kept]
 
 
-def height_of(quad: np.ndarray) -> float:
+def compute_text_height(quad: np.ndarray) -> float:
     """Of a box (4, 2), in pixels: its shorter side, which is about the height of its text."""
     sides = np.linalg.norm(quad - np.roll(quad, 1, axis=0), axis=1)
     return float(min(sides[0] + sides[2], sides[1] + sides[3])) / 2
 
 
-def recognise(picture: np.ndarray, quads: Quads, finding: Finding) -> list[tuple[str, float]]:
+def recognize_text(
+    picture: np.ndarray, quads: Quads, finding: TextDetectionConfig
+) -> list[tuple[str, float]]:
     """What stands in each box, and how sure that is, 0 to 1."""
-    with _engine(finding) as engine:
+    with _borrow_engine(finding) as engine:
         crops = engine.crop_text_regions(np.ascontiguousarray(picture[:, :, ::-1]), quads)
         found = engine.recognize_txt(crops)
     return [(text.strip(), score) for text, score in zip(found.txts, found.scores, strict=True)]
 
 
-def read(picture: np.ndarray, quads: Quads, finding: Finding, params: Reading) -> str:
+def read_text(
+    picture: np.ndarray, quads: Quads, finding: TextDetectionConfig, params: TextRecognitionConfig
+) -> str:
     """What stands in the boxes: boxes of one line with a space between, lines in lines."""
     if not len(quads):
         return ""
-    found = recognise(picture, quads, finding)
+    found = recognize_text(picture, quads, finding)
     texts = [text if score >= params.min_score else "" for text, score in found]
-    lines = [" ".join(texts[n] for n in line if texts[n]) for line in in_lines(quads)]
+    lines = [" ".join(texts[n] for n in line if texts[n]) for line in group_into_lines(quads)]
     return "\n".join(line for line in lines if line)
 
 
-def in_lines(quads: Quads) -> list[list[int]]:
+def group_into_lines(quads: Quads) -> list[list[int]]:
     """Which boxes share a line: each centre within the height of the line's first box."""
     lines: list[list[int]] = []
     middles = quads[:, :, 1].mean(1)

@@ -16,13 +16,13 @@ from stages.shared.core import schemas
 
 
 @dataclass(frozen=True)
-class Bounds:
+class SimilarityThresholds:
     """Of the similarity of two texts, 0 to 1, both included."""
 
     near_identical: float
     unrelated: float
 
-    def flag(self, similarity: float) -> str:
+    def flag_similarity(self, similarity: float) -> str:
         """What to say of a pair: near-identical, unrelated or nothing."""
         if similarity >= self.near_identical:
             return "near-identical"
@@ -30,7 +30,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Article:
+class ReviewedArticle:
     """The chunks of an article in order of position, and how alike each is to each."""
 
     title: str
@@ -39,7 +39,7 @@ class Article:
     similarities: list[list[float]]
     flags: list[list[str]]  # of the same pairs; nothing for a chunk and itself
 
-    def flagged(self) -> dict[str, list[str]]:
+    def flagged_pairs(self) -> dict[str, list[str]]:
         """The pairs of each flag that the article has, by their positions."""
         found = defaultdict(list)
         for a, b in combinations(range(len(self.chunks)), 2):
@@ -50,45 +50,53 @@ class Article:
 
 
 @dataclass(frozen=True)
-class Review:
-    articles: list[Article]
+class ChunkReview:
+    articles: list[ReviewedArticle]
     counts: dict[str, int]  # over the whole corpus
 
 
-def review(folder: Path, count: int, bounds: Bounds) -> Review:
+def load_chunk_review(folder: Path, count: int, bounds: SimilarityThresholds) -> ChunkReview:
     """Of 05_chunk/<corpus>: the first articles of the train split with chunks to compare."""
-    rows = schemas.read(folder / "similarities.parquet", schemas.SIMILARITIES)
+    rows = schemas.read_parquet(folder / "similarities.parquet", schemas.SIMILARITIES)
     alike: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
     for row in rows:
         alike[row["record"]].append((row["position"], row["similarities"]))
     matrices = {record: [values for _, values in sorted(alike[record])] for record in sorted(alike)}
-    chunks = schemas.read(folder / "chunks.parquet", schemas.CHUNKS)
+    chunks = schemas.read_parquet(folder / "chunks.parquet", schemas.CHUNKS)
     train = {chunk["record"] for chunk in chunks if chunk["split"] == "train"}
     names = [record for record in matrices if record in train and len(matrices[record]) > 1]
     chosen: dict[str, list[dict]] = {record: [] for record in names[:count]}
     for chunk in chunks:
         if chunk["record"] in chosen:
             chosen[chunk["record"]].append(chunk)
-    articles = [_article(chosen[name], matrices[name], bounds) for name in chosen]
-    return Review(articles, counts(list(matrices.values()), bounds))
+    articles = [_build_article(chosen[name], matrices[name], bounds) for name in chosen]
+    return ChunkReview(articles, count_flags(list(matrices.values()), bounds))
 
 
-def _article(chunks: list[dict], similarities: list[list[float]], bounds: Bounds) -> Article:
+def _build_article(
+    chunks: list[dict], similarities: list[list[float]], bounds: SimilarityThresholds
+) -> ReviewedArticle:
     chunks = sorted(chunks, key=lambda chunk: chunk["position"])
     flags = [
-        ["" if column == row else bounds.flag(value) for column, value in enumerate(values)]
+        [
+            "" if column == row else bounds.flag_similarity(value)
+            for column, value in enumerate(values)
+        ]
         for row, values in enumerate(similarities)
     ]
     first = chunks[0]
-    return Article(first["title"], first["language"], chunks, similarities, flags)
+    return ReviewedArticle(first["title"], first["language"], chunks, similarities, flags)
 
 
-def counts(matrices: list[list[list[float]]], bounds: Bounds) -> dict[str, int]:
+def count_flags(matrices: list[list[list[float]]], bounds: SimilarityThresholds) -> dict[str, int]:
     """Articles and pairs of the corpus, and how many are flagged.
 
     An article is unrelated if no two of its chunks have anything in common.
     """
-    flags = [[bounds.flag(value) for value in pairs(matrix)] for matrix in matrices]
+    flags = [
+        [bounds.flag_similarity(value) for value in pairwise_similarities(matrix)]
+        for matrix in matrices
+    ]
     return {
         "articles": len(matrices),
         "single": sum(not of_article for of_article in flags),
@@ -100,6 +108,6 @@ def counts(matrices: list[list[list[float]]], bounds: Bounds) -> dict[str, int]:
     }
 
 
-def pairs(matrix: list[list[float]]) -> Iterator[float]:
+def pairwise_similarities(matrix: list[list[float]]) -> Iterator[float]:
     """The similarity of every two chunks of an article."""
     return (matrix[a][b] for a, b in combinations(range(len(matrix)), 2))

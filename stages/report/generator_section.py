@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 # As a table shows them; METEOR has one of two names, by what measured it.
-TEXT_SCORES = {
+TEXT_SCORE_LABELS = {
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
     "bleu_3": "BLEU-3",
@@ -16,31 +16,33 @@ TEXT_SCORES = {
     "cider": "CIDEr",
     "bert_score": "BERTScore",
 }
-REWARDS = {"literal": "literal reward", "semantic": "semantic reward"}
+REWARD_LABELS = {"literal": "literal reward", "semantic": "semantic reward"}
 # How far a run came between the best of one modality, or nothing, and the best of all.
-REACHED = {
+SKILL_LABELS = {
     "skill": ("Skill", "of what only both modalities together allow"),
     "share_of_ceiling": ("Share of ceiling", "of what the picture allows"),
 }
-INPUTS = {"topic": "topic alone", "picture": "picture alone", "both": "both"}
-Phase = dict[str, Any]  # the metrics of one phase
+INPUT_LABELS = {"topic": "topic alone", "picture": "picture alone", "both": "both"}
+PhaseMetrics = dict[str, Any]  # the metrics of one phase
 
 
 @dataclass(frozen=True)
-class Run:
+class GeneratorSection:
     """One run: its params, metrics, the steps of its training and what it wrote for test items."""
 
     name: str
     params: dict[str, Any]
     kind: str  # of its corpus: articles | captions
     metrics: dict[str, Any]
-    steps: dict[str, list[dict[str, float]]]  # by phase
-    written: list[dict]  # PREDICTIONS of the test split from both inputs
-    slots: dict[tuple[str, int, str], tuple[list[str], list[str]]]  # item and phase: right, wrong
+    histories: dict[str, list[dict[str, float]]]  # by phase
+    predictions: list[dict]  # PREDICTIONS of the test split from both inputs
+    slot_results: dict[
+        tuple[str, int, str], tuple[list[str], list[str]]
+    ]  # item and phase: right, wrong
     ceilings: dict[str, dict]  # of the test split: inputs -> expected | realised -> slot or total
 
     @cached_property
-    def phases(self) -> dict[str, Phase]:
+    def phases(self) -> dict[str, PhaseMetrics]:
         """The metrics of each phase, in the order of training."""
         final = {self.metrics["phase"]: self.metrics}
         return {"sft": self.metrics["sft"]} | final if "sft" in self.metrics else final
@@ -48,7 +50,7 @@ class Run:
     @property
     def lacks_sigma(self) -> bool:
         """Whether its gate knows the similarity of picture and topic of no test item."""
-        return "gate" in self.metrics and not any(r["sigma"] is not None for r in self.written)
+        return "gate" in self.metrics and not any(r["sigma"] is not None for r in self.predictions)
 
     def warnings(self) -> list[str]:
         """What is suspicious, a sentence each: of the final phase, then of SFT alone."""
@@ -57,29 +59,31 @@ class Run:
         only_sft = [said for said in earlier.values() if said not in final.values()]
         return [*final.values(), *(f"After SFT alone: {said}" for said in only_sft)]
 
-    def headline(self) -> list[dict[str, Any]]:
+    def summary_tiles(self) -> list[dict[str, Any]]:
         """The few figures to look at first: label, value, standard error and a note; before: of
         SFT alone; gain: what the preference phase changed, with its standard error."""
         found, earlier = self.metrics, self.metrics.get("sft", {})
         tiles = []
-        for name, (label, note) in REACHED.items():
+        for name, (label, note) in SKILL_LABELS.items():
             if name in found:
                 tiles.append({"label": label, "note": note, **found[name]})
         if "grounding" in found:
             value, error = found["grounding"]["total"], found["grounding"]["standard_error"]
             note = "of the scene's slots stated correctly"
             tile = {"label": "Grounding", "value": value, "standard_error": error, "note": note}
-            tiles.append(tile | self._gain("grounding", at(earlier, "grounding.total")))
+            tiles.append(
+                tile | self._gain_over_sft("grounding", get_nested(earlier, "grounding.total"))
+            )
         if "foils" in found:
             note = f"of {found['foils']['items']} items, a false text was as likely"
-            before = at(earlier, "foils.error")
+            before = get_nested(earlier, "foils.error")
             tile = {"label": "Foil errors", "value": found["foils"]["error"], "note": note}
             tiles.append(tile | {"before": before})
         if "object_attention" in found:
-            tiles.append(_object_tile(found["object_attention"]))
+            tiles.append(_build_object_attention_tile(found["object_attention"]))
         tiles += [
             {
-                "label": TEXT_SCORES[name],
+                "label": TEXT_SCORE_LABELS[name],
                 "value": found[name],
                 "note": "",
                 "before": earlier.get(name),
@@ -94,53 +98,57 @@ class Run:
         note = f"of {rewards['articles']} whole texts"
         return [
             {"label": label.capitalize(), "value": rewards[name], "note": note}
-            | self._gain(name, at(earlier, f"rewards.{name}"))
-            for name, label in REWARDS.items()
+            | self._gain_over_sft(name, get_nested(earlier, f"rewards.{name}"))
+            for name, label in REWARD_LABELS.items()
             if not isinstance(rewards[name], str)
         ]
 
-    def _gain(self, name: str, before: float | None) -> dict[str, Any]:
+    def _gain_over_sft(self, name: str, before: float | None) -> dict[str, Any]:
         """What a tile says of the phase before, nothing where there is none."""
-        gain = at(self.metrics, f"gain.{name}")
+        gain = get_nested(self.metrics, f"gain.{name}")
         return {} if gain is None else {"before": before, "gain": gain}
 
-    def scores(self) -> list[dict[str, Any]]:
+    def text_score_rows(self) -> list[dict[str, Any]]:
         """Rows of the table of text scores: name, value by phase, what measured it.
 
         First by the main tokenizer, then by each further one, then the rewards.
         """
-        rows = self._scored({name: name for name in TEXT_SCORES}, TEXT_SCORES, "measured_by")
+        rows = self._score_rows(
+            {name: name for name in TEXT_SCORE_LABELS}, TEXT_SCORE_LABELS, "measured_by"
+        )
         for tokenizer in self.metrics.get("by_tokenizer", {}):
             block = f"by_tokenizer.{tokenizer}"
-            labels = {name: f"{label}, {tokenizer}" for name, label in TEXT_SCORES.items()}
-            paths = {name: f"{block}.{name}" for name in TEXT_SCORES}
-            rows += self._scored(paths, labels, f"{block}.measured_by")
-        return rows + self._scored({n: f"rewards.{n}" for n in REWARDS}, REWARDS, "measured_by")
+            labels = {name: f"{label}, {tokenizer}" for name, label in TEXT_SCORE_LABELS.items()}
+            paths = {name: f"{block}.{name}" for name in TEXT_SCORE_LABELS}
+            rows += self._score_rows(paths, labels, f"{block}.measured_by")
+        return rows + self._score_rows(
+            {n: f"rewards.{n}" for n in REWARD_LABELS}, REWARD_LABELS, "measured_by"
+        )
 
-    def _scored(
+    def _score_rows(
         self, paths: dict[str, str], labels: dict[str, str], measured_by: str
     ) -> list[dict[str, Any]]:
         """Rows of what stands at any of the paths in some phase."""
         rows = []
         for name, path in paths.items():
-            values = [at(phase, path) for phase in self.phases.values()]
-            known = [phase for phase in self.phases.values() if at(phase, path) is not None]
+            values = [get_nested(phase, path) for phase in self.phases.values()]
+            known = [phase for phase in self.phases.values() if get_nested(phase, path) is not None]
             if known:
-                by = at(known[0], f"{measured_by}.{name}")
+                by = get_nested(known[0], f"{measured_by}.{name}")
                 rows.append({"label": labels[name], "values": values, "by": by})
         return rows
 
-    def grounding(self) -> list[dict[str, Any]]:
+    def grounding_rows(self) -> list[dict[str, Any]]:
         """Rows of the table of grounding: inputs, ceilings, value and verdict by phase."""
         ceilings = self.metrics.get("ceilings", {})
         # Where no topic tells anything, the picture alone is all there is to be seen.
-        labels = INPUTS if "topic" in ceilings else {"picture": "the picture"}
+        labels = INPUT_LABELS if "topic" in ceilings else {"picture": "the picture"}
         return [
             {
                 "label": label,
                 "ceiling": ceilings[inputs],
                 "values": [
-                    _from_inputs(phase, inputs if "topic" in ceilings else "both")
+                    _grounding_from_inputs(phase, inputs if "topic" in ceilings else "both")
                     for phase in self.phases.values()
                 ],
             }
@@ -148,14 +156,14 @@ class Run:
             if inputs in ceilings
         ]
 
-    def reached(self) -> dict[str, Any]:
+    def skill_row(self) -> dict[str, Any]:
         """The last row of that table: skill or share of ceiling, by phase."""
-        name = next(name for name in REACHED if name in self.metrics)
-        label, _ = REACHED[name]
+        name = next(name for name in SKILL_LABELS if name in self.metrics)
+        label, _ = SKILL_LABELS[name]
         values = [phase[name] for phase in self.phases.values()]
         return {"label": label.lower(), "best": 1.0, "values": values}
 
-    def looking(self) -> list[dict[str, Any]]:
+    def gate_and_fusion_rows(self) -> list[dict[str, Any]]:
         """Rows of the table of gate and fusion: label, value by phase, as far as measured."""
         paths = {
             "topics masked in training": "gate.train.mask_rate",
@@ -169,29 +177,31 @@ class Run:
             "the object's share of the picture": "object_attention.area",
         }
         rows = [
-            {"label": label, "values": [at(phase, path) for phase in self.phases.values()]}
+            {"label": label, "values": [get_nested(phase, path) for phase in self.phases.values()]}
             for label, path in paths.items()
         ]
         return [row for row in rows if any(value is not None for value in row["values"])]
 
-    def articles(self, count: int, looked_at: set[str]) -> list[dict[str, Any]]:
+    def select_articles(self, count: int, looked_at: set[str]) -> list[dict[str, Any]]:
         """The first test articles: title, language and chunks with the text of each phase.
 
         Those whose attention was kept come before others.
         """
-        names = {row["record"] for row in self.written}
+        names = {row["record"] for row in self.predictions}
         ordered = sorted(names, key=lambda name: (name not in looked_at, name))
-        return [self._article(name) for name in ordered[:count]]
+        return [self._build_article(name) for name in ordered[:count]]
 
-    def _article(self, record: str) -> dict[str, Any]:
-        rows = [row for row in self.written if row["record"] == record]
+    def _build_article(self, record: str) -> dict[str, Any]:
+        rows = [row for row in self.predictions if row["record"] == record]
         of_one_phase = [row for row in rows if row["phase"] == rows[0]["phase"]]
         chunks = [
             {
                 "key": (record, chunk["position"]),
                 "image": chunk["image"],
                 "references": chunk["references"],
-                "texts": [self._text(row) for row in rows if row["position"] == chunk["position"]],
+                "texts": [
+                    self._build_text(row) for row in rows if row["position"] == chunk["position"]
+                ],
             }
             for chunk in sorted(of_one_phase, key=lambda row: row["position"])
         ]
@@ -203,13 +213,13 @@ class Run:
             "chunks": chunks,
         }
 
-    def _text(self, row: dict) -> dict[str, Any]:
+    def _build_text(self, row: dict) -> dict[str, Any]:
         key = (row["record"], row["position"], row["phase"])
-        right, wrong = self.slots.get(key, ([], []))
+        right, wrong = self.slot_results.get(key, ([], []))
         return {"phase": row["phase"], "text": row["text"], "right": right, "wrong": wrong}
 
 
-def _object_tile(found: dict[str, Any]) -> dict[str, Any]:
+def _build_object_attention_tile(found: dict[str, Any]) -> dict[str, Any]:
     error = found["standard_error"]  # a word where all items are of one record
     noise = f" \N{PLUS-MINUS SIGN} {error:.3f}" if isinstance(error, float) else ""
     return {
@@ -220,7 +230,7 @@ def _object_tile(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def at(values: dict[str, Any], path: str) -> Any:
+def get_nested(values: dict[str, Any], path: str) -> Any:
     """What stands at a path of keys, one.inside.other, or None."""
     for key in path.split("."):
         if not isinstance(values, dict) or key not in values:
@@ -229,7 +239,7 @@ def at(values: dict[str, Any], path: str) -> Any:
     return values
 
 
-def _from_inputs(phase: Phase, inputs: str) -> dict[str, Any]:
+def _grounding_from_inputs(phase: PhaseMetrics, inputs: str) -> dict[str, Any]:
     """Grounding from these inputs as {grounding, standard_error, verdict?}; empty if unmeasured."""
     if inputs == "both":
         return {"grounding": phase["grounding"]["total"]} | phase["grounding"]

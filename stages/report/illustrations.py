@@ -13,21 +13,21 @@ from stages.shared.core import schemas
 
 
 @dataclass(frozen=True)
-class Illustrations:
+class IllustrationData:
     rows: list[dict]  # ILLUSTRATIONS
     summary: dict[str, Any]
 
     @property
-    def by_chunk(self) -> dict[tuple[str, int], dict]:
+    def rows_by_chunk(self) -> dict[tuple[str, int], dict]:
         return {(row["record"], row["position"]): row for row in self.rows}
 
     @property
-    def backends(self) -> dict[str, int]:
+    def backend_counts(self) -> dict[str, int]:
         """How many illustrations each backend gave, by name."""
         return dict(sorted(Counter(row["backend"] for row in self.rows).items()))
 
     @property
-    def similarities(self) -> dict[str, list[float]]:
+    def similarities_by_backend(self) -> dict[str, list[float]]:
         """Of title and illustration where they could be measured, by backend."""
         found: dict[str, list[float]] = {}
         for row in sorted(self.rows, key=lambda row: row["backend"]):
@@ -36,7 +36,7 @@ class Illustrations:
         return found
 
 
-def illustrations(folder: Path) -> Illustrations:
+def load_illustrations(folder: Path) -> IllustrationData:
     """Of 08_illustrate/<corpus>."""
-    rows = schemas.read(folder / "illustrations.parquet", schemas.ILLUSTRATIONS)
-    return Illustrations(rows, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    rows = schemas.read_parquet(folder / "illustrations.parquet", schemas.ILLUSTRATIONS)
+    return IllustrationData(rows, json.loads((folder / "summary.json").read_text(encoding="utf-8")))

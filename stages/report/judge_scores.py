@@ -10,40 +10,43 @@ from typing import Any
 
 from stages.shared.core import schemas
 
-LABELS = {
+PERSPECTIVE_LABELS = {
     "style_consistency": "style consistency",
     "context_consistency": "context consistency",
     "creativity": "creativity",
     "richness": "richness",
     "coherence": "coherence",
 }
-REFERENCES = {"free": "reference-free", "aware": "reference-aware"}
-Figure = dict[str, Any]  # mean and standard_error; empty where nothing is asked
+REFERENCE_LABELS = {"free": "reference-free", "aware": "reference-aware"}
+JudgeScore = dict[str, Any]  # mean and standard_error; empty where nothing is asked
 
 
 @dataclass(frozen=True)
-class Judged:
-    found: dict[str, Any]  # judge.json
+class JudgeScores:
+    results: dict[str, Any]  # judge.json
 
     @property
-    def unavailable(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why there are no scores; "" where there are."""
-        return self.found.get("unavailable", "")
+        return self.results.get("unavailable", "")
 
     @cached_property
     def phases(self) -> dict[str, dict[str, Any]]:
         """The figures of each phase, in the order of training."""
-        final = {self.found["phase"]: self.found}
-        return {"sft": self.found["sft"]} | final if "sft" in self.found else final
+        final = {self.results["phase"]: self.results}
+        return {"sft": self.results["sft"]} | final if "sft" in self.results else final
 
     def columns(self) -> list[str]:
-        return [f"{phase}, {label}" for phase in self.phases for label in REFERENCES.values()]
+        return [f"{phase}, {label}" for phase in self.phases for label in REFERENCE_LABELS.values()]
 
-    def rows(self) -> list[tuple[str, list[Figure]]]:
+    def rows(self) -> list[tuple[str, list[JudgeScore]]]:
         """Label and a figure for each column: the ten, then incoherence."""
         ten = [
-            (label, [phase[name][key] for phase in self.phases.values() for name in REFERENCES])
-            for key, label in LABELS.items()
+            (
+                label,
+                [phase[name][key] for phase in self.phases.values() for name in REFERENCE_LABELS],
+            )
+            for key, label in PERSPECTIVE_LABELS.items()
         ]
         beside = [cell for phase in self.phases.values() for cell in (phase["incoherence"], {})]
         return [*ten, ("incoherence, lower is better", beside)]
@@ -57,6 +60,6 @@ class Judged:
         ]
 
 
-def read(path: Path) -> Judged:
+def load_judge_scores(path: Path) -> JudgeScores:
     """Raises WrongInput if the file is missing."""
-    return Judged(schemas.read_json(path))
+    return JudgeScores(schemas.read_json(path))

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.classifier_section import Reader
-from stages.report.generator_section import Run, at
+from stages.report.classifier_section import ClassifierSection
+from stages.report.generator_section import GeneratorSection, get_nested
 
 # Title -> where its value stands in the metrics of a phase or split, then its standard error and
 # its ceiling, "" where there is none.
-Columns = dict[str, tuple[str, str, str]]
-WRITERS: Columns = {
+LeaderboardColumns = dict[str, tuple[str, str, str]]
+GENERATOR_COLUMNS: LeaderboardColumns = {
     "skill": ("skill.value", "skill.standard_error", ""),
     "share of ceiling": ("share_of_ceiling.value", "share_of_ceiling.standard_error", ""),
     "grounding": ("grounding.total", "grounding.standard_error", ""),
@@ -21,35 +21,39 @@ WRITERS: Columns = {
     "literal reward": ("rewards.literal", "", ""),
     "semantic reward": ("rewards.semantic", "", ""),
 }
-_OF_BOTH, _OF_TEXT, _OF_PICTURE = (
+_BOTH_CEILING, _TEXT_CEILING, _IMAGE_CEILING = (
     f"ceilings.{inputs}.realised" for inputs in ("both", "text", "picture")
 )
-_TEXT, _PICTURE = (f"single_modality.{inputs}" for inputs in ("text", "picture"))
-READERS: Columns = {
+_TEXT_METRICS, _IMAGE_METRICS = (f"single_modality.{inputs}" for inputs in ("text", "picture"))
+CLASSIFIER_COLUMNS: LeaderboardColumns = {
     "skill": ("skill.value", "skill.standard_error", ""),
-    "F1, lenient": ("lenient.f1", "lenient.standard_error", _OF_BOTH),
+    "F1, lenient": ("lenient.f1", "lenient.standard_error", _BOTH_CEILING),
     "F1, strict": ("strict.f1", "strict.standard_error", ""),
     "F1 of places": ("spans.f1", "spans.standard_error", ""),
-    "accuracy": ("accuracy.value", "accuracy.standard_error", _OF_BOTH),
+    "accuracy": ("accuracy.value", "accuracy.standard_error", _BOTH_CEILING),
     "weighted F1": ("weighted_f1.value", "weighted_f1.standard_error", ""),
     "macro F1": ("macro_f1.value", "macro_f1.standard_error", ""),
-    "text alone": (f"{_TEXT}.value", f"{_TEXT}.standard_error", _OF_TEXT),
-    "picture alone": (f"{_PICTURE}.value", f"{_PICTURE}.standard_error", _OF_PICTURE),
+    "text alone": (f"{_TEXT_METRICS}.value", f"{_TEXT_METRICS}.standard_error", _TEXT_CEILING),
+    "picture alone": (
+        f"{_IMAGE_METRICS}.value",
+        f"{_IMAGE_METRICS}.standard_error",
+        _IMAGE_CEILING,
+    ),
     "nats per token": ("regularisers.caption_nats.value", "", ""),
     "bits per dimension": ("regularisers.drawing_bits.value", "", ""),
     "trained weights": ("parameters.trained", "", ""),
 }
-Figure = dict[str, Any]  # value, standard_error and ceiling, None where there is none
+LeaderboardCell = dict[str, Any]  # value, standard_error and ceiling, None where there is none
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Leaderboard:
     """The runs on one corpus; each row the name of a run, a phase or split of it, its figures."""
 
     corpus: str
     part: str  # of a run that a row is: phase | split
     columns: list[str]  # that any of the runs has a figure for
-    rows: list[tuple[str, str, list[Figure]]]
+    rows: list[tuple[str, str, list[LeaderboardCell]]]
 
     @property
     def has_ceilings(self) -> bool:
@@ -57,35 +61,41 @@ class Comparison:
         return any(one["ceiling"] is not None for _, _, row in self.rows for one in row)
 
 
-def comparisons(runs: list[Run], readers: list[Reader]) -> list[Comparison]:
+def build_leaderboards(
+    runs: list[GeneratorSection], readers: list[ClassifierSection]
+) -> list[Leaderboard]:
     """One for each corpus, in the order of its first run; writers before readers."""
     written = [(run.params["corpus"], run.name, run.phases) for run in runs]
     labelled = [(reader.params["corpus"], reader.name, reader.splits) for reader in readers]
     return [
-        _comparison(corpus, part, columns, [run[1:] for run in runs if run[0] == corpus])
-        for part, columns, runs in [("phase", WRITERS, written), ("split", READERS, labelled)]
+        _build_leaderboard(corpus, part, columns, [run[1:] for run in runs if run[0] == corpus])
+        for part, columns, runs in [
+            ("phase", GENERATOR_COLUMNS, written),
+            ("split", CLASSIFIER_COLUMNS, labelled),
+        ]
         for corpus in dict.fromkeys(corpus for corpus, _, _ in runs)
     ]
 
 
-def _comparison(
-    corpus: str, part: str, known: Columns, runs: list[tuple[str, dict[str, Any]]]
-) -> Comparison:
+def _build_leaderboard(
+    corpus: str, part: str, known: LeaderboardColumns, runs: list[tuple[str, dict[str, Any]]]
+) -> Leaderboard:
     parts = [(run, name, found) for run, parts in runs for name, found in parts.items()]
     columns = {
         title: places
         for title, places in known.items()
-        if any(at(found, places[0]) is not None for _, _, found in parts)
+        if any(get_nested(found, places[0]) is not None for _, _, found in parts)
     }
     rows = [
-        (run, name, [_figure(found, *places) for places in columns.values()])
+        (run, name, [_build_cell(found, *places) for places in columns.values()])
         for run, name, found in parts
     ]
-    return Comparison(corpus, part, list(columns), rows)
+    return Leaderboard(corpus, part, list(columns), rows)
 
 
-def _figure(found: dict[str, Any], *places: str) -> Figure:
+def _build_cell(found: dict[str, Any], *places: str) -> LeaderboardCell:
     names = ("value", "standard_error", "ceiling")
     return {
-        name: at(found, place) if place else None for name, place in zip(names, places, strict=True)
+        name: get_nested(found, place) if place else None
+        for name, place in zip(names, places, strict=True)
     }

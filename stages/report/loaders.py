@@ -13,37 +13,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.report.classifier_section import MuseReader, Reader
-from stages.report.generator_section import Run, at
-from stages.report.meme_section import MemeReader
+from stages.report.classifier_section import ClassifierSection, MuseSection
+from stages.report.generator_section import GeneratorSection, get_nested
+from stages.report.meme_section import MemeSection
 from stages.shared.core import schemas
 from stages.shared.data import history
 
-TRAINED = {"sft": "09_train_sft", "preference": "10_train_preference"}
-PICTURED = ("01_ingest", "03_inpaint", "04_augment", "08_illustrate")  # stages that have pictures
+TRAINING_DIRS = {"sft": "09_train_sft", "preference": "10_train_preference"}
+IMAGE_STAGES = (
+    "01_ingest",
+    "03_inpaint",
+    "04_augment",
+    "08_illustrate",
+)  # stages that have pictures
 
 
 @dataclass(frozen=True)
-class Corpus:
+class ReportCorpus:
     name: str
     params: dict[str, Any]
     summary: dict[str, Any]  # records by split, languages, rejected by reason
 
 
-def corpora(data: Path, params: dict[str, dict]) -> list[Corpus]:
+def load_corpora(data: Path, params: dict[str, dict]) -> list[ReportCorpus]:
     return [
-        Corpus(name, values, schemas.read_json(data / "01_ingest" / name / "summary.json"))
+        ReportCorpus(name, values, schemas.read_json(data / "01_ingest" / name / "summary.json"))
         for name, values in params.items()
     ]
 
 
-def encoder(data: Path) -> dict[str, Any]:
+def load_encoder_info(data: Path) -> dict[str, Any]:
     """What encoder.json and summary.json of 06_align say of the encoder."""
     folder = data / "06_align"
     return schemas.read_json(folder / "encoder.json") | schemas.read_json(folder / "summary.json")
 
 
-def sees_middle(data: Path) -> bool:
+def encoder_uses_center_crop(data: Path) -> bool:
     """Whether the encoder reads the middle square of a picture, or the whole of it squeezed.
 
     Kept with the encoder's weights, in the words of the library that they are from.
@@ -56,34 +61,38 @@ def sees_middle(data: Path) -> bool:
     ]:
         if (folder / name).exists():
             content = schemas.read_json(folder / name)
-            found = (at(content, path) or {}) if path else content
+            found = (get_nested(content, path) or {}) if path else content
             size = found.get("size")
             whole = isinstance(size, dict) and "shortest_edge" not in size
             return not whole and found.get("resize_mode", "shortest") == "shortest"
     return True
 
 
-def runs(data: Path, params: dict[str, dict], corpora: dict[str, dict]) -> list[Run]:
+def load_generator_sections(
+    data: Path, params: dict[str, dict], corpora: dict[str, dict]
+) -> list[GeneratorSection]:
     """The runs of params.yaml; corpora: its section of them."""
     return [
-        _run(data, name, values, corpora[values["corpus"]]["kind"])
+        _load_generator_section(data, name, values, corpora[values["corpus"]]["kind"])
         for name, values in params.items()
     ]
 
 
-def _run(data: Path, name: str, params: dict[str, Any], kind: str) -> Run:
+def _load_generator_section(
+    data: Path, name: str, params: dict[str, Any], kind: str
+) -> GeneratorSection:
     evaluated = data / "12_evaluate" / name
     predictions = data / "11_predict" / name / "predictions.parquet"
     ceilings = data / "01_ingest" / params["corpus"] / "ceilings.json"
-    steps = {phase: data / folder / name / "history.csv" for phase, folder in TRAINED.items()}
-    items = schemas.read(evaluated / "items.parquet", schemas.ITEM_SCORES)
-    return Run(
+    steps = {phase: data / folder / name / "history.csv" for phase, folder in TRAINING_DIRS.items()}
+    items = schemas.read_parquet(evaluated / "items.parquet", schemas.ITEM_SCORES)
+    return GeneratorSection(
         name,
         params,
         kind,
         schemas.read_json(evaluated / "metrics.json"),
-        {phase: history.read(path) for phase, path in steps.items() if path.exists()},
-        [row for row in schemas.read(predictions, schemas.PREDICTIONS) if _is_test(row)],
+        {phase: history.read_history(path) for phase, path in steps.items() if path.exists()},
+        [row for row in schemas.read_parquet(predictions, schemas.PREDICTIONS) if _is_test(row)],
         {
             (row["record"], row["position"], row["phase"]): (row["right"], row["wrong"])
             for row in items
@@ -93,15 +102,15 @@ def _run(data: Path, name: str, params: dict[str, Any], kind: str) -> Run:
     )
 
 
-def readers(data: Path, params: dict[str, dict]) -> list[Reader]:
+def load_classifier_sections(data: Path, params: dict[str, dict]) -> list[ClassifierSection]:
     """The readers of params.yaml."""
-    return [_reader(data, name, values) for name, values in params.items()]
+    return [_load_classifier_section(data, name, values) for name, values in params.items()]
 
 
-def _reader(data: Path, name: str, params: dict[str, Any]) -> Reader:
+def _load_classifier_section(data: Path, name: str, params: dict[str, Any]) -> ClassifierSection:
     metrics = schemas.read_json(data / "12_evaluate_classifier" / name / "metrics.json")
-    steps = history.read(data / "09_train_classifier" / name / "history.csv")
-    family = MemeReader if metrics["task"] == "memes" else MuseReader
+    steps = history.read_history(data / "09_train_classifier" / name / "history.csv")
+    family = MemeSection if metrics["task"] == "memes" else MuseSection
     return family(name, params, metrics, steps)
 
 
@@ -109,11 +118,11 @@ def _is_test(row: dict) -> bool:
     return (row["split"], row["inputs"]) == ("test", "both")
 
 
-def pictures(data: Path, corpus: str, names: set[str]) -> dict[str, bytes]:
+def load_images(data: Path, corpus: str, names: set[str]) -> dict[str, bytes]:
     """The files of these pictures of a corpus, its own and what stages made, by hash."""
     wanted = pc.field("sha256").isin(pa.array(sorted(names), pa.string()))
     found = {}
-    for stage in PICTURED:
+    for stage in IMAGE_STAGES:
         folder = data / stage / corpus / "images"
         if folder.exists():
             table = pq.read_table(folder, columns=["sha256", "bytes"], filters=wanted)

@@ -12,16 +12,16 @@ from typing import Any
 
 from PIL import Image
 
-from stages.report.attention_maps import Map
+from stages.report.attention_maps import ReportFigure
 from stages.report.plots import heatmaps
 from stages.shared.core import schemas
 from stages.shared.data import image_store
 
-Fact = tuple[str, Any]  # what it is, and a text or counts by name
+SummaryRow = tuple[str, Any]  # what it is, and a text or counts by name
 
 
 @dataclass(frozen=True)
-class Inpainted:
+class InpaintedImage:
     """A picture whose words were taken out."""
 
     row: dict  # INPAINTED
@@ -30,7 +30,7 @@ class Inpainted:
 
 
 @dataclass(frozen=True)
-class Paraphrased:
+class ParaphrasedMeme:
     """A meme of the train split and what it was reworded to, MEMES rows."""
 
     original: dict
@@ -42,23 +42,23 @@ class Paraphrased:
 
 
 @dataclass(frozen=True)
-class Memes:
+class MemeCorpusData:
     """What 03_inpaint and 04_augment hold of a corpus, as far as it is shown."""
 
-    inpainting: dict[str, Any]  # their summaries
-    augmenting: dict[str, Any]
-    inpainted: list[Inpainted]
-    paraphrased: list[Paraphrased]
+    inpainting_summary: dict[str, Any]  # their summaries
+    augmentation_summary: dict[str, Any]
+    inpainted: list[InpaintedImage]
+    paraphrased: list[ParaphrasedMeme]
 
     @property
-    def pictures(self) -> set[str]:
+    def image_hashes(self) -> set[str]:
         """The sha256 of every picture that is shown."""
         before_after = [one.row[side] for one in self.inpainted for side in ("image", "inpainted")]
         memes = [row for one in self.paraphrased for row in (one.original, *one.variants)]
         return {*before_after, *(row["image"] for row in memes)} - {None}
 
 
-def read(data: Path, corpus: str, inpainted: int, paraphrased: int) -> Memes:
+def load_meme_corpus(data: Path, corpus: str, inpainted: int, paraphrased: int) -> MemeCorpusData:
     """inpainted, paraphrased: how many at most are shown, evenly spaced over all.
 
     Inpainted pictures are in the order of the share that is masked: the least and the most of it
@@ -66,36 +66,38 @@ def read(data: Path, corpus: str, inpainted: int, paraphrased: int) -> Memes:
     """
     painting, augmenting = data / "03_inpaint" / corpus, data / "04_augment" / corpus
     told: dict[str, dict] = {}
-    for row in schemas.read(data / "02_clean" / corpus / "records.parquet", schemas.CLEAN["memes"]):
+    for row in schemas.read_parquet(
+        data / "02_clean" / corpus / "records.parquet", schemas.CLEAN_RECORDS["memes"]
+    ):
         told.setdefault(row["image"], row)
     rows = [
         row
-        for row in schemas.read(painting / "pictures.parquet", schemas.INPAINTED)
+        for row in schemas.read_parquet(painting / "pictures.parquet", schemas.INPAINTED_IMAGES)
         if row["mask"] is not None
     ]
-    chosen = spaced(sorted(rows, key=lambda row: (row["masked"], row["image"])), inpainted)
+    chosen = sample_evenly(sorted(rows, key=lambda row: (row["masked"], row["image"])), inpainted)
     groups: dict[str, list[dict]] = {}
-    for row in schemas.read(augmenting / "records.parquet", schemas.MEMES):
+    for row in schemas.read_parquet(augmenting / "records.parquet", schemas.MEMES):
         groups.setdefault(row["group"], []).append(row)
     reworded = [
-        Paraphrased(original, variants)
+        ParaphrasedMeme(original, variants)
         for original, *variants in (
             sorted(group, key=lambda row: row["variant"]) for group in groups.values()
         )
         if variants
     ]
-    return Memes(
+    return MemeCorpusData(
         schemas.read_json(painting / "summary.json"),
         schemas.read_json(augmenting / "summary.json"),
         [
-            Inpainted(row, told[row["image"]]["original"], told[row["image"]]["language"])
+            InpaintedImage(row, told[row["image"]]["original"], told[row["image"]]["language"])
             for row in chosen
         ],
-        spaced(reworded, paraphrased),
+        sample_evenly(reworded, paraphrased),
     )
 
 
-def spaced(rows: Sequence[Any], count: int) -> list[Any]:
+def sample_evenly(rows: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the rows, evenly spaced, the first and the last among them."""
     if len(rows) <= count:
         return list(rows)
@@ -104,7 +106,9 @@ def spaced(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[number * (len(rows) - 1) // (count - 1)] for number in range(count)]
 
 
-def draw_masks(memes: Memes, files: dict[str, bytes], side: int, folder: Path) -> dict[str, Map]:
+def draw_masks(
+    memes: MemeCorpusData, files: dict[str, bytes], side: int, folder: Path
+) -> dict[str, ReportFigure]:
     """Each inpainted picture with mask and boxes over it, written into FOLDER/masks, by sha256.
 
     files: pictures by hash; side: longest of what is drawn.
@@ -112,18 +116,20 @@ def draw_masks(memes: Memes, files: dict[str, bytes], side: int, folder: Path) -
     drawn = {}
     for one in memes.inpainted:
         name, mask = one.row["image"], Image.open(BytesIO(one.row["mask"]), formats=["PNG"])
-        picture = heatmaps.masked(image_store.decode(files[name]), mask, one.row["quads"], side)
+        picture = heatmaps.draw_mask(
+            image_store.decode_image(files[name]), mask, one.row["quads"], side
+        )
         path = f"masks/{name[:16]}.png"
-        heatmaps.save(picture, folder / path)
+        heatmaps.save_png(picture, folder / path)
         about = f"The same picture, warm where it is masked; {len(one.row['quads'])} boxes of text"
-        drawn[name] = Map(path, *picture.size, "mask", about)
+        drawn[name] = ReportFigure(path, *picture.size, "mask", about)
     return drawn
 
 
-def painting(summary: dict[str, Any]) -> list[Fact]:
+def build_inpainting_rows(summary: dict[str, Any]) -> list[SummaryRow]:
     """Rows of the table of what 03_inpaint did."""
     masked = summary["masked"]
-    facts: list[Fact] = [
+    facts: list[SummaryRow] = [
         ("pictures", f"{summary['pictures']:,}"),
         ("with text in them", f"{summary['with_text']:,}"),
         ("left as they were", f"{summary['passed_through']:,}"),
@@ -133,13 +139,13 @@ def painting(summary: dict[str, Any]) -> list[Fact]:
     return facts + ([("failed", summary["failed"])] if summary["failed"] else [])
 
 
-def augmenting(summary: dict[str, Any]) -> list[Fact]:
+def build_augmentation_rows(summary: dict[str, Any]) -> list[SummaryRow]:
     """Rows of the table of what 04_augment did."""
     told, by = summary["paraphrased"], summary["paraphraser"]
-    facts: list[Fact] = [
+    facts: list[SummaryRow] = [
         ("memes", summary["memes"]),
         ("texts from", summary["texts"]),
-        ("paraphrased by", f"{by['backend']}, {nature(by)}"),
+        ("paraphrased by", f"{by['backend']}, {describe_paraphraser(by)}"),
         ("paraphrases", summary["paraphrases"]),
         (
             "given",
@@ -170,7 +176,7 @@ def augmenting(summary: dict[str, Any]) -> list[Fact]:
     return [*facts, ("pictures of paraphrases", f"look {summary['picture']}")]
 
 
-def nature(paraphraser: dict[str, Any]) -> str:
+def describe_paraphraser(paraphraser: dict[str, Any]) -> str:
     """What wrote the paraphrases, plainly."""
     if paraphraser["llm"]:
         return "a language model"

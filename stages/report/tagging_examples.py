@@ -11,79 +11,80 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.report.attention_maps import Map
-from stages.report.classifier_section import INPUTS
+from stages.report.attention_maps import ReportFigure
+from stages.report.classifier_section import INPUT_LABELS
 from stages.report.plots import heatmaps
 from stages.shared.core import schemas
 from stages.shared.data import image_store
-from stages.shared.metrics.classification import lenient
+from stages.shared.metrics.classification import extract_lenient_entities
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """Some words in a row of what was labelled; kind "": in no entity; right: as the gold ones."""
 
     text: str
-    kind: str
-    right: bool
+    entity_type: str
+    correct: bool
 
 
 @dataclass(frozen=True)
-class Said:
+class ExamplePrediction:
     """The labels of one item from some inputs."""
 
     inputs: str  # "gold": what is to be said
-    segments: list[Segment]  # of a tweet's words
+    segments: list[TextSegment]  # of a tweet's words
     label: str  # of a post
     probability: float | None  # of that label
-    right: bool
+    correct: bool
 
 
 @dataclass(frozen=True)
-class Layer:
+class ExchangeLayer:
     """What one layer exchanged. A piece: what it spells, its share of the attention of cls relative
     to the largest, and whether it was exchanged."""
 
     number: int
-    pieces: list[tuple[str, float, bool]]
+    subwords: list[tuple[str, float, bool]]
     cells: tuple[int, int]  # exchanged, of how many
-    map: Map | None  # of the cells, where they are a grid
+    heatmap: ReportFigure | None  # of the cells, where they are a grid
 
     @property
-    def exchanged(self) -> int:
-        return sum(exchanged for _, _, exchanged in self.pieces)
+    def num_exchanged(self) -> int:
+        return sum(exchanged for _, _, exchanged in self.subwords)
 
 
 @dataclass(frozen=True)
-class Item:
+class TaggingExample:
     record: str
     language: str
     text: str
     image: str | None
-    said: list[Said]
-    layers: list[Layer]
-    regularised: dict[str, Any]  # caption_nats, drawing_bits, caption; of nothing: empty
-    drawn: list[Map]
+    predictions: list[ExamplePrediction]
+    layers: list[ExchangeLayer]
+    decoder_outputs: dict[str, Any]  # caption_nats, drawing_bits, caption; of nothing: empty
+    drawings: list[ReportFigure]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class TaggingData:
     """What 11_classify holds of the items that are shown."""
 
     records: dict[str, dict]  # CLEAN, by record
     labels: list[dict]
     exchanges: list[dict]
-    regularised: dict[str, dict]
-    drawn: list[dict]
+    decoder_outputs: dict[str, dict]
+    drawings: list[dict]
 
 
-def read(clean: Path, label: Path, kind: str, split: str, count: int) -> Labelled:
+def load_tagging_data(clean: Path, label: Path, kind: str, split: str, count: int) -> TaggingData:
     """At most `count` items of a split, those whose exchange was kept before others."""
     records = {
-        row["id"]: row for row in schemas.read(clean / "records.parquet", schemas.CLEAN[kind])
+        row["id"]: row
+        for row in schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS[kind])
     }
-    exchanges = schemas.read(label / "exchanges.parquet", schemas.EXCHANGES)
-    labels = schemas.read(label / "labels.parquet", schemas.LABELS)
+    exchanges = schemas.read_parquet(label / "exchanges.parquet", schemas.EXCHANGES)
+    labels = schemas.read_parquet(label / "labels.parquet", schemas.LABEL_PREDICTIONS)
     seen = {row["record"] for row in exchanges}
     names = sorted(
         {r["record"] for r in labels if r["split"] == split}, key=lambda n: (n not in seen, n)
@@ -93,19 +94,21 @@ def read(clean: Path, label: Path, kind: str, split: str, count: int) -> Labelle
     def of(rows: list[dict]) -> list[dict]:
         return [row for row in rows if row["record"] in shown]
 
-    regularised = of(schemas.read(label / "regularised.parquet", schemas.REGULARISED))
-    return Labelled(
+    regularised = of(
+        schemas.read_parquet(label / "regularised.parquet", schemas.REGULARIZER_OUTPUTS)
+    )
+    return TaggingData(
         {name: records[name] for name in shown},
         of(labels),
         of(exchanges),
         {row["record"]: row for row in regularised},
-        of(schemas.read(label / "drawn.parquet", schemas.DRAWN)),
+        of(schemas.read_parquet(label / "drawn.parquet", schemas.SAMPLED_IMAGES)),
     )
 
 
-def items(
-    found: Labelled, files: dict[str, bytes], middle: bool, side: int, folder: Path, name: str
-) -> list[Item]:
+def build_tagging_examples(
+    found: TaggingData, files: dict[str, bytes], middle: bool, side: int, folder: Path, name: str
+) -> list[TaggingExample]:
     """Every item, its maps and drawings written into FOLDER/exchanges and FOLDER/drawn.
 
     files: pictures by hash; middle: only their middle square was read; side: longest of a map.
@@ -114,31 +117,33 @@ def items(
     for number, (record, row) in enumerate(found.records.items(), start=1):
         picture = None
         if row["image"] in files:
-            picture = image_store.decode(files[row["image"]])
+            picture = image_store.decode_image(files[row["image"]])
             picture.thumbnail((side, side))
         shown.append(
-            Item(
+            TaggingExample(
                 record,
                 row["language"],
                 " ".join(row["words"]) if "words" in row else row["text"],
                 row["image"],
-                said(row, [label for label in found.labels if label["record"] == record]),
-                _layers(record, found.exchanges, picture, middle, folder, f"{name}/{number}"),
-                found.regularised.get(record, {}),
-                _drawn(record, found.drawn, folder, f"{name}/{number}"),
+                build_predictions(
+                    row, [label for label in found.labels if label["record"] == record]
+                ),
+                _build_layers(record, found.exchanges, picture, middle, folder, f"{name}/{number}"),
+                found.decoder_outputs.get(record, {}),
+                _save_drawings(record, found.drawings, folder, f"{name}/{number}"),
             )
         )
     return shown
 
 
-def said(row: dict, labels: list[dict]) -> list[Said]:
+def build_predictions(row: dict, labels: list[dict]) -> list[ExamplePrediction]:
     """The gold labels of a record (CLEAN), then what was predicted from each inputs.
 
     Of a record without picture, what was predicted from both is from its text.
     """
     gold = labels[0]["gold"]
     by_inputs = {label["inputs"]: label for label in labels}
-    names = INPUTS if row["image"] else {"both": INPUTS["text"]}
+    names = INPUT_LABELS if row["image"] else {"both": INPUT_LABELS["text"]}
     found = [("gold", gold, None)] + [
         (names[inputs], by_inputs[inputs]["predicted"], by_inputs[inputs]["probability"])
         for inputs in ("both", "text", "picture")
@@ -146,36 +151,42 @@ def said(row: dict, labels: list[dict]) -> list[Said]:
     ]
     if labels[0]["task"] == "entities":
         return [
-            Said(
-                inputs, segments(row["words"], tags, gold), "", None, lenient(tags) == lenient(gold)
+            ExamplePrediction(
+                inputs,
+                split_segments(row["words"], tags, gold),
+                "",
+                None,
+                extract_lenient_entities(tags) == extract_lenient_entities(gold),
             )
             for inputs, tags, _ in found
         ]
     return [
-        Said(inputs, [], tags[0], probability[0] if probability else None, tags == gold)
+        ExamplePrediction(
+            inputs, [], tags[0], probability[0] if probability else None, tags == gold
+        )
         for inputs, tags, probability in found
     ]
 
 
-def segments(words: list[str], tags: list[str], gold: list[str]) -> list[Segment]:
+def split_segments(words: list[str], tags: list[str], gold: list[str]) -> list[TextSegment]:
     """The words cut at the entities of these tags, read leniently."""
-    right, found, start = lenient(gold), [], 0
-    for kind, first, stop in sorted(lenient(tags), key=lambda entity: entity[1]):
+    right, found, start = extract_lenient_entities(gold), [], 0
+    for kind, first, stop in sorted(extract_lenient_entities(tags), key=lambda entity: entity[1]):
         if first > start:
-            found.append(Segment(" ".join(words[start:first]), "", True))
-        found.append(Segment(" ".join(words[first:stop]), kind, (kind, first, stop) in right))
+            found.append(TextSegment(" ".join(words[start:first]), "", True))
+        found.append(TextSegment(" ".join(words[first:stop]), kind, (kind, first, stop) in right))
         start = stop
-    return [*found, Segment(" ".join(words[start:]), "", True)] if start < len(words) else found
+    return [*found, TextSegment(" ".join(words[start:]), "", True)] if start < len(words) else found
 
 
-def _layers(
+def _build_layers(
     record: str,
     exchanges: list[dict],
     picture: Image.Image | None,
     middle: bool,
     folder: Path,
     name: str,
-) -> list[Layer]:
+) -> list[ExchangeLayer]:
     rows = {(r["layer"], r["modality"]): r for r in exchanges if r["record"] == record}
     layers = []
     for number in sorted({layer for layer, _ in rows}):
@@ -184,20 +195,22 @@ def _layers(
         if of_picture:
             weights, places = np.array(of_picture["weights"], dtype=float), of_picture["exchanged"]
             cells = len(places), len(weights)
-            if picture and heatmaps.grid(weights) is not None:
-                image = heatmaps.exchanged(picture, weights, places, middle)
+            if picture and heatmaps.to_grid(weights) is not None:
+                image = heatmaps.draw_exchanges(picture, weights, places, middle)
                 about = (
                     f"The picture, warm where cls looks in layer {number}; the {len(places)} cells"
                     " in frames were exchanged"
                 )
                 path = f"exchanges/{name}-{number}.png"
-                drawn = Map(path, *image.size, f"layer {number}", about)
-                heatmaps.save(image, folder / path)
-        layers.append(Layer(number, pieces(of_text) if of_text else [], cells, drawn))
+                drawn = ReportFigure(path, *image.size, f"layer {number}", about)
+                heatmaps.save_png(image, folder / path)
+        layers.append(
+            ExchangeLayer(number, compute_subword_shares(of_text) if of_text else [], cells, drawn)
+        )
     return layers
 
 
-def pieces(row: dict) -> list[tuple[str, float, bool]]:
+def compute_subword_shares(row: dict) -> list[tuple[str, float, bool]]:
     """The pieces of an EXCHANGES row of a text as a `Layer` holds them."""
     largest, exchanged = max(row["weights"], default=0.0) or 1.0, set(row["exchanged"])
     return [
@@ -206,14 +219,14 @@ def pieces(row: dict) -> list[tuple[str, float, bool]]:
     ]
 
 
-def _drawn(record: str, rows: list[dict], folder: Path, name: str) -> list[Map]:
+def _save_drawings(record: str, rows: list[dict], folder: Path, name: str) -> list[ReportFigure]:
     found = []
     for row in sorted(rows, key=lambda row: row["number"]):
         if row["record"] == record:
-            picture = image_store.decode(row["picture"])
+            picture = image_store.decode_image(row["picture"])
             path = f"drawn/{name}-{row['number']}.png"
             about = f"Picture {row['number'] + 1} that was drawn from the text"
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            image_store.redraw(picture, max(picture.size)).save(folder / path)
-            found.append(Map(path, *picture.size, "", about))
+            image_store.resize_and_strip_metadata(picture, max(picture.size)).save(folder / path)
+            found.append(ReportFigure(path, *picture.size, "", about))
     return found

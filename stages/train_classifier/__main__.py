@@ -20,36 +20,40 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from stages.shared.backbones.classifier import network
-from stages.shared.core.config import load
+from stages.shared.backbones.classifier import load_model_config
+from stages.shared.core.config import load_config
 from stages.shared.data import history
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import output, stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
-def numbers(run) -> dict:
+def logged_params(run) -> dict:
     """What is compared of a run: those of its row and those of its model's network."""
-    return asdict(run) | {"network": asdict(network(run))}
+    return asdict(run) | {"network": asdict(load_model_config(run))}
 
 
 def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: Path) -> None:
     *sources, encoder = folders
-    run = load(paper.Run, "readers", name)
-    with tracking.run(stage="train_classifier", name=name, params=numbers(run)) as tracked:
-        with output(target) as folder:
-            reader, steps, items = paper.train(name, run, sources, kind, tracked.log)
+    run = load_config(paper.Run, "readers", name)
+    with tracking.start_run(
+        stage="train_classifier", name=name, params=logged_params(run)
+    ) as tracked:
+        with atomic_output_dir(target) as folder:
+            reader, steps, items = paper.train(name, run, sources, kind, tracked.log_metrics)
             paper.save(reader, folder / "model", encoder)
-            history.write(folder / "history.csv", steps)
+            history.write_history(folder / "history.csv", steps)
         counts = {"items": len(items), "items_cut": items.cut, **reader.config["parameters"]}
-        tracked.log(counts, run.training.steps)
-        tracked.artifact(target / "model", "model")
-        tracked.model(target / "model", "model")
+        tracked.log_metrics(counts, run.training.steps)
+        tracked.log_artifact_hash(target / "model", "model")
+        tracked.log_model(target / "model", "model")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         key, *paths = sys.argv[1:]
         *given, out = map(Path, paths)
-        model = load(str, "readers", key, "model")
-        kind_of_corpus = load(str, "corpora", load(str, "readers", key, "corpus"), "kind")
+        model = load_config(str, "readers", key, "model")
+        kind_of_corpus = load_config(
+            str, "corpora", load_config(str, "readers", key, "corpus"), "kind"
+        )
         main(key, import_module(f"stages.train_classifier.{model}"), given, kind_of_corpus, out)

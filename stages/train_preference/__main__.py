@@ -16,29 +16,29 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import history
-from stages.shared.features.encoder_files import ENCODER
+from stages.shared.features.encoder_files import ENCODER_DIR
 from stages.shared.generation import generator as generators
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import output, stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
-def main(name: str, run: generators.Run, folders: list[Path], target: Path) -> None:
-    numbers = asdict(run) | {"objective": asdict(generators.preference(run))}
-    with tracking.run(stage="train_preference", name=name, params=numbers) as tracked:
-        with output(target) as folder:
-            writer = generators.restore(folders[-1])
+def main(name: str, run: generators.GeneratorRun, folders: list[Path], target: Path) -> None:
+    numbers = asdict(run) | {"objective": asdict(generators.load_preference_config(run))}
+    with tracking.start_run(stage="train_preference", name=name, params=numbers) as tracked:
+        with atomic_output_dir(target) as folder:
+            writer = generators.load_generator(folders[-1])
             phase = import_module(f"stages.train_preference.{run.model}")
-            steps = phase.train(name, run, folders, writer, tracked.log)
-            generators.save(writer, folder / "model", folders[-1] / ENCODER)
-            history.write(folder / "history.csv", steps)
-        tracked.artifact(target / "model", "model")
-        tracked.model(target / "model", "model")
+            steps = phase.train(name, run, folders, writer, tracked.log_metrics)
+            generators.save_generator(writer, folder / "model", folders[-1] / ENCODER_DIR)
+            history.write_history(folder / "history.csv", steps)
+        tracked.log_artifact_hash(target / "model", "model")
+        tracked.log_model(target / "model", "model")
 
 
 if __name__ == "__main__":
-    with stage():
+    with run_stage():
         key, *paths = sys.argv[1:]
         *sources, out = map(Path, paths)
-        main(key, load(generators.Run, "writers", key), sources, out)
+        main(key, load_config(generators.GeneratorRun, "writers", key), sources, out)

@@ -19,20 +19,27 @@ from stages.shared.data.cache import Store
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, home
-from stages.shared.torch_setup.devices import has_bf16, inference
-from stages.shared.training.loop import Batch, Validation, batch_of, fingerprint, fit, to_device
-from stages.train_preference.quality_monitor import score_of, watcher
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, work_dir
+from stages.shared.torch_setup.devices import inference_context, supports_bf16
+from stages.shared.training.loop import (
+    Batch,
+    ValidationResult,
+    fingerprint,
+    fit,
+    shuffled_batch,
+    to_device,
+)
+from stages.train_preference.quality_monitor import build_monitor, build_scorer
 
 
-def reference_store(sft: Path) -> Store:
+def open_reference_store(sft: Path) -> Store:
     """Of what one SFT model, in one precision and by one version of the code, says of groups."""
-    precision = "bf16" if has_bf16() else "fp32"
-    return Store(home() / "store", f"reference-{fingerprint([precision], [sft])}")
+    precision = "bf16" if supports_bf16() else "fp32"
+    return Store(work_dir() / "store", f"reference-{fingerprint([precision], [sft])}")
 
 
-def content_key(batch: Batch) -> str:
+def hash_batch(batch: Batch) -> str:
     """sha256 of everything that the model is shown: names, types, shapes and values."""
     digest = sha256()
     for name, value in sorted(batch.items()):
@@ -41,7 +48,7 @@ def content_key(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-class Anchor:
+class ReferenceLogProbs:
     """The reference's matrix of every group, computed once for the same weights and content.
 
     Each group is scored by itself. Beside others it would be padded to their texts and topics and
@@ -50,29 +57,33 @@ class Anchor:
     """
 
     def __init__(
-        self, writer: generators.Writer, chunks: chunk_dataset.Chunks, groups, store: Store
+        self,
+        writer: generators.TextGenerator,
+        chunks: chunk_dataset.ChunkDataset,
+        groups,
+        store: Store,
     ):
         device = next(writer.model.parameters()).device
         keys: list[str] = []
 
         def items() -> Iterator[tuple[str, Batch]]:
-            for group in bar(groups, "reference"):
-                batch = chunks.batch_of_groups([group])
-                keys.append(content_key(batch))
+            for group in progress_bar(groups, "reference"):
+                batch = chunks.batch_groups([group])
+                keys.append(hash_batch(batch))
                 yield keys[-1], batch
 
         def compute(contents: list[Batch]) -> list[bytes]:
-            with inference():
+            with inference_context():
                 scores = [writer.paper.matrix(writer.model, to_device(b, device)) for b in contents]
             return [score[0].float().cpu().numpy().tobytes() for score in scores]
 
-        store.fill(items(), compute, 1)
+        store.compute_missing(items(), compute, 1)
         self.matrices = [
             torch.frombuffer(bytearray(row), dtype=torch.float32).view(group.allowed.shape)
-            for row, group in zip(store.rows(keys), groups, strict=True)
+            for row, group in zip(store.read(keys), groups, strict=True)
         ]
 
-    def of(self, indices: list[int]) -> Tensor:
+    def stack_matrices(self, indices: list[int]) -> Tensor:
         """Of groups by their numbers: (G, N, N), 0 where a group is smaller"""
         widest = max(len(self.matrices[index]) for index in indices)
         stacked = torch.zeros(len(indices), widest, widest)
@@ -81,63 +92,73 @@ class Anchor:
         return stacked
 
 
-class Groups:
+class GroupDataset:
     """The groups of one split as batches that carry the reference's matrix."""
 
     def __init__(self, writer, rows: list[dict], cached, pairs: list[dict], store: Store):
         self.chunks = writer.items(rows, cached)
         self.groups = self.chunks.groups(pairs)
-        self.anchor = Anchor(writer, self.chunks, self.groups, store)
+        self.reference_log_probs = ReferenceLogProbs(writer, self.chunks, self.groups, store)
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def batch(self, indices: list[int]) -> Batch:
         groups = [self.groups[index] for index in indices]
-        return self.chunks.batch_of_groups(groups) | {"reference": self.anchor.of(indices)}
+        return self.chunks.batch_of_groups(groups) | {
+            "reference": self.reference_log_probs.stack_matrices(indices)
+        }
 
 
-def validation(held_out: Groups, loss, watch: Callable[[], float], run: generators.Run):
+def build_validator(
+    held_out: GroupDataset, loss, watch: Callable[[], float], run: generators.GeneratorRun
+):
     """Loss on held-out groups, and the watched score, which must not drop from its start."""
     start = watch()
 
-    def validate(model) -> Validation:
+    def validate(model) -> ValidationResult:
         device = next(model.parameters()).device
         total = count = 0.0
-        for first in range(0, len(held_out), run.preference.batch):
-            last = min(first + run.preference.batch, len(held_out))
+        for first in range(0, len(held_out), run.preference.batch_size):
+            last = min(first + run.preference.batch_size, len(held_out))
             batch = to_device(held_out.batch(list(range(first, last))), device)
             total += sum(loss(model, batch).values()).item() * (last - first)
             count += last - first
         now = watch()
-        dropped = start - now > run.watch.max_drop
-        return Validation({"watch": now}, total / count, stop=dropped)
+        dropped = start - now > run.quality_monitor.max_score_drop
+        return ValidationResult({"watch": now}, total / count, stop=dropped)
 
     return validate
 
 
 def train(
-    name: str, run: generators.Run, folders: list[Path], writer: generators.Writer, log
+    name: str,
+    run: generators.GeneratorRun,
+    folders: list[Path],
+    writer: generators.TextGenerator,
+    log,
 ) -> list[dict[str, float]]:
     """The steps of the phase; `writer` is left with its best weights."""
     ingest, pair_file, chunk_folder, feature_folder, sft = folders
-    cached = feature_store.read(feature_folder, chunk_folder / "features")
-    pairs = schemas.read(pair_file, schemas.PAIRS)
-    rows = chunk_dataset.training_chunks(chunk_folder)
-    store = reference_store(sft)
-    trained = Groups(writer, rows, cached, pairs, store)
+    cached = feature_store.read_features(feature_folder, chunk_folder / "features")
+    pairs = schemas.read_parquet(pair_file, schemas.PREFERENCE_PAIRS)
+    rows = chunk_dataset.load_training_chunks(chunk_folder)
+    store = open_reference_store(sft)
+    trained = GroupDataset(writer, rows, cached, pairs, store)
     if not len(trained):
-        raise WrongInput(
+        raise InputError(
             f"{pair_file}: the train split has no two chunks to prefer between: widen "
             "chunk.similarity_min and similarity_max, set chunk.alone to others, or bring articles "
             "with more pictures"
         )
-    rows = chunk_dataset.read_chunks(chunk_folder, "validation", with_picture=True)
-    held_out = Groups(writer, rows, cached, pairs, store)
+    rows = chunk_dataset.load_chunks(chunk_folder, "validation", with_picture=True)
+    held_out = GroupDataset(writer, rows, cached, pairs, store)
     if not len(held_out):  # few articles: watch, and choose weights, on those trained on
         held_out = trained
-    watched = writer.items(held_out.chunks.rows[: run.watch.items], cached)
-    numbers = generators.preference(run)
+    watched = writer.build_dataset(
+        held_out.chunks.rows[: run.quality_monitor.max_eval_samples], cached
+    )
+    numbers = generators.load_preference_config(run)
 
     def loss(model, batch):
         return writer.paper.preference_loss(model, batch, batch["reference"], numbers)
@@ -146,11 +167,13 @@ def train(
         writer.model,
         loss,
         lambda step: trained.batch(
-            batch_of(len(trained), run.preference.batch, run.preference.seed, step)
+            shuffled_batch(len(trained), run.preference.batch_size, run.preference.seed, step)
         ),
         run.preference,
         name=f"train_preference@{name}",
-        key=fingerprint([run.preference, run.watch, run.generation, numbers], folders),
-        validate=validation(held_out, loss, watcher(writer, watched, run, score_of(ingest)), run),
+        key=fingerprint([run.preference, run.quality_monitor, run.generation, numbers], folders),
+        validate=build_validator(
+            held_out, loss, build_monitor(writer, watched, run, build_scorer(ingest)), run
+        ),
         log=log,
     )

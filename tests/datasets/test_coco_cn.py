@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import paint, survives_any_bytes, take
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import assert_handles_any_bytes, run_ingest, write_image
 
 HUMAN = "imageid.human-written-caption.txt"
 TRANSLATED = "imageid.manually-translated-caption.txt"
@@ -23,7 +23,7 @@ def corpus(tmp_path):
         (folder / f"coco-cn_{split}.txt").write_text("\n".join(names) + "\n")
     (folder / HUMAN).write_text(CAPTIONS)
     for number, name in enumerate(IDS):
-        paint(source / name.split("_")[1] / f"{name}.jpg", number * 20)
+        write_image(source / name.split("_")[1] / f"{name}.jpg", number * 20)
     return source
 
 
@@ -34,7 +34,7 @@ def taken(tmp_path, monkeypatch, corpus):
     def run(*lines, file=HUMAN, **changes):
         with (corpus / "coco-cn-version1805v1.1" / file).open("ab") as out:
             out.writelines(one if isinstance(one, bytes) else one.encode() for one in lines)
-        return take(tmp_path, monkeypatch, "coco_cn", "captions", corpus, **changes)
+        return run_ingest(tmp_path, monkeypatch, "coco_cn", "captions", corpus, **changes)
 
     return run
 
@@ -117,7 +117,7 @@ def test_a_picture_that_is_missing_or_broken_is_rejected_with_its_first_caption(
 
 
 def test_an_id_cannot_lead_out_of_the_folder(taken, corpus):
-    paint(corpus.parent / "secret.jpg")
+    write_image(corpus.parent / "secret.jpg")
     with (corpus / "coco-cn-version1805v1.1" / "coco-cn_val.txt").open("a") as out:
         out.write("../secret\n")
     _, rejected = taken("../secret#0\t一只狗\n")
@@ -147,7 +147,7 @@ def test_translations_are_separated_by_a_space_as_published(taken, corpus):
 
 
 def test_a_file_without_any_tab_is_wrong_as_a_whole(taken):
-    with pytest.raises(WrongInput, match=r"none of 4 lines can be read: .*coco_cn\.separator"):
+    with pytest.raises(InputError, match=r"none of 4 lines can be read: .*coco_cn\.separator"):
         taken(TRANSLATIONS, file=TRANSLATED, captions="both")
 
 
@@ -163,7 +163,7 @@ def test_translations_alone_are_all_of_test_so_a_hash_decides(taken, corpus):
         (corpus / "coco-cn-version1805v1.1" / f"coco-cn_{split}.txt").write_text(names)
     lines = [f"{name}#zhm#0 翻译{number}\n" for number, name in enumerate(IDS)]
     changes = {"file": TRANSLATED, "captions": "translated", "separator": "whitespace"}
-    with pytest.raises(WrongInput, match="none of 8 records is in train"):
+    with pytest.raises(InputError, match="none of 8 records is in train"):
         taken(*lines, **changes, splits="published")
     records, rejected = taken(**changes)
     assert rejected == [] and {"train", "test"} <= {row["split"] for row in records}
@@ -174,18 +174,18 @@ def test_the_extension_has_no_splits_so_a_hash_decides(tmp_path, monkeypatch, co
     for split in ("train", "val", "test"):
         (corpus / "coco-cn-version1805v1.1" / f"coco-cn_{split}.txt").unlink()
     arguments = (tmp_path, monkeypatch, "coco_cn", "captions", corpus)
-    records, rejected = take(*arguments, captions="extension")
+    records, rejected = run_ingest(*arguments, captions="extension")
     assert len(records) == 8 and rejected == []
     assert records[0]["source"] == "coco-cn_ext.icap2020.txt:1"
     assert {"train", "test"} <= {row["split"] for row in records}
-    by_hash, _ = take(*arguments, splits="hash")
+    by_hash, _ = run_ingest(*arguments, splits="hash")
     assert {row["id"]: row["split"] for row in by_hash} == {
         row["id"]: row["split"] for row in records
     }
 
 
 def test_captions_with_known_typos_are_kept_or_rejected(taken, corpus):
-    with pytest.raises(WrongInput, match=r"holds no detected-typos\.txt: put it there, or set"):
+    with pytest.raises(InputError, match=r"holds no detected-typos\.txt: put it there, or set"):
         taken(typos="reject")
     path = corpus / "coco-cn-version1805v1.1" / "detected-typos.txt"
     path.write_text("别的\n第7张[照片]里有狗。\n")
@@ -197,30 +197,30 @@ def test_captions_with_known_typos_are_kept_or_rejected(taken, corpus):
 
 
 def test_what_is_not_there_is_named(taken, corpus):
-    with pytest.raises(WrongInput, match=f"holds no {TRANSLATED}, and no folder in it does"):
+    with pytest.raises(InputError, match=f"holds no {TRANSLATED}, and no folder in it does"):
         taken(captions="translated")
-    with pytest.raises(WrongInput, match=f"{TRANSLATED} is missing"):
+    with pytest.raises(InputError, match=f"{TRANSLATED} is missing"):
         taken(captions="both")
     (corpus / "coco-cn-version1805v1.1" / "coco-cn_val.txt").unlink()
-    with pytest.raises(WrongInput, match=r"holds no coco-cn_val\.txt: .* to hash"):
+    with pytest.raises(InputError, match=r"holds no coco-cn_val\.txt: .* to hash"):
         taken()
     (corpus / "again").mkdir()
     (corpus / "again" / HUMAN).write_text(CAPTIONS)
-    with pytest.raises(WrongInput, match=f"holds {HUMAN} in again and coco-cn-version1805v1.1"):
+    with pytest.raises(InputError, match=f"holds {HUMAN} in again and coco-cn-version1805v1.1"):
         taken()
 
 
 def test_articles_and_files_are_none_of_it(tmp_path, monkeypatch, corpus):
-    with pytest.raises(WrongInput, match="format coco_cn holds captions: change the kind"):
-        take(tmp_path, monkeypatch, "coco_cn", "articles", corpus)
-    with pytest.raises(WrongInput, match="is a file: give the folder"):
+    with pytest.raises(InputError, match="format coco_cn holds captions: change the kind"):
+        run_ingest(tmp_path, monkeypatch, "coco_cn", "articles", corpus)
+    with pytest.raises(InputError, match="is a file: give the folder"):
         file = corpus / "coco-cn-version1805v1.1" / HUMAN
-        take(tmp_path, monkeypatch, "coco_cn", "captions", file)
+        run_ingest(tmp_path, monkeypatch, "coco_cn", "captions", file)
 
 
 def test_no_bytes_end_the_reading(corpus):
     folder = corpus / "coco-cn-version1805v1.1"
-    survives_any_bytes("coco_cn", "captions", corpus, folder / HUMAN, CAPTIONS.encode())
+    assert_handles_any_bytes("coco_cn", "captions", corpus, folder / HUMAN, CAPTIONS.encode())
     (folder / HUMAN).write_text(CAPTIONS)
     path = folder / "coco-cn_train.txt"
-    survives_any_bytes("coco_cn", "captions", corpus, path, path.read_bytes())
+    assert_handles_any_bytes("coco_cn", "captions", corpus, path, path.read_bytes())

@@ -8,8 +8,13 @@ import pytest
 
 from stages.ingest import __main__ as ingest
 from stages.shared.core import schemas
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import PARAMS, paint, survives_any_bytes, take
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import (
+    PROJECT_PARAMS,
+    assert_handles_any_bytes,
+    run_ingest,
+    write_image,
+)
 
 
 def row(number, split, **more):
@@ -34,14 +39,14 @@ def taken(tmp_path, monkeypatch):
 
     def run(*rows, kind="captions", **changes):
         source = write(tmp_path / "flickr", *rows)
-        return take(tmp_path, monkeypatch, "flickr8k_cn", kind, source, **changes)
+        return run_ingest(tmp_path, monkeypatch, "flickr8k_cn", kind, source, **changes)
 
     return run
 
 
 def write(source, *rows):
     for number in range(10):
-        paint(source / "images" / f"{number}.jpg", number * 20)
+        write_image(source / "images" / f"{number}.jpg", number * 20)
     lines = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in rows]
     (source / "pairs.jsonl").write_bytes(b"\n".join(lines))
     return source
@@ -66,7 +71,7 @@ def test_params_name_the_lists_and_the_language_follows(taken, lists, captions, 
 
 @pytest.mark.parametrize("lists", [["en", "zhc"], []])
 def test_a_corpus_has_one_language(taken, lists):
-    with pytest.raises(WrongInput, match=r"formats\.flickr8k_cn\.captions is .*: give \[en\]"):
+    with pytest.raises(InputError, match=r"formats\.flickr8k_cn\.captions is .*: give \[en\]"):
         taken(*ROWS, captions=lists)
 
 
@@ -76,7 +81,7 @@ def test_a_part_of_the_corpus_that_is_all_of_train_is_split_by_hash(taken):
     assert {one["split"] for one in records} == {"train", "validation", "test"}
     again, _ = taken(*ROWS, row(8, "train"), row(9, "train"), splits="hash")
     assert [one["split"] for one in again] == [one["split"] for one in records]
-    with pytest.raises(WrongInput, match="none of 10 records is in test"):
+    with pytest.raises(InputError, match="none of 10 records is in test"):
         taken(*rows, splits="published")
 
 
@@ -87,7 +92,7 @@ def test_translations_by_people_are_of_test_alone_and_the_rest_is_counted(taken)
     assert {"train", "test"} <= {one["split"] for one in records}
     omitted = json.loads(Path("taken/omitted.json").read_text())
     assert omitted == {"pictures outside test, without zhm": 2}
-    with pytest.raises(WrongInput, match="all 2 pictures are outside test and have no zhm: name "):
+    with pytest.raises(InputError, match="all 2 pictures are outside test and have no zhm: name "):
         taken(*rows[:2], captions=["zhm"])
 
 
@@ -109,7 +114,7 @@ def test_translations_by_people_are_of_test_alone_and_the_rest_is_counted(taken)
     ],
 )
 def test_a_line_of_no_use_is_rejected_and_the_rest_goes_on(tmp_path, taken, line, reason):
-    paint(tmp_path / "secret.jpg")
+    write_image(tmp_path / "secret.jpg")
     records, rejected = taken(*ROWS, line, row(9, "train"))
     [(place, said)] = rejected
     assert place == "pairs.jsonl:9" and said.startswith(reason)
@@ -130,28 +135,32 @@ def test_the_file_itself_may_be_named_and_a_folder_without_it_is_told(tmp_path, 
     for number in range(10):
         (source / "images" / f"{number}.jpg").rename(source / f"{number}.jpg")
     arguments = (tmp_path, monkeypatch, "flickr8k_cn", "captions")
-    records, _ = take(*arguments, source / "pairs.jsonl", folder=".")
+    records, _ = run_ingest(*arguments, source / "pairs.jsonl", folder=".")
     assert len(records) == len(ROWS)
-    with pytest.raises(WrongInput, match=r"holds no pairs\.jsonl: put it there"):
-        take(*arguments, source / "images")
-    with pytest.raises(WrongInput, match="format flickr8k_cn holds captions: change the kind"):
+    with pytest.raises(InputError, match=r"holds no pairs\.jsonl: put it there"):
+        run_ingest(*arguments, source / "images")
+    with pytest.raises(InputError, match="format flickr8k_cn holds captions: change the kind"):
         taken(*ROWS, kind="articles")
 
 
 def test_no_bytes_end_the_reading(tmp_path):
     source = write(tmp_path, *ROWS)
     path = source / "pairs.jsonl"
-    survives_any_bytes("flickr8k_cn", "captions", source, path, path.read_bytes())
+    assert_handles_any_bytes("flickr8k_cn", "captions", source, path, path.read_bytes())
 
 
 def test_a_real_part_of_it_is_taken_in_as_params_are_shipped(tmp_path):
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "flickr8k_cn"
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with flickr8k_cn")
-    limits = ingest.Params(**PARAMS["ingest"])
+    limits = ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
     ingest.main(limits, "captions", "captions", "flickr8k_cn", source, tmp_path / "out")
-    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["captions"])
-    assert schemas.read(tmp_path / "out" / "rejected.parquet", schemas.REJECTED) == []
+    records = schemas.read_parquet(
+        tmp_path / "out" / "records.parquet", schemas.RECORDS["captions"]
+    )
+    assert (
+        schemas.read_parquet(tmp_path / "out" / "rejected.parquet", schemas.REJECTED_RECORDS) == []
+    )
     assert len(records) == 400 and sum(len(one["captions"]) for one in records) == 2000
     assert {one["split"] for one in records} == {"train", "validation", "test"}
     assert {one["language"] for one in records} == {"zh"}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import paint, survives_any_bytes, take
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import assert_handles_any_bytes, run_ingest, write_image
 
 
 def line(number, label=0, **changes):
@@ -26,8 +26,8 @@ def taken(tmp_path, monkeypatch):
         text = "".join([*(line(number, number % 2) for number in range(10)), *lines])
         (source / inside / "train.jsonl").write_text(text)
         for number in range(30):
-            paint(source / inside / "img" / f"{number:05d}.png", number)
-        return take(tmp_path, monkeypatch, "hateful_memes", "memes", source, **changes)
+            write_image(source / inside / "img" / f"{number:05d}.png", number)
+        return run_ingest(tmp_path, monkeypatch, "hateful_memes", "memes", source, **changes)
 
     return run
 
@@ -93,11 +93,11 @@ def test_ids_keep_their_zeros_and_labels_may_be_texts(taken):
 
 def test_a_missing_train_is_named(tmp_path, monkeypatch):
     (tmp_path / "hm").mkdir()
-    with pytest.raises(WrongInput, match=r"holds no train\.jsonl, .*: put the files of Hateful"):
-        take(tmp_path, monkeypatch, "hateful_memes", "memes", tmp_path / "hm")
+    with pytest.raises(InputError, match=r"holds no train\.jsonl, .*: put the files of Hateful"):
+        run_ingest(tmp_path, monkeypatch, "hateful_memes", "memes", tmp_path / "hm")
 
 
 def test_no_bytes_end_the_reading(tmp_path):
     path = tmp_path / "train.jsonl"
     good = "".join(map(line, range(9))).encode()
-    survives_any_bytes("hateful_memes", "memes", tmp_path, path, good)
+    assert_handles_any_bytes("hateful_memes", "memes", tmp_path, path, good)

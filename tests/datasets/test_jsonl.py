@@ -3,16 +3,23 @@ from pathlib import Path
 
 import pytest
 
-from stages.datasets.jsonl import Params, parse, read
-from stages.shared.data.records import Article, Captioned, PictureFile, Post, Reject, Tweet
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.jsonl import JsonlConfig, parse_line, read
+from stages.shared.data.records import (
+    ArticleRecord,
+    CaptionRecord,
+    ImageFile,
+    PostRecord,
+    Rejection,
+    TweetRecord,
+)
+from stages.shared.runtime.stage import InputError
 
 HERE = Path("folder")
 
 
 def row(values, kind="articles"):
     line = values if isinstance(values, bytes) else json.dumps(values).encode()
-    return parse(line, kind, HERE, "a.jsonl:3", ["utf-8"])
+    return parse_line(line, kind, HERE, "a.jsonl:3", ["utf-8"])
 
 
 def test_an_article_with_every_field():
@@ -27,25 +34,25 @@ def test_an_article_with_every_field():
         "source": "somewhere",
         "licence": "CC0",
     }
-    assert row(values) == Article(
+    assert row(values) == ArticleRecord(
         source="a.jsonl:3",
         key="a7",
         title="T",
         language="zh",
         split="validation",
-        blocks=[PictureFile("images/x.jpg", HERE), "one", PictureFile("y.jpg", HERE), "two"],
+        blocks=[ImageFile("images/x.jpg", HERE), "one", ImageFile("y.jpg", HERE), "two"],
     )
 
 
 def test_missing_and_null_fields_are_left_open():
     found = row({"article_id": 5, "title": None, "topic": "Topic", "chunks": [{"text": "one"}, {}]})
-    assert found == Article(source="a.jsonl:3", key="5", title="Topic", blocks=["one"])
+    assert found == ArticleRecord(source="a.jsonl:3", key="5", title="Topic", blocks=["one"])
 
 
 def test_the_reference_stands_for_the_text_only_where_no_chunk_has_one():
     pictures = [{"image": "a.jpg"}, {"image": "b.jpg", "text": ""}]
     found = row({"chunks": pictures, "reference": "whole"})
-    assert found.blocks == [PictureFile("a.jpg", HERE), PictureFile("b.jpg", HERE), "whole"]
+    assert found.blocks == [ImageFile("a.jpg", HERE), ImageFile("b.jpg", HERE), "whole"]
     found = row({"chunks": [*pictures, {"text": "own"}], "reference": "whole"})
     assert "whole" not in found.blocks
 
@@ -61,20 +68,20 @@ def test_the_reference_stands_for_the_text_only_where_no_chunk_has_one():
 )
 def test_captions_come_as_a_list_or_one(given, captions):
     found = row({"id": 3, "image": "a.jpg", **given}, "captions")
-    picture = PictureFile("a.jpg", HERE)
-    assert found == Captioned(source="a.jsonl:3", key="3", picture=picture, captions=captions)
+    picture = ImageFile("a.jpg", HERE)
+    assert found == CaptionRecord(source="a.jsonl:3", key="3", image=picture, captions=captions)
 
 
 def test_a_tweet_and_a_post_with_every_field_and_with_those_they_need():
-    picture = PictureFile("a.jpg", HERE)
+    picture = ImageFile("a.jpg", HERE)
     words, tags = ["\u00a0", "York"], ["O", "B-LOC"]
     common = {"id": 3, "split": "dev", "language": "EN", "image": "a.jpg"}
     told = {"source": "a.jsonl:3", "key": "3", "split": "validation", "language": "en"}
     tagged, labelled = {"words": words, "tags": tags}, {"text": " one ", "label": "neutral"}
-    assert row(common | tagged, "tweets") == Tweet(**told, **tagged, picture=picture)
-    assert row(common | labelled, "posts") == Post(**told, **labelled, picture=picture)
-    assert row(tagged | {"image": None}, "tweets") == Tweet(source="a.jsonl:3", **tagged)
-    assert row(labelled, "posts") == Post(source="a.jsonl:3", **labelled)
+    assert row(common | tagged, "tweets") == TweetRecord(**told, **tagged, image=picture)
+    assert row(common | labelled, "posts") == PostRecord(**told, **labelled, image=picture)
+    assert row(tagged | {"image": None}, "tweets") == TweetRecord(source="a.jsonl:3", **tagged)
+    assert row(labelled, "posts") == PostRecord(source="a.jsonl:3", **labelled)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_a_tweet_and_a_post_with_every_field_and_with_those_they_need():
 )
 def test_a_wrong_line_is_rejected_and_says_where_and_why(line, kind, reason):
     found = row(line, kind)
-    assert isinstance(found, Reject) and found.source == "a.jsonl:3"
+    assert isinstance(found, Rejection) and found.source == "a.jsonl:3"
     assert found.reason.startswith(reason)
 
 
@@ -111,10 +118,10 @@ def test_lines_are_counted_as_an_editor_does_and_blank_ones_skipped(tmp_path):
     (tmp_path / "b.jsonl").write_text(first + "\r\n\n  \n{}\nx")
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
-    rows = list(read(tmp_path, "articles", Params(["utf-8"])))
+    rows = list(read(tmp_path, "articles", JsonlConfig(["utf-8"])))
     assert [found.source for found in rows] == ["a.jsonl:1", "b.jsonl:1", "b.jsonl:4", "b.jsonl:5"]
-    assert rows[1].title == "a\u2028b" and isinstance(rows[3], Reject)
-    assert list(read(tmp_path / "b.jsonl", "articles", Params(["utf-8"]))) == rows[1:]
+    assert rows[1].title == "a\u2028b" and isinstance(rows[3], Rejection)
+    assert list(read(tmp_path / "b.jsonl", "articles", JsonlConfig(["utf-8"]))) == rows[1:]
 
 
 def test_the_next_encoding_is_tried_line_by_line(tmp_path):
@@ -122,10 +129,10 @@ def test_the_next_encoding_is_tried_line_by_line(tmp_path):
         json.dumps({"title": "中文"}, ensure_ascii=False).encode(e) for e in ("utf-8", "gb18030")
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    rows = read(tmp_path, "articles", Params(["utf-8", "gb18030"]))
+    rows = read(tmp_path, "articles", JsonlConfig(["utf-8", "gb18030"]))
     assert [found.title for found in rows] == ["中文", "中文"]
 
 
 def test_a_folder_without_files_is_named(tmp_path):
-    with pytest.raises(WrongInput, match=r"holds no \.jsonl file"):
-        list(read(tmp_path, "articles", Params(["utf-8"])))
+    with pytest.raises(InputError, match=r"holds no \.jsonl file"):
+        list(read(tmp_path, "articles", JsonlConfig(["utf-8"])))

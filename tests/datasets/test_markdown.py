@@ -3,23 +3,23 @@ from random import Random
 
 import pytest
 
-from stages.datasets.markdown import Params, front_matter, parse, read
-from stages.shared.data.records import Article, PictureFile, Reject
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.markdown import MarkdownConfig, parse_markdown, read, split_front_matter
+from stages.shared.data.records import ArticleRecord, ImageFile, Rejection
+from stages.shared.runtime.stage import InputError
 
-PARAMS = Params(suffixes=[".md", ".markdown"], encodings=["utf-8", "gb18030"])
+PARAMS = MarkdownConfig(suffixes=[".md", ".markdown"], encodings=["utf-8", "gb18030"])
 HERE = Path("folder")
 
 
 def blocks(text):
     """Blocks of a text; a picture as its path in a tuple."""
-    _, found = parse(text, HERE)
-    assert all(block.folder == HERE for block in found if isinstance(block, PictureFile))
-    return [(block.path,) if isinstance(block, PictureFile) else block for block in found]
+    _, found = parse_markdown(text, HERE)
+    assert all(block.folder == HERE for block in found if isinstance(block, ImageFile))
+    return [(block.path,) if isinstance(block, ImageFile) else block for block in found]
 
 
 def title(text):
-    return parse(text, HERE)[0]
+    return parse_markdown(text, HERE)[0]
 
 
 def test_pictures_and_texts_come_in_reading_order():
@@ -129,7 +129,7 @@ def test_the_title_is_the_first_heading_else_of_the_front_matter(markdown, expec
 
 def test_the_title_is_no_part_of_the_text_and_a_rule_is_no_front_matter():
     assert blocks("# Title\n\ntext\n\n# Title") == ["text\n\nTitle"]
-    assert front_matter("---\na rule\n---\ntext") == ("", "---\na rule\n---\ntext")
+    assert split_front_matter("---\na rule\n---\ntext") == ("", "---\na rule\n---\ntext")
 
 
 def test_no_text_stops_the_reader():
@@ -138,7 +138,7 @@ def test_no_text_stops_the_reader():
     random = Random(0)
     for _ in range(3000):
         text = "".join(random.choices(pieces, k=random.randint(1, 30)))
-        name, found = parse(text, HERE)
+        name, found = parse_markdown(text, HERE)
         assert all(block.strip() for block in found if isinstance(block, str))
         assert name == name.strip()
 
@@ -164,8 +164,10 @@ def test_files_are_read_in_order_of_path_with_their_encoding(tmp_path):
         ("z.md", "中文"),
     ]
     assert rows[5].blocks == ["国标"]
-    assert rows[3] == Reject("bad.md", "undecodable file: not utf-8 or gb18030")
-    assert all(row.split is None and row.language is None for row in rows if type(row) is Article)
+    assert rows[3] == Rejection("bad.md", "undecodable file: not utf-8 or gb18030")
+    assert all(
+        row.split is None and row.language is None for row in rows if type(row) is ArticleRecord
+    )
 
 
 def test_a_file_that_links_out_of_the_folder_is_rejected_unread(tmp_path):
@@ -173,13 +175,13 @@ def test_a_file_that_links_out_of_the_folder_is_rejected_unread(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.md").symlink_to(tmp_path / "secret.md")
     (row,) = read(tmp_path / "in", "articles", PARAMS)
-    assert isinstance(row, Reject) and row.reason.startswith("path leaves the folder")
+    assert isinstance(row, Rejection) and row.reason.startswith("path leaves the folder")
 
 
 def test_a_folder_without_markdown_and_an_unknown_encoding_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(WrongInput, match=r"holds no Markdown file \(\.md or \.markdown\)"):
+    with pytest.raises(InputError, match=r"holds no Markdown file \(\.md or \.markdown\)"):
         list(read(tmp_path, "articles", PARAMS))
     (tmp_path / "a.md").write_text("x")
-    with pytest.raises(WrongInput, match=r"formats\.markdown\.encodings: 'utf-9' is no encoding"):
-        list(read(tmp_path, "articles", Params([".md"], ["utf-9"])))
+    with pytest.raises(InputError, match=r"formats\.markdown\.encodings: 'utf-9' is no encoding"):
+        list(read(tmp_path, "articles", MarkdownConfig([".md"], ["utf-9"])))

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from stages.datasets.memotion import Params, judged_by, read
+from stages.datasets.memotion import MemotionConfig, parse_ground_truth, read
 from stages.ingest import __main__ as ingest
-from stages.shared.core.config import fill
-from stages.shared.data.records import Meme, Reject
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import PARAMS, paint, survives_any_bytes, take
+from stages.shared.core.config import build_config
+from stages.shared.data.records import MemeRecord, Rejection
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import (
+    PROJECT_PARAMS,
+    assert_handles_any_bytes,
+    run_ingest,
+    write_image,
+)
 
 KAGGLE = ["", "image_name", "text_ocr", "text_corrected", "humour", "sarcasm", "offensive"]
 KAGGLE += ["motivational", "overall_sentiment"]
@@ -51,15 +56,15 @@ def taken(tmp_path, monkeypatch):
         source = tmp_path / "memotion"
         write(source / "labels.csv", KAGGLE, [*map(first, range(20)), *rows])
         for number in range(30):
-            paint(source / "images" / f"image_{number}.jpg", number)
-        return take(tmp_path, monkeypatch, "memotion", "memes", source, **changes)
+            write_image(source / "images" / f"image_{number}.jpg", number)
+        return run_ingest(tmp_path, monkeypatch, "memotion", "memes", source, **changes)
 
     return run
 
 
 def take_again(tmp_path, **changes):
     with pytest.MonkeyPatch.context() as patch:
-        return take(tmp_path, patch, "memotion", "memes", tmp_path / "memotion", **changes)
+        return run_ingest(tmp_path, patch, "memotion", "memes", tmp_path / "memotion", **changes)
 
 
 def written(tmp_path, name):
@@ -88,7 +93,7 @@ def test_a_meme_has_words_picture_and_five_labels(taken, tmp_path):
     ],
 )
 def test_params_choose_the_labels_of_each_task(taken, tmp_path, choices, expected):
-    records, _ = taken(labels=PARAMS["formats"]["memotion"]["labels"] | choices)
+    records, _ = taken(labels=PROJECT_PARAMS["formats"]["memotion"]["labels"] | choices)
     tasks = written(tmp_path, "tasks.json")
     for task, label in expected.items():
         assert labels(records[0]).get(task) == label
@@ -188,8 +193,8 @@ def test_the_earlier_release_has_other_columns(tmp_path, monkeypatch):
         [f"10_year_{n}.JPG", "https://a.org/b.jpg", "ocr", f"text {n}", *SAID] for n in range(9)
     ]
     write(tmp_path / "m" / "in" / "data_6512.csv", DUMP, rows, ";")
-    paint(tmp_path / "m" / "in" / "images" / "10_year_4.JPG", 4)
-    records, rejected = take(tmp_path, monkeypatch, "memotion", "memes", tmp_path / "m")
+    write_image(tmp_path / "m" / "in" / "images" / "10_year_4.JPG", 4)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "memotion", "memes", tmp_path / "m")
     assert len(records) == 9 and len(rejected) == 8
     assert labels(records[4])["sarcasm"] == "general" and records[4]["image"]
 
@@ -204,7 +209,7 @@ def official(tmp_path, truths, header=("Image_name", "Labels")):
     write(source / "2000_testdata.csv", TEST, rows)
     write(source / "Meme_groundTruth.csv", header, truths)
     for n in range(5):
-        paint(source / "2000_data" / f"t{n}.png", 100 + n)
+        write_image(source / "2000_data" / f"t{n}.png", 100 + n)
 
 
 def test_the_truth_of_the_test_gives_sentiment_binaries_and_levels(taken, tmp_path):
@@ -235,7 +240,10 @@ def test_the_truth_of_the_test_gives_sentiment_binaries_and_levels(taken, tmp_pa
     # Test has a file of its own, validation none: a share of train.
     assert {row["split"] for row in records} == {"train", "validation", "test"}
     assert not any(row["split"] == "validation" for row in take_again(tmp_path, validation=0.0)[0])
-    binary = PARAMS["formats"]["memotion"]["labels"] | {"sarcasm": "binary", "sentiment": "five"}
+    binary = PROJECT_PARAMS["formats"]["memotion"]["labels"] | {
+        "sarcasm": "binary",
+        "sentiment": "five",
+    }
     records, _ = take_again(tmp_path, labels=binary)
     (found,) = [labels(row) for row in records if row["text"] == "test 2"]
     assert found["sarcasm"] == "sarcastic" and "sentiment" not in found
@@ -257,7 +265,7 @@ def test_a_truth_that_cannot_be_is_rejected(truth, reason):
         **dict.fromkeys(TASKS[1:4], "levels"),
         "motivational": "binary",
     }
-    assert judged_by(truth, choices).startswith(reason)
+    assert parse_ground_truth(truth, choices).startswith(reason)
 
 
 def test_truths_of_other_files_are_named(taken, tmp_path):
@@ -272,10 +280,10 @@ def test_truths_of_other_files_are_named(taken, tmp_path):
         ("Meme_groundTruth.csv:4", "duplicate id"),
     ]
     official(tmp_path, [], header=("name", "label"))
-    with pytest.raises(WrongInput, match=r"groundTruth\.csv has no column Labels"):
+    with pytest.raises(InputError, match=r"groundTruth\.csv has no column Labels"):
         take_again(tmp_path)
     (tmp_path / "memotion" / "2000_testdata.csv").unlink()
-    with pytest.raises(WrongInput, match=r"Meme_groundTruth\.csv and no 2000_testdata\.csv or"):
+    with pytest.raises(InputError, match=r"Meme_groundTruth\.csv and no 2000_testdata\.csv or"):
         take_again(tmp_path)
 
 
@@ -286,8 +294,8 @@ def test_memotion_2_names_columns_and_levels_of_sarcasm_differently(tmp_path, mo
         rows = [[n, "url", f"{split} {n}", *said, "negative", "both"] for n in range(4)]
         write(source / f"memotion_{split}.csv", SECOND, rows)
         for n in range(4):
-            paint(source / f"{split}_images" / f"{n}.jpg", n + 50 * (split == "val"))
-    records, rejected = take(tmp_path, monkeypatch, "memotion", "memes", source)
+            write_image(source / f"{split}_images" / f"{n}.jpg", n + 50 * (split == "val"))
+    records, rejected = run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     assert (
         rejected == [] and [row["split"] for row in records] == ["train"] * 4 + ["validation"] * 4
     )
@@ -306,14 +314,14 @@ def test_memotion_3_has_tabs_in_one_file_and_truths_without_names(tmp_path, monk
     (source / "answer-groudtruth.txt").write_text("0_1110_1310\n\n-1_0000_0000\n1_0001_0001\n")
     for folder, shift in [("trainImages/trainImages", 0), ("valImages", 50), ("testImages", 100)]:
         for n in range(4):
-            paint(source / folder / f"{n}.jpg", n + shift)
-    records, rejected = take(tmp_path, monkeypatch, "memotion", "memes", source)
+            write_image(source / folder / f"{n}.jpg", n + shift)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     assert rejected == [] and len({row["image"] for row in records}) == len(records) == 11
     assert [labels(row)["sentiment"] for row in records[8:]] == ["neutral", "negative", "positive"]
     assert records[5]["text"] == "kya, 1" and records[5]["split"] == "validation"
     (source / "answer-groudtruth.txt").write_text("0_1110_1310\n")
-    with pytest.raises(WrongInput, match=r"has 1 truths, test\.csv 3 rows: give the two files"):
-        take(tmp_path, monkeypatch, "memotion", "memes", source)
+    with pytest.raises(InputError, match=r"has 1 truths, test\.csv 3 rows: give the two files"):
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
 
 
 def test_behind_a_broken_row_no_picture_is_named_by_a_guess(tmp_path, monkeypatch):
@@ -323,12 +331,18 @@ def test_behind_a_broken_row_no_picture_is_named_by_a_guess(tmp_path, monkeypatc
     rows = [["url", *LEVELS[:4], "neutral", f"kya {n}"] for n in range(4)]
     write(source / "train.csv", header, [rows[0], rows[1][:-1], *rows[2:]])
     for n in range(4):
-        paint(source / "trainImages" / f"{n}.jpg", n)
-    found = list(read(source, "memes", fill(Params, PARAMS["formats"]["memotion"], "memotion")))
-    (meme,) = [item for item in found if isinstance(item, Meme)]
-    assert (meme.text, meme.picture.path) == ("kya 0", "0.jpg")
+        write_image(source / "trainImages" / f"{n}.jpg", n)
+    found = list(
+        read(
+            source,
+            "memes",
+            build_config(MemotionConfig, PROJECT_PARAMS["formats"]["memotion"], "memotion"),
+        )
+    )
+    (meme,) = [item for item in found if isinstance(item, MemeRecord)]
+    assert (meme.text, meme.image.path) == ("kya 0", "0.jpg")
     assert [
-        (item.source, item.reason.split(":")[0]) for item in found if isinstance(item, Reject)
+        (item.source, item.reason.split(":")[0]) for item in found if isinstance(item, Rejection)
     ] == [
         ("train.csv:3", "wrong count"),
         ("train.csv:4", "no id"),
@@ -341,7 +355,7 @@ def test_a_file_without_any_label_gives_memes_that_nobody_judged(tmp_path, monke
     rows = [[n, "url", *LEVELS[:4], "neutral", f"kya {n}"] for n in range(4)]
     write(source / "train.csv", THIRD, rows)
     write(source / "test.csv", ["Id", "ocr"], [[n, f"test {n}"] for n in range(3)])
-    records, _ = take(tmp_path, monkeypatch, "memotion", "memes", source)
+    records, _ = run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     assert [row["labels"] for row in records if row["split"] == "test"] == [[], [], []]
 
 
@@ -349,22 +363,22 @@ def test_missing_columns_and_files_are_named(tmp_path, monkeypatch):
     source = tmp_path / "memotion"
     write(source / "labels.csv", [*KAGGLE[:4], "humour", "offensive"], [])
     with pytest.raises(
-        WrongInput, match=r"no column overall_sentiment, sarcasm, motivational \(th"
+        InputError, match=r"no column overall_sentiment, sarcasm, motivational \(th"
     ):
-        take(tmp_path, monkeypatch, "memotion", "memes", source)
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     write(source / "labels.csv", ["a", "a"], [])
-    with pytest.raises(WrongInput, match="names the column 'a' twice: name each column once"):
-        take(tmp_path, monkeypatch, "memotion", "memes", source)
+    with pytest.raises(InputError, match="names the column 'a' twice: name each column once"):
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     (source / "labels.csv").write_text(" \n")
-    with pytest.raises(WrongInput, match="is empty: give it a line that names its columns"):
-        take(tmp_path, monkeypatch, "memotion", "memes", source)
+    with pytest.raises(InputError, match="is empty: give it a line that names its columns"):
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     (source / "labels.csv").unlink()
-    with pytest.raises(WrongInput, match=r"holds no labels\.csv or .*formats\.memotion\.files"):
-        take(tmp_path, monkeypatch, "memotion", "memes", source)
-    with pytest.raises(WrongInput, match="format memotion holds memes: change the kind"):
-        take(tmp_path, monkeypatch, "memotion", "posts", source)
-    with pytest.raises(WrongInput, match=r"formats\.memotion\.validation is 1\.0: give a share"):
-        take(tmp_path, monkeypatch, "memotion", "memes", source, validation=1.0)
+    with pytest.raises(InputError, match=r"holds no labels\.csv or .*formats\.memotion\.files"):
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
+    with pytest.raises(InputError, match="format memotion holds memes: change the kind"):
+        run_ingest(tmp_path, monkeypatch, "memotion", "posts", source)
+    with pytest.raises(InputError, match=r"formats\.memotion\.validation is 1\.0: give a share"):
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source, validation=1.0)
 
 
 def test_no_bytes_end_the_reading(tmp_path):
@@ -375,7 +389,7 @@ def test_no_bytes_end_the_reading(tmp_path):
     write(tmp_path / "2000_testdata.csv", TEST, [["t1.png", "", "a", "b"]])
     for path in (source / "labels.csv", official_truth):
         good = path.read_bytes()
-        survives_any_bytes("memotion", "memes", source, path, good)
+        assert_handles_any_bytes("memotion", "memes", source, path, good)
         path.write_bytes(good)
 
 
@@ -383,10 +397,12 @@ def test_real_rows_are_taken_in_but_for_one_that_stands_twice(tmp_path, monkeypa
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "memotion_text"
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with memotion_text")
-    files = PARAMS["formats"]["memotion"]["files"] | {"train": ["data_3000.csv"]}
+    files = PROJECT_PARAMS["formats"]["memotion"]["files"] | {"train": ["data_3000.csv"]}
     about = (tmp_path, monkeypatch, "memotion", "memes", source)
-    monkeypatch.setattr("tests.support.published_corpus.LIMITS", ingest.Params(**PARAMS["ingest"]))
-    records, rejected = take(*about, files=files)
+    monkeypatch.setattr(
+        "tests.support.published_corpus.LIMITS", ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
+    )
+    records, rejected = run_ingest(*about, files=files)
     assert len(records) == 2999 and len(rejected) == 1
     counts = written(tmp_path, "summary.json")
     assert counts["records"] == {"train": 2282, "validation": 291, "test": 426}

@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from stages.datasets.mvsa import LABELS, Fault, merged, part
+from stages.datasets.mvsa import (
+    SENTIMENT_LABELS,
+    MvsaLabelRejection,
+    compute_split_size,
+    merge_annotations,
+)
 from stages.ingest import __main__ as ingest
 from stages.shared.core import schemas
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import PARAMS, paint, survives_any_bytes, take
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import (
+    PROJECT_PARAMS,
+    assert_handles_any_bytes,
+    run_ingest,
+    write_image,
+)
 
 NAMES = {"+": "positive", "0": "neutral", "-": "negative"}
 SINGLE = "ID\ttext,image\n"
@@ -27,7 +37,7 @@ def write(folder, content, guids, file="labelResultAll.txt"):
     (folder / file).write_text(content)
     for guid in guids:
         (folder / "data" / f"{guid}.txt").write_text(f"the text of number {guid} \n")
-        paint(folder / "data" / f"{guid}.jpg", guid)
+        write_image(folder / "data" / f"{guid}.jpg", guid)
     return folder
 
 
@@ -36,9 +46,9 @@ def taken(tmp_path, monkeypatch):
     """taken(lines): records and rejects of a list of 30 posts with one label and these lines."""
 
     def run(lines="", file="labels.csv", **changes):
-        rows = "".join(f"{guid},{LABELS[guid % 3]}\n" for guid in range(30))
+        rows = "".join(f"{guid},{SENTIMENT_LABELS[guid % 3]}\n" for guid in range(30))
         source = write(tmp_path / "mvsa", LIST + rows + lines, range(36), file)
-        return take(tmp_path, monkeypatch, "mvsa", "posts", source, **changes)
+        return run_ingest(tmp_path, monkeypatch, "mvsa", "posts", source, **changes)
 
     return run
 
@@ -58,7 +68,7 @@ def test_a_post_has_text_label_and_picture(taken, tmp_path):
     assert records[4]["text"] == "the text of number 4" and records[4]["label"] == "neutral"
     assert records[4]["source"] == "labels.csv:6" and records[4]["language"] == "en"
     assert len({row["image"] for row in records}) == 30
-    assert counts(tmp_path)["labels"]["test"] == dict.fromkeys(LABELS, 1)
+    assert counts(tmp_path)["labels"]["test"] == dict.fromkeys(SENTIMENT_LABELS, 1)
     assert counts(tmp_path)["without_picture"] == {"train": 0, "validation": 0, "test": 0}
 
 
@@ -75,10 +85,10 @@ def test_a_post_has_text_label_and_picture(taken, tmp_path):
 def test_the_labels_of_text_and_picture_become_one(merge, expected):
     for text, row in zip("+0-", expected.split(), strict=True):
         for image, label in zip("+0-", row, strict=True):
-            found = merged([NAMES[text], NAMES[image]], merge)
+            found = merge_annotations([NAMES[text], NAMES[image]], merge)
             if label == "x":
                 said = f"contradiction: the text is {NAMES[text]}, the picture {NAMES[image]}"
-                assert found == Fault(said, meant=True)
+                assert found == MvsaLabelRejection(said, intentional=True)
             else:
                 assert found == NAMES[label]
 
@@ -95,15 +105,21 @@ def test_the_labels_of_text_and_picture_become_one(merge, expected):
     ],
 )
 def test_of_three_annotators_the_majority_counts_for_each_modality(votes, label):
-    found = merged([NAMES[one] for pair in votes.split() for one in pair], "neutral_yields")
-    assert found == (NAMES[label] if label in NAMES else Fault(label, meant=True))
+    found = merge_annotations(
+        [NAMES[one] for pair in votes.split() for one in pair], "neutral_yields"
+    )
+    assert found == (
+        NAMES[label] if label in NAMES else MvsaLabelRejection(label, intentional=True)
+    )
 
 
 def test_a_modality_that_does_not_count_needs_no_majority():
     votes = [NAMES[one] for one in "+++-00"]  # text and picture in turn
-    assert merged(votes, "text") == "positive"
-    tied = Fault("no majority: the picture is positive, negative, neutral", meant=True)
-    assert merged(votes, "picture") == merged(votes, "neutral_yields") == tied
+    assert merge_annotations(votes, "text") == "positive"
+    tied = MvsaLabelRejection(
+        "no majority: the picture is positive, negative, neutral", intentional=True
+    )
+    assert merge_annotations(votes, "picture") == merge_annotations(votes, "neutral_yields") == tied
 
 
 def test_both_archives_are_read_and_contradictions_are_no_faults(tmp_path, monkeypatch):
@@ -111,7 +127,7 @@ def test_both_archives_are_read_and_contradictions_are_no_faults(tmp_path, monke
     opposed = "".join(f"{guid}\tpositive,negative\n" for guid in range(6, 150))
     single = write(tmp_path / "single" / "MVSA_Single", SINGLE + agreed + opposed, range(150))
     # 144 of 150, more than the tests' ingest.max_rejected
-    records, rejected = take(tmp_path, monkeypatch, "mvsa", "posts", single.parent)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "mvsa", "posts", single.parent)
     assert [row["label"] for row in records] == ["positive"] * 6
     assert counts(tmp_path)["rejected"] == {"contradiction": 144} and len(rejected) == 144
     header = "ID\ttext,image\ttext,image\ttext,image\n"
@@ -119,14 +135,14 @@ def test_both_archives_are_read_and_contradictions_are_no_faults(tmp_path, monke
     rows = "".join("\t".join([str(guid), *votes]) + "\n" for guid in range(5))
     rows += "5\tpositive,neutral\t\t \n"  # two annotators said nothing
     multiple = write(tmp_path / "multiple", header + rows, range(6))
-    records, rejected = take(tmp_path, monkeypatch, "mvsa", "posts", multiple)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "mvsa", "posts", multiple)
     assert rejected == [] and [row["label"] for row in records] == ["positive"] * 6
 
 
 def test_a_corpus_of_which_nothing_is_left_says_why(tmp_path, monkeypatch):
     source = write(tmp_path / "mvsa", SINGLE + "1\tpositive,negative\n", [1])
-    with pytest.raises(WrongInput, match="all 1 rows were left out, most often for 'contradiction"):
-        take(tmp_path, monkeypatch, "mvsa", "posts", source)
+    with pytest.raises(InputError, match="all 1 rows were left out, most often for 'contradiction"):
+        run_ingest(tmp_path, monkeypatch, "mvsa", "posts", source)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +187,7 @@ def test_splits_hold_the_same_share_of_every_label_and_are_written_out(taken, tm
     records, _ = taken(validation=0.2, test=0.3)
     found = Counter((row["split"], row["label"]) for row in records)
     shares = {"train": 5, "validation": 2, "test": 3}  # of ten
-    assert found == {(split, name): n for split, n in shares.items() for name in LABELS}
+    assert found == {(split, name): n for split, n in shares.items() for name in SENTIMENT_LABELS}
     lists = split_lists(tmp_path / "project" / "taken")
     assert all(text.startswith("guid,label\n") for text in lists.values())
     by_text = {row["text"]: (row["split"], row["label"]) for row in records}
@@ -190,12 +206,14 @@ def test_posts_of_one_text_share_a_split_and_the_shares_stay_exact(taken, tmp_pa
     for seed in range(4):
         with pytest.MonkeyPatch.context() as patch:
             about = ("mvsa", "posts", tmp_path / "mvsa")
-            records, _ = take(tmp_path, patch, *about, seed=seed, validation=0.2, test=0.3)
+            records, _ = run_ingest(tmp_path, patch, *about, seed=seed, validation=0.2, test=0.3)
         of_text = {(row["text"], row["split"]) for row in records}
         assert len(of_text) == len({row["text"] for row in records}) == 20
         found = Counter((row["split"], row["label"]) for row in records)
         shares = {"train": 5, "validation": 2, "test": 3}
-        assert found == {(split, name): n for split, n in shares.items() for name in LABELS}
+        assert found == {
+            (split, name): n for split, n in shares.items() for name in SENTIMENT_LABELS
+        }
 
 
 def test_splits_are_the_seeds_whatever_the_order_of_the_list(taken, tmp_path):
@@ -219,13 +237,22 @@ def test_written_lists_read_again_give_the_same_splits(taken, tmp_path):
     rows = [sorted(tuple(row[key] for key in keys) for row in one) for one in (first, again)]
     assert rows[0] == rows[1] and again[0]["source"] == "train.txt:2"
     (tmp_path / "mvsa" / "train.txt").unlink()
-    with pytest.raises(WrongInput, match=r"holds no train\.txt.* formats\.mvsa\.splits to strat"):
+    with pytest.raises(InputError, match=r"holds no train\.txt.* formats\.mvsa\.splits to strat"):
         taken(splits="published")
 
 
 def test_shares_are_rounded_down_and_never_to_nothing():
-    assert [part(0.1, count) for count in (2683, 470, 1358)] == [268, 47, 135]  # MVSA-Single
-    assert [part(0.29, 100), part(0.1, 3), part(0.1, 2), part(0.0, 50)] == [29, 1, 0, 0]
+    assert [compute_split_size(0.1, count) for count in (2683, 470, 1358)] == [
+        268,
+        47,
+        135,
+    ]  # MVSA-Single
+    assert [
+        compute_split_size(0.29, 100),
+        compute_split_size(0.1, 3),
+        compute_split_size(0.1, 2),
+        compute_split_size(0.0, 50),
+    ] == [29, 1, 0, 0]
 
 
 def test_a_corpus_without_any_picture_is_taken_in_without(taken, tmp_path):
@@ -243,7 +270,7 @@ def test_a_corpus_without_any_picture_is_taken_in_without(taken, tmp_path):
 
 def take_again(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        return take(tmp_path, patch, "mvsa", "posts", tmp_path / "mvsa")
+        return run_ingest(tmp_path, patch, "mvsa", "posts", tmp_path / "mvsa")
 
 
 def test_texts_of_a_chinese_windows_are_read(taken, tmp_path):
@@ -258,17 +285,17 @@ def test_texts_of_a_chinese_windows_are_read(taken, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"validation": 0.5, "test": 0.5}, {"test": -0.1}])
 def test_shares_that_cannot_work_are_named(taken, changes):
-    with pytest.raises(WrongInput, match=r"formats\.mvsa\.validation .* leave nothing to train"):
+    with pytest.raises(InputError, match=r"formats\.mvsa\.validation .* leave nothing to train"):
         taken(**changes)
 
 
 def test_missing_labels_and_other_kinds_are_named(taken, tmp_path, monkeypatch):
-    with pytest.raises(WrongInput, match=r"holds no mine\.csv.* formats\.mvsa\.labels"):
+    with pytest.raises(InputError, match=r"holds no mine\.csv.* formats\.mvsa\.labels"):
         taken(labels=["mine.csv"])
-    with pytest.raises(WrongInput, match="format mvsa holds posts: change the kind"):
-        take(tmp_path, monkeypatch, "mvsa", "tweets", tmp_path)
-    with pytest.raises(WrongInput, match="is a file: give the folder"):
-        take(tmp_path, monkeypatch, "mvsa", "posts", tmp_path / "mvsa" / "labels.csv")
+    with pytest.raises(InputError, match="format mvsa holds posts: change the kind"):
+        run_ingest(tmp_path, monkeypatch, "mvsa", "tweets", tmp_path)
+    with pytest.raises(InputError, match="is a file: give the folder"):
+        run_ingest(tmp_path, monkeypatch, "mvsa", "posts", tmp_path / "mvsa" / "labels.csv")
 
 
 def test_the_labels_may_lie_in_a_folder_of_their_own(taken):
@@ -280,20 +307,20 @@ def test_no_bytes_end_the_reading(tmp_path):
     rows = "".join(f"{guid}\tpositive,neutral\n" for guid in range(9))
     source = write(tmp_path, SINGLE + rows, range(9))
     path = source / "labelResultAll.txt"
-    survives_any_bytes("mvsa", "posts", source, path, path.read_bytes())
+    assert_handles_any_bytes("mvsa", "posts", source, path, path.read_bytes())
 
 
 def test_real_pairs_are_taken_in_as_params_are_shipped(tmp_path):
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "mvsa_single"
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with mvsa_single")
-    limits = ingest.Params(**PARAMS["ingest"])
+    limits = ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
     ingest.main(limits, "posts", "posts", "mvsa", source, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["records"] == {"train": 138, "validation": 15, "test": 15}
     assert summary["labels"]["test"] == {"negative": 5, "neutral": 4, "positive": 6}
     assert summary["rejected"] == {} and sum(summary["without_picture"].values()) == 0
-    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["posts"])
+    records = schemas.read_parquet(tmp_path / "out" / "records.parquet", schemas.RECORDS["posts"])
     assert not any("\ufffd" in row["text"] for row in records)
     lists = split_lists(tmp_path / "out")
     assert sum(len(text.splitlines()) - 1 for text in lists.values()) == 168

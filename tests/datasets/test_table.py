@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from stages.datasets.table import Task, judged
+from stages.datasets.table import TableTaskConfig, parse_label
 from stages.ingest import __main__ as ingest
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import PARAMS, paint, survives_any_bytes, take
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import (
+    PROJECT_PARAMS,
+    assert_handles_any_bytes,
+    run_ingest,
+    write_image,
+)
 
 HEADER = ["Name", "Words", "Level", "Mood"]
 COLUMNS = {"image": "Name", "text": "Words", "id": None, "split": None, "language": None}
@@ -39,8 +44,8 @@ def taken(tmp_path, monkeypatch):
         source = tmp_path / "table"
         write(source / file, [*map(row, range(10)), *rows], delimiter=delimiter)
         for number in range(20):
-            paint(source / "images" / f"m{number}.png", number)
-        return take(tmp_path, monkeypatch, "table", "memes", source, **MAP | changes)
+            write_image(source / "images" / f"m{number}.png", number)
+        return run_ingest(tmp_path, monkeypatch, "table", "memes", source, **MAP | changes)
 
     return run
 
@@ -110,7 +115,7 @@ def test_id_split_and_language_may_have_columns(taken, tmp_path):
     write(tmp_path / "table" / "more.csv", [[*row(5), "5", "all", ""]], header)
     with pytest.MonkeyPatch.context() as patch:
         about = (tmp_path, patch, "table", "memes", tmp_path / "table")
-        records, rejected = take(*about, **MAP | {"columns": columns})
+        records, rejected = run_ingest(*about, **MAP | {"columns": columns})
     assert [one["split"] for one in records[:3]] == ["train", "validation", "test"]
     assert len(records) == 4 and {one["language"] for one in records} == {"pt"}
     known = "train, validation, test, val, dev, valid"
@@ -126,7 +131,7 @@ def test_files_may_be_the_splits_and_those_of_macos_are_none(taken, tmp_path, mo
     write(source / "val.csv", [row(10)])
     (source / "test.jsonl").write_text(json.dumps(dict(zip(HEADER, row(11), strict=True))))
     (source / "._val.csv").write_bytes(b"\0\5\x16\7")
-    records, rejected = take(tmp_path, monkeypatch, "table", "memes", source, **MAP)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "table", "memes", source, **MAP)
     assert rejected == []
     assert [one["split"] for one in records] == ["test", *["train"] * 10, "validation"]
 
@@ -146,13 +151,15 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
     ]
     lines = [*map(json.dumps, rows), "[1]", '{"Name": ']
     (source / "memes.jsonl").write_text("\n".join(lines))
-    paint(source / "images" / "7.png", 77)
+    write_image(source / "images" / "7.png", 77)
     mood = MOOD | {"labels": {"true": "glad", "false": "sad", 0: "sad"}, "otherwise": None}
     tasks = {"offensive": LEVEL | {"otherwise": "not_offensive"}, "mood": mood}
     about = (tmp_path, monkeypatch, "table", "memes", source)
-    limits = ingest.Params(**PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.5})
+    limits = ingest.IngestConfig(
+        **PROJECT_PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.5}
+    )
     monkeypatch.setattr("tests.support.published_corpus.LIMITS", limits)
-    records, rejected = take(*about, **MAP | {"tasks": tasks})
+    records, rejected = run_ingest(*about, **MAP | {"tasks": tasks})
     assert [one["text"] for one in records] == ["one\ntwo", "b", "c", "f", ""]
     assert [list(labels(one).values()) for one in records] == [
         ["offensive", "sad"],
@@ -173,9 +180,9 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
 
 
 def test_a_list_that_knows_nothing_is_not_judged_or_judged_otherwise():
-    task = Task("column", {"a": "yes", "b": "yes"}, None)
-    assert judged(["c", "a", "b"], task, "t") == "yes" and judged([], task, "t") is None
-    assert judged(["c"], Task("column", {"a": "yes"}, "no"), "t") == "no"
+    task = TableTaskConfig("column", {"a": "yes", "b": "yes"}, None)
+    assert parse_label(["c", "a", "b"], task, "t") == "yes" and parse_label([], task, "t") is None
+    assert parse_label(["c"], TableTaskConfig("column", {"a": "yes"}, "no"), "t") == "no"
 
 
 def test_without_tasks_memes_are_taken_in_all_the_same(taken, tmp_path):
@@ -186,27 +193,27 @@ def test_without_tasks_memes_are_taken_in_all_the_same(taken, tmp_path):
 
 def test_columns_that_are_missing_are_named_together(taken, tmp_path, monkeypatch):
     columns = COLUMNS | {"id": "Key", "language": "Tongue"}
-    with pytest.raises(WrongInput, match=r"has no column Key, Tongue \(there: Name, Words, Level"):
+    with pytest.raises(InputError, match=r"has no column Key, Tongue \(there: Name, Words, Level"):
         taken(columns=columns)
-    with pytest.raises(WrongInput, match="names neither image nor text: name one of them"):
+    with pytest.raises(InputError, match="names neither image nor text: name one of them"):
         taken(columns=COLUMNS | {"image": None, "text": None})
-    with pytest.raises(WrongInput, match=r"holds no \*\.xml: put a table there"):
+    with pytest.raises(InputError, match=r"holds no \*\.xml: put a table there"):
         taken(files=["*.xml"])
     (tmp_path / "table" / "memes.csv").unlink()
     (tmp_path / "table" / "memes.jsonl").write_text('{"Name": "a", "Words": "b"}\n')
-    with pytest.raises(WrongInput, match=r"no column Level, Mood .*: correct formats\.table of"):
-        take(tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **MAP)
+    with pytest.raises(InputError, match=r"no column Level, Mood .*: correct formats\.table of"):
+        run_ingest(tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **MAP)
 
 
 def test_no_bytes_end_the_reading(tmp_path):
     header = ["image", "text", "sentiment"]
     rows = [["a", 'said, "so"\nand', "positive"]] * 5
     path = write(tmp_path / "memes.csv", rows, header)
-    survives_any_bytes("table", "memes", tmp_path, path, path.read_bytes())
+    assert_handles_any_bytes("table", "memes", tmp_path, path, path.read_bytes())
     path.unlink()
     good = json.dumps(dict(zip(header, rows[0], strict=True))) + "\n"
     path = tmp_path / "memes.jsonl"
-    survives_any_bytes("table", "memes", tmp_path, path, good.encode() * 5)
+    assert_handles_any_bytes("table", "memes", tmp_path, path, good.encode() * 5)
 
 
 def real(name):
@@ -227,8 +234,12 @@ def test_real_memes_with_three_tasks_are_taken_in_by_params_alone(tmp_path, monk
         "columns": COLUMNS | {"text": "Text"},
         "tasks": {name: task | {"otherwise": None} for name, task in tasks.items()},
     }
-    monkeypatch.setattr("tests.support.published_corpus.LIMITS", ingest.Params(**PARAMS["ingest"]))
-    records, rejected = take(tmp_path, monkeypatch, "table", "memes", real("cm_memes"), **changes)
+    monkeypatch.setattr(
+        "tests.support.published_corpus.LIMITS", ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
+    )
+    records, rejected = run_ingest(
+        tmp_path, monkeypatch, "table", "memes", real("cm_memes"), **changes
+    )
     assert len(records) == 179 and rejected == []
     assert written(tmp_path, "summary.json")["labels"]["offensive"] == {
         "train": {"not_offensive": 86, "offensive": 61},
@@ -238,8 +249,8 @@ def test_real_memes_with_three_tasks_are_taken_in_by_params_alone(tmp_path, monk
 
 
 def test_real_memes_that_nobody_judged_are_taken_in_for_inpainting(tmp_path, monkeypatch):
-    columns = PARAMS["formats"]["table"]["columns"] | {"id": "id", "split": "split"}
+    columns = PROJECT_PARAMS["formats"]["table"]["columns"] | {"id": "id", "split": "split"}
     about = (tmp_path, monkeypatch, "table", "memes", real("propaganda_memes"))
-    records, rejected = take(*about, columns=columns, tasks={})
+    records, rejected = run_ingest(*about, columns=columns, tasks={})
     assert len(records) == 55 and rejected == [] and all(one["image"] for one in records)
     assert sum("\n" in one["text"] for one in records) > 40

@@ -10,9 +10,14 @@ import pytest
 from stages import clean
 from stages.ingest import __main__ as ingest
 from stages.shared.core import schemas
-from stages.shared.core.config import load
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import PARAMS, paint, survives_any_bytes, take
+from stages.shared.core.config import load_config
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import (
+    PROJECT_PARAMS,
+    assert_handles_any_bytes,
+    run_ingest,
+    write_image,
+)
 
 
 def tweet(number, *lines):
@@ -36,7 +41,7 @@ def taken(tmp_path, monkeypatch):
 
     def run(lines="", **changes):
         source = write(tmp_path / "twitter", train=lines)
-        return take(tmp_path, monkeypatch, "twitter", "tweets", source, **changes)
+        return run_ingest(tmp_path, monkeypatch, "twitter", "tweets", source, **changes)
 
     return run
 
@@ -65,8 +70,8 @@ def test_no_word_is_taken_for_a_line_end_or_for_blank(taken, tmp_path, word):
     assert rejected == []
     row = next(row for row in records if row["words"][0] == "so")
     assert row["words"] == ["so", word, "is"] and row["tags"] == ["O", "B-LOC", "O"]
-    clean.main(load(clean.Params, "clean"), "tweets", Path("taken"), Path("cleaned"))
-    cleaned = schemas.read(Path("cleaned/records.parquet"), schemas.CLEAN["tweets"])
+    clean.main(load_config(clean.CleanConfig, "clean"), "tweets", Path("taken"), Path("cleaned"))
+    cleaned = schemas.read_parquet(Path("cleaned/records.parquet"), schemas.CLEAN_RECORDS["tweets"])
     row = next(row for row in cleaned if row["words"][0] == "so")
     assert len(row["words"]) == 3 and all(row["words"]) and row["originals"][1] == word
 
@@ -109,7 +114,7 @@ def test_other_line_ends_marks_and_encodings_are_read(tmp_path, monkeypatch):
             text.replace("\n", "\r\n").encode("utf-8" if number else "gb18030")
         )
     (source / "test.txt").unlink()
-    records, rejected = take(
+    records, rejected = run_ingest(
         tmp_path, monkeypatch, "twitter", "tweets", source, encodings=["utf-8", "gb18030"]
     )
     assert rejected == []
@@ -128,7 +133,7 @@ def test_types_become_others_as_params_say(taken):
     lines = tweet(9, "a\tB-OTHER", "b\tI-OTHER", "c\tB-MISC")
     assert taken(lines)[0][3]["tags"] == ["B-MISC", "I-MISC", "B-MISC"]
     assert taken(lines, types=["PER", "OTHER", "MISC"], tags={})[0][3]["tags"][0] == "B-OTHER"
-    with pytest.raises(WrongInput, match=r"formats\.twitter\.tags gives the type 'MISC', which"):
+    with pytest.raises(InputError, match=r"formats\.twitter\.tags gives the type 'MISC', which"):
         taken(lines, types=["PER"])
 
 
@@ -136,11 +141,11 @@ def test_pictures_have_the_name_of_their_tweet_and_one_of_no_use_is_rejected_alo
     tmp_path, monkeypatch
 ):
     source = write(tmp_path / "twitter", train=tweet("17_06_5"))
-    paint(source / "images" / "0.jpg", 1)
-    paint(source / "twitter2017_images" / "17_06_5.jpg", 2)
+    write_image(source / "images" / "0.jpg", 1)
+    write_image(source / "twitter2017_images" / "17_06_5.jpg", 2)
     (source / "images" / "1.jpg").write_text("no picture")
     (source / "images" / "2.jpg").symlink_to("/etc/hostname")
-    records, rejected = take(tmp_path, monkeypatch, "twitter", "tweets", source)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "twitter", "tweets", source)
     assert [row["image"] is None for row in records] == [False, True, True, False] + [True] * 6
     assert [place for place, _ in rejected][:2] == ["train.txt:7", "train.txt:13"]
     assert rejected[0][1].startswith("unreadable image: ") and "1.jpg" in rejected[0][1]
@@ -159,30 +164,30 @@ def test_dev_is_another_name_of_valid_and_the_files_may_lie_one_folder_deeper(
 ):
     source = write(tmp_path / "gmner" / "txt")
     (source / "valid.txt").rename(source / "dev.txt")
-    paint(tmp_path / "gmner" / "images" / "10.png", 3)
-    records, _ = take(tmp_path, monkeypatch, "twitter", "tweets", tmp_path / "gmner")
+    write_image(tmp_path / "gmner" / "images" / "10.png", 3)
+    records, _ = run_ingest(tmp_path, monkeypatch, "twitter", "tweets", tmp_path / "gmner")
     assert records[3]["split"] == "validation" and records[3]["image"]
 
 
 def test_a_missing_file_is_named(tmp_path, monkeypatch):
     source = write(tmp_path / "twitter")
     arguments = (tmp_path, monkeypatch, "twitter", "tweets")
-    with pytest.raises(WrongInput, match="is a file: give the folder that holds it"):
-        take(*arguments, source / "train.txt")
-    with pytest.raises(WrongInput, match="format twitter holds tweets: change the kind"):
-        take(tmp_path, monkeypatch, "twitter", "posts", source)
+    with pytest.raises(InputError, match="is a file: give the folder that holds it"):
+        run_ingest(*arguments, source / "train.txt")
+    with pytest.raises(InputError, match="format twitter holds tweets: change the kind"):
+        run_ingest(tmp_path, monkeypatch, "twitter", "posts", source)
     for name in ["test.txt", "valid.txt"]:
         (source / name).unlink()
-    with pytest.raises(WrongInput, match=r"holds no valid\.txt and no test\.txt: put it there"):
-        take(*arguments, source)
+    with pytest.raises(InputError, match=r"holds no valid\.txt and no test\.txt: put it there"):
+        run_ingest(*arguments, source)
     (source / "train.txt").unlink()
-    with pytest.raises(WrongInput, match=r"holds no train\.txt, and no folder in it does: put"):
-        take(*arguments, source)
+    with pytest.raises(InputError, match=r"holds no train\.txt, and no folder in it does: put"):
+        run_ingest(*arguments, source)
 
 
 def test_no_bytes_end_the_reading(tmp_path):
     path = write(tmp_path) / "train.txt"
-    survives_any_bytes("twitter", "tweets", tmp_path, path, path.read_bytes())
+    assert_handles_any_bytes("twitter", "tweets", tmp_path, path, path.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -197,7 +202,7 @@ def test_the_real_files_are_taken_in_whole(tmp_path, name, train, valid, begun, 
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "mner" / name
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with mner")
-    limits = ingest.Params(**PARAMS["ingest"])
+    limits = ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
     ingest.main(limits, "tweets", "tweets", "twitter", source, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["records"] == {"train": train, "validation": valid, "test": 0}
@@ -206,5 +211,5 @@ def test_the_real_files_are_taken_in_whole(tmp_path, name, train, valid, begun, 
         assert summary["orphan_tags"][split] == alone
         assert sum(summary["entities"][split].values()) == of_b + alone
     content = b"".join((source / f"{one}.txt").read_bytes() for one in ("train", "valid"))
-    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["tweets"])
+    records = schemas.read_parquet(tmp_path / "out" / "records.parquet", schemas.RECORDS["tweets"])
     assert sum(len(row["words"]) for row in records) == len(re.findall(rb"\t", content))

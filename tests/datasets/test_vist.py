@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from stages.shared.runtime.stage import WrongInput
-from tests.support.published_corpus import paint, survives_any_bytes, take
+from stages.shared.runtime.stage import InputError
+from tests.support.published_corpus import assert_handles_any_bytes, run_ingest, write_image
 
 SPLITS = ["train", "val", "test"]
 SIS, DII = "story-in-sequence.json", "description-in-isolation.json"
@@ -33,9 +33,9 @@ def story(number, first):
 def write(source, end, albums=(), **annotations):
     for number, photo in enumerate(range(100, 120)):
         if number % 5:
-            paint(source / "images" / f"{photo}.jpg", number * 10)
+            write_image(source / "images" / f"{photo}.jpg", number * 10)
         else:
-            paint(source / "images" / SPLITS[number % 3] / f"{photo}.png", number * 10)
+            write_image(source / "images" / SPLITS[number % 3] / f"{photo}.png", number * 10)
     (source / end[0]).parent.mkdir(parents=True, exist_ok=True)
     for split, rows in annotations.items():
         content = {"images": [], "albums": list(albums), "annotations": rows}
@@ -57,7 +57,7 @@ def taken(tmp_path, monkeypatch):
     def run(kind="articles", albums=(), files=None, **changes):
         end = SIS if kind == "articles" else DII
         source = write(tmp_path / "vist", end, albums, **files)
-        return take(tmp_path, monkeypatch, "vist", kind, source, **changes)
+        return run_ingest(tmp_path, monkeypatch, "vist", kind, source, **changes)
 
     return run
 
@@ -167,10 +167,10 @@ def test_the_files_may_lie_in_the_folder_of_their_archive(tmp_path, monkeypatch)
     (source / "sis").mkdir()
     for split in SPLITS:
         (source / f"{split}.{SIS}").rename(source / "sis" / f"{split}.{SIS}")
-    records, rejected = take(tmp_path, monkeypatch, "vist", "articles", source)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "vist", "articles", source)
     assert len(records) == 3 and rejected == []
-    with pytest.raises(WrongInput, match=f"neither train.{DII} nor dii/train.{DII}: unpack"):
-        take(tmp_path, monkeypatch, "vist", "captions", source)
+    with pytest.raises(InputError, match=f"neither train.{DII} nor dii/train.{DII}: unpack"):
+        run_ingest(tmp_path, monkeypatch, "vist", "captions", source)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_the_files_may_lie_in_the_folder_of_their_archive(tmp_path, monkeypatch)
 def test_a_file_that_is_no_vist_is_told(tmp_path, monkeypatch, content, sentence):
     source = write(tmp_path / "vist", SIS, **STORIES)
     (source / f"val.{SIS}").write_bytes(content)
-    with pytest.raises(WrongInput, match=f"val.{SIS} {sentence}"):
-        take(tmp_path, monkeypatch, "vist", "articles", source)
+    with pytest.raises(InputError, match=f"val.{SIS} {sentence}"):
+        run_ingest(tmp_path, monkeypatch, "vist", "articles", source)
 
 
 @pytest.mark.parametrize(
@@ -196,4 +196,4 @@ def test_a_file_that_is_no_vist_is_told(tmp_path, monkeypatch, content, sentence
 def test_no_bytes_end_the_reading(tmp_path, kind, end, files):
     source = write(tmp_path, end, **files)
     path = source / f"train.{end}"
-    survives_any_bytes("vist", kind, source, path, path.read_bytes())
+    assert_handles_any_bytes("vist", kind, source, path, path.read_bytes())

@@ -20,23 +20,23 @@ from prefect.testing.utilities import prefect_test_harness
 from pipelines import flow as pipeline_flow
 from pipelines import project, serve
 from pipelines.runner import dag, process_group
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_dvc_project
 from tests.support.tiny_dvc_project import (
-    SLEEPER,
-    fails,
-    meets,
-    processes,
-    sleeps,
+    SLEEP_COMMAND,
+    is_sleeping,
+    list_processes,
+    make_copy_stage,
+    make_failing_stage,
+    make_rendezvous_stage,
     wait_until,
-    writes,
 )
 
 LEFT_AND_RIGHT = {
-    "first": writes("a"),
-    "left": writes("b", "a"),
-    "right": writes("c", "a"),
-    "last": writes("d", "b", "c"),
+    "first": make_copy_stage("a"),
+    "left": make_copy_stage("b", "a"),
+    "right": make_copy_stage("c", "a"),
+    "last": make_copy_stage("d", "b", "c"),
 }
 
 
@@ -53,7 +53,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in ("PATH", "POLYMUSE_HOME", "DVC_SITE_CACHE_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("POLYMUSE_HOME", str(folder / ".polymuse"))
-    project.enter()
+    project.enter_project()
 
 
 def run_flow():
@@ -72,8 +72,8 @@ def task_runs(flow_run) -> dict:
 def test_tasks_and_edges_are_those_of_dvc_and_only_what_is_stale_is_submitted(
     tmp_path, monkeypatch
 ):
-    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", **LEFT_AND_RIGHT))
-    graph = dag.read([])
+    enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", **LEFT_AND_RIGHT))
+    graph = dag.load_dag([])
     state, runs = run_flow()
     assert state.is_completed()
     assert runs.keys() == set(graph.stages)
@@ -94,11 +94,11 @@ def test_tasks_and_edges_are_those_of_dvc_and_only_what_is_stale_is_submitted(
 
 def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, monkeypatch):
     stages = {
-        "bad": fails("a.txt is empty: fill it", "a"),
-        "after": writes("b", "a"),
-        "other": writes("c"),
+        "bad": make_failing_stage("a.txt is empty: fill it", "a"),
+        "after": make_copy_stage("b", "a"),
+        "other": make_copy_stage("c"),
     }
-    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", **stages))
+    enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", **stages))
     state, runs = run_flow()
     assert state.is_failed()
     assert state.message == "bad: a.txt is empty: fill it"
@@ -109,10 +109,14 @@ def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, mo
 
 
 def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, monkeypatch):
-    stages = {"first": meets("a", "c"), "next": writes("b", "a"), "other": meets("c", "a")}
+    stages = {
+        "first": make_rendezvous_stage("a", "c"),
+        "next": make_copy_stage("b", "a"),
+        "other": make_rendezvous_stage("c", "a"),
+    }
     run = {"workers": 2, "stage_timeout": 60}
-    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", run, **stages))
-    assert dag.read([]).stale == ["first", "next", "other"]
+    enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", run, **stages))
+    assert dag.load_dag([]).stale == ["first", "next", "other"]
     state, _ = run_flow()
     assert state.is_completed()
 
@@ -120,10 +124,10 @@ def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, m
 @pytest.mark.parametrize("ending", [Cancelled, Crashed])
 def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
     def stops(*_) -> None:
-        raise process_group.Stopped
+        raise process_group.ProcessStopped
 
-    stages = {"first": writes("a"), "after": writes("b", "a")}
-    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", **stages))
+    stages = {"first": make_copy_stage("a"), "after": make_copy_stage("b", "a")}
+    enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", **stages))
     monkeypatch.setattr(pipeline_flow.repro, "reproduce", stops)
     monkeypatch.setattr(pipeline_flow, "Cancelled", ending)
     state, runs = run_flow()
@@ -134,17 +138,19 @@ def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch
 
 
 def test_a_stage_that_takes_too_long_is_killed_with_all_its_children(tmp_path, monkeypatch):
-    stage = {"cmd": SLEEPER, "outs": ["never"]}
-    folder = tiny_dvc_project.make(tmp_path / "project", {"stage_timeout": 5}, stage=stage)
+    stage = {"cmd": SLEEP_COMMAND, "outs": ["never"]}
+    folder = tiny_dvc_project.create_project(
+        tmp_path / "project", {"stage_timeout": 5}, stage=stage
+    )
     enter(monkeypatch, folder)
     state, _ = run_flow()
     assert state.message == "stage took more than run.stage_timeout, 5 seconds"
-    assert [one.pid for one in processes(folder) if one.pid != os.getpid()] == []
+    assert [one.pid for one in list_processes(folder) if one.pid != os.getpid()] == []
 
 
 def test_the_log_of_a_task_is_what_its_stage_wrote(tmp_path, monkeypatch, caplog):
     stage = {"cmd": "printf 'hello\\n10%%\\r20%%\\n'; touch a", "outs": ["a"]}
-    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", stage=stage))
+    enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", stage=stage))
     expected = ["hello", "10%", "20%"]
     run_flow()
     said = [line.getMessage() for line in caplog.records if line.name == "prefect.task_runs"]
@@ -155,7 +161,7 @@ def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
     command = """mkdir -p data/12_evaluate/tiny && echo '{"rouge_l": 0.5}' >"""
     metrics = "data/12_evaluate/tiny/metrics.json"
     stage = {"cmd": f"{command} {metrics}", "metrics": [metrics]}
-    enter(monkeypatch, tiny_dvc_project.make(tmp_path / "project", evaluate=stage))
+    enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", evaluate=stage))
     with Path("params.yaml").open("a") as file:
         file.write("writers: {tiny: {}}\n")
     state, _ = run_flow()
@@ -173,8 +179,8 @@ def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
-    stages = {"one": {"cmd": SLEEPER, "outs": ["never"]}, "two": writes("b")}
-    folder = tiny_dvc_project.make(tmp_path / "project", {"workers": 1}, **stages)
+    stages = {"one": {"cmd": SLEEP_COMMAND, "outs": ["never"]}, "two": make_copy_stage("b")}
+    folder = tiny_dvc_project.create_project(tmp_path / "project", {"workers": 1}, **stages)
     environment = os.environ | {"PREFECT_API_URL": server}
     flow = subprocess.Popen(
         [sys.executable, "-m", "pipelines.flow"],
@@ -183,10 +189,10 @@ def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: sleeps(folder), 120)
+    wait_until(lambda: is_sleeping(folder), 120)
     flow.send_signal(way)
     assert flow.wait(30) != 0
-    wait_until(lambda: not processes(folder), tiny_dvc_project.SOON)
+    wait_until(lambda: not list_processes(folder), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
     assert not (folder / "b").exists()
 
 
@@ -198,14 +204,14 @@ def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_one_sentence(cron, timezone, fault):
-    with pytest.raises(WrongInput, match=fault):
-        serve.schedule(cron, timezone)
+    with pytest.raises(InputError, match=fault):
+        serve.parse_schedule(cron, timezone)
 
 
 def test_the_server_plans_the_runs_of_a_schedule_in_its_time_zone():
     deployment = pipeline_flow.build.to_deployment(
         "test",
-        schedule=serve.schedule("0 3 * * *", "Europe/Berlin"),
+        schedule=serve.parse_schedule("0 3 * * *", "Europe/Berlin"),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     name = deployment.apply()

@@ -9,7 +9,7 @@ import yaml
 
 from pipelines import validate_params
 from pipelines.cli import preset
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 ROOT, SHIPPED = Path.cwd(), Path("params.yaml").read_text()
 SUITES = yaml.safe_load(Path("sweeps.yaml").read_text())
@@ -28,7 +28,7 @@ def params(tmp_path, monkeypatch) -> dict:
 def fault(params: dict) -> str:
     """What is said about these params."""
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(WrongInput) as error:
+    with pytest.raises(InputError) as error:
         validate_params.main()
     return str(error.value)
 
@@ -40,7 +40,7 @@ def test_the_params_as_shipped_pass(params):
 
 @pytest.mark.parametrize("overlay", sorted(Path("presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_params_pass_under_every_preset(params, overlay):
-    text = preset.merge(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
+    text = preset.merge_overlay(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
     Path("params.yaml").write_text(text)
     validate_params.main()
 

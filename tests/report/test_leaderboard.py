@@ -15,7 +15,13 @@ from stages.report.plots import curves
 from stages.shared.core import config
 from stages.shared.data import history
 from tests.support import generator_outputs
-from tests.support.report_project import HOSTILE, SCORING, Page, project, render
+from tests.support.report_project import (
+    EVALUATE_CONFIG,
+    XSS_TEXT,
+    ParsedPage,
+    create_project,
+    render_page,
+)
 
 POLISH = [
     {"step": 0, "validation_loss": -1.0, "validation_reward_literal": 0.4, "validation_watch": 0.9},
@@ -31,7 +37,7 @@ POLISH = [
 
 def captions() -> list[dict]:
     """Predictions of captioned pictures: one chunk a record, no title, two references."""
-    rows = [row | {"title": "", "sigma": None} for row in generator_outputs.predictions()]
+    rows = [row | {"title": "", "sigma": None} for row in generator_outputs.make_predictions()]
     kept = [row for row in rows if row["position"] == 0 and row["inputs"] == "both"]
     return [row | {"references": [*row["references"], "Another caption."]} for row in kept]
 
@@ -41,10 +47,16 @@ def add_run(place: Path, name: str, corpus: str, rows: list[dict]) -> None:
     data = place / "data"
     for folder in ("09_train_sft", "10_train_preference", "13_judge"):
         shutil.copytree(data / folder / "muse", data / folder / name)
-    history.write(data / "10_train_preference" / name / "history.csv", POLISH)
+    history.write_history(data / "10_train_preference" / name / "history.csv", POLISH)
     generator_outputs.write_predictions(data / "11_predict" / name, rows, [])
     folders = [data / "01_ingest" / corpus, data / "11_predict" / name]
-    evaluate.main(SCORING, generator_outputs.READING, name, folders, data / "12_evaluate" / name)
+    evaluate.main(
+        EVALUATE_CONFIG,
+        generator_outputs.REWARDS_CONFIG,
+        name,
+        folders,
+        data / "12_evaluate" / name,
+    )
     named = yaml.safe_load((place / "params.yaml").read_text())
     named["writers"][name] = {"model": "tippo", "corpus": corpus, "decoder": "tiny"}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
@@ -54,7 +66,7 @@ def add_run(place: Path, name: str, corpus: str, rows: list[dict]) -> None:
 def built(tmp_path_factory):
     """Two runs on articles, one on captions."""
     with pytest.MonkeyPatch.context() as patch:
-        place = project(tmp_path_factory.mktemp("runs"), patch)
+        place = create_project(tmp_path_factory.mktemp("runs"), patch)
         data = place / "data"
         shutil.copytree(data / "01_ingest/articles", data / "01_ingest/captions")
         shares = {"total": 0.8, "goal": 0.6, "place": 1.0}
@@ -69,7 +81,7 @@ def built(tmp_path_factory):
             "path": "somewhere",
         }
         (place / "params.yaml").write_text(yaml.safe_dump(named))
-        add_run(place, "tippo", "articles", generator_outputs.predictions())
+        add_run(place, "tippo", "articles", generator_outputs.make_predictions())
         add_run(place, "pictured", "captions", captions())
         yield place
 
@@ -77,7 +89,7 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="module")
 def content(built) -> str:
     """The page of all three."""
-    return render(built)
+    return render_page(built)
 
 
 @pytest.fixture
@@ -92,13 +104,13 @@ def section(content: str, name: str) -> str:
     """The text of one run's section."""
     for part in re.findall(r"<section id=\"run-\d+\">.*?</section>", content, re.DOTALL):
         if f"<h2>{name}</h2>" in part:
-            return " ".join(Page(part).text.split())
+            return " ".join(ParsedPage(part).text.split())
     raise AssertionError(name)
 
 
 def compared(content: str) -> str:
     (part,) = re.findall(r"<section id=\"comparison\">.*?</section>", content, re.DOTALL)
-    return " ".join(Page(part).text.split())
+    return " ".join(ParsedPage(part).text.split())
 
 
 def test_runs_stand_side_by_side_within_their_corpus_alone(content):
@@ -121,7 +133,7 @@ def test_a_figure_that_one_run_lacks_is_dashed(metrics):
         phase["meteor"] = phase.pop("meteor_exact_stem")
         phase["measured_by"]["meteor"] = "meteor-1.5.jar"
     metrics.write_text(json.dumps(found))
-    text = compared(render(metrics.parents[3]))
+    text = compared(render_page(metrics.parents[3]))
     assert "METEOR METEOR, exact and stem only" in text
     assert re.search(r"muse preference( 1\.000 ± 0\.000){2} 1\.000 \N{EM DASH} \d", text)
     assert re.search(r"tippo preference( 1\.000 ± 0\.000){2} 1\.000 \d\.\d+ \N{EM DASH}", text)
@@ -131,7 +143,7 @@ def test_every_column_of_the_comparison_is_a_place_of_metrics():
     metrics = {"skill": {"value": 0.5, "standard_error": 0.1}, "rouge_l": 0.3}
     run = Mock(params={"corpus": "c"}, phases={"sft": metrics})
     run.name = "one"
-    (found,) = leaderboard.comparisons([run], [])
+    (found,) = leaderboard.build_leaderboards([run], [])
     assert found.columns == ["skill", "ROUGE-L"]
     assert found.rows == [
         (
@@ -170,44 +182,44 @@ def test_gains_stand_in_tiles_beside_what_was_before(content):
 
 
 def test_a_further_tokenizer_has_rows_of_its_own(metrics):
-    block = {"rouge_l": 0.25, "measured_by": {"tokenizer": "zh: jieba", "rouge_l": HOSTILE}}
+    block = {"rouge_l": 0.25, "measured_by": {"tokenizer": "zh: jieba", "rouge_l": XSS_TEXT}}
     found = json.loads(metrics.read_text())
     found["sft"]["by_tokenizer"] = found["by_tokenizer"] = {"jieba": block}
     metrics.write_text(json.dumps(found))
-    text = section(render(metrics.parents[3]), "tippo")
-    assert f"ROUGE-L, jieba 0.250 0.250 {HOSTILE}" in text
+    text = section(render_page(metrics.parents[3]), "tippo")
+    assert f"ROUGE-L, jieba 0.250 0.250 {XSS_TEXT}" in text
 
 
 def test_the_curves_of_polish_ppo_have_charts_of_their_own(content):
     text = section(content, "tippo")
-    titles = [title for title in curves.MEASURES if f"{title}, preference" in text]
-    assert titles == curves.measures(POLISH) != []
+    titles = [title for title in curves.METRIC_CHARTS if f"{title}, preference" in text]
+    assert titles == curves.list_metric_charts(POLISH) != []
     assert "Rewards, sft" not in text
     assert "Rewards, preference" not in section(content, "muse")
 
 
 def test_measures_are_no_terms_of_the_loss_and_nothing_watched():
-    assert curves.watched(POLISH) == ["validation_watch"]
-    drawn = curves.loss("one", POLISH, "nats")
+    assert curves.list_monitored_metrics(POLISH) == ["validation_watch"]
+    drawn = curves.draw_loss("one", POLISH, "nats")
     assert ">policy<" in drawn and ">kl<" in drawn
     assert ">reward literal<" not in drawn and ">validation loss<" not in drawn
-    drawn = curves.measure("one", "Rewards", POLISH)
+    drawn = curves.draw_metric_chart("one", "Rewards", POLISH)
     for name in ("reward literal", "reward semantic", "validation reward literal"):
         assert drawn.count(f">{name}<") == 1
-    assert ">return<" in curves.measure("one", "Return of drawn texts", POLISH)
-    assert curves.measures([{"step": 1, "loss": 1.0}]) == []
+    assert ">return<" in curves.draw_metric_chart("one", "Return of drawn texts", POLISH)
+    assert curves.list_metric_charts([{"step": 1, "loss": 1.0}]) == []
 
 
 def test_a_running_mean_is_of_the_last_steps():
     """Of 60 steps the last 3."""
     steps = [{"step": n, "entropy": float(n)} for n in range(60)]
-    found = curves._smoothed(steps, "entropy")
+    found = curves._running_mean(steps, "entropy")
     assert [row["entropy"] for row in found[:4]] == [0.0, 0.5, 1.0, 2.0]
     assert found[59] == {"step": 59, "entropy": 58.0}
 
 
 def test_every_run_of_the_page_is_linked_and_every_id_there_once(content):
-    page = Page(content)
+    page = ParsedPage(content)
     ids = [found["id"] for _, found in page.tags if "id" in found]
-    assert len(ids) == len(set(ids)) and page.open == []
-    assert {link["href"].removeprefix("#") for link in page.all("a")} <= set(ids)
+    assert len(ids) == len(set(ids)) and page.open_tags == []
+    assert {link["href"].removeprefix("#") for link in page.find_all("a")} <= set(ids)

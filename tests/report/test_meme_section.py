@@ -15,16 +15,18 @@ from PIL import Image
 
 from stages.evaluate_classifier import __main__ as score
 from stages.evaluate_classifier import mm_orient
-from stages.evaluate_classifier.common import Params
+from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.report import meme_corpus, meme_section
 from stages.report.plots import curves, heatmaps
 from stages.shared.core import schemas
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import mm_orient_outputs
-from tests.support.report_project import HOSTILE, Page, project, render
+from tests.support.report_project import XSS_TEXT, ParsedPage, create_project, render_page
 
-SCORING = Params(draws=20, seed=0, ceiling_below=0.05, ceiling_above=2.0)
-BOUNDS = meme_section.Bounds(
+SCORING = EvaluateClassifierConfig(
+    num_bootstrap_samples=20, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+)
+BOUNDS = meme_section.DiagnosticThresholds(
     inert_density=0.001, inert_isolated=0.5, complete_density=0.8, even_attention=0.95
 )
 READER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "picture": {"encoder": "resnet18"}}
@@ -35,11 +37,11 @@ NAMED = {
 
 
 def rescore(
-    place: Path, rows: list[dict], figures: dict[str, float] = mm_orient_outputs.BEHAVIOUR
+    place: Path, rows: list[dict], figures: dict[str, float] = mm_orient_outputs.DIAGNOSTICS
 ) -> None:
     """Put these labels in the place of the reader's and score them."""
     data, folder = place / "data", place / "data/11_classify/orient"
-    mm_orient_outputs.write_labels(folder, rows, figures)
+    mm_orient_outputs.write_classifier_outputs(folder, rows, figures)
     ingest, target = data / "01_ingest/memes", data / "12_evaluate_classifier/orient"
     score.main("orient", mm_orient, SCORING, ingest, folder, target)
 
@@ -49,13 +51,13 @@ def built(tmp_path_factory):
     """A reader of memes and no other run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
-        place = project(tmp_path_factory.mktemp("memes"), patch)
+        place = create_project(tmp_path_factory.mktemp("memes"), patch)
         mm_orient_outputs.write_corpus(place / "data", "memes")
         mm_orient_outputs.write_ceilings(place / "data/01_ingest/memes")
         mm_orient_outputs.write_training(place / "data/09_train_classifier/orient")
-        rescore(place, mm_orient_outputs.labels())
+        rescore(place, mm_orient_outputs.make_label_rows())
         (place / "params.yaml").write_text(yaml.safe_dump(NAMED))
-        render(place)
+        render_page(place)
         yield place
 
 
@@ -75,7 +77,7 @@ def place(built, tmp_path, monkeypatch):
 
 
 def text(content: str) -> str:
-    return " ".join(Page(content).text.split())
+    return " ".join(ParsedPage(content).text.split())
 
 
 def test_each_task_stands_beside_its_ceilings_and_the_mean_below(content):
@@ -118,14 +120,14 @@ def test_graphs_and_attention_that_tell_nothing_are_warned_of(content):
 
 
 def test_a_graph_whose_items_are_mostly_alone_is_inert_however_dense():
-    assert BOUNDS.flag(0.3, 0.5) == BOUNDS.flag(0.001, 0.0) == "inert"
-    assert BOUNDS.flag(0.8, 0.0) == "nearly complete"
-    assert BOUNDS.flag(0.05, 0.1) == ""
+    assert BOUNDS.flag_graph(0.3, 0.5) == BOUNDS.flag_graph(0.001, 0.0) == "inert"
+    assert BOUNDS.flag_graph(0.8, 0.0) == "nearly complete"
+    assert BOUNDS.flag_graph(0.05, 0.1) == ""
 
 
 def test_a_model_without_graphs_and_attention_says_so(place):
-    rescore(place, mm_orient_outputs.labels(), {})
-    page = render(place)
+    rescore(place, mm_orient_outputs.make_label_rows(), {})
+    page = render_page(place)
     assert "no relation graphs" in page and "attends to nothing" in page
     assert 'class="warnings"' not in page
 
@@ -139,7 +141,7 @@ def test_curves_show_every_task_the_graphs_and_the_attention(content):
 
 def test_a_chart_of_many_tasks_draws_all_of_them():
     steps = [{"step": n, "loss": 9.0 - n, **{f"task {t}": 1.0 for t in range(7)}} for n in (1, 2)]
-    svg = curves.loss("many", steps, "loss")
+    svg = curves.draw_loss("many", steps, "loss")
     assert all(f"task {t}" in svg for t in range(7))
 
 
@@ -156,12 +158,12 @@ def test_items_show_what_was_said_from_each_input_with_its_probability(content):
 
 
 def test_of_a_meme_without_picture_or_text_only_the_other_speaks():
-    rows = {row["id"]: row for row in mm_orient_outputs.memes()}
+    rows = {row["id"]: row for row in mm_orient_outputs.make_meme_rows()}
     for record, silent in (("c", {"both", "text"}), ("d", {"both", "picture"})):
-        labels = [row for row in mm_orient_outputs.labels() if row["record"] == record]
-        humour = meme_section.answers(rows[record], labels)[0]
-        assert {inputs for inputs, said in humour.said.items() if said is None} == silent
-    assert humour.said["text"] == meme_section.Said("funny", 0.75, False)
+        labels = [row for row in mm_orient_outputs.make_label_rows() if row["record"] == record]
+        humour = meme_section.build_task_results(rows[record], labels)[0]
+        assert {inputs for inputs, said in humour.predictions.items() if said is None} == silent
+    assert humour.predictions["text"] == meme_section.LabelPrediction("funny", 0.75, False)
 
 
 def test_words_are_shaded_and_regions_warm_by_attention(built, content):
@@ -176,25 +178,25 @@ def test_words_are_shaded_and_regions_warm_by_attention(built, content):
 
 
 def test_pictures_stand_before_under_their_mask_and_after(built, content):
-    page = Page(content)
+    page = ParsedPage(content)
     triple = content.split('<div class="triple">')[1].split("</div>")[0]
     sources = re.findall(r'src="([^"]+)"', triple)
-    names = [mm_orient_outputs.name("b", stage)[:16] for stage in (0, 0, 1)]
+    names = [mm_orient_outputs.image_hash("b", stage)[:16] for stage in (0, 0, 1)]
     assert [re.search(r"/(\w+)\.", path)[1] for path in sources] == names
     shown = text(content).split("Before, mask, after")[1]
     # From the least that is masked to the most.
     assert shown.index("12.5 % masked, 1 box") < shown.index("25.0 %") < shown.index("50.0 %")
     assert "SUCH WORK" in shown
-    for image in page.all("img"):
+    for image in page.find_all("img"):
         assert (built / "data/14_report" / image["src"]).is_file()
 
 
 def test_the_mask_lies_over_the_picture_and_the_box_is_framed():
     """40 x 30 drawn at 20 x 15: the left half masked; the box's lower edge is at 8 / 2."""
     picture = Image.new("RGB", (40, 30), "white")
-    mask = Image.open(BytesIO(mm_orient_outputs.mask("a")))
+    mask = Image.open(BytesIO(mm_orient_outputs.make_mask_png("a")))
     quad = [0.0, 0.0, 8.0, 0.0, 8.0, 8.0, 0.0, 8.0]
-    drawn = heatmaps.masked(picture, mask, [quad], 20)
+    drawn = heatmaps.draw_mask(picture, mask, [quad], 20)
     assert drawn.size == (20, 15) and picture.size == (40, 30)
     pixels = np.asarray(drawn, dtype=int)
     warm = pixels[..., 0] > pixels[..., 2]
@@ -214,15 +216,18 @@ def test_what_inpainting_and_paraphrasing_did_is_counted(content):
 
 def test_a_language_model_is_named_with_its_tokens_and_cost():
     facts = dict(
-        meme_corpus.augmenting(
-            mm_orient_outputs.AUGMENTING | {"paraphraser": mm_orient_outputs.ANSWERED}
+        meme_corpus.build_augmentation_rows(
+            mm_orient_outputs.AUGMENTATION_SUMMARY
+            | {"paraphraser": mm_orient_outputs.LLM_PARAPHRASER}
         )
     )
     assert facts["paraphrased by"] == "openai:some-model, a language model"
     assert facts["tokens"] == "1,200 sent, 300 received; cost 0.12"
     assert facts["failed questions"] == {"too long": 1}
-    nobody = mm_orient_outputs.AUGMENTING | {"paraphraser": {"backend": "none", "llm": False}}
-    assert dict(meme_corpus.augmenting(nobody))["paraphrased by"] == "none, nobody"
+    nobody = mm_orient_outputs.AUGMENTATION_SUMMARY | {
+        "paraphraser": {"backend": "none", "llm": False}
+    }
+    assert dict(meme_corpus.build_augmentation_rows(nobody))["paraphrased by"] == "none, nobody"
 
 
 def test_paraphrases_stand_beside_their_original_with_their_pictures(content):
@@ -231,22 +236,24 @@ def test_paraphrases_stand_beside_their_original_with_their_pictures(content):
         "rain all day",
         *mm_orient_outputs.VARIANTS.values(),
     ]
-    names = [mm_orient_outputs.name("t", stage)[:16] for stage in (1, 2, 4)]
+    names = [mm_orient_outputs.image_hash("t", stage)[:16] for stage in (1, 2, 4)]
     assert re.findall(r'src="pictures/(\w+)\.', strip) == names
     assert "3, by rules" in strip and "original, of the corpus" in strip
     assert content.count('class="variants"') == 1  # u has none
 
 
 def test_examples_are_evenly_spaced_with_both_ends():
-    assert meme_corpus.spaced(range(10), 4) == [0, 3, 6, 9]
-    assert meme_corpus.spaced([1, 2], 5) == [1, 2]
-    assert meme_corpus.spaced([1, 2], 1) == [1] and meme_corpus.spaced([1, 2], 0) == []
+    assert meme_corpus.sample_evenly(range(10), 4) == [0, 3, 6, 9]
+    assert meme_corpus.sample_evenly([1, 2], 5) == [1, 2]
+    assert (
+        meme_corpus.sample_evenly([1, 2], 1) == [1] and meme_corpus.sample_evenly([1, 2], 0) == []
+    )
 
 
 def test_memes_without_ceilings_have_scores_alone(place):
     (place / "data/01_ingest/memes/ceilings.json").unlink()
-    rescore(place, mm_orient_outputs.labels())
-    shown = text(render(place)).split("Accuracy of each task")[1].split("What was taken")[0]
+    rescore(place, mm_orient_outputs.make_label_rows())
+    shown = text(render_page(place)).split("Accuracy of each task")[1].split("What was taken")[0]
     assert "ceiling" not in shown and "skill" not in shown and " of 1.000" not in shown
     assert "0.875" in shown
 
@@ -261,22 +268,27 @@ def test_words_and_labels_of_memes_cannot_become_markup(place):
     data = place / "data"
     made = data / "04_augment/memes/records.parquet"
     rows = [
-        row | {"text": row["text"] and HOSTILE, "text_source": HOSTILE}
-        for row in schemas.read(made, schemas.MEMES)
+        row | {"text": row["text"] and XSS_TEXT, "text_source": XSS_TEXT}
+        for row in schemas.read_parquet(made, schemas.MEMES)
     ]
-    schemas.write(made, rows, schemas.MEMES)
+    schemas.write_parquet(made, rows, schemas.MEMES)
     clean = data / "02_clean/memes/records.parquet"
-    told = schemas.read(clean, schemas.CLEAN["memes"])
-    schemas.write(clean, [row | {"original": HOSTILE} for row in told], schemas.CLEAN["memes"])
+    told = schemas.read_parquet(clean, schemas.CLEAN_RECORDS["memes"])
+    schemas.write_parquet(
+        clean, [row | {"original": XSS_TEXT} for row in told], schemas.CLEAN_RECORDS["memes"]
+    )
     path = data / "03_inpaint/memes/summary.json"
-    path.write_text(json.dumps(mm_orient_outputs.INPAINTING | {"failed": {HOSTILE: 1}}))
-    rescore(place, mm_orient_outputs.labels())
-    looks = [row | {"tokens": [HOSTILE] * len(row["tokens"])} for row in mm_orient_outputs.looks()]
-    schemas.write(data / "11_classify/orient/looks.parquet", looks, schemas.LOOKS)
-    page = Page(render(place))
-    assert not page.all("script")
+    path.write_text(json.dumps(mm_orient_outputs.INPAINTING_SUMMARY | {"failed": {XSS_TEXT: 1}}))
+    rescore(place, mm_orient_outputs.make_label_rows())
+    looks = [
+        row | {"tokens": [XSS_TEXT] * len(row["tokens"])}
+        for row in mm_orient_outputs.make_attention_rows()
+    ]
+    schemas.write_parquet(data / "11_classify/orient/looks.parquet", looks, schemas.ATTENTION_MAPS)
+    page = ParsedPage(render_page(place))
+    assert not page.find_all("script")
     # Three pictures' words; a reason; an original, two paraphrases and what made them; six pieces.
-    assert page.text.count(HOSTILE) == 3 + 1 + 3 + 2 + 6
+    assert page.text.count(XSS_TEXT) == 3 + 1 + 3 + 2 + 6
 
 
 def test_the_same_results_give_the_same_bytes_without_paths_and_dates(place):
@@ -284,23 +296,23 @@ def test_the_same_results_give_the_same_bytes_without_paths_and_dates(place):
         found = (place / "data/14_report").rglob("*")
         return {str(path): path.read_bytes() for path in found if path.is_file()}
 
-    page = render(place)
+    page = render_page(place)
     first = content()
-    render(place)
+    render_page(place)
     assert content() == first
     assert str(place) not in page
     assert not re.search(r"\b20\d\d-\d\d-\d\d|\b[0-9a-f]{32,}\b", page)
 
 
 def test_every_tag_is_closed_and_every_id_is_there_once(content):
-    page = Page(content)
-    assert page.open == []
+    page = ParsedPage(content)
+    assert page.open_tags == []
     ids = [found["id"] for _, found in page.tags if "id" in found]
     assert len(ids) == len(set(ids))
-    assert {link["href"].removeprefix("#") for link in page.all("a")} <= set(ids)
+    assert {link["href"].removeprefix("#") for link in page.find_all("a")} <= set(ids)
 
 
 def test_a_corpus_whose_words_were_not_taken_out_is_named(place):
     shutil.rmtree(place / "data/03_inpaint/memes")
-    with pytest.raises(WrongInput, match=r"03_inpaint/memes.* run `dvc repro`"):
-        render(place)
+    with pytest.raises(InputError, match=r"03_inpaint/memes.* run `dvc repro`"):
+        render_page(place)

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from stages.shared.data import image_store
-from tests.support.project_files import ROOT, clone
+from tests.support.project_files import ROOT, clone_project
 
 BIN = Path(sys.executable).parent
 REAL = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset"))
@@ -40,7 +40,7 @@ OWN = ("MLFLOW_TRACKING_URI", "POLYMUSE_HOME")  # a workspace keeps its runs to 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A copy of the project with the smoke preset, in which every stage has run."""
-    folder = clone(tmp_path_factory.mktemp("end_to_end"))
+    folder = clone_project(tmp_path_factory.mktemp("end_to_end"))
     command(folder, "polymuse", "preset", "smoke")
     command(folder, "polymuse", "run")
     return folder
@@ -70,7 +70,7 @@ def read_json(workspace: Path, path: str) -> dict:
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:
     """The pictures of an images folder by sha256, (H, W, 3)."""
-    rows = image_store.read(folder)
+    rows = image_store.read_images(folder)
     return {
         row["sha256"]: np.asarray(Image.open(BytesIO(row["bytes"])).convert("RGB")) for row in rows
     }

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from stages.shared.runtime.progress import bar
+from stages.shared.runtime.progress import progress_bar
 from tests.support.import_graph import DAG, PARAMS, RUNTIME, closure, direct, entry_point, row
-from tests.support.project_files import files
+from tests.support.project_files import list_project_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # between DVC and pygtrie
 
-CODE = [path for path in files() if path.suffix == ".py"]
+CODE = [path for path in list_project_files() if path.suffix == ".py"]
 STAGE_CODE = [path for path in CODE if path.parts[0] == "stages" and path.stat().st_size]
 STAGES = {stage.addressing: stage for stage in Repo(".").index.stages}  # foreach expanded
 FREE = {path for path in STAGE_CODE if RUNTIME in path.parents}
@@ -49,7 +49,11 @@ def tree(file: Path) -> ast.Module:
 def declares(address: str) -> set[Path]:
     """The code that a stage depends on, file by file."""
     deps = {Path(dep.def_path) for dep in STAGES[address].deps}
-    return {path for path in files() if path.parts[0] == "stages" and deps & {path, *path.parents}}
+    return {
+        path
+        for path in list_project_files()
+        if path.parts[0] == "stages" and deps & {path, *path.parents}
+    }
 
 
 @pytest.mark.parametrize("name", DAG)
@@ -121,7 +125,9 @@ def test_no_paper_imports_another():
 
 
 def test_a_file_that_is_read_and_not_imported_is_a_dependency_too():
-    read = {path for path in files() if path.parts[0] == "stages" and path.suffix != ".py"}
+    read = {
+        path for path in list_project_files() if path.parts[0] == "stages" and path.suffix != ".py"
+    }
     declared = {path for address in STAGES for path in declares(address)}
     assert read <= declared
 
@@ -174,7 +180,7 @@ def test_nothing_that_tracking_returns_is_used(file):
 
 
 def test_a_progress_bar_hands_on_what_it_was_given():
-    assert list(bar(iter("abc"), "letters", total=3, start=1)) == ["a", "b", "c"]
+    assert list(progress_bar(iter("abc"), "letters", total=3, start=1)) == ["a", "b", "c"]
 
 
 def leaves(section: dict, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -221,7 +227,7 @@ def test_no_tracked_file_names_a_machine_or_a_folder_of_one():
         rf"(?<![\w.}}\])*/-])/(?:{folders})|\b(?:192\.168|10\.\d+|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d+){{2}}\b"
     )
     found = {}
-    for path in files():
+    for path in list_project_files():
         text = path.read_bytes().decode(errors="ignore")
         if hit := machine.search(text):
             found[str(path)] = hit[0]
@@ -259,7 +265,7 @@ def test_the_folders_that_the_report_reads_are_there_before_anything_ran():
     """DVC asks for them, also where params.yaml names no writer or no reader to fill them."""
     read = {Path(dep.def_path) for dep in STAGES["report"].deps if dep.def_path.startswith("data")}
     always = {Path("data/01_ingest"), Path("data/02_clean"), Path("data/06_align")}
-    assert {path / ".gitkeep" for path in read - always} <= set(files())
+    assert {path / ".gitkeep" for path in read - always} <= set(list_project_files())
 
 
 AFTER_SFT = ("train_preference", "predict", "evaluate", "judge")

@@ -10,51 +10,51 @@ from stages import align
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from stages.shared.training.loop import Schedule, fit
-from stages.shared.training.losses import info_nce
+from stages.shared.training.losses import info_nce_loss
 from tests.support import color_caption_corpus
 
 SCHEDULE = Schedule(
     seed=0,
-    steps=40,
-    batch=16,
+    max_steps=40,
+    batch_size=16,
     learning_rate=0.003,
-    warmup=0.1,
+    warmup_ratio=0.1,
     weight_decay=0.05,
-    clip_norm=1.0,
-    validate_every=20,
+    max_grad_norm=1.0,
+    eval_steps=20,
     patience=3,
 )
-TINY = align.Tiny(
+TINY = align.TinyEncoderTrainingConfig(
     image_size=32,
-    patch=16,
+    patch_size=16,
     d_model=32,
-    heads=2,
-    layers=1,
+    num_heads=2,
+    num_layers=1,
     max_tokens=16,
-    temperature=0.07,
+    initial_temperature=0.07,
     schedule=SCHEDULE,
 )
-PARAMS = align.Params(corpus="captions", encoder="tiny", languages=["en"], tiny=TINY)
-EMBED = extract.Params(image_batch=4, text_batch=4, min_supported=0.5)
+PARAMS = align.AlignConfig(corpus="captions", encoder="tiny", languages=["en"], tiny=TINY)
+EMBED = extract.EmbedConfig(image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5)
 
 
 def run(folder, params=PARAMS):
     align.main(params, EMBED, folder / "ingest", folder / "chunks", folder / "encoder")
-    return encoders.load(folder / "encoder")
+    return encoders.load_encoder(folder / "encoder")
 
 
 def pairs(count=8, texts=4, size=32):
     torch.manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(texts, 6), dim=-1)
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return align.Pairs(pixels, torch.arange(count) % texts, vectors)
+    return align.ImageTextPairs(pixels, torch.arange(count) % texts, vectors)
 
 
 def aligner(temperature=0.07):
     torch.manual_seed(1)
-    return align.Aligner(TINY.sizes(), 6, temperature)
+    return align.Aligner(TINY.encoder_config(), 6, temperature)
 
 
 def test_the_contrast_with_equal_captions_matches_its_definition_written_as_loops():
@@ -70,12 +70,12 @@ def test_the_contrast_with_equal_captions_matches_its_definition_written_as_loop
         for scores in (row, column):
             norm = math.log(sum(math.exp(score) for score in scores))
             total -= sum(scores[j] - norm for j in own) / len(own) / 5 / 2
-    assert info_nce(a, b, same, 0.5).item() == pytest.approx(total, rel=1e-5)
+    assert info_nce_loss(a, b, same, 0.5).item() == pytest.approx(total, rel=1e-5)
 
 
 def test_every_weight_gets_a_gradient():
     model = aligner()
-    batch = align.batch_at(pairs(), SCHEDULE, 0)
+    batch = align.augmented_batch(pairs(), SCHEDULE, 0)
     model.loss(batch)["contrast"].backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
@@ -83,7 +83,7 @@ def test_every_weight_gets_a_gradient():
 
 def test_a_batch_can_be_memorised():
     model, data = aligner(), pairs()
-    batch = align.take(data, torch.arange(8))
+    batch = align.select_batch(data, torch.arange(8))
     steps = fit(
         model,
         align.Aligner.loss,
@@ -98,26 +98,26 @@ def test_a_batch_can_be_memorised():
 
 
 def test_the_temperature_is_clamped():
-    cold, coldest = aligner(temperature=0.0001), aligner(temperature=align.COLDEST)
-    batch = align.take(pairs(), torch.arange(8))
+    cold, coldest = aligner(temperature=0.0001), aligner(temperature=align.MIN_TEMPERATURE)
+    batch = align.select_batch(pairs(), torch.arange(8))
     torch.testing.assert_close(cold.loss(batch), coldest.loss(batch))
 
 
 def test_a_step_of_a_batch_larger_than_the_corpus_sees_each_picture_once():
     data = pairs(count=5)
-    batch = align.batch_at(data, SCHEDULE, 3)
-    assert sorted(batch["text"].tolist()) == sorted(data.text.tolist())
+    batch = align.augmented_batch(data, SCHEDULE, 3)
+    assert sorted(batch["text"].tolist()) == sorted(data.text_ids.tolist())
 
 
 def test_the_batch_of_a_step_depends_on_the_step_alone():
-    first, again, other = (align.batch_at(pairs(), SCHEDULE, step) for step in (7, 7, 8))
+    first, again, other = (align.augmented_batch(pairs(), SCHEDULE, step) for step in (7, 7, 8))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["pixels"], other["pixels"])
 
 
 def test_augmentation_moves_by_at_most_a_sixteenth_and_mirrors_half():
     ramp = torch.arange(32, dtype=torch.uint8).expand(200, 3, 32, 32)
-    seen = align.augment(ramp, torch.Generator().manual_seed(0))[:, 0, 0].int()
+    seen = align.augment_images(ramp, torch.Generator().manual_seed(0))[:, 0, 0].int()
     mirrored = seen[:, 0] > seen[:, -1]
     assert 60 < mirrored.sum() < 140
     upright = torch.where(mirrored[:, None], seen.flip(1), seen)
@@ -127,7 +127,7 @@ def test_augmentation_moves_by_at_most_a_sixteenth_and_mirrors_half():
 
 
 def test_tiny_learns_to_name_what_a_picture_shows(tmp_path):
-    encoder = run(color_caption_corpus.captions(tmp_path))
+    encoder = run(color_caption_corpus.write_caption_corpus(tmp_path))
     summary = json.loads((tmp_path / "encoder" / "summary.json").read_text())
     assert summary == {"validation_pictures": 4, "recall_at_1": 1.0}
     rows = list(csv.DictReader((tmp_path / "encoder" / "history.csv").open()))
@@ -140,55 +140,64 @@ def test_the_same_seed_gives_the_same_encoder(tmp_path, monkeypatch):
     for name in ("a", "b"):
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / name / "home"))
         short = replace(TINY, schedule=replace(SCHEDULE, steps=2))
-        folder = color_caption_corpus.captions(tmp_path / name)
+        folder = color_caption_corpus.write_caption_corpus(tmp_path / name)
         found.append(run(folder, replace(PARAMS, tiny=short)).fingerprint)
     assert found[0] == found[1]
 
 
 def test_three_pictures_without_validation_are_enough(tmp_path):
-    run(color_caption_corpus.captions(tmp_path, train=3, validation=0))
+    run(color_caption_corpus.write_caption_corpus(tmp_path, train=3, validation=0))
     summary = json.loads((tmp_path / "encoder" / "summary.json").read_text())
     assert summary == {"validation_pictures": 0, "recall_at_1": None}
 
 
 @pytest.mark.parametrize("changes", [{"language": "zh"}, {"train": 0}])
 def test_a_corpus_that_tiny_cannot_learn_from_is_an_error(tmp_path, changes):
-    folder = color_caption_corpus.captions(tmp_path, **changes)
-    with pytest.raises(WrongInput, match=r"^align\.(encoder|corpus): .*captions"):
+    folder = color_caption_corpus.write_caption_corpus(tmp_path, **changes)
+    with pytest.raises(InputError, match=r"^align\.(encoder|corpus): .*captions"):
         run(folder)
     assert not (tmp_path / "encoder").exists()
 
 
 @pytest.mark.parametrize("name", ["tinny", "hf:", "timm:vit"])
 def test_an_encoder_of_no_known_kind_is_named_with_the_choices(tmp_path, name):
-    with pytest.raises(WrongInput, match=f"align.encoder is '{name}': give tiny, openclip:"):
-        run(color_caption_corpus.captions(tmp_path), replace(PARAMS, encoder=name))
+    with pytest.raises(InputError, match=f"align.encoder is '{name}': give tiny, openclip:"):
+        run(color_caption_corpus.write_caption_corpus(tmp_path), replace(PARAMS, encoder=name))
 
 
 def test_a_name_that_cannot_be_had_leaves_no_encoder(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_MAY_LIFT_OFFLINE", "0")
-    with pytest.raises(WrongInput, match="no-such/model"):
-        run(color_caption_corpus.captions(tmp_path), replace(PARAMS, encoder="hf:no-such/model"))
+    with pytest.raises(InputError, match="no-such/model"):
+        run(
+            color_caption_corpus.write_caption_corpus(tmp_path),
+            replace(PARAMS, encoder="hf:no-such/model"),
+        )
     assert not list(tmp_path.glob("*encoder*"))
 
 
 def test_a_named_encoder_is_saved_with_its_languages(tmp_path):
     from tests.support import tiny_clip
 
-    tiny_clip.clip(tmp_path / "source")
+    tiny_clip.save_clip(tmp_path / "source")
     params = replace(PARAMS, encoder=f"hf:{tmp_path / 'source'}", languages=["en", "de"])
-    assert run(color_caption_corpus.captions(tmp_path), params).languages == ["en", "de"]
+    assert run(color_caption_corpus.write_caption_corpus(tmp_path), params).languages == [
+        "en",
+        "de",
+    ]
     summary = json.loads((tmp_path / "encoder" / "summary.json").read_text())
     assert summary["validation_pictures"] == 4
 
 
 def test_a_picture_belongs_to_its_first_reference_in_a_language_that_is_read():
     chunks = [
-        color_caption_corpus.chunk(0, "b", references=["one", "two"]),
-        color_caption_corpus.chunk(1, "a", references=[], text="three"),
-        color_caption_corpus.chunk(2, "b", references=["again"]),
-        color_caption_corpus.chunk(3, "c", references=["drei"], language="de"),
-        color_caption_corpus.chunk(4, "d", references=["four"], split="test"),
-        color_caption_corpus.chunk(5, None, references=["five"]),
+        color_caption_corpus.make_chunk(0, "b", references=["one", "two"]),
+        color_caption_corpus.make_chunk(1, "a", references=[], text="three"),
+        color_caption_corpus.make_chunk(2, "b", references=["again"]),
+        color_caption_corpus.make_chunk(3, "c", references=["drei"], language="de"),
+        color_caption_corpus.make_chunk(4, "d", references=["four"], split="test"),
+        color_caption_corpus.make_chunk(5, None, references=["five"]),
     ]
-    assert align.examples(chunks, "train", tiny_encoder.LANGUAGES) == [("a", "three"), ("b", "one")]
+    assert align.select_examples(chunks, "train", tiny_encoder.LANGUAGES) == [
+        ("a", "three"),
+        ("b", "one"),
+    ]

@@ -6,32 +6,32 @@ import numpy as np
 import pytest
 
 from stages.chunk import (
-    Params,
-    article_chunks,
-    caption_chunks,
-    cut,
-    deal,
-    drawn_sizes,
-    groups_of,
-    left_out,
-    likenesses,
+    ChunkConfig,
+    build_groups,
+    build_pairs,
+    build_similarity_rows,
+    chunk_article,
+    chunk_captions,
+    compute_similarities,
+    count_omissions,
+    deal_into_groups,
     main,
-    pairs_of,
-    rejectable,
-    similarity,
+    sample_group_sizes,
+    select_rejected,
+    split_at_images,
 )
 from stages.shared.core import schemas
 
-PARAMS = Params(
+PARAMS = ChunkConfig(
     corpora=["articles"],
     leading_text="first",
     min_characters=2,
     rejected_from="article",
-    alone="others",
+    single_chunk_articles="others",
     seed=0,
-    similarity_min=0.0,
-    similarity_max=0.98,
-    max_rejected=8,
+    min_similarity=0.0,
+    max_similarity=0.98,
+    max_rejected_per_chosen=8,
 )
 
 
@@ -70,19 +70,19 @@ def article(*parts):
     ],
 )
 def test_the_text_between_two_pictures_belongs_to_the_first(parts, expected):
-    assert cut(blocks(*parts), "first") == expected
+    assert split_at_images(blocks(*parts), "first") == expected
 
 
 def test_text_before_the_first_picture_is_left_out_if_params_say_so_but_never_a_whole_article():
-    assert cut(blocks("zero", "<a>", "one"), "drop") == [("a", "one")]
-    assert cut(blocks("zero"), "drop") == [(None, "zero")]
+    assert split_at_images(blocks("zero", "<a>", "one"), "drop") == [("a", "one")]
+    assert split_at_images(blocks("zero"), "drop") == [(None, "zero")]
 
 
 def test_cutting_loses_no_text_and_no_picture_and_keeps_their_order():
     random = Random(0)
     for _ in range(300):
         names = [f"<{i}>" if random.random() < 0.5 else f"text {i}" for i in range(8)]
-        pairs = cut(blocks(*names), "first")
+        pairs = split_at_images(blocks(*names), "first")
         assert [text for _, own in pairs for text in own.split("\n\n") if text] == [
             name for name in names if not name.startswith("<")
         ]
@@ -93,10 +93,10 @@ def test_cutting_loses_no_text_and_no_picture_and_keeps_their_order():
 
 def test_a_chunk_without_text_is_dropped_and_the_others_keep_the_positions_of_their_pictures():
     record = article("<a>", "<b>", "one", "<c>", "x", "<d>", "two")
-    chunks = article_chunks(record, PARAMS)
+    chunks = chunk_article(record, PARAMS)
     found = [(c["position"], c["image"], c["text"], c["references"]) for c in chunks]
     assert found == [(1, "b", "one", ["one"]), (3, "d", "two", ["two"])]
-    assert left_out(record, PARAMS) == {
+    assert count_omissions(record, PARAMS) == {
         "pictures_without_text": 1,
         "texts_too_short": 1,
         "leading_texts_dropped": 0,
@@ -106,22 +106,22 @@ def test_a_chunk_without_text_is_dropped_and_the_others_keep_the_positions_of_th
 
 def test_an_article_without_pictures_is_one_chunk_without_image():
     record = article("one", "two")
-    (chunk,) = article_chunks(record, PARAMS)
+    (chunk,) = chunk_article(record, PARAMS)
     assert chunk["image"] is None and chunk["text"] == "one\n\ntwo" and chunk["title"] == "T"
-    assert left_out(record, PARAMS)["chunks_without_picture"] == 1
+    assert count_omissions(record, PARAMS)["chunks_without_picture"] == 1
 
 
 def test_a_leading_text_that_is_dropped_is_counted():
     dropping = replace(PARAMS, leading_text="drop")
-    assert left_out(article("zero", "<a>", "one"), dropping)["leading_texts_dropped"] == 1
-    assert left_out(article("zero"), dropping)["leading_texts_dropped"] == 0
-    assert left_out(article("<a>", "one"), dropping)["leading_texts_dropped"] == 0
+    assert count_omissions(article("zero", "<a>", "one"), dropping)["leading_texts_dropped"] == 1
+    assert count_omissions(article("zero"), dropping)["leading_texts_dropped"] == 0
+    assert count_omissions(article("<a>", "one"), dropping)["leading_texts_dropped"] == 0
 
 
 def test_similarity_is_of_characters_so_it_reads_any_script():
     # 2 LCS / (|a| + |b|): 红烧肉 and 红烧鱼 share 2 of 3 + 3; abcd and abxd share 3 of 4 + 4.
-    assert similarity(chunks(r=["红烧肉", "红烧鱼"]))[0, 1] == pytest.approx(4 / 6)
-    found = similarity(chunks(r=["abcd", "abxd", "wyz"]))
+    assert compute_similarities(chunks(r=["红烧肉", "红烧鱼"]))[0, 1] == pytest.approx(4 / 6)
+    found = compute_similarities(chunks(r=["abcd", "abxd", "wyz"]))
     expected = [[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]]
     assert found == pytest.approx(np.array(expected))
 
@@ -138,33 +138,33 @@ def test_the_band_the_cap_and_the_chunk_itself():
     )
     band = replace(PARAMS, similarity_min=0.3, similarity_max=0.9, max_rejected=2)
     # Of 0: 1, 2, 3 are in the band, and 3 and 2 the most alike. Of 1: three are equally alike.
-    assert rejectable(alike, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
-    assert rejectable(alike, replace(band, max_rejected=9))[0] == [1, 2, 3]
-    assert rejectable(alike, replace(band, max_rejected=0)) == [[]] * 5
+    assert select_rejected(alike, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
+    assert select_rejected(alike, replace(band, max_rejected=9))[0] == [1, 2, 3]
+    assert select_rejected(alike, replace(band, max_rejected=0)) == [[]] * 5
 
 
 def test_no_chunk_is_rejected_in_favour_of_its_copy():
     group = chunks(r=["same text", "same text", "other"])
-    rows, counts = pairs_of([group], PARAMS)
+    rows, counts = build_pairs([group], PARAMS)
     assert [row["rejected"] for row in rows] == [[2], [2], [0, 1]]
     assert counts == {"groups": 1, "pairs": 4, "pairs_outside_band": 2, "pairs_above_cap": 0}
-    rows, counts = pairs_of([group, group[:2]], replace(PARAMS, max_rejected=1))
+    rows, counts = build_pairs([group, group[:2]], replace(PARAMS, max_rejected=1))
     assert [row["rejected"] for row in rows] == [[2], [2], [0], [], []]
     assert counts == {"groups": 1, "pairs": 3, "pairs_outside_band": 4, "pairs_above_cap": 1}
 
 
 def test_pairs_name_places_in_the_group_where_positions_have_gaps():
     record = article("<a>", "<b>", "one", "<c>", "<d>", "two", "<e>", "six")
-    found = article_chunks(record, PARAMS)
-    rows, _ = pairs_of(groups_of(found, PARAMS), PARAMS)
+    found = chunk_article(record, PARAMS)
+    rows, _ = build_pairs(build_groups(found, PARAMS), PARAMS)
     assert [(row["group"], row["position"], row["rejected"]) for row in rows] == [
         (0, 1, [1, 2]),
         (0, 3, [0, 2]),
         (0, 4, [0, 1]),
     ]
     # one and six share nothing, one and two an o of 3 + 3: 2 * 1 / 6
-    assert [row["position"] for row in likenesses(found)] == [1, 3, 4]
-    assert likenesses(found)[0]["similarities"] == pytest.approx([1, 1 / 3, 0])
+    assert [row["position"] for row in build_similarity_rows(found)] == [1, 3, 4]
+    assert build_similarity_rows(found)[0]["similarities"] == pytest.approx([1, 1 / 3, 0])
 
 
 def chunks(**texts: list[str]) -> list[dict]:
@@ -190,25 +190,25 @@ def keys(groups: list[list[dict]]) -> list[tuple[str, int]]:
 
 def test_the_chunks_of_an_article_are_a_group_and_those_alone_in_theirs_are_compared():
     sample = many([2, 1, 3, 1, 1])
-    found = names(groups_of(sample, PARAMS))
+    found = names(build_groups(sample, PARAMS))
     assert found[:2] == [["r0"] * 2, ["r2"] * 3]
     assert [sorted(group) for group in found[2:]] == [["r1", "r3", "r4"]]
-    skipping = names(groups_of(sample, replace(PARAMS, alone="skip")))
+    skipping = names(build_groups(sample, replace(PARAMS, alone="skip")))
     assert skipping == [["r0"] * 2, ["r2"] * 3, ["r1"], ["r3"], ["r4"]]
-    rows, counts = pairs_of(groups_of(sample, replace(PARAMS, alone="skip")), PARAMS)
+    rows, counts = build_pairs(build_groups(sample, replace(PARAMS, alone="skip")), PARAMS)
     assert [row["rejected"] for row in rows[-3:]] == [[], [], []]
     assert counts["groups"] == 2 and counts["pairs"] == 2 + 6
 
 
 def test_a_corpus_of_single_chunks_is_compared_in_pairs():
-    assert sorted(map(len, groups_of(many([1] * 7), PARAMS))) == [2, 2, 3]
-    assert list(map(len, groups_of(many([1]), PARAMS))) == [1]
+    assert sorted(map(len, build_groups(many([1] * 7), PARAMS))) == [2, 2, 3]
+    assert list(map(len, build_groups(many([1]), PARAMS))) == [1]
 
 
 @pytest.mark.parametrize("total", range(9))
 def test_drawn_sizes_add_up_and_leave_no_chunk_alone(total):
     for seed in range(20):
-        sizes = drawn_sizes(total, [3, 5], Random(seed))
+        sizes = sample_group_sizes(total, [3, 5], Random(seed))
         assert sum(sizes) == total
         assert all(2 <= size <= 6 for size in sizes) or total == 1
 
@@ -216,7 +216,7 @@ def test_drawn_sizes_add_up_and_leave_no_chunk_alone(total):
 def test_with_others_no_group_holds_two_chunks_of_one_article_and_sizes_are_those_of_articles():
     sizes = [Random(1).choice([3, 4, 5]) for _ in range(40)]
     drawing = replace(PARAMS, rejected_from="others")
-    groups = groups_of(many(sizes), drawing)
+    groups = build_groups(many(sizes), drawing)
     assert all(len(set(group)) == len(group) for group in names(groups))
     assert sorted(map(len, groups)) == sorted(sizes)
     assert keys(groups) == keys([many(sizes)])
@@ -224,35 +224,35 @@ def test_with_others_no_group_holds_two_chunks_of_one_article_and_sizes_are_thos
 
 def test_with_others_single_chunks_join_in_unless_they_are_skipped():
     drawing = replace(PARAMS, rejected_from="others")
-    found = groups_of(many([2, 2, 2, 1, 1]), drawing)
+    found = build_groups(many([2, 2, 2, 1, 1]), drawing)
     assert sorted(map(len, found)) == [2, 2, 2, 2]
     assert keys(found) == keys([many([2, 2, 2, 1, 1])])
-    skipping = names(groups_of(many([2, 2, 2, 1, 1]), replace(drawing, alone="skip")))
+    skipping = names(build_groups(many([2, 2, 2, 1, 1]), replace(drawing, alone="skip")))
     assert skipping[-2:] == [["r3"], ["r4"]] and all("r3" not in group for group in skipping[:-2])
 
 
 def test_an_article_too_large_for_the_others_is_spread_over_groups_that_are_added():
     parts = [many([3, 1])[:3], many([3, 1])[3:]]
-    found = deal(parts, [3, 1], Random(0))
+    found = deal_into_groups(parts, [3, 1], Random(0))
     assert sorted(names(found)) == [["r0"], ["r0"], ["r0", "r1"]]
 
 
 def test_groups_that_are_drawn_follow_the_seed():
     sample = many([3] * 12)
     drawing = replace(PARAMS, rejected_from="others")
-    assert groups_of(sample, drawing) == groups_of(sample, drawing)
-    assert groups_of(sample, drawing) != groups_of(sample, replace(drawing, seed=1))
+    assert build_groups(sample, drawing) == build_groups(sample, drawing)
+    assert build_groups(sample, drawing) != build_groups(sample, replace(drawing, seed=1))
     singles = many([1] * 12)
-    assert groups_of(singles, PARAMS) != groups_of(singles, replace(PARAMS, seed=1))
-    assert groups_of(sample, PARAMS) == groups_of(sample, replace(PARAMS, seed=1))
+    assert build_groups(singles, PARAMS) != build_groups(singles, replace(PARAMS, seed=1))
+    assert build_groups(sample, PARAMS) == build_groups(sample, replace(PARAMS, seed=1))
 
 
 def test_the_band_and_the_cap_hold_for_groups_that_are_drawn():
     drawing = replace(PARAMS, rejected_from="others", max_rejected=1)
     same = chunks(a=["same text", "one"], b=["same text", "two"], c=["xyz", "three"])
     for seed in range(9):
-        groups = groups_of(same, replace(drawing, seed=seed))
-        rows, _ = pairs_of(groups, replace(drawing, seed=seed))
+        groups = build_groups(same, replace(drawing, seed=seed))
+        rows, _ = build_pairs(groups, replace(drawing, seed=seed))
         for group in groups:
             own, rows = rows[: len(group)], rows[len(group) :]
             for chunk, row in zip(group, own, strict=True):
@@ -262,18 +262,20 @@ def test_the_band_and_the_cap_hold_for_groups_that_are_drawn():
 
 def test_captions_are_one_chunk_whose_text_is_the_first():
     record = {"id": "r", "split": "test", "language": "en", "image": "p"}
-    (chunk,) = caption_chunks({**record, "captions": ["x", "one", "two"]}, PARAMS)
+    (chunk,) = chunk_captions({**record, "captions": ["x", "one", "two"]}, PARAMS)
     assert chunk["text"] == "one" and chunk["references"] == ["one", "two"]
     assert (chunk["position"], chunk["title"], chunk["image"]) == (0, "", "p")
-    assert caption_chunks({**record, "captions": ["x"]}, PARAMS) == []
+    assert chunk_captions({**record, "captions": ["x"]}, PARAMS) == []
 
 
 def run(tmp_path, kind, *records, params=PARAMS):
-    schemas.write(tmp_path / "in" / "records.parquet", list(records), schemas.CLEAN[kind])
+    schemas.write_parquet(
+        tmp_path / "in" / "records.parquet", list(records), schemas.CLEAN_RECORDS[kind]
+    )
     main(params, kind, tmp_path / "in", tmp_path / "out")
     return (
-        schemas.read(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS),
-        schemas.read(tmp_path / "out" / "pairs.parquet", schemas.PAIRS),
+        schemas.read_parquet(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS),
+        schemas.read_parquet(tmp_path / "out" / "pairs.parquet", schemas.PREFERENCE_PAIRS),
         json.loads((tmp_path / "out" / "summary.json").read_text()),
     )
 
@@ -296,7 +298,7 @@ def test_every_chunk_of_an_article_has_a_row_of_pairs_even_an_empty_one(tmp_path
     assert summary["pairs"] == 2 and summary["records_without_chunks"] == 1
     assert summary["pictures_without_text"] == 1 and summary["texts_too_short"] == 1
     assert summary["groups"] == 1 and summary["articles_of_one_chunk"] == 1
-    alike = schemas.read(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES)
+    alike = schemas.read_parquet(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES)
     assert [(a["record"], a["position"], a["similarities"]) for a in alike] == [
         ("s", 0, [1]),
         ("r", 0, [1, pytest.approx(1 / 3)]),
@@ -349,4 +351,6 @@ def test_captions_have_no_pairs(tmp_path):
     )
     assert len(found) == 1 and pairs == [] and summary["texts_too_short"] == 1
     assert summary["groups"] == summary["pairs"] == 0
-    assert schemas.read(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES) == []
+    assert (
+        schemas.read_parquet(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES) == []
+    )

@@ -9,14 +9,20 @@ import regex
 
 from stages.clean import main
 from stages.shared.core import schemas
-from stages.shared.data.text_cleaning import EMOJI, Overlay, Params, clean, clean_overlay
+from stages.shared.data.text_cleaning import (
+    EMOJI,
+    CleanConfig,
+    OverlayCleanConfig,
+    clean_overlay_text,
+    clean_text,
+)
 
 MEMES = {"mentions": True, "sites": ["com", "co.uk"], "case": "lower"}
 MEMES |= {"punctuation": "drop", "digits": "drop", "lines": "join"}
-ALL = Overlay(**MEMES)
-KEEP = Params(unicode="NFKC", links=True, emoji="keep", memes=ALL)
-DROP = Params(unicode="NFKC", links=True, emoji="drop", memes=ALL)
-PLAIN = Params(unicode="NFC", links=False, emoji="keep", memes=ALL)
+ALL = OverlayCleanConfig(**MEMES)
+KEEP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="keep", memes=ALL)
+DROP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="drop", memes=ALL)
+PLAIN = CleanConfig(unicode_form="NFC", remove_urls=False, emoji="keep", memes=ALL)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,7 @@ PLAIN = Params(unicode="NFC", links=False, emoji="keep", memes=ALL)
     ],
 )
 def test_unicode_white_space_and_control_characters(text, expected):
-    assert clean(text, "en", KEEP) == expected
+    assert clean_text(text, "en", KEEP) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,24 +61,24 @@ def test_unicode_white_space_and_control_characters(text, expected):
     ],
 )
 def test_links_go_and_their_words_stay(text, expected):
-    assert clean(text, "en" if text.isascii() else "zh", KEEP) == expected
+    assert clean_text(text, "en" if text.isascii() else "zh", KEEP) == expected
 
 
 def test_links_stay_where_params_say_so():
-    assert clean("[a](https://a.org) ﬁ", "en", PLAIN) == "[a](https://a.org) ﬁ"
+    assert clean_text("[a](https://a.org) ﬁ", "en", PLAIN) == "[a](https://a.org) ﬁ"
 
 
 def test_chinese_keeps_its_punctuation_and_loses_only_odd_forms():
     text = "「红烧肉」，５００ｇ：好！（约１½杯）…～　完；①"
-    assert clean(text, "zh", KEEP) == "「红烧肉」，500g：好！（约1½杯）…～ 完；①"
-    assert clean("，。：！", "zh", KEEP) == clean("，。：！", "ja", KEEP) == "，。：！"
-    assert clean("Wait，stop！", "en", KEEP) == "Wait,stop!"
+    assert clean_text(text, "zh", KEEP) == "「红烧肉」，500g：好！（约1½杯）…～ 完；①"
+    assert clean_text("，。：！", "zh", KEEP) == clean_text("，。：！", "ja", KEEP) == "，。：！"
+    assert clean_text("Wait，stop！", "en", KEEP) == "Wait,stop!"
 
 
 def test_emoji_go_where_params_say_so_and_digits_stay():
     text = "hi 👨‍👩‍👧 👍🏽 ❤️ 1️⃣ 🇩🇪 #1 © 3 * x🙂y"
-    assert clean(text, "en", DROP) == "hi #1 © 3 * xy"
-    assert clean(text, "en", KEEP) == text
+    assert clean_text(text, "en", DROP) == "hi #1 © 3 * xy"
+    assert clean_text(text, "en", KEEP) == text
 
 
 def test_cleaning_twice_changes_nothing_and_leaves_no_stray_space():
@@ -85,8 +91,8 @@ def test_cleaning_twice_changes_nothing_and_leaves_no_stray_space():
     for params, language in product([KEEP, DROP, PLAIN], ["zh", "en"]):
         for _ in range(1500):
             text = "".join(random.choices(pieces, k=random.randint(1, 25)))
-            once = clean(text, language, params)
-            assert clean(once, language, params) == once
+            once = clean_text(text, language, params)
+            assert clean_text(once, language, params) == once
             assert once == once.strip() and "  " not in once and "\n\n\n" not in once
             once.encode()
 
@@ -107,10 +113,12 @@ ARTICLE = {
 
 
 def run(tmp_path, kind, *records):
-    schemas.write(tmp_path / "in" / "records.parquet", list(records), schemas.RECORDS[kind])
+    schemas.write_parquet(tmp_path / "in" / "records.parquet", list(records), schemas.RECORDS[kind])
     main(DROP, kind, tmp_path / "in", tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    return schemas.read(tmp_path / "out" / "records.parquet", schemas.CLEAN[kind]), summary
+    return schemas.read_parquet(
+        tmp_path / "out" / "records.parquet", schemas.CLEAN_RECORDS[kind]
+    ), summary
 
 
 def test_an_article_keeps_its_originals_and_loses_texts_that_are_empty(tmp_path):
@@ -191,7 +199,7 @@ def test_a_post_keeps_its_original_and_stays_where_nothing_would_be_left(tmp_pat
     ],
 )
 def test_the_words_over_a_meme_lose_addresses_before_their_punctuation(text, expected):
-    assert clean_overlay(text, "en", KEEP) == expected
+    assert clean_overlay_text(text, "en", KEEP) == expected
 
 
 def test_what_goes_from_a_meme_is_as_params_say():
@@ -204,9 +212,11 @@ def test_what_goes_from_a_meme_is_as_params_say():
         "digits": "keep",
         "lines": "keep",
     }
-    plain = replace(KEEP, memes=Overlay(**kept))
-    assert clean_overlay(text, "en", plain) == text
-    assert clean_overlay(text, "en", replace(DROP, memes=Overlay(**kept))) == text[:-2]
+    plain = replace(KEEP, memes=OverlayCleanConfig(**kept))
+    assert clean_overlay_text(text, "en", plain) == text
+    assert (
+        clean_overlay_text(text, "en", replace(DROP, memes=OverlayCleanConfig(**kept))) == text[:-2]
+    )
     for change, expected in [
         ({"mentions": True}, "LOOK, : 3 cats!\nimgflip.com 👍"),
         ({"sites": [".com"]}, "LOOK, @bob: 3 cats!\n👍"),
@@ -215,12 +225,15 @@ def test_what_goes_from_a_meme_is_as_params_say():
         ({"digits": "drop"}, "LOOK, @bob: cats!\nimgflip.com 👍"),
         ({"lines": "join"}, text.replace("\n", " ")),
     ]:
-        assert clean_overlay(text, "en", replace(KEEP, memes=Overlay(**kept | change))) == expected
+        assert (
+            clean_overlay_text(text, "en", replace(KEEP, memes=OverlayCleanConfig(**kept | change)))
+            == expected
+        )
 
 
 def test_small_letters_are_those_of_the_language():
-    assert clean_overlay("SIKI İYİ", "tr", KEEP) == "sıkı iyi"
-    assert clean_overlay("SIKI", "en", KEEP) == "siki"
+    assert clean_overlay_text("SIKI İYİ", "tr", KEEP) == "sıkı iyi"
+    assert clean_overlay_text("SIKI", "en", KEEP) == "siki"
 
 
 def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emoji_only():
@@ -235,8 +248,8 @@ def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emo
             text = "".join(random.choices(pieces, k=random.randint(1, 25)))
             if number % 2:
                 text = "".join(chr(random.randrange(0x30000)) for _ in range(12)) + text
-            once = clean_overlay(text, language, params)
-            assert clean_overlay(once, language, params) == once
+            once = clean_overlay_text(text, language, params)
+            assert clean_overlay_text(once, language, params) == once
             assert once == once.strip() and "  " not in once and "\n" not in once
             if params.memes.punctuation == "drop":
                 words = EMOJI.sub("", once)
@@ -245,7 +258,7 @@ def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emo
 
 def test_no_text_of_a_meme_costs_more_than_its_length():
     for piece in ("a.", "@a", "a_.com", "a@a.", "(http://a", "'", "\u0301", "@", " .com"):
-        clean_overlay(piece * 20_000, "en", KEEP)
+        clean_overlay_text(piece * 20_000, "en", KEEP)
 
 
 def test_a_meme_without_words_stays_if_it_has_a_picture(tmp_path):

@@ -11,12 +11,14 @@ from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.encoders import openclip as openclip_encoder
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.features import store as feature_store
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import color_caption_corpus, mm_orient_corpus, tiny_clip
-from tests.support.color_caption_corpus import chunk, picture
+from tests.support.color_caption_corpus import make_chunk, make_image
 
-PARAMS = extract.Params(image_batch=4, text_batch=4, min_supported=0.5)
-SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
+PARAMS = extract.EmbedConfig(image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5)
+SIZES = tiny_encoder.TinyEncoderConfig(
+    image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=64
+)
 WORDS = ["the", "fox", "sits", "under", "red", "lamps", "while", "rain", "falls", "on", "boats"]
 
 
@@ -24,8 +26,8 @@ WORDS = ["the", "fox", "sits", "under", "red", "lamps", "while", "rain", "falls"
 def encoder_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
-    tiny_encoder.save(folder, SIZES, tiny_encoder.PictureTower(SIZES, texts.width), texts)
+    texts = tiny_encoder.MiniLMTower(SIZES.max_tokens)
+    tiny_encoder.save(folder, SIZES, tiny_encoder.ImageTower(SIZES, texts.hidden_size), texts)
     return folder
 
 
@@ -36,7 +38,7 @@ def empty_store(tmp_path, monkeypatch):
 
 def run(folder, encoder, kind="captions", params=PARAMS, name="features"):
     embed.main(params, kind, folder / "ingest", folder / "clean", encoder, folder / name)
-    return feature_store.read(folder / name)
+    return feature_store.read_features(folder / name)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -49,55 +51,59 @@ def packed(rows) -> list[bytes]:
 
 
 def test_the_bytes_of_a_text_do_not_depend_on_its_neighbours(tmp_path, monkeypatch):
-    tower, texts = tiny_encoder.MiniLM(64), sentences(30)
-    first = dict(zip(texts, packed(extract.text_rows(tower, texts, 4)), strict=True))
+    tower, texts = tiny_encoder.MiniLMTower(64), sentences(30)
+    first = dict(zip(texts, packed(extract.extract_text_features(tower, texts, 4)), strict=True))
     for turn, order in enumerate([texts[::-1], texts[::3], texts[5:12] + sentences(20, seed=9)]):
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home{turn}"))
-        again = dict(zip(order, packed(extract.text_rows(tower, order, 4)), strict=True))
+        again = dict(
+            zip(order, packed(extract.extract_text_features(tower, order, 4)), strict=True)
+        )
         assert all(again[text] == first[text] for text in order if text in first)
 
 
 def kinds(tmp_path, encoder_folder):
-    yield "tiny", encoders.load(encoder_folder)
+    yield "tiny", encoders.load_encoder(encoder_folder)
     for kind, make, prefix, module in [
-        ("clip", tiny_clip.clip, "", huggingface_encoder),
-        ("openclip", tiny_clip.openclip, "local-dir:", openclip_encoder),
+        ("clip", tiny_clip.save_clip, "", huggingface_encoder),
+        ("openclip", tiny_clip.save_openclip, "local-dir:", openclip_encoder),
     ]:
         make(tmp_path / kind)
         (tmp_path / f"{kind}-encoder").mkdir()
         module.fetch(f"{prefix}{tmp_path / kind}", ["en"], tmp_path / f"{kind}-encoder")
-        yield kind, encoders.load(tmp_path / f"{kind}-encoder")
+        yield kind, encoders.load_encoder(tmp_path / f"{kind}-encoder")
 
 
 def test_the_bytes_of_a_picture_do_not_depend_on_its_neighbours(
     tmp_path, encoder_folder, monkeypatch
 ):
-    rows = [picture(colour, seed) for seed in range(4) for colour in color_caption_corpus.COLOURS]
+    rows = [make_image(colour, seed) for seed in range(4) for colour in color_caption_corpus.COLORS]
     names = sorted(row["sha256"] for row in rows)
-    image_store.write(tmp_path / "images", rows, shards=2)
+    image_store.write_images(tmp_path / "images", rows, shards=2)
     for kind, encoder in kinds(tmp_path, encoder_folder):
         first = dict(
             zip(
                 names,
-                packed(extract.picture_rows(encoder, tmp_path / "images", names, 4)),
+                packed(extract.extract_image_features(encoder, tmp_path / "images", names, 4)),
                 strict=True,
             )
         )
         for turn, order in enumerate([names[::2], names[3:14], names[7:8]]):
             monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home-{kind}-{turn}"))
-            found = packed(extract.picture_rows(encoder, tmp_path / "images", order, 4))
+            found = packed(extract.extract_image_features(encoder, tmp_path / "images", order, 4))
             assert found == [first[name] for name in order], kind
 
 
 def test_features_are_what_the_encoder_computes_in_half_precision(tmp_path, encoder_folder):
-    color_caption_corpus.captions(tmp_path)
-    found, encoder = run(tmp_path, encoder_folder), encoders.load(encoder_folder)
-    row = next(image_store.read(tmp_path / "ingest" / "images"))
-    pooled, patches = encoder.images([image_store.decode(row["bytes"])] * PARAMS.image_batch)
+    color_caption_corpus.write_caption_corpus(tmp_path)
+    found, encoder = run(tmp_path, encoder_folder), encoders.load_encoder(encoder_folder)
+    row = next(image_store.read_images(tmp_path / "ingest" / "images"))
+    pooled, patches = encoder.encode_images(
+        [image_store.decode_image(row["bytes"])] * PARAMS.image_batch_size
+    )
     place = found.image_index[row["sha256"]]
     assert np.array_equal(found.pooled[place], pooled[0].half().numpy())
     assert np.array_equal(found.patches[place], patches[0].half().numpy())
-    pooled, tokens, mask = encoder.texts(["a red picture"] * PARAMS.text_batch)
+    pooled, tokens, mask = encoder.encode_texts(["a red picture"] * PARAMS.text_batch_size)
     place = found.text_index["a red picture"]
     length = int(mask[0].sum())
     assert np.array_equal(found.text_pooled[place], pooled[0].half().numpy())
@@ -106,14 +112,14 @@ def test_features_are_what_the_encoder_computes_in_half_precision(tmp_path, enco
 
 
 def test_nothing_is_computed_twice(tmp_path, encoder_folder, monkeypatch):
-    color_caption_corpus.captions(tmp_path)
+    color_caption_corpus.write_caption_corpus(tmp_path)
     run(tmp_path, encoder_folder)
 
     def never(*arguments):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(tiny_encoder.TinyEncoder, "encode_pixels", never)
-    monkeypatch.setattr(tiny_encoder.MiniLM, "encode_tokens", never)
+    monkeypatch.setattr(tiny_encoder.MiniLMTower, "encode_tokens", never)
     run(tmp_path, encoder_folder, name="again")
     for path in (tmp_path / "features").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
@@ -121,25 +127,27 @@ def test_nothing_is_computed_twice(tmp_path, encoder_folder, monkeypatch):
 
 def test_texts_are_titles_of_articles_and_captions_and_none_of_tweets_and_posts():
     chunks = [
-        chunk(0, "a", title="A walk", references=["long text"]),
-        chunk(1, None, title="A walk", references=["more text"]),
-        chunk(2, None, references=["no title"]),
+        make_chunk(0, "a", title="A walk", references=["long text"]),
+        make_chunk(1, None, title="A walk", references=["more text"]),
+        make_chunk(2, None, references=["no title"]),
     ]
-    records = [color_caption_corpus.record(one, "articles") for one in chunks]
-    assert embed.texts_of(records, "articles") == ["A walk"]
-    assert embed.pictures_of(records, "articles") == ["a"]
-    records = [color_caption_corpus.record(chunk(0, "b", references=["one", "two"]), "captions")]
-    assert embed.texts_of(records, "captions") == ["one", "two"]
-    assert embed.texts_of([{"text": "one", "image": "c"}], "posts") == []
-    assert embed.pictures_of([{"image": "c"}, {"image": None}], "tweets") == ["c"]
+    records = [color_caption_corpus.make_record(one, "articles") for one in chunks]
+    assert embed.collect_texts(records, "articles") == ["A walk"]
+    assert embed.collect_image_ids(records, "articles") == ["a"]
+    records = [
+        color_caption_corpus.make_record(make_chunk(0, "b", references=["one", "two"]), "captions")
+    ]
+    assert embed.collect_texts(records, "captions") == ["one", "two"]
+    assert embed.collect_texts([{"text": "one", "image": "c"}], "posts") == []
+    assert embed.collect_image_ids([{"image": "c"}, {"image": None}], "tweets") == ["c"]
 
 
 def test_what_has_no_picture_is_skipped(tmp_path, encoder_folder):
-    row = picture("red", 0)
-    color_caption_corpus.save(
+    row = make_image("red", 0)
+    color_caption_corpus.save_corpus(
         tmp_path,
-        [row, picture("blue", 1)],
-        [chunk(0, row["sha256"], title="One"), chunk(1, None, title="Two")],
+        [row, make_image("blue", 1)],
+        [make_chunk(0, row["sha256"], title="One"), make_chunk(1, None, title="Two")],
     )
     found = run(tmp_path, encoder_folder, "articles")
     assert list(found.image_index) == [row["sha256"]]
@@ -147,9 +155,9 @@ def test_what_has_no_picture_is_skipped(tmp_path, encoder_folder):
 
 
 def test_a_language_that_the_encoder_does_not_read_has_no_text_features(tmp_path, encoder_folder):
-    color_caption_corpus.captions(tmp_path, language="zh")
+    color_caption_corpus.write_caption_corpus(tmp_path, language="zh")
     found = run(tmp_path, encoder_folder)
-    assert (found.text, found.tokens, found.pooled.shape[1]) == ("learned", None, 384)
+    assert (found.text_kind, found.tokens, found.pooled.shape[1]) == ("learned", None, 384)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +167,21 @@ def test_a_language_that_the_encoder_does_not_read_has_no_text_features(tmp_path
 def test_the_share_of_a_language_is_counted_by_train_record(languages, share):
     records = [{"split": "train", "language": language} for language in languages]
     records += [{"split": "test", "language": "en"}] * 5
-    assert embed.supported(records, ["en"]) == share
+    assert embed.compute_supported_share(records, ["en"]) == share
 
 
 def test_a_corpus_without_pictures_has_features_of_its_texts_alone(tmp_path, encoder_folder):
-    color_caption_corpus.save(tmp_path, [], [chunk(0, None, title="One")])
+    color_caption_corpus.save_corpus(tmp_path, [], [make_chunk(0, None, title="One")])
     found = run(tmp_path, encoder_folder, "articles")
     assert (found.image_index, len(found.pooled), len(found.patches)) == ({}, 0, 0)
     assert list(found.text_index) == ["One"]
 
 
 def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, encoder_folder):
-    color_caption_corpus.save(tmp_path, [picture("red", 0)], [chunk(0, "f" * 64, title="One")])
-    with pytest.raises(WrongInput, match="lacks the picture ffff"):
+    color_caption_corpus.save_corpus(
+        tmp_path, [make_image("red", 0)], [make_chunk(0, "f" * 64, title="One")]
+    )
+    with pytest.raises(InputError, match="lacks the picture ffff"):
         run(tmp_path, encoder_folder, "articles")
     assert not (tmp_path / "features").exists()
 
@@ -179,16 +189,16 @@ def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, e
 def test_memes_have_features_of_their_words_and_pictures_paraphrases_included(
     tmp_path, encoder_folder
 ):
-    augment, _, _ = mm_orient_corpus.write(tmp_path, ["train"])
-    rows = [row for row, _ in mm_orient_corpus.items(["train"])]
+    augment, _, _ = mm_orient_corpus.write_meme_corpus(tmp_path, ["train"])
+    rows = [row for row, _ in mm_orient_corpus.make_items(["train"])]
     embed.main(PARAMS, "memes", augment, augment, encoder_folder, tmp_path / "features")
-    cached = feature_store.read(tmp_path / "features")
+    cached = feature_store.read_features(tmp_path / "features")
     assert set(cached.text_index) == {row["text"] for row in rows} - {""}
     assert set(cached.image_index) == {row["image"] for row in rows} - {None}
     assert any(row["variant"] for row in rows)
 
 
 def test_memes_that_were_not_augmented_are_one_sentence(tmp_path, encoder_folder):
-    schemas.write(tmp_path / "records.parquet", [], schemas.CLEAN["memes"])
-    with pytest.raises(WrongInput, match="was written by another version: run `dvc repro`"):
+    schemas.write_parquet(tmp_path / "records.parquet", [], schemas.CLEAN_RECORDS["memes"])
+    with pytest.raises(InputError, match="was written by another version: run `dvc repro`"):
         embed.main(PARAMS, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")

@@ -17,29 +17,31 @@ import yaml
 from pydantic import ValidationError
 
 from stages import judge
-from stages.judge import ASKED, PERSPECTIVES, Params, instruction
+from stages.judge import PERSPECTIVES, PERSPECTIVES_BY_PROMPT, JudgeConfig, fill_prompt
 from stages.shared.core import config, schemas
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import generator_outputs
-from tests.support.fake_chat_api import KEY, TOKENS
+from tests.support.fake_chat_api import API_KEY, TOKENS_PER_ANSWER
 
-PARAMS = Params(
+PARAMS = JudgeConfig(
     model="judge",
     temperature=0.0,
-    answer_tokens=50,
+    max_completion_tokens=50,
     concurrency=2,
-    retries=0,
+    max_retries=0,
     timeout=5.0,
-    attempts=2,
-    max_tokens_total=10**6,
-    max_failed=1.0,
-    items=10,
-    lowest=1,
-    highest=10,
-    prompts=dict.fromkeys(ASKED, "Score from $lowest to $highest.\n$definitions\nKeys: $keys"),
+    max_attempts=2,
+    max_total_tokens=10**6,
+    max_failed_fraction=1.0,
+    max_samples=10,
+    min_score=1,
+    max_score=10,
+    prompts=dict.fromkeys(
+        PERSPECTIVES_BY_PROMPT, "Score from $lowest to $highest.\n$definitions\nKeys: $keys"
+    ),
     definitions={
         name: {perspective: f"the {perspective}" for perspective in names}
-        for name, names in ASKED.items()
+        for name, names in PERSPECTIVES_BY_PROMPT.items()
     },
 )
 OF_ARTICLE = {"Cake a": 8, "Cake b": 6, "Cake c": 4}
@@ -57,7 +59,7 @@ def score(body: dict, _: int = 0) -> str:
     points = OF_ARTICLE[parts["title"]] - 2 * ("reference" in parts)
     if parts["article"].count("at the beach") == 2:
         points = 1
-    scores = dict.fromkeys(ASKED["aware"], points)
+    scores = dict.fromkeys(PERSPECTIVES_BY_PROMPT["aware"], points)
     if "reference" not in parts:
         scores["incoherence"] = 10 - points
     return json.dumps({"comment": f"of {parts['title']}", **scores})
@@ -65,14 +67,16 @@ def score(body: dict, _: int = 0) -> str:
 
 def rows() -> list[dict]:
     """Predictions of both phases for test articles a, b and c, each with a title of its own."""
-    return [row | {"title": f"Cake {row['record']}"} for row in generator_outputs.predictions()]
+    return [
+        row | {"title": f"Cake {row['record']}"} for row in generator_outputs.make_predictions()
+    ]
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with predictions; the store and locks stay in it and nothing is tracked."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr(judge.tracking, "run", lambda **given: nullcontext(Mock()))
@@ -86,7 +90,7 @@ def run(place: Path, kind: str = "articles", **changes) -> dict:
 
 
 def scores(place: Path) -> list[dict]:
-    return schemas.read(place / "target/scores.parquet", schemas.JUDGEMENTS)
+    return schemas.read_parquet(place / "target/scores.parquet", schemas.JUDGE_SCORES)
 
 
 def test_scores_become_means_with_standard_errors(place, serve):
@@ -103,7 +107,7 @@ def test_scores_become_means_with_standard_errors(place, serve):
     assert found["sft"]["free"]["creativity"]["mean"] == pytest.approx(13 / 3, abs=1e-6)  # 8, 1, 4
     assert (found["model"], found["answered_by"]) == ("judge", "judge-2026")
     # Article a and c are the same in both phases, and the same question is paid once.
-    assert (len(server.requests), found["tokens"]) == (8, 8 * TOKENS)
+    assert (len(server.requests), found["tokens"]) == (8, 8 * TOKENS_PER_ANSWER)
 
 
 def test_captions_are_not_judged_as_articles(place, serve):
@@ -136,7 +140,7 @@ def test_an_article_is_judged_as_a_whole_and_its_reference_shown_to_one_of_two_a
     server = serve(score)
     run(place)
     whole = "\n\n".join(
-        generator_outputs.sentence(place) for place in generator_outputs.PLACES.values()
+        generator_outputs.make_sentence(place) for place in generator_outputs.PLACES.values()
     )
     of_a = [shown(body) for body in server.requests if "Cake a" in str(body)]
     assert sorted(of_a, key=len) == [
@@ -163,7 +167,7 @@ def test_an_article_without_title_is_judged_without_and_beside_the_first_of_its_
 
 def asked(body: dict) -> list[str]:
     """The perspectives that a request asks for."""
-    return ASKED["aware" if "reference" in shown(body) else "free"]
+    return PERSPECTIVES_BY_PROMPT["aware" if "reference" in shown(body) else "free"]
 
 
 def test_each_question_asks_for_its_perspectives_alone(place, serve):
@@ -239,7 +243,7 @@ def test_a_judge_that_never_answers_well_has_no_means(place, serve):
 
 @pytest.mark.parametrize("given", [True, "7", 7.5, 0, 11, None])
 def test_a_score_is_a_whole_number_of_the_scale(given):
-    card = judge.scorecard(PARAMS, "aware")
+    card = judge.build_answer_schema(PARAMS, "aware")
     answer = {"comment": "", **dict.fromkeys(PERSPECTIVES, 10)}
     assert card.model_validate_json(json.dumps(answer)).creativity == 10
     with pytest.raises(ValidationError):
@@ -248,7 +252,7 @@ def test_a_score_is_a_whole_number_of_the_scale(given):
 
 def test_too_many_failures_leave_no_output(place, serve):
     serve(lambda *_: "Ten!")
-    with pytest.raises(WrongInput, match=r"failed, . of them with: no JSON object"):
+    with pytest.raises(InputError, match=r"failed, . of them with: no JSON object"):
         run(place, max_failed=0.2)
     assert not (place / "target").exists()
 
@@ -279,12 +283,12 @@ def test_a_second_run_asks_nothing_and_writes_the_same_bytes(place, serve):
 def test_no_test_item_is_one_sentence(place):
     kept = [row for row in rows() if row["split"] == "validation"]
     generator_outputs.write_predictions(place / "predictions", kept, [])
-    with pytest.raises(WrongInput, match="no test item"):
+    with pytest.raises(InputError, match="no test item"):
         run(place)
 
 
 def test_a_missing_endpoint_is_one_sentence_and_leaves_no_output(place):
-    with pytest.raises(WrongInput, match=r"judge.model names a model, but OPENAI_BASE_URL is not"):
+    with pytest.raises(InputError, match=r"judge.model names a model, but OPENAI_BASE_URL is not"):
         run(place)
     assert not (place / "target").exists()
 
@@ -309,9 +313,9 @@ def test_as_shipped_nobody_is_asked_and_nothing_heavy_is_loaded(place):
 
 
 def test_the_prompts_as_shipped_define_each_perspective_and_name_the_tags():
-    shipped = config.load(Params, "judge")
-    for reference, names in ASKED.items():
-        told = " ".join(instruction(shipped, reference).split())
+    shipped = config.load_config(JudgeConfig, "judge")
+    for reference, names in PERSPECTIVES_BY_PROMPT.items():
+        told = " ".join(fill_prompt(shipped, reference).split())
         assert [told.count(f" - {name}: ") for name in names] == [1] * len(names)
         assert "$" not in told and "from 1 to 10" in told
         tags = ["title", "article", *(["reference"] if reference == "aware" else [])]
@@ -342,8 +346,8 @@ def test_a_prompt_or_definition_that_cannot_work_is_named(tmp_path, monkeypatch,
     change(values["judge"], path, value)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WrongInput) as wrong:
-        config.load(Params, "judge")
+    with pytest.raises(InputError) as wrong:
+        config.load_config(JudgeConfig, "judge")
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
 
 
@@ -365,6 +369,6 @@ def test_no_file_and_no_line_holds_the_key_or_the_address(place, serve):
     assert done.returncode == 0, done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]
     assert {"mlflow.db", "judge.json", "answers.sqlite"} <= {path.name for path in files}
-    for secret in (KEY, "user:password", f":{server.server_port}"):
+    for secret in (API_KEY, "user:password", f":{server.server_port}"):
         assert secret not in done.stdout + done.stderr
         assert [path.name for path in files if secret.encode() in path.read_bytes()] == []

@@ -6,7 +6,7 @@ import yaml
 
 from stages import train_sft
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
 from tests.support import article_corpus
@@ -17,12 +17,12 @@ STEPS = 8
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    article_corpus.project(tmp_path)
-    _, chunk, _ = article_corpus.write(tmp_path)
-    rows = schemas.read(chunk / "chunks.parquet", schemas.CHUNKS)
+    article_corpus.create_project(tmp_path)
+    _, chunk, _ = article_corpus.write_article_corpus(tmp_path)
+    rows = schemas.read_parquet(chunk / "chunks.parquet", schemas.CHUNKS)
     # No validation, so that the last weights are kept, and a picture that no item shows.
     rows = [row for row in rows if row["split"] == "train" and row["image"] != "7"]
-    schemas.write(chunk / "chunks.parquet", rows, schemas.CHUNKS)
+    schemas.write_parquet(chunk / "chunks.parquet", rows, schemas.CHUNKS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -35,7 +35,7 @@ def train(place, **network):
     sizes = {"d_model": 16, "text_tokens": 8, "pictures": 4}
     params["models"]["tippo"]["network"] |= sizes | network
     (place / "params.yaml").write_text(yaml.safe_dump(params))
-    run = load(generators.Run, "writers", "tippo")
+    run = load_config(generators.GeneratorRun, "writers", "tippo")
     return train_sft.train("tippo", run, place / "chunk", place / "embed", lambda *_: None)
 
 
@@ -52,7 +52,7 @@ def test_the_lambda_kept_is_that_of_the_last_step(place, schedule, last):
 )
 def test_statistics_are_those_of_the_pictures_and_titles_of_the_train_split(place, picture, topic):
     model = train(place, picture=picture, topic=topic)[0].model
-    cached = feature_store.read(place / "embed", place / "chunk" / "features")
+    cached = feature_store.read_features(place / "embed", place / "chunk" / "features")
     titles = [cached.text_index[f"title {number}"] for number in range(3)]  # of four
     pictures = [cached.image_index[str(number)] for number in range(7)]  # of eight
     rows = {"adapt_patches": cached.patches[pictures]}

@@ -11,34 +11,34 @@ SPLITS = ("train", "validation", "test")
 SLOTS = {"topic": {}, "picture": {"animal": {"cat": ["cat"], "dog": ["dog"]}}}
 
 
-def write(folder: Path, *, slots: bool = True) -> list[Path]:
+def write_article_corpus(folder: Path, *, slots: bool = True) -> list[Path]:
     """The folders ingest, chunk and embed: eight chunks in three articles for each split."""
     ingest, chunk, embed = (folder / name for name in ("ingest", "chunk", "embed"))
     for path in (ingest, chunk, embed):
         path.mkdir(parents=True)
     rows, pairs = [], []
     for number, split in enumerate(SPLITS):
-        for row in tiny_flexmuse.rows():
+        for row in tiny_flexmuse.make_chunk_rows():
             rows.append(row | {"record": f"{split}-{row['record']}", "split": split})
-        for pair in tiny_flexmuse.pairs():
+        for pair in tiny_flexmuse.make_pairs():
             place = {"group": 3 * number + pair["group"], "record": f"{split}-{pair['record']}"}
             pairs.append(pair | place)
-    schemas.write(chunk / "chunks.parquet", rows, schemas.CHUNKS)
-    schemas.write(chunk / "pairs.parquet", pairs, schemas.PAIRS)
+    schemas.write_parquet(chunk / "chunks.parquet", rows, schemas.CHUNKS)
+    schemas.write_parquet(chunk / "pairs.parquet", pairs, schemas.PREFERENCE_PAIRS)
     if slots:
         _write_truth(ingest, rows)
-    cached = tiny_flexmuse.features()
+    cached = tiny_flexmuse.build_features()
     pictures = [{"pooled": cached.pooled[row], "patches": cached.patches[row]} for row in range(8)]
     titles = [
         {"pooled": cached.text_pooled[row], "tokens": cached.tokens[row][cached.token_mask[row]]}
         for row in range(4)
     ]
-    texts = list(cached.text_index), cached.pieces, titles
-    feature_store.write(embed, (list(cached.image_index), pictures), texts)
+    texts = list(cached.text_index), cached.subwords, titles
+    feature_store.write_features(embed, (list(cached.image_index), pictures), texts)
     return [ingest, chunk, embed]
 
 
-def encoder(folder: Path) -> Path:
+def write_encoder_dir(folder: Path) -> Path:
     """A folder as align leaves it: two files of an encoder, nested, and a report about it."""
     target = folder / "encoder"
     (target / "weights").mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _write_truth(ingest: Path, rows: list[dict]) -> None:
         }
         for row in rows
     ]
-    schemas.write(ingest / "facts.parquet", facts, schemas.FACTS)
+    schemas.write_parquet(ingest / "facts.parquet", facts, schemas.FACTS)
     foils = [
         {
             "record": row["record"],
@@ -70,10 +70,10 @@ def _write_truth(ingest: Path, rows: list[dict]) -> None:
         for row in rows
         if "cat" in row["text"] and row["split"] != "train"
     ]
-    schemas.write(ingest / "foils.parquet", foils, schemas.FOILS)
+    schemas.write_parquet(ingest / "foils.parquet", foils, schemas.FOILS)
 
 
-def project(folder: Path) -> None:
+def create_project(folder: Path) -> None:
     """params.yaml as shipped, with training that takes a second."""
     import yaml
 
@@ -90,6 +90,6 @@ def project(folder: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -8,10 +8,10 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.support.fake_chat_api import Handler, said
+from tests.support.fake_chat_api import FakeChatHandler, chat_completion
 
 
-class BatchServer(ThreadingHTTPServer):
+class FakeBatchServer(ThreadingHTTPServer):
     """`answer(body, number)` as of chat_server.Server, for the requests of a batch.
 
     looks: how often a batch is looked at before it has ended. end: its status then.
@@ -20,14 +20,19 @@ class BatchServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, answer: Callable[[dict, int], Any]):
-        super().__init__(("127.0.0.1", 0), BatchHandler)
-        self.answer, self.lock, self.looks, self.end = answer, Lock(), 1, "completed"
+        super().__init__(("127.0.0.1", 0), FakeBatchHandler)
+        self.answer, self.lock, self.polls_until_done, self.final_status = (
+            answer,
+            Lock(),
+            1,
+            "completed",
+        )
         self.uploads: dict[str, list[dict]] = {}
         self.batches: dict[str, dict] = {}
         self.contents: dict[str, str] = {}
         self.calls: list[str] = []
-        self.refuse: Callable[[str], tuple | None] = lambda call: None
-        self.address = f"http://127.0.0.1:{self.server_port}/v1"
+        self.reject: Callable[[str], tuple | None] = lambda call: None
+        self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
 
     @property
     def requests(self) -> list[dict]:
@@ -38,7 +43,7 @@ class BatchServer(ThreadingHTTPServer):
             for line in self.uploads[batch["input_file_id"]]
         ]
 
-    def work(self, batch: dict) -> None:
+    def process_batch(self, batch: dict) -> None:
         """Answer a batch; what is no answer goes to its errors."""
         lines = {"output": [], "error": []}
         for number, line in enumerate(self.uploads[batch["input_file_id"]]):
@@ -48,7 +53,9 @@ class BatchServer(ThreadingHTTPServer):
                     {"custom_id": line["custom_id"], "error": {"code": "batch_expired"}}
                 )
                 continue
-            status, _, body = given if isinstance(given, tuple) else (200, {}, said(given))
+            status, _, body = (
+                given if isinstance(given, tuple) else (200, {}, chat_completion(given))
+            )
             row = {
                 "custom_id": line["custom_id"],
                 "response": {"status_code": status, "body": body},
@@ -61,61 +68,63 @@ class BatchServer(ThreadingHTTPServer):
                 batch[f"{kind}_file_id"] = name
 
 
-class BatchHandler(Handler):
-    server: BatchServer
+class FakeBatchHandler(FakeChatHandler):
+    server: FakeBatchServer
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         path = urlsplit(self.path).path
-        if refused := self._called(f"POST {path}"):
-            return self._say(*refused)
+        if refused := self._record_call(f"POST {path}"):
+            return self._send_response(*refused)
         with self.server.lock:
             if path == "/v1/files":
                 return self._upload(content)
             if path == "/v1/batches":
                 return self._create(json.loads(content))
-        return self._say(404, {}, {"error": {"message": f"no {path}"}})
+        return self._send_response(404, {}, {"error": {"message": f"no {path}"}})
 
     def _upload(self, content: bytes) -> None:
         assert b'name="purpose"' in content and b"batch" in content
         lines = re.findall(rb'^\{"custom_id.*$', content, re.MULTILINE)
         name = f"file-{len(self.server.uploads)}"
         self.server.uploads[name] = [json.loads(line) for line in lines]
-        self._say(200, {}, {"id": name, "object": "file", "purpose": "batch"})
+        self._send_response(200, {}, {"id": name, "object": "file", "purpose": "batch"})
 
     def _create(self, body: dict) -> None:
         assert (body["endpoint"], body["completion_window"]) == ("/v1/chat/completions", "24h")
         name = f"batch-{len(self.server.batches)}"
         batch = {"id": name, "object": "batch", "status": "in_progress", "looks": 0} | body
         self.server.batches[name] = batch
-        self._say(200, {}, batch)
+        self._send_response(200, {}, batch)
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
-        if refused := self._called(f"GET {path}"):
-            return self._say(*refused)
+        if refused := self._record_call(f"GET {path}"):
+            return self._send_response(*refused)
         *_, kind, name = path.removesuffix("/content").split("/")
         with self.server.lock:
             if name == "batches":
                 rows = list(self.server.batches.values())
-                return self._say(200, {}, {"object": "list", "data": rows, "has_more": False})
+                return self._send_response(
+                    200, {}, {"object": "list", "data": rows, "has_more": False}
+                )
             if kind == "files":
-                return self._say(200, {}, self.server.contents[name].encode())
+                return self._send_response(200, {}, self.server.contents[name].encode())
             if name not in self.server.batches:
-                return self._say(404, {}, {"error": {"message": f"no batch {name}"}})
+                return self._send_response(404, {}, {"error": {"message": f"no batch {name}"}})
             batch = self.server.batches[name]
             batch["looks"] += 1
-            if batch["status"] == "in_progress" and batch["looks"] > self.server.looks:
-                batch["status"] = self.server.end
-                self.server.work(batch)
-        return self._say(200, {}, batch)
+            if batch["status"] == "in_progress" and batch["looks"] > self.server.polls_until_done:
+                batch["status"] = self.server.final_status
+                self.server.process_batch(batch)
+        return self._send_response(200, {}, batch)
 
-    def _called(self, call: str) -> tuple | None:
+    def _record_call(self, call: str) -> tuple | None:
         with self.server.lock:
             self.server.calls.append(call)
-        return self.server.refuse(call)
+        return self.server.reject(call)
 
-    def _say(self, status: int, headers: dict, content: Any) -> None:
+    def _send_response(self, status: int, headers: dict, content: Any) -> None:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **headers}.items():
@@ -125,5 +134,5 @@ class BatchHandler(Handler):
         self.wfile.write(raw)
 
 
-def start(server: BatchServer) -> None:
+def start_server(server: FakeBatchServer) -> None:
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

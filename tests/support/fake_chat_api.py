@@ -8,27 +8,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 
-KEY = "sk-secret-of-the-tests"  # no file may hold it
-TOKENS = 100  # that each answer is said to have used
+API_KEY = "sk-secret-of-the-tests"  # no file may hold it
+TOKENS_PER_ANSWER = 100  # that each answer is said to have used
 
 
-class Server(ThreadingHTTPServer):
+class FakeChatServer(ThreadingHTTPServer):
     """`answer(body, number)` gives the content of the number-th request, from 0, or a (status,
     headers, body) of its own."""
 
     daemon_threads = True
 
     def __init__(self, answer: Callable[[dict, int], Any]):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), FakeChatHandler)
         self.answer, self.lock = answer, Lock()
         self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.times: list[float] = []
-        self.address = f"http://127.0.0.1:{self.server_port}/v1"
+        self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
+class FakeChatHandler(BaseHTTPRequestHandler):
+    server: FakeChatServer
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -40,7 +40,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.headers.append(names)
             self.server.times.append(time.monotonic())
         given = self.server.answer(body, number)
-        status, headers, content = given if isinstance(given, tuple) else (200, {}, said(given))
+        status, headers, content = (
+            given if isinstance(given, tuple) else (200, {}, chat_completion(given))
+        )
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         always = {"Content-Type": "application/json", "Content-Length": str(len(raw))}
@@ -53,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def said(content: str | None, finish: str = "stop", usage: bool = True) -> dict:
+def chat_completion(content: str | None, finish: str = "stop", usage: bool = True) -> dict:
     """A chat completion."""
     message = {"role": "assistant", "content": content}
     completion = {
@@ -63,18 +65,22 @@ def said(content: str | None, finish: str = "stop", usage: bool = True) -> dict:
         "model": "judge-2026",
         "choices": [{"index": 0, "finish_reason": finish, "message": message}],
     }
-    used = {"prompt_tokens": TOKENS - 10, "completion_tokens": 10, "total_tokens": TOKENS}
+    used = {
+        "prompt_tokens": TOKENS_PER_ANSWER - 10,
+        "completion_tokens": 10,
+        "total_tokens": TOKENS_PER_ANSWER,
+    }
     return completion | ({"usage": used} if usage else {})
 
 
-def refused(status: int, message: str, code: str | None = None, **headers: str) -> tuple:
+def error_response(status: int, message: str, code: str | None = None, **headers: str) -> tuple:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return status, names, {"error": {"message": message, "type": "error", "code": code}}
 
 
 @contextmanager
-def serving(answer: Callable[[dict, int], Any]) -> Iterator[Server]:
-    with Server(answer) as server:
+def serve_chat(answer: Callable[[dict, int], Any]) -> Iterator[FakeChatServer]:
+    with FakeChatServer(answer) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()

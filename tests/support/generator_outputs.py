@@ -29,24 +29,25 @@ CEILINGS = {
         ("both", 1.0, 1.0, 1.0),
     ]
 }
-READING = embedders.Params(
-    max_tokens=64, openai=embedders.Server(batch=1, concurrency=1, retries=0, timeout=1.0)
+REWARDS_CONFIG = embedders.RewardConfig(
+    max_tokens=64,
+    openai=embedders.EmbeddingServerConfig(batch_size=1, concurrency=1, max_retries=0, timeout=1.0),
 )
 ARTICLES = [("a", "test"), ("b", "test"), ("c", "test"), ("v", "validation")]
 PLACES = {0: "beach", 1: "city"}
 
 
-def sentence(place: str) -> str:
+def make_sentence(place: str) -> str:
     return f"Ada hums {SLOTS['picture']['place'][place][0]} and dreams of the perfect cake."
 
 
-def picture(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> dict:
+def make_image_row(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> dict:
     file = BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
-    return image_store.inspect(file.getvalue(), max_pixels=10**9)
+    return image_store.validate_image(file.getvalue(), max_pixels=10**9)
 
 
-def chunk_rows(title: str, language: str) -> list[dict]:
+def make_chunk_rows(title: str, language: str) -> list[dict]:
     return [
         {
             "record": record,
@@ -54,32 +55,32 @@ def chunk_rows(title: str, language: str) -> list[dict]:
             "split": split,
             "language": language,
             "title": title,
-            "image": picture((40 * position, 90, 30 * number))["sha256"],
-            "references": [sentence(place)],
+            "image": make_image_row((40 * position, 90, 30 * number))["sha256"],
+            "references": [make_sentence(place)],
         }
         for number, (record, split) in enumerate(ARTICLES)
         for position, place in PLACES.items()
     ]
 
 
-def predictions(title: str = "Ada and the perfect cake", language: str = "en") -> list[dict]:
+def make_predictions(title: str = "Ada and the perfect cake", language: str = "en") -> list[dict]:
     """Rows of predictions.parquet of both phases, and of one modality for the test articles."""
     rows = []
     for phase in ("sft", "preference"):
-        for chunk in chunk_rows(title, language):
+        for chunk in make_chunk_rows(title, language):
             place = PLACES[chunk["position"]]
             mistaken = phase == "sft" and (chunk["record"], chunk["position"]) == ("b", 1)
-            texts = {"both": sentence("beach" if mistaken else place)}
+            texts = {"both": make_sentence("beach" if mistaken else place)}
             if chunk["split"] == "test":
                 # The topic alone always says beach, the picture alone never the goal.
-                texts["topic"] = sentence("beach")
+                texts["topic"] = make_sentence("beach")
                 texts["picture"] = f"Ada hums {SLOTS['picture']['place'][place][0]}."
             row = chunk | {"phase": phase, "masked": 0.0, "sigma": 0.1 * chunk["position"] - 0.02}
             rows += [row | {"inputs": inputs, "text": text} for inputs, text in texts.items()]
     return rows
 
 
-def foils() -> list[dict]:
+def make_foil_rows() -> list[dict]:
     """Of test articles a and b; in sft the foil of b passes its reference."""
     rows = []
     for phase, of_b in (("sft", -1.0), ("preference", -3.0)):
@@ -93,7 +94,9 @@ def foils() -> list[dict]:
 def write_ingest(folder: Path, known: bool = True) -> None:
     """01_ingest of one corpus; `known`: with the truth that only sample corpora have."""
     colours = [(40 * p, 90, 30 * n) for n in range(len(ARTICLES)) for p in PLACES]
-    image_store.write(folder / "images", [picture(colour) for colour in colours], shards=2)
+    image_store.write_images(
+        folder / "images", [make_image_row(colour) for colour in colours], shards=2
+    )
     summary = {
         "records": {"train": 0, "validation": 1, "test": 3},
         "rejected": {"missing image": 2},
@@ -111,15 +114,15 @@ def write_ingest(folder: Path, known: bool = True) -> None:
         for position, place in PLACES.items()
         for slot, value in (("goal", "cake"), ("place", place))
     ]
-    schemas.write(folder / "facts.parquet", facts, schemas.FACTS)
+    schemas.write_parquet(folder / "facts.parquet", facts, schemas.FACTS)
 
 
 def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> None:
-    schemas.write(folder / "predictions.parquet", rows, schemas.PREDICTIONS)
-    schemas.write(folder / "foils.parquet", foil_rows, schemas.FOIL_SCORES)
+    schemas.write_parquet(folder / "predictions.parquet", rows, schemas.PREDICTIONS)
+    schemas.write_parquet(folder / "foils.parquet", foil_rows, schemas.FOIL_SCORES)
     for name in ("gates", "fusions", "attentions"):
         if not (folder / f"{name}.parquet").exists():
-            schemas.write(folder / f"{name}.parquet", [], getattr(schemas, name.upper()))
+            schemas.write_parquet(folder / f"{name}.parquet", [], getattr(schemas, name.upper()))
 
 
 def write_chunks(folder: Path) -> None:
@@ -139,18 +142,18 @@ def write_chunks(folder: Path) -> None:
         }
         for record, position in keys
     ]
-    schemas.write(folder / "chunks.parquet", chunks, schemas.CHUNKS)
+    schemas.write_parquet(folder / "chunks.parquet", chunks, schemas.CHUNKS)
     rows = [
         {"record": record, "position": position, "similarities": alike[record][position]}
         for record, position in keys
     ]
-    schemas.write(folder / "similarities.parquet", rows, schemas.SIMILARITIES)
+    schemas.write_parquet(folder / "similarities.parquet", rows, schemas.SIMILARITIES)
 
 
 def write_illustrations(folder: Path, rows: list[dict]) -> None:
     """08_illustrate of one corpus; rows: record, position, image, source and similarity."""
     every = {"split": "test", "text": "a title", "backend": "retrieve", "seed": 0}
-    schemas.write(
+    schemas.write_parquet(
         folder / "illustrations.parquet", [every | row for row in rows], schemas.ILLUSTRATIONS
     )
     known = [row["similarity"] for row in rows if row["similarity"] is not None]
@@ -163,11 +166,11 @@ def write_illustrations(folder: Path, rows: list[dict]) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-def attentions() -> list[dict]:
+def make_attention_rows() -> list[dict]:
     """Of both phases: patch p looks at token p of the title, the writer at the last patch while it
     writes the place, everywhere alike otherwise; 4 patches."""
     rows = []
-    for row in predictions():
+    for row in make_predictions():
         if (row["split"], row["inputs"]) != ("test", "both"):
             continue
         tokens = row["title"].split()
@@ -183,7 +186,7 @@ def attentions() -> list[dict]:
     return rows
 
 
-def write_looking(predicted: Path, ingest: Path) -> None:
+def write_attention(predicted: Path, ingest: Path) -> None:
     """The gate, fusion and attention of 11_predict, and the boxes of 01_ingest."""
     keys = [(record, position) for record, _ in ARTICLES for position in PLACES]
     sigmas = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, None]
@@ -194,15 +197,17 @@ def write_looking(predicted: Path, ingest: Path) -> None:
         for (record, position), sigma in zip(keys, sigmas, strict=True)
         for passed in [use == "predict" or sigma != 0.9]
     ]
-    schemas.write(predicted / "gates.parquet", gates, schemas.GATES)
+    schemas.write_parquet(predicted / "gates.parquet", gates, schemas.GATES)
     fusions = [
         {"record": record, "position": position, "phase": phase}
         | {"correlation": [0.25, 0.75], "entropy": 0.8, "spread": 0.1}
         for record, position in keys
         for phase in ("sft", "preference")
     ]
-    schemas.write(predicted / "fusions.parquet", fusions, schemas.FUSIONS)
-    schemas.write(predicted / "attentions.parquet", attentions(), schemas.ATTENTIONS)
+    schemas.write_parquet(predicted / "fusions.parquet", fusions, schemas.FUSIONS)
+    schemas.write_parquet(
+        predicted / "attentions.parquet", make_attention_rows(), schemas.ATTENTIONS
+    )
     corner = {"slot": "place", "left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0}
     boxes = [{"record": record, "position": position} | corner for record, position in keys]
-    schemas.write(ingest / "boxes.parquet", boxes, schemas.BOXES)
+    schemas.write_parquet(ingest / "boxes.parquet", boxes, schemas.BOXES)

@@ -9,7 +9,9 @@ from pathlib import Path
 from tests.support.project_files import ROOT
 
 
-def killed_and_whole(stage: str, key: str, given: list[Path], folder: Path) -> tuple[Path, Path]:
+def run_killed_and_uninterrupted(
+    stage: str, key: str, given: list[Path], folder: Path
+) -> tuple[Path, Path]:
     """The folders that a killed and an undisturbed run of a stage wrote; nothing before its end."""
 
     def start(target: str, home: str) -> subprocess.Popen:

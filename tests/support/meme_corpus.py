@@ -18,7 +18,7 @@ TEXTS = [  # of train
 ]
 
 
-def picture(number: int, side: int = 12) -> dict:
+def make_image(number: int, side: int = 12) -> dict:
     """The row of a picture of many colours, another one for each number."""
     image = Image.new("RGB", (side, side))
     for x in range(side):
@@ -26,16 +26,18 @@ def picture(number: int, side: int = 12) -> dict:
             image.putpixel((x, y), ((20 * x + number) % 256, (17 * y) % 256, (9 * x * y) % 256))
     content = BytesIO()
     image.save(content, "PNG")
-    return image_store.trusted(content.getvalue())
+    return image_store.build_image_row(content.getvalue())
 
 
-def meme(name: str, split: str, text: str, image: str | None, language: str = "en") -> dict:
+def make_meme(name: str, split: str, text: str, image: str | None, language: str = "en") -> dict:
     labels = [{"task": "humour", "label": "funny"}]
     key = {"id": name, "split": split, "language": language, "source": f"table:{name}"}
     return key | {"image": image, "text": text, "original": text, "labels": labels}
 
 
-def write(place: Path, rows: list[dict], recognised: dict[str, str] | None = None) -> None:
+def write_meme_corpus(
+    place: Path, rows: list[dict], recognised: dict[str, str] | None = None
+) -> None:
     """01_ingest, 02_clean and 03_inpaint under `place`; `image` of a row is its picture's number.
 
     recognised: text in the picture of a record. Of picture n, n + 100 is what inpainting made.
@@ -43,7 +45,7 @@ def write(place: Path, rows: list[dict], recognised: dict[str, str] | None = Non
     found, taken, made = [], [], []
     for row in rows:
         if (number := row["image"]) is not None:
-            original, result = picture(number), picture(number + 100)
+            original, result = make_image(number), make_image(number + 100)
             taken.append(original)
             made.append(result)
             row["image"] = original["sha256"]
@@ -52,19 +54,19 @@ def write(place: Path, rows: list[dict], recognised: dict[str, str] | None = Non
             found.append(pair | {"boxes": [], "quads": [], "masked": 0.0, "text": text})
     (place / "ingest").mkdir(parents=True, exist_ok=True)
     (place / "ingest/tasks.json").write_text(json.dumps(TASKS))
-    image_store.write(place / "ingest/images", taken, shards=2)
-    schemas.write(place / "clean/records.parquet", rows, schemas.CLEAN["memes"])
+    image_store.write_images(place / "ingest/images", taken, shards=2)
+    schemas.write_parquet(place / "clean/records.parquet", rows, schemas.CLEAN_RECORDS["memes"])
     unique = list({row["image"]: row for row in found}.values())
-    schemas.write(place / "inpaint/pictures.parquet", unique, schemas.INPAINTED)
-    image_store.write(place / "inpaint/images", made, shards=2)
+    schemas.write_parquet(place / "inpaint/pictures.parquet", unique, schemas.INPAINTED_IMAGES)
+    image_store.write_images(place / "inpaint/images", made, shards=2)
 
 
-def some() -> list[dict]:
+def make_meme_rows() -> list[dict]:
     """Four of train, two of the other splits, one without text, one without picture."""
     return [
-        *(meme(f"t{i}", "train", text, i) for i, text in enumerate(TEXTS)),
-        meme("v", "validation", "Do not wake me, I am asleep", 10),
-        meme("e", "test", "You are late again, as ever", 11),
-        meme("silent", "train", "", 12),
-        meme("bare", "train", "Nobody told me that it is Monday", None),
+        *(make_meme(f"t{i}", "train", text, i) for i, text in enumerate(TEXTS)),
+        make_meme("v", "validation", "Do not wake me, I am asleep", 10),
+        make_meme("e", "test", "You are late again, as ever", 11),
+        make_meme("silent", "train", "", 12),
+        make_meme("bare", "train", "Nobody told me that it is Monday", None),
     ]

@@ -36,24 +36,24 @@ GOLD = {
     "t": {"humour": "funny", "sentiment": "bad"},
     "u": {"humour": "not_funny", "sentiment": "good"},
 }
-WRONG = {  # what was predicted instead, by inputs
+WRONG_PREDICTIONS = {  # what was predicted instead, by inputs
     "both": {("d", "humour"): "funny"},
     "text": {("a", "sentiment"): "bad", ("d", "humour"): "funny", ("c", "humour"): "not_funny"},
     "picture": {("a", "humour"): "not_funny", ("c", "sentiment"): "good"},
 }
-MASKED = {"a": 0.5, "b": 0.125, "t": 0.25}  # share of the pixels
-READ = {"c": "read in it"}
+MASKED_SHARES = {"a": 0.5, "b": 0.125, "t": 0.25}  # share of the pixels
+RECOGNIZED_TEXTS = {"c": "read in it"}
 CEILINGS = {  # of each task
     inputs: {"expected": value, "realised": value}
     for inputs, value in [("text", 0.5), ("picture", 0.25), ("both", 1.0)]
 }
-BEHAVIOUR = {
+DIAGNOSTICS = {
     **{f"density_{graph}": 0.05 for graph in ("tt", "ii")},
     **{f"isolated_{graph}": 0.125 for graph in ("tt", "ii", "it")},
     **{"density_ti": 0.0005, "isolated_ti": 0.25, "density_it": 0.875},
     **{"evenness_words": 0.75, "evenness_regions": 0.9875},
 }
-STEPS = [
+HISTORY = [
     {"step": 0, "validation_loss": 0.5, "validation_score": 0.5}
     | {"validation_score_humour": 0.4, "validation_density_tt": 0.1}
     | {"validation_isolated_tt": 0.2, "validation_evenness_words": 0.9},
@@ -63,10 +63,10 @@ STEPS = [
     | {"validation_density_tt": 0.05, "validation_isolated_tt": 0.1}
     | {"validation_evenness_words": 0.75},
 ]
-INPAINTING = {"pictures": 5, "with_text": 3, "passed_through": 2, "recognised": 1}
-INPAINTING |= {"failed": {"paint: ValueError: odd": 1}, "masked": 0.25}
+INPAINTING_SUMMARY = {"pictures": 5, "with_text": 3, "passed_through": 2, "recognised": 1}
+INPAINTING_SUMMARY |= {"failed": {"paint: ValueError: odd": 1}, "masked": 0.25}
 SPLIT_COUNTS = {"train": 2, "validation": 1, "test": 4}
-AUGMENTING = {
+AUGMENTATION_SUMMARY = {
     "memes": SPLIT_COUNTS,
     "paraphrases": {"train": 2, "validation": 0, "test": 0},
     "texts": {"corpus": 6, "recognised": 1},
@@ -82,7 +82,7 @@ AUGMENTING = {
     },
     "picture": "mild",
 }
-ANSWERED = {
+LLM_PARAPHRASER = {
     "backend": "openai:some-model",
     "llm": True,
     "answered_by": ["some-model-1"],
@@ -94,66 +94,70 @@ ANSWERED = {
 }
 
 
-def picture(record: str, stage: int) -> dict | None:
+def make_image_row(record: str, stage: int) -> dict | None:
     """The row of a record's picture as taken in (0), inpainted (1), paraphrased (2, ...)."""
     if record == "d":
         return None
     colour = (20 * "abcvtu".index(record), 90, 200 - 40 * stage)
-    return generator_outputs.picture(colour, (40, 30))
+    return generator_outputs.make_image_row(colour, (40, 30))
 
 
-def name(record: str, stage: int) -> str | None:
-    row = picture(record, stage)
+def image_hash(record: str, stage: int) -> str | None:
+    row = make_image_row(record, stage)
     return row["sha256"] if row else None
 
 
-def read(record: str) -> str | None:
+def classifier_image_hash(record: str) -> str | None:
     """Of a picture as it is read: without words where there were some."""
-    return name(record, 1 if record in MASKED else 0)
+    return image_hash(record, 1 if record in MASKED_SHARES else 0)
 
 
-def key(record: str) -> dict:
+def record_key(record: str) -> dict:
     return {"id": record, "split": SPLITS[record], "language": "en", "source": "by hand"}
 
 
-def labels_of(record: str) -> list[dict]:
+def gold_labels(record: str) -> list[dict]:
     return [{"task": task, "label": label} for task, label in GOLD[record].items()]
 
 
-def mask(record: str) -> bytes:
+def make_mask_png(record: str) -> bytes:
     """The left part, of the share that is masked."""
     image = Image.new("L", (40, 30))
-    image.paste(255, (0, 0, round(40 * MASKED[record]), 30))
+    image.paste(255, (0, 0, round(40 * MASKED_SHARES[record]), 30))
     file = BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
-def inpainted(record: str) -> dict:
+def make_inpainted_row(record: str) -> dict:
     """The INPAINTED row of its picture."""
-    found = record in MASKED
+    found = record in MASKED_SHARES
     box = {"left": 0.0, "top": 0.0, "right": 4.0, "bottom": 8.0, "score": 0.9}
     return {
-        "image": name(record, 0),
-        "inpainted": read(record),
+        "image": image_hash(record, 0),
+        "inpainted": classifier_image_hash(record),
         "boxes": [box] if found else [],
         "quads": [[0.0, 0.0, 4.0, 0.0, 4.0, 8.0, 0.0, 8.0]] if found else [],
-        "masked": MASKED.get(record, 0.0),
-        "text": READ.get(record),
-        "mask": mask(record) if found else None,
+        "masked": MASKED_SHARES.get(record, 0.0),
+        "text": RECOGNIZED_TEXTS.get(record),
+        "mask": make_mask_png(record) if found else None,
     }
 
 
-def memes() -> list[dict]:
+def make_meme_rows() -> list[dict]:
     """MEMES rows."""
     rows = []
     for record, text in TEXTS.items():
-        own = {"group": record, "labels": labels_of(record), "pictured": name(record, 0)}
-        source = "recognised" if record in READ else "corpus"
-        original = {"variant": 0, "image": read(record), "text": text or READ.get(record, "")}
-        rows.append(key(record) | own | original | {"text_source": source})
+        own = {"group": record, "labels": gold_labels(record), "pictured": image_hash(record, 0)}
+        source = "recognised" if record in RECOGNIZED_TEXTS else "corpus"
+        original = {
+            "variant": 0,
+            "image": classifier_image_hash(record),
+            "text": text or RECOGNIZED_TEXTS.get(record, ""),
+        }
+        rows.append(record_key(record) | own | original | {"text_source": source})
         for variant, reworded in VARIANTS.items() if record == "t" else ():
-            new = {"variant": variant, "image": name(record, variant + 1), "text": reworded}
+            new = {"variant": variant, "image": image_hash(record, variant + 1), "text": reworded}
             rows.append(rows[-1] | new | {"id": f"t{variant}", "text_source": "rules"})
     rows[2] = rows[2] | {"text": "", "text_source": "corpus"}  # c stays without
     return rows
@@ -161,30 +165,40 @@ def memes() -> list[dict]:
 
 def write_corpus(data: Path, corpus: str) -> None:
     """01_ingest to 04_augment."""
-    ingest, painted, made = (data / stage / corpus for stage in ("01_ingest", *FOLDERS))
+    ingest, painted, made = (data / stage / corpus for stage in ("01_ingest", *STAGE_DIRS))
     shown = [record for record in TEXTS if record != "d"]
-    image_store.write(ingest / "images", [picture(record, 0) for record in shown], shards=1)
-    image_store.write(painted / "images", [picture(record, 1) for record in MASKED], shards=1)
-    drawn = [picture("t", variant + 1) for variant in VARIANTS]
-    image_store.write(made / "images", drawn, shards=1)
+    image_store.write_images(
+        ingest / "images", [make_image_row(record, 0) for record in shown], shards=1
+    )
+    image_store.write_images(
+        painted / "images", [make_image_row(record, 1) for record in MASKED_SHARES], shards=1
+    )
+    drawn = [make_image_row("t", variant + 1) for variant in VARIANTS]
+    image_store.write_images(made / "images", drawn, shards=1)
     summary = {"records": SPLIT_COUNTS, "rejected": {}, "languages": {"en": 7}}
     summary["without_picture"] = {"train": 0, "validation": 0, "test": 1}
-    for folder, content in [(ingest, summary), (painted, INPAINTING), (made, AUGMENTING)]:
+    for folder, content in [
+        (ingest, summary),
+        (painted, INPAINTING_SUMMARY),
+        (made, AUGMENTATION_SUMMARY),
+    ]:
         (folder / "summary.json").write_text(json.dumps(content))
     (made / "tasks.json").write_text(json.dumps(TASKS))
     clean = [
-        key(record)
-        | {"image": name(record, 0), "text": text, "original": text.upper()}
-        | {"labels": labels_of(record)}
+        record_key(record)
+        | {"image": image_hash(record, 0), "text": text, "original": text.upper()}
+        | {"labels": gold_labels(record)}
         for record, text in TEXTS.items()
     ]
-    schemas.write(data / "02_clean" / corpus / "records.parquet", clean, schemas.CLEAN["memes"])
-    rows = [inpainted(record) for record in shown]
-    schemas.write(painted / "pictures.parquet", rows, schemas.INPAINTED)
-    schemas.write(made / "records.parquet", memes(), schemas.MEMES)
+    schemas.write_parquet(
+        data / "02_clean" / corpus / "records.parquet", clean, schemas.CLEAN_RECORDS["memes"]
+    )
+    rows = [make_inpainted_row(record) for record in shown]
+    schemas.write_parquet(painted / "pictures.parquet", rows, schemas.INPAINTED_IMAGES)
+    schemas.write_parquet(made / "records.parquet", make_meme_rows(), schemas.MEMES)
 
 
-FOLDERS = ("03_inpaint", "04_augment")
+STAGE_DIRS = ("03_inpaint", "04_augment")
 
 
 def write_ceilings(ingest: Path) -> None:
@@ -194,12 +208,16 @@ def write_ceilings(ingest: Path) -> None:
     (ingest / "ceilings.json").write_text(json.dumps(content))
 
 
-def labels() -> list[dict]:
+def make_label_rows() -> list[dict]:
     """Rows of labels.parquet: of validation from both inputs, of test from each as well."""
     return [
         {"record": record, "split": SPLITS[record], "inputs": inputs, "task": task, "cut": 0}
         | {"gold": [GOLD[record][task]] if task in GOLD[record] else []}
-        | {"predicted": [WRONG[inputs].get((record, task), GOLD[record].get(task, names[0]))]}
+        | {
+            "predicted": [
+                WRONG_PREDICTIONS[inputs].get((record, task), GOLD[record].get(task, names[0]))
+            ]
+        }
         | {"probability": [0.75]}
         for inputs in ("both", "text", "picture")
         for record in "abcdv"
@@ -208,7 +226,7 @@ def labels() -> list[dict]:
     ]
 
 
-def behaviour(figures: dict[str, float]) -> list[dict]:
+def make_diagnostic_rows(figures: dict[str, float]) -> list[dict]:
     """Rows of behaviour.parquet: these means, over a and b."""
     return [
         {"record": record, "split": "test", "name": figure, "value": value}
@@ -217,7 +235,7 @@ def behaviour(figures: dict[str, float]) -> list[dict]:
     ]
 
 
-def looks() -> list[dict]:
+def make_attention_rows() -> list[dict]:
     """Of a: its second word and its lower right region of four have most; of b all alike."""
     pieces = {"a": ["my", "cat", "works", "hard"], "b": ["such", "work"]}
     weights = {"a": [0.125, 0.5, 0.25, 0.125], "b": [0.5, 0.5]}
@@ -230,15 +248,19 @@ def looks() -> list[dict]:
     return rows
 
 
-def write_labels(folder: Path, rows: list[dict], figures: dict[str, float] = BEHAVIOUR) -> None:
+def write_classifier_outputs(
+    folder: Path, rows: list[dict], figures: dict[str, float] = DIAGNOSTICS
+) -> None:
     """11_classify of one reader."""
-    schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
-    schemas.write(folder / "behaviour.parquet", behaviour(figures), schemas.BEHAVIOUR)
-    schemas.write(folder / "looks.parquet", looks(), schemas.LOOKS)
+    schemas.write_parquet(folder / "labels.parquet", rows, schemas.LABEL_PREDICTIONS)
+    schemas.write_parquet(
+        folder / "behaviour.parquet", make_diagnostic_rows(figures), schemas.DIAGNOSTICS
+    )
+    schemas.write_parquet(folder / "looks.parquet", make_attention_rows(), schemas.ATTENTION_MAPS)
     (folder / "parameters.json").write_text(json.dumps({"trained": 120, "frozen": 1000}))
 
 
 def write_training(folder: Path) -> None:
     """09_train_classifier of one reader, as far as the report reads it."""
     folder.mkdir(parents=True)
-    history.write(folder / "history.csv", STEPS)
+    history.write_history(folder / "history.csv", HISTORY)

@@ -14,82 +14,91 @@ from torch import nn
 
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
-from stages.models.muse.checkpoint import Reader
+from stages.models.muse.checkpoint import MuseClassifier
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.features import store as feature_store
 from stages.train_classifier import muse as train
 from tests.support import tiny_bert
-from tests.support.article_corpus import encoder
-from tests.support.color_caption_corpus import picture
+from tests.support.article_corpus import write_encoder_dir
+from tests.support.color_caption_corpus import make_image
 
 SPLITS = {"train": 8, "validation": 3, "test": 5}
-RUNS = {"muse_entities": "tweets", "muse_sentiment": "posts"}  # and the kinds of their corpora
-PIECES = 12  # that are read
-CELLS, CELL_WIDTH = 4, 6
-COLOURS = ("red", "blue")
-TYPES = {"red": "PER", "blue": "LOC"}
-MOODS = {"red": "positive", "blue": "negative"}
-LONG, WITHOUT_PICTURE, NEW = 0, 1, 2  # numbers of items
+CORPUS_KINDS = {
+    "muse_entities": "tweets",
+    "muse_sentiment": "posts",
+}  # and the kinds of their corpora
+MAX_SUBWORDS = 12  # that are read
+NUM_CELLS, CELL_DIM = 4, 6
+COLORS = ("red", "blue")
+ENTITY_TYPES = {"red": "PER", "blue": "LOC"}
+SENTIMENTS = {"red": "positive", "blue": "negative"}
+TOO_LONG, WITHOUT_IMAGE, UNSEEN_LABEL = 0, 1, 2  # numbers of items
 
 
-def items(kind: muse_dataset.Kind, pictures: bool = True) -> list[tuple[dict, dict | None]]:
+def make_items(
+    kind: muse_dataset.CorpusKind, pictures: bool = True
+) -> list[tuple[dict, dict | None]]:
     """The rows of CLEAN of all splits, each with its picture."""
     found = []
     for split, count in SPLITS.items():
         for number in range(count):
-            colour, name = COLOURS[number % 2], tiny_bert.LETTERS[len(found)]
-            shown = pictures and number != WITHOUT_PICTURE
-            drawn = picture(colour, seed=len(found)) if shown else None
+            colour, name = COLORS[number % 2], tiny_bert.LETTERS[len(found)]
+            shown = pictures and number != WITHOUT_IMAGE
+            drawn = make_image(colour, seed=len(found)) if shown else None
             row = {"id": f"{split}-{number}", "source": "by hand", "language": "en", "split": split}
             row["image"] = drawn["sha256"] if drawn else None
-            told = "the" if number != WITHOUT_PICTURE else "under"
+            told = "the" if number != WITHOUT_IMAGE else "under"
             words = [told, "fox", "lamp", name, *["sat"] * (number % 3)]
-            if (split, number) == ("test", LONG):
-                words += ["sat"] * PIECES
-            fresh = (split, number) == ("test", NEW)
-            row |= (tweet if kind == "tweets" else post)(words, colour, fresh)
+            if (split, number) == ("test", TOO_LONG):
+                words += ["sat"] * MAX_SUBWORDS
+            fresh = (split, number) == ("test", UNSEEN_LABEL)
+            row |= (make_tweet if kind == "tweets" else make_post)(words, colour, fresh)
             found.append((row, drawn))
     return found
 
 
-def tweet(words: list[str], colour: str, fresh: bool) -> dict:
-    kind = "NEW" if fresh else TYPES[colour]
+def make_tweet(words: list[str], colour: str, fresh: bool) -> dict:
+    kind = "NEW" if fresh else ENTITY_TYPES[colour]
     tags = ["O", f"B-{kind}", f"I-{kind}", *["O"] * (len(words) - 3)]
     return {"words": words, "originals": words, "tags": tags}
 
 
-def post(words: list[str], colour: str, fresh: bool) -> dict:
+def make_post(words: list[str], colour: str, fresh: bool) -> dict:
     text = " ".join(words)
-    return {"text": text, "original": text, "label": "neutral" if fresh else MOODS[colour]}
+    return {"text": text, "original": text, "label": "neutral" if fresh else SENTIMENTS[colour]}
 
 
-def write(
+def write_corpus(
     folder: Path,
-    kind: muse_dataset.Kind,
+    kind: muse_dataset.CorpusKind,
     pictures: bool = True,
     splits: Collection[str] = tuple(SPLITS),
 ) -> list[Path]:
     """The folders ingest, clean and embed of the corpus."""
     ingest, clean, embed = (folder / name / kind for name in ("ingest", "clean", "embed"))
     embed.mkdir(parents=True)
-    given = [(row, drawn) for row, drawn in items(kind, pictures) if row["split"] in splits]
-    schemas.write(clean / "records.parquet", [row for row, _ in given], schemas.CLEAN[kind])
+    given = [(row, drawn) for row, drawn in make_items(kind, pictures) if row["split"] in splits]
+    schemas.write_parquet(
+        clean / "records.parquet", [row for row, _ in given], schemas.CLEAN_RECORDS[kind]
+    )
     shown = [drawn for _, drawn in given if drawn]
-    image_store.write(ingest / "images", shown, shards=2)
-    feature_store.write(embed, ([one["sha256"] for one in shown], map(patches, shown)), None)
+    image_store.write_images(ingest / "images", shown, shards=2)
+    feature_store.write_features(
+        embed, ([one["sha256"] for one in shown], map(encode_image, shown)), None
+    )
     return [ingest, clean, embed]
 
 
-def patches(of: dict) -> dict[str, np.ndarray]:
+def encode_image(of: dict) -> dict[str, np.ndarray]:
     """What stands for an encoder: the mean colour of the picture in each cell."""
-    mean = np.asarray(image_store.decode(of["bytes"])).mean((0, 1)) / 127.5 - 1
+    mean = np.asarray(image_store.decode_image(of["bytes"])).mean((0, 1)) / 127.5 - 1
     cell = np.concatenate([mean, [1.0, 0.0, -1.0]]).astype("f2")
-    return {"pooled": cell, "patches": np.tile(cell, (CELLS, 1))}
+    return {"pooled": cell, "patches": np.tile(cell, (NUM_CELLS, 1))}
 
 
-def project(folder: Path, changes: dict | None = None) -> None:
+def create_project(folder: Path, changes: dict | None = None) -> None:
     """params.yaml as shipped, with readers that are trained in a second; their encoder beside it.
 
     changes: values by dotted key
@@ -107,9 +116,14 @@ def project(folder: Path, changes: dict | None = None) -> None:
     network["captioning"]["decoder"] |= {"embed": 8, "hidden": 8, "attention": 8, "dropout": 0.0}
     network["drawing"] |= {"items": 2, "rate": 1.0, "beta": 0.1}
     network["drawing"]["decoder"] |= {"size": 4, "filters": 4, "mixtures": 2, "dropout": 0.0}
-    for name in RUNS:
+    for name in CORPUS_KINDS:
         run = params["readers"][name]
-        run["text"] |= {"encoder": str(folder / "bert"), "tuned": 1, "pieces": PIECES, "rate": 1.0}
+        run["text"] |= {
+            "encoder": str(folder / "bert"),
+            "tuned": 1,
+            "pieces": MAX_SUBWORDS,
+            "rate": 1.0,
+        }
         run["picture"]["grid"] = 2
         run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.05, "validate_every": 4}
         run["batch"] = 3
@@ -126,26 +140,28 @@ def project(folder: Path, changes: dict | None = None) -> None:
 
 def write_bert(folder: Path) -> None:
     """The tiny BERT with gains of 1: random ones leave all words alike after a few layers."""
-    bert = tiny_bert.bert(folder)
+    bert = tiny_bert.save_bert(folder)
     for part in bert.modules():
         if isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
     bert.save_pretrained(folder)
 
 
-def run_of(name: str) -> muse_checkpoint.Run:
+def load_run_config(name: str) -> muse_checkpoint.MuseRun:
     """A run of the project that is current."""
-    return load(muse_checkpoint.Run, "readers", name)
+    return load_config(muse_checkpoint.MuseRun, "readers", name)
 
 
-def trained(name: str, folders: list[Path]) -> Reader:
+def train_classifier(name: str, folders: list[Path]) -> MuseClassifier:
     """A run of the project that is current, trained on a corpus that `write` wrote."""
-    reader, _, _ = train.train(name, run_of(name), folders, RUNS[name], lambda row, step: None)
+    reader, _, _ = train.train(
+        name, load_run_config(name), folders, CORPUS_KINDS[name], lambda row, step: None
+    )
     return reader
 
 
-def saved(name: str, folder: Path, folders: list[Path]) -> Path:
+def save_trained_classifier(name: str, folder: Path, folders: list[Path]) -> Path:
     """The folder of such a model."""
     target = folder / "models" / name
-    muse_checkpoint.save(trained(name, folders), target, encoder(folder))
+    muse_checkpoint.save(train_classifier(name, folders), target, write_encoder_dir(folder))
     return target

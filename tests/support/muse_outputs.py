@@ -29,7 +29,7 @@ GOLD = {
         "w": "negative",
     },
 }
-WRONG = {  # what was predicted instead, by inputs
+WRONG_PREDICTIONS = {  # what was predicted instead, by inputs
     "entities": {
         "both": {"b": "O I-PER O", "c": "O B-NEW"},
         "text": {"a": "B-PER O B-PER", "b": "O O O", "c": "O B-LOC"},
@@ -45,7 +45,7 @@ CEILINGS = {  # of the same items
     inputs: {"expected": value + 0.01, "realised": value}
     for inputs, value in [("text", 0.5), ("picture", 0.25), ("both", 1.0)]
 }
-WORDS = {
+TEXTS = {
     "a": "Mia sings#Oslo",
     "b": "Ada Lovelace writes",
     "c": "nothing here",
@@ -53,7 +53,7 @@ WORDS = {
     "v": "Kim runs",
     "w": "Bergen again",
 }
-PICTURES = {  # d and w have none
+IMAGE_COLORS = {  # d and w have none
     "a": (200, 40, 40),
     "b": (40, 200, 40),
     "c": (40, 40, 200),
@@ -62,7 +62,7 @@ PICTURES = {  # d and w have none
 PARAMETERS = {"trained": 120, "frozen": 1000}
 
 
-def labels(task: str) -> list[dict]:
+def make_label_rows(task: str) -> list[dict]:
     """Rows of labels.parquet: of validation from both inputs, of test from each as well."""
     rows = []
     for inputs in ("both", "text", "picture"):
@@ -70,7 +70,7 @@ def labels(task: str) -> list[dict]:
             if split == "validation" and inputs != "both":
                 continue
             gold = GOLD[task][record].split()
-            predicted = WRONG[task][inputs].get(record, GOLD[task][record]).split()
+            predicted = WRONG_PREDICTIONS[task][inputs].get(record, GOLD[task][record]).split()
             rows.append(
                 {
                     "record": record,
@@ -86,7 +86,7 @@ def labels(task: str) -> list[dict]:
     return rows
 
 
-def regularised() -> list[dict]:
+def make_decoder_rows() -> list[dict]:
     """Nats of 2 and 4, bits of 3 and 5 in the test split; item d has no picture."""
     nats = {"a": 2.0, "b": 4.0, "v": 1.0}
     return [
@@ -100,7 +100,7 @@ def regularised() -> list[dict]:
     ]
 
 
-def embeddings() -> list[dict]:
+def make_embedding_rows() -> list[dict]:
     """Of a and b, and the text of d: pictures lie with the other's text before, with their own
     after."""
     places = {
@@ -119,7 +119,7 @@ def embeddings() -> list[dict]:
     ]
 
 
-def exchanges() -> list[dict]:
+def make_exchange_rows() -> list[dict]:
     """Of item a, in layers 2 and 3: the piece and the cell that are looked at least, of four."""
     rows = []
     for layer in (2, 3):
@@ -131,37 +131,43 @@ def exchanges() -> list[dict]:
     return rows
 
 
-def write(folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]) -> None:
+def write_classifier_outputs(
+    folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]
+) -> None:
     """11_classify of one reader."""
-    schemas.write(folder / "labels.parquet", rows, schemas.LABELS)
-    schemas.write(folder / "regularised.parquet", lessons, schemas.REGULARISED)
-    schemas.write(folder / "embeddings.parquet", vectors, schemas.EMBEDDINGS)
+    schemas.write_parquet(folder / "labels.parquet", rows, schemas.LABEL_PREDICTIONS)
+    schemas.write_parquet(folder / "regularised.parquet", lessons, schemas.REGULARIZER_OUTPUTS)
+    schemas.write_parquet(folder / "embeddings.parquet", vectors, schemas.EMBEDDINGS)
     (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
 
 
-def write_shown(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
+def write_displayed_outputs(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
     """The rest of 11_classify, which only the report reads."""
-    schemas.write(folder / "exchanges.parquet", traces, schemas.EXCHANGES)
-    schemas.write(folder / "drawn.parquet", drawn, schemas.DRAWN)
+    schemas.write_parquet(folder / "exchanges.parquet", traces, schemas.EXCHANGES)
+    schemas.write_parquet(folder / "drawn.parquet", drawn, schemas.SAMPLED_IMAGES)
 
 
 def write_corpus(data: Path, name: str, task: str) -> None:
     """01_ingest and 02_clean of a corpus with the records that were labelled."""
-    pictures = {record: generator_outputs.picture(colour) for record, colour in PICTURES.items()}
-    image_store.write(data / "01_ingest" / name / "images", pictures.values(), shards=2)
+    pictures = {
+        record: generator_outputs.make_image_row(colour) for record, colour in IMAGE_COLORS.items()
+    }
+    image_store.write_images(data / "01_ingest" / name / "images", pictures.values(), shards=2)
     summary = {"records": {"validation": 2, "test": 4}, "rejected": {}, "languages": {"en": 6}}
     summary["without_picture"] = {"validation": 1, "test": 1}
     (data / "01_ingest" / name / "summary.json").write_text(json.dumps(summary))
-    rows = [clean_row(record, pictures.get(record), task) for record in SPLITS]
+    rows = [make_clean_row(record, pictures.get(record), task) for record in SPLITS]
     kind = {"entities": "tweets", "sentiment": "posts"}[task]
-    schemas.write(data / "02_clean" / name / "records.parquet", rows, schemas.CLEAN[kind])
+    schemas.write_parquet(
+        data / "02_clean" / name / "records.parquet", rows, schemas.CLEAN_RECORDS[kind]
+    )
 
 
-def clean_row(record: str, picture: dict | None, task: str) -> dict:
+def make_clean_row(record: str, picture: dict | None, task: str) -> dict:
     """A row of CLEAN; the words of a are three, one of them with a mark inside."""
     row = {"id": record, "split": SPLITS[record], "language": "en", "source": "by hand"}
     row["image"] = picture["sha256"] if picture else None
-    words = WORDS[record].replace("#", " #").split()
+    words = TEXTS[record].replace("#", " #").split()
     if task == "sentiment":
         text = " ".join(words)
         return row | {"text": text, "original": text, "label": GOLD[task][record]}

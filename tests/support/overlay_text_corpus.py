@@ -14,16 +14,16 @@ WORDS = ["WHEN", "CAT", "FINDS", "LANTERN", "MONDAY", "MORNING", "NOBODY", "READ
 MAX_PIXELS = 40_000_000
 
 
-def scene(random: Random, size: int = 256) -> Image.Image:
+def draw_scene(random: Random, size: int = 256) -> Image.Image:
     slots = ("place", "weather", "actor", "activity", "object")
-    values = {slot: random.choice(sorted(article_lexicon.PICTURE[slot])) for slot in slots}
-    return scene_renderer.draw(values, random, size).image
+    values = {slot: random.choice(sorted(article_lexicon.IMAGE_SLOTS[slot])) for slot in slots}
+    return scene_renderer.render_scene(values, random, size).image
 
 
-def meme(number: int, size: int = 256) -> tuple[Image.Image, np.ndarray, str]:
+def draw_meme(number: int, size: int = 256) -> tuple[Image.Image, np.ndarray, str]:
     """The picture, (H, W) bool of its letters with their outline, and what it says."""
     random = Random(number)
-    image, ink, said = scene(random, size), Image.new("L", (size, size)), []
+    image, ink, said = draw_scene(random, size), Image.new("L", (size, size)), []
     font = ImageFont.load_default(random.randint(size // 16, size // 11))
     outlined = random.random() < 0.7
     for top in (size // 32, size - size // 32 - font.size * 1.3):
@@ -38,20 +38,22 @@ def meme(number: int, size: int = 256) -> tuple[Image.Image, np.ndarray, str]:
     return image, np.asarray(ink) > 0, "\n".join(said)
 
 
-def row(image: Image.Image, kind: str = "PNG", **options: object) -> dict:
+def make_image_row(image: Image.Image, kind: str = "PNG", **options: object) -> dict:
     """The IMAGES row of a picture saved as a file."""
     content = BytesIO()
     image.save(content, kind, **options)
-    return image_store.inspect(content.getvalue(), MAX_PIXELS)
+    return image_store.validate_image(content.getvalue(), MAX_PIXELS)
 
 
-def record(number: int, image: str | None, text: str) -> dict:
+def make_record(number: int, image: str | None, text: str) -> dict:
     key = {"id": f"m{number:03}", "split": "train", "language": "en", "source": f"m:{number}"}
     return {**key, "image": image, "text": text, "original": text, "labels": []}
 
 
-def save(folder, rows: list[dict], records: list[dict]) -> list:
+def save_corpus(folder, rows: list[dict], records: list[dict]) -> list:
     """The folders of ingest and clean."""
-    image_store.write(folder / "ingest" / "images", rows, shards=2)
-    schemas.write(folder / "clean" / "records.parquet", records, schemas.CLEAN["memes"])
+    image_store.write_images(folder / "ingest" / "images", rows, shards=2)
+    schemas.write_parquet(
+        folder / "clean" / "records.parquet", records, schemas.CLEAN_RECORDS["memes"]
+    )
     return [folder / "ingest", folder / "clean"]

@@ -7,17 +7,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def files() -> list[Path]:
+def list_project_files() -> list[Path]:
     """What git tracks, or would: paths from the project's root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return sorted(path for name in listed.split("\0") if (path := Path(name)).is_file() and name)
 
 
-def clone(parent: Path) -> Path:
+def clone_project(parent: Path) -> Path:
     """Copy the project as it stands, edits that are not committed included, into `parent`."""
     folder = parent / "project"
-    for name in files():
+    for name in list_project_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for command in [["init", "-q"], ["add", "-A"]]:

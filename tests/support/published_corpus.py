@@ -9,46 +9,48 @@ import yaml
 from PIL import Image
 
 from stages.ingest import __main__ as ingest
-from stages.ingest.record_collector import Corpus
+from stages.ingest.record_collector import RecordCollector
 from stages.shared.core import schemas
-from stages.shared.core.config import fill
-from stages.shared.data.records import Extra, Record, Reject
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.core.config import build_config
+from stages.shared.data.records import ExtraFile, Record, Rejection
+from stages.shared.runtime.stage import InputError
 
-PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+PROJECT_PARAMS = yaml.safe_load(Path("params.yaml").read_text())
 # Tiny corpora hold more that is wrong than a real one may.
-LIMITS = ingest.Params(**PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.4})
+INGEST_CONFIG = ingest.IngestConfig(
+    **PROJECT_PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.4}
+)
 
 
-def paint(path: Path, number: int = 0) -> None:
+def write_image(path: Path, number: int = 0) -> None:
     """A picture that differs from that of any other number below 256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if path.suffix == ".png" else "JPEG"
     Image.new("L", (16, 16), number).save(path, kind)
 
 
-def take(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path, **changes):
+def run_ingest(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path, **changes):
     """(records, {source: reason} of what was rejected) of a corpus, `changes` made to params."""
     folder = tmp_path / "project"
     folder.mkdir(exist_ok=True)
-    formats = PARAMS["formats"] | {format: PARAMS["formats"][format] | changes}
+    formats = PROJECT_PARAMS["formats"] | {format: PROJECT_PARAMS["formats"][format] | changes}
     (folder / "params.yaml").write_text(
-        yaml.safe_dump(PARAMS | {"formats": formats}, sort_keys=False)
+        yaml.safe_dump(PROJECT_PARAMS | {"formats": formats}, sort_keys=False)
     )
     monkeypatch.chdir(folder)
     target = folder / "taken"
-    ingest.main(LIMITS, "corpus", kind, format, source, target)
-    records = schemas.read(target / "records.parquet", schemas.RECORDS[kind])
-    rejected = schemas.read(target / "rejected.parquet", schemas.REJECTED)
+    ingest.main(INGEST_CONFIG, "corpus", kind, format, source, target)
+    records = schemas.read_parquet(target / "records.parquet", schemas.RECORDS[kind])
+    rejected = schemas.read_parquet(target / "rejected.parquet", schemas.REJECTED_RECORDS)
     counted = json.loads((target / "summary.json").read_text())["rejected"]
     assert sum(counted.values()) == len(rejected)
     return records, [(row["source"], row["reason"]) for row in rejected]
 
 
-def survives_any_bytes(format: str, kind: str, source: Path, file: Path, good: bytes) -> None:
+def assert_handles_any_bytes(format: str, kind: str, source: Path, file: Path, good: bytes) -> None:
     """Whatever stands in `file`, the format yields items or says in one sentence what is wrong."""
     module = import_module(f"stages.datasets.{format}")
-    params = fill(module.Params, PARAMS["formats"][format], f"formats.{format}")
+    params = build_config(module.Params, PROJECT_PARAMS["formats"][format], f"formats.{format}")
     random = Random(0)
     for _ in range(300):
         content = bytearray(good)
@@ -59,11 +61,11 @@ def survives_any_bytes(format: str, kind: str, source: Path, file: Path, good: b
         file.write_bytes(content)
         try:
             items = list(module.read(source, kind, params))
-        except WrongInput as error:
+        except InputError as error:
             assert "\n" not in str(error)
             continue
-        assert all(isinstance(item, Record | Reject | Extra) for item in items)
+        assert all(isinstance(item, Record | Rejection | ExtraFile) for item in items)
         # What is read can be taken in: ingest decides about each without ending.
-        corpus = Corpus(source, LIMITS, add_image=lambda row: None)
+        corpus = RecordCollector(source, INGEST_CONFIG, add_image=lambda row: None)
         for item in items:
-            corpus.take(item)
+            corpus.add(item)

@@ -19,7 +19,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-SIZES = {
+MODEL_SIZES = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 3,
@@ -29,7 +29,7 @@ WORDS = ["the", "fox", "sat", "under", "lamp"]
 LETTERS = string.ascii_lowercase
 
 
-def _save(model: PreTrainedModel, tokenizer, folder: Path) -> PreTrainedModel:
+def _save_with_random_weights(model: PreTrainedModel, tokenizer, folder: Path) -> PreTrainedModel:
     with torch.no_grad():  # far from the start, where layers hardly differ
         for weight in model.parameters():
             weight.normal_(std=0.3)
@@ -38,29 +38,31 @@ def _save(model: PreTrainedModel, tokenizer, folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def bert(folder: Path) -> BertModel:
+def save_bert(folder: Path) -> BertModel:
     """Words, letters, and letters that go on a word; 40 places."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = [*special, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS), "@", ":"]
     torch.manual_seed(0)
-    config = BertConfig(**SIZES, vocab_size=len(pieces), max_position_embeddings=40)
+    config = BertConfig(**MODEL_SIZES, vocab_size=len(pieces), max_position_embeddings=40)
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return _save(BertModel(config), BertTokenizer(vocab=vocabulary), folder)
+    return _save_with_random_weights(BertModel(config), BertTokenizer(vocab=vocabulary), folder)
 
 
-def xlm_roberta(folder: Path) -> XLMRobertaModel:
+def save_xlm_roberta(folder: Path) -> XLMRobertaModel:
     """A unigram model: a word is a piece or its letters. 40 places, numbered from 2."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [*special, *(f"▁{word}" for word in WORDS), "▁", *LETTERS, "@", ":", "<mask>"]
     vocabulary = [(piece, -float(number)) for number, piece in enumerate(pieces)]
     torch.manual_seed(0)
     config = XLMRobertaConfig(
-        **SIZES, vocab_size=len(pieces), max_position_embeddings=42, pad_token_id=1
+        **MODEL_SIZES, vocab_size=len(pieces), max_position_embeddings=42, pad_token_id=1
     )
-    return _save(XLMRobertaModel(config), XLMRobertaTokenizer(vocab=vocabulary), folder)
+    return _save_with_random_weights(
+        XLMRobertaModel(config), XLMRobertaTokenizer(vocab=vocabulary), folder
+    )
 
 
-def roberta(folder: Path) -> RobertaModel:
+def save_roberta(folder: Path) -> RobertaModel:
     """Byte-level pairs: `the` after a blank is one piece, Ġthe."""
     merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he")]
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -70,6 +72,6 @@ def roberta(folder: Path) -> RobertaModel:
     )
     torch.manual_seed(0)
     config = RobertaConfig(
-        **SIZES, vocab_size=len(pieces), max_position_embeddings=42, pad_token_id=1
+        **MODEL_SIZES, vocab_size=len(pieces), max_position_embeddings=42, pad_token_id=1
     )
-    return _save(RobertaModel(config), tokenizer, folder)
+    return _save_with_random_weights(RobertaModel(config), tokenizer, folder)

@@ -31,36 +31,36 @@ from transformers import (
     SiglipProcessor,
 )
 
-TOWER = {
+TOWER_CONFIG = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-VISION = TOWER | {"image_size": 32, "patch_size": 16}
-CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+VISION_CONFIG = TOWER_CONFIG | {"image_size": 32, "patch_size": 16}
+CROP_CONFIG = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # of red, green and blue
-CLIP_DEVIATION = [0.26862954, 0.26130258, 0.27577711]
-OPEN_CLIP = {
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+OPEN_CLIP_CONFIG = {
     "embed_dim": 12,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16},
     "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
 
 
-def photo(seed: int, width: int = 50, height: int = 40) -> Image.Image:
+def make_photo(seed: int, width: int = 50, height: int = 40) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
-def clip(folder: Path) -> CLIPModel:
+def save_clip(folder: Path) -> CLIPModel:
     """English: every letter is a token."""
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
     words = [*letters, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=40)
     end = vocabulary["<|endoftext|>"]
-    text = TOWER | {
+    text = TOWER_CONFIG | {
         "vocab_size": len(words),
         "max_position_embeddings": 40,
         "eos_token_id": end,
@@ -68,32 +68,44 @@ def clip(folder: Path) -> CLIPModel:
         "bos_token_id": end - 1,
     }
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).eval()
+    model = CLIPModel(
+        CLIPConfig(text_config=text, vision_config=VISION_CONFIG, projection_dim=12)
+    ).eval()
     model.save_pretrained(folder)
-    CLIPProcessor(CLIPImageProcessor(**CROP), tokenizer).save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(**CROP_CONFIG), tokenizer).save_pretrained(folder)
     return model
 
 
-def chinese_clip(folder: Path) -> ChineseCLIPModel:
+def save_chinese_clip(folder: Path) -> ChineseCLIPModel:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"番茄炒蛋米饭红烧肉"]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=40)
-    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": 40, "pad_token_id": 0}
+    text = TOWER_CONFIG | {
+        "vocab_size": len(words),
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+    }
     torch.manual_seed(0)
-    config = ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
+    config = ChineseCLIPConfig(text_config=text, vision_config=VISION_CONFIG, projection_dim=12)
     model = ChineseCLIPModel(config).eval()
     model.save_pretrained(folder)
-    ChineseCLIPProcessor(ChineseCLIPImageProcessor(**CROP), tokenizer).save_pretrained(folder)
+    ChineseCLIPProcessor(ChineseCLIPImageProcessor(**CROP_CONFIG), tokenizer).save_pretrained(
+        folder
+    )
     return model
 
 
-def published_chinese_clip(folder: Path) -> ChineseCLIPModel:
+def save_published_chinese_clip(folder: Path) -> ChineseCLIPModel:
     """The files that OFA-Sys/chinese-clip-vit-base-patch16 consists of, as they were in 2022: a
     vocabulary without a tokenizer's settings, a feature extractor, weights that are a pickle."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"番茄炒蛋米饭红烧肉，a", "##b"]
-    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": 512, "pad_token_id": 0}
+    text = TOWER_CONFIG | {
+        "vocab_size": len(words),
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+    }
     torch.manual_seed(0)
-    config = ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
+    config = ChineseCLIPConfig(text_config=text, vision_config=VISION_CONFIG, projection_dim=12)
     model = ChineseCLIPModel(config).eval()
     with torch.no_grad():  # LayerNorm as it is after training: no identity
         model.vision_model.post_layernorm.weight.normal_()
@@ -110,36 +122,36 @@ def published_chinese_clip(folder: Path) -> ChineseCLIPModel:
         "do_normalize": True,
         "do_resize": True,
         "image_mean": CLIP_MEAN,
-        "image_std": CLIP_DEVIATION,
+        "image_std": CLIP_STD,
         "resample": 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
     return model
 
 
-def siglip(folder: Path) -> SiglipModel:
+def save_siglip(folder: Path) -> SiglipModel:
     """With Chinese-CLIP's tokenizer: its own kind needs a model of SentencePiece."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=12)
-    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": 12}
+    text = TOWER_CONFIG | {"vocab_size": len(words), "max_position_embeddings": 12}
     torch.manual_seed(0)
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).eval()
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION_CONFIG)).eval()
     model.save_pretrained(folder)
     size = {"height": 32, "width": 32}
     SiglipProcessor(SiglipImageProcessor(size=size), tokenizer).save_pretrained(folder)
     return model
 
 
-def openclip(folder: Path, **preprocessing: object) -> torch.nn.Module:
+def save_openclip(folder: Path, **preprocessing: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = open_clip.CLIP(**OPEN_CLIP).eval()
+    model = open_clip.CLIP(**OPEN_CLIP_CONFIG).eval()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     open_clip.model.set_model_preprocess_cfg(
         model, {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "interpolation": "bicubic"}
     )
-    save_config_for_hf(model, folder / "open_clip_config.json", OPEN_CLIP)
+    save_config_for_hf(model, folder / "open_clip_config.json", OPEN_CLIP_CONFIG)
     if preprocessing:
         config = json.loads((folder / "open_clip_config.json").read_text())
         config["preprocess_cfg"] |= preprocessing

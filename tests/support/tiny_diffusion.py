@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 WIDTH = 16  # of the text, and of the narrowest layer
 
 
-def save(folder: Path, seed: int = 0) -> Path:
+def save_pipeline(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
     words = [*letters, "<|startoftext|>", "<|endoftext|>"]

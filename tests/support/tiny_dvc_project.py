@@ -8,46 +8,46 @@ from pathlib import Path
 import psutil
 import yaml
 
-RUN = yaml.safe_load(Path("params.yaml").read_text())["run"]
-DVC = [sys.executable, "-m", "dvc"]
-SOON = 5  # seconds within which Linux has ended what was killed
-SLEEPER = "sh -c 'sleep 300 & sleep 300; echo never'"  # a stage with a process of its own
+RUN_PARAMS = yaml.safe_load(Path("params.yaml").read_text())["run"]
+DVC_COMMAND = [sys.executable, "-m", "dvc"]
+KILL_TIMEOUT_SECONDS = 5  # seconds within which Linux has ended what was killed
+SLEEP_COMMAND = "sh -c 'sleep 300 & sleep 300; echo never'"  # a stage with a process of its own
 
 
-def make(folder: Path, run: dict | None = None, **stages: dict) -> Path:
+def create_project(folder: Path, run: dict | None = None, **stages: dict) -> Path:
     """A git and DVC repository in `folder` with these stages; `run` changes numbers of it."""
     folder.mkdir()
-    (folder / "params.yaml").write_text(yaml.safe_dump({"run": RUN | (run or {})}))
-    write(folder, **stages)
-    for command in (["git", "init", "-q"], [*DVC, "init", "-q"]):
+    (folder / "params.yaml").write_text(yaml.safe_dump({"run": RUN_PARAMS | (run or {})}))
+    write_stages(folder, **stages)
+    for command in (["git", "init", "-q"], [*DVC_COMMAND, "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True)
     return folder
 
 
-def write(folder: Path, **stages: dict) -> None:
+def write_stages(folder: Path, **stages: dict) -> None:
     """Replace the stages of a project."""
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
 
-def writes(target: str, *sources: str) -> dict:
+def make_copy_stage(target: str, *sources: str) -> dict:
     """A stage that copies its sources into `target`."""
     text = f"echo {target} | cat {' '.join(sources)} - > {target}"
     return {"cmd": text, "deps": list(sources), "outs": [target]}
 
 
-def fails(sentence: str, target: str, *sources: str) -> dict:
+def make_failing_stage(sentence: str, target: str, *sources: str) -> dict:
     """A stage that ends as ours do for wrong input."""
     command = f"echo 'error: {sentence}' >&2; exit 1"
     return {"cmd": command, "deps": list(sources), "outs": [target]}
 
 
-def meets(target: str, other: str, *sources: str) -> dict:
+def make_rendezvous_stage(target: str, other: str, *sources: str) -> dict:
     """A stage that ends only once the one that `other` is the target of has begun."""
     command = f"touch {target}.began; while [ ! -e {other}.began ]; do sleep .05; done"
-    return writes(target, *sources) | {"cmd": f"{command}; touch {target}"}
+    return make_copy_stage(target, *sources) | {"cmd": f"{command}; touch {target}"}
 
 
-def processes(folder: Path) -> list[psutil.Process]:
+def list_processes(folder: Path) -> list[psutil.Process]:
     """What runs in `folder`: stages, their children and what drives them."""
     found = []
     for process in psutil.process_iter():
@@ -67,6 +67,6 @@ def wait_until(condition, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def sleeps(folder: Path) -> bool:
+def is_sleeping(folder: Path) -> bool:
     """Whether both processes of SLEEPER run."""
-    return sum(process.name() == "sleep" for process in processes(folder)) == 2
+    return sum(process.name() == "sleep" for process in list_processes(folder)) == 2

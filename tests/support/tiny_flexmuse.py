@@ -11,12 +11,12 @@ import torch
 from sentencepiece import SentencePieceTrainer
 from transformers import T5Config, T5ForConditionalGeneration
 
-from stages.models.flexmuse.model import Model, Network, Shapes
+from stages.models.flexmuse.model import InputDims, Model, ModelConfig
 from stages.shared.features.store import Features
-from stages.shared.generation.chunk_dataset import Chunks, Limits
+from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
 from stages.shared.generation.decoders import train_tokenizer
 
-CHINESE = [
+CHINESE_TEXTS = [
     "红烧肉放糖两勺，小火炖。",
     "番茄炒蛋要先炒蛋。",
     "米饭配红烧肉。",
@@ -26,7 +26,7 @@ CHINESE = [
 TEXTS = ["a red cat sleeps", "the blue dog runs far", "two birds", "rain falls on the old town"]
 
 
-def network(**changes) -> Network:
+def build_model_config(**changes) -> ModelConfig:
     values = {
         "d_model": 16,
         "text_tokens": 8,
@@ -45,10 +45,10 @@ def network(**changes) -> Network:
         "missing_picture": 0.0,
         "missing_topic": 0.0,
     }
-    return Network(**(values | changes))
+    return ModelConfig(**(values | changes))
 
 
-def t5(vocabulary: int = 40, width: int = 16) -> T5ForConditionalGeneration:
+def build_t5(vocabulary: int = 40, width: int = 16) -> T5ForConditionalGeneration:
     torch.manual_seed(0)
     return T5ForConditionalGeneration(
         T5Config(
@@ -70,7 +70,7 @@ def t5(vocabulary: int = 40, width: int = 16) -> T5ForConditionalGeneration:
 def save_t5(folder: Path, tied: bool):
     """A T5 and its tokenizer as Hugging Face would hand them out."""
     tokenizer = train_tokenizer(TEXTS, 300)
-    saved = t5(len(tokenizer))
+    saved = build_t5(len(tokenizer))
     if not tied:  # as in T5 1.1 and mengzi-t5-base
         saved.lm_head.weight = torch.nn.Parameter(torch.randn_like(saved.lm_head.weight))
         saved.config.scale_decoder_outputs = False
@@ -84,7 +84,7 @@ def save_published_t5(folder: Path) -> T5ForConditionalGeneration:
     than its SentencePiece model and the 100 sentinels, no tokenizer's settings, a pickle."""
     trained = BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(CHINESE * 4),
+        sentence_iterator=iter(CHINESE_TEXTS * 4),
         model_writer=trained,
         vocab_size=42,
         model_type="unigram",
@@ -114,12 +114,12 @@ def save_published_t5(folder: Path) -> T5ForConditionalGeneration:
     return saved
 
 
-def model(learned: bool = False, vocabulary: int = 40, **changes) -> Model:
-    shapes = Shapes(patches=4, patch_width=6, topic_width=0 if learned else 5)
-    return Model(network(**changes), shapes, t5(vocabulary))
+def build_model(learned: bool = False, vocabulary: int = 40, **changes) -> Model:
+    shapes = InputDims(patches=4, patch_width=6, topic_width=0 if learned else 5)
+    return Model(build_model_config(**changes), shapes, build_t5(vocabulary))
 
 
-def features(learned: bool = False) -> Features:
+def build_features(learned: bool = False) -> Features:
     """Eight pictures `0` to `7` and four titles `title 0` to `title 3`."""
     random = np.random.default_rng(0)
 
@@ -136,12 +136,12 @@ def features(learned: bool = False) -> Features:
         text_pooled=None if learned else unit(4, 5),
         tokens=None if learned else (random.normal(size=(4, 7, 5)) * mask[..., None]).astype("f2"),
         token_mask=None if learned else mask,
-        pieces=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
-        text="learned" if learned else "encoder",
+        subwords=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
+        text_kind="learned" if learned else "encoder",
     )
 
 
-def rows() -> list[dict]:
+def make_chunk_rows() -> list[dict]:
     """Three articles of 3, 1 and 4 chunks."""
     sizes, found, image = (3, 1, 4), [], 0
     for article, size in enumerate(sizes):
@@ -163,12 +163,14 @@ def rows() -> list[dict]:
     return found
 
 
-def pairs() -> list[dict]:
+def make_pairs() -> list[dict]:
     """Every article a group, and in it every chunk preferred to every other."""
-    return grouped([[("r0", k) for k in range(3)], [("r1", 0)], [("r2", k) for k in range(4)]])
+    return make_pairs_from_groups(
+        [[("r0", k) for k in range(3)], [("r1", 0)], [("r2", k) for k in range(4)]]
+    )
 
 
-def grouped(groups: list[list[tuple[str, int]]]) -> list[dict]:
+def make_pairs_from_groups(groups: list[list[tuple[str, int]]]) -> list[dict]:
     """PAIRS of groups of (record, position)."""
     return [
         {
@@ -182,6 +184,6 @@ def grouped(groups: list[list[tuple[str, int]]]) -> list[dict]:
     ]
 
 
-def chunks(learned: bool = False) -> Chunks:
+def build_chunk_dataset(learned: bool = False) -> ChunkDataset:
     tokenizer = train_tokenizer(TEXTS * 4, 400)
-    return Chunks(rows(), features(learned), tokenizer, Limits(8, 24))
+    return ChunkDataset(make_chunk_rows(), build_features(learned), tokenizer, LengthLimits(8, 24))

@@ -4,23 +4,27 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.muse import pixelcnn, show_attend_tell
-from stages.models.muse.model import Captioning, Drawing, Model, Network, Shapes
+from stages.models.muse.model import CaptioningConfig, DrawingConfig, InputDims, Model, ModelConfig
 
-PIECES, TAGS, LABELS, CELLS, WORDS = 100, 5, 3, 4, 12
+SUBWORDS, TAGS, LABELS, CELLS, WORDS = 100, 5, 3, 4, 12
 # Pieces of each word of each text; two texts have no picture, one is not shown.
 TEXTS = [[1, 2, 1], [1], [2, 1, 1, 3, 1], [1, 1], [3, 1, 2], [1, 2], [1, 1, 1, 1], [2, 2]]
-WITHOUT_PICTURE, WITHOUT_TEXT = (1, 4), (6,)
+WITHOUT_IMAGE, WITHOUT_TEXT = (1, 4), (6,)
 
 
-def network(**changes) -> Network:
+def build_model_config(**changes) -> ModelConfig:
     """Keys of captioning and drawing are given as captioning__alpha and the like."""
     captioning = {
         "alpha": 0.1,
         "min_count": 1,
         "at_most": 6,
-        "decoder": show_attend_tell.Params(8, 8, 8, dropout=0.0, doubly_stochastic=1.0),
+        "decoder": show_attend_tell.ShowAttendTellConfig(
+            8, 8, 8, dropout=0.0, doubly_stochastic_weight=1.0
+        ),
     }
-    decoder = pixelcnn.Params(size=4, blocks=1, filters=4, mixtures=2, dropout=0.0)
+    decoder = pixelcnn.PixelCNNConfig(
+        image_size=4, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0
+    )
     drawing = {"beta": 0.1, "rate": 1.0, "items": 8, "decoder": decoder}
     values = {
         "d_model": 8,
@@ -52,21 +56,25 @@ def network(**changes) -> Network:
     for name, value in changes.items():
         part, _, key = name.rpartition("__")
         (parts[part] if part else values)[key] = value
-    return Network(captioning=Captioning(**captioning), drawing=Drawing(**drawing), **values)
+    return ModelConfig(
+        captioning=CaptioningConfig(**captioning),
+        image_generation=DrawingConfig(**drawing),
+        **values,
+    )
 
 
-class Embeds(nn.Module):
+class EmbeddingTextEncoder(nn.Module):
     """Stands for a text encoder: a vector a piece, whatever its neighbours."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.table = nn.Embedding(PIECES, width)
+        self.table = nn.Embedding(SUBWORDS, width)
 
     def forward(self, batch) -> Tensor:
         return self.table(batch["ids"])[:, 1:-1]
 
 
-class Cells(nn.Module):
+class ConvImageEncoder(nn.Module):
     """Stands for an image encoder: (B, 3, 4, 4) -> (B, 4, 6), and minds what else is in a batch."""
 
     def __init__(self):
@@ -77,21 +85,26 @@ class Cells(nn.Module):
         return self.layers(pixels).flatten(2).transpose(1, 2)
 
 
-class Patches(nn.Module):
+class FlatImageEncoder(nn.Module):
     """Stands for one that learns nothing: (B, 3, 4, 4) -> (B, 4, 6)"""
 
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels.flatten(1)[:, : CELLS * 6].unflatten(1, (CELLS, 6))
 
 
-def model(task: str = "entities", pixels: bool = False, width: int = 6, **changes) -> Model:
+def build_model(task: str = "entities", pixels: bool = False, width: int = 6, **changes) -> Model:
     torch.manual_seed(0)
     labels = TAGS if task == "entities" else LABELS
-    shapes = Shapes(task, labels, text_width=width, cells=CELLS, cell_width=6, words=WORDS)
-    return Model(network(**changes), shapes, Embeds(width), Cells() if pixels else Patches())
+    shapes = InputDims(task, labels, text_width=width, cells=CELLS, cell_width=6, words=WORDS)
+    return Model(
+        build_model_config(**changes),
+        shapes,
+        EmbeddingTextEncoder(width),
+        ConvImageEncoder() if pixels else FlatImageEncoder(),
+    )
 
 
-def item(index: int) -> dict:
+def make_item(index: int) -> dict:
     """One of the texts and its picture, the same whatever it is batched with."""
     given = torch.Generator().manual_seed(index)
     pieces = TEXTS[index]
@@ -107,14 +120,14 @@ def item(index: int) -> dict:
         "label": torch.tensor(index % LABELS),
         "picture": torch.randn(3, 4, 4, generator=given),
         "drawing": torch.randint(256, (3, 4, 4), generator=given) / 127.5 - 1,
-        "has_picture": torch.tensor(index not in WITHOUT_PICTURE),
+        "has_picture": torch.tensor(index not in WITHOUT_IMAGE),
         "has_text": torch.tensor(index not in WITHOUT_TEXT),
     }
 
 
-def batch(*indices: int) -> dict[str, Tensor]:
+def make_batch(*indices: int) -> dict[str, Tensor]:
     """Texts of different lengths are padded with 0 at their ends."""
-    items = [item(index) for index in indices]
+    items = [make_item(index) for index in indices]
     return {
         key: nn.utils.rnn.pad_sequence([one[key] for one in items], batch_first=True)
         if items[0][key].ndim == 1
@@ -123,15 +136,15 @@ def batch(*indices: int) -> dict[str, Tensor]:
     }
 
 
-def everything() -> dict[str, Tensor]:
-    return batch(*range(len(TEXTS)))
+def make_full_batch() -> dict[str, Tensor]:
+    return make_batch(*range(len(TEXTS)))
 
 
-def double(given: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_double(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
 
 
-PLAIN = {"fusion": "text", "use_captioning": False, "use_drawing": False}
+TEXT_ONLY = {"fusion": "text", "use_captioning": False, "use_drawing": False}
 VARIANTS = [
     {},
     {"norm": "post", "exchange": "residual", "head": "linear"},
@@ -143,10 +156,10 @@ VARIANTS = [
     {"fusion": "cross_attention", "norm": "post", "use_drawing": False},
     {"use_captioning": False},
     {"use_captioning": False, "use_drawing": False},
-    PLAIN,
+    TEXT_ONLY,
 ]
 
 
-def name(changes: dict) -> str:
+def variant_id(changes: dict) -> str:
     """Of a variant, for its tests."""
     return "-".join(map(str, changes.values())) or "default"

@@ -4,19 +4,21 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 
 import numpy as np
 
-from stages.models.tippo.model import Model, Network, Preference, shapes
+from stages.models.tippo.model import Model, ModelConfig, PreferenceConfig, infer_input_dims
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders
-from stages.shared.generation.article_dataset import Articles
-from stages.shared.generation.chunk_dataset import Limits
+from stages.shared.generation.article_dataset import ArticleDataset
+from stages.shared.generation.chunk_dataset import LengthLimits
 from tests.support import tiny_flexmuse
 
 SIZES = (3, 1, 5)  # pictures of each article
-LIMITS = Limits(topic_tokens=8, text_tokens=80, pictures=5)
-TINY = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))
+LIMITS = LengthLimits(max_topic_tokens=8, max_text_tokens=80, max_images=5)
+TINY_DECODER = decoders.DecoderConfig(
+    decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
+)
 
 
-def network(**changes) -> Network:
+def build_model_config(**changes) -> ModelConfig:
     values = {
         "d_model": 16,
         "text_tokens": 8,
@@ -43,10 +45,10 @@ def network(**changes) -> Network:
         "excerpts": 0.0,
         "missing_topic": 0.0,
     }
-    return Network(**(values | changes))
+    return ModelConfig(**(values | changes))
 
 
-def preference(**changes) -> Preference:
+def build_preference_config(**changes) -> PreferenceConfig:
     values = {
         "gamma": 0.95,
         "discount": "progress",
@@ -66,10 +68,10 @@ def preference(**changes) -> Preference:
         "max_length_change": 100.0,
         "margin": 0.0,
     }
-    return Preference(**(values | changes))
+    return PreferenceConfig(**(values | changes))
 
 
-def features(learned: bool = False) -> Features:
+def build_features(learned: bool = False) -> Features:
     """Nine pictures `0` to `8`, three titles `title 0` to `title 2`; no two widths are the same."""
     random = np.random.default_rng(0)
 
@@ -87,12 +89,12 @@ def features(learned: bool = False) -> Features:
         text_pooled=None if learned else unit(3),
         tokens=None if learned else tokens.astype("f2"),
         token_mask=None if learned else mask,
-        pieces=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
-        text="learned" if learned else "encoder",
+        subwords=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
+        text_kind="learned" if learned else "encoder",
     )
 
 
-def rows() -> list[dict]:
+def make_chunk_rows() -> list[dict]:
     """The chunks of three articles of 3, 1 and 5 pictures."""
     places = [(number, position) for number, size in enumerate(SIZES) for position in range(size)]
     return [
@@ -110,13 +112,15 @@ def rows() -> list[dict]:
     ]
 
 
-def items(learned: bool = False, given: list[dict] | None = None) -> Articles:
+def build_article_dataset(learned: bool = False, given: list[dict] | None = None) -> ArticleDataset:
     """The articles of `rows`, or of given ones, in the tokens of a tiny decoder."""
-    _, tokenizer = decoders.create("tiny", TINY, 16, tiny_flexmuse.TEXTS * 4, LIMITS.pictures - 1)
-    return Articles(given or rows(), features(learned), tokenizer, LIMITS)
+    _, tokenizer = decoders.create_decoder(
+        "tiny", TINY_DECODER, 16, tiny_flexmuse.TEXTS * 4, LIMITS.max_images - 1
+    )
+    return ArticleDataset(given or make_chunk_rows(), build_features(learned), tokenizer, LIMITS)
 
 
-def model(of: Articles, **changes) -> Model:
+def build_model(of: ArticleDataset, **changes) -> Model:
     """A model for the features and the tokens of these articles."""
-    t5 = tiny_flexmuse.t5(len(of.tokenizer))  # seeds
-    return Model(network(**changes), shapes(of.features), t5)
+    t5 = tiny_flexmuse.build_t5(len(of.tokenizer))  # seeds
+    return Model(build_model_config(**changes), infer_input_dims(of.features), t5)

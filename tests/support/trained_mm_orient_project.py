@@ -7,25 +7,25 @@ from pathlib import Path
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.inference.input_rules import rules
-from pipelines.inference.meme_labeler import Meme, MemeLabeller, Prepared, prepare
+from pipelines.inference.input_rules import load_input_rules
+from pipelines.inference.meme_labeler import MemeInput, MemeLabeler, PreparedMeme, prepare_memes
 from stages import embed
 from stages.augment import __main__ as augmenting
 from stages.augment import paraphrasers
 from stages.classify import __main__ as label
 from stages.classify import mm_orient as label_memes
-from stages.classify.config import Params
+from stages.classify.config import ClassifyConfig
 from stages.inpaint import __main__ as inpaint
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store, parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.train_classifier import __main__ as training
 from stages.train_classifier import mm_orient as train_memes
-from tests.support.tiny_clip import clip
+from tests.support.tiny_clip import save_clip
 
-NAME = "mm_orient"
+RUN_NAME = "mm_orient"
 TASKS = {
     "sentiment": ["negative", "neutral", "positive"],
     "humour": ["not_funny", "funny"],
@@ -33,13 +33,17 @@ TASKS = {
 }
 WORDS = ["WHEN THE CAT", "MONDAY AGAIN", "NOBODY IS READY", "LANTERN AND CAT", "MORNING FOR ALL"]
 SPLITS = {"train": 8, "validation": 3, "test": 5}
-SILENT, BARE, PLAIN = 1, 2, 3  # numbers in a split: words only in the picture, no picture, no words
-COLOURS = ("white", "gold", "skyblue", "pink", "lightgreen")
+TEXT_IN_IMAGE_ONLY, WITHOUT_IMAGE, WITHOUT_WORDS = (
+    1,
+    2,
+    3,
+)  # numbers in a split: words only in the picture, no picture, no words
+COLORS = ("white", "gold", "skyblue", "pink", "lightgreen")
 
 
-def picture(words: str, number: int = 0, size: int = 256) -> bytes:
+def draw_text_image(words: str, number: int = 0, size: int = 256) -> bytes:
     """Words in capitals over a few shapes; a PNG file."""
-    image = Image.new("RGB", (size, size), COLOURS[number % len(COLOURS)])
+    image = Image.new("RGB", (size, size), COLORS[number % len(COLORS)])
     draw = ImageDraw.Draw(image)
     draw.ellipse((70 + number, 120, 150 + number, 200), fill=(20 * number % 256, 90, 160))
     font = ImageFont.load_default(size // 14)
@@ -49,18 +53,22 @@ def picture(words: str, number: int = 0, size: int = 256) -> bytes:
     return content.getvalue()
 
 
-def items() -> list[tuple[dict, bytes | None]]:
+def make_items() -> list[tuple[dict, bytes | None]]:
     """The rows of CLEAN, each with its picture."""
-    found, tidy = [], rules("read")  # of the current project
+    found, tidy = [], load_input_rules("read")  # of the current project
     for split, count in SPLITS.items():
         for number in range(count):
             place = len(found)
             words = WORDS[place % len(WORDS)]
-            shown = None if number == BARE else picture("" if number == PLAIN else words, place)
-            original = "" if number in (SILENT, PLAIN) else f"{words}!"
+            shown = (
+                None
+                if number == WITHOUT_IMAGE
+                else draw_text_image("" if number == WITHOUT_WORDS else words, place)
+            )
+            original = "" if number in (TEXT_IN_IMAGE_ONLY, WITHOUT_WORDS) else f"{words}!"
             row = {"id": f"{split}-{number}", "split": split, "language": "en", "source": "by hand"}
-            row |= {"image": image_store.trusted(shown)["sha256"] if shown else None}
-            row |= {"text": tidy.overlay(original), "original": original}
+            row |= {"image": image_store.build_image_row(shown)["sha256"] if shown else None}
+            row |= {"text": tidy.clean_overlay(original), "original": original}
             labels = {
                 "sentiment": TASKS["sentiment"][place % 3],
                 "humour": TASKS["humour"][place % 2],
@@ -70,7 +78,7 @@ def items() -> list[tuple[dict, bytes | None]]:
     return found
 
 
-def project(
+def create_trained_project(
     place: Path, patch, changes: dict | None = None, languages: tuple[str, ...] = ("en",)
 ) -> Path:
     """Fill the folder `place`; patch: a MonkeyPatch, under which it is current.
@@ -84,26 +92,35 @@ def project(
     ingest, clean, inpainted, corpus = (
         data / f"{name}/memes" for name in ("01_ingest", "02_clean", "03_inpaint", "04_augment")
     )
-    given = items()
+    given = make_items()
     ingest.mkdir(parents=True)
     (ingest / "tasks.json").write_text(json.dumps(TASKS))
-    image_store.write(
-        ingest / "images", [image_store.trusted(shown) for _, shown in given if shown], 2
+    image_store.write_images(
+        ingest / "images", [image_store.build_image_row(shown) for _, shown in given if shown], 2
     )
-    schemas.write(clean / "records.parquet", [row for row, _ in given], schemas.CLEAN["memes"])
+    schemas.write_parquet(
+        clean / "records.parquet", [row for row, _ in given], schemas.CLEAN_RECORDS["memes"]
+    )
     inpaint.main(
-        load(inpaint.Params, "inpaint"), load(parallel.Params, "engine"), ingest, clean, inpainted
+        load_config(inpaint.InpaintConfig, "inpaint"),
+        load_config(parallel.EngineConfig, "engine"),
+        ingest,
+        clean,
+        inpainted,
     )
-    prompt, tidy = paraphrasers.read_prompt(augmenting.PROMPT), load(text_cleaning.Params, "clean")
+    prompt, tidy = (
+        paraphrasers.load_prompt(augmenting.PROMPT_PATH),
+        load_config(text_cleaning.CleanConfig, "clean"),
+    )
     folders = [ingest, clean, inpainted]
-    augmenting.main(load(augmenting.Params, "augment"), tidy, prompt, folders, corpus)
-    clip(place / "source")
+    augmenting.main(load_config(augmenting.AugmentConfig, "augment"), tidy, prompt, folders, corpus)
+    save_clip(place / "source")
     align, cached = data / "06_align", data / "07_embed/memes"
     align.mkdir(parents=True)
     huggingface_encoder.fetch(str(place / "source"), list(languages), align)
-    embed.main(load(extract.Params, "embed"), "memes", corpus, corpus, align, cached)
+    embed.main(load_config(extract.EmbedConfig, "embed"), "memes", corpus, corpus, align, cached)
     folders = [corpus, corpus, cached, align]
-    training.main(NAME, train_memes, folders, "memes", data / "09_train_classifier" / NAME)
+    training.main(RUN_NAME, train_memes, folders, "memes", data / "09_train_classifier" / RUN_NAME)
     return place
 
 
@@ -116,30 +133,34 @@ def write_params(place: Path, changes: dict) -> None:
     network = params["models"]["mm_orient"]["network"]
     network |= {"hidden": [16], "dropout": 0.0, "attention_width": 8}
     network["relations"] |= {"width": 4, "bank": 6, "density": 0.3}
-    run = params["readers"][NAME]
+    run = params["readers"][RUN_NAME]
     run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
     run |= {"batch": 3} | changes
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (place / "dvc.yaml").touch()
 
 
-def model_of(place: Path) -> Path:
-    return place / "data/09_train_classifier" / NAME / "model"
+def get_model_dir(place: Path) -> Path:
+    return place / "data/09_train_classifier" / RUN_NAME / "model"
 
 
-def labeller_of(folder: Path) -> MemeLabeller:
-    return MemeLabeller(folder, str(folder))
+def load_labeler(folder: Path) -> MemeLabeler:
+    return MemeLabeler(folder, str(folder))
 
 
-def prepared(*memes: Meme) -> list[Prepared]:
-    return prepare(list(memes), load(inpaint.Params, "inpaint"), rules("read"))
+def prepare_inputs(*memes: MemeInput) -> list[PreparedMeme]:
+    return prepare_memes(
+        list(memes), load_config(inpaint.InpaintConfig, "inpaint"), load_input_rules("read")
+    )
 
 
-def labelled(place: Path) -> list[dict]:
+def classify_test_split(place: Path) -> list[dict]:
     """What the stage says of the test split from text and picture."""
     data = place / "data"
-    corpus, target = data / "04_augment/memes", data / "11_classify" / NAME
-    folders = [corpus, corpus, data / "07_embed/memes", model_of(place)]
-    label.main(NAME, label_memes, folders, "memes", load(Params, "classify"), target)
-    rows = schemas.read(target / "labels.parquet", schemas.LABELS)
+    corpus, target = data / "04_augment/memes", data / "11_classify" / RUN_NAME
+    folders = [corpus, corpus, data / "07_embed/memes", get_model_dir(place)]
+    label.main(
+        RUN_NAME, label_memes, folders, "memes", load_config(ClassifyConfig, "classify"), target
+    )
+    rows = schemas.read_parquet(target / "labels.parquet", schemas.LABEL_PREDICTIONS)
     return [row for row in rows if row["split"] == "test" and row["inputs"] == "both"]

@@ -13,45 +13,50 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stages.shared.data.records import Reject, decode
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.data.records import Rejection, decode_text
+from stages.shared.runtime.stage import InputError
 
 DELIMITERS = (",", "\t", ";", "|")
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF_16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-BROKEN = ("not CSV", "wrong count")  # reasons of lines that may be a part of a row, or several
+MALFORMED_REASONS = (
+    "not CSV",
+    "wrong count",
+)  # reasons of lines that may be a part of a row, or several
 
-Row = tuple[str, dict[str, str]]  # file:line, column -> cell
+CsvRow = tuple[str, dict[str, str]]  # file:line, column -> cell
 
 
-def table(path: Path, encodings: list[str], name: str) -> tuple[list[str], Iterator[Row | Reject]]:
+def read_csv(
+    path: Path, encodings: list[str], name: str
+) -> tuple[list[str], Iterator[CsvRow | Rejection]]:
     """The columns of a file, and its rows, or Reject, in order; blank ones are passed over.
 
     `name` is the key of params.yaml that lists the encodings. Raises WrongInput if the file has no
     header, or one in which a column stands twice.
     """
     content = path.read_bytes()
-    if content.startswith(UTF_16):
-        content, encodings = _in_utf_8(content, path), ["utf-8"]
+    if content.startswith(UTF_16_BOMS):
+        content, encodings = _transcode_to_utf_8(content, path), ["utf-8"]
     # Latin-1 keeps every byte: CSV's own characters are found first, and cells decoded then.
     text = content.removeprefix(codecs.BOM_UTF8).decode("latin-1")
     lines = list(io.StringIO(text, newline=""))
     place = next((number for number, line in enumerate(lines) if line.strip()), None)
     if place is None:
-        raise WrongInput(f"{path} is empty: give it a line that names its columns, and rows")
-    found = {mark: _record(lines, place, mark) for mark in DELIMITERS}
+        raise InputError(f"{path} is empty: give it a line that names its columns, and rows")
+    found = {mark: _read_record(lines, place, mark) for mark in DELIMITERS}
     delimiter = max(found, key=lambda mark: len(found[mark][0] or []))  # of equals the first
     cells, place = found[delimiter]
-    header = _decoded(cells, encodings, name) if cells else None
+    header = _decode_cells(cells, encodings, name) if cells else None
     if header is None:
-        raise WrongInput(
+        raise InputError(
             f"{path}: its first line names no columns as text in {' or '.join(encodings)}: repair "
             f"it, or add its encoding to {name} of params.yaml"
         )
     columns = [column.strip() for column in header]
     if twice := [column for column, count in Counter(columns).items() if column and count > 1]:
-        raise WrongInput(f"{path} names the column {twice[0][:60]!r} twice: name each column once")
-    return columns, _rows(lines, place, delimiter, columns, path.name, encodings, name)
+        raise InputError(f"{path} names the column {twice[0][:60]!r} twice: name each column once")
+    return columns, _read_rows(lines, place, delimiter, columns, path.name, encodings, name)
 
 
 def check_columns(needed: Iterable[str], columns: Iterable[str], path: Path, fix: str) -> None:
@@ -59,17 +64,17 @@ def check_columns(needed: Iterable[str], columns: Iterable[str], path: Path, fix
     columns = list(columns)
     if missing := [column for column in dict.fromkeys(needed) if column not in columns]:
         named = ", ".join(columns)[:200]
-        raise WrongInput(f"{path} has no column {', '.join(missing)} (there: {named}): {fix}")
+        raise InputError(f"{path} has no column {', '.join(missing)} (there: {named}): {fix}")
 
 
-def _in_utf_8(content: bytes, path: Path) -> bytes:
+def _transcode_to_utf_8(content: bytes, path: Path) -> bytes:
     try:
         return content.decode("utf-16").encode()
     except UnicodeDecodeError:
-        raise WrongInput(f"{path} begins as UTF-16 and is none: save it as UTF-8") from None
+        raise InputError(f"{path} begins as UTF-16 and is none: save it as UTF-8") from None
 
 
-def _rows(
+def _read_rows(
     lines: list[str],
     place: int,
     delimiter: str,
@@ -77,13 +82,13 @@ def _rows(
     file: str,
     encodings: list[str],
     name: str,
-) -> Iterator[Row | Reject]:
+) -> Iterator[CsvRow | Rejection]:
     while place < len(lines):
         source = f"{file}:{place + 1}"
-        cells, end = _record(lines, place, delimiter)
+        cells, end = _read_record(lines, place, delimiter)
         if cells is None:
             fault = "a quote is not closed, or text follows a closed one"
-            yield Reject(source, f"{BROKEN[0]}: {fault}")
+            yield Rejection(source, f"{MALFORMED_REASONS[0]}: {fault}")
             place += 1
             continue
         if not any(map(str.strip, cells)):
@@ -91,17 +96,17 @@ def _rows(
             continue
         if len(cells) != len(columns):
             found = f"{len(cells)} cells under {len(columns)} columns"
-            yield Reject(source, f"{BROKEN[1]}: {found}")
+            yield Rejection(source, f"{MALFORMED_REASONS[1]}: {found}")
             place += 1
             continue
-        place, texts = end, _decoded(cells, encodings, name)
+        place, texts = end, _decode_cells(cells, encodings, name)
         if texts is None:
-            yield Reject(source, f"undecodable line: not {' or '.join(encodings)}")
+            yield Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
         else:
             yield source, dict(zip(columns, texts, strict=True))
 
 
-def _record(lines: list[str], place: int, delimiter: str) -> tuple[list[str] | None, int]:
+def _read_record(lines: list[str], place: int, delimiter: str) -> tuple[list[str] | None, int]:
     """The cells of the record that begins in a line, None if it is no CSV, and the line behind."""
     reader = csv.reader(
         (lines[n] for n in range(place, len(lines))), delimiter=delimiter, strict=True
@@ -112,6 +117,6 @@ def _record(lines: list[str], place: int, delimiter: str) -> tuple[list[str] | N
         return None, place + 1
 
 
-def _decoded(cells: list[str], encodings: list[str], name: str) -> list[str] | None:
-    texts = [decode(cell.encode("latin-1"), encodings, name) for cell in cells]
+def _decode_cells(cells: list[str], encodings: list[str], name: str) -> list[str] | None:
+    texts = [decode_text(cell.encode("latin-1"), encodings, name) for cell in cells]
     return None if None in texts else texts

@@ -15,32 +15,38 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.datasets.common.files import SPLITS, Splits, lines, reason, settled
-from stages.shared.data.records import Captioned, Extra, Item, PictureFile, Reject
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.common.files import (
+    SPLIT_ALIASES,
+    SplitPolicy,
+    apply_split_policy,
+    describe_validation_error,
+    read_lines,
+)
+from stages.shared.data.records import CaptionRecord, DatasetItem, ExtraFile, ImageFile, Rejection
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("captions",)
-FILE = "pairs.jsonl"
-LANGUAGES = {"en": "en", "zhc": "zh", "zhb": "zh", "zhm": "zh"}
-TEST_ONLY = "zhm"
+PAIRS_FILE = "pairs.jsonl"
+CAPTION_LANGUAGES = {"en": "en", "zhc": "zh", "zhb": "zh", "zhm": "zh"}
+TEST_ONLY_CAPTIONS = "zhm"
 
 
 @dataclass(frozen=True)
-class Params:
-    captions: list[Literal["en", "zhc", "zhb", "zhm"]]
-    splits: Splits
-    folder: str  # of the pictures, within the corpus
+class Flickr8kCnConfig:
+    caption_sets: list[Literal["en", "zhc", "zhb", "zhm"]]
+    splits: SplitPolicy
+    image_folder: str  # of the pictures, within the corpus
     encodings: list[str]  # tried in this order for each line
 
     def __post_init__(self) -> None:
-        if len({LANGUAGES[name] for name in self.captions}) != 1:
-            raise WrongInput(
-                f"params.yaml: formats.flickr8k_cn.captions is {self.captions}: give [en], or some "
+        if len({CAPTION_LANGUAGES[name] for name in self.caption_sets}) != 1:
+            raise InputError(
+                f"params.yaml: formats.flickr8k_cn.captions is {self.caption_sets}: give [en], or some "
                 "of [zhc, zhb, zhm]; a corpus has one language"
             )
 
 
-class _Row(BaseModel):
+class _Flickr8kCnRow(BaseModel):
     model_config = ConfigDict(strict=True)
 
     image: str
@@ -51,57 +57,59 @@ class _Row(BaseModel):
     zhm: list[str] = []
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: Flickr8kCnConfig) -> Iterator[DatasetItem]:
     """The rejects, then one row per line. Raises WrongInput if there is nothing to read."""
-    path = source if source.is_file() else source / FILE
+    path = source if source.is_file() else source / PAIRS_FILE
     if not path.is_file():
-        raise WrongInput(f"{source} holds no {FILE}: put it there")
-    rows: list[Captioned] = []
+        raise InputError(f"{source} holds no {PAIRS_FILE}: put it there")
+    rows: list[CaptionRecord] = []
     omitted = 0
-    for item in parsed(path, params):
-        if isinstance(item, Reject):
+    for item in parse_file(path, params):
+        if isinstance(item, Rejection):
             yield item
         elif item.captions:
             rows.append(item)
-        elif params.captions == [TEST_ONLY] and item.split != "test":
+        elif params.caption_sets == [TEST_ONLY_CAPTIONS] and item.split != "test":
             omitted += 1  # as published, so nothing is wrong
         else:
-            names = " or ".join(params.captions)
-            yield Reject(item.source, f"empty text: no caption in {names}", key=item.key)
+            names = " or ".join(params.caption_sets)
+            yield Rejection(item.source, f"empty text: no caption in {names}", key=item.key)
     if omitted and not rows:
-        raise WrongInput(
-            f"{path}: all {omitted} pictures are outside test and have no {TEST_ONLY}: name "
+        raise InputError(
+            f"{path}: all {omitted} pictures are outside test and have no {TEST_ONLY_CAPTIONS}: name "
             "another list in formats.flickr8k_cn.captions of params.yaml"
         )
     if omitted:
-        yield Extra("omitted.json", {f"pictures outside test, without {TEST_ONLY}": omitted})
-    yield from settled(rows, params.splits)
+        yield ExtraFile(
+            "omitted.json", {f"pictures outside test, without {TEST_ONLY_CAPTIONS}": omitted}
+        )
+    yield from apply_split_policy(rows, params.splits)
 
 
-def parsed(path: Path, params: Params) -> Iterator[Captioned | Reject]:
+def parse_file(path: Path, params: Flickr8kCnConfig) -> Iterator[CaptionRecord | Rejection]:
     """A row per line, its captions perhaps none, and a Reject per blank caption or broken line."""
-    for line in lines(path, params.encodings, "formats.flickr8k_cn.encodings"):
-        if isinstance(line, Reject):
+    for line in read_lines(path, params.encodings, "formats.flickr8k_cn.encodings"):
+        if isinstance(line, Rejection):
             yield line
             continue
         source, text = line
         try:
-            row = _Row.model_validate_json(text)
+            row = _Flickr8kCnRow.model_validate_json(text)
         except ValidationError as error:
-            yield Reject(source, reason(error))
+            yield Rejection(source, describe_validation_error(error))
             continue
         captions = []
-        for name in params.captions:
+        for name in params.caption_sets:
             for place, caption in enumerate(getattr(row, name)):
                 if caption.strip():
                     captions.append(caption)
                 else:
-                    yield Reject(source, f"empty text: {name}.{place}", key=row.image)
-        yield Captioned(
+                    yield Rejection(source, f"empty text: {name}.{place}", key=row.image)
+        yield CaptionRecord(
             source=source,
-            picture=PictureFile(row.image, path.parent / params.folder),
+            image=ImageFile(row.image, path.parent / params.image_folder),
             captions=captions,
             key=row.image,
-            language=LANGUAGES[params.captions[0]],
-            split=row.split and SPLITS.get(row.split, row.split),
+            language=CAPTION_LANGUAGES[params.caption_sets[0]],
+            split=row.split and SPLIT_ALIASES.get(row.split, row.split),
         )

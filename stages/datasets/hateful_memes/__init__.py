@@ -17,22 +17,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.datasets.common.files import holding, lines, reason
-from stages.shared.data.records import Extra, Item, Meme, PictureFile, Reject
+from stages.datasets.common.files import describe_validation_error, find_corpus_dir, read_lines
+from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 
 KINDS = ("memes",)
-TRAIN = "train.jsonl"
+TRAIN_FILE = "train.jsonl"
 TASK = "hateful"
-LABELS = {"0": "not_hateful", "1": "hateful"}
+LABEL_NAMES = {"0": "not_hateful", "1": "hateful"}
 
 
 @dataclass(frozen=True)
-class Params:
+class HatefulMemesConfig:
     variant: Literal["seen", "unseen"]
     encodings: list[str]  # tried in this order for each line
 
 
-class _Row(BaseModel):
+class _HatefulMemesRow(BaseModel):
     model_config = ConfigDict(strict=True)
 
     id: str | int  # a string keeps its leading zeros
@@ -41,23 +41,23 @@ class _Row(BaseModel):
     label: str | int | None = None
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: HatefulMemesConfig) -> Iterator[DatasetItem]:
     """The labels of the task, then a row, or Reject, per line. Raises WrongInput without train."""
-    root = holding(source, [TRAIN], "put the files of Hateful Memes there")
-    files = split_files(root, params.variant)
-    yield Extra("tasks.json", {TASK: list(LABELS.values())})
+    root = find_corpus_dir(source, [TRAIN_FILE], "put the files of Hateful Memes there")
+    files = find_split_files(root, params.variant)
+    yield ExtraFile("tasks.json", {TASK: list(LABEL_NAMES.values())})
     for split, path in files.items():
-        for line in lines(path, params.encodings, "formats.hateful_memes.encodings"):
-            if isinstance(line, Reject):
+        for line in read_lines(path, params.encodings, "formats.hateful_memes.encodings"):
+            if isinstance(line, Rejection):
                 yield line
             else:
-                yield parse(*line, root, split if len(files) > 1 else None)
+                yield parse_line(*line, root, split if len(files) > 1 else None)
 
 
-def split_files(root: Path, variant: str) -> dict[str, Path]:
+def find_split_files(root: Path, variant: str) -> dict[str, Path]:
     """The files of the splits that are there."""
     names = {
-        "train": [TRAIN],
+        "train": [TRAIN_FILE],
         "validation": [f"dev_{variant}.jsonl", "dev.jsonl"],
         "test": [f"test_{variant}.jsonl", "test.jsonl"],
     }
@@ -68,22 +68,22 @@ def split_files(root: Path, variant: str) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path}
 
 
-def parse(source: str, line: str, root: Path, split: str | None) -> Item:
+def parse_line(source: str, line: str, root: Path, split: str | None) -> DatasetItem:
     """One line as a row."""
     try:
-        row = _Row.model_validate_json(line)
+        row = _HatefulMemesRow.model_validate_json(line)
     except ValidationError as error:
-        return Reject(source, reason(error))
+        return Rejection(source, describe_validation_error(error))
     key = str(row.id)
     label = None if row.label is None else str(row.label).strip()
-    if label and label not in LABELS:
-        said = f"unknown label: {label[:60]!r} is none of {', '.join(LABELS)} ({TASK})"
-        return Reject(source, said, key)
-    return Meme(
+    if label and label not in LABEL_NAMES:
+        said = f"unknown label: {label[:60]!r} is none of {', '.join(LABEL_NAMES)} ({TASK})"
+        return Rejection(source, said, key)
+    return MemeRecord(
         source=source,
         text=row.text,
-        labels={TASK: LABELS[label]} if label else {},
-        picture=PictureFile(row.img, root) if row.img else None,
+        labels={TASK: LABEL_NAMES[label]} if label else {},
+        image=ImageFile(row.img, root) if row.img else None,
         key=key,
         split=split,
     )

@@ -20,29 +20,29 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.datasets.common.files import SPLITS, reason
+from stages.datasets.common.files import SPLIT_ALIASES, describe_validation_error
 from stages.shared.data.records import (
-    Article,
-    Captioned,
-    Item,
-    Label,
-    PictureFile,
-    Post,
-    Reject,
-    Tweet,
-    decode,
+    ArticleRecord,
+    CaptionRecord,
+    DatasetItem,
+    ImageFile,
+    PostRecord,
+    Rejection,
+    SentimentLabel,
+    TweetRecord,
+    decode_text,
 )
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("articles", "captions", "tweets", "posts")
 
 
 @dataclass(frozen=True)
-class Params:
+class JsonlConfig:
     encodings: list[str]  # tried in this order for each line
 
 
-class _Row(BaseModel):
+class _JsonlRow(BaseModel):
     model_config = ConfigDict(strict=True)
 
     language: str | None = None
@@ -56,7 +56,7 @@ class _Chunk(BaseModel):
     text: str | None = None
 
 
-class _ArticleRow(_Row):
+class _ArticleRow(_JsonlRow):
     article_id: str | int | None = None
     title: str | None = None
     topic: str | None = None
@@ -64,88 +64,98 @@ class _ArticleRow(_Row):
     reference: str | None = None
 
 
-class _CaptionRow(_Row):
+class _CaptionRow(_JsonlRow):
     id: str | int | None = None
     image: str
     captions: list[str] = []
     caption: str | None = None
 
 
-class _TweetRow(_Row):
+class _TweetRow(_JsonlRow):
     id: str | int | None = None
     image: str | None = None
     words: list[str]
     tags: list[str]
 
 
-class _PostRow(_Row):
+class _PostRow(_JsonlRow):
     id: str | int | None = None
     image: str | None = None
     text: str
-    label: Label
+    label: SentimentLabel
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: JsonlConfig) -> Iterator[DatasetItem]:
     """One row, or Reject, per line that is not blank. Raises WrongInput if there is no file."""
     paths = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
     if not paths:
-        raise WrongInput(f"{source} holds no .jsonl file: put one there")
+        raise InputError(f"{source} holds no .jsonl file: put one there")
     for path in paths:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield parse(line, kind, path.parent, f"{path.name}:{number}", params.encodings)
+                    yield parse_line(
+                        line, kind, path.parent, f"{path.name}:{number}", params.encodings
+                    )
 
 
-def parse(line: bytes, kind: str, folder: Path, source: str, encodings: list[str]) -> Item:
+def parse_line(
+    line: bytes, kind: str, folder: Path, source: str, encodings: list[str]
+) -> DatasetItem:
     """One line as a row; `source` names the line."""
-    text = decode(line, encodings, "formats.jsonl.encodings")
+    text = decode_text(line, encodings, "formats.jsonl.encodings")
     if text is None:
-        return Reject(source, f"undecodable line: not {' or '.join(encodings)}")
+        return Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
     try:
         match kind:
             case "articles":
-                return _article(_ArticleRow.model_validate_json(text), folder, source)
+                return _build_article(_ArticleRow.model_validate_json(text), folder, source)
             case "captions":
-                return _captioned(_CaptionRow.model_validate_json(text), folder, source)
+                return _build_captioned(_CaptionRow.model_validate_json(text), folder, source)
             case "tweets":
-                return _tweet(_TweetRow.model_validate_json(text), folder, source)
+                return _build_tweet(_TweetRow.model_validate_json(text), folder, source)
             case _:
-                return _post(_PostRow.model_validate_json(text), folder, source)
+                return _build_post(_PostRow.model_validate_json(text), folder, source)
     except ValidationError as error:
-        return Reject(source, reason(error))
+        return Rejection(source, describe_validation_error(error))
 
 
-def _article(row: _ArticleRow, folder: Path, source: str) -> Article:
-    blocks: list[PictureFile | str] = []
+def _build_article(row: _ArticleRow, folder: Path, source: str) -> ArticleRecord:
+    blocks: list[ImageFile | str] = []
     for chunk in row.chunks:
-        blocks += [PictureFile(chunk.image, folder)] if chunk.image else []
+        blocks += [ImageFile(chunk.image, folder)] if chunk.image else []
         blocks += [chunk.text] if chunk.text else []
     if row.reference and not any(chunk.text for chunk in row.chunks):
         blocks.append(row.reference)
     title = row.title or row.topic or ""
     key = row.article_id
-    return Article(title=title, blocks=blocks, **_common(row, key, source))
+    return ArticleRecord(title=title, blocks=blocks, **_get_common_fields(row, key, source))
 
 
-def _captioned(row: _CaptionRow, folder: Path, source: str) -> Captioned:
+def _build_captioned(row: _CaptionRow, folder: Path, source: str) -> CaptionRecord:
     captions = row.captions or ([row.caption] if row.caption else [])
-    picture = PictureFile(row.image, folder)
-    return Captioned(picture=picture, captions=captions, **_common(row, row.id, source))
+    picture = ImageFile(row.image, folder)
+    return CaptionRecord(
+        image=picture, captions=captions, **_get_common_fields(row, row.id, source)
+    )
 
 
-def _tweet(row: _TweetRow, folder: Path, source: str) -> Tweet:
-    picture = PictureFile(row.image, folder) if row.image else None
-    return Tweet(words=row.words, tags=row.tags, picture=picture, **_common(row, row.id, source))
+def _build_tweet(row: _TweetRow, folder: Path, source: str) -> TweetRecord:
+    picture = ImageFile(row.image, folder) if row.image else None
+    return TweetRecord(
+        words=row.words, tags=row.tags, image=picture, **_get_common_fields(row, row.id, source)
+    )
 
 
-def _post(row: _PostRow, folder: Path, source: str) -> Post:
-    picture = PictureFile(row.image, folder) if row.image else None
-    return Post(text=row.text, label=row.label, picture=picture, **_common(row, row.id, source))
+def _build_post(row: _PostRow, folder: Path, source: str) -> PostRecord:
+    picture = ImageFile(row.image, folder) if row.image else None
+    return PostRecord(
+        text=row.text, label=row.label, image=picture, **_get_common_fields(row, row.id, source)
+    )
 
 
-def _common(row: _Row, key: str | int | None, source: str) -> dict:
+def _get_common_fields(row: _JsonlRow, key: str | int | None, source: str) -> dict:
     language = row.language and row.language.replace("_", "-").split("-")[0].lower()
-    split = row.split and SPLITS.get(row.split, row.split)
+    split = row.split and SPLIT_ALIASES.get(row.split, row.split)
     key = None if key is None else str(key)
     return {"source": source, "key": key, "language": language or None, "split": split}

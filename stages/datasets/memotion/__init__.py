@@ -30,37 +30,42 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from stages.datasets.common.csv_reader import BROKEN, Row, check_columns, table
-from stages.datasets.common.files import HIDDEN, SUFFIXES, holding, lines
-from stages.shared.data.records import Extra, Item, Meme, PictureFile, Reject
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.common.csv_reader import MALFORMED_REASONS, CsvRow, check_columns, read_csv
+from stages.datasets.common.files import (
+    APPLE_DOUBLE_PREFIX,
+    IMAGE_SUFFIXES,
+    find_corpus_dir,
+    read_lines,
+)
+from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("memes",)
-ENCODINGS = "formats.memotion.encodings"
-FIX = "give a table of Memotion, or name another in formats.memotion.files of params.yaml"
+ENCODINGS_KEY = "formats.memotion.encodings"
+FIX_HINT = "give a table of Memotion, or name another in formats.memotion.files of params.yaml"
 
-VALUES = {  # of the files, in order: sentiment, then levels
+SOURCE_LABELS = {  # of the files, in order: sentiment, then levels
     "sentiment": ["very_negative", "negative", "neutral", "positive", "very_positive"],
     "humour": ["not_funny", "funny", "very_funny", "hilarious"],
     "sarcasm": ["not_sarcastic", "general", "twisted_meaning", "very_twisted"],
     "offensive": ["not_offensive", "slight", "very_offensive", "hateful_offensive"],
     "motivational": ["not_motivational", "motivational"],
 }
-BINARY = {
+BINARY_LABELS = {
     "humour": ["not_funny", "funny"],
     "sarcasm": ["not_sarcastic", "sarcastic"],
     "offensive": ["not_offensive", "offensive"],
     "motivational": ["not_motivational", "motivational"],
 }
-THREE = ["negative", "neutral", "positive"]
-TRUTH = re.compile(r"(-?\d)_(\d{4})_(\d{4})")
-TRUE_SENTIMENTS = {"-1": "negative", "0": "neutral", "1": "positive"}
+SENTIMENT_LABELS = ["negative", "neutral", "positive"]
+GROUND_TRUTH_PATTERN = re.compile(r"(-?\d)_(\d{4})_(\d{4})")
+GROUND_TRUTH_SENTIMENTS = {"-1": "negative", "0": "neutral", "1": "positive"}
 
-_SHARED = {name: (name,) for name in ("offensive", "motivational")} | {
+_COMMON_COLUMN_NAMES = {name: (name,) for name in ("offensive", "motivational")} | {
     "humour": ("humour", "humor")
 }
-COLUMNS = {  # by version: what a column holds -> its names, in lower case, "_" for a space
-    1: _SHARED
+COLUMN_NAMES = {  # by version: what a column holds -> its names, in lower case, "_" for a space
+    1: _COMMON_COLUMN_NAMES
     | {
         "name": ("image_name",),
         "text": ("text_ocr", "ocr_extracted_text"),
@@ -68,14 +73,14 @@ COLUMNS = {  # by version: what a column holds -> its names, in lower case, "_" 
         "sarcasm": ("sarcasm",),
         "sentiment": ("overall_sentiment",),
     },
-    2: _SHARED
+    2: _COMMON_COLUMN_NAMES
     | {
         "name": ("id",),
         "text": ("ocr_text",),
         "sarcasm": ("sarcastic",),
         "sentiment": ("overall_sentiment",),
     },
-    3: _SHARED
+    3: _COMMON_COLUMN_NAMES
     | {
         "name": ("id", "index", "unnamed:_0", ""),
         "text": ("ocr",),
@@ -83,7 +88,7 @@ COLUMNS = {  # by version: what a column holds -> its names, in lower case, "_" 
         "sentiment": ("overall",),
     },
 }
-SPELLINGS = {  # by version and task: value -> the value of version 1
+LABEL_ALIASES = {  # by version and task: value -> the value of version 1
     2: {
         "sarcasm": {
             "little_sarcastic": "general",
@@ -92,11 +97,11 @@ SPELLINGS = {  # by version and task: value -> the value of version 1
         }
     }
 }
-NOTHING = ("", "nan")  # pandas' word for an empty cell
+EMPTY_VALUES = ("", "nan")  # pandas' word for an empty cell
 
 
 @dataclass(frozen=True)
-class Lists:
+class MemotionPathsConfig:
     """Names for each split."""
 
     train: list[str]
@@ -108,7 +113,7 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class Labels:
+class MemotionLabelsConfig:
     """Which set of labels a task gets."""
 
     sentiment: Literal["three", "five", "none"]
@@ -117,7 +122,7 @@ class Labels:
     offensive: Literal["levels", "binary", "none"]
     motivational: Literal["binary", "none"]
 
-    def chosen(self) -> dict[str, str]:
+    def get_enabled_tasks(self) -> dict[str, str]:
         """Task -> choice, of the tasks that are not left out."""
         choices = {
             "sentiment": self.sentiment,
@@ -130,89 +135,95 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Params:
-    files: Lists  # tables of each split within the corpus, the first that is there
-    truth: list[str]  # of test, the first that is there
-    folders: Lists  # of the pictures of each split
-    labels: Labels
-    validation: float  # share of train, where test is there and validation is not
+class MemotionConfig:
+    files: MemotionPathsConfig  # tables of each split within the corpus, the first that is there
+    test_label_files: list[str]  # of test, the first that is there
+    image_folders: MemotionPathsConfig  # of the pictures of each split
+    label_sets: MemotionLabelsConfig
+    validation_fraction: float  # share of train, where test is there and validation is not
     encodings: list[str]  # tried in this order for each cell
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation < 1:
-            raise WrongInput(
-                f"params.yaml: formats.memotion.validation is {self.validation}: give a share of 0 "
+        if not 0 <= self.validation_fraction < 1:
+            raise InputError(
+                f"params.yaml: formats.memotion.validation is {self.validation_fraction}: give a share of 0 "
                 "or more that is less than 1"
             )
 
 
 @dataclass(frozen=True)
-class _Sheet:
+class _SplitTable:
     """A table of one split, its version known."""
 
     path: Path
     version: int
     columns: dict[str, str]  # what a column holds -> its name in the file
-    rows: list[Row | Reject]
+    rows: list[CsvRow | Rejection]
 
 
-Truth = tuple[str, str]  # file:line, T1_T2_T3
+GroundTruth = tuple[str, str]  # file:line, T1_T2_T3
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: MemotionConfig) -> Iterator[DatasetItem]:
     """The labels of each task, then a row, or Reject, per meme.
 
     Raises WrongInput if there is no table of train, or one lacks columns.
     """
     names = " or ".join(params.files.train)
     fix = f"put {names} there, or name another file in formats.memotion.files of params.yaml"
-    root = holding(source, params.files.train, fix)
+    root = find_corpus_dir(source, params.files.train, fix)
     places = list(dict.fromkeys([root, source]))
     files = {
         split: path
         for split, listed in params.files.by_split().items()
-        if (path := first_file(listed, places))
+        if (path := find_first_file(listed, places))
     }
-    choices = params.labels.chosen()
-    yield Extra("tasks.json", {task: labels_of(task, choice) for task, choice in choices.items()})
-    true_file = first_file(params.truth, places)
+    choices = params.label_sets.get_enabled_tasks()
+    yield ExtraFile(
+        "tasks.json", {task: get_task_labels(task, choice) for task, choice in choices.items()}
+    )
+    true_file = find_first_file(params.test_label_files, places)
     if true_file and "test" not in files:
         needed = " or ".join(params.files.test)
-        raise WrongInput(f"{root} holds {true_file.name} and no {needed}: put that there too")
+        raise InputError(f"{root} holds {true_file.name} and no {needed}: put that there too")
     for split, path in files.items():
-        sheet = read_sheet(path, split, params)
-        truths: list[Truth | None] = [None] * len(sheet.rows)
+        sheet = read_split_table(path, split, params)
+        truths: list[GroundTruth | None] = [None] * len(sheet.rows)
         if true_file and split == "test":
-            truths, strangers = truths_of(sheet, true_file, params.encodings)
+            truths, strangers = match_ground_truth(sheet, true_file, params.encodings)
             yield from strangers
-        found = pictures(places, params.folders.by_split()[split])
+        found = index_images(places, params.image_folders.by_split()[split])
         for number, (row, truth) in enumerate(zip(sheet.rows, truths, strict=True)):
-            item = row if isinstance(row, Reject) else meme(row, number, truth, sheet, choices)
-            if isinstance(item, Meme):
-                name = name_of(row[1], number, sheet)
+            item = (
+                row
+                if isinstance(row, Rejection)
+                else build_meme(row, number, truth, sheet, choices)
+            )
+            if isinstance(item, MemeRecord):
+                name = get_image_name(row[1], number, sheet)
                 item = replace(
                     item,
-                    picture=picture_of(name, found, source) if found else None,
-                    split=split_of(item.key, split, set(files), params.validation),
+                    picture=resolve_image_file(name, found, source) if found else None,
+                    split=assign_split(item.key, split, set(files), params.validation_fraction),
                 )
             yield item
 
 
-def first_file(names: list[str], places: list[Path]) -> Path | None:
+def find_first_file(names: list[str], places: list[Path]) -> Path | None:
     paths = (place / name for name in names for place in places)
     return next((path for path in paths if path.is_file()), None)
 
 
-def labels_of(task: str, choice: str) -> list[str]:
+def get_task_labels(task: str, choice: str) -> list[str]:
     """The labels of a task in order."""
     if choice == "binary":
-        return BINARY[task]
-    return THREE if choice == "three" else VALUES[task]
+        return BINARY_LABELS[task]
+    return SENTIMENT_LABELS if choice == "three" else SOURCE_LABELS[task]
 
 
-def read_sheet(path: Path, split: str, params: Params) -> _Sheet:
+def read_split_table(path: Path, split: str, params: MemotionConfig) -> _SplitTable:
     """The table of a split. Raises WrongInput that names the columns which it lacks."""
-    header, rows = table(path, params.encodings, ENCODINGS)
+    header, rows = read_csv(path, params.encodings, ENCODINGS_KEY)
     plain = {re.sub(r"[\s_]+", "_", column.lower()): column for column in header}
     versions = {
         version: {
@@ -220,32 +231,40 @@ def read_sheet(path: Path, split: str, params: Params) -> _Sheet:
             for what, known in columns.items()
             if (names := [name for name in known if name in plain])
         }
-        for version, columns in COLUMNS.items()
+        for version, columns in COLUMN_NAMES.items()
     }
     version = max(versions, key=lambda one: len(versions[one]))
-    found, known = versions[version], COLUMNS[version]
+    found, known = versions[version], COLUMN_NAMES[version]
     needed = ["text"] if "corrected" not in found else []
     needed += ["name"] if version < 3 else []  # without it rows are counted
-    if split == "train" or set(found) & set(VALUES):
-        needed += list(params.labels.chosen())
+    if split == "train" or set(found) & set(SOURCE_LABELS):
+        needed += list(params.label_sets.get_enabled_tasks())
     wanted = [found.get(what, known[what][0]) for what in needed]
-    check_columns(wanted, header, path, FIX)
+    check_columns(wanted, header, path, FIX_HINT)
     listed = list(rows)
-    return _Sheet(path, version, found, listed if "name" in found else countable(listed))
+    return _SplitTable(
+        path, version, found, listed if "name" in found else reject_unnumbered_rows(listed)
+    )
 
 
-def countable(rows: list[Row | Reject]) -> list[Row | Reject]:
+def reject_unnumbered_rows(rows: list[CsvRow | Rejection]) -> list[CsvRow | Rejection]:
     """Rows that are known by their number alone: behind one that is no row nobody can count."""
-    broken = (row for row in rows if isinstance(row, Reject) and row.reason.startswith(BROKEN))
+    broken = (
+        row
+        for row in rows
+        if isinstance(row, Rejection) and row.reason.startswith(MALFORMED_REASONS)
+    )
     if (first := next(broken, None)) is None:
         return rows
     place = rows.index(first) + 1
     reason = f"no id: pictures are named after row numbers, which {first.source} leaves unclear"
-    behind = [row if isinstance(row, Reject) else Reject(row[0], reason) for row in rows[place:]]
+    behind = [
+        row if isinstance(row, Rejection) else Rejection(row[0], reason) for row in rows[place:]
+    ]
     return rows[:place] + behind
 
 
-def split_of(key: str | None, split: str, files: set[str], share: float) -> str | None:
+def assign_split(key: str | None, split: str, files: set[str], share: float) -> str | None:
     """The split of a meme in the file of one; None leaves it to ingest."""
     if len(files) == 1:
         return None
@@ -255,142 +274,156 @@ def split_of(key: str | None, split: str, files: set[str], share: float) -> str 
     return split
 
 
-def meme(
-    row: Row, number: int, truth: Truth | None, sheet: _Sheet, choices: dict[str, str]
-) -> Meme | Reject:
+def build_meme(
+    row: CsvRow, number: int, truth: GroundTruth | None, sheet: _SplitTable, choices: dict[str, str]
+) -> MemeRecord | Rejection:
     """A row, the one of this number from 0, without picture and split."""
     source, cells = row
-    name = name_of(cells, number, sheet)
+    name = get_image_name(cells, number, sheet)
     if not name:
-        return Reject(source, "no id: the row names no picture")
+        return Rejection(source, "no id: the row names no picture")
     # Later versions number the pictures of each split anew.
     key = name if sheet.version == 1 else f"{sheet.path.stem}/{name}"
-    labels = judged(cells, sheet, choices) if truth is None else judged_by(truth[1], choices)
+    labels = (
+        parse_labels(cells, sheet, choices)
+        if truth is None
+        else parse_ground_truth(truth[1], choices)
+    )
     if isinstance(labels, str):
-        return Reject(source if truth is None else truth[0], labels, key)
+        return Rejection(source if truth is None else truth[0], labels, key)
     texts = [cells[sheet.columns[what]] for what in ("corrected", "text") if what in sheet.columns]
-    text = next((text for text in texts if text.strip().lower() not in NOTHING), "")
-    return Meme(source=source, text=text, labels=labels, key=key)
+    text = next((text for text in texts if text.strip().lower() not in EMPTY_VALUES), "")
+    return MemeRecord(source=source, text=text, labels=labels, key=key)
 
 
-def name_of(cells: dict[str, str], number: int, sheet: _Sheet) -> str:
+def get_image_name(cells: dict[str, str], number: int, sheet: _SplitTable) -> str:
     return cells[sheet.columns["name"]].strip() if "name" in sheet.columns else str(number)
 
 
-def judged(cells: dict[str, str], sheet: _Sheet, choices: dict[str, str]) -> dict[str, str] | str:
+def parse_labels(
+    cells: dict[str, str], sheet: _SplitTable, choices: dict[str, str]
+) -> dict[str, str] | str:
     """The labels in a row, or what is wrong with one; an empty cell is of a task nobody judged."""
     labels = {}
     for task, choice in choices.items():
         said = cells[sheet.columns[task]] if task in sheet.columns else ""
         value = re.sub(r"[\s_]+", "_", said.strip().lower())
-        if value in NOTHING:
+        if value in EMPTY_VALUES:
             continue
-        value = SPELLINGS.get(sheet.version, {}).get(task, {}).get(value, value)
-        if value not in VALUES[task]:
-            return unknown(said, VALUES[task], task)
-        labels[task] = folded(value, task, choice)
+        value = LABEL_ALIASES.get(sheet.version, {}).get(task, {}).get(value, value)
+        if value not in SOURCE_LABELS[task]:
+            return describe_unknown_label(said, SOURCE_LABELS[task], task)
+        labels[task] = convert_label(value, task, choice)
     return labels
 
 
-def folded(value: str, task: str, choice: str) -> str:
+def convert_label(value: str, task: str, choice: str) -> str:
     """A value of the files as one of the labels that the task was given."""
     if choice == "binary":
-        return BINARY[task][VALUES[task].index(value) > 0]
+        return BINARY_LABELS[task][SOURCE_LABELS[task].index(value) > 0]
     return value.removeprefix("very_") if choice == "three" else value
 
 
-def judged_by(truth: str, choices: dict[str, str]) -> dict[str, str] | str:
+def parse_ground_truth(truth: str, choices: dict[str, str]) -> dict[str, str] | str:
     """The labels of T1_T2_T3, or what is wrong with it."""
-    parts = TRUTH.fullmatch(truth)
+    parts = GROUND_TRUTH_PATTERN.fullmatch(truth)
     if parts is None:
         return f"wrong field: {truth[:60]!r} is not T1_T2_T3, such as -1_1110_1310"
     sentiment, yes, levels = parts.groups()
     labels = {}
     for task, choice in choices.items():
         if task == "sentiment":
-            if sentiment not in TRUE_SENTIMENTS:
-                return unknown(sentiment, TRUE_SENTIMENTS, task)
+            if sentiment not in GROUND_TRUTH_SENTIMENTS:
+                return describe_unknown_label(sentiment, GROUND_TRUTH_SENTIMENTS, task)
             if choice == "three":
-                labels[task] = TRUE_SENTIMENTS[sentiment]
+                labels[task] = GROUND_TRUTH_SENTIMENTS[sentiment]
             continue
-        digit = (yes if choice == "binary" else levels)[list(BINARY).index(task)]
-        known = labels_of(task, choice)
+        digit = (yes if choice == "binary" else levels)[list(BINARY_LABELS).index(task)]
+        known = get_task_labels(task, choice)
         if int(digit) >= len(known):
-            return unknown(digit, map(str, range(len(known))), task)
+            return describe_unknown_label(digit, map(str, range(len(known))), task)
         labels[task] = known[int(digit)]
     return labels
 
 
-def unknown(value: str, known: Iterable[str], task: str) -> str:
+def describe_unknown_label(value: str, known: Iterable[str], task: str) -> str:
     return f"unknown label: {value.strip()[:60]!r} is none of {', '.join(known)} ({task})"
 
 
-def truths_of(
-    sheet: _Sheet, path: Path, encodings: list[str]
-) -> tuple[list[Truth | None], list[Reject]]:
+def match_ground_truth(
+    sheet: _SplitTable, path: Path, encodings: list[str]
+) -> tuple[list[GroundTruth | None], list[Rejection]]:
     """The truth of each row of a table, None where there is none, and what is wrong with others.
 
     Raises WrongInput if truths without names are more or fewer than the rows.
     """
-    listed = [line for line in lines(path, encodings, ENCODINGS) if not isinstance(line, Reject)]
-    if listed and TRUTH.fullmatch(listed[0][1].strip()):
+    listed = [
+        line
+        for line in read_lines(path, encodings, ENCODINGS_KEY)
+        if not isinstance(line, Rejection)
+    ]
+    if listed and GROUND_TRUTH_PATTERN.fullmatch(listed[0][1].strip()):
         if len(listed) != len(sheet.rows):
-            raise WrongInput(
+            raise InputError(
                 f"{path} has {len(listed)} truths, {sheet.path.name} {len(sheet.rows)} rows: give "
                 "the two files of one release"
             )
         return [(source, text.strip()) for source, text in listed], []
-    found, rejects = truths_by_name(path, encodings)
+    found, rejects = read_ground_truth(path, encodings)
     names = [
-        "" if isinstance(row, Reject) else name_of(row[1], number, sheet)
+        "" if isinstance(row, Rejection) else get_image_name(row[1], number, sheet)
         for number, row in enumerate(sheet.rows)
     ]
     known = set(names)
     rejects += [
-        Reject(source, f"missing row: {name[:60]!r} is in no row of {sheet.path.name}", name)
+        Rejection(source, f"missing row: {name[:60]!r} is in no row of {sheet.path.name}", name)
         for name, (source, _) in found.items()
         if name not in known
     ]
     return [found.get(name) for name in names], rejects
 
 
-def truths_by_name(path: Path, encodings: list[str]) -> tuple[dict[str, Truth], list[Reject]]:
+def read_ground_truth(
+    path: Path, encodings: list[str]
+) -> tuple[dict[str, GroundTruth], list[Rejection]]:
     """Name of a picture -> its truth; the column that is not Labels names it."""
-    header, rows = table(path, encodings, ENCODINGS)
+    header, rows = read_csv(path, encodings, ENCODINGS_KEY)
     labels = [column for column in header if column.lower() == "labels"]
     others = [column for column in header if column not in labels]
     if len(labels) != 1 or not others:
-        raise WrongInput(
+        raise InputError(
             f"{path} has no column Labels beside one of names (there: {', '.join(header)[:200]}): "
             "give the published truth, or take it out of formats.memotion.truth of params.yaml"
         )
-    found: dict[str, Truth] = {}
+    found: dict[str, GroundTruth] = {}
     rejects = []
     for row in rows:
-        if isinstance(row, Reject):
+        if isinstance(row, Rejection):
             rejects.append(row)
             continue
         source, cells = row
         name = cells[others[0]].strip()
         first, _ = found.setdefault(name, (source, cells[labels[0]].strip()))
         if first != source:
-            rejects.append(Reject(source, f"duplicate id: stands at {first} too", name))
+            rejects.append(Rejection(source, f"duplicate id: stands at {first} too", name))
     return found, rejects
 
 
-def pictures(places: list[Path], folders: list[str]) -> dict[str, Path]:
+def index_images(places: list[Path], folders: list[str]) -> dict[str, Path]:
     """Picture files by name, and by name without suffix; of several the first counts."""
     names: dict[str, Path] = {}
     stems: dict[str, Path] = {}
     for folder in [place / folder for place in places for folder in folders]:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(HIDDEN):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(
+                APPLE_DOUBLE_PREFIX
+            ):
                 names.setdefault(path.name, path)
                 stems.setdefault(path.stem, path)
     return stems | names
 
 
-def picture_of(name: str, found: dict[str, Path], source: Path) -> PictureFile:
+def resolve_image_file(name: str, found: dict[str, Path], source: Path) -> ImageFile:
     """The picture of a name; where there is none, one that ingest will miss."""
     path = found.get(name)
-    return PictureFile(path.name, path.parent) if path else PictureFile(name, source)
+    return ImageFile(path.name, path.parent) if path else ImageFile(name, source)

@@ -23,182 +23,214 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from stages.datasets.common.files import files, holding, lines, picture, pictures, split_files
-from stages.shared.data.records import LABELS, Extra, Item, Label, Post, Reject, decode
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.common.files import (
+    find_corpus_dir,
+    find_split_files,
+    index_files,
+    index_images,
+    read_lines,
+    resolve_image_file,
+)
+from stages.shared.data.records import (
+    SENTIMENT_LABELS,
+    DatasetItem,
+    ExtraFile,
+    PostRecord,
+    Rejection,
+    SentimentLabel,
+    decode_text,
+)
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("posts",)
-HEADERS = ("id", "guid")
-NO_LABEL = ("", "null")
-LISTS = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
-ENCODINGS = "formats.mvsa.encodings"
+HEADER_NAMES = ("id", "guid")
+NO_LABEL_VALUES = ("", "null")
+SPLIT_LISTS = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
+ENCODINGS_KEY = "formats.mvsa.encodings"
 
 
 @dataclass(frozen=True)
-class Params:
-    labels: list[str]  # files within the corpus, the first that is there
-    folder: str  # of texts and pictures, within the corpus
-    merge: Literal["neutral_yields", "agree", "text", "picture"]
+class MvsaConfig:
+    label_files: list[str]  # files within the corpus, the first that is there
+    data_folder: str  # of texts and pictures, within the corpus
+    label_merge: Literal["neutral_yields", "agree", "text", "picture"]
     splits: Literal["stratified", "published"]
-    validation: float  # shares of each label
-    test: float
+    validation_fraction: float  # shares of each label
+    test_fraction: float
     seed: int
     encodings: list[str]  # tried in this order, for each text and each line of the labels
 
     def __post_init__(self) -> None:
-        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
-            raise WrongInput(
-                f"params.yaml: formats.mvsa.validation {self.validation} and test {self.test} "
+        if (
+            min(self.validation_fraction, self.test_fraction) < 0
+            or self.validation_fraction + self.test_fraction >= 1
+        ):
+            raise InputError(
+                f"params.yaml: formats.mvsa.validation {self.validation_fraction} and test {self.test_fraction} "
                 "leave nothing to train on: give shares of 0 or more that sum to less than 1"
             )
 
 
 @dataclass(frozen=True)
-class Fault:
+class MvsaLabelRejection:
     reason: str
-    meant: bool = False  # rows of this kind are left out by a rule of the corpus
+    intentional: bool = False  # rows of this kind are left out by a rule of the corpus
 
 
-NO_ID = Fault("no id: the line begins with its separator")
+MISSING_ID = MvsaLabelRejection("no id: the line begins with its separator")
 
 
 @dataclass(frozen=True)
-class _Rated:
+class _LabelRow:
     source: str
     key: str
-    label: Label
+    label: SentimentLabel
     split: str | None
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: MvsaConfig) -> Iterator[DatasetItem]:
     """The rejects, then the lists of splits, then a row per pair of text and picture.
 
     Raises WrongInput if there are no labels, or no published splits where params ask for them.
     """
-    root, lists = label_files(source, params)
-    rated: dict[str, _Rated] = {}
+    root, lists = find_label_files(source, params)
+    rated: dict[str, _LabelRow] = {}
     for split, path in lists:
         for item in read_labels(path, split, params):
-            if isinstance(item, Reject):
+            if isinstance(item, Rejection):
                 yield item
             elif (first := rated.setdefault(item.key, item)) is not item:
-                yield Reject(item.source, f"duplicate id: stands at {first.source} too", item.key)
-    texts = files(root, [params.folder], (".txt",))
-    found = pictures(root, [params.folder])
+                yield Rejection(
+                    item.source, f"duplicate id: stands at {first.source} too", item.key
+                )
+    texts = index_files(root, [params.data_folder], (".txt",))
+    found = index_images(root, [params.data_folder])
     posts = []
     for row in rated.values():
         text = read_text(row, texts, root, params.encodings)
-        if isinstance(text, Reject):
+        if isinstance(text, Rejection):
             yield text
             continue
-        image = picture(row.key, found, root) if found else None
+        image = resolve_image_file(row.key, found, root) if found else None
         about = {"source": row.source, "key": row.key, "split": row.split}
-        posts.append(Post(text=text, label=row.label, picture=image, **about))
+        posts.append(PostRecord(text=text, label=row.label, image=image, **about))
     if params.splits == "stratified":
-        posts = stratified(posts, params)
-        yield from written_lists(posts)
+        posts = stratify_splits(posts, params)
+        yield from build_split_lists(posts)
     yield from posts
 
 
-def label_files(source: Path, params: Params) -> tuple[Path, list[tuple[str | None, Path]]]:
+def find_label_files(
+    source: Path, params: MvsaConfig
+) -> tuple[Path, list[tuple[str | None, Path]]]:
     """The folder of the corpus, and its files of labels, each with its split."""
     if params.splits == "published":
         fix = (
             "put train.txt, valid.txt and test.txt there, or set formats.mvsa.splits to stratified"
         )
-        root = holding(source, ["train.txt"], fix)
-        return root, list(split_files(root).items())
+        root = find_corpus_dir(source, ["train.txt"], fix)
+        return root, list(find_split_files(root).items())
     fix = "put it there, or name another file in formats.mvsa.labels of params.yaml"
-    root = holding(source, params.labels, fix)
-    return root, [(None, next(root / name for name in params.labels if (root / name).is_file()))]
+    root = find_corpus_dir(source, params.label_files, fix)
+    return root, [
+        (None, next(root / name for name in params.label_files if (root / name).is_file()))
+    ]
 
 
-def read_labels(path: Path, split: str | None, params: Params) -> Iterator[_Rated | Reject]:
-    for line in lines(path, params.encodings, ENCODINGS):
-        if isinstance(line, Reject):
+def read_labels(
+    path: Path, split: str | None, params: MvsaConfig
+) -> Iterator[_LabelRow | Rejection]:
+    for line in read_lines(path, params.encodings, ENCODINGS_KEY):
+        if isinstance(line, Rejection):
             yield line
             continue
         source, text = line
         key, *fields = [field.strip() for field in re.split(r"[\t,]", text, maxsplit=1)]
-        if key.lower() in HEADERS:
+        if key.lower() in HEADER_NAMES:
             continue
         # An annotator may have left a cell empty.
         cells = [cell for field in fields for cell in field.split("\t") if cell.strip()]
         labels = [label.strip().lower() for cell in cells for label in cell.split(",")]
-        label = merged(labels, params.merge) if key else NO_ID
-        if isinstance(label, Fault):
-            yield Reject(source, label.reason, key or None, meant=label.meant)
+        label = merge_annotations(labels, params.label_merge) if key else MISSING_ID
+        if isinstance(label, MvsaLabelRejection):
+            yield Rejection(source, label.reason, key or None, intentional=label.intentional)
         else:
-            yield _Rated(source, key, label, split)
+            yield _LabelRow(source, key, label, split)
 
 
-def merged(labels: list[str], merge: str) -> Label | Fault:
+def merge_annotations(labels: list[str], merge: str) -> SentimentLabel | MvsaLabelRejection:
     """The one label of a row, whose labels are one, or those of text and picture in turn."""
-    if not labels or labels[0] in NO_LABEL:
-        return Fault("no label: the list has none", meant=True)
-    if unknown := [label for label in labels if label not in LABELS]:
-        return Fault(f"unknown label: {unknown[0][:60]!r} is none of {', '.join(LABELS)}")
+    if not labels or labels[0] in NO_LABEL_VALUES:
+        return MvsaLabelRejection("no label: the list has none", intentional=True)
+    if unknown := [label for label in labels if label not in SENTIMENT_LABELS]:
+        return MvsaLabelRejection(
+            f"unknown label: {unknown[0][:60]!r} is none of {', '.join(SENTIMENT_LABELS)}"
+        )
     if len(labels) == 1:
         return labels[0]
     if len(labels) % 2:
-        return Fault(f"wrong count: {len(labels)} labels, where each annotator gives two")
+        return MvsaLabelRejection(
+            f"wrong count: {len(labels)} labels, where each annotator gives two"
+        )
     votes = {"text": labels[0::2], "picture": labels[1::2]}
     if merge in votes:
         votes = {merge: votes[merge]}
-    found = {what: majority(said) for what, said in votes.items()}
+    found = {what: majority_vote(said) for what, said in votes.items()}
     if tied := [what for what, label in found.items() if label is None]:
         said = ", ".join(votes[tied[0]])
-        return Fault(f"no majority: the {tied[0]} is {said}", meant=True)
-    if label := agreed(set(found.values()), merge):
+        return MvsaLabelRejection(f"no majority: the {tied[0]} is {said}", intentional=True)
+    if label := combine_text_and_image_labels(set(found.values()), merge):
         return label
-    return Fault(
+    return MvsaLabelRejection(
         f"contradiction: the text is {found['text']}, the picture {found['picture']}", True
     )
 
 
-def majority(labels: list[str]) -> str | None:
+def majority_vote(labels: list[str]) -> str | None:
     """The label of more than half of the annotators."""
     label, count = Counter(labels).most_common(1)[0]
     return label if 2 * count > len(labels) else None
 
 
-def agreed(labels: set[str], merge: str) -> str | None:
+def combine_text_and_image_labels(labels: set[str], merge: str) -> str | None:
     """The one label of text and picture. Neutral yields by the rule of MultiSentiNet."""
     if merge == "neutral_yields" and len(labels) == 2:
         labels = labels - {"neutral"}
     return labels.pop() if len(labels) == 1 else None
 
 
-def read_text(row: _Rated, found: dict[str, str], root: Path, encodings: list[str]) -> str | Reject:
+def read_text(
+    row: _LabelRow, found: dict[str, str], root: Path, encodings: list[str]
+) -> str | Rejection:
     name = found.get(row.key)
     if name is None:
-        return Reject(row.source, f"missing text: {row.key[:60]}.txt", row.key)
+        return Rejection(row.source, f"missing text: {row.key[:60]}.txt", row.key)
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
-        return Reject(row.source, f"path leaves the folder: {name}", row.key)
+        return Rejection(row.source, f"path leaves the folder: {name}", row.key)
     try:
-        text = decode(path.read_bytes(), encodings, ENCODINGS)
+        text = decode_text(path.read_bytes(), encodings, ENCODINGS_KEY)
     except OSError:
-        return Reject(row.source, f"missing text: {name} cannot be read", row.key)
+        return Rejection(row.source, f"missing text: {name} cannot be read", row.key)
     if text is None:
         reason = f"undecodable file: {name} is not {' or '.join(encodings)}"
-        return Reject(row.source, reason, row.key)
-    return text if text.strip() else Reject(row.source, f"empty text: {name} has none", row.key)
+        return Rejection(row.source, reason, row.key)
+    return text if text.strip() else Rejection(row.source, f"empty text: {name} has none", row.key)
 
 
-def stratified(posts: list[Post], params: Params) -> list[Post]:
+def stratify_splits(posts: list[PostRecord], params: MvsaConfig) -> list[PostRecord]:
     """The posts with splits that hold the same share of every label.
 
     Posts of one text share a split, so that test has no text that was learned. Retweets make them:
     one post in fifteen of MVSA-Single.
     """
     counts = Counter(post.label for post in posts)
-    shares = {"test": params.test, "validation": params.validation}
+    shares = {"test": params.test_fraction, "validation": params.validation_fraction}
     room = {
-        split: Counter({label: part(share, count) for label, count in counts.items()})
+        split: Counter({label: compute_split_size(share, count) for label, count in counts.items()})
         for split, share in shares.items()
     }
-    same: dict[str, list[Post]] = {}
+    same: dict[str, list[PostRecord]] = {}
     for post in posts:
         same.setdefault(post.text, []).append(post)
     splits: dict[str, str] = {}
@@ -210,7 +242,7 @@ def stratified(posts: list[Post], params: Params) -> list[Post]:
     return [replace(post, split=splits[post.text]) for post in posts]
 
 
-def part(share: float, count: int) -> int:
+def compute_split_size(share: float, count: int) -> int:
     """So many of `count`, rounded down; at least one, if a share is asked for and three are there.
 
     With shares of 0.1 this gives 3611, 450 and 450 of the 4511 pairs of MVSA-Single.
@@ -219,7 +251,7 @@ def part(share: float, count: int) -> int:
     return max(least, int(share * count + 1e-6))  # 0.29 * 100 is 28.999999999999996
 
 
-def written_lists(posts: list[Post]) -> Iterator[Extra]:
-    for split, name in LISTS.items():
+def build_split_lists(posts: list[PostRecord]) -> Iterator[ExtraFile]:
+    for split, name in SPLIT_LISTS.items():
         rows = [f"{post.key},{post.label}\n" for post in posts if post.split == split]
-        yield Extra(name, "".join(["guid,label\n", *rows]))
+        yield ExtraFile(name, "".join(["guid,label\n", *rows]))

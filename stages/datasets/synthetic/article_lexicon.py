@@ -8,15 +8,15 @@ from hashlib import sha256
 from random import Random
 
 # fmt: off
-NAMES = [
+CHARACTER_NAMES = [
     "Ada", "Boris", "Clara", "Dario", "Elsa", "Felix", "Greta", "Hugo", "Iris", "Jonas",
     "Lena", "Mira", "Nora", "Otto", "Priya", "Ruby", "Selma", "Theo", "Umar", "Viola",
 ]
 # fmt: on
 
 # Slots that only the title knows. The style shows in the opening words of a chunk.
-TOPIC: dict[str, dict[str, list[str]]] = {
-    "name": {name: [name] for name in NAMES},
+TOPIC_SLOTS: dict[str, dict[str, list[str]]] = {
+    "name": {name: [name] for name in CHARACTER_NAMES},
     "goal": {
         "treasure": ["the hidden treasure", "the buried gold"],
         "friend": ["a lost friend", "an old companion"],
@@ -35,7 +35,7 @@ TOPIC: dict[str, dict[str, list[str]]] = {
     },
 }
 # Slots that only the picture knows.
-PICTURE: dict[str, dict[str, list[str]]] = {
+IMAGE_SLOTS: dict[str, dict[str, list[str]]] = {
     "place": {
         "beach": ["at the beach", "by the seaside"],
         "forest": ["in the forest", "among the trees"],
@@ -74,20 +74,20 @@ PICTURE: dict[str, dict[str, list[str]]] = {
         "kite": ["a kite", "a paper glider"],
     },
 }
-SLOTS = TOPIC | PICTURE
+SLOTS = TOPIC_SLOTS | IMAGE_SLOTS
 
-STYLE_IN_TITLE = {
+TITLE_STYLES = {
     "diary": ["a diary", "a private journal"],
     "news": ["a news story", "a press report"],
     "tale": ["a fairy tale", "a bedtime legend"],
     "log": ["a field log", "an expedition record"],
 }
-TITLES = [
+TITLE_PATTERNS = [
     "{name} and {goal}: {style}",
     "{style} of {name} and {goal}",
     "{goal}: {style} about {name}",
 ]
-CHUNKS = {
+CHUNK_PATTERNS = {
     "diary": [
         "dear diary, {weather} and I saw the {actor} {activity} next to {object} {place}. "
         "yours, {name}, still dreaming of {goal}.",
@@ -121,35 +121,35 @@ CHUNKS = {
         "nearby: {object}.",
     ],
 }
-CAPTIONS = [
+CAPTION_PATTERNS = [
     "a {actor} {activity} next to {object} {place}, {weather}",
     "{weather} {place}, where a {actor} is {activity} beside {object}",
 ]
 
 
-def say(slot: str, value: str, random: Random) -> str:
+def sample_phrase(slot: str, value: str, random: Random) -> str:
     return random.choice(SLOTS[slot][value])
 
 
-def title(topic: dict[str, str], random: Random) -> str:
-    words = {slot: say(slot, topic[slot], random) for slot in ("name", "goal")}
-    style = random.choice(STYLE_IN_TITLE[topic["style"]])
-    return random.choice(TITLES).format(style=style, **words)
+def compose_title(topic: dict[str, str], random: Random) -> str:
+    words = {slot: sample_phrase(slot, topic[slot], random) for slot in ("name", "goal")}
+    style = random.choice(TITLE_STYLES[topic["style"]])
+    return random.choice(TITLE_PATTERNS).format(style=style, **words)
 
 
-def chunk(topic: dict[str, str], scene: dict[str, str], random: Random) -> str:
+def compose_chunk(topic: dict[str, str], scene: dict[str, str], random: Random) -> str:
     """The reference text of one picture of an article."""
-    pattern = random.choice(CHUNKS[topic["style"]])
-    return _compose(pattern, topic | scene, random)
+    pattern = random.choice(CHUNK_PATTERNS[topic["style"]])
+    return _fill_pattern(pattern, topic | scene, random)
 
 
-def caption(scene: dict[str, str], random: Random) -> str:
-    return _compose(random.choice(CAPTIONS), scene, random)
+def compose_caption(scene: dict[str, str], random: Random) -> str:
+    return _fill_pattern(random.choice(CAPTION_PATTERNS), scene, random)
 
 
-def _compose(pattern: str, values: dict[str, str], random: Random) -> str:
+def _fill_pattern(pattern: str, values: dict[str, str], random: Random) -> str:
     """Every slot draws, said or not: texts of one seed differ in the changed slot alone."""
-    words = {slot: say(slot, values[slot], random) for slot in SLOTS if slot in values}
+    words = {slot: sample_phrase(slot, values[slot], random) for slot in SLOTS if slot in values}
     return pattern.format(**words)
 
 

@@ -11,50 +11,62 @@ from collections.abc import Iterator
 from random import Random
 
 from stages.datasets.synthetic import article_lexicon
-from stages.datasets.synthetic.article_lexicon import PICTURE
-from stages.datasets.synthetic.config import Params, Values, combinations, facts_of, picture_of
-from stages.shared.data.records import SPLITS, Extra, Item, Meme
+from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
+from stages.datasets.synthetic.config import (
+    SlotValues,
+    SyntheticConfig,
+    build_facts,
+    enumerate_combinations,
+    render_image,
+)
+from stages.shared.data.records import SPLITS, DatasetItem, ExtraFile, MemeRecord
 
-RULE = "the caption and the picture compared slot by slot; from one of them alone a coin's guess"
-LABELS = ["wrong", "right"]
+CEILING_RULE = (
+    "the caption and the picture compared slot by slot; from one of them alone a coin's guess"
+)
+MATCH_LABELS = ["wrong", "right"]
 
 
-def read(params: Params) -> Iterator[Item]:
-    yield Extra("tasks.json", dict.fromkeys(PICTURE, LABELS))
-    ceilings: dict = {"rule": RULE, "metric": "accuracy"}
+def generate_memes(params: SyntheticConfig) -> Iterator[DatasetItem]:
+    yield ExtraFile("tasks.json", dict.fromkeys(IMAGE_SLOTS, MATCH_LABELS))
+    ceilings: dict = {"rule": CEILING_RULE, "metric": "accuracy"}
     for split in SPLITS:
         random, judged = Random(f"{params.seed} checks {split}"), []
-        scenes = combinations(PICTURE, params.held_out_pictures, split == "test")
-        for number in range(round(getattr(params, split) * params.meme_share)):
+        scenes = enumerate_combinations(
+            IMAGE_SLOTS, params.held_out_images_fraction, split == "test"
+        )
+        for number in range(round(getattr(params, split) * params.meme_ratio)):
             scene = random.choice(scenes)
-            told, labels = tell(scene, random)
+            told, labels = sample_caption_slots(scene, random)
             judged.append(labels)
-            picture, _ = picture_of(scene, 0, params.size, random)
-            yield Meme(
+            picture, _ = render_image(scene, 0, params.image_size, random)
+            yield MemeRecord(
                 source=f"{split}-{number}",
-                text=article_lexicon.caption(told, random),
+                text=article_lexicon.compose_caption(told, random),
                 labels=labels,
-                picture=picture,
+                image=picture,
                 language="en",
                 split=split,
-                facts=facts_of(scene),
+                facts=build_facts(scene),
             )
         if split != "train":
-            ceilings[split] = {slot: ceilings_of([one[slot] for one in judged]) for slot in PICTURE}
-    yield Extra("ceilings.json", ceilings)
+            ceilings[split] = {
+                slot: compute_ceilings([one[slot] for one in judged]) for slot in IMAGE_SLOTS
+            }
+    yield ExtraFile("ceilings.json", ceilings)
 
 
-def tell(scene: Values, random: Random) -> tuple[Values, dict[str, str]]:
+def sample_caption_slots(scene: SlotValues, random: Random) -> tuple[SlotValues, dict[str, str]]:
     """What a caption says of a scene, and whether each slot of it is right."""
     told, labels = {}, {}
     for slot, value in scene.items():
-        labels[slot] = random.choice(LABELS)
-        others = [other for other in PICTURE[slot] if other != value]
+        labels[slot] = random.choice(MATCH_LABELS)
+        others = [other for other in IMAGE_SLOTS[slot] if other != value]
         told[slot] = value if labels[slot] == "right" else random.choice(others)
     return told, labels
 
 
-def ceilings_of(labels: list[str]) -> dict[str, dict[str, float]]:
+def compute_ceilings(labels: list[str]) -> dict[str, dict[str, float]]:
     """{inputs: {expected | realised: accuracy}} of a slot; a coin has the better side realised."""
     coin = max(Counter(labels).values(), default=0) / max(1, len(labels))
     alone = {"expected": 0.5, "realised": round(coin, 6)}

@@ -6,10 +6,10 @@ words to fill it with; no pattern stands in two meanings. No wording says what a
 
 from random import Random
 
-from stages.datasets.synthetic.tweet_lexicon import THINGS
+from stages.datasets.synthetic.tweet_lexicon import TOPIC_NOUNS
 
 # Attribute of a text -> its values -> how each is said.
-QUIPS: dict[str, dict[str, list[str]]] = {
+PHRASE_PATTERNS: dict[str, dict[str, list[str]]] = {
     "tone": {
         "complaint": [
             "i hate this {thing}",
@@ -128,8 +128,8 @@ QUIPS: dict[str, dict[str, list[str]]] = {
     },
 }
 # fmt: off
-WORDS = {
-    "thing": THINGS,
+PATTERN_WORDS = {
+    "thing": TOPIC_NOUNS,
     "mark": ["", "folks", "really", "period", "over and out", "thank you"],
     "laugh": ["lol", "ha ha", "hee hee", "rofl", "lmao", "tee hee"],
     "crowd": [
@@ -144,10 +144,10 @@ WORDS = {
     "when": ["", "today", "now", "this week", "every day", "again", "for once", "tonight"],
 }
 # fmt: on
-ATTRIBUTES = {name: list(values) for name, values in QUIPS.items()}
+TEXT_ATTRIBUTES = {name: list(values) for name, values in PHRASE_PATTERNS.items()}
 
 
-def quip(attribute: str, value: str, random: Random) -> str:
-    pattern = random.choice(QUIPS[attribute][value])
-    filled = {word: random.choice(choices) for word, choices in WORDS.items()}
+def compose_phrase(attribute: str, value: str, random: Random) -> str:
+    pattern = random.choice(PHRASE_PATTERNS[attribute][value])
+    filled = {word: random.choice(choices) for word, choices in PATTERN_WORDS.items()}
     return pattern.format(**filled).strip()

@@ -23,29 +23,46 @@ from itertools import product
 from random import Random
 
 from stages.datasets.synthetic import scene_renderer, tweet_lexicon
-from stages.datasets.synthetic.article_lexicon import PICTURE
-from stages.datasets.synthetic.config import Params, Values, combinations, dealt, facts_of
-from stages.datasets.synthetic.meme_lexicon import ATTRIBUTES, quip
-from stages.datasets.synthetic.text_overlay import STYLES, Overlaid, overlay
-from stages.shared.data.records import SPLITS, Box, Extra, Item, Meme, Picture
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
+from stages.datasets.synthetic.config import (
+    SlotValues,
+    SyntheticConfig,
+    build_facts,
+    cycle_shuffled,
+    enumerate_combinations,
+)
+from stages.datasets.synthetic.meme_lexicon import TEXT_ATTRIBUTES, compose_phrase
+from stages.datasets.synthetic.text_overlay import TEXT_STYLES, OverlaidImage, overlay_text
+from stages.shared.data.records import (
+    SPLITS,
+    DatasetItem,
+    ExtraFile,
+    ImageBytes,
+    MemeRecord,
+    SlotBox,
+)
+from stages.shared.runtime.stage import InputError
 
-RULE = (
+CEILING_RULE = (
     "the label most probable in the process given tone, joke, target and call of the text, or "
     "weather, place, actor and object of the picture"
 )
-TASKS = {
+TASK_LABELS = {
     "sentiment": ["negative", "neutral", "positive"],
     "humour": ["not_funny", "funny", "very_funny", "hilarious"],
     "sarcasm": ["not_sarcastic", "general", "twisted_meaning", "very_twisted"],
     "offensive": ["not_offensive", "slight", "very_offensive", "hateful_offensive"],
     "motivational": ["not_motivational", "motivational"],
 }
-TONE = {"complaint": -1, "plain": 0, "praise": 1}
-SARCASM = {"complaint": (1, 2), "plain": (1, 0), "praise": (3, 0)}  # in bad, in other weather
+TONE_SENTIMENT = {"complaint": -1, "plain": 0, "praise": 1}
+SARCASM_LEVELS = {
+    "complaint": (1, 2),
+    "plain": (1, 0),
+    "praise": (3, 0),
+}  # in bad, in other weather
 # What a value of a slot counts as. Bicycles and sleepers are left out.
-SIDES: dict[str, dict[str, str | int]] = {
-    "weather": tweet_lexicon.WEATHER_MOOD,
+SLOT_CATEGORIES: dict[str, dict[str, str | int]] = {
+    "weather": tweet_lexicon.WEATHER_SENTIMENT,
     "place": {"mountain": "steep", "forest": "steep", "city": "steep"}
     | {"beach": "flat", "meadow": "flat", "desert": "flat"},
     "actor": {"robot": "odd", "frog": "odd", "penguin": "odd"}
@@ -53,94 +70,110 @@ SIDES: dict[str, dict[str, str | int]] = {
     "object": {"ladder": "shaky", "kite": "shaky"}
     | {"ball": "steady", "lantern": "steady", "basket": "steady"},
 }
-LEFT_OUT = {"object": "bicycle", "activity": "sleeping"}
-Card = tuple  # tone, joke, target, call of the text; sides of weather, place, actor, object
-CARDS: list[Card] = list(
-    product(*ATTRIBUTES.values(), *(sorted(set(sides.values())) for sides in SIDES.values()))
+EXCLUDED_VALUES = {"object": "bicycle", "activity": "sleeping"}
+MemeFactors = tuple  # tone, joke, target, call of the text; sides of weather, place, actor, object
+FACTOR_COMBINATIONS: list[MemeFactors] = list(
+    product(
+        *TEXT_ATTRIBUTES.values(),
+        *(sorted(set(sides.values())) for sides in SLOT_CATEGORIES.values()),
+    )
 )
-OF_TEXT = len(ATTRIBUTES)
-SEEN: dict[str, Callable[[Card], tuple]] = {
-    "text": lambda card: card[:OF_TEXT],
-    "picture": lambda card: card[OF_TEXT:],
+NUM_TEXT_FACTORS = len(TEXT_ATTRIBUTES)
+VISIBLE_FACTORS: dict[str, Callable[[MemeFactors], tuple]] = {
+    "text": lambda card: card[:NUM_TEXT_FACTORS],
+    "picture": lambda card: card[NUM_TEXT_FACTORS:],
     "both": lambda card: card,
 }
 
 
 @dataclass(frozen=True)
-class Drawn:
-    card: Card
-    scene: Values
+class SyntheticMeme:
+    factors: MemeFactors
+    scene: SlotValues
     text: str
-    overlaid: Overlaid  # the picture with its text and without, and where the text is
+    overlaid: OverlaidImage  # the picture with its text and without, and where the text is
 
 
-def read(params: Params) -> Iterator[Item]:
-    yield Extra("tasks.json", TASKS)
-    ceilings: dict = {"rule": RULE, "metric": "accuracy"}
+def generate_memes(params: SyntheticConfig) -> Iterator[DatasetItem]:
+    yield ExtraFile("tasks.json", TASK_LABELS)
+    ceilings: dict = {"rule": CEILING_RULE, "metric": "accuracy"}
     for split in SPLITS:
         random, judged = Random(f"{params.seed} memes {split} labels"), []
-        for number, meme in enumerate(memes(split, params)):
-            labels = noisy(truth(meme.card), params.meme_noise, random)
-            judged.append((meme.card, labels))
-            yield Meme(
+        for number, meme in enumerate(iter_memes(split, params)):
+            labels = add_label_noise(
+                compute_true_labels(meme.factors), params.meme_label_noise, random
+            )
+            judged.append((meme.factors, labels))
+            yield MemeRecord(
                 source=f"{split}-{number}",
                 text=meme.text,
                 labels=labels,
-                picture=_file(meme, params.meme_quality),
+                image=_encode_jpeg(meme, params.meme_jpeg_quality),
                 language="en",
                 split=split,
-                facts=facts_of(meme.scene),
-                boxes=[Box(0, "text", *line) for line in meme.overlaid.shares()],
+                facts=build_facts(meme.scene),
+                boxes=[
+                    SlotBox(0, "text", *line) for line in meme.overlaid.compute_relative_bounds()
+                ],
             )
         if split != "train":
-            ceilings[split] = ceilings_of(judged, params.meme_noise)
-    yield Extra("ceilings.json", ceilings)
+            ceilings[split] = compute_ceilings(judged, params.meme_label_noise)
+    yield ExtraFile("ceilings.json", ceilings)
 
 
-def memes(split: str, params: Params) -> Iterator[Drawn]:
+def iter_memes(split: str, params: SyntheticConfig) -> Iterator[SyntheticMeme]:
     """The memes of a split in their order, before they become files."""
-    random, shown = Random(f"{params.seed} memes {split}"), scenes_by_sides(split, params)
-    cards, styles = dealt(CARDS, random), dealt(STYLES, random)
-    for _ in range(round(getattr(params, split) * params.meme_share)):
+    random, shown = Random(f"{params.seed} memes {split}"), group_scenes_by_category(split, params)
+    cards, styles = cycle_shuffled(FACTOR_COMBINATIONS, random), cycle_shuffled(TEXT_STYLES, random)
+    for _ in range(round(getattr(params, split) * params.meme_ratio)):
         card = next(cards)
-        scene = random.choice(shown[card[OF_TEXT:]])
-        yield draw_meme(card, scene, next(styles), params, random)
+        scene = random.choice(shown[card[NUM_TEXT_FACTORS:]])
+        yield render_meme(card, scene, next(styles), params, random)
 
 
-def draw_meme(card: Card, scene: Values, style: str, params: Params, random: Random) -> Drawn:
+def render_meme(
+    card: MemeFactors, scene: SlotValues, style: str, params: SyntheticConfig, random: Random
+) -> SyntheticMeme:
     """A scene with the words of a card over it."""
-    said = [quip(name, value, random) for name, value in zip(ATTRIBUTES, card, strict=False)]
+    said = [
+        compose_phrase(name, value, random)
+        for name, value in zip(TEXT_ATTRIBUTES, card, strict=False)
+    ]
     random.shuffle(said)
     halves = ", ".join(said[:2]), ", ".join(said[2:])
-    picture = scene_renderer.draw(scene, random, params.size, params.meme_zoom).image
-    return Drawn(card, scene, ", ".join(said), overlay(picture, halves, style, random))
+    picture = scene_renderer.render_scene(scene, random, params.image_size, params.meme_scale).image
+    return SyntheticMeme(card, scene, ", ".join(said), overlay_text(picture, halves, style, random))
 
 
-def _file(meme: Drawn, quality: int) -> Picture:
+def _encode_jpeg(meme: SyntheticMeme, quality: int) -> ImageBytes:
     file = BytesIO()
     meme.overlaid.image.save(file, "JPEG", quality=quality)
-    return Picture(file.getvalue())
+    return ImageBytes(file.getvalue())
 
 
-def scenes_by_sides(split: str, params: Params) -> dict[tuple, list[Values]]:
+def group_scenes_by_category(split: str, params: SyntheticConfig) -> dict[tuple, list[SlotValues]]:
     """The scenes of a split. Raises WrongInput if it has none for some sides."""
     found = defaultdict(list)
-    for scene in combinations(PICTURE, params.held_out_pictures, split == "test"):
-        if not any(scene[slot] == value for slot, value in LEFT_OUT.items()):
-            found[tuple(SIDES[slot][scene[slot]] for slot in SIDES)].append(scene)
-    if {card[OF_TEXT:] for card in CARDS} - found.keys():
-        raise WrongInput(
-            f"params.yaml: formats.synthetic.held_out_pictures is {params.held_out_pictures}, which "
+    for scene in enumerate_combinations(
+        IMAGE_SLOTS, params.held_out_images_fraction, split == "test"
+    ):
+        if not any(scene[slot] == value for slot, value in EXCLUDED_VALUES.items()):
+            found[tuple(SLOT_CATEGORIES[slot][scene[slot]] for slot in SLOT_CATEGORIES)].append(
+                scene
+            )
+    if {card[NUM_TEXT_FACTORS:] for card in FACTOR_COMBINATIONS} - found.keys():
+        raise InputError(
+            f"params.yaml: formats.synthetic.held_out_pictures is {params.held_out_images_fraction}, which "
             f"leaves too few scenes for the memes of {split}: give a share from 0.05 to 0.9"
         )
     return found
 
 
-def truth(card: Card) -> dict[str, str]:
+def compute_true_labels(card: MemeFactors) -> dict[str, str]:
     """The label of every task, before noise."""
     tone, joke, target, call, weather, place, actor, thing = card
-    mood = TONE[tone] + weather
-    in_bad_weather, in_good = SARCASM[tone]
+    mood = TONE_SENTIMENT[tone] + weather
+    in_bad_weather, in_good = SARCASM_LEVELS[tone]
     degrees = {
         "sentiment": 1 + (mood > 0) - (mood < 0),
         "humour": (joke == "told") + (actor == "odd") + (thing == "shaky"),
@@ -150,55 +183,60 @@ def truth(card: Card) -> dict[str, str]:
         ),
         "motivational": int(call == "effort" and place == "steep"),
     }
-    return {task: TASKS[task][degree] for task, degree in degrees.items()}
+    return {task: TASK_LABELS[task][degree] for task, degree in degrees.items()}
 
 
-def noisy(labels: dict[str, str], share: float, random: Random) -> dict[str, str]:
+def add_label_noise(labels: dict[str, str], share: float, random: Random) -> dict[str, str]:
     return {
-        task: random.choice([other for other in TASKS[task] if other != label])
+        task: random.choice([other for other in TASK_LABELS[task] if other != label])
         if random.random() < share
         else label
         for task, label in labels.items()
     }
 
 
-def ceilings_of(judged: list[tuple[Card, dict[str, str]]], noise: float) -> dict:
+def compute_ceilings(judged: list[tuple[MemeFactors, dict[str, str]]], noise: float) -> dict:
     """{task: {inputs: {expected | realised: accuracy}}} of the process, and of a split's labels."""
     return {
         task: {
             inputs: {
-                "expected": round(_expected(task, inputs, noise), 6),
-                "realised": round(_realised(task, inputs, judged), 6),
+                "expected": round(_compute_expected_accuracy(task, inputs, noise), 6),
+                "realised": round(_compute_realised_accuracy(task, inputs, judged), 6),
             }
-            for inputs in SEEN
+            for inputs in VISIBLE_FACTORS
         }
-        for task in TASKS
+        for task in TASK_LABELS
     }
 
 
-def _expected(task: str, inputs: str, noise: float) -> float:
-    best = best_labels(task, inputs)
-    right = sum(best[SEEN[inputs](card)] == truth(card)[task] for card in CARDS) / len(CARDS)
-    others = len(TASKS[task]) - 1
+def _compute_expected_accuracy(task: str, inputs: str, noise: float) -> float:
+    best = compute_bayes_optimal_labels(task, inputs)
+    right = sum(
+        best[VISIBLE_FACTORS[inputs](card)] == compute_true_labels(card)[task]
+        for card in FACTOR_COMBINATIONS
+    ) / len(FACTOR_COMBINATIONS)
+    others = len(TASK_LABELS[task]) - 1
     return right * (1 - noise) + (1 - right) * noise / others
 
 
-def _realised(task: str, inputs: str, judged: list[tuple[Card, dict[str, str]]]) -> float:
-    best = best_labels(task, inputs)
-    right = sum(best[SEEN[inputs](card)] == labels[task] for card, labels in judged)
+def _compute_realised_accuracy(
+    task: str, inputs: str, judged: list[tuple[MemeFactors, dict[str, str]]]
+) -> float:
+    best = compute_bayes_optimal_labels(task, inputs)
+    right = sum(best[VISIBLE_FACTORS[inputs](card)] == labels[task] for card, labels in judged)
     return right / max(1, len(judged))
 
 
 @cache
-def best_labels(task: str, inputs: str) -> dict[tuple, str]:
+def compute_bayes_optimal_labels(task: str, inputs: str) -> dict[tuple, str]:
     """What is seen of a card -> its most probable label; of equals the first of the task.
 
     Noise changes nothing, as long as the true label is more probable than any other.
     """
     counts: dict[tuple, Counter] = defaultdict(Counter)
-    for card in CARDS:
-        counts[SEEN[inputs](card)][truth(card)[task]] += 1
+    for card in FACTOR_COMBINATIONS:
+        counts[VISIBLE_FACTORS[inputs](card)][compute_true_labels(card)[task]] += 1
     return {
-        key: max(TASKS[task], key=lambda label, of=found: of[label])
+        key: max(TASK_LABELS[task], key=lambda label, of=found: of[label])
         for key, found in counts.items()
     }

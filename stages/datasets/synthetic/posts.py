@@ -15,91 +15,103 @@ from itertools import product
 from random import Random
 
 from stages.datasets.synthetic import tweet_lexicon
-from stages.datasets.synthetic.article_lexicon import PICTURE
+from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
 from stages.datasets.synthetic.config import (
-    Params,
-    Values,
-    combinations,
-    dealt,
-    facts_of,
-    picture_of,
+    SlotValues,
+    SyntheticConfig,
+    build_facts,
+    cycle_shuffled,
+    enumerate_combinations,
+    render_image,
 )
-from stages.shared.data.records import SPLITS, Extra, Item, Post
+from stages.shared.data.records import SPLITS, DatasetItem, ExtraFile, PostRecord
 
-RULE = "the label most probable in the process given the mood and tone of the text, or the scene"
-MOODS = ("negative", "neutral", "positive")
+CEILING_RULE = (
+    "the label most probable in the process given the mood and tone of the text, or the scene"
+)
+SENTIMENTS = ("negative", "neutral", "positive")
 # Neutral is more frequent: without the other side one label is the best guess.
-DECK = ["negative"] * 3 + ["neutral"] * 4 + ["positive"] * 3
-Card = tuple[str, str, str]  # mood and tone of the text, mood of the picture
-CARDS: list[Card] = list(product(DECK, tweet_lexicon.TONES, DECK))
-SEEN: dict[str, Callable[[Card], tuple]] = {
+WEIGHTED_SENTIMENTS = ["negative"] * 3 + ["neutral"] * 4 + ["positive"] * 3
+PostFactors = tuple[str, str, str]  # mood and tone of the text, mood of the picture
+FACTOR_COMBINATIONS: list[PostFactors] = list(
+    product(WEIGHTED_SENTIMENTS, tweet_lexicon.TONE_PATTERNS, WEIGHTED_SENTIMENTS)
+)
+VISIBLE_FACTORS: dict[str, Callable[[PostFactors], tuple]] = {
     "text": lambda card: card[:2],
     "picture": lambda card: card[2:],
     "both": lambda card: card,
 }
 
 
-def read(params: Params) -> Iterator[Item]:
-    ceilings: dict = {"rule": RULE, "metric": "accuracy"}
+def generate_posts(params: SyntheticConfig) -> Iterator[DatasetItem]:
+    ceilings: dict = {"rule": CEILING_RULE, "metric": "accuracy"}
     for split in SPLITS:
-        random, scenes = Random(f"{params.seed} posts {split}"), scenes_by_mood(split, params)
-        cards, drawn = dealt(CARDS, random), []
-        for number in range(round(getattr(params, split) * params.post_share)):
+        random, scenes = (
+            Random(f"{params.seed} posts {split}"),
+            group_scenes_by_sentiment(split, params),
+        )
+        cards, drawn = cycle_shuffled(FACTOR_COMBINATIONS, random), []
+        for number in range(round(getattr(params, split) * params.post_ratio)):
             mood, tone, of_picture = card = next(cards)
             scene = random.choice(scenes[of_picture])
-            picture, _ = picture_of(scene, 0, params.size, random)
+            picture, _ = render_image(scene, 0, params.image_size, random)
             drawn.append(card)
-            yield Post(
+            yield PostRecord(
                 source=f"{split}-{number}",
-                text=tweet_lexicon.statement(mood, tone, random),
-                label=label(*card),
-                picture=picture,
+                text=tweet_lexicon.compose_statement(mood, tone, random),
+                label=compute_label(*card),
+                image=picture,
                 language="en",
                 split=split,
-                facts=facts_of(scene),
+                facts=build_facts(scene),
             )
         if split != "train":
-            ceilings[split] = ceilings_of(drawn)
-    yield Extra("ceilings.json", ceilings)
+            ceilings[split] = compute_ceilings(drawn)
+    yield ExtraFile("ceilings.json", ceilings)
 
 
-def scenes_by_mood(split: str, params: Params) -> dict[str, list[Values]]:
-    found: dict[str, list[Values]] = {mood: [] for mood in MOODS}
-    for scene in combinations(PICTURE, params.held_out_pictures, split == "test"):
-        found[mood_of(scene)].append(scene)
+def group_scenes_by_sentiment(split: str, params: SyntheticConfig) -> dict[str, list[SlotValues]]:
+    found: dict[str, list[SlotValues]] = {mood: [] for mood in SENTIMENTS}
+    for scene in enumerate_combinations(
+        IMAGE_SLOTS, params.held_out_images_fraction, split == "test"
+    ):
+        found[compute_scene_sentiment(scene)].append(scene)
     return found
 
 
-def mood_of(scene: Values) -> str:
-    total = tweet_lexicon.WEATHER_MOOD[scene["weather"]] + tweet_lexicon.PLACE_MOOD[scene["place"]]
-    return MOODS[1 + (total > 0) - (total < 0)]
+def compute_scene_sentiment(scene: SlotValues) -> str:
+    total = (
+        tweet_lexicon.WEATHER_SENTIMENT[scene["weather"]]
+        + tweet_lexicon.PLACE_SENTIMENT[scene["place"]]
+    )
+    return SENTIMENTS[1 + (total > 0) - (total < 0)]
 
 
-def label(mood: str, tone: str, of_picture: str) -> str:
+def compute_label(mood: str, tone: str, of_picture: str) -> str:
     if mood == "neutral":
         return of_picture
     return mood if tone == "emphatic" or of_picture == "neutral" else of_picture
 
 
-def ceilings_of(drawn: list[Card]) -> dict[str, dict[str, float]]:
+def compute_ceilings(drawn: list[PostFactors]) -> dict[str, dict[str, float]]:
     """{inputs: {expected | realised: accuracy}} of the process, and of the posts of a split."""
     return {
         inputs: {
-            "expected": round(_accuracy(seen, CARDS), 6),
-            "realised": round(_accuracy(seen, drawn), 6),
+            "expected": round(_compute_accuracy(seen, FACTOR_COMBINATIONS), 6),
+            "realised": round(_compute_accuracy(seen, drawn), 6),
         }
-        for inputs, seen in SEEN.items()
+        for inputs, seen in VISIBLE_FACTORS.items()
     }
 
 
-def _accuracy(seen: Callable[[Card], tuple], cards: list[Card]) -> float:
-    best = best_labels(seen)
-    return sum(best[seen(card)] == label(*card) for card in cards) / len(cards)
+def _compute_accuracy(seen: Callable[[PostFactors], tuple], cards: list[PostFactors]) -> float:
+    best = compute_bayes_optimal_labels(seen)
+    return sum(best[seen(card)] == compute_label(*card) for card in cards) / len(cards)
 
 
-def best_labels(seen: Callable[[Card], tuple]) -> dict[tuple, str]:
+def compute_bayes_optimal_labels(seen: Callable[[PostFactors], tuple]) -> dict[tuple, str]:
     """What is seen of a card -> its most probable label."""
-    counts: dict[tuple, dict[str, int]] = defaultdict(lambda: dict.fromkeys(MOODS, 0))
-    for card in CARDS:
-        counts[seen(card)][label(*card)] += 1
-    return {key: max(MOODS, key=found.__getitem__) for key, found in counts.items()}
+    counts: dict[tuple, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SENTIMENTS, 0))
+    for card in FACTOR_COMBINATIONS:
+        counts[seen(card)][compute_label(*card)] += 1
+    return {key: max(SENTIMENTS, key=found.__getitem__) for key, found in counts.items()}

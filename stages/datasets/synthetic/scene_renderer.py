@@ -12,15 +12,15 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-SKY = {
+SKY_COLORS = {
     "sun": (130, 200, 250),
     "rain": (120, 130, 150),
     "snow": (190, 205, 225),
     "storm": (60, 55, 85),
 }
-GROUND = {
+GROUND_COLORS = {
     "beach": (235, 215, 150),
     "forest": (60, 110, 50),
     "city": (125, 125, 130),
@@ -28,7 +28,7 @@ GROUND = {
     "mountain": (130, 120, 105),
     "meadow": (120, 195, 75),
 }
-FUR = {
+ACTOR_COLORS = {
     "robot": (150, 160, 175),
     "cat": (240, 140, 40),
     "bear": (115, 70, 35),
@@ -39,7 +39,7 @@ FUR = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RenderedScene:
     """A picture (RGB) and where its object was drawn, before actor and weather came over it.
 
     box: left, top, right, bottom as shares of the picture's width and height.
@@ -49,7 +49,7 @@ class Drawn:
     box: tuple[float, float, float, float]
 
 
-class Draw:
+class ScaledDraw:
     """Draws on an image of `zoom` pixels a unit; points and widths are in units."""
 
     def __init__(self, image: Image.Image, zoom: int):
@@ -58,94 +58,105 @@ class Draw:
     def __getattr__(self, shape: str) -> Callable:
         """rectangle, ellipse, line, ...: as those of ImageDraw."""
 
-        def drawn(points: Sequence, *angles: float, width: int = 1, **colours: Colour) -> None:
+        def drawn(points: Sequence, *angles: float, width: int = 1, **colours: Color) -> None:
             pixels = (np.array(points) * self.zoom).ravel().tolist()
             getattr(self.pen, shape)(pixels, *angles, width=width * self.zoom, **colours)
 
         return drawn
 
 
-def draw(scene: dict[str, str], random: Random, size: int, zoom: int = 1) -> Drawn:
+def render_scene(scene: dict[str, str], random: Random, size: int, zoom: int = 1) -> RenderedScene:
     """The picture (size x size, times zoom) of {place, weather, actor, activity, object}."""
     side = 2 * size
-    image = Image.new("RGB", (side * zoom, side * zoom), _near(SKY[scene["weather"]], random))
-    pen = Draw(image, zoom)
+    image = Image.new(
+        "RGB", (side * zoom, side * zoom), _jitter_color(SKY_COLORS[scene["weather"]], random)
+    )
+    pen = ScaledDraw(image, zoom)
     horizon = side * random.uniform(0.45, 0.58)
     shade = 0.75 if scene["weather"] == "storm" else 1.0
-    ground = _near(tuple(int(c * shade) for c in GROUND[scene["place"]]), random)
+    ground = _jitter_color(tuple(int(c * shade) for c in GROUND_COLORS[scene["place"]]), random)
     pen.rectangle([0, horizon, side, side], fill=ground)
-    PLACE[scene["place"]](pen, side, horizon, random)
-    _clutter(pen, side, horizon, random)
+    PLACE_DRAWERS[scene["place"]](pen, side, horizon, random)
+    _draw_clutter(pen, side, horizon, random)
     left = random.random() < 0.5
     actor_x = random.uniform(0.22, 0.38) if left else random.uniform(0.62, 0.78)
     object_x = random.uniform(0.68, 0.84) if left else random.uniform(0.16, 0.32)
     base, height = side * random.uniform(0.82, 0.94), side * random.uniform(0.26, 0.34)
     without = image.copy()
-    OBJECT[scene["object"]](pen, side * object_x, base, height, random)
+    OBJECT_DRAWERS[scene["object"]](pen, side * object_x, base, height, random)
     box = ImageChops.difference(without, image).getbbox()
     _draw_actor(image, zoom, scene["actor"], scene["activity"], side * actor_x, random)
-    WEATHER[scene["weather"]](pen, side, random)
-    return Drawn(_finish(image, size * zoom, random), tuple(edge / image.width for edge in box))
+    WEATHER_DRAWERS[scene["weather"]](pen, side, random)
+    return RenderedScene(
+        _downscale_and_add_noise(image, size * zoom, random),
+        tuple(edge / image.width for edge in box),
+    )
 
 
-def _finish(image: Image.Image, size: int, random: Random) -> Image.Image:
+def _downscale_and_add_noise(image: Image.Image, size: int, random: Random) -> Image.Image:
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BOX)).astype(np.float32)
     noise = np.random.default_rng(random.getrandbits(32))
     pixels = pixels * noise.uniform(0.9, 1.1) + noise.normal(0, 5, pixels.shape)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _near(colour: Colour, random: Random, spread: int = 16) -> Colour:
+def _jitter_color(colour: Color, random: Random, spread: int = 16) -> Color:
     return tuple(max(0, min(255, c + random.randint(-spread, spread))) for c in colour)
 
 
-def _box(x: float, y: float, half_width: float, half_height: float | None = None) -> list[float]:
+def _centered_box(
+    x: float, y: float, half_width: float, half_height: float | None = None
+) -> list[float]:
     half_height = half_width if half_height is None else half_height
     return [x - half_width, y - half_height, x + half_width, y + half_height]
 
 
-def _clutter(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_clutter(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     for _ in range(random.randint(0, 4)):
         shape = random.choice([pen.ellipse, pen.rectangle])
         where = random.uniform(0, side), random.uniform(horizon, side)
         colour = tuple(random.randint(40, 220) for _ in range(3))
-        shape(_box(*where, side * random.uniform(0.01, 0.03)), fill=colour)
+        shape(_centered_box(*where, side * random.uniform(0.01, 0.03)), fill=colour)
 
 
 # ------------------------------------------------------------------------------------------ places
-def _beach(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_beach(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     sea = [0, horizon - side * 0.1, side, horizon + side * 0.03]
-    pen.rectangle(sea, fill=_near((30, 110, 190), random))
+    pen.rectangle(sea, fill=_jitter_color((30, 110, 190), random))
 
 
-def _forest(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_forest(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     for _ in range(6):
         x, height = random.uniform(0, side), side * random.uniform(0.25, 0.4)
         pen.rectangle(
-            _box(x, horizon - height * 0.1, side * 0.015, height * 0.25), fill=(90, 60, 30)
+            _centered_box(x, horizon - height * 0.1, side * 0.015, height * 0.25), fill=(90, 60, 30)
         )
         crown = [
             (x - side * 0.08, horizon - height * 0.2),
             (x + side * 0.08, horizon - height * 0.2),
         ]
-        pen.polygon([*crown, (x, horizon - height)], fill=_near((25, 90, 40), random))
+        pen.polygon([*crown, (x, horizon - height)], fill=_jitter_color((25, 90, 40), random))
 
 
-def _city(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_city(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     x = 0.0
     while x < side:
         width, height = side * random.uniform(0.1, 0.2), side * random.uniform(0.15, 0.4)
         wall = [x, horizon - height, x + width - 2, horizon]
-        pen.rectangle(wall, fill=_near((95, 90, 100), random))
+        pen.rectangle(wall, fill=_jitter_color((95, 90, 100), random))
         for row in range(int(horizon - height) + 3, int(horizon) - 4, 8):
             for column in range(int(x) + 3, int(x + width) - 5, 7):
                 pen.rectangle([column, row, column + 2, row + 3], fill=(250, 230, 120))
         x += width
 
 
-def _desert(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_desert(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     for _ in range(2):
-        x, y, green = random.uniform(0, side), horizon + side * 0.04, _near((50, 140, 60), random)
+        x, y, green = (
+            random.uniform(0, side),
+            horizon + side * 0.04,
+            _jitter_color((50, 140, 60), random),
+        )
         pen.rectangle([x - 3, y - side * 0.2, x + 3, y], fill=green)
         pen.rectangle(
             [x - side * 0.06, y - side * 0.12, x + side * 0.06, y - side * 0.09], fill=green
@@ -154,53 +165,57 @@ def _desert(pen: Draw, side: int, horizon: float, random: Random) -> None:
             right = x + side * (arm + 0.015)
             pen.rectangle([x + side * arm, y - side * top, right, y - side * 0.1], fill=green)
     dune = [-side * 0.2, horizon - side * 0.08, side * 0.6, horizon + side * 0.2]
-    pen.pieslice(dune, 180, 360, fill=_near(GROUND["desert"], random))
+    pen.pieslice(dune, 180, 360, fill=_jitter_color(GROUND_COLORS["desert"], random))
 
 
-def _mountain(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_mountain(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     for peak in (0.2, 0.5, 0.8):
         x, height = side * (peak + random.uniform(-0.1, 0.1)), side * random.uniform(0.28, 0.42)
         half, top = side * 0.24, (x, horizon - height)
-        rock = _near((105, 95, 100), random)
+        rock = _jitter_color((105, 95, 100), random)
         pen.polygon([(x - half, horizon), (x + half, horizon), top], fill=rock)
         snow = horizon - height * 0.7
         pen.polygon([(x - half * 0.3, snow), (x + half * 0.3, snow), top], fill=(240, 240, 250))
 
 
-def _meadow(pen: Draw, side: int, horizon: float, random: Random) -> None:
+def _draw_meadow(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     for _ in range(22):
         colour = random.choice([(250, 90, 150), (255, 240, 80), (255, 255, 255)])
-        pen.ellipse(_box(random.uniform(0, side), random.uniform(horizon, side), 2), fill=colour)
+        pen.ellipse(
+            _centered_box(random.uniform(0, side), random.uniform(horizon, side), 2), fill=colour
+        )
 
 
-PLACE: dict[str, Callable] = {
-    "beach": _beach,
-    "forest": _forest,
-    "city": _city,
-    "desert": _desert,
-    "mountain": _mountain,
-    "meadow": _meadow,
+PLACE_DRAWERS: dict[str, Callable] = {
+    "beach": _draw_beach,
+    "forest": _draw_forest,
+    "city": _draw_city,
+    "desert": _draw_desert,
+    "mountain": _draw_mountain,
+    "meadow": _draw_meadow,
 }
 
 
 # ----------------------------------------------------------------------------------------- weather
-def _sun(pen: Draw, side: int, random: Random) -> None:
+def _draw_sun(pen: ScaledDraw, side: int, random: Random) -> None:
     where = random.uniform(0.12, 0.88) * side, random.uniform(0.08, 0.16) * side
-    pen.ellipse(_box(*where, side * 0.08), fill=(255, 225, 50))
+    pen.ellipse(_centered_box(*where, side * 0.08), fill=(255, 225, 50))
 
 
-def _rain(pen: Draw, side: int, random: Random) -> None:
+def _draw_rain(pen: ScaledDraw, side: int, random: Random) -> None:
     for _ in range(45):
         x, y = random.uniform(0, side), random.uniform(0, side)
         pen.line([x, y, x - side * 0.03, y + side * 0.07], fill=(170, 200, 240), width=2)
 
 
-def _snow(pen: Draw, side: int, random: Random) -> None:
+def _draw_snow(pen: ScaledDraw, side: int, random: Random) -> None:
     for _ in range(45):
-        pen.ellipse(_box(random.uniform(0, side), random.uniform(0, side), 2), fill=(255, 255, 255))
+        pen.ellipse(
+            _centered_box(random.uniform(0, side), random.uniform(0, side), 2), fill=(255, 255, 255)
+        )
 
 
-def _storm(pen: Draw, side: int, random: Random) -> None:
+def _draw_storm(pen: ScaledDraw, side: int, random: Random) -> None:
     x = random.uniform(0.15, 0.85) * side
     bolt = [(x, 0)]
     for part in range(1, 5):
@@ -208,18 +223,23 @@ def _storm(pen: Draw, side: int, random: Random) -> None:
     pen.line(bolt, fill=(255, 255, 140), width=4)
 
 
-WEATHER: dict[str, Callable] = {"sun": _sun, "rain": _rain, "snow": _snow, "storm": _storm}
+WEATHER_DRAWERS: dict[str, Callable] = {
+    "sun": _draw_sun,
+    "rain": _draw_rain,
+    "snow": _draw_snow,
+    "storm": _draw_storm,
+}
 
 
 # ----------------------------------------------------------------------------------------- objects
-def _ball(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
-    box = _box(x, base - height * 0.42, height * 0.42)
-    pen.ellipse(box, fill=_near((220, 40, 50), random))
+def _draw_ball(pen: ScaledDraw, x: float, base: float, height: float, random: Random) -> None:
+    box = _centered_box(x, base - height * 0.42, height * 0.42)
+    pen.ellipse(box, fill=_jitter_color((220, 40, 50), random))
     for start in (40, 220):
         pen.pieslice(box, start, start + 50, fill=(255, 255, 255))
 
 
-def _bicycle(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+def _draw_bicycle(pen: ScaledDraw, x: float, base: float, height: float, random: Random) -> None:
     wheel = height * 0.27
     hub = base - wheel
     left, right, seat, bar = (
@@ -230,22 +250,26 @@ def _bicycle(pen: Draw, x: float, base: float, height: float, random: Random) ->
     )
     top = base - height * 0.75
     for centre in (left, right):
-        pen.ellipse(_box(centre, hub, wheel), outline=_near((20, 20, 30), random, 10), width=4)
-    frame = _near((30, 80, 220), random)
+        pen.ellipse(
+            _centered_box(centre, hub, wheel),
+            outline=_jitter_color((20, 20, 30), random, 10),
+            width=4,
+        )
+    frame = _jitter_color((30, 80, 220), random)
     pen.line([left, hub, x, hub, bar, top, seat, top, left, hub], fill=frame, width=4)
     pen.line([x, hub, seat, top], fill=frame, width=4)
     pen.line([right, hub, x + height * 0.22, base - height * 0.9], fill=frame, width=4)
 
 
-def _lantern(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+def _draw_lantern(pen: ScaledDraw, x: float, base: float, height: float, random: Random) -> None:
     top, glow = base - height * 1.2, height * 0.26
     pen.rectangle([x - 3, top, x + 3, base], fill=(40, 40, 45))
-    pen.ellipse(_box(x, top, glow * 1.5), fill=_near((255, 200, 60), random))
-    pen.ellipse(_box(x, top, glow * 0.8), fill=(255, 255, 220))
+    pen.ellipse(_centered_box(x, top, glow * 1.5), fill=_jitter_color((255, 200, 60), random))
+    pen.ellipse(_centered_box(x, top, glow * 0.8), fill=(255, 255, 220))
 
 
-def _ladder(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
-    wood, half, top = _near((160, 100, 40), random), height * 0.25, base - height * 1.5
+def _draw_ladder(pen: ScaledDraw, x: float, base: float, height: float, random: Random) -> None:
+    wood, half, top = _jitter_color((160, 100, 40), random), height * 0.25, base - height * 1.5
     for edge in (x - half, x + half):
         pen.line([edge, base, edge, top], fill=wood, width=5)
     for rung in range(6):
@@ -253,33 +277,35 @@ def _ladder(pen: Draw, x: float, base: float, height: float, random: Random) -> 
         pen.line([x - half, y, x + half, y], fill=wood, width=4)
 
 
-def _basket(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
-    straw, half, rim = _near((150, 95, 50), random), height * 0.5, base - height * 0.5
+def _draw_basket(pen: ScaledDraw, x: float, base: float, height: float, random: Random) -> None:
+    straw, half, rim = _jitter_color((150, 95, 50), random), height * 0.5, base - height * 0.5
     handle = [x - half * 0.8, base - height * 0.95, x + half * 0.8, base - height * 0.05]
     pen.arc(handle, 180, 360, fill=straw, width=5)
     bottom = [(x + half * 0.7, base), (x - half * 0.7, base)]
     pen.polygon([(x - half, rim), (x + half, rim), *bottom], fill=straw)
     for apple in (-0.5, 0, 0.5):
-        pen.ellipse(_box(x + apple * half, rim - 3, 6), fill=_near((200, 30, 40), random))
+        pen.ellipse(
+            _centered_box(x + apple * half, rim - 3, 6), fill=_jitter_color((200, 30, 40), random)
+        )
 
 
-def _kite(pen: Draw, x: float, base: float, height: float, random: Random) -> None:
+def _draw_kite(pen: ScaledDraw, x: float, base: float, height: float, random: Random) -> None:
     y, half, long = base - height * 1.3, height * 0.45, height * 0.6
     string = [x, y + height * 0.5, x - height * 0.15, base - height * 0.3, x + height * 0.1, base]
     pen.line(string, fill=(60, 60, 60), width=2)
     corners = [(x, y - long), (x + half, y), (x, y + long), (x - half, y)]
-    pen.polygon(corners, fill=_near((170, 50, 200), random))
+    pen.polygon(corners, fill=_jitter_color((170, 50, 200), random))
     pen.line([x, y - long, x, y + long], fill=(255, 255, 255), width=2)
     pen.line([x - half, y, x + half, y], fill=(255, 255, 255), width=2)
 
 
-OBJECT: dict[str, Callable] = {
-    "ball": _ball,
-    "bicycle": _bicycle,
-    "lantern": _lantern,
-    "ladder": _ladder,
-    "basket": _basket,
-    "kite": _kite,
+OBJECT_DRAWERS: dict[str, Callable] = {
+    "ball": _draw_ball,
+    "bicycle": _draw_bicycle,
+    "lantern": _draw_lantern,
+    "ladder": _draw_ladder,
+    "basket": _draw_basket,
+    "kite": _draw_kite,
 }
 
 
@@ -292,9 +318,9 @@ def _draw_actor(
     base, height = side * random.uniform(0.84, 0.95), side * random.uniform(0.40, 0.52)
     width = int(height * 1.6)
     sheet = Image.new("RGBA", (width * zoom, width * zoom))
-    fur = _near(FUR[actor], random, 14)
+    fur = _jitter_color(ACTOR_COLORS[actor], random, 14)
     middle, feet = width / 2, width * 0.86
-    _body(Draw(sheet, zoom), actor, activity, middle, feet, height, fur)
+    _draw_body(ScaledDraw(sheet, zoom), actor, activity, middle, feet, height, fur)
     flip = x < side / 2  # the cue beside the actor is on the inner side, where it stays in view
     if activity == "sleeping":
         sheet = sheet.rotate(90 if flip else -90, resample=Image.Resampling.BILINEAR)
@@ -305,17 +331,17 @@ def _draw_actor(
             sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         top = base - feet - (height * 0.22 if activity == "jumping" else 0)
     scene.paste(sheet, (int(x - width / 2) * zoom, int(top) * zoom), sheet)
-    cue = CUE.get(activity)
+    cue = ACTIVITY_DRAWERS.get(activity)
     if cue:
-        cue(Draw(scene, zoom), x, base, height, 1 if flip else -1)
+        cue(ScaledDraw(scene, zoom), x, base, height, 1 if flip else -1)
 
 
-def _body(
-    pen: Draw, actor: str, activity: str, x: float, feet: float, height: float, fur: Colour
+def _draw_body(
+    pen: ScaledDraw, actor: str, activity: str, x: float, feet: float, height: float, fur: Color
 ) -> None:
     dark = tuple(int(c * 0.7) for c in fur)
     width, half, shoulder = max(4, int(height * 0.07)), height * 0.17, feet - height * 0.58
-    for dx, dy in LEGS.get(activity, ((-0.09, 0.0), (0.09, 0.0))):
+    for dx, dy in LEG_POSES.get(activity, ((-0.09, 0.0), (0.09, 0.0))):
         hip = x + (0.0 if activity == "running" else 0.09 * height * (1 if dx > 0 else -1))
         pen.line(
             [hip, feet - height * 0.25, x + height * dx, feet - height * dy], fill=dark, width=width
@@ -330,40 +356,44 @@ def _body(
         pen.ellipse(belly, fill=(245, 245, 245))
     arm = shoulder + height * 0.12
     for side, (dx, dy) in zip(
-        (-1, 1), ARMS.get(activity, ((-0.24, 0.18), (0.24, 0.18))), strict=True
+        (-1, 1), ARM_POSES.get(activity, ((-0.24, 0.18), (0.24, 0.18))), strict=True
     ):
         pen.line(
             [x + side * half * 0.8, arm, x + height * dx, arm + height * dy], fill=dark, width=width
         )
-    _head(pen, actor, x, shoulder - height * 0.12, height * 0.18, fur)
+    _draw_head(pen, actor, x, shoulder - height * 0.12, height * 0.18, fur)
     if activity == "reading":
-        _book(pen, x, arm + height * 0.14, height)
+        _draw_book(pen, x, arm + height * 0.14, height)
 
 
-LEGS = {
+LEG_POSES = {
     "running": ((-0.25, 0.0), (0.27, 0.08)),
     "jumping": ((-0.2, 0.1), (0.2, 0.1)),
 }
-ARMS = {
+ARM_POSES = {
     "jumping": ((-0.34, -0.3), (0.34, -0.3)),
     "reading": ((-0.1, 0.16), (0.1, 0.16)),
     "running": ((-0.28, 0.12), (0.3, -0.02)),
 }
 
 
-def _head(pen: Draw, actor: str, x: float, y: float, half: float, fur: Colour) -> None:
+def _draw_head(pen: ScaledDraw, actor: str, x: float, y: float, half: float, fur: Color) -> None:
     if actor == "robot":
         pen.rectangle([x - half, y - half * 0.9, x + half, y + half * 0.8], fill=fur)
         pen.line([x, y - half, x, y - half * 1.7], fill=(60, 60, 60), width=3)
         pen.ellipse([x - 4, y - half * 2, x + 4, y - half * 1.5], fill=(255, 0, 0))
     else:
-        pen.ellipse(_box(x, y, half), fill=fur)
+        pen.ellipse(_centered_box(x, y, half), fill=fur)
     for side in (-1, 1):
-        _ear(pen, actor, x, y, half, side, fur)
+        _draw_ear(pen, actor, x, y, half, side, fur)
     if actor == "bear":
-        pen.ellipse(_box(x, y + half * 0.35, half * 0.45, half * 0.35), fill=(215, 180, 140))
+        pen.ellipse(
+            _centered_box(x, y + half * 0.35, half * 0.45, half * 0.35), fill=(215, 180, 140)
+        )
     if actor == "penguin":
-        pen.ellipse(_box(x, y + half * 0.15, half * 0.7, half * 0.65), fill=(245, 245, 245))
+        pen.ellipse(
+            _centered_box(x, y + half * 0.15, half * 0.7, half * 0.65), fill=(245, 245, 245)
+        )
         beak = [
             (x - half * 0.3, y + half * 0.15),
             (x + half * 0.3, y + half * 0.15),
@@ -376,28 +406,33 @@ def _head(pen: Draw, actor: str, x: float, y: float, half: float, fur: Colour) -
         return
     for side in (-1, 1):
         eye = (0, 220, 255) if actor == "robot" else (0, 0, 0)
-        pen.ellipse(_box(x + side * half * 0.4, y - half * 0.25, 3), fill=eye)
+        pen.ellipse(_centered_box(x + side * half * 0.4, y - half * 0.25, 3), fill=eye)
 
 
-def _ear(pen: Draw, actor: str, x: float, y: float, half: float, side: int, fur: Colour) -> None:
+def _draw_ear(
+    pen: ScaledDraw, actor: str, x: float, y: float, half: float, side: int, fur: Color
+) -> None:
     if actor == "cat":
         outer, inner = x + side * half * 0.95, x + side * half * 0.15
         tip = (outer, y - half * 1.5)
         pen.polygon([tip, (outer, y - half * 0.2), (inner, y - half * 0.8)], fill=fur)
     elif actor == "bear":
-        pen.ellipse(_box(x + side * half * 0.8, y - half * 0.83, half * 0.42), fill=fur)
+        pen.ellipse(_centered_box(x + side * half * 0.8, y - half * 0.83, half * 0.42), fill=fur)
     elif actor == "frog":
-        pen.ellipse(_box(x + side * half * 0.6, y - half * 0.98, half * 0.45), fill=fur)
-        pen.ellipse(_box(x + side * half * 0.6, y - half * 0.95, half * 0.25), fill=(255, 255, 255))
+        pen.ellipse(_centered_box(x + side * half * 0.6, y - half * 0.98, half * 0.45), fill=fur)
+        pen.ellipse(
+            _centered_box(x + side * half * 0.6, y - half * 0.95, half * 0.25), fill=(255, 255, 255)
+        )
     elif actor == "rabbit":
         pen.ellipse(
-            _box(x + side * half * 0.5, y - half * 1.45, half * 0.27, half * 0.95), fill=fur
+            _centered_box(x + side * half * 0.5, y - half * 1.45, half * 0.27, half * 0.95),
+            fill=fur,
         )
-        inner = _box(x + side * half * 0.5, y - half * 1.4, half * 0.12, half * 0.7)
+        inner = _centered_box(x + side * half * 0.5, y - half * 1.4, half * 0.12, half * 0.7)
         pen.ellipse(inner, fill=(255, 150, 170))
 
 
-def _book(pen: Draw, x: float, y: float, height: float) -> None:
+def _draw_book(pen: ScaledDraw, x: float, y: float, height: float) -> None:
     for side, page in ((-1, (255, 255, 255)), (1, (255, 250, 220))):
         edge = x + side * height * 0.24
         outside = [(edge, y - height * 0.07), (edge, y + height * 0.14)]
@@ -406,44 +441,46 @@ def _book(pen: Draw, x: float, y: float, height: float) -> None:
 
 
 # A cue of its own for each activity: the pose alone is hard to tell at this size.
-def _stroke(pen: Draw, points: list[float], colour: Colour, border: Colour) -> None:
+def _draw_bordered_line(pen: ScaledDraw, points: list[float], colour: Color, border: Color) -> None:
     """A line with a border, so that it stands out from any background."""
     pen.line(points, fill=border, width=8)
     pen.line(points, fill=colour, width=4)
 
 
-def _sleeping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+def _draw_sleeping(pen: ScaledDraw, x: float, base: float, height: float, side: int) -> None:
     for number in range(3):
         half = height * (0.06 + 0.03 * number)
         cx = x + side * height * (0.05 + 0.17 * number)
         cy = base - height * (0.45 + 0.2 * number)
         letter = [cx - half, cy - half, cx + half, cy - half, cx - half, cy + half]
-        _stroke(pen, [*letter, cx + half, cy + half], (20, 20, 90), (235, 235, 255))
+        _draw_bordered_line(pen, [*letter, cx + half, cy + half], (20, 20, 90), (235, 235, 255))
 
 
-def _singing(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+def _draw_singing(pen: ScaledDraw, x: float, base: float, height: float, side: int) -> None:
     for number in range(3):
         cx = x + side * height * (0.3 + 0.12 * number)
         cy, half = base - height * (0.62 + 0.17 * number), height * 0.055
         stem = [cx + half, cy, cx + half, cy - half * 4, cx + half * 2.5, cy - half * 3]
         pen.line(stem, fill=(200, 20, 120), width=4)
-        pen.ellipse(_box(cx, cy, half * 1.5, half * 1.2), fill=(200, 20, 120))
+        pen.ellipse(_centered_box(cx, cy, half * 1.5, half * 1.2), fill=(200, 20, 120))
 
 
-def _running(pen: Draw, x: float, base: float, height: float, side: int) -> None:
+def _draw_running(pen: ScaledDraw, x: float, base: float, height: float, side: int) -> None:
     for number in range(3):
         y = base - height * (0.2 + 0.2 * number)
         ends = [x + side * height * 0.34, y, x + side * height * 0.66, y]
-        _stroke(pen, ends, (0, 235, 235), (0, 60, 70))
+        _draw_bordered_line(pen, ends, (0, 235, 235), (0, 60, 70))
 
 
-def _jumping(pen: Draw, x: float, base: float, height: float, side: int) -> None:
-    pen.ellipse(_box(x, base + height * 0.01, height * 0.25, height * 0.05), fill=(40, 40, 40))
+def _draw_jumping(pen: ScaledDraw, x: float, base: float, height: float, side: int) -> None:
+    pen.ellipse(
+        _centered_box(x, base + height * 0.01, height * 0.25, height * 0.05), fill=(40, 40, 40)
+    )
 
 
-CUE: dict[str, Callable] = {
-    "sleeping": _sleeping,
-    "singing": _singing,
-    "running": _running,
-    "jumping": _jumping,
+ACTIVITY_DRAWERS: dict[str, Callable] = {
+    "sleeping": _draw_sleeping,
+    "singing": _draw_singing,
+    "running": _draw_running,
+    "jumping": _draw_jumping,
 }

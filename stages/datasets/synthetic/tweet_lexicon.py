@@ -10,9 +10,9 @@ from random import Random
 from stages.datasets.synthetic.article_lexicon import is_held_out
 
 # ------------------------------------------------------------------------------------------- tweets
-TYPES = ("PER", "LOC", "ORG", "MISC")
+ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
 # fmt: off
-SYLLABLES = [
+NAME_SYLLABLES = [
     "vel", "mo", "ra", "dask", "trin", "nor", "zu", "kel", "bri", "fen", "tol", "gar", "wim", "pax",
     "ot", "sul", "quen", "dri", "bor", "lam", "hu", "jek", "sti", "vo", "nash", "pru", "ked", "lio",
     "mar", "ux",
@@ -21,7 +21,7 @@ SYLLABLES = [
 NAME_LENGTHS = (1, 1, 2)  # words of a name, each as probable
 # X is where a name stands. A family of patterns is a type, where the text decides it, or a slot of
 # the picture; such patterns fit a name of any type.
-NAMED = {
+ENTITY_SENTENCES = {
     "PER": [
         "my friend X called",
         "doctor X says hi",
@@ -105,7 +105,7 @@ NAMED = {
 }
 # What a value of a slot says of the type of a name that the text leaves open. In each slot one type
 # is more frequent than the others, so that there is one best guess without the picture.
-READ = {
+ENTITY_TYPE_BY_SLOT_VALUE = {
     "object": {
         "ball": "ORG",
         "bicycle": "ORG",
@@ -132,7 +132,7 @@ READ = {
     },
     "weather": {"sun": "PER", "rain": "LOC", "snow": "ORG", "storm": "MISC"},
 }
-PLAIN = [
+PLAIN_SENTENCES = [
     "finally home",
     "so tired",
     "same as ever",
@@ -169,10 +169,10 @@ FILLERS = [
     "see the picture",
     "here we go",
 ]
-MARKS = [".", "!", "..."]
+SENTENCE_MARKS = [".", "!", "..."]
 
 # -------------------------------------------------------------------------------------------- posts
-STATEMENTS = {
+STATEMENT_PATTERNS = {
     "positive": [
         "i love this {thing}",
         "this is a wonderful {thing}",
@@ -211,12 +211,12 @@ STATEMENTS = {
     ],
 }
 # fmt: off
-THINGS = [
+TOPIC_NOUNS = [
     "trip", "walk", "visit", "meeting", "lunch", "race", "class", "party", "game", "job", "shift",
     "tour", "dinner", "concert", "lesson", "show", "haircut", "picnic", "workshop", "speech",
 ]
 # fmt: on
-TONES = {  # {said} is the statement
+TONE_PATTERNS = {  # {said} is the statement
     "emphatic": [
         "honestly, {said}",
         "i mean it, {said}",
@@ -243,27 +243,27 @@ TONES = {  # {said} is the statement
     ],
 }
 GREETINGS = ["", "", "", "update: ", "news from me: ", "dear all, ", "hello everyone, "]
-ENDS = ["", ".", "!"]
+END_MARKS = ["", ".", "!"]
 # A picture's mood is the sign of the sum.
-WEATHER_MOOD = {"sun": 1, "snow": 0, "rain": -1, "storm": -1}
-PLACE_MOOD = {"beach": 1, "meadow": 1, "forest": 0, "mountain": 0, "city": 0, "desert": -1}
+WEATHER_SENTIMENT = {"sun": 1, "snow": 0, "rain": -1, "storm": -1}
+PLACE_SENTIMENT = {"beach": 1, "meadow": 1, "forest": 0, "mountain": 0, "city": 0, "desert": -1}
 
 
-def name(held_out: bool, share: float, random: Random) -> list[str]:
+def compose_name(held_out: bool, share: float, random: Random) -> list[str]:
     """One or two invented words, capitalised; those of held-out names stand in no other name."""
     words = range(random.choice(NAME_LENGTHS))
-    return [_name_word(held_out, share, random) for _ in words]
+    return [_compose_name_word(held_out, share, random) for _ in words]
 
 
-def _name_word(held_out: bool, share: float, random: Random) -> str:
+def _compose_name_word(held_out: bool, share: float, random: Random) -> str:
     while True:
-        word = "".join(random.sample(SYLLABLES, random.choice((2, 3)))).capitalize()
+        word = "".join(random.sample(NAME_SYLLABLES, random.choice((2, 3)))).capitalize()
         if is_held_out({"name": word}, ["name"], share) == held_out:
             return word
 
 
-def statement(mood: str, tone: str, random: Random) -> str:
+def compose_statement(mood: str, tone: str, random: Random) -> str:
     """The text of a post: what is said of a thing, how, and perhaps a greeting."""
-    said = random.choice(STATEMENTS[mood]).format(thing=random.choice(THINGS))
-    words = random.choice(TONES[tone]).format(said=said)
-    return random.choice(GREETINGS) + words + random.choice(ENDS)
+    said = random.choice(STATEMENT_PATTERNS[mood]).format(thing=random.choice(TOPIC_NOUNS))
+    words = random.choice(TONE_PATTERNS[tone]).format(said=said)
+    return random.choice(GREETINGS) + words + random.choice(END_MARKS)

@@ -21,20 +21,25 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from stages.datasets.common import csv_reader
-from stages.datasets.common.files import HIDDEN, SPLITS, lines, reason
+from stages.datasets.common.files import (
+    APPLE_DOUBLE_PREFIX,
+    SPLIT_ALIASES,
+    describe_validation_error,
+    read_lines,
+)
 from stages.shared.data import records
-from stages.shared.data.records import Extra, Item, Meme, PictureFile, Reject
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("memes",)
-ENCODINGS = "formats.table.encodings"
-FIX = "correct formats.table of params.yaml"
-OBJECT = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
-SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLITS | {"valid": "validation"}
+ENCODINGS_KEY = "formats.table.encodings"
+FIX_HINT = "correct formats.table of params.yaml"
+OBJECT_ADAPTER = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
+SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLIT_ALIASES | {"valid": "validation"}
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumnsConfig:
     """Names of columns; None: the table has no such column."""
 
     image: str | None
@@ -45,144 +50,150 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Task:
+class TableTaskConfig:
     column: str
     labels: dict[str, str]  # value in the column -> label, in the order of the labels
-    otherwise: str | None  # label of a list that holds none of these values
+    default_label: str | None  # label of a list that holds none of these values
 
-    def known(self) -> dict[str, str]:
-        return {plain(value): label for value, label in self.labels.items()}
+    def get_label_by_value(self) -> dict[str, str]:
+        return {format_value(value): label for value, label in self.labels.items()}
 
-    def ordered(self) -> list[str]:
+    def get_labels(self) -> list[str]:
         """The labels of the task, each once."""
-        return list(dict.fromkeys([*self.labels.values(), *filter(None, [self.otherwise])]))
+        return list(dict.fromkeys([*self.labels.values(), *filter(None, [self.default_label])]))
 
 
 @dataclass(frozen=True)
-class Params:
+class TableConfig:
     files: list[str]  # patterns of names within the corpus
-    columns: Columns
-    folder: str  # of the pictures, within the corpus
-    suffix: str  # that the names of pictures lack
-    tasks: dict[str, Task]
+    columns: TableColumnsConfig
+    image_folder: str  # of the pictures, within the corpus
+    image_suffix: str  # that the names of pictures lack
+    tasks: dict[str, TableTaskConfig]
     encodings: list[str]  # tried in this order for each cell or line
 
     def __post_init__(self) -> None:
         if not self.columns.image and not self.columns.text:
-            raise WrongInput(
+            raise InputError(
                 "params.yaml: formats.table.columns names neither image nor text: name one of them"
             )
 
 
 @dataclass(frozen=True)
-class Fault:
+class TableLabelRejection:
     reason: str
 
 
-Row = tuple[str, dict[str, Any]]  # file:line, column -> value
+TableRow = tuple[str, dict[str, Any]]  # file:line, column -> value
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: TableConfig) -> Iterator[DatasetItem]:
     """The labels of each task, then a row, or Reject, per meme.
 
     Raises WrongInput if there is no table, or one lacks columns that params name.
     """
     root = source.parent if source.is_file() else source
-    paths = [source] if source.is_file() else tables(source, params.files)
-    yield Extra("tasks.json", {name: task.ordered() for name, task in params.tasks.items()})
+    paths = [source] if source.is_file() else find_table_files(source, params.files)
+    yield ExtraFile("tasks.json", {name: task.get_labels() for name, task in params.tasks.items()})
     for path in paths:
         of_file = None if params.columns.split else SPLIT_NAMES.get(path.stem.lower())
         split = of_file if len(paths) > 1 else None
-        for row in rows(path, params):
-            yield row if isinstance(row, Reject) else parse(*row, root, split, params)
+        for row in read_rows(path, params):
+            yield row if isinstance(row, Rejection) else parse_row(*row, root, split, params)
 
 
-def tables(source: Path, patterns: list[str]) -> list[Path]:
+def find_table_files(source: Path, patterns: list[str]) -> list[Path]:
     """The tables of a folder by name. Raises WrongInput if there is none."""
     found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
-    if named := sorted(path for path in found if not path.name.startswith(HIDDEN)):
+    if named := sorted(path for path in found if not path.name.startswith(APPLE_DOUBLE_PREFIX)):
         return named
-    raise WrongInput(
+    raise InputError(
         f"{source} holds no {' or '.join(patterns)}: put a table there, or name it in "
         "formats.table.files of params.yaml"
     )
 
 
-def rows(path: Path, params: Params) -> Iterator[Row | Reject]:
+def read_rows(path: Path, params: TableConfig) -> Iterator[TableRow | Rejection]:
     named = params.columns
     needed = [named.image, named.text, named.id, named.split, named.language]
     needed += [task.column for task in params.tasks.values()]
     wanted = [column for column in needed if column]
     if path.suffix.lower() != ".jsonl":
-        header, found = csv_reader.table(path, params.encodings, ENCODINGS)
-        csv_reader.check_columns(wanted, header, path, FIX)
+        header, found = csv_reader.read_csv(path, params.encodings, ENCODINGS_KEY)
+        csv_reader.check_columns(wanted, header, path, FIX_HINT)
         yield from found
         return
-    objects = [parsed(line) for line in lines(path, params.encodings, ENCODINGS)]
-    keys = dict.fromkeys(key for one in objects if not isinstance(one, Reject) for key in one[1])
+    objects = [parse_line(line) for line in read_lines(path, params.encodings, ENCODINGS_KEY)]
+    keys = dict.fromkeys(key for one in objects if not isinstance(one, Rejection) for key in one[1])
     if keys:  # else every line is rejected
-        csv_reader.check_columns(wanted, keys, path, FIX)
+        csv_reader.check_columns(wanted, keys, path, FIX_HINT)
     yield from objects
 
 
-def parsed(line: tuple[str, str] | Reject) -> Row | Reject:
+def parse_line(line: tuple[str, str] | Rejection) -> TableRow | Rejection:
     """A line of JSON."""
-    if isinstance(line, Reject):
+    if isinstance(line, Rejection):
         return line
     source, text = line
     try:
-        return source, OBJECT.validate_json(text)
+        return source, OBJECT_ADAPTER.validate_json(text)
     except ValidationError as error:
-        return Reject(source, reason(error))
+        return Rejection(source, describe_validation_error(error))
 
 
-def parse(
-    source: str, row: dict[str, Any], root: Path, split: str | None, params: Params
-) -> Meme | Reject:
+def parse_row(
+    source: str, row: dict[str, Any], root: Path, split: str | None, params: TableConfig
+) -> MemeRecord | Rejection:
     """A row as a meme; `split` is that of its file."""
     names = vars(params.columns)
     cells = {what: row.get(column) if column else None for what, column in names.items()}
     lists = [what for what, value in cells.items() if isinstance(value, list | dict)]
-    values = {what: "" if value is None else plain(value) for what, value in cells.items()}
+    values = {what: "" if value is None else format_value(value) for what, value in cells.items()}
     name, said = values["image"].strip(), values["split"].strip().lower()
     key = values["id"].strip() or name or None
     if lists:
-        return Reject(source, f"wrong field: {names[lists[0]]}: give one text, not a list", key)
+        return Rejection(source, f"wrong field: {names[lists[0]]}: give one text, not a list", key)
     if said and said not in SPLIT_NAMES:
         known = ", ".join(SPLIT_NAMES)
-        return Reject(source, f"wrong field: split: {said[:60]!r} is none of {known}", key)
+        return Rejection(source, f"wrong field: split: {said[:60]!r} is none of {known}", key)
     labels = {}
     for task, asked in params.tasks.items():
-        label = judged(row.get(asked.column), asked, task)
-        if isinstance(label, Fault):
-            return Reject(source, label.reason, key)
+        label = parse_label(row.get(asked.column), asked, task)
+        if isinstance(label, TableLabelRejection):
+            return Rejection(source, label.reason, key)
         labels |= {task: label} if label else {}
     language = values["language"].strip().replace("_", "-").split("-")[0].lower()
-    return Meme(
+    return MemeRecord(
         source=source,
         text=values["text"],
         labels=labels,
-        picture=PictureFile(f"{name}{params.suffix}", root / params.folder) if name else None,
+        image=ImageFile(f"{name}{params.image_suffix}", root / params.image_folder)
+        if name
+        else None,
         key=key,
         language=language or None,
         split=SPLIT_NAMES[said] if said else split,
     )
 
 
-def judged(value: Any, task: Task, name: str) -> str | Fault | None:
+def parse_label(value: Any, task: TableTaskConfig, name: str) -> str | TableLabelRejection | None:
     """The label that a value stands for; None: nobody judged."""
-    known = task.known()
+    known = task.get_label_by_value()
     if isinstance(value, list):
-        labels = dict.fromkeys(known[one] for one in map(plain, value) if one in known)
+        labels = dict.fromkeys(known[one] for one in map(format_value, value) if one in known)
         if len(labels) > 1:
-            return Fault(f"contradiction: a list stands for {' and '.join(labels)} ({name})")
-        return next(iter(labels), task.otherwise)
-    said = "" if value is None else plain(value).strip()
+            return TableLabelRejection(
+                f"contradiction: a list stands for {' and '.join(labels)} ({name})"
+            )
+        return next(iter(labels), task.default_label)
+    said = "" if value is None else format_value(value).strip()
     if said and said not in known:
-        return Fault(f"unknown label: {said[:60]!r} is none of {', '.join(known)} ({name})")
+        return TableLabelRejection(
+            f"unknown label: {said[:60]!r} is none of {', '.join(known)} ({name})"
+        )
     return known[said] if said else None
 
 
-def plain(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as CSV has it: true and false as in JSON and YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -21,66 +21,71 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.datasets.common.files import holding, picture, pictures, split_files
-from stages.shared.data.records import Item, Reject, Tweet, decode
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.common.files import (
+    find_corpus_dir,
+    find_split_files,
+    index_images,
+    resolve_image_file,
+)
+from stages.shared.data.records import DatasetItem, Rejection, TweetRecord, decode_text
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("tweets",)
-ID = "IMGID:"
-Lines = list[tuple[int, bytes]]  # number from 1, content without its end
+ID_PREFIX = "IMGID:"
+NumberedLines = list[tuple[int, bytes]]  # number from 1, content without its end
 
 
 @dataclass(frozen=True)
-class Params:
-    types: list[str]  # of entities
-    tags: dict[str, str]  # other types of the files -> one of `types`
-    folders: list[str]  # of the pictures, within the corpus
+class TwitterConfig:
+    entity_types: list[str]  # of entities
+    entity_type_map: dict[str, str]  # other types of the files -> one of `types`
+    image_folders: list[str]  # of the pictures, within the corpus
     encodings: list[str]  # tried in this order for each line
 
     def __post_init__(self) -> None:
-        if wrong := sorted(set(self.tags.values()) - set(self.types)):
-            raise WrongInput(
+        if wrong := sorted(set(self.entity_type_map.values()) - set(self.entity_types)):
+            raise InputError(
                 f"params.yaml: formats.twitter.tags gives the type {wrong[0]!r}, which is none of "
                 "formats.twitter.types: add it there"
             )
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: TwitterConfig) -> Iterator[DatasetItem]:
     """A row, or Reject, per tweet. Raises WrongInput if a file that is needed is missing."""
     put = "put train.txt, valid.txt and test.txt there"
-    folder = holding(source, ["train.txt"], put)
-    found = pictures(source, params.folders)
-    known = known_tags(params)
-    for split, path in split_files(folder).items():
-        for lines in blocks(path.read_bytes()):
-            item = parse(lines, path.name, known, params.encodings)
-            if isinstance(item, Reject):
+    folder = find_corpus_dir(source, ["train.txt"], put)
+    found = index_images(source, params.image_folders)
+    known = build_tag_map(params)
+    for split, path in find_split_files(folder).items():
+        for lines in split_tweets(path.read_bytes()):
+            item = parse_tweet(lines, path.name, known, params.encodings)
+            if isinstance(item, Rejection):
                 yield item
             else:
                 name, words, tags = item
-                yield Tweet(
+                yield TweetRecord(
                     source=f"{path.name}:{lines[0][0]}",
                     words=words,
                     tags=tags,
-                    picture=picture(name, found, source) if found else None,
+                    image=resolve_image_file(name, found, source) if found else None,
                     key=name,
                     split=split,
                 )
 
 
-def known_tags(params: Params) -> dict[str, str]:
+def build_tag_map(params: TwitterConfig) -> dict[str, str]:
     """Tag in the files -> tag of the records."""
-    types = {name: name for name in params.types} | params.tags
+    types = {name: name for name in params.entity_types} | params.entity_type_map
     tags = {f"{place}-{name}": f"{place}-{kept}" for name, kept in types.items() for place in "BI"}
     return {"O": "O"} | tags
 
 
-def blocks(content: bytes) -> Iterator[Lines]:
+def split_tweets(content: bytes) -> Iterator[NumberedLines]:
     """The lines of each tweet, from its IMGID on. Only a line feed ends a line."""
-    block: Lines = []
+    block: NumberedLines = []
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         line = line.removesuffix(b"\r")
-        if block and (not line or line.startswith(ID.encode())):
+        if block and (not line or line.startswith(ID_PREFIX.encode())):
             yield block
             block = []
         if line:
@@ -89,31 +94,33 @@ def blocks(content: bytes) -> Iterator[Lines]:
         yield block
 
 
-def parse(
-    lines: Lines, file: str, known: dict[str, str], encodings: list[str]
-) -> tuple[str, list[str], list[str]] | Reject:
+def parse_tweet(
+    lines: NumberedLines, file: str, known: dict[str, str], encodings: list[str]
+) -> tuple[str, list[str], list[str]] | Rejection:
     """The id, words and tags of a tweet, or what is wrong with the first line that does not fit."""
     name: str | None = None
     words, tags = [], []
     for number, line in lines:
-        source, text = f"{file}:{number}", decode(line, encodings, "formats.twitter.encodings")
+        source, text = f"{file}:{number}", decode_text(line, encodings, "formats.twitter.encodings")
         if text is None:
-            return Reject(source, f"undecodable line: not {' or '.join(encodings)}", name)
+            return Rejection(source, f"undecodable line: not {' or '.join(encodings)}", name)
         if name is None:
-            name = text.removeprefix(ID) if text.startswith(ID) else ""
+            name = text.removeprefix(ID_PREFIX) if text.startswith(ID_PREFIX) else ""
             if not name.strip():
-                return Reject(source, f"no id: the tweet does not begin with {ID} and an id")
+                return Rejection(
+                    source, f"no id: the tweet does not begin with {ID_PREFIX} and an id"
+                )
             continue
         word, *fields = text.split("\t")
         if len(fields) != 1:
-            return Reject(source, _wrong_fields(text, len(fields)), name)
+            return Rejection(source, _describe_wrong_fields(text, len(fields)), name)
         if fields[0] not in known:
-            return Reject(source, f"unknown tag: {fields[0][:60]!r} of {word[:60]!r}", name)
+            return Rejection(source, f"unknown tag: {fields[0][:60]!r} of {word[:60]!r}", name)
         words.append(word)
         tags.append(known[fields[0]])
     return name or "", words, tags
 
 
-def _wrong_fields(text: str, tabs: int) -> str:
+def _describe_wrong_fields(text: str, tabs: int) -> str:
     what = f"{tabs} tabs" if tabs else "no tab"
     return f"{what}: {text[:60]!r} is no word, tab and tag"

@@ -26,9 +26,20 @@ from pydantic import (
     ValidationError,
 )
 
-from stages.datasets.common.files import SPLITS, picture, pictures, reason
-from stages.shared.data.records import Article, Captioned, Item, PictureFile, Reject
-from stages.shared.runtime.stage import WrongInput
+from stages.datasets.common.files import (
+    SPLIT_ALIASES,
+    describe_validation_error,
+    index_images,
+    resolve_image_file,
+)
+from stages.shared.data.records import (
+    ArticleRecord,
+    CaptionRecord,
+    DatasetItem,
+    ImageFile,
+    Rejection,
+)
+from stages.shared.runtime.stage import InputError
 
 KINDS = ("articles", "captions")
 TIERS = {  # by kind: the folder and the end of the files' names
@@ -37,81 +48,83 @@ TIERS = {  # by kind: the folder and the end of the files' names
 }
 
 
-def unicode(text: str) -> str:
+def validate_unicode(text: str) -> str:
     """The text. Raises UnicodeEncodeError, a ValueError, if it holds half a surrogate pair."""
     text.encode()
     return text
 
 
-Text = Annotated[str, AfterValidator(unicode)]
-Id = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+UnicodeText = Annotated[str, AfterValidator(validate_unicode)]
+StringId = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 
 
 @dataclass(frozen=True)
-class Params:
-    text: Literal["original", "tokenised"]  # as it was typed | lower case with spaces and [male]
-    folders: list[str]  # of the photos, within the corpus
+class VistConfig:
+    text_version: Literal[
+        "original", "tokenised"
+    ]  # as it was typed | lower case with spaces and [male]
+    image_folders: list[str]  # of the photos, within the corpus
 
 
-class _Description(BaseModel):
+class _DescriptionRow(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    photo_flickr_id: Id
-    original_text: Text | None = None
-    text: Text | None = None
+    photo_flickr_id: StringId
+    original_text: UnicodeText | None = None
+    text: UnicodeText | None = None
 
 
-class _Sentence(_Description):
-    album_id: Id
-    story_id: Id
+class _SentenceRow(_DescriptionRow):
+    album_id: StringId
+    story_id: StringId
     worker_arranged_photo_order: int
 
 
-ANNOTATION = {
-    "articles": TypeAdapter(Annotated[list[_Sentence], Field(min_length=1, max_length=1)]),
-    "captions": TypeAdapter(Annotated[list[_Description], Field(min_length=1, max_length=1)]),
+ANNOTATION_ADAPTERS = {
+    "articles": TypeAdapter(Annotated[list[_SentenceRow], Field(min_length=1, max_length=1)]),
+    "captions": TypeAdapter(Annotated[list[_DescriptionRow], Field(min_length=1, max_length=1)]),
 }
 
 
 @dataclass(frozen=True)
-class _Text:
+class _AnnotatedText:
     source: str  # file:annotations.NUMBER
     text: str
-    row: _Description
+    row: _DescriptionRow
 
 
-def read(source: Path, kind: str, params: Params) -> Iterator[Item]:
+def read(source: Path, kind: str, params: VistConfig) -> Iterator[DatasetItem]:
     """Rejects and rows, file by file. Raises WrongInput if a file as a whole is no VIST."""
-    files = pictures(source, params.folders)
+    files = index_images(source, params.image_folders)
     shown: dict[str, str] = {}  # photo -> the first file with a row that shows it
-    for split, path in annotation_files(source, kind).items():
-        content = load_file(path)
-        titles = album_titles(content.get("albums"))
-        groups: dict[str, list[_Text]] = {}  # by story, or by photo
-        for item in texts(content["annotations"], path.name, kind, params.text):
-            if isinstance(item, Reject):
+    for split, path in find_annotation_files(source, kind).items():
+        content = load_annotations(path)
+        titles = get_album_titles(content.get("albums"))
+        groups: dict[str, list[_AnnotatedText]] = {}  # by story, or by photo
+        for item in parse_annotations(content["annotations"], path.name, kind, params.text_version):
+            if isinstance(item, Rejection):
                 yield item
             else:
                 row = item.row
-                name = row.story_id if isinstance(row, _Sentence) else row.photo_flickr_id
+                name = row.story_id if isinstance(row, _SentenceRow) else row.photo_flickr_id
                 groups.setdefault(name, []).append(item)
         for name, group in groups.items():
             photos = {one.row.photo_flickr_id for one in group}
             elsewhere = sorted(one for one in photos if shown.get(one, path.name) != path.name)
             if elsewhere:
                 fault = f"two splits: photo {elsewhere[0]} is in {shown[elsewhere[0]]} too"
-                yield Reject(group[0].source, fault, key=name)
+                yield Rejection(group[0].source, fault, key=name)
                 continue
             shown |= dict.fromkeys(photos, path.name)
-            found = {photo: picture(photo, files, source) for photo in photos}
-            common = {"key": name, "language": "en", "split": SPLITS.get(split, split)}
+            found = {photo: resolve_image_file(photo, files, source) for photo in photos}
+            common = {"key": name, "language": "en", "split": SPLIT_ALIASES.get(split, split)}
             if kind == "articles":
-                yield from story(group, found, titles, common)
+                yield from build_article(group, found, titles, common)
             else:
-                yield caption(group, found[name], common)
+                yield build_captioned(group, found[name], common)
 
 
-def annotation_files(source: Path, kind: str) -> dict[str, Path]:
+def find_annotation_files(source: Path, kind: str) -> dict[str, Path]:
     """The files of a kind that are there, by split. Raises WrongInput if there is none."""
     folder, end = TIERS[kind]
     places = {
@@ -124,67 +137,69 @@ def annotation_files(source: Path, kind: str) -> dict[str, Path]:
         if any(path.is_file() for path in paths)
     }
     if not found:
-        raise WrongInput(
+        raise InputError(
             f"{source} holds neither train.{end} nor {folder}/train.{end}: unpack them there and "
             "give that folder; stories are articles, descriptions are captions"
         )
     return found
 
 
-def load_file(path: Path) -> dict:
+def load_annotations(path: Path) -> dict:
     """The content of a file. Raises WrongInput if it is not JSON with annotations."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise WrongInput(f"{path} is not JSON ({error}): download it again") from None
+        raise InputError(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        raise WrongInput(f"{path} holds no list of annotations: it is no file of VIST")
+        raise InputError(f"{path} holds no list of annotations: it is no file of VIST")
     return content
 
 
-def album_titles(albums: object) -> dict[str, str]:
+def get_album_titles(albums: object) -> dict[str, str]:
     """Title by album, of those that have one."""
     rows = [row for row in albums if isinstance(row, dict)] if isinstance(albums, list) else []
     titled = [row for row in rows if isinstance(row.get("title"), str)]
     return {str(row.get("id")): row["title"] for row in titled}
 
 
-def texts(annotations: list[object], file: str, kind: str, which: str) -> Iterator[_Text | Reject]:
+def parse_annotations(
+    annotations: list[object], file: str, kind: str, which: str
+) -> Iterator[_AnnotatedText | Rejection]:
     """The annotations of a file with the text that is asked for, or a Reject each."""
     key = {"original": "original_text", "tokenised": "text"}[which]
     for number, annotation in enumerate(annotations):
         source = f"{file}:annotations.{number}"
         try:
-            (row,) = ANNOTATION[kind].validate_python(annotation)
+            (row,) = ANNOTATION_ADAPTERS[kind].validate_python(annotation)
         except ValidationError as error:
-            yield Reject(source, reason(error))
+            yield Rejection(source, describe_validation_error(error))
             continue
         text = getattr(row, key)
         if text is None:
-            yield Reject(source, f"wrong field: 0.{key}: Field required")
+            yield Rejection(source, f"wrong field: 0.{key}: Field required")
         elif not text.strip():
-            yield Reject(source, f"empty text: {key}", key=row.photo_flickr_id)
+            yield Rejection(source, f"empty text: {key}", key=row.photo_flickr_id)
         else:
-            yield _Text(source, text, row)
+            yield _AnnotatedText(source, text, row)
 
 
-def story(
-    group: list[_Text], found: dict[str, PictureFile], titles: dict[str, str], common: dict
-) -> Iterator[Article | Reject]:
+def build_article(
+    group: list[_AnnotatedText], found: dict[str, ImageFile], titles: dict[str, str], common: dict
+) -> Iterator[ArticleRecord | Rejection]:
     """The sentences of one story as an article, and a Reject for each place that is taken."""
-    places: dict[int, _Text] = {}
+    places: dict[int, _AnnotatedText] = {}
     for one in group:
         first = places.setdefault(one.row.worker_arranged_photo_order, one)
         if first is not one:
             fault = f"duplicate id: the same place in the story as {first.source}"
-            yield Reject(one.source, fault, key=common["key"])
-    blocks: list[PictureFile | str] = []
+            yield Rejection(one.source, fault, key=common["key"])
+    blocks: list[ImageFile | str] = []
     for _, one in sorted(places.items()):
         blocks += [found[one.row.photo_flickr_id], one.text]
     title = titles.get(group[0].row.album_id, "")
-    yield Article(source=group[0].source, title=title, blocks=blocks, **common)
+    yield ArticleRecord(source=group[0].source, title=title, blocks=blocks, **common)
 
 
-def caption(group: list[_Text], photo: PictureFile, common: dict) -> Captioned:
+def build_captioned(group: list[_AnnotatedText], photo: ImageFile, common: dict) -> CaptionRecord:
     captions = list(dict.fromkeys(one.text for one in group))
-    return Captioned(source=group[0].source, picture=photo, captions=captions, **common)
+    return CaptionRecord(source=group[0].source, image=photo, captions=captions, **common)

@@ -36,54 +36,54 @@ from torch import Tensor, nn
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
-from stages.shared.modeling.layers import Elementwise, Standardise
-from stages.shared.modeling.modality_dropout import hide
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.training.losses import IGNORED, pairwise_dpo, softmax_dpo
+from stages.shared.modeling.layers import ElementwiseScale, Standardizer
+from stages.shared.modeling.modality_dropout import drop_modality
+from stages.shared.runtime.stage import InputError
+from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss, softmax_dpo_loss
 
-Items = chunk_dataset.Chunks
+Dataset = chunk_dataset.ChunkDataset
 KINDS = ("articles",)  # of corpora; captions have no chunks to prefer between
-Mode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
+GateMode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelConfig:
     d_model: int
-    text_tokens: int
+    max_topic_tokens: int
     sigma_map: Literal["raw", "affine", "minmax"]
-    sigma_low: float
-    sigma_high: float
-    threshold: float
-    gate_train: Mode
-    gate_predict: Mode
+    sigma_min: float
+    sigma_max: float
+    gate_threshold: float
+    gate_train: GateMode
+    gate_predict: GateMode
     fusion: Literal["attention", "concatenation"]
     projection: Literal["linear", "elementwise"]
     correlation: Literal["channel", "mmcot"]
     correlation_scale: Literal["mean", "root", "sum"]
-    connection: Connection
-    prompt: bool
-    missing_picture: float
-    missing_topic: float
+    t5_input: Connection
+    append_topic: bool
+    image_drop_prob: float
+    topic_drop_prob: float
 
     def __post_init__(self) -> None:
-        if self.sigma_low >= self.sigma_high:
-            raise WrongInput("models.flexmuse.network: sigma_low must be below sigma_high")
-        if self.missing_picture + self.missing_topic > 1:
-            raise WrongInput("models.flexmuse.network: missing_picture and missing_topic pass 1")
-        if self.fusion == "concatenation" and self.prompt:
-            raise WrongInput("models.flexmuse.network: a concatenation holds the topic: no prompt")
+        if self.sigma_min >= self.sigma_max:
+            raise InputError("models.flexmuse.network: sigma_low must be below sigma_high")
+        if self.image_drop_prob + self.topic_drop_prob > 1:
+            raise InputError("models.flexmuse.network: missing_picture and missing_topic pass 1")
+        if self.fusion == "concatenation" and self.append_topic:
+            raise InputError("models.flexmuse.network: a concatenation holds the topic: no prompt")
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferenceConfig:
     beta: float
-    form: Literal["pairwise", "softmax"]
-    length_normalised: bool
+    loss_type: Literal["pairwise", "softmax"]
+    length_normalized: bool
     sft_weight: float
 
 
 @dataclass(frozen=True)
-class Shapes:
+class InputDims:
     """What the model reads, measured on the features."""
 
     patches: int  # P
@@ -91,14 +91,14 @@ class Shapes:
     topic_width: int  # D_T; 0 where topics are learned from the decoder's tokens
 
 
-def shapes(features: Features) -> Shapes:
+def infer_input_dims(features: Features) -> InputDims:
     """What the features of a corpus ask of the model."""
     _, patches, patch_width = features.patches.shape
-    return Shapes(patches, patch_width, features.topic_width)
+    return InputDims(patches, patch_width, features.token_width)
 
 
 @dataclass
-class Memory:
+class FlexMuseEncoderOutput:
     """What the decoder attends to, and how the gate and the fusion came to it.
 
     A concatenation has neither lambda nor attention: None.
@@ -111,21 +111,23 @@ class Memory:
     correlation: Tensor | None  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
     attention: Tensor | None  # (B, P, T) from patches to topic tokens
 
-    def rows(self, index: Tensor) -> "Memory":
+    def select(self, index: Tensor) -> "FlexMuseEncoderOutput":
         values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Memory(*(value if value is None else value[index] for value in values))
+        return FlexMuseEncoderOutput(
+            *(value if value is None else value[index] for value in values)
+        )
 
 
-def map_sigma(sigma: Tensor, network: Network) -> Tensor:
+def map_sigma(sigma: Tensor, network: ModelConfig) -> Tensor:
     """What u is compared with: sigma itself, (sigma + 1) / 2, or sigma between two bounds."""
     if network.sigma_map == "affine":
         sigma = (sigma + 1) / 2
     elif network.sigma_map == "minmax":
-        sigma = (sigma - network.sigma_low) / (network.sigma_high - network.sigma_low)
+        sigma = (sigma - network.sigma_min) / (network.sigma_max - network.sigma_min)
     return sigma
 
 
-def mask_probability(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
+def mask_probability(sigma: Tensor, mode: GateMode, network: ModelConfig) -> Tensor:
     """P(g = 0) over u; in the mode `expected` the share that is taken off.  (B,) -> (B,)"""
     if mode == "always_pass":
         return torch.zeros_like(sigma)
@@ -133,11 +135,11 @@ def mask_probability(sigma: Tensor, mode: Mode, network: Network) -> Tensor:
         return torch.ones_like(sigma)
     sigma = map_sigma(sigma, network)
     if mode == "threshold":  # u = u0
-        return (sigma >= network.threshold).to(sigma.dtype)
+        return (sigma >= network.gate_threshold).to(sigma.dtype)
     return sigma.clamp(0, 1)  # P(sigma >= u)
 
 
-def gate(sigma: Tensor, mode: Mode, network: Network, u: Tensor | None = None) -> Tensor:
+def gate(sigma: Tensor, mode: GateMode, network: ModelConfig, u: Tensor | None = None) -> Tensor:
     """msaGate: how much of each topic passes, g in [0, 1].  (B,) -> (B,)
 
     u (B,): what the mode `sample` compares sigma with; drawn where there is none.
@@ -148,18 +150,18 @@ def gate(sigma: Tensor, mode: Mode, network: Network, u: Tensor | None = None) -
     return 1 - mask_probability(sigma, mode, network)
 
 
-def scaled(products: Tensor, scale: str, patches: int) -> Tensor:
+def scale_correlation(products: Tensor, scale: str, patches: int) -> Tensor:
     """(Z^A)^T Z^V is a sum over P patches: divided by sqrt(P) as scores are, by P, or by 1."""
     return products / {"sum": 1, "root": math.sqrt(patches), "mean": patches}[scale]
 
 
-class Fusion(nn.Module):
+class CrossModalFusion(nn.Module):
     """Cross-modality fusion: the topic as each patch sees it, weighed against the patch."""
 
-    def __init__(self, width: int, network: Network):
+    def __init__(self, width: int, network: ModelConfig):
         super().__init__()
         self.query, self.key, self.value = (
-            Elementwise(width)
+            ElementwiseScale(width)
             if network.projection == "elementwise"
             else nn.Linear(width, width, bias=False)
             for _ in range(3)
@@ -184,11 +186,13 @@ class Fusion(nn.Module):
         else:
             # W^lambda (Z^A)^T Z^V, scaled, without forming the (D, D) product
             weights = self.weigh(seen).transpose(1, 2)  # (B, 1, P)
-            balance = torch.sigmoid(scaled(weights @ picture, self.scale, picture.shape[1]))
+            balance = torch.sigmoid(
+                scale_correlation(weights @ picture, self.scale, picture.shape[1])
+            )
         return self.norm((1 - balance) * seen + balance * picture), balance, attention
 
 
-class Concatenation(nn.Module):
+class ConcatFusion(nn.Module):
     """What the fusion is measured against: the decoder finds its own way among patches and topic.
 
     Z^F = [Z^V; Z^G], the ablation "without fusion".
@@ -206,40 +210,40 @@ class Concatenation(nn.Module):
 class Model(nn.Module):
     """FlexMUSE around a T5 (transformers T5ForConditionalGeneration)."""
 
-    def __init__(self, network: Network, shapes: Shapes, t5: nn.Module):
+    def __init__(self, network: ModelConfig, shapes: InputDims, t5: nn.Module):
         super().__init__()
         self.network, self.shapes, self.t5 = network, shapes, t5
         width = t5.config.d_model
-        self.standardise_picture = Standardise(shapes.patch_width)
+        self.standardise_picture = Standardizer(shapes.patch_width)
         self.project_picture = nn.Linear(shapes.patch_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(shapes.patches, width))
         self.no_picture = nn.Parameter(0.02 * torch.randn(width))
         if shapes.topic_width:
-            self.standardise_topic = Standardise(shapes.topic_width)
+            self.standardise_topic = Standardizer(shapes.topic_width)
             self.project_topic = nn.Linear(shapes.topic_width, width, bias=False)
         else:
             self.learned_topic = nn.Embedding(t5.config.vocab_size, width)
-            self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
+            self.topic_position = nn.Parameter(0.02 * torch.randn(network.max_topic_tokens, width))
         attends = network.fusion == "attention"
-        self.fusion = Fusion(width, network) if attends else Concatenation(width)
-        decoding.connect(t5, network.connection)
+        self.fusion = CrossModalFusion(width, network) if attends else ConcatFusion(width)
+        decoding.drop_bypassed_encoder(t5, network.t5_input)
 
-    def measure(self, features: Features, pictures: list[int], topics: list[int]) -> None:
+    def fit_normalization(self, features: Features, pictures: list[int], topics: list[int]) -> None:
         """Take the training split's statistics: of these rows of the caches, each counted once."""
         patches = torch.from_numpy(features.patches[pictures]).float()
-        self.standardise_picture.measure(patches.flatten(0, 1))
+        self.standardise_picture.fit_normalization(patches.flatten(0, 1))
         if self.shapes.topic_width:
             tokens = features.tokens[topics][features.token_mask[topics]]
-            self.standardise_topic.measure(torch.from_numpy(tokens).float())
+            self.standardise_topic.fit_normalization(torch.from_numpy(tokens).float())
 
-    def topic(self, batch: dict) -> tuple[Tensor, Tensor]:
+    def encode_topic(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Z^T projected, and its mask.  -> (B, T, D), (B, T)"""
         if self.shapes.topic_width:
             return self.project_topic(self.standardise_topic(batch["topic"])), batch["topic_mask"]
         ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
         return self.learned_topic(ids) + self.topic_position[: ids.shape[1]], mask
 
-    def remember(self, batch: dict, mode: Mode | None = None) -> Memory:
+    def encode(self, batch: dict, mode: GateMode | None = None) -> FlexMuseEncoderOutput:
         """Encode each item once, as when writing unless the gate's mode says otherwise.
 
         batch: see stages/shared/generation/chunk_dataset.py
@@ -250,25 +254,25 @@ class Model(nn.Module):
         g = gate(batch["sigma"], mode or self.network.gate_predict, self.network, batch.get("u"))
         # Without a picture nothing makes the topic redundant; without a topic nothing passes.
         g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
-        topic, mask = self.topic(batch)
+        topic, mask = self.encode_topic(batch)
         fused, balance, attention = self.fusion(picture, topic * g[:, None, None], mask)
         hidden, passes = fused, (g > 0)[:, None]
         shown = [torch.ones(picture.shape[:2], dtype=torch.bool, device=picture.device)]
         if self.network.fusion == "concatenation":
             shown.append(mask & passes)
-        if self.network.prompt:
+        if self.network.append_topic:
             prompt = self.t5.shared(batch["topic_ids"]) * g[:, None, None]
             hidden = torch.cat([hidden, prompt], dim=1)
             shown.append(batch["topic_ids_mask"] & passes)
         attended = torch.cat(shown, dim=1).to(hidden.dtype)
-        hidden = decoding.encode(self.t5, hidden, attended, self.network.connection)
-        return Memory(hidden, attended, g, mask, balance, attention)
+        hidden = decoding.encode_inputs(self.t5, hidden, attended, self.network.t5_input)
+        return FlexMuseEncoderOutput(hidden, attended, g, mask, balance, attention)
 
-    def log_probs(self, memory: Memory, labels: Tensor) -> Tensor:
+    def log_probs(self, memory: FlexMuseEncoderOutput, labels: Tensor) -> Tensor:
         """log p(y | Z^F) in nats, summed over tokens.  (B, T) -> (B,)"""
-        return decoding.log_probs(self.t5, memory.hidden, memory.mask, labels).sum(-1)
+        return decoding.compute_log_probs(self.t5, memory.hidden, memory.mask, labels).sum(-1)
 
-    def look(self, memory: Memory, ids: Tensor) -> Tensor:
+    def attention_maps(self, memory: FlexMuseEncoderOutput, ids: Tensor) -> Tensor:
         """Where the decoder looks in the picture while it emits each token of a written text.
 
         ids (B, Y + 1), the first one that of the start -> (B, Y, P), the mean over layers and heads
@@ -277,31 +281,31 @@ class Model(nn.Module):
         than 1. With `inputs_embeds` the T5 encoder has mixed all positions: p is then the one that
         began as patch p, but what it holds may come from any other.
         """
-        looks = decoding.cross_attention(self.t5, memory.hidden, memory.mask, ids)
+        looks = decoding.compute_cross_attention(self.t5, memory.hidden, memory.mask, ids)
         return looks[..., : self.shapes.patches]
 
 
 def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
     """L_NTP, the mean negative log-likelihood of a token in nats."""
     if model.training:
-        batch = hide(batch, model.network.missing_picture, model.network.missing_topic)
+        batch = drop_modality(batch, model.network.image_drop_prob, model.network.topic_drop_prob)
     mode = model.network.gate_train if model.training else model.network.gate_predict
-    memory = model.remember(batch, mode)
-    tokens = (batch["labels"] != IGNORED).sum()
+    memory = model.encode(batch, mode)
+    tokens = (batch["labels"] != IGNORE_INDEX).sum()
     return {"ntp": -model.log_probs(memory, batch["labels"]).sum() / tokens}
 
 
 @torch.inference_mode()
-def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
+def diagnostics(model: Model, batch: dict) -> dict[str, Tensor]:
     """What to watch while training: sigma, what the gate masks, mean lambda.  name -> (B,)"""
-    memory = model.remember(batch, model.network.gate_train)
+    memory = model.encode(batch, model.network.gate_train)
     seen = {"sigma": batch["sigma"], "mask_rate": 1 - memory.gate}
     if memory.correlation is not None:
         seen["lambda"] = memory.correlation.mean((1, 2))
     return seen
 
 
-def matrix(model: Model, batch: dict) -> Tensor:
+def pairwise_log_probs(model: Model, batch: dict) -> Tensor:
     """log p of chunks given pictures of their group: entry (i, k, j) is log p(c_j | V_k).
 
     batch: an item a picture, `group` (B,) the row it belongs to, counted from 0, `place` (B,) its
@@ -313,7 +317,7 @@ def matrix(model: Model, batch: dict) -> Tensor:
     pair = allowed[group[:, None], place[:, None], place[None]]
     own = torch.eye(len(group), dtype=torch.bool, device=group.device)
     picture, chunk = torch.nonzero(same & pair | own, as_tuple=True)
-    memory = model.remember(batch, model.network.gate_predict).rows(picture)
+    memory = model.encode(batch, model.network.gate_predict).select(picture)
     scores = model.log_probs(memory, batch["labels"][chunk])
     rows, width = int(group.max()) + 1, int(place.max()) + 1
     return scores.new_zeros(rows, width, width).index_put(
@@ -321,15 +325,15 @@ def matrix(model: Model, batch: dict) -> Tensor:
     )
 
 
-def lengths(batch: dict, like: Tensor) -> Tensor:
+def count_chunk_tokens(batch: dict, like: Tensor) -> Tensor:
     """Tokens of every chunk, 1 where there is none.  -> (G, 1, N)"""
     counts = like.new_ones(like.shape[0], like.shape[-1])
-    tokens = (batch["labels"] != IGNORED).sum(-1).to(like.dtype)
+    tokens = (batch["labels"] != IGNORE_INDEX).sum(-1).to(like.dtype)
     return counts.index_put((batch["group"], batch["place"]), tokens)[:, None]
 
 
 def preference_loss(
-    model: Model, batch: dict, reference: Tensor, preference: Preference
+    model: Model, batch: dict, reference: Tensor, preference: PreferenceConfig
 ) -> dict[str, Tensor]:
     """mscDPO on whole groups, plus the weighted SFT term on the chosen chunks.
 
@@ -340,22 +344,22 @@ def preference_loss(
     """
     if model.training:
         shown, network = batch, model.network
-        batch = hide(shown, network.missing_picture, network.missing_topic)
+        batch = drop_modality(shown, network.image_drop_prob, network.topic_drop_prob)
         hidden = (batch["has_picture"] != shown["has_picture"]) | (
             batch["has_topic"] != shown["has_topic"]
         )
         allowed = batch["allowed"].clone()
         allowed[batch["group"][hidden], batch["place"][hidden]] = False
         batch["allowed"] = allowed
-    scores = matrix(model, batch)
-    tokens = lengths(batch, scores)
+    scores = pairwise_log_probs(model, batch)
+    tokens = count_chunk_tokens(batch, scores)
     margins = scores - reference  # lp - ref
-    if preference.length_normalised:
+    if preference.length_normalized:
         margins = margins / tokens
     gaps = margins.diagonal(dim1=1, dim2=2)[..., None] - margins  # (G, N, N)
-    dpo = pairwise_dpo if preference.form == "pairwise" else softmax_dpo
+    dpo = pairwise_dpo_loss if preference.loss_type == "pairwise" else softmax_dpo_loss
     chosen = scores.diagonal(dim1=1, dim2=2).sum()  # absent entries are 0
-    written = (batch["labels"] != IGNORED).sum()
+    written = (batch["labels"] != IGNORE_INDEX).sum()
     return {
         "mscdpo": dpo(gaps, batch["allowed"], preference.beta),
         "ntp": -preference.sft_weight * chosen / written,

@@ -19,68 +19,71 @@ from safetensors.torch import load_file, save_file
 
 from stages.models.mm_orient import dataset as meme_dataset
 from stages.models.mm_orient import text_features
-from stages.models.mm_orient.dataset import Memes, Pictures, Tasks, Texts
-from stages.models.mm_orient.region_features import RegionReader
+from stages.models.mm_orient.dataset import ImageFeatures, MemeDataset, TaskLabels, TextFeatures
+from stages.models.mm_orient.region_features import RegionExtractor
 from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.bert import TextEncoder
 from stages.shared.backbones.classifier import (
-    PATCHES,
-    TEXT_ENCODER,
+    PRECOMPUTED_PATCHES,
+    TEXT_ENCODER_DIR,
     check_language,
-    network,
-    parameters,
-    read_config,
+    count_parameters,
+    load_config,
+    load_model_config,
 )
-from stages.shared.core.config import at_least, fill
+from stages.shared.core.config import build_config, check_at_least
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
-from stages.shared.modeling.registry import paper
-from stages.shared.modeling.state_dict import unique
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.torch_setup.devices import device
+from stages.shared.modeling.registry import load_paper
+from stages.shared.modeling.state_dict import untied_state_dict
+from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.loop import Schedule
 
-TOKENS = "tokens"  # the text encoder that embed ran
-TOXICITY, REGIONS = "toxicity", "regions.safetensors"  # within the folder of a model
+PRECOMPUTED_TOKENS = "tokens"  # the text encoder that embed ran
+TOXICITY_DIR, REGION_WEIGHTS_FILE = (
+    "toxicity",
+    "regions.safetensors",
+)  # within the folder of a model
 
 
 @dataclass(frozen=True)
-class Text:
+class MmOrientTextConfig:
     encoder: str
-    pieces: int
+    max_subwords: int
 
     def __post_init__(self) -> None:
-        at_least(self, pieces=1)
+        check_at_least(self, pieces=1)
 
 
 @dataclass(frozen=True)
-class Picture:
-    encoder: Literal["patches", resnet.Name]
-    size: int
-    grid: int
+class MmOrientImageConfig:
+    encoder: Literal["patches", resnet.ResNetName]
+    image_size: int
+    grid_size: int
 
     def __post_init__(self) -> None:
-        at_least(self, size=resnet.SMALLEST, grid=1)
+        check_at_least(self, size=resnet.MIN_IMAGE_SIZE, grid=1)
 
 
 @dataclass(frozen=True)
-class Run:
+class MmOrientRun:
     model: str
     corpus: str
     records: str
-    pictures: str
-    text: Text
-    picture: Picture
-    task_features: text_features.Params
+    images: str
+    text: MmOrientTextConfig
+    image: MmOrientImageConfig
+    task_features: text_features.TaskFeatureConfig
     training: Schedule
-    batch: int
+    eval_batch_size: int
 
     def __post_init__(self) -> None:
-        at_least(self, batch=1)
+        check_at_least(self, batch=1)
 
 
 @dataclass
-class Reader:
+class MmOrientClassifier:
     """A model with what is needed to use and to save it.
 
     text: reads texts, unless embed did. regions: reads pictures, unless embed did. about: which
@@ -89,21 +92,25 @@ class Reader:
 
     paper: ModuleType
     model: torch.nn.Module
-    text: TextEncoder | None
-    regions: RegionReader | None
-    about: text_features.Params
+    text_encoder: TextEncoder | None
+    region_extractor: RegionExtractor | None
+    task_feature_config: text_features.TaskFeatureConfig
     config: dict
 
     @property
-    def tasks(self) -> Tasks:
+    def tasks(self) -> TaskLabels:
         """The tasks that were learned, each with all of its labels."""
         return self.config["labels"]
 
-    def frozen(self) -> list[torch.nn.Module]:
+    def frozen_modules(self) -> list[torch.nn.Module]:
         """What it reads with, beside the aligned encoder."""
-        return [one for one in (self.text, self.regions and self.regions.net) if one is not None]
+        return [
+            one
+            for one in (self.text_encoder, self.region_extractor and self.region_extractor.net)
+            if one is not None
+        ]
 
-    def items(self, rows: list[dict], features: Features, pictures: Path) -> Memes:
+    def build_dataset(self, rows: list[dict], features: Features, pictures: Path) -> MemeDataset:
         """Rows of MEMES, with what embed cached of them, as what is read.
 
         pictures: the folder whose images/ hold them. Raises WrongInput if embed read no texts and
@@ -112,46 +119,52 @@ class Reader:
         texts = list(dict.fromkeys(row["text"] for row in rows if row["text"]))
         names = list(dict.fromkeys(row["image"] for row in rows if row["image"]))
         width = self.config["shapes"]["pooled_width"]
-        shown = self._pictures(names, features, pictures)
-        return Memes(rows, self.tasks, self._texts(texts, features), shown, width)
+        shown = self._image_features(names, features, pictures)
+        return MemeDataset(rows, self.tasks, self._text_features(texts, features), shown, width)
 
-    def _texts(self, texts: list[str], features: Features) -> Texts:
+    def _text_features(self, texts: list[str], features: Features) -> TextFeatures:
         shapes = self.config["shapes"]
-        read = cached(texts, features) if self.text is None else encoded(texts, self.text)
-        about = text_features.read(texts, self.about)
-        return Texts(
+        read = (
+            load_cached_texts(texts, features)
+            if self.text_encoder is None
+            else encode_texts(texts, self.text_encoder)
+        )
+        about = text_features.compute_features(texts, self.task_feature_config)
+        return TextFeatures(
             **read,
             width=shapes["text_width"],
-            clip=clip_of(texts, features, shapes["pooled_width"]),
+            clip=load_text_clip(texts, features, shapes["pooled_width"]),
             task_features=dict(zip(texts, about, strict=True)),
-            features=shapes["task_features"],
+            num_task_features=shapes["task_features"],
         )
 
-    def _pictures(self, names: list[str], features: Features, pictures: Path) -> Pictures:
+    def _image_features(
+        self, names: list[str], features: Features, pictures: Path
+    ) -> ImageFeatures:
         places = {name: features.image_index[name] for name in names}
-        if self.regions is None:
+        if self.region_extractor is None:
             regions = {name: features.patches[place] for name, place in places.items()}
         else:
-            regions = self.regions.read(pictures / "images", names)
+            regions = self.region_extractor.extract(pictures / "images", names)
         clip = {name: features.pooled[place] for name, place in places.items()}
-        return Pictures(regions, tuple(self.config["regions"]), clip)
+        return ImageFeatures(regions, tuple(self.config["regions"]), clip)
 
 
-def check_texts(texts: list[str], features: Features) -> None:
+def check_texts_supported(texts: list[str], features: Features) -> None:
     """Raises WrongInput if there are texts that embed did not read."""
     if texts and features.text_index is None:
-        raise WrongInput(
+        raise InputError(
             "the encoder of 06_align does not read these texts: name a BERT that does in `text` of "
             "the reader's row in params.yaml, or set embed.min_supported to 0"
         )
 
 
-def cached(texts: list[str], features: Features) -> dict[str, dict]:
+def load_cached_texts(texts: list[str], features: Features) -> dict[str, dict]:
     """Pieces and tokens of texts as embed left them; what it cut, it did not say."""
-    check_texts(texts, features)
+    check_texts_supported(texts, features)
     places = {text: features.text_index[text] for text in texts}
     return {
-        "spelt": {text: features.pieces[place] for text, place in places.items()},
+        "spelt": {text: features.subwords[place] for text, place in places.items()},
         "cut": {},
         "tokens": {
             text: features.tokens[place][features.token_mask[place]]
@@ -160,80 +173,88 @@ def cached(texts: list[str], features: Features) -> dict[str, dict]:
     }
 
 
-def encoded(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
+def encode_texts(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
     """Pieces and tokens of texts by an encoder of the reader's own, all frozen."""
     words = [text.split() for text in texts]
-    pieces = [encoder.pieces(one) for one in words]
-    states = encoder.frozen([one.ids for one in pieces])
-    cut = [len(one) - read.kept for one, read in zip(words, pieces, strict=True)]
+    pieces = [encoder.tokenize(one) for one in words]
+    states = encoder.encode_frozen([one.ids for one in pieces])
+    cut = [len(one) - read.num_words for one, read in zip(words, pieces, strict=True)]
     return {
-        "spelt": {text: one.spelt for text, one in zip(texts, pieces, strict=True)},
+        "spelt": {text: one.tokens for text, one in zip(texts, pieces, strict=True)},
         "cut": dict(zip(texts, cut, strict=True)),
         # The special tokens stand around the pieces.
         "tokens": {text: state[1:-1] for text, state in zip(texts, states, strict=True)},
     }
 
 
-def clip_of(texts: list[str], features: Features, width: int) -> dict[str, np.ndarray]:
+def load_text_clip(texts: list[str], features: Features, width: int) -> dict[str, np.ndarray]:
     """E^t by text, zeros where the aligned encoder does not read it.  (width,)"""
     if features.text_index is None:
         return dict.fromkeys(texts, np.zeros(width, np.float16))
     return {text: features.text_pooled[features.text_index[text]] for text in texts}
 
 
-def create(run: Run, rows: list[dict], tasks: Tasks, features: Features) -> Reader:
+def create(
+    run: MmOrientRun, rows: list[dict], tasks: TaskLabels, features: Features
+) -> MmOrientClassifier:
     """A new reader for a corpus with these train rows; it learns the tasks they are judged on.
 
     Raises WrongInput if there is none, or if nothing reads the language of the texts.
     """
-    module, sizes = paper(run.model), network(run)
-    learned = meme_dataset.judged(rows, tasks)
+    module, sizes = load_paper(run.model), load_model_config(run)
+    learned = meme_dataset.filter_labeled_tasks(rows, tasks)
     if not learned:
-        raise WrongInput("no meme of the train split has a label: give the corpus some")
+        raise InputError("no meme of the train split has a label: give the corpus some")
     check_language(run, rows)
-    text = None if run.text.encoder == TOKENS else own_encoder(run.text)
-    picture = run.picture
-    regions = None if picture.encoder == PATCHES else region_reader(picture, "default")
+    text = None if run.text.encoder == PRECOMPUTED_TOKENS else load_text_encoder(run.text)
+    picture = run.image
+    regions = (
+        None
+        if picture.encoder == PRECOMPUTED_PATCHES
+        else build_region_extractor(picture, "default")
+    )
     shape = region_shape(regions, features)
     shapes = module.Shapes(
         tasks={task: len(labels) for task, labels in learned.items()},
         text_width=text.width if text else tokens_width(rows, features),
         region_width=shape[1],
         pooled_width=pooled_width(features),
-        task_features=text_features.width(run.task_features),
+        task_features=text_features.feature_dim(run.task_features),
     )
-    model = module.Model(sizes, shapes).to(device())
+    model = module.Model(sizes, shapes).to(get_device())
     config = {
         "model": run.model,
         "text": asdict(run.text),
         "picture": asdict(picture),
         "task_features": asdict(run.task_features),
-        "texts": features.text,  # whether the aligned encoder reads them
+        "texts": features.text_kind,  # whether the aligned encoder reads them
         "regions": shape,
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "labels": learned,
         "not_learned": [task for task in tasks if task not in learned],
-        "parameters": parameters(model),
+        "parameters": count_parameters(model),
     }
-    return Reader(module, model, text, regions, run.task_features, config)
+    return MmOrientClassifier(module, model, text, regions, run.task_features, config)
 
 
-def own_encoder(text: Text) -> TextEncoder:
-    return bert.load(text.encoder, 0, text.pieces)
+def load_text_encoder(text: MmOrientTextConfig) -> TextEncoder:
+    return bert.load(text.encoder, 0, text.max_subwords)
 
 
-def region_reader(picture: Picture, weights: resnet.Weights) -> RegionReader:
-    return RegionReader(picture.encoder, weights, picture.size, picture.grid)
+def build_region_extractor(
+    picture: MmOrientImageConfig, weights: resnet.ResNetWeights
+) -> RegionExtractor:
+    return RegionExtractor(picture.encoder, weights, picture.image_size, picture.grid_size)
 
 
 def tokens_width(rows: list[dict], features: Features) -> int:
     """D_t of the aligned encoder; 1 in a corpus without any text."""
-    check_texts([row["text"] for row in rows if row["text"]], features)
-    return features.topic_width or 1
+    check_texts_supported([row["text"] for row in rows if row["text"]], features)
+    return features.token_width or 1
 
 
-def region_shape(regions: RegionReader | None, features: Features) -> list[int]:
+def region_shape(regions: RegionExtractor | None, features: Features) -> list[int]:
     """P and D_v of the regions of a picture; 1 and 1 in a corpus without any."""
     if regions is not None:
         return [regions.net.cells, regions.net.width]
@@ -246,50 +267,57 @@ def pooled_width(features: Features) -> int:
     return known.shape[1] or 1
 
 
-def save(reader: Reader, folder: Path, encoder: Path) -> None:
+def save(reader: MmOrientClassifier, folder: Path, encoder: Path) -> None:
     """Write the model, a copy of the aligned encoder, and what else it reads with."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(reader.config, indent=1, ensure_ascii=False))
-    save_file(unique(reader.model), folder / "model.safetensors")
-    if reader.text is not None:
-        reader.text.save(folder / TEXT_ENCODER)
-        if held := weights_of(reader.text):
-            save_file(held, folder / TEXT_ENCODER / "model.safetensors")
-    if reader.regions is not None:
-        save_file(unique(reader.regions.net), folder / REGIONS)
-    text_features.save(reader.about, folder / TOXICITY)
+    save_file(untied_state_dict(reader.model), folder / "model.safetensors")
+    if reader.text_encoder is not None:
+        reader.text_encoder.save(folder / TEXT_ENCODER_DIR)
+        if held := state_dict_to_save(reader.text_encoder):
+            save_file(held, folder / TEXT_ENCODER_DIR / "model.safetensors")
+    if reader.region_extractor is not None:
+        save_file(untied_state_dict(reader.region_extractor.net), folder / REGION_WEIGHTS_FILE)
+    text_features.save_toxicity_model(reader.task_feature_config, folder / TOXICITY_DIR)
     copy_encoder(encoder, folder)
 
 
-def weights_of(encoder: TextEncoder) -> dict[str, torch.Tensor]:
+def state_dict_to_save(encoder: TextEncoder) -> dict[str, torch.Tensor]:
     """The weights that the folder must hold: not those of an installed package."""
-    left_out = encoder.unsaved()
-    return {name: value for name, value in unique(encoder).items() if name not in left_out}
+    left_out = encoder.excluded_weights()
+    return {
+        name: value for name, value in untied_state_dict(encoder).items() if name not in left_out
+    }
 
 
-def restore(folder: Path) -> Reader:
+def restore(folder: Path) -> MmOrientClassifier:
     """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
-    config = read_config(folder)
-    module, place = paper(config["model"]), f"{folder}/config.json"
+    config = load_config(folder)
+    module, place = load_paper(config["model"]), f"{folder}/config.json"
     model = module.Model(
-        fill(module.Network, config["network"], place), fill(module.Shapes, config["shapes"], place)
+        build_config(module.Network, config["network"], place),
+        build_config(module.Shapes, config["shapes"], place),
     )
     weights = load_file(folder / "model.safetensors")
-    if weights.keys() != unique(model).keys():
-        raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")
+    if weights.keys() != untied_state_dict(model).keys():
+        raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
     model.load_state_dict(weights)
-    text = restored_text(folder / TEXT_ENCODER) if config["text"]["encoder"] != TOKENS else None
-    picture, regions = fill(Picture, config["picture"], place), None
-    if picture.encoder != PATCHES:
-        regions = region_reader(picture, "none")
-        regions.net.load_state_dict(load_file(folder / REGIONS))
-    about = fill(text_features.Params, config["task_features"], place)
+    text = (
+        restore_text_encoder(folder / TEXT_ENCODER_DIR)
+        if config["text"]["encoder"] != PRECOMPUTED_TOKENS
+        else None
+    )
+    picture, regions = build_config(MmOrientImageConfig, config["picture"], place), None
+    if picture.encoder != PRECOMPUTED_PATCHES:
+        regions = build_region_extractor(picture, "none")
+        regions.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))
+    about = build_config(text_features.TaskFeatureConfig, config["task_features"], place)
     if about.toxicity != text_features.NO_MODEL:
-        about = replace(about, toxicity=str(folder / TOXICITY))
-    return Reader(module, model.to(device()).eval(), text, regions, about, config)
+        about = replace(about, toxicity=str(folder / TOXICITY_DIR))
+    return MmOrientClassifier(module, model.to(get_device()).eval(), text, regions, about, config)
 
 
-def restored_text(folder: Path) -> TextEncoder:
+def restore_text_encoder(folder: Path) -> TextEncoder:
     """A text encoder with all its weights: those that `save` wrote, or a package's."""
     text = bert.restore(folder)
     if (held := folder / "model.safetensors").exists():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def disturb(x: Tensor, mask: Tensor, sigma: float, draws: list[torch.Generator] | None) -> Tensor:
+def add_noise(x: Tensor, mask: Tensor, sigma: float, draws: list[torch.Generator] | None) -> Tensor:
     """x (B, ..., D) with noise where mask (B, ...); draws: one an item, or None: whatever comes."""
     held = mask[..., None].to(x.dtype)
     total = (x.square() * held).flatten(1).sum(1)
@@ -26,7 +26,7 @@ def disturb(x: Tensor, mask: Tensor, sigma: float, draws: list[torch.Generator] 
     return x + sigma * size * noise * held
 
 
-def draws_of(features: Tensor) -> list[torch.Generator]:
+def create_generators(features: Tensor) -> list[torch.Generator]:
     """A source of noise for each item that its features alone decide.  (B, D)"""
     rows = features.float().cpu().numpy()
     return [torch.Generator().manual_seed(crc32(row.tobytes())) for row in rows]

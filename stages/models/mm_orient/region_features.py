@@ -14,23 +14,29 @@ import torch
 from stages.shared.backbones import resnet
 from stages.shared.data import image_store
 from stages.shared.data.cache import Store
-from stages.shared.pretrained.feature_cache import pack, store_of, unpack
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.torch_setup.devices import device, inference
+from stages.shared.pretrained.feature_cache import (
+    open_feature_cache,
+    pack_features,
+    unpack_features,
+)
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device, inference_context
 
-PICTURES_AT_ONCE = 8  # part of the store's key
+IMAGE_BATCH_SIZE = 8  # part of the store's key
 
 
-class RegionReader:
+class RegionExtractor:
     """A frozen ResNet of torchvision by name; weights `none`: its user loads them into `net`.
 
     size: side of the picture that it reads, pixels. Raises WrongInput if weights cannot be had.
     """
 
-    def __init__(self, name: resnet.Name, weights: resnet.Weights, size: int, grid: int):
+    def __init__(
+        self, name: resnet.ResNetName, weights: resnet.ResNetWeights, size: int, grid: int
+    ):
         self.name, self.size = name, size
-        self.net = resnet.ResNet(name, weights, grid).to(device()).eval().requires_grad_(False)
+        self.net = resnet.ResNet(name, weights, grid).to(get_device()).eval().requires_grad_(False)
 
     def _fingerprint(self) -> str:
         digest = sha256(f"{self.name} {self.size} {self.net.grid}".encode())
@@ -38,32 +44,34 @@ class RegionReader:
             digest.update(name.encode() + weight.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def read(self, folder: Path, names: list[str]) -> Mapping[str, np.ndarray]:
+    def extract(self, folder: Path, names: list[str]) -> Mapping[str, np.ndarray]:
         """(G * G, C) fp16 of the pictures with these sha256, from the shards in `folder`.
 
         Raises WrongInput if a picture is not in the shards.
         """
-        store = store_of("regions", self._fingerprint(), PICTURES_AT_ONCE)
+        store = open_feature_cache("regions", self._fingerprint(), IMAGE_BATCH_SIZE)
 
         def compute(contents: list[bytes]) -> list[bytes]:
-            pixels = torch.stack([resnet.pixels(content, self.size) for content in contents])
-            with inference():
-                cells = self.net(resnet.normalise(pixels.to(device())))
-            return [pack(cells=one) for one in cells]
+            pixels = torch.stack([resnet.load_pixels(content, self.size) for content in contents])
+            with inference_context():
+                cells = self.net(resnet.normalize_pixels(pixels.to(get_device())))
+            return [pack_features(cells=one) for one in cells]
 
-        if missing := set(store.missing(names)):
+        if missing := set(store.missing_keys(names)):
             found = (
                 (row["sha256"], row["bytes"])
-                for row in image_store.read(folder)
+                for row in image_store.read_images(folder)
                 if row["sha256"] in missing
             )
-            store.fill(bar(found, "regions", len(missing)), compute, PICTURES_AT_ONCE)
-            if absent := store.missing(missing):
-                raise WrongInput(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
-        return Cells(store, names)
+            store.compute_missing(
+                progress_bar(found, "regions", len(missing)), compute, IMAGE_BATCH_SIZE
+            )
+            if absent := store.missing_keys(missing):
+                raise InputError(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
+        return StoredRegions(store, names)
 
 
-class Cells(Mapping[str, np.ndarray]):
+class StoredRegions(Mapping[str, np.ndarray]):
     """Regions by picture, read from the store when they are asked for: together they may not fit
     into memory."""
 
@@ -73,8 +81,8 @@ class Cells(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
             raise KeyError(name)
-        (row,) = self.store.rows([name])
-        return unpack(row)["cells"]
+        (row,) = self.store.read([name])
+        return unpack_features(row)["cells"]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -21,12 +21,17 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from stages.shared.backbones import bert
 from stages.shared.backbones.bert import TextEncoder
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 NO_MODEL = "none"
-VADER = ("negative", "neutral", "positive", "compound")  # shares of words, and a sum in -1 to 1
+VADER_FEATURES = (
+    "negative",
+    "neutral",
+    "positive",
+    "compound",
+)  # shares of words, and a sum in -1 to 1
 # Shares of words, without apostrophes: cleaning may have taken these out.
-CLASSES = {
+WORD_CLASSES = {
     "self": "i im ive ill me my mine myself we us our ours",
     "addressed": "you youre youve your yours yourself u ur",
     "others": "he she they him her hers them his their theirs everyone people",
@@ -47,23 +52,31 @@ CLASSES = {
     "vulgar": "damn hell crap shit bullshit fuck fucks fucking fucked wtf ass asshole bitch "
     "bitches bastard dick piss pissed slut whore",
 }
-SPELLING = ("words", "letters", "capitals", "digits", "exclamations", "questions", "stretched")
-KEYS = (*VADER, *CLASSES, *SPELLING)
-APOSTROPHES = "['\N{RIGHT SINGLE QUOTATION MARK}]"
-WORD = regex.compile(rf"(?:[\p{{L}}\p{{M}}\p{{N}}_]|{APOSTROPHES})+")
-STRETCHED = regex.compile(r"(\p{L})\1\1")  # sooo
-_CLASS_OF = {name: frozenset(words.split()) for name, words in CLASSES.items()}
+SPELLING_FEATURES = (
+    "words",
+    "letters",
+    "capitals",
+    "digits",
+    "exclamations",
+    "questions",
+    "stretched",
+)
+LEXICON_FEATURES = (*VADER_FEATURES, *WORD_CLASSES, *SPELLING_FEATURES)
+APOSTROPHE_PATTERN = "['\N{RIGHT SINGLE QUOTATION MARK}]"
+WORD_PATTERN = regex.compile(rf"(?:[\p{{L}}\p{{M}}\p{{N}}_]|{APOSTROPHE_PATTERN})+")
+ELONGATED_PATTERN = regex.compile(r"(\p{L})\1\1")  # sooo
+_WORD_SETS = {name: frozenset(words.split()) for name, words in WORD_CLASSES.items()}
 
 
 @dataclass(frozen=True)
-class Params:
-    lexicon: bool
-    toxicity: str
-    pieces: int
+class TaskFeatureConfig:
+    use_lexicon: bool
+    toxicity_model: str
+    max_subwords: int
 
     def __post_init__(self) -> None:
-        if self.pieces < 1:
-            raise WrongInput("params.yaml: task_features.pieces must be 1 or more")
+        if self.max_subwords < 1:
+            raise InputError("params.yaml: task_features.pieces must be 1 or more")
 
 
 @cache
@@ -71,72 +84,72 @@ def _vader() -> SentimentIntensityAnalyzer:
     return SentimentIntensityAnalyzer()
 
 
-def lexicon(text: str) -> list[float]:
+def compute_lexicon_features(text: str) -> list[float]:
     """The figures that KEYS names; of a text without words zeros."""
-    words = WORD.findall(text)
+    words = WORD_PATTERN.findall(text)
     if not words:
-        return [0.0] * len(KEYS)
+        return [0.0] * len(LEXICON_FEATURES)
     scores = _vader().polarity_scores(text)
-    bare = [regex.sub(APOSTROPHES, "", word).lower() for word in words]
+    bare = [regex.sub(APOSTROPHE_PATTERN, "", word).lower() for word in words]
     letters = "".join(bare)
     return [
         *(scores[key] for key in ("neg", "neu", "pos", "compound")),
-        *(sum(word in known for word in bare) / len(bare) for known in _CLASS_OF.values()),
+        *(sum(word in known for word in bare) / len(bare) for known in _WORD_SETS.values()),
         math.log1p(len(words)),
         math.log1p(len(letters) / len(words)),
-        share(regex.findall(r"\p{Lu}", text), letters),
-        share(regex.findall(r"\p{Nd}", text), letters),
+        ratio(regex.findall(r"\p{Lu}", text), letters),
+        ratio(regex.findall(r"\p{Nd}", text), letters),
         text.count("!") / len(words),
         text.count("?") / len(words),
-        share(list(filter(STRETCHED.search, bare)), bare),
+        ratio(list(filter(ELONGATED_PATTERN.search, bare)), bare),
     ]
 
 
-def share(found: list[str], of: str | list[str]) -> float:
+def ratio(found: list[str], of: str | list[str]) -> float:
     return len(found) / max(len(of), 1)
 
 
-def save(params: Params, folder: Path) -> None:
+def save_toxicity_model(params: TaskFeatureConfig, folder: Path) -> None:
     """Write the model of toxicity, if there is one, as what `toxicity` can name instead."""
-    if params.toxicity != NO_MODEL:
-        encoder = _toxicity_model(params)
+    if params.toxicity_model != NO_MODEL:
+        encoder = _load_toxicity_model(params)
         encoder.bert.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
 
 
 @cache
-def _toxicity_model(params: Params) -> TextEncoder:
-    return bert.load(params.toxicity, 0, params.pieces)
+def _load_toxicity_model(params: TaskFeatureConfig) -> TextEncoder:
+    return bert.load(params.toxicity_model, 0, params.max_subwords)
 
 
-def names(params: Params) -> list[str]:
+def feature_names(params: TaskFeatureConfig) -> list[str]:
     """Of the columns. Raises WrongInput if the model cannot be had, or reads fewer pieces."""
-    found = list(KEYS) if params.lexicon else []
-    if params.toxicity != NO_MODEL:
-        found += [f"toxicity {place}" for place in range(_toxicity_model(params).width)]
+    found = list(LEXICON_FEATURES) if params.use_lexicon else []
+    if params.toxicity_model != NO_MODEL:
+        found += [f"toxicity {place}" for place in range(_load_toxicity_model(params).width)]
     return found
 
 
-def width(params: Params) -> int:
+def feature_dim(params: TaskFeatureConfig) -> int:
     """F, 0 where neither block is wanted."""
-    return len(names(params))
+    return len(feature_names(params))
 
 
-def read(texts: list[str], params: Params) -> np.ndarray:
+def compute_features(texts: list[str], params: TaskFeatureConfig) -> np.ndarray:
     """The blocks that params name, side by side.  -> (N, F) floats"""
     blocks = [np.zeros((len(texts), 0), np.float32)]
-    if params.lexicon:
-        rows = [lexicon(text) for text in texts]
-        blocks.append(np.array(rows, np.float32).reshape(len(texts), len(KEYS)))
-    if params.toxicity != NO_MODEL:
-        blocks.append(_toxicity(texts, _toxicity_model(params)))
+    if params.use_lexicon:
+        rows = [compute_lexicon_features(text) for text in texts]
+        blocks.append(np.array(rows, np.float32).reshape(len(texts), len(LEXICON_FEATURES)))
+    if params.toxicity_model != NO_MODEL:
+        blocks.append(_compute_toxicity_features(texts, _load_toxicity_model(params)))
     return np.concatenate(blocks, 1)
 
 
-def _toxicity(texts: list[str], encoder: TextEncoder) -> np.ndarray:
+def _compute_toxicity_features(texts: list[str], encoder: TextEncoder) -> np.ndarray:
     """The mean of each text's last hidden states, zeros of one without pieces.  -> (N, D)"""
-    rows = [encoder.pieces(text.split()).ids for text in texts]
-    states = encoder.frozen(rows)  # of its last layer: none is tuned
+    rows = [encoder.tokenize(text.split()).ids for text in texts]
+    states = encoder.encode_frozen(rows)  # of its last layer: none is tuned
     found = np.zeros((len(texts), encoder.width), np.float32)
     for place, (row, state) in enumerate(zip(rows, states, strict=True)):
         if row:

@@ -18,123 +18,125 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.models.muse.dataset import (
-    OUTSIDE,
-    Coding,
-    Labelled,
+    OUTSIDE_TAG,
+    LabelCodec,
     Task,
-    caption_words,
-    labels_of,
+    TextImageDataset,
+    collect_labels,
+    get_caption_words,
 )
-from stages.models.muse.patch_pooling import PatchCells
+from stages.models.muse.patch_pooling import PatchPooling
 from stages.models.muse.show_attend_tell import Vocabulary
 from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.classifier import (
-    PATCHES,
-    TEXT_ENCODER,
+    PRECOMPUTED_PATCHES,
+    TEXT_ENCODER_DIR,
     check_language,
-    network,
-    parameters,
-    read_config,
+    count_parameters,
+    load_config,
+    load_model_config,
 )
 from stages.shared.backbones.resnet import ResNet
-from stages.shared.core.config import at_least, fill
+from stages.shared.core.config import build_config, check_at_least
 from stages.shared.data import image_store
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
-from stages.shared.modeling.registry import paper
-from stages.shared.modeling.state_dict import unique
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.torch_setup.devices import device
+from stages.shared.modeling.registry import load_paper
+from stages.shared.modeling.state_dict import untied_state_dict
+from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.loop import Schedule
 
 
 @dataclass(frozen=True)
-class Text:
+class MuseTextConfig:
     encoder: str
-    tuned: int | Literal["all"]
-    pieces: int
-    rate: float
+    num_tuned_layers: int | Literal["all"]
+    max_subwords: int
+    lr_multiplier: float
 
     def __post_init__(self) -> None:
-        at_least(self, pieces=1, rate=0)
+        check_at_least(self, pieces=1, rate=0)
 
 
 @dataclass(frozen=True)
-class Picture:
-    encoder: Literal["patches", resnet.Name]
-    weights: resnet.Weights
-    size: int
-    grid: int
-    rate: float
+class MuseImageConfig:
+    encoder: Literal["patches", resnet.ResNetName]
+    weights: resnet.ResNetWeights
+    image_size: int
+    grid_size: int
+    lr_multiplier: float
 
     def __post_init__(self) -> None:
-        at_least(self, size=resnet.SMALLEST, grid=1, rate=0)
+        check_at_least(self, size=resnet.MIN_IMAGE_SIZE, grid=1, rate=0)
 
 
 @dataclass(frozen=True)
-class Run:
+class MuseRun:
     model: str
     corpus: str
     records: str
-    pictures: str
-    text: Text
-    picture: Picture
+    images: str
+    text: MuseTextConfig
+    image: MuseImageConfig
     training: Schedule
-    batch: int
+    eval_batch_size: int
 
     def __post_init__(self) -> None:
-        at_least(self, batch=1)
+        check_at_least(self, batch=1)
 
 
 @dataclass
-class Reader:
+class MuseClassifier:
     """A model with what is needed to use and to save it."""
 
     paper: ModuleType
     model: torch.nn.Module
-    coding: Coding
+    codec: LabelCodec
     config: dict
 
-    def items(self, rows: list[dict], features: Features, ingest: Path) -> Labelled:
+    def build_dataset(self, rows: list[dict], features: Features, ingest: Path) -> TextImageDataset:
         """Rows of CLEAN, with what embed and ingest hold of their pictures, as what is read."""
-        files = image_store.find(ingest / "images", {row["image"] for row in rows} - {None})
-        return Labelled(rows, self.coding, features, files).remember()
+        files = image_store.load_image_bytes(
+            ingest / "images", {row["image"] for row in rows} - {None}
+        )
+        return TextImageDataset(rows, self.codec, features, files).cache_hidden_states()
 
-    def names(
-        self, decided: list[list[int]], items: Labelled, indices: list[int]
+    def decode_labels(
+        self, decided: list[list[int]], items: TextImageDataset, indices: list[int]
     ) -> list[list[str]]:
         """Decided labels by name; words of a tweet that lie beyond what is read are outside."""
-        found = [[self.coding.labels[label] for label in row] for row in decided]
-        if self.coding.task == "entities":
+        found = [[self.codec.labels[label] for label in row] for row in decided]
+        if self.codec.task == "entities":
             for row, index in zip(found, indices, strict=True):
-                row += [OUTSIDE] * items.words_cut(index)
+                row += [OUTSIDE_TAG] * items.num_truncated_words(index)
         return found
 
 
-def rates(run: Run) -> dict[str, float]:
+def lr_multipliers(run: MuseRun) -> dict[str, float]:
     """Factors of the learning rate by how the names of weights begin: what was pretrained learns
     slower, the decoder that only regularises faster."""
     return {
-        "text_encoder.": run.text.rate,
-        "image_encoder.": run.picture.rate,
-        "drawer.": network(run).drawing.rate,
+        "text_encoder.": run.text.lr_multiplier,
+        "image_encoder.": run.image.lr_multiplier,
+        "drawer.": load_model_config(run).drawing.rate,
     }
 
 
-def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader:
+def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> MuseClassifier:
     """A new reader for a corpus, whose train rows give the labels and the words of captions.
 
     Raises WrongInput if the text encoder does not read the language of most of them.
     """
     check_language(run, rows)
-    module, sizes = paper(run.model), network(run)
-    encoder = bert.load(run.text.encoder, run.text.tuned, run.text.pieces)
-    labels = labels_of(rows, task)
-    vocabulary = Vocabulary(map(caption_words, rows), sizes.captioning.min_count)
-    patches = patches_of(rows, features, run.picture.grid)
-    pictures = image_encoder(run.picture, patches.shape[1:])
-    if run.picture.encoder == PATCHES:
-        pictures.measure(patches)
+    module, sizes = load_paper(run.model), load_model_config(run)
+    encoder = bert.load(run.text.encoder, run.text.num_tuned_layers, run.text.max_subwords)
+    labels = collect_labels(rows, task)
+    vocabulary = Vocabulary(map(get_caption_words, rows), sizes.captioning.min_count)
+    patches = collect_patches(rows, features, run.image.grid_size)
+    pictures = build_image_encoder(run.image, patches.shape[1:])
+    if run.image.encoder == PRECOMPUTED_PATCHES:
+        pictures.fit_normalization(patches)
     shapes = module.Shapes(
         task=task,
         labels=len(labels),
@@ -147,19 +149,19 @@ def create(run: Run, rows: list[dict], task: Task, features: Features) -> Reader
     config = {
         "model": run.model,
         "text": asdict(run.text),
-        "picture": asdict(run.picture),
+        "picture": asdict(run.image),
         "pictures": len(patches),  # of training
         "patches": list(patches.shape[1:]),
         "network": asdict(sizes),
         "shapes": asdict(shapes),
         "labels": labels,
         "vocabulary": vocabulary.to_json(),
-        "parameters": parameters(model),
+        "parameters": count_parameters(model),
     }
-    return _reader(module, model.to(device()), config)
+    return _build_classifier(module, model.to(get_device()), config)
 
 
-def patches_of(rows: list[dict], features: Features, grid: int) -> Tensor:
+def collect_patches(rows: list[dict], features: Features, grid: int) -> Tensor:
     """The patches of these rows' pictures, each once; of a corpus without any, none of width 1.
 
     -> (N, P, D_v)
@@ -170,56 +172,58 @@ def patches_of(rows: list[dict], features: Features, grid: int) -> Tensor:
     return torch.from_numpy(features.patches[places]).float()
 
 
-def image_encoder(picture: Picture, patches: tuple[int, int]) -> ResNet | PatchCells:
+def build_image_encoder(
+    picture: MuseImageConfig, patches: tuple[int, int]
+) -> ResNet | PatchPooling:
     """What makes cells of pixels, or of patches; patches: their number and width."""
-    if picture.encoder == PATCHES:
-        return PatchCells(*patches, picture.grid)
-    return ResNet(picture.encoder, picture.weights, picture.grid)
+    if picture.encoder == PRECOMPUTED_PATCHES:
+        return PatchPooling(*patches, picture.grid_size)
+    return ResNet(picture.encoder, picture.weights, picture.grid_size)
 
 
-def _reader(module: ModuleType, model: torch.nn.Module, config: dict) -> Reader:
-    sizes, picture = model.network, fill(Picture, config["picture"], "config.json")
-    coding = Coding(
+def _build_classifier(module: ModuleType, model: torch.nn.Module, config: dict) -> MuseClassifier:
+    sizes, picture = model.network, build_config(MuseImageConfig, config["picture"], "config.json")
+    coding = LabelCodec(
         task=config["shapes"]["task"],
         text_encoder=model.text_encoder,
         labels=config["labels"],
         vocabulary=Vocabulary.from_json(config["vocabulary"]),
-        caption=sizes.captioning.at_most,
-        drawing=sizes.drawing.decoder.size if sizes.use_drawing else None,
-        pixels=None if picture.encoder == PATCHES else picture.size,
+        max_caption_ids=sizes.captioning.at_most,
+        drawing_size=sizes.drawing.decoder.size if sizes.use_drawing else None,
+        image_size=None if picture.encoder == PRECOMPUTED_PATCHES else picture.size,
     )
-    return Reader(module, model, coding, config)
+    return MuseClassifier(module, model, coding, config)
 
 
-def save(reader: Reader, folder: Path, encoder: Path) -> None:
+def save(reader: MuseClassifier, folder: Path, encoder: Path) -> None:
     """Write the model and, if it reads patches, a copy of the encoder that computed them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(reader.config, indent=1, ensure_ascii=False))
-    reader.model.text_encoder.save(folder / TEXT_ENCODER)
-    save_file(weights_of(reader.model), folder / "model.safetensors")
-    if reader.coding.pixels is None:
+    reader.model.text_encoder.save(folder / TEXT_ENCODER_DIR)
+    save_file(state_dict_to_save(reader.model), folder / "model.safetensors")
+    if reader.codec.image_size is None:
         copy_encoder(encoder, folder)
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+def state_dict_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
     """The weights that the folder must hold: not those of an installed package."""
     left_out = {f"text_encoder.{name}" for name in model.text_encoder.unsaved()}
-    return {name: value for name, value in unique(model).items() if name not in left_out}
+    return {name: value for name, value in untied_state_dict(model).items() if name not in left_out}
 
 
-def restore(folder: Path) -> Reader:
+def restore(folder: Path) -> MuseClassifier:
     """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
-    config = read_config(folder)
-    module, place = paper(config["model"]), f"{folder}/config.json"
-    picture = fill(Picture, config["picture"], place)
+    config = load_config(folder)
+    module, place = load_paper(config["model"]), f"{folder}/config.json"
+    picture = build_config(MuseImageConfig, config["picture"], place)
     model = module.Model(
-        fill(module.Network, config["network"], place),
-        fill(module.Shapes, config["shapes"], place),
-        bert.restore(folder / TEXT_ENCODER),
-        image_encoder(replace(picture, weights="none"), config["patches"]),
+        build_config(module.Network, config["network"], place),
+        build_config(module.Shapes, config["shapes"], place),
+        bert.restore(folder / TEXT_ENCODER_DIR),
+        build_image_encoder(replace(picture, weights="none"), config["patches"]),
     )
     weights = load_file(folder / "model.safetensors")
-    if weights.keys() != weights_of(model).keys():
-        raise WrongInput(f"{folder} holds weights of another model: run `dvc repro`")
+    if weights.keys() != state_dict_to_save(model).keys():
+        raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
     model.load_state_dict(weights, strict=False)  # what a package holds is there already
-    return _reader(module, model.to(device()).eval(), config)
+    return _build_classifier(module, model.to(get_device()).eval(), config)

@@ -59,94 +59,94 @@ from torch import Tensor, minimum, nn
 from torchcrf import CRF
 
 from stages.models.muse import pixelcnn, show_attend_tell
-from stages.models.muse.transformer import Layer
-from stages.shared.core.config import at_least, below_one, refuse
-from stages.shared.modeling.layers import gather, mean, scatter
-from stages.shared.modeling.modality_dropout import hide
-from stages.shared.training.loop import Batch, Terms
+from stages.models.muse.transformer import TransformerLayer
+from stages.shared.core.config import check_at_least, check_fraction, raise_on_faults
+from stages.shared.modeling.layers import gather_rows, masked_mean, scatter_rows
+from stages.shared.modeling.modality_dropout import drop_modality
+from stages.shared.training.loop import Batch, LossTerms
 
 KINDS = ("tweets", "posts")  # of corpora
-Pair = tuple[Tensor, Tensor]  # of the text and of the picture
+ModalityPair = tuple[Tensor, Tensor]  # of the text and of the picture
 EPSILON = 1e-9  # 0.29 * 100 is 28.999...96, and 29 tokens are meant
 
 
 @dataclass(frozen=True)
-class Captioning:
+class CaptioningConfig:
     alpha: float
     min_count: int
-    at_most: int
-    decoder: show_attend_tell.Params
+    max_length: int
+    decoder: show_attend_tell.ShowAttendTellConfig
 
     def __post_init__(self) -> None:
-        at_least(self, alpha=0, min_count=1, at_most=3)  # a word and two ends
+        check_at_least(self, alpha=0, min_count=1, at_most=3)  # a word and two ends
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawingConfig:
     beta: float
-    rate: float
-    items: int
-    decoder: pixelcnn.Params
+    lr_multiplier: float
+    max_images_per_batch: int
+    decoder: pixelcnn.PixelCNNConfig
 
     def __post_init__(self) -> None:
-        at_least(self, beta=0, rate=0, items=1)
+        check_at_least(self, beta=0, rate=0, items=1)
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelConfig:
     d_model: int
-    layers: int
-    heads: int
+    num_layers: int
+    num_heads: int
     d_ff: int
     dropout: float
     norm: Literal["pre", "post"]
     mu: int
     eta: int
     theta: float
-    at_least: int
+    min_exchanged_tokens: int
     exchange: Literal["replace", "residual"]
-    selection: Literal["cls_attention", "random", "norm"]
-    count: Literal["floor", "quantile"]
-    masks: Literal["respected", "ignored"]
+    token_selection: Literal["cls_attention", "random", "norm"]
+    exchange_count: Literal["floor", "quantile"]
+    padding_mask: Literal["respected", "ignored"]
     fusion: Literal["exchange", "concatenation", "cross_attention", "text"]
-    picture_of_word: Literal["mean", "attention", "cell"]
+    image_pooling: Literal["mean", "attention", "cell"]
     head: Literal["linear", "mlp"]
     head_dropout: float
     share_projection: bool
     sigma: float
     use_captioning: bool
-    captioning: Captioning
-    use_drawing: bool
-    drawing: Drawing
-    missing_picture: float
-    missing_text: float
+    captioning: CaptioningConfig
+    use_image_generation: bool
+    image_generation: DrawingConfig
+    image_drop_prob: float
+    text_drop_prob: float
 
     def __post_init__(self) -> None:
-        at_least(self, d_model=1, layers=1, heads=1, d_ff=1, at_least=0, sigma=0)
-        at_least(self, missing_picture=0, missing_text=0)
-        below_one(self, "theta", "dropout", "head_dropout")
-        refuse(
+        check_at_least(self, d_model=1, layers=1, heads=1, d_ff=1, at_least=0, sigma=0)
+        check_at_least(self, missing_picture=0, missing_text=0)
+        check_fraction(self, "theta", "dropout", "head_dropout")
+        raise_on_faults(
             {
-                f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.layers}": (
-                    not 1 <= self.mu <= self.eta <= self.layers
+                f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.num_layers}": (
+                    not 1 <= self.mu <= self.eta <= self.num_layers
                 ),
                 "missing_picture + missing_text pass 1": (
-                    self.missing_picture + self.missing_text > 1
+                    self.image_drop_prob + self.text_drop_prob > 1
                 ),
-                "heads must divide d_model": self.d_model % self.heads > 0,
+                "heads must divide d_model": self.d_model % self.num_heads > 0,
                 "fusion text has no regularisers: set use_captioning and use_drawing to false": (
-                    self.fusion == "text" and (self.use_captioning or self.use_drawing)
+                    self.fusion == "text" and (self.use_captioning or self.use_image_generation)
                 ),
             }
         )
 
-    def fuses(self, layer: int) -> bool:
+    def is_fusion_layer(self, layer: int) -> bool:
         """Whether the modalities meet in a layer, counted from 1."""
         return self.mu <= layer <= self.eta
 
 
 @dataclass(frozen=True)
-class Shapes:
+class InputDims:
     """What the model reads and says, measured on the corpus and its features."""
 
     task: Literal["entities", "sentiment"]
@@ -158,49 +158,51 @@ class Shapes:
 
 
 @dataclass
-class Encoded:
-    read: Tensor  # (B, L, D_t) by the text encoder
+class MuseEncoderOutput:
+    text_states: Tensor  # (B, L, D_t) by the text encoder
     mask: Tensor  # (B, L) there is a piece
-    streams: Pair | None  # H_t (B, L, D), H_v (B, P, D); none for the plain tagger
+    streams: ModalityPair | None  # H_t (B, L, D), H_v (B, P, D); none for the plain tagger
 
 
 @dataclass
-class Trace:
+class LayerTrace:
     """What one layer did to the tokens of text (B, L) and picture (B, P)."""
 
     layer: int  # from 1
-    weights: Pair  # w
-    exchanged: Pair  # bool
+    weights: ModalityPair  # w
+    exchanged: ModalityPair  # bool
 
 
 @dataclass
-class Decisions:
+class MusePredictions:
     """Of each item its tags, one a word by Viterbi, or its one label and that one's probability."""
 
     labels: list[list[int]]
     probability: list[list[float]]  # empty for tags
 
 
-def choose(scores: Tensor, mask: Tensor, network: Network) -> Tensor:
+def select_exchange_tokens(scores: Tensor, mask: Tensor, network: ModelConfig) -> Tensor:
     """The places with the smallest scores, `theta` of those in the mask.  (B, N) twice -> (B, N)"""
-    if network.count == "quantile":  # linear between two scores, as numpy's
+    if network.exchange_count == "quantile":  # linear between two scores, as numpy's
         valid = scores.masked_fill(~mask, torch.nan)
         return (scores < valid.nanquantile(network.theta, dim=1, keepdim=True)) & mask
     held = mask.sum(1, keepdim=True)
     number = (network.theta * held.double() + EPSILON).floor()
-    number = number.clamp(min=network.at_least if network.theta else 0)
+    number = number.clamp(min=network.min_exchanged_tokens if network.theta else 0)
     number = minimum(number, (held - 1).clamp(min=0))  # something of its own remains
     rank = scores.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
     return mask & (rank < number)
 
 
-def exchange(streams: Pair, masks: Pair, chosen: Pair, network: Network) -> Pair:
+def exchange_tokens(
+    streams: ModalityPair, masks: ModalityPair, chosen: ModalityPair, network: ModelConfig
+) -> ModalityPair:
     """Both directions at once: chosen tokens take the other modality's mean, or have it added.
 
     streams (B, 1 + L, D) and (B, 1 + P, D), cls first, and their masks; chosen (B, L), (B, P)
     """
-    first = 0 if network.masks == "ignored" else 1  # cls
-    means = [mean(x[:, first:], m[:, first:]) for x, m in zip(streams, masks, strict=True)]
+    first = 0 if network.padding_mask == "ignored" else 1  # cls
+    means = [masked_mean(x[:, first:], m[:, first:]) for x, m in zip(streams, masks, strict=True)]
     changed = []
     for x, places, other in zip(streams, chosen, reversed(means), strict=True):
         where = F.pad(places, (1, 0))[..., None]  # cls stays
@@ -215,55 +217,76 @@ def exchange(streams: Pair, masks: Pair, chosen: Pair, network: Network) -> Pair
 class CrossTransformer(nn.Module):
     """K layers over text and picture, which meet in layers mu to eta."""
 
-    def __init__(self, network: Network):
+    def __init__(self, network: ModelConfig):
         super().__init__()
         self.network = network
         d, pre = network.d_model, network.norm == "pre"
         across = network.fusion == "cross_attention"
         self.layers = nn.ModuleList(
-            Layer(d, network.heads, network.d_ff, network.dropout, pre, across and network.fuses(k))
-            for k in range(1, network.layers + 1)
+            TransformerLayer(
+                d,
+                network.num_heads,
+                network.d_ff,
+                network.dropout,
+                pre,
+                across and network.is_fusion_layer(k),
+            )
+            for k in range(1, network.num_layers + 1)
         )
         self.norm = nn.LayerNorm(d) if pre else nn.Identity()
 
-    def scores(self, weights: Tensor, x: Tensor, layer: int) -> Tensor:
+    def exchange_scores(self, weights: Tensor, x: Tensor, layer: int) -> Tensor:
         """What tokens are chosen by, least first; w as it came, of cls too.  -> (B, N)"""
-        if self.network.selection == "cls_attention":
+        if self.network.token_selection == "cls_attention":
             return weights[:, 1:]
-        if self.network.selection == "norm":
+        if self.network.token_selection == "norm":
             return x[:, 1:].detach().norm(dim=-1)
         if self.training:
             return torch.rand_like(weights[:, 1:])
         place = torch.arange(1, weights.shape[1], device=x.device)
         return (0.618034 * place + 0.414214 * layer).remainder(1).expand(len(x), -1)
 
-    def meet(self, streams: Pair, masks: Pair, weights: Pair, both: Tensor, layer: int):
+    def apply_exchange(
+        self,
+        streams: ModalityPair,
+        masks: ModalityPair,
+        weights: ModalityPair,
+        both: Tensor,
+        layer: int,
+    ):
         """One layer's exchange; both (B,): there are two modalities.  -> (X_t, X_v), places"""
         chosen = tuple(
-            choose(self.scores(w, x, layer), mask[:, 1:], self.network) & both[:, None]
+            select_exchange_tokens(self.exchange_scores(w, x, layer), mask[:, 1:], self.network)
+            & both[:, None]
             for x, mask, w in zip(streams, masks, weights, strict=True)
         )
-        return exchange(streams, masks, chosen, self.network), chosen
+        return exchange_tokens(streams, masks, chosen, self.network), chosen
 
-    def attend(self, layer: Layer, streams: Pair, masks: Pair, joint: bool) -> tuple[Pair, Pair]:
+    def apply_self_attention(
+        self, layer: TransformerLayer, streams: ModalityPair, masks: ModalityPair, joint: bool
+    ) -> tuple[ModalityPair, ModalityPair]:
         """Self-attention of each modality, or of both as one sequence.  -> X', weights of cls"""
         if not joint:
-            attended = [layer.attend(x, mask) for x, mask in zip(streams, masks, strict=True)]
+            attended = [
+                layer.self_attention(x, mask) for x, mask in zip(streams, masks, strict=True)
+            ]
             return tuple(zip(*attended, strict=True))
         lengths = [x.shape[1] for x in streams]
-        x, weights = layer.attend(torch.cat(streams, 1), torch.cat(masks, 1))
+        x, weights = layer.self_attention(torch.cat(streams, 1), torch.cat(masks, 1))
         return x.split(lengths, 1), weights.split(lengths, 1)
 
-    def forward(self, streams: Pair, masks: Pair, both: Tensor) -> tuple[Pair, list[Trace]]:
+    def forward(
+        self, streams: ModalityPair, masks: ModalityPair, both: Tensor
+    ) -> tuple[ModalityPair, list[LayerTrace]]:
         """(X_t, X_v), their masks, cls first; both (B,) -> (Y_t, Y_v), what each layer did"""
-        if self.network.masks == "ignored":
+        if self.network.padding_mask == "ignored":
             masks = tuple(torch.ones_like(mask) for mask in masks)
         fusion, traces = self.network.fusion, []
         for number, layer in enumerate(self.layers, 1):
-            fuses = self.network.fuses(number)
+            fuses = self.network.is_fusion_layer(number)
             chosen = tuple(torch.zeros_like(mask[:, 1:]) for mask in masks)
             joint = fuses and fusion == "concatenation"
-            streams, weights = self.attend(layer, streams, masks, joint)
+            streams, weights = self.apply_self_attention(layer, streams, masks, joint)
             if fuses and fusion == "cross_attention":
                 (text, picture), (of_text, of_picture) = streams, masks
                 streams = (
@@ -271,16 +294,16 @@ class CrossTransformer(nn.Module):
                     layer.look_across(picture, text, of_text),
                 )
             elif fuses and fusion == "exchange":
-                streams, chosen = self.meet(streams, masks, weights, both, number)
+                streams, chosen = self.apply_exchange(streams, masks, weights, both, number)
             streams = tuple(map(layer.feed, streams))
-            traces.append(Trace(number, tuple(w[:, 1:] for w in weights), chosen))
+            traces.append(LayerTrace(number, tuple(w[:, 1:] for w in weights), chosen))
         return tuple(map(self.norm, streams)), traces
 
 
-class Head(nn.Module):
+class ClassificationHead(nn.Module):
     """W_c drop(W_2 z).  (..., width) -> (..., labels)"""
 
-    def __init__(self, width: int, labels: int, network: Network):
+    def __init__(self, width: int, labels: int, network: ModelConfig):
         super().__init__()
         self.mix = nn.Linear(width, network.d_model)  # W_2
         self.activation = nn.ReLU() if network.head == "mlp" else nn.Identity()
@@ -300,8 +323,8 @@ class Model(nn.Module):
 
     def __init__(
         self,
-        network: Network,
-        shapes: Shapes,
+        network: ModelConfig,
+        shapes: InputDims,
         text_encoder: nn.Module,
         image_encoder: nn.Module,
     ):
@@ -317,7 +340,7 @@ class Model(nn.Module):
             self.image_encoder = image_encoder
             self._build(network, shapes)
 
-    def _build(self, network: Network, shapes: Shapes) -> None:
+    def _build(self, network: ModelConfig, shapes: InputDims) -> None:
         d, pre = network.d_model, network.norm == "pre"
         fc = nn.Identity() if shapes.text_width == d else nn.Linear(shapes.text_width, d)
         self.project_text = nn.Sequential(fc, nn.LayerNorm(d) if pre else nn.Identity())
@@ -328,35 +351,41 @@ class Model(nn.Module):
             nn.init.kaiming_normal_(torch.empty(1, d), mode="fan_out") for _ in range(2)
         )
         self.transformer = CrossTransformer(network)
-        projected = network.use_captioning or network.use_drawing or network.share_projection
+        projected = (
+            network.use_captioning or network.use_image_generation or network.share_projection
+        )
         self.share = nn.Linear(d, d) if projected else None  # Lin
         if network.use_captioning:
-            self.captioner = show_attend_tell.NicAtt(network.captioning.decoder, shapes.words, d)
-        if network.use_drawing:
-            self.drawer = pixelcnn.PixelCNN(network.drawing.decoder, d)
-        if network.picture_of_word == "attention" and shapes.task == "entities":
+            self.captioner = show_attend_tell.ShowAttendTell(
+                network.captioning.decoder, shapes.words, d
+            )
+        if network.use_image_generation:
+            self.drawer = pixelcnn.PixelCNN(network.image_generation.decoder, d)
+        if network.image_pooling == "attention" and shapes.task == "entities":
             self.query_cells = nn.Linear(d, d)
-        self.head = Head(2 * d, shapes.labels, network)
+        self.head = ClassificationHead(2 * d, shapes.labels, network)
 
-    def encode(self, batch: Batch) -> Encoded:
+    def encode(self, batch: Batch) -> MuseEncoderOutput:
         """H_t and H_v, with learned vectors for what is missing; of a text no length is left."""
         shown, mask = batch["has_text"][:, None], batch["pieces_mask"]
         read = torch.where(shown[..., None], self.text_encoder(batch), self.no_text)
         mask = torch.where(shown, mask, torch.arange(mask.shape[1], device=mask.device) == 0)
         if self.network.fusion == "text":
-            return Encoded(read, mask, None)
-        return Encoded(read, mask, (self.project_text(read), self.cells(batch)))
+            return MuseEncoderOutput(read, mask, None)
+        return MuseEncoderOutput(read, mask, (self.project_text(read), self.encode_image(batch)))
 
-    def cells(self, batch: Batch) -> Tensor:
+    def encode_image(self, batch: Batch) -> Tensor:
         """H_v (B, P, D). Only pictures that are there are encoded: others would reach BatchNorm."""
         shown = batch["has_picture"]
         if not shown.any():
             return self.no_picture.expand(len(shown), -1, -1)
         read = self.image_encoder(batch["picture"][shown])
-        found = scatter(self.project_picture(read), shown)
+        found = scatter_rows(self.project_picture(read), shown)
         return torch.where(shown[:, None, None], found, self.no_picture)
 
-    def cross(self, batch: Batch, encoded: Encoded) -> tuple[Pair, list[Trace]]:
+    def apply_cross_transformer(
+        self, batch: Batch, encoded: MuseEncoderOutput
+    ) -> tuple[ModalityPair, list[LayerTrace]]:
         """(Y_t (B, 1 + L, D), Y_v (B, 1 + P, D)), what each layer did."""
         there = torch.ones_like(encoded.streams[1][..., 0], dtype=torch.bool)
         masks = tuple(F.pad(mask, (1, 0), value=True) for mask in (encoded.mask, there))
@@ -370,26 +399,26 @@ class Model(nn.Module):
         both = batch["has_text"] & batch["has_picture"] & encoded.mask.any(1)
         return self.transformer(with_cls, masks, both)
 
-    def picture_of(self, words: Tensor, cells: Tensor, first: Tensor) -> Tensor:
+    def image_context(self, words: Tensor, cells: Tensor, first: Tensor) -> Tensor:
         """What of the picture goes with each word.  (B, W, D), (B, P, D), (B, W) -> (B, W, D)"""
-        if self.network.picture_of_word == "cell":
-            return gather(cells, first % cells.shape[1])
-        if self.network.picture_of_word == "mean":
+        if self.network.image_pooling == "cell":
+            return gather_rows(cells, first % cells.shape[1])
+        if self.network.image_pooling == "mean":
             return cells.mean(1, keepdim=True).expand_as(words)
         scores = self.query_cells(words) @ cells.transpose(1, 2) / cells.shape[-1] ** 0.5
         return scores.softmax(-1) @ cells
 
-    def scores(self, batch: Batch, encoded: Encoded) -> Tensor:
+    def compute_logits(self, batch: Batch, encoded: MuseEncoderOutput) -> Tensor:
         """Emissions of the CRF (B, W, labels), or logits (B, labels)."""
         tags, first = self.shapes.task == "entities", batch.get("first")
         if self.network.fusion == "text":
-            read = encoded.read
-            return self.head(gather(read, first) if tags else mean(read, encoded.mask))
-        (text, picture), _ = self.cross(batch, encoded)
+            read = encoded.text_states
+            return self.head(gather_rows(read, first) if tags else masked_mean(read, encoded.mask))
+        (text, picture), _ = self.apply_cross_transformer(batch, encoded)
         if not tags:
             return self.head(torch.cat([text[:, 0], picture[:, 0]], -1))
-        words = gather(text[:, 1:], first)
-        return self.head(torch.cat([words, self.picture_of(words, picture[:, 1:], first)], -1))
+        words = gather_rows(text[:, 1:], first)
+        return self.head(torch.cat([words, self.image_context(words, picture[:, 1:], first)], -1))
 
     def task_loss(self, batch: Batch, scores: Tensor) -> Tensor:
         """L_task, nats an item: of all its tags, or of its label."""
@@ -400,140 +429,150 @@ class Model(nn.Module):
             return -self.crf(scores, batch["tags"], batch["word_mask"], reduction="mean")
 
 
-def pairs(batch: Batch) -> Tensor:
+def text_image_indices(batch: Batch) -> Tensor:
     """The items that show text and picture: they can be captioned and drawn.  -> (M,)"""
     return (batch["has_text"] & batch["has_picture"]).nonzero()[:, 0]
 
 
-def pooled(model: Model, encoded: Encoded) -> dict[str, Pair]:
+def pool_modalities(model: Model, encoded: MuseEncoderOutput) -> dict[str, ModalityPair]:
     """Mean piece and mean cell (B, D) `before` Lin and, where there is one, `after` it."""
     text, picture = encoded.streams
-    before = mean(text, encoded.mask), picture.mean(1)
+    before = masked_mean(text, encoded.mask), picture.mean(1)
     if model.share is None:
         return {"before": before}
     return {"before": before, "after": tuple(map(model.share, before))}
 
 
-def among(values: Tensor, items: Tensor, batch: Batch) -> Tensor:
+def scatter_to_batch(values: Tensor, items: Tensor, batch: Batch) -> Tensor:
     """Values of some items (M,) among all of a batch, NaN elsewhere.  -> (B,)"""
     empty = values.new_full((len(batch["has_text"]),), torch.nan)
     return empty.index_put((items,), values)
 
 
-def average(values: Tensor, items: Tensor) -> Tensor:
+def mean_or_zero(values: Tensor, items: Tensor) -> Tensor:
     """Over these items, 0 where there are none: nothing is learned then."""
     return values[items].mean() if len(items) else values.new_zeros(())
 
 
-def regularise(
-    model: Model, batch: Batch, encoded: Encoded, items: Tensor, drawn: Tensor
+def compute_regularizers(
+    model: Model, batch: Batch, encoded: MuseEncoderOutput, items: Tensor, drawn: Tensor
 ) -> dict[str, Tensor]:
     """L_it of some items and L_ti of those that are drawn: name -> (B,), NaN elsewhere.
 
     caption_nats of a token, doubly_stochastic beside it, drawing_bits of a dimension
     """
-    found, none = {}, encoded.read.new_zeros(0)
+    found, none = {}, encoded.text_states.new_zeros(0)
     if model.network.use_captioning:
         nats = stochastic = none
         if len(items):
             cells = model.share(encoded.streams[1][items])
             caption = model.captioner(cells, batch["caption"][items])
             nats, stochastic = caption.nats / caption.tokens, caption.stochastic
-        found["caption_nats"] = among(nats, items, batch)
-        found["doubly_stochastic"] = among(stochastic, items, batch)
-    if model.network.use_drawing:
-        text, _ = pooled(model, encoded)["after"]
-        bits = model.drawer.bits(batch["drawing"][drawn], text[drawn]) if len(drawn) else none
-        found["drawing_bits"] = among(bits, drawn, batch)
+        found["caption_nats"] = scatter_to_batch(nats, items, batch)
+        found["doubly_stochastic"] = scatter_to_batch(stochastic, items, batch)
+    if model.network.use_image_generation:
+        text, _ = pool_modalities(model, encoded)["after"]
+        bits = (
+            model.drawer.bits_per_dim(batch["drawing"][drawn], text[drawn]) if len(drawn) else none
+        )
+        found["drawing_bits"] = scatter_to_batch(bits, drawn, batch)
     return found
 
 
-def loss(model: Model, batch: Batch) -> Terms:
+def compute_loss(model: Model, batch: Batch) -> LossTerms:
     """L_task, L_it and L_ti, weighted. Of a batch's pairs the first `drawing.items` are drawn."""
     network = model.network
     if model.training and network.fusion != "text":  # which has nothing else to read
-        batch = hide(batch, network.missing_picture, network.missing_text, "has_text")
-    encoded, items = model.encode(batch), pairs(batch)
-    drawn = items[: network.drawing.items]
-    terms = {"task": network.sigma * model.task_loss(batch, model.scores(batch, encoded))}
-    found = regularise(model, batch, encoded, items, drawn)
+        batch = drop_modality(batch, network.image_drop_prob, network.text_drop_prob, "has_text")
+    encoded, items = model.encode(batch), text_image_indices(batch)
+    drawn = items[: network.image_generation.max_images_per_batch]
+    terms = {"task": network.sigma * model.task_loss(batch, model.compute_logits(batch, encoded))}
+    found = compute_regularizers(model, batch, encoded, items, drawn)
     if network.use_captioning:
         nats = found["caption_nats"] + found["doubly_stochastic"]
-        terms["captioning"] = network.captioning.alpha * average(nats, items)
-    if network.use_drawing:
-        terms["drawing"] = network.drawing.beta * average(found["drawing_bits"], drawn)
+        terms["captioning"] = network.captioning.alpha * mean_or_zero(nats, items)
+    if network.use_image_generation:
+        terms["drawing"] = network.image_generation.beta * mean_or_zero(
+            found["drawing_bits"], drawn
+        )
     return terms
 
 
 @torch.no_grad()
-def decide(model: Model, batch: Batch) -> Decisions:
+def predict(model: Model, batch: Batch) -> MusePredictions:
     """The most probable tags of a text, taken together, or its most probable label."""
-    scores = model.scores(batch, model.encode(batch))
+    scores = model.compute_logits(batch, model.encode(batch))
     if model.shapes.task == "sentiment":
         probability, label = scores.float().softmax(-1).max(-1)
-        return Decisions(label[:, None].tolist(), probability[:, None].tolist())
+        return MusePredictions(label[:, None].tolist(), probability[:, None].tolist())
     tags = model.crf.decode(scores.to(model.crf.transitions.dtype), batch["word_mask"])
-    return Decisions(tags, [[] for _ in tags])
+    return MusePredictions(tags, [[] for _ in tags])
 
 
 @torch.no_grad()
-def regularisers(model: Model, batch: Batch) -> dict[str, Tensor]:
+def evaluate_regularizers(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What the decoders say of each item with text and picture: see `regularise`."""
-    items = pairs(batch)
-    return regularise(model, batch, model.encode(batch), items, items)
+    items = text_image_indices(batch)
+    return compute_regularizers(model, batch, model.encode(batch), items, items)
 
 
 @torch.no_grad()
-def behaviour(model: Model, batch: Batch) -> dict[str, Tensor]:
+def diagnostics(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What to watch while training: name -> (B,), NaN where an item lacks text or picture.
 
     Shares of pieces and of cells that a layer of mu to eta exchanges; `likeness`, the cosine of
     Lin(pooled H_t) and Lin(pooled H_v); what the decoders say of the pairs that the loss reads.
     """
-    network, items, found = model.network, pairs(batch), {}
+    network, items, found = model.network, text_image_indices(batch), {}
     if network.fusion == "text":
         return {}
     encoded = model.encode(batch)
     if network.fusion == "exchange":
-        _, traces = model.cross(batch, encoded)
-        met = [trace.exchanged for trace in traces if network.fuses(trace.layer)]
+        _, traces = model.apply_cross_transformer(batch, encoded)
+        met = [trace.exchanged for trace in traces if network.is_fusion_layer(trace.layer)]
         sizes = {"text": encoded.mask.sum(1).clamp(min=1), "picture": encoded.streams[1].shape[1]}
         for place, (name, size) in enumerate(sizes.items()):
             shares = torch.stack([places[place].sum(1) for places in met]) / size
-            found[f"exchanged_{name}"] = among(shares.mean(0)[items], items, batch)
+            found[f"exchanged_{name}"] = scatter_to_batch(shares.mean(0)[items], items, batch)
     if model.share is not None:
-        likeness = F.cosine_similarity(*pooled(model, encoded)["after"])
-        found["likeness"] = among(likeness[items], items, batch)
-    return found | regularise(model, batch, encoded, items, items[: network.drawing.items])
+        likeness = F.cosine_similarity(*pool_modalities(model, encoded)["after"])
+        found["likeness"] = scatter_to_batch(likeness[items], items, batch)
+    return found | compute_regularizers(
+        model, batch, encoded, items, items[: network.image_generation.max_images_per_batch]
+    )
 
 
 @torch.no_grad()
-def look(model: Model, batch: Batch) -> list[Trace]:
+def attention_maps(model: Model, batch: Batch) -> list[LayerTrace]:
     """What each layer of the CrossTransformer looked at and exchanged; the tagger has none."""
-    return [] if model.network.fusion == "text" else model.cross(batch, model.encode(batch))[1]
+    return (
+        []
+        if model.network.fusion == "text"
+        else model.apply_cross_transformer(batch, model.encode(batch))[1]
+    )
 
 
 @torch.no_grad()
-def embeddings(model: Model, batch: Batch) -> dict[str, Pair]:
+def pooled_embeddings(model: Model, batch: Batch) -> dict[str, ModalityPair]:
     """Pooled text (B, D) and picture (B, D) `before` and, where there is a Lin, `after` it."""
-    return {} if model.network.fusion == "text" else pooled(model, model.encode(batch))
+    return {} if model.network.fusion == "text" else pool_modalities(model, model.encode(batch))
 
 
 @torch.no_grad()
-def caption(model: Model, batch: Batch) -> list[list[int]]:
+def generate_captions(model: Model, batch: Batch) -> list[list[int]]:
     """What NIC-Att writes of each picture, the most probable word each time; of none nothing."""
     shown = batch["has_picture"].nonzero()[:, 0]
     found: list[list[int]] = [[] for _ in batch["has_picture"]]
     if len(shown):
-        cells = model.share(model.cells(batch)[shown])
-        written = model.captioner.greedy(cells, model.network.captioning.at_most)
+        cells = model.share(model.encode_image(batch)[shown])
+        written = model.captioner.greedy_decode(cells, model.network.captioning.max_length)
         for item, ids in zip(shown.tolist(), written, strict=True):
             found[item] = ids
     return found
 
 
 @torch.no_grad()
-def draw(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
+def generate_images(model: Model, batch: Batch, generator: torch.Generator) -> Tensor:
     """What PixelCNN++ draws of each text, in [-1, 1].  -> (B, 3, S, S)"""
-    text, _ = pooled(model, model.encode(batch))["after"]
+    text, _ = pool_modalities(model, model.encode(batch))["after"]
     return model.drawer.sample(text, generator)

@@ -27,51 +27,57 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared.core.config import at_least, below_one, refuse
+from stages.shared.core.config import check_at_least, check_fraction, raise_on_faults
 
 LEVELS = 256
 HALF_LEVEL = 1 / (LEVELS - 1)  # of the range from -1 to 1
-SMALLEST_LOG_S, FIRST_LOG_S = -7.0, -2.0
-SMALLEST_UNIFORM = 1e-7  # a float32 next to 0 or 1 still has a logit
-SCALES = 3  # resolutions, each half of the one before
-REDUCTION = 2 ** (SCALES - 1)
-Sides = tuple[int, int]  # height, width
+MIN_LOG_S, INIT_LOG_S = -7.0, -2.0
+UNIFORM_EPS = 1e-7  # a float32 next to 0 or 1 still has a logit
+NUM_SCALES = 3  # resolutions, each half of the one before
+DOWNSAMPLING = 2 ** (NUM_SCALES - 1)
+KernelSize = tuple[int, int]  # height, width
 Padding = tuple[int, int, int, int]  # left, right, top, bottom; a negative one crops
-DOWN_SHIFTED: tuple[Sides, Padding] = (2, 3), (1, 1, 1, 0)  # a row above, a column on both sides
-DOWN_RIGHT_SHIFTED: tuple[Sides, Padding] = (2, 2), (1, 0, 1, 0)  # a row above, a column before
+DOWN_SHIFTED: tuple[KernelSize, Padding] = (
+    (2, 3),
+    (1, 1, 1, 0),
+)  # a row above, a column on both sides
+DOWN_RIGHT_SHIFTED: tuple[KernelSize, Padding] = (
+    (2, 2),
+    (1, 0, 1, 0),
+)  # a row above, a column before
 
 
 @dataclass(frozen=True)
-class Params:
-    size: int
-    blocks: int
-    filters: int
-    mixtures: int
+class PixelCNNConfig:
+    image_size: int
+    num_blocks: int
+    num_filters: int
+    num_mixtures: int
     dropout: float
 
     def __post_init__(self) -> None:
-        at_least(self, size=REDUCTION, blocks=1, filters=1, mixtures=1)
-        below_one(self, "dropout")
-        refuse(
+        check_at_least(self, size=DOWNSAMPLING, blocks=1, filters=1, mixtures=1)
+        check_fraction(self, "dropout")
+        raise_on_faults(
             {
-                f"size is {self.size}, and pictures are halved twice: give a multiple of "
-                f"{REDUCTION}": self.size % REDUCTION > 0
+                f"size is {self.image_size}, and pictures are halved twice: give a multiple of "
+                f"{DOWNSAMPLING}": self.image_size % DOWNSAMPLING > 0
             }
         )
 
 
-def from_bytes(pixels: Tensor) -> Tensor:
+def uint8_to_float(pixels: Tensor) -> Tensor:
     """0 to 255 -> -1 to 1"""
     return pixels.float() / 127.5 - 1
 
 
-def to_bytes(x: Tensor) -> Tensor:
+def float_to_uint8(x: Tensor) -> Tensor:
     """-1 to 1 -> uint8"""
     return ((x + 1) * 127.5).round().clamp(0, LEVELS - 1).to(torch.uint8)
 
 
 # ------------------------------------------------------------------------------- distribution
-class Mixture(NamedTuple):
+class LogisticMixture(NamedTuple):
     """log pi (B, K, ...), mu and log s (B, 3, K, ...); alpha, beta, gamma (B, 3, K, ...)."""
 
     log_pi: Tensor
@@ -80,16 +86,16 @@ class Mixture(NamedTuple):
     coefficients: Tensor
 
 
-def mixture(theta: Tensor) -> Mixture:
+def split_mixture_params(theta: Tensor) -> LogisticMixture:
     """theta (B, 10 K, ...), what the network says of each pixel"""
     mixtures = theta.shape[1] // 10
     logits, rest = theta[:, :mixtures], theta[:, mixtures:]
     mu, log_s, coefficients = rest.unflatten(1, (3, 3, mixtures)).unbind(1)
-    log_s = log_s.clamp(min=SMALLEST_LOG_S)
-    return Mixture(logits.log_softmax(1), mu, log_s, coefficients.tanh())
+    log_s = log_s.clamp(min=MIN_LOG_S)
+    return LogisticMixture(logits.log_softmax(1), mu, log_s, coefficients.tanh())
 
 
-def coupled(mu: Tensor, coefficients: Tensor, x: Tensor) -> Tensor:
+def coupled_means(mu: Tensor, coefficients: Tensor, x: Tensor) -> Tensor:
     """eq. 3: means (B, 3, K, ...) of the colours, given those of x (B, 3, ...) before each."""
     red, green = x[:, 0, None], x[:, 1, None]
     alpha, beta, gamma = coefficients.unbind(1)
@@ -104,8 +110,8 @@ def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
     sigmoid(below) of a logistic distribution, which is the product sigmoid(above) sigmoid(-below)
     (1 - exp(below - above)): its logarithm never cancels.
     """
-    log_pi, mu, log_s, coefficients = mixture(theta)
-    centred, scale = x[:, :, None] - coupled(mu, coefficients, x), torch.exp(-log_s)
+    log_pi, mu, log_s, coefficients = split_mixture_params(theta)
+    centred, scale = x[:, :, None] - coupled_means(mu, coefficients, x), torch.exp(-log_s)
     above, below = (centred + HALF_LEVEL) * scale, (centred - HALF_LEVEL) * scale
     first, last = (x < HALF_LEVEL - 1)[:, :, None], (x > 1 - HALF_LEVEL)[:, :, None]
     log_p = (
@@ -116,25 +122,25 @@ def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
     return (log_pi + log_p.sum(1)).logsumexp(1)
 
 
-def pick(theta: Tensor, uniform: Tensor) -> Tensor:
+def sample_pixel(theta: Tensor, uniform: Tensor) -> Tensor:
     """The colours (B, 3) that uniform numbers (B, 4) choose: a mixture, then colour by colour.
 
     theta (B, 10 K)
     """
-    log_pi, mu, log_s, coefficients = mixture(theta)
+    log_pi, mu, log_s, coefficients = split_mixture_params(theta)
     passed = log_pi.exp().cumsum(1)[:, :-1] < uniform[:, :1]
     chosen = passed.sum(1)[:, None, None].expand(-1, 3, 1)
     mu, log_s, coefficients = (part.gather(2, chosen) for part in (mu, log_s, coefficients))
-    logistic = log_s[..., 0].exp() * uniform[:, 1:].logit(eps=SMALLEST_UNIFORM)
+    logistic = log_s[..., 0].exp() * uniform[:, 1:].logit(eps=UNIFORM_EPS)
     x = torch.zeros_like(logistic)
     for colour in range(3):
-        drawn = coupled(mu, coefficients, x)[:, colour, 0] + logistic[:, colour]
-        x[:, colour] = from_bytes(to_bytes(drawn))
+        drawn = coupled_means(mu, coefficients, x)[:, colour, 0] + logistic[:, colour]
+        x[:, colour] = uint8_to_float(float_to_uint8(drawn))
     return x
 
 
 # ------------------------------------------------------------------------------- network
-def weight_normed(conv: nn.Module) -> nn.Module:
+def apply_weight_norm(conv: nn.Module) -> nn.Module:
     """w = g v / |v| for each filter (arXiv:1602.07868), at first with g = 1 and without bias."""
     filters = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
     conv = weight_norm(conv, dim=filters)
@@ -145,28 +151,28 @@ def weight_normed(conv: nn.Module) -> nn.Module:
     return conv
 
 
-def point(inputs: int, outputs: int) -> nn.Module:
+def conv1x1(inputs: int, outputs: int) -> nn.Module:
     """A "network in network": each pixel by itself."""
-    return weight_normed(nn.Conv2d(inputs, outputs, 1))
+    return apply_weight_norm(nn.Conv2d(inputs, outputs, 1))
 
 
-class Shifted(nn.Module):
+class ShiftedConv(nn.Module):
     """A convolution that sees what its padding (left, right, top, bottom) moves into its view."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Sides, padding: Padding, stride=1):
+    def __init__(self, inputs: int, outputs: int, kernel: KernelSize, padding: Padding, stride=1):
         super().__init__()
-        self.conv = weight_normed(nn.Conv2d(inputs, outputs, kernel, stride))
+        self.conv = apply_weight_norm(nn.Conv2d(inputs, outputs, kernel, stride))
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, self.padding))
 
 
-def enlarging(filters: int, kernel: Sides) -> nn.Module:
+def upsampling_conv(filters: int, kernel: KernelSize) -> nn.Module:
     """A deconvolution to twice the size: what a pixel sees is shifted as it is on the way up."""
     cut = (0, kernel[1] - 2)  # a third column stands over at both sides
     conv = nn.ConvTranspose2d(filters, filters, kernel, 2, padding=cut, output_padding=cut)
-    return weight_normed(conv)
+    return apply_weight_norm(conv)
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -176,12 +182,14 @@ def concat_elu(x: Tensor) -> Tensor:
 class GatedResnet(nn.Module):
     """x + a sigmoid(b), where [a, b] come of x, of other maps beside it, and of h."""
 
-    def __init__(self, filters: int, shift: tuple[Sides, Padding], beside: int, dropout: float):
+    def __init__(
+        self, filters: int, shift: tuple[KernelSize, Padding], beside: int, dropout: float
+    ):
         super().__init__()
-        self.first = Shifted(2 * filters, filters, *shift)
-        self.beside = point(2 * filters * beside, filters) if beside else None
+        self.first = ShiftedConv(2 * filters, filters, *shift)
+        self.beside = conv1x1(2 * filters * beside, filters) if beside else None
         self.dropout = nn.Dropout(dropout)
-        self.second = Shifted(2 * filters, 2 * filters, *shift)
+        self.second = ShiftedConv(2 * filters, 2 * filters, *shift)
 
     def forward(self, x: Tensor, active: Tensor, beside: list[Tensor], h: Tensor) -> Tensor:
         """x (B, F, s, s), its `concat_elu` and those beside it; h (B, 2 F, 1, 1) for this block"""
@@ -199,18 +207,18 @@ class Stream(nn.Module):
     beside: 1 if each block also reads the map of another stream at the same step, else 0.
     """
 
-    def __init__(self, params: Params, shift: tuple[Sides, Padding], beside: int):
+    def __init__(self, params: PixelCNNConfig, shift: tuple[KernelSize, Padding], beside: int):
         super().__init__()
         self.up, self.down = nn.ModuleList(), nn.ModuleList()
-        filters, dropout = params.filters, params.dropout
-        for scale in range(SCALES):
-            for _ in range(params.blocks):
+        filters, dropout = params.num_filters, params.dropout
+        for scale in range(NUM_SCALES):
+            for _ in range(params.num_blocks):
                 self.up.append(GatedResnet(filters, shift, beside, dropout))
-            for _ in range(params.blocks + (scale > 0)):
+            for _ in range(params.num_blocks + (scale > 0)):
                 self.down.append(GatedResnet(filters, shift, beside + 1, dropout))
-            if scale < SCALES - 1:
-                self.up.append(Shifted(filters, filters, *shift, stride=2))
-                self.down.append(enlarging(filters, shift[0]))
+            if scale < NUM_SCALES - 1:
+                self.up.append(ShiftedConv(filters, filters, *shift, stride=2))
+                self.down.append(upsampling_conv(filters, shift[0]))
 
     def forward(self, x: Tensor, h: Iterator[Tensor], other: list[Tensor]) -> list[Tensor]:
         """`concat_elu` of the map after each step: each is read up to three times.
@@ -235,27 +243,29 @@ class Stream(nn.Module):
 class PixelCNN(nn.Module):
     """P(x | h), h (B, condition_width)."""
 
-    def __init__(self, params: Params, condition_width: int):
+    def __init__(self, params: PixelCNNConfig, condition_width: int):
         super().__init__()
-        self.size, filters = params.size, params.filters
+        self.size, filters = params.image_size, params.num_filters
         # The fourth channel is one inside the picture, so that padding is not taken for grey.
-        self.u_above = Shifted(4, filters, (2, 3), (1, 1, 2, -1))
-        self.ul_above = Shifted(4, filters, (1, 3), (1, 1, 1, -1))
-        self.ul_left = Shifted(4, filters, (2, 1), (1, -1, 1, 0))
+        self.u_above = ShiftedConv(4, filters, (2, 3), (1, 1, 2, -1))
+        self.ul_above = ShiftedConv(4, filters, (1, 3), (1, 1, 1, -1))
+        self.ul_left = ShiftedConv(4, filters, (2, 1), (1, -1, 1, 0))
         self.u = Stream(params, DOWN_SHIFTED, beside=0)
         self.ul = Stream(params, DOWN_RIGHT_SHIFTED, beside=1)
         self.blocks = sum(isinstance(part, GatedResnet) for part in self.u.modules())
         self.condition = nn.Linear(condition_width, 2 * self.blocks * 2 * filters, bias=False)
         nn.init.normal_(self.condition.weight, std=0.05)
-        self.theta = point(filters, 10 * params.mixtures)
-        nn.init.constant_(self.theta.bias[4 * params.mixtures : 7 * params.mixtures], FIRST_LOG_S)
+        self.theta = conv1x1(filters, 10 * params.num_mixtures)
+        nn.init.constant_(
+            self.theta.bias[4 * params.num_mixtures : 7 * params.num_mixtures], INIT_LOG_S
+        )
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """theta (B, 10 K, S, S). x (B, 3, S, S), h (B, D)"""
-        x, of_u, of_ul = _marked(x), *self._conditions(h)
-        return self._across(x, self._above(x, of_u), of_ul)
+        x, of_u, of_ul = _append_ones_channel(x), *self._project_condition(h)
+        return self._run_ul_stream(x, self._run_u_stream(x, of_u), of_ul)
 
-    def bits(self, x: Tensor, h: Tensor) -> Tensor:
+    def bits_per_dim(self, x: Tensor, h: Tensor) -> Tensor:
         """-log2 P(x | h) for each of the 3 S S dimensions.  (B)"""
         nats = -log_likelihood(self(x, h).contiguous(), x).sum((1, 2))
         return nats / (x[0].numel() * math.log(2))
@@ -271,25 +281,27 @@ class PixelCNN(nn.Module):
         shape = (self.size, self.size, len(h), 4)
         uniform = torch.rand(shape, generator=generator, device=generator.device).to(x)
         with parametrize.cached():
-            of_u, of_ul = self._conditions(h)
+            of_u, of_ul = self._project_condition(h)
             for row in range(self.size):
-                reached = x[:, :, : (row // REDUCTION + 1) * REDUCTION]
-                u = self._above(_marked(reached), of_u)
+                reached = x[:, :, : (row // DOWNSAMPLING + 1) * DOWNSAMPLING]
+                u = self._run_u_stream(_append_ones_channel(reached), of_u)
                 for column in range(self.size):
-                    theta = self._across(_marked(reached), u, of_ul)[:, :, row, column]
-                    x[:, :, row, column] = pick(theta, uniform[row, column])
+                    theta = self._run_ul_stream(_append_ones_channel(reached), u, of_ul)[
+                        :, :, row, column
+                    ]
+                    x[:, :, row, column] = sample_pixel(theta, uniform[row, column])
         return x
 
-    def _conditions(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _project_condition(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """What h adds in each block of both streams: (blocks, B, 2 F, 1, 1) twice"""
         each = self.condition(h).view(len(h), 2, self.blocks, -1, 1, 1)
         return each.permute(1, 2, 0, 3, 4, 5).unbind(0)
 
-    def _above(self, x: Tensor, h: Tensor) -> list[Tensor]:
+    def _run_u_stream(self, x: Tensor, h: Tensor) -> list[Tensor]:
         """Maps of stream u. x (B, 4, S, S)"""
         return self.u(self.u_above(x), iter(h), [])
 
-    def _across(self, x: Tensor, u: list[Tensor], h: Tensor) -> Tensor:
+    def _run_ul_stream(self, x: Tensor, u: list[Tensor], h: Tensor) -> Tensor:
         """theta from stream ul, which reads stream u."""
         active = self.ul(self.ul_above(x) + self.ul_left(x), iter(h), u)[-1]
         last = active[:, : active.shape[1] // 2].to(self.theta.bias.dtype)
@@ -297,7 +309,7 @@ class PixelCNN(nn.Module):
             return self.theta(last)
 
 
-def _marked(x: Tensor) -> Tensor:
+def _append_ones_channel(x: Tensor) -> Tensor:
     """x (B, 3, S, S) -> (B, 4, S, S)"""
     marked = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     return marked.contiguous(memory_format=torch.channels_last)

@@ -23,25 +23,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import at_least, below_one
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.core.config import check_at_least, check_fraction
+from stages.shared.runtime.stage import InputError
 from stages.shared.training.losses import token_log_probs
 
 PAD, SOS, EOS, UNK = range(4)
-SPECIAL = ["<pad>", "<sos>", "<eos>", "<unk>"]
+SPECIAL_TOKENS = ["<pad>", "<sos>", "<eos>", "<unk>"]
 
 
 @dataclass(frozen=True)
-class Params:
-    embed: int
-    hidden: int
-    attention: int
+class ShowAttendTellConfig:
+    embedding_dim: int
+    hidden_size: int
+    attention_dim: int
     dropout: float
-    doubly_stochastic: float
+    doubly_stochastic_weight: float
 
     def __post_init__(self) -> None:
-        at_least(self, embed=1, hidden=1, attention=1, doubly_stochastic=0)
-        below_one(self, "dropout")
+        check_at_least(self, embed=1, hidden=1, attention=1, doubly_stochastic=0)
+        check_fraction(self, "dropout")
 
 
 class CaptionLoss(NamedTuple):
@@ -63,22 +63,28 @@ class Vocabulary:
         counts = Counter(word.lower() for words in captions for word in words)
         # Equally frequent words stay as they came, so that a vocabulary read again is the same.
         self.words = [word for word, count in counts.most_common() if count >= min_count]
-        self.ids = {word: place for place, word in enumerate(self.words, len(SPECIAL))}
+        self.word_to_id = {
+            word: place for place, word in enumerate(self.words, len(SPECIAL_TOKENS))
+        }
 
     def __len__(self) -> int:
-        return len(SPECIAL) + len(self.words)
+        return len(SPECIAL_TOKENS) + len(self.words)
 
     def encode(self, words: list[str], at_most: int) -> list[int]:
         """SOS, the words that fit, EOS: never more than `at_most` ids."""
         if at_most < 3:
-            raise WrongInput(
+            raise InputError(
                 f"params.yaml: a caption of at most {at_most} ids has no room for a word "
                 "between its two ends: give 3 or more"
             )
-        return [SOS, *(self.ids.get(word.lower(), UNK) for word in words[: at_most - 2]), EOS]
+        return [
+            SOS,
+            *(self.word_to_id.get(word.lower(), UNK) for word in words[: at_most - 2]),
+            EOS,
+        ]
 
     def decode(self, ids: list[int]) -> list[str]:
-        return [(SPECIAL + self.words)[one] for one in ids]
+        return [(SPECIAL_TOKENS + self.words)[one] for one in ids]
 
     def to_json(self) -> str:
         return json.dumps(self.words, ensure_ascii=False)
@@ -88,18 +94,18 @@ class Vocabulary:
         return cls([json.loads(text)], min_count=1)
 
 
-class NicAtt(nn.Module):
+class ShowAttendTell(nn.Module):
     """p(caption | cells). vocabulary: number of ids V; cells_width: D"""
 
-    def __init__(self, params: Params, vocabulary: int, cells_width: int):
+    def __init__(self, params: ShowAttendTellConfig, vocabulary: int, cells_width: int):
         super().__init__()
-        m, n = params.embed, params.hidden
-        self.doubly_stochastic = params.doubly_stochastic
+        m, n = params.embedding_dim, params.hidden_size
+        self.doubly_stochastic = params.doubly_stochastic_weight
         self.E = nn.Embedding(vocabulary, m, padding_idx=PAD)
         self.init_h, self.init_c = nn.Linear(cells_width, n), nn.Linear(cells_width, n)
-        self.att_a = nn.Linear(cells_width, params.attention, bias=False)
-        self.att_h = nn.Linear(n, params.attention)
-        self.att = nn.Linear(params.attention, 1, bias=False)
+        self.att_a = nn.Linear(cells_width, params.attention_dim, bias=False)
+        self.att_h = nn.Linear(n, params.attention_dim)
+        self.att = nn.Linear(params.attention_dim, 1, bias=False)
         self.beta = nn.Linear(n, 1)
         self.lstm = nn.LSTMCell(m + cells_width, n)
         self.L_h, self.L_z = nn.Linear(n, m), nn.Linear(cells_width, m, bias=False)
@@ -109,10 +115,10 @@ class NicAtt(nn.Module):
     def forward(self, cells: Tensor, caption: Tensor) -> CaptionLoss:
         """cells a (B, P, D); caption (B, C) from SOS to EOS, then PAD. Told word after word."""
         given, told = self.E(caption[:, :-1]), caption[:, 1:]
-        keys, (h, c) = self.att_a(cells), self._begin(cells)
+        keys, (h, c) = self.att_a(cells), self._init_state(cells)
         hidden, context, weights = [], [], []
         for y in given.unbind(1):
-            z, alpha = self._look(cells, keys, h)
+            z, alpha = self._attend(cells, keys, h)
             h, c = self.lstm(torch.cat([y, z], 1), (h, c))  # eq. 1-3
             hidden.append(h)
             context.append(z)
@@ -126,14 +132,14 @@ class NicAtt(nn.Module):
         return CaptionLoss(nats, real.sum(1), stochastic * real.any(1))
 
     @torch.no_grad()
-    def greedy(self, cells: Tensor, at_most: int) -> list[list[int]]:
+    def greedy_decode(self, cells: Tensor, at_most: int) -> list[list[int]]:
         """The likeliest word after each other, without SOS and EOS: they count in `at_most`."""
         assert not self.training
-        keys, (h, c) = self.att_a(cells), self._begin(cells)
+        keys, (h, c) = self.att_a(cells), self._init_state(cells)
         y = torch.full((len(cells),), SOS, device=cells.device)
         written = []
         for _ in range(at_most - 2):
-            z, _ = self._look(cells, keys, h)
+            z, _ = self._attend(cells, keys, h)
             h, c = self.lstm(torch.cat([self.E(y), z], 1), (h, c))
             logits = self._deep_output(self.E(y), h, z)
             logits[:, [PAD, SOS]] = -torch.inf
@@ -142,12 +148,12 @@ class NicAtt(nn.Module):
         rows = torch.stack(written, 1).tolist()
         return [row[: row.index(EOS)] if EOS in row else row for row in rows]
 
-    def _begin(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def _init_state(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """h and c before the first word (B, n), from the mean cell"""
         mean = cells.mean(1)
         return self.init_h(mean), self.init_c(mean)
 
-    def _look(self, cells: Tensor, keys: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, cells: Tensor, keys: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """z (B, D) and alpha (B, P); keys (B, P, A) are the part of f_att that no word changes."""
         e = self.att(torch.tanh(keys + self.att_h(h)[:, None])).squeeze(2)  # eq. 4
         alpha = e.softmax(1)  # eq. 5

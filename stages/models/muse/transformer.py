@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class MultiHead(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Attention of several heads, which also tells what its first query sees."""
 
     def __init__(self, d: int, heads: int, dropout: float):
@@ -34,7 +34,7 @@ class MultiHead(nn.Module):
         return self.out(seen.transpose(1, 2).flatten(2)), weights
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Self-attention, attention to other tokens if `across`, FFN: each a call of its own.
 
     pre: a LayerNorm stands before each of them, or else after it
@@ -43,28 +43,28 @@ class Layer(nn.Module):
     def __init__(self, d: int, heads: int, d_ff: int, dropout: float, pre: bool, across: bool):
         super().__init__()
         self.pre, self.dropout = pre, nn.Dropout(dropout)
-        self.own, self.own_norm = MultiHead(d, heads, dropout), nn.LayerNorm(d)
+        self.own, self.own_norm = MultiHeadAttention(d, heads, dropout), nn.LayerNorm(d)
         if across:
-            self.across, self.across_norm = MultiHead(d, heads, dropout), nn.LayerNorm(d)
+            self.across, self.across_norm = MultiHeadAttention(d, heads, dropout), nn.LayerNorm(d)
         inner = nn.Linear(d, d_ff), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_ff, d)
         self.ffn, self.ffn_norm = nn.Sequential(*inner), nn.LayerNorm(d)
 
-    def _add(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
+    def _add_residual(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
         x = x + self.dropout(change)
         return x if self.pre else norm(x)
 
-    def attend(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def self_attention(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, D), (B, N) -> (B, N, D), (B, N) weights of the first token"""
         read = self.own_norm(x) if self.pre else x
         seen, weights = self.own(read, read, mask)
-        return self._add(x, seen, self.own_norm), weights
+        return self._add_residual(x, seen, self.own_norm), weights
 
-    def look_across(self, x: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    def cross_attention(self, x: Tensor, other: Tensor, mask: Tensor) -> Tensor:
         """(B, N, D), (B, M, D), (B, M) -> (B, N, D)"""
         read, keys = (self.across_norm(z) if self.pre else z for z in (x, other))
-        return self._add(x, self.across(read, keys, mask)[0], self.across_norm)
+        return self._add_residual(x, self.across(read, keys, mask)[0], self.across_norm)
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
         read = self.ffn_norm(x) if self.pre else x
-        return self._add(x, self.ffn(read), self.ffn_norm)
+        return self._add_residual(x, self.ffn(read), self.ffn_norm)

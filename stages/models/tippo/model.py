@@ -58,107 +58,114 @@ from torch import Tensor, minimum, nn
 
 from stages.shared.features.store import Features
 from stages.shared.generation import decoding
-from stages.shared.generation.article_dataset import Articles
-from stages.shared.modeling.layers import Elementwise, Standardise, pack, scatter
-from stages.shared.modeling.modality_dropout import hide
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.training.losses import IGNORED
+from stages.shared.generation.article_dataset import ArticleDataset
+from stages.shared.modeling.layers import (
+    ElementwiseScale,
+    Standardizer,
+    pack_sequences,
+    scatter_rows,
+)
+from stages.shared.modeling.modality_dropout import drop_modality
+from stages.shared.runtime.stage import InputError
+from stages.shared.training.losses import IGNORE_INDEX
 
-Items = Articles
+Dataset = ArticleDataset
 # First size of kind and position, that of signals; smaller, pictures are told apart late.
-TELLING = 1.0
+EMBEDDING_INIT_STD = 1.0
 EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelConfig:
     d_model: int
-    text_tokens: int
-    pictures: int
-    excerpts: float
-    picture: Literal["pooled", "patches"]
-    topic: Literal["tokens", "pooled"]
+    max_topic_tokens: int
+    max_images: int
+    excerpt_ratio: float
+    image_features: Literal["pooled", "patches"]
+    topic_features: Literal["tokens", "pooled"]
     projection: Literal["linear", "elementwise"]
-    axis: Literal["images", "patches"]
+    softmax_axis: Literal["images", "patches"]
     use_prototype: bool
     use_daa: bool
     use_do: bool
-    use_contrast: bool
-    schedule: Literal["formula", "reverse"]
+    use_contrastive: bool
+    lambda_schedule: Literal["formula", "reverse"]
     lambda_predict: Literal["clip", "last", "half"]
     lambda_margin: float
     fusion: Literal["sequence", "literal", "feature"]
-    connection: decoding.Connection
-    denominator: Literal["infonce", "literal"]
-    negatives: Literal["both", "article", "batch"]
-    temperature: float
-    contrast_weight: float
+    t5_input: decoding.Connection
+    contrastive_denominator: Literal["infonce", "literal"]
+    contrastive_negatives: Literal["both", "article", "batch"]
+    contrastive_temperature: float
+    contrastive_weight: float
     prototype_momentum: float
-    missing_picture: float
-    missing_topic: float
+    image_drop_prob: float
+    topic_drop_prob: float
 
     def __post_init__(self) -> None:
         bare = not self.use_prototype
         faults = {
             "use_do needs use_prototype, from which pictures differ": self.use_do and bare,
-            "use_contrast needs use_prototype, the positive": self.use_contrast and bare,
-            "temperature must be above 0": self.temperature <= 0,
+            "use_contrast needs use_prototype, the positive": self.use_contrastive and bare,
+            "temperature must be above 0": self.contrastive_temperature <= 0,
             "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
-            "missing_picture + missing_topic pass 1": self.missing_picture + self.missing_topic > 1,
+            "missing_picture + missing_topic pass 1": self.image_drop_prob + self.topic_drop_prob
+            > 1,
             "missing_picture and missing_topic must be 0 or more": (
-                min(self.missing_picture, self.missing_topic) < 0
+                min(self.image_drop_prob, self.topic_drop_prob) < 0
             ),
-            "excerpts must be from 0 to 1": not 0 <= self.excerpts <= 1,
+            "excerpts must be from 0 to 1": not 0 <= self.excerpt_ratio <= 1,
             "prototype_momentum must be from 0 to 1": not 0 <= self.prototype_momentum <= 1,
-            "pictures must be 1 or more": self.pictures < 1,
-            "contrast_weight must be 0 or more": self.contrast_weight < 0,
+            "pictures must be 1 or more": self.max_images < 1,
+            "contrast_weight must be 0 or more": self.contrastive_weight < 0,
         }
         if found := [fault for fault, here in faults.items() if here]:
-            raise WrongInput(f"models.tippo.network: {'; '.join(found)}")
+            raise InputError(f"models.tippo.network: {'; '.join(found)}")
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferenceConfig:
     gamma: float
     discount: Literal["progress", "literal"]
     discount_steps: float
-    literal: Literal["normalised", "raw"]
-    semantic: str
+    literal_reward: Literal["normalised", "raw"]
+    semantic_reward: str
     baseline: Literal["article", "window"]
-    window: int
-    deviation: Literal["std", "variance"]
-    clip: float
-    epochs: int
-    kl: float
-    rollouts: int
+    baseline_window: int
+    advantage_scale: Literal["std", "variance"]
+    clip_range: float
+    num_ppo_epochs: int
+    kl_coef: float
+    num_generations: int
     temperature: float
     max_kl: float
-    min_entropy: float
+    min_entropy_ratio: float
     max_length_change: float
-    margin: float
+    min_gain_standard_errors: float
 
     def __post_init__(self) -> None:
         faults = {
             "gamma must be above 0, at most 1": not 0 < self.gamma <= 1,
             "window, epochs and rollouts must be 1 or more": (
-                min(self.window, self.epochs, self.rollouts) < 1
+                min(self.baseline_window, self.num_ppo_epochs, self.num_generations) < 1
             ),
             "discount_steps, clip and max_kl must be above 0": (
-                min(self.discount_steps, self.clip, self.max_kl) <= 0
+                min(self.discount_steps, self.clip_range, self.max_kl) <= 0
             ),
             "kl, max_length_change and margin must be 0 or more": (
-                min(self.kl, self.max_length_change, self.margin) < 0
+                min(self.kl_coef, self.max_length_change, self.min_gain_standard_errors) < 0
             ),
             "temperature must be above 0: texts are drawn": self.temperature <= 0,
-            "baseline article needs 2 rollouts": self.baseline == "article" and self.rollouts < 2,
+            "baseline article needs 2 rollouts": self.baseline == "article"
+            and self.num_generations < 2,
         }
         if found := [fault for fault, here in faults.items() if here]:
-            raise WrongInput(f"models.tippo.preference: {'; '.join(found)}")
+            raise InputError(f"models.tippo.preference: {'; '.join(found)}")
 
 
 @dataclass(frozen=True)
-class Shapes:
+class InputDims:
     """What the model reads, measured on the features."""
 
     patches: int  # P
@@ -167,13 +174,13 @@ class Shapes:
     topic_width: int  # of topic tokens; 0 where topics are learned from the decoder's tokens
 
 
-def shapes(features: Features) -> Shapes:
+def infer_input_dims(features: Features) -> InputDims:
     _, patches, width = features.patches.shape
-    return Shapes(patches, width, features.pooled.shape[1], features.topic_width)
+    return InputDims(patches, width, features.pooled.shape[1], features.token_width)
 
 
 @dataclass
-class Memory:
+class TippoEncoderOutput:
     """What the decoder attends to, and how it came about. None: without DAA."""
 
     hidden: Tensor  # (B, positions, D) S^F
@@ -182,9 +189,9 @@ class Memory:
     images: Tensor | None  # (B, branches, N) weights of an article's pictures, 0 where of patches
     patches: Tensor | None  # (B, N, branches, P) weights of a picture's patches, 0 elsewhere
 
-    def rows(self, index: Tensor) -> "Memory":
+    def select(self, index: Tensor) -> "TippoEncoderOutput":
         values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Memory(*(value if value is None else value[index] for value in values))
+        return TippoEncoderOutput(*(value if value is None else value[index] for value in values))
 
 
 @dataclass
@@ -192,8 +199,8 @@ class Signals:
     topic: Tensor  # (B, T, D) S^T
     topic_mask: Tensor  # (B, T)
     query: Tensor  # (B, D) its mean
-    pictures: Tensor  # (B, N, L, D) S^I; the learned vector where a picture is missing
-    shown: Tensor  # (B, N) there is a picture
+    images: Tensor  # (B, N, L, D) S^I; the learned vector where a picture is missing
+    image_mask: Tensor  # (B, N) there is a picture
     prototype: Tensor  # (B, L, D) S^P
 
 
@@ -203,7 +210,7 @@ class Adapter(nn.Module):
     def __init__(self, width: int, d: int, places: int = 0):
         """places: P of what has the form (..., P, width), each with a learned vector of its own"""
         super().__init__()
-        self.standardise = Standardise(width)
+        self.standardise = Standardizer(width)
         self.layers = nn.Sequential(
             nn.Linear(width, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d)
         )
@@ -214,12 +221,12 @@ class Adapter(nn.Module):
         return signal if self.place is None else signal + self.place
 
 
-def schedule(progress: Tensor, network: Network) -> Tensor:
+def training_lambda(progress: Tensor, network: ModelConfig) -> Tensor:
     """l1 at progress m / M."""
-    return progress if network.schedule == "formula" else 1 - progress
+    return progress if network.lambda_schedule == "formula" else 1 - progress
 
 
-def lambda_when_writing(last: Tensor, network: Network) -> Tensor:
+def inference_lambda(last: Tensor, network: ModelConfig) -> Tensor:
     """l1 where nothing is scheduled; last: that of the last training step."""
     margin = {"last": 0.0, "clip": network.lambda_margin, "half": 0.5}[network.lambda_predict]
     return last.clamp(margin, 1 - margin)
@@ -228,12 +235,12 @@ def lambda_when_writing(last: Tensor, network: Network) -> Tensor:
 class DualAlignment(nn.Module):
     """Eq. 1, 2: how much topic and prototype make of each picture, or of a picture's patches."""
 
-    def __init__(self, width: int, network: Network):
+    def __init__(self, width: int, network: ModelConfig):
         super().__init__()
 
         def weight() -> nn.Module:
             if network.projection == "elementwise":
-                return Elementwise(width)
+                return ElementwiseScale(width)
             return nn.Linear(width, width, bias=False)
 
         branches = 2 if network.use_prototype else 1  # topic, prototype
@@ -274,10 +281,10 @@ class Difference(nn.Module):
 class Model(nn.Module):
     """TIPPo around a T5 (transformers T5ForConditionalGeneration)."""
 
-    def __init__(self, network: Network, shapes: Shapes, t5: nn.Module):
+    def __init__(self, network: ModelConfig, shapes: InputDims, t5: nn.Module):
         super().__init__()
         self.network, self.shapes, self.t5 = network, shapes, t5
-        width, pooled = t5.config.d_model, network.picture == "pooled"
+        width, pooled = t5.config.d_model, network.image_features == "pooled"
         tokens = 1 if pooled else shapes.patches  # L
         if pooled:
             self.adapt_picture = Adapter(shapes.pooled_width, width)  # pi_V
@@ -286,8 +293,8 @@ class Model(nn.Module):
         self.no_picture, self.no_topic = (nn.Parameter(torch.randn(width)) for _ in range(2))
         if not shapes.topic_width:
             self.learned_topic = nn.Embedding(t5.config.vocab_size, width)
-            self.topic_position = nn.Parameter(0.02 * torch.randn(network.text_tokens, width))
-        elif network.topic == "pooled":
+            self.topic_position = nn.Parameter(0.02 * torch.randn(network.max_topic_tokens, width))
+        elif network.topic_features == "pooled":
             self.adapt_topic = Adapter(shapes.pooled_width, width)  # pi_T
         else:
             self.adapt_topic = Adapter(shapes.topic_width, width)
@@ -299,59 +306,59 @@ class Model(nn.Module):
         if network.fusion == "feature":
             self.join = nn.Sequential(nn.Linear(kinds * width, width), nn.LayerNorm(width))
         else:
-            self.kind = nn.Parameter(TELLING * torch.randn(kinds, width))
-        self.position = nn.Parameter(TELLING * torch.randn(network.pictures, width))
+            self.kind = nn.Parameter(EMBEDDING_INIT_STD * torch.randn(kinds, width))
+        self.position = nn.Parameter(EMBEDDING_INIT_STD * torch.randn(network.max_images, width))
         self.register_buffer("common", torch.zeros(tokens, width))  # running mean of pictures
         self.register_buffer("balance", torch.zeros(()))  # l1 of the last training step
-        decoding.connect(t5, network.connection)
+        decoding.drop_bypassed_encoder(t5, network.t5_input)
 
-    def measure(self, features: Features, images: list[int], texts: list[int]) -> None:
+    def fit_normalization(self, features: Features, images: list[int], texts: list[int]) -> None:
         """Take the statistics of the training split's rows of the caches."""
 
         def take(adapter: Adapter, rows) -> None:
-            adapter.standardise.measure(torch.from_numpy(rows).float().flatten(0, -2))
+            adapter.standardise.fit_normalization(torch.from_numpy(rows).float().flatten(0, -2))
 
-        if self.network.picture == "patches" or self.network.use_daa:
+        if self.network.image_features == "patches" or self.network.use_daa:
             take(self.adapt_patches, features.patches[images])
-        if self.network.picture == "pooled":
+        if self.network.image_features == "pooled":
             take(self.adapt_picture, features.pooled[images])
         if self.shapes.topic_width:
             tokens = features.tokens[texts][features.token_mask[texts]]
-            pooled = self.network.topic == "pooled"
+            pooled = self.network.topic_features == "pooled"
             take(self.adapt_topic, features.text_pooled[texts] if pooled else tokens)
 
-    def remember(self, batch: dict) -> Memory:
+    def encode(self, batch: dict) -> TippoEncoderOutput:
         """Encode each item once, as when writing.  batch: see stages/shared/generation/article_dataset.py"""
-        balance = lambda_when_writing(self.balance, self.network)
-        return self.fuse(batch, self.signals(batch), balance)
+        balance = inference_lambda(self.balance, self.network)
+        return self.fuse(batch, self.compute_signals(batch), balance)
 
-    def signals(self, batch: dict, learning: bool = False) -> Signals:
+    def compute_signals(self, batch: dict, learning: bool = False) -> Signals:
         """learning: an article of one picture takes the batch's mean as its prototype (SFT)."""
         shown = batch["has_picture"]
-        if self.network.picture == "pooled":
+        if self.network.image_features == "pooled":
             pictures = self.adapt_picture(batch["pooled"])[:, :, None]
         else:
             pictures = self.adapt_patches(batch["patches"])
         pictures = torch.where(shown[:, :, None, None], pictures, self.no_picture)
-        topic, mask = self.topic(batch)
+        topic, mask = self.encode_topic(batch)
         query = (topic * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        prototype = self.prototype(pictures, shown, learning)
+        prototype = self.compute_prototype(pictures, shown, learning)
         return Signals(topic, mask, query, pictures, shown, prototype)
 
-    def topic(self, batch: dict) -> tuple[Tensor, Tensor]:
+    def encode_topic(self, batch: dict) -> tuple[Tensor, Tensor]:
         """S^T and its mask; a missing topic is one learned vector.  -> (B, T, D), (B, T)"""
         given = batch["has_topic"][:, None]
         if not self.shapes.topic_width:
             ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
             topic = self.learned_topic(ids) + self.topic_position[: ids.shape[1]]
-        elif self.network.topic == "pooled":
+        elif self.network.topic_features == "pooled":
             topic, mask = self.adapt_topic(batch["topic_pooled"])[:, None], torch.ones_like(given)
         else:
             topic, mask = self.adapt_topic(batch["topic"]), batch["topic_mask"]
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         return torch.where(given[..., None], topic, self.no_topic), torch.where(given, mask, first)
 
-    def prototype(self, pictures: Tensor, shown: Tensor, learning: bool) -> Tensor:
+    def compute_prototype(self, pictures: Tensor, shown: Tensor, learning: bool) -> Tensor:
         """S^P of the pictures that are there.  (B, N, L, D), (B, N) -> (B, L, D)"""
         total = (pictures * shown[:, :, None, None]).sum(1)
         count = shown.sum(1)[:, None, None]
@@ -361,47 +368,49 @@ class Model(nn.Module):
         return torch.where(count > 1, total / count.clamp(min=1), common)  # (1 / N) sum_i S_i
 
     @torch.no_grad()
-    def keep(self, signals: Signals, balance: Tensor) -> None:
+    def update_running_state(self, signals: Signals, balance: Tensor) -> None:
         """What writing will need of a training step: its l1, and pictures for the running mean."""
         self.balance.copy_(balance)
-        if signals.shown.any():
-            mean = signals.pictures[signals.shown].mean(0)
+        if signals.image_mask.any():
+            mean = signals.images[signals.image_mask].mean(0)
             begun = self.common.any()  # zeros: no picture yet; the first mean is taken as it is
             momentum = self.network.prototype_momentum if begun else 1.0
             self.common.lerp_(mean.to(self.common), momentum)
 
     def augment(self, batch: dict, signals: Signals, balance: Tensor):
         """-> S^A (B, N, 1 or L, D), which of its tokens count (B, N, 1 or L), weights of Memory"""
-        shown, pictures, network = signals.shown, signals.pictures, self.network
+        shown, pictures, network = signals.image_mask, signals.images, self.network
         first = torch.arange(pictures.shape[2], device=shown.device) == 0
         if not network.use_daa:
             return pictures, shown[..., None] | first, None, None
         alone = shown & (shown.sum(1, keepdim=True) == 1)
-        inside = shown if network.axis == "patches" else alone  # whose patches are weighed
+        inside = shown if network.softmax_axis == "patches" else alone  # whose patches are weighed
         among = shown & ~inside  # what is weighed against the article's other pictures
         asked, item = [signals.query, signals.prototype.mean(1)], inside.nonzero()[:, 0]
-        own = network.picture == "patches"
+        own = network.image_features == "patches"
         patches = pictures[inside] if own else self.adapt_patches(batch["patches"][inside])
         every = torch.ones(patches.shape[:2], dtype=torch.bool, device=shown.device)
         of_patches, mixed = self.align([z[item] for z in asked], patches, every, balance)
         seen = (mixed[:, None] @ self.align.value(patches)).squeeze(1)  # eq. 2 over patches
-        seen = torch.where(shown[..., None], scatter(seen, inside), self.no_picture)[:, :, None]
+        seen = torch.where(shown[..., None], scatter_rows(seen, inside), self.no_picture)[
+            :, :, None
+        ]
         of_images, mixed = self.align(asked, pictures.mean(2), among, balance)
-        if network.axis == "images":
+        if network.softmax_axis == "images":
             scale = (mixed * among.sum(1, keepdim=True))[:, :, None, None]  # times N
             over = scale * self.align.value(pictures)  # eq. 2 over images
             seen = torch.where(among[:, :, None, None], over, seen)
         mask = (among[..., None] | first)[..., : seen.shape[2]]
-        return seen, mask, of_images, scatter(of_patches, inside)
+        return seen, mask, of_images, scatter_rows(of_patches, inside)
 
-    def fuse(self, batch: dict, signals: Signals, balance: Tensor) -> Memory:
+    def fuse(self, batch: dict, signals: Signals, balance: Tensor) -> TippoEncoderOutput:
         """S^F = {[S^T; S_i^A; S_i^D]}, and what it came from."""
         present, fusion = batch["present"][..., None], self.network.fusion
         augmented, mask, of_images, of_patches = self.augment(batch, signals, balance)
         parts = [(augmented, mask & present)]
         if self.network.use_do:
-            shown = signals.shown[..., None].expand(signals.pictures.shape[:3])
-            differential = self.differ(signals.pictures, signals.prototype) * shown[..., None]
+            shown = signals.image_mask[..., None].expand(signals.images.shape[:3])
+            differential = self.differ(signals.images, signals.prototype) * shown[..., None]
             parts.append((differential, shown))
         rank = torch.arange(present.shape[1], device=present.device)[:, None]
         position = self.position[: len(rank), None]  # (N, 1, D)
@@ -418,13 +427,15 @@ class Model(nn.Module):
                 blocks = [(topic + position, mask & present, rank)]
             for kind, (tokens, mask) in zip(self.kind[1:], parts, strict=True):
                 blocks.append((tokens + kind + position, mask, rank))
-        hidden, mask = pack(blocks)
-        hidden = decoding.encode(self.t5, hidden, mask, self.network.connection)
+        hidden, mask = pack_sequences(blocks)
+        hidden = decoding.encode_inputs(self.t5, hidden, mask, self.network.t5_input)
         balance = balance.expand(len(present)) if self.network.use_daa else None
-        return Memory(hidden, mask, balance, of_images, of_patches)
+        return TippoEncoderOutput(hidden, mask, balance, of_images, of_patches)
 
 
-def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network) -> Tensor:
+def contrastive_loss(
+    signals: Tensor, prototypes: Tensor, item: Tensor, network: ModelConfig
+) -> Tensor:
     """L_C, eq. 5, of all pictures of a batch: the mean over articles of that over their pictures.
 
     signals, prototypes (M, D): each picture's S^I, its article's S^P; item (M,): its article. An
@@ -432,15 +443,17 @@ def contrast(signals: Tensor, prototypes: Tensor, item: Tensor, network: Network
     """
     if len(signals) < 2:
         return 0 * signals.sum()
-    positive = F.cosine_similarity(signals, prototypes, dim=-1) / network.temperature  # (M,)
+    positive = (
+        F.cosine_similarity(signals, prototypes, dim=-1) / network.contrastive_temperature
+    )  # (M,)
     z = F.normalize(signals, dim=-1)
     with torch.autocast(z.device.type, enabled=False):  # bf16 / temperature is noise
-        scores = z @ z.T / network.temperature  # (M, M)
+        scores = z @ z.T / network.contrastive_temperature  # (M, M)
     same, itself = item[:, None] == item, torch.eye(len(z), dtype=torch.bool, device=z.device)
     every = torch.ones_like(same)
-    negatives = {"article": same, "batch": ~same, "both": every}[network.negatives]
+    negatives = {"article": same, "batch": ~same, "both": every}[network.contrastive_negatives]
     negatives = torch.where(same.sum(1, keepdim=True) == 1, every, negatives)
-    if network.denominator == "literal":  # j = i is in it, the positive is not
+    if network.contrastive_denominator == "literal":  # j = i is in it, the positive is not
         below = scores.masked_fill(~(negatives | itself), -torch.inf)
     else:
         below = scores.masked_fill(~negatives | itself, -torch.inf)
@@ -456,32 +469,36 @@ def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
     In training the batch has `progress`, m / M, and what writing will need is kept.
     """
     network, learning = model.network, model.training
-    batch = hide(batch, network.missing_picture, network.missing_topic) if learning else batch
-    signals = model.signals(batch, learning)
-    balance = lambda_when_writing(model.balance, network)
+    batch = (
+        drop_modality(batch, network.image_drop_prob, network.topic_drop_prob)
+        if learning
+        else batch
+    )
+    signals = model.compute_signals(batch, learning)
+    balance = inference_lambda(model.balance, network)
     if learning:
-        balance = schedule(batch["progress"], network)
-        model.keep(signals, balance)
+        balance = training_lambda(batch["progress"], network)
+        model.update_running_state(signals, balance)
     memory = model.fuse(batch, signals, balance)
-    scores = decoding.log_probs(model.t5, memory.hidden, memory.mask, batch["labels"])
-    terms = {"ntp": -scores.sum() / (batch["labels"] != IGNORED).sum()}
-    if network.use_contrast:
-        pictures = signals.pictures.mean(2)[signals.shown]
-        item = signals.shown.nonzero()[:, 0]
-        loss = contrast(pictures, signals.prototype.mean(1)[item], item, network)
-        terms["contrast"] = network.contrast_weight * loss
+    scores = decoding.compute_log_probs(model.t5, memory.hidden, memory.mask, batch["labels"])
+    terms = {"ntp": -scores.sum() / (batch["labels"] != IGNORE_INDEX).sum()}
+    if network.use_contrastive:
+        pictures = signals.images.mean(2)[signals.image_mask]
+        item = signals.image_mask.nonzero()[:, 0]
+        loss = contrastive_loss(pictures, signals.prototype.mean(1)[item], item, network)
+        terms["contrast"] = network.contrastive_weight * loss
     return terms
 
 
-def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
+def diagnostics(model: Model, batch: dict) -> dict[str, Tensor]:
     """How TIP treats each item, as when writing.  -> (B,) each
 
     likeness: cos(S_i^I, S^P), 1 where all pictures have collapsed into one. lambda: l1. Focus: the
     largest weight of a branch times how many weights there are; 1: uniform, the branch is idle.
     """
-    signals, memory = model.signals(batch), model.remember(batch)
-    shown = signals.shown.to(signals.pictures.dtype)
-    cosine = F.cosine_similarity(signals.pictures.mean(2), signals.prototype.mean(1)[:, None], -1)
+    signals, memory = model.compute_signals(batch), model.encode(batch)
+    shown = signals.image_mask.to(signals.images.dtype)
+    cosine = F.cosine_similarity(signals.images.mean(2), signals.prototype.mean(1)[:, None], -1)
     found = {"likeness": (cosine * shown).sum(1) / shown.sum(1).clamp(min=1)}
     if model.network.use_daa:
         images = memory.images.amax(-1) * shown.sum(1, keepdim=True)  # (B, branches)
@@ -493,7 +510,9 @@ def behaviour(model: Model, batch: dict) -> dict[str, Tensor]:
     return found
 
 
-def discounts(step: float, steps: float, preference: Preference) -> tuple[float, float]:
+def reward_discounts(
+    step: float, steps: float, preference: PreferenceConfig
+) -> tuple[float, float]:
     """What R_literal and R_semantic weigh at step m of M.
 
     With the paper's own exponents, both 1.7e-223 at half of its 20,000 steps: 0 in fp32.
@@ -505,14 +524,14 @@ def discounts(step: float, steps: float, preference: Preference) -> tuple[float,
 
 
 def total_return(
-    literal: Tensor, semantic: Tensor, step: float, steps: float, preference: Preference
+    literal: Tensor, semantic: Tensor, step: float, steps: float, preference: PreferenceConfig
 ) -> Tensor:
     """G_m of R written texts at step m of M.  (R,), (R,) -> (R,)"""
-    of_literal, of_semantic = discounts(step, steps, preference)
+    of_literal, of_semantic = reward_discounts(step, steps, preference)
     return of_literal * literal + of_semantic * semantic
 
 
-def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
+def compute_advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
     """How far above the mean, in deviations.  (R,) -> (R,)
 
     Where returns are all alike there is no scale: nothing is learned, instead of 1e8 times one.
@@ -522,7 +541,7 @@ def advantage(returns: Tensor, mean: Tensor | float, deviation: Tensor | float) 
     return (returns - mean) / (deviation + EPSILON)  # eq. 6
 
 
-def distance(new: Tensor, reference: Tensor) -> Tensor:
+def kl_estimate(new: Tensor, reference: Tensor) -> Tensor:
     """Of each token: q - log q - 1, q = p_SFT / p, an estimate of KL(policy, SFT) never below 0."""
     apart = reference - new
     return apart.exp() - apart - 1
@@ -534,7 +553,7 @@ def policy_loss(
     reference: Tensor,
     advantage: Tensor,
     mask: Tensor,
-    preference: Preference,
+    preference: PreferenceConfig,
 ) -> dict[str, Tensor]:
     """PPO's clipped objective (arXiv:1707.06347, eq. 7), and the distance from the SFT model.
 
@@ -542,9 +561,9 @@ def policy_loss(
     by the SFT model; advantage (R,); mask (R, Y): tokens that were written. Means are over these.
     """
     ratio = (new - old).exp()
-    clipped = ratio.clamp(1 - preference.clip, 1 + preference.clip)
+    clipped = ratio.clamp(1 - preference.clip_range, 1 + preference.clip_range)
     gain = minimum(ratio * advantage[:, None], clipped * advantage[:, None])
     return {
         "policy": -(gain * mask).sum() / mask.sum(),
-        "kl": preference.kl * (distance(new, reference) * mask).sum() / mask.sum(),
+        "kl": preference.kl_coef * (kl_estimate(new, reference) * mask).sum() / mask.sum(),
     }

@@ -22,14 +22,14 @@ from stages.shared.similarity.embedders import (
 )
 
 
-def literal(written: str, references: Sequence[str], raw: bool) -> float:
+def compute_literal_reward(written: str, references: Sequence[str], raw: bool) -> float:
     """R_literal (eq. 7): 1 - LD / max(|Y|, |y|) in [0, 1], or with `raw` 1 - LD, below 1."""
     if raw:
         return 1.0 - min(Levenshtein.distance(written, text) for text in references)
     return levenshtein_similarity(written, references)
 
 
-def semantic(
+def compute_semantic_rewards(
     embedder: Embedder, written: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
     """R_semantic (eq. 8) of each text, in [-1, 1]."""

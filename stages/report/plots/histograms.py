@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from stages.report.plots.curves import INK, SERIES, draw
+from stages.report.plots.curves import INK, SERIES, render_svg
 
-SIGMA = "sigma: cosine of picture and topic"
-USES = {"train": "in training", "predict": "when writing"}
+SIGMA_LABEL = "sigma: cosine of picture and topic"
+USE_LABELS = {"train": "in training", "predict": "when writing"}
 
 
-def decisions(name: str, rows: list[dict], bins: int) -> str:
+def draw_gate_decisions(name: str, rows: list[dict], bins: int) -> str:
     """What the gate did to every sample of one use: samples by sigma, passed above masked."""
     sigmas = np.array([row["sigma"] for row in rows])
     passed = np.array([row["passed"] for row in rows])  # a share with the mode `expected`
@@ -27,13 +27,13 @@ def decisions(name: str, rows: list[dict], bins: int) -> str:
             color=[SERIES[1], SERIES[0]],
             label=["topic masked", "topic passed"],
         )
-        _count(axes, SIGMA, "samples")
+        _label_count_axes(axes, SIGMA_LABEL, "samples")
         axes.legend(loc="best", fontsize=8)
 
-    return draw(name, "Samples by similarity of picture and topic, passed and masked", paint)
+    return render_svg(name, "Samples by similarity of picture and topic, passed and masked", paint)
 
 
-def mask_rates(name: str, by_use: dict[str, list[dict]], bins: int) -> str:
+def draw_mask_rates(name: str, by_use: dict[str, list[dict]], bins: int) -> str:
     """The share masked in each bin of sigma beside the probability that the sigma map gives."""
     edges = np.histogram_bin_edges(
         [row["sigma"] for rows in by_use.values() for row in rows], bins=bins
@@ -41,21 +41,21 @@ def mask_rates(name: str, by_use: dict[str, list[dict]], bins: int) -> str:
 
     def paint(axes: Axes) -> None:
         for number, (use, rows) in enumerate(by_use.items()):
-            centres, rates, expected, counts = binned(rows, edges)
-            colour, label = SERIES[number], USES[use]
+            centres, rates, expected, counts = bin_mask_rates(rows, edges)
+            colour, label = SERIES[number], USE_LABELS[use]
             sizes = [4 + 36 * count / max(counts) for count in counts]  # few samples are noise
             axes.plot(centres, expected, color=colour, label=f"probability, {label}")
             axes.scatter(centres, rates, sizes, color=colour, label=f"masked, {label}")
         axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(SIGMA)
+        axes.set_xlabel(SIGMA_LABEL)
         axes.set_ylabel("share of samples")
         axes.grid(axis="x", visible=False)
         axes.legend(loc="best", fontsize=8)
 
-    return draw(name, "Share of topics masked by similarity, beside its probability", paint)
+    return render_svg(name, "Share of topics masked by similarity, beside its probability", paint)
 
 
-def binned(rows: list[dict], edges: np.ndarray) -> tuple[list[float], ...]:
+def bin_mask_rates(rows: list[dict], edges: np.ndarray) -> tuple[list[float], ...]:
     """Of each bin that has samples: centre, share masked, mean probability, number of samples."""
     sigmas = np.array([row["sigma"] for row in rows])
     place = np.clip(np.digitize(sigmas, edges) - 1, 0, len(edges) - 2)  # the last edge is inside
@@ -70,7 +70,7 @@ def binned(rows: list[dict], edges: np.ndarray) -> tuple[list[float], ...]:
     )
 
 
-def shares(
+def draw_share_histograms(
     name: str, label: str, description: str, by_phase: dict[str, np.ndarray], bins: int
 ) -> str:
     """How values between 0 and 1 are spread, a line a phase; as a density, so that phases of
@@ -88,10 +88,10 @@ def shares(
         axes.grid(axis="x", visible=False)
         axes.legend(loc="best", fontsize=8)
 
-    return draw(name, description, paint)
+    return render_svg(name, description, paint)
 
 
-def likeness(name: str, by_backend: dict[str, list[float]], bins: int) -> str:
+def draw_similarity_histogram(name: str, by_backend: dict[str, list[float]], bins: int) -> str:
     """How alike title and illustration are, stacked by where the illustrations came from."""
 
     def paint(axes: Axes) -> None:
@@ -103,13 +103,13 @@ def likeness(name: str, by_backend: dict[str, list[float]], bins: int) -> str:
             label=list(by_backend),
         )
         axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-        _count(axes, "cosine of title and illustration", "illustrations")
+        _label_count_axes(axes, "cosine of title and illustration", "illustrations")
         axes.legend(loc="best", fontsize=8)
 
-    return draw(name, "Histogram of the similarity of title and illustration", paint)
+    return render_svg(name, "Histogram of the similarity of title and illustration", paint)
 
 
-def _count(axes: Axes, x: str, y: str) -> None:
+def _label_count_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis="x", visible=False)

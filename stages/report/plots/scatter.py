@@ -3,12 +3,12 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from stages.report.plots.curves import FAINT, SERIES, draw
+from stages.report.plots.curves import FAINT, SERIES, render_svg
 
 _DIGITS = 4  # of a place: what a chart can show, the same whatever the processor rounds
 
 
-def plane(vectors: np.ndarray) -> tuple[np.ndarray, list[float]]:
+def project_to_plane(vectors: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """(N, D) -> (N, 2) places by the two principal components, and the share of the variance that
     each component has.
 
@@ -26,9 +26,9 @@ def plane(vectors: np.ndarray) -> tuple[np.ndarray, list[float]]:
     return places, [float(share) for share in shares]
 
 
-def scatter(name: str, texts: np.ndarray, pictures: np.ndarray) -> str:
+def draw_scatter(name: str, texts: np.ndarray, pictures: np.ndarray) -> str:
     """Texts (N, D) and their pictures (N, D) as points, a faint line between those of an item."""
-    places, shares = plane(np.concatenate([texts, pictures]))
+    places, shares = project_to_plane(np.concatenate([texts, pictures]))
     sides = {"text": places[: len(texts)], "picture": places[len(texts) :]}
 
     def paint(axes: Axes) -> None:
@@ -41,4 +41,6 @@ def scatter(name: str, texts: np.ndarray, pictures: np.ndarray) -> str:
             axis(f"component {number + 1}: {100 * shares[number]:.0f} % of the variance")
         axes.legend(loc="best", fontsize=8)
 
-    return draw(name, "Embeddings of texts and pictures by their two principal components", paint)
+    return render_svg(
+        name, "Embeddings of texts and pictures by their two principal components", paint
+    )

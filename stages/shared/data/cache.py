@@ -13,13 +13,13 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-Item = TypeVar("Item")
+ItemT = TypeVar("Item")
 
-SECONDS_TO_WAIT = 600.0  # for another process' write; one takes milliseconds
-KEYS_AT_ONCE = 500  # below SQLite's limit of variables in a statement
+LOCK_TIMEOUT_SECONDS = 600.0  # for another process' write; one takes milliseconds
+KEYS_PER_QUERY = 500  # below SQLite's limit of variables in a statement
 
 
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batched(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
     """Lists of `size` items, the last one shorter (itertools.batched of Python 3.12)."""
     rest = iter(items)
     while part := list(islice(rest, size)):
@@ -34,24 +34,26 @@ class Store:
         path = folder / f"{fingerprint}.sqlite"
         # Two processes that switch one new file to WAL fail with "database is locked".
         with FileLock(path.with_suffix(".lock")):
-            self.database = sqlite3.connect(path, timeout=SECONDS_TO_WAIT, isolation_level=None)
-            self.database.execute("PRAGMA journal_mode=WAL")
-            self.database.execute("PRAGMA synchronous=NORMAL")
-            self.database.execute(
+            self.connection = sqlite3.connect(
+                path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None
+            )
+            self.connection.execute("PRAGMA journal_mode=WAL")
+            self.connection.execute("PRAGMA synchronous=NORMAL")
+            self.connection.execute(
                 "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
             )
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
+    def missing_keys(self, keys: Iterable[str]) -> list[str]:
         """The keys without a row, each once, in the order given."""
         unique = list(dict.fromkeys(keys))
         found: set[str] = set()
-        for part in batched(unique, KEYS_AT_ONCE):
+        for part in batched(unique, KEYS_PER_QUERY):
             found.update(key.hex() for (key,) in self._select("key", part))
         return [key for key in unique if key not in found]
 
-    def rows(self, keys: Iterable[str]) -> Iterator[bytes]:
+    def read(self, keys: Iterable[str]) -> Iterator[bytes]:
         """The rows of the keys, in their order. Raises KeyError for a key without one."""
-        for part in batched(keys, KEYS_AT_ONCE):
+        for part in batched(keys, KEYS_PER_QUERY):
             found = {key.hex(): value for key, value in self._select("key, value", part)}
             for key in part:
                 yield found[key]
@@ -59,16 +61,16 @@ class Store:
     def write(self, rows: Iterable[tuple[str, bytes]]) -> None:
         """Add rows, all or none of them. A key that has a row keeps it."""
         values = [(bytes.fromhex(key), value) for key, value in rows]
-        with self.database:
-            self.database.execute("BEGIN IMMEDIATE")
-            self.database.executemany(
+        with self.connection:
+            self.connection.execute("BEGIN IMMEDIATE")
+            self.connection.executemany(
                 "INSERT INTO rows VALUES (?, ?) ON CONFLICT (key) DO NOTHING", values
             )
 
-    def fill(
+    def compute_missing(
         self,
-        items: Iterable[tuple[str, Item]],
-        compute: Callable[[list[Item]], list[bytes]],
+        items: Iterable[tuple[str, ItemT]],
+        compute: Callable[[list[ItemT]], list[bytes]],
         batch: int,
     ) -> None:
         """Compute and write the rows that are missing among items, pairs of key and content.
@@ -76,17 +78,19 @@ class Store:
         `compute` sees exactly `batch` contents each time: the last batch repeats one of its own,
         because a matrix product of another shape may round a row's last bit another way.
         """
-        waiting: dict[str, Item] = {}
+        waiting: dict[str, ItemT] = {}
         for part in batched(items, batch):
             contents = dict(part)
-            waiting |= {key: contents[key] for key in self.missing(contents)}
+            waiting |= {key: contents[key] for key in self.missing_keys(contents)}
             while len(waiting) >= batch:
-                self._compute({key: waiting.pop(key) for key in list(waiting)[:batch]}, compute, 0)
+                self._compute_batch(
+                    {key: waiting.pop(key) for key in list(waiting)[:batch]}, compute, 0
+                )
         if waiting:
-            self._compute(waiting, compute, batch - len(waiting))
+            self._compute_batch(waiting, compute, batch - len(waiting))
 
-    def _compute(
-        self, items: dict[str, Item], compute: Callable[[list[Item]], list[bytes]], padding: int
+    def _compute_batch(
+        self, items: dict[str, ItemT], compute: Callable[[list[ItemT]], list[bytes]], padding: int
     ) -> None:
         contents = list(items.values())
         values = compute(contents + contents[:1] * padding)
@@ -95,6 +99,6 @@ class Store:
     def _select(self, columns: str, keys: Iterable[str]) -> list[tuple]:
         values = [bytes.fromhex(key) for key in keys]
         marks = ",".join("?" * len(values))
-        return self.database.execute(
+        return self.connection.execute(
             f"SELECT {columns} FROM rows WHERE key IN ({marks})", values
         ).fetchall()

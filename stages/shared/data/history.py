@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 
-def write(path: Path, rows: list[dict[str, float]]) -> None:
+def write_history(path: Path, rows: list[dict[str, float]]) -> None:
     names = (name for row in rows for name in row)
     columns = list(dict.fromkeys(["step", "loss", *names]))  # dvc.yaml plots them
     with path.open("w", newline="") as file:
@@ -13,6 +13,6 @@ def write(path: Path, rows: list[dict[str, float]]) -> None:
         table.writerows(rows)
 
 
-def read(path: Path) -> list[dict[str, float]]:
+def read_history(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]

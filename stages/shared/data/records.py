@@ -19,23 +19,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
 SPLITS = ("train", "validation", "test")
-UNKNOWN = "und"  # language; BCP 47: undetermined
-Label = Literal["negative", "neutral", "positive"]  # of a post
-LABELS = get_args(Label)
+UNDETERMINED_LANGUAGE = "und"  # language; BCP 47: undetermined
+SentimentLabel = Literal["negative", "neutral", "positive"]  # of a post
+SENTIMENT_LABELS = get_args(SentimentLabel)
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageBytes:
     """A picture in memory: the bytes of its file."""
 
     content: bytes
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """A picture as the source names it, unchecked: it may be missing, remote or outside."""
 
     path: str
@@ -52,7 +52,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Box:
+class SlotBox:
     """Where a slot is seen in the picture at `position`, in shares of its width and height."""
 
     position: int
@@ -73,39 +73,39 @@ class Foil:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Article:
+class ArticleRecord:
     source: str  # where the row stands: file, or file:line
     title: str
-    blocks: list[Picture | PictureFile | str]  # in reading order
+    blocks: list[ImageBytes | ImageFile | str]  # in reading order
     # The source's own id, or path; the second row with the same one is rejected.
     key: str | None = None
     language: str | None = None  # ISO 639-1; None: ingest detects it
     split: str | None = None  # one of SPLITS; None: ingest decides by hash
     facts: list[Fact] = field(default_factory=list)  # positions count the pictures of `blocks`
-    boxes: list[Box] = field(default_factory=list)
+    boxes: list[SlotBox] = field(default_factory=list)
     foils: list[Foil] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioned:
+class CaptionRecord:
     source: str
-    picture: Picture | PictureFile
+    image: ImageBytes | ImageFile
     captions: list[str]
     key: str | None = None
     language: str | None = None
     split: str | None = None
     facts: list[Fact] = field(default_factory=list)  # position 0
-    boxes: list[Box] = field(default_factory=list)  # position 0
+    boxes: list[SlotBox] = field(default_factory=list)  # position 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tweet:
+class TweetRecord:
     """Words with a tag each: O, or B-TYPE | I-TYPE where an entity begins | goes on."""
 
     source: str
     words: list[str]
     tags: list[str]
-    picture: Picture | PictureFile | None = None
+    image: ImageBytes | ImageFile | None = None
     key: str | None = None
     language: str | None = None
     split: str | None = None
@@ -113,13 +113,13 @@ class Tweet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Post:
+class PostRecord:
     """A text, and perhaps a picture, with one sentiment."""
 
     source: str
     text: str
-    label: Label
-    picture: Picture | PictureFile | None = None
+    label: SentimentLabel
+    image: ImageBytes | ImageFile | None = None
     key: str | None = None
     language: str | None = None
     split: str | None = None
@@ -127,7 +127,7 @@ class Post:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meme:
+class MemeRecord:
     """A picture with words over it, and a label of each task that somebody judged it on.
 
     The corpus' tasks, each with all of its labels in order, are an Extra: {task: [label, ...]} as
@@ -137,47 +137,49 @@ class Meme:
     source: str
     text: str  # the words over the picture; empty: the source does not give them
     labels: dict[str, str]  # task -> label; of a task that nobody judged nothing
-    picture: Picture | PictureFile | None = None
+    image: ImageBytes | ImageFile | None = None
     key: str | None = None
     language: str | None = None
     split: str | None = None
     facts: list[Fact] = field(default_factory=list)  # position 0
-    boxes: list[Box] = field(default_factory=list)  # position 0
+    boxes: list[SlotBox] = field(default_factory=list)  # position 0
 
 
 @dataclass(frozen=True)
-class Reject:
+class Rejection:
     """A row that cannot be taken in. `reason` is "what is wrong" or "what is wrong: details"."""
 
     source: str
     reason: str
     key: str | None = None
-    meant: bool = False  # left out as params ask for; it counts for nothing in ingest.max_rejected
+    intentional: bool = (
+        False  # left out as params ask for; it counts for nothing in ingest.max_rejected
+    )
 
 
 @dataclass(frozen=True)
-class Extra:
+class ExtraFile:
     """A file that ingest writes beside the records, such as ceilings.json: a dict becomes JSON."""
 
     name: str
     content: dict | str
 
 
-Record = Article | Captioned | Tweet | Post | Meme
-Item = Record | Reject | Extra
+Record = ArticleRecord | CaptionRecord | TweetRecord | PostRecord | MemeRecord
+DatasetItem = Record | Rejection | ExtraFile
 
 
-def decode(content: bytes, encodings: list[str], name: str) -> str | None:
+def decode_text(content: bytes, encodings: list[str], name: str) -> str | None:
     """The text of a file in the first encoding that fits, or None if none does.
 
     A byte order mark decides before them and is taken off. A text with NUL is no text. Raises
     WrongInput if an encoding is unknown; `name` is the key of params.yaml that lists them.
     """
-    for encoding in [_marked(content)] if _marked(content) else encodings:
+    for encoding in [_bom_encoding(content)] if _bom_encoding(content) else encodings:
         try:
             text = content.decode(encoding)
         except LookupError:
-            raise WrongInput(
+            raise InputError(
                 f"params.yaml: {name}: {encoding!r} is no encoding: give utf-8"
             ) from None
         except UnicodeDecodeError:
@@ -186,7 +188,7 @@ def decode(content: bytes, encodings: list[str], name: str) -> str | None:
     return None
 
 
-def _marked(content: bytes) -> str | None:
+def _bom_encoding(content: bytes) -> str | None:
     if content.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -24,19 +24,21 @@ from unicodedata import decomposition, normalize
 
 import regex
 
-from stages.shared.core.config import refuse
+from stages.shared.core.config import raise_on_faults
 
-IN_ADDRESS = r"[\x21-\x7e--[<>\"()]]"
-LAST = r"[\x21-\x7e--[<>\"().,;:!?'*\]]]"  # a full stop after an address is the sentence's
-ADDRESS = (
-    rf"(?:(?:https?|ftp)://|www\.)(?:{IN_ADDRESS}|\({IN_ADDRESS}*\))*(?:{LAST}|\({IN_ADDRESS}*\))"
+URL_CHARACTER = r"[\x21-\x7e--[<>\"()]]"
+URL_LAST_CHARACTER = (
+    r"[\x21-\x7e--[<>\"().,;:!?'*\]]]"  # a full stop after an address is the sentence's
 )
-TO_BRACKET = r"[^()]*(?:\([^()]*\)[^()]*)*"  # brackets inside an address come in pairs
-WORDED_LINK = regex.compile(rf"!?\[([^\[\]]*)\]\(\s*<?{ADDRESS}{TO_BRACKET}\)", regex.VERSION1)
-LINK = regex.compile(rf"[(\uff08<]\s*{ADDRESS}\s*[)\uff09>]|{ADDRESS}", regex.VERSION1)
+URL_PATTERN = rf"(?:(?:https?|ftp)://|www\.)(?:{URL_CHARACTER}|\({URL_CHARACTER}*\))*(?:{URL_LAST_CHARACTER}|\({URL_CHARACTER}*\))"
+TO_CLOSING_BRACKET = r"[^()]*(?:\([^()]*\)[^()]*)*"  # brackets inside an address come in pairs
+MARKDOWN_LINK = regex.compile(
+    rf"!?\[([^\[\]]*)\]\(\s*<?{URL_PATTERN}{TO_CLOSING_BRACKET}\)", regex.VERSION1
+)
+URL = regex.compile(rf"[(\uff08<]\s*{URL_PATTERN}\s*[)\uff09>]|{URL_PATTERN}", regex.VERSION1)
 LINE_END = regex.compile(r"\r\n|[\r\v\f\x85\u2028\u2029]")
 # Not the joiners: Persian, Indian scripts and emoji need them.
-INVISIBLE = regex.compile(r"[\p{Cc}\p{Cf}\p{Cs}--[\n\t\u200c\u200d]]", regex.VERSION1)
+INVISIBLE_CHARACTERS = regex.compile(r"[\p{Cc}\p{Cf}\p{Cs}--[\n\t\u200c\u200d]]", regex.VERSION1)
 EMOJI = regex.compile(
     r"(?:[\p{Emoji_Presentation}\p{Regional_Indicator}]|\p{Emoji}\ufe0f\u20e3?|\p{Emoji}\u200d)"
     r"[\ufe0f\u200d\p{Emoji_Modifier}]*"
@@ -45,110 +47,114 @@ SPACES = regex.compile(r"[^\S\n]+")
 SPACE_AT_LINE_END = regex.compile(r" ?\n ?")
 BLANK_LINES = regex.compile(r"\n{3,}")
 
-EAST_ASIAN = ("zh", "ja")
-FULL_WIDTH = regex.compile(
+EAST_ASIAN_LANGUAGES = ("zh", "ja")
+FULL_WIDTH_PUNCTUATION = regex.compile(
     r"[\u2026\u2025\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
 )
-KEPT_FORMS = ("<fraction>", "<super>", "<sub>", "<circle>", "<square>")  # unicodedata
+NFKC_EXEMPT_FORMS = ("<fraction>", "<super>", "<sub>", "<circle>", "<square>")  # unicodedata
 
 
-ANY_LINK = regex.compile(LINK.pattern, regex.VERSION1 | regex.IGNORECASE)  # memes shout: HTTP://
-MAIL = regex.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z0-9-]+")
+URL_ANY_CASE = regex.compile(URL.pattern, regex.VERSION1 | regex.IGNORECASE)  # memes shout: HTTP://
+EMAIL = regex.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z0-9-]+")
 MENTION = regex.compile(r"(?<![\p{L}\p{N}_@])(?:@++[\p{L}\p{M}\p{N}_]++(?:\.[\p{L}\p{N}_]++)*+)++")
-STRAY = r"(?<![\p{L}\p{M}\p{N}\u200c\u200d])[\p{M}\u200c\u200d]+"  # marks of no letter
+STRAY_MARKS = r"(?<![\p{L}\p{M}\p{N}\u200c\u200d])[\p{M}\u200c\u200d]+"  # marks of no letter
 PUNCTUATION = regex.compile(
     rf"(?P<emoji>{EMOJI.pattern})"
-    rf"|(?P<inside>(?<=\p{{L}}\p{{M}}*)['\u2019\u02bc](?=\p{{L}})|{STRAY})"
+    rf"|(?P<inside>(?<=\p{{L}}\p{{M}}*)['\u2019\u02bc](?=\p{{L}})|{STRAY_MARKS})"
     r"|[^\p{L}\p{M}\p{N}\s\u200c\u200d]"
 )
 DIGIT = regex.compile(rf"(?P<emoji>{EMOJI.pattern})|[\p{{Nd}}\p{{No}}]")
-TURKIC = ("tr", "az")
-DOTTED = str.maketrans({"I": "\u0131", "\u0130": "i"})  # there I is no capital i
+TURKIC_LANGUAGES = ("tr", "az")
+TURKIC_LOWERCASE = str.maketrans({"I": "\u0131", "\u0130": "i"})  # there I is no capital i
 
 
 @dataclass(frozen=True)
-class Overlay:
+class OverlayCleanConfig:
     """What is done to the words over a meme beyond what is done to every text."""
 
-    mentions: bool  # take out @names and mail addresses
-    sites: list[str]  # endings of names of sites, which are taken out
+    remove_mentions: bool  # take out @names and mail addresses
+    remove_domains: list[str]  # endings of names of sites, which are taken out
     case: Literal["lower", "keep"]
     punctuation: Literal["drop", "keep"]
     digits: Literal["drop", "keep"]
-    lines: Literal["join", "keep"]
+    line_breaks: Literal["join", "keep"]
 
     def __post_init__(self) -> None:
         """Raises ValueError: any word before a full stop would be a site with an empty ending."""
-        endings = [ending.strip(". ") for ending in self.sites]
-        refuse({"sites names an empty ending: take it out": "" in endings})
+        endings = [ending.strip(". ") for ending in self.remove_domains]
+        raise_on_faults({"sites names an empty ending: take it out": "" in endings})
 
 
 @dataclass(frozen=True)
-class Params:
-    unicode: Literal["NFKC", "NFC"]
-    links: bool  # take out addresses
+class CleanConfig:
+    unicode_form: Literal["NFKC", "NFC"]
+    remove_urls: bool  # take out addresses
     emoji: Literal["keep", "drop"]
-    memes: Overlay
+    memes: OverlayCleanConfig
 
 
-def clean(text: str, language: str, params: Params) -> str:
+def clean_text(text: str, language: str, params: CleanConfig) -> str:
     """A clean text, possibly empty; cleaning it again changes nothing."""
     while (cleaned := _clean_once(text, language, params)) != text:
         text = cleaned  # one step can uncover work for another: a link in full-width letters
     return text
 
 
-def _clean_once(text: str, language: str, params: Params) -> str:
-    if params.links:
-        text = LINK.sub("", WORDED_LINK.sub(r"\1", text))
-    text = INVISIBLE.sub("", LINE_END.sub("\n", text))
-    text = fold(text, language) if params.unicode == "NFKC" else normalize("NFC", text)
+def _clean_once(text: str, language: str, params: CleanConfig) -> str:
+    if params.remove_urls:
+        text = URL.sub("", MARKDOWN_LINK.sub(r"\1", text))
+    text = INVISIBLE_CHARACTERS.sub("", LINE_END.sub("\n", text))
+    text = (
+        normalize_nfkc(text, language) if params.unicode_form == "NFKC" else normalize("NFC", text)
+    )
     if params.emoji == "drop":
         text = EMOJI.sub("", text)
     return BLANK_LINES.sub("\n\n", SPACE_AT_LINE_END.sub("\n", SPACES.sub(" ", text))).strip()
 
 
-def fold(text: str, language: str) -> str:
+def normalize_nfkc(text: str, language: str) -> str:
     """NFKC but for the characters that the head of this file names."""
-    keep = partial(_is_kept, east_asian=language in EAST_ASIAN)
+    keep = partial(_is_nfkc_exempt, east_asian=language in EAST_ASIAN_LANGUAGES)
     runs = ((kept, "".join(characters)) for kept, characters in groupby(text, keep))
     return normalize("NFC", "".join(run if kept else normalize("NFKC", run) for kept, run in runs))
 
 
 @cache
-def _is_kept(character: str, east_asian: bool) -> bool:
-    if decomposition(character).startswith(KEPT_FORMS):
+def _is_nfkc_exempt(character: str, east_asian: bool) -> bool:
+    if decomposition(character).startswith(NFKC_EXEMPT_FORMS):
         return True
-    return east_asian and character != "\u3000" and bool(FULL_WIDTH.match(character))
+    return east_asian and character != "\u3000" and bool(FULL_WIDTH_PUNCTUATION.match(character))
 
 
-def clean_overlay(text: str, language: str, params: Params) -> str:
+def clean_overlay_text(text: str, language: str, params: CleanConfig) -> str:
     """The clean words over a meme, possibly none; cleaning them again changes nothing."""
     while (cleaned := _clean_overlay_once(text, language, params)) != text:
         text = cleaned  # without its digits a word can be the name of a site
     return text
 
 
-def _clean_overlay_once(text: str, language: str, params: Params) -> str:
+def _clean_overlay_once(text: str, language: str, params: CleanConfig) -> str:
     asked = params.memes
-    if params.links:
-        text = ANY_LINK.sub(" ", WORDED_LINK.sub(r"\1", text))
-    text = clean(text, language, params)
-    if asked.mentions:
-        text = MENTION.sub(" ", MAIL.sub(" ", text))
-    if asked.sites:
-        text = _site(tuple(asked.sites)).sub(" ", text)
+    if params.remove_urls:
+        text = URL_ANY_CASE.sub(" ", MARKDOWN_LINK.sub(r"\1", text))
+    text = clean_text(text, language, params)
+    if asked.remove_mentions:
+        text = MENTION.sub(" ", EMAIL.sub(" ", text))
+    if asked.remove_domains:
+        text = _site_pattern(tuple(asked.remove_domains)).sub(" ", text)
     if asked.case == "lower":
-        text = (text.translate(DOTTED) if language in TURKIC else text).lower()
+        text = (text.translate(TURKIC_LOWERCASE) if language in TURKIC_LANGUAGES else text).lower()
     if asked.punctuation == "drop":
         text = PUNCTUATION.sub(lambda m: m["emoji"] or ("" if m["inside"] else " "), text)
     if asked.digits == "drop":
         text = DIGIT.sub(lambda m: m["emoji"] or "", text)
-    return clean(text.replace("\n", " ") if asked.lines == "join" else text, language, params)
+    return clean_text(
+        text.replace("\n", " ") if asked.line_breaks == "join" else text, language, params
+    )
 
 
 @cache
-def _site(endings: tuple[str, ...]) -> regex.Pattern:
+def _site_pattern(endings: tuple[str, ...]) -> regex.Pattern:
     """The name of a site that ends in one of these, with the path that follows it."""
     longest_first = sorted((ending.removeprefix(".") for ending in endings), key=len, reverse=True)
     ending = "|".join(map(regex.escape, longest_first))

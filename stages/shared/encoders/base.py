@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.torch_setup.devices import device, inference
+from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device, inference_context
 
-CONFIG = "encoder.json"
+CONFIG_NAME = "encoder.json"
 
 
 class TextTower(ABC):
@@ -32,19 +32,19 @@ class TextTower(ABC):
     languages: list[str]
     text_fingerprint: str
 
-    def texts(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """-> pooled (B, D) of unit length, tokens (B, L, Dt), mask (B, L) bool, padded right."""
-        tokens = {name: ids.to(device()) for name, ids in self.tokenize(texts).items()}
-        with inference():
+        tokens = {name: ids.to(get_device()) for name, ids in self.tokenize(texts).items()}
+        with inference_context():
             pooled, states, mask = self.encode_tokens(tokens)
         return F.normalize(pooled.float(), dim=-1).cpu(), states.float().cpu(), mask.bool().cpu()
 
     @abstractmethod
-    def buckets(self, texts: list[str]) -> list[int]:
+    def padded_lengths(self, texts: list[str]) -> list[int]:
         """The length in tokens that each text is padded to; one batch takes its longest."""
 
     @abstractmethod
-    def pieces(self, texts: list[str]) -> list[list[str]]:
+    def subwords(self, texts: list[str]) -> list[list[str]]:
         """The tokens with features of each text, as its tokenizer spells them."""
 
     @abstractmethod
@@ -61,15 +61,17 @@ class Encoder(TextTower):
 
     fingerprint: str
 
-    def images(self, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
         """RGB pictures of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
-        pixels = torch.stack([self.pixels(picture) for picture in pictures]).to(device())
-        with inference():
+        pixels = torch.stack([self.preprocess_image(picture) for picture in pictures]).to(
+            get_device()
+        )
+        with inference_context():
             pooled, patches = self.encode_pixels(pixels)
         return F.normalize(pooled.float(), dim=-1).cpu(), patches.float().cpu()
 
     @abstractmethod
-    def pixels(self, picture: Image.Image) -> Tensor:
+    def preprocess_image(self, picture: Image.Image) -> Tensor:
         """The preprocessed picture (3, H, W); H and W are the same for every picture."""
 
     @abstractmethod
@@ -77,12 +79,12 @@ class Encoder(TextTower):
         """(B, 3, H, W) -> pooled (B, D), last hidden states (B, P, Dp)"""
 
 
-def load(folder: Path) -> Encoder:
+def load_encoder(folder: Path) -> Encoder:
     """The encoder that align wrote. Raises WrongInput if the folder holds none."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG_NAME).read_text())
     except FileNotFoundError:
-        raise WrongInput(f"{folder / CONFIG} is missing: run `dvc repro align`") from None
+        raise InputError(f"{folder / CONFIG_NAME} is missing: run `dvc repro align`") from None
     return module_of(config["kind"]).load(folder, config)
 
 
@@ -96,10 +98,10 @@ def module_of(kind: str) -> ModuleType:
         case "openclip":
             from stages.shared.encoders import openclip as module
         case _:
-            raise WrongInput(f"{kind!r} is no kind of encoder: give tiny, hf or openclip")
+            raise InputError(f"{kind!r} is no kind of encoder: give tiny, hf or openclip")
     return module
 
 
-def save_config(folder: Path, kind: str, languages: list[str], **sizes: object) -> None:
+def save_encoder_config(folder: Path, kind: str, languages: list[str], **sizes: object) -> None:
     config = {"kind": kind, "languages": languages} | sizes
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

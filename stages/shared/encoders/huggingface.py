@@ -15,61 +15,63 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
-from stages.shared.encoders.base import Encoder, save_config
-from stages.shared.features.encoder_files import fingerprint
+from stages.shared.encoders.base import Encoder, save_encoder_config
+from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import hub
-from stages.shared.pretrained.feature_cache import bucket
-from stages.shared.runtime.stage import unloadable
-from stages.shared.torch_setup.devices import device
+from stages.shared.pretrained.feature_cache import padded_length
+from stages.shared.runtime.stage import model_load_error
+from stages.shared.torch_setup.devices import get_device
 
-KINDS = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
+MODEL_TYPES = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
 # Of a text: what Chinese-CLIP was trained on. Its checkpoints have 512 places and do not say it.
-CHINESE_CLIP_TOKENS = 52
-FOLDER = "hf:/FOLDER"  # what to give instead of a name
+CHINESE_CLIP_MAX_LENGTH = 52
+FOLDER_HINT = "hf:/FOLDER"  # what to give instead of a name
 
 
 class HuggingFaceEncoder(Encoder):
     def __init__(self, folder: Path, languages: list[str]):
-        self.model = _model(str(folder)).requires_grad_(False).eval().to(device())
-        self.kind = self.model.config.model_type
+        self.model = _load_model(str(folder)).requires_grad_(False).eval().to(get_device())
+        self.model_type = self.model.config.model_type
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.longest = min(
+        self.max_length = min(
             self.processor.tokenizer.model_max_length,
             self.model.config.text_config.max_position_embeddings,
-            CHINESE_CLIP_TOKENS if self.kind == "chinese_clip" else sys.maxsize,
+            CHINESE_CLIP_MAX_LENGTH if self.model_type == "chinese_clip" else sys.maxsize,
         )
         self.languages = languages
-        self.fingerprint = self.text_fingerprint = fingerprint(folder)
+        self.fingerprint = self.text_fingerprint = fingerprint_folder(folder)
 
-    def pixels(self, picture: Image.Image) -> Tensor:
+    def preprocess_image(self, picture: Image.Image) -> Tensor:
         return self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         found = self.model.vision_model(pixel_values=pixels)
         pooled = found.pooler_output
-        if self.kind != "siglip":  # whose towers end in the shared space
+        if self.model_type != "siglip":  # whose towers end in the shared space
             pooled = self.model.visual_projection(pooled)
         return pooled, found.last_hidden_state
 
-    def buckets(self, texts: list[str]) -> list[int]:
-        if self.kind == "siglip":  # trained on texts of one length, the padding unmasked
-            return [self.longest] * len(texts)
-        return [bucket(len(text), self.longest) for text in self.ids(texts)]
+    def padded_lengths(self, texts: list[str]) -> list[int]:
+        if self.model_type == "siglip":  # trained on texts of one length, the padding unmasked
+            return [self.max_length] * len(texts)
+        return [padded_length(len(text), self.max_length) for text in self.input_ids(texts)]
 
-    def ids(self, texts: list[str]) -> list[list[int]]:
+    def input_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text, cut and not padded."""
-        found = self.processor.tokenizer(texts, truncation=True, max_length=self.longest)
+        found = self.processor.tokenizer(texts, truncation=True, max_length=self.max_length)
         return found["input_ids"]
 
-    def pieces(self, texts: list[str]) -> list[list[str]]:
-        return [self.processor.tokenizer.convert_ids_to_tokens(ids) for ids in self.ids(texts)]
+    def subwords(self, texts: list[str]) -> list[list[str]]:
+        return [
+            self.processor.tokenizer.convert_ids_to_tokens(ids) for ids in self.input_ids(texts)
+        ]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.processor.tokenizer(
             texts,
             padding="max_length",
             padding_side="right",
-            max_length=max(self.buckets(texts)),
+            max_length=max(self.padded_lengths(texts)),
             truncation=True,
             return_attention_mask=True,
             return_tensors="pt",
@@ -77,13 +79,13 @@ class HuggingFaceEncoder(Encoder):
 
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         mask = tokens["attention_mask"]
-        if self.kind == "siglip":
+        if self.model_type == "siglip":
             found = self.model.text_model(input_ids=tokens["input_ids"])
             return found.pooler_output, found.last_hidden_state, mask
         found = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
         states = found.last_hidden_state
         # Chinese-CLIP has no pooler: its first token goes through the projection.
-        pooled = states[:, 0] if self.kind == "chinese_clip" else found.pooler_output
+        pooled = states[:, 0] if self.model_type == "chinese_clip" else found.pooler_output
         return self.model.text_projection(pooled), states, mask
 
 
@@ -92,19 +94,21 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
 
     Raises WrongInput if it does not exist, is no CLIP model, or lacks weights.
     """
-    _model(name).save_pretrained(folder)
+    _load_model(name).save_pretrained(folder)
     try:
         AutoProcessor.from_pretrained(name).save_pretrained(folder)
     except Exception as error:  # parsers of foreign files raise what they like
-        raise unloadable(_asked(name), FOLDER, error) from None
-    save_config(folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name)
+        raise model_load_error(_param_reference(name), FOLDER_HINT, error) from None
+    save_encoder_config(
+        folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name
+    )
 
 
-def _model(name: str) -> PreTrainedModel:
-    return hub.complete(name, KINDS, _asked(name), FOLDER)
+def _load_model(name: str) -> PreTrainedModel:
+    return hub.load_pretrained_model(name, MODEL_TYPES, _param_reference(name), FOLDER_HINT)
 
 
-def _asked(name: str) -> str:
+def _param_reference(name: str) -> str:
     return f"align.encoder: hf:{name}"
 
 

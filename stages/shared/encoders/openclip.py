@@ -17,33 +17,38 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.shared.encoders.base import Encoder, save_config
-from stages.shared.features.encoder_files import fingerprint
-from stages.shared.runtime.stage import WrongInput, unloadable
-from stages.shared.torch_setup.devices import device
+from stages.shared.encoders.base import Encoder, save_encoder_config
+from stages.shared.features.encoder_files import fingerprint_folder
+from stages.shared.runtime.stage import InputError, model_load_error
+from stages.shared.torch_setup.devices import get_device
 
-LOCAL = "local-dir:"
+LOCAL_DIR_PREFIX = "local-dir:"
 
 
 class OpenClipEncoder(Encoder):
     def __init__(self, folder: Path, languages: list[str]):
-        name = f"{LOCAL}{folder.absolute()}"
-        self.model = _create(name).requires_grad_(False).eval().to(device())
+        name = f"{LOCAL_DIR_PREFIX}{folder.absolute()}"
+        self.model = _create_model(name).requires_grad_(False).eval().to(get_device())
         self.preprocess = image_transform_v2(
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )
         self.tokenizer = open_clip.get_tokenizer(name)
         text = getattr(self.model, "text", None)  # towers of open_clip's first design have none
-        self.foreign = text if isinstance(text, open_clip.hf_model.HFTextEncoder) else None
-        self.pad = self.foreign.config.pad_token_id if self.foreign else getattr(text, "pad_id", 0)
+        self.hf_text_tower = text if isinstance(text, open_clip.hf_model.HFTextEncoder) else None
+        self.pad_token_id = (
+            self.hf_text_tower.config.pad_token_id
+            if self.hf_text_tower
+            else getattr(text, "pad_id", 0)
+        )
         # A Hugging Face tower that pools its first token leaves that one out of the states.
-        self.left_out = int(
-            self.foreign is not None and type(self.foreign.pooler) is open_clip.hf_model.ClsPooler
+        self.num_pooled_tokens = int(
+            self.hf_text_tower is not None
+            and type(self.hf_text_tower.pooler) is open_clip.hf_model.ClsPooler
         )
         self.languages = languages
-        self.fingerprint = self.text_fingerprint = fingerprint(folder)
+        self.fingerprint = self.text_fingerprint = fingerprint_folder(folder)
 
-    def pixels(self, picture: Image.Image) -> Tensor:
+    def preprocess_image(self, picture: Image.Image) -> Tensor:
         return self.preprocess(picture)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,19 +58,19 @@ class OpenClipEncoder(Encoder):
         cells = found["image_intermediates"][-1]  # (B, Dp, H', W'), without class tokens
         return found["image_features"], cells.flatten(2).transpose(1, 2)
 
-    def buckets(self, texts: list[str]) -> list[int]:
+    def padded_lengths(self, texts: list[str]) -> list[int]:
         """Its towers were trained on texts of one length."""
         return [self.tokenizer.context_length] * len(texts)
 
-    def pieces(self, texts: list[str]) -> list[list[str]]:
+    def subwords(self, texts: list[str]) -> list[list[str]]:
         ids = self.tokenizer(texts)
-        shown = _up_to_last(ids != self.pad)
+        shown = _mask_up_to_last(ids != self.pad_token_id)
         return [
-            self.spell(row[kept].tolist()[self.left_out :])
+            self.convert_ids_to_tokens(row[kept].tolist()[self.num_pooled_tokens :])
             for row, kept in zip(ids, shown, strict=True)
         ]
 
-    def spell(self, ids: list[int]) -> list[str]:
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
             return [self.tokenizer.decoder[number] for number in ids]
         return self.tokenizer.tokenizer.convert_ids_to_tokens(ids)
@@ -75,18 +80,22 @@ class OpenClipEncoder(Encoder):
 
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         ids = tokens["ids"]
-        if self.foreign:
-            self.foreign.output_tokens = True
-            pooled, states = self.foreign(ids)
+        if self.hf_text_tower:
+            self.hf_text_tower.output_tokens = True
+            pooled, states = self.hf_text_tower(ids)
         else:
             found = self.model.forward_intermediates(
                 text=ids, text_indices=1, normalize_intermediates=True
             )
             pooled, states = found["text_features"], found["text_intermediates"][-1]
-        return pooled, states, _up_to_last(ids != self.pad)[:, self.left_out :]
+        return (
+            pooled,
+            states,
+            _mask_up_to_last(ids != self.pad_token_id)[:, self.num_pooled_tokens :],
+        )
 
 
-def _up_to_last(kept: Tensor) -> Tensor:
+def _mask_up_to_last(kept: Tensor) -> Tensor:
     """True up to the last true of each row: the padding's id can also be a word's.  (B, L)"""
     return kept.flip(1).int().cummax(1).values.flip(1).bool()
 
@@ -96,43 +105,43 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
 
     Raises WrongInput if the architecture, the tag, the file or the weights in it do not exist.
     """
-    local = name.startswith(LOCAL)
-    model, config = _create_from_folder(name) if local else _create_by_name(name)
+    local = name.startswith(LOCAL_DIR_PREFIX)
+    model, config = _create_model_from_folder(name) if local else _create_model_by_name(name)
     try:
         tokenizer = open_clip.get_tokenizer(name if local else name.partition("/")[0])
     except Exception as error:  # as in _create
-        raise _unloadable(name, error) from None
+        raise _model_load_error(name, error) from None
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
     save_config_for_hf(model, folder / open_clip.constants.HF_CONFIG_NAME, config)
     if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
         tokenizer.save_pretrained(folder)
-    save_config(folder, "openclip", languages, name=_public(name))
+    save_encoder_config(folder, "openclip", languages, name=_public_name(name))
 
 
-def _create_from_folder(name: str) -> tuple[nn.Module, dict]:
-    model = _create(name)  # first: it says what is wrong with the folder
+def _create_model_from_folder(name: str) -> tuple[nn.Module, dict]:
+    model = _create_model(name)  # first: it says what is wrong with the folder
     return model, open_clip.get_model_config(name)
 
 
-def _create_by_name(name: str) -> tuple[nn.Module, dict]:
+def _create_model_by_name(name: str) -> tuple[nn.Module, dict]:
     arch, _, tag = name.partition("/")
     config = open_clip.get_model_config(arch)
     if config is None:
-        raise WrongInput(
+        raise InputError(
             f"align.encoder names the architecture {arch!r}, which open_clip does not know: "
             "choose one of open_clip.list_models()"
         )
     known = open_clip.get_pretrained_cfg(arch, tag)
     if not known and not Path(tag).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
-        raise WrongInput(
+        raise InputError(
             f"align.encoder names the weights {tag!r}, which are neither a tag of {arch} nor a "
             f"file: give a file or one of the tags ({tags})"
         )
     if known and known.get("quick_gelu"):
         config["quick_gelu"] = True
-    model = _create(
+    model = _create_model(
         arch,
         pretrained=tag,
         force_quick_gelu=config.get("quick_gelu", False),
@@ -141,23 +150,23 @@ def _create_by_name(name: str) -> tuple[nn.Module, dict]:
     return model, config
 
 
-def _create(name: str, **options: object) -> nn.Module:
+def _create_model(name: str, **options: object) -> nn.Module:
     """open_clip would go on with random weights; here weights that do not load are an error."""
     try:
         return open_clip.create_model(name, require_pretrained=True, **options)
     except UnpicklingError:  # its message goes on about ways to load what is not safe to load
-        raise _unloadable(name, ValueError("the file holds no weights")) from None
+        raise _model_load_error(name, ValueError("the file holds no weights")) from None
     except Exception as error:  # parsers of foreign files raise what they like
-        raise _unloadable(name, error) from None
+        raise _model_load_error(name, error) from None
 
 
-def _unloadable(name: str, error: Exception) -> WrongInput:
-    return unloadable(f"align.encoder: openclip:{name}", "openclip:local-dir:/FOLDER", error)
+def _model_load_error(name: str, error: Exception) -> InputError:
+    return model_load_error(f"align.encoder: openclip:{name}", "openclip:local-dir:/FOLDER", error)
 
 
-def _public(name: str) -> str:
+def _public_name(name: str) -> str:
     """The name without the folders of this machine."""
-    return f"{LOCAL}{Path(name).name}" if name.startswith(LOCAL) else name
+    return f"{LOCAL_DIR_PREFIX}{Path(name).name}" if name.startswith(LOCAL_DIR_PREFIX) else name
 
 
 def load(folder: Path, config: dict) -> OpenClipEncoder:

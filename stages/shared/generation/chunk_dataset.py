@@ -25,41 +25,41 @@ from torch import Tensor
 from stages.shared.core import schemas
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders
-from stages.shared.modeling.topics import Topics, pad
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.modeling.topics import Topics, pad_sequences
+from stages.shared.runtime.stage import InputError
 from stages.shared.training.loop import Batch
-from stages.shared.training.losses import IGNORED
+from stages.shared.training.losses import IGNORE_INDEX
 
 
 @dataclass
-class Group:
+class ChunkGroup:
     """Chunks that are compared with each other: N rows of `Chunks`; allowed (N, N): entry (k, j)
     says that the text of j may be rejected in favour of that of k."""
 
-    rows: list[int]
+    indices: list[int]
     allowed: Tensor
 
 
 @dataclass(frozen=True)
-class Limits:
+class LengthLimits:
     """The most that a writer reads and writes at once."""
 
-    topic_tokens: int
-    text_tokens: int
-    pictures: int = 1  # of one text
+    max_topic_tokens: int
+    max_text_tokens: int
+    max_images: int = 1  # of one text
 
 
-class Chunks:
+class ChunkDataset:
     """Rows of chunks.parquet with their features, indexed from 0: a chunk is an item."""
 
-    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: Limits):
+    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: LengthLimits):
         self.rows, self.features, self.tokenizer = rows, features, tokenizer
         self.limits = limits
         self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode(row["text"]) for row in rows]
         titles = {row["title"] for row in rows}
-        self.topics = Topics(titles, features, tokenizer, limits.topic_tokens)
-        self.cut = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
+        self.topics = Topics(titles, features, tokenizer, limits.max_topic_tokens)
+        self.num_truncated = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,15 +70,15 @@ class Chunks:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text and its end; a text that is too long is cut and has no end."""
-        ids = decoders.ids(text, self.tokenizer)
-        return [*ids, self.tokenizer.eos_token_id][: self.limits.text_tokens]
+        ids = decoders.encode_text(text, self.tokenizer)
+        return [*ids, self.tokenizer.eos_token_id][: self.limits.max_text_tokens]
 
     def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:
         """Ids of an item's text, or of another `text` in its place; `place` is 0."""
         return self.labels[index] if text is None else self.encode(text)
 
-    def pieces(self, title: str) -> list[str]:
-        return self.topics.pieces(title)
+    def topic_subwords(self, title: str) -> list[str]:
+        return self.topics.subwords(title)
 
     def batch(self, indices: list[int]) -> Batch:
         rows = [self.rows[index] for index in indices]
@@ -89,13 +89,16 @@ class Chunks:
             "patches": patches * has_picture[:, None, None],
             "has_picture": has_picture,
             "sigma": torch.tensor(
-                [similarity(self.features, row["image"], row["title"]) or 0.0 for row in rows]
+                [
+                    compute_similarity(self.features, row["image"], row["title"]) or 0.0
+                    for row in rows
+                ]
             ),
-            "labels": pad([self.labels[index] for index in indices], IGNORED),
+            "labels": pad_sequences([self.labels[index] for index in indices], IGNORE_INDEX),
         }
         return batch | self.topics.batch([row["title"] for row in rows])
 
-    def groups(self, pairs: list[dict]) -> list[Group]:
+    def build_groups(self, pairs: list[dict]) -> list[ChunkGroup]:
         """The groups of PAIRS with at least one pair among these chunks; others are left out of
         them: the chunks of another split, and those without a picture."""
         row_of = {(row["record"], row["position"]): index for index, row in enumerate(self.rows)}
@@ -105,35 +108,35 @@ class Chunks:
             here = [place for place, (row, _) in enumerate(rejected) if row is not None]
             allowed = torch.tensor([[j in rejected[k][1] for j in here] for k in here])
             if allowed.any():
-                found.append(Group([rejected[place][0] for place in here], allowed))
+                found.append(ChunkGroup([rejected[place][0] for place in here], allowed))
         return found
 
-    def batch_of_groups(self, groups: list[Group]) -> Batch:
+    def batch_groups(self, groups: list[ChunkGroup]) -> Batch:
         """A batch of whole groups, an item a chunk."""
-        indices = [index for group in groups for index in group.rows]
+        indices = [index for group in groups for index in group.indices]
         batch = self.batch(indices)
-        sizes = torch.tensor([len(group.rows) for group in groups])
+        sizes = torch.tensor([len(group.indices) for group in groups])
         widest = int(sizes.max())
         allowed = torch.zeros(len(groups), widest, widest, dtype=torch.bool)
         for number, group in enumerate(groups):
-            allowed[number, : len(group.rows), : len(group.rows)] = group.allowed
+            allowed[number, : len(group.indices), : len(group.indices)] = group.allowed
         return batch | {
             "group": torch.arange(len(groups)).repeat_interleave(sizes),
             "place": torch.cat([torch.arange(size) for size in sizes]),
             "allowed": allowed,
-            "u": torch.tensor([uniform(self.rows[index]) for index in indices]),
+            "u": torch.tensor([hash_to_uniform(self.rows[index]) for index in indices]),
         }
 
 
-def uniform(row: dict) -> float:
+def hash_to_uniform(row: dict) -> float:
     """A number in [0, 1) that belongs to what a chunk shows and says."""
     digest = sha256(f"{row['image']} {row['title']} {row['text']}".encode()).digest()
     return int.from_bytes(digest[:3], "big") / 2**24  # float32 holds it exactly
 
 
-def similarity(features: Features, image: str | None, title: str) -> float | None:
+def compute_similarity(features: Features, image: str | None, title: str) -> float | None:
     """sigma, the cosine of picture and title; None where either has no pooled feature."""
-    if features.text != "encoder":
+    if features.text_kind != "encoder":
         return None
     picture, text = features.image_index.get(image), features.text_index.get(title)
     if picture is None or text is None:
@@ -141,20 +144,20 @@ def similarity(features: Features, image: str | None, title: str) -> float | Non
     return float(features.pooled[picture].astype("f4") @ features.text_pooled[text].astype("f4"))
 
 
-def read_chunks(folder: Path, split: str, *, with_picture: bool) -> list[dict]:
+def load_chunks(folder: Path, split: str, *, with_picture: bool) -> list[dict]:
     """Rows of 05_chunk of one split, in order; with_picture: only those that have one."""
-    rows = schemas.read(folder / "chunks.parquet", schemas.CHUNKS)
+    rows = schemas.read_parquet(folder / "chunks.parquet", schemas.CHUNKS)
     return [row for row in rows if row["split"] == split and (row["image"] or not with_picture)]
 
 
-def training_chunks(folder: Path) -> list[dict]:
+def load_training_chunks(folder: Path) -> list[dict]:
     """The train split's chunks with a picture. Raises WrongInput if there is none."""
-    rows = read_chunks(folder, "train", with_picture=True)
+    rows = load_chunks(folder, "train", with_picture=True)
     if not rows:
-        raise WrongInput(f"{folder}: no chunk of the train split has a picture")
+        raise InputError(f"{folder}: no chunk of the train split has a picture")
     return rows
 
 
-def by_reference(rows: list[dict]) -> list[dict]:
+def expand_references(rows: list[dict]) -> list[dict]:
     """A row for each reference of a chunk, which is its text: every caption is learned from."""
     return [row | {"text": text} for row in rows for text in row["references"]]

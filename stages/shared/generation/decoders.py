@@ -18,78 +18,89 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 import regex
 
 # isort: split
-from stages.shared.runtime.stage import WrongInput, allow_downloads
+from stages.shared.runtime.stage import InputError, allow_downloads
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
-BLANK = "▁"  # what Metaspace writes for a space, and before a text
-TELLING = 1.0  # first size of what tells a new T5's paragraphs apart, that of its embeddings
-FULL_WIDTH = {"...": "…"} | dict(zip(",!?:;()", "，！？：；（）", strict=True))
-_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-_MARKS = r"(?:\.\.\.|[,!?:;()])+"
-_NARROW = regex.compile(rf"(?<={_SCRIPT}){_MARKS}|{_MARKS}(?={_SCRIPT})")
+PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
+METASPACE = "▁"  # what Metaspace writes for a space, and before a text
+PARAGRAPH_EMBEDDING_STD = (
+    1.0  # first size of what tells a new T5's paragraphs apart, that of its embeddings
+)
+FULL_WIDTH_PUNCTUATION = {"...": "…"} | dict(zip(",!?:;()", "，！？：；（）", strict=True))
+_CJK_CHARACTER = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+_ASCII_PUNCTUATION = r"(?:\.\.\.|[,!?:;()])+"
+_PUNCTUATION_BESIDE_CJK = regex.compile(
+    rf"(?<={_CJK_CHARACTER}){_ASCII_PUNCTUATION}|{_ASCII_PUNCTUATION}(?={_CJK_CHARACTER})"
+)
 
 
 @dataclass(frozen=True)
-class Tiny:
-    vocabulary: int
-    layers: int
+class TinyT5Config:
+    vocab_size: int
+    num_layers: int
     d_ff: int
-    heads: int
+    num_heads: int
     dropout: float
 
 
 @dataclass(frozen=True)
-class Params:
-    tiny: Tiny
+class DecoderConfig:
+    tiny: TinyT5Config
 
 
-def create(name: str, params: Params, d_model: int, texts: list[str], marks: int):
+def create_decoder(name: str, params: DecoderConfig, d_model: int, texts: list[str], marks: int):
     """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`), or by name or folder.
 
     marks: how many sentinels it needs. Raises WrongInput if the named model cannot be had, is no
     complete T5, or has fewer.
     """
     if name == "tiny":
-        tokenizer = train_tokenizer(texts, params.tiny.vocabulary)
+        tokenizer = train_tokenizer(texts, params.tiny.vocab_size)
         if marks:
-            tokenizer.add_special_tokens({"additional_special_tokens": _names(marks)})
-        t5 = _new_t5(params.tiny, d_model, len(tokenizer))
+            tokenizer.add_special_tokens({"additional_special_tokens": _sentinel_tokens(marks)})
+        t5 = _create_tiny_t5(params.tiny, d_model, len(tokenizer))
     else:
-        t5, tokenizer = _named_t5(name)
+        t5, tokenizer = _load_pretrained_t5(name)
     if marks:
-        from stages.shared.generation.paragraph_t5 import look_back, tell_paragraphs
+        from stages.shared.generation.paragraph_t5 import (
+            add_paragraph_embeddings,
+            init_recency_bias,
+        )
 
-        tell_paragraphs(t5, sentinels(tokenizer, marks), TELLING if name == "tiny" else 0.0)
+        add_paragraph_embeddings(
+            t5,
+            get_sentinel_ids(tokenizer, marks),
+            PARAGRAPH_EMBEDDING_STD if name == "tiny" else 0.0,
+        )
         if name == "tiny":
-            look_back(t5)
+            init_recency_bias(t5)
     return t5, tokenizer
 
 
-def sentinels(tokenizer, count: int) -> list[int]:
+def get_sentinel_ids(tokenizer, count: int) -> list[int]:
     """The ids of the first so many sentinels. Raises WrongInput if there are fewer."""
-    ids = tokenizer.convert_tokens_to_ids(_names(count))
+    ids = tokenizer.convert_tokens_to_ids(_sentinel_tokens(count))
     if tokenizer.unk_token_id in ids or None in ids:
-        raise WrongInput(
+        raise InputError(
             f"params.yaml: the decoder's tokenizer has fewer than {count} sentinel tokens: lower "
             "models.*.network.pictures, or choose a T5 that has them"
         )
     return ids
 
 
-def ids(text: str, tokenizer) -> list[int]:
+def encode_text(text: str, tokenizer) -> list[int]:
     """The tokens of a text, without its end. An end or a sentinel that it spells is left out: it
     would be taken for its writer's. (Of tokens, since a SentencePiece model also reads one in
     full-width letters, and with `split_special_tokens`.)"""
     found = tokenizer(text, add_special_tokens=False).input_ids
-    return [token for token in found if token not in _special(tokenizer)]
+    return [token for token in found if token not in _special_ids(tokenizer)]
 
 
 @cache
-def _special(tokenizer) -> frozenset[int]:
+def _special_ids(tokenizer) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
-def _names(count: int) -> list[str]:
+def _sentinel_tokens(count: int) -> list[str]:
     return [f"<extra_id_{number}>" for number in range(count)]
 
 
@@ -101,18 +112,18 @@ def train_tokenizer(texts: list[str], vocabulary: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = [PAD, END, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = [PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, *(f"<0x{byte:02X}>" for byte in range(256))]
     if vocabulary <= len(pieces):
-        raise WrongInput(
+        raise InputError(
             f"params.yaml: decoders.tiny.vocabulary is {vocabulary}: give more than {len(pieces)}, "
             "which are the bytes and the special tokens"
         )
-    bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True))
+    bpe = Tokenizer(models.BPE(unk_token=UNK_TOKEN, byte_fallback=True))
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
     bpe.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
     )
-    alphabet = _alphabet(texts, vocabulary - len(pieces))
+    alphabet = _select_alphabet(texts, vocabulary - len(pieces))
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=pieces,
@@ -124,18 +135,18 @@ def train_tokenizer(texts: list[str], vocabulary: int):
     bpe.train_from_iterator(texts, trainer)
     plain = _without_special_bytes(bpe)
     return PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
+        tokenizer_object=plain, pad_token=PAD_TOKEN, eos_token=EOS_TOKEN, unk_token=UNK_TOKEN
     )
 
 
-def _alphabet(texts: list[str], most: int) -> list[str]:
+def _select_alphabet(texts: list[str], most: int) -> list[str]:
     """The blank, which bytes could not spell, and the most frequent characters.
 
     Chosen here because the trainer, which would not keep its limit, breaks ties at random.
     """
     counts = Counter(character for text in texts for character in text if character != " ")
-    counts.pop(BLANK, None)
-    return [BLANK, *sorted(counts, key=lambda one: (-counts[one], one))][:most]
+    counts.pop(METASPACE, None)
+    return [METASPACE, *sorted(counts, key=lambda one: (-counts[one], one))][:most]
 
 
 def _without_special_bytes(bpe):
@@ -144,24 +155,24 @@ def _without_special_bytes(bpe):
 
     state = json.loads(bpe.to_str())
     state["added_tokens"] = [
-        t for t in state["added_tokens"] if t["content"] in (PAD, END, UNKNOWN)
+        t for t in state["added_tokens"] if t["content"] in (PAD_TOKEN, EOS_TOKEN, UNK_TOKEN)
     ]
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _new_t5(tiny: Tiny, d_model: int, vocabulary: int):
+def _create_tiny_t5(tiny: TinyT5Config, d_model: int, vocabulary: int):
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(
         T5Config(
             vocab_size=vocabulary,
             d_model=d_model,
-            d_kv=d_model // tiny.heads,
-            num_heads=tiny.heads,
+            d_kv=d_model // tiny.num_heads,
+            num_heads=tiny.num_heads,
             d_ff=tiny.d_ff,
             # transformers 5.23: generate() fails in its cache when the two counts differ
-            num_layers=tiny.layers,
-            num_decoder_layers=tiny.layers,
+            num_layers=tiny.num_layers,
+            num_decoder_layers=tiny.num_layers,
             dropout_rate=tiny.dropout,
             pad_token_id=0,
             eos_token_id=1,
@@ -170,7 +181,7 @@ def _new_t5(tiny: Tiny, d_model: int, vocabulary: int):
     )
 
 
-def _named_t5(name: str):
+def _load_pretrained_t5(name: str):
     allow_downloads()
     from transformers import AutoTokenizer, T5ForConditionalGeneration
     from transformers.utils import logging
@@ -181,14 +192,14 @@ def _named_t5(name: str):
         model, found = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
     except Exception as error:  # parsers of foreign files raise what they like
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise WrongInput(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
+        raise InputError(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
     if found["missing_keys"] or found["mismatched_keys"]:
         lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))[:3]
-        raise WrongInput(f"params.yaml: decoder {name} lacks weights of a T5: {', '.join(lacking)}")
+        raise InputError(f"params.yaml: decoder {name} lacks weights of a T5: {', '.join(lacking)}")
     return model, tokenizer
 
 
-def restore(folder: Path):
+def load_decoder(folder: Path):
     """The T5 (weights not loaded) and the tokenizer that `save` wrote; no network.
 
     It has no dropout, in training neither: a preference policy must begin where its reference is.
@@ -199,41 +210,41 @@ def restore(folder: Path):
     config.dropout_rate = 0.0
     t5 = T5ForConditionalGeneration(config)
     if marks := getattr(config, "sentinels", None):
-        from stages.shared.generation.paragraph_t5 import tell_paragraphs
+        from stages.shared.generation.paragraph_t5 import add_paragraph_embeddings
 
-        tell_paragraphs(t5, marks, 0.0)
+        add_paragraph_embeddings(t5, marks, 0.0)
     return t5, AutoTokenizer.from_pretrained(folder)
 
 
-def untie(t5) -> None:
+def untie_lm_head(t5) -> None:
     """Give the output layer weights of its own: transformers ties those of every new T5."""
     from torch.nn import Parameter
 
     t5.lm_head.weight = Parameter(t5.lm_head.weight.detach().clone())
 
 
-def save(folder: Path, t5, tokenizer) -> None:
+def save_decoder(folder: Path, t5, tokenizer) -> None:
     """Write the T5's configuration and the tokenizer; the weights belong to the whole model."""
     t5.config.to_json_file(folder / "t5.json")
     tokenizer.save_pretrained(folder)
 
 
-def narrows(tokenizer) -> bool:
+def maps_punctuation_to_ascii(tokenizer) -> bool:
     """Whether a tokenizer takes Chinese punctuation for its ASCII look-alikes, as the NFKC of most
     SentencePiece models does, mengzi-t5-base among them: what it decodes has none of the former."""
     ids = tokenizer("红，红", add_special_tokens=False).input_ids
     return "，" not in tokenizer.decode(ids)
 
 
-def widen(text: str) -> str:
+def restore_full_width(text: str) -> str:
     """Chinese punctuation where an ASCII mark touches a Chinese or Japanese character.
 
     The texts that a writer is compared with keep theirs (stages/clean.py).
     """
-    return _NARROW.sub(lambda found: _wide(found[0]), text)
+    return _PUNCTUATION_BESIDE_CJK.sub(lambda found: _to_full_width(found[0]), text)
 
 
-def _wide(marks: str) -> str:
-    for narrow, wide in FULL_WIDTH.items():
+def _to_full_width(marks: str) -> str:
+    for narrow, wide in FULL_WIDTH_PUNCTUATION.items():
         marks = marks.replace(narrow, wide)
     return marks

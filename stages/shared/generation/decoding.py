@@ -18,21 +18,21 @@ from stages.shared.training.losses import token_log_probs
 Connection = Literal["encoder_outputs", "inputs_embeds"]
 
 
-def connect(t5: nn.Module, connection: Connection) -> None:
+def drop_bypassed_encoder(t5: nn.Module, connection: Connection) -> None:
     """Drop the T5's encoder where it is by-passed: no dead weights."""
     if connection == "encoder_outputs":
         t5.encoder.block = nn.ModuleList()
         t5.encoder.final_layer_norm = nn.Identity()
 
 
-def encode(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) -> Tensor:
+def encode_inputs(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) -> Tensor:
     """What the decoder attends to.  (B, L, D), (B, L) -> (B, L, D)"""
     if connection == "encoder_outputs":
         return hidden
     return t5.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
 
 
-def logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     """Of every token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
     return t5(  # given labels, it would compute a cross-entropy too
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
@@ -41,9 +41,9 @@ def logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tenso
     ).logits
 
 
-def log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+def compute_log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     """log p of every token of the labels in nats, 0 where IGNORED.  labels (B, Y) -> (B, Y)"""
-    return token_log_probs(logits(t5, hidden, mask, labels), labels)
+    return token_log_probs(compute_logits(t5, hidden, mask, labels), labels)
 
 
 @torch.inference_mode()
@@ -73,7 +73,7 @@ def generate(
 
 
 @torch.inference_mode()
-def cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
     """Where the decoder looks while it emits each token of a written text.
 
     ids (B, Y + 1), the first one that of the start -> (B, Y, L), the mean over layers and heads

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 
-class ArticleT5(T5ForConditionalGeneration):
+class ParagraphT5(T5ForConditionalGeneration):
     """Made of a T5 by `tell_paragraphs`."""
 
     def forward(
@@ -48,12 +48,14 @@ class ArticleT5(T5ForConditionalGeneration):
         return inputs
 
 
-def tell_paragraphs(t5: T5ForConditionalGeneration, sentinels: list[int], spread: float) -> None:
+def add_paragraph_embeddings(
+    t5: T5ForConditionalGeneration, sentinels: list[int], spread: float
+) -> None:
     """Make an ArticleT5 of a T5, its weights as they are: copies would have to be tied anew.
 
     spread: standard deviation of the vectors at first; 0 leaves what a trained T5 says unchanged.
     """
-    t5.__class__ = ArticleT5
+    t5.__class__ = ParagraphT5
     t5.config.sentinels = sentinels
     t5.register_buffer("sentinels", torch.tensor(sentinels), persistent=False)
     t5.paragraph = nn.Embedding(len(sentinels) + 1, t5.config.d_model)
@@ -61,7 +63,7 @@ def tell_paragraphs(t5: T5ForConditionalGeneration, sentinels: list[int], spread
 
 
 @torch.no_grad()
-def look_back(t5: T5ForConditionalGeneration) -> None:
+def init_recency_bias(t5: T5ForConditionalGeneration) -> None:
     """Let the decoder of a new T5 begin with an eye for what it has just written.
 
     Texts of articles are long, and at first attention is spread over all of them alike. Its bias

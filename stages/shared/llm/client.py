@@ -22,46 +22,53 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from stages.shared.core.config import at_least, refuse
+from stages.shared.core.config import check_at_least, raise_on_faults
 from stages.shared.data.cache import Store
-from stages.shared.llm.endpoint import ADDRESS, KEY, Endpoint, endpoint
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:  # half a second to import, for nothing where no model is named
     from openai import APIStatusError, AsyncOpenAI
 
-NOBODY = "none"  # the `model` that asks nobody
-_REFUSED = (400, 422)  # what servers say of a request with a field that they do not know
-_OF_ONE_QUESTION = (*_REFUSED, 408, 413)  # as well: too long, or caught by a filter
-_REFUSAL = "refusal"  # `finish` of an answer that is one; no server says that
-_ENDED_EARLY = {
+NO_MODEL = "none"  # the `model` that asks nobody
+_UNKNOWN_FIELD_STATUSES = (
+    400,
+    422,
+)  # what servers say of a request with a field that they do not know
+_QUESTION_ERROR_STATUSES = (
+    *_UNKNOWN_FIELD_STATUSES,
+    408,
+    413,
+)  # as well: too long, or caught by a filter
+_REFUSAL_FINISH = "refusal"  # `finish` of an answer that is one; no server says that
+_EARLY_FINISH_REASONS = {
     "length": "cut off at answer_tokens",
     "content_filter": "caught by a filter",
-    _REFUSAL: "refused by the model",
+    _REFUSAL_FINISH: "refused by the model",
 }
-SAID = 200  # characters of a server's message that are shown
+MAX_MESSAGE_CHARACTERS = 200  # characters of a server's message that are shown
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChatConfig:
     """What a section of params says of the model that it asks."""
 
     model: str
     temperature: float | None
-    answer_tokens: int
+    max_completion_tokens: int
     concurrency: int
-    retries: int
+    max_retries: int
     timeout: float  # seconds
-    attempts: int
-    max_tokens_total: int
-    max_failed: float  # share of the questions
+    max_attempts: int
+    max_total_tokens: int
+    max_failed_fraction: float  # share of the questions
 
     def __post_init__(self) -> None:
         """Raises ValueError: with no question at once, for one, all would wait forever."""
-        at_least(self, answer_tokens=1, concurrency=1, retries=0, attempts=1)
-        at_least(self, max_tokens_total=0, max_failed=0)
-        refuse({f"timeout is {self.timeout}: give more than 0": not self.timeout > 0})
+        check_at_least(self, answer_tokens=1, concurrency=1, retries=0, attempts=1)
+        check_at_least(self, max_tokens_total=0, max_failed=0)
+        raise_on_faults({f"timeout is {self.timeout}: give more than 0": not self.timeout > 0})
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,13 @@ class Reply:
 
     value: BaseModel | None
     failure: str
-    tokens: int
-    received: int
+    total_tokens: int
+    completion_tokens: int
     models: list[str]
     structured: bool
 
 
-class Answer(BaseModel):
+class ChatAnswer(BaseModel):
     """One answer as it is stored."""
 
     text: str
@@ -124,7 +131,7 @@ class _Completion(BaseModel):
     usage: _Usage | None = None
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """One question got no answer; the others go on. status: of HTTP, 0 without one."""
 
     def __init__(self, reason: str, status: int = 0):
@@ -132,7 +139,7 @@ class Failed(Exception):
         self.status = status
 
 
-def quote(**parts: str) -> str:
+def quote_data(**parts: str) -> str:
     """Texts as data between tags of their names. None can close its tag or open another.
 
     <, > and & are escaped as in XML, which models read as what they stand for.
@@ -142,8 +149,8 @@ def quote(**parts: str) -> str:
     )
 
 
-def ask(
-    section: str, settings: Settings, questions: list[Question], named_by: str | None = None
+def ask_questions(
+    section: str, settings: ChatConfig, questions: list[Question], named_by: str | None = None
 ) -> list[Reply]:
     """One reply a question, in their order. `section` of params.yaml holds the settings.
 
@@ -153,28 +160,28 @@ def ask(
     way are waited for and stored before that.
     """
     unique = list(dict.fromkeys(questions))
-    replies = asyncio.run(Asking(section, settings, len(unique), named_by).all(unique))
+    replies = asyncio.run(ChatSession(section, settings, len(unique), named_by).answer_all(unique))
     by_question = dict(zip(unique, replies, strict=True))
     return [by_question[question] for question in questions]
 
 
-class Asking:
+class ChatSession:
     """The state of one call of ask()."""
 
-    def __init__(self, section: str, settings: Settings, count: int, named_by: str | None):
-        self.section, self.settings, self.count = section, settings, count
+    def __init__(self, section: str, settings: ChatConfig, count: int, named_by: str | None):
+        self.section, self.settings, self.num_questions = section, settings, count
         self.named_by = named_by or f"{section}.model"
-        self.store = Store(home() / "store", "answers")
+        self.store = Store(work_dir() / "store", "answers")
         self.structured = True  # until the server refuses a schema
-        self.understood = False  # once something that it says is a chat completion
-        self.tokens, self.replied = 0, 0
+        self.has_completion = False  # once something that it says is a chat completion
+        self.total_tokens, self.num_replies = 0, 0
         self.failures: Counter[str] = Counter()
-        self.fault: BaseException | None = None  # what ends it all
+        self.fatal_error: BaseException | None = None  # what ends it all
 
     @cached_property
     def endpoint(self) -> Endpoint:
         """Read at the first request: who has all answers in the store needs no server."""
-        return endpoint(self.named_by, NOBODY)
+        return load_endpoint(self.named_by, NO_MODEL)
 
     @cached_property
     def client(self) -> "AsyncOpenAI":
@@ -185,32 +192,34 @@ class Asking:
         from openai import AsyncOpenAI
 
         return AsyncOpenAI(
-            base_url=self.endpoint.address,
-            api_key=self.endpoint.key,
-            max_retries=self.settings.retries,
+            base_url=self.endpoint.base_url,
+            api_key=self.endpoint.api_key,
+            max_retries=self.settings.max_retries,
             timeout=self.settings.timeout,
         )
 
-    async def all(self, questions: list[Question]) -> list[Reply]:
+    async def answer_all(self, questions: list[Question]) -> list[Reply]:
         slots = asyncio.Semaphore(self.settings.concurrency)
-        tasks = [asyncio.create_task(self._slot(slots, question)) for question in questions]
-        for done in bar(asyncio.as_completed(tasks), self.section, len(tasks)):
+        tasks = [
+            asyncio.create_task(self._reply_in_slot(slots, question)) for question in questions
+        ]
+        for done in progress_bar(asyncio.as_completed(tasks), self.section, len(tasks)):
             await done
         if "client" in self.__dict__:
             await self.client.close()
-        if self.fault:
-            raise self.fault
+        if self.fatal_error:
+            raise self.fatal_error
         return [task.result() for task in tasks]
 
-    async def _slot(self, slots: asyncio.Semaphore, question: Question) -> Reply | None:
+    async def _reply_in_slot(self, slots: asyncio.Semaphore, question: Question) -> Reply | None:
         """A reply; None where another question, or this one, ended it all."""
         async with slots:
-            if self.fault:
+            if self.fatal_error:
                 return None
             try:
                 return await self._reply(question)
             except Exception as error:
-                self.fault = self.fault or error
+                self.fatal_error = self.fatal_error or error
                 return None
 
     async def _reply(self, question: Question) -> Reply:
@@ -219,15 +228,15 @@ class Asking:
             {"role": "system", "content": question.instruction},
             {"role": "user", "content": question.data},
         ]
-        answers: list[Answer] = []
+        answers: list[ChatAnswer] = []
         value, failure = None, ""
-        for _ in range(self.settings.attempts):
+        for _ in range(self.settings.max_attempts):
             try:
                 answers.append(await self._answer(messages, question.schema))
-            except Failed as error:
+            except RequestFailed as error:
                 failure = str(error)
                 break
-            value, failure = read(answers[-1], question.schema)
+            value, failure = parse_answer(answers[-1], question.schema)
             if value is not None:
                 break
             messages += [
@@ -238,7 +247,7 @@ class Asking:
                     "with the JSON object alone.",
                 },
             ]
-        self._count(failure)
+        self._count_reply(failure)
         return Reply(
             value,
             failure,
@@ -248,134 +257,138 @@ class Asking:
             all(answer.structured for answer in answers),
         )
 
-    def _count(self, failure: str) -> None:
+    def _count_reply(self, failure: str) -> None:
         """Raises WrongInput once too many questions have failed."""
-        self.replied += 1
+        self.num_replies += 1
         if not failure:
             return
         self.failures[failure] += 1
-        if (failed := self.failures.total()) > self.settings.max_failed * self.count:
+        if (
+            failed := self.failures.total()
+        ) > self.settings.max_failed_fraction * self.num_questions:
             (most, times), *_ = self.failures.most_common(1)
-            raise WrongInput(
-                f"params.yaml: {self.named_by}: {failed} of {self.count} questions to "
+            raise InputError(
+                f"params.yaml: {self.named_by}: {failed} of {self.num_questions} questions to "
                 f"{self.settings.model} failed, {times} of them with: {most}; that is more than "
                 f"{self.section}.max_failed allows, so change what it says, or raise that"
             )
 
-    async def _answer(self, messages: list[dict], schema: type[BaseModel]) -> Answer:
+    async def _answer(self, messages: list[dict], schema: type[BaseModel]) -> ChatAnswer:
         """The next answer to these messages, from the store if it is there. Raises Failed."""
-        body = self._body(messages, schema)
-        key = key_of(body)
-        if self.store.missing([key]):
-            if self.tokens >= self.settings.max_tokens_total:
-                raise WrongInput(self.too_dear())
+        body = self._build_request(messages, schema)
+        key = request_key(body)
+        if self.store.missing_keys([key]):
+            if self.total_tokens >= self.settings.max_total_tokens:
+                raise InputError(self.budget_exceeded_message())
             answer = await self._request(body)
             self.store.write([(key, answer.model_dump_json().encode())])
-        (row,) = self.store.rows([key])
-        answer = Answer.model_validate_json(row)
-        self.tokens += answer.tokens
+        (row,) = self.store.read([key])
+        answer = ChatAnswer.model_validate_json(row)
+        self.total_tokens += answer.tokens
         return answer
 
-    def too_dear(self) -> str:
-        most = self.settings.max_tokens_total
+    def budget_exceeded_message(self) -> str:
+        most = self.settings.max_total_tokens
         return (
-            f"params.yaml: {self.section}.max_tokens_total is {most}, and {self.tokens} tokens "
-            f"answered {self.answered} of {self.count} questions: raise it and run again, what was "
+            f"params.yaml: {self.section}.max_tokens_total is {most}, and {self.total_tokens} tokens "
+            f"answered {self.num_answered} of {self.num_questions} questions: raise it and run again, what was "
             "answered is kept and costs nothing"
         )
 
-    def _body(self, messages: list[dict], schema: type[BaseModel]) -> dict[str, Any]:
+    def _build_request(self, messages: list[dict], schema: type[BaseModel]) -> dict[str, Any]:
         """The request in full; a server that refuses it may still take _plain() of it."""
         described = {"name": schema.__name__, "strict": True, "schema": schema.model_json_schema()}
         body = {
             "model": self.settings.model,
             "messages": messages,
             "response_format": {"type": "json_schema", "json_schema": described},
-            "max_completion_tokens": self.settings.answer_tokens,
+            "max_completion_tokens": self.settings.max_completion_tokens,
         }
         if self.settings.temperature is not None:
             body["temperature"] = self.settings.temperature
         return body
 
-    async def _request(self, body: dict[str, Any]) -> Answer:
+    async def _request(self, body: dict[str, Any]) -> ChatAnswer:
         """Ask the server; once it takes a request in plain form alone, the rest are plain too."""
         if self.structured:
             try:
                 return await self._send(body, structured=True)
-            except Failed as error:
-                if error.status not in _REFUSED:
+            except RequestFailed as error:
+                if error.status not in _UNKNOWN_FIELD_STATUSES:
                     raise
-        answer = await self._send(_plain(body), structured=False)
+        answer = await self._send(_to_legacy_request(body), structured=False)
         self.structured = False
         return answer
 
-    async def _send(self, body: dict[str, Any], structured: bool) -> Answer:
+    async def _send(self, body: dict[str, Any], structured: bool) -> ChatAnswer:
         """What is no completion is asked for again, as often as a request that met a busy server.
 
         Where nothing ever was one, the address is wrong; else an answer broke on its way.
         """
-        for _ in range(self.settings.retries + 1):
-            content = await self._content(body)
+        for _ in range(self.settings.max_retries + 1):
+            content = await self._fetch_content(body)
             try:
-                answer = completed(json.loads(content), body, structured)
+                answer = parse_completion(json.loads(content), body, structured)
             except ValueError:  # no JSON, or other JSON
                 continue
-            self.understood = True
+            self.has_completion = True
             return answer
-        if self.understood:
-            raise Failed("no chat completion")
-        raise WrongInput(
-            f"{ADDRESS}: what answers there is no chat completion: give the address of an "
+        if self.has_completion:
+            raise RequestFailed("no chat completion")
+        raise InputError(
+            f"{BASE_URL_ENV}: what answers there is no chat completion: give the address of an "
             "OpenAI-compatible API, which often ends in /v1"
         )
 
-    async def _content(self, body: dict[str, Any]) -> bytes:
+    async def _fetch_content(self, body: dict[str, Any]) -> bytes:
         import openai
 
         try:
             create = self.client.chat.completions.with_raw_response.create
             return (await create(**body)).http_response.content
         except openai.APITimeoutError:
-            raise Failed(f"no answer in {self.settings.timeout:g} s") from None
+            raise RequestFailed(f"no answer in {self.settings.timeout:g} s") from None
         except openai.APIConnectionError:
-            raise WrongInput(
-                f"{ADDRESS}: nothing answers there: start that server, or give another address"
+            raise InputError(
+                f"{BASE_URL_ENV}: nothing answers there: start that server, or give another address"
             ) from None
         except openai.APIStatusError as error:
-            raise self._status(error) from None
+            raise self._status_error(error) from None
 
-    def _status(self, error: "APIStatusError") -> Exception:
+    def _status_error(self, error: "APIStatusError") -> Exception:
         """Failed where the next question may fare better, else WrongInput."""
         status, section = error.status_code, self.section
         reason = f"HTTP {status}"
         if status in (401, 403):  # servers repeat parts of a key, so nothing of theirs is shown
-            return WrongInput(f"{KEY}: the server does not take it ({reason}): give a valid one")
+            return InputError(
+                f"{API_KEY_ENV}: the server does not take it ({reason}): give a valid one"
+            )
         message = error.message.removeprefix(f"Error code: {status} - ")
-        said = self.endpoint.clean(message)[:SAID]
-        if status in _OF_ONE_QUESTION or status >= 500:
+        said = self.endpoint.redact(message)[:MAX_MESSAGE_CHARACTERS]
+        if status in _QUESTION_ERROR_STATUSES or status >= 500:
             print(f"{section}: {reason}: {said}", file=sys.stderr)
-            return Failed(reason, status)
+            return RequestFailed(reason, status)
         fix = {
-            404: f"give another {self.named_by}, or another {ADDRESS}",
+            404: f"give another {self.named_by}, or another {BASE_URL_ENV}",
             429: f"wait, or lower {section}.concurrency, and run again; "
-            f"{self.answered} of {self.count} questions are answered and kept",
-        }.get(status, f"see what that server asks for, or give another {ADDRESS}")
-        return WrongInput(
+            f"{self.num_answered} of {self.num_questions} questions are answered and kept",
+        }.get(status, f"see what that server asks for, or give another {BASE_URL_ENV}")
+        return InputError(
             f"params.yaml: {self.named_by}: the server refused {self.settings.model} "
             f"({reason}: {said}): {fix}"
         )
 
     @property
-    def answered(self) -> int:
-        return self.replied - self.failures.total()
+    def num_answered(self) -> int:
+        return self.num_replies - self.failures.total()
 
 
-def key_of(body: dict[str, Any]) -> str:
+def request_key(body: dict[str, Any]) -> str:
     """Of a request and its answer in the store."""
     return sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def completed(content: Any, body: dict[str, Any], structured: bool) -> Answer:
+def parse_completion(content: Any, body: dict[str, Any], structured: bool) -> ChatAnswer:
     """A chat completion, as JSON, that answers this request. Raises ValueError if it is none."""
     completion = _Completion.model_validate(content)
     (choice, *_), usage = completion.choices, completion.usage
@@ -384,9 +397,9 @@ def completed(content: Any, body: dict[str, Any], structured: bool) -> Answer:
     # A token has a byte or more: an upper bound where the server does not say what it used.
     sent = len(json.dumps(body["messages"], ensure_ascii=False).encode())
     received = len(text.encode())
-    return Answer(
+    return ChatAnswer(
         text=text,
-        finish=_REFUSAL if choice.message.refusal else choice.finish_reason,
+        finish=_REFUSAL_FINISH if choice.message.refusal else choice.finish_reason,
         model=completion.model,
         tokens=usage.total_tokens if usage else sent + received,
         structured=structured,
@@ -394,29 +407,29 @@ def completed(content: Any, body: dict[str, Any], structured: bool) -> Answer:
     )
 
 
-def _plain(body: dict[str, Any]) -> dict[str, Any]:
+def _to_legacy_request(body: dict[str, Any]) -> dict[str, Any]:
     """The request in the words that older and smaller servers know."""
     kept = {key: value for key, value in body.items() if key != "response_format"}
     return kept | {"max_tokens": kept.pop("max_completion_tokens")}
 
 
-def read(answer: Answer, schema: type[BaseModel]) -> tuple[BaseModel | None, str]:
+def parse_answer(answer: ChatAnswer, schema: type[BaseModel]) -> tuple[BaseModel | None, str]:
     """The last JSON object in an answer as the schema has it, or None and why there is none.
 
     The last, because models think aloud before they answer; text around it, such as a code fence,
     is passed over.
     """
     failure = "no JSON object"
-    for found in reversed(_objects(answer.text)):
+    for found in reversed(_find_json_objects(answer.text)):
         try:
             return schema.model_validate_json(found), ""
         except ValidationError as error:
             fields = {".".join(map(str, fault["loc"])) or "a character" for fault in error.errors()}
             failure = f"missing or wrong: {', '.join(sorted(fields))}"
-    return None, _ENDED_EARLY.get(answer.finish or "", failure)
+    return None, _EARLY_FINISH_REASONS.get(answer.finish or "", failure)
 
 
-def _objects(text: str) -> list[str]:
+def _find_json_objects(text: str) -> list[str]:
     """The JSON objects in a text that stand in no other one, as they are written."""
     decoder, found, start = json.JSONDecoder(), [], text.find("{")
     while start >= 0:

@@ -10,10 +10,10 @@ import numpy as np
 
 from stages.shared.metrics.common import clustered_standard_error
 
-WHERE = ["before", "after"]
+PROJECTION_SIDES = ["before", "after"]
 
 
-def paired(rows: list[dict], where: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+def pair_embeddings(rows: list[dict], where: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Records in their order by name, their texts' and their pictures' vectors (N, D) each."""
     of = {(row["record"], row["modality"]): row["vector"] for row in rows if row["where"] == where}
     records = sorted(record for record, modality in of if modality == "text")
@@ -25,19 +25,19 @@ def paired(rows: list[dict], where: str) -> tuple[list[str], np.ndarray, np.ndar
     return records, texts, pictures
 
 
-def closeness(rows: list[dict]) -> dict[str, Any]:
+def summarize_alignment(rows: list[dict]) -> dict[str, Any]:
     """`measures` of each of WHERE that has vectors, or a word that says why there are none."""
     result: dict[str, Any] = {}
-    for where in WHERE:
-        records, texts, pictures = paired(rows, where)
+    for where in PROJECTION_SIDES:
+        records, texts, pictures = pair_embeddings(rows, where)
         if len(records) < 2:
             result[where] = "unavailable: fewer than two items with text and picture"
         else:
-            result[where] = {"items": len(records), **measures(texts, pictures)}
+            result[where] = {"items": len(records), **compute_alignment(texts, pictures)}
     return result
 
 
-def measures(texts: np.ndarray, pictures: np.ndarray) -> dict[str, Any]:
+def compute_alignment(texts: np.ndarray, pictures: np.ndarray) -> dict[str, Any]:
     """(N, D) each, row i of one item; N at least 2.
 
     matched, mismatched: mean cosine of a text with its own picture, with every other one.
@@ -45,7 +45,7 @@ def measures(texts: np.ndarray, pictures: np.ndarray) -> dict[str, Any]:
     modalities' centroids, over the mean of their spreads (root mean square distance of a modality's
     vectors from its centroid); 0: the clouds of texts and pictures lie on each other.
     """
-    cosines = _unit(texts) @ _unit(pictures).T  # (N, N)
+    cosines = _normalize_rows(texts) @ _normalize_rows(pictures).T  # (N, N)
     items, matched = len(cosines), np.diag(cosines)
     # An item stands in its row (its text with others' pictures) and in its column.
     others = (cosines.sum(axis=0) + cosines.sum(axis=1) - 2 * matched) / (2 * (items - 1))
@@ -55,16 +55,16 @@ def measures(texts: np.ndarray, pictures: np.ndarray) -> dict[str, Any]:
         "matched": float(matched.mean()),
         "mismatched": float(others.mean()),
         "difference": {"value": float(np.mean(differences)), "standard_error": error},
-        "distance": _distance(texts, pictures),
+        "distance": _centroid_distance(texts, pictures),
     }
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _normalize_rows(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def _distance(texts: np.ndarray, pictures: np.ndarray) -> float:
+def _centroid_distance(texts: np.ndarray, pictures: np.ndarray) -> float:
     centres = [side.mean(axis=0) for side in (texts, pictures)]
     spreads = [
         float(np.sqrt(((side - centre) ** 2).sum(axis=1).mean()))

@@ -7,10 +7,12 @@ from math import isqrt
 
 import numpy as np
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of width and height
+NormalizedBox = tuple[
+    float, float, float, float
+]  # left, top, right, bottom as shares of width and height
 
 
-def ends(tokenizer, ids: list[int]) -> list[int]:
+def compute_token_ends(tokenizer, ids: list[int]) -> list[int]:
     """How many characters of the text stand once each token is there.  (Y) -> (Y)
 
     The text is `tokenizer.decode(ids, skip_special_tokens=True)`. It is decoded token by token and
@@ -21,18 +23,18 @@ def ends(tokenizer, ids: list[int]) -> list[int]:
     texts = tokenizer.batch_decode(begun, skip_special_tokens=True)
     found, longest = [], 0
     for text in texts:
-        longest = max(longest, _agree(text, texts[-1]))
+        longest = max(longest, _common_prefix_length(text, texts[-1]))
         found.append(longest)
     return found
 
 
-def _agree(one: str, other: str) -> int:
+def _common_prefix_length(one: str, other: str) -> int:
     """How many characters two texts begin with alike."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def emitting(ends: list[int], start: int, stop: int) -> list[int]:
+def find_emitting_tokens(ends: list[int], start: int, stop: int) -> list[int]:
     """The tokens that write a character of text[start:stop].
 
     A token that adds nothing (a blank, the first bytes of a character) belongs to what follows it.
@@ -46,7 +48,7 @@ def emitting(ends: list[int], start: int, stop: int) -> list[int]:
     return found
 
 
-def entropy(weights: np.ndarray) -> np.ndarray:
+def normalized_entropy(weights: np.ndarray) -> np.ndarray:
     """Entropy of rows over that of equal weights: 0 one position, 1 all alike.  (..., T) -> (...)
 
     NaN where T is 1: one position says nothing.
@@ -58,12 +60,12 @@ def entropy(weights: np.ndarray) -> np.ndarray:
     return -(weights * logs).sum(-1) / np.log(size)
 
 
-def spread(weights: np.ndarray) -> float:
+def compute_spread(weights: np.ndarray) -> float:
     """`entropy` of the mean row: 0 where all patches look at one and the same token.  (P, T)"""
-    return float(entropy(weights.mean(0)))
+    return float(normalized_entropy(weights.mean(0)))
 
 
-def side(patches: int) -> int | None:
+def grid_size(patches: int) -> int | None:
     """n of P tokens that are a grid of n x n, row by row, or such a grid after a class token.
 
     None if they are neither. One cell is no grid: attention inside it has no place.
@@ -74,12 +76,12 @@ def side(patches: int) -> int | None:
     return None
 
 
-def cover(box: Box, patches: int) -> np.ndarray | None:
+def compute_box_coverage(box: NormalizedBox, patches: int) -> np.ndarray | None:
     """The share of each picture token's cell that a box covers.  -> (P,)
 
     NaN at a class token, which has no place. None if the tokens are no grid.
     """
-    size = side(patches)
+    size = grid_size(patches)
     if size is None:
         return None
     left, top, right, bottom = box
@@ -93,7 +95,7 @@ def _overlap(low: float, high: float, side: int) -> np.ndarray:
     return (np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)).clip(0) * side
 
 
-def mass(weights: np.ndarray, covered: np.ndarray) -> float:
+def compute_attention_mass(weights: np.ndarray, covered: np.ndarray) -> float:
     """The share of attention inside a box, of all that falls on cells.  (..., P), (P,) of `cover`
 
     Attention that is the same everywhere has the box's area inside it.

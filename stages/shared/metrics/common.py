@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 PHASES = ["preference", "sft"]  # the first that a run has is its final one
-DIGITS = 6  # of a figure in a file of metrics
+METRIC_DIGITS = 6  # of a figure in a file of metrics
 
 
-def evenly(count: int, at_most: int) -> list[int]:
+def evenly_spaced_indices(count: int, at_most: int) -> list[int]:
     """At most so many of the places 0 to count - 1, evenly spaced."""
     chosen = min(at_most, count)
     return [i * count // chosen for i in range(chosen)]
@@ -32,7 +32,7 @@ def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
     return math.sqrt(correction * sum(total**2 for total in sums.values())) / len(values)
 
 
-def skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
+def compute_skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
     """How much of what only all inputs together allow was reached; 1 is all of it, 0 none.
 
     (score - best single ceiling) / (both - best single ceiling); ceilings: by inputs, `both` and
@@ -46,7 +46,7 @@ def skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
     return {"value": (score - single) / room, "standard_error": error / room}
 
 
-def beside_ceiling(
+def compare_to_ceiling(
     score: float, error: float, ceiling: float, below: float, above: float
 ) -> dict[str, Any]:
     """A score from one input beside its realised ceiling: below, it learns too little; above,
@@ -61,19 +61,19 @@ def beside_ceiling(
     }
 
 
-def plain(value: Any) -> Any:
+def round_metrics(value: Any) -> Any:
     """Floats rounded, for diffs that read well; what is not a number is `unavailable`."""
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: round_metrics(inner) for key, inner in value.items()}
     if isinstance(value, float):
-        return "unavailable" if math.isnan(value) else round(value, DIGITS)
+        return "unavailable" if math.isnan(value) else round(value, METRIC_DIGITS)
     return value
 
 
-def flat(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+def flatten_metrics(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
     """The numbers of nested metrics under dotted names, for MLflow."""
     for key, value in result.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten_metrics(value, f"{prefix}{key}.")
         elif not isinstance(value, str):
             yield f"{prefix}{key}", float(value)

@@ -14,13 +14,13 @@ import numpy as np
 from stages.shared.core import schemas
 from stages.shared.metrics import attention, grounding
 from stages.shared.metrics.common import clustered_standard_error
-from stages.shared.metrics.grounding import Slots
+from stages.shared.metrics.grounding import SceneSlots
 
-Key = tuple[str, int]  # record, position
+ItemKey = tuple[str, int]  # record, position
 
 
 @dataclass(frozen=True)
-class Limits:
+class WarningThresholds:
     """From where on a figure is a warning; of params.yaml, `evaluate`."""
 
     over_masking: float
@@ -29,39 +29,39 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Traces:
+class AttentionTraces:
     """Rows of GATES, FUSIONS and ATTENTIONS, the latter two of one phase or of all."""
 
     gates: list[dict]
     fusions: list[dict]
     attentions: list[dict]
 
-    def of(self, phase: str) -> "Traces":
+    def select_phase(self, phase: str) -> "AttentionTraces":
         chosen = [
             [row for row in rows if row["phase"] == phase]
             for rows in (self.fusions, self.attentions)
         ]
-        return Traces(self.gates, *chosen)
+        return AttentionTraces(self.gates, *chosen)
 
 
-def read_traces(predictions: Path) -> Traces:
-    return Traces(
-        schemas.read(predictions / "gates.parquet", schemas.GATES),
-        schemas.read(predictions / "fusions.parquet", schemas.FUSIONS),
-        schemas.read(predictions / "attentions.parquet", schemas.ATTENTIONS),
+def load_traces(predictions: Path) -> AttentionTraces:
+    return AttentionTraces(
+        schemas.read_parquet(predictions / "gates.parquet", schemas.GATES),
+        schemas.read_parquet(predictions / "fusions.parquet", schemas.FUSIONS),
+        schemas.read_parquet(predictions / "attentions.parquet", schemas.ATTENTIONS),
     )
 
 
-def read_boxes(ingest: Path) -> dict[Key, dict[str, attention.Box]]:
+def load_boxes(ingest: Path) -> dict[ItemKey, dict[str, attention.NormalizedBox]]:
     """(record, position) -> slot -> where it is seen; empty of a corpus that does not know."""
     path, boxes = ingest / "boxes.parquet", {}
-    for row in schemas.read(path, schemas.BOXES) if path.exists() else []:
+    for row in schemas.read_parquet(path, schemas.BOXES) if path.exists() else []:
         box = row["left"], row["top"], row["right"], row["bottom"]
         boxes.setdefault((row["record"], row["position"]), {})[row["slot"]] = box
     return boxes
 
 
-def gate(rows: list[dict]) -> dict[str, Any]:
+def summarize_gate(rows: list[dict]) -> dict[str, Any]:
     """The share of topics that msaGate masks in training and when writing, and sigma of the test.
 
     Of training: the train split by the gate of SFT; mscDPO trains with the gate of writing.
@@ -71,26 +71,26 @@ def gate(rows: list[dict]) -> dict[str, Any]:
         chosen = [row for row in rows if row["use"] == use and row["split"] == split]
         masked = [1 - row["passed"] for row in chosen if row["passed"] is not None]
         modes = sorted({row["mode"] for row in rows if row["use"] == use})
-        found[use] = {"mode": ", ".join(modes), "mask_rate": _mean(masked)}
-    return found | {"sigma": _mean([row["sigma"] for row in chosen])}
+        found[use] = {"mode": ", ".join(modes), "mask_rate": _mean_of_known(masked)}
+    return found | {"sigma": _mean_of_known([row["sigma"] for row in chosen])}
 
 
-def fusion(rows: list[dict]) -> dict[str, Any]:
+def summarize_fusion(rows: list[dict]) -> dict[str, Any]:
     """Mean and deviation of lambda over items and channels; means of entropy and spread."""
     values = [row["correlation"] for row in rows]
     flat = np.concatenate(values) if values else np.array([math.nan])
     return {
         "correlation": {"mean": float(flat.mean()), "deviation": float(flat.std())},
-        "entropy": _mean([row["entropy"] for row in rows]),
-        "spread": _mean([row["spread"] for row in rows]),
+        "entropy": _mean_of_known([row["entropy"] for row in rows]),
+        "spread": _mean_of_known([row["spread"] for row in rows]),
     }
 
 
-def object_attention(
+def compute_object_attention(
     rows: list[dict],
-    slots: Slots,
-    facts: dict[Key, dict[str, str]],
-    boxes: dict[Key, dict[str, attention.Box]],
+    slots: SceneSlots,
+    facts: dict[ItemKey, dict[str, str]],
+    boxes: dict[ItemKey, dict[str, attention.NormalizedBox]],
 ) -> dict[str, float] | None:
     """How much the decoder looks at a thing while it writes the thing's word; None if never seen.
 
@@ -102,12 +102,12 @@ def object_attention(
     for row in rows:
         key = row["record"], row["position"]
         for slot, box in boxes.get(key, {}).items():
-            covered = attention.cover(box, len(row["decoder"]) // len(row["ends"]))
-            tokens = word_tokens(row, slots.all[slot], facts[key][slot])
+            covered = attention.compute_box_coverage(box, len(row["decoder"]) // len(row["ends"]))
+            tokens = find_word_tokens(row, slots.all_slots[slot], facts[key][slot])
             if covered is None or not tokens:
                 continue
             looks = np.array(row["decoder"]).reshape(len(row["ends"]), -1)
-            masses.append(attention.mass(looks[tokens], covered))
+            masses.append(attention.compute_attention_mass(looks[tokens], covered))
             left, top, right, bottom = box
             areas.append((right - left) * (bottom - top))
             records.append(row["record"])
@@ -123,19 +123,21 @@ def object_attention(
     }
 
 
-def word_tokens(row: dict, phrases: grounding.Phrases, value: str) -> list[int]:
+def find_word_tokens(row: dict, phrases: grounding.SlotPhrases, value: str) -> list[int]:
     """The tokens of a text that write the last word of the first phrase for `value`.
 
     The last, since it names the thing: globe in "a striped globe".
     """
-    for said, start, stop in grounding.places(row["text"], phrases):
+    for said, start, stop in grounding.find_phrases(row["text"], phrases):
         if said == value:
             last = row["text"][start:stop].split()[-1]
-            return attention.emitting(row["ends"], stop - len(last), stop)
+            return attention.find_emitting_tokens(row["ends"], stop - len(last), stop)
     return []
 
 
-def warnings(gate: dict | None, fusion: dict | None, limits: Limits) -> dict[str, str]:
+def build_warnings(
+    gate: dict | None, fusion: dict | None, limits: WarningThresholds
+) -> dict[str, str]:
     """name -> what is wrong and where to look, of what passes its limit; None: the run has none."""
     found = {}
     masked = [
@@ -164,6 +166,6 @@ def warnings(gate: dict | None, fusion: dict | None, limits: Limits) -> dict[str
     return found
 
 
-def _mean(values: list[float | None]) -> float:
+def _mean_of_known(values: list[float | None]) -> float:
     known = [value for value in values if value is not None]
     return fmean(known) if known else math.nan

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Elementwise(nn.Module):
+class ElementwiseScale(nn.Module):
     """W (.) Z read as a Hadamard product: one weight a channel."""
 
     def __init__(self, width: int):
@@ -15,7 +15,7 @@ class Elementwise(nn.Module):
         return self.weight * z
 
 
-class Standardise(nn.Module):
+class Standardizer(nn.Module):
     """(z - mean) / deviation by channel, both measured once on the training split."""
 
     def __init__(self, width: int):
@@ -23,7 +23,7 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
 
-    def measure(self, rows: Tensor) -> None:
+    def fit_normalization(self, rows: Tensor) -> None:
         """rows (N, width); none (a corpus without titles) leaves values as they are"""
         if len(rows):
             self.mean.copy_(rows.mean(0))
@@ -33,25 +33,25 @@ class Standardise(nn.Module):
         return (z - self.mean) / self.deviation
 
 
-def scatter(rows: Tensor, places: Tensor) -> Tensor:
+def scatter_rows(rows: Tensor, places: Tensor) -> Tensor:
     """Rows put where places (B, N) is true, zeros elsewhere.  (M, ...) -> (B, N, ...)"""
     found = rows.new_zeros(*places.shape, *rows.shape[1:])
     found[places] = rows
     return found
 
 
-def gather(rows: Tensor, places: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, places: Tensor) -> Tensor:
     """The rows at these places, numbers (B, W).  (B, N, D) -> (B, W, D)"""
     return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[-1]))
 
 
-def mean(rows: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
     """Over what the mask (B, N) has, 0 where it has nothing.  (B, N, D) -> (B, D)"""
     total = (mask[:, None].to(rows.dtype) @ rows).squeeze(1)
     return total / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def pack(
+def pack_sequences(
     blocks: list[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """Tokens of several blocks as one sequence whose masked tokens stand at its end.

@@ -5,7 +5,7 @@ import torch
 from stages.shared.training.loop import Batch
 
 
-def hide(
+def drop_modality(
     batch: Batch, missing_picture: float, missing_words: float, words: str = "has_topic"
 ) -> Batch:
     """A batch with a share of its items without pictures, another without words; none without both.

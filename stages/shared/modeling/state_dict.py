@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def unique(model: torch.nn.Module) -> dict[str, Tensor]:
+def untied_state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state of a model, a tied weight once. (safetensors' save_model notes the other names of
     a tied weight in an order that changes from run to run, and the file's hash with it.)"""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}

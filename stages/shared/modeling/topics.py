@@ -19,47 +19,49 @@ class Topics:
 
     def __init__(self, titles: set[str], features: Features, tokenizer, limit: int):
         """limit: most tokens of a topic"""
-        self.features, self.tokenizer, self.limit = features, tokenizer, limit
+        self.features, self.tokenizer, self.max_tokens = features, tokenizer, limit
         self.ids = {title: self._ids(title) for title in titles}
 
     def _ids(self, title: str) -> list[int]:
         """Tokens of a title; its characters where topics are learned, for they recur more often."""
-        if self.features.text == "encoder":
+        if self.features.text_kind == "encoder":
             ids = self.tokenizer(title, add_special_tokens=False).input_ids
         else:
-            ids = [piece for character in title for piece in self._character(character)]
-        return ids[: self.limit]
+            ids = [piece for character in title for piece in self._character_ids(character)]
+        return ids[: self.max_tokens]
 
-    def _character(self, character: str) -> list[int]:
+    def _character_ids(self, character: str) -> list[int]:
         piece = self.tokenizer.convert_tokens_to_ids(character)
         if piece is not None and piece != self.tokenizer.unk_token_id:
             return [piece]
         return self.tokenizer(character, add_special_tokens=False).input_ids
 
-    def pieces(self, title: str) -> list[str]:
+    def subwords(self, title: str) -> list[str]:
         """A topic's tokens as their tokenizer spells them; without topic the open position's."""
-        if self.features.text == "learned":
+        if self.features.text_kind == "learned":
             return self.tokenizer.convert_ids_to_tokens(self.ids[title]) or [""]
         row = self.features.text_index.get(title)
-        return [""] if row is None else self.features.pieces[row][: self.limit]
+        return [""] if row is None else self.features.subwords[row][: self.max_tokens]
 
     def batch(self, titles: list[str]) -> Batch:
-        ids = pad([self.ids[title] or [0] for title in titles], -1)
+        ids = pad_sequences([self.ids[title] or [0] for title in titles], -1)
         batch = {
             "has_topic": torch.tensor([bool(self.ids[title]) for title in titles]),
             "topic_ids": ids.clamp(min=0),
             "topic_ids_mask": ids >= 0,
         }
-        return batch | (self._encoded(titles) if self.features.text == "encoder" else {})
+        return batch | (
+            self._encoder_features(titles) if self.features.text_kind == "encoder" else {}
+        )
 
-    def _encoded(self, titles: list[str]) -> Batch:
+    def _encoder_features(self, titles: list[str]) -> Batch:
         found = [self.features.text_index.get(title) for title in titles]
         masks = [
-            [True] if row is None else self.features.token_mask[row][: self.limit].tolist()
+            [True] if row is None else self.features.token_mask[row][: self.max_tokens].tolist()
             for row in found
         ]
         longest = max(sum(mask) for mask in masks)
-        topic = torch.zeros(len(titles), longest, self.features.topic_width)
+        topic = torch.zeros(len(titles), longest, self.features.token_width)
         mask = torch.zeros(len(titles), longest, dtype=torch.bool)
         for item, (row, shown) in enumerate(zip(found, masks, strict=True)):
             length = sum(shown)
@@ -79,7 +81,7 @@ class Topics:
         )
 
 
-def pad(ids: list[list[int]], filler: int) -> Tensor:
+def pad_sequences(ids: list[list[int]], filler: int) -> Tensor:
     """(B, longest)"""
     longest = max(map(len, ids))
     return torch.tensor([row + [filler] * (longest - len(row)) for row in ids])

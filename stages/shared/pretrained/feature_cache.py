@@ -12,26 +12,26 @@ import numpy as np
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from stages.shared.data.cache import Item, Store
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import home
-from stages.shared.torch_setup.devices import device, precision
+from stages.shared.data.cache import ItemT, Store
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import work_dir
+from stages.shared.torch_setup.devices import get_device, get_precision
 
-Row = dict[str, np.ndarray]  # fp16
-SHORTEST_BUCKETS = 16, 24  # tokens; the others are these doubled, and doubled again
+CachedRow = dict[str, np.ndarray]  # fp16
+BASE_BUCKET_LENGTHS = 16, 24  # tokens; the others are these doubled, and doubled again
 
 
-def store_of(what: str, fingerprint: str, batch: int) -> Store:
+def open_feature_cache(what: str, fingerprint: str, batch: int) -> Store:
     """The store of what is computed by one model, in one precision, in batches of one shape."""
-    name = f"{what} {fingerprint} {device().type} {precision()} {batch}"
-    return Store(home() / "store", f"{what}-{sha256(name.encode()).hexdigest()[:32]}")
+    name = f"{what} {fingerprint} {get_device().type} {get_precision()} {batch}"
+    return Store(work_dir() / "store", f"{what}-{sha256(name.encode()).hexdigest()[:32]}")
 
 
-def fill_by_length(
+def compute_missing_by_length(
     store: Store,
-    items: Mapping[str, Item],
-    lengths: Callable[[list[Item]], list[int]],
-    compute: Callable[[list[Item]], list[bytes]],
+    items: Mapping[str, ItemT],
+    lengths: Callable[[list[ItemT]], list[int]],
+    compute: Callable[[list[ItemT]], list[bytes]],
     batch: int,
     what: str,
 ) -> None:
@@ -40,7 +40,7 @@ def fill_by_length(
     lengths: to how many tokens each item is padded. Those of one length are computed together: a
     longer neighbour would change an item's bytes. what: they are called on the progress bar.
     """
-    missing = store.missing(items)
+    missing = store.missing_keys(items)
     if not missing:
         return
     sizes = lengths([items[key] for key in missing])
@@ -48,19 +48,21 @@ def fill_by_length(
     for size, group in groupby(sized, key=itemgetter(0)):
         keys = [key for _, key in group]
         part = ((key, items[key]) for key in keys)
-        store.fill(bar(part, f"{what} of {size} tokens", len(keys)), compute, batch)
+        store.compute_missing(
+            progress_bar(part, f"{what} of {size} tokens", len(keys)), compute, batch
+        )
 
 
-def pack(**features: Tensor) -> bytes:
+def pack_features(**features: Tensor) -> bytes:
     """A row as it is stored, in half precision."""
     return save({name: value.half().cpu().contiguous().numpy() for name, value in features.items()})
 
 
-def unpack(row: bytes) -> Row:
+def unpack_features(row: bytes) -> CachedRow:
     return load(row)
 
 
-def bucket(tokens: int, longest: int) -> int:
+def padded_length(tokens: int, longest: int) -> int:
     """The padded length of a text: 16, 24, 32, 48, 64, 96, ... tokens, at most `longest`."""
-    sizes = (size << power for power in count() for size in SHORTEST_BUCKETS)
+    sizes = (size << power for power in count() for size in BASE_BUCKET_LENGTHS)
     return min(next(size for size in sizes if size >= tokens), longest)

@@ -8,10 +8,10 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from stages.shared.runtime.stage import WrongInput, unloadable
+from stages.shared.runtime.stage import InputError, model_load_error
 
 
-def complete(
+def load_pretrained_model(
     name: str, kinds: Collection[str], asked: str, remedy: str, **options: object
 ) -> PreTrainedModel:
     """The model in float32 with every weight from the checkpoint, none left at random.
@@ -22,19 +22,19 @@ def complete(
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind not in kinds:
-            raise WrongInput(
+            raise InputError(
                 f"{asked} is a {kind!r} model: give one of the types {', '.join(sorted(kinds))}"
             )
         model, found = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **options
         )
-    except WrongInput:
+    except InputError:
         raise
     except Exception as error:  # parsers of foreign files raise what they like
-        raise unloadable(asked, remedy, error) from None
+        raise model_load_error(asked, remedy, error) from None
     lacking = sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"]))
     if lacking:
-        raise WrongInput(
+        raise InputError(
             f"{asked} lacks {len(lacking)} of its weights ({lacking[0]}, ...): give a complete "
             "checkpoint"
         )

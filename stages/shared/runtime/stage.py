@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class WrongInput(Exception):
+class InputError(Exception):
     """The user's mistake, in one sentence: the file or field, what is wrong, the fix."""
 
 
-def die_with_parent() -> None:
+def kill_when_parent_dies() -> None:
     """Ask Linux to kill this process when its parent ends, however the parent ends.
 
     DVC forwards no signal to a stage's command and a killed DVC would leave it running, so that
@@ -34,7 +34,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def home() -> Path:
+def work_dir() -> Path:
     """The work folder (checkpoints, stores, locks): POLYMUSE_HOME, or .polymuse in the project."""
     return Path(os.environ.get("POLYMUSE_HOME", ".polymuse")).absolute()
 
@@ -48,35 +48,35 @@ def allow_downloads() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") != "1"
 
 
-def unloadable(asked: str, remedy: str, error: Exception) -> WrongInput:
+def model_load_error(asked: str, remedy: str, error: Exception) -> InputError:
     """What is said where a named model cannot be had: how params ask for it, what to give."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return WrongInput(
+    return InputError(
         f"{asked} could not be loaded ({reason}): check the name, the network and HF_HUB_OFFLINE, "
         f"or give {remedy}"
     )
 
 
 @contextmanager
-def stage() -> Iterator[None]:
+def run_stage() -> Iterator[None]:
     """Run a stage's main: WrongInput ends the command with its sentence and exit code 1."""
-    die_with_parent()
+    kill_when_parent_dies()
     try:
         yield
-    except WrongInput as error:
+    except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager
-def output(target: Path) -> Iterator[Path]:
+def atomic_output_dir(target: Path) -> Iterator[Path]:
     """A folder to write into; it becomes `target` when the block ends well, and vanishes if not.
 
     Raises WrongInput if another process is writing the same target.
     """
     target = target.absolute()
-    lock = home() / "locks" / sha256(str(target).encode()).hexdigest()[:16]
+    lock = work_dir() / "locks" / sha256(str(target).encode()).hexdigest()[:16]
     lock.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -85,18 +85,18 @@ def output(target: Path) -> Iterator[Path]:
             partial.mkdir(parents=True)
             try:
                 yield partial
-                _flush(partial)
+                _fsync_tree(partial)
                 shutil.rmtree(target, ignore_errors=True)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout:
-        raise WrongInput(
+        raise InputError(
             f"{target} is being written by another process: wait for it or stop it"
         ) from None
 
 
-def _flush(folder: Path) -> None:
+def _fsync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-_BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_NMS_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library = None  # torch forgets what a library defined when the library is collected
 
 
-def extension_loads() -> bool:
+def can_load_extension() -> bool:
     """Whether torchvision's compiled operators can be loaded into this process."""
     folder = Path(find_spec("torchvision").origin).parent
     for path in sorted(folder.glob("_C*.so")) + sorted(folder.glob("_C*.pyd")):
@@ -29,14 +29,14 @@ def extension_loads() -> bool:
     return False
 
 
-def define() -> None:
+def define_missing_operators() -> None:
     """Define the schemas of torchvision::nms and torchvision::qnms where they are missing."""
     global _library
-    if hasattr(torch.ops.torchvision, "nms") or extension_loads():
+    if hasattr(torch.ops.torchvision, "nms") or can_load_extension():
         return
     _library = torch.library.Library("torchvision", "FRAGMENT")
-    _library.define(f"nms{_BOXES}")
-    _library.define(f"qnms{_BOXES}")
+    _library.define(f"nms{_NMS_SIGNATURE}")
+    _library.define(f"qnms{_NMS_SIGNATURE}")
 
 
-define()
+define_missing_operators()

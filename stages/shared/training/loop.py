@@ -18,51 +18,51 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import at_least, load, refuse
-from stages.shared.runtime.progress import bar
-from stages.shared.runtime.stage import WrongInput, home
-from stages.shared.torch_setup.devices import device, has_bf16, inference
+from stages.shared.core.config import check_at_least, load_config, raise_on_faults
+from stages.shared.runtime.progress import progress_bar
+from stages.shared.runtime.stage import InputError, work_dir
+from stages.shared.torch_setup.devices import get_device, inference_context, supports_bf16
 
-Terms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
+LossTerms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
 Batch = dict[str, Any]  # tensors, first dimension: the items
-BUCKET = 8  # batches that items of like length are chosen from
-EVEN: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
+BUCKET_BATCHES = 8  # batches that items of like length are chosen from
+UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
 # Modules that cannot change a result.
-RESULT_FREE = Path("stages/shared/runtime")
+RESULT_NEUTRAL_MODULES = Path("stages/shared/runtime")
 
 
 @dataclass(frozen=True)
-class Settings:
-    checkpoint_seconds: float
+class TrainingConfig:
+    checkpoint_interval_seconds: float
 
 
 @dataclass(frozen=True)
 class Schedule:
     seed: int
-    steps: int
-    batch: int
+    max_steps: int
+    batch_size: int
     learning_rate: float
-    warmup: float
+    warmup_ratio: float
     weight_decay: float
-    clip_norm: float
-    validate_every: int
+    max_grad_norm: float
+    eval_steps: int
     patience: int
 
     def __post_init__(self) -> None:
-        at_least(self, steps=0, batch=1, learning_rate=0, warmup=0, weight_decay=0)
-        at_least(self, clip_norm=0, validate_every=1, patience=1)
-        refuse({f"warmup is {self.warmup}: give 0 to 1": self.warmup > 1})
+        check_at_least(self, steps=0, batch=1, learning_rate=0, warmup=0, weight_decay=0)
+        check_at_least(self, clip_norm=0, validate_every=1, patience=1)
+        raise_on_faults({f"warmup is {self.warmup_ratio}: give 0 to 1": self.warmup_ratio > 1})
 
-    def rate(self, step: int) -> float:
+    def lr_scale(self, step: int) -> float:
         """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
-        warmup = max(1, round(self.warmup * self.steps))
+        warmup = max(1, round(self.warmup_ratio * self.max_steps))
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.max_steps - warmup)))
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationResult:
     """What was measured, the loss that the best weights minimise, and whether to stop at once."""
 
     metrics: dict[str, float]
@@ -70,7 +70,7 @@ class Validation:
     stop: bool = False
 
 
-def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
+def average_item_metrics(seen: list[dict[str, Tensor]]) -> dict[str, float]:
     """Of what batches say of their items, over those with a figure: NaN stands for none."""
     figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
     return {
@@ -80,27 +80,27 @@ def means(seen: list[dict[str, Tensor]]) -> dict[str, float]:
     }
 
 
-class Phase(Protocol):
+class TrainingPhase(Protocol):
     """What a phase keeps beside weights and optimizer, such as texts that several steps read."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: the checkpoint is read with weights_only=True."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the phase that gave this state."""
 
-    def noted(self) -> dict[str, float]:
+    def step_metrics(self) -> dict[str, float]:
         """What the latest step measured beside its loss, for its row of the history."""
 
 
-class Objective(nn.Module):
+class ModelWithLoss(nn.Module):
     """The model and its loss as one module, so that accelerate can wrap its forward."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Terms]):
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], LossTerms]):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Batch) -> Terms:
+    def forward(self, batch: Batch) -> LossTerms:
         return self.loss(self.model, batch)
 
 
@@ -111,33 +111,33 @@ def seed_everything(seed: int, step: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
-def batch_of(items: int, batch: int, seed: int, step: int) -> list[int]:
+def shuffled_batch(items: int, batch: int, seed: int, step: int) -> list[int]:
     """The items of a step: an endless walk over seeded shuffles of range(items), cut in batches."""
-    return _walk(items, seed, range(step * batch, (step + 1) * batch))
+    return _shuffled_indices(items, seed, range(step * batch, (step + 1) * batch))
 
 
-def bucketed(lengths: Sequence[int], batch: int, seed: int, step: int) -> list[int]:
+def length_bucketed_batch(lengths: Sequence[int], batch: int, seed: int, step: int) -> list[int]:
     """As `batch_of`, of items that are about as long as each other, so that little is padded.
 
     lengths: of the items. What BUCKET batches of the walk hold, never more than an epoch, is
     sorted by length before it is cut; these batches then come in random order.
     """
-    held = max(1, min(BUCKET, len(lengths) // batch))  # batches
+    held = max(1, min(BUCKET_BATCHES, len(lengths) // batch))  # batches
     number, place = divmod(step, held)
     size = held * batch
-    bucket = _walk(len(lengths), seed, range(number * size, (number + 1) * size))
+    bucket = _shuffled_indices(len(lengths), seed, range(number * size, (number + 1) * size))
     bucket.sort(key=lambda item: lengths[item])
-    first = _shuffled(held, seed, number)[place] * batch
+    first = _epoch_permutation(held, seed, number)[place] * batch
     return bucket[first : first + batch]
 
 
-def _walk(items: int, seed: int, positions: range) -> list[int]:
+def _shuffled_indices(items: int, seed: int, positions: range) -> list[int]:
     epochs = {position // items for position in positions}
-    orders = {epoch: _shuffled(items, seed, epoch) for epoch in epochs}
+    orders = {epoch: _epoch_permutation(items, seed, epoch) for epoch in epochs}
     return [orders[position // items][position % items] for position in positions]
 
 
-def _shuffled(items: int, seed: int, number: int) -> list[int]:
+def _epoch_permutation(items: int, seed: int, number: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     return torch.randperm(items, generator=generator).tolist()
 
@@ -147,7 +147,7 @@ def fingerprint(values: list[Any], inputs: list[Path]) -> str:
 
     Of a module counts how it is built (its printed form tells sizes and dropout) and its weights.
     """
-    digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {device()}".encode())
+    digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {get_device()}".encode())
     for value in values:
         digest.update(repr(asdict(value) if is_dataclass(value) else value).encode())
         if isinstance(value, nn.Module):
@@ -157,7 +157,7 @@ def fingerprint(values: list[Any], inputs: list[Path]) -> str:
         for path in sorted(path for path in [given, *given.rglob("*")] if path.is_file()):
             digest.update(str(path.relative_to(given)).encode() + path.read_bytes())
     for path in sorted(Path("stages").rglob("*.py")):
-        if RESULT_FREE not in path.parents and _is_loaded(path):
+        if RESULT_NEUTRAL_MODULES not in path.parents and _is_loaded(path):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
 
@@ -171,15 +171,15 @@ def _is_loaded(path: Path) -> bool:
 
 def fit(
     model: nn.Module,
-    loss: Callable[[nn.Module, Batch], Terms],
+    loss: Callable[[nn.Module, Batch], LossTerms],
     batch_at: Callable[[int], Batch],
     schedule: Schedule,
     *,
     name: str,
     key: str,
-    validate: Callable[[nn.Module], Validation] | None = None,
-    phase: Phase | None = None,
-    rates: Mapping[str, float] = EVEN,
+    validate: Callable[[nn.Module], ValidationResult] | None = None,
+    phase: TrainingPhase | None = None,
+    rates: Mapping[str, float] = UNIFORM_LR,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> list[dict[str, float]]:
     """Minimise the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
@@ -193,45 +193,54 @@ def fit(
     Returns one row a step: step, loss, each term, learning_rate, what the phase noted, and
     validation_* where measured; without any step, the row of step 0.
     """
-    run = _Run(model, loss, schedule, validate, phase, rates, log)
+    run = _Trainer(model, loss, schedule, validate, phase, rates, log)
     checkpoint = Checkpoint(name, key)
     if state := checkpoint.read():
-        run.load_state(state)
-    saved, every = time.monotonic(), load(Settings, "training").checkpoint_seconds
-    for step in bar(range(run.step, schedule.steps), name, schedule.steps, run.step):
+        run.load_state_dict(state)
+    saved, every = (
+        time.monotonic(),
+        load_config(TrainingConfig, "training").checkpoint_interval_seconds,
+    )
+    for step in progress_bar(
+        range(run.step, schedule.max_steps), name, schedule.max_steps, run.step
+    ):
         if run.stopped:
             break
-        run.one_step(batch_at(step))
+        run.train_step(batch_at(step))
         if time.monotonic() - saved > every:
-            checkpoint.write(run.state())
+            checkpoint.write(run.state_dict())
             saved = time.monotonic()
-    if not schedule.steps:
-        run.measure({"step": 0})
+    if not schedule.max_steps:
+        run.run_validation({"step": 0})
     run.finish()
     return run.history
 
 
-class _Run:
+class _Trainer:
     """The state of one training run, all of it that a checkpoint must hold."""
 
     def __init__(self, model, loss, schedule, validate, phase, rates, log):
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(mixed_precision="bf16" if has_bf16() else "no")
+        self.accelerator = Accelerator(mixed_precision="bf16" if supports_bf16() else "no")
         if self.accelerator.num_processes > 1:
-            raise WrongInput("training runs in one process: start it without torchrun")
+            raise InputError("training runs in one process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
         self.phase = phase
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = _groups(model, schedule, rates)
+        self.trainable_parameters = [
+            weight for weight in model.parameters() if weight.requires_grad
+        ]
+        groups = _parameter_groups(model, schedule, rates)
         optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, loss), optimizer)
+        self.objective, self.optimizer = self.accelerator.prepare(
+            ModelWithLoss(model, loss), optimizer
+        )
         self.step, self.stopped, self.history = 0, False, []
-        self.best, self.best_weights, self.waited = math.inf, None, 0
+        self.best_loss, self.best_weights, self.validations_without_improvement = math.inf, None, 0
 
-    def one_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> None:
         if self.step == 0:
-            self.measure({"step": 0})
+            self.run_validation({"step": 0})
         seed_everything(self.schedule.seed, self.step)
         rate = self.schedule.learning_rate * self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
@@ -241,99 +250,113 @@ class _Run:
         total = sum(terms.values())
         self.optimizer.zero_grad()
         self.accelerator.backward(total)
-        self.accelerator.clip_grad_norm_(self.weights, self.schedule.clip_norm)
+        self.accelerator.clip_grad_norm_(self.trainable_parameters, self.schedule.clip_norm)
         self.optimizer.step()
         self.step += 1
         row = {"step": self.step, "loss": total.item(), "learning_rate": rate}
         row |= {term: value.item() for term, value in terms.items()}
         if not math.isfinite(row["loss"]):
-            raise WrongInput(
+            raise InputError(
                 f"the loss became {row['loss']} at step {self.step}: lower learning_rate"
             )
         if self.phase:
             row |= self.phase.noted()
         last = self.step == self.schedule.steps
         if last or self.step % self.schedule.validate_every == 0:
-            self.measure(row)
+            self.run_validation(row)
         else:
-            self._note(row)
+            self._record_row(row)
 
-    def _note(self, row: dict[str, float]) -> None:
+    def _record_row(self, row: dict[str, float]) -> None:
         self.history.append(row)
         self._log(row)
 
     def _log(self, row: dict[str, float]) -> None:
         self.log({name: value for name, value in row.items() if name != "step"}, row["step"])
 
-    def measure(self, row: dict[str, float]) -> None:
+    def run_validation(self, row: dict[str, float]) -> None:
         if self.validate is None:
             if row["step"] or not self.schedule.steps:
-                self._note(row)
+                self._record_row(row)
             return
         self.model.eval()
         seed_everything(self.schedule.seed, -1)
-        with inference():
+        with inference_context():
             result = self.validate(self.model)
         metrics = {"loss": result.loss} | result.metrics
-        self._note(row | {f"validation_{name}": value for name, value in metrics.items()})
-        self.waited += 1
-        if not result.stop and result.loss < self.best:
-            self.best, self.waited = result.loss, 0
-            self.best_weights = _copy(self.model.state_dict())
-        self.stopped = result.stop or self.waited >= self.schedule.patience
+        self._record_row(row | {f"validation_{name}": value for name, value in metrics.items()})
+        self.validations_without_improvement += 1
+        if not result.stop and result.loss < self.best_loss:
+            self.best_loss, self.validations_without_improvement = result.loss, 0
+            self.best_weights = _clone_state_dict(self.model.state_dict())
+        self.stopped = result.stop or self.validations_without_improvement >= self.schedule.patience
 
     def finish(self) -> None:
         if self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
         self.model.eval()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best_weights": self.best_weights,
-            "plain": [self.step, self.stopped, self.history, self.best, self.waited],
+            "plain": [
+                self.step,
+                self.stopped,
+                self.history,
+                self.best_loss,
+                self.validations_without_improvement,
+            ],
             "phase": self.phase.state() if self.phase else None,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_weights = state["best_weights"]
-        self.step, self.stopped, self.history, self.best, self.waited = state["plain"]
+        (
+            self.step,
+            self.stopped,
+            self.history,
+            self.best_loss,
+            self.validations_without_improvement,
+        ) = state["plain"]
         if self.phase:
             self.phase.load_state(state["phase"])
         for row in self.history:  # the tracked run is a new one and lacks what came before
             self._log(row)
 
 
-def _groups(model: nn.Module, schedule: Schedule, rates: Mapping[str, float]) -> list[dict]:
+def _parameter_groups(
+    model: nn.Module, schedule: Schedule, rates: Mapping[str, float]
+) -> list[dict]:
     """Groups of the optimizer by the factor on their rate. Matrices decay; biases, gains and
     scalars do not."""
     weights: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            weights.setdefault(_factor(name, rates), {})[name] = weight
+            weights.setdefault(_lr_multiplier(name, rates), {})[name] = weight
     return [
-        {"params": [w for name, w in found.items() if _decays(name, w) == decays]}
+        {"params": [w for name, w in found.items() if _has_weight_decay(name, w) == decays]}
         | {"factor": factor, "weight_decay": schedule.weight_decay if decays else 0.0}
         for factor, found in weights.items()
         for decays in (True, False)
     ]
 
 
-def _decays(name: str, weight: Tensor) -> bool:
+def _has_weight_decay(name: str, weight: Tensor) -> bool:
     """The gains of PyTorch's weight norm have the dimensions of what they scale."""
     return weight.ndim > 1 and not name.endswith(".original0")
 
 
-def _factor(weight: str, rates: Mapping[str, float]) -> float:
+def _lr_multiplier(weight: str, rates: Mapping[str, float]) -> float:
     """The factor of the longest beginning that a weight's name has; 1 where it has none."""
     found = [beginning for beginning in rates if weight.startswith(beginning)]
     return rates[max(found, key=len)] if found else 1.0
 
 
-def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _clone_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
@@ -345,13 +368,13 @@ class Checkpoint:
     """The latest state of a run, outside DVC's outs, replaced as a whole; one key per name."""
 
     def __init__(self, name: str, key: str):
-        self.folder = home() / "checkpoints" / name
+        self.folder = work_dir() / "checkpoints" / name
         self.path = self.folder / f"{key}.pt"
 
     def read(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        return torch.load(self.path, map_location=device(), weights_only=True)
+        return torch.load(self.path, map_location=get_device(), weights_only=True)
 
     def write(self, state: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100  # label of a token that carries no loss: padding
+IGNORE_INDEX = -100  # label of a token that carries no loss: padding
 
 
 def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -15,13 +15,13 @@ def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     flat = F.cross_entropy(
         logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
         labels.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     )
     return -flat.view(labels.shape)
 
 
-def info_nce(a: Tensor, b: Tensor, same: Tensor, temperature: Tensor | float) -> Tensor:
+def info_nce_loss(a: Tensor, b: Tensor, same: Tensor, temperature: Tensor | float) -> Tensor:
     """Symmetric InfoNCE in nats (CLIP, arXiv:2103.00020, fig. 3) with several positives a row.
 
     a, b (B, D) are compared by cosine; same (B, B) is true where row i of `a` belongs to row j of
@@ -34,7 +34,7 @@ def info_nce(a: Tensor, b: Tensor, same: Tensor, temperature: Tensor | float) ->
     return (rows + columns) / 2
 
 
-def pairwise_dpo(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
+def pairwise_dpo_loss(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
     """DPO (arXiv:2305.18290 eq. 7) averaged over the allowed pairs of each row, then over rows.
 
     gaps (..., K): (log p(chosen) - log p(rejected)) of the policy minus that of the reference;
@@ -44,7 +44,7 @@ def pairwise_dpo(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
     return _mean_of_rows(losses.sum(-1) / allowed.sum(-1).clamp(min=1), allowed)
 
 
-def softmax_dpo(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
+def softmax_dpo_loss(gaps: Tensor, allowed: Tensor, beta: float) -> Tensor:
     """S-DPO (arXiv:2406.09215, eq. 10): -log sigmoid(-log sum_j exp(-beta gap_j)), as above."""
     exponents = (-beta * gaps).masked_fill(~allowed, -torch.inf)
     usable = allowed.any(-1)

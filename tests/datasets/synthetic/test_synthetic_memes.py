@@ -12,15 +12,17 @@ from PIL import Image
 
 from stages.datasets import synthetic
 from stages.datasets.synthetic import meme_lexicon, memes
-from stages.datasets.synthetic.article_lexicon import PICTURE
-from stages.datasets.synthetic.text_overlay import STYLES, overlay
-from stages.shared.data.records import SPLITS, Meme
-from stages.shared.runtime.stage import WrongInput
-from tests.support.synthetic_corpus import PARAMS, extra, scene_of
+from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
+from stages.datasets.synthetic.text_overlay import TEXT_STYLES, overlay_text
+from stages.shared.data.records import SPLITS, MemeRecord
+from stages.shared.runtime.stage import InputError
+from tests.support.synthetic_corpus import SYNTHETIC_CONFIG, find_extra, get_scene
 
-DECK = len(memes.CARDS)
+DECK = len(memes.FACTOR_COMBINATIONS)
 # A whole deck of cards in test; the pictures small and quickly drawn.
-DECKS = replace(PARAMS, train=60, validation=40, test=DECK, meme_share=1.0, size=16, meme_zoom=4)
+DECKS = replace(
+    SYNTHETIC_CONFIG, train=60, validation=40, test=DECK, meme_share=1.0, size=16, meme_zoom=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +35,15 @@ def clean():
     return list(synthetic.read(Path("unused"), "memes", replace(DECKS, meme_noise=0.0)))
 
 
-def drawn(items, *splits: str) -> list[Meme]:
+def drawn(items, *splits: str) -> list[MemeRecord]:
     wanted = splits or SPLITS
-    return [item for item in items if isinstance(item, Meme) and item.split in wanted]
+    return [item for item in items if isinstance(item, MemeRecord) and item.split in wanted]
 
 
 def as_regex(pattern: str) -> re.Pattern:
     """What a pattern of quips can become, read independently of how it is composed."""
     text = re.escape(pattern)
-    for word, choices in meme_lexicon.WORDS.items():
+    for word, choices in meme_lexicon.PATTERN_WORDS.items():
         choice = "|".join(map(re.escape, sorted(choices, key=len, reverse=True)))
         text = text.replace(re.escape(f"{{{word}}}"), f"(?:{choice})")
     return re.compile(text.replace(r"\ (?:", r"\ ?(?:"))
@@ -49,7 +51,7 @@ def as_regex(pattern: str) -> re.Pattern:
 
 READ = {
     (attribute, value): [as_regex(pattern) for pattern in patterns]
-    for attribute, values in meme_lexicon.QUIPS.items()
+    for attribute, values in meme_lexicon.PHRASE_PATTERNS.items()
     for value, patterns in values.items()
 }
 
@@ -103,7 +105,7 @@ def by_hand(text: dict[str, str], scene: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others():
-    small = replace(PARAMS, meme_share=0.1)
+    small = replace(SYNTHETIC_CONFIG, meme_share=0.1)
     first = list(synthetic.read(Path("unused"), "memes", small))
     assert first == list(synthetic.read(Path("unused"), "memes", small))
     assert first != list(synthetic.read(Path("unused"), "memes", replace(small, seed=1)))
@@ -112,9 +114,9 @@ def test_the_same_params_give_the_same_bytes_and_another_seed_others():
 
 def test_every_meme_has_a_picture_a_text_of_its_own_and_all_five_labels(items):
     rows = drawn(items)
-    assert len({row.picture.content for row in rows}) == len(rows)
+    assert len({row.image.content for row in rows}) == len(rows)
     assert len({row.text for row in rows}) > 0.99 * len(rows)
-    tasks = extra(items, "tasks.json")
+    tasks = find_extra(items, "tasks.json")
     assert list(tasks) == ["sentiment", "humour", "sarcasm", "offensive", "motivational"]
     for row in rows:
         assert list(row.labels) == list(tasks)
@@ -123,7 +125,7 @@ def test_every_meme_has_a_picture_a_text_of_its_own_and_all_five_labels(items):
 
 def test_words_and_facts_alone_give_the_labels_but_for_the_noise(clean):
     for row in drawn(clean):
-        assert row.labels == by_hand(read_as(row.text), scene_of(row)), row.text
+        assert row.labels == by_hand(read_as(row.text), get_scene(row)), row.text
 
 
 def test_noise_gives_the_stated_share_of_labels_another_value_and_changes_nothing_else(
@@ -131,15 +133,15 @@ def test_noise_gives_the_stated_share_of_labels_another_value_and_changes_nothin
 ):
     pairs = list(zip(drawn(items), drawn(clean), strict=True))
     assert all(replace(a, labels={}) == replace(b, labels={}) for a, b in pairs)
-    for task, labels in memes.TASKS.items():
+    for task, labels in memes.TASK_LABELS.items():
         changed = Counter(a.labels[task] != b.labels[task] for a, b in pairs)
         assert changed[True] / changed.total() == pytest.approx(0.1, abs=0.04)
         assert {a.labels[task] for a, _ in pairs} == set(labels)
 
 
 def test_a_noise_that_hides_the_truth_is_wrong_input():
-    with pytest.raises(WrongInput, match=r"meme_noise is 0\.5: give a share from 0 to below 0.5"):
-        replace(PARAMS, meme_noise=0.5)
+    with pytest.raises(InputError, match=r"meme_noise is 0\.5: give a share from 0 to below 0.5"):
+        replace(SYNTHETIC_CONFIG, meme_noise=0.5)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +154,8 @@ def test_a_noise_that_hides_the_truth_is_wrong_input():
     ],
 )
 def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
-    with pytest.raises(WrongInput) as wrong:
-        replace(PARAMS, **{key: value})
+    with pytest.raises(InputError) as wrong:
+        replace(SYNTHETIC_CONFIG, **{key: value})
     said = f"params.yaml: formats.synthetic.{key} is {value}: give {bound}"
     assert str(wrong.value) == said
 
@@ -161,12 +163,12 @@ def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
 @pytest.mark.parametrize(("share", "split"), [(0.0, "test"), (0.01, "test"), (1.0, "train")])
 def test_a_split_without_scenes_for_every_side_is_wrong_input(share, split):
     said = rf"held_out_pictures is {share}, .* the memes of {split}:"
-    with pytest.raises(WrongInput, match=said):
-        next(memes.memes(split, replace(PARAMS, held_out_pictures=share)))
+    with pytest.raises(InputError, match=said):
+        next(memes.iter_memes(split, replace(SYNTHETIC_CONFIG, held_out_pictures=share)))
 
 
 def test_a_deck_holds_every_meaning_of_the_words_with_every_side_of_the_picture_once(items):
-    rows = [(read_as(row.text), scene_of(row)) for row in drawn(items, "test")]
+    rows = [(read_as(row.text), get_scene(row)) for row in drawn(items, "test")]
     seen = Counter(
         (
             *text.values(),
@@ -185,9 +187,9 @@ SLOTS = ("place", "actor", "object")
 def test_no_scene_of_the_test_split_is_seen_in_another_and_none_looks_like_letters(items):
     seen = {True: set(), False: set()}
     for row in drawn(items):
-        scene = scene_of(row)
+        scene = get_scene(row)
         assert scene["object"] != "bicycle" and scene["activity"] != "sleeping"
-        assert list(scene) == list(PICTURE)
+        assert list(scene) == list(IMAGE_SLOTS)
         seen[row.split == "test"].add(tuple(scene.values()))
     assert seen[True] and seen[False] and not seen[True] & seen[False]
 
@@ -208,7 +210,7 @@ def test_ceilings_by_hand(items):
         "offensive": (1 / 2, 3),
         "motivational": (3 / 4, 1),
     }
-    ceilings = extra(items, "ceilings.json")
+    ceilings = find_extra(items, "ceilings.json")
     assert ceilings["metric"] == "accuracy" and set(ceilings) == {
         *("rule", "metric", "validation", "test")
     }
@@ -224,12 +226,12 @@ def test_ceilings_by_hand(items):
 def test_realised_ceilings_are_those_of_the_best_guess_on_the_very_labels(items, inputs):
     """The rule read off all combinations anew: what is seen -> the most frequent true label."""
     rows = drawn(items, "test")
-    for task, labels in memes.TASKS.items():
+    for task, labels in memes.TASK_LABELS.items():
         counts: dict[tuple, Counter] = defaultdict(Counter)
         seen_by = []
         for row in rows:  # a whole deck: every combination once
-            text, scene = read_as(row.text), scene_of(row)
-            words = tuple(text[name] for name in meme_lexicon.QUIPS)
+            text, scene = read_as(row.text), get_scene(row)
+            words = tuple(text[name] for name in meme_lexicon.PHRASE_PATTERNS)
             shown = (MOOD[scene["weather"]], scene["place"] in STEEP)
             shown += (scene["actor"] in ODD, scene["object"] in SHAKY)
             key = {"text": words, "picture": shown, "both": words + shown}[inputs]
@@ -237,53 +239,55 @@ def test_realised_ceilings_are_those_of_the_best_guess_on_the_very_labels(items,
             seen_by.append(key)
         best = {key: max(labels, key=lambda x, of=found: of[x]) for key, found in counts.items()}
         right = sum(best[key] == row.labels[task] for key, row in zip(seen_by, rows, strict=True))
-        realised = extra(items, "ceilings.json")["test"][task][inputs]["realised"]
+        realised = find_extra(items, "ceilings.json")["test"][task][inputs]["realised"]
         assert realised == pytest.approx(right / len(rows), abs=1e-6)
 
 
 def test_no_quip_has_two_meanings_and_wordings_are_many():
     said = Counter(
-        p for values in meme_lexicon.QUIPS.values() for ps in values.values() for p in ps
+        p for values in meme_lexicon.PHRASE_PATTERNS.values() for ps in values.values() for p in ps
     )
     assert set(said.values()) == {1}
-    for attribute, values in meme_lexicon.QUIPS.items():
+    for attribute, values in meme_lexicon.PHRASE_PATTERNS.items():
         for value in values:
-            texts = {meme_lexicon.quip(attribute, value, Random(seed)) for seed in range(500)}
+            texts = {
+                meme_lexicon.compose_phrase(attribute, value, Random(seed)) for seed in range(500)
+            }
             assert len(texts) >= 40, value
             assert all({value} == {read_as(text)[attribute]} for text in texts)
 
 
 def test_the_params_give_the_drawings_again_and_they_are_those_of_the_corpus(items):
-    again = list(islice(memes.memes("test", DECKS), 8))
+    again = list(islice(memes.iter_memes("test", DECKS), 8))
     for meme, row in zip(again, drawn(items, "test"), strict=False):
-        with Image.open(BytesIO(row.picture.content)) as file:
+        with Image.open(BytesIO(row.image.content)) as file:
             difference = np.asarray(file, int) - np.asarray(meme.overlaid.image, int)
         assert meme.text == row.text and abs(difference).mean() < 15  # JPEG's
 
 
-@pytest.mark.parametrize("style", sorted(set(STYLES)))
+@pytest.mark.parametrize("style", sorted(set(TEXT_STYLES)))
 def test_text_is_where_the_mask_says_and_inside_its_boxes(style):
     picture = Image.new("RGB", (192, 192), (90, 120, 160))
     words = "so this is my picnic, you silly goose", "never give up today, plot twist lol"
     for seed in range(6):
-        drawn = overlay(picture, words, style, Random(seed))
-        image, clean = np.asarray(drawn.image, int), np.asarray(drawn.clean, int)
-        assert image.shape[1] == 192 and drawn.text.shape == image.shape[:2]
-        assert not (image != clean).any(-1)[~drawn.text].any()  # no text beyond the mask
-        assert (image != clean).any(-1)[drawn.text].mean() > 0.95
-        boxes = np.zeros_like(drawn.text)
-        for left, top, right, bottom in drawn.lines:
+        drawn = overlay_text(picture, words, style, Random(seed))
+        image, clean = np.asarray(drawn.image, int), np.asarray(drawn.clean_image, int)
+        assert image.shape[1] == 192 and drawn.text_mask.shape == image.shape[:2]
+        assert not (image != clean).any(-1)[~drawn.text_mask].any()  # no text beyond the mask
+        assert (image != clean).any(-1)[drawn.text_mask].mean() > 0.95
+        boxes = np.zeros_like(drawn.text_mask)
+        for left, top, right, bottom in drawn.line_bounds:
             boxes[top:bottom, left:right] = True
-        assert not (drawn.text & ~boxes).any()
+        assert not (drawn.text_mask & ~boxes).any()
         assert boxes.mean() < 0.45  # the scene stays in view
         assert (image.shape[0] > 192) == (style == "bar")
 
 
 def test_boxes_of_the_records_are_those_of_the_lines_as_shares(items):
-    meme, row = next(memes.memes("test", DECKS)), drawn(items, "test")[0]
+    meme, row = next(memes.iter_memes("test", DECKS)), drawn(items, "test")[0]
     width, height = meme.overlaid.image.size
-    assert len(row.boxes) == len(meme.overlaid.lines)
-    for box, line in zip(row.boxes, meme.overlaid.lines, strict=True):
+    assert len(row.boxes) == len(meme.overlaid.line_bounds)
+    for box, line in zip(row.boxes, meme.overlaid.line_bounds, strict=True):
         edges = box.left * width, box.top * height, box.right * width, box.bottom * height
         assert (box.position, box.slot) == (0, "text")
         assert edges == pytest.approx(line)

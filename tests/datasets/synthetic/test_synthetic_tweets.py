@@ -11,20 +11,25 @@ from PIL import Image
 
 from stages.datasets import synthetic
 from stages.datasets.synthetic import tweet_lexicon, tweets
-from stages.datasets.synthetic.article_lexicon import PICTURE
-from stages.datasets.synthetic.config import dealt
-from stages.shared.data.records import SPLITS, Tweet
-from stages.shared.metrics.grounding import stated
-from stages.shared.runtime.stage import WrongInput
-from tests.support.synthetic_corpus import PARAMS, extra, scene_of, wordings
+from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
+from stages.datasets.synthetic.config import cycle_shuffled
+from stages.shared.data.records import SPLITS, TweetRecord
+from stages.shared.metrics.grounding import find_stated_values
+from stages.shared.runtime.stage import InputError
+from tests.support.synthetic_corpus import (
+    SYNTHETIC_CONFIG,
+    find_extra,
+    get_scene,
+    list_phrase_patterns,
+)
 
 VOCABULARY = {
     word
     for said in [
-        *tweet_lexicon.NAMED.values(),
-        tweet_lexicon.PLAIN,
+        *tweet_lexicon.ENTITY_SENTENCES.values(),
+        tweet_lexicon.PLAIN_SENTENCES,
         tweet_lexicon.FILLERS,
-        tweet_lexicon.MARKS,
+        tweet_lexicon.SENTENCE_MARKS,
     ]
     for sentence in said
     for word in sentence.split()
@@ -38,22 +43,24 @@ def rule(request) -> str:
 
 @pytest.fixture(scope="module")
 def items(rule):
-    return list(synthetic.read(Path("unused"), "tweets", replace(PARAMS, tweet_rule=rule)))
+    return list(
+        synthetic.read(Path("unused"), "tweets", replace(SYNTHETIC_CONFIG, tweet_rule=rule))
+    )
 
 
 @pytest.fixture
 def fresh():
     """What is computed once from the word lists is forgotten, before and after."""
-    for cached in (tweets.by_length, tweets.best_sequence):
+    for cached in (tweets.group_layouts_by_length, tweets.compute_bayes_optimal_entities):
         cached.cache_clear()
     yield
-    for cached in (tweets.by_length, tweets.best_sequence):
+    for cached in (tweets.group_layouts_by_length, tweets.compute_bayes_optimal_entities):
         cached.cache_clear()
 
 
-def drawn(items, *splits: str) -> list[Tweet]:
+def drawn(items, *splits: str) -> list[TweetRecord]:
     wanted = splits or SPLITS
-    return [item for item in items if isinstance(item, Tweet) and item.split in wanted]
+    return [item for item in items if isinstance(item, TweetRecord) and item.split in wanted]
 
 
 def names_in(words: list[str]) -> list[tuple[int, int]]:
@@ -75,8 +82,11 @@ def families_of(words: list[str]) -> list[str]:
         short[start:end] = ["X"]
     pieces = [
         ((*sentence.split(), mark), (family,) if family else ())
-        for family, sentences in [*tweet_lexicon.NAMED.items(), ("", tweet_lexicon.PLAIN)]
-        for sentence, mark in product(sentences, tweet_lexicon.MARKS)
+        for family, sentences in [
+            *tweet_lexicon.ENTITY_SENTENCES.items(),
+            ("", tweet_lexicon.PLAIN_SENTENCES),
+        ]
+        for sentence, mark in product(sentences, tweet_lexicon.SENTENCE_MARKS)
     ]
     fillers = {tuple(filler.split()) for filler in tweet_lexicon.FILLERS} | {()}
     ways: dict[int, set] = defaultdict(set)  # words read so far -> families so far
@@ -94,13 +104,18 @@ def families_of(words: list[str]) -> list[str]:
     return list(families)
 
 
-def simulate(rule: str, count: int, seed: int = 3) -> list[tuple[tweets.Message, tweets.Reading]]:
+def simulate(
+    rule: str, count: int, seed: int = 3
+) -> list[tuple[tweets.TweetText, tweets.FamilyTypes]]:
     """Draws of test's process, without the pictures."""
-    process, random = tweets.Process("test", replace(PARAMS, tweet_rule=rule)), Random(seed)
+    process, random = (
+        tweets.TweetSampler("test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)),
+        Random(seed),
+    )
     rows = []
     for _ in range(count):
-        scene = random.choice(process.scenes[random.choice(tweets.WEATHER)])
-        rows.append((process.message(random), process.reading(scene)))
+        scene = random.choice(process.scenes[random.choice(tweets.WEIGHTED_WEATHER)])
+        rows.append((process.sample_text(random), process.get_family_types(scene)))
     return rows
 
 
@@ -111,28 +126,32 @@ def f1_of(pairs) -> float:
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items, rule):
-    params = replace(PARAMS, tweet_rule=rule)
+    params = replace(SYNTHETIC_CONFIG, tweet_rule=rule)
     assert items == list(synthetic.read(Path("unused"), "tweets", params))
     assert items != list(synthetic.read(Path("unused"), "tweets", replace(params, seed=1)))
 
 
 def test_every_tweet_has_one_picture_of_its_own_in_the_stated_number(items):
     assert [len(drawn(items, split)) for split in SPLITS] == [90, 45, 90]
-    pictures = [tweet.picture.content for tweet in drawn(items)]
+    pictures = [tweet.image.content for tweet in drawn(items)]
     assert len(set(pictures)) == len(pictures)
     assert Image.open(BytesIO(pictures[0])).size == (32, 32)
-    assert all(list(scene_of(tweet)) == list(PICTURE) for tweet in drawn(items))
+    assert all(list(get_scene(tweet)) == list(IMAGE_SLOTS) for tweet in drawn(items))
 
 
 def test_words_and_facts_alone_give_the_tags(items, rule):
     """Read anew: names are words of no list, families the patterns, types the tables of READ."""
     seen = Counter()
     for tweet in drawn(items):
-        scene, tags = scene_of(tweet), ["O"] * len(tweet.words)
+        scene, tags = get_scene(tweet), ["O"] * len(tweet.words)
         places, families = names_in(tweet.words), families_of(tweet.words)
         for (start, end), family in zip(places, families, strict=True):
             slot = family if rule == "phrase" else "weather"
-            kind = family if family.isupper() else tweet_lexicon.READ[slot][scene[slot]]
+            kind = (
+                family
+                if family.isupper()
+                else tweet_lexicon.ENTITY_TYPE_BY_SLOT_VALUE[slot][scene[slot]]
+            )
             tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
             seen[family.isupper()] += 1
         assert tweet.tags == tags, tweet.words
@@ -150,46 +169,46 @@ def test_names_of_test_have_no_word_in_common_with_names_of_the_other_splits(ite
 
 
 def test_no_invented_name_is_a_word_of_a_list():
-    words = {word.lower() for said in wordings() for word in said.split()}
+    words = {word.lower() for said in list_phrase_patterns() for word in said.split()}
     for count in (2, 3):
         assert not words & {
-            "".join(parts) for parts in permutations(tweet_lexicon.SYLLABLES, count)
+            "".join(parts) for parts in permutations(tweet_lexicon.NAME_SYLLABLES, count)
         }
 
 
 def test_no_scene_of_the_test_split_is_seen_in_another(items):
     seen = {True: set(), False: set()}
     for tweet in drawn(items):
-        seen[tweet.split == "test"].add(tuple(scene_of(tweet).values()))
+        seen[tweet.split == "test"].add(tuple(get_scene(tweet).values()))
     assert seen[True] and seen[False] and not seen[True] & seen[False]
 
 
 def test_no_pattern_stands_in_two_families_or_twice():
     patterns = [
-        said for group in tweet_lexicon.NAMED.values() for said in group
-    ] + tweet_lexicon.PLAIN
+        said for group in tweet_lexicon.ENTITY_SENTENCES.values() for said in group
+    ] + tweet_lexicon.PLAIN_SENTENCES
     assert len(patterns) == len(set(patterns))
-    for said in tweet_lexicon.NAMED.values():
+    for said in tweet_lexicon.ENTITY_SENTENCES.values():
         assert all(sentence.split().count("X") == 1 for sentence in said)
 
 
 def test_no_wording_says_what_a_picture_shows():
-    for said in wordings():
-        assert not any(stated(said, values) for values in PICTURE.values()), said
-        assert not any(said in values for values in PICTURE.values()), said
+    for said in list_phrase_patterns():
+        assert not any(find_stated_values(said, values) for values in IMAGE_SLOTS.values()), said
+        assert not any(said in values for values in IMAGE_SLOTS.values()), said
 
 
 def test_a_deck_is_dealt_as_a_whole_before_any_card_comes_again():
-    cards = dealt(list("aab"), Random(0))
+    cards = cycle_shuffled(list("aab"), Random(0))
     for _ in range(5):
         assert sorted(next(cards) for _ in range(3)) == list("aab")
 
 
 def test_every_split_shows_the_weathers_in_the_same_shares():
-    many = replace(PARAMS, train=52, validation=52, test=52, tweet_share=1.0)
+    many = replace(SYNTHETIC_CONFIG, train=52, validation=52, test=52, tweet_share=1.0)
     items = list(synthetic.read(Path("unused"), "tweets", many))
     for split in SPLITS:
-        shown = Counter(scene_of(tweet)["weather"] for tweet in drawn(items, split))
+        shown = Counter(get_scene(tweet)["weather"] for tweet in drawn(items, split))
         assert shown == {"sun": 16, "rain": 12, "snow": 12, "storm": 12}
 
 
@@ -197,31 +216,39 @@ def test_the_best_guess_without_the_picture_is_the_same_in_every_split(rule):
     """Else a reader could not learn from train what is most probable in test."""
     guesses = []
     for split in SPLITS:
-        readings = tweets.Process(split, replace(PARAMS, tweet_rule=rule)).readings()
+        readings = tweets.TweetSampler(
+            split, replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+        ).compute_family_types_probabilities()
         assert sum(readings.values()) == pytest.approx(1)
-        guesses.append([tweets.best_types((family,), readings) for family in tweets.FAMILIES])
+        guesses.append(
+            [tweets.compute_bayes_optimal_types((family,), readings) for family in tweets.FAMILIES]
+        )
     assert guesses[0] == guesses[1] == guesses[2]
 
 
 def test_the_text_ceiling_of_the_weather_rule_by_hand():
     """35 % are decided by text; of the open ones 4 of 13 have the sun's type."""
-    readings = tweets.Process("test", PARAMS).readings()
-    found = tweets.ceilings_of(readings, simulate("weather", 50))
+    readings = tweets.TweetSampler("test", SYNTHETIC_CONFIG).compute_family_types_probabilities()
+    found = tweets.compute_ceilings(readings, simulate("weather", 50))
     assert found["text"]["expected"] == pytest.approx(0.35 + 0.65 * 4 / 13, abs=1e-6)
     assert found["both"] == {"expected": 1.0, "realised": 1.0}
 
 
 def test_without_the_picture_leaving_names_out_hardly_raises_f1(rule):
     """Of all sets of families to name, the ceiling's own (all) is the best one, or nearly."""
-    readings = tweets.Process("test", replace(PARAMS, tweet_rule=rule)).readings()
+    readings = tweets.TweetSampler(
+        "test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+    ).compute_family_types_probabilities()
     hits = []
     for place, family in enumerate(tweets.FAMILIES):
-        (best,) = tweets.best_types((family,), readings)
+        (best,) = tweets.compute_bayes_optimal_types((family,), readings)
         hits.append(sum(chance for r, chance in readings.items() if r[place] == best))
     found = {}
     for kept in product([0, 1], repeat=len(hits)):
-        shares = np.array(kept) * tweets.SHARES
-        found[sum(kept)] = max(tweets.f1(shares @ hits, shares.sum(), 1), found.get(sum(kept), 0))
+        shares = np.array(kept) * tweets.FAMILY_PROBABILITIES
+        found[sum(kept)] = max(
+            tweets.compute_f1(shares @ hits, shares.sum(), 1), found.get(sum(kept), 0)
+        )
     margin = {"weather": 0.0, "phrase": 0.002}[rule]
     assert max(found.values()) <= found[len(hits)] + margin
 
@@ -237,41 +264,47 @@ def test_expected_ceilings_are_reached_by_counting_many_draws(rule):
     for message, reading in rows:
         ((types, _),) = counts[tuple(message.families)].most_common(1)
         guess = set(zip(message.spans, types, strict=True))
-        pairs.append((guess, message.entities(reading)))
-    readings = tweets.Process("test", replace(PARAMS, tweet_rule=rule)).readings()
-    found = tweets.ceilings_of(readings, rows)
+        pairs.append((guess, message.get_entities(reading)))
+    readings = tweets.TweetSampler(
+        "test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+    ).compute_family_types_probabilities()
+    found = tweets.compute_ceilings(readings, rows)
     assert f1_of(pairs) == pytest.approx(found["text"]["expected"], abs=0.01)
     assert found["text"]["realised"] == pytest.approx(found["text"]["expected"], abs=0.01)
 
 
 def test_layouts_have_the_shares_of_many_draws():
-    assert sum(c.sum() for one in tweets.by_length().values() for c in one.values()) == (
-        pytest.approx(1)
-    )
+    assert sum(
+        c.sum() for one in tweets.group_layouts_by_length().values() for c in one.values()
+    ) == (pytest.approx(1))
     rows = [message for message, _ in simulate("weather", 40_000)]
     drawn = Counter((len(message.words), message.spans) for message in rows)
     by_family = Counter((message.spans, *message.families) for message in rows)
     for (length, spans), count in drawn.most_common(60):
-        expected = tweets.by_length()[length][spans].sum()
+        expected = tweets.group_layouts_by_length()[length][spans].sum()
         assert count == pytest.approx(len(rows) * expected, abs=5 * count**0.5)
     for (spans, *families), count in by_family.most_common(20):
         places = tuple(tweets.FAMILIES.index(family) for family in families)
-        layouts = [one[spans][places] for one in tweets.by_length().values() if spans in one]
+        layouts = [
+            one[spans][places] for one in tweets.group_layouts_by_length().values() if spans in one
+        ]
         assert count == pytest.approx(len(rows) * sum(layouts), abs=5 * count**0.5)
 
 
 def test_from_the_picture_alone_no_name_can_be_placed(rule):
     """At every length a tweet without names is more probable than any other one."""
-    readings = tweets.Process("test", replace(PARAMS, tweet_rule=rule)).readings()
-    for length, reading in product(tweets.by_length(), readings):
-        assert tweets.best_sequence(length, reading) == frozenset()
+    readings = tweets.TweetSampler(
+        "test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+    ).compute_family_types_probabilities()
+    for length, reading in product(tweets.group_layouts_by_length(), readings):
+        assert tweets.compute_bayes_optimal_entities(length, reading) == frozenset()
 
 
 def test_that_is_so_by_far():
     """A tagger that has learned the process only roughly finds the same."""
-    readings = tweets.Process("test", PARAMS).readings()
-    for layouts, reading in product(tweets.by_length().values(), readings):
-        others = [tweets.by_type(c, reading).max() for spans, c in layouts.items() if spans]
+    readings = tweets.TweetSampler("test", SYNTHETIC_CONFIG).compute_family_types_probabilities()
+    for layouts, reading in product(tweets.group_layouts_by_length().values(), readings):
+        others = [tweets.sum_by_type(c, reading).max() for spans, c in layouts.items() if spans]
         assert layouts[()] > 1.5 * max(others, default=0.0)
 
 
@@ -286,31 +319,36 @@ def test_where_names_are_certain_the_most_probable_tags_are_those_of_counting(mo
     rows = simulate("weather", 40_000)
     counts: dict[tuple, Counter] = defaultdict(Counter)
     for message, reading in rows:
-        counts[len(message.words), reading][message.entities(reading)] += 1
+        counts[len(message.words), reading][message.get_entities(reading)] += 1
     for (length, reading), found in counts.items():
         (guess, most), *others = found.most_common(2)
         if others and most > 1.1 * others[0][1] and most > 300:
-            assert tweets.best_sequence(length, reading) == guess
+            assert tweets.compute_bayes_optimal_entities(length, reading) == guess
     pairs = [
-        (tweets.best_sequence(len(message.words), reading), message.entities(reading))
+        (
+            tweets.compute_bayes_optimal_entities(len(message.words), reading),
+            message.get_entities(reading),
+        )
         for message, reading in rows
     ]
-    readings = tweets.Process("test", PARAMS).readings()
-    ceiling = tweets.ceilings_of(readings, rows)["picture"]
+    readings = tweets.TweetSampler("test", SYNTHETIC_CONFIG).compute_family_types_probabilities()
+    ceiling = tweets.compute_ceilings(readings, rows)["picture"]
     assert ceiling["expected"] > 0.2
     assert ceiling["expected"] == pytest.approx(f1_of(pairs), abs=0.01)
     assert ceiling["realised"] == pytest.approx(f1_of(pairs), abs=1e-6)
 
 
 def test_realised_ceilings_are_those_of_the_rule_applied_to_the_tweets(items, rule):
-    ceilings = extra(items, "ceilings.json")
+    ceilings = find_extra(items, "ceilings.json")
     assert ceilings["metric"] == "f1" and set(ceilings) == {"rule", "metric", "validation", "test"}
     for split in ("validation", "test"):
-        readings = tweets.Process(split, replace(PARAMS, tweet_rule=rule)).readings()
+        readings = tweets.TweetSampler(
+            split, replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+        ).compute_family_types_probabilities()
         pairs = []
         for tweet in drawn(items, split):
             places = names_in(tweet.words)
-            types = tweets.best_types(tuple(families_of(tweet.words)), readings)
+            types = tweets.compute_bayes_optimal_types(tuple(families_of(tweet.words)), readings)
             true = {(place, tweet.tags[place[0]][2:]) for place in places}
             pairs.append((set(zip(places, types, strict=True)), true))
         assert ceilings[split]["text"]["realised"] == pytest.approx(f1_of(pairs), abs=1e-6)
@@ -327,5 +365,5 @@ def test_realised_ceilings_are_those_of_the_rule_applied_to_the_tweets(items, ru
     ],
 )
 def test_wrong_params_are_named(changes, sentence):
-    with pytest.raises(WrongInput, match=sentence.replace("|", r"\|")):
-        replace(PARAMS, **changes)
+    with pytest.raises(InputError, match=sentence.replace("|", r"\|")):
+        replace(SYNTHETIC_CONFIG, **changes)

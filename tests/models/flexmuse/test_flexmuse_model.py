@@ -4,14 +4,20 @@ import pytest
 import torch
 
 from stages.models.flexmuse import model as flexmuse
-from stages.models.flexmuse.model import Fusion, Preference, gate, map_sigma, mask_probability
-from stages.shared.generation.chunk_dataset import Chunks, Limits
+from stages.models.flexmuse.model import (
+    CrossModalFusion,
+    PreferenceConfig,
+    gate,
+    map_sigma,
+    mask_probability,
+)
+from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
 from stages.shared.generation.decoding import generate
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_flexmuse
 
 VOCABULARY = 300
-NUMBERS = Preference(beta=0.1, form="pairwise", length_normalised=False, sft_weight=0.0)
+NUMBERS = PreferenceConfig(beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0)
 
 
 def written(writer, memory, *how):
@@ -21,7 +27,7 @@ def written(writer, memory, *how):
 
 @pytest.fixture(scope="module")
 def chunks():
-    return tiny_flexmuse.chunks()
+    return tiny_flexmuse.build_chunk_dataset()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def batch(chunks):
 
 
 def model(chunks, **changes):
-    return tiny_flexmuse.model(vocabulary=len(chunks.tokenizer), **changes)
+    return tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer), **changes)
 
 
 def double(batch):
@@ -50,49 +56,54 @@ def double(batch):
 def test_gate_modes_by_hand(mode, passes):
     sigma = torch.tensor([-0.3, 0.5, 0.8])
     torch.testing.assert_close(
-        gate(sigma, mode, tiny_flexmuse.network()), torch.tensor(passes).float()
+        gate(sigma, mode, tiny_flexmuse.build_model_config()), torch.tensor(passes).float()
     )
     masked = mask_probability(
-        sigma, mode, tiny_flexmuse.network()
+        sigma, mode, tiny_flexmuse.build_model_config()
     )  # of one outcome, or the share of it
     torch.testing.assert_close(masked, 1 - torch.tensor(passes).float())
 
 
 def test_a_threshold_of_zero_lets_a_negative_similarity_pass():
-    network = tiny_flexmuse.network(threshold=0.0)
+    network = tiny_flexmuse.build_model_config(threshold=0.0)
     passed = gate(torch.tensor([-0.2, 0.0, 0.3]), "threshold", network)
     assert passed.tolist() == [1, 0, 0]
 
 
 def test_a_similarity_band_without_width_is_refused():
-    with pytest.raises(WrongInput, match="sigma_low must be below sigma_high"):
-        tiny_flexmuse.network(sigma_low=0.5, sigma_high=0.5)
+    with pytest.raises(InputError, match="sigma_low must be below sigma_high"):
+        tiny_flexmuse.build_model_config(sigma_low=0.5, sigma_high=0.5)
 
 
 def test_a_topic_is_not_appended_twice():
-    with pytest.raises(WrongInput, match="a concatenation holds the topic"):
-        tiny_flexmuse.network(fusion="concatenation", prompt=True)
+    with pytest.raises(InputError, match="a concatenation holds the topic"):
+        tiny_flexmuse.build_model_config(fusion="concatenation", prompt=True)
 
 
 def test_a_corpus_without_titles_still_trains():
-    rows = [row | {"title": ""} for row in tiny_flexmuse.rows()]
-    bare = Chunks(rows, tiny_flexmuse.features(), tiny_flexmuse.chunks().tokenizer, Limits(8, 24))
+    rows = [row | {"title": ""} for row in tiny_flexmuse.make_chunk_rows()]
+    bare = ChunkDataset(
+        rows,
+        tiny_flexmuse.build_features(),
+        tiny_flexmuse.build_chunk_dataset().tokenizer,
+        LengthLimits(8, 24),
+    )
     writer = model(bare)
-    writer.measure(bare.features, list(range(5)), [])
+    writer.fit_normalization(bare.features, list(range(5)), [])
     assert torch.isfinite(flexmuse.sft_loss(writer.train(), bare.batch([0, 1]))["ntp"])
 
 
 def test_sampled_gate_masks_as_often_as_sigma_says():
     torch.manual_seed(0)
     sigma = torch.tensor([-1.0, 0.0, 0.3, 1.0]).repeat_interleave(20_000)
-    masked = 1 - gate(sigma, "sample", tiny_flexmuse.network()).view(4, -1).mean(1)
+    masked = 1 - gate(sigma, "sample", tiny_flexmuse.build_model_config()).view(4, -1).mean(1)
     torch.testing.assert_close(masked, torch.tensor([0.0, 0.0, 0.3, 1.0]), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["raw", "affine", "minmax"])
 def test_the_probability_of_a_mask_is_how_often_it_is_sampled(kind):
     torch.manual_seed(0)
-    network = tiny_flexmuse.network(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
+    network = tiny_flexmuse.build_model_config(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
     sigma = torch.tensor([-1.0, -0.1, 0.3, 0.7])
     often = 1 - gate(sigma.repeat_interleave(20_000), "sample", network).view(4, -1).mean(1)
     torch.testing.assert_close(often, mask_probability(sigma, "sample", network), atol=0.01, rtol=0)
@@ -103,7 +114,7 @@ def test_the_probability_of_a_mask_is_how_often_it_is_sampled(kind):
     [("raw", [-0.5, 0.2, 1.0]), ("affine", [0.25, 0.6, 1.0]), ("minmax", [-0.375, 0.5, 1.5])],
 )
 def test_sigma_maps_by_hand(kind, expected):
-    network = tiny_flexmuse.network(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
+    network = tiny_flexmuse.build_model_config(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
     torch.testing.assert_close(
         map_sigma(torch.tensor([-0.5, 0.2, 1.0]), network), torch.tensor(expected)
     )
@@ -122,10 +133,10 @@ def test_sigma_maps_by_hand(kind, expected):
 )
 def test_fusion_matches_its_equations_written_as_loops(projection, correlation, scale, divisor):
     torch.manual_seed(0)
-    network = tiny_flexmuse.network(
+    network = tiny_flexmuse.build_model_config(
         projection=projection, correlation=correlation, correlation_scale=scale
     )
-    fusion = Fusion(4, network).double()
+    fusion = CrossModalFusion(4, network).double()
     picture, topic = torch.randn(1, 3, 4).double(), torch.randn(1, 5, 4).double()
     mask = torch.tensor([[True, True, True, False, True]])
     fused, balance, _ = fusion(picture, topic, mask)
@@ -148,7 +159,7 @@ def test_fusion_matches_its_equations_written_as_loops(projection, correlation, 
 
 
 def test_a_masked_topic_leaves_exactly_nothing_and_lambda_one_half():
-    fusion = Fusion(4, tiny_flexmuse.network())
+    fusion = CrossModalFusion(4, tiny_flexmuse.build_model_config())
     picture, mask = torch.randn(2, 3, 4), torch.ones(2, 5, dtype=torch.bool)
     fused, balance, _ = fusion(picture, torch.zeros(2, 5, 4), mask)
     assert torch.equal(balance, torch.full((2, 1, 4), 0.5))
@@ -161,19 +172,19 @@ def test_a_missing_topic_and_a_missing_picture_change_what_is_attended_to(chunks
     nothing = torch.zeros(8, dtype=torch.bool)
     no_topic = batch | {"has_topic": nothing}
     other_topic = no_topic | {"topic": torch.randn_like(batch["topic"])}
-    first, second = (writer.remember(b, "always_pass").hidden for b in (no_topic, other_topic))
+    first, second = (writer.encode(b, "always_pass").hidden for b in (no_topic, other_topic))
     assert torch.equal(first, second)
-    assert not writer.remember(no_topic, "always_pass").gate.any()
+    assert not writer.encode(no_topic, "always_pass").gate.any()
     no_picture = batch | {"has_picture": nothing}
     other_picture = no_picture | {"patches": torch.randn_like(batch["patches"])}
-    memories = [writer.remember(b, "always_mask") for b in (no_picture, other_picture)]
+    memories = [writer.encode(b, "always_mask") for b in (no_picture, other_picture)]
     assert torch.equal(memories[0].hidden, memories[1].hidden)
     assert memories[0].gate.all()  # nothing makes the topic redundant
 
 
 def test_shares_that_pass_one_are_refused():
-    with pytest.raises(WrongInput, match="missing_picture and missing_topic pass 1"):
-        tiny_flexmuse.network(missing_picture=0.6, missing_topic=0.6)
+    with pytest.raises(InputError, match="missing_picture and missing_topic pass 1"):
+        tiny_flexmuse.build_model_config(missing_picture=0.6, missing_topic=0.6)
 
 
 # ---------------------------------------------------------------------------------------------- SFT
@@ -191,7 +202,7 @@ VARIANTS = [
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_every_weight_learns_and_one_batch_is_memorised(changes, learned):
-    chunks = tiny_flexmuse.chunks(learned)
+    chunks = tiny_flexmuse.build_chunk_dataset(learned)
     writer = model(chunks, learned=learned, missing_picture=0.1, **changes)
     batch = chunks.batch(list(range(8)))
     optimizer = torch.optim.AdamW(writer.parameters(), lr=0.01)
@@ -212,17 +223,17 @@ def test_every_weight_learns_and_one_batch_is_memorised(changes, learned):
 def test_neither_neighbours_nor_padding_change_an_item(chunks, changes):
     writer = model(chunks, **changes).double().eval()
     together = double(chunks.batch([0, 3, 7]))
-    memory = writer.remember(together, "always_pass")
+    memory = writer.encode(together, "always_pass")
     scores = writer.log_probs(memory, together["labels"])
     for place, index in enumerate([0, 3, 7]):
         alone = double(chunks.batch([index]))
-        score = writer.log_probs(writer.remember(alone, "always_pass"), alone["labels"])
+        score = writer.log_probs(writer.encode(alone, "always_pass"), alone["labels"])
         torch.testing.assert_close(score[0], scores[place], atol=1e-6, rtol=0)
 
 
 def test_sft_loss_is_the_mean_over_tokens(chunks, batch):
     writer = model(chunks).eval()
-    memory = writer.remember(batch, "always_pass")
+    memory = writer.encode(batch, "always_pass")
     expected = -writer.log_probs(memory, batch["labels"]).sum() / (batch["labels"] >= 0).sum()
     torch.testing.assert_close(flexmuse.sft_loss(writer, batch)["ntp"], expected)
 
@@ -237,7 +248,7 @@ def test_what_is_memorised_is_written(chunks, batch):
         optimizer.step()
     writer.eval()
     for beams in (1, 3):
-        memory = writer.remember(batch, "always_pass")
+        memory = writer.encode(batch, "always_pass")
         ids = written(writer, memory, 24, beams, 0.0, 1.0)
         texts = chunks.tokenizer.batch_decode(ids, skip_special_tokens=True)
         assert texts == [row["text"] for row in chunks.rows]
@@ -245,7 +256,7 @@ def test_what_is_memorised_is_written(chunks, batch):
 
 def test_a_drawn_text_follows_its_seed_and_its_temperature(chunks, batch):
     writer = model(chunks).eval()
-    memory = writer.remember(batch, "always_pass")
+    memory = writer.encode(batch, "always_pass")
 
     def draw(seed: int, temperature: float, top_p: float = 1.0) -> list[list[int]]:
         torch.manual_seed(seed)
@@ -288,10 +299,10 @@ def test_where_the_decoder_looks_is_its_cross_attention_written_out(chunks, chan
         for weight in writer.t5.decoder.parameters():
             weight *= 3  # a new T5 looks everywhere alike
         batch = double(chunks.batch([0, 3, 7]))
-        memory = writer.remember(batch, "always_pass")
+        memory = writer.encode(batch, "always_pass")
         ids = written(writer, memory, 12, 1, 0.0, 1.0)
         usual = writer.t5.config._attn_implementation
-        looks = writer.look(memory, ids)
+        looks = writer.attention_maps(memory, ids)
         assert writer.t5.config._attn_implementation == usual != "eager"
         expected = cross_attention(writer, memory, ids)
     assert looks.shape == (3, ids.shape[1] - 1, 4)
@@ -309,12 +320,12 @@ def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
 
     writer = model(chunks).eval()
     here = flexmuse.sft_loss(writer, batch)["ntp"]
-    text = written(writer, writer.remember(batch, "always_pass"), 8, 1, 0.0, 1.0)
+    text = written(writer, writer.encode(batch, "always_pass"), 8, 1, 0.0, 1.0)
     writer, moved = writer.cuda(), to_device(batch, torch.device("cuda"))
     there = flexmuse.sft_loss(writer, moved)["ntp"]
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=0)
     with torch.autocast("cuda", torch.bfloat16):
         half = flexmuse.sft_loss(writer, moved)["ntp"]
     assert abs(half.item() - here.item()) < 0.1
-    memory = writer.remember(moved, "always_pass")
+    memory = writer.encode(moved, "always_pass")
     assert torch.equal(written(writer, memory, 8, 1, 0.0, 1.0).cpu(), text)

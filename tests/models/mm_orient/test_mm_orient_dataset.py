@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from stages.models.mm_orient import dataset as meme_dataset
-from stages.models.mm_orient.dataset import Memes, Pictures, Texts
+from stages.models.mm_orient.dataset import ImageFeatures, MemeDataset, TextFeatures
 from tests.support import mm_orient_corpus
-from tests.support.mm_orient_corpus import TASKS, UNJUDGED, WITHOUT_PICTURE, WITHOUT_TEXT
+from tests.support.mm_orient_corpus import TASKS, UNLABELED, WITHOUT_IMAGE, WITHOUT_TEXT
 
 WIDTH = 3  # D
 
@@ -27,22 +27,22 @@ SHOWN = {"p": 0.25, "q": 0.5}
 READ = {"a bb": [[1.0, 2.0], [3.0, 4.0]], "c": [[5.0, 6.0]]}
 
 
-def some(rows: list[dict] = ROWS) -> Memes:
-    texts = Texts(
-        spelt={"a bb": ["a", "bb"], "c": ["c"]},
-        cut={"a bb": 2, "c": 0},
+def some(rows: list[dict] = ROWS) -> MemeDataset:
+    texts = TextFeatures(
+        subwords={"a bb": ["a", "bb"], "c": ["c"]},
+        truncated_words={"a bb": 2, "c": 0},
         tokens={text: np.array(tokens, np.float16) for text, tokens in READ.items()},
         width=2,
         clip={"a bb": np.array([1, 0, 0], "f2"), "c": np.array([0, 1, 0], "f2")},
         task_features={text: np.full(4, len(text), "f4") for text in READ},
-        features=4,
+        num_task_features=4,
     )
-    pictures = Pictures(
+    pictures = ImageFeatures(
         regions={name: np.full((2, 5), value, "f2") for name, value in SHOWN.items()},
         shape=(2, 5),
         clip={name: np.full(3, value, "f2") for name, value in SHOWN.items()},
     )
-    return Memes(rows, TASKS, texts, pictures, WIDTH)
+    return MemeDataset(rows, TASKS, texts, pictures, WIDTH)
 
 
 def test_texts_are_padded_with_zeros_and_the_mask_tells():
@@ -88,16 +88,16 @@ def test_labels_are_places_in_their_task_and_minus_one_where_nobody_judged():
 
 def test_a_frame_is_a_batch_without_what_is_large():
     items = some()
-    batch, frame = items.batch([0, 2]), items.frame([0, 2])
+    batch, frame = items.batch([0, 2]), items.pooled_batch([0, 2])
     assert batch.keys() - frame.keys() == {"tokens", "token_mask", "regions"}
     assert all(torch.equal(batch[name], value) for name, value in frame.items())
 
 
 def test_words_that_are_not_read_are_counted():
     items = some()
-    assert [items.words_cut(index) for index in range(4)] == [2, 0, 0, 0]
-    assert items.cut == 1
-    assert [items.spelt(index) for index in range(4)] == [["a", "bb"], [], ["c"], []]
+    assert [items.num_truncated_words(index) for index in range(4)] == [2, 0, 0, 0]
+    assert items.num_truncated == 1
+    assert [items.subwords(index) for index in range(4)] == [["a", "bb"], [], ["c"], []]
 
 
 def test_a_picture_that_nothing_is_known_of_is_no_missing_one():
@@ -107,12 +107,12 @@ def test_a_picture_that_nothing_is_known_of_is_no_missing_one():
 
 def test_no_rows_are_no_items():
     items = some([])
-    assert len(items) == 0 and items.labels.shape == (0, len(TASKS)) and items.cut == 0
+    assert len(items) == 0 and items.labels.shape == (0, len(TASKS)) and items.num_truncated == 0
 
 
 def test_rows_are_read_by_split_in_order_with_their_paraphrases(tmp_path):
-    augment, _, _ = mm_orient_corpus.write(tmp_path)
-    rows = meme_dataset.read_rows(augment)
+    augment, _, _ = mm_orient_corpus.write_meme_corpus(tmp_path)
+    rows = meme_dataset.load_splits(augment)
     assert {split: len(found) for split, found in rows.items()} == {
         "train": mm_orient_corpus.SPLITS["train"] + len(mm_orient_corpus.PARAPHRASED),
         "validation": mm_orient_corpus.SPLITS["validation"],
@@ -121,14 +121,14 @@ def test_rows_are_read_by_split_in_order_with_their_paraphrases(tmp_path):
     names = [one["id"] for one in rows["train"]]
     assert names[3:7] == ["train-3", "train-4", "train-4-1", "train-5"]
     assert rows["test"][WITHOUT_TEXT]["text"] == ""
-    assert rows["test"][WITHOUT_PICTURE]["image"] is None
+    assert rows["test"][WITHOUT_IMAGE]["image"] is None
 
 
 def test_tasks_are_those_of_the_corpus_and_judged_ones_those_of_the_rows(tmp_path):
-    augment, _, _ = mm_orient_corpus.write(tmp_path)
-    tasks, rows = meme_dataset.read_tasks(augment), meme_dataset.read_rows(augment)["test"]
+    augment, _, _ = mm_orient_corpus.write_meme_corpus(tmp_path)
+    tasks, rows = meme_dataset.load_tasks(augment), meme_dataset.load_splits(augment)["test"]
     assert tasks == TASKS
-    assert meme_dataset.judged(rows, tasks) == mm_orient_corpus.LEARNED
-    assert meme_dataset.label_of(rows[0], "humour") == "funny"
-    assert meme_dataset.label_of(rows[UNJUDGED], "humour") is None
-    assert meme_dataset.judged([], tasks) == {}
+    assert meme_dataset.filter_labeled_tasks(rows, tasks) == mm_orient_corpus.LEARNED_TASKS
+    assert meme_dataset.get_label(rows[0], "humour") == "funny"
+    assert meme_dataset.get_label(rows[UNLABELED], "humour") is None
+    assert meme_dataset.filter_labeled_tasks([], tasks) == {}

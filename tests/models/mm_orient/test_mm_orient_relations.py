@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from stages.models.mm_orient import model as mm_orient
-from stages.models.mm_orient.model import GRAPHS, Model, Shapes
+from stages.models.mm_orient.model import GRAPHS, InputDims, Model
 from tests.support import tiny_mm_orient
 from tests.support.tiny_mm_orient import (
-    ITEMS,
+    NUM_ITEMS,
     TASKS,
-    batch,
-    everything,
-    model,
-    name,
-    network,
-    probabilities,
+    build_model,
+    build_model_config,
+    make_batch,
+    make_full_batch,
+    predict_probabilities,
+    variant_id,
 )
 
 close = torch.testing.assert_close
@@ -46,45 +46,53 @@ def related_by_loops(of: Model, given, nodes_of, has_of, itself: bool) -> torch.
                 if a @ c / (a.norm() * c.norm()) > threshold:
                     near.append(nodes_of[node][other])
             x = spektral(of.relations.layers[node + by], own[node][b], near)
-            parts.append(of.relations.numbers.width**0.5 * x)
+            parts.append(of.relations.config.output_dim**0.5 * x)
         rows.append(torch.cat(parts))
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize("density", [0.3, None])
 def test_relations_in_training_are_those_of_the_batch(density):
-    of, given = model(double, relations__density=density).train(), everything(double)
+    of, given = build_model(double, relations__density=density).train(), make_full_batch(double)
     own = {"t": given["text_clip"], "i": given["picture_clip"]}
     has = {"t": given["has_text"], "i": given["has_picture"]}
-    found = of.read(given).related
+    found = of.compute_features(given).relations
     close(found.vector, related_by_loops(of, given, own, has, True), **TIGHT)
-    assert 0 < found.neighbours.sum() < ITEMS * (ITEMS - 1) * 4
+    assert 0 < found.neighbor_counts.sum() < NUM_ITEMS * (NUM_ITEMS - 1) * 4
 
 
 def test_relations_in_evaluation_are_those_of_the_bank():
-    of, given = model(double), everything(double)
+    of, given = build_model(double), make_full_batch(double)
     (text, picture), (has_text, has_picture) = of.relations.bank()
     bank, has = {"t": text, "i": picture}, {"t": has_text, "i": has_picture}
-    close(of.read(given).related.vector, related_by_loops(of, given, bank, has, False), **TIGHT)
-    literal = model(double, relations__graph="batch")
+    close(
+        of.compute_features(given).relations.vector,
+        related_by_loops(of, given, bank, has, False),
+        **TIGHT,
+    )
+    literal = build_model(double, relations__graph="batch")
     own = {"t": given["text_clip"], "i": given["picture_clip"]}
     held = {"t": given["has_text"], "i": given["has_picture"]}
     expected = related_by_loops(literal, given, own, held, True)
-    close(literal.read(given).related.vector, expected, **TIGHT)
+    close(literal.compute_features(given).relations.vector, expected, **TIGHT)
 
 
 def test_each_graph_has_its_own_threshold():
     thresholds = {"tt": -0.2, "ii": 0.0, "ti": 0.2, "it": 0.4}
-    of = model(double, relations__density=None, relations__thresholds=thresholds).train()
+    of = build_model(double, relations__density=None, relations__thresholds=thresholds).train()
     assert of.relations.thresholds.tolist() == list(thresholds.values())
-    given = everything(double)
+    given = make_full_batch(double)
     own = {"t": given["text_clip"], "i": given["picture_clip"]}
     has = {"t": given["has_text"], "i": given["has_picture"]}
-    close(of.read(given).related.vector, related_by_loops(of, given, own, has, True), **TIGHT)
+    close(
+        of.compute_features(given).relations.vector,
+        related_by_loops(of, given, own, has, True),
+        **TIGHT,
+    )
 
 
 def test_the_bank_holds_evenly_spaced_items_and_thresholds_of_the_density():
-    of, given = model(relations__bank=4, relations__density=0.5), everything()
+    of, given = build_model(relations__bank=4, relations__density=0.5), make_full_batch()
     (text, picture), (has_text, _) = of.relations.bank()
     close(text, given["text_clip"][[0, 3, 6, 9]])
     close(picture, given["picture_clip"][[0, 3, 6, 9]])
@@ -95,10 +103,10 @@ def test_the_bank_holds_evenly_spaced_items_and_thresholds_of_the_density():
 
 
 def test_of_fewer_items_than_it_holds_the_bank_leaves_rows_empty():
-    of, alone = model(relations__bank=50), model(relations__bank=ITEMS)
-    assert of.relations.bank_has_t.sum() == ITEMS - len(tiny_mm_orient.WITHOUT_TEXT)
-    given = everything()
-    close(probabilities(of, given), probabilities(alone, given), **TIGHT)
+    of, alone = build_model(relations__bank=50), build_model(relations__bank=NUM_ITEMS)
+    assert of.relations.bank_has_t.sum() == NUM_ITEMS - len(tiny_mm_orient.WITHOUT_TEXT)
+    given = make_full_batch()
+    close(predict_probabilities(of, given), predict_probabilities(alone, given), **TIGHT)
 
 
 DEGENERATE = [
@@ -110,16 +118,18 @@ DEGENERATE = [
 ]
 
 
-@pytest.mark.parametrize("changes", DEGENERATE, ids=name)
+@pytest.mark.parametrize("changes", DEGENERATE, ids=variant_id)
 def test_graphs_with_no_edge_or_all_edges_are_graphs(changes):
     for mode in (True, False):
-        of = model(**changes).train(mode)
-        for given in (everything(), batch(0), batch(*tiny_mm_orient.WITHOUT_TEXT)):
-            related = of.read(given).related
+        of = build_model(**changes).train(mode)
+        for given in (make_full_batch(), make_batch(0), make_batch(*tiny_mm_orient.WITHOUT_TEXT)):
+            related = of.compute_features(given).relations
             assert related.vector.isfinite().all()
-            assert sum(mm_orient.loss(of, given).values()).isfinite()
+            assert sum(mm_orient.compute_loss(of, given).values()).isfinite()
     if (density := changes.get("relations__density")) is not None:
-        found = mm_orient.behaviour(model(relations__bank=ITEMS, **changes), everything())
+        found = mm_orient.diagnostics(
+            build_model(relations__bank=NUM_ITEMS, **changes), make_full_batch()
+        )
         for graph in GRAPHS:
             figures = found[f"density_{graph}"]
             assert set(figures[figures.isfinite()].tolist()) == {density}
@@ -130,23 +140,30 @@ def test_graphs_with_no_edge_or_all_edges_are_graphs(changes):
 def test_without_a_bank_an_item_is_its_only_neighbour():
     torch.manual_seed(0)
     of = (
-        Model(network(), Shapes(TASKS, tiny_mm_orient.D_T, tiny_mm_orient.D_V, tiny_mm_orient.D, 3))
+        Model(
+            build_model_config(),
+            InputDims(TASKS, tiny_mm_orient.D_T, tiny_mm_orient.D_V, tiny_mm_orient.D, 3),
+        )
         .double()
         .eval()
     )
-    given = everything(double)
+    given = make_full_batch(double)
     none = {m: torch.zeros(0, tiny_mm_orient.D, dtype=double) for m in "ti"}
-    close(of.read(given).related.vector, related_by_loops(of, given, none, none, False), **TIGHT)
-    found = mm_orient.behaviour(of, given)
+    close(
+        of.compute_features(given).relations.vector,
+        related_by_loops(of, given, none, none, False),
+        **TIGHT,
+    )
+    found = mm_orient.diagnostics(of, given)
     assert found["density_tt"].isnan().all()
     assert set(found["isolated_tt"][given["has_text"]].tolist()) == {1.0}
 
 
 def test_behaviour_counts_the_bank_and_says_nothing_of_what_is_missing():
-    of, given = model(double), everything(double)
-    found = mm_orient.behaviour(of, given)
+    of, given = build_model(double), make_full_batch(double)
+    found = mm_orient.diagnostics(of, given)
     (bank, _), (held, _) = of.relations.bank()
-    for b in range(ITEMS):
+    for b in range(NUM_ITEMS):
         if not given["has_text"][b]:
             assert found["density_tt"][b].isnan()
             continue
@@ -155,4 +172,4 @@ def test_behaviour_counts_the_bank_and_says_nothing_of_what_is_missing():
         assert found["isolated_it"][b].item() == (near == 0)
     assert found["evenness_words"][0].isnan()  # of one piece
     assert torch.equal(found["evenness_regions"].isnan(), ~given["has_picture"])
-    assert all(values.shape == (ITEMS,) for values in found.values())
+    assert all(values.shape == (NUM_ITEMS,) for values in found.values())

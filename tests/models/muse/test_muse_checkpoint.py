@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
-from stages.models.muse.checkpoint import Reader
+from stages.models.muse.checkpoint import MuseClassifier
 from stages.shared.backbones import resnet
 from stages.shared.features import store as feature_store
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import muse_corpus
-from tests.support.muse_corpus import RUNS
+from tests.support.muse_corpus import CORPUS_KINDS
 
 RESNET = {
     "readers.muse_sentiment.picture.encoder": "resnet18",
@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
     def make(changes=None):
-        muse_corpus.project(tmp_path, changes)
+        muse_corpus.create_project(tmp_path, changes)
         monkeypatch.chdir(tmp_path)
         return tmp_path
 
@@ -56,15 +56,15 @@ def nowhere(tmp_path, monkeypatch):
     return leave
 
 
-def decided(reader: Reader, folders, kind):
+def decided(reader: MuseClassifier, folders, kind):
     """What is said of the test split: labels by name and their probabilities."""
     ingest, clean, embed = folders
-    items = reader.items(
-        muse_dataset.read_rows(clean, kind)["test"], feature_store.read(embed), ingest
+    items = reader.build_dataset(
+        muse_dataset.load_splits(clean, kind)["test"], feature_store.read_features(embed), ingest
     )
     everything = list(range(len(items)))
     found = reader.paper.decide(reader.model, items.batch(everything))
-    return reader.names(found.labels, items, everything), found.probability
+    return reader.decode_labels(found.labels, items, everything), found.probability
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def decided(reader: Reader, folders, kind):
     ids=["entities", "sentiment", "resnet18"],
 )
 def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, name, changes):
-    folder, kind = place(changes), RUNS[name]
-    given = muse_corpus.write(folder, kind)
-    reader = muse_corpus.trained(name, given)
-    muse_checkpoint.save(reader, folder / "model", muse_corpus.encoder(folder))
+    folder, kind = place(changes), CORPUS_KINDS[name]
+    given = muse_corpus.write_corpus(folder, kind)
+    reader = muse_corpus.train_classifier(name, given)
+    muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
     wanted = decided(reader, given, kind)
     nowhere()
     again = muse_checkpoint.restore(folder / "model")
@@ -88,9 +88,9 @@ def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, 
 
 def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
     folder = place(MINILM | {"readers.muse_sentiment.training.steps": 1})
-    given = muse_corpus.write(folder, "posts")
-    reader = muse_corpus.trained("muse_sentiment", given)
-    muse_checkpoint.save(reader, folder / "model", muse_corpus.encoder(folder))
+    given = muse_corpus.write_corpus(folder, "posts")
+    reader = muse_corpus.train_classifier("muse_sentiment", given)
+    muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
     saved = load_file(folder / "model" / "model.safetensors")
     assert saved and not [name for name in saved if name.startswith("text_encoder.")]
     wanted = decided(reader, given, "posts")
@@ -126,18 +126,20 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
 )
 def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, said):
     folder = place({key: value})
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         created(folder)
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
 
 
-def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> Reader:
+def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> MuseClassifier:
     """A reader before its first step; languages: of the train rows, in turn."""
-    _, clean, embed = muse_corpus.write(folder / "corpus", RUNS[name], pictures)
-    rows = muse_dataset.read_rows(clean, RUNS[name])["train"]
+    _, clean, embed = muse_corpus.write_corpus(folder / "corpus", CORPUS_KINDS[name], pictures)
+    rows = muse_dataset.load_splits(clean, CORPUS_KINDS[name])["train"]
     rows = [row | {"language": told} for row, told in zip(rows, cycle(languages), strict=False)]
-    task = muse_dataset.TASKS[RUNS[name]]
-    return muse_checkpoint.create(muse_corpus.run_of(name), rows, task, feature_store.read(embed))
+    task = muse_dataset.TASK_BY_CORPUS_KIND[CORPUS_KINDS[name]]
+    return muse_checkpoint.create(
+        muse_corpus.load_run_config(name), rows, task, feature_store.read_features(embed)
+    )
 
 
 def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
@@ -147,7 +149,7 @@ def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, m
     frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
     stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
     assert reader.config["parameters"]["frozen"] == frozen > stem > 0
-    muse_checkpoint.save(reader, folder / "model", muse_corpus.encoder(folder))
+    muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
     again = muse_checkpoint.restore(folder / "model")
     assert again.config["parameters"] == reader.config["parameters"]
     every = sum(w.numel() for w in again.model.parameters())
@@ -160,7 +162,7 @@ def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, m
 )
 def test_texts_that_minilm_does_not_read_are_one_sentence(place, languages, share):
     folder = place(MINILM)
-    with pytest.raises(WrongInput, match=rf"reads English, as {share} of .*: name a BERT") as wrong:
+    with pytest.raises(InputError, match=rf"reads English, as {share} of .*: name a BERT") as wrong:
         created(folder, languages=languages)
     assert "\n" not in str(wrong.value)
 
@@ -177,17 +179,17 @@ def test_texts_that_may_be_read_are_learned_from(place, changes, languages):
 def test_the_model_fits_what_it_reads_and_says(place):
     reader = created(place(), "muse_entities")
     shapes = reader.config["shapes"]
-    assert (shapes["cells"], shapes["cell_width"]) == (muse_corpus.CELLS, muse_corpus.CELL_WIDTH)
-    assert shapes["labels"] == len(reader.coding.labels) == 5
-    assert shapes["text_width"] == 16 and shapes["words"] == len(reader.coding.vocabulary)
+    assert (shapes["cells"], shapes["cell_width"]) == (muse_corpus.NUM_CELLS, muse_corpus.CELL_DIM)
+    assert shapes["labels"] == len(reader.codec.labels) == 5
+    assert shapes["text_width"] == 16 and shapes["words"] == len(reader.codec.vocabulary)
 
 
 def test_patches_are_standardised_by_those_of_the_train_split(place):
     folder = place()
     found = created(folder).model.image_encoder.standardise
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
-    names = {row["image"] for row in muse_dataset.read_rows(clean, "posts")["train"]} - {None}
-    cached = feature_store.read(embed)
+    names = {row["image"] for row in muse_dataset.load_splits(clean, "posts")["train"]} - {None}
+    cached = feature_store.read_features(embed)
     patches = torch.tensor(cached.patches[[cached.image_index[name] for name in names]]).float()
     torch.testing.assert_close(found.mean, patches.flatten(0, 1).mean(0))
     deviation = patches.flatten(0, 1).std(0, correction=0)
@@ -207,7 +209,7 @@ def test_cells_of_a_resnet_are_those_of_its_grid(place):
 
 def test_pretrained_weights_learn_at_rates_of_their_own(place):
     folder = place({"readers.muse_sentiment.text.rate": 0.25})
-    rates = muse_checkpoint.rates(muse_corpus.run_of("muse_sentiment"))
+    rates = muse_checkpoint.lr_multipliers(muse_corpus.load_run_config("muse_sentiment"))
     assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
     names = [name for name, _ in created(folder).model.named_parameters()]
     for part in rates.keys() - {"image_encoder."}:  # patches are read by nothing that learns
@@ -220,37 +222,41 @@ def test_words_that_were_not_read_are_outside(place):
     ingest, clean, embed = (
         folder / "corpus" / name / "tweets" for name in ("ingest", "clean", "embed")
     )
-    items = reader.items(
-        muse_dataset.read_rows(clean, "tweets")["test"], feature_store.read(embed), ingest
+    items = reader.build_dataset(
+        muse_dataset.load_splits(clean, "tweets")["test"],
+        feature_store.read_features(embed),
+        ingest,
     )
-    read = [1, 2] * (muse_corpus.PIECES // 2)
-    (names,) = reader.names([read], items, [muse_corpus.LONG])
-    assert names == ["B-LOC", "I-LOC"] * (muse_corpus.PIECES // 2) + ["O"] * items.words_cut(0)
-    assert len(names) == len(items.rows[muse_corpus.LONG]["words"])
+    read = [1, 2] * (muse_corpus.MAX_SUBWORDS // 2)
+    (names,) = reader.decode_labels([read], items, [muse_corpus.TOO_LONG])
+    assert names == ["B-LOC", "I-LOC"] * (muse_corpus.MAX_SUBWORDS // 2) + [
+        "O"
+    ] * items.num_truncated_words(0)
+    assert len(names) == len(items.rows[muse_corpus.TOO_LONG]["words"])
 
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path):
-    with pytest.raises(WrongInput, match="holds no trained model: run `dvc repro`"):
+    with pytest.raises(InputError, match="holds no trained model: run `dvc repro`"):
         muse_checkpoint.restore(tmp_path)
 
 
 def test_weights_of_another_model_are_one_sentence(place):
     folder = place()
-    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.encoder(folder))
+    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.write_encoder_dir(folder))
     config = json.loads((folder / "model" / "config.json").read_text())
     config["network"]["use_drawing"] = False
     (folder / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WrongInput, match="holds weights of another model"):
+    with pytest.raises(InputError, match="holds weights of another model"):
         muse_checkpoint.restore(folder / "model")
 
 
 def test_a_config_that_lacks_a_number_names_its_file(place):
     folder = place()
-    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.encoder(folder))
+    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.write_encoder_dir(folder))
     config = json.loads((folder / "model" / "config.json").read_text())
     del config["network"]["theta"]
     (folder / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WrongInput, match=r"config\.json: missing theta"):
+    with pytest.raises(InputError, match=r"config\.json: missing theta"):
         muse_checkpoint.restore(folder / "model")
 
 
@@ -258,9 +264,9 @@ def test_a_picture_that_ingest_did_not_keep_is_one_sentence(place):
     folder = place()
     reader = created(folder)
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
-    rows = muse_dataset.read_rows(clean, "posts")["test"]
-    with pytest.raises(WrongInput, match="lacks the picture"):
-        reader.items(rows, feature_store.read(embed), folder / "elsewhere")
+    rows = muse_dataset.load_splits(clean, "posts")["test"]
+    with pytest.raises(InputError, match="lacks the picture"):
+        reader.build_dataset(rows, feature_store.read_features(embed), folder / "elsewhere")
 
 
 def test_a_reader_is_made_the_same_for_the_same_seed(place):

@@ -20,7 +20,16 @@ from torch import nn
 
 from stages.models.muse import model as muse
 from tests.support import tiny_muse
-from tests.support.tiny_muse import PLAIN, VARIANTS, batch, double, everything, model, name, network
+from tests.support.tiny_muse import (
+    TEXT_ONLY,
+    VARIANTS,
+    build_model,
+    build_model_config,
+    make_batch,
+    make_full_batch,
+    to_double,
+    variant_id,
+)
 
 
 def each(found) -> list:
@@ -55,20 +64,20 @@ def each(found) -> list:
 )
 def test_numbers_out_of_bounds_are_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        network(**changes)
+        build_model_config(**changes)
 
 
 def test_layers_count_from_one_and_eta_is_among_them():
-    every = network(layers=6, mu=2, eta=4)
-    assert [layer for layer in range(1, 7) if every.fuses(layer)] == [2, 3, 4]
+    every = build_model_config(layers=6, mu=2, eta=4)
+    assert [layer for layer in range(1, 7) if every.is_fusion_layer(layer)] == [2, 3, 4]
 
 
 # ------------------------------------------------------------------------------- CrossTransformer
-def torch_layer(layer, of: muse.Network):
+def torch_layer(layer, of: muse.ModelConfig):
     """PyTorch's own encoder layer with the same weights."""
     d = of.d_model
     peer = nn.TransformerEncoderLayer(
-        d, of.heads, of.d_ff, 0.0, batch_first=True, norm_first=of.norm == "pre"
+        d, of.num_heads, of.d_ff, 0.0, batch_first=True, norm_first=of.norm == "pre"
     ).double()
     own, ffn = layer.own, layer.ffn
     state = {
@@ -98,7 +107,7 @@ def streams(crossing):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_without_exchange_each_modality_passes_a_plain_transformer(norm):
-    crossing = muse.CrossTransformer(network(norm=norm, theta=0.0)).double().eval()
+    crossing = muse.CrossTransformer(build_model_config(norm=norm, theta=0.0)).double().eval()
     given, masks, both = streams(crossing)
     found, traces = crossing(given, masks, both)
     for x, mask, y in zip(given, masks, found, strict=True):
@@ -112,11 +121,11 @@ def test_without_exchange_each_modality_passes_a_plain_transformer(norm):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_exchange_stands_between_attention_and_ffn_of_layers_mu_to_eta(norm, selection):
     """Every layer written out: heads, the weights of cls, the tokens chosen, the means."""
-    of = network(norm=norm, selection=selection, mu=2, eta=2, theta=0.5)
+    of = build_model_config(norm=norm, selection=selection, mu=2, eta=2, theta=0.5)
     crossing = muse.CrossTransformer(of).double().eval()
     given, masks, both = streams(crossing)
     found, traces = crossing(given, masks, both)
-    width = of.d_model // of.heads
+    width = of.d_model // of.num_heads
     for item in range(3):
         x = [s[item, mask[item]] for s, mask in zip(given, masks, strict=True)]
         for number, layer in enumerate(crossing.layers, 1):
@@ -125,11 +134,11 @@ def test_the_exchange_stands_between_attention_and_ffn_of_layers_mu_to_eta(norm,
                 read = layer.own_norm(stream) if norm == "pre" else stream
                 q, (k, v) = layer.own.query(read), layer.own.key_value(read).chunk(2, -1)
                 seen, looks = [], 0
-                for head in range(of.heads):
+                for head in range(of.num_heads):
                     part = slice(head * width, (head + 1) * width)
                     weights = (q[:, part] @ k[:, part].T / width**0.5).softmax(-1)
                     seen.append(weights @ v[:, part])
-                    looks = looks + weights[0] / of.heads
+                    looks = looks + weights[0] / of.num_heads
                 new = stream + layer.own.out(torch.cat(seen, -1))
                 x[place] = new if norm == "pre" else layer.own_norm(new)
                 valid = len(stream) - 1
@@ -157,7 +166,7 @@ def torch_feed(layer, x, norm):
 
 def test_what_is_exchanged_is_chosen_without_the_dropout_of_attention():
     """Up to the attention of the first layer nothing is dropped."""
-    crossing = muse.CrossTransformer(network(dropout=0.5, mu=1)).double()
+    crossing = muse.CrossTransformer(build_model_config(dropout=0.5, mu=1)).double()
     given = streams(crossing)
     for told, wanted in zip(
         crossing.train()(*given)[1][0].weights, crossing.eval()(*given)[1][0].weights, strict=True
@@ -166,7 +175,7 @@ def test_what_is_exchanged_is_chosen_without_the_dropout_of_attention():
 
 
 def test_a_random_selection_is_drawn_in_training_and_fixed_otherwise():
-    crossing = muse.CrossTransformer(network(selection="random", theta=0.4)).double()
+    crossing = muse.CrossTransformer(build_model_config(selection="random", theta=0.4)).double()
     given = streams(crossing)
 
     def places():
@@ -184,7 +193,7 @@ def test_modalities_meet_in_layers_mu_to_eta_only(fusion):
     seen = []
     for layers in (1, 2):
         torch.manual_seed(0)
-        of = network(fusion=fusion, layers=2, mu=2, eta=2)
+        of = build_model_config(fusion=fusion, layers=2, mu=2, eta=2)
         crossing = muse.CrossTransformer(of).double().eval()
         crossing.layers = crossing.layers[:layers]
         (text, picture), masks, both = streams(crossing)
@@ -195,12 +204,12 @@ def test_modalities_meet_in_layers_mu_to_eta_only(fusion):
 
 
 def test_cross_attention_matches_torch_and_both_look_at_what_was_there_before():
-    of = network(fusion="cross_attention", norm="post", layers=1, mu=1, eta=1)
+    of = build_model_config(fusion="cross_attention", norm="post", layers=1, mu=1, eta=1)
     crossing = muse.CrossTransformer(of).double().eval()
     given, masks, both = streams(crossing)
     found, _ = crossing(given, masks, both)
     layer = crossing.layers[0]
-    peer = nn.MultiheadAttention(of.d_model, of.heads, batch_first=True).double().eval()
+    peer = nn.MultiheadAttention(of.d_model, of.num_heads, batch_first=True).double().eval()
     across = layer.across
     peer.load_state_dict(
         {
@@ -222,69 +231,76 @@ ITEMS = [0, 1, 2, 6, 7]
 
 
 @pytest.mark.parametrize("task", ["entities", "sentiment"])
-@pytest.mark.parametrize("changes", VARIANTS, ids=name)
+@pytest.mark.parametrize("changes", VARIANTS, ids=variant_id)
 def test_neither_neighbours_nor_padding_change_an_item(task, changes):
-    reader = model(task, **changes).double().eval()
-    together = double(batch(*ITEMS))
-    scores = reader.scores(together, reader.encode(together))
-    found, extra = muse.behaviour(reader, together), muse.regularisers(reader, together)
+    reader = build_model(task, **changes).double().eval()
+    together = to_double(make_batch(*ITEMS))
+    scores = reader.compute_logits(together, reader.encode(together))
+    found, extra = muse.diagnostics(reader, together), muse.evaluate_regularizers(reader, together)
     for place, index in enumerate(ITEMS):
-        alone = double(batch(index))
-        own = reader.scores(alone, reader.encode(alone))[0]
+        alone = to_double(make_batch(index))
+        own = reader.compute_logits(alone, reader.encode(alone))[0]
         own = own if task == "sentiment" else own[: len(tiny_muse.TEXTS[index])]
         torch.testing.assert_close(own, scores[place, : len(own)].reshape(own.shape))
-        told = muse.behaviour(reader, alone) | muse.regularisers(reader, alone)
+        told = muse.diagnostics(reader, alone) | muse.evaluate_regularizers(reader, alone)
         for key, values in (found | extra).items():
             torch.testing.assert_close(told[key][0], values[place], equal_nan=True)
 
 
 def test_padding_is_read_and_exchanged_where_the_public_code_does_so():
     """Text 0 has four pieces, text 2 eight: of four and of eight, 0.3 are one and two."""
-    ignored, given = model("sentiment", masks="ignored").double().eval(), double(batch(0, 2))
-    numbers = [places.sum(1).tolist() for places in muse.look(ignored, given)[1].exchanged]
+    ignored, given = (
+        build_model("sentiment", masks="ignored").double().eval(),
+        to_double(make_batch(0, 2)),
+    )
+    numbers = [
+        places.sum(1).tolist() for places in muse.attention_maps(ignored, given)[1].exchanged
+    ]
     assert numbers == [[2, 2], [1, 1]]
-    respected = model("sentiment").double().eval()
-    numbers = [places.sum(1).tolist() for places in muse.look(respected, given)[1].exchanged]
+    respected = build_model("sentiment").double().eval()
+    numbers = [
+        places.sum(1).tolist() for places in muse.attention_maps(respected, given)[1].exchanged
+    ]
     assert numbers == [[1, 2], [1, 1]]
     still = [
-        model("sentiment", theta=0.0, masks=masks).double().eval()
+        build_model("sentiment", theta=0.0, masks=masks).double().eval()
         for masks in ("ignored", "respected")
     ]
     whole = given | {"pieces_mask": torch.ones_like(given["pieces_mask"])}
     one, other = (
-        reader.scores(shown, reader.encode(shown))
+        reader.compute_logits(shown, reader.encode(shown))
         for reader, shown in zip(still, (given, whole), strict=True)
     )
     torch.testing.assert_close(one, other)
-    assert not torch.allclose(one[0], still[1].scores(given, still[1].encode(given))[0])
+    assert not torch.allclose(one[0], still[1].compute_logits(given, still[1].encode(given))[0])
 
 
 @pytest.mark.parametrize("task", ["entities", "sentiment"])
-@pytest.mark.parametrize("changes", [{}, PLAIN, {"picture_of_word": "cell"}], ids=name)
+@pytest.mark.parametrize("changes", [{}, TEXT_ONLY, {"picture_of_word": "cell"}], ids=variant_id)
 def test_every_item_is_decided_however_it_is_batched(task, changes):
-    reader = model(task, pixels=True, **changes).eval()
-    every = each(muse.decide(reader, everything()))
+    reader = build_model(task, pixels=True, **changes).eval()
+    every = each(muse.predict(reader, make_full_batch()))
     assert len(every) == 8
     for size in (1, 3, 5):
         parts = [range(start, min(start + size, 8)) for start in range(0, 8, size)]
-        found = [one for part in parts for one in each(muse.decide(reader, batch(*part)))]
+        found = [one for part in parts for one in each(muse.predict(reader, make_batch(*part)))]
         assert [labels for labels, _ in found] == [labels for labels, _ in every]
         for (_, a), (_, b) in zip(found, every, strict=True):
             assert a == pytest.approx(b, abs=1e-5)
-    assert each(muse.decide(reader, batch(*reversed(range(8)))))[0][0] == every[-1][0]
+    assert each(muse.predict(reader, make_batch(*reversed(range(8)))))[0][0] == every[-1][0]
 
 
 def test_a_smaller_batch_may_follow_a_larger_one():
-    reader = model().train()
+    reader = build_model().train()
     for indices in (range(8), (3, 5), (2,)):
-        assert torch.isfinite(sum(muse.loss(reader, batch(*indices)).values()))
+        assert torch.isfinite(sum(muse.compute_loss(reader, make_batch(*indices)).values()))
 
 
 def test_a_text_may_be_longer_than_a_picture_has_cells():
     """Item 2 has eight pieces and a picture four cells: its sixth piece is beside the second."""
-    reader = model(picture_of_word="cell")
+    reader = build_model(picture_of_word="cell")
     words, cells = torch.zeros(1, 2, 8), torch.arange(32.0).view(1, 4, 8)
-    found = reader.picture_of(words, cells, torch.tensor([[1, 5]]))
+    found = reader.image_context(words, cells, torch.tensor([[1, 5]]))
     assert torch.equal(found[0, 0], found[0, 1])
     assert torch.equal(found[0, 0], cells[0, 1])
 
@@ -305,27 +321,27 @@ def all_paths(reader, scores, tags):
 
 
 def test_the_loss_of_tags_and_the_best_ones_are_those_of_all_paths():
-    reader = model(sigma=2.0).double().eval()
+    reader = build_model(sigma=2.0).double().eval()
     nn.init.normal_(reader.crf.transitions)
-    given = double(batch(0, 1, 5))
-    scores = reader.scores(given, reader.encode(given))
+    given = to_double(make_batch(0, 1, 5))
+    scores = reader.compute_logits(given, reader.encode(given))
     found = [
         all_paths(reader, scores[i], given["tags"][i, : len(tiny_muse.TEXTS[index])].tolist())
         for i, index in enumerate((0, 1, 5))
     ]
     expected = -2 * sum(log_p for log_p, _ in found) / 3  # nats a text, times sigma
-    torch.testing.assert_close(muse.loss(reader, given)["task"], expected)
-    decisions = muse.decide(reader, given)
+    torch.testing.assert_close(muse.compute_loss(reader, given)["task"], expected)
+    decisions = muse.predict(reader, given)
     assert decisions.labels == [best for _, best in found]
     assert decisions.probability == [[], [], []]
 
 
 def test_a_word_is_read_at_its_first_piece_beside_its_picture():
-    reader = model(head="linear", picture_of_word="attention").double().eval()
-    given = double(batch(2, 4))
+    reader = build_model(head="linear", picture_of_word="attention").double().eval()
+    given = to_double(make_batch(2, 4))
     encoded = reader.encode(given)
-    (text, picture), _ = reader.cross(given, encoded)
-    scores = reader.scores(given, encoded)
+    (text, picture), _ = reader.apply_cross_transformer(given, encoded)
+    scores = reader.compute_logits(given, encoded)
     for item, index in enumerate((2, 4)):
         for word in range(len(tiny_muse.TEXTS[index])):
             y = text[item, 1 + sum(tiny_muse.TEXTS[index][:word])]
@@ -337,31 +353,31 @@ def test_a_word_is_read_at_its_first_piece_beside_its_picture():
 
 
 def test_a_label_is_told_by_both_cls_with_its_probability():
-    reader = model("sentiment", sigma=0.5).double().eval()
-    given = double(everything())
+    reader = build_model("sentiment", sigma=0.5).double().eval()
+    given = to_double(make_full_batch())
     encoded = reader.encode(given)
-    (text, picture), _ = reader.cross(given, encoded)
+    (text, picture), _ = reader.apply_cross_transformer(given, encoded)
     hidden = F.relu(reader.head.mix(torch.cat([text[:, 0], picture[:, 0]], 1)))
     log_p = reader.head.classify(hidden).log_softmax(-1)
     expected = -0.5 * log_p[torch.arange(8), given["label"]].mean()
-    torch.testing.assert_close(muse.loss(reader, given)["task"], expected)
-    found = muse.decide(reader, given)
+    torch.testing.assert_close(muse.compute_loss(reader, given)["task"], expected)
+    found = muse.predict(reader, given)
     assert found.labels == log_p.argmax(-1)[:, None].tolist()
     assert [p for (p,) in found.probability] == pytest.approx(log_p.exp().amax(-1).tolist())
 
 
 @pytest.mark.parametrize("task", ["entities", "sentiment"])
 def test_the_plain_tagger_reads_the_text_encoder_alone(task):
-    reader = model(task, **PLAIN).eval()
+    reader = build_model(task, **TEXT_ONLY).eval()
     parts = {name.partition(".")[0] for name, _ in reader.named_parameters()}
     assert parts == {"text_encoder", "no_text", "head"} | ({"crf"} if task == "entities" else set())
-    given = everything()
+    given = make_full_batch()
     other = given | {"picture": torch.randn_like(given["picture"])}
-    assert muse.decide(reader, given) == muse.decide(reader, other)
-    assert muse.look(reader, given) == [] and muse.embeddings(reader, given) == {}
+    assert muse.predict(reader, given) == muse.predict(reader, other)
+    assert muse.attention_maps(reader, given) == [] and muse.pooled_embeddings(reader, given) == {}
 
 
 def test_text_as_wide_as_the_model_is_read_as_it_is():
-    reader = model(width=8, norm="post").eval()
-    given = batch(0)
-    assert torch.equal(reader.encode(given).streams[0], reader.encode(given).read)
+    reader = build_model(width=8, norm="post").eval()
+    given = make_batch(0)
+    assert torch.equal(reader.encode(given).streams[0], reader.encode(given).text_states)

@@ -1,20 +1,20 @@
 import pytest
 import torch
 
-from stages.models.muse.patch_pooling import PatchCells
-from stages.shared.runtime.stage import WrongInput
+from stages.models.muse.patch_pooling import PatchPooling
+from stages.shared.runtime.stage import InputError
 
 
 def test_neighbouring_patches_are_averaged():
-    cells = PatchCells(patches=16, width=1, grid=2)
+    cells = PatchPooling(patches=16, width=1, grid=2)
     patches = torch.arange(16.0).view(1, 16, 1)  # row by row: 0 1 2 3, 4 5 6 7, ...
     assert cells(patches).flatten().tolist() == pytest.approx([2.5, 4.5, 10.5, 12.5])
     assert (cells.cells, cells.width) == (4, 1)
 
 
 def test_cells_are_standardised_by_the_numbers_of_the_training_split():
-    cells = PatchCells(patches=4, width=2, grid=2)
-    cells.measure(torch.tensor([[[1.0, 5.0], [3.0, 5.0], [1.0, 5.0], [3.0, 5.0]]]))
+    cells = PatchPooling(patches=4, width=2, grid=2)
+    cells.fit_normalization(torch.tensor([[[1.0, 5.0], [3.0, 5.0], [1.0, 5.0], [3.0, 5.0]]]))
     found = cells(torch.tensor([[[4.0, 5.0]] * 4]))
     assert found[0, 0].tolist() == pytest.approx([2.0, 0.0], abs=1e-3)  # (4 - 2) / 1
 
@@ -22,13 +22,13 @@ def test_cells_are_standardised_by_the_numbers_of_the_training_split():
 def test_a_class_token_before_the_square_is_left_out():
     patches = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     with_token = torch.cat([torch.full((3, 1, 5), 99.0), patches], 1)
-    plain, tokened = PatchCells(4, 5, 2), PatchCells(5, 5, 2)
-    plain.measure(patches)
-    tokened.measure(with_token)
+    plain, tokened = PatchPooling(4, 5, 2), PatchPooling(5, 5, 2)
+    plain.fit_normalization(patches)
+    tokened.fit_normalization(with_token)
     assert torch.equal(tokened(with_token), plain(patches))
 
 
 @pytest.mark.parametrize(("patches", "grid"), [(6, 2), (16, 5), (16, 0)])
 def test_a_grid_that_the_patches_do_not_fill_is_one_sentence(patches, grid):
-    with pytest.raises(WrongInput, match="grid of a reader is"):
-        PatchCells(patches, 1, grid)
+    with pytest.raises(InputError, match="grid of a reader is"):
+        PatchPooling(patches, 1, grid)

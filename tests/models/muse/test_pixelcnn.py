@@ -7,13 +7,20 @@ import torch
 from torch import Tensor
 
 from stages.models.muse import pixelcnn
-from stages.models.muse.pixelcnn import Params, PixelCNN, coupled, from_bytes, log_likelihood, pick
+from stages.models.muse.pixelcnn import (
+    PixelCNN,
+    PixelCNNConfig,
+    coupled_means,
+    log_likelihood,
+    sample_pixel,
+    uint8_to_float,
+)
 
 WIDTH = 3
-TINY = Params(size=8, blocks=1, filters=4, mixtures=2, dropout=0.0)
+TINY = PixelCNNConfig(image_size=8, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0)
 
 
-def network(params: Params = TINY) -> PixelCNN:
+def network(params: PixelCNNConfig = TINY) -> PixelCNN:
     """In float64, away from its first weights, where h and the end of each block say little."""
     torch.manual_seed(0)
     model = PixelCNN(params, WIDTH).double().eval()
@@ -94,7 +101,7 @@ def slow_log_likelihood(theta: list[float], x: list[float], mixtures: int) -> fl
 def test_bits_match_the_equations_written_as_loops():
     model, x, h = network(), pictures(2), torch.randn(2, WIDTH).double()
     x[:, :, :2] = torch.where(x[:, :, :2] > 0, 1.0, -1.0)  # both ends in many pixels
-    theta, bits = model(x, h), model.bits(x, h)
+    theta, bits = model(x, h), model.bits_per_dim(x, h)
     for b in range(2):
         nats = 0.0
         for i in range(8):
@@ -108,7 +115,9 @@ def test_bits_match_the_equations_written_as_loops():
 def test_far_off_means_and_extreme_scales_have_finite_loss_and_gradient_in_float32():
     values = [-100.0, -20.0, -7.0, 0.0, 20.0, 100.0]
     mu, log_s = torch.tensor(values), torch.tensor([-50.0, -7.0, 0.0, 20.0])
-    cases = torch.cartesian_prod(mu, log_s, torch.tensor([-1.0, from_bytes(torch.tensor(99)), 1.0]))
+    cases = torch.cartesian_prod(
+        mu, log_s, torch.tensor([-1.0, uint8_to_float(torch.tensor(99)), 1.0])
+    )
     theta = torch.zeros(1, 10, len(cases))
     theta[:, 1:4], theta[:, 4:7] = cases[:, 0], cases[:, 1]
     theta.requires_grad_()
@@ -119,10 +128,10 @@ def test_far_off_means_and_extreme_scales_have_finite_loss_and_gradient_in_float
 
 def test_bytes_are_the_levels_and_come_back():
     pixels = torch.arange(256)
-    x = from_bytes(pixels)
+    x = uint8_to_float(pixels)
     assert x[0] == -1 and x[-1] == 1
     torch.testing.assert_close(x.diff(), torch.full((255,), 2 / 255), rtol=1e-4, atol=0)
-    assert torch.equal(pixelcnn.to_bytes(x).long(), pixels)
+    assert torch.equal(pixelcnn.float_to_uint8(x).long(), pixels)
 
 
 # ------------------------------------------------------------------------------- order
@@ -146,7 +155,7 @@ def test_green_moves_with_red_and_blue_with_both():
     torch.manual_seed(0)
     mu, coefficients = torch.randn(2, 1, 3, 2)
     x = torch.randn(1, 3, requires_grad=True)
-    means = coupled(mu, coefficients, x)
+    means = coupled_means(mu, coefficients, x)
     depends = []
     for colour in range(3):
         total = means[0, colour].sum()
@@ -164,7 +173,7 @@ def test_drawn_colours_are_as_frequent_as_they_are_likely():
     theta[:, 8:14] = -6.0
     draws = 40_000
     uniform = torch.rand(draws, 4, dtype=torch.float64)
-    drawn, counts = pick(theta.expand(draws, -1), uniform).unique(dim=0, return_counts=True)
+    drawn, counts = sample_pixel(theta.expand(draws, -1), uniform).unique(dim=0, return_counts=True)
     p = log_likelihood(theta[..., None].expand(-1, -1, len(drawn)), drawn.T[None]).exp()[0]
     often = p > 20 / draws
     assert often.sum() > 20
@@ -181,7 +190,7 @@ def test_sampling_row_by_row_draws_what_whole_passes_draw():
     with torch.no_grad():
         for i in range(8):
             for j in range(8):
-                x[:, :, i, j] = pick(model(x, h)[:, :, i, j], uniform[i, j])
+                x[:, :, i, j] = sample_pixel(model(x, h)[:, :, i, j], uniform[i, j])
     torch.testing.assert_close(drawn, x)
 
 
@@ -189,15 +198,18 @@ def test_samples_lie_on_the_levels():
     model = network().float()
     drawn = model.sample(torch.randn(2, WIDTH), torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 3, 8, 8)
-    assert torch.equal(from_bytes(pixelcnn.to_bytes(drawn)), drawn)
+    assert torch.equal(uint8_to_float(pixelcnn.float_to_uint8(drawn)), drawn)
     assert len(drawn.unique()) > 20
 
 
 def test_two_pictures_are_memorised_and_drawn_again_each_for_its_own_h():
     torch.manual_seed(0)
-    model = PixelCNN(Params(size=4, blocks=1, filters=8, mixtures=2, dropout=0.0), WIDTH)
+    model = PixelCNN(
+        PixelCNNConfig(image_size=4, num_blocks=1, num_filters=8, num_mixtures=2, dropout=0.0),
+        WIDTH,
+    )
     colours = torch.tensor([[230, 20, 60], [30, 120, 250]])
-    x = from_bytes(colours[:, :, None, None].repeat(1, 1, 4, 4))
+    x = uint8_to_float(colours[:, :, None, None].repeat(1, 1, 4, 4))
     x[:, :, 2:] *= -1  # the lower half in the opposite colour
     h = torch.eye(2, WIDTH)
     steps = 100
@@ -205,7 +217,7 @@ def test_two_pictures_are_memorised_and_drawn_again_each_for_its_own_h():
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
     for _ in range(steps):
         optimiser.zero_grad()
-        loss = model.bits(x, h).mean()
+        loss = model.bits_per_dim(x, h).mean()
         loss.backward()
         optimiser.step()
         schedule.step()
@@ -217,26 +229,28 @@ def test_two_pictures_are_memorised_and_drawn_again_each_for_its_own_h():
 # ------------------------------------------------------------------------------- network
 def test_the_split_of_a_batch_changes_nothing():
     model, x, h = network(), pictures(3), torch.randn(3, WIDTH).double()
-    alone = torch.cat([model.bits(x[b : b + 1], h[b : b + 1]) for b in range(3)])
-    torch.testing.assert_close(model.bits(x, h), alone, rtol=1e-9, atol=0)
+    alone = torch.cat([model.bits_per_dim(x[b : b + 1], h[b : b + 1]) for b in range(3)])
+    torch.testing.assert_close(model.bits_per_dim(x, h), alone, rtol=1e-9, atol=0)
 
 
 def test_means_keep_their_precision_where_the_rest_is_computed_in_bfloat16():
     model, x, h = network().float(), pictures(2).float(), torch.randn(2, WIDTH)
     with torch.autocast("cpu", torch.bfloat16):
-        theta, bits = model(x, h), model.bits(x, h)
+        theta, bits = model(x, h), model.bits_per_dim(x, h)
         drawn = model.sample(h.bfloat16(), torch.Generator().manual_seed(0))
     assert theta.dtype == bits.dtype == drawn.dtype == torch.float32
     assert not torch.equal(theta, theta.bfloat16().float())  # it is no rounded one
     nats = -log_likelihood(theta.double(), x.double()).sum((1, 2))  # in double; bits are single
     torch.testing.assert_close(bits, (nats / (3 * 8 * 8 * math.log(2))).float())
-    assert torch.equal(from_bytes(pixelcnn.to_bytes(drawn)), drawn)
+    assert torch.equal(uint8_to_float(pixelcnn.float_to_uint8(drawn)), drawn)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_every_weight_gets_a_gradient(blocks):
-    model = network(Params(size=8, blocks=blocks, filters=4, mixtures=2, dropout=0.5)).train()
-    model.bits(pictures(2), torch.randn(2, WIDTH).double()).sum().backward()
+    model = network(
+        PixelCNNConfig(image_size=8, num_blocks=blocks, num_filters=4, num_mixtures=2, dropout=0.5)
+    ).train()
+    model.bits_per_dim(pictures(2), torch.randn(2, WIDTH).double()).sum().backward()
     assert [name for name, w in model.named_parameters() if not w.grad.abs().sum() > 0] == []
 
 

@@ -6,17 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.models.muse.show_attend_tell import EOS, PAD, SOS, UNK, NicAtt, Params, Vocabulary
-from stages.shared.runtime.stage import WrongInput
+from stages.models.muse.show_attend_tell import (
+    EOS,
+    PAD,
+    SOS,
+    UNK,
+    ShowAttendTell,
+    ShowAttendTellConfig,
+    Vocabulary,
+)
+from stages.shared.runtime.stage import InputError
 
-TINY = Params(embed=4, hidden=5, attention=3, dropout=0.0, doubly_stochastic=0.7)
+TINY = ShowAttendTellConfig(
+    embedding_dim=4, hidden_size=5, attention_dim=3, dropout=0.0, doubly_stochastic_weight=0.7
+)
 WORDS, WIDTH, CELLS = 9, 6, 4
 CAPTIONS = torch.tensor([[SOS, 5, 8, 4, EOS], [SOS, 7, EOS, PAD, PAD]])
 
 
-def decoder(params: Params = TINY) -> NicAtt:
+def decoder(params: ShowAttendTellConfig = TINY) -> ShowAttendTell:
     torch.manual_seed(0)
-    model = NicAtt(params, WORDS, WIDTH).double().eval()
+    model = ShowAttendTell(params, WORDS, WIDTH).double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight))
@@ -43,14 +53,14 @@ def test_a_caption_is_never_longer_than_at_most_and_keeps_its_end(words, expecte
 
 
 def test_a_limit_without_room_for_a_word_is_refused():
-    with pytest.raises(WrongInput, match="at most 2 ids"):
+    with pytest.raises(InputError, match="at most 2 ids"):
         Vocabulary([["a"]], 1).encode(["a"], at_most=2)
 
 
 def test_a_vocabulary_read_again_is_the_same():
     vocabulary = Vocabulary([["b", "a", "ß", "😀"], ["c", "c", "I", "SOS"]], min_count=1)
     again = Vocabulary.from_json(vocabulary.to_json())
-    assert again.words == vocabulary.words and again.ids == vocabulary.ids
+    assert again.words == vocabulary.words and again.word_to_id == vocabulary.word_to_id
 
 
 @pytest.mark.parametrize(
@@ -72,7 +82,7 @@ def linear(layer: torch.nn.Linear, v: Tensor) -> Tensor:
     return layer.weight @ v + (0 if layer.bias is None else layer.bias)
 
 
-def slow_loss(model: NicAtt, a: Tensor, caption: list[int]) -> tuple[float, float]:
+def slow_loss(model: ShowAttendTell, a: Tensor, caption: list[int]) -> tuple[float, float]:
     """Equations 1 to 7 and 14 word by word and cell by cell. -> nats, second term"""
     mean = sum(a) / len(a)
     h, c = linear(model.init_h, mean), linear(model.init_c, mean)
@@ -92,7 +102,7 @@ def slow_loss(model: NicAtt, a: Tensor, caption: list[int]) -> tuple[float, floa
         deep = model.E.weight[y] + linear(model.L_h, h) + linear(model.L_z, z)
         nats -= linear(model.L_o, deep).log_softmax(0)[told].item()
         looks = [seen + weight for seen, weight in zip(looks, alpha, strict=True)]
-    return nats, TINY.doubly_stochastic * sum((1 - seen) ** 2 for seen in looks)
+    return nats, TINY.doubly_stochastic_weight * sum((1 - seen) ** 2 for seen in looks)
 
 
 def test_the_loss_matches_the_equations_written_as_loops():
@@ -153,10 +163,12 @@ def test_every_weight_gets_a_gradient_and_every_cell():
 
 # ------------------------------------------------------------------------------- learning
 @pytest.fixture(scope="module")
-def learned() -> tuple[NicAtt, Tensor, list[list[int]]]:
+def learned() -> tuple[ShowAttendTell, Tensor, list[list[int]]]:
     """A decoder that knows four captions of different length by heart, their cells and words."""
     torch.manual_seed(0)
-    model = NicAtt(Params(8, 16, 8, 0.0, 0.1), vocabulary=8, cells_width=WIDTH)
+    model = ShowAttendTell(
+        ShowAttendTellConfig(8, 16, 8, 0.0, 0.1), vocabulary=8, cells_width=WIDTH
+    )
     words = [[4, 5, 6, 7], [5, 4], [UNK], []]
     rows = [[SOS, *ids, EOS] for ids in words]
     captions = torch.tensor([row + [PAD] * (6 - len(row)) for row in rows])

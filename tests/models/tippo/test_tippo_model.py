@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from stages.models.tippo import model as tippo
-from stages.models.tippo.model import Difference, DualAlignment, lambda_when_writing, schedule
+from stages.models.tippo.model import Difference, DualAlignment, inference_lambda, training_lambda
 from stages.shared.generation import decoding
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.training.losses import IGNORED
+from stages.shared.runtime.stage import InputError
+from stages.shared.training.losses import IGNORE_INDEX
 from tests.support import tiny_tippo
 
 HALF = torch.tensor(0.5)
@@ -18,9 +18,9 @@ HALF = torch.tensor(0.5)
 @pytest.fixture(scope="module")
 def items():
     """Articles of 3, 1 and 5 pictures; the second picture of the last is missing."""
-    rows = tiny_tippo.rows()
+    rows = tiny_tippo.make_chunk_rows()
     rows[5] |= {"image": None}
-    return tiny_tippo.items(given=rows)
+    return tiny_tippo.build_article_dataset(given=rows)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def double(batch):
 
 def writer(of, **changes):
     """A model in double precision with statistics, a stored prototype and a stored lambda."""
-    model = tiny_tippo.model(of, **changes)
+    model = tiny_tippo.build_model(of, **changes)
     texts = [0, 1, 2] if of.features.text == "encoder" else []
-    model.measure(of.features, list(range(9)), texts)
+    model.fit_normalization(of.features, list(range(9)), texts)
     model.common.normal_()
     model.balance.fill_(0.7)
     if model.network.use_do:
@@ -168,12 +168,12 @@ VARIANTS = [
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_what_the_decoder_attends_to_is_the_equations_written_as_loops(changes, learned):
-    rows = tiny_tippo.rows()
+    rows = tiny_tippo.make_chunk_rows()
     rows[5] |= {"image": None}
-    items = tiny_tippo.items(learned, rows)
+    items = tiny_tippo.build_article_dataset(learned, rows)
     model, batch = writer(items, **changes), double(items.batch([0, 1, 2]))
     batch["has_topic"] = torch.tensor([True, True, False])
-    memory = model.remember(batch)
+    memory = model.encode(batch)
     for item in range(3):
         vectors = Loops(model, batch, item).fused()
         count = len(vectors)
@@ -194,13 +194,13 @@ def test_an_article_is_the_same_alone_and_beside_longer_ones(items, batch, chang
 
 def log_probs(model, batch):
     memory = model.remember(batch)
-    return decoding.log_probs(model.t5, memory.hidden, memory.mask, batch["labels"])
+    return decoding.compute_log_probs(model.t5, memory.hidden, memory.mask, batch["labels"])
 
 
 def test_rows_of_a_memory_are_the_memory_of_those_items(items, batch):
     model = writer(items)
-    twice = model.remember(batch).rows(torch.tensor([2, 2, 0]))
-    again = model.remember(double(items.batch([2, 2, 0])))
+    twice = model.encode(batch).select(torch.tensor([2, 2, 0]))
+    again = model.encode(double(items.batch([2, 2, 0])))
     for name in ("hidden", "mask", "balance", "images", "patches"):
         torch.testing.assert_close(getattr(twice, name), getattr(again, name))
 
@@ -209,7 +209,7 @@ def test_rows_of_a_memory_are_the_memory_of_those_items(items, batch):
 def test_dual_alignment_by_hand():
     """Keys 0 and 2 of width 1, elementwise weights 1, so that scores are q k: with log(3) / 2 of
     the topic and 0 of the prototype their softmax is (1/4, 3/4) and (1/2, 1/2)."""
-    align = DualAlignment(1, tiny_tippo.network(projection="elementwise"))
+    align = DualAlignment(1, tiny_tippo.build_model_config(projection="elementwise"))
     asked = [torch.tensor([[math.log(3) / 2]]), torch.tensor([[0.0]])]
     keys, mask = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[True, True]])
     weights, mixed = align(asked, keys, mask, torch.tensor(0.2))
@@ -218,7 +218,7 @@ def test_dual_alignment_by_hand():
 
 
 def test_weights_of_what_is_masked_are_zero_and_stay_finite():
-    align = DualAlignment(4, tiny_tippo.network())
+    align = DualAlignment(4, tiny_tippo.build_model_config())
     asked = [torch.randn(2, 4), torch.randn(2, 4)]
     mask = torch.tensor([[True, False, True], [False, False, False]])
     weights, mixed = align(asked, torch.randn(2, 3, 4), mask, HALF)
@@ -231,18 +231,18 @@ def test_uniform_weights_leave_the_scale_of_a_picture_whatever_their_number(item
     model = writer(items)
     for key in model.align.keys:
         torch.nn.init.zeros_(key.weight)
-    signals = model.signals(batch)
+    signals = model.compute_signals(batch)
     augmented, _, images, _ = model.augment(batch, signals, HALF.double())
     torch.testing.assert_close(images[0, :, :3], torch.full((2, 3), 1 / 3).double())
-    expected = model.align.value(signals.pictures)
+    expected = model.align.value(signals.images)
     torch.testing.assert_close(augmented[0, :3], expected[0, :3])
     torch.testing.assert_close(augmented[2, 0], expected[2, 0])  # of the four that are there
 
 
 def test_lambda_says_which_branch_is_heard(items, batch):
     model = writer(items)
-    signals, zero = model.signals(batch), torch.tensor(0.0).double()
-    other = model.signals(batch | {"topic": torch.randn_like(batch["topic"])})
+    signals, zero = model.compute_signals(batch), torch.tensor(0.0).double()
+    other = model.compute_signals(batch | {"topic": torch.randn_like(batch["topic"])})
     for balance, deaf in ((1 - zero, True), (zero, False)):
         augmented = [model.augment(batch, of, balance)[0] for of in (signals, other)]
         assert torch.allclose(*augmented) is deaf
@@ -250,25 +250,25 @@ def test_lambda_says_which_branch_is_heard(items, batch):
 
 def test_the_paper_has_the_prototype_last_and_its_prose_has_it_first():
     progress = torch.tensor(0.25)
-    assert schedule(progress, tiny_tippo.network()) == 0.25
-    assert schedule(progress, tiny_tippo.network(schedule="reverse")) == 0.75
+    assert training_lambda(progress, tiny_tippo.build_model_config()) == 0.25
+    assert training_lambda(progress, tiny_tippo.build_model_config(schedule="reverse")) == 0.75
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"), [("last", [0, 0.6, 1]), ("half", [0.5] * 3), ("clip", [0.1, 0.6, 0.9])]
 )
 def test_lambda_when_writing_by_hand(kind, expected):
-    network = tiny_tippo.network(lambda_predict=kind)
-    found = lambda_when_writing(torch.tensor([0, 0.6, 1]), network)
+    network = tiny_tippo.build_model_config(lambda_predict=kind)
+    found = inference_lambda(torch.tensor([0, 0.6, 1]), network)
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
 # ------------------------------------------------------------------------------------- eq. 3 and 4
 def test_differences_begin_plain_and_sum_to_zero(items, batch):
-    model = tiny_tippo.model(items).double()
-    signals = model.signals(batch)
-    difference = model.differ(signals.pictures, signals.prototype)
-    torch.testing.assert_close(difference, signals.pictures - signals.prototype[:, None])
+    model = tiny_tippo.build_model(items).double()
+    signals = model.compute_signals(batch)
+    difference = model.differ(signals.images, signals.prototype)
+    torch.testing.assert_close(difference, signals.images - signals.prototype[:, None])
     total = difference[0, :3].sum(0)
     torch.testing.assert_close(total, torch.zeros_like(total))
 
@@ -286,14 +286,14 @@ def test_one_picture_takes_the_mean_of_the_batch_in_training_and_the_stored_one_
     items, batch
 ):
     model = writer(items)
-    learning, writing = model.signals(batch, learning=True), model.signals(batch)
-    pictures = learning.pictures[learning.shown]
+    learning, writing = model.compute_signals(batch, learning=True), model.compute_signals(batch)
+    pictures = learning.images[learning.image_mask]
     assert len(pictures) == 8  # of nine, one is missing
     torch.testing.assert_close(learning.prototype[1], pictures.mean(0))
     assert torch.equal(writing.prototype[1], model.common)
     for one in (learning, writing):  # articles of several have their own
-        torch.testing.assert_close(one.prototype[0], one.pictures[0, :3].mean(0))
-    assert not torch.equal(learning.prototype[1], learning.pictures[1, 0])  # a difference is left
+        torch.testing.assert_close(one.prototype[0], one.images[0, :3].mean(0))
+    assert not torch.equal(learning.prototype[1], learning.images[1, 0])  # a difference is left
 
 
 def test_training_keeps_its_lambda_and_a_running_mean_of_its_pictures(items, batch):
@@ -301,8 +301,8 @@ def test_training_keeps_its_lambda_and_a_running_mean_of_its_pictures(items, bat
     before = model.common.clone()
     tippo.sft_loss(model, batch | {"progress": HALF.double()})
     assert model.balance == 0.5
-    signals = model.signals(batch)
-    mean = signals.pictures[signals.shown].mean(0)
+    signals = model.compute_signals(batch)
+    mean = signals.images[signals.image_mask].mean(0)
     torch.testing.assert_close(model.common, 0.75 * before + 0.25 * mean)
     stored = model.state_dict()
     assert stored["balance"] == 0.5 and torch.equal(stored["common"], model.common)
@@ -311,7 +311,7 @@ def test_training_keeps_its_lambda_and_a_running_mean_of_its_pictures(items, bat
 
 
 def test_the_first_mean_of_pictures_is_stored_as_it_is(items, batch):
-    model = tiny_tippo.model(items, prototype_momentum=0.25).double().train()
+    model = tiny_tippo.build_model(items, prototype_momentum=0.25).double().train()
     assert not model.common.any()
     blind = batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
     tippo.sft_loss(model, blind | {"progress": HALF.double()})
@@ -319,8 +319,8 @@ def test_the_first_mean_of_pictures_is_stored_as_it_is(items, batch):
     means = []
     for shown in (batch, batch | {"pooled": -batch["pooled"]}):
         tippo.sft_loss(model, shown | {"progress": HALF.double()})
-        signals = model.signals(shown)
-        means.append(signals.pictures[signals.shown].mean(0))
+        signals = model.compute_signals(shown)
+        means.append(signals.images[signals.image_mask].mean(0))
         expected = means[0] if len(means) == 1 else 0.75 * means[0] + 0.25 * means[1]
         torch.testing.assert_close(model.common, expected)
     assert not torch.allclose(*means)
@@ -340,20 +340,20 @@ def test_a_missing_topic_and_a_missing_picture_are_read_from_nothing(items, batc
     model = writer(items)
     bare = batch | {"has_topic": torch.zeros(3, dtype=torch.bool)}
     other = bare | {"topic": torch.randn_like(batch["topic"])}
-    assert torch.equal(model.remember(bare).hidden, model.remember(other).hidden)
-    hidden = model.remember(batch).hidden
+    assert torch.equal(model.encode(bare).hidden, model.encode(other).hidden)
+    hidden = model.encode(batch).hidden
     other = {k: batch[k].clone() for k in ("pooled", "patches")}
     other["pooled"][2, 1], other["patches"][2, 1] = 7.0, 7.0  # the missing one
-    assert torch.equal(hidden, model.remember(batch | other).hidden)
+    assert torch.equal(hidden, model.encode(batch | other).hidden)
     other["pooled"][2, 2] = 7.0
-    assert not torch.equal(hidden, model.remember(batch | other).hidden)
+    assert not torch.equal(hidden, model.encode(batch | other).hidden)
 
 
 def test_kinds_and_positions_are_told_apart_from_the_first_step_on(items, batch):
     """They begin in the size of the signals that they are added to."""
-    model = tiny_tippo.model(items).double()
-    signals = model.signals(batch)
-    size = signals.pictures[signals.shown].square().mean().sqrt().item()
+    model = tiny_tippo.build_model(items).double()
+    signals = model.compute_signals(batch)
+    size = signals.images[signals.image_mask].square().mean().sqrt().item()
     for told in (model.kind, model.position):
         assert told.square().mean().sqrt().item() == pytest.approx(size, rel=0.3)
         assert told.mean(1).abs().max() < size  # of both signs: no common shift
@@ -369,7 +369,7 @@ ABLATIONS = {
 @pytest.mark.parametrize("flag", ABLATIONS)
 def test_an_ablation_takes_its_part_and_its_weights_out(items, flag):
     def names(**changes):
-        return {name for name, _ in tiny_tippo.model(items, **changes).named_parameters()}
+        return {name for name, _ in tiny_tippo.build_model(items, **changes).named_parameters()}
 
     gone = names() - names(**{flag: False})
     assert gone and all(name.startswith(ABLATIONS[flag]) for name in gone)
@@ -380,11 +380,11 @@ def test_without_prototype_only_the_topic_weighs_pictures(items, batch):
     bare = {"use_prototype": False, "use_do": False, "use_contrast": False}
     model = writer(items, **bare)
     assert len(model.align.queries) == len(model.align.keys) == 1
-    assert model.remember(batch).images.shape == (3, 1, 5)
-    hidden = model.remember(batch).hidden
+    assert model.encode(batch).images.shape == (3, 1, 5)
+    hidden = model.encode(batch).hidden
     model.common.zero_()
     model.balance.zero_()
-    assert torch.equal(model.remember(batch).hidden, hidden)
+    assert torch.equal(model.encode(batch).hidden, hidden)
 
 
 def test_the_contrast_is_a_term_of_the_loss_or_no_term(items, batch):
@@ -399,7 +399,7 @@ def test_the_contrast_is_a_term_of_the_loss_or_no_term(items, batch):
 
 def test_the_token_loss_is_a_mean_over_tokens(items, batch):
     model = writer(items)
-    tokens = (batch["labels"] != IGNORED).sum()
+    tokens = (batch["labels"] != IGNORE_INDEX).sum()
     expected = -log_probs(model, batch).sum() / tokens
     torch.testing.assert_close(tippo.sft_loss(model, batch)["ntp"], expected)
 
@@ -422,5 +422,5 @@ def test_the_token_loss_is_a_mean_over_tokens(items, batch):
     ],
 )
 def test_a_network_that_makes_no_sense_is_refused(changes, said):
-    with pytest.raises(WrongInput, match=said):
-        tiny_tippo.network(**changes)
+    with pytest.raises(InputError, match=said):
+        tiny_tippo.build_model_config(**changes)

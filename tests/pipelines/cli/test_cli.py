@@ -15,17 +15,17 @@ import yaml
 
 from pipelines import project, summary
 from pipelines.runner import dag
-from pipelines.runner.eta import Durations, Progress
-from pipelines.runner.scheduler import Schedule
+from pipelines.runner.eta import RunProgress, StageDurations
+from pipelines.runner.scheduler import StageScheduler
 from tests.support import tiny_dvc_project
 from tests.support.tiny_dvc_project import (
-    SLEEPER,
-    fails,
-    meets,
-    processes,
-    sleeps,
+    SLEEP_COMMAND,
+    is_sleeping,
+    list_processes,
+    make_copy_stage,
+    make_failing_stage,
+    make_rendezvous_stage,
     wait_until,
-    writes,
 )
 
 POLYMUSE = str(Path(sys.executable).with_name("polymuse"))
@@ -63,7 +63,7 @@ def test_the_module_is_the_command():
 
 def evaluated(folder: Path, run: str, metrics: dict) -> None:
     """Put the metrics of a run where evaluate does, and name it in params.yaml."""
-    target, file = folder / summary.METRICS / run, folder / "params.yaml"
+    target, file = folder / summary.GENERATOR_METRICS_DIR / run, folder / "params.yaml"
     target.mkdir(parents=True)
     (target / "metrics.json").write_text(json.dumps(metrics))
     params = yaml.safe_load(file.read_text()) if file.exists() else {}
@@ -77,8 +77,8 @@ def tracked(filter_string: str) -> tuple:
 
     from stages.shared.runtime import tracking
 
-    client = MlflowClient(tracking.uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    client = MlflowClient(tracking.get_tracking_uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     return client, client.search_runs([experiment], filter_string)
 
 
@@ -88,8 +88,11 @@ def started(output: str) -> list[str]:
 
 
 def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_figures(tmp_path):
-    stages = {"first": writes("a"), "last": writes("b", "a") | {"cmd": "echo hello; cp a b"}}
-    folder = tiny_dvc_project.make(
+    stages = {
+        "first": make_copy_stage("a"),
+        "last": make_copy_stage("b", "a") | {"cmd": "echo hello; cp a b"},
+    }
+    folder = tiny_dvc_project.create_project(
         tmp_path / "project", {"expected_seconds": {"last": 61}}, **stages
     )
     evaluated(folder, "flexmuse", METRICS)
@@ -112,8 +115,10 @@ def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_fig
 
 def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
     counts = {"cmd": "echo threads $OMP_NUM_THREADS; cp b c", "deps": ["a", "b"], "outs": ["c"]}
-    stages = {"left": meets("a", "b"), "right": meets("b", "a")}
-    folder = tiny_dvc_project.make(tmp_path / "project", {"workers": 2}, **stages, last=counts)
+    stages = {"left": make_rendezvous_stage("a", "b"), "right": make_rendezvous_stage("b", "a")}
+    folder = tiny_dvc_project.create_project(
+        tmp_path / "project", {"workers": 2}, **stages, last=counts
+    )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     run = polymuse(folder, "run", environment=environment)
     assert run.returncode == 0, run.stderr
@@ -122,7 +127,9 @@ def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert f"last | threads {threads}" in run.stdout.splitlines()
 
-    tiny_dvc_project.write(folder, **stages, last=counts | {"cmd": f"{counts['cmd']} && true"})
+    tiny_dvc_project.write_stages(
+        folder, **stages, last=counts | {"cmd": f"{counts['cmd']} && true"}
+    )
     run = polymuse(folder, "run", environment=environment | {"OMP_NUM_THREADS": "7"})
     assert "last | threads 7" in run.stdout.splitlines()
 
@@ -131,8 +138,8 @@ def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_pa
     slow = "touch begun; while [ ! -e failing ]; do sleep .05; done; sleep 1; touch a"
     bad = "while [ ! -e begun ]; do sleep .05; done; touch failing; echo error: look; exit 1"
     stages = {"slow": {"cmd": slow, "outs": ["a"]}, "bad": {"cmd": bad, "outs": ["b"]}}
-    stages |= {"after": writes("c", "a"), "later": writes("d", "b")}
-    folder = tiny_dvc_project.make(tmp_path / "project", {"workers": 2}, **stages)
+    stages |= {"after": make_copy_stage("c", "a"), "later": make_copy_stage("d", "b")}
+    folder = tiny_dvc_project.create_project(tmp_path / "project", {"workers": 2}, **stages)
     run = polymuse(folder, "run")
     assert run.returncode == 1
     assert run.stderr == "error: bad: look\n"
@@ -144,8 +151,11 @@ def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_pa
 
 
 def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
-    stages = {"first": writes("cached_a") | {"deps": ["source"]}, "last": writes("b", "cached_a")}
-    folder = tiny_dvc_project.make(tmp_path / "project", **stages)
+    stages = {
+        "first": make_copy_stage("cached_a") | {"deps": ["source"]},
+        "last": make_copy_stage("b", "cached_a"),
+    }
+    folder = tiny_dvc_project.create_project(tmp_path / "project", **stages)
     (folder / "source").write_text("1")
     (folder / "c").touch()
     polymuse(folder, "run")
@@ -165,8 +175,13 @@ def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
 
 
 def test_the_sentence_of_a_failed_stage_is_the_last_line(tmp_path):
-    stages = {"first": writes("a"), "bad": fails("a.txt is empty: fill it", "b", "a")}
-    folder = tiny_dvc_project.make(tmp_path / "project", **stages, after=writes("c", "b"))
+    stages = {
+        "first": make_copy_stage("a"),
+        "bad": make_failing_stage("a.txt is empty: fill it", "b", "a"),
+    }
+    folder = tiny_dvc_project.create_project(
+        tmp_path / "project", **stages, after=make_copy_stage("c", "b")
+    )
     run = polymuse(folder, "run")
     assert run.returncode == 1
     assert run.stderr == "error: bad: a.txt is empty: fill it\n"
@@ -175,7 +190,9 @@ def test_the_sentence_of_a_failed_stage_is_the_last_line(tmp_path):
 
 
 def test_a_stage_that_crashed_is_named(tmp_path):
-    folder = tiny_dvc_project.make(tmp_path / "project", bad={"cmd": "exit 7", "outs": ["a"]})
+    folder = tiny_dvc_project.create_project(
+        tmp_path / "project", bad={"cmd": "exit 7", "outs": ["a"]}
+    )
     run = polymuse(folder, "run")
     assert run.returncode == 1
     assert run.stderr.startswith("error: failed to reproduce 'bad'")
@@ -184,25 +201,27 @@ def test_a_stage_that_crashed_is_named(tmp_path):
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_killed_leaves_no_stage_behind_and_can_be_repeated(tmp_path, way):
-    folder = tiny_dvc_project.make(tmp_path / "project", stage={"cmd": SLEEPER, "outs": ["never"]})
+    folder = tiny_dvc_project.create_project(
+        tmp_path / "project", stage={"cmd": SLEEP_COMMAND, "outs": ["never"]}
+    )
     run = subprocess.Popen(
         [POLYMUSE, "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    wait_until(lambda: sleeps(folder))
+    wait_until(lambda: is_sleeping(folder))
     run.send_signal(way)
     _, errors = run.communicate(timeout=30)
     assert run.returncode not in (0, None)
     assert "Traceback" not in errors
-    wait_until(lambda: not processes(folder), tiny_dvc_project.SOON)
+    wait_until(lambda: not list_processes(folder), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
 
-    tiny_dvc_project.write(folder, stage=writes("a"))
+    tiny_dvc_project.write_stages(folder, stage=make_copy_stage("a"))
     assert polymuse(folder, "run").returncode == 0
 
 
 def test_a_misspelt_number_stops_the_run_before_its_first_stage(workspace):
     text = (workspace / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(text.replace("bertscore_items:", "bertscore_itmes:"))
-    subprocess.run([*tiny_dvc_project.DVC, "init", "-q", "-f"], cwd=workspace, check=True)
+    subprocess.run([*tiny_dvc_project.DVC_COMMAND, "init", "-q", "-f"], cwd=workspace, check=True)
     run = polymuse(workspace, "run")
     assert run.returncode == 1
     assert run.stderr == (
@@ -212,9 +231,9 @@ def test_a_misspelt_number_stops_the_run_before_its_first_stage(workspace):
 
 
 def test_the_project_is_found_from_any_folder_within_it(tmp_path):
-    folder = tiny_dvc_project.make(tmp_path / "project", first=writes("a"))
+    folder = tiny_dvc_project.create_project(tmp_path / "project", first=make_copy_stage("a"))
     (folder / "deep" / "er").mkdir(parents=True)
-    assert project.find(folder / "deep" / "er") == folder
+    assert project.find_project(folder / "deep" / "er") == folder
     assert polymuse(folder / "deep" / "er", "run").returncode == 0
     assert (folder / "a").exists()
 
@@ -227,7 +246,7 @@ def test_outside_of_a_project_one_sentence_says_what_to_do(tmp_path):
 
 
 def test_presets_are_listed_applied_and_taken_back(tmp_path):
-    folder = tiny_dvc_project.make(tmp_path / "project", first=writes("a"))
+    folder = tiny_dvc_project.create_project(tmp_path / "project", first=make_copy_stage("a"))
     (folder / "presets").mkdir()
     (folder / "presets" / "quick.yaml").write_text("run: {workers: 7}")
     before = (folder / "params.yaml").read_bytes()
@@ -244,16 +263,16 @@ def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, 
     evaluated(tmp_path, "flexmuse", METRICS)
     evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
     Path("data/14_report").mkdir()
-    summary.REPORT.write_text("page")
-    assert summary.table().splitlines() == [
+    summary.REPORT_PATH.write_text("page")
+    assert summary.format_table().splitlines() == [
         "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr",
         "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250",
         "recipes   -      -      -          -        0.125    -",
         "",
         f"report: {tmp_path}/data/14_report/index.html",
     ]
-    assert summary.metrics()["flexmuse.ceilings.both.realised"] == 0.9756
-    assert "flexmuse.bert_score" not in summary.metrics()
+    assert summary.collect_metrics()["flexmuse.ceilings.both.realised"] == 0.9756
+    assert "flexmuse.bert_score" not in summary.collect_metrics()
 
 
 def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_path, monkeypatch):
@@ -263,14 +282,14 @@ def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_p
     ceilings = {"picture": {"expected": 1.0, "realised": 1.0}}
     captions = {"share_of_ceiling": share, "ceilings": ceilings, "rouge_l": 0.25}
     evaluated(tmp_path, "tippo_captions", captions)
-    assert summary.table().splitlines() == [
+    assert summary.format_table().splitlines() == [
         "run             skill  of ceiling  ± se   grounding  ceiling  ROUGE-L  CIDEr  literal  "
         "semantic",
         "flexmuse        0.961  -           0.012  0.950      0.976    0.500    3.250  0.750    "
         "0.500",
         "tippo_captions  -      0.800       0.020  -          1.000    0.250    -      -        -",
     ]
-    found = summary.metrics()
+    found = summary.collect_metrics()
     assert found["tippo_captions.share_of_ceiling.value"] == 0.8
     assert found["tippo_captions.ceilings.picture.realised"] == 1
     assert found["flexmuse.rewards.semantic"] == 0.5
@@ -285,15 +304,15 @@ def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeyp
         "ceilings": {"both": {"expected": 0.9375, "realised": 0.9375}},
         "tasks": {"humour": {"accuracy": {"value": 0.5, "standard_error": 0.1}}},
     }
-    place = tmp_path / summary.SCORES / "mm_orient"
+    place = tmp_path / summary.CLASSIFIER_METRICS_DIR / "mm_orient"
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(json.dumps(found))
     Path("params.yaml").write_text("readers: {mm_orient: {}}")
-    assert summary.table().splitlines() == [
+    assert summary.format_table().splitlines() == [
         "run        skill  ± se   ceiling  accuracy  weighted F1",
         "mm_orient  0.900  0.010  0.938    0.750     0.750",
     ]
-    assert summary.metrics()["mm_orient.weighted_f1.value"] == 0.75
+    assert summary.collect_metrics()["mm_orient.weighted_f1.value"] == 0.75
 
 
 def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
@@ -301,7 +320,7 @@ def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
     for run in ("flexmuse", "recipes"):
         evaluated(tmp_path, run, {"rouge_l": 0.125})
     Path("params.yaml").write_text("writers: {recipes: {}}")
-    assert summary.table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
+    assert summary.format_table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
 
 
 def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch):
@@ -309,7 +328,7 @@ def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch
     said = {"over_masking": "look at sigma", "single_position": "look at the maps"}
     evaluated(tmp_path, "flexmuse", METRICS | {"warnings": said, "sft": {"warnings": {"a": "b"}}})
     evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
-    assert summary.table().splitlines()[3:] == [
+    assert summary.format_table().splitlines()[3:] == [
         "flexmuse: look at sigma",
         "flexmuse: look at the maps",
     ]
@@ -317,13 +336,13 @@ def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch
 
 def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    Durations({"train": 100}).keep("train_classifier@a", 40.04)
-    assert Durations({"train": 100}).seconds("train_classifier@a") == 40.0
-    assert Durations({"train": 100}).seconds("train_classifier@b") == 100
-    assert Durations({"train": 5}).seconds("train_classifier@a") == 5
-    assert Durations({}).seconds("train_classifier@a") == 0
+    StageDurations({"train": 100}).record("train_classifier@a", 40.04)
+    assert StageDurations({"train": 100}).estimate("train_classifier@a") == 40.0
+    assert StageDurations({"train": 100}).estimate("train_classifier@b") == 100
+    assert StageDurations({"train": 5}).estimate("train_classifier@a") == 5
+    assert StageDurations({}).estimate("train_classifier@a") == 0
     expected = {"train": 100, "train_classifier@b": 300}
-    assert [Durations(expected).seconds(f"train_classifier@{row}") for row in "abc"] == [
+    assert [StageDurations(expected).estimate(f"train_classifier@{row}") for row in "abc"] == [
         40.0,
         300,
         100,
@@ -332,17 +351,20 @@ def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_pa
 
 def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    durations = Durations({"a": 100, "b": 60, "c": 5})
-    progress = Progress({"a": 165, "b": 65, "c": 5}, durations, 1)
-    assert progress.starts("a", "Stage 'a' is cached - skipping run, checking out outputs\n") == ""
-    progress.ends("a")
-    assert progress.starts("b", "anything else\n") == ""
-    assert progress.starts("b", "Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
-    assert progress.starts("b", "Running stage 'b':\n") == ""  # it wrote such a line itself
-    progress.ends("b")
-    assert progress.starts("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
-    assert Durations({"a": 100}).seconds("a") == 100
-    assert math.isclose(Durations({"b": 60}).seconds("b"), 0, abs_tol=1)
+    durations = StageDurations({"a": 100, "b": 60, "c": 5})
+    progress = RunProgress({"a": 165, "b": 65, "c": 5}, durations, 1)
+    assert (
+        progress.start_message("a", "Stage 'a' is cached - skipping run, checking out outputs\n")
+        == ""
+    )
+    progress.record_end("a")
+    assert progress.start_message("b", "anything else\n") == ""
+    assert progress.start_message("b", "Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
+    assert progress.start_message("b", "Running stage 'b':\n") == ""  # it wrote such a line itself
+    progress.record_end("b")
+    assert progress.start_message("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
+    assert StageDurations({"a": 100}).estimate("a") == 100
+    assert math.isclose(StageDurations({"b": 60}).estimate("b"), 0, abs_tol=1)
 
 
 @pytest.mark.parametrize(("workers", "left"), [(1, "2:00"), (2, "1:10"), (9, "1:10")])
@@ -350,9 +372,9 @@ def test_the_time_left_is_that_of_the_longest_way_or_of_all_work_shared(
     tmp_path, monkeypatch, workers, left
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    durations = Durations({"long": 60, "last": 10, "short": 20, "other": 30})
-    progress = Progress({"long": 70, "other": 30, "short": 20, "last": 10}, durations, workers)
-    headline = progress.starts("long", "Running stage 'long':\n")
+    durations = StageDurations({"long": 60, "last": 10, "short": 20, "other": 30})
+    progress = RunProgress({"long": 70, "other": 30, "short": 20, "last": 10}, durations, workers)
+    headline = progress.start_message("long", "Running stage 'long':\n")
     assert headline == f"stage 1 of 4: long, about {left} left"
 
 
@@ -360,23 +382,23 @@ def test_the_longest_way_starts_first_and_each_stage_after_what_it_reads_from():
     stages = ["a", "b", "c", "d", "e"]
     edges = {("a", "d"), ("b", "c"), ("c", "e")}
     graph = dag.Dag(stages, edges, stages, dict.fromkeys(stages, ""))
-    schedule = Schedule(graph, {"a": 5, "b": 1, "c": 1, "d": 1, "e": 9}.get)
-    assert schedule.way == {"a": 6, "b": 11, "c": 10, "d": 1, "e": 9}
-    assert schedule.start(1) == ["b"]
-    assert schedule.start(0) == []
-    assert schedule.start(2) == ["a"]
-    assert schedule.start(2) == []
-    schedule.end("b")
-    assert schedule.start(2) == ["c"]
-    schedule.end("a")
-    schedule.end("c")
-    assert schedule.start(2) == ["e", "d"]
-    schedule.end("d")
+    schedule = StageScheduler(graph, {"a": 5, "b": 1, "c": 1, "d": 1, "e": 9}.get)
+    assert schedule.critical_path_seconds == {"a": 6, "b": 11, "c": 10, "d": 1, "e": 9}
+    assert schedule.take_ready(1) == ["b"]
+    assert schedule.take_ready(0) == []
+    assert schedule.take_ready(2) == ["a"]
+    assert schedule.take_ready(2) == []
+    schedule.mark_done("b")
+    assert schedule.take_ready(2) == ["c"]
+    schedule.mark_done("a")
+    schedule.mark_done("c")
+    assert schedule.take_ready(2) == ["e", "d"]
+    schedule.mark_done("d")
     assert schedule
-    schedule.end("e")
+    schedule.mark_done("e")
     assert not schedule
 
 
 def test_what_is_up_to_date_holds_nothing_up():
     graph = dag.Dag(["a", "b"], {("a", "b")}, ["b"], {"a": "", "b": ""})
-    assert Schedule(graph, lambda _: 1.0).start(2) == ["b"]
+    assert StageScheduler(graph, lambda _: 1.0).take_ready(2) == ["b"]

@@ -13,13 +13,18 @@ import yaml
 from PIL import Image
 
 from pipelines.cli import label
-from pipelines.inference.text_labeler import Labeller, Tags, entities, of_text
+from pipelines.inference.text_labeler import (
+    EntityPrediction,
+    TextLabeler,
+    build_input_from_text,
+    extract_entities,
+)
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import POLYMUSE, polymuse
 from tests.support import muse_corpus
-from tests.support.tiny_clip import photo
-from tests.support.trained_muse_project import RED, model_of
+from tests.support.tiny_clip import make_photo
+from tests.support.trained_muse_project import RED_IMAGE, get_model_dir
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def place(trained_readers, monkeypatch):
 @pytest.fixture
 def red(tmp_path):
     path = tmp_path / "red.png"
-    path.write_bytes(RED)
+    path.write_bytes(RED_IMAGE)
     return path
 
 
@@ -54,15 +59,17 @@ def told(capsys, **options) -> list[dict]:
 
 
 def test_a_reader_that_does_not_look_at_pictures_says_so(place, capsys, red, monkeypatch):
-    monkeypatch.setattr(Labeller, "looks", False)
+    monkeypatch.setattr(TextLabeler, "looks", False)
     assert said(capsys, text="the fox", image=[red])[1] == "This model does not look at pictures."
 
 
 def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
-    tags = Tags(["Ann", "Bo"], ["O", "O"], [], 0)
-    item = of_text("Ann Bo is\n in Oslo", RED)
-    found = entities(item, ["B-PER", "I-PER", "O", "O", "B-MISC"])
-    monkeypatch.setattr(Labeller, "label", lambda *_: [Tags(item.words, [], found, 2)])
+    tags = EntityPrediction(["Ann", "Bo"], ["O", "O"], [], 0)
+    item = build_input_from_text("Ann Bo is\n in Oslo", RED_IMAGE)
+    found = extract_entities(item, ["B-PER", "I-PER", "O", "O", "B-MISC"])
+    monkeypatch.setattr(
+        TextLabeler, "label", lambda *_: [EntityPrediction(item.words, [], found, 2)]
+    )
     assert said(capsys, text="Ann Bo is\n in Oslo", image=[red]) == [
         "Labelling 1 text with muse_entities",
         "",
@@ -71,7 +78,7 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
         "  MISC  Oslo, word 5",
         "  2 words at the end not read",
     ]
-    monkeypatch.setattr(Labeller, "label", lambda *_: [tags])
+    monkeypatch.setattr(TextLabeler, "label", lambda *_: [tags])
     assert said(capsys, text="Ann Bo") == [
         "Labelling 1 text with muse_entities",
         "No picture: the placeholder is read.",
@@ -84,7 +91,7 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
 def test_a_post_is_shown_with_its_label(place, capsys, red):
     first, blank, text, answer = said(capsys, text="the fox", image=[red], run="muse_sentiment")
     assert (first, blank, text) == ("Labelling 1 text with muse_sentiment", "", "the fox [red.png]")
-    assert answer.strip().split(", ")[0] in muse_corpus.MOODS.values()
+    assert answer.strip().split(", ")[0] in muse_corpus.SENTIMENTS.values()
     lines = said(capsys, image=[red], run="muse_sentiment")
     assert lines[:-1] == [
         "Labelling 1 picture with muse_sentiment",
@@ -127,7 +134,7 @@ def test_texts_of_a_file_are_labelled_in_its_order(place, capsys, tmp_path):
 
 def test_a_file_of_objects_names_its_pictures_and_may_be_a_corpus(place, capsys, tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/a.png").write_bytes(RED)
+    (tmp_path / "in/a.png").write_bytes(RED_IMAGE)
     rows = [
         {"text": "the fox", "image": "in/a.png"},
         {"words": ["the fox!", "sat"], "tags": ["O", "O"], "id": 7, "text": "ignored"},
@@ -163,8 +170,8 @@ def spoil(folder: Path) -> None:
     with (folder / "huge.bmp").open("wb") as file:
         file.truncate(10**12)  # sparse
     Image.new("1", (20000, 20000)).save(folder / "wide.png")
-    (folder / "fine.png").write_bytes(RED)
-    (folder / "cut.png").write_bytes(RED[:200])
+    (folder / "fine.png").write_bytes(RED_IMAGE)
+    (folder / "cut.png").write_bytes(RED_IMAGE[:200])
     (folder / "empty").mkdir()
     (folder / "blank.txt").write_text(" \n\n")
     (folder / "latin.txt").write_bytes("fine\ncaf\xe9\n".encode("latin-1"))
@@ -231,7 +238,7 @@ def test_input_that_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
     options["image"] = [tmp_path / name for name in options.get("image", [])]
     if "file" in options:
         options["file"] = tmp_path / options["file"]
-    with pytest.raises(WrongInput) as error:
+    with pytest.raises(InputError) as error:
         label.main(given(**options))
     assert wrong in str(error.value) and "\n" not in str(error.value)
     assert "Labelling" not in capsys.readouterr().out
@@ -247,7 +254,7 @@ def test_control_characters_reach_no_terminal(place, capsys, tmp_path):
 
 def test_a_reader_that_is_not_trained_says_what_to_run(place, monkeypatch):
     monkeypatch.setattr(label, "PLACES", {"train": "data/none"})
-    with pytest.raises(WrongInput, match="polymuse run train_classifier@muse_sentiment"):
+    with pytest.raises(InputError, match="polymuse run train_classifier@muse_sentiment"):
         label.main(given(text="a", run="muse_sentiment"))
 
 
@@ -257,9 +264,9 @@ def test_a_reader_that_is_not_trained_says_what_to_run(place, monkeypatch):
 )
 def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, red, spoilt):
     folder = tmp_path / "model"
-    shutil.copytree(model_of(place, "muse_sentiment"), folder)
+    shutil.copytree(get_model_dir(place, "muse_sentiment"), folder)
     (folder / spoilt).write_bytes((folder / spoilt).read_bytes()[:9])
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         label.main(given(text="a", image=[red], model=str(folder)))
     assert "\n" not in str(wrong.value) and str(wrong.value).startswith("--model: ")
 
@@ -268,32 +275,32 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_labels_the_same(
     place, capsys, red, tmp_path, monkeypatch
 ):
     """And so does mlflow.pyfunc, where there is no params.yaml."""
-    client = mlflow.MlflowClient(tracking.uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    client = mlflow.MlflowClient(tracking.get_tracking_uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     logged = {
         client.get_run(one.source_run_id).info.run_name: one
         for one in client.search_logged_models([experiment])
     }
-    for name in muse_corpus.RUNS:
+    for name in muse_corpus.CORPUS_KINDS:
         model = logged[f"train_classifier@{name}"]
         expected = told(capsys, text="the fox sat", image=[red], run=name)
         address = f"models:/{model.model_id}"
-        for one in (address, f"runs:/{model.source_run_id}/model", str(model_of(place, name))):
+        for one in (address, f"runs:/{model.source_run_id}/model", str(get_model_dir(place, name))):
             assert told(capsys, text="the fox sat", image=[red], model=one) == expected
         served = mlflow.pyfunc.load_model(address)
         with monkeypatch.context() as elsewhere:
             elsewhere.chdir(tmp_path)
-            frame = pd.DataFrame({"text": ["the fox sat", "a"], "image": [RED, None]})
+            frame = pd.DataFrame({"text": ["the fox sat", "a"], "image": [RED_IMAGE, None]})
             found = served.predict(frame).to_dict("records")
             assert served.predict(frame[:0]).empty
             assert served.metadata.get_output_schema().input_names() == list(found[0])
         sure = found[0].pop("probability", 0.0), expected[0].get("probability", 0.0)
         assert sure[0] == pytest.approx(sure[1], abs=1e-5) and len(found) == 2
         assert found[0] == {key: expected[0][key] for key in found[0]}
-        with pytest.raises(WrongInput, match="row 1 has neither text nor picture"):
+        with pytest.raises(InputError, match="row 1 has neither text nor picture"):
             served.predict(pd.DataFrame({"text": ["a", " \u200b"]}))
         long = pd.DataFrame({"text": ["a" * 5001]})
-        with pytest.raises(WrongInput, match="row 0: text has 5001 characters, more than read"):
+        with pytest.raises(InputError, match="row 0: text has 5001 characters, more than read"):
             served.predict(long)
 
 
@@ -319,6 +326,6 @@ def test_whoever_reads_its_output_may_stop(place, tmp_path):
 def test_a_photo_is_read_whatever_its_form(place, tmp_path, capsys):
     for number, mode in enumerate(["L", "RGBA", "P", "1", "CMYK"]):
         path = tmp_path / f"{number}.tiff"
-        photo(number, 31, 77).convert(mode).save(path)
+        make_photo(number, 31, 77).convert(mode).save(path)
         (made,) = told(capsys, text="the fox", image=[path], run="muse_sentiment")
-        assert made["label"] in muse_corpus.MOODS.values()
+        assert made["label"] in muse_corpus.SENTIMENTS.values()

@@ -15,17 +15,23 @@ from PIL import Image
 
 from pipelines import cli
 from pipelines.cli import label, label_memes
-from pipelines.cli.label_memes import SHOWN, harmless, shown, targets_of, write_table
-from pipelines.inference.meme_labeler import Label, MemeLabeller, Prepared
+from pipelines.cli.label_memes import (
+    MAX_SHOWN_CHARACTERS,
+    escape_formula,
+    format_meme,
+    plan_output_paths,
+    write_table,
+)
+from pipelines.inference.meme_labeler import MemeLabel, MemeLabeler, PreparedMeme
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import polymuse
 from tests.support import trained_mm_orient_project
-from tests.support.trained_mm_orient_project import NAME, TASKS, model_of, picture
+from tests.support.trained_mm_orient_project import RUN_NAME, TASKS, draw_text_image, get_model_dir
 
 FIELDS = ["image", "text", "original", "text_source"]
 JUDGED = ["sentiment", "sentiment_probability", "humour", "humour_probability"]
-CAT, MONDAY = picture("WHEN THE CAT", 0), picture("MONDAY AGAIN", 1)
+CAT, MONDAY = draw_text_image("WHEN THE CAT", 0), draw_text_image("MONDAY AGAIN", 1)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("memes") / "project"
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        return trained_mm_orient_project.project(place, patch)
+        return trained_mm_orient_project.create_trained_project(place, patch)
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ def told(capsys, text: Path, **options) -> list[dict]:
 
 def test_a_folder_is_shown_with_its_words_and_a_line_of_each_task(place, capsys, folder):
     out, _ = said(capsys, folder)
-    assert out[:3] == [f"Labelling 2 pictures with {NAME}", "", "Monday.PNG: monday again"]
+    assert out[:3] == [f"Labelling 2 pictures with {RUN_NAME}", "", "Monday.PNG: monday again"]
     assert out[5:7] == ["", "cat.png: when the cat"] and len(out) == 9
     for lines in (out[3:5], out[7:9]):
         for task, line in zip(("sentiment", "humour"), lines, strict=True):
@@ -86,12 +92,17 @@ def test_a_folder_is_shown_with_its_words_and_a_line_of_each_task(place, capsys,
 def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place, capsys, folder):
     among = told(capsys, folder)
     assert [one["image"] for one in among] == ["Monday.PNG", "cat.png"]
-    client = mlflow.MlflowClient(tracking.uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    client = mlflow.MlflowClient(tracking.get_tracking_uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     models = client.search_logged_models([experiment])
     model = max(models, key=lambda one: one.creation_timestamp)
     address = f"models:/{model.model_id}"
-    for options in ({}, {"run": NAME}, {"model": address}, {"model": str(model_of(place))}):
+    for options in (
+        {},
+        {"run": RUN_NAME},
+        {"model": address},
+        {"model": str(get_model_dir(place))},
+    ):
         (alone,) = told(capsys, folder / "cat.png", **options)
         same(alone, among[1])
     served = mlflow.pyfunc.load_model(address)
@@ -102,9 +113,9 @@ def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place
     assert served.metadata.get_output_schema().input_names() == list(found[0])
     assert served.predict(frame[:0]).empty
     for row in ({"text": "a@b.org"}, {"image": b""}):
-        with pytest.raises(WrongInput, match="row 0 has neither words nor picture: give it one"):
+        with pytest.raises(InputError, match="row 0 has neither words nor picture: give it one"):
             served.predict(pd.DataFrame([row]))
-    with pytest.raises(WrongInput, match="row 0: text has 5001 characters"):
+    with pytest.raises(InputError, match="row 0: text has 5001 characters"):
         served.predict(pd.DataFrame({"text": ["a" * 5001]}))
 
 
@@ -122,13 +133,13 @@ def test_words_of_a_picture_can_be_told(place, capsys, folder):
 
 
 def test_what_is_shown_of_words_is_short_and_steers_no_terminal():
-    meme = Prepared("a\x1b[2J\udcff.png", "word " * 50, "", "given", None, ("paint: Odd",))
-    first, *lines = shown(meme, {"mood": Label("bad", 0.126)}).splitlines()[1:]
+    meme = PreparedMeme("a\x1b[2J\udcff.png", "word " * 50, "", "given", None, ("paint: Odd",))
+    first, *lines = format_meme(meme, {"mood": MemeLabel("bad", 0.126)}).splitlines()[1:]
     assert first.startswith("a[2J?.png: word") and first.endswith("...") and "\x1b" not in first
-    assert len(first) <= len("a[2J?.png: ") + SHOWN
+    assert len(first) <= len("a[2J?.png: ") + MAX_SHOWN_CHARACTERS
     assert lines == ["  mood  bad, 0.13", "  passed over in it: paint: Odd"]
-    silent = Prepared("a.png", "", "", "none", None, ())
-    assert shown(silent, {}) == "\na.png: (no words)"
+    silent = PreparedMeme("a.png", "", "", "none", None, ())
+    assert format_meme(silent, {}) == "\na.png: (no words)"
 
 
 def test_a_table_has_a_column_of_each_task_and_its_probability(place, capsys, folder, tmp_path):
@@ -136,7 +147,7 @@ def test_a_table_has_a_column_of_each_task_and_its_probability(place, capsys, fo
     for file in (tmp_path / "out.parquet", tmp_path / "out.CSV"):
         for _ in range(2):  # over one of its own
             out, _ = said(capsys, folder, output=file)
-            assert out == [f"Labelling 2 pictures with {NAME}", f"Wrote 2 rows to {file}"]
+            assert out == [f"Labelling 2 pictures with {RUN_NAME}", f"Wrote 2 rows to {file}"]
         both = told(capsys, folder, output=file)
         table = (pd.read_parquet if file.suffix == ".parquet" else pd.read_csv)(file)
         assert list(table) == FIELDS + JUDGED
@@ -156,7 +167,11 @@ def test_cells_of_a_csv_become_no_formulas(tmp_path, start):
             ["image", "text", f"'{cell}"],
             [f"'{cell}", "a = b", "0.5"],
         ]
-    assert harmless(-0.5) == -0.5 and harmless("") == "" and harmless("a\r=b") == "a\r=b"
+    assert (
+        escape_formula(-0.5) == -0.5
+        and escape_formula("") == ""
+        and escape_formula("a\r=b") == "a\r=b"
+    )
     write_table([{"image": cell}], tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"image": cell}]
 
@@ -176,7 +191,7 @@ def test_pictures_are_written_without_their_words(place, capsys, folder, tmp_pat
 
 def test_no_picture_is_written_over_another_one(place, capsys, folder):
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
-    with pytest.raises(WrongInput, match=r"cat\.png is there already, and would be lost"):
+    with pytest.raises(InputError, match=r"cat\.png is there already, and would be lost"):
         label_memes.main(given(folder, inpainted=folder))
     (folder / "a.webp").write_bytes(CAT)
     assert said(capsys, folder / "a.webp", inpainted=folder)[0][0].startswith("Labelling 1")
@@ -186,10 +201,12 @@ def test_no_picture_is_written_over_another_one(place, capsys, folder):
 
 def test_pictures_of_one_stem_keep_their_endings(tmp_path):
     files = [Path(name) for name in ("a.jpg", "A.png", "b.png")]
-    names = [target.name for target in targets_of(tmp_path / "out", files).values()]
+    names = [target.name for target in plan_output_paths(tmp_path / "out", files).values()]
     assert names == ["a.jpg.png", "A.png.png", "b.png"]
-    with pytest.raises(WrongInput, match="too alike"):
-        targets_of(tmp_path / "out", [Path(name) for name in ("a.jpg", "a.png", "a.jpg.bmp")])
+    with pytest.raises(InputError, match="too alike"):
+        plan_output_paths(
+            tmp_path / "out", [Path(name) for name in ("a.jpg", "a.png", "a.jpg.bmp")]
+        )
 
 
 def test_a_broken_picture_of_a_folder_is_named_and_skipped(place, capsys, folder, tmp_path):
@@ -198,14 +215,14 @@ def test_a_broken_picture_of_a_folder_is_named_and_skipped(place, capsys, folder
     options = {"output": tmp_path / "out.csv", "inpainted": tmp_path / "out"}
     out, errors = said(capsys, folder, json=True, **options)
     assert [json.loads(line)["image"] for line in out] == ["Monday.PNG", "cat.png"]
-    assert f"Labelling 4 pictures with {NAME}" in errors
+    assert f"Labelling 4 pictures with {RUN_NAME}" in errors
     skipped = [line for line in errors if line.startswith("skipped: ")]
     assert [line.split(": ")[1] for line in skipped] == ["broken.jpg", "text.gif"]
     assert errors[-1] == "2 of 4 pictures skipped"
     assert len(list((tmp_path / "out").iterdir())) == 2
     for name in ("cat.png", "Monday.PNG"):
         (folder / name).unlink()
-    with pytest.raises(WrongInput, match="none of its pictures can be used"):
+    with pytest.raises(InputError, match="none of its pictures can be used"):
         label_memes.main(given(folder))
 
 
@@ -253,7 +270,7 @@ def test_what_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
     name, options = WRONG[wrong]
     for option in {"file", "output", "inpainted"} & options.keys():
         options = options | {option: tmp_path / options[option]}
-    with pytest.raises(WrongInput) as error:
+    with pytest.raises(InputError) as error:
         label_memes.main(given(tmp_path / name, **options))
     assert wrong in str(error.value) and "\n" not in str(error.value)
     assert "Labelling" not in capsys.readouterr().out
@@ -265,7 +282,7 @@ OF_TEXTS = {  # what is said of a text -> it, and options of memes
     "--text goes with memes, and nothing is no file": (None, {"words": "a"}),
     "--output goes with memes, and the fox is no file": ("the fox", {"output": Path("a.csv")}),
     "--inpainted goes with memes": ("the fox", {"inpainted": Path("a")}),
-    f"{NAME}/model labels memes: give it a picture": ("the fox", {"run": NAME}),
+    f"{RUN_NAME}/model labels memes: give it a picture": ("the fox", {"run": RUN_NAME}),
     "muse_entities is not trained yet": ("see https://a.org/meme.jpg", {}),
 }
 
@@ -273,7 +290,7 @@ OF_TEXTS = {  # what is said of a text -> it, and options of memes
 @pytest.mark.parametrize("wrong", OF_TEXTS)
 def test_a_text_is_no_meme(place, wrong):
     text, options = OF_TEXTS[wrong]
-    with pytest.raises(WrongInput) as error:
+    with pytest.raises(InputError) as error:
         label.main(given(text, **options))
     assert wrong in str(error.value) and "\n" not in str(error.value)
 
@@ -281,23 +298,23 @@ def test_a_text_is_no_meme(place, wrong):
 def test_a_reader_of_texts_labels_no_meme(place, tmp_path):
     config = {"labels": ["O"], "shapes": {"task": "entities"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WrongInput, match="labels texts: give it the text, and the picture with"):
-        MemeLabeller(tmp_path, "models:/mine/1")
+    with pytest.raises(InputError, match="labels texts: give it the text, and the picture with"):
+        MemeLabeler(tmp_path, "models:/mine/1")
 
 
 def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
-    assert label.first_reader(memes=True) == NAME
-    assert label.first_reader(memes=False) == "muse_entities"
+    assert label.find_first_classifier(memes=True) == RUN_NAME
+    assert label.find_first_classifier(memes=False) == "muse_entities"
     text = (place / "params.yaml").read_text()
     params = yaml.safe_load(text)
     try:
-        params["readers"] = {NAME: params["readers"][NAME]}
+        params["readers"] = {RUN_NAME: params["readers"][RUN_NAME]}
         (place / "params.yaml").write_text(yaml.safe_dump(params))
-        assert label.first_reader(memes=False) is None
+        assert label.find_first_classifier(memes=False) is None
         del params["readers"]
         (place / "params.yaml").write_text(yaml.safe_dump(params))
-        with pytest.raises(WrongInput, match="no reader of memes among its readers"):
-            label.first_reader(memes=True)
+        with pytest.raises(InputError, match="no reader of memes among its readers"):
+            label.find_first_classifier(memes=True)
     finally:
         (place / "params.yaml").write_text(text)
 
@@ -305,10 +322,10 @@ def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
 def test_what_stands_behind_label_is_a_path_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").touch()
-    assert cli._text_or_path("a.png") == tmp_path / "a.png"
-    assert cli._text_or_path(str(tmp_path)) == tmp_path
+    assert cli._parse_text_or_path("a.png") == tmp_path / "a.png"
+    assert cli._parse_text_or_path(str(tmp_path)) == tmp_path
     for text in ("", "b.png", "a" * 10_000, "a\0b", "the fox"):
-        assert cli._text_or_path(text) == text
+        assert cli._parse_text_or_path(text) == text
 
 
 def test_the_command_works_from_any_folder_and_downloads_nothing(place, folder):

@@ -15,19 +15,19 @@ from PIL import Image
 
 from pipelines.cli import write
 from pipelines.inference import article_export
-from pipelines.inference.generator import Author, Item
+from pipelines.inference.generator import ArticleGenerator, GenerationInput
 from stages import embed, train_sft
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.generation import generator as generators
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import polymuse
 from tests.support import article_corpus, color_caption_corpus, tiny_diffusion, tiny_flexmuse
-from tests.support.tiny_clip import clip, photo
+from tests.support.tiny_clip import make_photo, save_clip
 
 PAGE = {"html", "head", "meta", "title", "style", "body", "article", "h1", "section"}
 PAGE |= {"figure", "img", "figcaption", "p", "footer"}
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
     """A project with a gallery, an encoder and a run that has been through train_sft."""
     place = tmp_path_factory.mktemp("write") / "project"
     place.mkdir()
-    article_corpus.project(place)
+    article_corpus.create_project(place)
     params = yaml.safe_load((place / "params.yaml").read_text())
     params["illustrate"]["diffusers"] |= {"steps": 2, "size": 16}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
@@ -57,12 +57,12 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        clip(place / "source")
+        save_clip(place / "source")
         align = place / "data/06_align"
         align.mkdir(parents=True)
         huggingface_encoder.fetch(str(place / "source"), ["en"], align)
         fill(place / "data", align)
-        run = load(generators.Run, "writers", "flexmuse")
+        run = load_config(generators.GeneratorRun, "writers", "flexmuse")
         folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
         out = place / "data/09_train_sft/flexmuse"
         train_sft.main("flexmuse", run, [*folders, align], out)
@@ -71,20 +71,22 @@ def trained(tmp_path_factory):
 
 def fill(data: Path, align: Path) -> None:
     """The articles of tests.support.tiny_flexmuse, a random photo a chunk, as ingest, chunk and embed leave."""
-    files = [png(photo(number)) for number in range(8)]
-    found = [image_store.inspect(content, 10**6) for content in files]
-    image_store.write(data / "01_ingest/articles/images", found, 2)
+    files = [png(make_photo(number)) for number in range(8)]
+    found = [image_store.validate_image(content, 10**6) for content in files]
+    image_store.write_images(data / "01_ingest/articles/images", found, 2)
     rows = [
         row | {"image": found[int(row["image"])]["sha256"], "split": split, "record": record}
         for split in ("train", "validation")
-        for row in tiny_flexmuse.rows()
+        for row in tiny_flexmuse.make_chunk_rows()
         if (record := f"{split}-{row['record']}")
         and (split == "train") == (row["record"] != "r2")  # nothing shown in both is retrieved
     ]
-    schemas.write(data / "05_chunk/articles/chunks.parquet", rows, schemas.CHUNKS)
-    records = [color_caption_corpus.record(row, "articles") for row in rows]
-    schemas.write(data / "02_clean/articles/records.parquet", records, schemas.CLEAN["articles"])
-    params = load(extract.Params, "embed")
+    schemas.write_parquet(data / "05_chunk/articles/chunks.parquet", rows, schemas.CHUNKS)
+    records = [color_caption_corpus.make_record(row, "articles") for row in rows]
+    schemas.write_parquet(
+        data / "02_clean/articles/records.parquet", records, schemas.CLEAN_RECORDS["articles"]
+    )
+    params = load_config(extract.EmbedConfig, "embed")
     folders = [data / "01_ingest/articles", data / "02_clean/articles", align]
     embed.main(params, "articles", *folders, data / "07_embed/articles")
 
@@ -105,7 +107,7 @@ def place(trained, monkeypatch):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "harbour.png"
-    path.write_bytes(png(photo(99)))
+    path.write_bytes(png(make_photo(99)))
     return path
 
 
@@ -136,7 +138,7 @@ def test_a_topic_alone_gets_pictures_of_the_training_articles(place, tmp_path):
     made = written(tmp_path / "out", topic="a red cat")
     assert made["title"] == "a red cat"
     assert made["model"] == {"run": "flexmuse", "phase": "sft", "uri": None}
-    assert len(made["chunks"]) == load(write.Params, "write").images
+    assert len(made["chunks"]) == load_config(write.WriteCommandConfig, "write").default_num_images
     for chunk in made["chunks"]:
         assert chunk["provenance"] == "retrieve"
         assert chunk["source"].startswith("train-r")
@@ -157,7 +159,7 @@ def test_given_pictures_come_first_in_their_order_and_what_is_missing_is_added(
     place, tmp_path, picture
 ):
     other = tmp_path / "boat.png"
-    other.write_bytes(png(photo(7, 30, 30)))
+    other.write_bytes(png(make_photo(7, 30, 30)))
     made = written(tmp_path / "out", topic="a cat", image=[picture, other], images=3)
     assert [chunk["source"] for chunk in made["chunks"]][:2] == ["harbour.png", "boat.png"]
     assert [chunk["provenance"] for chunk in made["chunks"]] == ["given", "given", "retrieve"]
@@ -178,15 +180,17 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     """What predict would write for a chunk of the corpus, from the files that embed wrote."""
     from stages.shared.features import store as feature_store
 
-    writer = generators.restore(place / "data/09_train_sft/flexmuse/model")
-    cached = feature_store.read(place / "data/07_embed/articles")
-    rows = schemas.read(place / "data/05_chunk/articles/chunks.parquet", schemas.CHUNKS)[:1]
-    generation = load(generators.Run, "writers", "flexmuse").generation
-    chunks = writer.items(rows, cached)
-    expected = writer.write(chunks.batch([0]), generation)
-    author = Author(place / "data/09_train_sft/flexmuse/model", "model")
-    item = Item(rows[0]["title"], png(photo(int(tiny_flexmuse.rows()[0]["image"]))))
-    ((text,),) = author.write([[item]], generation)
+    writer = generators.load_generator(place / "data/09_train_sft/flexmuse/model")
+    cached = feature_store.read_features(place / "data/07_embed/articles")
+    rows = schemas.read_parquet(place / "data/05_chunk/articles/chunks.parquet", schemas.CHUNKS)[:1]
+    generation = load_config(generators.GeneratorRun, "writers", "flexmuse").generation
+    chunks = writer.build_dataset(rows, cached)
+    expected = writer.generate(chunks.batch([0]), generation)
+    author = ArticleGenerator(place / "data/09_train_sft/flexmuse/model", "model")
+    item = GenerationInput(
+        rows[0]["title"], png(make_photo(int(tiny_flexmuse.make_chunk_rows()[0]["image"])))
+    )
+    ((text,),) = author.generate([[item]], generation)
     assert [text.text] == expected.texts[0]
     assert text.similarity == pytest.approx(chunks.batch([0])["sigma"].item(), abs=1e-3)
 
@@ -202,19 +206,19 @@ def test_the_same_command_gives_the_same_bytes_and_a_seed_draws_other_texts(plac
         other = written(tmp_path / "c", topic="a red cat", seed=2)
     finally:
         (place / "params.yaml").write_text(text)
-    assert article_corpus.bytes_of(tmp_path / "a") == article_corpus.bytes_of(tmp_path / "b")
+    assert article_corpus.read_files(tmp_path / "a") == article_corpus.read_files(tmp_path / "b")
     assert (first["seed"], other["seed"]) == (1, 2)
     texts = [[chunk["text"] for chunk in made["chunks"]] for made in (first, other)]
     assert texts[0] != texts[1]
 
 
 def test_a_seed_draws_other_pictures_with_a_backend_that_draws(place, tmp_path):
-    backend = f"diffusers:{tiny_diffusion.save(tmp_path / 'painter')}"
+    backend = f"diffusers:{tiny_diffusion.save_pipeline(tmp_path / 'painter')}"
     drawn = {}
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
         made = written(tmp_path / name, topic="a cat", images=2, backend=backend, seed=seed)
         assert [chunk["provenance"] for chunk in made["chunks"]] == ["diffusers:painter"] * 2
-        drawn[name] = article_corpus.bytes_of(tmp_path / name)
+        drawn[name] = article_corpus.read_files(tmp_path / name)
     assert drawn["a"] == drawn["b"]
     assert drawn["a"]["pictures/1.png"] != drawn["c"]["pictures/1.png"]
     assert drawn["a"]["pictures/1.png"] != drawn["a"]["pictures/2.png"]
@@ -222,7 +226,7 @@ def test_a_seed_draws_other_pictures_with_a_backend_that_draws(place, tmp_path):
 
 def test_what_the_article_says_names_no_folder_of_this_machine(place, tmp_path, picture):
     written(tmp_path / "out", topic="a cat", image=[picture], model=str(trained_model(place)))
-    for content in article_corpus.bytes_of(tmp_path / "out").values():
+    for content in article_corpus.read_files(tmp_path / "out").values():
         assert str(tmp_path).encode() not in content and str(place).encode() not in content
 
 
@@ -242,13 +246,13 @@ def test_the_final_phase_is_taken_where_there_is_one(place, tmp_path):
 
 
 def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp_path):
-    client = mlflow.MlflowClient(tracking.uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    client = mlflow.MlflowClient(tracking.get_tracking_uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     (model,) = client.search_logged_models([experiment], max_results=1)
     expected = written(tmp_path / "a", topic="a cat", images=0)["chunks"]
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name, content in article_corpus.bytes_of(trained_model(place)).items():
+    for name, content in article_corpus.read_files(trained_model(place)).items():
         (moved / name).parent.mkdir(exist_ok=True)
         (moved / name).write_bytes(content)
     addresses = [f"models:/{model.model_id}", f"runs:/{model.source_run_id}/model", str(moved)]
@@ -256,12 +260,12 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp
         made = written(tmp_path / f"b{number}", topic="a cat", images=0, model=address)
         assert made["chunks"] == expected
         assert made["model"]["uri"] == (address if number < 2 else "elsewhere")
-    frame = pd.DataFrame({"topic": ["a cat", None], "image": [None, png(photo(1))]})
+    frame = pd.DataFrame({"topic": ["a cat", None], "image": [None, png(make_photo(1))]})
     served = mlflow.pyfunc.load_model(addresses[0])
     texts = served.predict(frame)
     assert texts[0] == expected[0]["text"] and len(texts) == 2
     assert served.predict(frame[:0]) == []
-    with pytest.raises(WrongInput, match="row 1 has neither topic nor image"):
+    with pytest.raises(InputError, match="row 1 has neither topic nor image"):
         served.predict(pd.DataFrame({"topic": ["a cat", " "]}))
 
 
@@ -289,7 +293,7 @@ def test_no_topic_adds_a_tag_to_the_page_or_a_mark_to_the_markdown(place, tmp_pa
     "text", ["- a", "1. a", "+ a", "=== a", "---", "    a", "> a", "# a", "`a`"]
 )
 def test_no_text_is_a_list_a_quote_or_a_heading(text):
-    shown = MarkdownIt("commonmark").parse(article_export.mark(text.strip()))
+    shown = MarkdownIt("commonmark").parse(article_export.escape_markdown(text.strip()))
     assert [token.type for token in shown] == ["paragraph_open", "inline", "paragraph_close"]
     assert "".join(child.content for child in shown[1].children) == text.strip()
 
@@ -315,11 +319,11 @@ def test_the_page_lets_nothing_through_but_its_own_style_and_pictures(place, tmp
 
 
 def test_a_large_photo_is_made_smaller_and_loses_what_the_camera_wrote(place, tmp_path):
-    side = load(write.Params, "write").picture
+    side = load_config(write.WriteCommandConfig, "write").max_image_size
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "at home", 6  # ImageDescription; Orientation: a quarter turn
     path = tmp_path / "photo.jpg"
-    photo(1, 2 * side, side).save(path, exif=exif, comment=b"at home")
+    make_photo(1, 2 * side, side).save(path, exif=exif, comment=b"at home")
     made = written(tmp_path / "out", image=[path])
     shown = tmp_path / "out" / made["chunks"][0]["picture"]
     assert Image.open(shown).size == (side // 2, side)
@@ -332,7 +336,7 @@ def spoil(folder: Path) -> None:
     with (folder / "huge.bmp").open("wb") as file:
         file.truncate(10**12)  # sparse
     Image.new("1", (20000, 20000)).save(folder / "wide.png")
-    (folder / "fine.png").write_bytes(png(photo(0)))
+    (folder / "fine.png").write_bytes(png(make_photo(0)))
     (folder / "empty").mkdir()
 
 
@@ -363,7 +367,7 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
 def test_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(place, tmp_path, said):
     spoil(tmp_path)
     files = [tmp_path / name for name in WRONG[said].get("image", [])]
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         written(tmp_path / "out", **WRONG[said] | {"image": files})
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
     assert not (tmp_path / "out").exists()
@@ -371,26 +375,26 @@ def test_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(place, tmp
 
 def test_a_run_that_is_not_trained_says_what_to_run(place, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "PHASES", {"sft": "data/none"})
-    with pytest.raises(WrongInput, match="polymuse run train_preference@flexmuse"):
+    with pytest.raises(InputError, match="polymuse run train_preference@flexmuse"):
         written(tmp_path / "out", topic="a")
 
 
 @pytest.mark.parametrize("spoilt", ["config.json", "model.safetensors", "encoder/encoder.json"])
 def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, spoilt):
-    for name, content in article_corpus.bytes_of(trained_model(place)).items():
+    for name, content in article_corpus.read_files(trained_model(place)).items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content if name != spoilt else content[:9])
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         written(tmp_path / "out", topic="a", images=0, model=str(tmp_path / "model"))
     assert "\n" not in str(wrong.value)
 
 
 def test_a_model_of_another_version_names_what_its_config_lacks(place, tmp_path):
-    for name, content in article_corpus.bytes_of(trained_model(place)).items():
+    for name, content in article_corpus.read_files(trained_model(place)).items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content.replace(b'"d_model"', b'"width"'))
-    with pytest.raises(WrongInput) as wrong:
-        Author(tmp_path / "model", "models:/old/1")
+    with pytest.raises(InputError) as wrong:
+        ArticleGenerator(tmp_path / "model", "models:/old/1")
     assert str(wrong.value) == (
         "models:/old/1 cannot be loaded (config.json: missing d_model, unknown width): "
         "train it again"
@@ -403,18 +407,18 @@ def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_
     assert written(out, topic="two", images=0)["title"] == "two"
     assert not (out / "pictures").exists()
     (out / "notes.txt").write_text("mine")
-    before = article_corpus.bytes_of(out)
-    with pytest.raises(WrongInput, match="would be lost"):
+    before = article_corpus.read_files(out)
+    with pytest.raises(InputError, match="would be lost"):
         written(out, topic="three", images=0)
-    assert article_corpus.bytes_of(out) == before
+    assert article_corpus.read_files(out) == before
     for target in (out / "notes.txt", out / "notes.txt/a/b"):
-        with pytest.raises(WrongInput, match=r"notes.txt is a file"):
-            write.checked_target(target)
+        with pytest.raises(InputError, match=r"notes.txt is a file"):
+            write.check_target(target)
 
 
 def test_a_backend_that_is_a_folder_is_meant_from_where_the_user_stands(place, picture):
     inner = place / "data"
-    tiny_diffusion.save(inner / "painter")
+    tiny_diffusion.save_pipeline(inner / "painter")
     options = ["--topic", "a cat", "--images", "1", "--backend", "diffusers:painter"]
     done = polymuse(inner, "write", *options, "-o", "drawn")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipelines.cli import preset
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support.project_files import ROOT
 
 PARAMS = """\
@@ -38,12 +38,12 @@ def params() -> str:
 
 
 def test_a_preset_changes_its_values_and_nothing_else(project):
-    preset.apply("quick")
+    preset.apply_preset("quick")
     assert params() == PARAMS.replace("800 ", "8   ")
 
 
 def test_lists_are_replaced_and_sections_merged(project):
-    preset.apply("other")
+    preset.apply_preset("other")
     assert yaml.safe_load(params()) == {
         "train": {"steps": 9, "rate": 0.00003, "splits": ["test"]},
         "name": "x",
@@ -53,54 +53,54 @@ def test_lists_are_replaced_and_sections_merged(project):
 def test_undo_restores_every_byte(project):
     original = PARAMS.replace("\n", "\r\n").encode()
     Path("params.yaml").write_bytes(original)
-    preset.apply("quick")
+    preset.apply_preset("quick")
     assert Path("params.yaml").read_bytes() != original
-    preset.undo()
+    preset.undo_preset()
     assert Path("params.yaml").read_bytes() == original
 
 
 def test_presets_are_taken_back_one_by_one_the_last_first(project):
-    preset.apply("quick")
+    preset.apply_preset("quick")
     quick = params()
-    preset.apply("other")
-    preset.undo()
+    preset.apply_preset("other")
+    preset.undo_preset()
     assert params() == quick
-    preset.undo()
+    preset.undo_preset()
     assert params() == PARAMS
-    with pytest.raises(WrongInput, match="nothing to take back"):
-        preset.undo()
+    with pytest.raises(InputError, match="nothing to take back"):
+        preset.undo_preset()
 
 
 def test_applying_a_preset_twice_is_applying_it_once(project):
-    preset.apply("quick")
-    assert "already" in preset.apply("quick")
-    preset.undo()
+    preset.apply_preset("quick")
+    assert "already" in preset.apply_preset("quick")
+    preset.undo_preset()
     assert params() == PARAMS
 
 
 def test_undo_refuses_to_lose_edits_and_says_what_to_do(project):
-    preset.apply("quick")
+    preset.apply_preset("quick")
     Path("params.yaml").write_text(edited := params() + "more: 1\n")
-    with pytest.raises(WrongInput, match=r"edited after preset quick.*take those edits back"):
-        preset.undo()
+    with pytest.raises(InputError, match=r"edited after preset quick.*take those edits back"):
+        preset.undo_preset()
     assert params() == edited
     Path("params.yaml").write_text(edited.removesuffix("more: 1\n"))
-    preset.undo()
+    preset.undo_preset()
     assert params() == PARAMS
 
 
 def test_edits_between_two_presets_are_kept(project):
-    preset.apply("quick")
+    preset.apply_preset("quick")
     Path("params.yaml").write_text(edited := params() + "more: 1\n")
-    preset.apply("other")
-    preset.undo()
+    preset.apply_preset("other")
+    preset.undo_preset()
     assert params() == edited
 
 
 def test_a_preset_that_git_took_back_can_still_be_undone(project):
-    preset.apply("quick")
+    preset.apply_preset("quick")
     Path("params.yaml").write_text(PARAMS)
-    preset.undo()
+    preset.undo_preset()
     assert params() == PARAMS
 
 
@@ -117,15 +117,15 @@ def test_a_preset_that_git_took_back_can_still_be_undone(project):
 )
 def test_a_wrong_overlay_is_one_sentence_and_changes_nothing(project, overlay, fault):
     Path("presets/quick.yaml").write_text(overlay)
-    with pytest.raises(WrongInput, match=fault) as error:
-        preset.apply("quick")
+    with pytest.raises(InputError, match=fault) as error:
+        preset.apply_preset("quick")
     assert "\n" not in str(error.value)
     assert params() == PARAMS
 
 
 def test_a_preset_that_does_not_exist_names_those_that_do(project):
-    with pytest.raises(WrongInput, match=r"quik.*other, quick"):
-        preset.apply("quik")
+    with pytest.raises(InputError, match=r"quik.*other, quick"):
+        preset.apply_preset("quik")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in Path("presets").glob("*.yaml")])
@@ -134,11 +134,11 @@ def test_every_preset_of_the_project_fits_params_yaml_and_comes_back(project, na
     original = (root / "params.yaml").read_bytes()
     Path("params.yaml").write_bytes(original)
     Path(f"presets/{name}.yaml").write_bytes((root / f"presets/{name}.yaml").read_bytes())
-    preset.apply(name)
+    preset.apply_preset(name)
     changed = params()
     assert changed != original.decode()
     assert changed.count("#") == original.decode().count("#")
-    preset.undo()
+    preset.undo_preset()
     assert Path("params.yaml").read_bytes() == original
 
 

@@ -5,22 +5,22 @@ from dataclasses import replace
 import pytest
 
 from pipelines.inference import meme_labeler
-from pipelines.inference.input_rules import rules
-from pipelines.inference.meme_labeler import Label, Meme, fields
+from pipelines.inference.input_rules import load_input_rules
+from pipelines.inference.meme_labeler import MemeInput, MemeLabel, to_table_row
 from stages.inpaint import __main__ as inpaint
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import trained_mm_orient_project
 from tests.support.trained_mm_orient_project import (
-    PLAIN,
-    SILENT,
-    items,
-    labeller_of,
-    model_of,
-    picture,
-    prepared,
+    TEXT_IN_IMAGE_ONLY,
+    WITHOUT_WORDS,
+    draw_text_image,
+    get_model_dir,
+    load_labeler,
+    make_items,
+    prepare_inputs,
 )
 
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("memes") / "project"
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        return trained_mm_orient_project.project(place, patch)
+        return trained_mm_orient_project.create_trained_project(place, patch)
 
 
 @pytest.fixture
@@ -39,31 +39,38 @@ def place(trained, monkeypatch):
     return trained
 
 
-def of_test() -> list[Meme]:
+def of_test() -> list[MemeInput]:
     """The test split as its user has it."""
     return [
-        Meme(row["id"], row["original"], shown) for row, shown in items() if row["split"] == "test"
+        MemeInput(row["id"], row["original"], shown)
+        for row, shown in make_items()
+        if row["split"] == "test"
     ]
 
 
 def test_a_meme_is_labelled_as_the_stages_label_it_in_its_corpus(place):
     """With words that are given and words that are read, without words, without picture."""
-    memes = prepared(*of_test())
-    rows = schemas.read(place / "data/04_augment/memes/records.parquet", schemas.MEMES)
+    memes = prepare_inputs(*of_test())
+    rows = schemas.read_parquet(place / "data/04_augment/memes/records.parquet", schemas.MEMES)
     rows = [row for row in rows if row["split"] == "test"]
     assert [meme.text for meme in memes] == [row["text"] for row in rows]
     names = [
-        image_store.trusted(meme.picture)["sha256"] if meme.picture else None for meme in memes
+        image_store.build_image_row(meme.image)["sha256"] if meme.image else None for meme in memes
     ]
     assert names == [row["image"] for row in rows]
     told = {"corpus": "given", "recognised": "recognised"}
     sources = [told[row["text_source"]] if row["text"] else "none" for row in rows]
     assert [meme.text_source for meme in memes] == sources
-    assert [sources[n] for n in (0, SILENT, PLAIN)] == ["given", "recognised", "none"]
+    assert [sources[n] for n in (0, TEXT_IN_IMAGE_ONLY, WITHOUT_WORDS)] == [
+        "given",
+        "recognised",
+        "none",
+    ]
     expected = {
-        (row["record"], row["task"]): row for row in trained_mm_orient_project.labelled(place)
+        (row["record"], row["task"]): row
+        for row in trained_mm_orient_project.classify_test_split(place)
     }
-    labeller = labeller_of(model_of(place))
+    labeller = load_labeler(get_model_dir(place))
     for found in (labeller.label(memes), [labeller.label([meme])[0] for meme in memes]):
         assert len(expected) == sum(map(len, found)) == 10
         for meme, labels in zip(memes, found, strict=True):
@@ -75,62 +82,70 @@ def test_a_meme_is_labelled_as_the_stages_label_it_in_its_corpus(place):
 
 
 def test_only_tasks_that_were_learned_are_labelled(place):
-    labeller = labeller_of(model_of(place))
+    labeller = load_labeler(get_model_dir(place))
     assert labeller.tasks == ["sentiment", "humour"]
-    (labels,) = labeller.label(prepared(of_test()[0]))
+    (labels,) = labeller.label(prepare_inputs(of_test()[0]))
     for task, one in labels.items():
         names = trained_mm_orient_project.TASKS[task]
         assert one.label in names and 1 / len(names) <= one.probability <= 1
 
 
 def test_words_that_are_given_are_not_read_and_the_picture_loses_its_own_all_the_same(place):
-    shown = picture("MONDAY AGAIN")
-    given, read = prepared(Meme("a", "Not: this!", shown), Meme("b", " \u200b", shown))
-    assert (given.text, given.original, given.text_source) == ("not this", "Not: this!", "given")
-    assert (read.text, read.original) == ("monday again", "MONDAY AGAIN")
-    assert given.picture == read.picture != shown
-    assert prepared(Meme("c", "", given.picture))[0].text == ""
+    shown = draw_text_image("MONDAY AGAIN")
+    given, read = prepare_inputs(
+        MemeInput("a", "Not: this!", shown), MemeInput("b", " \u200b", shown)
+    )
+    assert (given.text, given.original_text, given.text_source) == (
+        "not this",
+        "Not: this!",
+        "given",
+    )
+    assert (read.text, read.original_text) == ("monday again", "MONDAY AGAIN")
+    assert given.image == read.image != shown
+    assert prepare_inputs(MemeInput("c", "", given.image))[0].text == ""
 
 
 def test_words_that_cleaning_leaves_nothing_of_are_read(place):
-    (meme,) = prepared(Meme("a", "quickmeme.com", picture("MONDAY AGAIN")))
+    (meme,) = prepare_inputs(MemeInput("a", "quickmeme.com", draw_text_image("MONDAY AGAIN")))
     assert (meme.text, meme.text_source) == ("monday again", "recognised")
 
 
 def test_without_painting_a_picture_stays_as_it_is(place):
-    params = load(inpaint.Params, "inpaint")
-    params = replace(params, paint=replace(params.paint, backend="none"), recognise="never")
-    shown = picture("MONDAY AGAIN")
-    memes = [Meme("a", "", shown), Meme("b", "words", b"never looked at")]
-    read, given = meme_labeler.prepare(memes, params, rules("read"))
-    assert (read.text, read.picture, read.failures) == ("monday again", shown, ())
-    assert (given.picture, given.failures) == (b"never looked at", ())
+    params = load_config(inpaint.InpaintConfig, "inpaint")
+    params = replace(params, paint=replace(params.inpainting, backend="none"), recognise="never")
+    shown = draw_text_image("MONDAY AGAIN")
+    memes = [MemeInput("a", "", shown), MemeInput("b", "words", b"never looked at")]
+    read, given = meme_labeler.prepare_memes(memes, params, load_input_rules("read"))
+    assert (read.text, read.image, read.failures) == ("monday again", shown, ())
+    assert (given.image, given.failures) == (b"never looked at", ())
 
 
 def test_a_step_that_fails_is_told_and_the_picture_passed_through(place, monkeypatch):
     def fails(*_: object) -> None:
         raise ValueError("odd  picture")
 
-    shown = picture("MONDAY AGAIN")
+    shown = draw_text_image("MONDAY AGAIN")
     with monkeypatch.context() as patch:
         patch.setattr(inpaint.text_removal, "paint", fails)
-        (painted,) = prepared(Meme("a", "", shown))
+        (painted,) = prepare_inputs(MemeInput("a", "", shown))
     assert painted.failures == ("paint: ValueError: odd picture",)
-    assert (painted.text, painted.picture) == ("monday again", shown)
+    assert (painted.text, painted.image) == ("monday again", shown)
     monkeypatch.setattr(inpaint.text_removal, "find", fails)
-    (found,) = prepared(Meme("a", "", shown))
-    assert (found.text, found.picture) == ("", shown)
+    (found,) = prepare_inputs(MemeInput("a", "", shown))
+    assert (found.text, found.image) == ("", shown)
     assert found.failures == ("find: ValueError: odd picture",)
 
 
 def test_a_text_without_picture_is_labelled_too(place):
-    (labels,) = labeller_of(model_of(place)).label(prepared(Meme("a", "when the cat", None)))
+    (labels,) = load_labeler(get_model_dir(place)).label(
+        prepare_inputs(MemeInput("a", "when the cat", None))
+    )
     assert list(labels) == ["sentiment", "humour"]
 
 
 def test_a_row_has_no_column_twice_whatever_tasks_are_called(place):
-    (meme,) = prepared(Meme("a", "when", None))
-    row = fields(meme, {"text": Label("yes", 0.5), "mood": Label("bad", 1.0)})
+    (meme,) = prepare_inputs(MemeInput("a", "when", None))
+    row = to_table_row(meme, {"text": MemeLabel("yes", 0.5), "mood": MemeLabel("bad", 1.0)})
     assert row == {
         "text": "when",
         "original": "when",
@@ -155,12 +170,13 @@ def test_a_reader_with_encoders_of_its_own_labels_as_the_stages_do(tmp_path, mon
         untrained(monkeypatch)
         changes |= {"picture": {"encoder": "resnet18", "size": 64, "grid": 2}}
     languages = ("zh" if reader == "learned" else "en",)
-    trained_mm_orient_project.project(place, monkeypatch, changes, languages)
+    trained_mm_orient_project.create_trained_project(place, monkeypatch, changes, languages)
     expected = {
-        (row["record"], row["task"]): row for row in trained_mm_orient_project.labelled(place)
+        (row["record"], row["task"]): row
+        for row in trained_mm_orient_project.classify_test_split(place)
     }
-    memes = prepared(*of_test())
-    for meme, labels in zip(memes, labeller_of(model_of(place)).label(memes), strict=True):
+    memes = prepare_inputs(*of_test())
+    for meme, labels in zip(memes, load_labeler(get_model_dir(place)).label(memes), strict=True):
         for task, one in labels.items():
             row = expected[meme.name, task]
             assert [one.label] == row["predicted"]
@@ -186,13 +202,13 @@ def test_a_folder_that_is_broken_is_one_sentence(place, tmp_path, spoilt):
     import shutil
 
     folder = tmp_path / "model"
-    shutil.copytree(model_of(place), folder)
+    shutil.copytree(get_model_dir(place), folder)
     (folder / spoilt).write_bytes((folder / spoilt).read_bytes()[:9])
-    with pytest.raises(WrongInput) as wrong:
-        labeller_of(folder).label(prepared(*of_test()))
+    with pytest.raises(InputError) as wrong:
+        load_labeler(folder).label(prepare_inputs(*of_test()))
     assert "\n" not in str(wrong.value) and str(wrong.value).endswith("train it again")
     shutil.rmtree(folder / "encoder")
-    shutil.copy(model_of(place) / "config.json", folder)
-    shutil.copy(model_of(place) / "model.safetensors", folder)
-    with pytest.raises(WrongInput, match="holds no encoder"):
-        labeller_of(folder)
+    shutil.copy(get_model_dir(place) / "config.json", folder)
+    shutil.copy(get_model_dir(place) / "model.safetensors", folder)
+    with pytest.raises(InputError, match="holds no encoder"):
+        load_labeler(folder)

@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipelines.inference.generator import Item, Text
-from pipelines.inference.input_rules import Rules
-from pipelines.inference.pyfunc import Served, nearest_rules
+from pipelines.inference.generator import GeneratedText, GenerationInput
+from pipelines.inference.input_rules import InputRules
+from pipelines.inference.pyfunc import ServedGenerator, load_nearest_rules
 from stages.shared.data import text_cleaning
-from stages.shared.runtime.stage import WrongInput
-from tests.support.color_caption_corpus import picture
+from stages.shared.runtime.stage import InputError
+from tests.support.color_caption_corpus import make_image
 
-MEMES = text_cleaning.Overlay(True, [], "lower", "drop", "drop", "join")
-TIDY = text_cleaning.Params(unicode="NFKC", links=True, emoji="keep", memes=MEMES)
-LIMITS = Rules(TIDY, max_characters=40, max_pixels=2500, section="write")
-FINE = picture("red", 0)["bytes"]  # 40 x 40 pixels
+MEMES = text_cleaning.OverlayCleanConfig(True, [], "lower", "drop", "drop", "join")
+TIDY = text_cleaning.CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="keep", memes=MEMES)
+LIMITS = InputRules(TIDY, max_characters=40, max_pixels=2500, section="write")
+FINE = make_image("red", 0)["bytes"]  # 40 x 40 pixels
 DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"
 
 
@@ -27,19 +27,21 @@ class Echo:
     def __init__(self, reads_topics: bool = True):
         self.reads_topics = reads_topics
 
-    def write(self, articles: list[list[Item]], _) -> list[list[Text]]:
+    def write(self, articles: list[list[GenerationInput]], _) -> list[list[GeneratedText]]:
         self.items = [item for (item,) in articles]
-        return [[Text(f"\u202e{i.topic}  {bool(i.picture)}", None, None)] for i in self.items]
+        return [
+            [GeneratedText(f"\u202e{i.topic}  {bool(i.image)}", None, None)] for i in self.items
+        ]
 
 
 def predict(**columns: list) -> list[str]:
-    return Served(Echo(), LIMITS).predict(pd.DataFrame(columns))
+    return ServedGenerator(Echo(), LIMITS).predict(pd.DataFrame(columns))
 
 
 def test_topics_and_texts_are_cleaned_as_the_command_cleans_them():
-    served = Served(Echo(), LIMITS)
+    served = ServedGenerator(Echo(), LIMITS)
     assert served.predict(pd.DataFrame({"topic": [DIRTY]})) == ["a cat here False"]
-    assert served.author.items == [Item("a cat here", None)]
+    assert served.generator.items == [GenerationInput("a cat here", None)]
 
 
 def test_what_is_absent_is_absent_however_a_table_says_it():
@@ -50,9 +52,9 @@ def test_what_is_absent_is_absent_however_a_table_says_it():
 
 
 def test_a_row_without_a_picture_is_refused_by_a_model_of_captions():
-    served = Served(Echo(reads_topics=False), LIMITS)
+    served = ServedGenerator(Echo(reads_topics=False), LIMITS)
     assert served.predict(pd.DataFrame({"topic": ["a cat"], "image": [FINE]})) == ["a cat True"]
-    with pytest.raises(WrongInput, match="row 0 has no image, and this model was trained on capt"):
+    with pytest.raises(InputError, match="row 0 has no image, and this model was trained on capt"):
         served.predict(pd.DataFrame({"topic": ["a cat"]}))
 
 
@@ -74,19 +76,19 @@ def wide() -> bytes:
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(columns, said):
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         predict(**columns)
     assert str(wrong.value).startswith(said) and "\n" not in str(wrong.value)
 
 
 def test_the_rules_are_those_of_the_project_where_one_stands(tmp_path, monkeypatch):
-    shipped = nearest_rules("write")
+    shipped = load_nearest_rules("write")
     text = Path("params.yaml").read_text()
     (tmp_path / "project/data").mkdir(parents=True)
     changed = text.replace("max_characters: 500", "max_characters: 7")
     (tmp_path / "project/params.yaml").write_text(changed)
     (tmp_path / "project/dvc.yaml").touch()
     monkeypatch.chdir(tmp_path / "project/data")
-    assert nearest_rules("write").max_characters == 7 and Path.cwd().name == "data"
+    assert load_nearest_rules("write").max_characters == 7 and Path.cwd().name == "data"
     monkeypatch.chdir(tmp_path)
-    assert nearest_rules("write") == shipped
+    assert load_nearest_rules("write") == shipped

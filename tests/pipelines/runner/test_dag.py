@@ -5,39 +5,39 @@ import subprocess
 import pytest
 
 from pipelines.runner import dag
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_dvc_project
-from tests.support.tiny_dvc_project import writes
+from tests.support.tiny_dvc_project import make_copy_stage
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """left and right read from first, last from both; all are up to date."""
-    folder = tiny_dvc_project.make(
+    folder = tiny_dvc_project.create_project(
         tmp_path / "project",
-        first=writes("a"),
-        left=writes("b", "a"),
-        right=writes("c", "a"),
-        last=writes("d", "b", "c"),
+        first=make_copy_stage("a"),
+        left=make_copy_stage("b", "a"),
+        right=make_copy_stage("c", "a"),
+        last=make_copy_stage("d", "b", "c"),
     )
-    subprocess.run([*tiny_dvc_project.DVC, "repro", "-q"], cwd=folder, check=True)
+    subprocess.run([*tiny_dvc_project.DVC_COMMAND, "repro", "-q"], cwd=folder, check=True)
     monkeypatch.chdir(folder)
     return folder
 
 
 def test_stages_and_edges_of_this_project_are_what_dvc_draws():
     mermaid = subprocess.run(
-        [*tiny_dvc_project.DVC, "dag", "--dot"], capture_output=True, text=True, check=True
+        [*tiny_dvc_project.DVC_COMMAND, "dag", "--dot"], capture_output=True, text=True, check=True
     ).stdout
     drawn = {
         tuple(name.strip('" ') for name in line.strip(" ;").split("->"))
         for line in mermaid.splitlines()
         if "->" in line
     }
-    graph = dag.read([])
+    graph = dag.load_dag([])
     assert graph.edges == drawn
     listed = subprocess.run(
-        [*tiny_dvc_project.DVC, "stage", "list", "--name-only"],
+        [*tiny_dvc_project.DVC_COMMAND, "stage", "list", "--name-only"],
         capture_output=True,
         text=True,
         check=True,
@@ -46,50 +46,58 @@ def test_stages_and_edges_of_this_project_are_what_dvc_draws():
 
 
 def test_each_stage_stands_after_what_it_reads_from():
-    graph = dag.read([])
+    graph = dag.load_dag([])
     place = {stage: number for number, stage in enumerate(graph.stages)}
     assert graph.edges
     assert all(place[before] < place[after] for before, after in graph.edges)
-    assert "train_sft@flexmuse" in graph.before("predict@flexmuse")
+    assert "train_sft@flexmuse" in graph.dependencies("predict@flexmuse")
 
 
 def test_a_section_whose_rows_were_all_deleted_is_named_with_what_to_write(project):
     with (project / "params.yaml").open("a") as file:
         file.write("\nwriters:\n")
-    with pytest.raises(WrongInput, match=r"^params\.yaml: writers has no row: write `writers: {}`"):
-        dag.read([])
+    with pytest.raises(InputError, match=r"^params\.yaml: writers has no row: write `writers: {}`"):
+        dag.load_dag([])
 
 
 def test_nothing_is_stale_after_a_repro(project):
-    assert dag.read([]).stale == []
+    assert dag.load_dag([]).stale == []
 
 
 def test_what_changed_and_all_after_it_is_stale(project):
-    stages = {"first": writes("a"), "left": writes("b", "a"), "last": writes("d", "b", "c")}
-    tiny_dvc_project.write(project, **stages, right=writes("c", "a") | {"cmd": "cat a a > c"})
-    assert dag.read([]).stale == ["right", "last"]
+    stages = {
+        "first": make_copy_stage("a"),
+        "left": make_copy_stage("b", "a"),
+        "last": make_copy_stage("d", "b", "c"),
+    }
+    tiny_dvc_project.write_stages(
+        project, **stages, right=make_copy_stage("c", "a") | {"cmd": "cat a a > c"}
+    )
+    assert dag.load_dag([]).stale == ["right", "last"]
 
 
 def test_a_lost_output_makes_its_stage_stale(project):
     (project / "d").unlink()
-    assert dag.read([]).stale == ["last"]
+    assert dag.load_dag([]).stale == ["last"]
 
 
 def test_a_target_brings_what_it_reads_from_and_no_more(project):
     (project / "a").unlink()
-    graph = dag.read(["left"])
+    graph = dag.load_dag(["left"])
     assert graph.stages == ["first", "left"]
     assert graph.stale == ["first", "left"]
 
 
 def test_a_target_that_does_not_exist_is_one_sentence(project):
-    with pytest.raises(WrongInput, match="'lefd' not found"):
-        dag.read(["lefd"])
+    with pytest.raises(InputError, match="'lefd' not found"):
+        dag.load_dag(["lefd"])
 
 
 def test_a_key_of_params_that_dvc_yaml_needs_and_lacks_is_one_sentence(project):
-    tiny_dvc_project.write(project, first=writes("a") | {"cmd": "echo ${run.wokers} > a"})
-    with pytest.raises(WrongInput) as error:
-        dag.read([])
+    tiny_dvc_project.write_stages(
+        project, first=make_copy_stage("a") | {"cmd": "echo ${run.wokers} > a"}
+    )
+    with pytest.raises(InputError) as error:
+        dag.load_dag([])
     assert "run.wokers" in str(error.value)
     assert "\n" not in str(error.value)

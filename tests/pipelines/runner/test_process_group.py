@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.runner import process_group
 from tests.support import tiny_dvc_project
-from tests.support.tiny_dvc_project import SLEEPER, processes, sleeps, wait_until
+from tests.support.tiny_dvc_project import SLEEP_COMMAND, is_sleeping, list_processes, wait_until
 
 DRIVER = """
 import os, sys
@@ -36,7 +36,9 @@ def run(command: str, folder: Path, timeout: float = 60, stop: Event | None = No
     """Exit code and lines of a shell command."""
     lines: list[str] = []
     stop = stop or Event()
-    code = process_group.run(["sh", "-c", command], folder, os.environ, lines.append, timeout, stop)
+    code = process_group.run_process(
+        ["sh", "-c", command], folder, os.environ, lines.append, timeout, stop
+    )
     return code, lines
 
 
@@ -54,8 +56,8 @@ def test_a_line_arrives_while_the_command_runs(tmp_path):
         stop.set()
 
     command = ["sh", "-c", "echo first; sleep 300"]
-    with pytest.raises(process_group.Stopped):
-        process_group.run(command, tmp_path, os.environ, line, 60, stop)
+    with pytest.raises(process_group.ProcessStopped):
+        process_group.run_process(command, tmp_path, os.environ, line, 60, stop)
     assert arrived == ["first\n"]
 
 
@@ -66,7 +68,7 @@ def test_the_exit_code_is_that_of_the_command(tmp_path, code):
 
 def test_a_command_that_does_not_exist_says_so(tmp_path):
     lines: list[str] = []
-    code = process_group.run(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
+    code = process_group.run_process(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
     assert code == 127
     assert lines == ["error: no-such cannot be started: No such file or directory\n"]
 
@@ -74,33 +76,33 @@ def test_a_command_that_does_not_exist_says_so(tmp_path):
 def test_children_that_outlive_their_command_are_killed(tmp_path):
     code, _ = run("sleep 300 & exit 3", tmp_path)
     assert code == 3
-    wait_until(lambda: not processes(tmp_path))
+    wait_until(lambda: not list_processes(tmp_path))
 
 
 def test_a_timeout_kills_the_whole_group(tmp_path):
     with pytest.raises(TimeoutError):
-        run(SLEEPER, tmp_path, timeout=1)
-    wait_until(lambda: not processes(tmp_path))
+        run(SLEEP_COMMAND, tmp_path, timeout=1)
+    wait_until(lambda: not list_processes(tmp_path))
 
 
 def test_a_silent_command_that_closed_its_output_still_times_out(tmp_path):
     with pytest.raises(TimeoutError):
         run("exec >&- 2>&-; sleep 300", tmp_path, timeout=1)
-    wait_until(lambda: not processes(tmp_path))
+    wait_until(lambda: not list_processes(tmp_path))
 
 
 def test_a_stop_from_another_thread_kills_the_whole_group(tmp_path):
     stop = Event()
     Timer(1, stop.set).start()
-    with pytest.raises(process_group.Stopped):
-        run(SLEEPER, tmp_path, stop=stop)
-    wait_until(lambda: not processes(tmp_path))
+    with pytest.raises(process_group.ProcessStopped):
+        run(SLEEP_COMMAND, tmp_path, stop=stop)
+    wait_until(lambda: not list_processes(tmp_path))
 
 
 def test_after_a_stop_nothing_new_starts(tmp_path):
     stop = Event()
     stop.set()
-    with pytest.raises(process_group.Stopped):
+    with pytest.raises(process_group.ProcessStopped):
         run("touch started", tmp_path, stop=stop)
     assert not list(tmp_path.iterdir())
 
@@ -109,37 +111,37 @@ def test_an_exception_of_the_callback_kills_the_whole_group(tmp_path):
     def line(text: str) -> None:
         raise ValueError(text)
 
-    command = ["sh", "-c", f"echo now; {SLEEPER}"]
+    command = ["sh", "-c", f"echo now; {SLEEP_COMMAND}"]
     with pytest.raises(ValueError, match="now"):
-        process_group.run(command, tmp_path, os.environ, line, 60, Event())
-    wait_until(lambda: not processes(tmp_path))
+        process_group.run_process(command, tmp_path, os.environ, line, 60, Event())
+    wait_until(lambda: not list_processes(tmp_path))
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_driver_that_is_killed_leaves_no_orphan(tmp_path, way):
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, SLEEPER, str(tmp_path)],
+        [sys.executable, "-c", DRIVER, SLEEP_COMMAND, str(tmp_path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: sleeps(tmp_path))
+    wait_until(lambda: is_sleeping(tmp_path))
     driver.send_signal(way)
     _, errors = driver.communicate(timeout=30)
     assert driver.returncode == (-way if way == signal.SIGKILL else 128 + way)
     assert "Traceback" not in errors
-    wait_until(lambda: not processes(tmp_path), tiny_dvc_project.SOON)
+    wait_until(lambda: not list_processes(tmp_path), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
 
 
 def test_a_stage_dies_with_dvc_even_without_our_driver(tmp_path):
     (tmp_path / "sleeper.py").write_text(SLEEPING_STAGE)
     command = {"cmd": f"exec {sys.executable} ../sleeper.py", "outs": ["never"]}
-    folder = tiny_dvc_project.make(tmp_path / "project", stage=command)
+    folder = tiny_dvc_project.create_project(tmp_path / "project", stage=command)
     repro = subprocess.Popen(
-        [*tiny_dvc_project.DVC, "repro"], cwd=folder, stdout=subprocess.DEVNULL
+        [*tiny_dvc_project.DVC_COMMAND, "repro"], cwd=folder, stdout=subprocess.DEVNULL
     )
     wait_until((folder / "ready").exists)
-    assert len(processes(folder)) == 2
+    assert len(list_processes(folder)) == 2
     repro.kill()
     repro.wait()
-    wait_until(lambda: not processes(folder), tiny_dvc_project.SOON)
+    wait_until(lambda: not list_processes(folder), tiny_dvc_project.KILL_TIMEOUT_SECONDS)

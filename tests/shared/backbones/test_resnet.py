@@ -13,8 +13,8 @@ import torchvision
 from PIL import Image
 
 from stages.shared.backbones import resnet
-from stages.shared.backbones.resnet import ResNet, normalise, pixels
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.backbones.resnet import ResNet, load_pixels, normalize_pixels
+from stages.shared.runtime.stage import InputError
 
 SQUARE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -52,13 +52,13 @@ def test_a_picture_becomes_a_grid_of_cells(name, width):
 
 
 def test_every_name_exists():
-    assert all(torchvision.models.get_model_builder(name) for name in get_args(resnet.Name))
+    assert all(torchvision.models.get_model_builder(name) for name in get_args(resnet.ResNetName))
 
 
 def test_cells_are_means_over_the_last_stage_by_row(filled):
     """192 pixels leave 6 x 6 places; a cell of a grid of 3 is the mean of 2 x 2 of them."""
     encoder = ResNet("resnet18", "default", grid=3).eval()
-    picture = normalise(torch.randint(0, 256, (1, 3, 192, 192), dtype=torch.uint8))
+    picture = normalize_pixels(torch.randint(0, 256, (1, 3, 192, 192), dtype=torch.uint8))
     with torch.inference_mode():
         found, x = encoder(picture)[0], picture
         for name, part in filled.named_children():
@@ -110,7 +110,7 @@ def test_in_evaluation_a_picture_does_not_depend_on_its_neighbours(filled):
 
 
 def test_weights_that_are_not_there_are_named_as_a_download(cache):
-    with pytest.raises(WrongInput, match=r"are a download \(https://.*resnet18.*\.pth\)") as raised:
+    with pytest.raises(InputError, match=r"are a download \(https://.*resnet18.*\.pth\)") as raised:
         ResNet("resnet18", "default", grid=2)
     said = str(raised.value)
     assert "unset it" in said and str(cache) in said and "`none`" in said and "\n" not in said
@@ -146,7 +146,7 @@ def test_a_download_that_fails_is_one_sentence(cache, online, monkeypatch):
         raise urllib.error.URLError("no route\nto host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(WrongInput, match=r"resnet18 .* could not be loaded \(.*no route to") as e:
+    with pytest.raises(InputError, match=r"resnet18 .* could not be loaded \(.*no route to") as e:
         ResNet("resnet18", "default", grid=2)
     assert "\n" not in str(e.value)
 
@@ -158,7 +158,7 @@ def test_a_file_of_other_weights_is_one_sentence(cache, content):
         cache.write_bytes(content)
     else:
         torch.save({"conv1.weight": torch.zeros(1)}, cache)
-    with pytest.raises(WrongInput, match=r"resnet18 .*could not be loaded") as raised:
+    with pytest.raises(InputError, match=r"resnet18 .*could not be loaded") as raised:
         ResNet("resnet18", "default", grid=2)
     assert "\n" not in str(raised.value)
 
@@ -166,9 +166,9 @@ def test_a_file_of_other_weights_is_one_sentence(cache, content):
 def test_one_picture_of_the_smallest_size_can_be_learned_from():
     """Of one cell alone BatchNorm could not tell a deviation."""
     encoder = ResNet("resnet18", "none", grid=2).train()
-    encoder(SQUARE[:1, :, : resnet.SMALLEST, : resnet.SMALLEST])
+    encoder(SQUARE[:1, :, : resnet.MIN_IMAGE_SIZE, : resnet.MIN_IMAGE_SIZE])
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        encoder(SQUARE[:1, :, : resnet.SMALLEST - 1, : resnet.SMALLEST - 1])
+        encoder(SQUARE[:1, :, : resnet.MIN_IMAGE_SIZE - 1, : resnet.MIN_IMAGE_SIZE - 1])
 
 
 def file_of(image: Image.Image, kind: str) -> bytes:
@@ -188,7 +188,7 @@ def file_of(image: Image.Image, kind: str) -> bytes:
     ],
 )
 def test_a_picture_of_any_mode_and_shape_becomes_a_square_of_colours(mode, kind, colour, seen):
-    found = pixels(file_of(Image.new(mode, (30, 20), colour), kind), 16)
+    found = load_pixels(file_of(Image.new(mode, (30, 20), colour), kind), 16)
     assert (found.shape, found.dtype) == ((3, 16, 16), torch.uint8)
     assert (found == torch.tensor(seen, dtype=torch.uint8)[:, None, None]).all()
 
@@ -196,15 +196,18 @@ def test_a_picture_of_any_mode_and_shape_becomes_a_square_of_colours(mode, kind,
 def test_a_picture_is_squeezed_and_nothing_of_it_is_cut_off():
     values = np.zeros((20, 80, 3), np.uint8)
     values[:, :10], values[:, 70:] = (200, 0, 0), (0, 0, 200)  # the two ends
-    found = pixels(file_of(Image.fromarray(values), "PNG"), 16)
+    found = load_pixels(file_of(Image.fromarray(values), "PNG"), 16)
     assert (found[0, 8, 0], found[2, 8, 15]) == (200, 200)
 
 
 def test_pixels_are_normalised_with_the_numbers_of_torchvisions_weights():
     transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
-    assert (tuple(transform.mean), tuple(transform.std)) == (resnet.MEAN, resnet.DEVIATION)
-    found = normalise(torch.tensor([0, 255, 128], dtype=torch.uint8)[:, None, None])
+    assert (tuple(transform.mean), tuple(transform.std)) == (
+        resnet.IMAGENET_MEAN,
+        resnet.IMAGENET_STD,
+    )
+    found = normalize_pixels(torch.tensor([0, 255, 128], dtype=torch.uint8)[:, None, None])
     expected = [-0.485 / 0.229, (1 - 0.456) / 0.224, (128 / 255 - 0.406) / 0.225]
     torch.testing.assert_close(found.flatten(), torch.tensor(expected))
     batch = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    assert torch.equal(normalise(batch)[1], normalise(batch[1]))
+    assert torch.equal(normalize_pixels(batch)[1], normalize_pixels(batch[1]))

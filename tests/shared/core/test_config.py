@@ -3,8 +3,16 @@ from typing import Literal
 
 import pytest
 
-from stages.shared.core.config import at_least, below_one, fill, from_to, load, read, refuse
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.core.config import (
+    build_config,
+    check_at_least,
+    check_between,
+    check_fraction,
+    load_config,
+    raise_on_faults,
+    read_params,
+)
+from stages.shared.runtime.stage import InputError
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ GOOD = {
 
 
 def test_a_section_fills_its_dataclass_and_a_whole_number_serves_as_float():
-    params = fill(Params, GOOD, "stage")
+    params = build_config(Params, GOOD, "stage")
     assert params == Params(Schedule(3, 1.0), ["test"], {"zh": "characters"}, "b", None, True)
     assert type(params.schedule.learning_rate) is float
 
@@ -60,8 +68,8 @@ def test_a_section_fills_its_dataclass_and_a_whole_number_serves_as_float():
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_be_right(change, said):
-    with pytest.raises(WrongInput) as wrong:
-        fill(Params, GOOD | change, "stage")
+    with pytest.raises(InputError) as wrong:
+        build_config(Params, GOOD | change, "stage")
     assert said in str(wrong.value)
     assert str(wrong.value).startswith("params.yaml: ")
 
@@ -73,17 +81,17 @@ def test_a_section_that_refuses_its_values_is_named():
         share: float
 
         def __post_init__(self) -> None:
-            at_least(self, steps=1)
-            below_one(self, "share")
-            from_to(self, 1, 9, "steps")
-            refuse({"steps are odd: give an even number": self.steps % 2 > 0})
+            check_at_least(self, steps=1)
+            check_fraction(self, "share")
+            check_between(self, 1, 9, "steps")
+            raise_on_faults({"steps are odd: give an even number": self.steps % 2 > 0})
 
     def said(steps, share) -> str:
-        with pytest.raises(WrongInput) as wrong:
-            fill(Bounded, {"steps": steps, "share": share}, "stage.part")
+        with pytest.raises(InputError) as wrong:
+            build_config(Bounded, {"steps": steps, "share": share}, "stage.part")
         return str(wrong.value)
 
-    assert fill(Bounded, {"steps": 2, "share": 0.0}, "stage.part") == Bounded(2, 0.0)
+    assert build_config(Bounded, {"steps": 2, "share": 0.0}, "stage.part") == Bounded(2, 0.0)
     assert said(0, 0.5) == "params.yaml: stage.part: steps is 0: give 1 or more"
     assert said(10, 0.5) == "params.yaml: stage.part: steps is 10: give 1 to 9"
     wanted = "params.yaml: stage.part: share is {}: give 0 or more and less than 1"
@@ -95,8 +103,8 @@ def test_a_section_that_refuses_its_values_is_named():
 def test_every_missing_and_unknown_key_is_named_at_once():
     given = GOOD | {"mods": "a", "speed": 1}
     del given["mode"], given["limit"]
-    with pytest.raises(WrongInput) as wrong:
-        fill(Params, given, "stage")
+    with pytest.raises(InputError) as wrong:
+        build_config(Params, given, "stage")
     for part in ["missing limit", "missing mode", "unknown mods", "unknown speed"]:
         assert part in str(wrong.value)
 
@@ -106,9 +114,9 @@ def test_a_section_is_found_by_its_path_and_a_misspelt_one_names_its_neighbours(
 ):
     (tmp_path / "params.yaml").write_text("a: {b: {steps: 1, learning_rate: 0.1}}")
     monkeypatch.chdir(tmp_path)
-    assert load(Schedule, "a", "b") == Schedule(1, 0.1)
-    with pytest.raises(WrongInput, match=r"c is missing in a \(there: b\)"):
-        load(Schedule, "a", "c")
+    assert load_config(Schedule, "a", "b") == Schedule(1, 0.1)
+    with pytest.raises(InputError, match=r"c is missing in a \(there: b\)"):
+        load_config(Schedule, "a", "c")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,6 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, conte
     if content is not None:
         (tmp_path / "params.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WrongInput, match=said) as wrong:
-        read()
+    with pytest.raises(InputError, match=said) as wrong:
+        read_params()
     assert "\n" not in str(wrong.value)

@@ -1,8 +1,15 @@
 import pyarrow as pa
 import pytest
 
-from stages.shared.core.schemas import CHUNKS, FACTS, PAIRS, RECORDS, read, write
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.core.schemas import (
+    CHUNKS,
+    FACTS,
+    PREFERENCE_PAIRS,
+    RECORDS,
+    read_parquet,
+    write_parquet,
+)
+from stages.shared.runtime.stage import InputError
 
 ARTICLE = {
     "id": "a",
@@ -16,31 +23,31 @@ ARTICLE = {
 
 def test_rows_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "records.parquet"
-    write(path, [ARTICLE], RECORDS["articles"])
-    assert read(path, RECORDS["articles"]) == [ARTICLE]
+    write_parquet(path, [ARTICLE], RECORDS["articles"])
+    assert read_parquet(path, RECORDS["articles"]) == [ARTICLE]
 
 
-@pytest.mark.parametrize("schema", [RECORDS["captions"], CHUNKS, PAIRS, FACTS])
+@pytest.mark.parametrize("schema", [RECORDS["captions"], CHUNKS, PREFERENCE_PAIRS, FACTS])
 def test_a_table_without_rows_keeps_its_columns(tmp_path, schema):
-    write(tmp_path / "empty.parquet", [], schema)
-    assert read(tmp_path / "empty.parquet", schema) == []
+    write_parquet(tmp_path / "empty.parquet", [], schema)
+    assert read_parquet(tmp_path / "empty.parquet", schema) == []
 
 
 def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ["one", "two"]:
-        write(tmp_path / name, [ARTICLE] * 3, RECORDS["articles"])
+        write_parquet(tmp_path / name, [ARTICLE] * 3, RECORDS["articles"])
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_a_value_of_the_wrong_type_is_not_written(tmp_path):
     row = {"record": "a", "position": "first", "slot": "place", "value": "beach"}
     with pytest.raises(pa.ArrowException):
-        write(tmp_path / "facts.parquet", [row], FACTS)
+        write_parquet(tmp_path / "facts.parquet", [row], FACTS)
 
 
 def test_a_missing_table_and_one_of_another_version_name_the_file_and_the_fix(tmp_path):
-    with pytest.raises(WrongInput, match=r"facts.parquet is missing: run `dvc repro`"):
-        read(tmp_path / "facts.parquet", FACTS)
-    write(tmp_path / "facts.parquet", [], PAIRS)
-    with pytest.raises(WrongInput, match=r"facts.parquet was written by another version"):
-        read(tmp_path / "facts.parquet", FACTS)
+    with pytest.raises(InputError, match=r"facts.parquet is missing: run `dvc repro`"):
+        read_parquet(tmp_path / "facts.parquet", FACTS)
+    write_parquet(tmp_path / "facts.parquet", [], PREFERENCE_PAIRS)
+    with pytest.raises(InputError, match=r"facts.parquet was written by another version"):
+        read_parquet(tmp_path / "facts.parquet", FACTS)

@@ -45,36 +45,40 @@ def start(folder, seconds: float, count: int) -> subprocess.Popen:
 
 def test_rows_come_back_in_the_order_asked(tmp_path):
     store = Store(tmp_path, "upper")
-    store.fill(items("a", "b", "c"), upper, 2)
-    assert list(store.rows([key("c"), key("a"), key("c")])) == [b"C", b"A", b"C"]
+    store.compute_missing(items("a", "b", "c"), upper, 2)
+    assert list(store.read([key("c"), key("a"), key("c")])) == [b"C", b"A", b"C"]
 
 
 def test_only_what_is_missing_is_computed_even_by_another_process_later(tmp_path):
-    Store(tmp_path, "upper").fill(items("a", "b"), upper, 2)
+    Store(tmp_path, "upper").compute_missing(items("a", "b"), upper, 2)
     seen = []
     store = Store(tmp_path, "upper")
-    store.fill(items("a", "x", "b", "x"), lambda part: seen.extend(part) or upper(part), 1)
+    store.compute_missing(
+        items("a", "x", "b", "x"), lambda part: seen.extend(part) or upper(part), 1
+    )
     assert seen == ["x"]
-    assert store.missing([key("a"), key("y"), key("x"), key("y")]) == [key("y")]
+    assert store.missing_keys([key("a"), key("y"), key("x"), key("y")]) == [key("y")]
 
 
 def test_every_batch_has_the_same_size(tmp_path):
     sizes = []
     store = Store(tmp_path, "upper")
-    store.fill(items("b"), upper, 1)
-    store.fill(items(*"abcdefgh"), lambda part: sizes.append(len(part)) or upper(part), 3)
+    store.compute_missing(items("b"), upper, 1)
+    store.compute_missing(
+        items(*"abcdefgh"), lambda part: sizes.append(len(part)) or upper(part), 3
+    )
     assert sizes == [3, 3, 3]
-    assert list(store.rows(map(key, "abcdefgh"))) == [c.encode() for c in "ABCDEFGH"]
+    assert list(store.read(map(key, "abcdefgh"))) == [c.encode() for c in "ABCDEFGH"]
 
 
 def test_stores_of_different_fingerprints_do_not_meet(tmp_path):
-    Store(tmp_path, "upper").fill(items("a"), upper, 1)
-    assert Store(tmp_path, "lower").missing([key("a")]) == [key("a")]
+    Store(tmp_path, "upper").compute_missing(items("a"), upper, 1)
+    assert Store(tmp_path, "lower").missing_keys([key("a")]) == [key("a")]
 
 
 def test_a_key_without_a_row_is_an_error(tmp_path):
     with pytest.raises(KeyError):
-        list(Store(tmp_path, "upper").rows([key("a")]))
+        list(Store(tmp_path, "upper").read([key("a")]))
 
 
 def test_a_write_that_fails_in_the_middle_leaves_no_row(tmp_path):
@@ -88,7 +92,7 @@ def test_a_write_that_fails_in_the_middle_leaves_no_row(tmp_path):
         store.write(broken())
     with pytest.raises(sqlite3.Error):
         store.write([(key("b"), b"B"), (key("c"), None)])
-    assert store.missing(map(key, "abc")) == [key(content) for content in "abc"]
+    assert store.missing_keys(map(key, "abc")) == [key(content) for content in "abc"]
 
 
 def test_after_a_kill_finished_batches_are_kept_and_the_rest_is_computed(tmp_path):
@@ -99,16 +103,16 @@ def test_after_a_kill_finished_batches_are_kept_and_the_rest_is_computed(tmp_pat
     writer.wait()
     contents = [str(i) for i in range(40)]
     store = Store(tmp_path, "test")
-    missing = store.missing(map(key, contents))
+    missing = store.missing_keys(map(key, contents))
     assert 0 < len(missing) <= 40 - 3 * 4  # three batches were written before the fourth began
     seen = []
-    store.fill(
+    store.compute_missing(
         items(*contents),
         lambda part: seen.extend(part) or [content.encode() * 1000 for content in part],
         4,
     )
     assert {key(content) for content in seen} == set(missing)
-    assert list(store.rows(map(key, contents))) == [c.encode() * 1000 for c in contents]
+    assert list(store.read(map(key, contents))) == [c.encode() * 1000 for c in contents]
 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path):
@@ -117,7 +121,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
         writer.communicate()
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     contents = [str(i) for i in range(400)]
-    rows = list(Store(tmp_path, "test").rows(map(key, contents)))
+    rows = list(Store(tmp_path, "test").read(map(key, contents)))
     assert rows == [content.encode() * 1000 for content in contents]
     database = sqlite3.connect(next(tmp_path.glob("*.sqlite")))
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -127,5 +131,5 @@ def test_a_hundred_thousand_rows_are_few_files(tmp_path):
     store = Store(tmp_path, "many")
     names = [key(str(i)) for i in range(100_000)]
     store.write((name, b"x" * 64) for name in names)
-    assert store.missing(names) == []
+    assert store.missing_keys(names) == []
     assert len(list(tmp_path.iterdir())) <= 4

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from stages.shared.data import image_store
-from stages.shared.data.image_store import WrongImage, decode, inspect
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.data.image_store import ImageError, decode_image, validate_image
+from stages.shared.runtime.stage import InputError
 
 MANY = 10**6  # pixels
 HEADER = 100  # bytes; of the photo its EXIF data, where one of 500 damages gets past OSError
@@ -22,7 +22,7 @@ def encoded(image, kind, **options):
 
 def test_a_row_holds_the_file_as_it_came_its_hash_and_its_size():
     content = encoded(Image.new("RGB", (3, 2), "red"), "PNG")
-    assert inspect(content, MANY) == {
+    assert validate_image(content, MANY) == {
         "sha256": sha256(content).hexdigest(),
         "bytes": content,
         "width": 3,
@@ -42,8 +42,8 @@ def test_a_row_holds_the_file_as_it_came_its_hash_and_its_size():
     ids=["empty", "header", "text", "cut JPEG", "cut PNG"],
 )
 def test_a_file_that_does_not_decode_whole_is_unreadable(content):
-    with pytest.raises(WrongImage, match="unreadable image"):
-        inspect(content, MANY)
+    with pytest.raises(ImageError, match="unreadable image"):
+        validate_image(content, MANY)
 
 
 def photo_of_a_camera():
@@ -71,11 +71,11 @@ def test_a_damaged_picture_decodes_or_is_unreadable_for_a_reason_that_stays_the_
     for _ in range(1000):
         damaged = mutated(content, random)
         try:
-            inspect(damaged, MANY)
-        except WrongImage as error:
+            validate_image(damaged, MANY)
+        except ImageError as error:
             refused += 1
-            with pytest.raises(WrongImage) as again:
-                inspect(bytes(damaged), MANY)
+            with pytest.raises(ImageError) as again:
+                validate_image(bytes(damaged), MANY)
             assert str(again.value) == str(error) and " 0x" not in str(error)
     assert 0 < refused < 1000
 
@@ -85,63 +85,66 @@ def test_whatever_a_parser_raises_is_a_reason_without_an_address_of_this_process
         raise struct.error(f"cannot read {object()}")
 
     monkeypatch.setattr(image_store.ImageOps, "exif_transpose", parser)
-    with pytest.raises(WrongImage, match=r"^unreadable image: cannot read <object object>$"):
-        inspect(photo_of_a_camera(), MANY)
+    with pytest.raises(ImageError, match=r"^unreadable image: cannot read <object object>$"):
+        validate_image(photo_of_a_camera(), MANY)
 
 
 def test_a_picture_above_the_limit_is_refused_by_its_header_and_one_at_the_limit_is_not():
     # The pixels are cut off: had they been decoded, the reason would be another.
     bomb = encoded(Image.new("L", (5000, 5000)), "PNG")[:100]
-    with pytest.raises(WrongImage, match="larger than max_pixels: 5000 x 5000"):
-        inspect(bomb, MANY)
-    assert inspect(encoded(Image.new("L", (10, 10)), "PNG"), 100)["width"] == 10
+    with pytest.raises(ImageError, match="larger than max_pixels: 5000 x 5000"):
+        validate_image(bomb, MANY)
+    assert validate_image(encoded(Image.new("L", (10, 10)), "PNG"), 100)["width"] == 10
 
 
 def test_a_turned_photograph_stands_upright():
     turned = Image.Exif()
     turned[0x0112] = 6  # EXIF 2.3, orientation: the camera was turned by a quarter
     content = encoded(Image.new("RGB", (4, 2)), "JPEG", exif=turned)
-    assert (inspect(content, MANY)["width"], inspect(content, MANY)["height"]) == (2, 4)
-    assert decode(content).size == (2, 4)
+    assert (validate_image(content, MANY)["width"], validate_image(content, MANY)["height"]) == (
+        2,
+        4,
+    )
+    assert decode_image(content).size == (2, 4)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_every_mode_decodes_to_rgb(mode):
-    assert decode(encoded(Image.new(mode, (2, 2)), "PNG")).mode == "RGB"
+    assert decode_image(encoded(Image.new(mode, (2, 2)), "PNG")).mode == "RGB"
 
 
 def test_transparency_turns_white_not_black():
     clear = encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 0)), "PNG")
     half = encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG")
-    assert decode(clear).getpixel((0, 0)) == (255, 255, 255)
-    assert decode(half).getpixel((0, 0)) == (127, 127, 127)
+    assert decode_image(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(half).getpixel((0, 0)) == (127, 127, 127)
 
 
 def test_of_an_animation_the_first_frame_is_taken():
     frames = [Image.new("RGB", (1, 1), colour) for colour in ["red", "blue"]]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode(content).getpixel((0, 0)) == (255, 0, 0)
+    assert decode_image(content).getpixel((0, 0)) == (255, 0, 0)
 
 
 def rows(count):
     pictures = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(count)]
-    return [inspect(encoded(picture, "PNG"), MANY) for picture in pictures]
+    return [validate_image(encoded(picture, "PNG"), MANY) for picture in pictures]
 
 
 def test_rows_come_back_once_each_in_order_of_hash_whatever_the_shards(tmp_path):
     given = rows(20)
     for shards in [1, 3, 8]:
-        image_store.write(tmp_path / str(shards), given + given[:5], shards)
+        image_store.write_images(tmp_path / str(shards), given + given[:5], shards)
         assert len(list((tmp_path / str(shards)).iterdir())) == shards
-        found = list(image_store.read(tmp_path / str(shards)))
+        found = list(image_store.read_images(tmp_path / str(shards)))
         assert found == sorted(given, key=lambda row: row["sha256"])
 
 
 def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
     *given, new = rows(20)
-    image_store.write(tmp_path / "one", given, 8)
-    image_store.write(tmp_path / "two", [new, *reversed(given)], 8)
-    image_store.write(tmp_path / "three", reversed(given), 8)
+    image_store.write_images(tmp_path / "one", given, 8)
+    image_store.write_images(tmp_path / "two", [new, *reversed(given)], 8)
+    image_store.write_images(tmp_path / "three", reversed(given), 8)
     shards = {
         name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ["one", "two", "three"]
@@ -153,12 +156,12 @@ def test_a_new_picture_changes_one_shard_and_order_changes_none(tmp_path):
 
 def test_some_pictures_are_found_in_the_shards_and_one_that_is_not_there_is_named(tmp_path):
     files = [encoded(Image.new("RGB", (seed, 1)), "PNG") for seed in range(1, 80)]
-    rows = [inspect(content, MANY) for content in files]  # several row groups in each shard
-    image_store.write(tmp_path, rows, shards=2)
+    rows = [validate_image(content, MANY) for content in files]  # several row groups in each shard
+    image_store.write_images(tmp_path, rows, shards=2)
     wanted = [rows[3], rows[40], rows[69]]
-    found = image_store.find(tmp_path, [row["sha256"] for row in wanted])
+    found = image_store.load_image_bytes(tmp_path, [row["sha256"] for row in wanted])
     assert found == {row["sha256"]: row["bytes"] for row in wanted}
-    assert image_store.find(tmp_path, []) == {}
-    assert [image_store.trusted(row["bytes"]) for row in wanted] == wanted
-    with pytest.raises(WrongInput, match=f"lacks the picture {'0' * 64}"):
-        image_store.find(tmp_path, ["0" * 64])
+    assert image_store.load_image_bytes(tmp_path, []) == {}
+    assert [image_store.build_image_row(row["bytes"]) for row in wanted] == wanted
+    with pytest.raises(InputError, match=f"lacks the picture {'0' * 64}"):
+        image_store.load_image_bytes(tmp_path, ["0" * 64])

@@ -1,6 +1,6 @@
 import pytest
 
-from stages.shared.data.language import detect
+from stages.shared.data.language import detect_language
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ from stages.shared.data.language import detect
     ],
 )
 def test_the_language_of_a_text(text, language):
-    assert detect(text) == language
+    assert detect_language(text) == language
 
 
 @pytest.mark.parametrize("text", ["", "100 g", "A man", "!?", "https://example.org/how/to/bake"])
 def test_a_text_that_does_not_tell_has_none(text):
-    assert detect(text) is None
+    assert detect_language(text) is None

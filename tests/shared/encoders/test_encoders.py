@@ -16,14 +16,16 @@ from stages.shared.encoders import openclip as openclip_encoder
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.features import encoder_files
 from stages.shared.pretrained import feature_cache
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup import torchvision_ops
 from tests.support import tiny_clip
-from tests.support.tiny_clip import open_clip, photo
+from tests.support.tiny_clip import make_photo, open_clip
 
 ENGLISH = ["a cat", "red dogs run", "z"]
 CHINESE = ["番茄炒蛋", "米", "红烧肉米饭"]
-SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=32)
+SIZES = tiny_encoder.TinyEncoderConfig(
+    image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=32
+)
 
 
 def fetched(kind, source, target, languages=("en",)):
@@ -31,16 +33,16 @@ def fetched(kind, source, target, languages=("en",)):
     module = {"hf": huggingface_encoder, "openclip": openclip_encoder}[kind]
     prefix = "local-dir:" if kind == "openclip" else ""
     module.fetch(f"{prefix}{source}", list(languages), target)
-    return encoders.load(target)
+    return encoders.load_encoder(target)
 
 
 def save_tiny(folder, sizes=SIZES):
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    texts = tiny_encoder.MiniLM(sizes.max_tokens)
-    tower = tiny_encoder.PictureTower(sizes, texts.width)
+    texts = tiny_encoder.MiniLMTower(sizes.max_tokens)
+    tower = tiny_encoder.ImageTower(sizes, texts.hidden_size)
     tiny_encoder.save(folder, sizes, tower, texts)
-    return encoders.load(folder)
+    return encoders.load_encoder(folder)
 
 
 def close(found, expected):
@@ -54,8 +56,8 @@ def test_torchvision_imports_beside_a_torch_it_was_not_built_for():
 
 
 def test_the_operators_are_declared_once_at_most():
-    torchvision_ops.define()
-    torchvision_ops.define()
+    torchvision_ops.define_missing_operators()
+    torchvision_ops.define_missing_operators()
     assert hasattr(torch.ops.torchvision, "nms")
 
 
@@ -63,40 +65,40 @@ def test_texts_are_padded_to_the_next_of_few_lengths_or_the_longest():
     sizes = [16, 24, 32, 48, 64, 96, 120]
     for tokens in range(1, 200):
         expected = next((size for size in sizes if size >= tokens), 120)
-        assert feature_cache.bucket(tokens, longest=120) == expected
+        assert feature_cache.padded_length(tokens, longest=120) == expected
 
 
 def test_clip_features_are_those_of_its_own_model(tmp_path):
-    model = tiny_clip.clip(tmp_path / "source")
+    model = tiny_clip.save_clip(tmp_path / "source")
     encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder")
-    pictures = [photo(0), photo(1, 30, 90)]
+    pictures = [make_photo(0), make_photo(1, 30, 90)]
     pixels = encoder.processor.image_processor(pictures, return_tensors="pt")
     words = encoder.processor.tokenizer(ENGLISH[:1], return_tensors="pt")
     with torch.inference_mode():
         seen = model.get_image_features(**pixels)
         read = model.get_text_features(**words)
-    pooled, patches = encoder.images(pictures)
+    pooled, patches = encoder.encode_images(pictures)
     close(pooled, F.normalize(seen.pooler_output, dim=-1))
     close(patches, seen.last_hidden_state)
-    pooled, tokens, mask = encoder.texts(ENGLISH)
+    pooled, tokens, mask = encoder.encode_texts(ENGLISH)
     close(pooled[:1], F.normalize(read.pooler_output, dim=-1))
     close(tokens[:1][mask[:1]], read.last_hidden_state[0])
 
 
 def test_chinese_clip_pools_the_first_token_through_the_projection(tmp_path):
-    model = tiny_clip.chinese_clip(tmp_path / "source")
+    model = tiny_clip.save_chinese_clip(tmp_path / "source")
     encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder", ["zh"])
     inputs = encoder.processor.tokenizer(CHINESE[:1], return_tensors="pt")
-    pixels = encoder.processor.image_processor(photo(0), return_tensors="pt")
+    pixels = encoder.processor.image_processor(make_photo(0), return_tensors="pt")
     with torch.inference_mode():
         states = model.text_model(**inputs).last_hidden_state
         seen = model.vision_model(**pixels)
         expected_picture = model.visual_projection(seen.pooler_output)
         expected_text = model.text_projection(states[:, 0])
-    pooled, tokens, mask = encoder.texts(CHINESE)
+    pooled, tokens, mask = encoder.encode_texts(CHINESE)
     close(pooled[:1], F.normalize(expected_text, dim=-1))
     close(tokens[0][mask[0]], states[0])
-    pooled, patches = encoder.images([photo(0)])
+    pooled, patches = encoder.encode_images([make_photo(0)])
     close(pooled, F.normalize(expected_picture, dim=-1))
     close(patches, seen.last_hidden_state)
     assert encoder.languages == ["zh"]
@@ -105,16 +107,18 @@ def test_chinese_clip_pools_the_first_token_through_the_projection(tmp_path):
 def test_chinese_clip_is_read_from_the_files_that_its_authors_published(tmp_path):
     """Every step from pixels and ids to features, written again."""
     (tmp_path / "source").mkdir()
-    model = tiny_clip.published_chinese_clip(tmp_path / "source")
+    model = tiny_clip.save_published_chinese_clip(tmp_path / "source")
     encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder", ["zh"])
-    picture, tower = photo(0), model.vision_model
+    picture, tower = make_photo(0), model.vision_model
     squeezed = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
-    pixels = (squeezed - tiny_clip.CLIP_MEAN) / tiny_clip.CLIP_DEVIATION
+    pixels = (squeezed - tiny_clip.CLIP_MEAN) / tiny_clip.CLIP_STD
     pixels = torch.from_numpy(pixels).float().permute(2, 0, 1)
-    torch.testing.assert_close(encoder.pixels(picture), pixels, atol=0.03, rtol=0)
+    torch.testing.assert_close(encoder.preprocess_image(picture), pixels, atol=0.03, rtol=0)
     with torch.inference_mode():
         cells = F.conv2d(
-            encoder.pixels(picture)[None], tower.embeddings.patch_embedding.weight, stride=16
+            encoder.preprocess_image(picture)[None],
+            tower.embeddings.patch_embedding.weight,
+            stride=16,
         )
         cells = cells.flatten(2).transpose(1, 2)  # (1, P, D), by row
         tokens = torch.cat([tower.embeddings.class_embedding[None, None], cells], 1)
@@ -124,10 +128,10 @@ def test_chinese_clip_is_read_from_the_files_that_its_authors_published(tmp_path
         ids = torch.tensor([[2, 5, 6, 15, 16, 14, 1, 3]])  # [CLS] 番 茄 a ##b ， [UNK] [SEP]
         text = model.text_model(input_ids=ids).last_hidden_state
         read = text[:, 0] @ model.text_projection.weight.T
-    pooled, patches = encoder.images([picture])
+    pooled, patches = encoder.encode_images([picture])
     close(pooled, F.normalize(expected, dim=-1))
     close(patches, states)  # the class token before the 2 x 2 patches, none of them normalised
-    pooled, tokens, mask = encoder.texts(["番茄Ab，？", "米"])
+    pooled, tokens, mask = encoder.encode_texts(["番茄Ab，？", "米"])
     assert mask.sum(1).tolist() == [8, 3]
     close(pooled[:1], F.normalize(read, dim=-1))
     close(tokens[0][mask[0]], text[0])
@@ -135,46 +139,46 @@ def test_chinese_clip_is_read_from_the_files_that_its_authors_published(tmp_path
 
 def test_chinese_clip_reads_the_52_tokens_that_it_was_trained_on(tmp_path):
     (tmp_path / "source").mkdir()
-    tiny_clip.published_chinese_clip(tmp_path / "source")
+    tiny_clip.save_published_chinese_clip(tmp_path / "source")
     encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder", ["zh"])
     long = "番茄炒蛋米饭红烧肉" * 6  # 54 characters
-    pooled, tokens, mask = encoder.texts([long, long[:50], "米"])
+    pooled, tokens, mask = encoder.encode_texts([long, long[:50], "米"])
     assert tokens.shape[1] == 52 and mask.sum(1).tolist() == [52, 52, 3]
     assert torch.equal(pooled[0], pooled[1])
-    assert encoder.pieces([long])[0] == ["[CLS]", *long[:50], "[SEP]"]
+    assert encoder.subwords([long])[0] == ["[CLS]", *long[:50], "[SEP]"]
 
 
 def test_siglip_reads_texts_at_their_full_length_and_pools_them_itself(tmp_path):
-    model = tiny_clip.siglip(tmp_path / "source")
+    model = tiny_clip.save_siglip(tmp_path / "source")
     encoder = fetched("hf", tmp_path / "source", tmp_path / "encoder")
     words = encoder.processor.tokenizer(["a"], padding="max_length", return_tensors="pt")
-    pixels = encoder.processor.image_processor(photo(0), return_tensors="pt")
+    pixels = encoder.processor.image_processor(make_photo(0), return_tensors="pt")
     with torch.inference_mode():
         read = model.text_model(input_ids=words["input_ids"])
         seen = model.vision_model(**pixels)
-    pooled, tokens, mask = encoder.texts(["a", "b c"])
-    assert (encoder.buckets(["a", "b c"]), mask.sum(1).tolist()) == ([12, 12], [3, 4])
+    pooled, tokens, mask = encoder.encode_texts(["a", "b c"])
+    assert (encoder.padded_lengths(["a", "b c"]), mask.sum(1).tolist()) == ([12, 12], [3, 4])
     close(pooled[0], F.normalize(read.pooler_output, dim=-1)[0])
     close(tokens[0], read.last_hidden_state[0])
-    pooled, patches = encoder.images([photo(0)])
+    pooled, patches = encoder.encode_images([make_photo(0)])
     close(pooled, F.normalize(seen.pooler_output, dim=-1))
     close(patches, seen.last_hidden_state)
 
 
 def test_open_clip_features_are_those_of_its_own_model(tmp_path):
-    model = tiny_clip.openclip(tmp_path / "source")
+    model = tiny_clip.save_openclip(tmp_path / "source")
     encoder = fetched("openclip", tmp_path / "source", tmp_path / "encoder")
     ids = open_clip.SimpleTokenizer(context_length=20)(ENGLISH)
-    pixels = torch.stack([encoder.preprocess(photo(i)) for i in range(2)])
+    pixels = torch.stack([encoder.preprocess(make_photo(i)) for i in range(2)])
     with torch.inference_mode():
         expected_pictures = model.encode_image(pixels, normalize=True)
         expected_texts = model.encode_text(ids, normalize=True)
         model.visual.output_tokens = True
         cells = model.visual(pixels)[1]
-    pooled, patches = encoder.images([photo(0), photo(1)])
+    pooled, patches = encoder.encode_images([make_photo(0), make_photo(1)])
     close(pooled, expected_pictures)
     assert patches.shape == cells.shape == (2, 4, 16)
-    pooled, _, mask = encoder.texts(ENGLISH)
+    pooled, _, mask = encoder.encode_texts(ENGLISH)
     close(pooled, expected_texts)
     assert mask.sum(1).tolist() == [4, 5, 3]  # words with start and end
 
@@ -200,26 +204,26 @@ def test_pieces_are_the_tokens_that_have_features(tmp_path, make, kind, texts, p
     else:
         getattr(tiny_clip, make)(tmp_path / "source")
         encoder = fetched(kind, tmp_path / "source", tmp_path / "encoder")
-    found = encoder.pieces(texts)
+    found = encoder.subwords(texts)
     assert found[0] == pieces[0].split()
     assert found[1][1:-1] == [pieces[1]]
     long = texts[0] * 60
-    mask = encoder.texts([*texts, long])[2]
-    assert [len(row) for row in encoder.pieces([*texts, long])] == mask.sum(1).tolist()
+    mask = encoder.encode_texts([*texts, long])[2]
+    assert [len(row) for row in encoder.subwords([*texts, long])] == mask.sum(1).tolist()
 
 
 def test_open_clip_keeps_the_preprocessing_that_belongs_to_the_weights(tmp_path):
-    tiny_clip.openclip(tmp_path / "source", resize_mode="squash", mean=[0.1, 0.2, 0.3])
+    tiny_clip.save_openclip(tmp_path / "source", resize_mode="squash", mean=[0.1, 0.2, 0.3])
     encoder = fetched("openclip", tmp_path / "source", tmp_path / "encoder")
     config = encoder.model.visual.preprocess_cfg
     assert (config["resize_mode"], list(config["mean"])) == ("squash", [0.1, 0.2, 0.3])
-    assert encoder.pixels(photo(0, 90, 30)).shape == (3, 32, 32)
+    assert encoder.preprocess_image(make_photo(0, 90, 30)).shape == (3, 32, 32)
 
 
 def test_open_clip_takes_a_named_architecture_with_a_checkpoint_file(tmp_path, monkeypatch):
-    tiny_clip.openclip(tmp_path / "source")
+    tiny_clip.save_openclip(tmp_path / "source")
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "Tiny.json").write_text(json.dumps(tiny_clip.OPEN_CLIP))
+    (tmp_path / "configs" / "Tiny.json").write_text(json.dumps(tiny_clip.OPEN_CLIP_CONFIG))
     open_clip.add_model_config(tmp_path / "configs")
     weights = tmp_path / "source" / "open_clip_model.safetensors"
     (tmp_path / "encoder").mkdir()
@@ -240,60 +244,60 @@ def test_open_clip_takes_a_named_architecture_with_a_checkpoint_file(tmp_path, m
     ],
 )
 def test_open_clip_weights_that_are_not_there_are_named(tmp_path, name, said):
-    with pytest.raises(WrongInput, match=said) as raised:
+    with pytest.raises(InputError, match=said) as raised:
         openclip_encoder.fetch(name, ["en"], tmp_path)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_open_clip_folder_without_weights_is_an_error_not_random_weights(tmp_path):
-    tiny_clip.openclip(tmp_path / "source")
+    tiny_clip.save_openclip(tmp_path / "source")
     (tmp_path / "source" / "open_clip_model.safetensors").unlink()
-    with pytest.raises(WrongInput, match="could not be loaded"):
+    with pytest.raises(InputError, match="could not be loaded"):
         fetched("openclip", tmp_path / "source", tmp_path / "encoder")
 
 
 @pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder", "not a name"])
 def test_hugging_face_weights_that_are_not_there_are_named(tmp_path, name):
-    with pytest.raises(WrongInput, match=name) as raised:
+    with pytest.raises(InputError, match=name) as raised:
         huggingface_encoder.fetch(name, ["en"], tmp_path)
     assert "\n" not in str(raised.value)
 
 
 def test_a_checkpoint_that_lacks_weights_is_an_error_not_random_weights(tmp_path):
-    tiny_clip.clip(tmp_path / "source")
+    tiny_clip.save_clip(tmp_path / "source")
     weights = load_file(tmp_path / "source" / "model.safetensors")
     del weights["text_projection.weight"]
     save_file(weights, tmp_path / "source" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(WrongInput, match=r"lacks 1 of its weights \(text_projection\.weight"):
+    with pytest.raises(InputError, match=r"lacks 1 of its weights \(text_projection\.weight"):
         fetched("hf", tmp_path / "source", tmp_path / "encoder")
 
 
 def test_a_file_that_holds_no_weights_is_one_sentence(tmp_path):
-    with pytest.raises(WrongInput, match="the file holds no weights") as raised:
+    with pytest.raises(InputError, match="the file holds no weights") as raised:
         openclip_encoder.fetch("ViT-B-32/params.yaml", ["en"], tmp_path)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["hf", "openclip"])
 def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path, kind):
-    {"hf": tiny_clip.clip, "openclip": tiny_clip.openclip}[kind](tmp_path / "source")
+    {"hf": tiny_clip.save_clip, "openclip": tiny_clip.save_openclip}[kind](tmp_path / "source")
     (weights,) = (tmp_path / "source").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(WrongInput, match=r"could not be loaded \(.+\)") as raised:
+    with pytest.raises(InputError, match=r"could not be loaded \(.+\)") as raised:
         fetched(kind, tmp_path / "source", tmp_path / "encoder")
     assert "\n" not in str(raised.value)
 
 
 def test_a_model_that_is_no_clip_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(WrongInput, match="'bert' model"):
+    with pytest.raises(InputError, match="'bert' model"):
         huggingface_encoder.fetch(str(tmp_path), ["en"], tmp_path)
 
 
 def test_an_encoder_folder_names_no_folder_of_this_machine(tmp_path):
-    tiny_clip.clip(tmp_path / "a")
-    tiny_clip.openclip(tmp_path / "b")
+    tiny_clip.save_clip(tmp_path / "a")
+    tiny_clip.save_openclip(tmp_path / "b")
     fetched("hf", tmp_path / "a", tmp_path / "hf")
     fetched("openclip", tmp_path / "b", tmp_path / "openclip")
     for folder in ("hf", "openclip"):
@@ -305,37 +309,42 @@ def test_the_fingerprint_is_of_the_encoder_not_of_reports_about_it(tmp_path):
     encoder = save_tiny(tmp_path / "a")
     assert save_tiny(tmp_path / "b").fingerprint == encoder.fingerprint
     (tmp_path / "a" / "summary.json").write_text("{}")
-    assert encoder_files.fingerprint(tmp_path / "a") == encoder.fingerprint
+    assert encoder_files.fingerprint_folder(tmp_path / "a") == encoder.fingerprint
     (tmp_path / "a" / "encoder.json").write_text("{}")
-    assert encoder_files.fingerprint(tmp_path / "a") != encoder.fingerprint
+    assert encoder_files.fingerprint_folder(tmp_path / "a") != encoder.fingerprint
 
 
 def test_a_folder_without_an_encoder_is_named(tmp_path):
-    with pytest.raises(WrongInput, match=r"encoder\.json is missing"):
-        encoders.load(tmp_path)
+    with pytest.raises(InputError, match=r"encoder\.json is missing"):
+        encoders.load_encoder(tmp_path)
 
 
 def test_minilm_pools_the_mean_over_the_tokens_of_a_text():
-    tower = tiny_encoder.MiniLM(32)
-    pooled, tokens, mask = tower.texts(["a fox in the rain", "snow"])
+    tower = tiny_encoder.MiniLMTower(32)
+    pooled, tokens, mask = tower.encode_texts(["a fox in the rain", "snow"])
     for row in range(2):
         mean = tokens[row][mask[row]].mean(0)
         close(pooled[row], mean / mean.norm())
-    near, far = tower.texts(["a fox in the rain", "a fox in rainy weather", "tax law"])[0][0] @ (
-        tower.texts(["a fox in the rain", "a fox in rainy weather", "tax law"])[0][1:].T
-    )
+    near, far = tower.encode_texts(["a fox in the rain", "a fox in rainy weather", "tax law"])[0][
+        0
+    ] @ (tower.encode_texts(["a fox in the rain", "a fox in rainy weather", "tax law"])[0][1:].T)
     assert near > 0.8 > 0.3 > far
 
 
 def test_padding_and_neighbours_do_not_change_what_a_text_means():
-    tower = tiny_encoder.MiniLM(32)
-    alone, beside = tower.texts(["a fox"])[0][0], tower.texts(["a fox", "word " * 25])[0][0]
+    tower = tiny_encoder.MiniLMTower(32)
+    alone, beside = (
+        tower.encode_texts(["a fox"])[0][0],
+        tower.encode_texts(["a fox", "word " * 25])[0][0],
+    )
     close(alone, beside)
 
 
 def test_pictures_of_any_size_become_tokens_of_one_shape(tmp_path):
     encoder = save_tiny(tmp_path / "tiny")
-    pooled, patches = encoder.images([photo(0, 500, 20), photo(1, 1, 1), photo(2, 32, 32)])
+    pooled, patches = encoder.encode_images(
+        [make_photo(0, 500, 20), make_photo(1, 1, 1), make_photo(2, 32, 32)]
+    )
     assert (pooled.shape, patches.shape) == ((3, 384), (3, 4, 32))
     close(pooled.norm(dim=-1), torch.ones(3))
     assert np.isfinite(patches.numpy()).all()
@@ -343,7 +352,7 @@ def test_pictures_of_any_size_become_tokens_of_one_shape(tmp_path):
 
 @pytest.mark.parametrize("patch, tokens", [(16, 4), (8, 16), (2, 256)])
 def test_a_token_stands_for_a_patch(patch, tokens):
-    tower = tiny_encoder.PictureTower(replace(SIZES, patch=patch), pooled=8)
+    tower = tiny_encoder.ImageTower(replace(SIZES, patch=patch), pooled=8)
     assert tower(torch.zeros(1, 3, 32, 32))[1].shape == (1, tokens, 32)
 
 
@@ -351,13 +360,13 @@ def test_a_token_stands_for_a_patch(patch, tokens):
     "change", [{"image_size": 40}, {"patch": 12}, {"d_model": 40}, {"d_model": 16}]
 )
 def test_sizes_that_do_not_divide_are_named(change):
-    with pytest.raises(WrongInput, match=f"align.tiny.{next(iter(change))} is"):
-        replace(SIZES, heads=3, **change).check()
+    with pytest.raises(InputError, match=f"align.tiny.{next(iter(change))} is"):
+        replace(SIZES, heads=3, **change).validate()
 
 
 def test_another_minilm_than_the_encoder_was_trained_against_is_an_error(tmp_path):
     save_tiny(tmp_path / "tiny")
     config = json.loads((tmp_path / "tiny" / "encoder.json").read_text())
     (tmp_path / "tiny" / "encoder.json").write_text(json.dumps(config | {"text_fingerprint": "x"}))
-    with pytest.raises(WrongInput, match="trained against another"):
-        encoders.load(tmp_path / "tiny")
+    with pytest.raises(InputError, match="trained against another"):
+        encoders.load_encoder(tmp_path / "tiny")

@@ -2,24 +2,34 @@ import pytest
 import torch
 
 from stages.shared.generation import decoders
-from stages.shared.generation.article_dataset import Articles, excerpts, paragraphs, parts
-from stages.shared.generation.chunk_dataset import Chunks, Limits, by_reference
-from stages.shared.runtime.stage import WrongInput
-from stages.shared.training.losses import IGNORED
+from stages.shared.generation.article_dataset import (
+    ArticleDataset,
+    group_into_articles,
+    sample_excerpts,
+    split_paragraphs,
+)
+from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits, expand_references
+from stages.shared.runtime.stage import InputError
+from stages.shared.training.losses import IGNORE_INDEX
 from tests.support import tiny_flexmuse
 
-LIMITS = Limits(topic_tokens=8, text_tokens=60, pictures=4)
-PARAMS = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))
+LIMITS = LengthLimits(max_topic_tokens=8, max_text_tokens=60, max_images=4)
+PARAMS = decoders.DecoderConfig(
+    decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
+)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return decoders.create("tiny", PARAMS, 16, tiny_flexmuse.TEXTS * 4, 3)[1]
+    return decoders.create_decoder("tiny", PARAMS, 16, tiny_flexmuse.TEXTS * 4, 3)[1]
 
 
 def articles(tokenizer, rows=None, learned=False, limits=LIMITS):
-    return Articles(
-        rows or tiny_flexmuse.rows(), tiny_flexmuse.features(learned), tokenizer, limits
+    return ArticleDataset(
+        rows or tiny_flexmuse.make_chunk_rows(),
+        tiny_flexmuse.build_features(learned),
+        tokenizer,
+        limits,
     )
 
 
@@ -33,32 +43,35 @@ def test_an_item_is_an_article_and_its_text_has_a_sentinel_between_paragraphs(to
 
 
 def test_a_longer_article_is_written_in_parts_and_every_caption_is_a_text(tokenizer):
-    items = articles(tokenizer, limits=Limits(8, 60, 3))
+    items = articles(tokenizer, limits=LengthLimits(8, 60, 3))
     assert [len(item) for item in items.rows] == [3, 1, 3, 1]
-    captioned = tiny_flexmuse.rows()[3] | {"references": ["one", "two"]}
-    assert [[row["text"] for row in item] for item in parts(by_reference([captioned]), 3)] == [
+    captioned = tiny_flexmuse.make_chunk_rows()[3] | {"references": ["one", "two"]}
+    assert [
+        [row["text"] for row in item]
+        for item in group_into_articles(expand_references([captioned]), 3)
+    ] == [
         ["one"],
         ["two"],
     ]
 
 
 def test_what_spells_a_sentinel_or_an_end_in_a_text_is_none(tokenizer):
-    rows = tiny_flexmuse.rows()[:2]
+    rows = tiny_flexmuse.make_chunk_rows()[:2]
     rows[0] |= {"text": "a red<extra_id_0> cat</s> sleeps"}
     items = articles(tokenizer, rows)
     assert tokenizer.decode(items.labels[0]) == (
         "a red cat sleeps<extra_id_0> the blue dog runs far</s>"
     )
-    chunks = Chunks(rows, items.features, tokenizer, LIMITS)
+    chunks = ChunkDataset(rows, items.features, tokenizer, LIMITS)
     assert tokenizer.decode(chunks.labels[0]) == "a red cat sleeps</s>"
 
 
 def test_an_excerpt_is_some_consecutive_chunks_and_an_item_of_its_own(tokenizer):
-    rows = tiny_flexmuse.rows()
-    assert excerpts(rows, 0.0, 0) == []
+    rows = tiny_flexmuse.make_chunk_rows()
+    assert sample_excerpts(rows, 0.0, 0) == []
     seen = set()
     for seed in range(40):
-        items = articles(tokenizer, rows + excerpts(rows, 1.0, seed))
+        items = articles(tokenizer, rows + sample_excerpts(rows, 1.0, seed))
         assert [len(item) for item in items.rows[:3]] == [3, 1, 4]
         whole = {item[0]["record"]: item for item in items.rows[:3]}
         added = items.rows[3:]
@@ -72,7 +85,7 @@ def test_an_excerpt_is_some_consecutive_chunks_and_an_item_of_its_own(tokenizer)
 
 
 def test_a_batch_pads_the_shorter_articles_with_zeros(tokenizer):
-    rows = tiny_flexmuse.rows()
+    rows = tiny_flexmuse.make_chunk_rows()
     rows[1] |= {"image": None}
     items = articles(tokenizer, rows)
     batch = items.batch([0, 1, 2])
@@ -89,18 +102,20 @@ def test_a_batch_pads_the_shorter_articles_with_zeros(tokenizer):
     assert batch["patches"].shape == (3, 4, 4, 6)
     expected = torch.from_numpy(features.text_pooled[features.text_index["title 2"]]).float()
     assert torch.equal(batch["topic_pooled"][2], expected)
-    assert (batch["labels"][1] == IGNORED).sum() == len(items.labels[2]) - len(items.labels[1])
+    assert (batch["labels"][1] == IGNORE_INDEX).sum() == len(items.labels[2]) - len(items.labels[1])
 
 
 def test_a_corpus_without_titles_has_no_topic_and_learned_topics_have_no_pooled_one(tokenizer):
-    bare = articles(tokenizer, [row | {"title": ""} for row in tiny_flexmuse.rows()]).batch([0, 1])
+    bare = articles(
+        tokenizer, [row | {"title": ""} for row in tiny_flexmuse.make_chunk_rows()]
+    ).batch([0, 1])
     assert not bare["has_topic"].any() and not bare["topic_pooled"].any()
     assert "topic_pooled" not in articles(tokenizer, learned=True).batch([0, 1])
 
 
 def test_a_text_that_is_too_long_is_cut_and_counted(tokenizer):
-    items = articles(tokenizer, limits=Limits(8, 5, 4))
-    assert items.cut == 3 and all(len(ids) == 5 for ids in items.labels)
+    items = articles(tokenizer, limits=LengthLimits(8, 5, 4))
+    assert items.num_truncated == 3 and all(len(ids) == 5 for ids in items.labels)
 
 
 def test_labels_end_with_the_paragraph_that_is_asked_for(tokenizer):
@@ -124,11 +139,11 @@ def test_labels_end_with_the_paragraph_that_is_asked_for(tokenizer):
 def test_a_written_text_has_a_paragraph_for_each_chunk(tokenizer, count, expected):
     items = articles(tokenizer)
     ids = [*items.labels[0], 0, 7]  # what follows the end is not text
-    assert paragraphs(ids, tokenizer, items.sentinels, count) == expected
+    assert split_paragraphs(ids, tokenizer, items.sentinel_ids, count) == expected
 
 
 def test_a_tokenizer_without_sentinels_is_told_in_a_sentence():
     plain = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 400)
-    assert decoders.sentinels(plain, 0) == []
-    with pytest.raises(WrongInput, match="fewer than 3 sentinel tokens"):
-        decoders.sentinels(plain, 3)
+    assert decoders.get_sentinel_ids(plain, 0) == []
+    with pytest.raises(InputError, match="fewer than 3 sentinel tokens"):
+        decoders.get_sentinel_ids(plain, 3)

@@ -3,32 +3,32 @@ import torch
 
 from stages.shared.core import schemas
 from stages.shared.generation import chunk_dataset
-from stages.shared.generation.chunk_dataset import IGNORED, Chunks, Limits
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.generation.chunk_dataset import IGNORE_INDEX, ChunkDataset, LengthLimits
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_flexmuse
 
 
 @pytest.fixture(scope="module")
 def chunks():
-    return tiny_flexmuse.chunks()
+    return tiny_flexmuse.build_chunk_dataset()
 
 
 def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
     batch = chunks.batch([2, 1])
     for row, index in enumerate([2, 1]):
-        ids = [i for i in batch["labels"][row].tolist() if i != IGNORED]
+        ids = [i for i in batch["labels"][row].tolist() if i != IGNORE_INDEX]
         assert ids[-1] == chunks.tokenizer.eos_token_id
         assert chunks.tokenizer.decode(ids[:-1]) == chunks.rows[index]["text"]
 
 
 def test_a_long_text_is_cut_without_an_end_and_counted():
-    short = chunk_dataset.Chunks(
-        tiny_flexmuse.rows(),
-        tiny_flexmuse.features(),
-        tiny_flexmuse.chunks().tokenizer,
-        Limits(8, 2),
+    short = chunk_dataset.ChunkDataset(
+        tiny_flexmuse.make_chunk_rows(),
+        tiny_flexmuse.build_features(),
+        tiny_flexmuse.build_chunk_dataset().tokenizer,
+        LengthLimits(8, 2),
     )
-    assert short.cut == 8
+    assert short.num_truncated == 8
     assert all(len(ids) == 2 and ids[-1] != short.tokenizer.eos_token_id for ids in short.labels)
 
 
@@ -43,17 +43,20 @@ def test_features_land_at_their_items_and_padding_is_masked(chunks):
 def test_sigma_is_the_cosine_of_picture_and_title(chunks):
     features = chunks.features
     picture, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
-    sigma = chunk_dataset.similarity(features, "7", "title 2")
+    sigma = chunk_dataset.compute_similarity(features, "7", "title 2")
     assert sigma == pytest.approx(picture @ title, abs=1e-6)
     assert chunks.batch([7])["sigma"].item() == pytest.approx(sigma)
-    assert chunk_dataset.similarity(features, None, "title 2") is None
-    assert chunk_dataset.similarity(tiny_flexmuse.features(learned=True), "7", "title 2") is None
+    assert chunk_dataset.compute_similarity(features, None, "title 2") is None
+    assert (
+        chunk_dataset.compute_similarity(tiny_flexmuse.build_features(learned=True), "7", "title 2")
+        is None
+    )
 
 
 def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
     row = chunks.rows[0] | {"image": None, "title": ""}
-    bare = chunk_dataset.Chunks(
-        [row, chunks.rows[1]], chunks.features, chunks.tokenizer, Limits(8, 24)
+    bare = chunk_dataset.ChunkDataset(
+        [row, chunks.rows[1]], chunks.features, chunks.tokenizer, LengthLimits(8, 24)
     )
     batch = bare.batch([0, 1])
     assert batch["has_picture"].tolist() == batch["has_topic"].tolist() == [False, True]
@@ -62,9 +65,11 @@ def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
 
 
 def test_learned_topics_are_characters_of_any_script():
-    chunks = tiny_flexmuse.chunks(learned=True)
+    chunks = tiny_flexmuse.build_chunk_dataset(learned=True)
     row = chunks.rows[0] | {"title": "红烧肉"}
-    chinese = chunk_dataset.Chunks([row], chunks.features, chunks.tokenizer, Limits(8, 24))
+    chinese = chunk_dataset.ChunkDataset(
+        [row], chunks.features, chunks.tokenizer, LengthLimits(8, 24)
+    )
     batch = chinese.batch([0])
     assert "topic" not in batch
     assert chunks.tokenizer.unk_token_id not in batch["topic_ids"]
@@ -72,7 +77,7 @@ def test_learned_topics_are_characters_of_any_script():
 
 
 def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
-    pairs = tiny_flexmuse.pairs()
+    pairs = tiny_flexmuse.make_pairs()
     pairs[2]["rejected"] = []  # of r0: nobody is rejected for its last chunk
     groups = chunks.groups(pairs)  # r1 has no second chunk
     assert [group.rows for group in groups] == [[0, 1, 2], [4, 5, 6, 7]]
@@ -85,51 +90,64 @@ def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
 
 
 def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
-    rows = [row | {"position": row["position"] * 2} for row in tiny_flexmuse.rows()]
-    chunks = chunk_dataset.Chunks(
-        rows, tiny_flexmuse.features(), tiny_flexmuse.chunks().tokenizer, Limits(8, 24)
+    rows = [row | {"position": row["position"] * 2} for row in tiny_flexmuse.make_chunk_rows()]
+    chunks = chunk_dataset.ChunkDataset(
+        rows,
+        tiny_flexmuse.build_features(),
+        tiny_flexmuse.build_chunk_dataset().tokenizer,
+        LengthLimits(8, 24),
     )
-    pairs = tiny_flexmuse.grouped([[("r2", 6), ("r1", 0), ("r0", 4)]])
+    pairs = tiny_flexmuse.make_pairs_from_groups([[("r2", 6), ("r1", 0), ("r0", 4)]])
     pairs[2]["rejected"] = [0]
-    (group,) = chunks.groups(pairs)
-    assert group.rows == [7, 3, 2]
+    (group,) = chunks.build_groups(pairs)
+    assert group.indices == [7, 3, 2]
     assert group.allowed.int().tolist() == [[0, 1, 1], [1, 0, 1], [1, 0, 0]]
 
 
 def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_stay(chunks):
     rows = [row for row in chunks.rows if row["image"] != "1"]  # r0 at 1, which nothing illustrated
-    shown = chunk_dataset.Chunks(rows, chunks.features, chunks.tokenizer, Limits(8, 24))
-    pairs = tiny_flexmuse.grouped([[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]])
+    shown = chunk_dataset.ChunkDataset(rows, chunks.features, chunks.tokenizer, LengthLimits(8, 24))
+    pairs = tiny_flexmuse.make_pairs_from_groups(
+        [[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]]
+    )
     pairs[0]["rejected"] = [1]
-    (group,) = shown.groups(pairs)
-    assert [rows[row]["image"] for row in group.rows] == ["0", "2"]
+    (group,) = shown.build_groups(pairs)
+    assert [rows[row]["image"] for row in group.indices] == ["0", "2"]
     assert group.allowed.int().tolist() == [[0, 0], [1, 0]]
 
 
 def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(tmp_path):
-    rows = [*tiny_flexmuse.rows(), tiny_flexmuse.rows()[0] | {"split": "test", "image": None}]
-    schemas.write(tmp_path / "chunks.parquet", rows, schemas.CHUNKS)
-    assert len(chunk_dataset.training_chunks(tmp_path)) == 8
-    assert len(chunk_dataset.read_chunks(tmp_path, "test", with_picture=False)) == 1
-    assert chunk_dataset.read_chunks(tmp_path, "test", with_picture=True) == []
-    schemas.write(tmp_path / "chunks.parquet", rows[-1:], schemas.CHUNKS)
-    with pytest.raises(WrongInput, match="no chunk of the train split has a picture"):
-        chunk_dataset.training_chunks(tmp_path)
+    rows = [
+        *tiny_flexmuse.make_chunk_rows(),
+        tiny_flexmuse.make_chunk_rows()[0] | {"split": "test", "image": None},
+    ]
+    schemas.write_parquet(tmp_path / "chunks.parquet", rows, schemas.CHUNKS)
+    assert len(chunk_dataset.load_training_chunks(tmp_path)) == 8
+    assert len(chunk_dataset.load_chunks(tmp_path, "test", with_picture=False)) == 1
+    assert chunk_dataset.load_chunks(tmp_path, "test", with_picture=True) == []
+    schemas.write_parquet(tmp_path / "chunks.parquet", rows[-1:], schemas.CHUNKS)
+    with pytest.raises(InputError, match="no chunk of the train split has a picture"):
+        chunk_dataset.load_training_chunks(tmp_path)
 
 
 def test_pieces_are_the_tokens_of_the_topic_that_the_model_sees():
-    chunks = tiny_flexmuse.chunks()
+    chunks = tiny_flexmuse.build_chunk_dataset()
     batch = chunks.batch([0, 3, 4])
-    counts = [len(chunks.pieces(chunks.rows[index]["title"])) for index in (0, 3, 4)]
+    counts = [len(chunks.topic_subwords(chunks.rows[index]["title"])) for index in (0, 3, 4)]
     assert counts == batch["topic_mask"].sum(1).tolist() == [3, 5, 7]
-    short = Chunks(tiny_flexmuse.rows(), tiny_flexmuse.features(), chunks.tokenizer, Limits(2, 24))
-    assert short.pieces("title 2") == ["t0", "t1"]
-    assert chunks.pieces("") == [""]  # the open position of an item without topic
+    short = ChunkDataset(
+        tiny_flexmuse.make_chunk_rows(),
+        tiny_flexmuse.build_features(),
+        chunks.tokenizer,
+        LengthLimits(2, 24),
+    )
+    assert short.topic_subwords("title 2") == ["t0", "t1"]
+    assert chunks.topic_subwords("") == [""]  # the open position of an item without topic
 
 
 def test_pieces_of_a_learned_topic_are_those_of_the_decoders_tokenizer():
-    chunks = tiny_flexmuse.chunks(learned=True)
+    chunks = tiny_flexmuse.build_chunk_dataset(learned=True)
     batch = chunks.batch([0])
-    pieces = chunks.pieces("title 0")
+    pieces = chunks.topic_subwords("title 0")
     assert len(pieces) == batch["topic_ids_mask"].sum() == 8
     assert pieces[:5] == ["t", "i", "t", "l", "e"]

@@ -6,10 +6,12 @@ import torch
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from stages.shared.generation import decoders
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_flexmuse
 
-TINY = decoders.Params(decoders.Tiny(vocabulary=400, layers=2, d_ff=32, heads=4, dropout=0.0))
+TINY = decoders.DecoderConfig(
+    decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
+)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_the_least_vocabulary_is_the_bytes_the_special_tokens_and_the_blank():
     tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS, 260)
     ids = tokenizer("红 cat", add_special_tokens=False).input_ids
     assert len(tokenizer) == 260 and tokenizer.decode(ids) == "红 cat"
-    with pytest.raises(WrongInput, match=r"decoders\.tiny\.vocabulary is 259: give more than 259"):
+    with pytest.raises(InputError, match=r"decoders\.tiny\.vocabulary is 259: give more than 259"):
         decoders.train_tokenizer(tiny_flexmuse.TEXTS, 259)
 
 
@@ -60,35 +62,35 @@ def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
         minloglevel=2,  # warnings
         **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},  # as in T5
     )
-    tiny_flexmuse.t5(28).save_pretrained(tmp_path)
+    tiny_flexmuse.build_t5(28).save_pretrained(tmp_path)
     (tmp_path / "spiece.model").write_bytes(trained.getvalue())
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    _, tokenizer = decoders.create(str(tmp_path), TINY, 16, [], 0)
+    _, tokenizer = decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
     pieces = SentencePieceProcessor(model_proto=trained.getvalue())
     for text in tiny_flexmuse.TEXTS:
         ids = tokenizer(text).input_ids
         assert ids == [*pieces.encode(text), 1]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     (tmp_path / "run").mkdir()
-    decoders.save(tmp_path / "run", tiny_flexmuse.t5(28), tokenizer)
-    assert decoders.restore(tmp_path / "run")[1](text).input_ids == ids
+    decoders.save_decoder(tmp_path / "run", tiny_flexmuse.build_t5(28), tokenizer)
+    assert decoders.load_decoder(tmp_path / "run")[1](text).input_ids == ids
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_path, tied):
     saved, tokenizer = tiny_flexmuse.save_t5(tmp_path / "named", tied)
     assert torch.equal(saved.lm_head.weight, saved.shared.weight) == tied
-    model, found = decoders.create(str(tmp_path / "named"), TINY, 16, [], 0)
+    model, found = decoders.create_decoder(str(tmp_path / "named"), TINY, 16, [], 0)
     for name, weight in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     assert found(tiny_flexmuse.TEXTS[0]).input_ids == tokenizer(tiny_flexmuse.TEXTS[0]).input_ids
     (tmp_path / "run").mkdir()
-    decoders.save(tmp_path / "run", model, found)
-    again, tokens = decoders.restore(tmp_path / "run")
+    decoders.save_decoder(tmp_path / "run", model, found)
+    again, tokens = decoders.load_decoder(tmp_path / "run")
     assert again.config.scale_decoder_outputs == tied
     if not tied:
-        decoders.untie(again)
+        decoders.untie_lm_head(again)
     again.load_state_dict(model.state_dict())
     labels = torch.tensor([tokens(tiny_flexmuse.TEXTS[0]).input_ids])
     losses = [one.eval()(input_ids=labels, labels=labels).loss for one in (model, again)]
@@ -96,17 +98,17 @@ def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_pat
 
 
 def test_a_name_that_does_not_exist_is_one_sentence(tmp_path):
-    with pytest.raises(WrongInput, match="decoder no/such-model cannot be loaded"):
-        decoders.create("no/such-model", TINY, 16, [], 0)
+    with pytest.raises(InputError, match="decoder no/such-model cannot be loaded"):
+        decoders.create_decoder("no/such-model", TINY, 16, [], 0)
 
 
 def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path):
-    tiny_flexmuse.t5().save_pretrained(tmp_path)
+    tiny_flexmuse.build_t5().save_pretrained(tmp_path)
     decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(WrongInput, match=r"cannot be loaded: .+") as raised:
-        decoders.create(str(tmp_path), TINY, 16, [], 0)
+    with pytest.raises(InputError, match=r"cannot be loaded: .+") as raised:
+        decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
     assert "\n" not in str(raised.value)
 
 
@@ -118,20 +120,20 @@ def test_whatever_a_checkpoint_makes_transformers_raise_is_one_sentence(monkeypa
         raise error
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
-    with pytest.raises(WrongInput, match=r"decoder x cannot be loaded: (install x|no|KeyError)$"):
-        decoders.create("x", TINY, 16, [], 0)
+    with pytest.raises(InputError, match=r"decoder x cannot be loaded: (install x|no|KeyError)$"):
+        decoders.create_decoder("x", TINY, 16, [], 0)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused_without_a_report_before(tmp_path, capfd):
     from safetensors.torch import load_file, save_file
 
-    tiny_flexmuse.t5().save_pretrained(tmp_path)
+    tiny_flexmuse.build_t5().save_pretrained(tmp_path)
     decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     lacking = {k: v for k, v in weights.items() if "decoder.block.1" not in k}
     save_file(lacking, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(WrongInput, match=r"lacks weights of a T5: decoder\.block\.1"):
-        decoders.create(str(tmp_path), TINY, 16, [], 0)
+    with pytest.raises(InputError, match=r"lacks weights of a T5: decoder\.block\.1"):
+        decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
     assert "REPORT" not in "".join(capfd.readouterr())
 
 
@@ -139,19 +141,19 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
     config = {"model_type": "bert", "hidden_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WrongInput, match="cannot be loaded"):
-        decoders.create(str(tmp_path), TINY, 16, [], 0)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
 
 
 def published(folder):
     """A decoder as mengzi-t5-base is published, after a run has saved and restored it."""
     (folder / "named").mkdir()
     saved = tiny_flexmuse.save_published_t5(folder / "named")
-    model, tokenizer = decoders.create(str(folder / "named"), TINY, 16, [], 0)
+    model, tokenizer = decoders.create_decoder(str(folder / "named"), TINY, 16, [], 0)
     (folder / "run").mkdir()
-    decoders.save(folder / "run", model, tokenizer)
-    again, tokens = decoders.restore(folder / "run")
-    decoders.untie(again)
+    decoders.save_decoder(folder / "run", model, tokenizer)
+    again, tokens = decoders.load_decoder(folder / "run")
+    decoders.untie_lm_head(again)
     again.load_state_dict(model.state_dict())
     return saved, (model.eval(), tokenizer), (again.eval(), tokens)
 
@@ -166,8 +168,11 @@ def test_mengzi_t5_as_it_is_published_keeps_its_weights_and_generates_the_same(t
     for name, weight in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     assert not torch.equal(model.lm_head.weight, model.shared.weight)
-    ids = tokenizer(tiny_flexmuse.CHINESE, padding=True, return_tensors="pt")
-    assert tokens(tiny_flexmuse.CHINESE).input_ids == tokenizer(tiny_flexmuse.CHINESE).input_ids
+    ids = tokenizer(tiny_flexmuse.CHINESE_TEXTS, padding=True, return_tensors="pt")
+    assert (
+        tokens(tiny_flexmuse.CHINESE_TEXTS).input_ids
+        == tokenizer(tiny_flexmuse.CHINESE_TEXTS).input_ids
+    )
     options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 2}
     first, second = (one.generate(**ids, **options) for one in (model, again))
     assert torch.equal(first, second) and first.unique().numel() > 2
@@ -179,9 +184,10 @@ def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
         sentinels = found.convert_tokens_to_ids([f"<extra_id_{k}>" for k in range(100)])
         assert sentinels == list(range(141, 41, -1))
         parts = [
-            found(text, add_special_tokens=False).input_ids for text in tiny_flexmuse.CHINESE[:2]
+            found(text, add_special_tokens=False).input_ids
+            for text in tiny_flexmuse.CHINESE_TEXTS[:2]
         ]
-        joined = found("<extra_id_0>".join(tiny_flexmuse.CHINESE[:2])).input_ids
+        joined = found("<extra_id_0>".join(tiny_flexmuse.CHINESE_TEXTS[:2])).input_ids
         assert joined == [*parts[0], 141, *parts[1], found.eos_token_id]
         assert "<" not in found.decode(joined, skip_special_tokens=True)
 
@@ -199,12 +205,12 @@ def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
 )
 def test_no_text_spells_a_sentinel_or_an_end(tmp_path, text):
     _, (_, named), (_, restored) = published(tmp_path)
-    _, tiny = decoders.create("tiny", TINY, 16, tiny_flexmuse.TEXTS * 4, 4)
+    _, tiny = decoders.create_decoder("tiny", TINY, 16, tiny_flexmuse.TEXTS * 4, 4)
     for tokenizer in (named, restored, tiny):
         special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
-        special += decoders.sentinels(tokenizer, 4)
-        assert not set(special) & set(decoders.ids(f"a {text} b", tokenizer))
-        plain = decoders.ids(tiny_flexmuse.TEXTS[0], tokenizer)
+        special += decoders.get_sentinel_ids(tokenizer, 4)
+        assert not set(special) & set(decoders.encode_text(f"a {text} b", tokenizer))
+        plain = decoders.encode_text(tiny_flexmuse.TEXTS[0], tokenizer)
         assert plain == tokenizer(tiny_flexmuse.TEXTS[0], add_special_tokens=False).input_ids
 
 
@@ -224,11 +230,16 @@ def test_a_row_of_the_vocabulary_that_no_token_has_decodes_to_nothing(tmp_path):
 
 def test_chinese_punctuation_that_a_tokenizer_narrows_is_widened_again(tmp_path):
     _, (_, tokenizer), _ = published(tmp_path)
-    assert decoders.narrows(tokenizer)
-    assert not decoders.narrows(decoders.train_tokenizer(tiny_flexmuse.CHINESE, 400))
-    ids = tokenizer(tiny_flexmuse.CHINESE[0]).input_ids
+    assert decoders.maps_punctuation_to_ascii(tokenizer)
+    assert not decoders.maps_punctuation_to_ascii(
+        decoders.train_tokenizer(tiny_flexmuse.CHINESE_TEXTS, 400)
+    )
+    ids = tokenizer(tiny_flexmuse.CHINESE_TEXTS[0]).input_ids
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    assert text == "红烧肉放糖两勺,小火炖。" and decoders.widen(text) == tiny_flexmuse.CHINESE[0]
+    assert (
+        text == "红烧肉放糖两勺,小火炖。"
+        and decoders.restore_full_width(text) == tiny_flexmuse.CHINESE_TEXTS[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,4 +253,4 @@ def test_chinese_punctuation_that_a_tokenizer_narrows_is_widened_again(tmp_path)
     ],
 )
 def test_a_mark_is_widened_where_it_touches_a_chinese_or_japanese_character(narrow, wide):
-    assert decoders.widen(narrow) == wide
+    assert decoders.restore_full_width(narrow) == wide

@@ -10,13 +10,13 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.metrics.classification import (
-    class_scores,
-    entities,
-    entity_scores,
-    lenient,
-    strict,
+    compute_class_scores,
+    compute_entity_scores,
+    extract_entities,
+    extract_lenient_entities,
+    extract_strict_entities,
 )
-from stages.shared.metrics.common import plain
+from stages.shared.metrics.common import round_metrics
 
 DRAWS = 200
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-A-B", "I-A-B", "B", "I"]
@@ -25,7 +25,7 @@ TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-A-B", "I-A-B", "B", "I"]
 def scores(gold: list[str], predicted: list[str]) -> dict:
     """Of items written as words of tags, an item a string."""
     sides = [[item.split() for item in side] for side in (gold, predicted)]
-    return entity_scores(entities(*sides), DRAWS, seed=0)
+    return compute_entity_scores(extract_entities(*sides), DRAWS, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def scores(gold: list[str], predicted: list[str]) -> dict:
     ],
 )
 def test_an_orphan_begins_an_entity_leniently_and_is_nobodys_strictly(tags, leniently, strictly):
-    assert lenient(tags.split()) == leniently
-    assert strict(tags.split()) == strictly
+    assert extract_lenient_entities(tags.split()) == leniently
+    assert extract_strict_entities(tags.split()) == strictly
 
 
 def test_figures_by_hand():
@@ -62,10 +62,12 @@ def test_figures_by_hand():
 
 def test_f1_alone_is_the_same_figure():
     gold, predicted = [["B-PER", "O", "B-LOC"], ["B-PER", "O"]], [["B-PER", "O", "O"], ["O", "O"]]
-    found = entities(gold, predicted)
-    assert classification_metrics.f1_of(found["lenient"]) == pytest.approx(2 * 1 / (1 + 3))
-    whole = entity_scores(found, DRAWS, seed=0)["lenient"]["f1"]
-    assert classification_metrics.f1_of(found["lenient"]) == pytest.approx(whole)
+    found = extract_entities(gold, predicted)
+    assert classification_metrics.compute_entity_f1(found["lenient"]) == pytest.approx(
+        2 * 1 / (1 + 3)
+    )
+    whole = compute_entity_scores(found, DRAWS, seed=0)["lenient"]["f1"]
+    assert classification_metrics.compute_entity_f1(found["lenient"]) == pytest.approx(whole)
 
 
 def test_what_was_taken_for_what_counts_places_once():
@@ -94,7 +96,7 @@ def test_seqeval_agrees_exactly_on_random_and_broken_tags(seed):
         [tag if generator.random() < 0.5 else generator.choice(likely[1]) for tag in item]
         for item in gold
     ]
-    found = entity_scores(entities(gold, predicted), DRAWS, seed=0)
+    found = compute_entity_scores(extract_entities(gold, predicted), DRAWS, seed=0)
     for rule, (oracle, how) in {
         "lenient": (by_default, {}),
         "strict": (by_scheme, {"scheme": IOB2}),
@@ -126,21 +128,21 @@ def test_the_bootstrap_gives_the_error_that_is_known_where_f1_is_a_share():
     """One gold and one predicted entity an item: F1 is the share of right ones, .8 of 400; its
     error is sqrt(.8 x .2 / 400) = .02, and 1000 draws know it to 1 / sqrt(2000) of itself."""
     counts = np.array([[1, 1, 1]] * 320 + [[0, 1, 1]] * 80)[:, None]
-    (found,) = classification_metrics.standard_errors(
-        counts, classification_metrics.f1, 1000, seed=0
+    (found,) = classification_metrics.bootstrap_standard_errors(
+        counts, classification_metrics.compute_f1, 1000, seed=0
     )
     assert found == pytest.approx(0.02, rel=0.08)
     assert (
         found
-        == classification_metrics.standard_errors(counts, classification_metrics.f1, 1000, seed=0)[
-            0
-        ]
+        == classification_metrics.bootstrap_standard_errors(
+            counts, classification_metrics.compute_f1, 1000, seed=0
+        )[0]
     )
     assert (
         found
-        != classification_metrics.standard_errors(counts, classification_metrics.f1, 1000, seed=1)[
-            0
-        ]
+        != classification_metrics.bootstrap_standard_errors(
+            counts, classification_metrics.compute_f1, 1000, seed=1
+        )[0]
     )
 
 
@@ -148,7 +150,7 @@ def test_items_that_are_all_alike_have_no_error_and_a_single_one_an_unknown():
     alike = scores(["B-PER O"] * 5, ["B-PER B-PER"] * 5)["lenient"]
     assert alike["f1"] == pytest.approx(2 / 3) and alike["standard_error"] < 1e-9
     single = scores(["B-PER O"], ["B-PER B-PER"])
-    assert plain(single)["lenient"]["standard_error"] == "unavailable"
+    assert round_metrics(single)["lenient"]["standard_error"] == "unavailable"
 
 
 def test_class_figures_by_hand():
@@ -156,7 +158,7 @@ def test_class_figures_by_hand():
 
     Accuracy 2/3; right 1, 0, 1: deviations 1/3, -2/3, 1/3, so s^2 = 1/3, the error 1/3.
     """
-    found = class_scores(["a", "a", "b"], ["a", "b", "b"], DRAWS, seed=0)
+    found = compute_class_scores(["a", "a", "b"], ["a", "b", "b"], DRAWS, seed=0)
     assert found["accuracy"] == pytest.approx({"value": 2 / 3, "standard_error": 1 / 3})
     assert found["weighted_f1"]["value"] == found["macro_f1"]["value"] == pytest.approx(2 / 3)
     assert found["by_class"]["a"]["precision"] == 1 and found["by_class"]["a"]["recall"] == 0.5
@@ -168,7 +170,7 @@ def test_scikit_learn_agrees_on_classes_that_one_side_may_lack(seed):
     generator = random.Random(seed)
     gold = generator.choices(["negative", "neutral", "positive"], [seed % 3, 1, 2], k=12)
     predicted = generator.choices(["negative", "neutral", "new"], [1, 2, seed % 2], k=12)
-    found = class_scores(gold, predicted, DRAWS, seed=0)
+    found = compute_class_scores(gold, predicted, DRAWS, seed=0)
     assert found["accuracy"]["value"] == pytest.approx(accuracy_score(gold, predicted))
     for average in ("weighted", "macro"):
         theirs = f1_score(gold, predicted, average=average, zero_division=0)
@@ -182,8 +184,10 @@ def test_scikit_learn_agrees_on_classes_that_one_side_may_lack(seed):
 def test_the_error_of_macro_f1_passes_over_classes_that_a_draw_lacks():
     """All right: every draw scores 1, though most lack the one item of class b."""
     labels = ["a"] * 9 + ["b"]
-    found = class_scores(labels, labels, DRAWS, seed=0)
+    found = compute_class_scores(labels, labels, DRAWS, seed=0)
     assert found["macro_f1"] == {"value": 1, "standard_error": 0}
     assert found["weighted_f1"] == {"value": 1, "standard_error": 0}
     assert found["by_class"]["b"]["standard_error"] > 0
-    assert math.isnan(class_scores(["a"], ["a"], DRAWS, seed=0)["accuracy"]["standard_error"])
+    assert math.isnan(
+        compute_class_scores(["a"], ["a"], DRAWS, seed=0)["accuracy"]["standard_error"]
+    )

@@ -5,10 +5,10 @@ import pytest
 
 from stages.shared.core import schemas
 from stages.shared.metrics import diagnostics
-from stages.shared.metrics.grounding import Slots
+from stages.shared.metrics.grounding import SceneSlots
 
-LIMITS = diagnostics.Limits(over_masking=0.5, uniform_entropy=0.95, single_spread=0.05)
-SLOTS = Slots({}, {"object": {"ball": ["a ball", "a striped globe"], "kite": ["a kite"]}})
+LIMITS = diagnostics.WarningThresholds(over_masking=0.5, uniform_entropy=0.95, single_spread=0.05)
+SLOTS = SceneSlots({}, {"object": {"ball": ["a ball", "a striped globe"], "kite": ["a kite"]}})
 QUARTER = (0.5, 0.0, 1.0, 0.5)  # the upper right patch of four
 
 
@@ -23,7 +23,7 @@ def gates(use: str, split: str, passed: list[float | None], sigma: float | None 
 def test_mask_rates_are_of_what_was_trained_on_and_of_what_is_tested():
     rows = gates("train", "train", [1, 0, None, 0, 1]) + gates("train", "test", [0, 0])
     rows += gates("predict", "train", [0]) + gates("predict", "test", [1, 1, 0, 1, None])
-    assert diagnostics.gate(rows) == {
+    assert diagnostics.summarize_gate(rows) == {
         "train": {"mode": "sample", "mask_rate": 0.5},
         "predict": {"mode": "threshold", "mask_rate": 0.25},
         "sigma": 0.25,
@@ -32,7 +32,7 @@ def test_mask_rates_are_of_what_was_trained_on_and_of_what_is_tested():
 
 def test_without_sigma_its_mean_is_no_number():
     rows = gates("train", "train", [1], None) + gates("predict", "test", [1], None)
-    found = diagnostics.gate(rows)
+    found = diagnostics.summarize_gate(rows)
     assert math.isnan(found["sigma"]) and found["train"]["mask_rate"] == 0
 
 
@@ -42,10 +42,10 @@ def test_the_fusion_is_averaged_over_items_and_channels():
         {"correlation": [0.2, 0.4], "entropy": 0.1, "spread": 0.5},
         {"correlation": [0.6, 0.8], "entropy": 0.3, "spread": None},
     ]
-    found = diagnostics.fusion(rows)
+    found = diagnostics.summarize_fusion(rows)
     assert found["correlation"] == pytest.approx({"mean": 0.5, "deviation": math.sqrt(0.05)})
     assert (found["entropy"], found["spread"]) == (pytest.approx(0.2), 0.5)
-    assert math.isnan(diagnostics.fusion([])["entropy"])
+    assert math.isnan(diagnostics.summarize_fusion([])["entropy"])
 
 
 def written(record: str, text: str, looks: dict[str, list[float]], patches: int = 4) -> dict:
@@ -69,7 +69,7 @@ def test_attention_to_an_object_is_that_of_the_last_word_of_its_phrase():
     things = {"a": "ball", "b": "kite", "c": "kite", "d": "ball"}
     facts = {(record, 0): {"object": thing} for record, thing in things.items()}
     boxes = {(record, 0): {"object": QUARTER} for record in "abc"}
-    found = diagnostics.object_attention(rows, SLOTS, facts, boxes)
+    found = diagnostics.compute_object_attention(rows, SLOTS, facts, boxes)
     assert found == pytest.approx(
         {"mass": 0.4, "area": 0.25, "ratio": 1.6, "standard_error": 0.3, "items": 2}
     )
@@ -78,9 +78,11 @@ def test_attention_to_an_object_is_that_of_the_last_word_of_its_phrase():
 def test_without_boxes_or_without_a_grid_nothing_is_said_of_objects():
     facts = {("a", 0): {"object": "ball"}}
     boxes = {("a", 0): {"object": QUARTER}}
-    assert diagnostics.object_attention([written("a", "a ball", {})], SLOTS, facts, {}) is None
+    assert (
+        diagnostics.compute_object_attention([written("a", "a ball", {})], SLOTS, facts, {}) is None
+    )
     no_grid = [written("a", "a ball", {}, patches=6)]
-    assert diagnostics.object_attention(no_grid, SLOTS, facts, boxes) is None
+    assert diagnostics.compute_object_attention(no_grid, SLOTS, facts, boxes) is None
 
 
 def fine() -> tuple[dict, dict]:
@@ -91,17 +93,17 @@ def fine() -> tuple[dict, dict]:
 
 def test_what_is_within_its_limits_is_no_warning_and_nor_is_what_is_unknown():
     gate, fusion = fine()
-    assert diagnostics.warnings(gate, fusion, LIMITS) == {}
+    assert diagnostics.build_warnings(gate, fusion, LIMITS) == {}
     gate["train"]["mask_rate"] = fusion["entropy"] = fusion["spread"] = math.nan
-    assert diagnostics.warnings(gate, fusion, LIMITS) == {}
+    assert diagnostics.build_warnings(gate, fusion, LIMITS) == {}
 
 
 def test_a_run_without_gate_or_fusion_is_warned_of_what_it_has():
     gate, fusion = fine()
     gate["train"]["mask_rate"] = fusion["entropy"] = 1.0
-    assert diagnostics.warnings(None, None, LIMITS) == {}
-    assert diagnostics.warnings(gate, None, LIMITS).keys() == {"over_masking"}
-    assert diagnostics.warnings(None, fusion, LIMITS).keys() == {"uniform_attention"}
+    assert diagnostics.build_warnings(None, None, LIMITS) == {}
+    assert diagnostics.build_warnings(gate, None, LIMITS).keys() == {"over_masking"}
+    assert diagnostics.build_warnings(None, fusion, LIMITS).keys() == {"uniform_attention"}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_run_without_gate_or_fusion_is_warned_of_what_it_has():
 def test_what_passes_its_limit_is_said_with_what_to_look_at(part, name, value, warning, said):
     gate, fusion = fine()
     (fusion if part == "fusion" else gate[part])[name] = value
-    found = diagnostics.warnings(gate, fusion, LIMITS)
+    found = diagnostics.build_warnings(gate, fusion, LIMITS)
     assert found.keys() == {warning}
     assert said in found[warning] and "look at" in found[warning]
 
@@ -124,7 +126,7 @@ def test_what_passes_its_limit_is_said_with_what_to_look_at(part, name, value, w
 def test_a_gate_that_masks_too_much_both_times_is_said_of_both():
     gate, fusion = fine()
     gate["train"]["mask_rate"], gate["predict"]["mask_rate"] = 0.51, 1.0
-    said = diagnostics.warnings(gate, fusion, LIMITS)["over_masking"]
+    said = diagnostics.build_warnings(gate, fusion, LIMITS)["over_masking"]
     assert said.startswith(
         "msaGate masks 51% of the topics in training (mode sample) and 100% of the topics when "
         "writing (mode threshold), so titles"
@@ -132,8 +134,8 @@ def test_a_gate_that_masks_too_much_both_times_is_said_of_both():
 
 
 def test_boxes_are_read_by_item_and_slot_and_absent_where_nothing_was_drawn(tmp_path):
-    assert diagnostics.read_boxes(tmp_path) == {}
+    assert diagnostics.load_boxes(tmp_path) == {}
     shares = dict(zip(("left", "top", "right", "bottom"), QUARTER, strict=True))
     row = {"record": "a", "position": 1, "slot": "object"} | shares
-    schemas.write(tmp_path / "boxes.parquet", [row], schemas.BOXES)
-    assert diagnostics.read_boxes(tmp_path) == {("a", 1): {"object": QUARTER}}
+    schemas.write_parquet(tmp_path / "boxes.parquet", [row], schemas.BOXES)
+    assert diagnostics.load_boxes(tmp_path) == {("a", 1): {"object": QUARTER}}

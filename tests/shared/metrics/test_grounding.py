@@ -2,12 +2,19 @@ import json
 
 import pytest
 
-from stages.shared.metrics.grounding import Slots, load_slots, places, score, stated, total
+from stages.shared.metrics.grounding import (
+    SceneSlots,
+    find_phrases,
+    find_stated_values,
+    load_slots,
+    mean_slot_score,
+    score_slots,
+)
 
 WEATHER = {"rain": ["rain", "wet sky"], "snow": ["snow"], "downpour": ["heavy rain"]}
 PLACE = {"beach": ["beach", "shore"], "forest": ["forest"]}
 GOAL = {"bread": ["loaf of bread"], "boat": ["boat"]}
-SLOTS = Slots(topic={"goal": GOAL}, picture={"weather": WEATHER, "place": PLACE})
+SLOTS = SceneSlots(topic={"goal": GOAL}, picture={"weather": WEATHER, "place": PLACE})
 
 
 @pytest.mark.parametrize(
@@ -25,29 +32,29 @@ SLOTS = Slots(topic={"goal": GOAL}, picture={"weather": WEATHER, "place": PLACE}
     ],
 )
 def test_phrases_match_whole_words_in_any_case_width_and_spacing(text, values):
-    assert stated(text, WEATHER) == values
+    assert find_stated_values(text, WEATHER) == values
 
 
 def test_a_phrase_with_signs_is_taken_literally():
-    assert stated("up (a.b)", {"x": ["(a.b)"]}) == {"x"}
-    assert stated("up (aab)", {"x": ["(a.b)"]}) == set()
+    assert find_stated_values("up (a.b)", {"x": ["(a.b)"]}) == {"x"}
+    assert find_stated_values("up (aab)", {"x": ["(a.b)"]}) == set()
 
 
 def test_a_slot_is_right_only_if_the_true_value_and_no_other_is_stated():
     truth = {"weather": "rain", "place": "beach", "goal": "boat"}
     text = "In rain and snow she carries the boat; no place is named."
-    assert score(text, truth, SLOTS) == {"weather": 0, "place": 0, "goal": 1}
-    assert total(score(text, truth, SLOTS)) == pytest.approx(1 / 3)
+    assert score_slots(text, truth, SLOTS) == {"weather": 0, "place": 0, "goal": 1}
+    assert mean_slot_score(score_slots(text, truth, SLOTS)) == pytest.approx(1 / 3)
 
 
 def test_only_the_slots_of_the_truth_are_scored():
-    assert score("rain", {"weather": "rain"}, SLOTS) == {"weather": 1}
+    assert score_slots("rain", {"weather": "rain"}, SLOTS) == {"weather": 1}
 
 
 def test_the_order_of_values_and_phrases_changes_nothing():
     turned = {value: said[::-1] for value, said in reversed(WEATHER.items())}
     for text in ("heavy rain", "rain", "wet sky and snow"):
-        assert stated(text, turned) == stated(text, WEATHER)
+        assert find_stated_values(text, turned) == find_stated_values(text, WEATHER)
 
 
 def test_slots_are_read_from_the_corpus_and_absent_where_the_truth_is_unknown(tmp_path):
@@ -60,7 +67,7 @@ def test_slots_are_read_from_the_corpus_and_absent_where_the_truth_is_unknown(tm
 def test_places_are_those_of_the_text_as_it_stands():
     """Case and blanks may differ; a longer phrase hides the shorter one inside it."""
     text = "HEAVY\n rain, then Snow; no rainbow, rain"
-    found = places(text, {"rain": ["rain"], "pour": ["heavy rain"], "snow": ["snow"]})
+    found = find_phrases(text, {"rain": ["rain"], "pour": ["heavy rain"], "snow": ["snow"]})
     assert [(value, text[start:end]) for value, start, end in found] == [
         ("pour", "HEAVY\n rain"),
         ("snow", "Snow"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.shared.modeling.modality_dropout import hide
+from stages.shared.modeling.modality_dropout import drop_modality
 
 ITEMS = 20_000
 
@@ -18,7 +18,7 @@ def pictures(shape):
 def test_items_are_hidden_as_often_as_asked_and_none_is_left_with_nothing(shape):
     torch.manual_seed(0)
     shown, topics = pictures(shape), torch.ones(ITEMS, dtype=torch.bool)
-    hidden = hide({"has_picture": shown, "has_topic": topics}, 0.2, 0.1)
+    hidden = drop_modality({"has_picture": shown, "has_topic": topics}, 0.2, 0.1)
     counts = hidden["has_picture"].view(ITEMS, -1).sum(1)
     assert (counts == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert set(counts.tolist()) == {0, int(shown[0].sum())}  # all of an item's pictures or none
@@ -31,5 +31,5 @@ def test_items_are_hidden_as_often_as_asked_and_none_is_left_with_nothing(shape)
 def test_what_lacks_one_input_keeps_the_other(shape, lacking):
     batch = {"has_picture": pictures(shape), "has_topic": torch.ones(ITEMS, dtype=torch.bool)}
     batch[lacking] = torch.zeros_like(batch[lacking])
-    hidden = hide(batch, 0.5, 0.5)
+    hidden = drop_modality(batch, 0.5, 0.5)
     assert all(torch.equal(hidden[name], batch[name]) for name in batch)

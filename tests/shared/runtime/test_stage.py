@@ -5,7 +5,7 @@ import sys
 import psutil
 import pytest
 
-from stages.shared.runtime.stage import home, output
+from stages.shared.runtime.stage import atomic_output_dir, work_dir
 from tests.support.project_files import ROOT
 
 
@@ -22,7 +22,7 @@ def python(code, **how):
 
 def test_an_output_appears_whole_and_only_at_the_end(tmp_path):
     target = tmp_path / "data" / "out"
-    with output(target) as folder:
+    with atomic_output_dir(target) as folder:
         (folder / "a.txt").write_text("new")
         assert not target.exists()
     assert (target / "a.txt").read_text() == "new"
@@ -31,15 +31,15 @@ def test_an_output_appears_whole_and_only_at_the_end(tmp_path):
 
 def test_an_output_replaces_what_an_earlier_run_wrote(tmp_path):
     for name in ["old", "new"]:
-        with output(tmp_path / "out") as folder:
+        with atomic_output_dir(tmp_path / "out") as folder:
             (folder / name).touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
 
 
 def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(tmp_path):
-    with output(tmp_path / "out") as folder:
+    with atomic_output_dir(tmp_path / "out") as folder:
         (folder / "a").write_text("whole")
-    with pytest.raises(ZeroDivisionError), output(tmp_path / "out") as folder:
+    with pytest.raises(ZeroDivisionError), atomic_output_dir(tmp_path / "out") as folder:
         (folder / "a").write_text("half")
         _ = 1 / 0
     assert (tmp_path / "out" / "a").read_text() == "whole"
@@ -50,12 +50,12 @@ def test_what_a_killed_run_left_is_not_mixed_into_the_next(tmp_path):
     left = tmp_path / ".out.partial"
     left.mkdir()
     (left / "half").touch()
-    with output(tmp_path / "out") as folder:
+    with atomic_output_dir(tmp_path / "out") as folder:
         assert list(folder.iterdir()) == []
 
 
 def test_a_second_writer_of_the_same_output_is_told_so(tmp_path):
-    with output(tmp_path / "out") as folder:
+    with atomic_output_dir(tmp_path / "out") as folder:
         (folder / "a").write_text("first")
         second = python(
             f"""
@@ -71,7 +71,7 @@ with stage(), output(Path({str(tmp_path / "out")!r})): pass
 
 
 def test_two_outputs_are_written_side_by_side(tmp_path):
-    with output(tmp_path / "a") as first, output(tmp_path / "b") as second:
+    with atomic_output_dir(tmp_path / "a") as first, atomic_output_dir(tmp_path / "b") as second:
         assert first != second
 
 
@@ -89,7 +89,7 @@ with output(Path({str(tmp_path / "out")!r})):
     writer.stdout.readline()
     writer.kill()
     writer.wait()
-    with output(tmp_path / "out") as folder:
+    with atomic_output_dir(tmp_path / "out") as folder:
         (folder / "a").touch()
     assert (tmp_path / "out" / "a").exists()
 
@@ -135,6 +135,6 @@ child.wait()
 
 def test_home_is_the_variable_or_a_folder_of_the_project_and_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    assert home() == tmp_path
+    assert work_dir() == tmp_path
     monkeypatch.delenv("POLYMUSE_HOME")
-    assert home() == ROOT / ".polymuse"
+    assert work_dir() == ROOT / ".polymuse"

@@ -21,7 +21,7 @@ from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support.project_files import ROOT
 
 
@@ -38,7 +38,7 @@ def store(database, tmp_path, monkeypatch):
     shutil.copy(database, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    return MlflowClient(tracking.uri())
+    return MlflowClient(tracking.get_tracking_uri())
 
 
 @pytest.fixture
@@ -71,9 +71,11 @@ def start(code, **environment):
 
 
 def test_a_run_holds_its_params_metrics_by_step_and_ends_finished(store):
-    with tracking.run("train_sft", "flexmuse", {"sft": {"steps": 2, "splits": ["a", "b"]}}) as run:
-        run.log({"loss": 2.0, "lm": 1.5}, 0)
-        run.log({"loss": 1.0}, 1)
+    with tracking.start_run(
+        "train_sft", "flexmuse", {"sft": {"steps": 2, "splits": ["a", "b"]}}
+    ) as run:
+        run.log_metrics({"loss": 2.0, "lm": 1.5}, 0)
+        run.log_metrics({"loss": 1.0}, 1)
     kept = runs(store)["train_sft@flexmuse"]
     assert kept.data.params == {"sft.steps": "2", "sft.splits": '["a", "b"]'}
     history = store.get_metric_history(kept.info.run_id, "loss")
@@ -83,30 +85,30 @@ def test_a_run_holds_its_params_metrics_by_step_and_ends_finished(store):
 
 
 def test_more_metrics_and_params_than_one_call_takes_all_arrive(store):
-    with tracking.run("train_sft", "a", {f"p{i}": i for i in range(230)}) as run:
+    with tracking.start_run("train_sft", "a", {f"p{i}": i for i in range(230)}) as run:
         for step in range(1100):
-            run.log({"x": step, "y": -step, "not a number": float("nan")}, step)
+            run.log_metrics({"x": step, "y": -step, "not a number": float("nan")}, step)
     kept = runs(store)["train_sft@a"]
     assert len(kept.data.params) == 230
     assert len(store.get_metric_history(kept.info.run_id, "y")) == 1100
 
 
 def test_a_long_param_and_an_odd_key_are_cut_to_what_every_server_takes(store):
-    with tracking.run("predict", "a", {"corpora.食谱(1)": "x" * 9000}):
+    with tracking.start_run("predict", "a", {"corpora.食谱(1)": "x" * 9000}):
         pass
     assert runs(store)["predict@a"].data.params == {"corpora.食谱_1_": "x" * 497 + "..."}
 
 
 def test_a_stage_without_key_is_named_by_its_stage_alone(store):
-    with tracking.run("report", "", {}):
+    with tracking.start_run("report", "", {}):
         pass
     assert list(runs(store)) == ["report"]
 
 
 def test_a_failed_stage_ends_its_run_as_failed_and_an_interrupted_one_as_killed(store):
-    for name, error in {"wrong": WrongInput("x"), "stopped": KeyboardInterrupt()}.items():
-        with pytest.raises(type(error)), tracking.run("evaluate", name, {}) as run:
-            run.log({"bleu": 0.1}, 0)
+    for name, error in {"wrong": InputError("x"), "stopped": KeyboardInterrupt()}.items():
+        with pytest.raises(type(error)), tracking.start_run("evaluate", name, {}) as run:
+            run.log_metrics({"bleu": 0.1}, 0)
             raise error
     kept = runs(store)
     assert kept["evaluate@wrong"].info.status == "FAILED"
@@ -126,29 +128,29 @@ with tracking.run("train_sft", "flexmuse", {}):
     assert killed.status == "RUNNING"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with tracking.run("train_sft", "flexmuse", {}) as run:
+    with tracking.start_run("train_sft", "flexmuse", {}) as run:
         assert store.get_run(killed.run_id).info.status == "KILLED"
-        assert run.id != killed.run_id
+        assert run.run_id != killed.run_id
 
 
 def test_a_run_that_is_still_alive_elsewhere_is_left_alone(store):
-    with tracking.run("train_sft", "flexmuse", {}) as first:
+    with tracking.start_run("train_sft", "flexmuse", {}) as first:
         process = start("""with tracking.run("train_sft", "flexmuse", {}): pass""")
         assert process.wait() == 0
-        assert store.get_run(first.id).info.status == "RUNNING"
+        assert store.get_run(first.run_id).info.status == "RUNNING"
     assert {run.info.status for run in runs(store).values()} == {"FINISHED"}
 
 
 def test_children_hang_under_their_parent_and_ignore_a_foreign_run_id(store, monkeypatch):
-    with tracking.parent("make run", {"preset": "smoke"}) as above:
-        monkeypatch.setenv(tracking.PARENT, above)
+    with tracking.start_parent_run("make run", {"preset": "smoke"}) as above:
+        monkeypatch.setenv(tracking.PARENT_RUN_ENV, above)
         monkeypatch.setenv("MLFLOW_RUN_ID", above)
-        with tracking.run("train_sft", "a", {}) as child:
+        with tracking.start_run("train_sft", "a", {}) as child:
             pass
-        tracking.cached("evaluate@a", above)
+        tracking.log_cached_stage("evaluate@a", above)
         tracking.copy_metrics(above, {"skill": 0.96})
     kept = runs(store)
-    assert child.id != above
+    assert child.run_id != above
     assert kept["train_sft@a"].data.tags["mlflow.parentRunId"] == above
     assert kept["evaluate@a"].data.tags["mlflow.parentRunId"] == above
     assert kept["evaluate@a"].data.tags["polymuse.cached"] == "true"
@@ -157,7 +159,7 @@ def test_children_hang_under_their_parent_and_ignore_a_foreign_run_id(store, mon
 
 
 def test_a_child_still_open_when_its_parent_ends_was_killed(store):
-    with tracking.parent("flow", {}) as above:
+    with tracking.start_parent_run("flow", {}) as above:
         process = start(
             """
 import time
@@ -181,7 +183,7 @@ def test_four_first_processes_share_an_empty_database(tmp_path, monkeypatch):
     ]
     faults = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, faults
-    kept = runs(MlflowClient(tracking.uri()))
+    kept = runs(MlflowClient(tracking.get_tracking_uri()))
     assert {name: run.data.metrics["x"] for name, run in kept.items()} == {
         f"embed@{i}": i for i in range(4)
     }
@@ -194,8 +196,8 @@ def test_an_artifact_is_named_by_final_path_hash_and_size_and_not_copied(
     folder = tmp_path / "data/09_train_sft/.flexmuse.partial/model"
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"abc")
-    with tracking.run("train_sft", "flexmuse", {}) as run:
-        run.artifact(folder, "model")
+    with tracking.start_run("train_sft", "flexmuse", {}) as run:
+        run.log_artifact_hash(folder, "model")
     kept = runs(store)["train_sft@flexmuse"]
     place = Path(kept.info.artifact_uri.removeprefix("file://"))
     assert [path.name for path in place.rglob("*") if path.is_file()] == ["artifacts.json"]
@@ -274,7 +276,7 @@ def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lo
     with ThreadPoolExecutor() as pool:
         other = pool.submit(rewrite)
         assert torn.wait(60)
-        with tracking.run("train", "x", {}):
+        with tracking.start_run("train", "x", {}):
             other.result()
     tags = runs(store)["train_classifier@x"].data.tags
     assert sum(name.startswith("dvc.md5.") for name in tags) == 2
@@ -283,14 +285,14 @@ def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lo
 def test_a_default_store_lies_in_the_project_that_made_a_temporary_workspace(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project/.dvc/tmp/exps/tmpabc"))
-    assert tracking.uri() == f"sqlite:///{tmp_path}/project/mlflow.db"
+    assert tracking.get_tracking_uri() == f"sqlite:///{tmp_path}/project/mlflow.db"
     monkeypatch.delenv("DVC_ROOT")
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
-    assert tracking.uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.get_tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
-    assert tracking.uri() == f"sqlite:///{tmp_path}/own.db"
+    assert tracking.get_tracking_uri() == f"sqlite:///{tmp_path}/own.db"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_a_server_that_cannot_be_used_is_one_sentence_at_once_without_the_passwo
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     began = time.monotonic()
-    with pytest.raises(WrongInput) as wrong, tracking.run("report", "", {}):
+    with pytest.raises(InputError) as wrong, tracking.start_run("report", "", {}):
         pass
     said = str(wrong.value)
     assert said.startswith("MLFLOW_TRACKING_URI: ") and "127.0.0.1:9" in said
@@ -312,29 +314,32 @@ def test_a_server_that_cannot_be_used_is_one_sentence_at_once_without_the_passwo
 def test_a_file_that_is_no_database_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_text("not a database " * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(WrongInput, match="file is not a database"), tracking.run("report", "", {}):
+    with (
+        pytest.raises(InputError, match="file is not a database"),
+        tracking.start_run("report", "", {}),
+    ):
         pass
 
 
 def test_a_server_that_fails_during_the_work_costs_a_warning_and_metrics_are_sent_again(
     store, monkeypatch, capsys
 ):
-    with tracking.run("train_sft", "a", {}) as run:
+    with tracking.start_run("train_sft", "a", {}) as run:
         real = run._client.log_batch
         monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: 1 / 0)
-        run.log({"x": 1.0}, 0)
-        run._send()
-        run._send()
+        run.log_metrics({"x": 1.0}, 0)
+        run._flush_metrics()
+        run._flush_metrics()
         monkeypatch.setattr(run._client, "log_batch", real)
     assert runs(store)["train_sft@a"].data.metrics == {"x": 1.0}
     assert capsys.readouterr().err.count("warning: MLflow run train_sft@a") == 1
 
 
 def test_a_password_in_an_address_among_the_params_is_not_kept(store):
-    with tracking.run("judge", "a", {"endpoint": "https://me:hunter2@host/v1?key=hunter2"}):
+    with tracking.start_run("judge", "a", {"endpoint": "https://me:hunter2@host/v1?key=hunter2"}):
         pass
     assert runs(store)["judge@a"].data.params == {"endpoint": "https://host/v1"}
-    database = Path(tracking.uri().removeprefix("sqlite:///"))
+    database = Path(tracking.get_tracking_uri().removeprefix("sqlite:///"))
     assert b"hunter2" not in database.read_bytes()
 
 
@@ -344,10 +349,13 @@ def test_tracking_leaves_every_random_state_as_it_was(store, trained):
         return random.getstate(), pickle.dumps(np.random.get_state()), numbers
 
     before = states()
-    with tracking.parent("flow", {}), tracking.run("train_sft", "a", {"x": 1}) as run:
-        run.log({"x": 1.0}, 0)
-        run.model(trained, "model")
-        run.upload(trained, "copy")
+    with (
+        tracking.start_parent_run("flow", {}),
+        tracking.start_run("train_sft", "a", {"x": 1}) as run,
+    ):
+        run.log_metrics({"x": 1.0}, 0)
+        run.log_model(trained, "model")
+        run.log_artifact(trained, "copy")
     assert states() == before
 
 
@@ -357,27 +365,29 @@ def test_importing_tracking_does_not_import_mlflow():
 
 
 def test_an_uploaded_file_and_folder_are_among_the_artifacts_of_the_run(store, trained):
-    with tracking.run("predict", "flexmuse", {}) as run:
-        run.upload(trained, "copy")
-        run.upload(trained / "config.json", "")
+    with tracking.start_run("predict", "flexmuse", {}) as run:
+        run.log_artifact(trained, "copy")
+        run.log_artifact(trained / "config.json", "")
     place = Path(runs(store)["predict@flexmuse"].info.artifact_uri.removeprefix("file://"))
     found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     assert found == {"config.json", "copy/config.json", "copy/encoder/encoder.json"}
 
 
 def test_a_trained_folder_is_a_model_that_every_kind_of_address_finds(store, trained, tmp_path):
-    with tracking.run("train_sft", "flexmuse", {"sft": {"steps": 2}}) as run:
-        run.model(trained, "model")
+    with tracking.start_run("train_sft", "flexmuse", {"sft": {"steps": 2}}) as run:
+        run.log_model(trained, "model")
     experiment = store.get_experiment_by_name("polymuse").experiment_id
     (model,) = store.search_logged_models([experiment])
-    assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.id)
+    assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.run_id)
     assert model.params == {"sft.steps": "2"}
-    assert [out.model_id for out in store.get_run(run.id).outputs.model_outputs] == [model.model_id]
+    assert [out.model_id for out in store.get_run(run.run_id).outputs.model_outputs] == [
+        model.model_id
+    ]
     store.create_registered_model("writer")
     store.create_model_version("writer", f"models:/{model.model_id}", model_id=model.model_id)
-    addresses = [f"models:/{model.model_id}", f"runs:/{run.id}/model", "models:/writer/1"]
+    addresses = [f"models:/{model.model_id}", f"runs:/{run.run_id}/model", "models:/writer/1"]
     for number, address in enumerate(addresses):
-        found = tracking.fetch(address, tmp_path / f"copy{number}")
+        found = tracking.download_model(address, tmp_path / f"copy{number}")
         for file in ("config.json", "encoder/encoder.json"):
             assert (found / file).read_bytes() == (trained / file).read_bytes()
         described = get_model_info(address)
@@ -387,24 +397,24 @@ def test_a_trained_folder_is_a_model_that_every_kind_of_address_finds(store, tra
 
 @pytest.mark.parametrize("address", ["models:/nobody/1", "models:/m-0", "runs:/0/model", "runs:/"])
 def test_an_address_that_leads_to_no_model_is_one_sentence(store, tmp_path, address):
-    with pytest.raises(WrongInput) as wrong:
-        tracking.fetch(address, tmp_path / "copy")
+    with pytest.raises(InputError) as wrong:
+        tracking.download_model(address, tmp_path / "copy")
     assert str(wrong.value).startswith(f"{address}: ") and "\n" not in str(wrong.value)
 
 
 def test_looking_a_model_up_makes_no_store(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(WrongInput, match="there is no none"):
-        tracking.fetch("models:/writer/1", tmp_path / "copy")
+    with pytest.raises(InputError, match="there is no none"):
+        tracking.download_model("models:/writer/1", tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_a_server_did_not_take_whole_is_no_ready_one_and_costs_a_warning(
     store, trained, monkeypatch, capsys
 ):
-    with tracking.run("train_sft", "a", {}) as run:
+    with tracking.start_run("train_sft", "a", {}) as run:
         monkeypatch.setattr(run._client, "log_model_artifact", lambda *_: 1 / 0)
-        run.model(trained, "model")
+        run.log_model(trained, "model")
     assert runs(store)["train_sft@a"].info.status == "FINISHED"
     experiment = store.get_experiment_by_name("polymuse").experiment_id
     assert [model.status for model in store.search_logged_models([experiment])] == ["FAILED"]
@@ -413,7 +423,7 @@ def test_a_model_that_a_server_did_not_take_whole_is_no_ready_one_and_costs_a_wa
 
 def test_a_model_leaves_no_trace_in_the_state_of_mlflow_or_in_its_folder(store, trained):
     before = sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()
-    with tracking.run("train_sft", "a", {}) as run:
-        run.model(trained, "model")
+    with tracking.start_run("train_sft", "a", {}) as run:
+        run.log_model(trained, "model")
         assert mlflow.active_run() is None
     assert (sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()) == before

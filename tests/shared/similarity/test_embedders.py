@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from stages.models.tippo import rewards
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from stages.shared.similarity import embedders
-from stages.shared.similarity.embedders import Params, Server
-from tests.support.fake_chat_api import KEY, refused
+from stages.shared.similarity.embedders import EmbeddingServerConfig, RewardConfig
+from tests.support.fake_chat_api import API_KEY, error_response
 
-SERVER = Server(batch=2, concurrency=2, retries=2, timeout=5.0)
-PARAMS = Params(max_tokens=32, openai=SERVER)
+SERVER = EmbeddingServerConfig(batch_size=2, concurrency=2, max_retries=2, timeout=5.0)
+PARAMS = RewardConfig(max_tokens=32, openai=SERVER)
 
 
 @pytest.fixture(autouse=True)
 def _environment(tmp_path, monkeypatch):
     """A store of its own; a key, and no address until a server stands."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
@@ -51,8 +51,10 @@ def levenshtein(a: str, b: str) -> int:
     ],
 )
 def test_the_literal_reward_is_that_of_the_best_reference(written, references, normalised, raw):
-    assert rewards.literal(written, references, raw=False) == pytest.approx(normalised)
-    assert rewards.literal(written, references, raw=True) == raw
+    assert rewards.compute_literal_reward(written, references, raw=False) == pytest.approx(
+        normalised
+    )
+    assert rewards.compute_literal_reward(written, references, raw=True) == raw
 
 
 def test_the_literal_reward_is_the_recurrence_on_random_texts():
@@ -60,23 +62,25 @@ def test_the_literal_reward_is_the_recurrence_on_random_texts():
     for _ in range(50):
         a, b = ("".join(draw.choices("abc\n", k=draw.randrange(1, 12))) for _ in range(2))
         expected = 1 - levenshtein(a, b) / max(len(a), len(b))
-        assert rewards.literal(a, [b], raw=False) == pytest.approx(expected)
-        assert rewards.literal(a, [b], raw=True) == 1 - levenshtein(a, b)
+        assert rewards.compute_literal_reward(a, [b], raw=False) == pytest.approx(expected)
+        assert rewards.compute_literal_reward(a, [b], raw=True) == 1 - levenshtein(a, b)
 
 
 @pytest.fixture(scope="module")
 def minilm():
-    return embedders.MiniLM(32)
+    return embedders.MiniLMEmbedder(32)
 
 
 def test_minilm_rewards_what_means_the_same(minilm):
     reference = ["A fox stands in the rain."]
     written = ["A fox stands in the rain.", "A fox is out in rainy weather.", "Tax law.", " \n"]
-    same, near, far, empty = rewards.semantic(minilm, written, [reference] * 4)
+    same, near, far, empty = rewards.compute_semantic_rewards(minilm, written, [reference] * 4)
     assert same == pytest.approx(1, abs=1e-5)
     assert same > near > 0.6 > 0.3 > far
     assert empty == 0
-    assert rewards.semantic(minilm, ["Tax law."], [["Tax law.", *reference]])[0] > 0.99
+    assert (
+        rewards.compute_semantic_rewards(minilm, ["Tax law."], [["Tax law.", *reference]])[0] > 0.99
+    )
 
 
 def test_what_a_text_means_depends_to_the_bit_on_nothing_beside_it(minilm):
@@ -88,16 +92,16 @@ def test_what_a_text_means_depends_to_the_bit_on_nothing_beside_it(minilm):
 
 
 def test_a_text_that_is_too_long_for_minilm_is_cut_and_that_is_said_once(capsys):
-    embedder = embedders.MiniLM(8)
-    one, other = embedder.rows(["red " * 20, "red " * 30])
-    assert torch.equal(one, other) and embedder.cut == 2
+    embedder = embedders.MiniLMEmbedder(8)
+    one, other = embedder.embed_normalized(["red " * 20, "red " * 30])
+    assert torch.equal(one, other) and embedder.num_truncated == 2
     assert capsys.readouterr().err.count("is cut at 8 (rewards.max_tokens)") == 1
 
 
 @pytest.mark.parametrize("tokens", [1, 513])  # [CLS] and [SEP] alone are two; MiniLM knows 512
 def test_a_text_has_no_fewer_and_no_more_tokens_than_minilm_reads(tokens):
-    with pytest.raises(WrongInput, match="max_tokens must be from 2 to 512"):
-        Params(max_tokens=tokens, openai=SERVER)
+    with pytest.raises(InputError, match="max_tokens must be from 2 to 512"):
+        RewardConfig(max_tokens=tokens, openai=SERVER)
 
 
 def test_a_reference_is_embedded_once(minilm, monkeypatch):
@@ -105,7 +109,7 @@ def test_a_reference_is_embedded_once(minilm, monkeypatch):
     embed = minilm.embed
     monkeypatch.setattr(minilm, "embed", lambda texts: asked.append(texts) or embed(texts))
     for _ in range(2):
-        rewards.semantic(minilm, ["one", "two"], [["a reference", "another"]] * 2)
+        rewards.compute_semantic_rewards(minilm, ["one", "two"], [["a reference", "another"]] * 2)
     assert asked == [["one", "two"], ["a reference", "another"], ["one", "two"]]
 
 
@@ -114,19 +118,19 @@ def test_a_reference_is_embedded_once(minilm, monkeypatch):
     [(["en"] * 3 + ["zh"], True), (["en", "zh"], False), (["zh", None], False)],
 )
 def test_minilm_gives_no_number_where_it_does_not_read_most_texts(languages, reads, capsys):
-    found = embedders.read_by("minilm", languages, PARAMS)
+    found = embedders.load_embedder("minilm", languages, PARAMS)
     said = capsys.readouterr().err
     assert (found is not None) == reads
     assert ("the semantic reward is unavailable" in said) != reads
     if found:
-        assert found.reads("en") and not found.reads("zh")
+        assert found.supports_language("en") and not found.supports_language("zh")
 
 
 def test_no_embedder_is_no_reward_and_another_name_is_one_sentence():
-    assert embedders.read_by("none", ["en"], PARAMS) is None
+    assert embedders.load_embedder("none", ["en"], PARAMS) is None
     for name in ("glm", "openai:", "openai"):
-        with pytest.raises(WrongInput, match="give minilm, openai:MODEL or none"):
-            embedders.read_by(name, ["en"], PARAMS)
+        with pytest.raises(InputError, match="give minilm, openai:MODEL or none"):
+            embedders.load_embedder(name, ["en"], PARAMS)
 
 
 def vector(text: str) -> list[float]:
@@ -139,34 +143,36 @@ def embedded(body, _) -> tuple:
 
 
 def served(**changes) -> embedders.Embedder:
-    server = Server(**(SERVER.__dict__ | changes))
-    return embedders.read_by("openai:glm", ["zh"], Params(max_tokens=32, openai=server))
+    server = EmbeddingServerConfig(**(SERVER.__dict__ | changes))
+    return embedders.load_embedder("openai:glm", ["zh"], RewardConfig(max_tokens=32, openai=server))
 
 
 def fault(*texts: str, **changes) -> str:
-    with pytest.raises(WrongInput) as wrong:
-        served(**changes).rows(list(texts or ["a"]))
-    assert KEY not in str(wrong.value) and "\n" not in str(wrong.value)
+    with pytest.raises(InputError) as wrong:
+        served(**changes).embed_normalized(list(texts or ["a"]))
+    assert API_KEY not in str(wrong.value) and "\n" not in str(wrong.value)
     return str(wrong.value)
 
 
 def test_a_server_embeds_texts_in_batches_and_rows_keep_their_order(serve):
     server = serve(embedded)
-    cosines = rewards.semantic(served(), ["ab", "c", "ab", ""], [["a", "b"], ["cc"], ["c"], ["a"]])
+    cosines = rewards.compute_semantic_rewards(
+        served(), ["ab", "c", "ab", ""], [["a", "b"], ["cc"], ["c"], ["a"]]
+    )
     assert cosines == pytest.approx([math.sqrt(0.5), 1, 0, 0])
     assert {body["model"] for body in server.requests} == {"glm"}
     assert {body["encoding_format"] for body in server.requests} == {"float"}
     asked = [text for body in server.requests for text in body["input"]]
     assert sorted(asked) == ["a", "ab", "b", "c", "cc"]  # each once, the empty one never
     assert max(len(body["input"]) for body in server.requests) == 2
-    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert server.headers[0]["authorization"] == f"Bearer {API_KEY}"
 
 
 def test_what_was_embedded_is_not_asked_again_by_another_run_without_a_server(serve, monkeypatch):
     server = serve(embedded)
-    first = served().rows(["a", "b"])
+    first = served().embed_normalized(["a", "b"])
     monkeypatch.delenv("OPENAI_BASE_URL")
-    assert torch.equal(served().rows(["b", "a"]), first.flip(0))
+    assert torch.equal(served().embed_normalized(["b", "a"]), first.flip(0))
     assert len(server.requests) == 1
 
 
@@ -183,28 +189,30 @@ def test_no_more_requests_are_under_way_than_params_allow(serve):
         return embedded(body, number)
 
     serve(slowly)
-    served(concurrency=3, batch=1).rows(["a" * n for n in range(1, 13)])
+    served(concurrency=3, batch=1).embed_normalized(["a" * n for n in range(1, 13)])
     assert most[0] == 3
 
 
 def test_a_busy_server_is_asked_again_after_the_time_it_names(serve):
     server = serve(
-        lambda body, n: embedded(body, n) if n else refused(429, "slow down", Retry_After="1")
+        lambda body, n: (
+            embedded(body, n) if n else error_response(429, "slow down", Retry_After="1")
+        )
     )
-    served().rows(["a"])
+    served().embed_normalized(["a"])
     first, second = server.times
     assert 1 <= second - first < 3
 
 
 def test_what_was_embedded_before_a_fault_is_kept(serve):
     def moody(body, number):
-        return embedded(body, number) if number == 0 else refused(500, f"oops {KEY}")
+        return embedded(body, number) if number == 0 else error_response(500, f"oops {API_KEY}")
 
     serve(moody)
     said = fault("a", "b", "c", retries=0, concurrency=1)
     assert "openai:glm cannot be used (HTTP 500: oops ***)" in said
     again = serve(embedded)
-    served().rows(["a", "b", "c"])
+    served().embed_normalized(["a", "b", "c"])
     assert [body["input"] for body in again.requests] == [["c"]]
 
 
@@ -225,7 +233,7 @@ def test_a_wrong_answer_is_one_sentence(serve, answer, reason):
 
 
 def test_a_refused_key_a_silent_server_and_a_missing_one_are_one_sentence(serve, monkeypatch):
-    serve(lambda *_: refused(401, f"Incorrect API key provided: {KEY[:12]}"))
+    serve(lambda *_: error_response(401, f"Incorrect API key provided: {API_KEY[:12]}"))
     assert fault() == "OPENAI_API_KEY: the server does not take it (HTTP 401): give a valid one"
     serve(lambda *_: time.sleep(1))
     assert "no answer in 0.2 s" in fault(retries=0, timeout=0.2)
@@ -237,6 +245,6 @@ def test_a_refused_key_a_silent_server_and_a_missing_one_are_one_sentence(serve,
 
 def test_the_store_holds_no_secret(serve, tmp_path):
     serve(embedded)
-    served().rows(["a"])
+    served().embed_normalized(["a"])
     held = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert held and not any(KEY.encode() in content for content in held)
+    assert held and not any(API_KEY.encode() in content for content in held)

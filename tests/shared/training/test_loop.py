@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared.data import history
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from stages.shared.training.loop import (
     Checkpoint,
     Schedule,
-    Validation,
-    _groups,
-    batch_of,
-    bucketed,
+    ValidationResult,
+    _parameter_groups,
     fingerprint,
     fit,
+    length_bucketed_batch,
+    shuffled_batch,
 )
 from tests.support.project_files import ROOT
 
@@ -78,7 +78,7 @@ def regression():
         return {"error": (model(batch["x"]) - batch["y"] + noise).square().mean()}
 
     def batch_at(step):
-        rows = batch_of(16, 4, 0, step)
+        rows = shuffled_batch(16, 4, 0, step)
         return {"x": x[rows], "y": y[rows]}
 
     return model, loss, batch_at
@@ -97,21 +97,23 @@ def test_a_batch_is_memorised_and_every_term_is_in_the_history(workplace):
 def test_a_run_of_no_steps_keeps_its_weights_and_has_a_row(workplace, validated, expected):
     model, loss, batch_at = regression()
     before = [weight.clone() for weight in model.parameters()]
-    validate = (lambda model: Validation({}, 3.0)) if validated else None
+    validate = (lambda model: ValidationResult({}, 3.0)) if validated else None
     rows = fit(model, loss, batch_at, schedule(steps=0), name="a", key="k", validate=validate)
     assert rows == [expected]
     assert all(map(torch.equal, model.parameters(), before))
-    history.write(workplace / "history.csv", rows)
-    assert history.read(workplace / "history.csv") == rows
+    history.write_history(workplace / "history.csv", rows)
+    assert history.read_history(workplace / "history.csv") == rows
     header = (workplace / "history.csv").read_text().split("\n")[0].split(",")
     assert header[:2] == ["step", "loss"]  # what dvc.yaml plots
 
 
 def test_each_epoch_shows_every_item_once_in_another_order():
-    first, second = ([i for s in steps for i in batch_of(8, 4, 0, s)] for steps in ((0, 1), (2, 3)))
+    first, second = (
+        [i for s in steps for i in shuffled_batch(8, 4, 0, s)] for steps in ((0, 1), (2, 3))
+    )
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
-    assert sorted(batch_of(3, 6, 0, 0)) == [0, 0, 1, 1, 2, 2]  # a batch larger than the data
+    assert sorted(shuffled_batch(3, 6, 0, 0)) == [0, 0, 1, 1, 2, 2]  # a batch larger than the data
 
 
 def test_items_of_like_length_share_a_batch_and_every_epoch_shows_each_once():
@@ -122,25 +124,29 @@ def test_items_of_like_length_share_a_batch_and_every_epoch_shows_each_once():
         rows = [[lengths[item] for item in batch] for batch in batches]
         return 1 - sum(map(sum, rows)) / sum(max(row) * len(row) for row in rows)
 
-    found = [bucketed(lengths, 16, 0, step) for step in range(64)]
+    found = [length_bucketed_batch(lengths, 16, 0, step) for step in range(64)]
     for epoch in found[:32], found[32:]:
         assert sorted(item for batch in epoch for item in batch) == list(range(512))
     assert {frozenset(batch) for batch in found[:32]}.isdisjoint(map(frozenset, found[32:]))
-    assert padded(found) < 0.12 < 0.4 < padded(batch_of(512, 16, 0, step) for step in range(64))
-    assert found == [bucketed(lengths, 16, 0, step) for step in range(64)]
-    assert found[0] != bucketed(lengths, 16, 1, 0)
+    assert (
+        padded(found) < 0.12 < 0.4 < padded(shuffled_batch(512, 16, 0, step) for step in range(64))
+    )
+    assert found == [length_bucketed_batch(lengths, 16, 0, step) for step in range(64)]
+    assert found[0] != length_bucketed_batch(lengths, 16, 1, 0)
     longest = [max(lengths[item] for item in batch) for batch in found[:8]]
     assert longest != sorted(longest)  # the short do not always come first
 
 
 @pytest.mark.parametrize(("items", "batch"), [(1, 4), (3, 6), (7, 2), (16, 4)])
 def test_buckets_of_few_items_show_all_of_them_as_often(items, batch):
-    shown = Counter(i for step in range(items) for i in bucketed([5] * items, batch, 0, step))
+    shown = Counter(
+        i for step in range(items) for i in length_bucketed_batch([5] * items, batch, 0, step)
+    )
     assert shown == dict.fromkeys(range(items), batch)
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_ends_near_zero():
-    rates = [schedule(steps=100).rate(step) for step in range(100)]
+    rates = [schedule(steps=100).lr_scale(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == max(rates) == 1.0
     assert rates[99] < 0.001
@@ -259,7 +265,7 @@ def test_of_several_beginnings_of_a_name_the_longest_counts(workplace):
 
 def test_matrices_decay_and_biases_do_not_at_every_rate(workplace):
     model, _, _ = layered()
-    groups = _groups(model, schedule(weight_decay=0.3), {"body.": 0.1})
+    groups = _parameter_groups(model, schedule(weight_decay=0.3), {"body.": 0.1})
     found = [
         (g["factor"], g["weight_decay"], [tuple(w.shape) for w in g["params"]]) for g in groups
     ]
@@ -273,7 +279,7 @@ def test_matrices_decay_and_biases_do_not_at_every_rate(workplace):
 
 def test_the_gains_of_weight_norm_do_not_decay():
     convolution = weight_norm(nn.Conv2d(3, 5, 2))
-    decaying, still = _groups(convolution, schedule(weight_decay=0.3), {})
+    decaying, still = _parameter_groups(convolution, schedule(weight_decay=0.3), {})
     assert [tuple(w.shape) for w in decaying["params"]] == [(5, 3, 2, 2)]
     assert sorted(tuple(w.shape) for w in still["params"]) == [(5,), (5, 1, 1, 1)]
 
@@ -353,7 +359,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(workplace):
 
     def validate(model):
         seen.append({name: w.clone() for name, w in model.state_dict().items()})
-        return Validation({}, next(losses))
+        return ValidationResult({}, next(losses))
 
     rows = fit(
         model,
@@ -372,7 +378,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(workplace):
 def test_a_validation_can_stop_at_once_and_its_weights_are_never_the_best(workplace):
     model, loss, batch_at = regression()
     start = model.weight.detach().clone()
-    results = iter([Validation({}, 5.0), Validation({"watch": 0.1}, 0.0, stop=True)])
+    results = iter([ValidationResult({}, 5.0), ValidationResult({"watch": 0.1}, 0.0, stop=True)])
     rows = fit(
         model, loss, batch_at, schedule(), name="t", key="k", validate=lambda model: next(results)
     )
@@ -383,7 +389,7 @@ def test_a_validation_can_stop_at_once_and_its_weights_are_never_the_best(workpl
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(workplace):
     model, _, batch_at = regression()
-    with pytest.raises(WrongInput, match="lower learning_rate"):
+    with pytest.raises(InputError, match="lower learning_rate"):
         fit(
             model,
             lambda model, batch: {"error": model(batch["x"]).sum() * float("nan")},

@@ -16,30 +16,35 @@ import yaml
 
 from stages.augment import __main__ as augment
 from stages.augment import filters, paraphrasers
-from stages.augment.__main__ import Params
-from stages.augment.paraphrasers import Found
+from stages.augment.__main__ import AugmentConfig
+from stages.augment.paraphrasers import ParaphraseResult
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store, text_cleaning
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import meme_corpus
-from tests.support.fake_chat_api import KEY, TOKENS
+from tests.support.fake_chat_api import API_KEY, TOKENS_PER_ANSWER
 
-PROMPT = paraphrasers.read_prompt(augment.PROMPT)
-TIDY = text_cleaning.Params(
-    unicode="NFKC",
-    links=True,
+PROMPT = paraphrasers.load_prompt(augment.PROMPT_PATH)
+TIDY = text_cleaning.CleanConfig(
+    unicode_form="NFKC",
+    remove_urls=True,
     emoji="keep",
-    memes=text_cleaning.Overlay(
-        mentions=True, sites=["com"], case="keep", punctuation="keep", digits="keep", lines="join"
+    memes=text_cleaning.OverlayCleanConfig(
+        remove_mentions=True,
+        remove_domains=["com"],
+        case="keep",
+        punctuation="keep",
+        digits="keep",
+        line_breaks="join",
     ),
 )
 
 
 @pytest.fixture
-def params() -> Params:
+def params() -> AugmentConfig:
     """As shipped, without what takes long, and with a server that may be a poor one."""
-    shipped = load(Params, "augment")
+    shipped = load_config(AugmentConfig, "augment")
     openai = replace(shipped.openai, retries=0, timeout=5.0, max_failed=1.0, concurrency=4)
     return replace(
         shipped,
@@ -53,23 +58,23 @@ def params() -> Params:
 def place(tmp_path, monkeypatch) -> Path:
     """A folder with memes; the store and locks stay in it and nothing is tracked."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr(augment.tracking, "run", lambda **given: nullcontext(Mock()))
-    meme_corpus.write(tmp_path, meme_corpus.some())
+    meme_corpus.write_meme_corpus(tmp_path, meme_corpus.make_meme_rows())
     return tmp_path
 
 
-def run(place: Path, params: Params) -> tuple[list[dict], dict]:
+def run(place: Path, params: AugmentConfig) -> tuple[list[dict], dict]:
     """(records, summary)"""
     folders = [place / name for name in ("ingest", "clean", "inpaint")]
     augment.main(params, TIDY, PROMPT, folders, place / "target")
-    records = schemas.read(place / "target/records.parquet", schemas.MEMES)
+    records = schemas.read_parquet(place / "target/records.parquet", schemas.MEMES)
     return records, json.loads((place / "target/summary.json").read_text())
 
 
-def rules(place: Path, params: Params, **changes) -> tuple[list[dict], dict]:
+def rules(place: Path, params: AugmentConfig, **changes) -> tuple[list[dict], dict]:
     return run(place, replace(params, backend="rules", **changes))
 
 
@@ -114,12 +119,13 @@ def test_paraphrases_are_of_train_alone_and_keep_what_their_original_has(place, 
 def test_every_split_gets_its_inpainted_pictures(place, params):
     records, _ = rules(place, params)
     inpainted = {
-        meme_corpus.picture(n)["sha256"]: meme_corpus.picture(n + 100)["sha256"] for n in range(20)
+        meme_corpus.make_image(n)["sha256"]: meme_corpus.make_image(n + 100)["sha256"]
+        for n in range(20)
     }
     for row in records:
         if not row["variant"]:
             assert row["image"] == inpainted.get(row["pictured"])
-    stored = {row["sha256"] for row in image_store.read(place / "target/images")}
+    stored = {row["sha256"] for row in image_store.read_images(place / "target/images")}
     assert stored == {row["image"] for row in records if row["image"]}
 
 
@@ -127,9 +133,9 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
     records, _ = rules(place, params)
     made = [row for row in records if row["variant"] and row["pictured"]]
     assert len({row["image"] for row in made}) == len(made)
-    content = image_store.find(place / "target/images", [row["image"] for row in made])
+    content = image_store.load_image_bytes(place / "target/images", [row["image"] for row in made])
     for row in made:
-        assert image_store.decode(content[row["image"]]).size == (12, 12)
+        assert image_store.decode_image(content[row["image"]]).size == (12, 12)
         assert content[row["image"]].startswith(b"\xff\xd8")
     assert {row["image"] for row in records if row["group"] == "bare"} == {None}
 
@@ -137,11 +143,11 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
 def test_pictures_may_stay_as_they_are_or_become_png(place, params):
     still, _ = rules(place, params, picture=replace(params.picture, look="none"))
     assert len({row["image"] for row in still if row["group"] == "t0"}) == 1
-    stored = {row["sha256"] for row in image_store.read(place / "target/images")}
+    stored = {row["sha256"] for row in image_store.read_images(place / "target/images")}
     assert stored == {row["image"] for row in still if row["image"]}
     png, _ = rules(place, params, picture=replace(params.picture, quality=None))
     names = {row["image"] for row in png if row["variant"] and row["image"]}
-    content = image_store.find(place / "target/images", names)
+    content = image_store.load_image_bytes(place / "target/images", names)
     assert all(file.startswith(b"\x89PNG") for file in content.values())
 
 
@@ -156,7 +162,7 @@ def test_a_second_run_writes_the_same_bytes_and_another_seed_others(place, param
 
 def test_other_memes_coming_or_going_change_no_paraphrase(place, params):
     before = {row["id"]: row for row in rules(place, params)[0]}
-    meme_corpus.write(place, meme_corpus.some()[1:4])
+    meme_corpus.write_meme_corpus(place, meme_corpus.make_meme_rows()[1:4])
     after, _ = rules(place, params)
     assert len(after) > 3
     assert all(before[row["id"]] == row for row in after)
@@ -164,10 +170,12 @@ def test_other_memes_coming_or_going_change_no_paraphrase(place, params):
 
 def test_more_shards_change_nothing_but_files(place, params):
     few, _ = rules(place, params, shards=1)
-    before = {row["sha256"]: row for row in image_store.read(place / "target/images")}
+    before = {row["sha256"]: row for row in image_store.read_images(place / "target/images")}
     many, _ = rules(place, params, shards=7)
     assert few == many
-    assert {row["sha256"]: row for row in image_store.read(place / "target/images")} == before
+    assert {
+        row["sha256"]: row for row in image_store.read_images(place / "target/images")
+    } == before
 
 
 def test_none_writes_no_paraphrase(place, params):
@@ -179,7 +187,7 @@ def test_none_writes_no_paraphrase(place, params):
 
 def test_recognised_text_is_cleaned_and_used_where_there_is_none(place, params):
     read = {"silent": "\uff57hen  you\u200b do not care\nwww.memes.com", "t0": "other words"}
-    meme_corpus.write(place, meme_corpus.some(), read)
+    meme_corpus.write_meme_corpus(place, meme_corpus.make_meme_rows(), read)
     records, found = rules(place, params)
     of_silent = [row for row in records if row["group"] == "silent"]
     assert (of_silent[0]["text"], of_silent[0]["text_source"]) == (
@@ -197,16 +205,18 @@ def test_what_is_worded_anew_has_its_case_and_marks_and_is_cleaned_then(place, p
     server = serve(
         lambda *_: answer("SIT DOWN? Others do not let you, 24 hours a day.", *"vwxyz"[1:])
     )
-    row = meme_corpus.some()[0] | {
+    row = meme_corpus.make_meme_rows()[0] | {
         "original": f"{meme_corpus.TEXTS[0]}! @someone memes.com",
         "text": "when you",
     }
-    meme_corpus.write(place, [row])
+    meme_corpus.write_meme_corpus(place, [row])
     folders = [place / name for name in ("ingest", "clean", "inpaint")]
     asked = replace(params, backend="openai:writer")
-    augment.main(asked, load(text_cleaning.Params, "clean"), PROMPT, folders, place / "target")
+    augment.main(
+        asked, load_config(text_cleaning.CleanConfig, "clean"), PROMPT, folders, place / "target"
+    )
     assert [given(body) for body in server.requests] == [f"{meme_corpus.TEXTS[0]}!"]
-    records = schemas.read(place / "target/records.parquet", schemas.MEMES)
+    records = schemas.read_parquet(place / "target/records.parquet", schemas.MEMES)
     assert [row["text"] for row in records][:2] == [
         "when you",
         "sit down others do not let you hours a day",
@@ -241,8 +251,12 @@ def test_the_meaning_of_rules_is_not_measured(place, params):
 
 
 def test_rules_leave_other_languages_alone_and_say_so(place, params):
-    meme_corpus.write(
-        place, [meme_corpus.meme("z", "train", "我不想起床，你呢", 0, "zh"), *meme_corpus.some()]
+    meme_corpus.write_meme_corpus(
+        place,
+        [
+            meme_corpus.make_meme("z", "train", "我不想起床，你呢", 0, "zh"),
+            *meme_corpus.make_meme_rows(),
+        ],
     )
     records, found = rules(place, params)
     assert [row["variant"] for row in records if row["group"] == "z"] == [0]
@@ -250,14 +264,14 @@ def test_rules_leave_other_languages_alone_and_say_so(place, params):
 
 
 def test_a_picture_that_inpaint_did_not_write_is_one_sentence(place, params):
-    image_store.write(place / "inpaint/images", [], shards=2)
-    with pytest.raises(WrongInput, match="lacks the picture"):
+    image_store.write_images(place / "inpaint/images", [], shards=2)
+    with pytest.raises(InputError, match="lacks the picture"):
         rules(place, params)
-    schemas.write(place / "inpaint/pictures.parquet", [], schemas.INPAINTED)
-    with pytest.raises(WrongInput, match=r"pictures.parquet lacks .*: run `dvc repro`"):
+    schemas.write_parquet(place / "inpaint/pictures.parquet", [], schemas.INPAINTED_IMAGES)
+    with pytest.raises(InputError, match=r"pictures.parquet lacks .*: run `dvc repro`"):
         rules(place, params)
     (place / "ingest/tasks.json").unlink()
-    with pytest.raises(WrongInput, match=r"tasks.json is missing: run `dvc repro`"):
+    with pytest.raises(InputError, match=r"tasks.json is missing: run `dvc repro`"):
         rules(place, params)
     assert not (place / "target").exists()
 
@@ -283,7 +297,7 @@ def test_a_language_model_is_asked_for_train_texts_alone_with_examples(place, pa
         "answers": "by JSON schema",
         "questions": 5,
         "failed_questions": {},
-        "tokens": {"sent": 5 * (TOKENS - 10), "received": 5 * 10},
+        "tokens": {"sent": 5 * (TOKENS_PER_ANSWER - 10), "received": 5 * 10},
         "cost": None,
     }
 
@@ -298,8 +312,8 @@ def test_the_cost_is_that_of_the_prices(place, params, serve):
 
 def test_the_ceiling_ends_it_and_what_was_answered_stays(place, params, serve):
     server = serve(five)
-    openai = replace(params.openai, max_tokens_total=2 * TOKENS, concurrency=1)
-    with pytest.raises(WrongInput, match=r"^params.yaml: augment.openai.max_tokens_total is 200"):
+    openai = replace(params.openai, max_tokens_total=2 * TOKENS_PER_ANSWER, concurrency=1)
+    with pytest.raises(InputError, match=r"^params.yaml: augment.openai.max_tokens_total is 200"):
         run(place, replace(params, backend="openai:writer", openai=openai))
     assert len(server.requests) == 2 and not (place / "target").exists()
     run(place, replace(params, backend="openai:writer"))
@@ -308,8 +322,9 @@ def test_the_ceiling_ends_it_and_what_was_answered_stays(place, params, serve):
 
 def test_memes_of_one_text_are_one_question_and_have_their_own_pictures(place, params, serve):
     server = serve(five)
-    meme_corpus.write(
-        place, [meme_corpus.meme(name, "train", "Same old story", n) for n, name in enumerate("ab")]
+    meme_corpus.write_meme_corpus(
+        place,
+        [meme_corpus.make_meme(name, "train", "Same old story", n) for n, name in enumerate("ab")],
     )
     records, found = run(place, replace(params, backend="openai:writer"))
     assert len(server.requests) == 1 and found["paraphraser"]["tokens"]["received"] == 10
@@ -327,7 +342,9 @@ def test_every_rejected_paraphrase_is_counted_by_its_reason(place, params, serve
         "At last in my chair and then they all want a thing",
         "At last in my chair, and then they all want a thing!",
     ]
-    meme_corpus.write(place, [meme_corpus.some()[0], *meme_corpus.some()[4:6]])
+    meme_corpus.write_meme_corpus(
+        place, [meme_corpus.make_meme_rows()[0], *meme_corpus.make_meme_rows()[4:6]]
+    )
     serve(lambda *_: answer(*wordings))
     seven = replace(PROMPT, examples=[])
     asked = replace(
@@ -343,12 +360,12 @@ def test_every_rejected_paraphrase_is_counted_by_its_reason(place, params, serve
     assert found["rejected"] == {
         filters.REFUSAL: 1,
         filters.EMPTY: 1,
-        filters.OF_ORIGINAL: 1,
-        filters.LONG: 1,
-        filters.ELSEWHERE: 1,
-        filters.OF_SIBLING: 1,
+        filters.DUPLICATE_OF_ORIGINAL: 1,
+        filters.TOO_LONG: 1,
+        filters.IN_OTHER_SPLIT: 1,
+        filters.DUPLICATE_OF_PARAPHRASE: 1,
     }
-    records = schemas.read(place / "target/records.parquet", schemas.MEMES)
+    records = schemas.read_parquet(place / "target/records.parquet", schemas.MEMES)
     assert [(row["variant"], row["text"]) for row in records if row["variant"]] == [
         (6, wordings[5])
     ]
@@ -356,8 +373,12 @@ def test_every_rejected_paraphrase_is_counted_by_its_reason(place, params, serve
 
 def test_what_means_something_else_is_rejected_as_drift(place, params, serve):
     kept, drifted = "Nobody said to me it was Monday", "The harvest of olives begins in autumn"
-    meme_corpus.write(
-        place, [meme_corpus.some()[7], meme_corpus.meme("z", "train", "没人告诉我", None, "zh")]
+    meme_corpus.write_meme_corpus(
+        place,
+        [
+            meme_corpus.make_meme_rows()[7],
+            meme_corpus.make_meme("z", "train", "没人告诉我", None, "zh"),
+        ],
     )
     wordings = {"Nobody told me that it is Monday": [kept, drifted]}
     serve(lambda body, _: answer(*wordings.get(given(body), ["谁也没说今天是星期一", "树"])))
@@ -365,7 +386,7 @@ def test_what_means_something_else_is_rejected_as_drift(place, params, serve):
         params,
         backend="openai:writer",
         paraphrases=2,
-        filters=replace(params.filters, drift=load(float, "augment", "filters", "drift")),
+        filters=replace(params.filters, drift=load_config(float, "augment", "filters", "drift")),
     )
     records, found = run(place, asked)
     assert [row["text"] for row in records if row["variant"] and row["group"] == "bare"] == [kept]
@@ -389,23 +410,24 @@ def test_what_means_something_else_is_rejected_as_drift(place, params, serve):
     ],
 )
 def test_a_refusal_is_told_from_a_meme(text, refused):
-    assert filters.refuses(text) == refused
+    assert filters.is_refusal(text) == refused
 
 
 def test_paraphrases_are_the_originals_own_in_every_order(params):
     """A paraphraser that answers well is believed text by text, not by place in some batch."""
 
-    class Echo(paraphrasers.Nobody):
+    class Echo(paraphrasers.NoParaphraser):
         def paraphrase(self, texts):
-            return [Found([f"{one.record} in wholly other words"]) for one in texts]
+            return [ParaphraseResult([f"{one.record_id} in wholly other words"]) for one in texts]
 
     rows = [
-        meme_corpus.meme(f"m{i}", "train", f"text {i}", None) | {"group": f"m{i}", "variant": 0}
+        meme_corpus.make_meme(f"m{i}", "train", f"text {i}", None)
+        | {"group": f"m{i}", "variant": 0}
         for i in range(5)
     ]
     sentences = {row["id"]: row["text"] for row in rows}
-    words = augment.Words(TIDY)
-    kept, _ = augment.paraphrases(rows[::-1], sentences, Echo(), params, words)
+    words = augment.MemeTextCleaner(TIDY)
+    kept, _ = augment.generate_paraphrases(rows[::-1], sentences, Echo(), params, words)
     assert kept == {f"m{i}": [(1, f"m{i} in wholly other words")] for i in range(5)}
 
 
@@ -419,7 +441,7 @@ def test_paraphrases_are_the_originals_own_in_every_order(params):
     ],
 )
 def test_params_that_cannot_work_are_one_sentence(place, params, change, said):
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         run(place, replace(params, **change))
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
     assert not (place / "target").exists()
@@ -444,6 +466,6 @@ def test_no_file_and_no_line_holds_the_key_or_the_address(place, params, serve):
     assert done.returncode == 0, done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]
     assert {"mlflow.db", "summary.json", "answers.sqlite"} <= {path.name for path in files}
-    for secret in (KEY, "user:password", f":{server.server_port}"):
+    for secret in (API_KEY, "user:password", f":{server.server_port}"):
         assert secret not in done.stdout + done.stderr
         assert [path.name for path in files if secret.encode() in path.read_bytes()] == []

@@ -12,26 +12,26 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from stages.augment import batch_client
-from stages.augment.batch_client import Numbers
+from stages.augment.batch_client import BatchRequestConfig
 from stages.shared.llm import client as llm_client
-from stages.shared.llm.client import Question, Settings
-from stages.shared.runtime.stage import WrongInput, home
+from stages.shared.llm.client import ChatConfig, Question
+from stages.shared.runtime.stage import InputError, work_dir
 from tests.shared.llm.test_llm_client import asked
-from tests.support.fake_batch_api import BatchServer, start
-from tests.support.fake_chat_api import KEY, TOKENS, refused, said
+from tests.support.fake_batch_api import FakeBatchServer, start_server
+from tests.support.fake_chat_api import API_KEY, TOKENS_PER_ANSWER, chat_completion, error_response
 
-SETTINGS = Settings(
+SETTINGS = ChatConfig(
     model="writer",
     temperature=0.7,
-    answer_tokens=50,
+    max_completion_tokens=50,
     concurrency=2,
-    retries=0,
+    max_retries=0,
     timeout=5.0,
-    attempts=3,
-    max_tokens_total=10**6,
-    max_failed=1.0,
+    max_attempts=3,
+    max_total_tokens=10**6,
+    max_failed_fraction=1.0,
 )
-NUMBERS = Numbers(requests=100, poll=0.01)
+NUMBERS = BatchRequestConfig(max_requests=100, poll_interval=0.01)
 NAMED_BY = "augment.backend"
 
 
@@ -47,13 +47,13 @@ GOOD = '{"score": 7}'
 def serve(tmp_path, monkeypatch):
     """serve(answer): a server behind OPENAI_BASE_URL; a store of the test's own."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     servers = []
 
-    def begin(answer) -> BatchServer:
-        servers.append(BatchServer(answer))
-        start(servers[-1])
+    def begin(answer) -> FakeBatchServer:
+        servers.append(FakeBatchServer(answer))
+        start_server(servers[-1])
         monkeypatch.setenv("OPENAI_BASE_URL", servers[-1].address)
         return servers[-1]
 
@@ -64,17 +64,19 @@ def serve(tmp_path, monkeypatch):
 
 
 def questions(*texts: str) -> list[Question]:
-    return [Question("Score it.", llm_client.quote(text=text), Score) for text in texts]
+    return [Question("Score it.", llm_client.quote_data(text=text), Score) for text in texts]
 
 
-def ask(*texts: str, numbers: Numbers = NUMBERS, **changes):
-    return batch_client.ask("s", replace(SETTINGS, **changes), numbers, questions(*texts), NAMED_BY)
+def ask(*texts: str, numbers: BatchRequestConfig = NUMBERS, **changes):
+    return batch_client.ask_questions(
+        "s", replace(SETTINGS, **changes), numbers, questions(*texts), NAMED_BY
+    )
 
 
 def fault(*texts: str, **changes) -> str:
-    with pytest.raises(WrongInput) as wrong:
+    with pytest.raises(InputError) as wrong:
         ask(*texts, **changes)
-    assert KEY not in str(wrong.value) and "\n" not in str(wrong.value)
+    assert API_KEY not in str(wrong.value) and "\n" not in str(wrong.value)
     return str(wrong.value)
 
 
@@ -83,15 +85,17 @@ def test_one_batch_answers_all_questions_in_their_order(serve):
     replies = ask("3", "1", "2", "1")
     assert [reply.value.score for reply in replies] == [3, 1, 2, 1]
     assert len(server.batches) == 1 and len(server.requests) == 3
-    assert {(r.failure, r.tokens, r.received) for r in replies} == {("", TOKENS, 10)}
-    assert not list((home() / "batches").iterdir())
+    assert {(r.failure, r.total_tokens, r.completion_tokens) for r in replies} == {
+        ("", TOKENS_PER_ANSWER, 10)
+    }
+    assert not list((work_dir() / "batches").iterdir())
 
 
 def test_a_batch_asks_what_a_request_asks_so_that_each_has_the_others_answers(serve, monkeypatch):
     serve(lambda *_: GOOD)
     first = ask("a", "b")
     monkeypatch.delenv("OPENAI_BASE_URL")
-    assert llm_client.ask("s", SETTINGS, questions("a", "b"), NAMED_BY) == first
+    assert llm_client.ask_questions("s", SETTINGS, questions("a", "b"), NAMED_BY) == first
     assert ask("a", "b") == first
 
 
@@ -102,13 +106,16 @@ def test_what_does_not_fit_is_asked_again_in_another_batch(serve):
 
     server = serve(stubborn)
     replies = ask("a", "b")
-    assert [(r.value.score, r.tokens) for r in replies] == [(7, TOKENS), (7, 3 * TOKENS)]
+    assert [(r.value.score, r.total_tokens) for r in replies] == [
+        (7, TOKENS_PER_ANSWER),
+        (7, 3 * TOKENS_PER_ANSWER),
+    ]
     assert [len(server.uploads[b["input_file_id"]]) for b in server.batches.values()] == [2, 1, 1]
 
 
 def test_what_a_batch_has_no_answer_to_has_failed_and_is_asked_by_the_next_run(serve):
     faults = {
-        "refused": refused(400, "too long"),
+        "refused": error_response(400, "too long"),
         "left": None,
         "other": (200, {}, {"choices": []}),
     }
@@ -145,7 +152,7 @@ def test_a_batch_never_goes_beyond_the_ceiling(serve):
     texts = [*map(str, range(20))]
     found = fault(*texts, max_tokens_total=1500)
     assert found.startswith("params.yaml: s.max_tokens_total is 1500, and ")
-    paid = TOKENS * len(server.requests)
+    paid = TOKENS_PER_ANSWER * len(server.requests)
     assert 0 < paid <= 1500
     assert len(ask(*texts)) == 20
     assert len(server.requests) == 20
@@ -159,10 +166,10 @@ print(len(batch_client.ask("s", SETTINGS, NUMBERS, texts, NAMED_BY)))
 """
 
 
-def killed_at(call: str, server: BatchServer) -> None:
+def killed_at(call: str, server: FakeBatchServer) -> None:
     """Run ASKER and kill it once the server has had this call, before it answers."""
     server.calls.clear()
-    server.refuse = lambda now: time.sleep(60) if now.startswith(call) else None
+    server.reject = lambda now: time.sleep(60) if now.startswith(call) else None
     process = subprocess.Popen([sys.executable, "-c", ASKER, "5"], cwd=os.getcwd())
     while not any(now.startswith(call) for now in server.calls):
         assert process.poll() is None
@@ -170,7 +177,7 @@ def killed_at(call: str, server: BatchServer) -> None:
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    server.refuse = lambda now: None
+    server.reject = lambda now: None
 
 
 def test_a_kill_while_a_batch_is_under_way_pays_nothing_twice(serve):
@@ -194,7 +201,7 @@ def test_a_kill_between_the_batch_and_its_file_pays_nothing_twice(serve):
     """The server has made the batch, and whoever asked never heard of it."""
     server = serve(lambda *_: GOOD)
     killed_at("POST /v1/batches", server)
-    (file,) = (home() / "batches").glob("*.json")
+    (file,) = (work_dir() / "batches").glob("*.json")
     sent = json.loads(file.read_text())
     assert sent["batch"] is None and server.batches == {}
     server.batches["made"] = {
@@ -239,7 +246,7 @@ def test_a_key_that_is_not_taken_or_a_server_without_batches_is_one_sentence(ser
 def refused_as(status: int, now: str, call: str) -> tuple | None:
     if now != call:
         return None
-    return status, {}, {"error": {"message": f"no such {'thing' if status == 404 else KEY}"}}
+    return status, {}, {"error": {"message": f"no such {'thing' if status == 404 else API_KEY}"}}
 
 
 def test_an_address_where_nothing_answers_is_one_sentence(serve, monkeypatch):
@@ -249,7 +256,7 @@ def test_an_address_where_nothing_answers_is_one_sentence(serve, monkeypatch):
 
 
 def test_broken_lines_of_an_output_are_no_answers(serve):
-    server = serve(lambda *_: (200, {}, said(GOOD)))
+    server = serve(lambda *_: (200, {}, chat_completion(GOOD)))
     work = server.work
 
     def broken(batch):
@@ -270,6 +277,6 @@ def test_neither_files_nor_lines_hold_the_key_or_the_address(serve, tmp_path, ca
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.parent.name == "batches" for path in files)
     shown = capsys.readouterr()
-    for secret in (KEY, f":{server.server_port}"):
+    for secret in (API_KEY, f":{server.server_port}"):
         assert secret not in shown.err + shown.out
         assert not any(secret.encode() in path.read_bytes() for path in files)

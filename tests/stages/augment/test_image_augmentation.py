@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.augment.__main__ import Params
-from stages.augment.image_augmentation import Look, Ranges, augment, changed, look
-from stages.shared.core.config import load
+from stages.augment.__main__ import AugmentConfig
+from stages.augment.image_augmentation import (
+    AugmentationRangesConfig,
+    ImageTransform,
+    apply_transform,
+    augment_image,
+    sample_transform,
+)
+from stages.shared.core.config import load_config
 
-PLAIN = Look(flip=False, brightness=0.0, contrast=1.0, hue=0.0, saturation=1.0)
-RANGES = Ranges(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)
-STILL = Ranges(0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0)
+PLAIN = ImageTransform(flip=False, brightness=0.0, contrast=1.0, hue=0.0, saturation=1.0)
+RANGES = AugmentationRangesConfig(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)
+STILL = AugmentationRangesConfig(0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0)
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
 
@@ -29,7 +35,7 @@ def file(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def test_a_plain_look_changes_no_pixel():
-    assert (changed(NOISE, PLAIN) == NOISE).all()
+    assert (apply_transform(NOISE, PLAIN) == NOISE).all()
 
 
 @pytest.mark.parametrize(
@@ -52,11 +58,11 @@ def test_a_plain_look_changes_no_pixel():
     ],
 )
 def test_each_change_by_hand(what, before, after):
-    assert changed(before, replace(PLAIN, **what)).tolist() == after.tolist()
+    assert apply_transform(before, replace(PLAIN, **what)).tolist() == after.tolist()
 
 
 def test_hue_and_saturation_are_those_of_colorsys():
-    found = changed(NOISE, replace(PLAIN, hue=-0.13, saturation=1.4))
+    found = apply_transform(NOISE, replace(PLAIN, hue=-0.13, saturation=1.4))
     for before, after in zip(NOISE.reshape(-1, 3), found.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(before / 255))
         wanted = colorsys.hsv_to_rgb((hue - 0.13) % 1, min(1, saturation * 1.4), value)
@@ -64,7 +70,7 @@ def test_hue_and_saturation_are_those_of_colorsys():
 
 
 def test_what_is_drawn_keeps_to_its_ranges_and_fills_them():
-    looks = [look(RANGES, f"0 meme {number}") for number in range(500)]
+    looks = [sample_transform(RANGES, f"0 meme {number}") for number in range(500)]
     for name, low, high in [
         ("brightness", -0.5, 0.5),
         ("contrast", 0.2, 1.8),
@@ -79,18 +85,20 @@ def test_what_is_drawn_keeps_to_its_ranges_and_fills_them():
 
 def test_a_look_follows_from_its_name_alone():
     content = file(NOISE)
-    first = augment(content, RANGES, "0 a 1", None)
-    augment(content, RANGES, "0 a 2", None)
-    assert augment(content, RANGES, "0 a 1", None) == first
-    assert augment(content, RANGES, "0 a 2", None) != first
+    first = augment_image(content, RANGES, "0 a 1", None)
+    augment_image(content, RANGES, "0 a 2", None)
+    assert augment_image(content, RANGES, "0 a 1", None) == first
+    assert augment_image(content, RANGES, "0 a 2", None) != first
     # Less flipping leaves the rest as it was.
-    assert look(replace(RANGES, flip=0.0), "x").hue == look(RANGES, "x").hue
+    assert sample_transform(replace(RANGES, flip=0.0), "x").hue == sample_transform(RANGES, "x").hue
 
 
 def test_png_is_lossless_and_jpeg_close():
     content = file(NOISE)
-    assert (np.asarray(Image.open(BytesIO(augment(content, STILL, "a", None)))) == NOISE).all()
-    jpeg = Image.open(BytesIO(augment(content, STILL, "a", 100)))
+    assert (
+        np.asarray(Image.open(BytesIO(augment_image(content, STILL, "a", None)))) == NOISE
+    ).all()
+    jpeg = Image.open(BytesIO(augment_image(content, STILL, "a", 100)))
     assert jpeg.format == "JPEG"
     assert np.abs(np.asarray(jpeg).astype(int) - NOISE).mean() < 2
 
@@ -99,7 +107,7 @@ def test_png_is_lossless_and_jpeg_close():
 def test_every_kind_of_picture_becomes_rgb_of_its_size(mode):
     content = BytesIO()
     Image.new(mode, (6, 4)).save(content, "TIFF")
-    made = Image.open(BytesIO(augment(content.getvalue(), RANGES, "a", None)))
+    made = Image.open(BytesIO(augment_image(content.getvalue(), RANGES, "a", None)))
     assert (made.mode, made.size) == ("RGB", (6, 4))
 
 
@@ -114,13 +122,15 @@ def test_a_range_that_cannot_be_is_one_sentence(wrong):
 
 def test_the_papers_numbers_are_in_params_and_the_milder_ones_are_milder():
     """The paper: brightness .5, contrast .2 to 1.8, hue .2, saturation 5 to 10."""
-    shipped = load(Params, "augment").picture.looks
-    assert shipped["paper"] == Ranges(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)
+    shipped = load_config(AugmentConfig, "augment").image.policies
+    assert shipped["paper"] == AugmentationRangesConfig(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)
     change = [
-        np.abs(changed(NOISE, look(shipped[name], str(n))).astype(int) - NOISE).mean()
+        np.abs(
+            apply_transform(NOISE, sample_transform(shipped[name], str(n))).astype(int) - NOISE
+        ).mean()
         for name in ("mild", "paper")
         for n in range(50)
-        if not look(shipped[name], str(n)).flip
+        if not sample_transform(shipped[name], str(n)).flip
     ]
-    half = [look(shipped["mild"], str(n)).flip for n in range(50)].count(False)
+    half = [sample_transform(shipped["mild"], str(n)).flip for n in range(50)].count(False)
     assert max(change[:half]) < min(change[half:])

@@ -15,47 +15,54 @@ from hashlib import sha256
 import pytest
 
 from stages.augment import paraphrasers
-from stages.augment.__main__ import PROMPT, Params
-from stages.augment.batch_client import Numbers
-from stages.augment.paraphrasers import Example, OpenAI, Prompt, Text
-from stages.shared.core.config import load
-from stages.shared.runtime.stage import WrongInput, home
-from tests.support.fake_batch_api import BatchServer, start
-from tests.support.fake_chat_api import KEY, TOKENS, refused, said
-
-NUMBERS = OpenAI(
-    examples=1,
-    temperature=0.7,
-    answer_tokens=500,
-    concurrency=64,
-    retries=6,
-    timeout=1.5,
-    attempts=3,
-    max_failed=0.05,
-    max_tokens_total=10**7,
-    price_sent=None,
-    price_received=None,
-    batch_api=False,
-    batch=Numbers(requests=1000, poll=0.01),
+from stages.augment.__main__ import PROMPT_PATH, AugmentConfig
+from stages.augment.batch_client import BatchRequestConfig
+from stages.augment.paraphrasers import (
+    OpenAIParaphraserConfig,
+    ParaphraseInput,
+    ParaphrasePrompt,
+    PromptExample,
 )
-TOLD = Prompt("Write $count paraphrases.", [Example("a b", ["b a", "ab", "ba"])])
+from stages.shared.core.config import load_config
+from stages.shared.runtime.stage import InputError, work_dir
+from tests.support.fake_batch_api import FakeBatchServer, start_server
+from tests.support.fake_chat_api import API_KEY, TOKENS_PER_ANSWER, chat_completion, error_response
+
+NUMBERS = OpenAIParaphraserConfig(
+    num_few_shot=1,
+    temperature=0.7,
+    max_completion_tokens=500,
+    concurrency=64,
+    max_retries=6,
+    timeout=1.5,
+    max_attempts=3,
+    max_failed_fraction=0.05,
+    max_total_tokens=10**7,
+    input_token_price=None,
+    output_token_price=None,
+    use_batch_api=False,
+    batch=BatchRequestConfig(max_requests=1000, poll_interval=0.01),
+)
+TOLD = ParaphrasePrompt("Write $count paraphrases.", [PromptExample("a b", ["b a", "ab", "ba"])])
 COUNT = 3
 
 
 @pytest.fixture(autouse=True)
 def _environment(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
 def writer(**changes) -> paraphrasers.Paraphraser:
-    return paraphrasers.load("openai:writer", replace(NUMBERS, **changes), TOLD, COUNT, 0)
+    return paraphrasers.load_paraphraser(
+        "openai:writer", replace(NUMBERS, **changes), TOLD, COUNT, 0
+    )
 
 
-def texts(*given: str) -> list[Text]:
-    return [Text(f"r{number}", text, "en") for number, text in enumerate(given)]
+def texts(*given: str) -> list[ParaphraseInput]:
+    return [ParaphraseInput(f"r{number}", text, "en") for number, text in enumerate(given)]
 
 
 def given(body: dict) -> str:
@@ -89,14 +96,14 @@ def test_the_schema_asks_for_so_many_strings_and_nothing_else(serve):
 
 
 def test_a_model_that_refuses_fails_that_text_alone(serve):
-    no = said(None)
+    no = chat_completion(None)
     no["choices"][0]["message"]["refusal"] = "I will not."
     serve(lambda body, _: (200, {}, no) if given(body) == "rude" else good(given(body)))
     model = writer(max_failed=0.5)
     found = model.paraphrase(texts("rude", "fine"))
     assert [one.failure for one in found] == ["refused by the model", ""]
-    assert model.figures()["failed_questions"] == {"refused by the model": 1}
-    assert model.figures()["tokens"]["received"] == 4 * 10  # three attempts and one
+    assert model.compute_statistics()["failed_questions"] == {"refused by the model": 1}
+    assert model.compute_statistics()["tokens"]["received"] == 4 * 10  # three attempts and one
 
 
 def test_a_text_that_gives_orders_stays_data(serve):
@@ -122,14 +129,17 @@ def test_examples_are_shown_as_question_and_answer(serve):
 def test_the_prompt_as_shipped_suits_the_params_and_its_examples_pass_the_filters():
     from stages.augment import filters
 
-    shipped, prompt = load(Params, "augment"), paraphrasers.read_prompt(PROMPT)
-    told = prompt.filled(shipped.paraphrases, shipped.openai.examples)
+    shipped, prompt = load_config(AugmentConfig, "augment"), paraphrasers.load_prompt(PROMPT_PATH)
+    told = prompt.render(shipped.num_paraphrases, shipped.openai.num_few_shot)
     assert "$" not in told and "<text> and </text>" in " ".join(told.split())
     for example in prompt.examples:
         assert len(example.paraphrases) == 5
         kept: list[str] = []
         for text in example.paraphrases:
-            assert filters.fault(text, example.text, kept, set(), shipped.filters) == ""
+            assert (
+                filters.find_rejection_reason(text, example.text, kept, set(), shipped.filters)
+                == ""
+            )
             kept.append(text)
 
 
@@ -144,25 +154,25 @@ def test_the_prompt_as_shipped_suits_the_params_and_its_examples_pass_the_filter
 )
 def test_a_prompt_file_that_is_none_is_one_sentence(tmp_path, content, reason):
     (tmp_path / "prompt.yaml").write_text(content)
-    with pytest.raises(WrongInput, match=f"^prompt.yaml.*{reason}"):
-        paraphrasers.read_prompt(tmp_path / "prompt.yaml")
+    with pytest.raises(InputError, match=f"^prompt.yaml.*{reason}"):
+        paraphrasers.load_prompt(tmp_path / "prompt.yaml")
 
 
 @pytest.mark.parametrize("instruction", ["Write $many.", "For 5 $"])
 def test_a_prompt_that_cannot_be_filled_in_is_one_sentence(instruction):
-    with pytest.raises(WrongInput, match=r"cannot be filled in: there is \$count"):
-        Prompt(instruction, []).filled(3, 0)
+    with pytest.raises(InputError, match=r"cannot be filled in: there is \$count"):
+        ParaphrasePrompt(instruction, []).render(3, 0)
 
 
 def test_the_batch_api_gives_what_requests_give(serve, monkeypatch):
-    server = BatchServer(lambda body, _: good(given(body)))
-    start(server)
-    monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+    server = FakeBatchServer(lambda body, _: good(given(body)))
+    start_server(server)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     model = writer(batch_api=True, price_sent=1.0, price_received=2.0)
     found = model.paraphrase(texts("a", "b"))
     assert [one.texts for one in found] == [[f"{t} {n}" for n in range(COUNT)] for t in "ab"]
-    assert model.figures()["cost"] == pytest.approx((2 * 90 + 2 * 10 * 2) / 10**6)
-    direct = serve(lambda *_: refused(500, "nobody asks"))
+    assert model.compute_statistics()["cost"] == pytest.approx((2 * 90 + 2 * 10 * 2) / 10**6)
+    direct = serve(lambda *_: error_response(500, "nobody asks"))
     assert writer().paraphrase(texts("a", "b")) == found and direct.requests == []
     server.shutdown()
     server.server_close()
@@ -177,7 +187,7 @@ print(json.dumps([one.texts for one in found]))
 ITEMS, KILLS, SHARE = 1000, 3, 0.2
 
 
-def many() -> list[Text]:
+def many() -> list[ParaphraseInput]:
     return texts(*(f"text {number}" for number in range(ITEMS)))
 
 
@@ -204,19 +214,23 @@ class Moody:
 
 def hang(_: str) -> tuple:
     time.sleep(NUMBERS.timeout + 0.5)
-    return refused(500, "too late")
+    return error_response(500, "too late")
 
 
 FAULTS = {
-    "busy": lambda _: refused(429, "slow down", Retry_After="0.05"),
-    "broken": lambda _: refused(500, "oops"),
+    "busy": lambda _: error_response(429, "slow down", Retry_After="0.05"),
+    "broken": lambda _: error_response(500, "oops"),
     "hangs": hang,
     "cut off": lambda text: (
         200,
         {"Content-Length": "900", "Connection": "close"},
-        json.dumps(said(good(text))).encode()[:200],
+        json.dumps(chat_completion(good(text))).encode()[:200],
     ),
-    "truncated JSON": lambda text: (200, {}, json.dumps(said(good(text))).encode()[:-20]),
+    "truncated JSON": lambda text: (
+        200,
+        {},
+        json.dumps(chat_completion(good(text))).encode()[:-20],
+    ),
     "truncated answer": lambda text: good(text)[:-5],
     "wrong number": lambda text: good(text, COUNT - 1),
 }
@@ -224,7 +238,7 @@ FAULTS = {
 
 def stored() -> set[str]:
     """Keys of the answers that are stored."""
-    path = home() / "store/answers.sqlite"
+    path = work_dir() / "store/answers.sqlite"
     if not path.exists():
         return set()
     with sqlite3.connect(path) as database:
@@ -261,7 +275,7 @@ def test_nothing_is_lost_or_sent_twice_over_1000_items_with_faults_and_three_kil
     assert answered == set(moody.sent) and 0 <= again <= KILLS * NUMBERS.concurrency
     assert set(moody.faults) == set(FAULTS)
     assert 0.15 < sum(moody.faults.values()) / len(server.requests) < 0.25
-    assert KEY not in done.stderr
+    assert API_KEY not in done.stderr
 
 
 def test_another_run_of_the_same_asks_nothing(serve):
@@ -270,16 +284,22 @@ def test_another_run_of_the_same_asks_nothing(serve):
     model = writer()
     assert model.paraphrase(texts("c", "b", "a")) == first[::-1] and len(server.requests) == 3
     # What a stored answer once cost is told all the same.
-    assert model.figures()["tokens"] == {"sent": 3 * (TOKENS - 10), "received": 3 * 10}
+    assert model.compute_statistics()["tokens"] == {
+        "sent": 3 * (TOKENS_PER_ANSWER - 10),
+        "received": 3 * 10,
+    }
 
 
 def test_rules_are_no_llm_and_none_writes_nothing():
-    rules = paraphrasers.load("rules", NUMBERS, TOLD, COUNT, 0)
-    assert (rules.llm, rules.figures()) == (False, {"backend": "rules", "llm": False})
+    rules = paraphrasers.load_paraphraser("rules", NUMBERS, TOLD, COUNT, 0)
+    assert (rules.uses_llm, rules.compute_statistics()) == (
+        False,
+        {"backend": "rules", "llm": False},
+    )
     assert len(rules.paraphrase(texts("I do not care"))[0].texts) == COUNT
-    nobody = paraphrasers.load("none", NUMBERS, TOLD, COUNT, 0)
+    nobody = paraphrasers.load_paraphraser("none", NUMBERS, TOLD, COUNT, 0)
     assert [one.texts for one in nobody.paraphrase(texts("a"))] == [[]]
 
 
 def test_params_as_shipped_ask_no_server():
-    assert load(Params, "augment").backend == "rules"
+    assert load_config(AugmentConfig, "augment").backend == "rules"

@@ -8,22 +8,22 @@ import torch
 
 from stages.classify import __main__ as stage
 from stages.classify import mm_orient as label
-from stages.classify.batching import INPUTS
-from stages.classify.config import Params
+from stages.classify.batching import INPUT_MODES
+from stages.classify.config import ClassifyConfig
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
-from stages.shared.metrics.common import evenly
+from stages.shared.metrics.common import evenly_spaced_indices
 from tests.support import mm_orient_corpus
 from tests.support.mm_orient_corpus import (
-    CELLS,
-    LEARNED,
-    NAME,
+    LEARNED_TASKS,
+    NUM_CELLS,
+    RUN_NAME,
     SPLITS,
-    UNJUDGED,
-    WITHOUT_PICTURE,
+    UNLABELED,
+    WITHOUT_IMAGE,
     WITHOUT_TEXT,
 )
 
@@ -42,10 +42,10 @@ def models(tmp_path_factory):
             folder = tmp_path_factory.mktemp("memes")
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("POLYMUSE_HOME", str(folder / "home"))
-                mm_orient_corpus.project(folder, changes)
+                mm_orient_corpus.create_project(folder, changes)
                 patch.chdir(folder)
-                given = mm_orient_corpus.write(folder)
-                _, model = mm_orient_corpus.saved(folder, given)
+                given = mm_orient_corpus.write_meme_corpus(folder)
+                _, model = mm_orient_corpus.save_trained_classifier(folder, given)
             known[key] = folder, given, model
         return known[key]
 
@@ -57,13 +57,16 @@ def made(models, monkeypatch):
     """made(**changes): such a reader as `restore` gives it, and the items of its splits."""
 
     def make(**changes):
-        network = {f"models.{NAME}.network.{key}": value for key, value in changes.items()}
+        network = {f"models.{RUN_NAME}.network.{key}": value for key, value in changes.items()}
         folder, (pictures, records, embed), model = models(network)
         monkeypatch.chdir(folder)
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
-        reader, rows = mm_orient_checkpoint.restore(model), meme_dataset.read_rows(records)
-        known = feature_store.read(embed)
-        return reader, {split: reader.items(rows[split], known, pictures) for split in label.SPLITS}
+        reader, rows = mm_orient_checkpoint.restore(model), meme_dataset.load_splits(records)
+        known = feature_store.read_features(embed)
+        return reader, {
+            split: reader.build_dataset(rows[split], known, pictures)
+            for split in label.CLASSIFIED_SPLITS
+        }
 
     return make
 
@@ -77,12 +80,14 @@ def labelled(models, monkeypatch, tmp_path):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
         place = tmp_path / f"corpus {len(list(tmp_path.iterdir()))}"
-        given = [*mm_orient_corpus.write(place, splits, change=change), model]
+        given = [*mm_orient_corpus.write_meme_corpus(place, splits, change=change), model]
         monkeypatch.setattr(label, "load", lambda *key: Size(size))
-        stage.main(NAME, label, given, "memes", load(Params, "classify"), place / "out")
+        stage.main(
+            RUN_NAME, label, given, "memes", load_config(ClassifyConfig, "classify"), place / "out"
+        )
         assert json.loads((place / "out/parameters.json").read_text())["trained"] > 0
         return {
-            name: schemas.read(place / "out" / f"{name}.parquet", schema)
+            name: schemas.read_parquet(place / "out" / f"{name}.parquet", schema)
             for name, schema in label.TABLES.items()
         }
 
@@ -112,8 +117,8 @@ def test_every_item_has_a_row_of_each_task_that_was_learned_from_each_of_its_inp
         (f"{split}-{number}", split, inputs, task)
         for split in ("validation", "test")
         for number in range(SPLITS[split])
-        for inputs in (INPUTS if split == "test" else INPUTS[:1])
-        for task in LEARNED
+        for inputs in (INPUT_MODES if split == "test" else INPUT_MODES[:1])
+        for task in LEARNED_TASKS
     }
 
 
@@ -123,14 +128,14 @@ def test_gold_is_what_somebody_judged_and_empty_where_nobody_did(labelled):
     assert rows["test-1", "text", "sentiment"]["gold"] == ["negative"]
     unjudged = {key for key, row in rows.items() if not row["gold"]}
     assert unjudged == {
-        (f"{split}-{UNJUDGED}", inputs, "humour")
+        (f"{split}-{UNLABELED}", inputs, "humour")
         for split in ("validation", "test")
-        for inputs in (INPUTS if split == "test" else INPUTS[:1])
+        for inputs in (INPUT_MODES if split == "test" else INPUT_MODES[:1])
     }
-    assert all(row["predicted"][0] in LEARNED[task] for (_, _, task), row in rows.items())
+    assert all(row["predicted"][0] in LEARNED_TASKS[task] for (_, _, task), row in rows.items())
 
 
-@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("inputs", INPUT_MODES)
 def test_labels_are_what_the_model_decides_of_these_inputs(labelled, made, inputs):
     reader, splits = made()
     items = splits["test"]
@@ -140,7 +145,7 @@ def test_labels_are_what_the_model_decides_of_these_inputs(labelled, made, input
         batch[hidden] = torch.zeros(len(items), dtype=torch.bool)
     decided = reader.paper.decide(reader.model, batch)
     found = by_key(labelled()["labels"], "record", "inputs", "task")
-    for task, names in LEARNED.items():
+    for task, names in LEARNED_TASKS.items():
         for index, row in enumerate(items.rows):
             one, given = found[row["id"], inputs, task], decided.probabilities[task][index]
             assert one["predicted"] == [names[given.argmax()]]
@@ -160,7 +165,7 @@ def test_the_batch_changes_no_label_and_no_probability(labelled):
 def test_without_a_test_split_validation_is_scored_from_each_input_and_shown(labelled):
     found = labelled(splits=["train", "validation"])
     assert {(row["split"], row["inputs"]) for row in found["labels"]} == {
-        ("validation", inputs) for inputs in INPUTS
+        ("validation", inputs) for inputs in INPUT_MODES
     }
     assert {row["record"].split("-")[0] for row in found["looks"]} == {"validation"}
     assert {row["split"] for row in found["behaviour"]} == {"validation"}
@@ -171,10 +176,10 @@ def test_where_nobody_judged_a_test_item_validation_is_scored_and_test_is_labell
 ):
     found = labelled(lambda row: without(row, "test"))
     counts = {(split, "both"): SPLITS[split] for split in ("validation", "test")}
-    counts |= {("validation", inputs): SPLITS["validation"] for inputs in INPUTS[1:]}
+    counts |= {("validation", inputs): SPLITS["validation"] for inputs in INPUT_MODES[1:]}
     rows = found["labels"]
     assert {
-        key: sum((row["split"], row["inputs"]) == key for row in rows) / len(LEARNED)
+        key: sum((row["split"], row["inputs"]) == key for row in rows) / len(LEARNED_TASKS)
         for key in {(row["split"], row["inputs"]) for row in rows}
     } == counts
     assert {row["split"] for row in found["behaviour"]} == {"validation"}
@@ -183,7 +188,7 @@ def test_where_nobody_judged_a_test_item_validation_is_scored_and_test_is_labell
 def test_without_pictures_nothing_is_labelled_from_one_input(labelled):
     rows = labelled(lambda row: row | {"image": None})["labels"]
     assert {row["inputs"] for row in rows} == {"both"}
-    assert len(rows) == len(LEARNED) * (SPLITS["validation"] + SPLITS["test"])
+    assert len(rows) == len(LEARNED_TASKS) * (SPLITS["validation"] + SPLITS["test"])
 
 
 def test_looks_have_a_weight_for_each_piece_and_each_region(labelled):
@@ -196,14 +201,14 @@ def test_looks_have_a_weight_for_each_piece_and_each_region(labelled):
             assert row["tokens"][1] in ("fox", "lamp") and row["tokens"][0] == "the", record
             assert len(row["weights"]) == len(row["tokens"])
         else:
-            assert row["tokens"] == [] and len(row["weights"]) == CELLS
+            assert row["tokens"] == [] and len(row["weights"]) == NUM_CELLS
         assert sum(row["weights"]) == pytest.approx(1, abs=1e-2)
 
 
 def test_a_model_that_reads_no_regions_looks_at_no_picture(made):
     reader, splits = made(inputs="text_only")
     with torch.inference_mode():
-        rows = label.look_rows(reader, splits["test"], [0, WITHOUT_TEXT], SIZE)
+        rows = label.attention_rows(reader, splits["test"], [0, WITHOUT_TEXT], SIZE)
     assert [(row["record"], row["modality"]) for row in rows] == [("test-0", "text")]
 
 
@@ -218,7 +223,7 @@ def test_what_an_item_lacks_has_no_figure_of_behaviour(labelled, made):
         for number in range(SPLITS["test"])
     }
     assert of_item[WITHOUT_TEXT] == names - of_text
-    assert of_item[WITHOUT_PICTURE] == of_text
+    assert of_item[WITHOUT_IMAGE] == of_text
     assert all(of_item[number] == names for number in (0, 3, 4, 5, 6))
     assert all(0 <= row["value"] <= 1 + 1e-6 for row in rows.values())
 
@@ -235,6 +240,6 @@ def test_evenness_is_the_entropy_of_the_weights_that_are_shown(labelled):
 
 
 def test_places_are_evenly_spaced_and_no_more_than_there_are():
-    assert evenly(7, 4) == [0, 1, 3, 5]
-    assert evenly(2, 4) == [0, 1]
-    assert evenly(5, 0) == evenly(0, 5) == []
+    assert evenly_spaced_indices(7, 4) == [0, 1, 3, 5]
+    assert evenly_spaced_indices(2, 4) == [0, 1]
+    assert evenly_spaced_indices(5, 0) == evenly_spaced_indices(0, 5) == []

@@ -8,15 +8,15 @@ from PIL import Image
 
 from stages.classify import __main__ as stage
 from stages.classify import muse as label
-from stages.classify.config import Params
+from stages.classify.config import ClassifyConfig
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from tests.support import muse_corpus
-from tests.support.article_corpus import bytes_of
-from tests.support.muse_corpus import RUNS
+from tests.support.article_corpus import read_files
+from tests.support.muse_corpus import CORPUS_KINDS
 
 SIZE = 3  # items of a batch: not a divisor of 5
 
@@ -32,10 +32,10 @@ def models(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("POLYMUSE_HOME", str(folder / "home"))
-                muse_corpus.project(folder, changes)
+                muse_corpus.create_project(folder, changes)
                 patch.chdir(folder)
-                given = muse_corpus.write(folder, RUNS[name], pictures, splits)
-                muse_corpus.saved(name, folder, given)
+                given = muse_corpus.write_corpus(folder, CORPUS_KINDS[name], pictures, splits)
+                muse_corpus.save_trained_classifier(name, folder, given)
             known[key] = folder, given
         return known[key]
 
@@ -51,16 +51,22 @@ def made(models, monkeypatch):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
         reader = muse_checkpoint.restore(folder / "models" / name)
-        rows, cached = muse_dataset.read_rows(clean, RUNS[name]), feature_store.read(embed)
-        splits = {split: reader.items(rows[split], cached, ingest) for split in label.SPLITS}
-        return reader, splits, load(Params, "classify")
+        rows, cached = (
+            muse_dataset.load_splits(clean, CORPUS_KINDS[name]),
+            feature_store.read_features(embed),
+        )
+        splits = {
+            split: reader.build_dataset(rows[split], cached, ingest)
+            for split in label.CLASSIFIED_SPLITS
+        }
+        return reader, splits, load_config(ClassifyConfig, "classify")
 
     return make
 
 
 def tables_of(reader, splits, params, size=SIZE):
     with torch.inference_mode():
-        return label.tables_of(reader, splits, params, size)
+        return label.build_tables(reader, splits, params, size)
 
 
 def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:
@@ -70,21 +76,21 @@ def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:
     return found
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CORPUS_KINDS)
 def test_every_item_is_labelled_once_from_each_of_its_inputs(made, name):
     reader, splits, params = made(name)
     rows = tables_of(reader, splits, params)["labels"]
     keys = by_key(rows, "record", "split", "inputs").keys()
     sizes = muse_corpus.SPLITS
-    of_test = {(f"test-{n}", "test", i) for n in range(sizes["test"]) for i in label.INPUTS}
+    of_test = {(f"test-{n}", "test", i) for n in range(sizes["test"]) for i in label.INPUT_MODES}
     assert keys == of_test | {
         (f"validation-{n}", "validation", "both") for n in range(sizes["validation"])
     }
-    assert {row["task"] for row in rows} == {muse_dataset.TASKS[RUNS[name]]}
+    assert {row["task"] for row in rows} == {muse_dataset.TASK_BY_CORPUS_KIND[CORPUS_KINDS[name]]}
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("inputs", label.INPUTS)
+@pytest.mark.parametrize("name", CORPUS_KINDS)
+@pytest.mark.parametrize("inputs", label.INPUT_MODES)
 def test_labels_are_what_the_model_decides_of_these_inputs(made, name, inputs):
     reader, splits, params = made(name)
     items = splits["test"]
@@ -100,7 +106,7 @@ def test_labels_are_what_the_model_decides_of_these_inputs(made, name, inputs):
         one = found[row["id"], inputs]
         assert one["predicted"] == wanted[index]
         assert one["probability"] == pytest.approx(decided.probability[index], rel=1e-4)
-        assert one["gold"] == muse_dataset.gold_of(row)
+        assert one["gold"] == muse_dataset.get_gold_labels(row)
 
 
 def test_the_batch_changes_no_label(made):
@@ -113,12 +119,12 @@ def test_the_batch_changes_no_label(made):
 def test_words_beyond_the_limit_are_outside_and_counted(made):
     reader, splits, params = made("muse_entities")
     rows = by_key(tables_of(reader, splits, params)["labels"], "record", "inputs")
-    words = len(splits["test"].rows[muse_corpus.LONG]["words"])
-    for inputs in label.INPUTS:
-        long = rows[f"test-{muse_corpus.LONG}", inputs]
-        assert long["cut"] == words - muse_corpus.PIECES > 0
+    words = len(splits["test"].rows[muse_corpus.TOO_LONG]["words"])
+    for inputs in label.INPUT_MODES:
+        long = rows[f"test-{muse_corpus.TOO_LONG}", inputs]
+        assert long["cut"] == words - muse_corpus.MAX_SUBWORDS > 0
         assert len(long["predicted"]) == len(long["gold"]) == words
-        assert set(long["predicted"][muse_corpus.PIECES :]) == {"O"}
+        assert set(long["predicted"][muse_corpus.MAX_SUBWORDS :]) == {"O"}
         assert {rows[f"test-{n}", inputs]["cut"] for n in range(1, 5)} == {0}
 
 
@@ -128,7 +134,9 @@ def test_words_beyond_the_limit_are_outside_and_counted(made):
 def test_a_label_that_train_never_showed_is_gold_and_never_predicted(made, name, new):
     reader, splits, params = made(name)
     rows = tables_of(reader, splits, params)["labels"]
-    assert {row["record"] for row in rows if new in row["gold"]} == {f"test-{muse_corpus.NEW}"}
+    assert {row["record"] for row in rows if new in row["gold"]} == {
+        f"test-{muse_corpus.UNSEEN_LABEL}"
+    }
     assert not [row for row in rows if new in row["predicted"]]
 
 
@@ -142,7 +150,7 @@ def test_without_a_test_split_validation_is_scored_from_each_input_and_shown(mad
     reader, splits, params = made("muse_sentiment", splits=("train", "validation"))
     found = tables_of(reader, splits, params)
     assert {(row["split"], row["inputs"]) for row in found["labels"]} == {
-        ("validation", inputs) for inputs in label.INPUTS
+        ("validation", inputs) for inputs in label.INPUT_MODES
     }
     assert len(found["labels"]) == 3 * muse_corpus.SPLITS["validation"]
     for table in ("exchanges", "drawn", "embeddings", "regularised"):
@@ -178,8 +186,8 @@ def test_the_plain_tagger_labels_and_shows_nothing_else(made):
 def test_exchanges_are_those_of_the_model_cut_to_what_an_item_holds(made):
     reader, splits, params = made("muse_entities")
     items = splits["test"]
-    places = label.spaced(items, params.examples)
-    assert len(places) == 3 and muse_corpus.WITHOUT_PICTURE not in places
+    places = label.select_examples(items, params.examples)
+    assert len(places) == 3 and muse_corpus.WITHOUT_IMAGE not in places
     found = by_key(tables_of(reader, splits, params)["exchanges"], "record", "layer", "modality")
     assert len(found) == len(places) * 2 * 2  # of two layers and modalities
     for place in places:
@@ -204,7 +212,7 @@ def test_what_the_regularisers_say_is_that_of_the_model_and_null_without_picture
     for split, items in splits.items():
         for place, row in enumerate(items.rows):
             one = found[row["id"], split]
-            if place == muse_corpus.WITHOUT_PICTURE:
+            if place == muse_corpus.WITHOUT_IMAGE:
                 assert one["caption_nats"] is one["drawing_bits"] is one["caption"] is None
                 continue
             said = reader.paper.regularisers(reader.model, items.batch([place]))
@@ -215,7 +223,7 @@ def test_what_the_regularisers_say_is_that_of_the_model_and_null_without_picture
 def test_some_pictures_of_the_split_that_is_scored_have_a_written_caption(made):
     reader, splits, params = made("muse_sentiment")
     items = splits["test"]
-    places = label.spaced(items, params.examples)
+    places = label.select_examples(items, params.examples)
     written = {
         row["record"]: row["caption"] for row in tables_of(reader, splits, params)["regularised"]
     }
@@ -229,7 +237,7 @@ def test_some_pictures_of_the_split_that_is_scored_have_a_written_caption(made):
 def test_embeddings_are_those_of_the_model_before_and_after_the_projection(made):
     reader, splits, params = made("muse_sentiment")
     items = splits["test"]
-    places = label.spaced(items, params.embedded)
+    places = label.select_examples(items, params.embedded)
     rows = by_key(tables_of(reader, splits, params)["embeddings"], "record", "modality", "where")
     assert len(rows) == len(places) * 2 * 2
     for place in places:
@@ -242,7 +250,7 @@ def test_embeddings_are_those_of_the_model_before_and_after_the_projection(made)
 def test_drawings_are_samples_of_the_model_of_the_first_examples(made):
     reader, splits, params = made("muse_entities")
     items = splits["test"]
-    places = label.spaced(items, params.examples)[: params.drawn]
+    places = label.select_examples(items, params.examples)[: params.drawn]
     found = tables_of(reader, splits, params)["drawn"]
     names = [(items.rows[place]["id"], number) for place in places for number in (0, 1)]
     assert [(row["record"], row["number"]) for row in found] == names
@@ -272,10 +280,10 @@ def test_a_model_without_decoders_draws_and_writes_nothing(made):
 )
 def test_chosen_items_are_evenly_spaced_and_have_a_picture(made, count, places):
     _, splits, _ = made("muse_entities")
-    assert label.spaced(splits["test"], count) == places
+    assert label.select_examples(splits["test"], count) == places
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CORPUS_KINDS)
 def test_the_stage_writes_every_table_and_twice_the_same_bytes(models, monkeypatch, name):
     folder, given = models(name)
     monkeypatch.chdir(folder)
@@ -283,17 +291,20 @@ def test_the_stage_writes_every_table_and_twice_the_same_bytes(models, monkeypat
 
     def main(target: str) -> Path:
         sources = [*given, folder / "models" / name]
-        params = load(Params, "classify")
-        stage.main(name, label, sources, RUNS[name], params, folder / target)
+        params = load_config(ClassifyConfig, "classify")
+        stage.main(name, label, sources, CORPUS_KINDS[name], params, folder / target)
         return folder / target
 
     first = main("first")
-    assert bytes_of(main("second")) == bytes_of(first)
+    assert read_files(main("second")) == read_files(first)
     assert {path.name for path in first.iterdir()} == {
         *(f"{table}.parquet" for table in label.TABLES),
         "parameters.json",
     }
-    rows = {t: schemas.read(first / f"{t}.parquet", schema) for t, schema in label.TABLES.items()}
+    rows = {
+        t: schemas.read_parquet(first / f"{t}.parquet", schema)
+        for t, schema in label.TABLES.items()
+    }
     assert all(rows.values())
     reader = muse_checkpoint.restore(folder / "models" / name)
     counts = schemas.read_json(first / "parameters.json")

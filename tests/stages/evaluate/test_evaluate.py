@@ -11,21 +11,21 @@ from unittest.mock import Mock
 import pytest
 
 from stages.evaluate import __main__ as evaluate
-from stages.evaluate.__main__ import Params
+from stages.evaluate.__main__ import EvaluateConfig
 from stages.shared.core import schemas
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import generator_outputs
 
-PARAMS = Params(
+PARAMS = EvaluateConfig(
     tokenizers={"zh": ["characters"]},
-    bertscore_items=3,
-    reward_items=2,
-    meteor_seconds=60.0,
-    ceiling_below=0.05,
-    ceiling_above=2.0,
-    over_masking=0.5,
-    uniform_entropy=0.95,
-    single_spread=0.05,
+    max_bertscore_samples=3,
+    max_reward_samples=2,
+    meteor_timeout=60.0,
+    max_below_ceiling=0.05,
+    max_above_ceiling_standard_errors=2.0,
+    max_masked_fraction=0.5,
+    max_attention_entropy=0.95,
+    min_attention_spread=0.05,
 )
 
 
@@ -41,14 +41,16 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
     generator_outputs.write_ingest(tmp_path / "ingest")
     generator_outputs.write_predictions(
-        tmp_path / "predictions", generator_outputs.predictions(), generator_outputs.foils()
+        tmp_path / "predictions",
+        generator_outputs.make_predictions(),
+        generator_outputs.make_foil_rows(),
     )
     return tmp_path
 
 
-def run(place: Path, params: Params = PARAMS) -> dict:
+def run(place: Path, params: EvaluateConfig = PARAMS) -> dict:
     folders = [place / "ingest", place / "predictions"]
-    evaluate.main(params, generator_outputs.READING, "run", folders, place / "target")
+    evaluate.main(params, generator_outputs.REWARDS_CONFIG, "run", folders, place / "target")
     return json.loads((place / "target/metrics.json").read_text())
 
 
@@ -62,7 +64,7 @@ def test_the_final_phase_stands_on_top_and_sft_beneath(place):
 
 
 def test_a_run_without_preference_has_sft_on_top(place):
-    rows = [row for row in generator_outputs.predictions() if row["phase"] == "sft"]
+    rows = [row for row in generator_outputs.make_predictions() if row["phase"] == "sft"]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place)
     assert found["phase"] == "sft"
@@ -102,10 +104,12 @@ def test_foils_are_counted_for_each_phase(place):
 
 
 def test_foils_of_validation_do_not_count(place):
-    rows = [row | {"record": "v"} for row in generator_outputs.foils() if row["record"] == "b"]
-    kept = [row for row in generator_outputs.foils() if row["record"] == "a"]
+    rows = [
+        row | {"record": "v"} for row in generator_outputs.make_foil_rows() if row["record"] == "b"
+    ]
+    kept = [row for row in generator_outputs.make_foil_rows() if row["record"] == "a"]
     generator_outputs.write_predictions(
-        place / "predictions", generator_outputs.predictions(), kept + rows
+        place / "predictions", generator_outputs.make_predictions(), kept + rows
     )
     assert run(place)["sft"]["foils"]["items"] == 1
 
@@ -123,20 +127,20 @@ def write_traces(place, spreads: dict[str, float]) -> None:
             ("predict", "test", "always_pass", 1.0),
         ]
     ]
-    schemas.write(place / "predictions/gates.parquet", gates, schemas.GATES)
+    schemas.write_parquet(place / "predictions/gates.parquet", gates, schemas.GATES)
     fusions = [
         {"record": "a", "position": 0, "phase": phase, "spread": spread} | FUSED
         for phase, spread in spreads.items()
     ]
-    schemas.write(place / "predictions/fusions.parquet", fusions, schemas.FUSIONS)
+    schemas.write_parquet(place / "predictions/fusions.parquet", fusions, schemas.FUSIONS)
     text = "Ada hums at the beach"
     row = {"record": "a", "position": 0, "phase": "preference", "text": text, "tokens": ["t"]}
     looks = [0.25] * 4 + [0.1, 0.2, 0.3, 0.4]
     row |= {"fusion": [1.0] * 4, "ends": [15, len(text)], "decoder": looks}
-    schemas.write(place / "predictions/attentions.parquet", [row], schemas.ATTENTIONS)
+    schemas.write_parquet(place / "predictions/attentions.parquet", [row], schemas.ATTENTIONS)
     corner = {"left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0}
     box = {"record": "a", "position": 0, "slot": "place"} | corner
-    schemas.write(place / "ingest/boxes.parquet", [box], schemas.BOXES)
+    schemas.write_parquet(place / "ingest/boxes.parquet", [box], schemas.BOXES)
 
 
 def test_gate_fusion_and_attention_have_their_figures_and_what_is_odd_a_warning(place):
@@ -171,7 +175,7 @@ def test_a_run_without_traces_has_no_figures_of_them_and_no_warnings(place):
 def test_a_gate_that_decided_nothing_is_unavailable_and_no_warning(place):
     gate = {"record": "a", "position": 0, "split": "train", "use": "train", "mode": "sample"}
     undecided = gate | {"sigma": None, "mask_probability": None, "passed": None}
-    schemas.write(place / "predictions/gates.parquet", [undecided], schemas.GATES)
+    schemas.write_parquet(place / "predictions/gates.parquet", [undecided], schemas.GATES)
     found = run(place)
     assert found["gate"]["train"] == {"mode": "sample", "mask_rate": "unavailable"}
     assert not {"fusion", "warnings"} & found.keys()
@@ -209,7 +213,7 @@ def test_captions_have_the_share_of_the_pictures_ceiling_that_they_reach(place):
 
 
 def test_without_texts_from_one_modality_there_is_no_such_figure(place):
-    rows = [row for row in generator_outputs.predictions() if row["inputs"] == "both"]
+    rows = [row for row in generator_outputs.make_predictions() if row["inputs"] == "both"]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place)
     assert "single_modality" not in found and found["skill"]["value"] == 1
@@ -225,7 +229,7 @@ def test_slots_without_any_ceiling_have_grounding_alone(place):
 def test_chinese_is_cut_into_characters_and_has_no_bert_score(place):
     rows = [
         row | {"language": "zh", "text": "加入白糖", "references": ["加入糖"]}
-        for row in generator_outputs.predictions()
+        for row in generator_outputs.make_predictions()
     ]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place)
@@ -238,7 +242,7 @@ def test_chinese_is_cut_into_characters_and_has_no_bert_score(place):
 def test_the_tokenizer_of_params_is_used(place):
     rows = [
         row | {"language": "zh", "text": "加入白糖", "references": ["加入糖"]}
-        for row in generator_outputs.predictions()
+        for row in generator_outputs.make_predictions()
     ]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place, replace(PARAMS, tokenizers={"zh": ["words"]}))
@@ -250,7 +254,7 @@ def test_each_further_tokenizer_has_a_block_of_its_own(place):
     """加入白糖 beside 加入糖: 3 of 4 characters, but of the words 加入 白糖 only one of two."""
     rows = [
         row | {"language": "zh", "text": "加入白糖", "references": ["加入糖"]}
-        for row in generator_outputs.predictions()
+        for row in generator_outputs.make_predictions()
     ]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place, replace(PARAMS, tokenizers={"zh": ["characters", "jieba"]}))
@@ -271,7 +275,7 @@ def test_a_tokenizer_of_a_language_that_is_not_there_has_no_block(place):
 
 
 def test_a_language_without_tokenizer_is_said():
-    with pytest.raises(WrongInput, match="zh is empty: name one"):
+    with pytest.raises(InputError, match="zh is empty: name one"):
         replace(PARAMS, tokenizers={"zh": []})
 
 
@@ -279,13 +283,13 @@ def test_without_java_meteor_is_not_called_meteor(place):
     found = run(place)
     assert "meteor" not in found
     assert found["meteor_exact_stem"] > 0.9
-    rows = schemas.read(place / "target/items.parquet", schemas.ITEM_SCORES)
+    rows = schemas.read_parquet(place / "target/items.parquet", schemas.ITEM_SCORES)
     assert all(row["meteor"] is None for row in rows)
 
 
 def test_the_items_average_to_the_corpus_scores(place):
     found = run(place)["sft"]
-    rows = schemas.read(place / "target/items.parquet", schemas.ITEM_SCORES)
+    rows = schemas.read_parquet(place / "target/items.parquet", schemas.ITEM_SCORES)
     rows = [row for row in rows if (row["phase"], row["split"]) == ("sft", "test")]
     both = [row for row in rows if row["inputs"] == "both"]
     for name in ("rouge_l", "cider", "meteor_exact_stem"):
@@ -303,7 +307,7 @@ def test_rewards_are_of_whole_articles_and_their_gain_by_pairs(place):
     one chunk of b: 7 edits, and its article has 2 x 53 characters and a line break. So b gains
     7 / 107, a nothing; the deviations are half of that, and the error sqrt(2 x 2 d^2) / 2 = d."""
     found = run(place)
-    text = "\n".join([generator_outputs.sentence("beach")] * 2)
+    text = "\n".join([generator_outputs.make_sentence("beach")] * 2)
     assert len(text) == 107
     assert found["rewards"] == {"literal": 1, "semantic": pytest.approx(1), "articles": 2}
     assert found["sft"]["rewards"]["literal"] == pytest.approx(1 - 7 / 107 / 2, abs=1e-6)
@@ -315,7 +319,7 @@ def test_rewards_are_of_whole_articles_and_their_gain_by_pairs(place):
     assert found["gain"]["grounding"]["value"] == pytest.approx(1 / 12, abs=1e-6)
     assert found["gain"]["grounding"]["standard_error"] == pytest.approx(0.5 / 6, abs=1e-6)
     assert found["measured_by"].keys() >= {"literal", "semantic"}
-    rows = schemas.read(place / "target/rewards.parquet", schemas.REWARDS)
+    rows = schemas.read_parquet(place / "target/rewards.parquet", schemas.REWARDS)
     (mistaken,) = [row for row in rows if row["literal"] < 0.99]
     assert [mistaken[name] for name in ("record", "split", "phase")] == ["b", "test", "sft"]
 
@@ -327,14 +331,14 @@ def test_validation_has_rewards_and_gains_of_its_own(place):
 
 
 def test_a_run_without_preference_has_rewards_and_no_gain(place):
-    rows = [row for row in generator_outputs.predictions() if row["phase"] == "sft"]
+    rows = [row for row in generator_outputs.make_predictions() if row["phase"] == "sft"]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place)
     assert found["rewards"]["literal"] < 1 and "gain" not in found
 
 
 def test_meaning_that_nobody_reads_is_unavailable_with_its_reason(place):
-    rows = [row | {"language": "zh"} for row in generator_outputs.predictions()]
+    rows = [row | {"language": "zh"} for row in generator_outputs.make_predictions()]
     generator_outputs.write_predictions(place / "predictions", rows, [])
     found = run(place)
     assert found["rewards"]["semantic"] == "unavailable"
@@ -345,10 +349,10 @@ def test_meaning_that_nobody_reads_is_unavailable_with_its_reason(place):
 def test_the_order_of_predictions_changes_no_figure(place):
     straight = run(place, replace(PARAMS, bertscore_items=6))
     rows = random.Random(0).sample(
-        generator_outputs.predictions(), len(generator_outputs.predictions())
+        generator_outputs.make_predictions(), len(generator_outputs.make_predictions())
     )
     generator_outputs.write_predictions(
-        place / "predictions", rows, generator_outputs.foils()[::-1]
+        place / "predictions", rows, generator_outputs.make_foil_rows()[::-1]
     )
     assert run(place, replace(PARAMS, bertscore_items=6)) == straight
 
@@ -382,9 +386,9 @@ def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(p
 
 
 def test_no_test_item_is_said_in_one_sentence(place):
-    rows = [row for row in generator_outputs.predictions() if row["split"] == "validation"]
+    rows = [row for row in generator_outputs.make_predictions() if row["split"] == "validation"]
     generator_outputs.write_predictions(place / "predictions", rows, [])
-    with pytest.raises(WrongInput, match="no test item"):
+    with pytest.raises(InputError, match="no test item"):
         run(place)
     assert not (place / "target").exists()
 

@@ -15,11 +15,13 @@ import pytest
 
 from stages.evaluate_classifier import __main__ as stage
 from stages.evaluate_classifier import mm_orient
-from stages.evaluate_classifier.common import Params
+from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.shared.core import schemas
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 
-PARAMS = Params(draws=50, seed=0, ceiling_below=0.05, ceiling_above=2.0)
+PARAMS = EvaluateClassifierConfig(
+    num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+)
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
 TASKS = ("humour", "sentiment")
 GOLD = {
@@ -70,11 +72,11 @@ def place(tmp_path, monkeypatch):
 
 def run(place: Path, rows: list[dict], ceilings: dict | None = CEILINGS) -> dict:
     """metrics.json of a reader that labelled like this; ceilings: what the corpus knows."""
-    schemas.write(place / "labels/labels.parquet", rows, schemas.LABELS)
+    schemas.write_parquet(place / "labels/labels.parquet", rows, schemas.LABEL_PREDICTIONS)
     behaviour = [
-        dict(zip(schemas.BEHAVIOUR.names, (r, "test", *x), strict=True)) for r, *x in BEHAVIOUR
+        dict(zip(schemas.DIAGNOSTICS.names, (r, "test", *x), strict=True)) for r, *x in BEHAVIOUR
     ]
-    schemas.write(place / "labels/behaviour.parquet", behaviour, schemas.BEHAVIOUR)
+    schemas.write_parquet(place / "labels/behaviour.parquet", behaviour, schemas.DIAGNOSTICS)
     (place / "labels/parameters.json").write_text(json.dumps({"trained": 12, "frozen": 0}))
     (place / "ingest").mkdir(exist_ok=True)
     if ceilings is not None:
@@ -167,7 +169,7 @@ def test_errors_are_those_of_any_labels(place):
 def test_what_nobody_judged_is_not_scored(place):
     changed = [row | {"predicted": ["bad"]} if not row["gold"] else row for row in labels()]
     assert run(place, labels()) == run(place, changed)
-    rows = schemas.read(place / "target/items.parquet", schemas.LABEL_SCORES)
+    rows = schemas.read_parquet(place / "target/items.parquet", schemas.LABEL_SCORES)
     assert len(rows) == 3 * 7 + 4
     assert {row["task"] for row in rows if row["record"] == "b"} == {"humour"}
     of_test = [row for row in rows if (row["split"], row["inputs"]) == ("test", "both")]
@@ -240,7 +242,7 @@ def test_behaviour_is_the_mean_over_items_with_a_figure(place):
 
 @pytest.mark.parametrize("rows", [[], [row | {"gold": []} for row in labels()]])
 def test_nothing_to_score_is_one_sentence(place, rows):
-    with pytest.raises(WrongInput, match="neither a test nor a validation item with a label"):
+    with pytest.raises(InputError, match="neither a test nor a validation item with a label"):
         run(place, rows)
     assert not (place / "target").exists()
 

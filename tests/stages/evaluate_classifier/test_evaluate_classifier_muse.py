@@ -12,13 +12,15 @@ import pytest
 
 from stages.evaluate_classifier import __main__ as stage
 from stages.evaluate_classifier import muse
-from stages.evaluate_classifier.common import Params
+from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.shared.core import schemas
-from stages.shared.metrics.alignment import measures
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.metrics.alignment import compute_alignment
+from stages.shared.runtime.stage import InputError
 from tests.support import muse_outputs
 
-PARAMS = Params(draws=50, seed=0, ceiling_below=0.05, ceiling_above=2.0)
+PARAMS = EvaluateClassifierConfig(
+    num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+)
 
 
 @pytest.fixture(params=["entities", "sentiment"])
@@ -34,10 +36,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(place: Path, rows: list[dict], known: bool = True, params: Params = PARAMS) -> dict:
+def run(
+    place: Path, rows: list[dict], known: bool = True, params: EvaluateClassifierConfig = PARAMS
+) -> dict:
     """metrics.json of a reader that labelled like this; known: the corpus knows its ceilings."""
-    muse_outputs.write(
-        place / "labels", rows, muse_outputs.regularised(), muse_outputs.embeddings()
+    muse_outputs.write_classifier_outputs(
+        place / "labels", rows, muse_outputs.make_decoder_rows(), muse_outputs.make_embedding_rows()
     )
     (place / "ingest").mkdir(exist_ok=True)
     if known:
@@ -49,7 +53,7 @@ def run(place: Path, rows: list[dict], known: bool = True, params: Params = PARA
 def test_entities_by_hand_leniently_strictly_and_by_place(place):
     """3 of 4 gold entities are found. Leniently 5 are predicted: the orphan in b and the NEW of c
     are wrong; strictly the orphan is nobody's."""
-    found = run(place, muse_outputs.labels("entities"))
+    found = run(place, muse_outputs.make_label_rows("entities"))
     lenient, strict = found["lenient"], found["strict"]
     assert (found["task"], found["split"], found["items"]) == ("entities", "test", 4)
     assert [lenient[name] for name in ("right", "predicted", "gold")] == [3, 5, 4]
@@ -64,7 +68,7 @@ def test_entities_by_hand_leniently_strictly_and_by_place(place):
 def test_sentiment_skill_and_verdicts_by_hand(place):
     """3 of 4 right: s^2 = .25, the error .25; skill (.75 - .5) / (1 - .5), its error doubled.
     From the text alone 2 of 4, its ceiling; from the picture none, below .25 - .05."""
-    found = run(place, muse_outputs.labels("sentiment"))
+    found = run(place, muse_outputs.make_label_rows("sentiment"))
     assert found["accuracy"] == {"value": 0.75, "standard_error": 0.25}
     assert found["score"] == {"metric": "accuracy", "value": 0.75, "standard_error": 0.25}
     assert found["skill"] == {"value": 0.5, "standard_error": 0.5}
@@ -79,14 +83,14 @@ def test_sentiment_skill_and_verdicts_by_hand(place):
 
 def test_skill_of_entities_is_that_of_their_lenient_f1(place):
     """(2/3 - 1/2) / (1 - 1/2) = 1/3."""
-    found = run(place, muse_outputs.labels("entities"))
+    found = run(place, muse_outputs.make_label_rows("entities"))
     assert found["skill"]["value"] == pytest.approx(1 / 3, abs=1e-6)
     # From the text PER of a and LOC of d: 2 of 4 predicted are right, of 4 gold.
     assert found["single_modality"]["text"]["value"] == 0.5
 
 
 def test_validation_has_the_same_figures_to_choose_settings_by(place, task):
-    found = run(place, muse_outputs.labels(task))
+    found = run(place, muse_outputs.make_label_rows(task))
     validation = found["validation"]
     assert validation["items"] == 2 and validation["score"]["value"] == 1
     assert validation["skill"]["value"] == 1
@@ -95,7 +99,7 @@ def test_validation_has_the_same_figures_to_choose_settings_by(place, task):
 
 
 def test_a_corpus_without_test_items_has_its_validation_scored_and_named_so(place, task):
-    rows = [row for row in muse_outputs.labels(task) if row["split"] == "validation"]
+    rows = [row for row in muse_outputs.make_label_rows(task) if row["split"] == "validation"]
     found = run(place, rows)
     assert (found["split"], found["items"]) == ("validation", 2)
     assert found["score"]["value"] == 1 and "single_modality" not in found
@@ -104,16 +108,16 @@ def test_a_corpus_without_test_items_has_its_validation_scored_and_named_so(plac
 
 
 def test_labels_of_neither_split_are_said_in_one_sentence(place, task):
-    rows = [row | {"split": "train"} for row in muse_outputs.labels(task)]
-    with pytest.raises(WrongInput, match="neither a test nor a validation item"):
+    rows = [row | {"split": "train"} for row in muse_outputs.make_label_rows(task)]
+    with pytest.raises(InputError, match="neither a test nor a validation item"):
         run(place, rows)
     assert not (place / "target").exists()
 
 
 def test_every_test_item_is_scored_and_the_words_beyond_the_limit_are_counted(place, task):
-    found = run(place, muse_outputs.labels(task))
+    found = run(place, muse_outputs.make_label_rows(task))
     assert found["items"] == 4 and found["cut"] == {"items": 1, "words": 2}
-    rows = schemas.read(place / "target/items.parquet", schemas.LABEL_SCORES)
+    rows = schemas.read_parquet(place / "target/items.parquet", schemas.LABEL_SCORES)
     assert len(rows) == 4 * 3 + 2
     of_test = [row for row in rows if (row["split"], row["inputs"]) == ("test", "both")]
     right, gold = (sum(row[name] for row in of_test) for name in ("right", "gold"))
@@ -124,19 +128,20 @@ def test_every_test_item_is_scored_and_the_words_beyond_the_limit_are_counted(pl
 
 
 def test_a_corpus_that_knows_no_ceilings_has_scores_alone(place, task):
-    found = run(place, muse_outputs.labels(task), known=False)
+    found = run(place, muse_outputs.make_label_rows(task), known=False)
     assert not {"ceilings", "skill"} & found.keys()
     assert found["single_modality"]["text"].keys() == {"value", "standard_error"}
 
 
 def test_without_labels_from_one_modality_there_is_no_such_figure(place, task):
-    rows = [row for row in muse_outputs.labels(task) if row["inputs"] == "both"]
+    rows = [row for row in muse_outputs.make_label_rows(task) if row["inputs"] == "both"]
     assert "single_modality" not in run(place, rows)
 
 
 def test_a_reader_that_finds_nothing_scores_nothing(place):
     rows = [
-        row | {"predicted": ["O"] * len(row["gold"])} for row in muse_outputs.labels("entities")
+        row | {"predicted": ["O"] * len(row["gold"])}
+        for row in muse_outputs.make_label_rows("entities")
     ]
     found = run(place, rows)
     assert found["score"]["value"] == found["strict"]["f1"] == found["spans"]["recall"] == 0
@@ -145,15 +150,15 @@ def test_a_reader_that_finds_nothing_scores_nothing(place):
 
 def test_regularisers_are_means_of_the_items_that_have_a_picture(place, task):
     """Nats 2 and 4: mean 3, s^2 = 2, error 1; bits one more."""
-    found = run(place, muse_outputs.labels(task))["regularisers"]
+    found = run(place, muse_outputs.make_label_rows(task))["regularisers"]
     assert found["caption_nats"] == {"items": 2, "value": 3, "standard_error": 1}
     assert found["drawing_bits"] == {"items": 2, "value": 4, "standard_error": 1}
 
 
 def test_a_reader_without_regularisers_has_no_figure_of_them(place, task):
-    rows = muse_outputs.labels(task)
+    rows = muse_outputs.make_label_rows(task)
     run(place, rows)
-    muse_outputs.write(place / "labels", rows, [], [])
+    muse_outputs.write_classifier_outputs(place / "labels", rows, [], [])
     stage.main("reader", muse, PARAMS, place / "ingest", place / "labels", place / "target")
     found = json.loads((place / "target/metrics.json").read_text())
     assert found["regularisers"] == {} and "unavailable" in found["alignment"]["before"]
@@ -162,7 +167,7 @@ def test_a_reader_without_regularisers_has_no_figure_of_them(place, task):
 def test_alignment_compares_items_of_the_split_that_have_both(place, task):
     """Before, each picture lies at the other's text; after, at its own. Item d has no picture, v
     is of another split."""
-    found = run(place, muse_outputs.labels(task))["alignment"]
+    found = run(place, muse_outputs.make_label_rows(task))["alignment"]
     assert found["before"]["items"] == found["after"]["items"] == 2
     assert (found["before"]["matched"], found["before"]["mismatched"]) == (0, 1)
     assert found["after"]["difference"] == {"value": 1, "standard_error": 0}
@@ -172,7 +177,7 @@ def test_alignment_compares_items_of_the_split_that_have_both(place, task):
 def test_closeness_by_hand():
     """Texts (1, 0), (1, 2): centroid (1, 1), spread 1; pictures (4, 0), (4, 2): (4, 1), spread 1;
     so 3 apart. Cosines: 1 and 8 / sqrt(5 x 20) matched, 4 / sqrt(20) and 1 / sqrt(5) mismatched."""
-    found = measures(np.array([[1.0, 0], [1, 2]]), np.array([[4.0, 0], [4, 2]]))
+    found = compute_alignment(np.array([[1.0, 0], [1, 2]]), np.array([[4.0, 0], [4, 2]]))
     assert found["distance"] == pytest.approx(3)
     assert found["matched"] == pytest.approx(0.9)
     assert found["mismatched"] == pytest.approx((4 / 20**0.5 + 1 / 5**0.5) / 2)
@@ -185,20 +190,20 @@ def test_mismatched_pairs_as_slow_loops():
     texts, pictures = generator.normal(size=(2, 7, 3))
     cosine = [[t @ p / np.linalg.norm(t) / np.linalg.norm(p) for p in pictures] for t in texts]
     apart = [cosine[i][j] for i in range(7) for j in range(7) if i != j]
-    assert measures(texts, pictures)["mismatched"] == pytest.approx(np.mean(apart))
+    assert compute_alignment(texts, pictures)["mismatched"] == pytest.approx(np.mean(apart))
 
 
 def test_vectors_all_in_one_place_have_no_distance(place):
     same = np.ones((3, 2))
-    assert np.isnan(measures(same, same)["distance"])
+    assert np.isnan(compute_alignment(same, same)["distance"])
 
 
 def test_the_parameters_of_the_model_are_handed_on(place, task):
-    assert run(place, muse_outputs.labels(task))["parameters"] == muse_outputs.PARAMETERS
+    assert run(place, muse_outputs.make_label_rows(task))["parameters"] == muse_outputs.PARAMETERS
 
 
 def test_the_order_of_labels_changes_no_figure(place, task):
-    rows = muse_outputs.labels(task)
+    rows = muse_outputs.make_label_rows(task)
     straight = run(place, rows)
     assert run(place, random.Random(0).sample(rows, len(rows))) == straight
 
@@ -207,18 +212,20 @@ def test_the_same_input_gives_the_same_bytes_and_another_seed_other_errors(place
     def content() -> list[bytes]:
         return [path.read_bytes() for path in sorted((place / "target").iterdir())]
 
-    first = run(place, muse_outputs.labels("entities"))["lenient"]
+    first = run(place, muse_outputs.make_label_rows("entities"))["lenient"]
     before = content()
-    run(place, muse_outputs.labels("entities"))
+    run(place, muse_outputs.make_label_rows("entities"))
     assert content() == before
-    other = run(place, muse_outputs.labels("entities"), params=replace(PARAMS, seed=1))["lenient"]
+    other = run(place, muse_outputs.make_label_rows("entities"), params=replace(PARAMS, seed=1))[
+        "lenient"
+    ]
     assert other["f1"] == first["f1"] and other["standard_error"] != first["standard_error"]
 
 
 def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(place, monkeypatch):
     tracked = Mock()
     monkeypatch.setattr(stage.tracking, "run", lambda **given: nullcontext(tracked))
-    run(place, muse_outputs.labels("sentiment"))
+    run(place, muse_outputs.make_label_rows("sentiment"))
     (logged,) = tracked.log.call_args.args
     assert logged["single_modality.text.value"] == 0.5
     assert all(isinstance(value, float) for value in logged.values())
@@ -226,7 +233,7 @@ def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(p
 
 
 def test_too_few_draws_are_said():
-    with pytest.raises(WrongInput, match=r"score\.draws is 1: give 2 or more"):
+    with pytest.raises(InputError, match=r"score\.draws is 1: give 2 or more"):
         replace(PARAMS, draws=1)
 
 

@@ -16,19 +16,28 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stages.illustrate import base as illustrators
-from stages.illustrate.base import Diffusers, Illustrator, OpenAI, Params
+from stages.illustrate.base import (
+    DiffusersIllustratorConfig,
+    IllustrateConfig,
+    Illustrator,
+    OpenAIIllustratorConfig,
+)
 from stages.shared.data import image_store
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_diffusion
-from tests.support.color_caption_corpus import COLOURS, picture
+from tests.support.color_caption_corpus import COLORS, make_image
 
 SIZE = 64  # pixels
-PARAMS = Params(
+PARAMS = IllustrateConfig(
     backend="retrieve",
     seed=0,
-    shards=2,
-    diffusers=Diffusers(steps=2, guidance=5.0, size=SIZE),
-    openai=OpenAI(size="64x64", concurrency=3, retries=1, timeout=20.0, max_pixels=10_000),
+    num_shards=2,
+    diffusers=DiffusersIllustratorConfig(
+        num_inference_steps=2, guidance_scale=5.0, image_size=SIZE
+    ),
+    openai=OpenAIIllustratorConfig(
+        size="64x64", concurrency=3, max_retries=1, timeout=20.0, max_pixels=10_000
+    ),
 )
 KEY = "sk-not-to-be-told"
 
@@ -40,11 +49,11 @@ def empty_store(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return tiny_diffusion.save(tmp_path_factory.mktemp("weights") / "tiny-sd")
+    return tiny_diffusion.save_pipeline(tmp_path_factory.mktemp("weights") / "tiny-sd")
 
 
 def diffusion(folder, params=PARAMS) -> Illustrator:
-    return illustrators.load(f"diffusers:{folder}", params, None)
+    return illustrators.load_illustrator(f"diffusers:{folder}", params, None)
 
 
 def contents(illustrator, texts, count=1, seed=0) -> list[list[bytes]]:
@@ -59,7 +68,7 @@ def test_a_drawn_picture_depends_on_its_text_index_and_seed_alone(weights, tmp_p
     alone = diffusion(weights)
     assert contents(alone, ["rain", "fox"], count=1) == [together[2][:1], together[0][:1]]
     assert contents(alone, ["fox"], seed=1) != [together[0][:1]]
-    assert image_store.decode(together[0][0]).size == (SIZE, SIZE)
+    assert image_store.decode_image(together[0][0]).size == (SIZE, SIZE)
 
 
 def test_what_was_drawn_is_read_back_without_the_model(weights, tmp_path):
@@ -68,13 +77,21 @@ def test_what_was_drawn_is_read_back_without_the_model(weights, tmp_path):
     again = diffusion(folder)
     shutil.rmtree(folder)
     assert again.illustrate(["rain", "fox"], 2, 0) == first[::-1]
-    with pytest.raises(WrongInput):
+    with pytest.raises(InputError):
         again.illustrate(["boat"], 1, 0)
 
 
 def test_other_weights_and_other_numbers_draw_anew(weights, tmp_path):
-    more = replace(PARAMS, diffusers=Diffusers(steps=3, guidance=5.0, size=SIZE))
-    others = [diffusion(tiny_diffusion.save(tmp_path / "b", seed=1)), diffusion(weights, more)]
+    more = replace(
+        PARAMS,
+        diffusers=DiffusersIllustratorConfig(
+            num_inference_steps=3, guidance_scale=5.0, image_size=SIZE
+        ),
+    )
+    others = [
+        diffusion(tiny_diffusion.save_pipeline(tmp_path / "b", seed=1)),
+        diffusion(weights, more),
+    ]
     drawn = [contents(one, ["fox"])[0][0] for one in [diffusion(weights), *others]]
     assert len(set(drawn)) == 3
 
@@ -94,21 +111,26 @@ def test_a_pipeline_that_lacks_weights_is_one_sentence(weights, tmp_path, part):
     kept = load_file(file)
     kept.pop(sorted(kept)[3])
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(WrongInput, match="diffusers:broken lacks some of its weights"):
+    with pytest.raises(InputError, match="diffusers:broken lacks some of its weights"):
         diffusion(folder).illustrate(["fox"], 1, 0)
 
 
 def test_a_pipeline_that_does_not_exist_or_refuses_its_size_is_one_sentence(weights, tmp_path):
-    with pytest.raises(WrongInput, match="diffusers:nobody/nothing cannot be used"):
+    with pytest.raises(InputError, match="diffusers:nobody/nothing cannot be used"):
         diffusion("nobody/nothing")
     for name in ("../nowhere", str(tmp_path / "nowhere")):
-        with pytest.raises(WrongInput, match=f"diffusers:{name}: there is no such folder"):
+        with pytest.raises(InputError, match=f"diffusers:{name}: there is no such folder"):
             diffusion(name)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WrongInput, match="diffusers:empty cannot be used"):
+    with pytest.raises(InputError, match="diffusers:empty cannot be used"):
         diffusion(tmp_path / "empty").illustrate(["fox"], 1, 0)
-    odd = replace(PARAMS, diffusers=Diffusers(steps=2, guidance=5.0, size=SIZE + 1))
-    with pytest.raises(WrongInput, match="divisible by 8"):
+    odd = replace(
+        PARAMS,
+        diffusers=DiffusersIllustratorConfig(
+            num_inference_steps=2, guidance_scale=5.0, image_size=SIZE + 1
+        ),
+    )
+    with pytest.raises(InputError, match="divisible by 8"):
         diffusion(weights, odd).illustrate(["fox"], 1, 0)
 
 
@@ -173,7 +195,7 @@ class Server:
 
 
 def drawing(text: str) -> bytes:
-    return picture(list(COLOURS)[len(text) % 4], len(text))["bytes"]
+    return make_image(list(COLORS)[len(text) % 4], len(text))["bytes"]
 
 
 def said(content: bytes) -> bytes:
@@ -198,7 +220,7 @@ def server(monkeypatch) -> Iterator[Server]:
 
 def api(model="tiny-image", **changes) -> Illustrator:
     numbers = replace(PARAMS, openai=replace(PARAMS.openai, **changes))
-    return illustrators.load(f"openai:{model}", numbers, None)
+    return illustrators.load_illustrator(f"openai:{model}", numbers, None)
 
 
 def test_the_pictures_of_a_server_are_asked_for_once(server):
@@ -247,7 +269,7 @@ def test_a_server_that_asks_to_wait_is_asked_again_after_that_time(server):
         (200, {}, b'{"data": [{"url": "http://127.0.0.1/a.png"}]}'),
         (200, {}, b'{"data": [{"b64_json": "!!!"}]}'),
         (200, {}, said(b"no picture")),
-        (200, {}, said(picture("red", 0)["bytes"][:200])),
+        (200, {}, said(make_image("red", 0)["bytes"][:200])),
         (401, {}, error("invalid_api_key", f"Incorrect API key provided: {KEY[:9]}***")),
         (403, {}, error("unsupported_region", f"Not with {KEY[:9]}***")),
         (500, {}, error("broken", f"What is {KEY}?")),
@@ -256,7 +278,7 @@ def test_a_server_that_asks_to_wait_is_asked_again_after_that_time(server):
 )
 def test_an_answer_that_is_no_picture_is_one_sentence_without_the_key(server, answer):
     server.answers["a"] = [answer] * 9
-    with pytest.raises(WrongInput) as error:
+    with pytest.raises(InputError) as error:
         api().illustrate(["a"], 1, 0)
     said = str(error.value)
     assert said.startswith("illustrate.backend: openai:tiny-image cannot be used")
@@ -270,7 +292,7 @@ def test_a_text_that_is_refused_stays_without_and_the_others_do_not(server):
 
 def test_what_was_made_before_a_failure_is_kept(server):
     server.answers["bb"] = [(500, {}, error("broken"))] * 2
-    with pytest.raises(WrongInput):
+    with pytest.raises(InputError):
         api(concurrency=1).illustrate(["a", "bb"], 1, 0)
     assert contents(api(), ["a", "bb"]) == [[drawing("a")], [drawing("bb")]]
     assert [asked["prompt"] for asked in server.asked].count("a") == 1
@@ -279,7 +301,7 @@ def test_what_was_made_before_a_failure_is_kept(server):
 def test_a_failure_asks_for_nothing_more_and_keeps_what_is_under_way(server):
     server.seconds = 0.5
     server.answers["a"] = [(500, {}, error("broken"))]
-    with pytest.raises(WrongInput):
+    with pytest.raises(InputError):
         api(concurrency=3, retries=0).illustrate(["bb", "ccc", "a", "dddd"], 1, 0)
     assert sorted(asked["prompt"] for asked in server.asked) == ["a", "bb", "ccc"]
     assert contents(api(), ["bb", "ccc"]) == [[drawing("bb")], [drawing("ccc")]]
@@ -288,10 +310,10 @@ def test_a_failure_asks_for_nothing_more_and_keeps_what_is_under_way(server):
 
 def test_without_a_key_or_a_server_one_sentence_says_so(server, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    with pytest.raises(WrongInput, match="OPENAI_BASE_URL"):
+    with pytest.raises(InputError, match="OPENAI_BASE_URL"):
         api(retries=0).illustrate(["a"], 1, 0)
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(WrongInput, match="OPENAI_API_KEY"):
+    with pytest.raises(InputError, match="OPENAI_API_KEY"):
         api()
 
 

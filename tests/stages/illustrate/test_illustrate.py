@@ -11,17 +11,19 @@ import torch
 
 from stages import embed
 from stages.illustrate import __main__ as illustrate
-from stages.illustrate.base import Diffusers, Params
+from stages.illustrate.base import DiffusersIllustratorConfig, IllustrateConfig
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.features import store as feature_store
 from tests.support import color_caption_corpus, tiny_diffusion
-from tests.support.color_caption_corpus import chunk, picture
+from tests.support.color_caption_corpus import make_chunk, make_image
 
-SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
+SIZES = tiny_encoder.TinyEncoderConfig(
+    image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=64
+)
 SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
 
 
@@ -36,38 +38,42 @@ def home(tmp_path_factory):
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
-    tiny_encoder.save(folder, SIZES, tiny_encoder.PictureTower(SIZES, texts.width), texts)
+    texts = tiny_encoder.MiniLMTower(SIZES.max_tokens)
+    tiny_encoder.save(folder, SIZES, tiny_encoder.ImageTower(SIZES, texts.hidden_size), texts)
     return folder
 
 
 def articles() -> tuple[list[dict], list[dict]]:
     """Ten illustrated chunks, and five without picture, one of them without title too."""
-    rows = [picture(list(color_caption_corpus.COLOURS)[n % 4], n) for n in range(len(SPLITS))]
+    rows = [make_image(list(color_caption_corpus.COLORS)[n % 4], n) for n in range(len(SPLITS))]
     chunks = [
-        chunk(n, row["sha256"], title=f"a {n} story", text="once", references=["once"], split=split)
+        make_chunk(
+            n, row["sha256"], title=f"a {n} story", text="once", references=["once"], split=split
+        )
         for n, (row, split) in enumerate(zip(rows, SPLITS, strict=True))
     ]
     bare = [("train", "red"), ("validation", "red"), ("test", "a boat"), ("test", "a 9 story")]
     chunks += [
-        chunk(20 + n, None, title=title, text="then", references=["then"], split=split)
+        make_chunk(20 + n, None, title=title, text="then", references=["then"], split=split)
         for n, (split, title) in enumerate(bare)
     ]
-    return rows, [*chunks, chunk(30, None, text="untitled", references=["untitled"])]
+    return rows, [*chunks, make_chunk(30, None, text="untitled", references=["untitled"])]
 
 
 def run(folder, encoder, rows, chunks, name="out"):
-    color_caption_corpus.save(folder, rows, chunks)
+    color_caption_corpus.save_corpus(folder, rows, chunks)
     # Batches of the same size, as in the pipeline: of another one, a last bit may be another.
     embed.main(
-        load(extract.Params, "embed"),
+        load_config(extract.EmbedConfig, "embed"),
         "articles",
         folder / "ingest",
         folder / "clean",
         encoder,
         folder / "embed",
     )
-    illustrate.main(load(Params, "illustrate"), sources(folder, encoder), folder / name)
+    illustrate.main(
+        load_config(IllustrateConfig, "illustrate"), sources(folder, encoder), folder / name
+    )
     return folder / name
 
 
@@ -83,12 +89,12 @@ def place(tmp_path_factory, encoder):
 
 
 def illustrations(target) -> list[dict]:
-    return schemas.read(target / "illustrations.parquet", schemas.ILLUSTRATIONS)
+    return schemas.read_parquet(target / "illustrations.parquet", schemas.ILLUSTRATIONS)
 
 
 def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
-    given = schemas.read(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
-    found = schemas.read(place / "out" / "chunks.parquet", schemas.CHUNKS)
+    given = schemas.read_parquet(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    found = schemas.read_parquet(place / "out" / "chunks.parquet", schemas.CHUNKS)
     train = {row["image"]: row["record"] for row in given if row["split"] == "train"}
     for before, after in zip(given, found, strict=True):
         assert before | {"image": after["image"]} == after
@@ -102,8 +108,8 @@ def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
 
 
 def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(place, encoder):
-    cached = feature_store.read(place / "embed")
-    given = schemas.read(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    cached = feature_store.read_features(place / "embed")
+    given = schemas.read_parquet(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
     train = [row["image"] for row in given if row["split"] == "train" and row["image"]]
     rows = illustrations(place / "out")
     assert [row["text"] for row in rows] == ["red", "red", "a boat", "a 9 story"]
@@ -125,18 +131,24 @@ def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(
 
 def test_pictures_and_features_of_the_illustrations_stand_beside_them(place):
     names = {row["image"] for row in illustrations(place / "out")}
-    stored = {row["sha256"]: row["bytes"] for row in image_store.read(place / "out" / "images")}
-    known = {row["sha256"]: row["bytes"] for row in image_store.read(place / "ingest" / "images")}
+    stored = {
+        row["sha256"]: row["bytes"] for row in image_store.read_images(place / "out" / "images")
+    }
+    known = {
+        row["sha256"]: row["bytes"] for row in image_store.read_images(place / "ingest" / "images")
+    }
     assert stored == {name: known[name] for name in names}
-    index, pooled = feature_store.read_pooled(place / "out" / "features")
-    cached = feature_store.read(place / "embed")
+    index, pooled = feature_store.read_pooled_images(place / "out" / "features")
+    cached = feature_store.read_features(place / "embed")
     for name in names:
         again = cached.pooled[cached.image_index[name]]
         assert pooled[index[name]].tobytes() == again.tobytes()
 
 
 def test_two_executions_write_the_same_bytes(place, encoder):
-    illustrate.main(load(Params, "illustrate"), sources(place, encoder), place / "again")
+    illustrate.main(
+        load_config(IllustrateConfig, "illustrate"), sources(place, encoder), place / "again"
+    )
     first, again = (
         {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         for folder in (place / "out", place / "again")
@@ -148,7 +160,7 @@ def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_pa
     rows, chunks = articles()
     chinese = [row | {"language": "zh"} for row in chunks]
     target = run(tmp_path, encoder, rows, chinese)
-    assert schemas.read(target / "chunks.parquet", schemas.CHUNKS) == chinese
+    assert schemas.read_parquet(target / "chunks.parquet", schemas.CHUNKS) == chinese
     summary = json.loads((target / "summary.json").read_text())
     assert summary["left_without"] == {"no title": 1, "the encoder does not read the language": 4}
     assert summary["similarity"] is None
@@ -158,7 +170,7 @@ def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_pa
 
 def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
     """As DVC starts it: the folders of encoder and features are not even looked at."""
-    color_caption_corpus.captions(tmp_path)
+    color_caption_corpus.write_caption_corpus(tmp_path)
     code = (
         "import sys; from pathlib import Path; from stages.illustrate import __main__ as illustrate; "
         "from stages.illustrate.base import Params; from stages.shared.core.config import load; "
@@ -167,8 +179,8 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
     )
     folders = [*sources(tmp_path, tmp_path / "none"), tmp_path / "out"]
     subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True)
-    given = schemas.read(tmp_path / "chunks" / "chunks.parquet", schemas.CHUNKS)
-    assert schemas.read(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS) == given
+    given = schemas.read_parquet(tmp_path / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    assert schemas.read_parquet(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS) == given
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "chunks.parquet",
         "illustrations.parquet",
@@ -179,11 +191,13 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
 def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_is_read(
     tmp_path, encoder
 ):
-    tiny_diffusion.save(tmp_path / "tiny-sd")
+    tiny_diffusion.save_pipeline(tmp_path / "tiny-sd")
     params = replace(
-        load(Params, "illustrate"),
+        load_config(IllustrateConfig, "illustrate"),
         backend=f"diffusers:{tmp_path}/tiny-sd",
-        diffusers=Diffusers(steps=1, guidance=1.0, size=64),
+        diffusers=DiffusersIllustratorConfig(
+            num_inference_steps=1, guidance_scale=1.0, image_size=64
+        ),
     )
     rows, chunks = articles()
     for language, known in [("en", True), ("zh", False)]:
@@ -195,6 +209,6 @@ def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_
         assert [row["backend"] for row in found] == ["diffusers:tiny-sd"] * 4
         assert all((row["similarity"] is not None) == known for row in found)
         assert str(tmp_path) not in (target / "summary.json").read_text()
-        cached = feature_store.read(tmp_path / language / "embed", target / "features")
-        shown = schemas.read(target / "chunks.parquet", schemas.CHUNKS)
+        cached = feature_store.read_features(tmp_path / language / "embed", target / "features")
+        shown = schemas.read_parquet(target / "chunks.parquet", schemas.CHUNKS)
         assert {row["image"] for row in shown if row["title"]} == cached.image_index.keys()

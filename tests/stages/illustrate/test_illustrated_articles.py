@@ -13,16 +13,18 @@ from stages.illustrate import base as illustrators
 from stages.ingest import __main__ as ingest
 from stages.predict import __main__ as predict
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.generation import generator as generators
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import article_corpus, tiny_diffusion
-from tests.support.color_caption_corpus import COLOURS, picture
+from tests.support.color_caption_corpus import COLORS, make_image
 
-SIZES = tiny_encoder.Sizes(image_size=32, patch=16, d_model=32, heads=2, layers=1, max_tokens=64)
+SIZES = tiny_encoder.TinyEncoderConfig(
+    image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=64
+)
 BARE = {("train", 4), ("validation", 1), ("test", 1)}  # split, number of the article
 
 
@@ -31,11 +33,11 @@ def write_corpus(folder: Path, bare: set[tuple[str, int]]) -> None:
     lines = []
     for split, count in [("train", 5), ("validation", 2), ("test", 2)]:
         for number in range(count):
-            colour = list(COLOURS)[number % 4]
+            colour = list(COLORS)[number % 4]
             chunks = [{"text": f"The {colour} story number {number} of the {split} articles."}]
             if (split, number) not in bare:
                 name = f"{split}{number}.png"
-                folder.joinpath(name).write_bytes(picture(colour, len(lines))["bytes"])
+                folder.joinpath(name).write_bytes(make_image(colour, len(lines))["bytes"])
                 chunks[0]["image"] = name
             title = f"a {colour} thing"
             article = {"article_id": f"{split}{number}", "title": title, "chunks": chunks}
@@ -48,36 +50,40 @@ def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
     raw = place / "raw"
     raw.mkdir()
     write_corpus(raw, bare)
-    params = load(ingest.Params, "ingest")
+    params = load_config(ingest.IngestConfig, "ingest")
     ingest.main(params, "articles", "articles", "jsonl", raw, place / "ingest")
-    clean.main(load(clean.Params, "clean"), "articles", place / "ingest", place / "clean")
-    chunk.main(load(chunk.Params, "chunk"), "articles", place / "clean", place / "chunk")
+    clean.main(
+        load_config(clean.CleanConfig, "clean"), "articles", place / "ingest", place / "clean"
+    )
+    chunk.main(
+        load_config(chunk.ChunkConfig, "chunk"), "articles", place / "clean", place / "chunk"
+    )
     (place / "align").mkdir()
     torch.manual_seed(0)
-    texts = tiny_encoder.MiniLM(SIZES.max_tokens)
-    tower = tiny_encoder.PictureTower(SIZES, texts.width)
+    texts = tiny_encoder.MiniLMTower(SIZES.max_tokens)
+    tower = tiny_encoder.ImageTower(SIZES, texts.hidden_size)
     tiny_encoder.save(place / "align", SIZES, tower, texts)
     folders = [place / name for name in ("ingest", "clean", "align", "embed")]
-    embed.main(load(extract.Params, "embed"), "articles", *folders)
+    embed.main(load_config(extract.EmbedConfig, "embed"), "articles", *folders)
     folders = [place / name for name in ("ingest", "chunk", "align", "embed")]
-    params = replace(load(illustrators.Params, "illustrate"), **changes)
+    params = replace(load_config(illustrators.IllustrateConfig, "illustrate"), **changes)
     illustrate.main(params, folders, place / "illustrate")
 
 
 def write_about(place: Path) -> None:
     """What train_sft and predict make of it."""
-    run = load(generators.Run, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
     sources = [place / name for name in ("illustrate", "embed", "align")]
     train_sft.main("flexmuse", run, sources, place / "sft")
     model = place / "sft" / "model"
     sources = [place / "ingest", place / "illustrate", place / "embed", model, model]
-    predict.main(load(predict.Params, "predict"), run, sources, place / "out")
+    predict.main(load_config(predict.PredictConfig, "predict"), run, sources, place / "out")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("illustrated")
-    article_corpus.project(place)
+    article_corpus.create_project(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
@@ -87,7 +93,10 @@ def place(tmp_path_factory):
 
 
 def chunks(folder: Path) -> dict[str, dict]:
-    return {row["record"]: row for row in schemas.read(folder / "chunks.parquet", schemas.CHUNKS)}
+    return {
+        row["record"]: row
+        for row in schemas.read_parquet(folder / "chunks.parquet", schemas.CHUNKS)
+    }
 
 
 def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_sigma(place):
@@ -96,9 +105,11 @@ def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_
     assert len(bare) == len(BARE)
     train = {row["image"] for row in before.values() if row["split"] == "train"} - {None}
     assert {after[record]["image"] for record in bare} <= train
-    given = schemas.read(place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS)
+    given = schemas.read_parquet(
+        place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS
+    )
     (illustration,) = [row for row in given if row["split"] == "test"]
-    written = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
+    written = schemas.read_parquet(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
     rows = [row for row in written if row["record"] == illustration["record"]]
     assert {row["inputs"] for row in rows} == {"both", "topic", "picture"}
     for row in rows:
@@ -112,14 +123,16 @@ def test_the_train_article_without_picture_is_trained_on_like_the_others(place):
 
 
 def test_the_pictures_that_others_show_are_the_stored_ones(place):
-    names = {row["sha256"] for row in image_store.read(place / "illustrate" / "images")}
-    given = schemas.read(place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS)
+    names = {row["sha256"] for row in image_store.read_images(place / "illustrate" / "images")}
+    given = schemas.read_parquet(
+        place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS
+    )
     assert names == {row["image"] for row in given}
 
 
 @pytest.fixture
 def bare_place(tmp_path, monkeypatch):
-    article_corpus.project(tmp_path)
+    article_corpus.create_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     return tmp_path
@@ -129,18 +142,20 @@ EVERY = {(split, number) for split in ("train", "validation", "test") for number
 
 
 def test_articles_without_any_picture_are_drawn_trained_on_and_written(bare_place):
-    painter = tiny_diffusion.save(bare_place / "painter")
-    sizes = illustrators.Diffusers(steps=2, guidance=5.0, size=64)
+    painter = tiny_diffusion.save_pipeline(bare_place / "painter")
+    sizes = illustrators.DiffusersIllustratorConfig(
+        num_inference_steps=2, guidance_scale=5.0, image_size=64
+    )
     prepare(bare_place, EVERY, backend=f"diffusers:{painter}", diffusers=sizes)
     write_about(bare_place)
-    written = schemas.read(bare_place / "out/predictions.parquet", schemas.PREDICTIONS)
-    drawn = {row["sha256"] for row in image_store.read(bare_place / "illustrate" / "images")}
+    written = schemas.read_parquet(bare_place / "out/predictions.parquet", schemas.PREDICTIONS)
+    drawn = {row["sha256"] for row in image_store.read_images(bare_place / "illustrate" / "images")}
     assert {row["image"] for row in written} <= drawn
     assert {row["split"] for row in written} == {"validation", "test"}
     assert all(-1 <= row["sigma"] <= 1 for row in written)
 
 
 def test_without_any_picture_there_is_nothing_to_retrieve_and_one_sentence_says_so(bare_place):
-    with pytest.raises(WrongInput, match=r"train split has no picture of its own.*diffusers:NAME"):
+    with pytest.raises(InputError, match=r"train split has no picture of its own.*diffusers:NAME"):
         prepare(bare_place, EVERY)
     assert not (bare_place / "illustrate").exists()

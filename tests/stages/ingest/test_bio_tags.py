@@ -3,7 +3,7 @@ from random import Random
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
-from stages.ingest.bio_tags import entities, orphans
+from stages.ingest.bio_tags import find_orphan_tags, get_entity_types
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,12 @@ from stages.ingest.bio_tags import entities, orphans
     ],
 )
 def test_an_i_tag_that_continues_nothing_begins_an_entity(tags, alone, found):
-    assert orphans(tags.split()) == alone
-    assert entities(tags.split()) == found
+    assert find_orphan_tags(tags.split()) == alone
+    assert get_entity_types(tags.split()) == found
 
 
 def test_entities_are_those_of_seqeval_whatever_the_tags():
     random = Random(0)
     for _ in range(2000):
         tags = random.choices(["O", "B-A", "I-A", "B-B", "I-B"], k=random.randrange(8))
-        assert entities(tags) == [name for name, _, _ in get_entities(tags)]
+        assert get_entity_types(tags) == [name for name, _, _ in get_entities(tags)]

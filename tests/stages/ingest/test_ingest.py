@@ -12,16 +12,29 @@ from PIL import Image
 
 from stages.datasets import markdown
 from stages.ingest import __main__ as ingest
-from stages.ingest.__main__ import Params, complete
-from stages.ingest.record_collector import Corpus, read_picture, split_of
+from stages.ingest.__main__ import IngestConfig, assign_splits_and_languages
+from stages.ingest.record_collector import RecordCollector, assign_split, read_image_file
 from stages.shared.core import schemas
 from stages.shared.data import image_store
-from stages.shared.data.image_store import WrongImage
-from stages.shared.data.records import Article, Box, Captioned, Fact, Picture, PictureFile
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.data.image_store import ImageError
+from stages.shared.data.records import (
+    ArticleRecord,
+    CaptionRecord,
+    Fact,
+    ImageBytes,
+    ImageFile,
+    SlotBox,
+)
+from stages.shared.runtime.stage import InputError
 
 MANY = 10**6  # pixels
-LIMITS = Params(shards=2, max_pixels=MANY, max_rejected=0.5, validation=0.2, test=0.2)
+LIMITS = IngestConfig(
+    num_shards=2,
+    max_pixels=MANY,
+    max_rejected_fraction=0.5,
+    validation_fraction=0.2,
+    test_fraction=0.2,
+)
 SPLITS = ["train", "validation", "test"]
 
 
@@ -51,8 +64,8 @@ def whole(*rows):
 
 def take(source, target, kind="articles", limits=LIMITS):
     ingest.main(limits, "corpus", kind, "jsonl", source, target)
-    records = schemas.read(target / "records.parquet", schemas.RECORDS[kind])
-    rejected = schemas.read(target / "rejected.parquet", schemas.REJECTED)
+    records = schemas.read_parquet(target / "records.parquet", schemas.RECORDS[kind])
+    rejected = schemas.read_parquet(target / "rejected.parquet", schemas.REJECTED_RECORDS)
     return records, rejected
 
 
@@ -66,7 +79,7 @@ def reasons(tmp_path, *rows, **options):
 
 def test_an_article_becomes_a_record_and_its_picture_a_row_of_the_images(tmp_path):
     records, rejected = take(write_lines(tmp_path / "in", *whole()), tmp_path / "out")
-    (picture,) = image_store.read(tmp_path / "out" / "images")
+    (picture,) = image_store.read_images(tmp_path / "out" / "images")
     assert picture["bytes"] == encoded("red") and (picture["width"], picture["height"]) == (8, 6)
     record = records[0]
     assert record["title"] == "About good text for train" and record["language"] == "en"
@@ -126,7 +139,7 @@ def test_a_picture_of_no_use_is_rejected_and_the_article_goes_on(tmp_path, image
         assert [row["source"] for row in rejected] == ["articles.jsonl:4"]
         assert rejected[0]["reason"].startswith(reason)
         assert len(rejected[0]["reason"]) < 300
-    assert len(list(image_store.read(tmp_path / "out" / "images"))) == 1
+    assert len(list(image_store.read_images(tmp_path / "out" / "images"))) == 1
 
 
 def test_a_link_that_stays_in_the_folder_is_followed(tmp_path):
@@ -139,8 +152,8 @@ def test_a_link_that_stays_in_the_folder_is_followed(tmp_path):
 def test_a_loop_of_links_is_a_missing_image(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
-    with pytest.raises(WrongImage, match=r"missing image|leaves the folder"):
-        read_picture(PictureFile("a.png", tmp_path), tmp_path, MANY)
+    with pytest.raises(ImageError, match=r"missing image|leaves the folder"):
+        read_image_file(ImageFile("a.png", tmp_path), tmp_path, MANY)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +193,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
     (source / "text.png").write_text("no picture")
     take(source, tmp_path / "one")
     take(source, tmp_path / "two")
-    rejected = schemas.read(tmp_path / "one" / "rejected.parquet", schemas.REJECTED)
+    rejected = schemas.read_parquet(tmp_path / "one" / "rejected.parquet", schemas.REJECTED_RECORDS)
     assert rejected[1]["reason"] == "unreadable image: no picture of a known format (text.png)"
     for path in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
         twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
@@ -189,19 +202,19 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
 
 def test_splits_by_hash_have_their_shares_and_do_not_move_when_records_come():
     names = [f"{i:016x}" for i in range(4000)]
-    splits = [split_of(name, LIMITS) for name in names]
+    splits = [assign_split(name, LIMITS) for name in names]
     for split, share in [("train", 0.6), ("validation", 0.2), ("test", 0.2)]:
         assert abs(splits.count(split) / 4000 - share) < 0.03
     fewer = [{"id": name, "split": None, "language": "en"} for name in names[::2]]
-    complete(fewer, LIMITS)
+    assign_splits_and_languages(fewer, LIMITS)
     assert [record["split"] for record in fewer] == splits[::2]
 
 
 def test_a_larger_test_share_only_takes_records_in():
-    more = Params(2, MANY, 0.5, validation=0.2, test=0.3)
+    more = IngestConfig(2, MANY, 0.5, validation_fraction=0.2, test_fraction=0.3)
     names = [f"{i:016x}" for i in range(500)]
-    before = {name for name in names if split_of(name, LIMITS) == "test"}
-    assert before < {name for name in names if split_of(name, more) == "test"}
+    before = {name for name in names if assign_split(name, LIMITS) == "test"}
+    assert before < {name for name in names if assign_split(name, more) == "test"}
 
 
 def test_an_article_with_a_name_keeps_its_split_when_its_text_is_corrected(tmp_path):
@@ -210,7 +223,7 @@ def test_an_article_with_a_name_keeps_its_split_when_its_text_is_corrected(tmp_p
         rows = [article(f"{text} in {i}", article_id=f"a{i}") for i in range(30)]
         records, _ = take(write_lines(tmp_path / str(number), *rows), tmp_path / f"out{number}")
         splits.append([record["split"] for record in records])
-    assert splits[0] == splits[1] == [split_of(f"a{i}", LIMITS) for i in range(30)]
+    assert splits[0] == splits[1] == [assign_split(f"a{i}", LIMITS) for i in range(30)]
     assert set(splits[0]) == set(SPLITS)
 
 
@@ -220,27 +233,27 @@ def test_a_markdown_file_keeps_its_split_when_its_text_is_corrected(tmp_path):
         for name in names:
             (tmp_path / "soups").mkdir(exist_ok=True)
             (tmp_path / name).write_text(f"# Soup\n\n{text} in {name!r}")
-        corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
-        for row in markdown.read(tmp_path, "articles", markdown.Params([".md"], ["utf-8"])):
-            corpus.take(row)
+        corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
+        for row in markdown.read(tmp_path, "articles", markdown.MarkdownConfig([".md"], ["utf-8"])):
+            corpus.add(row)
         found = [record["split"] for record in corpus.records.values()]
-        assert found == [split_of(name, LIMITS) for name in sorted(names)]
+        assert found == [assign_split(name, LIMITS) for name in sorted(names)]
 
 
 def test_an_article_without_a_name_is_split_by_its_content(tmp_path):
     rows = [article(f"text {i}") for i in range(30)]
     records, _ = take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
-    assert [row["split"] for row in records] == [split_of(row["id"], LIMITS) for row in records]
+    assert [row["split"] for row in records] == [assign_split(row["id"], LIMITS) for row in records]
 
 
 def test_a_text_that_does_not_tell_its_language_gets_the_usual_one_of_the_corpus():
     records = [
         {"id": "a", "split": "train", "language": language} for language in ["zh", None, "en", "zh"]
     ]
-    complete(records, LIMITS)
+    assign_splits_and_languages(records, LIMITS)
     assert [record["language"] for record in records] == ["zh", "zh", "en", "zh"]
     alone = [{"id": "a", "split": "train", "language": None}]
-    complete(alone, LIMITS)
+    assign_splits_and_languages(alone, LIMITS)
     assert alone[0]["language"] == "und"
 
 
@@ -305,15 +318,15 @@ def test_a_photo_of_a_phone_with_a_second_picture_inside_is_taken_in(tmp_path):
     first.save(content, "MPO", save_all=True, append_images=[second])
     (source / "red.png").write_bytes(content.getvalue())
     _, rejected = take(source, tmp_path / "out")
-    (picture,) = image_store.read(tmp_path / "out" / "images")
-    assert rejected == [] and image_store.decode(picture["bytes"]).getpixel((4, 4))[0] > 200
+    (picture,) = image_store.read_images(tmp_path / "out" / "images")
+    assert rejected == [] and image_store.decode_image(picture["bytes"]).getpixel((4, 4))[0] > 200
 
 
 def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(tmp_path):
     rows = whole(*[article(f"bad {i}", image=f"none{i}.png") for i in range(9)])
     source = write_lines(tmp_path / "in", *rows)
-    with pytest.raises(WrongInput) as error:
-        take(source, tmp_path / "out", limits=Params(2, MANY, 0.1, 0.2, 0.2))
+    with pytest.raises(InputError) as error:
+        take(source, tmp_path / "out", limits=IngestConfig(2, MANY, 0.1, 0.2, 0.2))
     sentence = str(error.value)
     # 12 articles, each with one picture
     assert "corpora.corpus: 9 of 24 rows and pictures were rejected" in sentence
@@ -327,17 +340,19 @@ def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(t
 def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
     rows = whole(article("bad", image="none.png"))  # 4 articles with a picture each: 1 of 8
     records, _ = take(
-        write_lines(tmp_path / "in", *rows), tmp_path / "o", limits=Params(2, MANY, 0.125, 0.2, 0.2)
+        write_lines(tmp_path / "in", *rows),
+        tmp_path / "o",
+        limits=IngestConfig(2, MANY, 0.125, 0.2, 0.2),
     )
     assert len(records) == 4
 
 
 def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_not(tmp_path):
     rows = [article("a", split="train"), article("b", split="val")]
-    with pytest.raises(WrongInput, match=r"none of 2 records is in test: .*shares of the splits"):
+    with pytest.raises(InputError, match=r"none of 2 records is in test: .*shares of the splits"):
         take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
     rows = [article("a", split="dev"), article("b", split="test")]
-    with pytest.raises(WrongInput, match="none of 2 records is in train: "):
+    with pytest.raises(InputError, match="none of 2 records is in train: "):
         take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
     rows = [article("a", split="train"), article("b", split="test")]
     assert len(take(write_lines(tmp_path / "in", *rows), tmp_path / "out")[0]) == 2
@@ -377,39 +392,43 @@ def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, chang
 @pytest.mark.parametrize("values", [(0, 0.1, 0.1), (300, 0.1, 0.1), (8, 0.5, 0.5), (8, -0.1, 0.2)])
 def test_params_that_cannot_work_are_named(values):
     shards, validation, test = values
-    with pytest.raises(WrongInput, match=r"params\.yaml: ingest\.(shards|validation)"):
-        Params(shards, MANY, 0.2, validation, test)
+    with pytest.raises(InputError, match=r"params\.yaml: ingest\.(shards|validation)"):
+        IngestConfig(shards, MANY, 0.2, validation, test)
 
 
 def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "howtocook"
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with howtocook")
-    limits = Params(**yaml.safe_load(Path("params.yaml").read_text())["ingest"])
+    limits = IngestConfig(**yaml.safe_load(Path("params.yaml").read_text())["ingest"])
     ingest.main(limits, "recipes", "articles", "markdown", source, tmp_path / "out")
-    records = schemas.read(tmp_path / "out" / "records.parquet", schemas.RECORDS["articles"])
+    records = schemas.read_parquet(
+        tmp_path / "out" / "records.parquet", schemas.RECORDS["articles"]
+    )
     pictures = [
         block["image"] for record in records for block in record["blocks"] if block["image"]
     ]
     assert len(records) == 29 and len(pictures) == 67
     assert {record["language"] for record in records} == {"zh"}
     assert all(record["title"].endswith("的做法") for record in records)
-    assert schemas.read(tmp_path / "out" / "rejected.parquet", schemas.REJECTED) == []
+    assert (
+        schemas.read_parquet(tmp_path / "out" / "rejected.parquet", schemas.REJECTED_RECORDS) == []
+    )
 
 
 def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
     taken = []
-    corpus = Corpus(tmp_path, LIMITS, taken.append)
+    corpus = RecordCollector(tmp_path, LIMITS, taken.append)
     shares = (0.1, 0.2, 0.3, 0.4)
-    red, blue = (Picture(encoded(colour)) for colour in ("red", "blue"))
+    red, blue = (ImageBytes(encoded(colour)) for colour in ("red", "blue"))
     truth = {
         "facts": [Fact(position, "object", "ball") for position in range(3)],
-        "boxes": [Box(position, "object", *shares) for position in range(3)],
+        "boxes": [SlotBox(position, "object", *shares) for position in range(3)],
     }
-    blocks = [red, "one", Picture(b"no picture"), "two", blue, "three"]
-    corpus.take(Article(source="a", title="A", blocks=blocks, **truth))
+    blocks = [red, "one", ImageBytes(b"no picture"), "two", blue, "three"]
+    corpus.add(ArticleRecord(source="a", title="A", blocks=blocks, **truth))
     first = {name: truth[name][:1] for name in truth}
-    corpus.take(Captioned(source="b", picture=red, captions=["red"], **first))
+    corpus.add(CaptionRecord(source="b", image=red, captions=["red"], **first))
     assert len(corpus.rejected) == 1
     article, captioned = corpus.records
     assert [(fact["record"], fact["position"]) for fact in corpus.facts] == [
@@ -421,5 +440,5 @@ def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
     assert corpus.boxes == [
         {"record": fact["record"], "position": fact["position"]} | key for fact in corpus.facts
     ]
-    schemas.write(tmp_path / "boxes.parquet", corpus.boxes, schemas.BOXES)
-    assert len(schemas.read(tmp_path / "boxes.parquet", schemas.BOXES)) == 3
+    schemas.write_parquet(tmp_path / "boxes.parquet", corpus.boxes, schemas.BOXES)
+    assert len(schemas.read_parquet(tmp_path / "boxes.parquet", schemas.BOXES)) == 3

@@ -4,21 +4,28 @@ from dataclasses import replace
 
 import pytest
 
-from stages.ingest.__main__ import Params, check_rejected, check_splits, summary
-from stages.ingest.record_collector import Corpus
+from stages.ingest.__main__ import IngestConfig, check_rejected, check_splits, summarize_corpus
+from stages.ingest.record_collector import RecordCollector
 from stages.shared.core import schemas
-from stages.shared.data.records import Fact, Picture, PictureFile, Post, Reject, Tweet
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.data.records import (
+    Fact,
+    ImageBytes,
+    ImageFile,
+    PostRecord,
+    Rejection,
+    TweetRecord,
+)
+from stages.shared.runtime.stage import InputError
 from tests.stages.ingest.test_ingest import LIMITS, encoded
 
-TWEET = Tweet(source="t:1", words=["at", "York"], tags=["O", "B-LOC"], split="train")
-POST = Post(source="p:1", text=" so good ", label="positive", split="train")
-RED, BROKEN = Picture(encoded("red")), Picture(b"no picture")
+TWEET = TweetRecord(source="t:1", words=["at", "York"], tags=["O", "B-LOC"], split="train")
+POST = PostRecord(source="p:1", text=" so good ", label="positive", split="train")
+RED, BROKEN = ImageBytes(encoded("red")), ImageBytes(b"no picture")
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    return Corpus(tmp_path, LIMITS, add_image=lambda row: None)
+    return RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
 
 
 def only(corpus):
@@ -31,21 +38,23 @@ def only(corpus):
     ("picture", "reason"),
     [
         (BROKEN, "unreadable image: no picture of a known format"),
-        (PictureFile("none.jpg", None), "missing image: none.jpg"),
-        (PictureFile("../a.jpg", None), "path leaves the folder: ../a.jpg"),
-        (PictureFile("https://a.org/b.jpg", None), "remote image: addresses are not fetched"),
+        (ImageFile("none.jpg", None), "missing image: none.jpg"),
+        (ImageFile("../a.jpg", None), "path leaves the folder: ../a.jpg"),
+        (ImageFile("https://a.org/b.jpg", None), "remote image: addresses are not fetched"),
     ],
 )
 def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, picture, reason):
-    if isinstance(picture, PictureFile):
+    if isinstance(picture, ImageFile):
         picture = replace(picture, folder=tmp_path)
     fact = Fact(0, "place", "beach")
     corpus.take(replace(item, picture=picture, facts=[fact]))
     assert only(corpus)["image"] is None and corpus.rows == 2
     assert [row["reason"][: len(reason)] for row in corpus.rejected] == [reason]
     assert corpus.facts == []  # of a picture that is not there
-    assert summary(corpus, kind)["without_picture"]["train"] == 1
-    schemas.write(tmp_path / "r.parquet", list(corpus.records.values()), schemas.RECORDS[kind])
+    assert summarize_corpus(corpus, kind)["without_picture"]["train"] == 1
+    schemas.write_parquet(
+        tmp_path / "r.parquet", list(corpus.records.values()), schemas.RECORDS[kind]
+    )
 
 
 @pytest.mark.parametrize("item", [TWEET, POST])
@@ -81,7 +90,7 @@ def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
         replace(TWEET, tags=["O", "B-ORG"]),
         replace(TWEET, words=["At", "York"]),
         replace(TWEET, picture=RED),
-        replace(TWEET, picture=Picture(encoded("blue"))),
+        replace(TWEET, picture=ImageBytes(encoded("blue"))),
         POST,
         replace(POST, label="neutral"),
         replace(POST, picture=RED),
@@ -109,17 +118,19 @@ def test_where_there_is_no_picture_the_id_of_the_source_stands_for_it(corpus, it
 
 
 def test_rows_that_are_left_out_count_for_nothing_and_are_told(corpus):
-    corpus.params = Params(1, 10**6, max_rejected=0.0, validation=0.2, test=0.2)
-    meant = Reject("p:2", "contradiction: the text is positive", "2", meant=True)
+    corpus.params = IngestConfig(
+        1, 10**6, max_rejected_fraction=0.0, validation_fraction=0.2, test_fraction=0.2
+    )
+    meant = Rejection("p:2", "contradiction: the text is positive", "2", intentional=True)
     corpus.take(meant)
-    with pytest.raises(WrongInput, match="all 1 rows were left out, most often for 'contradicti"):
+    with pytest.raises(InputError, match="all 1 rows were left out, most often for 'contradicti"):
         check_rejected(corpus, "posts")
     corpus.take(POST)
     check_rejected(corpus, "posts")
-    assert summary(corpus, "posts")["rejected"] == {"contradiction": 1}
-    assert summary(corpus, "posts")["labels"]["train"] == {"positive": 1}
+    assert summarize_corpus(corpus, "posts")["rejected"] == {"contradiction": 1}
+    assert summarize_corpus(corpus, "posts")["labels"]["train"] == {"positive": 1}
     corpus.take(replace(meant, meant=False))
-    with pytest.raises(WrongInput, match="1 of 2 rows and pictures were rejected"):
+    with pytest.raises(InputError, match="1 of 2 rows and pictures were rejected"):
         check_rejected(corpus, "posts")
 
 
@@ -140,14 +151,14 @@ def test_tweets_and_posts_need_something_to_train_on_and_something_to_score(spli
         if empty is None:
             check_splits(records, "corpus", kind)
         else:
-            with pytest.raises(WrongInput, match=f"records is in {empty}"):
+            with pytest.raises(InputError, match=f"records is in {empty}"):
                 check_splits(records, "corpus", kind)
 
 
 def test_the_summary_of_tweets_counts_entities_and_tags_that_stand_alone(corpus):
     corpus.take(TWEET)
     corpus.take(replace(TWEET, tags=["I-PER", "I-LOC"], split="test"))
-    counts = summary(corpus, "tweets")
+    counts = summarize_corpus(corpus, "tweets")
     assert counts["entities"] == {
         "train": {"LOC": 1},
         "validation": {},

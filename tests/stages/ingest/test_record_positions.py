@@ -1,15 +1,15 @@
 from hashlib import sha256
 
 from stages import chunk
-from stages.ingest.record_collector import Corpus
-from stages.shared.data.records import Article, Fact, Foil, Picture
+from stages.ingest.record_collector import RecordCollector
+from stages.shared.data.records import ArticleRecord, Fact, Foil, ImageBytes
 from tests.stages.ingest.test_ingest import LIMITS, encoded
 
 
 def drawn(contents):
     """An article as `sample` draws it: a text, a fact and a foil for each picture."""
-    blocks = [b for i, one in enumerate(contents) for b in (Picture(one), f"text {i}")]
-    return Article(
+    blocks = [b for i, one in enumerate(contents) for b in (ImageBytes(one), f"text {i}")]
+    return ArticleRecord(
         source="s",
         title="t",
         blocks=blocks,
@@ -20,11 +20,11 @@ def drawn(contents):
 
 def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rejected(tmp_path):
     contents = [encoded("red"), b"no picture", encoded("green"), encoded("blue")]
-    corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
-    corpus.take(drawn(contents))
+    corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
+    corpus.add(drawn(contents))
     (record,) = corpus.records.values()
-    params = chunk.Params(["articles"], "first", 1, "article", "others", 0, 0.0, 1.0, 8)
-    hashes = {one["position"]: one["image"] for one in chunk.article_chunks(record, params)}
+    params = chunk.ChunkConfig(["articles"], "first", 1, "article", "others", 0, 0.0, 1.0, 8)
+    hashes = {one["position"]: one["image"] for one in chunk.chunk_article(record, params)}
     truth = {fact["position"]: fact["value"] for fact in corpus.facts}
     assert truth == {0: "place 0", 1: "place 2", 2: "place 3"}
     for position, number in enumerate([0, 2, 3]):
@@ -33,8 +33,8 @@ def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rej
 
 
 def test_foils_of_an_article_whose_pictures_are_all_taken_in_are_kept(tmp_path):
-    corpus = Corpus(tmp_path, LIMITS, add_image=lambda row: None)
-    corpus.take(drawn([encoded("red"), encoded("green")]))
+    corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
+    corpus.add(drawn([encoded("red"), encoded("green")]))
     assert [(foil["position"], foil["text"]) for foil in corpus.foils] == [
         (0, "foil 0"),
         (1, "foil 1"),

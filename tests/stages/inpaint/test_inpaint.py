@@ -17,16 +17,16 @@ from rapidfuzz import fuzz
 
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import inpainters, masks, text_detection, text_removal
-from stages.inpaint.inpainters import Painting
+from stages.inpaint.inpainters import InpainterConfig
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store, parallel
 from stages.shared.data.cache import Store
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import overlay_text_corpus
 
-PARAMS = replace(load(inpaint.Params, "inpaint"), shards=2)
-THREADS = parallel.Params("threads", 2)
+PARAMS = replace(load_config(inpaint.InpaintConfig, "inpaint"), shards=2)
+THREADS = parallel.EngineConfig("threads", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -36,16 +36,18 @@ def empty_store(tmp_path, monkeypatch):
 
 def run(folder, rows, records, params=PARAMS, workers=THREADS, name="out"):
     """(INPAINTED rows by picture, contents by sha256, summary)."""
-    sources = overlay_text_corpus.save(folder, rows, records)
+    sources = overlay_text_corpus.save_corpus(folder, rows, records)
     inpaint.main(params, workers, *sources, folder / name)
-    found = schemas.read(folder / name / "pictures.parquet", schemas.INPAINTED)
-    contents = {row["sha256"]: row["bytes"] for row in image_store.read(folder / name / "images")}
+    found = schemas.read_parquet(folder / name / "pictures.parquet", schemas.INPAINTED_IMAGES)
+    contents = {
+        row["sha256"]: row["bytes"] for row in image_store.read_images(folder / name / "images")
+    }
     summary = json.loads((folder / name / "summary.json").read_text())
     return {row["image"]: row for row in found}, contents, summary
 
 
 def records_of(rows: list[dict], text: str = "given") -> list[dict]:
-    return [overlay_text_corpus.record(n, row["sha256"], text) for n, row in enumerate(rows)]
+    return [overlay_text_corpus.make_record(n, row["sha256"], text) for n, row in enumerate(rows)]
 
 
 def bytes_of(folder) -> dict[str, bytes]:
@@ -54,15 +56,18 @@ def bytes_of(folder) -> dict[str, bytes]:
 
 @cache
 def meme_rows(count: int = 4) -> list[dict]:
-    return [overlay_text_corpus.row(overlay_text_corpus.meme(number)[0]) for number in range(count)]
+    return [
+        overlay_text_corpus.make_image_row(overlay_text_corpus.draw_meme(number)[0])
+        for number in range(count)
+    ]
 
 
 def bare_row() -> dict:
-    return overlay_text_corpus.row(Image.new("RGB", (80, 60), (90, 150, 60)), "JPEG")
+    return overlay_text_corpus.make_image_row(Image.new("RGB", (80, 60), (90, 150, 60)), "JPEG")
 
 
 def pixels(content: bytes) -> np.ndarray:
-    return np.asarray(image_store.decode(content))
+    return np.asarray(image_store.decode_image(content))
 
 
 def assert_only_the_mask_changed(row: dict, before: bytes, after: bytes) -> None:
@@ -81,7 +86,7 @@ def test_text_goes_and_every_pixel_outside_the_mask_stays(tmp_path):
         out = found[row["sha256"]]
         assert out["inpainted"] != row["sha256"] and out["text"] is None
         assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-        quads, _ = text_detection.find(pixels(contents[out["inpainted"]]), PARAMS.find)
+        quads, _ = text_detection.detect_text(pixels(contents[out["inpainted"]]), PARAMS.detection)
         assert len(quads) == 0
     assert summary == {
         "pictures": 4,
@@ -97,10 +102,10 @@ def test_the_letters_are_inside_the_mask_and_little_else_is():
     """`python -m benchmarks inpaint` measures the same on memes of the sample corpus."""
     inside, letters = 0, 0
     for number in range(20):
-        image, ink, _ = overlay_text_corpus.meme(number)
+        image, ink, _ = overlay_text_corpus.draw_meme(number)
         picture = np.asarray(image)
-        quads, _ = text_detection.find(picture, PARAMS.find)
-        mask = masks.draw(picture, quads, PARAMS.mask) > 0
+        quads, _ = text_detection.detect_text(picture, PARAMS.detection)
+        mask = masks.build_text_mask(picture, quads, PARAMS.mask) > 0
         inside, letters = inside + (mask & ink).sum(), letters + ink.sum()
         assert (mask & ~box_of(ink)).mean() <= 0.15
     assert inside / letters >= 0.95
@@ -139,7 +144,7 @@ def test_a_picture_without_text_is_the_same_bytes(tmp_path):
 def test_backend_none_passes_every_picture_through_without_looking_at_it(tmp_path, monkeypatch):
     rows = meme_rows(2)
     monkeypatch.setattr(text_detection, "find", None)
-    params = replace(PARAMS, paint=replace(PARAMS.paint, backend="none"))
+    params = replace(PARAMS, paint=replace(PARAMS.inpainting, backend="none"))
     found, contents, summary = run(tmp_path, rows, records_of(rows), params)
     assert {row["inpainted"] for row in found.values()} == set(contents) == set(found)
     assert (summary["with_text"], summary["passed_through"]) == (0, 2)
@@ -149,9 +154,9 @@ def test_a_record_without_picture_and_a_picture_of_two_records_are_taken(tmp_pat
     rows = meme_rows(1)
     key = rows[0]["sha256"]
     records = [
-        overlay_text_corpus.record(0, key, "a"),
-        overlay_text_corpus.record(1, key, ""),
-        overlay_text_corpus.record(2, None, "b"),
+        overlay_text_corpus.make_record(0, key, "a"),
+        overlay_text_corpus.make_record(1, key, ""),
+        overlay_text_corpus.make_record(2, None, "b"),
     ]
     found, _, summary = run(tmp_path, rows, records)
     assert list(found) == [key] and summary["pictures"] == 1
@@ -160,28 +165,32 @@ def test_a_record_without_picture_and_a_picture_of_two_records_are_taken(tmp_pat
 
 # ------------------------------------------------------------------------------- kinds of pictures
 def odd(kind: str) -> dict:
-    image = overlay_text_corpus.meme(1)[0]
+    image = overlay_text_corpus.draw_meme(1)[0]
     match kind:
         case "animation":
-            still = overlay_text_corpus.scene(Random(9))
-            return overlay_text_corpus.row(image, "GIF", save_all=True, append_images=[still] * 2)
+            still = overlay_text_corpus.draw_scene(Random(9))
+            return overlay_text_corpus.make_image_row(
+                image, "GIF", save_all=True, append_images=[still] * 2
+            )
         case "palette":
-            return overlay_text_corpus.row(image.convert("P", palette=Image.Palette.ADAPTIVE))
+            return overlay_text_corpus.make_image_row(
+                image.convert("P", palette=Image.Palette.ADAPTIVE)
+            )
         case "alpha":
             image.putalpha(Image.linear_gradient("L"))
-            return overlay_text_corpus.row(image)
+            return overlay_text_corpus.make_image_row(image)
         case "cmyk":
-            return overlay_text_corpus.row(image.convert("CMYK"), "JPEG", quality=95)
+            return overlay_text_corpus.make_image_row(image.convert("CMYK"), "JPEG", quality=95)
         case "rotated":
             exif = Image.Exif()
             exif[0x0112] = 6  # to be turned by 90 degrees
             turned = image.crop((0, 0, 256, 200)).transpose(Image.Transpose.ROTATE_90)
-            return overlay_text_corpus.row(turned, "JPEG", exif=exif, quality=95)
+            return overlay_text_corpus.make_image_row(turned, "JPEG", exif=exif, quality=95)
         case "16 bit":
             grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
-            return overlay_text_corpus.row(Image.fromarray(grey))
+            return overlay_text_corpus.make_image_row(Image.fromarray(grey))
         case "grey":
-            return overlay_text_corpus.row(image.convert("L"))
+            return overlay_text_corpus.make_image_row(image.convert("L"))
 
 
 @pytest.mark.parametrize(
@@ -193,12 +202,14 @@ def test_odd_kinds_of_pictures_lose_their_text_too(tmp_path, kind):
     out = found[row["sha256"]]
     assert summary["failed"] == {} and summary["with_text"] == 1
     assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-    assert (row["width"], row["height"]) == image_store.decode(contents[out["inpainted"]]).size
+    assert (row["width"], row["height"]) == image_store.decode_image(
+        contents[out["inpainted"]]
+    ).size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (20_000, 4), (3, 5), (40, 2500)])
 def test_tiny_and_endless_pictures_pass_through(tmp_path, size):
-    row = overlay_text_corpus.row(Image.new("RGB", size, (200, 30, 30)))
+    row = overlay_text_corpus.make_image_row(Image.new("RGB", size, (200, 30, 30)))
     _, contents, summary = run(tmp_path, [row], records_of([row]))
     assert contents == {row["sha256"]: row["bytes"]} and summary["failed"] == {}
 
@@ -207,7 +218,7 @@ def test_tiny_and_endless_pictures_pass_through(tmp_path, size):
 def test_text_in_a_long_strip_is_found_where_it_is(tmp_path, size):
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).text((300, 5), "HELLO THERE", "black", ImageFont.load_default(45))
-    row = overlay_text_corpus.row(image)
+    row = overlay_text_corpus.make_image_row(image)
     found, contents, _ = run(tmp_path, [row], records_of([row]))
     out = found[row["sha256"]]
     assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
@@ -224,14 +235,14 @@ def test_pictures_of_memes_without_words_are_read(tmp_path):
     bare = bare_row()
     texts = ["given", "", "", ""]
     records = [
-        overlay_text_corpus.record(n, row["sha256"], text)
+        overlay_text_corpus.make_record(n, row["sha256"], text)
         for n, (row, text) in enumerate(zip([*rows, bare], texts, strict=True))
     ]
     found, _, summary = run(tmp_path, [*rows, bare], records)
     assert found[rows[0]["sha256"]]["text"] is None
     for number in (1, 2):
         read = found[rows[number]["sha256"]]["text"]
-        assert fuzz.ratio(letters(read), letters(overlay_text_corpus.meme(number)[2])) > 90
+        assert fuzz.ratio(letters(read), letters(overlay_text_corpus.draw_meme(number)[2])) > 90
         assert read.count("\n") == 1
     assert found[bare["sha256"]]["text"] == ""
     assert summary["recognised"] == 2
@@ -240,8 +251,10 @@ def test_pictures_of_memes_without_words_are_read(tmp_path):
 @pytest.mark.parametrize(("recognise", "count"), [("always", 2), ("never", 0)])
 def test_params_say_which_pictures_are_read(tmp_path, recognise, count):
     rows = meme_rows(2)
-    records = [overlay_text_corpus.record(n, row["sha256"], "x" * n) for n, row in enumerate(rows)]
-    params = replace(PARAMS, recognise=recognise, paint=replace(PARAMS.paint, backend="none"))
+    records = [
+        overlay_text_corpus.make_record(n, row["sha256"], "x" * n) for n, row in enumerate(rows)
+    ]
+    params = replace(PARAMS, recognise=recognise, paint=replace(PARAMS.inpainting, backend="none"))
     found, contents, summary = run(tmp_path, rows, records, params)
     assert summary["recognised"] == count and set(contents) == set(found)
 
@@ -286,15 +299,15 @@ def test_a_step_that_fails_on_every_picture_stops_the_stage(tmp_path, monkeypatc
     rows = meme_rows(2)
     monkeypatch.setattr(text_removal, "paint", fail)
     said = "all 2 pictures failed, the last one at paint: RuntimeError: out of memory: see whether"
-    with pytest.raises(WrongInput, match=said):
+    with pytest.raises(InputError, match=said):
         run(tmp_path, rows, records_of(rows))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_that_ingest_did_not_leave_is_named(tmp_path):
     rows = meme_rows(1)
-    with pytest.raises(WrongInput, match=r"lacks the picture .*: run `dvc repro`"):
-        run(tmp_path, rows, [overlay_text_corpus.record(0, "ab" * 32, "x")])
+    with pytest.raises(InputError, match=r"lacks the picture .*: run `dvc repro`"):
+        run(tmp_path, rows, [overlay_text_corpus.make_record(0, "ab" * 32, "x")])
 
 
 # ------------------------------------------------------------------------------- store and engines
@@ -322,18 +335,19 @@ def test_only_what_is_new_is_computed(tmp_path, monkeypatch):
 def test_every_engine_and_batch_writes_the_same_bytes(tmp_path, monkeypatch, kind):
     rows = [*meme_rows(), bare_row()]
     records = [
-        overlay_text_corpus.record(n, row["sha256"], "x" * (n % 2)) for n, row in enumerate(rows)
+        overlay_text_corpus.make_record(n, row["sha256"], "x" * (n % 2))
+        for n, row in enumerate(rows)
     ]
     run(tmp_path, rows, records, name="threads")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "another"))
     other = replace(PARAMS, batch=3)
-    run(tmp_path, rows, records, other, parallel.Params(kind, 2), name=kind)
+    run(tmp_path, rows, records, other, parallel.EngineConfig(kind, 2), name=kind)
     assert bytes_of(tmp_path / "threads") == bytes_of(tmp_path / kind)
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
     rows = meme_rows(4)
-    sources = overlay_text_corpus.save(tmp_path, rows, records_of(rows))
+    sources = overlay_text_corpus.save_corpus(tmp_path, rows, records_of(rows))
     whole = tmp_path / "whole"
     inpaint.main(PARAMS, THREADS, *sources, whole)
     killed = {**os.environ, "POLYMUSE_HOME": str(tmp_path / "home2"), "PYTHONPATH": "."}
@@ -355,14 +369,14 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
 
 
 def test_the_rows_of_another_setting_are_not_taken(tmp_path):
-    same = text_detection.fingerprint(PARAMS.find)
-    assert same == text_detection.fingerprint(replace(PARAMS.find))
-    assert same != text_detection.fingerprint(replace(PARAMS.find, side=320))
-    assert same != text_detection.fingerprint(PARAMS.read)
+    same = text_detection.fingerprint(PARAMS.detection)
+    assert same == text_detection.fingerprint(replace(PARAMS.detection))
+    assert same != text_detection.fingerprint(replace(PARAMS.detection, side=320))
+    assert same != text_detection.fingerprint(PARAMS.recognition)
     one, other = (
-        inpainters.fingerprint(replace(PARAMS.paint, radius=radius)) for radius in (3.0, 4.0)
+        inpainters.fingerprint(replace(PARAMS.inpainting, radius=radius)) for radius in (3.0, 4.0)
     )
-    assert one != other and isinstance(PARAMS.paint, Painting)
+    assert one != other and isinstance(PARAMS.inpainting, InpainterConfig)
 
 
 def test_the_rows_of_other_code_are_not_taken(tmp_path, monkeypatch):
@@ -378,17 +392,17 @@ def test_weights_that_are_missing_are_said_before_anything_is_looked_for(tmp_pat
     monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
     monkeypatch.setattr(text_detection, "find", None)
     rows = meme_rows(1)
-    lama = replace(PARAMS, paint=replace(PARAMS.paint, backend="lama"))
-    with pytest.raises(WrongInput, match=r"LAMA_MODEL: .* is no file"):
+    lama = replace(PARAMS, paint=replace(PARAMS.inpainting, backend="lama"))
+    with pytest.raises(InputError, match=r"LAMA_MODEL: .* is no file"):
         run(tmp_path, rows, records_of(rows), lama)
 
 
 def test_what_the_store_keeps_is_what_was_computed(tmp_path):
     content = meme_rows(1)[0]["bytes"]
-    boxes = text_removal.find(content, PARAMS.find)
-    painted = text_removal.paint(content, boxes.quads, PARAMS.mask, PARAMS.paint)
+    boxes = text_removal.find(content, PARAMS.detection)
+    painted = text_removal.paint(content, boxes.quads, PARAMS.mask, PARAMS.inpainting)
     store = Store(tmp_path, "x")
     store.write([("aa", boxes.pack()), ("bb", painted.pack())])
-    again, also = store.rows(["aa", "bb"])
+    again, also = store.read(["aa", "bb"])
     assert np.array_equal(text_removal.unpack_boxes(again).quads, boxes.quads)
-    assert text_removal.unpack_painted(also) == painted
+    assert text_removal.unpack_inpaint_result(also) == painted

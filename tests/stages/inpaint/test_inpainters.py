@@ -10,13 +10,13 @@ import torch
 
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import inpainters, masks, text_removal
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import image_store
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from tests.support import overlay_text_corpus
 
-PARAMS = load(inpaint.Params, "inpaint")
-LAMA = replace(PARAMS.paint, backend="lama")
+PARAMS = load_config(inpaint.InpaintConfig, "inpaint")
+LAMA = replace(PARAMS.inpainting, backend="lama")
 
 
 class Grey(torch.nn.Module):
@@ -44,17 +44,19 @@ def test_lama_gives_back_the_size_that_it_got(weights, size):
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     mask = np.zeros(size, np.uint8)
     mask[:4, :4] = 255
-    result = inpainters.fill(picture, mask, LAMA)
+    result = inpainters.fill_masked(picture, mask, LAMA)
     assert result.shape == picture.shape and result.dtype == np.uint8
     assert (result[mask > 0] == 127).all()
     assert np.abs(result.astype(int) - picture)[mask == 0].max(initial=0) <= 1
 
 
 def test_lama_paints_a_meme_and_leaves_the_rest(weights):
-    row = overlay_text_corpus.row(overlay_text_corpus.meme(2)[0])
-    boxes = text_removal.find(row["bytes"], PARAMS.find)
+    row = overlay_text_corpus.make_image_row(overlay_text_corpus.draw_meme(2)[0])
+    boxes = text_removal.find(row["bytes"], PARAMS.detection)
     painted = text_removal.paint(row["bytes"], boxes.quads, PARAMS.mask, LAMA)
-    old, new = (np.asarray(image_store.decode(each)) for each in (row["bytes"], painted.content))
+    old, new = (
+        np.asarray(image_store.decode_image(each)) for each in (row["bytes"], painted.content)
+    )
     mask = masks.from_png(painted.mask) > 0
     assert np.array_equal(old[~mask], new[~mask]) and (new[mask] == 127).all()
 
@@ -63,20 +65,20 @@ def test_a_file_of_another_checksum_is_never_loaded(weights, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("LAMA_MODEL", str(weights))
     monkeypatch.setattr(torch.jit, "load", None)
-    inpainters._md5.cache_clear()
-    with pytest.raises(WrongInput, match=r"has the checksum .* it is code and is not run"):
+    inpainters._compute_md5.cache_clear()
+    with pytest.raises(InputError, match=r"has the checksum .* it is code and is not run"):
         inpainters.fingerprint(LAMA)
 
 
 def test_weights_that_are_missing_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
-    with pytest.raises(WrongInput, match=r"LAMA_MODEL: .*none.pt is no file"):
+    with pytest.raises(InputError, match=r"LAMA_MODEL: .*none.pt is no file"):
         inpainters.fingerprint(LAMA)
     monkeypatch.delenv("LAMA_MODEL")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("POLYMUSE_MAY_LIFT_OFFLINE", raising=False)
-    with pytest.raises(WrongInput, match="whose weights are not here: set LAMA_MODEL"):
+    with pytest.raises(InputError, match="whose weights are not here: set LAMA_MODEL"):
         inpainters.fingerprint(LAMA)
 
 
@@ -90,9 +92,9 @@ def test_weights_are_downloaded_where_that_is_allowed_and_checked_like_any(weigh
     monkeypatch.delenv("LAMA_MODEL")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    found = inpainters.lama_weights()
+    found = inpainters.find_lama_weights()
     assert target == [(inpainters.LAMA_URL, str(found))] and found.read_bytes() == content
-    assert inpainters.lama_weights() == found and len(target) == 1
+    assert inpainters.find_lama_weights() == found and len(target) == 1
 
 
 def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
@@ -103,10 +105,10 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    with pytest.raises(WrongInput, match=r"could not be loaded \(no route to host\)"):
-        inpainters.lama_weights()
+    with pytest.raises(InputError, match=r"could not be loaded \(no route to host\)"):
+        inpainters.find_lama_weights()
 
 
 def test_telea_needs_no_weights(monkeypatch):
     monkeypatch.setattr(inpainters, "lama_weights", None)
-    assert inpainters.fingerprint(replace(PARAMS.paint, backend="telea"))
+    assert inpainters.fingerprint(replace(PARAMS.inpainting, backend="telea"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.inpaint import masks
-from stages.inpaint.masks import Crop, Masking
+from stages.inpaint.masks import Crop, TextMaskConfig
 
 
 def quad(left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -19,8 +19,13 @@ def boxes(*bounds: tuple[float, float, float, float]) -> np.ndarray:
     return np.array([quad(*each) for each in bounds], np.float32)
 
 
-BOXES = Masking(
-    margin=0.2, rim=0.1, plain=1.1, levels=24, dilation=0.1, ends=0.0
+BOXES = TextMaskConfig(
+    margin=0.2,
+    border_width=0.1,
+    min_uniform_fraction=1.1,
+    color_tolerance=24,
+    dilation=0.1,
+    line_extension=0.0,
 )  # no ground is plain
 LETTERS = replace(BOXES, plain=0.6)
 
@@ -28,7 +33,7 @@ LETTERS = replace(BOXES, plain=0.6)
 def boxed(height: int, width: int, quads: np.ndarray, margin: float = 0.0) -> np.ndarray:
     """The mask of whole boxes."""
     picture = np.zeros((height, width, 3), np.uint8)
-    return masks.draw(picture, quads, replace(BOXES, margin=margin))
+    return masks.build_text_mask(picture, quads, replace(BOXES, margin=margin))
 
 
 def test_a_box_grows_by_shares_of_its_text_height_on_every_side():
@@ -60,14 +65,16 @@ def test_on_plain_ground_letters_alone_are_masked():
     picture = np.full((60, 80, 3), 200, np.uint8)
     picture[25:35, 40:44] = 10
     picture[5:8, 5:8] = 10  # outside the box
-    ys, xs = np.nonzero(masks.draw(picture, boxes((30, 20, 70, 40)), LETTERS))
+    ys, xs = np.nonzero(masks.build_text_mask(picture, boxes((30, 20, 70, 40)), LETTERS))
     assert (xs.min(), xs.max(), ys.min(), ys.max()) == (38, 45, 23, 36)
 
 
 def test_over_a_photo_the_whole_box_is_masked():
     picture = noise(60, 80)
     quads = boxes((30, 20, 70, 40))
-    assert np.array_equal(masks.draw(picture, quads, LETTERS), masks.draw(picture, quads, BOXES))
+    assert np.array_equal(
+        masks.build_text_mask(picture, quads, LETTERS), masks.build_text_mask(picture, quads, BOXES)
+    )
 
 
 def test_the_letters_of_the_next_line_are_no_ground():
@@ -75,7 +82,7 @@ def test_the_letters_of_the_next_line_are_no_ground():
     picture[40:60, 10:190] = noise(20, 180)  # the second line, close to the first
     picture[25:35, 50:60] = 0
     first, second = (10, 18, 190, 42), (10, 38, 190, 62)
-    mask = masks.draw(picture, boxes(first, second), LETTERS)
+    mask = masks.build_text_mask(picture, boxes(first, second), LETTERS)
     assert mask[20, 100] == 0 and mask[30, 55] == 255 and mask[50, 100] == 255
 
 
@@ -85,29 +92,29 @@ def test_dots_at_the_end_of_a_line_belong_to_it_and_a_photo_beside_it_does_not()
     picture[33:36, 86:89] = 10  # a dot, beyond the box by half a height
     picture[10:50, 20:45] = 10  # a photo that reaches into the longer box
     quads = boxes((50, 20, 75, 40))
-    longer = masks.draw(picture, quads, replace(LETTERS, ends=1.0)) > 0
+    longer = masks.build_text_mask(picture, quads, replace(LETTERS, ends=1.0)) > 0
     assert longer[25:35, 60:64].all() and longer[33:36, 86:89].all()
     assert not longer[:, :49].any()
-    assert not masks.draw(picture, quads, LETTERS)[:, 80:].any()
+    assert not masks.build_text_mask(picture, quads, LETTERS)[:, 80:].any()
 
 
 def test_a_box_is_longer_along_its_text():
     across, down = quad(10, 10, 50, 20), quad(10, 10, 20, 50)
-    assert masks.stretched(across, 5).tolist() == quad(5, 10, 55, 20).tolist()
-    assert masks.stretched(down, 5).tolist() == quad(10, 5, 20, 55).tolist()
+    assert masks.extend_quad(across, 5).tolist() == quad(5, 10, 55, 20).tolist()
+    assert masks.extend_quad(down, 5).tolist() == quad(10, 5, 20, 55).tolist()
 
 
 def test_crops_hold_the_context_and_join_where_they_overlap():
     quads = boxes((100, 50, 150, 60), (100, 80, 150, 90), (10, 150, 20, 160))
     mask = boxed(200, 300, quads)
-    assert masks.crops(mask, 5) == [
+    assert masks.find_crops(mask, 5) == [
         Crop(5, 145, 26, 166),
         Crop(95, 45, 156, 66),
         Crop(95, 75, 156, 96),
     ]
-    assert masks.crops(mask, 12) == [Crop(0, 138, 33, 173), Crop(88, 38, 163, 103)]
-    assert masks.crops(mask, 300) == [Crop(0, 0, 300, 200)]
-    assert masks.crops(np.zeros((5, 5), np.uint8), 3) == []
+    assert masks.find_crops(mask, 12) == [Crop(0, 138, 33, 173), Crop(88, 38, 163, 103)]
+    assert masks.find_crops(mask, 300) == [Crop(0, 0, 300, 200)]
+    assert masks.find_crops(np.zeros((5, 5), np.uint8), 3) == []
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -120,16 +127,16 @@ TELEA = partial(cv2.inpaint, inpaintRadius=3.0, flags=cv2.INPAINT_TELEA)
 def test_crops_with_enough_context_give_what_the_whole_picture_gives():
     picture = noise(160, 240)
     mask = boxed(160, 240, boxes((20, 20, 90, 35), (120, 100, 220, 120)), 0.1)
-    assert len(masks.crops(mask, 16)) == 2
+    assert len(masks.find_crops(mask, 16)) == 2
     whole = TELEA(picture, mask)
-    assert np.array_equal(masks.inpaint(picture, mask, TELEA, 16, 1000), whole)
+    assert np.array_equal(masks.inpaint_image(picture, mask, TELEA, 16, 1000), whole)
 
 
 @pytest.mark.parametrize("side", [1000, 64, 7])
 def test_a_crop_that_is_painted_smaller_changes_nothing_outside_the_mask(side):
     picture = noise(120, 250)
     mask = boxed(120, 250, boxes((20, 20, 190, 60)), 0.1)
-    result = masks.inpaint(picture, mask, TELEA, 10, side)
+    result = masks.inpaint_image(picture, mask, TELEA, 10, side)
     assert np.array_equal(result[mask == 0], picture[mask == 0])
     assert not np.array_equal(result, picture)
 
@@ -138,6 +145,6 @@ def test_what_is_painted_smaller_takes_no_colour_from_under_the_mask():
     picture = np.full((200, 400, 3), 200, np.uint8)
     mask = boxed(200, 400, boxes((53, 41, 347, 119)), 0.1)
     picture[mask > 0] = (255, 0, 0)
-    result = masks.inpaint(picture, mask, TELEA, 33, 64).astype(int)
+    result = masks.inpaint_image(picture, mask, TELEA, 33, 64).astype(int)
     assert np.ptp(result, axis=2).max() == 0  # no red
     assert abs(result - 200).max() < 8  # Telea's own rounding

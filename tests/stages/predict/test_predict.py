@@ -9,12 +9,12 @@ from stages import train_sft
 from stages.models.flexmuse import model as flexmuse
 from stages.predict import __main__ as predict
 from stages.predict import attention_traces
-from stages.predict.__main__ import Params
+from stages.predict.__main__ import PredictConfig
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
-from stages.shared.generation.decoding import generate, log_probs
+from stages.shared.generation.decoding import compute_log_probs, generate
 from stages.shared.metrics import attention
 from tests.support import article_corpus, tiny_flexmuse, tiny_tippo
 
@@ -22,26 +22,31 @@ from tests.support import article_corpus, tiny_flexmuse, tiny_tippo
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("predict")
-    article_corpus.project(place)
+    article_corpus.create_project(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        ingest, chunk, embed = article_corpus.write(place)
-        rows = schemas.read(chunk / "chunks.parquet", schemas.CHUNKS)
+        ingest, chunk, embed = article_corpus.write_article_corpus(place)
+        rows = schemas.read_parquet(chunk / "chunks.parquet", schemas.CHUNKS)
         bare = rows[-1] | {"record": "bare", "position": 0, "image": None}
-        schemas.write(chunk / "chunks.parquet", [*rows, bare], schemas.CHUNKS)
-        run = load(generators.Run, "writers", "flexmuse")
+        schemas.write_parquet(chunk / "chunks.parquet", [*rows, bare], schemas.CHUNKS)
+        run = load_config(generators.GeneratorRun, "writers", "flexmuse")
         train_sft.main(
-            "flexmuse", run, [chunk, embed, article_corpus.encoder(place)], place / "sft"
+            "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
         )
         model = place / "sft" / "model"
         sources = [ingest, chunk, embed, model, model]
-        predict.main(Params(["validation", "test"], attention_items=4), run, sources, place / "out")
+        predict.main(
+            PredictConfig(["validation", "test"], max_attention_samples=4),
+            run,
+            sources,
+            place / "out",
+        )
     return place
 
 
 def test_every_chunk_is_written_by_each_phase_and_test_from_each_input(place):
-    rows = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
+    rows = schemas.read_parquet(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
     for phase in ("sft", "preference"):
         kinds = [(row["split"], row["inputs"]) for row in rows if row["phase"] == phase]
         assert kinds.count(("validation", "both")) == 8
@@ -51,27 +56,29 @@ def test_every_chunk_is_written_by_each_phase_and_test_from_each_input(place):
 
 
 def test_sigma_and_masked_are_reported_and_missing_where_there_is_no_picture(place):
-    rows = schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
+    rows = schemas.read_parquet(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
     for row in rows:
         assert (row["sigma"] is None) == (row["image"] is None)
         assert row["masked"] == (None if row["inputs"] == "picture" else 0)  # no topic, no gate
 
 
 def test_the_inputs_that_are_not_named_do_not_matter(place):
-    batch = tiny_flexmuse.chunks().batch([0, 1])
-    assert predict.show(batch, "topic")["has_picture"].tolist() == [False, False]
-    assert predict.show(batch, "topic")["has_topic"].tolist() == [True, True]
-    assert predict.show(batch, "picture")["has_topic"].tolist() == [False, False]
-    assert predict.show(batch, "both") is batch
+    batch = tiny_flexmuse.build_chunk_dataset().batch([0, 1])
+    assert predict.mask_inputs(batch, "topic")["has_picture"].tolist() == [False, False]
+    assert predict.mask_inputs(batch, "topic")["has_topic"].tolist() == [True, True]
+    assert predict.mask_inputs(batch, "picture")["has_topic"].tolist() == [False, False]
+    assert predict.mask_inputs(batch, "both") is batch
 
 
 def test_foil_scores_are_the_models_log_probabilities(place):
-    rows = schemas.read(place / "out" / "foils.parquet", schemas.FOIL_SCORES)
-    foils = schemas.read(place / "ingest" / "foils.parquet", schemas.FOILS)
+    rows = schemas.read_parquet(place / "out" / "foils.parquet", schemas.FOIL_SCORES)
+    foils = schemas.read_parquet(place / "ingest" / "foils.parquet", schemas.FOILS)
     assert len(rows) == 2 * 2 * len(foils)  # two phases; the reference beside its one foil
-    writer = generators.restore(place / "sft" / "model")
-    cached = feature_store.read(place / "embed")
-    chunks = writer.items(schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS), cached)
+    writer = generators.load_generator(place / "sft" / "model")
+    cached = feature_store.read_features(place / "embed")
+    chunks = writer.build_dataset(
+        schemas.read_parquet(place / "chunk" / "chunks.parquet", schemas.CHUNKS), cached
+    )
     for row in rows[:6]:
         (index,) = [
             i
@@ -99,8 +106,8 @@ def foils_of(items):
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
 def test_the_score_of_a_foil_is_the_same_whatever_it_is_scored_with(batch):
-    items = tiny_tippo.items()
-    writer = SimpleNamespace(model=tiny_tippo.model(items).eval())
+    items = tiny_tippo.build_article_dataset()
+    writer = SimpleNamespace(model=tiny_tippo.build_model(items).eval())
     found = predict.score_foils(writer, items, foils_of(items), batch)
     expected = []
     for index, item in enumerate(items.rows):
@@ -108,37 +115,39 @@ def test_the_score_of_a_foil_is_the_same_whatever_it_is_scored_with(batch):
         for place, row in enumerate(item):
             for slot, text in (("", row["text"]), ("animal", f"old {row['text']}")):
                 ids = torch.tensor([items.labels_until(index, place, text)])
-                score = log_probs(writer.model.t5, memory.hidden, memory.mask, ids).sum().item()
+                score = (
+                    compute_log_probs(writer.model.t5, memory.hidden, memory.mask, ids).sum().item()
+                )
                 named = {"record": row["record"], "position": row["position"], "slot": slot}
                 expected.append(named | {"log_prob": pytest.approx(score, abs=1e-3)})
     assert found == expected
 
 
 def test_foils_are_scored_beside_texts_of_their_length():
-    items = tiny_tippo.items()
-    model = tiny_tippo.model(items).eval()
+    items = tiny_tippo.build_article_dataset()
+    model = tiny_tippo.build_model(items).eval()
     shapes = []
     model.t5.register_forward_hook(lambda t5, given, out: shapes.append(out.logits.shape[:2]))
     predict.score_foils(SimpleNamespace(model=model), items, foils_of(items), 4)
-    asked = predict.compared(items, foils_of(items))
-    tokens = sum(len(ids) for one in asked for _, ids in one.texts)
+    asked = predict.build_foil_comparisons(items, foils_of(items))
+    tokens = sum(len(ids) for one in asked for _, ids in one.candidates)
     assert sum(texts for texts, _ in shapes) == 18 and max(texts for texts, _ in shapes) <= 4
     assert sum(texts * length for texts, length in shapes) < 1.25 * tokens
 
 
 def test_a_foil_that_differs_only_behind_the_cut_is_none():
-    items = tiny_tippo.items()
+    items = tiny_tippo.build_article_dataset()
     items.limits = replace(items.limits, text_tokens=len(items.labels_until(2, 1)))
-    found = predict.compared(items, foils_of(items))
-    assert [one.key for one in found if one.index == 2] == [("r2", 0), ("r2", 1)]
-    writer = SimpleNamespace(model=tiny_tippo.model(items).eval())
+    found = predict.build_foil_comparisons(items, foils_of(items))
+    assert [one.key for one in found if one.item_index == 2] == [("r2", 0), ("r2", 1)]
+    writer = SimpleNamespace(model=tiny_tippo.build_model(items).eval())
     rows = predict.score_foils(writer, items, foils_of(items), 4)
     assert {(row["record"], row["position"]) for row in rows} == {one.key for one in found}
 
 
 def test_the_gate_is_told_for_every_chunk_of_every_split_in_training_and_writing(place):
-    rows = schemas.read(place / "out" / "gates.parquet", schemas.GATES)
-    chunks = schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS)
+    rows = schemas.read_parquet(place / "out" / "gates.parquet", schemas.GATES)
+    chunks = schemas.read_parquet(place / "chunk" / "chunks.parquet", schemas.CHUNKS)
     keys = [(row["record"], row["position"], row["split"]) for row in chunks]
     for use, mode in (("train", "sample"), ("predict", "always_pass")):
         chosen = [row for row in rows if (row["use"], row["mode"]) == (use, mode)]
@@ -155,13 +164,15 @@ def test_the_gate_is_told_for_every_chunk_of_every_split_in_training_and_writing
 
 def test_sampled_decisions_follow_their_seed_and_leave_other_draws_alone(place):
     writer, cached = (
-        generators.restore(place / "sft" / "model"),
-        feature_store.read(place / "embed"),
+        generators.load_generator(place / "sft" / "model"),
+        feature_store.read_features(place / "embed"),
     )
-    chunks = schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS) * 20
+    chunks = schemas.read_parquet(place / "chunk" / "chunks.parquet", schemas.CHUNKS) * 20
 
     def passed(seed: int) -> list[float]:
-        return [row["passed"] for row in attention_traces.gates(writer, chunks, cached, seed)]
+        return [
+            row["passed"] for row in attention_traces.build_gate_rows(writer, chunks, cached, seed)
+        ]
 
     torch.manual_seed(3)
     after = torch.rand(2).tolist()
@@ -173,33 +184,35 @@ def test_sampled_decisions_follow_their_seed_and_leave_other_draws_alone(place):
 
 def memory_of(place, row):
     """The writer, its chunks, and what it attends to for the chunk of a row."""
-    writer = generators.restore(place / "sft" / "model")
-    rows = schemas.read(place / "chunk" / "chunks.parquet", schemas.CHUNKS)
+    writer = generators.load_generator(place / "sft" / "model")
+    rows = schemas.read_parquet(place / "chunk" / "chunks.parquet", schemas.CHUNKS)
     (chosen,) = [
         chunk
         for chunk in rows
         if (chunk["record"], chunk["position"]) == (row["record"], row["position"])
     ]
-    chunks = writer.items([chosen], feature_store.read(place / "embed"))
+    chunks = writer.build_dataset([chosen], feature_store.read_features(place / "embed"))
     return writer, chunks, writer.model.remember(chunks.batch([0]), "always_pass")
 
 
 def test_fusions_say_how_each_test_item_was_fused(place):
-    rows = schemas.read(place / "out" / "fusions.parquet", schemas.FUSIONS)
+    rows = schemas.read_parquet(place / "out" / "fusions.parquet", schemas.FUSIONS)
     assert [row["phase"] for row in rows].count("sft") == 9 == len(rows) / 2
     for row in rows[::4]:
         memory = memory_of(place, row)[2]
         weights = memory.attention[0].detach().numpy()
         np.testing.assert_allclose(row["correlation"], memory.correlation[0, 0].detach(), atol=1e-3)
-        assert row["entropy"] == pytest.approx(attention.entropy(weights).mean(), abs=1e-5)
-        assert row["spread"] == pytest.approx(attention.spread(weights), abs=1e-5)
+        assert row["entropy"] == pytest.approx(
+            attention.normalized_entropy(weights).mean(), abs=1e-5
+        )
+        assert row["spread"] == pytest.approx(attention.compute_spread(weights), abs=1e-5)
 
 
 def test_attentions_are_those_of_the_texts_that_were_written(place):
-    rows = schemas.read(place / "out" / "attentions.parquet", schemas.ATTENTIONS)
+    rows = schemas.read_parquet(place / "out" / "attentions.parquet", schemas.ATTENTIONS)
     texts = {
         (row["record"], row["position"], row["phase"]): row["text"]
-        for row in schemas.read(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
+        for row in schemas.read_parquet(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
         if row["inputs"] == "both"
     }
     of_sft = [(row["record"], row["position"]) for row in rows if row["phase"] == "sft"]
@@ -210,7 +223,7 @@ def test_attentions_are_those_of_the_texts_that_were_written(place):
         assert row["text"] == texts[row["record"], row["position"], row["phase"]]
         assert row["ends"][-1] == len(row["text"])
         writer, chunks, memory = memory_of(place, row)
-        assert row["tokens"] == chunks.pieces(chunks.rows[0]["title"])
+        assert row["tokens"] == chunks.topic_subwords(chunks.rows[0]["title"])
         weights = memory.attention[0].detach()
         np.testing.assert_allclose(row["fusion"], weights.flatten(), atol=1e-3)
         ids = generate(writer.model.t5, memory.hidden, memory.mask, 24, 1, 0.0, 1.0)
@@ -220,27 +233,27 @@ def test_attentions_are_those_of_the_texts_that_were_written(place):
 
 
 def test_no_attention_is_kept_where_none_is_asked_for():
-    chunks = tiny_flexmuse.chunks()
-    assert predict.looked_at(chunks, 0) == set()
-    assert predict.looked_at(chunks, 100) == set(range(8))
-    assert predict.looked_at(chunks, 3) == {0, 2, 5}
+    chunks = tiny_flexmuse.build_chunk_dataset()
+    assert predict.select_attention_items(chunks, 0) == set()
+    assert predict.select_attention_items(chunks, 100) == set(range(8))
+    assert predict.select_attention_items(chunks, 3) == {0, 2, 5}
 
 
 def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
-    chunks = tiny_flexmuse.chunks()
-    model = tiny_flexmuse.model(vocabulary=len(chunks.tokenizer)).eval()
-    writer = generators.Writer(flexmuse, model, chunks.tokenizer, {})
+    chunks = tiny_flexmuse.build_chunk_dataset()
+    model = tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer)).eval()
+    writer = generators.TextGenerator(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():
-        memory = model.remember(chunks.batch([0, 4]), "always_mask")
+        memory = model.encode(chunks.batch([0, 4]), "always_mask")
     end = chunks.tokenizer.eos_token_id
     ids = torch.tensor([[0, *chunks.labels[0][:2], end, 0, 0], [0, *chunks.labels[4][:5]]])
-    written = generators.Written(
+    written = generators.Generation(
         [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, memory
     )
-    for row in attention_traces.fusions([chunks.rows[0], chunks.rows[4]], written):
+    for row in attention_traces.build_fusion_rows([chunks.rows[0], chunks.rows[4]], written):
         assert row["entropy"] is row["spread"] is None
         assert set(row["correlation"].tolist()) == {0.5}  # F8
-    first, second = attention_traces.attentions(writer, chunks, [0, 4], written)
+    first, second = attention_traces.build_attention_rows(writer, chunks, [0, 4], written)
     assert [len(first["ends"]), len(second["ends"])] == [3, 5]
     assert [len(first["tokens"]), len(second["tokens"])] == [3, 7]
     assert [len(first["fusion"]), len(second["fusion"])] == [4 * 3, 4 * 7]
@@ -248,16 +261,18 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
 
 
 def test_a_concatenation_has_no_fusion_to_tell_of_but_its_decoder_looks_too():
-    chunks = tiny_flexmuse.chunks()
-    model = tiny_flexmuse.model(vocabulary=len(chunks.tokenizer), fusion="concatenation").eval()
-    writer = generators.Writer(flexmuse, model, chunks.tokenizer, {})
+    chunks = tiny_flexmuse.build_chunk_dataset()
+    model = tiny_flexmuse.build_model(
+        vocabulary=len(chunks.tokenizer), fusion="concatenation"
+    ).eval()
+    writer = generators.TextGenerator(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():
-        memory = model.remember(chunks.batch([0]), "always_pass")
+        memory = model.encode(chunks.batch([0]), "always_pass")
     ids = torch.tensor([[0, *chunks.labels[0]]])
-    written = generators.Written(
+    written = generators.Generation(
         [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, memory
     )
-    assert attention_traces.fusions([chunks.rows[0]], written) == []
-    (row,) = attention_traces.attentions(writer, chunks, [0], written)
+    assert attention_traces.build_fusion_rows([chunks.rows[0]], written) == []
+    (row,) = attention_traces.build_attention_rows(writer, chunks, [0], written)
     assert len(row["tokens"]) == 3 and len(row["fusion"]) == 0
     assert len(row["decoder"]) == 4 * len(row["ends"])

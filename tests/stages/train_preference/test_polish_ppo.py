@@ -11,23 +11,23 @@ import yaml
 
 from stages import train_sft
 from stages.models.tippo.model import policy_loss
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import history
 from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from stages.shared.similarity import embedders
-from stages.shared.training.losses import IGNORED
+from stages.shared.training.losses import IGNORE_INDEX
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import tippo
 from tests.support import article_corpus, tiny_flexmuse, tiny_tippo
 
-NUMBERS = tiny_tippo.preference(gamma=0.9, discount_steps=10.0, window=2, rollouts=3)
+NUMBERS = tiny_tippo.build_preference_config(gamma=0.9, discount_steps=10.0, window=2, rollouts=3)
 
 
 def project(folder: Path) -> None:
     """params.yaml with a phase of four iterations."""
-    article_corpus.project(folder)
+    article_corpus.create_project(folder)
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text())
     run = params["writers"]["tippo"] = params["writers"]["flexmuse"] | {"model": "tippo"}
@@ -49,9 +49,11 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        _, chunk, embed = article_corpus.write(place)
-        run = load(generators.Run, "writers", "tippo")
-        train_sft.main("tippo", run, [chunk, embed, article_corpus.encoder(place)], place / "sft")
+        _, chunk, embed = article_corpus.write_article_corpus(place)
+        run = load_config(generators.GeneratorRun, "writers", "tippo")
+        train_sft.main(
+            "tippo", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
+        )
     return place
 
 
@@ -80,30 +82,34 @@ def folders(place: Path) -> list[Path]:
 
 
 def polish(place: Path, out: Path) -> list[dict[str, float]]:
-    train_preference.main("tippo", load(generators.Run, "writers", "tippo"), folders(place), out)
-    return history.read(out / "history.csv")
+    train_preference.main(
+        "tippo", load_config(generators.GeneratorRun, "writers", "tippo"), folders(place), out
+    )
+    return history.read_history(out / "history.csv")
 
 
-def phase(place: Path) -> tippo.Polish:
+def phase(place: Path) -> tippo.PolishPPO:
     """The phase before its first step."""
     writer, run = (
-        generators.restore(place / "sft" / "model"),
-        load(generators.Run, "writers", "tippo"),
+        generators.load_generator(place / "sft" / "model"),
+        load_config(generators.GeneratorRun, "writers", "tippo"),
     )
-    items = writer.items(tiny_flexmuse.rows(), feature_store.read(place / "embed"))
-    return tippo.Polish(writer, tippo.Rewarded(items, None, False), run, lambda *_: None)
+    items = writer.build_dataset(
+        tiny_flexmuse.make_chunk_rows(), feature_store.read_features(place / "embed")
+    )
+    return tippo.PolishPPO(writer, tippo.RewardedDataset(items, None, False), run, lambda *_: None)
 
 
-def noted(of_phase: tippo.Polish) -> list[dict[str, torch.Tensor]]:
+def noted(of_phase: tippo.PolishPPO) -> list[dict[str, torch.Tensor]]:
     """The rewards of its iterations as they come; another is added, known in closed form."""
-    earned, of_items = [], of_phase.trained.rewards
+    earned, of_items = [], of_phase.train_dataset.compute_rewards
 
     def rewards_of(indices, texts):
         found = of_items(indices, texts)
         earned.append(found | {"semantic": 1 - found["literal"] ** 2})
         return earned[-1]
 
-    of_phase.trained.rewards = rewards_of
+    of_phase.train_dataset.compute_rewards = rewards_of
     return earned
 
 
@@ -149,11 +155,11 @@ def test_rewards_are_compared_with_those_of_their_article_as_a_loop_does(place, 
         g, h = 0.9 ** (2.5 * number), 0.9 ** (2.5 * (4 - number))  # M = 4 iterations, K = 10
         returns = [g * x + h * y for x, y in zip(literal, semantic, strict=True)]
         assert found == pytest.approx(compared(returns), rel=1e-4)
-    assert len(earned) == 2 and not of_phase.past  # no iteration is spent on statistics
+    assert len(earned) == 2 and not of_phase.reward_window  # no iteration is spent on statistics
 
 
 def test_one_text_an_article_has_no_other_to_be_compared_with():
-    with pytest.raises(WrongInput, match="baseline article needs 2 rollouts"):
+    with pytest.raises(InputError, match="baseline article needs 2 rollouts"):
         replace(NUMBERS, baseline="article", rollouts=1)
 
 
@@ -161,14 +167,14 @@ def test_one_text_an_article_has_no_other_to_be_compared_with():
     ("deviation", "expected"), [("std", math.sqrt(2 / 3)), ("variance", 2 / 3)]
 )
 def test_the_spread_of_the_past_is_its_deviation_or_its_variance(deviation, expected):
-    mean, spread = tippo.centre(torch.tensor([1.0, 2.0, 3.0]), deviation)
+    mean, spread = tippo.compute_return_statistics(torch.tensor([1.0, 2.0, 3.0]), deviation)
     assert (mean.item(), spread.item()) == pytest.approx((2, expected))
 
 
 def test_what_follows_the_end_of_a_written_text_is_no_token_of_it():
     ids = torch.tensor([[0, 5, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [0, 5, 6, 7, 8, 9]])
-    x = IGNORED
-    assert tippo.labels_of(ids, end=1).tolist() == [
+    x = IGNORE_INDEX
+    assert tippo.ids_to_labels(ids, end=1).tolist() == [
         [5, 0, 1, x, x],
         [1, x, x, x, x],
         [5, 6, 7, 8, 9],
@@ -177,10 +183,10 @@ def test_what_follows_the_end_of_a_written_text_is_no_token_of_it():
 
 def test_log_probs_are_those_of_the_distribution_that_is_drawn_from(place, monkeypatch):
     of_phase = phase(place)
-    batch, model = of_phase.batch_at(0), of_phase.writer.model
+    batch, model = of_phase.batch_at(0), of_phase.generator.model
     monkeypatch.setattr(tippo, "READ_AT_ONCE", 2)
     with torch.no_grad():
-        found = tippo.log_probs(model, batch, 0.5)
+        found = tippo.compute_rollout_log_probs(model, batch, 0.5)
     assert torch.allclose(found, by_hand(model, batch, 0.5), atol=1e-4)
 
 
@@ -189,7 +195,7 @@ def by_hand(model, batch, temperature: float) -> torch.Tensor:
     """log p of each written token, text by text; 0 after a text's end.  (R, Y)"""
     memory, found = model.remember(batch), torch.zeros(batch["labels"].shape)
     for text, labels in enumerate(batch["labels"]):
-        labels = labels[labels != IGNORED]
+        labels = labels[labels != IGNORE_INDEX]
         item = batch["text_of"][text : text + 1]
         ids = torch.cat([torch.zeros(1, dtype=torch.long), labels[:-1]])  # T5 starts with 0
         logits = model.t5(
@@ -205,7 +211,7 @@ def by_hand(model, batch, temperature: float) -> torch.Tensor:
 def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_of_drawing(place):
     change(temperature=0.5)
     of_phase = phase(place)
-    model, sft = of_phase.writer.model, generators.restore(place / "sft" / "model").model
+    model, sft = of_phase.generator.model, generators.load_generator(place / "sft" / "model").model
     for step in (0, 2):  # the first of iteration 1, when the policy is SFT, and of iteration 2
         batch = of_phase.batch_at(step)
         wrote, reference = by_hand(model, batch, 0.5), by_hand(sft, batch, 0.5)
@@ -215,8 +221,8 @@ def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_o
         with torch.no_grad():
             for weight in model.parameters():
                 weight += 0.03 * torch.randn_like(weight)
-        now, mask = by_hand(model, batch, 0.5), batch["labels"] != IGNORED
-        expected = policy_loss(now, wrote, reference, batch["advantage"], mask, of_phase.numbers)
+        now, mask = by_hand(model, batch, 0.5), batch["labels"] != IGNORE_INDEX
+        expected = policy_loss(now, wrote, reference, batch["advantage"], mask, of_phase.config)
         found = of_phase.loss(model, batch)
         assert batch["advantage"].any() and not torch.allclose(now, wrote, atol=0.1)
         for term in ("policy", "kl"):
@@ -225,14 +231,14 @@ def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_o
 
 def test_a_past_of_one_return_is_refused(place):
     change(rollouts=1, window=1, batch=1)
-    with pytest.raises(WrongInput, match="one return, which has no deviation"):
+    with pytest.raises(InputError, match="one return, which has no deviation"):
         phase(place)
 
 
 def test_texts_that_all_earn_the_same_teach_nothing(place):
     """As empty ones do."""
     of_phase, earned = phase(place), iter([0.0, 0.01])
-    of_phase.trained.rewards = lambda indices, texts: {
+    of_phase.train_dataset.compute_rewards = lambda indices, texts: {
         "literal": torch.full((len(indices),), next(earned), dtype=torch.float64)
     }
     assert of_phase.batch_at(0)["advantage"].tolist() == [0] * 6
@@ -244,7 +250,7 @@ def test_texts_are_drawn_with_the_probabilities_of_the_policy(place):
     of_phase = phase(place)
     batch = of_phase.batch_at(0)
     first = batch["labels"][:, 0]
-    model = of_phase.writer.model
+    model = of_phase.generator.model
     with torch.no_grad():
         memory = model.remember(batch)
         start = torch.zeros(1, 1, dtype=torch.long)
@@ -261,18 +267,18 @@ def test_texts_are_drawn_with_the_probabilities_of_the_policy(place):
 
 def test_the_first_iteration_makes_statistics_and_no_step(place):
     of_phase = phase(place)
-    before = {name: value.clone() for name, value in of_phase.writer.model.state_dict().items()}
+    before = {name: value.clone() for name, value in of_phase.generator.model.state_dict().items()}
     batch = of_phase.batch_at(0)
-    assert len(of_phase.past) == 2  # of iteration 0 too
-    after = of_phase.writer.model.state_dict()
+    assert len(of_phase.reward_window) == 2  # of iteration 0 too
+    after = of_phase.generator.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     # Policy and SFT are the same yet: no ratio is clipped, and nothing holds back.
-    terms = of_phase.loss(of_phase.writer.model, batch)
-    tokens = batch["labels"] != IGNORED
+    terms = of_phase.loss(of_phase.generator.model, batch)
+    tokens = batch["labels"] != IGNORE_INDEX
     expected = -(batch["advantage"][:, None] * tokens).sum() / tokens.sum()
     assert terms["policy"].item() == pytest.approx(expected.item(), abs=1e-5)
     assert terms["kl"].item() == pytest.approx(0, abs=1e-6)
-    noted = of_phase.noted()
+    noted = of_phase.step_metrics()
     assert (noted["clip_share"], noted["kl_to_sft"]) == pytest.approx((0, 0), abs=1e-6)
 
 
@@ -285,7 +291,7 @@ def test_a_phase_of_no_steps_is_measured_as_it_starts(place, tmp_path):
 def test_the_policy_is_the_model_of_writing_dropout_is_off(place):
     of_phase = phase(place)
     batch = of_phase.batch_at(0)
-    model, losses = of_phase.writer.model, []
+    model, losses = of_phase.generator.model, []
     for p in (0.0, 0.5):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -319,7 +325,7 @@ def test_a_phase_killed_at_any_step_ends_with_the_same_bits(
     change(baseline=baseline)
     whole = polish(place, tmp_path / "whole")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "other"))
-    batch_at = tippo.Polish.batch_at
+    batch_at = tippo.PolishPPO.batch_at
 
     def until(self, step):
         if step == kill:
@@ -327,17 +333,19 @@ def test_a_phase_killed_at_any_step_ends_with_the_same_bits(
         return batch_at(self, step)
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(tippo.Polish, "batch_at", until)
+        patch.setattr(tippo.PolishPPO, "batch_at", until)
         polish(place, tmp_path / "out")
-    drawn, draw = [], tippo.Polish.draw
+    drawn, draw = [], tippo.PolishPPO.sample_texts
 
     def counted(self, indices):
         drawn.append(indices)
         return draw(self, indices)
 
-    monkeypatch.setattr(tippo.Polish, "draw", counted)
+    monkeypatch.setattr(tippo.PolishPPO, "draw", counted)
     assert polish(place, tmp_path / "out") == whole
-    assert article_corpus.bytes_of(tmp_path / "whole") == article_corpus.bytes_of(tmp_path / "out")
+    assert article_corpus.read_files(tmp_path / "whole") == article_corpus.read_files(
+        tmp_path / "out"
+    )
     assert len(drawn) == {3: 2, 4: 2, 5: 1}[kill]  # four iterations and the first, less those made
 
 
@@ -354,11 +362,11 @@ def test_a_reward_that_can_be_raised_is_raised(place, tmp_path):
 def test_weights_are_better_than_those_of_sft_by_more_than_the_error_of_the_gain(place):
     change(margin=2.0)
     of_phase, earned = phase(place), iter([(0.4, 0.6), (0.5, 0.58), (0.5, 0.69)])
-    of_phase.trained.rewards = lambda indices, texts: {
+    of_phase.train_dataset.compute_rewards = lambda indices, texts: {
         "literal": torch.tensor(next(earned), dtype=torch.float64)
     }
-    validate = tippo.validation(of_phase, of_phase.trained, lambda row, text: 1.0)
-    first, lucky, better = (validate(of_phase.writer.model).loss for _ in range(3))
+    validate = tippo.build_validator(of_phase, of_phase.train_dataset, lambda row, text: 1.0)
+    first, lucky, better = (validate(of_phase.generator.model).loss for _ in range(3))
     assert first == 0
     assert lucky == pytest.approx(2 * 0.06 / math.sqrt(2) - 0.04)  # gains .1 and -.02
     assert better == pytest.approx(2 * 0.005 / math.sqrt(2) - 0.095)  # gains .1 and .09
@@ -385,7 +393,7 @@ def test_one_reward_has_to_rise_and_none_may_fall(literal, semantic, margin, exp
         }
 
     start = rewarded([0.5, 0.5], [0.8, 0.8])
-    found = tippo.sure_gain(rewarded(literal, semantic), start, margin)
+    found = tippo.compute_sure_gain(rewarded(literal, semantic), start, margin)
     assert found == pytest.approx(expected)
 
 
@@ -394,13 +402,20 @@ def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):
     steps = polish(place, tmp_path / "out")
     best = max(row["validation_reward_literal"] for row in steps if "validation_watch" in row)
     writer, run = (
-        generators.restore(tmp_path / "out" / "model"),
-        load(generators.Run, "writers", "tippo"),
+        generators.load_generator(tmp_path / "out" / "model"),
+        load_config(generators.GeneratorRun, "writers", "tippo"),
     )
-    rows = [row | {"record": f"validation-{row['record']}"} for row in tiny_flexmuse.rows()]
-    items = writer.items(rows, feature_store.read(place / "embed"))
-    texts = writer.write(items.batch([0, 1]), run.generation).texts
-    earned = tippo.Rewarded(items, None, False).rewards([0, 1], texts)["literal"].mean().item()
+    rows = [
+        row | {"record": f"validation-{row['record']}"} for row in tiny_flexmuse.make_chunk_rows()
+    ]
+    items = writer.build_dataset(rows, feature_store.read_features(place / "embed"))
+    texts = writer.generate(items.batch([0, 1]), run.generation).texts
+    earned = (
+        tippo.RewardedDataset(items, None, False)
+        .compute_rewards([0, 1], texts)["literal"]
+        .mean()
+        .item()
+    )
     assert earned == pytest.approx(best)
 
 
@@ -422,7 +437,7 @@ GOOD = {"watch": 0.8, "characters": 100.0, "entropy": 1.0, "kl_to_sft": 0.1}
 )
 def test_a_collapse_is_named(now, reason):
     numbers = replace(NUMBERS, max_kl=0.5, min_entropy=0.3, max_length_change=0.5)
-    found = tippo.collapse(GOOD | now, GOOD, 0.1, numbers)
+    found = tippo.find_collapse_reason(GOOD | now, GOOD, 0.1, numbers)
     assert reason in found and bool(found) == bool(reason)
 
 
@@ -431,17 +446,17 @@ def test_a_collapse_ends_the_phase_and_keeps_the_weights_from_before(place, tmp_
     steps = polish(place, tmp_path / "out")
     assert len(steps) == 5 and "max_kl" in capsys.readouterr().err  # at the first check after start
     before, after = (
-        article_corpus.bytes_of(path) for path in (place / "sft/model", tmp_path / "out/model")
+        article_corpus.read_files(path) for path in (place / "sft/model", tmp_path / "out/model")
     )
     assert before["model.safetensors"] == after["model.safetensors"]
 
 
 def test_the_paper_s_own_discounts_are_warned_of_with_numbers(place, tmp_path, capsys):
-    tippo.warn(replace(NUMBERS, gamma=0.95, discount="literal"), 20_000)
+    tippo.warn_vanishing_discounts(replace(NUMBERS, gamma=0.95, discount="literal"), 20_000)
     said = capsys.readouterr().err
     assert "R_literal weighs 1.7e-223 and R_semantic 1.7e-223" in said
     assert "in 96% of the iterations" in said  # .95^m < 1e-8 from m = 360 to M - 360
-    tippo.warn(NUMBERS, 20_000)
+    tippo.warn_vanishing_discounts(NUMBERS, 20_000)
     assert capsys.readouterr().err == ""
 
 
@@ -451,9 +466,9 @@ def test_of_several_references_the_best_counts_and_an_article_is_its_paragraphs(
         [{"references": ["red", "blue"]}],
     ]
     items = SimpleNamespace(chunks_of=rows.__getitem__, __len__=lambda: 2)
-    rewarded = tippo.Rewarded.__new__(tippo.Rewarded)
+    rewarded = tippo.RewardedDataset.__new__(tippo.RewardedDataset)
     rewarded.embedder, rewarded.raw = None, False
-    rewarded.references = [embedders.article_references(items.chunks_of(i)) for i in range(2)]
+    rewarded.references = [embedders.join_references(items.chunks_of(i)) for i in range(2)]
     assert rewarded.references == [["a\nc", "b\nd"], ["red", "blue"]]
-    earned = rewarded.rewards([0, 1], [["b", "d"], ["blue"]])
+    earned = rewarded.compute_rewards([0, 1], [["b", "d"], ["blue"]])
     assert earned["literal"].tolist() == [1, 1]

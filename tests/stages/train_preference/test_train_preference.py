@@ -9,17 +9,17 @@ import torch
 from stages import train_sft
 from stages.models.flexmuse import model as flexmuse
 from stages.shared.core import schemas
-from stages.shared.core.config import load
+from stages.shared.core.config import load_config
 from stages.shared.data import history
 from stages.shared.data.cache import Store
 from stages.shared.features import store as feature_store
 from stages.shared.generation import generator as generators
 from stages.shared.metrics import grounding
-from stages.shared.runtime.stage import WrongInput
+from stages.shared.runtime.stage import InputError
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import flexmuse as mscdpo
-from stages.train_preference.flexmuse import Anchor
-from stages.train_preference.quality_monitor import score_of
+from stages.train_preference.flexmuse import ReferenceLogProbs
+from stages.train_preference.quality_monitor import build_scorer
 from tests.support import article_corpus, tiny_flexmuse
 
 
@@ -27,14 +27,14 @@ from tests.support import article_corpus, tiny_flexmuse
 def trained(tmp_path_factory):
     """A folder with a corpus and an SFT model."""
     place = tmp_path_factory.mktemp("preference")
-    article_corpus.project(place)
+    article_corpus.create_project(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        _, chunk, embed = article_corpus.write(place)
-        run = load(generators.Run, "writers", "flexmuse")
+        _, chunk, embed = article_corpus.write_article_corpus(place)
+        run = load_config(generators.GeneratorRun, "writers", "flexmuse")
         train_sft.main(
-            "flexmuse", run, [chunk, embed, article_corpus.encoder(place)], place / "sft"
+            "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
         )
     return place
 
@@ -52,18 +52,20 @@ def folders(place):
 
 
 def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
-    run = load(generators.Run, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), place / "out")
-    steps = history.read(place / "out" / "history.csv")
+    steps = history.read_history(place / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
     assert steps[-1]["validation_loss"] < steps[0]["validation_loss"]
     assert steps[1]["mscdpo"] == pytest.approx(math.log(2), abs=1e-5)  # policy is reference
     margins = []
     for folder in (place / "sft" / "model", place / "out" / "model"):
-        writer = generators.restore(folder)
-        chunks = writer.items(tiny_flexmuse.rows(), feature_store.read(place / "embed"))
-        scores = flexmuse.matrix(
-            writer.model, chunks.batch_of_groups(chunks.groups(tiny_flexmuse.pairs()))
+        writer = generators.load_generator(folder)
+        chunks = writer.build_dataset(
+            tiny_flexmuse.make_chunk_rows(), feature_store.read_features(place / "embed")
+        )
+        scores = flexmuse.pairwise_log_probs(
+            writer.model, chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
         )
         right = scores.diagonal(dim1=1, dim2=2)[..., None] - scores
         margins.append(right.sum().item())
@@ -75,19 +77,20 @@ def reference(place):
     """The reference's matrices of these groups, and how many of them the model was asked for."""
 
     def score(pairs=None, rows=None, cached=None, sft=place / "sft" / "model", home=None):
-        writer, asked = generators.restore(sft), []
-        chunks = writer.items(
-            rows or tiny_flexmuse.rows(), cached or feature_store.read(place / "embed")
+        writer, asked = generators.load_generator(sft), []
+        chunks = writer.build_dataset(
+            rows or tiny_flexmuse.make_chunk_rows(),
+            cached or feature_store.read_features(place / "embed"),
         )
-        groups = chunks.groups(pairs or tiny_flexmuse.pairs())
+        groups = chunks.build_groups(pairs or tiny_flexmuse.make_pairs())
 
         def counted(model, batch):
             asked.append(batch)
-            return flexmuse.matrix(model, batch)
+            return flexmuse.pairwise_log_probs(model, batch)
 
         writer.paper = SimpleNamespace(matrix=counted)
-        store = Store(home, "none") if home else mscdpo.reference_store(sft)
-        return Anchor(writer, chunks, groups, store), len(asked)
+        store = Store(home, "none") if home else mscdpo.open_reference_store(sft)
+        return ReferenceLogProbs(writer, chunks, groups, store), len(asked)
 
     return score
 
@@ -109,7 +112,7 @@ def test_what_the_reference_says_of_a_group_is_computed_once_and_kept_to_the_bit
 
 def test_what_the_reference_says_of_a_group_depends_on_nothing_but_the_group(reference, tmp_path):
     both, _ = reference(home=tmp_path / "both")
-    alone, asked = reference(pairs=tiny_flexmuse.pairs()[3:], home=tmp_path / "alone")
+    alone, asked = reference(pairs=tiny_flexmuse.make_pairs()[3:], home=tmp_path / "alone")
     assert asked == 1 and torch.equal(alone.matrices[0], both.matrices[1])
     stacked = both.of([0, 1])
     assert stacked.shape == (2, 4, 4)
@@ -123,27 +126,27 @@ def test_an_edited_text_other_pairs_other_features_and_other_weights_are_scored_
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     before, _ = reference()
-    rows = tiny_flexmuse.rows()
+    rows = tiny_flexmuse.make_chunk_rows()
     rows[0] |= {"text": "two birds run"}  # of r0, so that r2 is still known
     edited, asked = reference(rows=rows)
     assert asked == 1 and torch.equal(edited.matrices[1], before.matrices[1])
-    rows[0] |= {"text": tiny_flexmuse.rows()[0]["text"], "title": "title 3"}
+    rows[0] |= {"text": tiny_flexmuse.make_chunk_rows()[0]["text"], "title": "title 3"}
     assert reference(rows=rows)[1] == 1
-    pairs = tiny_flexmuse.pairs()
+    pairs = tiny_flexmuse.make_pairs()
     pairs[0]["rejected"] = [1]
     assert reference(pairs=pairs)[1] == 1
-    assert reference(pairs=tiny_flexmuse.grouped([[("r0", 0), ("r2", 0)]]))[1] == 1
-    cached = feature_store.read(place / "embed")
+    assert reference(pairs=tiny_flexmuse.make_pairs_from_groups([[("r0", 0), ("r2", 0)]]))[1] == 1
+    cached = feature_store.read_features(place / "embed")
     cached.patches[7] += 1  # the last picture of r2
     assert reference(cached=cached)[1] == 1
-    cached = feature_store.read(place / "embed")
+    cached = feature_store.read_features(place / "embed")
     cached.tokens[cached.text_index[rows[7]["title"]], 0] += 1  # of the title of r2 alone
     assert reference(cached=cached)[1] == 1
     retrained = tmp_path / "retrained"
-    writer = generators.restore(place / "sft" / "model")
+    writer = generators.load_generator(place / "sft" / "model")
     with torch.no_grad():
         writer.model.no_picture += 1e-3
-    generators.save(writer, retrained, article_corpus.encoder(tmp_path))
+    generators.save_generator(writer, retrained, article_corpus.write_encoder_dir(tmp_path))
     assert reference(sft=retrained)[1] == 2
     assert reference()[1] == 0  # and what was known before still is
 
@@ -152,7 +155,7 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
     place, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    asked, matrix = [], flexmuse.matrix
+    asked, matrix = [], flexmuse.pairwise_log_probs
 
     def counted(model, batch):
         if "reference" not in batch:  # the policy's batches carry it
@@ -160,32 +163,32 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
         return matrix(model, batch)
 
     monkeypatch.setattr(flexmuse, "matrix", counted)
-    run = load(generators.Run, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
     assert len(asked) == 2  # the groups of validation hold the same texts and pictures
     shutil.rmtree(tmp_path / "home" / "checkpoints")
     train_preference.main("flexmuse", run, folders(place), tmp_path / "second")
     assert len(asked) == 2
-    assert article_corpus.bytes_of(tmp_path / "first") == article_corpus.bytes_of(
+    assert article_corpus.read_files(tmp_path / "first") == article_corpus.read_files(
         tmp_path / "second"
     )
 
 
 def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_elsewhere(place):
     row = {"record": "test-r0", "position": 0, "text": "a red cat sleeps"}
-    score = score_of(place / "ingest")
+    score = build_scorer(place / "ingest")
     assert [score(row, text) for text in ("my cat", "my dog", "cat and dog")] == [1, 0, 0]
-    like = score_of(place / "elsewhere")
+    like = build_scorer(place / "elsewhere")
     row |= {"references": ["two birds", row["text"]]}
     assert like(row, "a red cat sleeps") == 1 > like(row, "a red cat") > like(row, "xyz") == 0
     assert like(row, "two birds") == 1  # the best of the references, as rewards take it
 
 
 def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
-    run = load(generators.Run, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
     run = replace(run, preference=replace(run.preference, steps=0))
     train_preference.main("flexmuse", run, folders(place), place / "still")
-    (row,) = history.read(place / "still" / "history.csv")
+    (row,) = history.read_history(place / "still" / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0
     same = "model/model.safetensors"
     assert (place / "still" / same).read_bytes() == (place / "sft" / same).read_bytes()
@@ -199,9 +202,9 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
         def batch(self, indices):
             return {"x": torch.tensor(indices)}
 
-    run = load(generators.Run, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
     scores = iter([0.9, 0.9, 0.9 - 1.0 - 1e-6])
-    validate = mscdpo.validation(
+    validate = mscdpo.build_validator(
         HeldOut(), lambda model, batch: {"a": torch.tensor(2.0)}, lambda: next(scores), run
     )
     model = torch.nn.Linear(1, 1)
@@ -211,14 +214,14 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
 
 
 def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
-    schemas.write(tmp_path / "pairs.parquet", [], schemas.PAIRS)
-    run = load(generators.Run, "writers", "flexmuse")
+    schemas.write_parquet(tmp_path / "pairs.parquet", [], schemas.PREFERENCE_PAIRS)
+    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
     changed = folders(place)
     changed[1] = tmp_path / "pairs.parquet"
-    with pytest.raises(WrongInput, match="similarity_min"):
+    with pytest.raises(InputError, match="similarity_min"):
         train_preference.main("flexmuse", run, changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_truth_is_read_by_chunk(place):
-    assert grounding.load_truth(place / "ingest")["test-r0", 1] == {"animal": "dog"}
+    assert grounding.load_facts(place / "ingest")["test-r0", 1] == {"animal": "dog"}

@@ -7,19 +7,19 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from stages.models.flexmuse import model as flexmuse
-from stages.models.flexmuse.model import Preference
+from stages.models.flexmuse.model import PreferenceConfig
 from tests.support import tiny_flexmuse
 
-NUMBERS = Preference(beta=0.1, form="pairwise", length_normalised=False, sft_weight=0.0)
+NUMBERS = PreferenceConfig(beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0)
 
 
 @pytest.fixture(scope="module")
 def chunks():
-    return tiny_flexmuse.chunks()
+    return tiny_flexmuse.build_chunk_dataset()
 
 
 def model(chunks, **changes):
-    return tiny_flexmuse.model(vocabulary=len(chunks.tokenizer), **changes)
+    return tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer), **changes)
 
 
 def double(batch):
@@ -27,20 +27,22 @@ def double(batch):
 
 
 # Groups without two chunks of one article, as plain DPO with random rejects compares them.
-RANDOM = tiny_flexmuse.grouped([[("r0", 1), ("r2", 3)], [("r2", 0), ("r1", 0), ("r0", 2)]])
+RANDOM = tiny_flexmuse.make_pairs_from_groups(
+    [[("r0", 1), ("r2", 3)], [("r2", 0), ("r1", 0), ("r0", 2)]]
+)
 
 
 def test_the_matrix_holds_every_chunk_given_every_picture_of_its_group(chunks):
     writer = model(chunks).double().eval()
-    groups = chunks.groups(tiny_flexmuse.pairs())
-    scores = flexmuse.matrix(writer, double(chunks.batch_of_groups(groups)))
+    groups = chunks.groups(tiny_flexmuse.make_pairs())
+    scores = flexmuse.pairwise_log_probs(writer, double(chunks.batch_of_groups(groups)))
     assert scores.shape == (2, 4, 4)
     for row, group in enumerate(groups):
         for k, picture in enumerate(group.rows):
             for j, text in enumerate(group.rows):
                 item = double(chunks.batch([picture]))
                 labels = torch.tensor([chunks.labels[text]])
-                alone = writer.log_probs(writer.remember(item, "always_pass"), labels)
+                alone = writer.log_probs(writer.encode(item, "always_pass"), labels)
                 torch.testing.assert_close(scores[row, k, j], alone[0], atol=1e-6, rtol=0)
     assert (scores[0, 3] == 0).all() and (scores[0, :, 3] == 0).all()
 
@@ -48,11 +50,11 @@ def test_the_matrix_holds_every_chunk_given_every_picture_of_its_group(chunks):
 @pytest.mark.parametrize("connection", ["encoder_outputs", "inputs_embeds"])
 @pytest.mark.parametrize("form", ["pairwise", "softmax"])
 @pytest.mark.parametrize("length_normalised", [False, True])
-@pytest.mark.parametrize("pairs", [tiny_flexmuse.pairs(), RANDOM], ids=["articles", "others"])
+@pytest.mark.parametrize("pairs", [tiny_flexmuse.make_pairs(), RANDOM], ids=["articles", "others"])
 def test_the_matrix_form_equals_pair_expansion_in_loss_and_gradient(
     chunks, connection, form, length_normalised, pairs
 ):
-    numbers = Preference(0.3, form, length_normalised, 0.0)
+    numbers = PreferenceConfig(0.3, form, length_normalised, 0.0)
     policy, anchor = (model(chunks, connection=connection).double().eval() for _ in range(2))
     with torch.no_grad():
         for weight in policy.parameters():
@@ -61,7 +63,7 @@ def test_the_matrix_form_equals_pair_expansion_in_loss_and_gradient(
     groups[1].allowed[0, 2] = False  # a pair outside the similarity band
     batch = double(chunks.batch_of_groups(groups))
     with torch.no_grad():
-        reference = flexmuse.matrix(anchor, batch)
+        reference = flexmuse.pairwise_log_probs(anchor, batch)
     loss = flexmuse.preference_loss(policy, batch, reference, numbers)["mscdpo"]
     gradient = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
     expected = expanded(policy, anchor, chunks, groups, numbers)
@@ -101,9 +103,9 @@ def expanded(policy, anchor, chunks, groups, numbers):
 
 def test_pairs_that_are_not_allowed_are_not_even_scored(chunks):
     writer = model(chunks).eval()
-    groups = chunks.groups(tiny_flexmuse.pairs())
+    groups = chunks.groups(tiny_flexmuse.make_pairs())
     groups[1].allowed[0, 2] = False
-    scores = flexmuse.matrix(writer, chunks.batch_of_groups(groups))
+    scores = flexmuse.pairwise_log_probs(writer, chunks.batch_of_groups(groups))
     assert scores[1, 0, 2] == 0
     assert (scores[1] != 0).sum() == 15
 
@@ -111,12 +113,14 @@ def test_pairs_that_are_not_allowed_are_not_even_scored(chunks):
 def test_an_item_shown_without_an_input_carries_the_sft_term_alone(chunks):
     torch.manual_seed(0)
     writer = model(chunks, missing_picture=0.5, missing_topic=0.5).train()
-    batch = chunks.batch_of_groups(chunks.groups(tiny_flexmuse.pairs()))
-    reference = flexmuse.matrix(writer, batch).detach()  # with both inputs, and without dropout
+    batch = chunks.batch_of_groups(chunks.groups(tiny_flexmuse.make_pairs()))
+    reference = flexmuse.pairwise_log_probs(
+        writer, batch
+    ).detach()  # with both inputs, and without dropout
     terms = flexmuse.preference_loss(writer, batch, reference, NUMBERS)
     assert terms["mscdpo"].item() == 0  # every item lacks one of the two
     assert batch["allowed"].sum() == 6 + 12  # the batch itself is left as it was
-    numbers = Preference(0.1, "pairwise", False, 0.5)
+    numbers = PreferenceConfig(0.1, "pairwise", False, 0.5)
     assert flexmuse.preference_loss(writer, batch, reference, numbers)["ntp"] > 0
 
 
@@ -126,14 +130,14 @@ def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss
 ):
     """A gate that draws, draws the same for policy and reference, but not the same for all."""
     writer = model(chunks, gate_predict=gate_predict, sigma_map="affine").eval()
-    batch = chunks.batch_of_groups(chunks.groups(tiny_flexmuse.pairs()))
-    reference = flexmuse.matrix(writer, batch).detach()
-    numbers = Preference(0.1, "pairwise", False, 0.5)
+    batch = chunks.batch_of_groups(chunks.groups(tiny_flexmuse.make_pairs()))
+    reference = flexmuse.pairwise_log_probs(writer, batch).detach()
+    numbers = PreferenceConfig(0.1, "pairwise", False, 0.5)
     terms = flexmuse.preference_loss(writer, batch, reference, numbers)
     assert terms["mscdpo"].item() == pytest.approx(math.log(2), abs=1e-5)
     expected = 0.5 * flexmuse.sft_loss(writer, batch)["ntp"]
     torch.testing.assert_close(terms["ntp"], expected)
-    passed = writer.remember(batch, gate_predict).gate
+    passed = writer.encode(batch, gate_predict).gate
     assert passed.min() == (gate_predict == "always_pass") and passed.max() == 1
 
 
@@ -157,7 +161,7 @@ def test_the_numbers_of_the_objective_by_hand(monkeypatch, form, length_normalis
         "place": torch.tensor([0, 1]),
         "allowed": ~torch.eye(2, dtype=torch.bool)[None],
     }
-    numbers = Preference(0.5, form, length_normalised, sft_weight=2.0)
+    numbers = PreferenceConfig(0.5, form, length_normalised, sft_weight=2.0)
     terms = flexmuse.preference_loss(torch.nn.Identity().eval(), batch, reference, numbers)
     # One rejected chunk each, so that both forms are -log sigmoid(beta gap), averaged.
     expected = sum(math.log(1 + math.exp(-0.5 * gap)) for gap in gaps) / 2
