@@ -191,7 +191,7 @@ def inpaint_like_stage(
         ]
 
     batches = batched(contents, params.batch_size)
-    found = parallel.map_batches(both, batches, load_config(parallel.EngineConfig, "engine"))
+    found = parallel.map_batches(both, batches, load_config(parallel.EngineConfig, "parallel"))
     return [content for batch in found for content in batch]
 
 

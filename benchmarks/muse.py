@@ -56,7 +56,11 @@ def time_exchange(width: int, learning: bool, rounds: int) -> float:
     """How many times as long the loop takes; learning: with the gradient of what came in."""
     torch.manual_seed(0)
     network = replace(
-        load_model_config(), theta=THETA, exchange="residual", count="quantile", masks="ignored"
+        load_model_config(),
+        theta=THETA,
+        exchange="residual",
+        exchange_count="quantile",
+        padding_mask="ignored",
     )
     given = tuple(torch.randn(ITEMS, POSITIONS, width) for _ in range(2))
     weights = tuple(torch.rand(ITEMS, POSITIONS).softmax(-1) for _ in range(2))
@@ -142,9 +146,9 @@ def build_batch(side: int) -> dict[str, Tensor]:
 
 def report_drawing() -> list[str]:
     """A step of PixelCNN++ alone, and one of all the rest."""
-    network = replace(load_model_config(), missing_picture=0.0, missing_text=0.0)
+    network = replace(load_model_config(), image_drop_prob=0.0, text_drop_prob=0.0)
     given = build_batch(network.image_generation.decoder.image_size)
-    alone, rest = build_model(network), build_model(replace(network, use_drawing=False))
+    alone, rest = build_model(network), build_model(replace(network, use_image_generation=False))
     h, items = (
         torch.randn(network.image_generation.max_images_per_batch, network.d_model),
         network.image_generation.max_images_per_batch,
@@ -232,7 +236,14 @@ def report_fusions(
 def main() -> list[str]:
     network = load_model_config()
     paper = replace(
-        network, d_model=PAPER_WIDTH, layers=6, heads=12, d_ff=2048, norm="post", mu=2, eta=4
+        network,
+        d_model=PAPER_WIDTH,
+        num_layers=6,
+        num_heads=12,
+        d_ff=2048,
+        norm="post",
+        mu=2,
+        eta=4,
     )
     return [
         *report_exchanges(),

@@ -100,8 +100,8 @@ def _load_metrics() -> dict[str, dict[str, Any]]:
     files = {
         run: folder / run / "metrics.json"
         for family, folder in {
-            "writers": GENERATOR_METRICS_DIR,
-            "readers": CLASSIFIER_METRICS_DIR,
+            "generators": GENERATOR_METRICS_DIR,
+            "classifiers": CLASSIFIER_METRICS_DIR,
         }.items()
         for run in named.get(family, {})
     }

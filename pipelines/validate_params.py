@@ -4,7 +4,6 @@ python -m pipelines.validate_params     run in the project, whose own stages it 
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, make_dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -24,18 +23,18 @@ from stages.ingest import __main__ as ingest
 from stages.inpaint import __main__ as inpaint
 from stages.predict import __main__ as predict
 from stages.report import __main__ as report
-from stages.shared.core.config import load_config, read_params
+from stages.shared.core.config import config_class, load_config, read_params
 from stages.shared.data import parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.generation import decoders
 from stages.shared.generation import generator as generators
 from stages.shared.modeling import registry
-from stages.shared.runtime.stage import InputError, run_stage
+from stages.shared.runtime.stage import InputError, stage_process
 from stages.shared.similarity import embedders
 from stages.shared.training import loop as training_loop
 
 
-@dataclass(frozen=True)
+@config_class
 class CorpusConfig:
     kind: Literal["articles", "captions", "tweets", "posts", "memes"]
     format: str
@@ -54,26 +53,30 @@ def names(package: ModuleType) -> list[str]:
 
 
 def make_section_class(name: str, parts: Iterable[tuple[str, type]]) -> type:
-    """A dataclass with one field for each part of a section."""
-    return make_dataclass(name, sorted(parts), frozen=True)
+    """A config class with one field for each part of a section."""
+    return config_class(type(name, (), {"__annotations__": dict(sorted(parts))}))
 
 
 FORMATS = {  # the rest of the folder belongs to one of them
     name: module for name, module in import_modules(datasets).items() if hasattr(module, "KINDS")
 }
 MODEL_MODULES = {name: registry.load_paper(name) for name in names(models)}
-GENERATOR_MODELS = [name for name, paper in MODEL_MODULES.items() if hasattr(paper, "Preference")]
+GENERATOR_MODELS = [
+    name for name, paper in MODEL_MODULES.items() if hasattr(paper, "PreferenceConfig")
+]
 CLASSIFIER_CONFIGS = {  # by model: what a row of readers holds
-    name: module.Run
+    name: module.RUN_CONFIG
     for name, module in import_modules(train_classifier).items()
-    if hasattr(module, "Run")
+    if hasattr(module, "RUN_CONFIG")
 }
 
 
 def list_section_parts(paper: ModuleType) -> list[tuple[str, type]]:
     """The parts of a model's section; readers have no second phase."""
-    preference = [("preference", paper.Preference)] if hasattr(paper, "Preference") else []
-    return [("network", paper.Network), *preference]
+    preference = (
+        [("preference", paper.PreferenceConfig)] if hasattr(paper, "PreferenceConfig") else []
+    )
+    return [("network", paper.ModelConfig), *preference]
 
 
 SOURCE_STAGES = {"memes": ("04_augment", "04_augment")}  # records and pictures that models read
@@ -84,12 +87,12 @@ MODEL_SECTIONS = {
 SECTIONS = {
     "corpora": dict[str, CorpusConfig],
     "formats": make_section_class(
-        "formats", [(name, module.Params) for name, module in FORMATS.items()]
+        "formats", [(name, module.CONFIG) for name, module in FORMATS.items()]
     ),
     "ingest": ingest.IngestConfig,
     "clean": text_cleaning.CleanConfig,
     "inpaint": inpaint.InpaintConfig,
-    "engine": parallel.EngineConfig,
+    "parallel": parallel.EngineConfig,
     "augment": augment.AugmentConfig,
     "chunk": chunk.ChunkConfig,
     "align": align.AlignConfig,
@@ -97,7 +100,7 @@ SECTIONS = {
     "illustrate": illustrators.IllustrateConfig,
     "decoders": decoders.DecoderConfig,
     "models": make_section_class("models", MODEL_SECTIONS.items()),
-    "writers": dict[str, generators.GeneratorRun],
+    "generators": dict[str, generators.GeneratorRun],
     "rewards": embedders.RewardConfig,
     "predict": predict.PredictConfig,
     "evaluate": evaluate.EvaluateConfig,
@@ -105,8 +108,8 @@ SECTIONS = {
     "evaluate_classifier": Score,
     "judge": judge.JudgeConfig,
     "report": report.ReportConfig,
-    "read": Read,
-    "write": write.WriteCommandConfig,
+    "cli_label": Read,
+    "cli_write": write.WriteCommandConfig,
     "training": training_loop.TrainingConfig,
     "run": dvc_repro.RunnerConfig,
 }
@@ -114,38 +117,40 @@ SECTIONS = {
 
 def main() -> None:
     """Raises WrongInput that names the first section with a fault, and all faults in it."""
-    unknown = [name for name in read_params() if name not in [*SECTIONS, "readers"]]
+    unknown = [name for name in read_params() if name not in [*SECTIONS, "classifiers"]]
     if unknown:
         raise InputError(f"params.yaml: unknown section {', '.join(unknown)}: take it out")
     params = {name: load_config(kind, name) for name, kind in SECTIONS.items()}
-    params["readers"] = load_classifier_configs()
+    params["classifiers"] = load_classifier_configs()
     check_corpora(params["corpora"])
     check_chunk_corpora(params["chunk"].corpora, params["align"].corpus, params["corpora"])
     check_meme_corpora(params["inpaint"].corpora, params["augment"].corpora, params["corpora"])
-    require_rows("writers and readers", params["writers"] | params["readers"])
-    check_runs("writers", params["writers"], GENERATOR_MODELS, params["corpora"])
-    check_runs("readers", params["readers"], list(CLASSIFIER_CONFIGS), params["corpora"])
-    check_sources(params["readers"], params["corpora"])
+    require_rows("generators and classifiers", params["generators"] | params["classifiers"])
+    check_runs("generators", params["generators"], GENERATOR_MODELS, params["corpora"])
+    check_runs("classifiers", params["classifiers"], list(CLASSIFIER_CONFIGS), params["corpora"])
+    check_sources(params["classifiers"], params["corpora"])
 
 
 def load_classifier_configs() -> dict[str, Any]:
     """The rows of readers, each as its own paper reads it. Raises WrongInput."""
     rows = {}
-    for name in load_config(dict[str, Any], "readers"):
-        model = load_config(str, "readers", name, "model")
-        require_choice(f"readers.{name}.model", model, CLASSIFIER_CONFIGS, "models of readers")
-        rows[name] = load_config(CLASSIFIER_CONFIGS[model], "readers", name)
+    for name in load_config(dict[str, Any], "classifiers"):
+        model = load_config(str, "classifiers", name, "model")
+        require_choice(
+            f"classifiers.{name}.model", model, CLASSIFIER_CONFIGS, "models of classifiers"
+        )
+        rows[name] = load_config(CLASSIFIER_CONFIGS[model], "classifiers", name)
     return rows
 
 
 def check_sources(rows: dict[str, Any], corpora: dict[str, CorpusConfig]) -> None:
     """Raises WrongInput where a reader learns from other records or pictures than were embedded."""
     for name, run in rows.items():
-        for what in ("records", "pictures"):
+        for what in ("records", "images"):
             embedded = getattr(corpora[run.corpus], what)
             if getattr(run, what) != embedded:
                 raise InputError(
-                    f"params.yaml: readers.{name}.{what} is {getattr(run, what)!r}, but those of "
+                    f"params.yaml: classifiers.{name}.{what} is {getattr(run, what)!r}, but those of "
                     f"{embedded!r} are embedded (corpora.{run.corpus}.{what}): make them equal"
                 )
 
@@ -241,5 +246,5 @@ def require_choice(key: str, value: str, known: Collection[str], what: str) -> N
 
 
 if __name__ == "__main__":
-    with run_stage():
+    with stage_process():
         main()

@@ -1,6 +1,6 @@
 """Bring pictures and texts into one space: train the tiny encoder, or fetch named weights.
 
-python -m stages.align INGEST CHUNKS TARGET
+python -m stages.align --ingest INGEST --chunks CHUNKS --output OUTPUT
 
 reads   INGEST/images, CHUNKS/chunks.parquet
 writes  TARGET: an encoder folder (stages/shared/encoders/base.py), summary.json (retrieval on the
@@ -11,7 +11,6 @@ align.encoder: `tiny`; `openclip:ARCH/TAG`, where TAG may be a checkpoint file, 
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.shared.core.config import load_config
+from stages.shared.core.config import config_class, load_config
 from stages.shared.core.schemas import CHUNKS, read_parquet
 from stages.shared.data import history, image_store
 from stages.shared.encoders import base as encoders
@@ -48,7 +47,7 @@ SHIFT_DIVISOR = 16  # a training picture moves by at most 1/16 of its side
 LogMetrics = Callable[[dict[str, float], int], None]
 
 
-@dataclass(frozen=True)
+@config_class
 class TinyEncoderTrainingConfig:
     image_size: int
     patch_size: int
@@ -70,7 +69,7 @@ class TinyEncoderTrainingConfig:
         )
 
 
-@dataclass(frozen=True)
+@config_class
 class AlignConfig:
     corpus: str
     encoder: str
@@ -296,10 +295,11 @@ def summarize_retrieval(
     return {"validation_pictures": len(rows), "recall_at_1": found}
 
 
+def cli(ingest: Path, chunks: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    embed = load_config(extract.EmbedConfig, "embed")
+    main(load_config(AlignConfig, "align"), embed, ingest, chunks, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        main(
-            load_config(AlignConfig, "align"),
-            load_config(extract.EmbedConfig, "embed"),
-            *map(Path, sys.argv[1:]),
-        )
+    run_stage(cli)

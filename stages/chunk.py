@@ -1,6 +1,6 @@
 """Cut records into chunks, a picture with the text that belongs to it, and name mscDPO's pairs.
 
-python -m stages.chunk CORPUS SOURCE TARGET
+python -m stages.chunk --corpus CORPUS --clean CLEAN --output OUTPUT
 
 reads   SOURCE/records.parquet  CLEAN[kind of the corpus] of stages/shared/core/schemas.py
 writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's picture in its record
@@ -26,9 +26,7 @@ picture is in its group all the same: it takes part once a later stage has illus
 """
 
 import json
-import sys
 from collections import Counter
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import groupby
 from operator import itemgetter
@@ -41,7 +39,7 @@ from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
+from stages.shared.core.config import config_class, load_config
 from stages.shared.data.records import SPLITS
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
@@ -50,7 +48,7 @@ ChunkableKind = Literal["articles", "captions"]
 PARAGRAPH_SEPARATOR = "\n\n"  # between texts that were blocks of their own
 
 
-@dataclass(frozen=True)
+@config_class
 class ChunkConfig:
     corpora: list[str]  # that are cut into chunks
     leading_text: Literal["first", "drop"]  # text before the first picture
@@ -288,11 +286,11 @@ def main(params: ChunkConfig, kind: ChunkableKind, source: Path, target: Path) -
         (folder / "summary.json").write_text(text + "\n")
 
 
+def cli(corpus: str, clean: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    kind = load_config(ChunkableKind, "corpora", corpus, "kind")
+    main(load_config(ChunkConfig, "chunk"), kind, clean, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        name, *paths = sys.argv[1:]
-        main(
-            load_config(ChunkConfig, "chunk"),
-            load_config(ChunkableKind, "corpora", name, "kind"),
-            *map(Path, paths),
-        )
+    run_stage(cli)

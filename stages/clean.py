@@ -1,6 +1,6 @@
 """Clean the texts of a corpus and keep the originals beside them.
 
-python -m stages.clean KIND SOURCE TARGET
+python -m stages.clean --kind KIND --ingest INGEST --output OUTPUT
 
 reads   SOURCE/records.parquet   RECORDS[KIND] of stages/shared/core/schemas.py
 writes  TARGET/records.parquet   CLEAN[KIND]
@@ -13,7 +13,6 @@ memes without words by split.
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -134,6 +133,10 @@ def main(params: CleanConfig, kind: str, source: Path, target: Path) -> None:
         (folder / "summary.json").write_text(counts + "\n")
 
 
+def cli(kind: str, ingest: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    main(load_config(CleanConfig, "clean"), kind, ingest, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        main(load_config(CleanConfig, "clean"), sys.argv[1], *map(Path, sys.argv[2:]))
+    run_stage(cli)

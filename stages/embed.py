@@ -1,6 +1,6 @@
 """Cache the features of every picture and text of a corpus.
 
-python -m stages.embed KIND PICTURES RECORDS ALIGN TARGET
+python -m stages.embed --kind KIND --images IMAGES --records RECORDS --encoder ENCODER --output OUTPUT
 
 reads   PICTURES/images, RECORDS/records.parquet, ALIGN (an encoder)
 writes  TARGET as stages/shared/features/store.py says
@@ -11,7 +11,6 @@ language there are no text features: MiniLM turns 77 % of the characters of Chin
 [UNK], and a model learns better from the characters themselves.
 """
 
-import sys
 from pathlib import Path
 
 from stages.shared.core.config import load_config
@@ -68,7 +67,10 @@ def main(
         feature_store.write_features(folder, (names, looks), texts)
 
 
+def cli(kind: str, images: Path, records: Path, encoder: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    main(load_config(extract.EmbedConfig, "embed"), kind, images, records, encoder, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        kind_of_corpus, *paths = sys.argv[1:]
-        main(load_config(extract.EmbedConfig, "embed"), kind_of_corpus, *map(Path, paths))
+    run_stage(cli)

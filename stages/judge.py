@@ -1,6 +1,6 @@
 """Let a language model score what each phase wrote, from ten perspectives (arXiv:2508.16230).
 
-python -m stages.judge RUN CORPUS PREDICTIONS TARGET
+python -m stages.judge --run RUN --corpus CORPUS --predictions PREDICTIONS --output OUTPUT
 
 reads   PREDICTIONS/predictions.parquet
 writes  TARGET/judge.json       means with standard errors, the final phase on top, `sft` beneath
@@ -16,7 +16,6 @@ Where the paper is silent: model, scale, definitions and prompts are ours, in pa
 """
 
 import json
-import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -28,7 +27,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
+from stages.shared.core.config import config_class, load_config
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
 from stages.shared.metrics.common import (
@@ -54,7 +53,7 @@ PERSPECTIVES_BY_PROMPT = {"free": [*PERSPECTIVES, INCOHERENCE], "aware": PERSPEC
 PROMPT_VARIABLES = ("lowest", "highest", "definitions", "keys")  # that a prompt may name with a $
 
 
-@dataclass(frozen=True)
+@config_class
 class JudgeConfig(llm_client.ChatConfig):
     max_samples: int
     min_score: int
@@ -281,8 +280,11 @@ def main(
         tracked.log_artifact_hash(target / "judge.json", "judge.json")
 
 
+def cli(run: str, corpus: str, predictions: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    kind = load_config(GeneratorCorpusKind, "corpora", corpus, "kind")
+    main(load_config(JudgeConfig, "judge"), run, kind, predictions, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        name, corpus, *paths = sys.argv[1:]
-        kind = load_config(GeneratorCorpusKind, "corpora", corpus, "kind")
-        main(load_config(JudgeConfig, "judge"), name, kind, *map(Path, paths))
+    run_stage(cli)

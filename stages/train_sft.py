@@ -1,13 +1,12 @@
 """Fit a run's model to the reference texts.
 
-python -m stages.train_sft RUN CHUNKS FEATURES ENCODER TARGET
+python -m stages.train_sft --run RUN --chunks CHUNKS --features FEATURES --encoder ENCODER --output OUTPUT
 
 reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/features/store.py), ENCODER
         (what computed them)
 writes  TARGET/model, which holds a copy of the encoder, TARGET/history.csv
 """
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def build_validator(items, loss, paper, batch: int):
             tokens = (shown["labels"] >= 0).sum().item()
             total += sum(loss(model, shown).values()).item() * tokens
             count += tokens
-            seen.append(paper.behaviour(model, shown))
+            seen.append(paper.diagnostics(model, shown))
         metrics = {name: torch.cat([of[name] for of in seen]).mean().item() for name in seen[0]}
         return ValidationResult(metrics, total / count)
 
@@ -113,8 +112,11 @@ def main(name: str, run: generators.GeneratorRun, folders: list[Path], target: P
         tracked.log_model(target / "model", "model")
 
 
+def cli(run: str, chunks: Path, features: Path, encoder: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    config = load_config(generators.GeneratorRun, "generators", run)
+    main(run, config, [chunks, features, encoder], output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        key, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        main(key, load_config(generators.GeneratorRun, "writers", key), sources, out)
+    run_stage(cli)

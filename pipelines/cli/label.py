@@ -30,6 +30,7 @@ from pipelines.inference.input_rules import (
 from stages.datasets.common.files import describe_validation_error, read_lines
 from stages.ingest.record_collector import make_printable, read_image_file
 from stages.shared.core import config
+from stages.shared.core.config import config_class
 from stages.shared.data import text_cleaning
 from stages.shared.data.cache import batched
 from stages.shared.data.image_store import ImageError
@@ -44,7 +45,7 @@ MEMES_KIND = "memes"  # kind of a corpus
 ENCODINGS = ["utf-8"]
 
 
-@dataclass(frozen=True)
+@config_class
 class LabelCommandConfig:
     max_characters: int
     batch_size: int
@@ -84,7 +85,10 @@ class LabelLine(BaseModel):
 
 def main(given: Namespace) -> None:
     """Raises WrongInput, before anything is labelled, for input that cannot be used."""
-    settings, limits = config.load_config(LabelCommandConfig, "read"), load_input_rules("read")
+    settings, limits = (
+        config.load_config(LabelCommandConfig, "cli_label"),
+        load_input_rules("cli_label"),
+    )
     reject_meme_options(given)
     rows = read_requests(given, limits)
     with ExitStack() as stack:
@@ -213,7 +217,7 @@ def find_classifier_dir(given: Namespace, memes: bool, stack: ExitStack) -> tupl
     memes: which kind it is without either. A copy lasts as long as the stack.
     """
     name = given.model or model_bundle.resolve_run_name(
-        given.run or find_first_classifier(memes), "readers"
+        given.run or find_first_classifier(memes), "classifiers"
     )
     # With --json nothing else is said on standard output.
     with redirect_stdout(sys.stderr if given.json else sys.stdout):
@@ -225,7 +229,7 @@ def find_first_classifier(memes: bool) -> str | None:
     """The first row of readers of memes, or of anything else. Raises WrongInput without memes."""
     rows = config.read_params()
     kinds = {name: row.get("kind") for name, row in (rows.get("corpora") or {}).items()}
-    for name, row in (rows.get("readers") or {}).items():
+    for name, row in (rows.get("classifiers") or {}).items():
         if (kinds.get(row.get("corpus")) == MEMES_KIND) == memes:
             return name
     if memes:

@@ -51,7 +51,10 @@ MemeTableRow = dict[str, str | float]
 
 def main(given: Namespace) -> None:
     """Raises WrongInput for what cannot be used, where pictures are of a folder if all cannot."""
-    settings, limits = config.load_config(LabelCommandConfig, "read"), load_input_rules("read")
+    settings, limits = (
+        config.load_config(LabelCommandConfig, "cli_label"),
+        load_input_rules("cli_label"),
+    )
     files = find_images(given, limits)
     check_table(given.output)
     targets = plan_output_paths(given.inpainted, files)
@@ -141,7 +144,7 @@ def label_images(
     from pipelines.inference.meme_labeler import prepare_memes
 
     painting = config.load_config(inpaint.InpaintConfig, "inpaint")
-    workers = config.load_config(parallel.EngineConfig, "engine")
+    workers = config.load_config(parallel.EngineConfig, "parallel")
     step = partial(prepare_memes, params=painting, rules=limits)
     memes = batched(read_memes(files, given.words or "", limits), painting.batch_size)
     prepared = chain.from_iterable(parallel.map_batches(step, memes, workers))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pipelines.inference import article_export, model_bundle
 from pipelines.inference.input_rules import InputRules, format_count, load_input_rules
 from stages.shared.core import config
+from stages.shared.core.config import config_class
 from stages.shared.data import text_cleaning
 from stages.shared.data.language import detect_language
 from stages.shared.data.records import UNDETERMINED_LANGUAGE
@@ -33,7 +34,7 @@ PHASE_DIRS = {
 NUM_SEEDS = 2**32  # what every generator takes
 
 
-@dataclass(frozen=True)
+@config_class
 class WriteCommandConfig:
     default_num_images: int
     max_images: int
@@ -60,10 +61,10 @@ class ArticleInputs:
 
 def main(given: Namespace) -> None:
     """Raises WrongInput, before anything is written, for input that cannot become an article."""
-    settings = config.load_config(WriteCommandConfig, "write")
+    settings = config.load_config(WriteCommandConfig, "cli_write")
     target = check_target(given.output)
-    name = model_bundle.resolve_run_name(given.run, "writers")
-    limits = load_input_rules("write")
+    name = model_bundle.resolve_run_name(given.run, "generators")
+    limits = load_input_rules("cli_write")
     inputs = read_inputs(given.topic, given.image, given.images, settings, limits)
     seed = check_seed(given.seed)
     with ExitStack() as stack:
@@ -74,7 +75,7 @@ def main(given: Namespace) -> None:
             generator as generators,  # torch and what else is slow: wrong input is told at once
         )
 
-        run = config.load_config(generators.GeneratorRun, "writers", name)
+        run = config.load_config(generators.GeneratorRun, "generators", name)
         generation = run.generation if seed is None else replace(run.generation, seed=seed)
         author = load_generator(folder, given.model)
         check_topic(inputs, author)

@@ -39,7 +39,7 @@ class ArticleGenerator:
 
     def __init__(self, folder: Path, name: str):
         """`name`: the folder as the user knows it. Raises WrongInput if it holds no writer."""
-        self.bundle = ModelBundle(folder, name, "writers")
+        self.bundle = ModelBundle(folder, name, "generators")
         self.bundle.require_encoder()
         with self.bundle.as_input_error():
             self.generator = generators.load_generator(folder)

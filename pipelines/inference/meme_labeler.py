@@ -118,7 +118,7 @@ class MemeLabeler:
 
     def __init__(self, folder: Path, name: str) -> None:
         """`name`: the folder as the user knows it. Raises WrongInput if it holds no such reader."""
-        self.bundle = ModelBundle(folder, name, "readers")
+        self.bundle = ModelBundle(folder, name, "classifiers")
         if not self.bundle.is_meme_classifier:
             raise InputError(
                 f"{name} labels texts: give it the text, and the picture with --image, or name a "
@@ -149,7 +149,7 @@ class MemeLabeler:
         batch = items.batch(list(range(len(rows))))
         batch = to_device(batch, next(self.classifier.model.parameters()).device)
         with inference_context():
-            decided = self.classifier.paper.decide(self.classifier.model, batch)
+            decided = self.classifier.paper.predict(self.classifier.model, batch)
         found: list[MemeLabels] = [{} for _ in memes]
         for task, names in self.classifier.tasks.items():
             best = decided.labels[task].tolist()

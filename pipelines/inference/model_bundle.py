@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from stages.shared.encoders.base import Encoder
 
-ModelFamily = Literal["writers", "readers"]  # sections of params.yaml
-COMMANDS: dict[ModelFamily, str] = {"writers": "write", "readers": "label"}  # of `polymuse`
+ModelFamily = Literal["generators", "classifiers"]  # sections of params.yaml
+COMMANDS: dict[ModelFamily, str] = {"generators": "write", "classifiers": "label"}  # of `polymuse`
 
 
 def resolve_run_name(name: str | None, family: ModelFamily) -> str:
@@ -144,7 +144,7 @@ class ModelBundle:
 
 def detect_family(config: dict) -> ModelFamily:
     """Whether a config.json is that of a writer or of a reader."""
-    return "readers" if "labels" in config else "writers"
+    return "classifiers" if "labels" in config else "generators"
 
 
 def is_meme_classifier(config: dict) -> bool:

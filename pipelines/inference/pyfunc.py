@@ -137,18 +137,18 @@ def _load_pyfunc(folder: str) -> ServedGenerator | ServedTextLabeler | ServedMem
     if is_meme_classifier(config):
         with chdir(find_nearest_project()):
             limits, painting = (
-                load_input_rules("read"),
+                load_input_rules("cli_label"),
                 params_file.load_config(inpaint.InpaintConfig, "inpaint"),
             )
         return ServedMemeLabeler(
             MemeLabeler(place, folder), limits, painting, load_nearest_batch_size()
         )
-    if detect_family(config) == "readers":
-        limits = load_nearest_rules("read")
+    if detect_family(config) == "classifiers":
+        limits = load_nearest_rules("cli_label")
         return ServedTextLabeler(
             TextLabeler(place, folder, limits.build_cleaner), limits, load_nearest_batch_size()
         )
-    return ServedGenerator(ArticleGenerator(place, folder), load_nearest_rules("write"))
+    return ServedGenerator(ArticleGenerator(place, folder), load_nearest_rules("cli_write"))
 
 
 def load_nearest_rules(section: str) -> InputRules:
@@ -159,7 +159,7 @@ def load_nearest_rules(section: str) -> InputRules:
 
 def load_nearest_batch_size() -> int:
     with chdir(find_nearest_project()):
-        return params_file.load_config(int, "read", "batch")
+        return params_file.load_config(int, "cli_label", "batch_size")
 
 
 def find_nearest_project() -> Path:

@@ -104,7 +104,7 @@ class TextLabeler:
         self, folder: Path, name: str, cleaner: Callable[[str], Callable[[str], str]]
     ) -> None:
         """`name`: the folder as the user knows it. Raises WrongInput if it holds no reader."""
-        self.bundle, self.build_cleaner = ModelBundle(folder, name, "readers"), cleaner
+        self.bundle, self.build_cleaner = ModelBundle(folder, name, "classifiers"), cleaner
         if self.bundle.is_meme_classifier:
             raise InputError(
                 f"{name} labels memes: give it a picture or a folder of them in place of TEXT, "
@@ -152,7 +152,7 @@ class TextLabeler:
         places = list(range(len(items)))
         batch = to_device(labelled.batch(places), next(self.classifier.model.parameters()).device)
         with inference_context():
-            decided = self.classifier.paper.decide(self.classifier.model, batch)
+            decided = self.classifier.paper.predict(self.classifier.model, batch)
         names = self.classifier.decode_labels(decided.labels, labelled, places)
         cut = [labelled.num_truncated_words(place) for place in places]
         return [

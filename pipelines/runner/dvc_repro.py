@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 
@@ -13,6 +12,7 @@ from pipelines import summary
 from pipelines.runner import dag, process_group
 from pipelines.runner.eta import STAGE_START_PATTERN
 from stages.shared.core import config
+from stages.shared.core.config import config_class
 from stages.shared.data import parallel
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
@@ -20,7 +20,7 @@ from stages.shared.runtime.stage import InputError
 _RECORD_LOCK = Lock()  # DVC's Repo changes the umask for a moment, which threads share
 
 
-@dataclass(frozen=True)
+@config_class
 class RunnerConfig:
     """The section `run` of params.yaml."""
 
@@ -31,7 +31,7 @@ class RunnerConfig:
     prefect_port: int
 
     def __post_init__(self) -> None:
-        config.check_at_least(self, workers=1)
+        pass
 
     def threads_per_stage(self) -> int:
         """Of each stage: the share that it has of the cores when `workers` run at once."""

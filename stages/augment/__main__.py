@@ -1,6 +1,6 @@
 """Make more of the memes of the train split: paraphrases, each with its picture in another look.
 
-python -m stages.augment INGEST CLEAN INPAINT TARGET
+python -m stages.augment --ingest INGEST --clean CLEAN --inpaint INPAINT --output OUTPUT
 
 reads   INGEST/tasks.json, CLEAN/records.parquet, INPAINT/pictures.parquet and images,
         prompt.yaml beside this file
@@ -18,7 +18,6 @@ Memes of other splits stay as they are.
 
 import json
 import shutil
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +35,7 @@ from stages.augment.paraphrasers import (
 )
 from stages.augment.rule_paraphraser import normalize_text
 from stages.shared.core import schemas
-from stages.shared.core.config import check_between, load_config
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data import image_store, text_cleaning
 from stages.shared.data.records import SPLITS
 from stages.shared.runtime import tracking
@@ -48,7 +47,7 @@ NO_IMAGE = {"inpainted": None, "text": None}
 NO_AUGMENTATION = "none"  # `picture.look` that gives a paraphrase the picture of its original
 
 
-@dataclass(frozen=True)
+@config_class
 class ImageAugmentationConfig:
     policy: str  # none, or one of looks
     jpeg_quality: int | None  # of JPEG; None: PNG
@@ -69,20 +68,19 @@ class ImageAugmentationConfig:
         return self.policies.get(self.policy)
 
 
-@dataclass(frozen=True)
+@config_class
 class AugmentConfig:
     corpora: list[str]  # read by dvc.yaml
     backend: str
     num_paraphrases: int
     seed: int
-    num_shards: int
+    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS)
     filters: filters.ParaphraseFilterConfig
     openai: paraphrasers.OpenAIParaphraserConfig
     image: ImageAugmentationConfig
 
     def __post_init__(self) -> None:
         """Raises WrongInput, or ValueError of a number out of its range."""
-        check_between(self, 1, image_store.MAX_SHARDS, "shards")
         if self.num_paraphrases < 1:
             raise InputError(
                 "params.yaml: augment.paraphrases must be 1 or more: give augment.backend none "
@@ -108,7 +106,10 @@ class MemeTextCleaner:
 
     def __init__(self, rules: text_cleaning.CleanConfig):
         still = {"case": "keep", "punctuation": "keep", "digits": "keep"}
-        self.config, self.light_config = rules, replace(rules, memes=replace(rules.memes, **still))
+        self.config, self.light_config = (
+            rules,
+            replace(rules, meme_style=replace(rules.memes, **still)),
+        )
 
     def clean(self, text: str, language: str) -> str:
         return text_cleaning.clean_overlay_text(text, language, self.config)
@@ -330,14 +331,13 @@ def main(
         tracked.log_artifact_hash(target / "summary.json", "summary.json")
 
 
+def cli(ingest: Path, clean: Path, inpaint: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    prompt = paraphrasers.load_prompt(PROMPT_PATH)
+    cleaning = load_config(text_cleaning.CleanConfig, "clean")
+    folders = [ingest, clean, inpaint]
+    main(load_config(AugmentConfig, "augment"), cleaning, prompt, folders, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        *sources, out = map(Path, sys.argv[1:])
-        told = paraphrasers.load_prompt(PROMPT_PATH)
-        main(
-            load_config(AugmentConfig, "augment"),
-            load_config(text_cleaning.CleanConfig, "clean"),
-            told,
-            sources,
-            out,
-        )
+    run_stage(cli)

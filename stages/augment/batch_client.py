@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.shared.core.config import check_at_least
+from stages.shared.core.config import Field, config_class
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import (
     MAX_MESSAGE_CHARACTERS,
@@ -44,15 +44,12 @@ COMPLETION_WINDOW = "24h"  # the only one that the API knows
 PENDING_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")  # `status` of a batch
 
 
-@dataclass(frozen=True)
+@config_class
 class BatchRequestConfig:
     """What a section of params says of batches."""
 
-    max_requests: int  # of one batch at most
-    poll_interval: float  # seconds between two looks at it
-
-    def __post_init__(self) -> None:
-        check_at_least(self, requests=1, poll=0)
+    max_requests: int = Field(ge=1)  # of one batch at most
+    poll_interval: float = Field(ge=0)  # seconds between two looks at it
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def ask_questions(
     failed: dict[str, RequestFailed] = {}
     batches = _BatchClient(settings, numbers, named_by)
     while True:
-        looking = replace(settings, max_failed=1.0)
+        looking = replace(settings, max_failed_fraction=1.0)
         found = _PendingCollector(section, looking, len(unique), named_by, failed)
         asyncio.run(found.answer_all(unique))
         if not found.pending:

@@ -5,13 +5,12 @@ vectors, where MiniLM reads the language.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import regex
 from rapidfuzz import fuzz
 
 from stages.augment.rule_paraphraser import normalize_text
-from stages.shared.core.config import check_at_least, check_between, raise_on_faults
+from stages.shared.core.config import Field, config_class, raise_on_faults
 
 EMPTY, TOO_LONG, REFUSAL = "empty", "too long", "refusal"
 DUPLICATE_OF_ORIGINAL, DUPLICATE_OF_PARAPHRASE = (
@@ -31,19 +30,17 @@ REFUSAL_PATTERN = regex.compile(
 )
 
 
-@dataclass(frozen=True)
+@config_class
 class ParaphraseFilterConfig:
     """The section `augment.filters`."""
 
     near_duplicate_threshold: float  # similarity of letters, 0 to 1, from which two texts are one
-    max_length_ratio: float  # times the length of the original
-    short_text_characters: int  # characters up to which no paraphrase is too long
+    max_length_ratio: float = Field(ge=0)  # times the length of the original
+    short_text_characters: int = Field(ge=0)  # characters up to which no paraphrase is too long
     min_semantic_similarity: float | None  # least cosine to the original; None: not measured
-    max_tokens: int  # of a text that MiniLM reads
+    max_tokens: int = Field(ge=2, le=512)  # of a text that MiniLM reads
 
     def __post_init__(self) -> None:
-        check_at_least(self, longest=0, short=0)
-        check_between(self, 2, 512, "max_tokens")  # [CLS] and [SEP]; what MiniLM knows
         drift, alike = self.min_semantic_similarity, self.near_duplicate_threshold
         raise_on_faults(
             {

@@ -16,24 +16,23 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from stages.shared.core.config import check_between, raise_on_faults
+from stages.shared.core.config import Field, config_class, raise_on_faults
 from stages.shared.data import image_store
 
 
-@dataclass(frozen=True)
+@config_class
 class AugmentationRangesConfig:
     """flip: share of pictures that are flipped; text or arrows in one then read the wrong way."""
 
-    flip_prob: float
-    brightness: float  # added or taken away at most, of 0 (black) to 1
+    flip_prob: float = Field(ge=0, le=1)
+    brightness: float = Field(ge=0, le=1)  # added or taken away at most, of 0 (black) to 1
     contrast_low: float  # factor of the distance from the mean of each colour
     contrast_high: float
-    hue: float  # turned by so much of the colour circle at most
+    hue: float = Field(ge=0, le=1)  # turned by so much of the colour circle at most
     saturation_low: float  # factor
     saturation_high: float
 
     def __post_init__(self) -> None:
-        check_between(self, 0, 1, "flip", "brightness", "hue")
         for name in ("contrast", "saturation"):
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
             said = f"{name}_low is {low} and {name}_high {high}: give two factors from 0"

@@ -14,10 +14,10 @@ from string import Template
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from stages.augment import batch_client, rule_paraphraser
-from stages.shared.core.config import check_at_least
+from stages.shared.core.config import Field, config_class
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
 from stages.shared.runtime.stage import InputError
@@ -26,11 +26,11 @@ CONFIG_SECTION, BACKEND_KEY = "augment.openai", "augment.backend"  # of params.y
 TOKENS_PER_PRICE = 1_000_000  # tokens
 
 
-@dataclass(frozen=True)
+@config_class
 class OpenAIParaphraserConfig:
     """How a language model is asked; see llm.Settings."""
 
-    num_few_shot: int  # of the prompt's, that are shown
+    num_few_shot: int = Field(ge=0)  # of the prompt's, that are shown
     temperature: float | None
     max_completion_tokens: int
     concurrency: int
@@ -46,7 +46,6 @@ class OpenAIParaphraserConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
-        check_at_least(self, examples=0)
         self.to_llm_settings("any")  # which know the bounds of theirs
 
     def to_llm_settings(self, model: str) -> llm_client.ChatConfig:

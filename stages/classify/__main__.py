@@ -1,6 +1,6 @@
 """Label the validation and test split with a trained reader.
 
-python -m stages.classify READER PICTURES RECORDS FEATURES MODEL TARGET
+python -m stages.classify --run RUN --images IMAGES --records RECORDS --features FEATURES --model MODEL --output OUTPUT
 
 reads   PICTURES/images, RECORDS/records.parquet, FEATURES, MODEL
 writes  TARGET/labels.parquet, parameters.json, and what the reader's own file says
@@ -14,7 +14,6 @@ paper says how in a file of its own beside this one, which has
 """
 
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -41,13 +40,14 @@ def main(
         (folder / "parameters.json").write_text(f"{counts}\n")
 
 
+def cli(run: str, images: Path, records: Path, features: Path, model: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    name = load_config(str, "classifiers", run, "model")
+    kind = load_config(str, "corpora", load_config(str, "classifiers", run, "corpus"), "kind")
+    paper = import_module(f"stages.classify.{name}")
+    config = load_config(ClassifyConfig, "classify")
+    main(run, paper, [images, records, features, model], kind, config, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        key, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        model = load_config(str, "readers", key, "model")
-        kind_of_corpus = load_config(
-            str, "corpora", load_config(str, "readers", key, "corpus"), "kind"
-        )
-        reader_of = import_module(f"stages.classify.{model}")
-        main(key, reader_of, sources, kind_of_corpus, load_config(ClassifyConfig, "classify"), out)
+    run_stage(cli)

@@ -1,17 +1,12 @@
 """The section `label` of params.yaml."""
 
-from dataclasses import dataclass
-
-from stages.shared.core.config import check_at_least
+from stages.shared.core.config import Field, config_class
 
 
-@dataclass(frozen=True)
+@config_class
 class ClassifyConfig:
-    num_examples: int
-    num_generation_examples: int
-    num_images_per_prompt: int
-    num_projection_samples: int
+    num_examples: int = Field(ge=0)
+    num_generation_examples: int = Field(ge=0)
+    num_images_per_prompt: int = Field(ge=0)
+    num_projection_samples: int = Field(ge=0)
     seed: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, examples=0, drawn=0, samples=0, embedded=0)

@@ -36,7 +36,7 @@ def label_rows(
     found = []
     for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
         for given in inputs:
-            decided = reader.paper.decide(reader.model, mask_inputs(batch, given))
+            decided = reader.paper.predict(reader.model, mask_inputs(batch, given))
             for task, names in reader.tasks.items():
                 chosen = decided.labels[task].tolist()
                 probability = decided.probabilities[task].max(-1).values.tolist()
@@ -61,7 +61,7 @@ def diagnostics_rows(reader: MmOrientClassifier, items: MemeDataset, split: str,
     """BEHAVIOUR of all items of a split: what has no figure has no row."""
     found = []
     for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
-        for name, values in reader.paper.behaviour(reader.model, batch).items():
+        for name, values in reader.paper.diagnostics(reader.model, batch).items():
             found += [
                 {"record": items.rows[index]["id"], "split": split, "name": name, "value": value}
                 for index, value in zip(indices, values.tolist(), strict=True)
@@ -76,7 +76,7 @@ def attention_rows(
     """LOOKS of some items: attention to the pieces of the text, to the regions of the picture."""
     found = []
     for indices, batch in iter_batches(reader, items, places, size):
-        look = reader.paper.look(reader.model, batch)
+        look = reader.paper.attention_maps(reader.model, batch)
         for place, index in enumerate(indices):
             spelt, row = items.subwords(index), items.rows[index]
             for modality, weights, tokens in (
@@ -115,7 +115,7 @@ def classify(
     pictures, records, feature_folder, model = folders
     known, rows = feature_store.read_features(feature_folder), meme_dataset.load_splits(records)
     reader = mm_orient_checkpoint.restore(model)
-    size = load_config(MmOrientRun, "readers", name).eval_batch_size
+    size = load_config(MmOrientRun, "classifiers", name).eval_batch_size
     splits = {
         split: reader.build_dataset(rows[split], known, pictures) for split in CLASSIFIED_SPLITS
     }

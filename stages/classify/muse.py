@@ -43,7 +43,7 @@ def label_rows(
     found = []
     for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
         for given in inputs:
-            decided = reader.paper.decide(reader.model, mask_inputs(batch, given))
+            decided = reader.paper.predict(reader.model, mask_inputs(batch, given))
             names = reader.decode_labels(decided.labels, items, indices)
             found += [
                 {
@@ -69,7 +69,7 @@ def regularizer_rows(
     """REGULARISED of all items of a split; written: captions of some of them."""
     found = []
     for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
-        values = reader.paper.regularisers(reader.model, batch)
+        values = reader.paper.evaluate_regularizers(reader.model, batch)
         known = {name: some.tolist() for name, some in values.items()}
         for place, index in enumerate(indices):
             row = {"record": items.rows[index]["id"], "split": split}
@@ -92,7 +92,7 @@ def generate_captions(
         return {}
     words, found = reader.codec.vocabulary, {}
     for indices, batch in iter_batches(reader, items, places, size):
-        written = reader.paper.caption(reader.model, batch)
+        written = reader.paper.generate_captions(reader.model, batch)
         found |= {
             index: " ".join(words.decode(ids)) for index, ids in zip(indices, written, strict=True)
         }
@@ -105,7 +105,7 @@ def exchange_rows(
     """EXCHANGES of some items."""
     found = []
     for indices, batch in iter_batches(reader, items, places, size):
-        for trace in reader.paper.look(reader.model, batch):
+        for trace in reader.paper.attention_maps(reader.model, batch):
             of_texts, of_pictures = zip(trace.weights, trace.exchanged, strict=True)
             for place, index in enumerate(indices):
                 spelt = items.subwords[index].spelt
@@ -134,7 +134,7 @@ def generated_image_rows(
         device,
     )
     generator = torch.Generator(device).manual_seed(params.seed)
-    drawn = reader.paper.draw(reader.model, shown, generator)
+    drawn = reader.paper.generate_images(reader.model, shown, generator)
     names = [
         (items.rows[place]["id"], n)
         for place in places
@@ -160,7 +160,7 @@ def embedding_rows(
     """EMBEDDINGS of some items, all with a picture."""
     found = []
     for indices, batch in iter_batches(reader, items, places, size):
-        for where, (text, picture) in reader.paper.embeddings(reader.model, batch).items():
+        for where, (text, picture) in reader.paper.pooled_embeddings(reader.model, batch).items():
             for modality, vectors in (("text", text), ("picture", picture)):
                 found += [
                     {
@@ -198,7 +198,7 @@ def classify(
     }
     with inference_context():
         found = build_tables(
-            reader, splits, params, load_config(MuseRun, "readers", name).eval_batch_size
+            reader, splits, params, load_config(MuseRun, "classifiers", name).eval_batch_size
         )
     return found, reader.config["parameters"]
 

@@ -1,6 +1,6 @@
 """Score what each phase of a run wrote, beside the ceilings where the corpus knows them.
 
-python -m stages.evaluate RUN INGEST PREDICTIONS TARGET
+python -m stages.evaluate --run RUN --ingest INGEST --predictions PREDICTIONS --output OUTPUT
 
 reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample corpora only
         PREDICTIONS/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
@@ -15,7 +15,6 @@ settings by), `single_modality` (the same weights shown the topic or the picture
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 from stages.evaluate import reward_gains, text_metrics, text_scores
 from stages.evaluate.text_metrics import CorpusScore, TokenizerName
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
+from stages.shared.core.config import config_class, load_config
 from stages.shared.metrics import attention, diagnostics
 from stages.shared.metrics.common import (
     PHASES,
@@ -45,11 +44,10 @@ from stages.shared.metrics.grounding import (
 )
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
-from stages.shared.similarity.embedders import Embedder, load_embedder
-from stages.shared.similarity.embedders import RewardConfig as Reading
+from stages.shared.similarity.embedders import Embedder, RewardConfig, load_embedder
 
 
-@dataclass(frozen=True)
+@config_class
 class EvaluateConfig:
     tokenizers: dict[str, list[TokenizerName]]  # by language; the first gives the main figures
     max_bertscore_samples: int
@@ -336,7 +334,7 @@ def evaluate_predictions(
 
 
 def main(
-    params: EvaluateConfig, reading: Reading, run: str, folders: list[Path], target: Path
+    params: EvaluateConfig, reading: RewardConfig, run: str, folders: list[Path], target: Path
 ) -> None:
     ingest, predictions = folders
     rows = schemas.read_predictions(predictions)
@@ -358,14 +356,11 @@ def main(
         tracked.log_artifact_hash(target / "metrics.json", "metrics.json")
 
 
+def cli(run: str, ingest: Path, predictions: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    rewards = load_config(RewardConfig, "rewards")
+    main(load_config(EvaluateConfig, "evaluate"), rewards, run, [ingest, predictions], output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        name, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        main(
-            load_config(EvaluateConfig, "evaluate"),
-            load_config(Reading, "rewards"),
-            name,
-            sources,
-            out,
-        )
+    run_stage(cli)

@@ -1,6 +1,6 @@
 """Score what a reader labelled, beside the ceilings where the corpus knows them.
 
-python -m stages.evaluate_classifier READER INGEST LABELS TARGET
+python -m stages.evaluate_classifier --run RUN --ingest INGEST --predictions PREDICTIONS --output OUTPUT
 
 reads   INGEST/ceilings.json   sample corpora only
         LABELS                 what stages/classify wrote
@@ -18,7 +18,6 @@ with the folder LABELS and what ceilings.json holds, empty where there is none.
 """
 
 import json
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -53,15 +52,13 @@ def main(
         tracked.log_artifact_hash(target / "metrics.json", "metrics.json")
 
 
+def cli(run: str, ingest: Path, predictions: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    model = load_config(str, "classifiers", run, "model")
+    paper = import_module(f"stages.evaluate_classifier.{model}")
+    config = load_config(EvaluateClassifierConfig, "evaluate_classifier")
+    main(run, paper, config, ingest, predictions, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        key, *paths = sys.argv[1:]
-        reader_of = import_module(
-            f"stages.evaluate_classifier.{load_config(str, 'readers', key, 'model')}"
-        )
-        main(
-            key,
-            reader_of,
-            load_config(EvaluateClassifierConfig, "evaluate_classifier"),
-            *map(Path, paths),
-        )
+    run_stage(cli)

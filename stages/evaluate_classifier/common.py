@@ -1,10 +1,10 @@
 """What every reader's scores share: the params, the ceilings, the figures of a task."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.shared.core import schemas
+from stages.shared.core.config import config_class
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.metrics.common import compare_to_ceiling
 from stages.shared.runtime.stage import InputError
@@ -12,7 +12,7 @@ from stages.shared.runtime.stage import InputError
 Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
 
 
-@dataclass(frozen=True)
+@config_class
 class EvaluateClassifierConfig:
     num_bootstrap_samples: int
     seed: int

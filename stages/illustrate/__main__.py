@@ -1,6 +1,6 @@
 """Give a picture to each chunk that has none: V = T2I(T) (FlexMUSE, arXiv:2508.16230).
 
-python -m stages.illustrate INGEST CHUNK ALIGN FEATURES TARGET
+python -m stages.illustrate --ingest INGEST --chunks CHUNKS --encoder ENCODER --features FEATURES --output OUTPUT
 
 reads   INGEST/images, CHUNK/chunks.parquet, ALIGN (an encoder), FEATURES (stages/embed.py)
 writes  TARGET/chunks.parquet          CHUNKS, `image` filled in where a picture was found or made
@@ -17,7 +17,6 @@ It is null where the encoder does not read the language.
 
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -167,7 +166,11 @@ def main(params: IllustrateConfig, folders: list[Path], target: Path) -> None:
         tracked.log_artifact_hash(target / "illustrations.parquet", "illustrations.parquet")
 
 
+def cli(ingest: Path, chunks: Path, encoder: Path, features: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    folders = [ingest, chunks, encoder, features]
+    main(load_config(IllustrateConfig, "illustrate"), folders, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        *sources, out = map(Path, sys.argv[1:])
-        main(load_config(IllustrateConfig, "illustrate"), sources, out)
+    run_stage(cli)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.shared.core import schemas
+from stages.shared.core.config import config_class
 from stages.shared.data import image_store
 from stages.shared.data.cache import Store
 from stages.shared.features import store as feature_store
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 BACKEND_KINDS = ("retrieve", "diffusers", "openai")
 
 
-@dataclass(frozen=True)
+@config_class
 class DiffusersIllustratorConfig:
     num_inference_steps: int
     guidance_scale: float
     image_size: int
 
 
-@dataclass(frozen=True)
+@config_class
 class OpenAIIllustratorConfig:
     size: str
     concurrency: int
@@ -43,7 +44,7 @@ class OpenAIIllustratorConfig:
     max_pixels: int
 
 
-@dataclass(frozen=True)
+@config_class
 class IllustrateConfig:
     """The section `illustrate`."""
 

@@ -1,6 +1,6 @@
 """Take a corpus in as records and pictures.
 
-python -m stages.ingest KEY KIND FORMAT PATH TARGET
+python -m stages.ingest --name NAME --kind KIND --format FORMAT --path PATH --output OUTPUT
 
 KEY names the corpus (params.yaml: corpora.KEY), KIND is articles | captions | tweets | posts |
 memes, FORMAT a file of stages/datasets, PATH what it reads.
@@ -23,7 +23,6 @@ stages/ingest/record_collector.py.
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from importlib import import_module
@@ -214,7 +213,7 @@ def main(
         choices = " | ".join(schemas.RECORDS)
         raise InputError(f"params.yaml: corpora.{key}.kind is {kind!r}: choose one of {choices}")
     module = load_format_module(format, kind, key)
-    settings = load_config(module.Params, "formats", format)
+    settings = load_config(module.CONFIG, "formats", format)
     if not source.exists():
         raise InputError(f"params.yaml: corpora.{key}.path is {source}, which does not exist")
     root = source.parent if source.is_file() else source
@@ -229,7 +228,10 @@ def main(
         write_corpus(corpus, kind, folder)
 
 
+def cli(name: str, kind: str, format: str, path: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    main(load_config(IngestConfig, "ingest"), name, kind, format, path, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        names, paths = sys.argv[1:4], map(Path, sys.argv[4:])
-        main(load_config(IngestConfig, "ingest"), *names, *paths)
+    run_stage(cli)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import regex
 
+from stages.shared.core.config import config_class
 from stages.shared.data import image_store
 from stages.shared.data.image_store import ImageError
 from stages.shared.data.language import detect_language
@@ -45,7 +46,7 @@ MAX_BYTES_PER_PIXEL = 8  # RGBA of 16 bits: a picture file is hardly larger, wha
 TAG_PATTERN = regex.compile(r"O|[BI]-\S+")
 
 
-@dataclass(frozen=True)
+@config_class
 class IngestConfig:
     num_shards: int  # files that the pictures are spread over
     max_pixels: int

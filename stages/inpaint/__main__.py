@@ -1,6 +1,6 @@
 """Take overlay text out of the pictures of memes (MM-ORIENT, arXiv:2508.16300).
 
-python -m stages.inpaint INGEST CLEAN TARGET
+python -m stages.inpaint --ingest INGEST --clean CLEAN --output OUTPUT
 
 reads   INGEST/images, CLEAN/records.parquet
 writes  TARGET/pictures.parquet   INPAINTED: boxes of text, mask, what it says where that is asked
@@ -13,10 +13,8 @@ reason; a step that fails on all of several stops the stage.
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +26,7 @@ from stages.inpaint.masks import TextMaskConfig
 from stages.inpaint.text_detection import TextDetectionConfig, TextRecognitionConfig
 from stages.inpaint.text_removal import TextBoxes
 from stages.shared.core import schemas
-from stages.shared.core.config import check_at_least, check_between, load_config
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data import image_store, parallel
 from stages.shared.data.cache import Store, batched
 from stages.shared.data.image_store import MEMORY_ADDRESS
@@ -44,22 +42,18 @@ FINGERPRINTED_MODULES = (
 )  # what the steps do
 
 
-@dataclass(frozen=True)
+@config_class
 class InpaintConfig:
     """The section `inpaint`."""
 
     corpora: list[str]
-    num_shards: int
-    batch_size: int
+    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS)
+    batch_size: int = Field(ge=1)
     ocr: Literal["when_missing", "always", "never"]
     detection: TextDetectionConfig
     mask: TextMaskConfig
     inpainting: InpainterConfig
     recognition: TextRecognitionConfig
-
-    def __post_init__(self) -> None:
-        check_at_least(self, batch=1)
-        check_between(self, 1, image_store.MAX_SHARDS, "shards")
 
 
 class InpaintJob(NamedTuple):
@@ -273,12 +267,11 @@ def main(
         (folder / "summary.json").write_text(counts + "\n")
 
 
+def cli(ingest: Path, clean: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    workers = load_config(parallel.EngineConfig, "parallel")
+    main(load_config(InpaintConfig, "inpaint"), workers, ingest, clean, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        *sources, out = map(Path, sys.argv[1:])
-        main(
-            load_config(InpaintConfig, "inpaint"),
-            load_config(parallel.EngineConfig, "engine"),
-            *sources,
-            out,
-        )
+    run_stage(cli)

@@ -7,7 +7,6 @@ checksum is ever loaded. It is the file at LAMA_MODEL, or downloaded where that 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from hashlib import md5, sha256
 from importlib.metadata import version
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from stages.shared.core.config import check_at_least
+from stages.shared.core.config import Field, config_class
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error, work_dir
 
 LAMA_MD5 = "e3aa4aaa15225a33ec84f9f4bc47e500"
@@ -30,17 +29,14 @@ LAMA_URL = (
 _load_lock = Lock()  # threads would load the weights each
 
 
-@dataclass(frozen=True)
+@config_class
 class InpainterConfig:
     """The section `inpaint.paint`."""
 
     backend: Literal["none", "telea", "lama"]
-    context_pixels: int
-    max_crop_size: int
-    radius: float
-
-    def __post_init__(self) -> None:
-        check_at_least(self, context=1, side=1, radius=1)
+    context_pixels: int = Field(ge=1)
+    max_crop_size: int = Field(ge=1)
+    radius: float = Field(ge=1)
 
 
 def fill_masked(picture: np.ndarray, mask: np.ndarray, params: InpainterConfig) -> np.ndarray:

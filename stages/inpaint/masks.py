@@ -4,7 +4,6 @@ A mask is (H, W) uint8: 255 where the picture is to be painted anew, 0 elsewhere
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from typing import NamedTuple
 
@@ -13,24 +12,21 @@ import numpy as np
 from PIL import Image
 
 from stages.inpaint.text_detection import Quads, compute_text_height
-from stages.shared.core.config import check_at_least
+from stages.shared.core.config import Field, config_class
 
 FillFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (H, W, 3) RGB and mask -> (H, W, 3)
 
 
-@dataclass(frozen=True)
+@config_class
 class TextMaskConfig:
     """The section `inpaint.mask`."""
 
-    margin: float
-    border_width: float
-    min_uniform_fraction: float
-    color_tolerance: int
-    dilation: float
-    line_extension: float
-
-    def __post_init__(self) -> None:
-        check_at_least(self, margin=0, rim=0, plain=0, levels=0, dilation=0, ends=0)
+    margin: float = Field(ge=0)
+    border_width: float = Field(ge=0)
+    min_uniform_fraction: float = Field(ge=0)
+    color_tolerance: int = Field(ge=0)
+    dilation: float = Field(ge=0)
+    line_extension: float = Field(ge=0)
 
 
 class Crop(NamedTuple):

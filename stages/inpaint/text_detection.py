@@ -8,7 +8,6 @@ line that was found, and costs more than finding.
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.shared.core.config import check_at_least, check_between, raise_on_faults
+from stages.shared.core.config import Field, config_class, raise_on_faults
 
 STRIDE = 32  # sides that the network takes are multiples of this
 MAX_ASPECT_RATIO = 16  # sides: a strip is scaled to no more than this many times `side`
@@ -26,36 +25,31 @@ FINGERPRINTED_PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "
 Quads = np.ndarray  # (N, 4, 2) float32: corners in pixels, x before y, clockwise from upper left
 
 
-@dataclass(frozen=True)
+@config_class
 class TextDetectionConfig:
     """The section `inpaint.find`."""
 
-    input_size: int
+    input_size: int = Field(ge=STRIDE)
     max_upscale: float
-    pixel_threshold: float
-    box_threshold: float
-    unclip_ratio: float
-    max_line_height: float
-    verify_above_height: float
-    verify_below_score: float
-    min_recognition_score: float
+    pixel_threshold: float = Field(ge=0, le=1)
+    box_threshold: float = Field(ge=0, le=1)
+    unclip_ratio: float = Field(ge=0)
+    max_line_height: float = Field(ge=0)
+    verify_above_height: float = Field(ge=0)
+    verify_below_score: float = Field(ge=0, le=1)
+    min_recognition_score: float = Field(ge=0, le=1)
 
     def __post_init__(self) -> None:
-        check_at_least(self, side=STRIDE, unclip=0, max_height=0, sure_height=0)
-        check_between(self, 0, 1, "pixel_threshold", "box_threshold", "sure_score", "readable")
         raise_on_faults(
             {f"enlarge is {self.max_upscale}: give more than 0": not self.max_upscale > 0}
         )
 
 
-@dataclass(frozen=True)
+@config_class
 class TextRecognitionConfig:
     """The section `inpaint.read`."""
 
-    min_score: float
-
-    def __post_init__(self) -> None:
-        check_between(self, 0, 1, "min_score")
+    min_score: float = Field(ge=0, le=1)
 
 
 # A RapidOCR keeps what its last call left behind, so that two threads must not share one.

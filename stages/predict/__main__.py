@@ -1,6 +1,6 @@
 """Write the texts of the validation and test split with the weights of each phase.
 
-python -m stages.predict RUN INGEST CHUNKS FEATURES SFT PREFERENCE TARGET
+python -m stages.predict --run RUN --ingest INGEST --chunks CHUNKS --features FEATURES --sft SFT --preference PREFERENCE --output OUTPUT
 
 reads   INGEST/foils.parquet (sample only), CHUNKS/chunks.parquet, FEATURES and CHUNKS/features,
         SFT, PREFERENCE
@@ -13,7 +13,6 @@ attention went of some of them, and what msaGate does of every chunk of every sp
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from stages.predict import attention_traces
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
+from stages.shared.core.config import config_class, load_config
 from stages.shared.data.records import SPLITS
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
@@ -43,7 +42,7 @@ TABLE_SCHEMAS = {  # by phase
 }
 
 
-@dataclass(frozen=True)
+@config_class
 class PredictConfig:
     splits: list[str]
     max_attention_samples: int
@@ -232,13 +231,14 @@ def main(
         (folder / "summary.json").write_text(json.dumps({"chunks": counts}, indent=1))
 
 
+def cli(
+    run: str, ingest: Path, chunks: Path, features: Path, sft: Path, preference: Path, output: Path
+) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    config = load_config(generators.GeneratorRun, "generators", run)
+    folders = [ingest, chunks, features, sft, preference]
+    main(load_config(PredictConfig, "predict"), config, folders, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        key, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        main(
-            load_config(PredictConfig, "predict"),
-            load_config(generators.GeneratorRun, "writers", key),
-            sources,
-            out,
-        )
+    run_stage(cli)

@@ -1,6 +1,6 @@
 """One static page: what ran, the metrics beside their ceilings, curves, and articles it wrote.
 
-python -m stages.report DATA TARGET
+python -m stages.report --data DATA --output OUTPUT
 
 reads   DATA/01_ingest, 06_align, of the corpora and runs that params.yaml names; of writers
         05_chunk, 08_illustrate, 09_train_sft, 10_train_preference, 11_predict, 12_evaluate,
@@ -14,7 +14,6 @@ The page needs no script and no network. It holds no date, id or path, so that t
 the same bytes. Pictures are drawn anew: what cameras write into files, such as a place, stays out.
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from stages.report.generator_section import INPUT_LABELS, GeneratorSection
 from stages.report.meme_section import MemeSection
 from stages.report.plots import curves, histograms, scatter
 from stages.shared.core import config, schemas
+from stages.shared.core.config import config_class
 from stages.shared.data import image_store
 from stages.shared.metrics import alignment, diagnostics, grounding
 from stages.shared.runtime import tracking
@@ -47,7 +47,7 @@ HERE = Path(__file__).parent
 Chart = dict[str, str]  # title and SVG
 
 
-@dataclass(frozen=True)
+@config_class
 class ReportConfig:
     num_examples: int
     thumbnail_size: int
@@ -371,9 +371,9 @@ def main(settings: ReportConfig, data: Path, target: Path) -> None:
         with atomic_output_dir(target) as folder:
             kinds = {name: row["kind"] for name, row in everything["corpora"].items()}
             runs = loaders.load_generator_sections(
-                data, everything.get("writers") or {}, everything["corpora"]
+                data, everything.get("generators") or {}, everything["corpora"]
             )
-            readers = loaders.load_classifier_sections(data, everything.get("readers") or {})
+            readers = loaders.load_classifier_sections(data, everything.get("classifiers") or {})
             corpora = loaders.load_corpora(data, everything["corpora"])
             page = render_page(
                 comparisons=leaderboard.build_leaderboards(runs, readers),
@@ -406,6 +406,10 @@ def main(settings: ReportConfig, data: Path, target: Path) -> None:
                 tracked.log_artifact(target / name, name)
 
 
+def cli(data: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    main(config.load_config(ReportConfig, "report"), data, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        main(config.load_config(ReportConfig, "report"), *map(Path, sys.argv[1:]))
+    run_stage(cli)

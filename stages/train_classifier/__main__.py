@@ -1,6 +1,6 @@
 """Fit a reader's model to the labels of a corpus.
 
-python -m stages.train_classifier READER PICTURES RECORDS FEATURES ENCODER TARGET
+python -m stages.train_classifier --run RUN --images IMAGES --records RECORDS --features FEATURES --encoder ENCODER --output OUTPUT
 
 reads   PICTURES/images, RECORDS/records.parquet, FEATURES (stages/shared/features/store.py), ENCODER
         (what computed them)
@@ -9,12 +9,11 @@ writes  TARGET/model, TARGET/history.csv
 The weights that are kept are those with the best score on the validation split; without validation
 items they are the last ones. How, each paper says in a file of its own beside this one, which has
 
-    Run                                      what a row of readers holds
+    RUN_CONFIG                               what a row of readers holds
     train(name, run, folders, kind, log) -> the reader, the steps of history.csv, its items
     save(reader, folder, encoder)            a folder that loads by path
 """
 
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +33,7 @@ def logged_params(run) -> dict:
 
 def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: Path) -> None:
     *sources, encoder = folders
-    run = load_config(paper.Run, "readers", name)
+    run = load_config(paper.RUN_CONFIG, "classifiers", name)
     with tracking.start_run(
         stage="train_classifier", name=name, params=logged_params(run)
     ) as tracked:
@@ -48,12 +47,13 @@ def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: P
         tracked.log_model(target / "model", "model")
 
 
+def cli(run: str, images: Path, records: Path, features: Path, encoder: Path, output: Path) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    model = load_config(str, "classifiers", run, "model")
+    kind = load_config(str, "corpora", load_config(str, "classifiers", run, "corpus"), "kind")
+    trainer = import_module(f"stages.train_classifier.{model}")
+    main(run, trainer, [images, records, features, encoder], kind, output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        key, *paths = sys.argv[1:]
-        *given, out = map(Path, paths)
-        model = load_config(str, "readers", key, "model")
-        kind_of_corpus = load_config(
-            str, "corpora", load_config(str, "readers", key, "corpus"), "kind"
-        )
-        main(key, import_module(f"stages.train_classifier.{model}"), given, kind_of_corpus, out)
+    run_stage(cli)

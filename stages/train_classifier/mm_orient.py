@@ -26,7 +26,8 @@ from stages.shared.training.loop import (
     to_device,
 )
 
-__all__ = ["MmOrientRun", "save", "train"]  # what stages/train_classifier/__main__.py asks for
+__all__ = ["RUN_CONFIG", "save", "train"]  # what stages/train_classifier/__main__.py asks for
+RUN_CONFIG = MmOrientRun
 LogFunction = Callable[[dict[str, float], int], None]
 
 
@@ -52,9 +53,9 @@ def build_validator(
         for start in range(0, len(items), batch):
             indices = list(range(start, min(start + batch, len(items))))
             shown = to_device(items.batch(indices), device)
-            decided = reader.paper.decide(model, shown).labels
+            decided = reader.paper.predict(model, shown).labels
             predicted.append(torch.stack([decided[task] for task in items.tasks], 1).cpu())
-            seen.append(reader.paper.behaviour(model, shown))
+            seen.append(reader.paper.diagnostics(model, shown))
         by_place = compute_accuracies(torch.cat(predicted), items.labels)
         reached = sum(by_place.values()) / len(by_place)
         by_task = {f"score_{list(items.tasks)[place]}": value for place, value in by_place.items()}
@@ -88,7 +89,9 @@ def train(
     items = reader.build_dataset(rows["train"], known, pictures)
     held_out = reader.build_dataset(rows["validation"], known, pictures)
     paper, device = reader.paper, next(reader.model.parameters()).device
-    paper.measure(reader.model, to_device(items.pooled_batch(list(range(len(items)))), device))
+    paper.fit_statistics(
+        reader.model, to_device(items.pooled_batch(list(range(len(items)))), device)
+    )
     can_choose = len(held_out) and (held_out.labels != UNLABELED).any()
 
     def batch_at(step: int) -> Batch:
@@ -98,7 +101,7 @@ def train(
 
     steps = fit(
         reader.model,
-        paper.loss,
+        paper.compute_loss,
         batch_at,
         run.training,
         name=f"train_classifier@{name}",

@@ -27,7 +27,8 @@ from stages.shared.training.loop import (
     to_device,
 )
 
-__all__ = ["MuseRun", "save", "train"]  # what stages/train_classifier/__main__.py asks for
+__all__ = ["RUN_CONFIG", "save", "train"]  # what stages/train_classifier/__main__.py asks for
+RUN_CONFIG = MuseRun
 LogFunction = Callable[[dict[str, float], int], None]
 
 
@@ -51,9 +52,9 @@ def build_validator(
         for start in range(0, len(items), batch):
             indices = list(range(start, min(start + batch, len(items))))
             shown = to_device(items.batch(indices), device)
-            decided = reader.paper.decide(model, shown).labels
+            decided = reader.paper.predict(model, shown).labels
             predicted += reader.decode_labels(decided, items, indices)
-            seen.append(reader.paper.behaviour(model, shown))
+            seen.append(reader.paper.diagnostics(model, shown))
         gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
         reached = selection_score(reader.codec.task, gold, predicted)
         return ValidationResult({"score": reached, **average_item_metrics(seen)}, 1 - reached)
@@ -91,7 +92,7 @@ def train(
 
     steps = fit(
         reader.model,
-        reader.paper.loss,
+        reader.paper.compute_loss,
         batch_at,
         run.training,
         name=f"train_classifier@{name}",

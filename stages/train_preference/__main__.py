@@ -1,6 +1,6 @@
 """Teach a writer what readers prefer, starting from its SFT weights.
 
-python -m stages.train_preference RUN INGEST PAIRS CHUNKS FEATURES SFT TARGET
+python -m stages.train_preference --run RUN --ingest INGEST --pairs PAIRS --chunks CHUNKS --features FEATURES --sft SFT --output OUTPUT
 
 reads   INGEST/slots.json and facts.parquet (sample only), PAIRS, CHUNKS/chunks.parquet, FEATURES
         and CHUNKS/features, SFT/ (the model that starts the phase and that it is held to)
@@ -11,7 +11,6 @@ How, each paper says in a file of its own beside this one, which has a function
     train(name, run, folders, writer, log) -> the steps of history.csv
 """
 
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -37,8 +36,13 @@ def main(name: str, run: generators.GeneratorRun, folders: list[Path], target: P
         tracked.log_model(target / "model", "model")
 
 
+def cli(
+    run: str, ingest: Path, pairs: Path, chunks: Path, features: Path, sft: Path, output: Path
+) -> None:
+    """The command of this stage, as dvc.yaml runs it."""
+    config = load_config(generators.GeneratorRun, "generators", run)
+    main(run, config, [ingest, pairs, chunks, features, sft], output)
+
+
 if __name__ == "__main__":
-    with run_stage():
-        key, *paths = sys.argv[1:]
-        *sources, out = map(Path, paths)
-        main(key, load_config(generators.GeneratorRun, "writers", key), sources, out)
+    run_stage(cli)

@@ -74,7 +74,10 @@ class ReferenceLogProbs:
 
         def compute(contents: list[Batch]) -> list[bytes]:
             with inference_context():
-                scores = [writer.paper.matrix(writer.model, to_device(b, device)) for b in contents]
+                scores = [
+                    writer.paper.pairwise_log_probs(writer.model, to_device(b, device))
+                    for b in contents
+                ]
             return [score[0].float().cpu().numpy().tobytes() for score in scores]
 
         store.compute_missing(items(), compute, 1)

@@ -235,7 +235,7 @@ class PolishPPO:
         """One text of each item in one batch: its labels, and the texts of its chunks."""
         began = time.monotonic()
         drawing = replace(
-            self.run.generation, beams=1, temperature=self.config.temperature, top_p=1.0
+            self.run.generation, num_beams=1, temperature=self.config.temperature, top_p=1.0
         )
         self.generator.model.eval()
         written = self.generator.generate(self.train_dataset.dataset.batch(indices), drawing)

@@ -55,8 +55,8 @@ def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
 def test_tweets_alone_leave_nothing_that_the_encoder_of_pictures_can_learn_from(params):
     params["corpora"] = {"tweets": params["corpora"]["tweets"]}
     params["chunk"]["corpora"] = []
-    params["readers"] = {"muse_entities": params["readers"]["muse_entities"]}
-    params["writers"] = {}
+    params["classifiers"] = {"muse_entities": params["classifiers"]["muse_entities"]}
+    params["generators"] = {}
     said = fault(params)
     assert "but no corpus is of kind articles or captions: put the row of captions back" in said
 
@@ -78,9 +78,9 @@ def test_the_encoder_learns_from_a_corpus_that_is_cut_into_chunks(params):
 
 @pytest.mark.parametrize("corpus", ["captions", "recipes"])
 def test_a_run_learns_from_a_corpus_of_articles(params, corpus):
-    params["writers"]["flexmuse"]["corpus"] = corpus
+    params["generators"]["flexmuse"]["corpus"] = corpus
     said = f"is '{corpus}', none of the corpora of kind articles: choose one of articles"
-    assert fault(params) == f"params.yaml: writers.flexmuse.corpus {said}"
+    assert fault(params) == f"params.yaml: generators.flexmuse.corpus {said}"
 
 
 def test_a_corpus_that_is_cut_into_chunks_has_a_row(params):
@@ -95,9 +95,9 @@ def test_a_run_without_any_articles_is_told_to_add_some(params):
 
 
 def test_a_run_names_a_model_that_is_there(params):
-    params["writers"]["flexmuse"]["model"] = "muse"
+    params["generators"]["flexmuse"]["model"] = "muse"
     assert fault(params).startswith(
-        "params.yaml: writers.flexmuse.model is 'muse', none of the models"
+        "params.yaml: generators.flexmuse.model is 'muse', none of the models"
     )
 
 
@@ -131,10 +131,10 @@ def test_the_path_of_a_corpus_exists(params, format):
 
 
 def test_there_is_at_least_one_corpus_and_one_run(params):
-    params["writers"] = {}
+    params["generators"] = {}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     validate_params.main()  # readers alone are enough
-    params["readers"] = {}
+    params["classifiers"] = {}
     assert fault(params).startswith("params.yaml: writers and readers have no row")
     params["corpora"] = {}
     assert fault(params).startswith("params.yaml: corpora have no row")
@@ -169,7 +169,7 @@ def test_a_section_that_no_stage_reads_is_unknown(params):
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params, suite):
     verb, run = SUITES[suite]["target"].split("@")
-    family = {"evaluate": "writers", "evaluate_classifier": "readers"}[verb]
+    family = {"evaluate": "generators", "evaluate_classifier": "classifiers"}[verb]
     assert run in params[family]
     seen = []
     for changes in SUITES[suite]["rows"].values():
@@ -187,16 +187,16 @@ def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params
 
 @pytest.mark.parametrize("what", ["records", "pictures"])
 def test_a_reader_learns_from_what_was_embedded_of_its_corpus(params, what):
-    params["readers"]["mm_orient"][what] = "01_ingest"
+    params["classifiers"]["mm_orient"][what] = "01_ingest"
     assert fault(params) == (
-        f"params.yaml: readers.mm_orient.{what} is '01_ingest', but those of '04_augment' are "
+        f"params.yaml: classifiers.mm_orient.{what} is '01_ingest', but those of '04_augment' are "
         f"embedded (corpora.memes.{what}): make them equal"
     )
 
 
 def test_a_corpus_names_the_folders_of_its_kind(params):
     params["corpora"]["memes"]["records"] = "02_clean"
-    params["readers"]["mm_orient"]["records"] = "02_clean"
+    params["classifiers"]["mm_orient"]["records"] = "02_clean"
     said = fault(params)
     assert said.startswith("params.yaml: corpora.memes has records of '02_clean' and pictures of")
     assert said.endswith("those of memes lie in 04_augment and 04_augment: give these")
@@ -215,7 +215,7 @@ def test_every_corpus_of_memes_and_no_other_is_inpainted_and_augmented(params, s
 
 
 def test_without_memes_their_stages_are_told_to_have_none(params):
-    del params["corpora"]["memes"], params["readers"]["mm_orient"]
+    del params["corpora"]["memes"], params["classifiers"]["mm_orient"]
     said = "names memes, but no corpus is of kind memes: give [], or add its row to corpora"
     assert fault(params) == f"params.yaml: inpaint.corpora {said}"
     params["inpaint"]["corpora"] = params["augment"]["corpora"] = []
@@ -225,15 +225,15 @@ def test_without_memes_their_stages_are_told_to_have_none(params):
 
 @pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])
 def test_a_reader_names_a_model_of_readers(params, reader, model):
-    params["readers"][reader]["model"] = model
-    said = f"readers.{reader}.model is '{model}', none of the models of readers"
+    params["classifiers"][reader]["model"] = model
+    said = f"classifiers.{reader}.model is '{model}', none of the models of readers"
     assert fault(params) == f"params.yaml: {said}: choose one of mm_orient | muse"
 
 
 def test_a_reader_of_memes_is_not_given_posts(params):
-    params["readers"]["mm_orient"]["corpus"] = "posts"
+    params["classifiers"]["mm_orient"]["corpus"] = "posts"
     said = "is 'posts', none of the corpora of kind memes: choose one of memes"
-    assert fault(params) == f"params.yaml: readers.mm_orient.corpus {said}"
+    assert fault(params) == f"params.yaml: classifiers.mm_orient.corpus {said}"
 
 
 @pytest.mark.parametrize(
@@ -242,14 +242,14 @@ def test_a_reader_of_memes_is_not_given_posts(params):
         ("text.pieces", 0, "text: pieces is 0: give 1 or more"),
         ("picture.grid", 0, "picture: grid is 0: give 1 or more"),
         ("picture.size", 32, "picture: size is 32: give 33 or more"),
-        ("batch", 0, "readers.mm_orient: batch is 0: give 1 or more"),
+        ("batch", 0, "classifiers.mm_orient: batch is 0: give 1 or more"),
         ("picture.encoder", "vgg", "picture.encoder is 'vgg': choose one of patches | resnet18 |"),
         ("task_features.pieces", 0, "task_features.pieces must be 1 or more"),
     ],
 )
 def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
     *above, key = path.split(".")
-    reduce(dict.__getitem__, above, params["readers"]["mm_orient"])[key] = value
+    reduce(dict.__getitem__, above, params["classifiers"]["mm_orient"])[key] = value
     assert said in fault(params)
 
 

@@ -47,7 +47,7 @@ def add_reader(place: Path, name: str, task: str, known: bool = True) -> None:
     named = yaml.safe_load((place / "params.yaml").read_text())
     kind = {"entities": "tweets", "sentiment": "posts"}[task]
     named["corpora"][corpus] = {"kind": kind, "format": "synthetic", "path": "somewhere"}
-    named.setdefault("readers", {})[name] = READER | {"corpus": corpus}
+    named.setdefault("classifiers", {})[name] = READER | {"corpus": corpus}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
 
 
@@ -78,7 +78,7 @@ def built(tmp_path_factory):
     """A reader of entities and one of sentiment, and no writer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
-        place = create_project(tmp_path_factory.mktemp("readers"), patch)
+        place = create_project(tmp_path_factory.mktemp("classifiers"), patch)
         add_reader(place, "names", "entities")
         add_reader(place, "moods", "sentiment")
         only(place, "names", "moods")
@@ -107,7 +107,7 @@ def only(place: Path, *runs: str) -> None:
     named = yaml.safe_load((place / "params.yaml").read_text())
     families = {
         family: {name: row for name, row in (named.get(family) or {}).items() if name in runs}
-        for family in ("writers", "readers")
+        for family in ("generators", "classifiers")
     }
     used = {row["corpus"] for rows in families.values() for row in rows.values()}
     corpora = {name: row for name, row in named["corpora"].items() if name in used}

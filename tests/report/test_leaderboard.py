@@ -58,7 +58,7 @@ def add_run(place: Path, name: str, corpus: str, rows: list[dict]) -> None:
         data / "12_evaluate" / name,
     )
     named = yaml.safe_load((place / "params.yaml").read_text())
-    named["writers"][name] = {"model": "tippo", "corpus": corpus, "decoder": "tiny"}
+    named["generators"][name] = {"model": "tippo", "corpus": corpus, "decoder": "tiny"}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
 
 

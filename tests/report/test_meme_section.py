@@ -32,7 +32,7 @@ BOUNDS = meme_section.DiagnosticThresholds(
 READER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "picture": {"encoder": "resnet18"}}
 NAMED = {
     "corpora": {"memes": {"kind": "memes", "format": "synthetic", "path": "somewhere"}},
-    "readers": {"orient": READER | {"corpus": "memes", "records": "04_augment"}},
+    "classifiers": {"orient": READER | {"corpus": "memes", "records": "04_augment"}},
 }
 
 

@@ -65,8 +65,8 @@ def test_text_of_the_corpus_cannot_become_markup(place):
 
 def test_names_in_params_cannot_become_markup(place):
     named = yaml.safe_load((place / "params.yaml").read_text())
-    named["writers"]["muse"]["decoder"] = XSS_TEXT
-    named["writers"]["muse"]["sft"] = {"learning_rate": XSS_TEXT}
+    named["generators"]["muse"]["decoder"] = XSS_TEXT
+    named["generators"]["muse"]["sft"] = {"learning_rate": XSS_TEXT}
     (place / "params.yaml").write_text(yaml.safe_dump(named))
     page = ParsedPage(render_page(place))
     assert not page.find_all("script")

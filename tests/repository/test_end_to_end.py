@@ -315,7 +315,7 @@ def keep(project: Path, corpora: dict[str, dict | str], *runs: str, **formats: d
     params["align"]["corpus"] = params["chunk"]["corpora"][-1]
     for section in ("inpaint", "augment"):
         params[section]["corpora"] = [*named["memes"]]
-    for family in ("writers", "readers"):
+    for family in ("generators", "classifiers"):
         params[family] = {run: row for run, row in params[family].items() if run in runs}
     for name, changes in formats.items():
         params["formats"][name] |= changes

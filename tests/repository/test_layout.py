@@ -319,7 +319,7 @@ def test_an_edit_for_readers_leaves_writers_fresh_and_the_other_way_round(settle
     with Repo(".") as repo:
         changed = {address.partition("@") for address in repo.status()}
     of_writers = {"train_sft", "train_preference", "predict"}
-    assert {run for stage, _, run in changed if stage in of_writers} == set(PARAMS["writers"])
+    assert {run for stage, _, run in changed if stage in of_writers} == set(PARAMS["generators"])
     # By theta alone.
     assert {(stage, run) for stage, _, run in changed if run in READERS} == {
         ("train_classifier", name) for name in MUSES

@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_encoder(tmp_path, monkeypatch):
     found = []
     for name in ("a", "b"):
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / name / "home"))
-        short = replace(TINY, schedule=replace(SCHEDULE, steps=2))
+        short = replace(TINY, lambda_schedule=replace(SCHEDULE, steps=2))
         folder = color_caption_corpus.write_caption_corpus(tmp_path / name)
         found.append(run(folder, replace(PARAMS, tiny=short)).fingerprint)
     assert found[0] == found[1]

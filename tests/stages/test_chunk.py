@@ -136,7 +136,7 @@ def test_the_band_the_cap_and_the_chunk_itself():
             [0.99, 0.3, 0.5, 0.8, 1.0],
         ],
     )
-    band = replace(PARAMS, similarity_min=0.3, similarity_max=0.9, max_rejected=2)
+    band = replace(PARAMS, min_similarity=0.3, max_similarity=0.9, max_rejected=2)
     # Of 0: 1, 2, 3 are in the band, and 3 and 2 the most alike. Of 1: three are equally alike.
     assert select_rejected(alike, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
     assert select_rejected(alike, replace(band, max_rejected=9))[0] == [1, 2, 3]
@@ -193,9 +193,11 @@ def test_the_chunks_of_an_article_are_a_group_and_those_alone_in_theirs_are_comp
     found = names(build_groups(sample, PARAMS))
     assert found[:2] == [["r0"] * 2, ["r2"] * 3]
     assert [sorted(group) for group in found[2:]] == [["r1", "r3", "r4"]]
-    skipping = names(build_groups(sample, replace(PARAMS, alone="skip")))
+    skipping = names(build_groups(sample, replace(PARAMS, single_chunk_articles="skip")))
     assert skipping == [["r0"] * 2, ["r2"] * 3, ["r1"], ["r3"], ["r4"]]
-    rows, counts = build_pairs(build_groups(sample, replace(PARAMS, alone="skip")), PARAMS)
+    rows, counts = build_pairs(
+        build_groups(sample, replace(PARAMS, single_chunk_articles="skip")), PARAMS
+    )
     assert [row["rejected"] for row in rows[-3:]] == [[], [], []]
     assert counts["groups"] == 2 and counts["pairs"] == 2 + 6
 
@@ -227,7 +229,9 @@ def test_with_others_single_chunks_join_in_unless_they_are_skipped():
     found = build_groups(many([2, 2, 2, 1, 1]), drawing)
     assert sorted(map(len, found)) == [2, 2, 2, 2]
     assert keys(found) == keys([many([2, 2, 2, 1, 1])])
-    skipping = names(build_groups(many([2, 2, 2, 1, 1]), replace(drawing, alone="skip")))
+    skipping = names(
+        build_groups(many([2, 2, 2, 1, 1]), replace(drawing, single_chunk_articles="skip"))
+    )
     assert skipping[-2:] == [["r3"], ["r4"]] and all("r3" not in group for group in skipping[:-2])
 
 

@@ -212,10 +212,11 @@ def test_what_goes_from_a_meme_is_as_params_say():
         "digits": "keep",
         "lines": "keep",
     }
-    plain = replace(KEEP, memes=OverlayCleanConfig(**kept))
+    plain = replace(KEEP, meme_style=OverlayCleanConfig(**kept))
     assert clean_overlay_text(text, "en", plain) == text
     assert (
-        clean_overlay_text(text, "en", replace(DROP, memes=OverlayCleanConfig(**kept))) == text[:-2]
+        clean_overlay_text(text, "en", replace(DROP, meme_style=OverlayCleanConfig(**kept)))
+        == text[:-2]
     )
     for change, expected in [
         ({"mentions": True}, "LOOK, : 3 cats!\nimgflip.com 👍"),
@@ -226,7 +227,9 @@ def test_what_goes_from_a_meme_is_as_params_say():
         ({"lines": "join"}, text.replace("\n", " ")),
     ]:
         assert (
-            clean_overlay_text(text, "en", replace(KEEP, memes=OverlayCleanConfig(**kept | change)))
+            clean_overlay_text(
+                text, "en", replace(KEEP, meme_style=OverlayCleanConfig(**kept | change))
+            )
             == expected
         )
 
@@ -242,7 +245,7 @@ def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emo
     pieces += " # * \0 \u202e 中 ，。 ♥ 🇩 \u20e3 \ufe0f"
     pieces = [*pieces.split(" "), " ", "\n", "\t", "\u2028", "\u00a0"]
     random = Random(0)
-    some = [KEEP, DROP, PLAIN, replace(KEEP, memes=replace(ALL, punctuation="keep"))]
+    some = [KEEP, DROP, PLAIN, replace(KEEP, meme_style=replace(ALL, punctuation="keep"))]
     for params, language in product(some, ["zh", "en", "tr"]):
         for number in range(400):
             text = "".join(random.choices(pieces, k=random.randint(1, 25)))

@@ -25,7 +25,7 @@ def train(place, target: str):
     ingest, chunk, embed = (place / name for name in ("ingest", "chunk", "embed"))
     if not ingest.exists():
         article_corpus.write_article_corpus(place)
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     train_sft.main(
         "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / target
     )
@@ -37,7 +37,7 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     writer = generators.load_generator(target / "model")
     rows = [row | {"title": "title 0"} for row in article_corpus.writers.rows()]
     chunks = writer.build_dataset(rows, article_corpus.writers.features())
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     written = writer.generate(chunks.batch([0, 5]), run.generation)
     assert len(written.texts) == 2 and written.encoder_output.gate.tolist() == [1, 1]
     again = generators.load_generator(target / "model").generate(
@@ -51,7 +51,7 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
 
 def test_a_run_of_no_steps_is_measured_as_it_starts(place):
     params = yaml.safe_load((place / "params.yaml").read_text())
-    params["writers"]["flexmuse"]["sft"]["steps"] = 0
+    params["generators"]["flexmuse"]["sft"]["steps"] = 0
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (row,) = history.read_history(train(place, "out") / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0 and "loss" not in row
@@ -62,7 +62,7 @@ def test_a_run_of_no_steps_is_measured_as_it_starts(place):
 def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connection):
     saved, _ = article_corpus.writers.save_t5(place / "named", tied)
     params = yaml.safe_load((place / "params.yaml").read_text())
-    params["writers"]["flexmuse"]["decoder"] = str(place / "named")
+    params["generators"]["flexmuse"]["decoder"] = str(place / "named")
     params["models"]["flexmuse"]["network"]["connection"] = connection
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     writer = generators.load_generator(train(place, "out") / "model")
@@ -79,7 +79,7 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
         writer.build_dataset(
             article_corpus.writers.rows(), article_corpus.writers.features()
         ).batch([0, 5]),
-        load_config(generators.GeneratorRun, "writers", "flexmuse").generation,
+        load_config(generators.GeneratorRun, "generators", "flexmuse").generation,
     )
     assert len(written.texts) == 2
 

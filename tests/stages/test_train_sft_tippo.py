@@ -30,12 +30,12 @@ def place(tmp_path, monkeypatch):
 def train(place, **network):
     """The writer after all steps, its history and its items."""
     params = yaml.safe_load((place / "params.yaml").read_text())
-    run = params["writers"]["tippo"] = params["writers"]["flexmuse"] | {"model": "tippo"}
+    run = params["generators"]["tippo"] = params["generators"]["flexmuse"] | {"model": "tippo"}
     run["sft"] |= {"steps": STEPS, "batch": 2}
     sizes = {"d_model": 16, "text_tokens": 8, "pictures": 4}
     params["models"]["tippo"]["network"] |= sizes | network
     (place / "params.yaml").write_text(yaml.safe_dump(params))
-    run = load_config(generators.GeneratorRun, "writers", "tippo")
+    run = load_config(generators.GeneratorRun, "generators", "tippo")
     return train_sft.train("tippo", run, place / "chunk", place / "embed", lambda *_: None)
 
 

@@ -81,7 +81,7 @@ def create_project(folder: Path) -> None:
     params["training"]["checkpoint_seconds"] = 0.0
     params["decoders"]["tiny"] |= {"d_ff": 32, "vocabulary": 400, "dropout": 0.2}
     params["models"]["flexmuse"]["network"] |= {"d_model": 16, "text_tokens": 8}
-    run = params["writers"]["flexmuse"]
+    run = params["generators"]["flexmuse"]
     run["max_tokens"] = 24
     run["sft"] |= {"steps": 20, "batch": 4, "validate_every": 10}
     run["preference"] |= {"steps": 6, "batch": 2, "validate_every": 3, "learning_rate": 0.001}

@@ -130,7 +130,7 @@ def create_project(folder: Path, changes: dict | None = None) -> None:
     network |= {"attention_width": 4, "hidden": [16], "dropout": 0.0}
     network |= {"missing_picture": 0.0, "missing_text": 0.0}
     network["relations"] |= {"width": 4, "bank": 8, "density": 0.3}
-    run = params["readers"][RUN_NAME]
+    run = params["classifiers"][RUN_NAME]
     run["text"]["pieces"] = run["task_features"]["pieces"] = MAX_SUBWORDS
     run["picture"] |= {"size": 64, "grid": 2}
     run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
@@ -148,12 +148,14 @@ def create_project(folder: Path, changes: dict | None = None) -> None:
 
 def prefix_run_changes(**changes) -> dict:
     """Changes of a project: keys of the reader's row, those below as text__encoder."""
-    return {f"readers.{RUN_NAME}.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return {
+        f"classifiers.{RUN_NAME}.{key.replace('__', '.')}": value for key, value in changes.items()
+    }
 
 
 def load_run_config() -> mm_orient_checkpoint.MmOrientRun:
     """Of the project that is current."""
-    return load_config(mm_orient_checkpoint.MmOrientRun, "readers", RUN_NAME)
+    return load_config(mm_orient_checkpoint.MmOrientRun, "classifiers", RUN_NAME)
 
 
 def train_classifier(folders: list[Path]):

@@ -117,7 +117,7 @@ def create_project(folder: Path, changes: dict | None = None) -> None:
     network["drawing"] |= {"items": 2, "rate": 1.0, "beta": 0.1}
     network["drawing"]["decoder"] |= {"size": 4, "filters": 4, "mixtures": 2, "dropout": 0.0}
     for name in CORPUS_KINDS:
-        run = params["readers"][name]
+        run = params["classifiers"][name]
         run["text"] |= {
             "encoder": str(folder / "bert"),
             "tuned": 1,
@@ -149,7 +149,7 @@ def write_bert(folder: Path) -> None:
 
 def load_run_config(name: str) -> muse_checkpoint.MuseRun:
     """A run of the project that is current."""
-    return load_config(muse_checkpoint.MuseRun, "readers", name)
+    return load_config(muse_checkpoint.MuseRun, "classifiers", name)
 
 
 def train_classifier(name: str, folders: list[Path]) -> MuseClassifier:

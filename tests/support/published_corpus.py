@@ -50,7 +50,7 @@ def run_ingest(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path
 def assert_handles_any_bytes(format: str, kind: str, source: Path, file: Path, good: bytes) -> None:
     """Whatever stands in `file`, the format yields items or says in one sentence what is wrong."""
     module = import_module(f"stages.datasets.{format}")
-    params = build_config(module.Params, PROJECT_PARAMS["formats"][format], f"formats.{format}")
+    params = build_config(module.CONFIG, PROJECT_PARAMS["formats"][format], f"formats.{format}")
     random = Random(0)
     for _ in range(300):
         content = bytearray(good)

@@ -50,7 +50,7 @@ def create_project(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(config, "FILE", tmp_path / "params.yaml")
     named = {
         "corpora": {"articles": {"kind": "articles", "format": "synthetic", "path": "somewhere"}},
-        "writers": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
+        "generators": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(named))
     data = tmp_path / "data"

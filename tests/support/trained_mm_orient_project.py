@@ -55,7 +55,7 @@ def draw_text_image(words: str, number: int = 0, size: int = 256) -> bytes:
 
 def make_items() -> list[tuple[dict, bytes | None]]:
     """The rows of CLEAN, each with its picture."""
-    found, tidy = [], load_input_rules("read")  # of the current project
+    found, tidy = [], load_input_rules("cli_label")  # of the current project
     for split, count in SPLITS.items():
         for number in range(count):
             place = len(found)
@@ -103,7 +103,7 @@ def create_trained_project(
     )
     inpaint.main(
         load_config(inpaint.InpaintConfig, "inpaint"),
-        load_config(parallel.EngineConfig, "engine"),
+        load_config(parallel.EngineConfig, "parallel"),
         ingest,
         clean,
         inpainted,
@@ -128,12 +128,12 @@ def write_params(place: Path, changes: dict) -> None:
     """params.yaml as shipped, with a reader of memes that is trained in a second."""
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["training"]["checkpoint_seconds"] = 0.0
-    params["engine"]["kind"] = "inline"
+    params["parallel"]["kind"] = "inline"
     params["augment"]["backend"] = "none"
     network = params["models"]["mm_orient"]["network"]
     network |= {"hidden": [16], "dropout": 0.0, "attention_width": 8}
     network["relations"] |= {"width": 4, "bank": 6, "density": 0.3}
-    run = params["readers"][RUN_NAME]
+    run = params["classifiers"][RUN_NAME]
     run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
     run |= {"batch": 3} | changes
     (place / "params.yaml").write_text(yaml.safe_dump(params))
@@ -150,7 +150,7 @@ def load_labeler(folder: Path) -> MemeLabeler:
 
 def prepare_inputs(*memes: MemeInput) -> list[PreparedMeme]:
     return prepare_memes(
-        list(memes), load_config(inpaint.InpaintConfig, "inpaint"), load_input_rules("read")
+        list(memes), load_config(inpaint.InpaintConfig, "inpaint"), load_input_rules("cli_label")
     )
 
 

@@ -15,7 +15,7 @@ from tests.support.color_caption_corpus import make_image
 from tests.support.tiny_clip import save_clip
 
 GRID_CHANGES = {
-    f"readers.{name}.picture.grid": 2 for name in muse_corpus.CORPUS_KINDS
+    f"classifiers.{name}.picture.grid": 2 for name in muse_corpus.CORPUS_KINDS
 }  # the encoder has four patches
 RED_IMAGE = make_image("red", 99)["bytes"]
 
@@ -44,4 +44,4 @@ def get_model_dir(place: Path, name: str) -> Path:
 
 
 def load_labeler(folder: Path) -> TextLabeler:
-    return TextLabeler(folder, str(folder), load_input_rules("read").build_cleaner)
+    return TextLabeler(folder, str(folder), load_input_rules("cli_label").build_cleaner)

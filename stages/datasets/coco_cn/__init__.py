@@ -27,6 +27,7 @@ from stages.datasets.common.files import (
     read_lines,
     resolve_image_file,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data.records import CaptionRecord, DatasetItem, Rejection
 from stages.shared.runtime.stage import InputError
 
@@ -53,7 +54,7 @@ APPLE_DOUBLE_REASON = "AppleDouble file: macOS wrote it beside the file of the s
 ENCODINGS_KEY = "formats.coco_cn.encodings"
 
 
-@dataclass(frozen=True)
+@config_class
 class CocoCnConfig:
     caption_source: Literal["human", "translated", "both", "extension"]
     separator: Literal["tab", "whitespace"]
@@ -61,6 +62,9 @@ class CocoCnConfig:
     typos: Literal["keep", "reject"]  # captions that detected-typos.txt lists
     image_folders: list[str]  # of the pictures, within the corpus
     encodings: list[str]  # tried in this order for each line
+
+
+CONFIG = CocoCnConfig
 
 
 @dataclass

@@ -9,7 +9,6 @@ A line is one picture with the captions of the lists that params name.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from stages.datasets.common.files import (
     describe_validation_error,
     read_lines,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data.records import CaptionRecord, DatasetItem, ExtraFile, ImageFile, Rejection
 from stages.shared.runtime.stage import InputError
 
@@ -31,7 +31,7 @@ CAPTION_LANGUAGES = {"en": "en", "zhc": "zh", "zhb": "zh", "zhm": "zh"}
 TEST_ONLY_CAPTIONS = "zhm"
 
 
-@dataclass(frozen=True)
+@config_class
 class Flickr8kCnConfig:
     caption_sets: list[Literal["en", "zhc", "zhb", "zhm"]]
     splits: SplitPolicy
@@ -44,6 +44,9 @@ class Flickr8kCnConfig:
                 f"params.yaml: formats.flickr8k_cn.captions is {self.caption_sets}: give [en], or some "
                 "of [zhc, zhb, zhm]; a corpus has one language"
             )
+
+
+CONFIG = Flickr8kCnConfig
 
 
 class _Flickr8kCnRow(BaseModel):

@@ -11,13 +11,13 @@ their memes. Half of dev_unseen and dev_seen is the same, so that one of the two
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import describe_validation_error, find_corpus_dir, read_lines
+from stages.shared.core.config import config_class
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 
 KINDS = ("memes",)
@@ -26,10 +26,13 @@ TASK = "hateful"
 LABEL_NAMES = {"0": "not_hateful", "1": "hateful"}
 
 
-@dataclass(frozen=True)
+@config_class
 class HatefulMemesConfig:
     variant: Literal["seen", "unseen"]
     encodings: list[str]  # tried in this order for each line
+
+
+CONFIG = HatefulMemesConfig
 
 
 class _HatefulMemesRow(BaseModel):

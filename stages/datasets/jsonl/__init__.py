@@ -14,13 +14,13 @@ chunk has a text; it then follows the pictures.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import SPLIT_ALIASES, describe_validation_error
+from stages.shared.core.config import config_class
 from stages.shared.data.records import (
     ArticleRecord,
     CaptionRecord,
@@ -37,9 +37,12 @@ from stages.shared.runtime.stage import InputError
 KINDS = ("articles", "captions", "tweets", "posts")
 
 
-@dataclass(frozen=True)
+@config_class
 class JsonlConfig:
     encodings: list[str]  # tried in this order for each line
+
+
+CONFIG = JsonlConfig
 
 
 class _JsonlRow(BaseModel):

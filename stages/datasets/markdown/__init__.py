@@ -17,6 +17,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from stages.shared.core.config import config_class
 from stages.shared.data.records import ArticleRecord, DatasetItem, ImageFile, Rejection, decode_text
 from stages.shared.runtime.stage import InputError
 
@@ -31,10 +32,13 @@ TITLE_TOKENS = ("text", "code_inline", "softbreak")  # tokens that a title is ma
 LINE_BREAKING_ELEMENTS = ("br", "p", "div", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6")  # HTML
 
 
-@dataclass(frozen=True)
+@config_class
 class MarkdownConfig:
     suffixes: list[str]  # of the files to read, with their dot
     encodings: list[str]  # tried in this order; a byte order mark goes first
+
+
+CONFIG = MarkdownConfig
 
 
 def read(source: Path, kind: str, params: MarkdownConfig) -> Iterator[DatasetItem]:

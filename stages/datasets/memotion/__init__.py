@@ -37,6 +37,7 @@ from stages.datasets.common.files import (
     find_corpus_dir,
     read_lines,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 from stages.shared.runtime.stage import InputError
 
@@ -100,7 +101,7 @@ LABEL_ALIASES = {  # by version and task: value -> the value of version 1
 EMPTY_VALUES = ("", "nan")  # pandas' word for an empty cell
 
 
-@dataclass(frozen=True)
+@config_class
 class MemotionPathsConfig:
     """Names for each split."""
 
@@ -112,7 +113,7 @@ class MemotionPathsConfig:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-@dataclass(frozen=True)
+@config_class
 class MemotionLabelsConfig:
     """Which set of labels a task gets."""
 
@@ -134,7 +135,7 @@ class MemotionLabelsConfig:
         return {task: choice for task, choice in choices.items() if choice != "none"}
 
 
-@dataclass(frozen=True)
+@config_class
 class MemotionConfig:
     files: MemotionPathsConfig  # tables of each split within the corpus, the first that is there
     test_label_files: list[str]  # of test, the first that is there
@@ -149,6 +150,9 @@ class MemotionConfig:
                 f"params.yaml: formats.memotion.validation is {self.validation_fraction}: give a share of 0 "
                 "or more that is less than 1"
             )
+
+
+CONFIG = MemotionConfig
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from stages.datasets.common.files import (
     read_lines,
     resolve_image_file,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data.records import (
     SENTIMENT_LABELS,
     DatasetItem,
@@ -49,7 +50,7 @@ SPLIT_LISTS = {"train": "train.txt", "validation": "valid.txt", "test": "test.tx
 ENCODINGS_KEY = "formats.mvsa.encodings"
 
 
-@dataclass(frozen=True)
+@config_class
 class MvsaConfig:
     label_files: list[str]  # files within the corpus, the first that is there
     data_folder: str  # of texts and pictures, within the corpus
@@ -69,6 +70,9 @@ class MvsaConfig:
                 f"params.yaml: formats.mvsa.validation {self.validation_fraction} and test {self.test_fraction} "
                 "leave nothing to train on: give shares of 0 or more that sum to less than 1"
             )
+
+
+CONFIG = MvsaConfig
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from stages.shared.data.records import (
 )
 
 KINDS = ("articles", "captions", "tweets", "posts", "memes")
+CONFIG = SyntheticConfig
 MIN_IMAGES, MAX_IMAGES = 3, 5  # pictures of an article
 SlotWeights = dict[str, Counter]  # slot -> {value: weight}
 CEILING_RULE = "states what it sees, and of each other slot the value most probable in the split"

@@ -1,13 +1,13 @@
 """What all kinds of the sample corpus share: its numbers, which scenes a split shows, pictures."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
 from random import Random
 from typing import Literal, TypeVar
 
 from stages.datasets.synthetic import article_lexicon, scene_renderer
+from stages.shared.core.config import config_class
 from stages.shared.data.records import Fact, ImageBytes, SlotBox
 from stages.shared.runtime.stage import InputError
 
@@ -16,7 +16,7 @@ TWEET_RULES = ("weather", "phrase")
 T = TypeVar("Card")
 
 
-@dataclass(frozen=True)
+@config_class
 class SyntheticConfig:
     seed: int
     image_size: int

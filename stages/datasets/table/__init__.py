@@ -27,6 +27,7 @@ from stages.datasets.common.files import (
     describe_validation_error,
     read_lines,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data import records
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 from stages.shared.runtime.stage import InputError
@@ -38,7 +39,7 @@ OBJECT_ADAPTER = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
 SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLIT_ALIASES | {"valid": "validation"}
 
 
-@dataclass(frozen=True)
+@config_class
 class TableColumnsConfig:
     """Names of columns; None: the table has no such column."""
 
@@ -49,7 +50,7 @@ class TableColumnsConfig:
     language: str | None
 
 
-@dataclass(frozen=True)
+@config_class
 class TableTaskConfig:
     column: str
     labels: dict[str, str]  # value in the column -> label, in the order of the labels
@@ -63,7 +64,7 @@ class TableTaskConfig:
         return list(dict.fromkeys([*self.labels.values(), *filter(None, [self.default_label])]))
 
 
-@dataclass(frozen=True)
+@config_class
 class TableConfig:
     files: list[str]  # patterns of names within the corpus
     columns: TableColumnsConfig
@@ -77,6 +78,9 @@ class TableConfig:
             raise InputError(
                 "params.yaml: formats.table.columns names neither image nor text: name one of them"
             )
+
+
+CONFIG = TableConfig
 
 
 @dataclass(frozen=True)

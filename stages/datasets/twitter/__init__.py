@@ -18,7 +18,6 @@ would no longer stand together.
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from stages.datasets.common.files import (
@@ -27,6 +26,7 @@ from stages.datasets.common.files import (
     index_images,
     resolve_image_file,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data.records import DatasetItem, Rejection, TweetRecord, decode_text
 from stages.shared.runtime.stage import InputError
 
@@ -35,7 +35,7 @@ ID_PREFIX = "IMGID:"
 NumberedLines = list[tuple[int, bytes]]  # number from 1, content without its end
 
 
-@dataclass(frozen=True)
+@config_class
 class TwitterConfig:
     entity_types: list[str]  # of entities
     entity_type_map: dict[str, str]  # other types of the files -> one of `types`
@@ -48,6 +48,9 @@ class TwitterConfig:
                 f"params.yaml: formats.twitter.tags gives the type {wrong[0]!r}, which is none of "
                 "formats.twitter.types: add it there"
             )
+
+
+CONFIG = TwitterConfig
 
 
 def read(source: Path, kind: str, params: TwitterConfig) -> Iterator[DatasetItem]:

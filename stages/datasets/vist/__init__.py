@@ -32,6 +32,7 @@ from stages.datasets.common.files import (
     index_images,
     resolve_image_file,
 )
+from stages.shared.core.config import config_class
 from stages.shared.data.records import (
     ArticleRecord,
     CaptionRecord,
@@ -58,12 +59,15 @@ UnicodeText = Annotated[str, AfterValidator(validate_unicode)]
 StringId = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 
 
-@dataclass(frozen=True)
+@config_class
 class VistConfig:
     text_version: Literal[
         "original", "tokenised"
     ]  # as it was typed | lower case with spaces and [male]
     image_folders: list[str]  # of the photos, within the corpus
+
+
+CONFIG = VistConfig
 
 
 class _DescriptionRow(BaseModel):

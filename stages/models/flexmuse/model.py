@@ -33,6 +33,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stages.shared.core.config import config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
@@ -46,7 +47,7 @@ KINDS = ("articles",)  # of corpora; captions have no chunks to prefer between
 GateMode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
 
 
-@dataclass(frozen=True)
+@config_class
 class ModelConfig:
     d_model: int
     max_topic_tokens: int
@@ -74,7 +75,7 @@ class ModelConfig:
             raise InputError("models.flexmuse.network: a concatenation holds the topic: no prompt")
 
 
-@dataclass(frozen=True)
+@config_class
 class PreferenceConfig:
     beta: float
     loss_type: Literal["pairwise", "softmax"]
@@ -82,7 +83,7 @@ class PreferenceConfig:
     sft_weight: float
 
 
-@dataclass(frozen=True)
+@config_class
 class InputDims:
     """What the model reads, measured on the features."""
 

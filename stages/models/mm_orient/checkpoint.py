@@ -28,10 +28,10 @@ from stages.shared.backbones.classifier import (
     TEXT_ENCODER_DIR,
     check_language,
     count_parameters,
-    load_config,
     load_model_config,
+    read_model_config,
 )
-from stages.shared.core.config import build_config, check_at_least
+from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
 from stages.shared.modeling.registry import load_paper
@@ -47,26 +47,20 @@ TOXICITY_DIR, REGION_WEIGHTS_FILE = (
 )  # within the folder of a model
 
 
-@dataclass(frozen=True)
+@config_class
 class MmOrientTextConfig:
     encoder: str
-    max_subwords: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, pieces=1)
+    max_subwords: int = Field(ge=1)
 
 
-@dataclass(frozen=True)
+@config_class
 class MmOrientImageConfig:
     encoder: Literal["patches", resnet.ResNetName]
-    image_size: int
-    grid_size: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, size=resnet.MIN_IMAGE_SIZE, grid=1)
+    image_size: int = Field(ge=resnet.MIN_IMAGE_SIZE)
+    grid_size: int = Field(ge=1)
 
 
-@dataclass(frozen=True)
+@config_class
 class MmOrientRun:
     model: str
     corpus: str
@@ -76,10 +70,7 @@ class MmOrientRun:
     image: MmOrientImageConfig
     task_features: text_features.TaskFeatureConfig
     training: Schedule
-    eval_batch_size: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, batch=1)
+    eval_batch_size: int = Field(ge=1)
 
 
 @dataclass
@@ -214,7 +205,7 @@ def create(
         else build_region_extractor(picture, "default")
     )
     shape = region_shape(regions, features)
-    shapes = module.Shapes(
+    shapes = module.InputDims(
         tasks={task: len(labels) for task, labels in learned.items()},
         text_width=text.width if text else tokens_width(rows, features),
         region_width=shape[1],
@@ -292,11 +283,11 @@ def state_dict_to_save(encoder: TextEncoder) -> dict[str, torch.Tensor]:
 
 def restore(folder: Path) -> MmOrientClassifier:
     """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
-    config = load_config(folder)
+    config = read_model_config(folder)
     module, place = load_paper(config["model"]), f"{folder}/config.json"
     model = module.Model(
-        build_config(module.Network, config["network"], place),
-        build_config(module.Shapes, config["shapes"], place),
+        build_config(module.ModelConfig, config["network"], place),
+        build_config(module.InputDims, config["shapes"], place),
     )
     weights = load_file(folder / "model.safetensors")
     if weights.keys() != untied_state_dict(model).keys():
@@ -313,7 +304,7 @@ def restore(folder: Path) -> MmOrientClassifier:
         regions.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))
     about = build_config(text_features.TaskFeatureConfig, config["task_features"], place)
     if about.toxicity != text_features.NO_MODEL:
-        about = replace(about, toxicity=str(folder / TOXICITY_DIR))
+        about = replace(about, toxicity_model=str(folder / TOXICITY_DIR))
     return MmOrientClassifier(module, model.to(get_device()).eval(), text, regions, about, config)
 
 

@@ -57,6 +57,7 @@ from torch_geometric.nn.conv import SAGEConv
 from stages.models.mm_orient import relation_graph
 from stages.models.mm_orient.dataset import UNLABELED
 from stages.models.mm_orient.feature_noise import add_noise, create_generators
+from stages.shared.core.config import config_class
 from stages.shared.modeling.layers import Standardizer
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.runtime.stage import InputError
@@ -68,7 +69,7 @@ MODALITIES = ("t", "i")
 ModalityPair = tuple[Tensor, Tensor]  # of the text and of the picture
 
 
-@dataclass(frozen=True)
+@config_class
 class RelationConfig:
     """Numbers of CMRL."""
 
@@ -84,13 +85,13 @@ class RelationConfig:
         return width**0.5 if self.scale == "root" else 1.0
 
 
-@dataclass(frozen=True)
+@config_class
 class NoiseConfig:
     train_std: float
     eval_std: float
 
 
-@dataclass(frozen=True)
+@config_class
 class ModelConfig:
     inputs: Literal["full", "text_only", "regions_only", "clip", "concatenation"]
     use_layer_norm: bool
@@ -144,7 +145,7 @@ class ModelConfig:
         return self.hima_levels in ("both", "first"), self.hima_levels in ("both", "second")
 
 
-@dataclass(frozen=True)
+@config_class
 class InputDims:
     """What the model reads and says, measured on the corpus and its features."""
 
@@ -376,7 +377,7 @@ class Model(nn.Module):
         super().__init__()
         self.network, self.shapes = network, shapes
         full, width = network.inputs == "full", 0
-        of_means = network if full else replace(network, hima="none")
+        of_means = network if full else replace(network, hima_levels="none")
         if network.inputs in ("full", "text_only", "concatenation"):
             self.read_pieces = Hima(shapes.text_width, of_means)
             width += self.read_pieces.width
@@ -438,7 +439,7 @@ class Model(nn.Module):
         draws = None if self.training else create_generators(torch.cat(x.pooled, -1))
         return replace(
             x,
-            pieces=add_noise(x.subwords, x.subword_mask, sigma, draws),
+            subwords=add_noise(x.subwords, x.subword_mask, sigma, draws),
             regions=add_noise(x.regions, x.region_mask, sigma, draws),
             pooled=tuple(
                 add_noise(e, has, sigma, draws)

@@ -11,7 +11,6 @@ adds the mean of its last hidden states.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from stages.shared.backbones import bert
 from stages.shared.backbones.bert import TextEncoder
+from stages.shared.core.config import config_class
 from stages.shared.runtime.stage import InputError
 
 NO_MODEL = "none"
@@ -68,7 +68,7 @@ ELONGATED_PATTERN = regex.compile(r"(\p{L})\1\1")  # sooo
 _WORD_SETS = {name: frozenset(words.split()) for name, words in WORD_CLASSES.items()}
 
 
-@dataclass(frozen=True)
+@config_class
 class TaskFeatureConfig:
     use_lexicon: bool
     toxicity_model: str

@@ -33,11 +33,11 @@ from stages.shared.backbones.classifier import (
     TEXT_ENCODER_DIR,
     check_language,
     count_parameters,
-    load_config,
     load_model_config,
+    read_model_config,
 )
 from stages.shared.backbones.resnet import ResNet
-from stages.shared.core.config import build_config, check_at_least
+from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.data import image_store
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
@@ -48,30 +48,24 @@ from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.loop import Schedule
 
 
-@dataclass(frozen=True)
+@config_class
 class MuseTextConfig:
     encoder: str
     num_tuned_layers: int | Literal["all"]
-    max_subwords: int
-    lr_multiplier: float
-
-    def __post_init__(self) -> None:
-        check_at_least(self, pieces=1, rate=0)
+    max_subwords: int = Field(ge=1)
+    lr_multiplier: float = Field(ge=0)
 
 
-@dataclass(frozen=True)
+@config_class
 class MuseImageConfig:
     encoder: Literal["patches", resnet.ResNetName]
     weights: resnet.ResNetWeights
-    image_size: int
-    grid_size: int
-    lr_multiplier: float
-
-    def __post_init__(self) -> None:
-        check_at_least(self, size=resnet.MIN_IMAGE_SIZE, grid=1, rate=0)
+    image_size: int = Field(ge=resnet.MIN_IMAGE_SIZE)
+    grid_size: int = Field(ge=1)
+    lr_multiplier: float = Field(ge=0)
 
 
-@dataclass(frozen=True)
+@config_class
 class MuseRun:
     model: str
     corpus: str
@@ -80,10 +74,7 @@ class MuseRun:
     text: MuseTextConfig
     image: MuseImageConfig
     training: Schedule
-    eval_batch_size: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, batch=1)
+    eval_batch_size: int = Field(ge=1)
 
 
 @dataclass
@@ -137,7 +128,7 @@ def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> Mu
     pictures = build_image_encoder(run.image, patches.shape[1:])
     if run.image.encoder == PRECOMPUTED_PATCHES:
         pictures.fit_normalization(patches)
-    shapes = module.Shapes(
+    shapes = module.InputDims(
         task=task,
         labels=len(labels),
         text_width=encoder.width,
@@ -213,12 +204,12 @@ def state_dict_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def restore(folder: Path) -> MuseClassifier:
     """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
-    config = load_config(folder)
+    config = read_model_config(folder)
     module, place = load_paper(config["model"]), f"{folder}/config.json"
     picture = build_config(MuseImageConfig, config["picture"], place)
     model = module.Model(
-        build_config(module.Network, config["network"], place),
-        build_config(module.Shapes, config["shapes"], place),
+        build_config(module.ModelConfig, config["network"], place),
+        build_config(module.InputDims, config["shapes"], place),
         bert.restore(folder / TEXT_ENCODER_DIR),
         build_image_encoder(replace(picture, weights="none"), config["patches"]),
     )

@@ -60,7 +60,7 @@ from torchcrf import CRF
 
 from stages.models.muse import pixelcnn, show_attend_tell
 from stages.models.muse.transformer import TransformerLayer
-from stages.shared.core.config import check_at_least, check_fraction, raise_on_faults
+from stages.shared.core.config import Field, config_class, raise_on_faults
 from stages.shared.modeling.layers import gather_rows, masked_mean, scatter_rows
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.loop import Batch, LossTerms
@@ -70,40 +70,34 @@ ModalityPair = tuple[Tensor, Tensor]  # of the text and of the picture
 EPSILON = 1e-9  # 0.29 * 100 is 28.999...96, and 29 tokens are meant
 
 
-@dataclass(frozen=True)
+@config_class
 class CaptioningConfig:
-    alpha: float
-    min_count: int
-    max_length: int
+    alpha: float = Field(ge=0)
+    min_count: int = Field(ge=1)
+    max_length: int = Field(ge=3)
     decoder: show_attend_tell.ShowAttendTellConfig
 
-    def __post_init__(self) -> None:
-        check_at_least(self, alpha=0, min_count=1, at_most=3)  # a word and two ends
 
-
-@dataclass(frozen=True)
+@config_class
 class DrawingConfig:
-    beta: float
-    lr_multiplier: float
-    max_images_per_batch: int
+    beta: float = Field(ge=0)
+    lr_multiplier: float = Field(ge=0)
+    max_images_per_batch: int = Field(ge=1)
     decoder: pixelcnn.PixelCNNConfig
 
-    def __post_init__(self) -> None:
-        check_at_least(self, beta=0, rate=0, items=1)
 
-
-@dataclass(frozen=True)
+@config_class
 class ModelConfig:
-    d_model: int
-    num_layers: int
-    num_heads: int
-    d_ff: int
-    dropout: float
+    d_model: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    d_ff: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
     norm: Literal["pre", "post"]
     mu: int
     eta: int
-    theta: float
-    min_exchanged_tokens: int
+    theta: float = Field(ge=0, lt=1)
+    min_exchanged_tokens: int = Field(ge=0)
     exchange: Literal["replace", "residual"]
     token_selection: Literal["cls_attention", "random", "norm"]
     exchange_count: Literal["floor", "quantile"]
@@ -111,20 +105,17 @@ class ModelConfig:
     fusion: Literal["exchange", "concatenation", "cross_attention", "text"]
     image_pooling: Literal["mean", "attention", "cell"]
     head: Literal["linear", "mlp"]
-    head_dropout: float
+    head_dropout: float = Field(ge=0, lt=1)
     share_projection: bool
-    sigma: float
+    sigma: float = Field(ge=0)
     use_captioning: bool
     captioning: CaptioningConfig
     use_image_generation: bool
     image_generation: DrawingConfig
-    image_drop_prob: float
-    text_drop_prob: float
+    image_drop_prob: float = Field(ge=0)
+    text_drop_prob: float = Field(ge=0)
 
     def __post_init__(self) -> None:
-        check_at_least(self, d_model=1, layers=1, heads=1, d_ff=1, at_least=0, sigma=0)
-        check_at_least(self, missing_picture=0, missing_text=0)
-        check_fraction(self, "theta", "dropout", "head_dropout")
         raise_on_faults(
             {
                 f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.num_layers}": (
@@ -145,7 +136,7 @@ class ModelConfig:
         return self.mu <= layer <= self.eta
 
 
-@dataclass(frozen=True)
+@config_class
 class InputDims:
     """What the model reads and says, measured on the corpus and its features."""
 

@@ -18,7 +18,6 @@ Here g starts with 1 and s with exp(-2), a part of the range of colours: scenes 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared.core.config import check_at_least, check_fraction, raise_on_faults
+from stages.shared.core.config import Field, config_class, raise_on_faults
 
 LEVELS = 256
 HALF_LEVEL = 1 / (LEVELS - 1)  # of the range from -1 to 1
@@ -47,17 +46,15 @@ DOWN_RIGHT_SHIFTED: tuple[KernelSize, Padding] = (
 )  # a row above, a column before
 
 
-@dataclass(frozen=True)
+@config_class
 class PixelCNNConfig:
-    image_size: int
-    num_blocks: int
-    num_filters: int
-    num_mixtures: int
-    dropout: float
+    image_size: int = Field(ge=DOWNSAMPLING)
+    num_blocks: int = Field(ge=1)
+    num_filters: int = Field(ge=1)
+    num_mixtures: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
 
     def __post_init__(self) -> None:
-        check_at_least(self, size=DOWNSAMPLING, blocks=1, filters=1, mixtures=1)
-        check_fraction(self, "dropout")
         raise_on_faults(
             {
                 f"size is {self.image_size}, and pictures are halved twice: give a multiple of "

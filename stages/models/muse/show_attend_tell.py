@@ -17,13 +17,12 @@ and dropout is on what goes into the deep output.
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import check_at_least, check_fraction
+from stages.shared.core.config import Field, config_class
 from stages.shared.runtime.stage import InputError
 from stages.shared.training.losses import token_log_probs
 
@@ -31,17 +30,13 @@ PAD, SOS, EOS, UNK = range(4)
 SPECIAL_TOKENS = ["<pad>", "<sos>", "<eos>", "<unk>"]
 
 
-@dataclass(frozen=True)
+@config_class
 class ShowAttendTellConfig:
-    embedding_dim: int
-    hidden_size: int
-    attention_dim: int
-    dropout: float
-    doubly_stochastic_weight: float
-
-    def __post_init__(self) -> None:
-        check_at_least(self, embed=1, hidden=1, attention=1, doubly_stochastic=0)
-        check_fraction(self, "dropout")
+    embedding_dim: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    attention_dim: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    doubly_stochastic_weight: float = Field(ge=0)
 
 
 class CaptionLoss(NamedTuple):

@@ -56,6 +56,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, minimum, nn
 
+from stages.shared.core.config import config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import decoding
 from stages.shared.generation.article_dataset import ArticleDataset
@@ -76,7 +77,7 @@ EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
 
 
-@dataclass(frozen=True)
+@config_class
 class ModelConfig:
     d_model: int
     max_topic_tokens: int
@@ -124,7 +125,7 @@ class ModelConfig:
             raise InputError(f"models.tippo.network: {'; '.join(found)}")
 
 
-@dataclass(frozen=True)
+@config_class
 class PreferenceConfig:
     gamma: float
     discount: Literal["progress", "literal"]
@@ -164,7 +165,7 @@ class PreferenceConfig:
             raise InputError(f"models.tippo.preference: {'; '.join(found)}")
 
 
-@dataclass(frozen=True)
+@config_class
 class InputDims:
     """What the model reads, measured on the features."""
 

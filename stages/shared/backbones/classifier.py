@@ -19,7 +19,7 @@ TEXT_ENCODER_DIR = "text_encoder"  # folder within that of a model
 
 def load_model_config(run):
     """The numbers of a run's model that its weights depend on."""
-    return load_config(load_paper(run.model).Network, "models", run.model, "network")
+    return load_config(load_paper(run.model).ModelConfig, "models", run.model, "network")
 
 
 def check_language(run: Any, rows: list[dict]) -> None:
@@ -46,7 +46,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
     return counts
 
 
-def load_config(folder: Path) -> dict:
+def read_model_config(folder: Path) -> dict:
     """config.json of a trained folder. Raises WrongInput if it is not there."""
     try:
         return json.loads((folder / "config.json").read_text())

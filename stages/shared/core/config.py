@@ -1,23 +1,67 @@
-"""params.yaml -> frozen dataclasses. A value lives in params.yaml or nowhere: no defaults."""
+"""params.yaml -> frozen, validated configs. A value lives in a file or nowhere: no defaults in code.
 
-import types
-from dataclasses import fields, is_dataclass
+A config class stands beside the code that it configures:
+
+    @config_class
+    class CleanConfig:
+        unicode_form: Literal["NFKC", "NFC"] = Field(description="Unicode normalization form")
+        max_length: int = Field(ge=1, description="characters")
+
+`load_config(CleanConfig, "clean")` reads the section `clean`. Unknown and missing keys, wrong types
+and values out of range stop the run with one sentence that names them all.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, dataclass_transform
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.shared.runtime.stage import InputError
 
+__all__ = ["Field", "build_config", "config_class", "load_config", "read_params"]
+
 T = TypeVar("T")
 PARAMS_FILE = Path("params.yaml")
+_TYPES = {  # pydantic's error types -> what to give
+    "int_type": "int",
+    "int_from_float": "int",
+    "float_type": "float",
+    "bool_type": "bool",
+    "string_type": "str",
+    "none_required": "null",
+    "list_type": "a list",
+    "dict_type": "a section",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than_equal": "{ge:g} or more",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "{le:g} or less",
+    "less_than": "less than {lt:g}",
+}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def config_class(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values are validated: strict types, bounds of `Field`, no extra key.
+
+    `dataclasses.asdict`, `replace` and `fields` work on it.
+    """
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
 
 
 def read_params() -> dict[str, Any]:
-    """The whole of params.yaml. Raises WrongInput if it is missing or not YAML."""
+    """All sections of params.yaml. Raises InputError if it is missing or not valid YAML."""
     try:
-        values = YAML(typ="safe").load(PARAMS_FILE)  # YAML 1.2 as DVC writes it: 1e-05 is a number
+        values = YAML(typ="safe").load(PARAMS_FILE)  # YAML 1.2, like DVC: 1e-05 is a number
     except FileNotFoundError:
         raise InputError(f"{PARAMS_FILE} is missing: run from the project's folder") from None
     except YAMLError as error:
@@ -28,120 +72,99 @@ def read_params() -> dict[str, Any]:
 
 
 def load_config(kind: type[T], *section: str) -> T:
-    """Fill the dataclass `kind` from one section, e.g. load(Params, "models", "flexmuse").
+    """Build the config `kind` from one section, e.g. load_config(ModelConfig, "models", "flexmuse").
 
-    Raises WrongInput that names every missing and unknown key, or the value of a wrong type.
+    Raises InputError that names every missing or unknown key and every wrong value.
     """
     values: Any = read_params()
     for depth, key in enumerate(section):
         if not isinstance(values, dict) or key not in values:
-            given = ", ".join(values) if isinstance(values, dict) else "no section"
-            above = ".".join(section[:depth]) or "the top level"
-            raise InputError(f"{PARAMS_FILE}: {key} is missing in {above} (there: {given})")
+            present = ", ".join(values) if isinstance(values, dict) else "no section"
+            parent = ".".join(section[:depth]) or "the top level"
+            raise InputError(f"{PARAMS_FILE}: {key} is missing in {parent} (there: {present})")
         values = values[key]
     return build_config(kind, values, ".".join(section))
 
 
-def build_config(kind: Any, value: Any, name: str) -> Any:
-    """`value` (plain YAML) as `kind`: a dataclass, list, dict, union, Literal or scalar type.
+def build_config(kind: type[T], value: Any, name: str) -> T:
+    """`value` (plain YAML or JSON) as `kind`: a config class, or any type that pydantic knows.
 
-    A dataclass that refuses its values with ValueError need not know its section's name.
+    name: the dotted path of `value`, for messages. Raises InputError.
     """
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return _build_dataclass(kind, value, name)
-    origin = get_origin(kind)
-    if origin is list and isinstance(value, list):
-        (inner,) = get_args(kind)
-        return [build_config(inner, item, f"{name}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        _, inner = get_args(kind)
-        return {key: build_config(inner, item, f"{name}.{key}") for key, item in value.items()}
-    if origin is Literal:
-        if value in get_args(kind):
-            return value
-        choices = " | ".join(map(str, get_args(kind)))
-        raise InputError(f"{PARAMS_FILE}: {name} is {value!r}: choose one of {choices}")
-    if origin in (Union, types.UnionType):
-        return _build_union(get_args(kind), value, name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is None and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    expected = getattr(kind, "__name__", str(kind))
-    raise InputError(f"{PARAMS_FILE}: {name} is {value!r}: give {expected}")
+    try:  # as JSON: a strict validation of Python values would want instances of config classes
+        return _adapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise InputError(f"{PARAMS_FILE}: {_describe(error, value, name)}") from None
 
 
-def _build_dataclass(kind: Any, value: Any, name: str) -> Any:
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{PARAMS_FILE}: {name} must be a section with {_field_names(fields(kind))}"
-        )
-    known, given = {field.name for field in fields(kind)}, set(value)
-    if known != given:
-        faults = [f"missing {key}" for key in sorted(known - given)]
-        faults += [f"unknown {key}" for key in sorted(given - known, key=str)]
-        raise InputError(f"{PARAMS_FILE}: {name}: {', '.join(faults)}")
-    hints = get_type_hints(kind)
-    values = {key: build_config(hints[key], value[key], f"{name}.{key}") for key in value}
-    try:
-        return kind(**values)
-    except ValueError as fault:
-        raise InputError(f"{PARAMS_FILE}: {name}: {fault}") from None
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    strict = None if hasattr(kind, "__pydantic_config__") else ConfigDict(strict=True)
+    return TypeAdapter(kind, config=strict)
+
+
+def _describe(error: ValidationError, value: Any, name: str) -> str:
+    """All faults in one sentence: keys by section first, then values."""
+    keys: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False):
+        path = _real_path(fault["loc"], value)
+        if fault["type"] in ("missing", "unexpected_keyword_argument"):
+            verb = "missing" if fault["type"] == "missing" else "unknown"
+            *parent, key = fault["loc"]
+            keys.setdefault(_dotted(name, parent), []).append(f"{verb} {key}")
+        elif fault["type"] == "value_error":
+            values.setdefault(_dotted(name, path), []).append(f": {fault['ctx']['error']}")
+        else:
+            place = _dotted(name, path)
+            values.setdefault(place, []).append(_expected(fault, place))
+    told = [f"{place}: {', '.join(sorted(found))}" for place, found in keys.items()]
+    for place, found in values.items():
+        first, *others = dict.fromkeys(found)
+        told.append(place + first + "".join(f" or {_without_value(other)}" for other in others))
+    return "; ".join(told)
+
+
+def _expected(fault: Any, place: str) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind in ("dataclass_type", "dataclass_exact_type"):
+        return f" must be a section, not {fault['input']!r}"
+    if kind == "literal_error":
+        choices = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        wanted = f"choose one of {' | '.join(choices)}"
+    elif kind in _BOUNDS:
+        wanted = f"give {_BOUNDS[kind].format(**context)}"
+    else:
+        wanted = f"give {_TYPES.get(kind, fault['msg'])}"
+    return f" is {fault['input']!r}: {wanted}"
+
+
+def _without_value(said: str) -> str:
+    return said.rpartition(": ")[2].removeprefix("give ")
+
+
+def _real_path(location: Sequence[str | int], value: Any) -> list[str | int]:
+    """`location` as far as it leads through `value`: pydantic adds names of a union's types."""
+    path: list[str | int] = []
+    for key in location:
+        inside = isinstance(value, Mapping) and key in value
+        if not inside and not (isinstance(value, list) and isinstance(key, int)):
+            break
+        value = value[key]
+        path.append(key)
+    return path
+
+
+def _dotted(name: str, path: Sequence[str | int]) -> str:
+    return name + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+
+
+def field_names(kind: Any) -> list[str]:
+    """The keys of a section."""
+    return [field.name for field in fields(kind)]
 
 
 def raise_on_faults(faults: dict[str, bool]) -> None:
-    """Raises ValueError that says those which are there."""
+    """Raises ValueError that names those that are there."""
     if found := [fault for fault, here in faults.items() if here]:
         raise ValueError("; ".join(found))
-
-
-def check_at_least(section: Any, **lowest: float) -> None:
-    """Raises ValueError if one of these keys of a section lies below its lowest value."""
-    given = {key: getattr(section, key) for key in lowest}
-    raise_on_faults(
-        {
-            f"{key} is {value}: give {lowest[key]} or more": not value >= lowest[key]
-            for key, value in given.items()
-        }
-    )
-
-
-def check_between(section: Any, low: float, high: float, *keys: str) -> None:
-    """Raises ValueError if one of these keys of a section lies outside of low to high."""
-    given = {key: getattr(section, key) for key in keys}
-    raise_on_faults(
-        {
-            f"{key} is {value}: give {low} to {high}": not low <= value <= high
-            for key, value in given.items()
-        }
-    )
-
-
-def check_fraction(section: Any, *keys: str) -> None:
-    """Raises ValueError if one of these keys of a section is below 0, or is not below 1."""
-    given = {key: getattr(section, key) for key in keys}
-    raise_on_faults(
-        {
-            f"{key} is {value}: give 0 or more and less than 1": not 0 <= value < 1
-            for key, value in given.items()
-        }
-    )
-
-
-def _build_union(kinds: tuple, value: Any, name: str) -> Any:
-    """`value` as the first of these types that takes it; the last one says what is wrong."""
-    if value is None and types.NoneType in kinds:
-        return None
-    *first, last = [kind for kind in kinds if kind is not types.NoneType]
-    for kind in first:
-        try:
-            return build_config(kind, value, name)
-        except InputError:
-            pass
-    return build_config(last, value, name)
-
-
-def _field_names(of: Any) -> str:
-    return ", ".join(field.name for field in of)

@@ -9,12 +9,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
-from stages.shared.core.config import check_at_least
+from stages.shared.core.config import Field, config_class
 from stages.shared.runtime.stage import InputError, kill_when_parent_dies
 
 T = TypeVar("T")
@@ -23,15 +22,12 @@ R = TypeVar("R")
 PENDING_BATCHES_PER_WORKER = 2  # batches a worker that are in memory at once
 
 
-@dataclass(frozen=True)
+@config_class
 class EngineConfig:
     """The section `engine`."""
 
     backend: Literal["inline", "threads", "process", "ray"]
-    workers: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, workers=0)
+    workers: int = Field(ge=0)
 
 
 def map_batches(

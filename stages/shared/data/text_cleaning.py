@@ -16,7 +16,6 @@ letters and marks of every script stay. An apostrophe in a word and a digit go w
 other punctuation leaves a space.
 """
 
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from typing import Literal
@@ -24,7 +23,7 @@ from unicodedata import decomposition, normalize
 
 import regex
 
-from stages.shared.core.config import raise_on_faults
+from stages.shared.core.config import config_class, raise_on_faults
 
 URL_CHARACTER = r"[\x21-\x7e--[<>\"()]]"
 URL_LAST_CHARACTER = (
@@ -68,7 +67,7 @@ TURKIC_LANGUAGES = ("tr", "az")
 TURKIC_LOWERCASE = str.maketrans({"I": "\u0131", "\u0130": "i"})  # there I is no capital i
 
 
-@dataclass(frozen=True)
+@config_class
 class OverlayCleanConfig:
     """What is done to the words over a meme beyond what is done to every text."""
 
@@ -85,7 +84,7 @@ class OverlayCleanConfig:
         raise_on_faults({"sites names an empty ending: take it out": "" in endings})
 
 
-@dataclass(frozen=True)
+@config_class
 class CleanConfig:
     unicode_form: Literal["NFKC", "NFC"]
     remove_urls: bool  # take out addresses

@@ -6,10 +6,10 @@ padding). Batches have one shape, so a row's bytes do not depend on what stood b
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from stages.shared.core.config import config_class
 from stages.shared.data import image_store
 from stages.shared.encoders.base import Encoder, TextTower
 from stages.shared.pretrained.feature_cache import (
@@ -23,7 +23,7 @@ from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
 
 
-@dataclass(frozen=True)
+@config_class
 class EmbedConfig:
     """The section `embed`."""
 

@@ -7,7 +7,7 @@ blocks on what it leaves; its pooled output is trained to be the caption's sente
 B pictures or texts, S side in pixels, P = (S/patch)^2 tokens of width d, L tokens of width 384.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from math import gcd
 from pathlib import Path
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.shared.core.config import config_class
 from stages.shared.encoders.base import Encoder, TextTower, save_encoder_config
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import minilm
@@ -34,7 +35,7 @@ PATCH_SIZES = [2, 4, 8, 16]  # the stem has a stage for each factor of 2
 MAX_NORM_GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
 
 
-@dataclass(frozen=True)
+@config_class
 class TinyEncoderConfig:
     image_size: int  # S, pixels
     patch_size: int  # side of the picture that one token stands for, pixels

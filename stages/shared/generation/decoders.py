@@ -9,13 +9,14 @@ them, the small one as many as its writer asks for.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import regex
+
+from stages.shared.core.config import config_class
 
 # isort: split
 from stages.shared.runtime.stage import InputError, allow_downloads
@@ -33,7 +34,7 @@ _PUNCTUATION_BESIDE_CJK = regex.compile(
 )
 
 
-@dataclass(frozen=True)
+@config_class
 class TinyT5Config:
     vocab_size: int
     num_layers: int
@@ -42,7 +43,7 @@ class TinyT5Config:
     dropout: float
 
 
-@dataclass(frozen=True)
+@config_class
 class DecoderConfig:
     tiny: TinyT5Config
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.shared.core.config import build_config, load_config
+from stages.shared.core.config import build_config, config_class, load_config
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders, decoding
@@ -29,13 +29,13 @@ from stages.shared.torch_setup.devices import get_device, inference_context
 from stages.shared.training.loop import Batch, Schedule, to_device
 
 
-@dataclass(frozen=True)
+@config_class
 class QualityMonitorConfig:
     max_eval_samples: int
     max_score_drop: float
 
 
-@dataclass(frozen=True)
+@config_class
 class GenerationConfig:
     num_beams: int
     temperature: float
@@ -48,7 +48,7 @@ class GenerationConfig:
             raise InputError("generation: draw (temperature) or search (beams), not both")
 
 
-@dataclass(frozen=True)
+@config_class
 class GeneratorRun:
     model: str
     corpus: str
@@ -87,7 +87,7 @@ class TextGenerator:
 
     def build_dataset(self, rows: list[dict], features: Features) -> ChunkDataset | ArticleDataset:
         """Rows of CHUNKS as what the model writes one text about: chunks or articles."""
-        return self.paper.Items(rows, features, self.tokenizer, self.limits)
+        return self.paper.Dataset(rows, features, self.tokenizer, self.limits)
 
     def generate(self, batch: Batch, generation: GenerationConfig) -> Generation:
         """A text for each item of a batch. Whoever wants it drawn alike again seeds before."""
@@ -120,12 +120,12 @@ class TextGenerator:
 
 def load_model_config(run: GeneratorRun):
     """The numbers of a run's model that its weights depend on."""
-    return load_config(load_paper(run.model).Network, "models", run.model, "network")
+    return load_config(load_paper(run.model).ModelConfig, "models", run.model, "network")
 
 
 def load_preference_config(run: GeneratorRun):
     """The numbers of its preference objective."""
-    return load_config(load_paper(run.model).Preference, "models", run.model, "preference")
+    return load_config(load_paper(run.model).PreferenceConfig, "models", run.model, "preference")
 
 
 def load_decoder_config() -> decoders.DecoderConfig:
@@ -141,7 +141,7 @@ def create_generator(run: GeneratorRun, rows: list[dict], features: Features) ->
     t5, tokenizer = decoders.create_decoder(
         run.decoder, load_decoder_config(), sizes.d_model, texts, marks
     )
-    shapes = module.shapes(features)
+    shapes = module.infer_input_dims(features)
     of_record = Counter(record for record, _ in {(row["record"], row["position"]) for row in rows})
     config = {
         "model": run.model,
@@ -178,11 +178,11 @@ def load_generator(folder: Path) -> TextGenerator:
         )
     module = load_paper(config["model"])
     t5, tokenizer = decoders.load_decoder(folder)
-    sizes = build_config(module.Network, config["network"], f"{folder}/config.json")
+    sizes = build_config(module.ModelConfig, config["network"], f"{folder}/config.json")
     weights = load_file(folder / "model.safetensors")
     if "t5.lm_head.weight" in weights:  # `unique` leaves out a tied one
         decoders.untie_lm_head(t5)
-    model = module.Model(sizes, module.Shapes(**config["shapes"]), t5)
+    model = module.Model(sizes, module.InputDims(**config["shapes"]), t5)
     if weights.keys() != untied_state_dict(model).keys():
         raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
     model.load_state_dict(weights, strict=False)  # strict would ask for tied weights again

@@ -20,9 +20,9 @@ from hashlib import sha256
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from stages.shared.core.config import check_at_least, raise_on_faults
+from stages.shared.core.config import Field, config_class, raise_on_faults
 from stages.shared.data.cache import Store
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.runtime.progress import progress_bar
@@ -50,24 +50,22 @@ _EARLY_FINISH_REASONS = {
 MAX_MESSAGE_CHARACTERS = 200  # characters of a server's message that are shown
 
 
-@dataclass(frozen=True)
+@config_class
 class ChatConfig:
     """What a section of params says of the model that it asks."""
 
     model: str
     temperature: float | None
-    max_completion_tokens: int
-    concurrency: int
-    max_retries: int
+    max_completion_tokens: int = Field(ge=1)
+    concurrency: int = Field(ge=1)
+    max_retries: int = Field(ge=0)
     timeout: float  # seconds
-    max_attempts: int
-    max_total_tokens: int
-    max_failed_fraction: float  # share of the questions
+    max_attempts: int = Field(ge=1)
+    max_total_tokens: int = Field(ge=0)
+    max_failed_fraction: float = Field(ge=0)  # share of the questions
 
     def __post_init__(self) -> None:
         """Raises ValueError: with no question at once, for one, all would wait forever."""
-        check_at_least(self, answer_tokens=1, concurrency=1, retries=0, attempts=1)
-        check_at_least(self, max_tokens_total=0, max_failed=0)
         raise_on_faults({f"timeout is {self.timeout}: give more than 0": not self.timeout > 0})
 
 

@@ -1,16 +1,19 @@
-"""What every stage does around its work: say errors in one sentence, write all or nothing.
+"""What every stage does around its work: options, errors in one sentence, all output or none.
+
+def main(records: Path, output: Path) -> None: ...
 
 if __name__ == "__main__":
-    with stage():
-        main(load(Params, "clean"), *map(Path, sys.argv[1:]))
+    run_stage(main)  # python -m stages.NAME --records RECORDS --output OUTPUT
 """
 
+import argparse
 import ctypes
+import inspect
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -58,8 +61,9 @@ def model_load_error(asked: str, remedy: str, error: Exception) -> InputError:
 
 
 @contextmanager
-def run_stage() -> Iterator[None]:
-    """Run a stage's main: WrongInput ends the command with its sentence and exit code 1."""
+def stage_process() -> Iterator[None]:
+    """The process of a stage: it dies with its parent, and an InputError ends it with one sentence
+    and exit code 1."""
     kill_when_parent_dies()
     try:
         yield
@@ -67,6 +71,21 @@ def run_stage() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def run_stage(main: Callable[..., None]) -> None:
+    """Run a stage's `main`, whose parameters are the options of its command.
+
+    A parameter `features: Path` is the required option `--features FEATURES`.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name, parameter in inspect.signature(main).parameters.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, required=True, type=parameter.annotation)
+    options = vars(parser.parse_args())
+    with stage_process():
+        main(**options)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +21,7 @@ from pydantic import BaseModel, Field
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from stages.shared.core.config import config_class
 from stages.shared.data.cache import Store, batched
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.runtime.stage import InputError, work_dir
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # half a second to import, for nothing where no model is name
 _MAX_MESSAGE_LENGTH = 200  # characters of a server's message that are shown
 
 
-@dataclass(frozen=True)
+@config_class
 class EmbeddingServerConfig:
     """Of the embeddings of `openai:MODEL`."""
 
@@ -43,7 +43,7 @@ class EmbeddingServerConfig:
     timeout: float  # seconds
 
 
-@dataclass(frozen=True)
+@config_class
 class RewardConfig:
     """The section `rewards`."""
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import check_at_least, load_config, raise_on_faults
+from stages.shared.core.config import Field, config_class, load_config, raise_on_faults
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import get_device, inference_context, supports_bf16
@@ -31,26 +31,24 @@ UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # every weight learns at
 RESULT_NEUTRAL_MODULES = Path("stages/shared/runtime")
 
 
-@dataclass(frozen=True)
+@config_class
 class TrainingConfig:
     checkpoint_interval_seconds: float
 
 
-@dataclass(frozen=True)
+@config_class
 class Schedule:
     seed: int
-    max_steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    eval_steps: int
-    patience: int
+    max_steps: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(ge=0)
+    warmup_ratio: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(ge=0)
+    eval_steps: int = Field(ge=1)
+    patience: int = Field(ge=1)
 
     def __post_init__(self) -> None:
-        check_at_least(self, steps=0, batch=1, learning_rate=0, warmup=0, weight_decay=0)
-        check_at_least(self, clip_norm=0, validate_every=1, patience=1)
         raise_on_faults({f"warmup is {self.warmup_ratio}: give 0 to 1": self.warmup_ratio > 1})
 
     def lr_scale(self, step: int) -> float:

@@ -10,7 +10,7 @@ from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
 from stages.shared.data.records import MemeRecord
 from tests.support.synthetic_corpus import SYNTHETIC_CONFIG, find_extra, get_scene
 
-CHECKS = replace(SYNTHETIC_CONFIG, memes="captioned", train=200, meme_share=1.0, size=16)
+CHECKS = replace(SYNTHETIC_CONFIG, meme_style="captioned", train=200, meme_ratio=1.0, image_size=16)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,13 @@ from tests.support.synthetic_corpus import SYNTHETIC_CONFIG, find_extra, get_sce
 DECK = len(memes.FACTOR_COMBINATIONS)
 # A whole deck of cards in test; the pictures small and quickly drawn.
 DECKS = replace(
-    SYNTHETIC_CONFIG, train=60, validation=40, test=DECK, meme_share=1.0, size=16, meme_zoom=4
+    SYNTHETIC_CONFIG,
+    train=60,
+    validation=40,
+    test=DECK,
+    meme_ratio=1.0,
+    image_size=16,
+    meme_scale=4,
 )
 
 
@@ -32,7 +38,7 @@ def items():
 
 @pytest.fixture(scope="module")
 def clean():
-    return list(synthetic.read(Path("unused"), "memes", replace(DECKS, meme_noise=0.0)))
+    return list(synthetic.read(Path("unused"), "memes", replace(DECKS, meme_label_noise=0.0)))
 
 
 def drawn(items, *splits: str) -> list[MemeRecord]:
@@ -105,7 +111,7 @@ def by_hand(text: dict[str, str], scene: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others():
-    small = replace(SYNTHETIC_CONFIG, meme_share=0.1)
+    small = replace(SYNTHETIC_CONFIG, meme_ratio=0.1)
     first = list(synthetic.read(Path("unused"), "memes", small))
     assert first == list(synthetic.read(Path("unused"), "memes", small))
     assert first != list(synthetic.read(Path("unused"), "memes", replace(small, seed=1)))
@@ -141,7 +147,7 @@ def test_noise_gives_the_stated_share_of_labels_another_value_and_changes_nothin
 
 def test_a_noise_that_hides_the_truth_is_wrong_input():
     with pytest.raises(InputError, match=r"meme_noise is 0\.5: give a share from 0 to below 0.5"):
-        replace(SYNTHETIC_CONFIG, meme_noise=0.5)
+        replace(SYNTHETIC_CONFIG, meme_label_noise=0.5)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
 def test_a_split_without_scenes_for_every_side_is_wrong_input(share, split):
     said = rf"held_out_pictures is {share}, .* the memes of {split}:"
     with pytest.raises(InputError, match=said):
-        next(memes.iter_memes(split, replace(SYNTHETIC_CONFIG, held_out_pictures=share)))
+        next(memes.iter_memes(split, replace(SYNTHETIC_CONFIG, held_out_images_fraction=share)))
 
 
 def test_a_deck_holds_every_meaning_of_the_words_with_every_side_of_the_picture_once(items):

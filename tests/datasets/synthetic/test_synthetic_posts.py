@@ -13,7 +13,7 @@ from stages.shared.data.records import SPLITS, PostRecord
 from tests.support.synthetic_corpus import SYNTHETIC_CONFIG, find_extra, get_scene
 
 # Whole decks of 200 cards in every split.
-DECKS = replace(SYNTHETIC_CONFIG, train=200, validation=200, test=400, post_share=1.0)
+DECKS = replace(SYNTHETIC_CONFIG, train=200, validation=200, test=400, post_ratio=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def read_as(text: str) -> tuple[str, str]:
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):
-    small = replace(SYNTHETIC_CONFIG, post_share=0.5)
+    small = replace(SYNTHETIC_CONFIG, post_ratio=0.5)
     first = list(synthetic.read(Path("unused"), "posts", small))
     assert first == list(synthetic.read(Path("unused"), "posts", small))
     assert first != list(synthetic.read(Path("unused"), "posts", replace(small, seed=1)))

@@ -44,7 +44,7 @@ def rule(request) -> str:
 @pytest.fixture(scope="module")
 def items(rule):
     return list(
-        synthetic.read(Path("unused"), "tweets", replace(SYNTHETIC_CONFIG, tweet_rule=rule))
+        synthetic.read(Path("unused"), "tweets", replace(SYNTHETIC_CONFIG, entity_type_rule=rule))
     )
 
 
@@ -109,7 +109,7 @@ def simulate(
 ) -> list[tuple[tweets.TweetText, tweets.FamilyTypes]]:
     """Draws of test's process, without the pictures."""
     process, random = (
-        tweets.TweetSampler("test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)),
+        tweets.TweetSampler("test", replace(SYNTHETIC_CONFIG, entity_type_rule=rule)),
         Random(seed),
     )
     rows = []
@@ -126,7 +126,7 @@ def f1_of(pairs) -> float:
 
 
 def test_the_same_params_give_the_same_bytes_and_another_seed_others(items, rule):
-    params = replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+    params = replace(SYNTHETIC_CONFIG, entity_type_rule=rule)
     assert items == list(synthetic.read(Path("unused"), "tweets", params))
     assert items != list(synthetic.read(Path("unused"), "tweets", replace(params, seed=1)))
 
@@ -205,7 +205,7 @@ def test_a_deck_is_dealt_as_a_whole_before_any_card_comes_again():
 
 
 def test_every_split_shows_the_weathers_in_the_same_shares():
-    many = replace(SYNTHETIC_CONFIG, train=52, validation=52, test=52, tweet_share=1.0)
+    many = replace(SYNTHETIC_CONFIG, train=52, validation=52, test=52, tweet_ratio=1.0)
     items = list(synthetic.read(Path("unused"), "tweets", many))
     for split in SPLITS:
         shown = Counter(get_scene(tweet)["weather"] for tweet in drawn(items, split))
@@ -217,7 +217,7 @@ def test_the_best_guess_without_the_picture_is_the_same_in_every_split(rule):
     guesses = []
     for split in SPLITS:
         readings = tweets.TweetSampler(
-            split, replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+            split, replace(SYNTHETIC_CONFIG, entity_type_rule=rule)
         ).compute_family_types_probabilities()
         assert sum(readings.values()) == pytest.approx(1)
         guesses.append(
@@ -237,7 +237,7 @@ def test_the_text_ceiling_of_the_weather_rule_by_hand():
 def test_without_the_picture_leaving_names_out_hardly_raises_f1(rule):
     """Of all sets of families to name, the ceiling's own (all) is the best one, or nearly."""
     readings = tweets.TweetSampler(
-        "test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+        "test", replace(SYNTHETIC_CONFIG, entity_type_rule=rule)
     ).compute_family_types_probabilities()
     hits = []
     for place, family in enumerate(tweets.FAMILIES):
@@ -266,7 +266,7 @@ def test_expected_ceilings_are_reached_by_counting_many_draws(rule):
         guess = set(zip(message.spans, types, strict=True))
         pairs.append((guess, message.get_entities(reading)))
     readings = tweets.TweetSampler(
-        "test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+        "test", replace(SYNTHETIC_CONFIG, entity_type_rule=rule)
     ).compute_family_types_probabilities()
     found = tweets.compute_ceilings(readings, rows)
     assert f1_of(pairs) == pytest.approx(found["text"]["expected"], abs=0.01)
@@ -294,7 +294,7 @@ def test_layouts_have_the_shares_of_many_draws():
 def test_from_the_picture_alone_no_name_can_be_placed(rule):
     """At every length a tweet without names is more probable than any other one."""
     readings = tweets.TweetSampler(
-        "test", replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+        "test", replace(SYNTHETIC_CONFIG, entity_type_rule=rule)
     ).compute_family_types_probabilities()
     for length, reading in product(tweets.group_layouts_by_length(), readings):
         assert tweets.compute_bayes_optimal_entities(length, reading) == frozenset()
@@ -343,7 +343,7 @@ def test_realised_ceilings_are_those_of_the_rule_applied_to_the_tweets(items, ru
     assert ceilings["metric"] == "f1" and set(ceilings) == {"rule", "metric", "validation", "test"}
     for split in ("validation", "test"):
         readings = tweets.TweetSampler(
-            split, replace(SYNTHETIC_CONFIG, tweet_rule=rule)
+            split, replace(SYNTHETIC_CONFIG, entity_type_rule=rule)
         ).compute_family_types_probabilities()
         pairs = []
         for tweet in drawn(items, split):

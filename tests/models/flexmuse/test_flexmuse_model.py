@@ -36,7 +36,7 @@ def batch(chunks):
 
 
 def model(chunks, **changes):
-    return tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer), **changes)
+    return tiny_flexmuse.build_model(vocab_size=len(chunks.tokenizer), **changes)
 
 
 def double(batch):
@@ -65,19 +65,19 @@ def test_gate_modes_by_hand(mode, passes):
 
 
 def test_a_threshold_of_zero_lets_a_negative_similarity_pass():
-    network = tiny_flexmuse.build_model_config(threshold=0.0)
+    network = tiny_flexmuse.build_model_config(gate_threshold=0.0)
     passed = gate(torch.tensor([-0.2, 0.0, 0.3]), "threshold", network)
     assert passed.tolist() == [1, 0, 0]
 
 
 def test_a_similarity_band_without_width_is_refused():
     with pytest.raises(InputError, match="sigma_low must be below sigma_high"):
-        tiny_flexmuse.build_model_config(sigma_low=0.5, sigma_high=0.5)
+        tiny_flexmuse.build_model_config(sigma_min=0.5, sigma_max=0.5)
 
 
 def test_a_topic_is_not_appended_twice():
     with pytest.raises(InputError, match="a concatenation holds the topic"):
-        tiny_flexmuse.build_model_config(fusion="concatenation", prompt=True)
+        tiny_flexmuse.build_model_config(fusion="concatenation", append_topic=True)
 
 
 def test_a_corpus_without_titles_still_trains():
@@ -103,7 +103,7 @@ def test_sampled_gate_masks_as_often_as_sigma_says():
 @pytest.mark.parametrize("kind", ["raw", "affine", "minmax"])
 def test_the_probability_of_a_mask_is_how_often_it_is_sampled(kind):
     torch.manual_seed(0)
-    network = tiny_flexmuse.build_model_config(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
+    network = tiny_flexmuse.build_model_config(sigma_map=kind, sigma_min=-0.2, sigma_max=0.6)
     sigma = torch.tensor([-1.0, -0.1, 0.3, 0.7])
     often = 1 - gate(sigma.repeat_interleave(20_000), "sample", network).view(4, -1).mean(1)
     torch.testing.assert_close(often, mask_probability(sigma, "sample", network), atol=0.01, rtol=0)
@@ -114,7 +114,7 @@ def test_the_probability_of_a_mask_is_how_often_it_is_sampled(kind):
     [("raw", [-0.5, 0.2, 1.0]), ("affine", [0.25, 0.6, 1.0]), ("minmax", [-0.375, 0.5, 1.5])],
 )
 def test_sigma_maps_by_hand(kind, expected):
-    network = tiny_flexmuse.build_model_config(sigma_map=kind, sigma_low=-0.2, sigma_high=0.6)
+    network = tiny_flexmuse.build_model_config(sigma_map=kind, sigma_min=-0.2, sigma_max=0.6)
     torch.testing.assert_close(
         map_sigma(torch.tensor([-0.5, 0.2, 1.0]), network), torch.tensor(expected)
     )
@@ -184,7 +184,7 @@ def test_a_missing_topic_and_a_missing_picture_change_what_is_attended_to(chunks
 
 def test_shares_that_pass_one_are_refused():
     with pytest.raises(InputError, match="missing_picture and missing_topic pass 1"):
-        tiny_flexmuse.build_model_config(missing_picture=0.6, missing_topic=0.6)
+        tiny_flexmuse.build_model_config(image_drop_prob=0.6, topic_drop_prob=0.6)
 
 
 # ---------------------------------------------------------------------------------------------- SFT

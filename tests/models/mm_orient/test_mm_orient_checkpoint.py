@@ -89,7 +89,7 @@ def probabilities(reader, folders) -> dict[str, torch.Tensor]:
     """Of every task, of all test items."""
     items = items_of(reader, folders)
     batch = items.batch(list(range(len(items))))
-    return reader.paper.decide(reader.model, batch).probabilities
+    return reader.paper.predict(reader.model, batch).probabilities
 
 
 def files(folder) -> set[str]:
@@ -221,7 +221,7 @@ def test_minilm_refuses_texts_of_another_language(place):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("batch", 0, "readers.mm_orient: batch is 0: give 1 or more"),
+        ("batch", 0, "classifiers.mm_orient: batch is 0: give 1 or more"),
         ("text.pieces", 0, "mm_orient.text: pieces is 0: give 1 or more"),
         ("picture.size", 32, "mm_orient.picture: size is 32: give 33 or more"),
         ("picture.grid", 0, "mm_orient.picture: grid is 0: give 1 or more"),
@@ -229,9 +229,9 @@ def test_minilm_refuses_texts_of_another_language(place):
     ],
 )
 def test_numbers_and_names_that_cannot_be_are_one_sentence(place, key, value, said):
-    place({f"readers.{RUN_NAME}.{key}": value})
+    place({f"classifiers.{RUN_NAME}.{key}": value})
     with pytest.raises(InputError) as wrong:
-        load_config(mm_orient_checkpoint.MmOrientRun, "readers", RUN_NAME)
+        load_config(mm_orient_checkpoint.MmOrientRun, "classifiers", RUN_NAME)
     assert said in str(wrong.value) and "\n" not in str(wrong.value)
 
 

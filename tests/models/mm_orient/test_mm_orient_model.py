@@ -89,7 +89,13 @@ def scores_of(attention, q: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("hima", ["both", "first", "second", "none"])
 def test_hima_is_its_equations_item_by_item(hima, attention):
     of, given = (
-        build_model(double, hima=hima, attention=attention, bias="batch", layer_norm=False),
+        build_model(
+            double,
+            hima_levels=hima,
+            attention_dim=attention,
+            eval_bias="batch",
+            use_layer_norm=False,
+        ),
         make_full_batch(double),
     )
     found = of.compute_features(given).text
@@ -120,7 +126,7 @@ def test_evaluation_reads_the_running_mean_of_the_bias_of_training():
     for places in ([0, 1, 3], [4, 5, 6], [8, 9, 10]):
         shown = make_batch(*places, dtype=double)
         of.eval()
-        hima.network = build_model_config(bias="batch")
+        hima.network = build_model_config(eval_bias="batch")
         seen.append(of.compute_features(shown).text.vector[0, D_T:].detach())
         of.train()
         of(shown)
@@ -130,7 +136,7 @@ def test_evaluation_reads_the_running_mean_of_the_bias_of_training():
         expected = 0.5 * expected + 0.5 * z
     hima.network = build_model_config()
     close(of.compute_features(given).text.vector[:, D_T:], expected.expand(NUM_ITEMS, -1), **TIGHT)
-    hima.network = build_model_config(bias="zero")
+    hima.network = build_model_config(eval_bias="zero")
     assert not of.compute_features(given).text.vector[:, D_T:].any()
 
 
@@ -171,7 +177,7 @@ def test_the_loss_is_the_mean_over_judged_items_of_each_task():
 
 
 def test_rare_labels_count_more_by_how_rare_they_are():
-    of, given = build_model(double, class_weights="balanced"), make_full_batch(double)
+    of, given = build_model(double, class_weight="balanced"), make_full_batch(double)
     for place, (task, labels) in enumerate(TASKS.items()):
         gold = [label for label in given["labels"][:, place].tolist() if label != UNLABELED]
         expected = [len(gold) / (labels * gold.count(label)) for label in range(labels)]
@@ -184,7 +190,7 @@ def test_rare_labels_count_more_by_how_rare_they_are():
 
 
 def test_a_label_that_training_never_shows_counts_as_the_others():
-    of, given = build_model(class_weights="balanced"), make_full_batch()
+    of, given = build_model(class_weight="balanced"), make_full_batch()
     given["labels"][given["labels"] == 1] = 0
     mm_orient.fit_statistics(of, given)
     assert of.label_weights[:, 1].tolist() == [1.0] * len(TASKS)
@@ -192,7 +198,7 @@ def test_a_label_that_training_never_shows_counts_as_the_others():
 
 def test_a_learned_variance_weighs_each_task():
     of, plain, given = (
-        build_model(double, task_weights="uncertainty"),
+        build_model(double, task_weighting="uncertainty"),
         build_model(double),
         make_full_batch(double),
     )
@@ -205,7 +211,7 @@ def test_a_learned_variance_weighs_each_task():
 
 @pytest.mark.parametrize("task_weights", ["equal", "uncertainty"])
 def test_a_task_that_nobody_judged_teaches_nothing(task_weights):
-    of, given = build_model(task_weights=task_weights).train(), make_full_batch()
+    of, given = build_model(task_weighting=task_weights).train(), make_full_batch()
     given["labels"][:, 1] = UNLABELED
     terms = mm_orient.compute_loss(of, given)
     assert terms["humour"] == 0
@@ -217,7 +223,7 @@ def test_a_task_that_nobody_judged_teaches_nothing(task_weights):
 
 
 def test_an_item_that_nobody_judged_does_not_change_the_heads():
-    of, given = build_model(double, use_cmrl=False, hima="first"), make_full_batch(double)
+    of, given = build_model(double, use_cmrl=False, hima_levels="first"), make_full_batch(double)
     without = make_batch(*(i for i in range(NUM_ITEMS) if i != 5), dtype=double)
     assert (given["labels"][5] == UNLABELED).all()
     for task, term in mm_orient.compute_loss(of, given).items():
@@ -297,7 +303,7 @@ def test_without_task_features_the_rest_works():
 
 
 def test_training_hides_a_share_of_texts_and_pictures():
-    of, given = build_model(missing_text=1.0), make_batch(0, 1, 3, 5)
+    of, given = build_model(text_drop_prob=1.0), make_batch(0, 1, 3, 5)
     hidden = given | {"has_text": torch.zeros(4, dtype=torch.bool)}
     close(predict_probabilities(of, given), predict_probabilities(build_model(), given))
     expected = mm_orient.compute_loss(build_model().train(), hidden)

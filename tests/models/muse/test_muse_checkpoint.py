@@ -17,12 +17,14 @@ from tests.support import muse_corpus
 from tests.support.muse_corpus import CORPUS_KINDS
 
 RESNET = {
-    "readers.muse_sentiment.picture.encoder": "resnet18",
-    "readers.muse_sentiment.picture.size": 64,
-    "readers.muse_sentiment.picture.grid": 2,
-    "readers.muse_sentiment.training.steps": 2,
+    "classifiers.muse_sentiment.picture.encoder": "resnet18",
+    "classifiers.muse_sentiment.picture.size": 64,
+    "classifiers.muse_sentiment.picture.grid": 2,
+    "classifiers.muse_sentiment.training.steps": 2,
 }
-MINILM = {f"readers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("tuned", 0)]}
+MINILM = {
+    f"classifiers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("tuned", 0)]
+}
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def decided(reader: MuseClassifier, folders, kind):
         muse_dataset.load_splits(clean, kind)["test"], feature_store.read_features(embed), ingest
     )
     everything = list(range(len(items)))
-    found = reader.paper.decide(reader.model, items.batch(everything))
+    found = reader.paper.predict(reader.model, items.batch(everything))
     return reader.decode_labels(found.labels, items, everything), found.probability
 
 
@@ -87,7 +89,7 @@ def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, 
 
 
 def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
-    folder = place(MINILM | {"readers.muse_sentiment.training.steps": 1})
+    folder = place(MINILM | {"classifiers.muse_sentiment.training.steps": 1})
     given = muse_corpus.write_corpus(folder, "posts")
     reader = muse_corpus.train_classifier("muse_sentiment", given)
     muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
@@ -101,19 +103,23 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("readers.muse_sentiment.batch", 0, "readers.muse_sentiment: batch is 0"),
-        ("readers.muse_sentiment.training.batch", 0, "muse_sentiment.training: batch is 0"),
-        ("readers.muse_sentiment.training.steps", -1, "muse_sentiment.training: steps is -1"),
-        ("readers.muse_sentiment.text.pieces", 0, "muse_sentiment.text: pieces is 0: give 1"),
-        ("readers.muse_sentiment.text.rate", -1.0, "muse_sentiment.text: rate is -1.0: give 0"),
-        ("readers.muse_sentiment.text.tuned", 9, "has 3 layers, and tuned is 9: give 0 to 3"),
-        ("readers.muse_sentiment.text.encoder", "no-such-bert", "text encoder no-such-bert could"),
-        ("readers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
-        ("readers.muse_sentiment.picture.grid", 0, "muse_sentiment.picture: grid is 0: give 1"),
-        ("readers.muse_sentiment.picture.size", 32, "picture: size is 32: give 33 or more"),
-        ("readers.muse_sentiment.picture.rate", -1.0, "picture: rate is -1.0: give 0 or more"),
+        ("classifiers.muse_sentiment.batch", 0, "classifiers.muse_sentiment: batch is 0"),
+        ("classifiers.muse_sentiment.training.batch", 0, "muse_sentiment.training: batch is 0"),
+        ("classifiers.muse_sentiment.training.steps", -1, "muse_sentiment.training: steps is -1"),
+        ("classifiers.muse_sentiment.text.pieces", 0, "muse_sentiment.text: pieces is 0: give 1"),
+        ("classifiers.muse_sentiment.text.rate", -1.0, "muse_sentiment.text: rate is -1.0: give 0"),
+        ("classifiers.muse_sentiment.text.tuned", 9, "has 3 layers, and tuned is 9: give 0 to 3"),
         (
-            "readers.muse_sentiment.picture.encoder",
+            "classifiers.muse_sentiment.text.encoder",
+            "no-such-bert",
+            "text encoder no-such-bert could",
+        ),
+        ("classifiers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
+        ("classifiers.muse_sentiment.picture.grid", 0, "muse_sentiment.picture: grid is 0: give 1"),
+        ("classifiers.muse_sentiment.picture.size", 32, "picture: size is 32: give 33 or more"),
+        ("classifiers.muse_sentiment.picture.rate", -1.0, "picture: rate is -1.0: give 0 or more"),
+        (
+            "classifiers.muse_sentiment.picture.encoder",
             "resnet19",
             "picture.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
         ),
@@ -144,7 +150,7 @@ def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> 
 
 def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
     monkeypatch.setattr(resnet, "_fill", lambda net, name: None)  # in the place of the download
-    folder = place(RESNET | {"readers.muse_sentiment.picture.weights": "default"})
+    folder = place(RESNET | {"classifiers.muse_sentiment.picture.weights": "default"})
     reader = created(folder)
     frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
     stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
@@ -208,7 +214,7 @@ def test_cells_of_a_resnet_are_those_of_its_grid(place):
 
 
 def test_pretrained_weights_learn_at_rates_of_their_own(place):
-    folder = place({"readers.muse_sentiment.text.rate": 0.25})
+    folder = place({"classifiers.muse_sentiment.text.rate": 0.25})
     rates = muse_checkpoint.lr_multipliers(muse_corpus.load_run_config("muse_sentiment"))
     assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
     names = [name for name, _ in created(folder).model.named_parameters()]

@@ -37,7 +37,7 @@ def chosen_by_loop(scores, mask, network):
 @pytest.mark.parametrize("theta", [0.0, 0.05, 0.1, 0.29, 0.3, 0.5, 0.99])
 @pytest.mark.parametrize("at_least", [0, 1, 3])
 def test_chosen_places_are_those_of_a_loop_ties_by_place(theta, at_least):
-    network = tiny_muse.build_model_config(theta=theta, at_least=at_least)
+    network = tiny_muse.build_model_config(theta=theta, min_exchanged_tokens=at_least)
     scores, mask = scores_and_mask()
     places = select_exchange_tokens(scores, mask, network)
     assert torch.equal(places, chosen_by_loop(scores, mask, network))
@@ -63,11 +63,11 @@ def test_by_hand():
         [False, True, True, False, False]
     ]
     # The quantile of 0.1, 0.2, 0.3, 0.4 at 0.5 is 0.25, at 1/3 0.2, which is not below itself.
-    quantile = tiny_muse.build_model_config(theta=0.5, count="quantile")
+    quantile = tiny_muse.build_model_config(theta=0.5, exchange_count="quantile")
     assert select_exchange_tokens(scores, mask, quantile).tolist() == [
         [False, True, True, False, False]
     ]
-    quantile = tiny_muse.build_model_config(theta=1 / 3, count="quantile")
+    quantile = tiny_muse.build_model_config(theta=1 / 3, exchange_count="quantile")
     assert select_exchange_tokens(scores, mask, quantile).tolist() == [
         [False, True, False, False, False]
     ]
@@ -105,7 +105,7 @@ def exchanged_by_loop(streams, masks, chosen, network):
 @pytest.mark.parametrize("kind", ["replace", "residual"])
 @pytest.mark.parametrize("masks", ["respected", "ignored"])
 def test_the_exchange_equals_a_loop_over_tokens_exactly(kind, masks):
-    network = tiny_muse.build_model_config(exchange=kind, masks=masks)
+    network = tiny_muse.build_model_config(exchange=kind, padding_mask=masks)
     given, of = streams()
     if masks == "ignored":
         of = tuple(torch.ones_like(mask) for mask in of)
@@ -141,7 +141,7 @@ def public_rule(text, picture, text_weights, picture_weights, theta):
 @pytest.mark.parametrize("theta", [0.05, 0.1, 0.2, 0.25])
 def test_the_legacy_options_are_the_rule_of_the_public_code(theta):
     network = tiny_muse.build_model_config(
-        theta=theta, count="quantile", exchange="residual", masks="ignored"
+        theta=theta, exchange_count="quantile", exchange="residual", padding_mask="ignored"
     )
     torch.manual_seed(0)
     given = tuple(torch.randint(-9, 9, (3, 65, 4)).double() for _ in range(2))
@@ -161,7 +161,7 @@ def test_the_quantile_is_that_of_what_is_no_padding():
     scores = torch.tensor([[0.6, 0.4, 0.7, 0.5, 0.0, 0.0, 0.0, 0.0]])
     mask = torch.arange(8)[None] < 4
     network = tiny_muse.build_model_config(
-        theta=0.4, count="quantile"
+        theta=0.4, exchange_count="quantile"
     )  # 0.4 + 0.4 * 3 * 0.1 = 0.52
     assert select_exchange_tokens(scores, mask, network)[0].nonzero()[:, 0].tolist() == [1, 3]
 
@@ -192,7 +192,7 @@ def test_nothing_has_no_mean_and_nothing_is_chosen_from_it():
     assert masked_mean(torch.randn(1, 4, 3), nothing).tolist() == [[0.0, 0.0, 0.0]]
     for count in ("floor", "quantile"):
         assert not select_exchange_tokens(
-            torch.rand(1, 4), nothing, tiny_muse.build_model_config(count=count)
+            torch.rand(1, 4), nothing, tiny_muse.build_model_config(exchange_count=count)
         ).any()
 
 

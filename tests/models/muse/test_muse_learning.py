@@ -49,7 +49,7 @@ def test_every_weight_has_a_gradient(task, changes):
 )
 def test_one_batch_is_memorised(task, changes):
     alone = {"use_captioning": False, "use_drawing": False}
-    reader = build_model(task, pixels=True, width=16, **(changes | alone))
+    reader = build_model(task, pixels=True, output_dim=16, **(changes | alone))
     given = make_full_batch() | {"has_text": torch.ones(8, dtype=torch.bool)}
     learn(reader, given, steps=100)
     found = muse.predict(reader.eval(), given).labels
@@ -58,7 +58,7 @@ def test_one_batch_is_memorised(task, changes):
 
 
 def test_one_batch_is_memorised_with_its_captions():
-    reader = build_model(use_drawing=False, captioning__alpha=1.0, captioning__at_most=8)
+    reader = build_model(use_image_generation=False, captioning__alpha=1.0, captioning__at_most=8)
     learn(reader, make_full_batch(), steps=200)
     given, written = make_full_batch(), muse.generate_captions(reader.eval(), make_full_batch())
     for index in range(8):

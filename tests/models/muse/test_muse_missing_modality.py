@@ -61,7 +61,7 @@ def test_a_missing_text_tells_nothing_not_even_its_length(changes):
 
 def test_words_that_are_not_shown_are_all_told_alike():
     """A tweet has as many tags as words, which are known; nothing else of them is."""
-    reader = build_model(picture_of_word="mean").double().eval()
+    reader = build_model(image_pooling="mean").double().eval()
     given = to_double(make_batch(2, 5)) | {"has_text": torch.zeros(2, dtype=torch.bool)}
     given["has_picture"][:] = True
     given["picture"] = given["picture"][:1].expand(2, -1, -1, -1)
@@ -74,12 +74,12 @@ def test_the_plain_tagger_is_shown_every_text(task):
     """It has nothing else to read: what it learns is what it learns where nothing is hidden."""
     losses = [
         muse.compute_loss(
-            build_model(task, missing_text=share, **TEXT_ONLY).train(), make_full_batch()
+            build_model(task, text_drop_prob=share, **TEXT_ONLY).train(), make_full_batch()
         )["task"]
         for share in (0.0, 1.0)
     ]
     assert torch.equal(*losses)
-    fused = build_model(task, missing_text=1.0, missing_picture=0.0).train()
+    fused = build_model(task, text_drop_prob=1.0, image_drop_prob=0.0).train()
     whole = build_model(task).train()
     assert (
         muse.compute_loss(fused, make_full_batch())["task"]
@@ -119,7 +119,7 @@ def test_each_input_is_hidden_as_often_as_its_own_number_says(hidden, monkeypatc
 
 def test_hidden_items_are_neither_captioned_nor_drawn():
     torch.manual_seed(0)
-    reader = build_model(missing_picture=1.0).train()
+    reader = build_model(image_drop_prob=1.0).train()
     assert muse.compute_loss(reader, make_full_batch())["captioning"] == 0
     assert (
         muse.compute_loss(reader.eval(), make_full_batch())["captioning"] > 0

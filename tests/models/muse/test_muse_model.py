@@ -68,7 +68,7 @@ def test_numbers_out_of_bounds_are_refused(changes, sentence):
 
 
 def test_layers_count_from_one_and_eta_is_among_them():
-    every = build_model_config(layers=6, mu=2, eta=4)
+    every = build_model_config(num_layers=6, mu=2, eta=4)
     assert [layer for layer in range(1, 7) if every.is_fusion_layer(layer)] == [2, 3, 4]
 
 
@@ -121,7 +121,7 @@ def test_without_exchange_each_modality_passes_a_plain_transformer(norm):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_exchange_stands_between_attention_and_ffn_of_layers_mu_to_eta(norm, selection):
     """Every layer written out: heads, the weights of cls, the tokens chosen, the means."""
-    of = build_model_config(norm=norm, selection=selection, mu=2, eta=2, theta=0.5)
+    of = build_model_config(norm=norm, token_selection=selection, mu=2, eta=2, theta=0.5)
     crossing = muse.CrossTransformer(of).double().eval()
     given, masks, both = streams(crossing)
     found, traces = crossing(given, masks, both)
@@ -175,7 +175,9 @@ def test_what_is_exchanged_is_chosen_without_the_dropout_of_attention():
 
 
 def test_a_random_selection_is_drawn_in_training_and_fixed_otherwise():
-    crossing = muse.CrossTransformer(build_model_config(selection="random", theta=0.4)).double()
+    crossing = muse.CrossTransformer(
+        build_model_config(token_selection="random", theta=0.4)
+    ).double()
     given = streams(crossing)
 
     def places():
@@ -193,7 +195,7 @@ def test_modalities_meet_in_layers_mu_to_eta_only(fusion):
     seen = []
     for layers in (1, 2):
         torch.manual_seed(0)
-        of = build_model_config(fusion=fusion, layers=2, mu=2, eta=2)
+        of = build_model_config(fusion=fusion, num_layers=2, mu=2, eta=2)
         crossing = muse.CrossTransformer(of).double().eval()
         crossing.layers = crossing.layers[:layers]
         (text, picture), masks, both = streams(crossing)
@@ -204,7 +206,7 @@ def test_modalities_meet_in_layers_mu_to_eta_only(fusion):
 
 
 def test_cross_attention_matches_torch_and_both_look_at_what_was_there_before():
-    of = build_model_config(fusion="cross_attention", norm="post", layers=1, mu=1, eta=1)
+    of = build_model_config(fusion="cross_attention", norm="post", num_layers=1, mu=1, eta=1)
     crossing = muse.CrossTransformer(of).double().eval()
     given, masks, both = streams(crossing)
     found, _ = crossing(given, masks, both)
@@ -250,7 +252,7 @@ def test_neither_neighbours_nor_padding_change_an_item(task, changes):
 def test_padding_is_read_and_exchanged_where_the_public_code_does_so():
     """Text 0 has four pieces, text 2 eight: of four and of eight, 0.3 are one and two."""
     ignored, given = (
-        build_model("sentiment", masks="ignored").double().eval(),
+        build_model("sentiment", padding_mask="ignored").double().eval(),
         to_double(make_batch(0, 2)),
     )
     numbers = [
@@ -263,7 +265,7 @@ def test_padding_is_read_and_exchanged_where_the_public_code_does_so():
     ]
     assert numbers == [[1, 2], [1, 1]]
     still = [
-        build_model("sentiment", theta=0.0, masks=masks).double().eval()
+        build_model("sentiment", theta=0.0, padding_mask=masks).double().eval()
         for masks in ("ignored", "respected")
     ]
     whole = given | {"pieces_mask": torch.ones_like(given["pieces_mask"])}
@@ -298,7 +300,7 @@ def test_a_smaller_batch_may_follow_a_larger_one():
 
 def test_a_text_may_be_longer_than_a_picture_has_cells():
     """Item 2 has eight pieces and a picture four cells: its sixth piece is beside the second."""
-    reader = build_model(picture_of_word="cell")
+    reader = build_model(image_pooling="cell")
     words, cells = torch.zeros(1, 2, 8), torch.arange(32.0).view(1, 4, 8)
     found = reader.image_context(words, cells, torch.tensor([[1, 5]]))
     assert torch.equal(found[0, 0], found[0, 1])
@@ -337,7 +339,7 @@ def test_the_loss_of_tags_and_the_best_ones_are_those_of_all_paths():
 
 
 def test_a_word_is_read_at_its_first_piece_beside_its_picture():
-    reader = build_model(head="linear", picture_of_word="attention").double().eval()
+    reader = build_model(head="linear", image_pooling="attention").double().eval()
     given = to_double(make_batch(2, 4))
     encoded = reader.encode(given)
     (text, picture), _ = reader.apply_cross_transformer(given, encoded)
@@ -378,6 +380,6 @@ def test_the_plain_tagger_reads_the_text_encoder_alone(task):
 
 
 def test_text_as_wide_as_the_model_is_read_as_it_is():
-    reader = build_model(width=8, norm="post").eval()
+    reader = build_model(output_dim=8, norm="post").eval()
     given = make_batch(0)
     assert torch.equal(reader.encode(given).streams[0], reader.encode(given).text_states)

@@ -185,7 +185,7 @@ def test_what_the_decoder_attends_to_is_the_equations_written_as_loops(changes, 
 @pytest.mark.parametrize("connection", ["encoder_outputs", "inputs_embeds"])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_an_article_is_the_same_alone_and_beside_longer_ones(items, batch, changes, connection):
-    model = writer(items, connection=connection, **changes)
+    model = writer(items, t5_input=connection, **changes)
     together = log_probs(model, batch)
     for item in range(3):
         alone = log_probs(model, double(items.batch([item])))
@@ -251,7 +251,9 @@ def test_lambda_says_which_branch_is_heard(items, batch):
 def test_the_paper_has_the_prototype_last_and_its_prose_has_it_first():
     progress = torch.tensor(0.25)
     assert training_lambda(progress, tiny_tippo.build_model_config()) == 0.25
-    assert training_lambda(progress, tiny_tippo.build_model_config(schedule="reverse")) == 0.75
+    assert (
+        training_lambda(progress, tiny_tippo.build_model_config(lambda_schedule="reverse")) == 0.75
+    )
 
 
 @pytest.mark.parametrize(
@@ -389,9 +391,9 @@ def test_without_prototype_only_the_topic_weighs_pictures(items, batch):
 
 def test_the_contrast_is_a_term_of_the_loss_or_no_term(items, batch):
     batch = batch | {"progress": HALF.double()}
-    with_it = tippo.sft_loss(writer(items, contrast_weight=3.0).train(), batch)
+    with_it = tippo.sft_loss(writer(items, contrastive_weight=3.0).train(), batch)
     once = tippo.sft_loss(writer(items).train(), batch)
-    without = tippo.sft_loss(writer(items, use_contrast=False).train(), batch)
+    without = tippo.sft_loss(writer(items, use_contrastive=False).train(), batch)
     assert without.keys() == {"ntp"}
     torch.testing.assert_close(with_it["contrast"], 3 * once["contrast"])
     torch.testing.assert_close(with_it["ntp"], without["ntp"])

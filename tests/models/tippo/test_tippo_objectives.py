@@ -54,7 +54,9 @@ def contrast_in_loops(signals, prototypes, item, network):
 def test_contrast_matches_its_equation_written_as_loops(denominator, negatives, temperature):
     torch.manual_seed(0)
     network = tiny_tippo.build_model_config(
-        denominator=denominator, negatives=negatives, temperature=temperature
+        contrastive_denominator=denominator,
+        contrastive_negatives=negatives,
+        temperature=temperature,
     )
     item = [0, 0, 0, 1, 2, 2]
     signals, prototypes = torch.randn(6, 4).double(), torch.randn(6, 4).double()
@@ -69,11 +71,11 @@ def test_contrast_by_hand():
     positive = math.exp(math.sqrt(0.5))
     item = torch.tensor([4, 4])
     found = contrastive_loss(
-        signals, prototypes, item, tiny_tippo.build_model_config(denominator="infonce")
+        signals, prototypes, item, tiny_tippo.build_model_config(contrastive_denominator="infonce")
     )
     assert found.item() == pytest.approx(math.log((positive + 1) / positive))
     found = contrastive_loss(
-        signals, prototypes, item, tiny_tippo.build_model_config(denominator="literal")
+        signals, prototypes, item, tiny_tippo.build_model_config(contrastive_denominator="literal")
     )
     assert found.item() == pytest.approx(math.log((math.e + 1) / positive))
 
@@ -112,7 +114,7 @@ def test_contrast_pushes_collapsed_pictures_apart():
         prototypes = torch.stack([signals[:3].mean(0), signals[3:].mean(0)])[item]
         optimizer.zero_grad()
         contrastive_loss(
-            signals, prototypes, item, tiny_tippo.build_model_config(negatives="batch")
+            signals, prototypes, item, tiny_tippo.build_model_config(contrastive_negatives="batch")
         ).backward()
         optimizer.step()
     assert begun > 0.95 and likeness(signals[0], signals[3]) < 0.0
@@ -134,7 +136,7 @@ def test_every_weight_is_trained_by_sft_and_by_what_writing_uses(fusion, picture
     items = tiny_tippo.build_article_dataset(learned, rows)
     batch = items.batch([0, 1, 2])
     batch["has_topic"][2] = False
-    model = tiny_tippo.build_model(items, fusion=fusion, picture=picture, axis=axis)
+    model = tiny_tippo.build_model(items, fusion=fusion, picture=picture, softmax_axis=axis)
     terms = tippo.sft_loss(model.train(), batch | {"progress": HALF})
     sum(terms.values()).backward()
     assert untrained(model) == []
@@ -174,7 +176,7 @@ def test_a_branch_that_lambda_silences_gets_no_gradient(items, progress, idle):
 
 def test_one_batch_can_be_memorised(items):
     torch.manual_seed(0)
-    model = tiny_tippo.build_model(items, use_contrast=False).train()
+    model = tiny_tippo.build_model(items, use_contrastive=False).train()
     batch = items.batch([0, 1, 2])
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(120):
@@ -269,7 +271,7 @@ def test_policy_loss_matches_its_equation_written_as_loops():
     new, old, reference = torch.randn(3, 2, 5).double().unbind()
     gains, numbers = (
         torch.tensor([1.5, -0.5]).double(),
-        tiny_tippo.build_preference_config(clip=0.3, kl=0.7),
+        tiny_tippo.build_preference_config(clip_range=0.3, kl_coef=0.7),
     )
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
     policy, distance = [], []
@@ -288,7 +290,7 @@ def test_policy_loss_matches_its_equation_written_as_loops():
 def test_a_ratio_outside_the_clip_gets_no_gradient_where_it_would_go_on():
     new = torch.tensor([[0.5], [-0.5], [0.5], [-0.5]], requires_grad=True)
     zeros, gains = torch.zeros(4, 1), torch.tensor([1.0, 1.0, -1.0, -1.0])
-    numbers = tiny_tippo.build_preference_config(kl=0.0)
+    numbers = tiny_tippo.build_preference_config(kl_coef=0.0)
     terms = policy_loss(new, zeros, zeros, gains, torch.ones(4, 1), numbers)
     sum(terms.values()).backward()
     # A good text that is likelier already, and a bad one that is less likely, are left alone.

@@ -67,7 +67,7 @@ def evaluated(folder: Path, run: str, metrics: dict) -> None:
     target.mkdir(parents=True)
     (target / "metrics.json").write_text(json.dumps(metrics))
     params = yaml.safe_load(file.read_text()) if file.exists() else {}
-    params["writers"] = params.get("writers", {}) | {run: {}}
+    params["generators"] = params.get("generators", {}) | {run: {}}
     file.write_text(yaml.safe_dump(params))
 
 

@@ -308,10 +308,10 @@ def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
     text = (place / "params.yaml").read_text()
     params = yaml.safe_load(text)
     try:
-        params["readers"] = {RUN_NAME: params["readers"][RUN_NAME]}
+        params["classifiers"] = {RUN_NAME: params["classifiers"][RUN_NAME]}
         (place / "params.yaml").write_text(yaml.safe_dump(params))
         assert label.find_first_classifier(memes=False) is None
-        del params["readers"]
+        del params["classifiers"]
         (place / "params.yaml").write_text(yaml.safe_dump(params))
         with pytest.raises(InputError, match="no reader of memes among its readers"):
             label.find_first_classifier(memes=True)

@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
         align.mkdir(parents=True)
         huggingface_encoder.fetch(str(place / "source"), ["en"], align)
         fill(place / "data", align)
-        run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+        run = load_config(generators.GeneratorRun, "generators", "flexmuse")
         folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
         out = place / "data/09_train_sft/flexmuse"
         train_sft.main("flexmuse", run, [*folders, align], out)
@@ -138,7 +138,9 @@ def test_a_topic_alone_gets_pictures_of_the_training_articles(place, tmp_path):
     made = written(tmp_path / "out", topic="a red cat")
     assert made["title"] == "a red cat"
     assert made["model"] == {"run": "flexmuse", "phase": "sft", "uri": None}
-    assert len(made["chunks"]) == load_config(write.WriteCommandConfig, "write").default_num_images
+    assert (
+        len(made["chunks"]) == load_config(write.WriteCommandConfig, "cli_write").default_num_images
+    )
     for chunk in made["chunks"]:
         assert chunk["provenance"] == "retrieve"
         assert chunk["source"].startswith("train-r")
@@ -183,7 +185,7 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
     writer = generators.load_generator(place / "data/09_train_sft/flexmuse/model")
     cached = feature_store.read_features(place / "data/07_embed/articles")
     rows = schemas.read_parquet(place / "data/05_chunk/articles/chunks.parquet", schemas.CHUNKS)[:1]
-    generation = load_config(generators.GeneratorRun, "writers", "flexmuse").generation
+    generation = load_config(generators.GeneratorRun, "generators", "flexmuse").generation
     chunks = writer.build_dataset(rows, cached)
     expected = writer.generate(chunks.batch([0]), generation)
     author = ArticleGenerator(place / "data/09_train_sft/flexmuse/model", "model")
@@ -198,7 +200,7 @@ def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
 def test_the_same_command_gives_the_same_bytes_and_a_seed_draws_other_texts(place, tmp_path):
     text = (place / "params.yaml").read_text()
     drawn = yaml.safe_load(text)
-    drawn["writers"]["flexmuse"]["generation"]["temperature"] = 1.0
+    drawn["generators"]["flexmuse"]["generation"]["temperature"] = 1.0
     (place / "params.yaml").write_text(yaml.safe_dump(drawn))
     try:
         first = written(tmp_path / "a", topic="a red cat", seed=1)
@@ -319,7 +321,7 @@ def test_the_page_lets_nothing_through_but_its_own_style_and_pictures(place, tmp
 
 
 def test_a_large_photo_is_made_smaller_and_loses_what_the_camera_wrote(place, tmp_path):
-    side = load_config(write.WriteCommandConfig, "write").max_image_size
+    side = load_config(write.WriteCommandConfig, "cli_write").max_image_size
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "at home", 6  # ImageDescription; Orientation: a quarter turn
     path = tmp_path / "photo.jpg"

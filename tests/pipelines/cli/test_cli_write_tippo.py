@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
         fill(place / "data", align)
         fill_captions(place / "data", align)
         for name in ("tippo", "tippo_captions"):
-            run = load_config(generators.GeneratorRun, "writers", name)
+            run = load_config(generators.GeneratorRun, "generators", name)
             stages = ("05_chunk", "07_embed")
             folders = [place / "data" / stage / run.corpus for stage in stages]
             train_sft.main(name, run, [*folders, align], place / "data/09_train_sft" / name)
@@ -63,10 +63,10 @@ def settings(place: Path) -> None:
     params["decoders"]["tiny"]["dropout"] = 0.0
     params["models"]["tippo"]["network"] |= {"d_model": 32, "text_tokens": 8, "pictures": 4}
     sft = {"steps": 150, "batch": 2, "learning_rate": 0.01, "validate_every": 150}
-    run = params["writers"]["flexmuse"] | {"model": "tippo", "max_tokens": 60}
+    run = params["generators"]["flexmuse"] | {"model": "tippo", "max_tokens": 60}
     run["sft"] |= sft
     of = {"tippo": "articles", "tippo_captions": "captions"}
-    params["writers"] = {name: run | {"corpus": key} for name, key in of.items()}
+    params["generators"] = {name: run | {"corpus": key} for name, key in of.items()}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -132,7 +132,7 @@ def test_more_pictures_than_an_article_holds_are_written_in_parts(place, tmp_pat
     assert [chunk["source"] for chunk in made["chunks"]] == [file.name for file in pictures[:6]]
     author = ArticleGenerator(model(place, "tippo"), "model")
     items = [GenerationInput("a cat", file.read_bytes()) for file in pictures[:6]]
-    generation = load_config(generators.GeneratorRun, "writers", "tippo").generation
+    generation = load_config(generators.GeneratorRun, "generators", "tippo").generation
     parts = author.generate([items[:3], items[3:]], generation)  # no article of training has more
     whole = [" ".join(text.text.split()) for part in parts for text in part]
     assert [" ".join(chunk["text"].split()) for chunk in made["chunks"]] == whole
@@ -153,7 +153,7 @@ def test_articles_of_one_batch_do_not_change_each_other(place, pictures):
     title = ARTICLE[0]["title"]
     first = [GenerationInput(title, file.read_bytes()) for file in pictures[:3]]
     second = [GenerationInput("snow", pictures[7].read_bytes())]
-    generation = load_config(generators.GeneratorRun, "writers", "tippo").generation
+    generation = load_config(generators.GeneratorRun, "generators", "tippo").generation
     together = author.generate([first, second], generation)
     assert together == [author.generate([article], generation)[0] for article in (first, second)]
 
@@ -223,7 +223,7 @@ def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_pat
     huggingface_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
     tiny_flexmuse.save_published_t5(tmp_path / "t5")
     run = replace(
-        load_config(generators.GeneratorRun, "writers", "tippo"), decoder=str(tmp_path / "t5")
+        load_config(generators.GeneratorRun, "generators", "tippo"), decoder=str(tmp_path / "t5")
     )
     rows = [
         row | {"text": text}

@@ -147,7 +147,7 @@ def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published
     preference = overlay["models"]["tippo"]["preference"]
     assert preference["gamma"] == 0.95
     assert overlay["align"]["encoder"] == "hf:OFA-Sys/chinese-clip-vit-base-patch16"
-    for run in overlay["writers"].values():
+    for run in overlay["generators"].values():
         assert run["decoder"] == "Langboat/mengzi-t5-base"
         assert (run["sft"]["steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
         iterations = run["preference"]["steps"] / preference["epochs"]
@@ -189,7 +189,7 @@ def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
 
 
 def test_its_runs_have_the_numbers_of_the_public_ones():
-    readers = overlay("paper_muse")["readers"]
+    readers = overlay("paper_muse")["classifiers"]
     for run in readers.values():
         text, picture, training = run["text"], run["picture"], run["training"]
         assert (text["encoder"], text["tuned"], text["rate"]) == ("bert-base-uncased", "all", 1.0)

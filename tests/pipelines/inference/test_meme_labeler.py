@@ -112,10 +112,10 @@ def test_words_that_cleaning_leaves_nothing_of_are_read(place):
 
 def test_without_painting_a_picture_stays_as_it_is(place):
     params = load_config(inpaint.InpaintConfig, "inpaint")
-    params = replace(params, paint=replace(params.inpainting, backend="none"), recognise="never")
+    params = replace(params, inpainting=replace(params.inpainting, backend="none"), ocr="never")
     shown = draw_text_image("MONDAY AGAIN")
     memes = [MemeInput("a", "", shown), MemeInput("b", "words", b"never looked at")]
-    read, given = meme_labeler.prepare_memes(memes, params, load_input_rules("read"))
+    read, given = meme_labeler.prepare_memes(memes, params, load_input_rules("cli_label"))
     assert (read.text, read.image, read.failures) == ("monday again", shown, ())
     assert (given.image, given.failures) == (b"never looked at", ())
 

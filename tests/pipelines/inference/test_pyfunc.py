@@ -82,13 +82,13 @@ def test_a_row_that_cannot_be_used_is_named(columns, said):
 
 
 def test_the_rules_are_those_of_the_project_where_one_stands(tmp_path, monkeypatch):
-    shipped = load_nearest_rules("write")
+    shipped = load_nearest_rules("cli_write")
     text = Path("params.yaml").read_text()
     (tmp_path / "project/data").mkdir(parents=True)
     changed = text.replace("max_characters: 500", "max_characters: 7")
     (tmp_path / "project/params.yaml").write_text(changed)
     (tmp_path / "project/dvc.yaml").touch()
     monkeypatch.chdir(tmp_path / "project/data")
-    assert load_nearest_rules("write").max_characters == 7 and Path.cwd().name == "data"
+    assert load_nearest_rules("cli_write").max_characters == 7 and Path.cwd().name == "data"
     monkeypatch.chdir(tmp_path)
-    assert load_nearest_rules("write") == shipped
+    assert load_nearest_rules("cli_write") == shipped

@@ -90,7 +90,7 @@ def test_raw_input_is_read_as_the_stages_read_it(place, name):
     items = reader.build_dataset(rows, cached, place / "given/ingest" / kind)
     places = list(range(len(rows)))
     with inference_context():
-        expected = reader.paper.decide(reader.model, items.batch(places))
+        expected = reader.paper.predict(reader.model, items.batch(places))
     files = {row["sha256"]: row["bytes"] for _, row in muse_corpus.make_items(kind) if row}
     made = [
         build_input_from_words(
@@ -133,7 +133,7 @@ def test_a_picture_without_text_is_labelled_as_one_whose_text_is_hidden(place):
     """However long that is: so stages/classify.py reads pictures alone."""
     labeller = load_labeler(get_model_dir(place, "muse_sentiment"))
     (alone,) = labeller.label([build_input_from_text("", RED_IMAGE)])
-    decide = labeller.classifier.paper.decide
+    decide = labeller.classifier.paper.predict
 
     def shown_alone(model, batch):
         return decide(model, batch | {"has_text": torch.zeros_like(batch["has_text"])})
@@ -179,7 +179,7 @@ def test_a_reader_of_pixels_needs_no_encoder(place, tmp_path, monkeypatch):
     text = (place / "params.yaml").read_text()
     changed = yaml.safe_load(text)
     pixels = {"encoder": "resnet18", "weights": "none", "size": 64, "grid": 1}
-    changed["readers"]["muse_sentiment"]["picture"] |= pixels
+    changed["classifiers"]["muse_sentiment"]["picture"] |= pixels
     (place / "params.yaml").write_text(yaml.safe_dump(changed))
     try:
         labeller = made(tmp_path / "model", "muse_sentiment", "posts")

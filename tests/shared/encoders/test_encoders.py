@@ -352,7 +352,7 @@ def test_pictures_of_any_size_become_tokens_of_one_shape(tmp_path):
 
 @pytest.mark.parametrize("patch, tokens", [(16, 4), (8, 16), (2, 256)])
 def test_a_token_stands_for_a_patch(patch, tokens):
-    tower = tiny_encoder.ImageTower(replace(SIZES, patch=patch), pooled=8)
+    tower = tiny_encoder.ImageTower(replace(SIZES, patch_size=patch), pooled=8)
     assert tower(torch.zeros(1, 3, 32, 32))[1].shape == (1, tokens, 32)
 
 
@@ -361,7 +361,7 @@ def test_a_token_stands_for_a_patch(patch, tokens):
 )
 def test_sizes_that_do_not_divide_are_named(change):
     with pytest.raises(InputError, match=f"align.tiny.{next(iter(change))} is"):
-        replace(SIZES, heads=3, **change).validate()
+        replace(SIZES, num_heads=3, **change).validate()
 
 
 def test_another_minilm_than_the_encoder_was_trained_against_is_an_error(tmp_path):

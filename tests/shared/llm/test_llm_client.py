@@ -122,7 +122,7 @@ def test_a_server_that_stays_busy_ends_it_and_what_was_answered_is_kept(serve):
         )
 
     server = serve(busy_but_once)
-    said_then = fault("a", "b", concurrency=1, retries=1)
+    said_then = fault("a", "b", concurrency=1, max_retries=1)
     assert "HTTP 429: quota of ***" in said_then
     assert "1 of 2 questions are answered and kept" in said_then
     assert [asked(body) for body in server.requests] == ["a", "b", "b"]
@@ -183,12 +183,12 @@ def test_words_around_the_answer_do_no_harm(text):
 
 def test_too_many_failures_end_it_with_the_most_frequent_reason(serve):
     server = serve(lambda body, _: "garbage" if asked(body) in "bcd" else GOOD)
-    assert fault(*"abcdef", max_failed=0.4, concurrency=1, attempts=1) == (
+    assert fault(*"abcdef", max_failed_fraction=0.4, concurrency=1, max_attempts=1) == (
         "params.yaml: judge.model: 3 of 6 questions to judge failed, 3 of them with: no JSON "
         "object; that is more than judge.max_failed allows, so change what it says, or raise that"
     )
     assert [asked(body) for body in server.requests] == list("abcd")
-    assert [r.value is None for r in ask(*"abcdef", max_failed=0.5, attempts=1)] == [
+    assert [r.value is None for r in ask(*"abcdef", max_failed_fraction=0.5, max_attempts=1)] == [
         *(False, True, True, True),
         *(False, False),
     ]
@@ -221,7 +221,7 @@ def test_one_question_that_a_server_refuses_or_breaks_on_fails_alone(serve, caps
         }.get(of, GOOD)
 
     serve(moody)
-    replies = ask("long", "broken", "late", "good", retries=0, timeout=0.3)
+    replies = ask("long", "broken", "late", "good", max_retries=0, timeout=0.3)
     assert [r.failure for r in replies] == ["HTTP 400", "HTTP 500", "no answer in 0.3 s", ""]
     shown = capsys.readouterr()
     assert "context too long" in shown.err
@@ -231,13 +231,13 @@ def test_one_question_that_a_server_refuses_or_breaks_on_fails_alone(serve, caps
 def test_the_ceiling_stops_says_how_far_it_came_and_keeps_what_is_stored(serve):
     server = serve(lambda *_: GOOD)
     texts = [*map(str, range(10))]
-    assert fault(*texts, max_tokens_total=3 * TOKENS_PER_ANSWER, concurrency=1) == (
+    assert fault(*texts, max_total_tokens=3 * TOKENS_PER_ANSWER, concurrency=1) == (
         f"params.yaml: judge.max_tokens_total is {3 * TOKENS_PER_ANSWER}, and {3 * TOKENS_PER_ANSWER} tokens answered "
         "3 of 10 questions: raise it and run again, what was answered is kept and costs nothing"
     )
     assert len(server.requests) == 3
     # The ceiling is of the whole job: another run does not get as much again.
-    fault(*texts, max_tokens_total=3 * TOKENS_PER_ANSWER, concurrency=1)
+    fault(*texts, max_total_tokens=3 * TOKENS_PER_ANSWER, concurrency=1)
     assert len(server.requests) == 3
     assert len(ask(*texts)) == 10
     assert len(server.requests) == 10
@@ -245,7 +245,7 @@ def test_the_ceiling_stops_says_how_far_it_came_and_keeps_what_is_stored(serve):
 
 def test_requests_under_way_at_the_ceiling_are_paid_and_kept(serve):
     server = serve(lambda *_: time.sleep(0.1) or GOOD)
-    fault(*map(str, range(10)), max_tokens_total=1, concurrency=4)
+    fault(*map(str, range(10)), max_total_tokens=1, concurrency=4)
     assert len(server.requests) == 4
     ask(*map(str, range(4)))
     assert len(server.requests) == 4
@@ -378,9 +378,9 @@ def test_what_is_no_chat_completion_is_one_sentence(serve, page):
 
 def test_an_address_where_nothing_answers_is_one_sentence(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://user:password@127.0.0.1:9/v1")
-    assert fault("a", retries=0).startswith("OPENAI_BASE_URL: nothing answers there")
+    assert fault("a", max_retries=0).startswith("OPENAI_BASE_URL: nothing answers there")
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:9")
-    assert fault("a", retries=0).startswith("OPENAI_BASE_URL is no address")
+    assert fault("a", max_retries=0).startswith("OPENAI_BASE_URL is no address")
 
 
 def test_the_store_holds_no_secret(serve, tmp_path):

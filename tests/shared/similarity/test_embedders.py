@@ -209,7 +209,7 @@ def test_what_was_embedded_before_a_fault_is_kept(serve):
         return embedded(body, number) if number == 0 else error_response(500, f"oops {API_KEY}")
 
     serve(moody)
-    said = fault("a", "b", "c", retries=0, concurrency=1)
+    said = fault("a", "b", "c", max_retries=0, concurrency=1)
     assert "openai:glm cannot be used (HTTP 500: oops ***)" in said
     again = serve(embedded)
     served().embed_normalized(["a", "b", "c"])
@@ -236,9 +236,9 @@ def test_a_refused_key_a_silent_server_and_a_missing_one_are_one_sentence(serve,
     serve(lambda *_: error_response(401, f"Incorrect API key provided: {API_KEY[:12]}"))
     assert fault() == "OPENAI_API_KEY: the server does not take it (HTTP 401): give a valid one"
     serve(lambda *_: time.sleep(1))
-    assert "no answer in 0.2 s" in fault(retries=0, timeout=0.2)
+    assert "no answer in 0.2 s" in fault(max_retries=0, timeout=0.2)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    assert fault(retries=0).startswith("OPENAI_BASE_URL: nothing answers there")
+    assert fault(max_retries=0).startswith("OPENAI_BASE_URL: nothing answers there")
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert "the semantic reward names a model" in fault()
 

@@ -45,11 +45,13 @@ TIDY = text_cleaning.CleanConfig(
 def params() -> AugmentConfig:
     """As shipped, without what takes long, and with a server that may be a poor one."""
     shipped = load_config(AugmentConfig, "augment")
-    openai = replace(shipped.openai, retries=0, timeout=5.0, max_failed=1.0, concurrency=4)
+    openai = replace(
+        shipped.openai, max_retries=0, timeout=5.0, max_failed_fraction=1.0, concurrency=4
+    )
     return replace(
         shipped,
-        paraphrases=5,
-        filters=replace(shipped.filters, drift=None),
+        num_paraphrases=5,
+        num_filters=replace(shipped.filters, min_semantic_similarity=None),
         openai=openai,
     )
 
@@ -141,11 +143,11 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
 
 
 def test_pictures_may_stay_as_they_are_or_become_png(place, params):
-    still, _ = rules(place, params, picture=replace(params.picture, look="none"))
+    still, _ = rules(place, params, picture=replace(params.picture, policy="none"))
     assert len({row["image"] for row in still if row["group"] == "t0"}) == 1
     stored = {row["sha256"] for row in image_store.read_images(place / "target/images")}
     assert stored == {row["image"] for row in still if row["image"]}
-    png, _ = rules(place, params, picture=replace(params.picture, quality=None))
+    png, _ = rules(place, params, picture=replace(params.picture, jpeg_quality=None))
     names = {row["image"] for row in png if row["variant"] and row["image"]}
     content = image_store.load_image_bytes(place / "target/images", names)
     assert all(file.startswith(b"\x89PNG") for file in content.values())
@@ -169,9 +171,9 @@ def test_other_memes_coming_or_going_change_no_paraphrase(place, params):
 
 
 def test_more_shards_change_nothing_but_files(place, params):
-    few, _ = rules(place, params, shards=1)
+    few, _ = rules(place, params, num_shards=1)
     before = {row["sha256"]: row for row in image_store.read_images(place / "target/images")}
-    many, _ = rules(place, params, shards=7)
+    many, _ = rules(place, params, num_shards=7)
     assert few == many
     assert {
         row["sha256"]: row for row in image_store.read_images(place / "target/images")
@@ -245,8 +247,8 @@ def test_the_summary_counts_what_the_records_hold_and_says_that_rules_are_no_llm
 
 def test_the_meaning_of_rules_is_not_measured(place, params):
     """They keep it by what they are; MiniLM would cost more than all the rest."""
-    strict = replace(params.filters, drift=1.0)
-    _, found = rules(place, params, filters=strict)
+    strict = replace(params.filters, min_semantic_similarity=1.0)
+    _, found = rules(place, params, num_filters=strict)
     assert found["paraphrased"]["drift_measured"] == 0 < found["paraphrased"]["kept"]
 
 
@@ -304,7 +306,7 @@ def test_a_language_model_is_asked_for_train_texts_alone_with_examples(place, pa
 
 def test_the_cost_is_that_of_the_prices(place, params, serve):
     serve(five)
-    openai = replace(params.openai, price_sent=2.0, price_received=10.0)
+    openai = replace(params.openai, input_token_price=2.0, output_token_price=10.0)
     _, found = run(place, replace(params, backend="openai:writer", openai=openai))
     # 450 tokens at 2 and 50 at 10 a million
     assert found["paraphraser"]["cost"] == pytest.approx(0.0014)
@@ -312,7 +314,7 @@ def test_the_cost_is_that_of_the_prices(place, params, serve):
 
 def test_the_ceiling_ends_it_and_what_was_answered_stays(place, params, serve):
     server = serve(five)
-    openai = replace(params.openai, max_tokens_total=2 * TOKENS_PER_ANSWER, concurrency=1)
+    openai = replace(params.openai, max_total_tokens=2 * TOKENS_PER_ANSWER, concurrency=1)
     with pytest.raises(InputError, match=r"^params.yaml: augment.openai.max_tokens_total is 200"):
         run(place, replace(params, backend="openai:writer", openai=openai))
     assert len(server.requests) == 2 and not (place / "target").exists()
@@ -350,7 +352,7 @@ def test_every_rejected_paraphrase_is_counted_by_its_reason(place, params, serve
     asked = replace(
         params,
         backend="openai:writer",
-        paraphrases=7,
+        num_paraphrases=7,
         openai=replace(params.openai, examples=0),
     )
     folders = [place / name for name in ("ingest", "clean", "inpaint")]
@@ -385,8 +387,11 @@ def test_what_means_something_else_is_rejected_as_drift(place, params, serve):
     asked = replace(
         params,
         backend="openai:writer",
-        paraphrases=2,
-        filters=replace(params.filters, drift=load_config(float, "augment", "filters", "drift")),
+        num_paraphrases=2,
+        num_filters=replace(
+            params.filters,
+            min_semantic_similarity=load_config(float, "augment", "filters", "drift"),
+        ),
     )
     records, found = run(place, asked)
     assert [row["text"] for row in records if row["variant"] and row["group"] == "bare"] == [kept]

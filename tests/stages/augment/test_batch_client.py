@@ -136,13 +136,13 @@ def test_what_a_batch_has_no_answer_to_has_failed_and_is_asked_by_the_next_run(s
 def test_too_many_failures_are_one_sentence(serve):
     serve(lambda *_: None)
     assert "2 of 2 questions to writer failed, 2 of them with: batch_expired" in fault(
-        "a", "b", max_failed=0.5
-    ) or "1 of 2" in fault("a", "b", max_failed=0.2)
+        "a", "b", max_failed_fraction=0.5
+    ) or "1 of 2" in fault("a", "b", max_failed_fraction=0.2)
 
 
 def test_no_batch_is_larger_than_asked(serve):
     server = serve(lambda *_: GOOD)
-    ask(*map(str, range(7)), numbers=replace(NUMBERS, requests=3))
+    ask(*map(str, range(7)), numbers=replace(NUMBERS, max_requests=3))
     assert [len(lines) for lines in server.uploads.values()] == [3, 3, 1]
 
 
@@ -150,7 +150,7 @@ def test_a_batch_never_goes_beyond_the_ceiling(serve):
     """A request here has about 400 bytes, each a token at most, and 50 tokens of answer."""
     server = serve(lambda *_: GOOD)
     texts = [*map(str, range(20))]
-    found = fault(*texts, max_tokens_total=1500)
+    found = fault(*texts, max_total_tokens=1500)
     assert found.startswith("params.yaml: s.max_tokens_total is 1500, and ")
     paid = TOKENS_PER_ANSWER * len(server.requests)
     assert 0 < paid <= 1500

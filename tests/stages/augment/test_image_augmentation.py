@@ -90,7 +90,10 @@ def test_a_look_follows_from_its_name_alone():
     assert augment_image(content, RANGES, "0 a 1", None) == first
     assert augment_image(content, RANGES, "0 a 2", None) != first
     # Less flipping leaves the rest as it was.
-    assert sample_transform(replace(RANGES, flip=0.0), "x").hue == sample_transform(RANGES, "x").hue
+    assert (
+        sample_transform(replace(RANGES, flip_prob=0.0), "x").hue
+        == sample_transform(RANGES, "x").hue
+    )
 
 
 def test_png_is_lossless_and_jpeg_close():

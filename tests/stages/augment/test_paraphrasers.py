@@ -99,7 +99,7 @@ def test_a_model_that_refuses_fails_that_text_alone(serve):
     no = chat_completion(None)
     no["choices"][0]["message"]["refusal"] = "I will not."
     serve(lambda body, _: (200, {}, no) if given(body) == "rude" else good(given(body)))
-    model = writer(max_failed=0.5)
+    model = writer(max_failed_fraction=0.5)
     found = model.paraphrase(texts("rude", "fine"))
     assert [one.failure for one in found] == ["refused by the model", ""]
     assert model.compute_statistics()["failed_questions"] == {"refused by the model": 1}
@@ -168,7 +168,7 @@ def test_the_batch_api_gives_what_requests_give(serve, monkeypatch):
     server = FakeBatchServer(lambda body, _: good(given(body)))
     start_server(server)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-    model = writer(batch_api=True, price_sent=1.0, price_received=2.0)
+    model = writer(use_batch_api=True, input_token_price=1.0, output_token_price=2.0)
     found = model.paraphrase(texts("a", "b"))
     assert [one.texts for one in found] == [[f"{t} {n}" for n in range(COUNT)] for t in "ab"]
     assert model.compute_statistics()["cost"] == pytest.approx((2 * 90 + 2 * 10 * 2) / 10**6)

@@ -34,7 +34,7 @@ def test_wordings_differ_in_more_than_case_and_marks_and_are_the_same_each_time(
 
 
 def test_a_text_without_a_letter_has_only_fillers_about_it():
-    assert all("🙂" in wording for wording in reword("🙂", 5, "0"))
+    assert all("🙂" in wording for wording in paraphrase_with_rules("🙂", 5, "0"))
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_labels_are_what_the_model_decides_of_these_inputs(labelled, made, input
     hidden = {"text": "has_picture", "picture": "has_text"}.get(inputs)
     if hidden:
         batch[hidden] = torch.zeros(len(items), dtype=torch.bool)
-    decided = reader.paper.decide(reader.model, batch)
+    decided = reader.paper.predict(reader.model, batch)
     found = by_key(labelled()["labels"], "record", "inputs", "task")
     for task, names in LEARNED_TASKS.items():
         for index, row in enumerate(items.rows):

@@ -99,7 +99,7 @@ def test_labels_are_what_the_model_decides_of_these_inputs(made, name, inputs):
     hidden = {"text": "has_picture", "picture": "has_text"}.get(inputs)
     if hidden:
         batch[hidden] = torch.zeros(len(items), dtype=torch.bool)
-    decided = reader.paper.decide(reader.model, batch)
+    decided = reader.paper.predict(reader.model, batch)
     found = by_key(tables_of(reader, splits, params)["labels"], "record", "inputs")
     wanted = reader.names(decided.labels, items, everything)
     for index, row in enumerate(items.rows):
@@ -191,7 +191,9 @@ def test_exchanges_are_those_of_the_model_cut_to_what_an_item_holds(made):
     found = by_key(tables_of(reader, splits, params)["exchanges"], "record", "layer", "modality")
     assert len(found) == len(places) * 2 * 2  # of two layers and modalities
     for place in places:
-        for trace in reader.paper.look(reader.model, items.batch([place])):  # no padding beside it
+        for trace in reader.paper.attention_maps(
+            reader.model, items.batch([place])
+        ):  # no padding beside it
             text, picture = (
                 found[items.rows[place]["id"], trace.layer, modality]
                 for modality in ("text", "picture")
@@ -215,7 +217,7 @@ def test_what_the_regularisers_say_is_that_of_the_model_and_null_without_picture
             if place == muse_corpus.WITHOUT_IMAGE:
                 assert one["caption_nats"] is one["drawing_bits"] is one["caption"] is None
                 continue
-            said = reader.paper.regularisers(reader.model, items.batch([place]))
+            said = reader.paper.evaluate_regularizers(reader.model, items.batch([place]))
             for name in ("caption_nats", "drawing_bits"):
                 assert one[name] == pytest.approx(said[name].item(), rel=1e-3)
 
@@ -230,7 +232,7 @@ def test_some_pictures_of_the_split_that_is_scored_have_a_written_caption(made):
     told = {name for name, caption in written.items() if caption is not None}
     assert told == {items.rows[place]["id"] for place in places}
     for place in places:
-        (ids,) = reader.paper.caption(reader.model, items.batch([place]))
+        (ids,) = reader.paper.generate_captions(reader.model, items.batch([place]))
         assert written[items.rows[place]["id"]] == " ".join(reader.coding.vocabulary.decode(ids))
 
 
@@ -241,7 +243,9 @@ def test_embeddings_are_those_of_the_model_before_and_after_the_projection(made)
     rows = by_key(tables_of(reader, splits, params)["embeddings"], "record", "modality", "where")
     assert len(rows) == len(places) * 2 * 2
     for place in places:
-        for where, pair in reader.paper.embeddings(reader.model, items.batch([place])).items():
+        for where, pair in reader.paper.pooled_embeddings(
+            reader.model, items.batch([place])
+        ).items():
             for modality, vectors in zip(("text", "picture"), pair, strict=True):
                 one = rows[items.rows[place]["id"], modality, where]
                 assert one["vector"] == pytest.approx(vectors[0].tolist(), abs=1e-4)
@@ -256,7 +260,9 @@ def test_drawings_are_samples_of_the_model_of_the_first_examples(made):
     assert [(row["record"], row["number"]) for row in found] == names
     generator = torch.Generator().manual_seed(params.seed)
     twice = items.batch([place for place in places for _ in range(2)])
-    for row, drawn in zip(found, reader.paper.draw(reader.model, twice, generator), strict=True):
+    for row, drawn in zip(
+        found, reader.paper.generate_images(reader.model, twice, generator), strict=True
+    ):
         pixels = np.asarray(Image.open(BytesIO(row["picture"])))
         assert pixels.shape == (4, 4, 3)
         assert np.abs(pixels / 127.5 - 1 - drawn.permute(1, 2, 0).numpy()).max() < 1 / 255

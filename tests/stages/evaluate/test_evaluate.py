@@ -347,14 +347,14 @@ def test_meaning_that_nobody_reads_is_unavailable_with_its_reason(place):
 
 
 def test_the_order_of_predictions_changes_no_figure(place):
-    straight = run(place, replace(PARAMS, bertscore_items=6))
+    straight = run(place, replace(PARAMS, max_bertscore_samples=6))
     rows = random.Random(0).sample(
         generator_outputs.make_predictions(), len(generator_outputs.make_predictions())
     )
     generator_outputs.write_predictions(
         place / "predictions", rows, generator_outputs.make_foil_rows()[::-1]
     )
-    assert run(place, replace(PARAMS, bertscore_items=6)) == straight
+    assert run(place, replace(PARAMS, max_bertscore_samples=6)) == straight
 
 
 def test_the_same_input_gives_the_same_bytes(place):

@@ -234,7 +234,7 @@ def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(p
 
 def test_too_few_draws_are_said():
     with pytest.raises(InputError, match=r"score\.draws is 1: give 2 or more"):
-        replace(PARAMS, draws=1)
+        replace(PARAMS, num_bootstrap_samples=1)
 
 
 def test_the_command_names_a_missing_file_without_a_traceback(place):

@@ -233,7 +233,7 @@ def test_the_pictures_of_a_server_are_asked_for_once(server):
     assert len(server.asked) == 3
     contents(api("other-image"), ["a"])
     contents(api(), ["a"], seed=1)
-    contents(api(size="32x32"), ["a"])
+    contents(api(image_size="32x32"), ["a"])
     assert len(server.asked) == 6
 
 
@@ -302,7 +302,7 @@ def test_a_failure_asks_for_nothing_more_and_keeps_what_is_under_way(server):
     server.seconds = 0.5
     server.answers["a"] = [(500, {}, error("broken"))]
     with pytest.raises(InputError):
-        api(concurrency=3, retries=0).illustrate(["bb", "ccc", "a", "dddd"], 1, 0)
+        api(concurrency=3, max_retries=0).illustrate(["bb", "ccc", "a", "dddd"], 1, 0)
     assert sorted(asked["prompt"] for asked in server.asked) == ["a", "bb", "ccc"]
     assert contents(api(), ["bb", "ccc"]) == [[drawing("bb")], [drawing("ccc")]]
     assert len(server.asked) == 3
@@ -311,7 +311,7 @@ def test_a_failure_asks_for_nothing_more_and_keeps_what_is_under_way(server):
 def test_without_a_key_or_a_server_one_sentence_says_so(server, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match="OPENAI_BASE_URL"):
-        api(retries=0).illustrate(["a"], 1, 0)
+        api(max_retries=0).illustrate(["a"], 1, 0)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="OPENAI_API_KEY"):
         api()

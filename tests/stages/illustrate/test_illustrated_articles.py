@@ -72,7 +72,7 @@ def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
 
 def write_about(place: Path) -> None:
     """What train_sft and predict make of it."""
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     sources = [place / name for name in ("illustrate", "embed", "align")]
     train_sft.main("flexmuse", run, sources, place / "sft")
     model = place / "sft" / "model"

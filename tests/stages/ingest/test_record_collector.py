@@ -68,14 +68,17 @@ def test_a_good_picture_and_its_facts_are_kept(corpus, item):
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (replace(TWEET, words=[], tags=[]), "empty text: the tweet has no word"),
-        (replace(TWEET, tags=["O"]), "wrong count: 2 words have 1 tags"),
+        (replace(TWEET, words=[], entity_type_map=[]), "empty text: the tweet has no word"),
+        (replace(TWEET, entity_type_map=["O"]), "wrong count: 2 words have 1 tags"),
         (replace(TWEET, words=["at", ""]), "empty text: word 2 has no character"),
         (replace(TWEET, words=["at", "\ud800"]), "undecodable text: "),
-        (replace(TWEET, tags=["O", "LOC"]), "unknown tag: 'LOC' of word 2, neither O, B-* nor I-*"),
-        (replace(TWEET, tags=["O", "B-"]), "unknown tag: 'B-'"),
-        (replace(POST, text=" \n"), "empty text: the post has none"),
-        (replace(POST, text="\ud800"), "undecodable text: "),
+        (
+            replace(TWEET, entity_type_map=["O", "LOC"]),
+            "unknown tag: 'LOC' of word 2, neither O, B-* nor I-*",
+        ),
+        (replace(TWEET, entity_type_map=["O", "B-"]), "unknown tag: 'B-'"),
+        (replace(POST, text_version=" \n"), "empty text: the post has none"),
+        (replace(POST, text_version="\ud800"), "undecodable text: "),
         (replace(POST, label="happy"), "unknown label: 'happy' is none of negative, neutral"),
     ],
 )
@@ -87,7 +90,7 @@ def test_an_item_of_no_use_is_rejected(corpus, item, reason):
 def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
     items = [
         TWEET,
-        replace(TWEET, tags=["O", "B-ORG"]),
+        replace(TWEET, entity_type_map=["O", "B-ORG"]),
         replace(TWEET, words=["At", "York"]),
         replace(TWEET, picture=RED),
         replace(TWEET, picture=ImageBytes(encoded("blue"))),
@@ -157,7 +160,7 @@ def test_tweets_and_posts_need_something_to_train_on_and_something_to_score(spli
 
 def test_the_summary_of_tweets_counts_entities_and_tags_that_stand_alone(corpus):
     corpus.take(TWEET)
-    corpus.take(replace(TWEET, tags=["I-PER", "I-LOC"], split="test"))
+    corpus.take(replace(TWEET, entity_type_map=["I-PER", "I-LOC"], split="test"))
     counts = summarize_corpus(corpus, "tweets")
     assert counts["entities"] == {
         "train": {"LOC": 1},

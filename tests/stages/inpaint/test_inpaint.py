@@ -25,7 +25,7 @@ from stages.shared.data.cache import Store
 from stages.shared.runtime.stage import InputError
 from tests.support import overlay_text_corpus
 
-PARAMS = replace(load_config(inpaint.InpaintConfig, "inpaint"), shards=2)
+PARAMS = replace(load_config(inpaint.InpaintConfig, "inpaint"), num_shards=2)
 THREADS = parallel.EngineConfig("threads", 2)
 
 
@@ -144,7 +144,7 @@ def test_a_picture_without_text_is_the_same_bytes(tmp_path):
 def test_backend_none_passes_every_picture_through_without_looking_at_it(tmp_path, monkeypatch):
     rows = meme_rows(2)
     monkeypatch.setattr(text_detection, "find", None)
-    params = replace(PARAMS, paint=replace(PARAMS.inpainting, backend="none"))
+    params = replace(PARAMS, inpainting=replace(PARAMS.inpainting, backend="none"))
     found, contents, summary = run(tmp_path, rows, records_of(rows), params)
     assert {row["inpainted"] for row in found.values()} == set(contents) == set(found)
     assert (summary["with_text"], summary["passed_through"]) == (0, 2)
@@ -254,7 +254,7 @@ def test_params_say_which_pictures_are_read(tmp_path, recognise, count):
     records = [
         overlay_text_corpus.make_record(n, row["sha256"], "x" * n) for n, row in enumerate(rows)
     ]
-    params = replace(PARAMS, recognise=recognise, paint=replace(PARAMS.inpainting, backend="none"))
+    params = replace(PARAMS, ocr=recognise, inpainting=replace(PARAMS.inpainting, backend="none"))
     found, contents, summary = run(tmp_path, rows, records, params)
     assert summary["recognised"] == count and set(contents) == set(found)
 
@@ -392,7 +392,7 @@ def test_weights_that_are_missing_are_said_before_anything_is_looked_for(tmp_pat
     monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
     monkeypatch.setattr(text_detection, "find", None)
     rows = meme_rows(1)
-    lama = replace(PARAMS, paint=replace(PARAMS.inpainting, backend="lama"))
+    lama = replace(PARAMS, inpainting=replace(PARAMS.inpainting, backend="lama"))
     with pytest.raises(InputError, match=r"LAMA_MODEL: .* is no file"):
         run(tmp_path, rows, records_of(rows), lama)
 

@@ -27,13 +27,13 @@ BOXES = TextMaskConfig(
     dilation=0.1,
     line_extension=0.0,
 )  # no ground is plain
-LETTERS = replace(BOXES, plain=0.6)
+LETTERS = replace(BOXES, min_uniform_fraction=0.6)
 
 
 def boxed(height: int, width: int, quads: np.ndarray, margin: float = 0.0) -> np.ndarray:
     """The mask of whole boxes."""
     picture = np.zeros((height, width, 3), np.uint8)
-    return masks.build_text_mask(picture, quads, replace(BOXES, margin=margin))
+    return masks.build_text_mask(picture, quads, replace(BOXES, min_gain_standard_errors=margin))
 
 
 def test_a_box_grows_by_shares_of_its_text_height_on_every_side():
@@ -92,7 +92,7 @@ def test_dots_at_the_end_of_a_line_belong_to_it_and_a_photo_beside_it_does_not()
     picture[33:36, 86:89] = 10  # a dot, beyond the box by half a height
     picture[10:50, 20:45] = 10  # a photo that reaches into the longer box
     quads = boxes((50, 20, 75, 40))
-    longer = masks.build_text_mask(picture, quads, replace(LETTERS, ends=1.0)) > 0
+    longer = masks.build_text_mask(picture, quads, replace(LETTERS, line_extension=1.0)) > 0
     assert longer[25:35, 60:64].all() and longer[33:36, 86:89].all()
     assert not longer[:, :49].any()
     assert not masks.build_text_mask(picture, quads, LETTERS)[:, 80:].any()

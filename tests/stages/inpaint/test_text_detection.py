@@ -75,7 +75,7 @@ def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(size):
     ],
 )
 def test_a_picture_is_scaled_to_as_many_pixels(width, height, scale):
-    params = replace(PARAMS.detection, side=640, enlarge=2.0)
+    params = replace(PARAMS.detection, side=640, max_upscale=2.0)
     assert text_detection.compute_scale(width, height, params) == pytest.approx(scale)
 
 

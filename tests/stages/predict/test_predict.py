@@ -30,7 +30,7 @@ def place(tmp_path_factory):
         rows = schemas.read_parquet(chunk / "chunks.parquet", schemas.CHUNKS)
         bare = rows[-1] | {"record": "bare", "position": 0, "image": None}
         schemas.write_parquet(chunk / "chunks.parquet", [*rows, bare], schemas.CHUNKS)
-        run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+        run = load_config(generators.GeneratorRun, "generators", "flexmuse")
         train_sft.main(
             "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
         )
@@ -137,7 +137,7 @@ def test_foils_are_scored_beside_texts_of_their_length():
 
 def test_a_foil_that_differs_only_behind_the_cut_is_none():
     items = tiny_tippo.build_article_dataset()
-    items.limits = replace(items.limits, text_tokens=len(items.labels_until(2, 1)))
+    items.limits = replace(items.limits, max_topic_tokens=len(items.labels_until(2, 1)))
     found = predict.build_foil_comparisons(items, foils_of(items))
     assert [one.key for one in found if one.item_index == 2] == [("r2", 0), ("r2", 1)]
     writer = SimpleNamespace(model=tiny_tippo.build_model(items).eval())
@@ -241,7 +241,7 @@ def test_no_attention_is_kept_where_none_is_asked_for():
 
 def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
     chunks = tiny_flexmuse.build_chunk_dataset()
-    model = tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer)).eval()
+    model = tiny_flexmuse.build_model(vocab_size=len(chunks.tokenizer)).eval()
     writer = generators.TextGenerator(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():
         memory = model.encode(chunks.batch([0, 4]), "always_mask")
@@ -263,7 +263,7 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
 def test_a_concatenation_has_no_fusion_to_tell_of_but_its_decoder_looks_too():
     chunks = tiny_flexmuse.build_chunk_dataset()
     model = tiny_flexmuse.build_model(
-        vocabulary=len(chunks.tokenizer), fusion="concatenation"
+        vocab_size=len(chunks.tokenizer), fusion="concatenation"
     ).eval()
     writer = generators.TextGenerator(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():

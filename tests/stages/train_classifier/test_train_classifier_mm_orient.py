@@ -48,7 +48,7 @@ def steps_of(**changes) -> dict:
 
 def decided(reader, items) -> torch.Tensor:
     """(N, T)"""
-    found = reader.paper.decide(reader.model, items.batch(list(range(len(items))))).labels
+    found = reader.paper.predict(reader.model, items.batch(list(range(len(items))))).labels
     return torch.stack([found[task] for task in reader.tasks], 1)
 
 

@@ -43,18 +43,18 @@ def fitted(name: str, folders: list[Path]):
 def share_right(reader, items) -> float:
     """The score of a reader on the items that it learned from."""
     everything = list(range(len(items)))
-    decided = reader.paper.decide(reader.model, items.batch(everything)).labels
+    decided = reader.paper.predict(reader.model, items.batch(everything)).labels
     gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
     return train.selection_score(reader.coding.task, gold, reader.names(decided, items, everything))
 
 
 def of_run(name: str, **changes) -> dict:
-    return {f"readers.{name}.training.{key}": value for key, value in changes.items()}
+    return {f"classifiers.{name}.training.{key}": value for key, value in changes.items()}
 
 
 @pytest.mark.parametrize("name", CORPUS_KINDS)
 def test_the_tiny_corpus_is_learned_by_heart(place, name):
-    changes = {"models.muse.network.use_drawing": False, f"readers.{name}.text.tuned": 0}
+    changes = {"models.muse.network.use_drawing": False, f"classifiers.{name}.text.tuned": 0}
     folder = place(of_run(name, steps=160, batch=8, learning_rate=0.02) | changes)
     reader, steps, items = fitted(
         name, muse_corpus.write_corpus(folder, CORPUS_KINDS[name], splits=["train"])
@@ -144,7 +144,7 @@ def test_a_corpus_without_pictures_is_trained_and_tells_nothing_of_them(place):
 
 def test_a_picture_is_read_from_its_pixels_by_a_resnet(place):
     pixels = {"encoder": "resnet18", "size": 64, "grid": 2}
-    changes = {f"readers.muse_sentiment.picture.{key}": value for key, value in pixels.items()}
+    changes = {f"classifiers.muse_sentiment.picture.{key}": value for key, value in pixels.items()}
     folder = place(of_run("muse_sentiment", steps=2) | changes)
     reader, steps, items = fitted("muse_sentiment", muse_corpus.write_corpus(folder, "posts"))
     assert items.batch([0, 1])["picture"].shape == (2, 3, 64, 64)
@@ -181,8 +181,8 @@ def test_a_checkpoint_belongs_to_one_set_of_numbers(place, monkeypatch):
     for changes in (
         {},
         {},
-        {"readers.muse_sentiment.text.rate": 0.5},
-        {"readers.muse_sentiment.picture.rate": 0.5},
+        {"classifiers.muse_sentiment.text.rate": 0.5},
+        {"classifiers.muse_sentiment.picture.rate": 0.5},
         {"models.muse.network.captioning.alpha": 0.5},
         of_run("muse_sentiment", weight_decay=0.5),
         {"label.samples": 5},  # no number of training

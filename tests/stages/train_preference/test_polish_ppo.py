@@ -22,7 +22,9 @@ from stages.train_preference import __main__ as train_preference
 from stages.train_preference import tippo
 from tests.support import article_corpus, tiny_flexmuse, tiny_tippo
 
-NUMBERS = tiny_tippo.build_preference_config(gamma=0.9, discount_steps=10.0, window=2, rollouts=3)
+NUMBERS = tiny_tippo.build_preference_config(
+    gamma=0.9, discount_steps=10.0, baseline_window=2, num_generations=3
+)
 
 
 def project(folder: Path) -> None:
@@ -30,7 +32,7 @@ def project(folder: Path) -> None:
     article_corpus.create_project(folder)
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text())
-    run = params["writers"]["tippo"] = params["writers"]["flexmuse"] | {"model": "tippo"}
+    run = params["generators"]["tippo"] = params["generators"]["flexmuse"] | {"model": "tippo"}
     params["models"]["tippo"]["network"] |= {"d_model": 16, "text_tokens": 8, "pictures": 4}
     params["models"]["tippo"]["preference"] = dict(NUMBERS.__dict__)
     run["max_tokens"] = 32
@@ -50,7 +52,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = article_corpus.write_article_corpus(place)
-        run = load_config(generators.GeneratorRun, "writers", "tippo")
+        run = load_config(generators.GeneratorRun, "generators", "tippo")
         train_sft.main(
             "tippo", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
         )
@@ -70,7 +72,7 @@ def change(**numbers) -> None:
     """Of the phase, its schedule and its watch, in params.yaml."""
     file = Path("params.yaml")
     params = yaml.safe_load(file.read_text())
-    run = params["writers"]["tippo"]
+    run = params["generators"]["tippo"]
     for section in (params["models"]["tippo"]["preference"], run["preference"], run["watch"]):
         section |= {name: value for name, value in numbers.items() if name in section}
     file.write_text(yaml.safe_dump(params))
@@ -83,7 +85,7 @@ def folders(place: Path) -> list[Path]:
 
 def polish(place: Path, out: Path) -> list[dict[str, float]]:
     train_preference.main(
-        "tippo", load_config(generators.GeneratorRun, "writers", "tippo"), folders(place), out
+        "tippo", load_config(generators.GeneratorRun, "generators", "tippo"), folders(place), out
     )
     return history.read_history(out / "history.csv")
 
@@ -92,7 +94,7 @@ def phase(place: Path) -> tippo.PolishPPO:
     """The phase before its first step."""
     writer, run = (
         generators.load_generator(place / "sft" / "model"),
-        load_config(generators.GeneratorRun, "writers", "tippo"),
+        load_config(generators.GeneratorRun, "generators", "tippo"),
     )
     items = writer.build_dataset(
         tiny_flexmuse.make_chunk_rows(), feature_store.read_features(place / "embed")
@@ -137,7 +139,7 @@ def test_returns_are_compared_with_the_last_iterations_as_a_loop_does(place):
 
 @pytest.mark.parametrize("deviation", ["std", "variance"])
 def test_rewards_are_compared_with_those_of_their_article_as_a_loop_does(place, deviation):
-    change(baseline="article", deviation=deviation)
+    change(baseline="article", advantage_scale=deviation)
     of_phase = phase(place)
     earned = noted(of_phase)
 
@@ -160,7 +162,7 @@ def test_rewards_are_compared_with_those_of_their_article_as_a_loop_does(place, 
 
 def test_one_text_an_article_has_no_other_to_be_compared_with():
     with pytest.raises(InputError, match="baseline article needs 2 rollouts"):
-        replace(NUMBERS, baseline="article", rollouts=1)
+        replace(NUMBERS, baseline="article", num_generations=1)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_o
 
 
 def test_a_past_of_one_return_is_refused(place):
-    change(rollouts=1, window=1, batch=1)
+    change(num_generations=1, baseline_window=1, batch=1)
     with pytest.raises(InputError, match="one return, which has no deviation"):
         phase(place)
 
@@ -246,7 +248,7 @@ def test_texts_that_all_earn_the_same_teach_nothing(place):
 
 def test_texts_are_drawn_with_the_probabilities_of_the_policy(place):
     """What is drawn first, many times over: no token is left out, as a top-k would do."""
-    change(rollouts=2000, batch=1, temperature=1.5)
+    change(num_generations=2000, batch=1, temperature=1.5)
     of_phase = phase(place)
     batch = of_phase.batch_at(0)
     first = batch["labels"][:, 0]
@@ -351,7 +353,15 @@ def test_a_phase_killed_at_any_step_ends_with_the_same_bits(
 
 def test_a_reward_that_can_be_raised_is_raised(place, tmp_path):
     """Articles learned for a moment only: the letters of what is drawn come nearer to them."""
-    change(steps=80, validate_every=20, batch=3, rollouts=8, learning_rate=0.003, window=4, kl=0.0)
+    change(
+        steps=80,
+        eval_steps=20,
+        batch=3,
+        num_generations=8,
+        learning_rate=0.003,
+        baseline_window=4,
+        kl_coef=0.0,
+    )
     steps = polish(place, tmp_path / "out")
     earned = [row["reward_literal"] for row in steps if "reward_literal" in row]
     assert sum(earned[-10:]) / 10 > sum(earned[:10]) / 10 + 0.05
@@ -360,7 +370,7 @@ def test_a_reward_that_can_be_raised_is_raised(place, tmp_path):
 
 
 def test_weights_are_better_than_those_of_sft_by_more_than_the_error_of_the_gain(place):
-    change(margin=2.0)
+    change(min_gain_standard_errors=2.0)
     of_phase, earned = phase(place), iter([(0.4, 0.6), (0.5, 0.58), (0.5, 0.69)])
     of_phase.train_dataset.compute_rewards = lambda indices, texts: {
         "literal": torch.tensor(next(earned), dtype=torch.float64)
@@ -398,12 +408,12 @@ def test_one_reward_has_to_rise_and_none_may_fall(literal, semantic, margin, exp
 
 
 def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):
-    change(steps=40, validate_every=4, rollouts=4, learning_rate=0.01)
+    change(steps=40, eval_steps=4, num_generations=4, learning_rate=0.01)
     steps = polish(place, tmp_path / "out")
     best = max(row["validation_reward_literal"] for row in steps if "validation_watch" in row)
     writer, run = (
         generators.load_generator(tmp_path / "out" / "model"),
-        load_config(generators.GeneratorRun, "writers", "tippo"),
+        load_config(generators.GeneratorRun, "generators", "tippo"),
     )
     rows = [
         row | {"record": f"validation-{row['record']}"} for row in tiny_flexmuse.make_chunk_rows()
@@ -436,7 +446,7 @@ GOOD = {"watch": 0.8, "characters": 100.0, "entropy": 1.0, "kl_to_sft": 0.1}
     ],
 )
 def test_a_collapse_is_named(now, reason):
-    numbers = replace(NUMBERS, max_kl=0.5, min_entropy=0.3, max_length_change=0.5)
+    numbers = replace(NUMBERS, max_kl=0.5, min_entropy_ratio=0.3, max_length_change=0.5)
     found = tippo.find_collapse_reason(GOOD | now, GOOD, 0.1, numbers)
     assert reason in found and bool(found) == bool(reason)
 

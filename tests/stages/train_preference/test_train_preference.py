@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
         _, chunk, embed = article_corpus.write_article_corpus(place)
-        run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+        run = load_config(generators.GeneratorRun, "generators", "flexmuse")
         train_sft.main(
             "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
         )
@@ -52,7 +52,7 @@ def folders(place):
 
 
 def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), place / "out")
     steps = history.read_history(place / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
@@ -163,7 +163,7 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
         return matrix(model, batch)
 
     monkeypatch.setattr(flexmuse, "matrix", counted)
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
     assert len(asked) == 2  # the groups of validation hold the same texts and pictures
     shutil.rmtree(tmp_path / "home" / "checkpoints")
@@ -185,7 +185,7 @@ def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_el
 
 
 def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     run = replace(run, preference=replace(run.preference, steps=0))
     train_preference.main("flexmuse", run, folders(place), place / "still")
     (row,) = history.read_history(place / "still" / "history.csv")
@@ -202,7 +202,7 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
         def batch(self, indices):
             return {"x": torch.tensor(indices)}
 
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     scores = iter([0.9, 0.9, 0.9 - 1.0 - 1e-6])
     validate = mscdpo.build_validator(
         HeldOut(), lambda model, batch: {"a": torch.tensor(2.0)}, lambda: next(scores), run
@@ -215,7 +215,7 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
 
 def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
     schemas.write_parquet(tmp_path / "pairs.parquet", [], schemas.PREFERENCE_PAIRS)
-    run = load_config(generators.GeneratorRun, "writers", "flexmuse")
+    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     changed = folders(place)
     changed[1] = tmp_path / "pairs.parquet"
     with pytest.raises(InputError, match="similarity_min"):

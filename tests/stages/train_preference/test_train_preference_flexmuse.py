@@ -19,7 +19,7 @@ def chunks():
 
 
 def model(chunks, **changes):
-    return tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer), **changes)
+    return tiny_flexmuse.build_model(vocab_size=len(chunks.tokenizer), **changes)
 
 
 def double(batch):
