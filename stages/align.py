@@ -30,15 +30,10 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, allow_downloads, atomic_output_dir, run_stage
 from stages.shared.torch_setup.devices import get_device
-from stages.shared.training.loop import (
-    Batch,
-    Schedule,
-    ValidationResult,
-    fingerprint,
-    fit,
-    seed_everything,
-    shuffled_batch,
-)
+from stages.shared.training.batching import Batch, shuffled_batch
+from stages.shared.training.checkpoint import fingerprint
+from stages.shared.training.loop import ValidationResult, fit, seed_everything
+from stages.shared.training.schedule import Schedule
 from stages.shared.training.losses import info_nce_loss
 
 MIN_TEMPERATURE = 0.01  # of the temperature, as in CLIP: below, its gradient runs away
@@ -60,12 +55,12 @@ class TinyEncoderTrainingConfig:
 
     def encoder_config(self) -> tiny_encoder.TinyEncoderConfig:
         return tiny_encoder.TinyEncoderConfig(
-            self.image_size,
-            self.patch_size,
-            self.d_model,
-            self.num_heads,
-            self.num_layers,
-            self.max_tokens,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            d_model=self.d_model,
+            num_heads=self.num_heads,
+            num_layers=self.num_layers,
+            max_tokens=self.max_tokens,
         )
 
 
@@ -253,9 +248,9 @@ def compute_recall(
     texts = list(dict.fromkeys(text for _, text in rows))
     names = [name for name, _ in rows]
     pictures = _stack_pooled(
-        extract.extract_image_features(encoder, images, names, embed.image_batch)
+        extract.extract_image_features(encoder, images, names, embed.image_batch_size)
     )
-    vectors = _stack_pooled(extract.extract_text_features(encoder, texts, embed.text_batch))
+    vectors = _stack_pooled(extract.extract_text_features(encoder, texts, embed.text_batch_size))
     nearest = torch.cat([(part @ vectors.T).argmax(1) for part in pictures.split(1000)])
     hits = [texts[found] == text for found, (_, text) in zip(nearest.tolist(), rows, strict=True)]
     return sum(hits) / len(hits)

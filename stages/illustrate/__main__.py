@@ -148,7 +148,7 @@ def main(params: IllustrateConfig, folders: list[Path], target: Path) -> None:
                 ),
             )
         return
-    gallery = ImageGallery(ingest, chunk, align, embed, load_config(int, "embed", "text_batch"))
+    gallery = ImageGallery(ingest, chunk, align, embed, load_config(int, "embed", "text_batch_size"))
     with tracking.start_run(stage="illustrate", name=target.name, params=asdict(params)) as tracked:
         with atomic_output_dir(target) as folder:
             rows, figures = build_illustrations(params, bare, gallery, folder)

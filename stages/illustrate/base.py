@@ -55,7 +55,10 @@ class IllustrateConfig:
     openai: OpenAIIllustratorConfig
 
     def __post_init__(self) -> None:
-        get_backend_kind(self.backend)
+        try:
+            get_backend_kind(self.backend)
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.runtime.stage import InputError
-from stages.shared.training.loop import Schedule, fit
+from stages.shared.training.loop import fit
+from stages.shared.training.schedule import Schedule
 from stages.shared.training.losses import info_nce_loss
 from tests.support import color_caption_corpus
 
@@ -88,7 +89,7 @@ def test_a_batch_can_be_memorised():
         model,
         align.Aligner.loss,
         lambda step: batch,
-        replace(SCHEDULE, steps=60),
+        replace(SCHEDULE, max_steps=60),
         name="memorise",
         key="test",
     )
@@ -139,7 +140,7 @@ def test_the_same_seed_gives_the_same_encoder(tmp_path, monkeypatch):
     found = []
     for name in ("a", "b"):
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / name / "home"))
-        short = replace(TINY, lambda_schedule=replace(SCHEDULE, steps=2))
+        short = replace(TINY, schedule=replace(SCHEDULE, max_steps=2))
         folder = color_caption_corpus.write_caption_corpus(tmp_path / name)
         found.append(run(folder, replace(PARAMS, tiny=short)).fingerprint)
     assert found[0] == found[1]

@@ -136,11 +136,11 @@ def test_the_band_the_cap_and_the_chunk_itself():
             [0.99, 0.3, 0.5, 0.8, 1.0],
         ],
     )
-    band = replace(PARAMS, min_similarity=0.3, max_similarity=0.9, max_rejected=2)
+    band = replace(PARAMS, min_similarity=0.3, max_similarity=0.9, max_rejected_per_chosen=2)
     # Of 0: 1, 2, 3 are in the band, and 3 and 2 the most alike. Of 1: three are equally alike.
     assert select_rejected(alike, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
-    assert select_rejected(alike, replace(band, max_rejected=9))[0] == [1, 2, 3]
-    assert select_rejected(alike, replace(band, max_rejected=0)) == [[]] * 5
+    assert select_rejected(alike, replace(band, max_rejected_per_chosen=9))[0] == [1, 2, 3]
+    assert select_rejected(alike, replace(band, max_rejected_per_chosen=0)) == [[]] * 5
 
 
 def test_no_chunk_is_rejected_in_favour_of_its_copy():
@@ -148,7 +148,7 @@ def test_no_chunk_is_rejected_in_favour_of_its_copy():
     rows, counts = build_pairs([group], PARAMS)
     assert [row["rejected"] for row in rows] == [[2], [2], [0, 1]]
     assert counts == {"groups": 1, "pairs": 4, "pairs_outside_band": 2, "pairs_above_cap": 0}
-    rows, counts = build_pairs([group, group[:2]], replace(PARAMS, max_rejected=1))
+    rows, counts = build_pairs([group, group[:2]], replace(PARAMS, max_rejected_per_chosen=1))
     assert [row["rejected"] for row in rows] == [[2], [2], [0], [], []]
     assert counts == {"groups": 1, "pairs": 3, "pairs_outside_band": 4, "pairs_above_cap": 1}
 
@@ -252,7 +252,7 @@ def test_groups_that_are_drawn_follow_the_seed():
 
 
 def test_the_band_and_the_cap_hold_for_groups_that_are_drawn():
-    drawing = replace(PARAMS, rejected_from="others", max_rejected=1)
+    drawing = replace(PARAMS, rejected_from="others", max_rejected_per_chosen=1)
     same = chunks(a=["same text", "one"], b=["same text", "two"], c=["xyz", "three"])
     for seed in range(9):
         groups = build_groups(same, replace(drawing, seed=seed))

@@ -17,8 +17,8 @@ from stages.shared.data.text_cleaning import (
     clean_text,
 )
 
-MEMES = {"mentions": True, "sites": ["com", "co.uk"], "case": "lower"}
-MEMES |= {"punctuation": "drop", "digits": "drop", "lines": "join"}
+MEMES = {"remove_mentions": True, "remove_domains": ["com", "co.uk"], "case": "lower"}
+MEMES |= {"punctuation": "drop", "digits": "drop", "line_breaks": "join"}
 ALL = OverlayCleanConfig(**MEMES)
 KEEP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="keep", memes=ALL)
 DROP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="drop", memes=ALL)
@@ -205,30 +205,30 @@ def test_the_words_over_a_meme_lose_addresses_before_their_punctuation(text, exp
 def test_what_goes_from_a_meme_is_as_params_say():
     text = "LOOK, @bob: 3 cats!\nimgflip.com 👍"
     kept = {
-        "mentions": False,
-        "sites": [],
+        "remove_mentions": False,
+        "remove_domains": [],
         "case": "keep",
         "punctuation": "keep",
         "digits": "keep",
-        "lines": "keep",
+        "line_breaks": "keep",
     }
-    plain = replace(KEEP, meme_style=OverlayCleanConfig(**kept))
+    plain = replace(KEEP, memes=OverlayCleanConfig(**kept))
     assert clean_overlay_text(text, "en", plain) == text
     assert (
-        clean_overlay_text(text, "en", replace(DROP, meme_style=OverlayCleanConfig(**kept)))
+        clean_overlay_text(text, "en", replace(DROP, memes=OverlayCleanConfig(**kept)))
         == text[:-2]
     )
     for change, expected in [
-        ({"mentions": True}, "LOOK, : 3 cats!\nimgflip.com 👍"),
-        ({"sites": [".com"]}, "LOOK, @bob: 3 cats!\n👍"),
+        ({"remove_mentions": True}, "LOOK, : 3 cats!\nimgflip.com 👍"),
+        ({"remove_domains": [".com"]}, "LOOK, @bob: 3 cats!\n👍"),
         ({"case": "lower"}, text.lower()),
         ({"punctuation": "drop"}, "LOOK bob 3 cats\nimgflip com 👍"),
         ({"digits": "drop"}, "LOOK, @bob: cats!\nimgflip.com 👍"),
-        ({"lines": "join"}, text.replace("\n", " ")),
+        ({"line_breaks": "join"}, text.replace("\n", " ")),
     ]:
         assert (
             clean_overlay_text(
-                text, "en", replace(KEEP, meme_style=OverlayCleanConfig(**kept | change))
+                text, "en", replace(KEEP, memes=OverlayCleanConfig(**kept | change))
             )
             == expected
         )
@@ -245,7 +245,7 @@ def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emo
     pieces += " # * \0 \u202e 中 ，。 ♥ 🇩 \u20e3 \ufe0f"
     pieces = [*pieces.split(" "), " ", "\n", "\t", "\u2028", "\u00a0"]
     random = Random(0)
-    some = [KEEP, DROP, PLAIN, replace(KEEP, meme_style=replace(ALL, punctuation="keep"))]
+    some = [KEEP, DROP, PLAIN, replace(KEEP, memes=replace(ALL, punctuation="keep"))]
     for params, language in product(some, ["zh", "en", "tr"]):
         for number in range(400):
             text = "".join(random.choices(pieces, k=random.randint(1, 25)))

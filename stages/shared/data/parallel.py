@@ -24,7 +24,7 @@ PENDING_BATCHES_PER_WORKER = 2  # batches a worker that are in memory at once
 
 @config_class
 class EngineConfig:
-    """The section `engine`."""
+    """The section `parallel`."""
 
     backend: Literal["inline", "threads", "process", "ray"]
     workers: int = Field(ge=0)
@@ -88,7 +88,7 @@ def _map_with_ray(
         ray: Any = import_module("ray")
     except ModuleNotFoundError:
         raise InputError(
-            "params.yaml: engine.kind is ray, which is not installed: run `pip install ray`, or "
+            "params.yaml: parallel.backend is ray, which is not installed: run `pip install ray`, or "
             "give process"
         ) from None
     ray.init(address=os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True)

@@ -23,7 +23,7 @@ from unicodedata import decomposition, normalize
 
 import regex
 
-from stages.shared.core.config import config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 
 URL_CHARACTER = r"[\x21-\x7e--[<>\"()]]"
 URL_LAST_CHARACTER = (
@@ -79,9 +79,9 @@ class OverlayCleanConfig:
     line_breaks: Literal["join", "keep"]
 
     def __post_init__(self) -> None:
-        """Raises ValueError: any word before a full stop would be a site with an empty ending."""
-        endings = [ending.strip(". ") for ending in self.remove_domains]
-        raise_on_faults({"sites names an empty ending: take it out": "" in endings})
+        # With an empty ending, any word before a full stop would be removed as a domain.
+        if any(not ending.strip(". ") for ending in self.remove_domains):
+            raise ValueError("remove_domains names an empty ending: remove it")
 
 
 @config_class

@@ -47,15 +47,15 @@ class TinyEncoderConfig:
     def validate(self) -> None:
         """Raises WrongInput for sizes that do not divide."""
         if self.patch_size not in PATCH_SIZES:
-            raise InputError(f"align.tiny.patch is {self.patch_size}: give one of {PATCH_SIZES}")
+            raise InputError(f"align.tiny.patch_size is {self.patch_size}: give one of {PATCH_SIZES}")
         if self.image_size % self.patch_size or self.image_size < self.patch_size:
             raise InputError(
-                f"align.tiny.image_size is {self.image_size}: give a multiple of patch "
+                f"align.tiny.image_size is {self.image_size}: give a multiple of patch_size "
                 f"({self.patch_size})"
             )
         if self.d_model % 16 or self.d_model % self.num_heads:
             raise InputError(
-                f"align.tiny.d_model is {self.d_model}: give a multiple of 16 and of heads "
+                f"align.tiny.d_model is {self.d_model}: give a multiple of 16 and of num_heads "
                 f"({self.num_heads})"
             )
 

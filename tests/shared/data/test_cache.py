@@ -13,7 +13,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from hashlib import sha256
-from stages.shared.core.cache import Store
+from stages.shared.data.cache import Store
 
 def compute(contents):
     print("batch", flush=True)
@@ -22,7 +22,7 @@ def compute(contents):
 
 contents = [str(i) for i in range(int(sys.argv[3]))]
 items = [(sha256(content.encode()).hexdigest(), content) for content in contents]
-Store(Path(sys.argv[1]), "test").fill(items, compute, 4)
+Store(Path(sys.argv[1]), "test").compute_missing(items, compute, 4)
 """
 
 

@@ -28,13 +28,13 @@ def fail(batch: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["inline", "threads", "process"])
 def test_batches_come_out_in_order(kind):
-    found = parallel.map_batches(partial(squares, 1), iter(BATCHES), EngineConfig(kind, 2))
+    found = parallel.map_batches(partial(squares, 1), iter(BATCHES), EngineConfig(backend=kind, workers=2))
     assert list(found) == [squares(1, batch) for batch in BATCHES]
 
 
 @pytest.mark.parametrize("kind", ["inline", "threads", "process"])
 def test_an_exception_ends_the_work(kind):
-    found = parallel.map_batches(fail, iter(BATCHES), EngineConfig(kind, 2))
+    found = parallel.map_batches(fail, iter(BATCHES), EngineConfig(backend=kind, workers=2))
     with pytest.raises(ValueError, match="twelve"):
         list(found)
 
@@ -48,7 +48,7 @@ def test_no_more_batches_are_in_memory_than_workers_need():
                 taken.append(batch)
             yield batch
 
-    found = parallel.map_batches(lambda batch: batch, batches(), EngineConfig("threads", 2))
+    found = parallel.map_batches(lambda batch: batch, batches(), EngineConfig(backend="threads", workers=2))
     next(found)
     assert len(taken) == 2 * parallel.PENDING_BATCHES_PER_WORKER
     found.close()
@@ -63,7 +63,7 @@ def test_zero_workers_are_as_many_as_a_stage_has_threads(monkeypatch, threads, w
     met = threading.Barrier(workers, timeout=10)  # none goes on before so many have come
     batches = [[number] for number in range(workers)]
     found = parallel.map_batches(
-        lambda batch: [met.wait() and batch], batches, EngineConfig("threads", 0)
+        lambda batch: [met.wait() and batch], batches, EngineConfig(backend="threads", workers=0)
     )
     assert len(list(found)) == workers
     assert parallel.get_num_threads() == workers
@@ -72,7 +72,7 @@ def test_zero_workers_are_as_many_as_a_stage_has_threads(monkeypatch, threads, w
 def test_ray_is_asked_for_in_one_sentence_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="run `pip install ray`, or give process"):
-        list(parallel.map_batches(fail, BATCHES, EngineConfig("ray", 2)))
+        list(parallel.map_batches(fail, BATCHES, EngineConfig(backend="ray", workers=2)))
 
 
 def test_ray_gets_a_plain_function_and_the_address_of_its_cluster(monkeypatch):
@@ -85,6 +85,6 @@ def test_ray_gets_a_plain_function_and_the_address_of_its_cluster(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    found = parallel.map_batches(partial(squares, 1), iter(BATCHES), EngineConfig("ray", 2))
+    found = parallel.map_batches(partial(squares, 1), iter(BATCHES), EngineConfig(backend="ray", workers=2))
     assert list(found) == [squares(1, batch) for batch in BATCHES]
     assert asked["address"] == "ray://head:10001"

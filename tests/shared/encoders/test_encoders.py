@@ -50,7 +50,7 @@ def close(found, expected):
 
 
 def test_torchvision_imports_beside_a_torch_it_was_not_built_for():
-    code = "import stages.shared.torch_setup.torchvision_ops as o; o.define(); import torchvision; print('fine')"
+    code = "import stages.shared.torch_setup.torchvision_ops as o; o.define_missing_operators(); import torchvision; print('fine')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout == "fine\n", ran.stderr
 
@@ -202,7 +202,7 @@ def test_pieces_are_the_tokens_that_have_features(tmp_path, make, kind, texts, p
     if kind == "tiny":
         encoder = save_tiny(tmp_path / "tiny")
     else:
-        getattr(tiny_clip, make)(tmp_path / "source")
+        getattr(tiny_clip, f"save_{make}")(tmp_path / "source")
         encoder = fetched(kind, tmp_path / "source", tmp_path / "encoder")
     found = encoder.subwords(texts)
     assert found[0] == pieces[0].split()
@@ -357,7 +357,7 @@ def test_a_token_stands_for_a_patch(patch, tokens):
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_size": 40}, {"patch": 12}, {"d_model": 40}, {"d_model": 16}]
+    "change", [{"image_size": 40}, {"patch_size": 12}, {"d_model": 40}, {"d_model": 16}]
 )
 def test_sizes_that_do_not_divide_are_named(change):
     with pytest.raises(InputError, match=f"align.tiny.{next(iter(change))} is"):

@@ -39,7 +39,7 @@ def texts(lengths: list[int], width: int = 5):
 
 
 def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "ROWS_AT_ONCE", 3)  # several row groups
+    monkeypatch.setattr(feature_store, "ROWS_PER_BATCH", 3)  # several row groups
     (names, rows), (words, pieces, spoken) = pictures(8), texts([3, 1, 7, 2])
     feature_store.write_features(tmp_path, (names, iter(rows)), (words, pieces, iter(spoken)))
     found = feature_store.read_features(tmp_path)

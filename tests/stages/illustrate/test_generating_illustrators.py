@@ -136,9 +136,12 @@ def test_a_pipeline_that_does_not_exist_or_refuses_its_size_is_one_sentence(weig
 
 def test_without_the_extra_one_sentence_names_it():
     code = (
-        "import sys; sys.modules['diffusers'] = None; from stages.illustrate import base as illustrators; "
-        "from stages.shared.core.config import load; from stages.shared.runtime.stage import stage\n"
-        "with stage(): illustrators.load('diffusers:x', load(illustrators.Params, 'illustrate'), 0)"
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from stages.illustrate import base as illustrators\n"
+        "from stages.shared.core.config import load_config\n"
+        "from stages.shared.runtime.stage import stage_process\n"
+        "config = load_config(illustrators.IllustrateConfig, 'illustrate')\n"
+        "with stage_process(): illustrators.load_illustrator('diffusers:x', config, 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -233,7 +236,7 @@ def test_the_pictures_of_a_server_are_asked_for_once(server):
     assert len(server.asked) == 3
     contents(api("other-image"), ["a"])
     contents(api(), ["a"], seed=1)
-    contents(api(image_size="32x32"), ["a"])
+    contents(api(size="32x32"), ["a"])
     assert len(server.asked) == 6
 
 

@@ -173,9 +173,11 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
     color_caption_corpus.write_caption_corpus(tmp_path)
     code = (
         "import sys; from pathlib import Path; from stages.illustrate import __main__ as illustrate; "
-        "from stages.illustrate.base import Params; from stages.shared.core.config import load; "
-        "illustrate.main(load(Params, 'illustrate'), list(map(Path, sys.argv[1:-1])), "
-        "Path(sys.argv[-1])); assert not {'torch', 'mlflow', 'diffusers'} & set(sys.modules)"
+        "from stages.illustrate.base import IllustrateConfig; "
+        "from stages.shared.core.config import load_config; "
+        "illustrate.main(load_config(IllustrateConfig, 'illustrate'), "
+        "list(map(Path, sys.argv[1:-1])), Path(sys.argv[-1])); "
+        "assert not {'torch', 'mlflow', 'diffusers'} & set(sys.modules)"
     )
     folders = [*sources(tmp_path, tmp_path / "none"), tmp_path / "out"]
     subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True)

@@ -17,6 +17,7 @@ from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
+from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
 from stages.shared.runtime.stage import InputError
 from tests.support import article_corpus, tiny_diffusion
@@ -118,8 +119,8 @@ def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_
 
 
 def test_the_train_article_without_picture_is_trained_on_like_the_others(place):
-    assert len(train_sft.batches.training_chunks(place / "chunk")) == 4
-    assert len(train_sft.batches.training_chunks(place / "illustrate")) == 5
+    assert len(chunk_dataset.load_training_chunks(place / "chunk")) == 4
+    assert len(chunk_dataset.load_training_chunks(place / "illustrate")) == 5
 
 
 def test_the_pictures_that_others_show_are_the_stored_ones(place):

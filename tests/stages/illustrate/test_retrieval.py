@@ -18,7 +18,7 @@ VECTORS = {"x": (1, 0), "y": (0, 1), "between": (0.6, 0.8)}
 class Pooled(ImageGallery):
     """A gallery whose texts are points of the plane, not of an encoder."""
 
-    def vectors(self, texts):
+    def embed_texts(self, texts):
         return (np.array(VECTORS[text], np.float16) for text in texts)
 
 
