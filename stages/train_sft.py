@@ -20,15 +20,9 @@ from stages.shared.generation import generator as generators
 from stages.shared.generation.article_dataset import sample_excerpts
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
-from stages.shared.training.loop import (
-    Batch,
-    ValidationResult,
-    fingerprint,
-    fit,
-    seed_everything,
-    shuffled_batch,
-    to_device,
-)
+from stages.shared.training.batching import Batch, shuffled_batch, to_device
+from stages.shared.training.checkpoint import fingerprint
+from stages.shared.training.loop import ValidationResult, fit, seed_everything
 
 
 def build_validator(items, loss, paper, batch: int):
@@ -59,11 +53,11 @@ def train(
     rows = chunk_dataset.expand_references(chunk_dataset.load_training_chunks(chunk_folder))
     cached = feature_store.read_features(feature_folder, chunk_folder / "features")
     writer = generators.create_generator(run, rows, cached)
-    share = getattr(writer.model.network, "excerpts", 0.0)
+    share = getattr(writer.model.network, "excerpt_ratio", 0.0)
     items = writer.build_dataset(rows + sample_excerpts(rows, share, run.sft.seed), cached)
     rows = chunk_dataset.load_chunks(chunk_folder, "validation", with_picture=True)
     held_out = writer.build_dataset(chunk_dataset.expand_references(rows), cached)
-    writer.model.measure(cached, *collect_feature_rows(items))
+    writer.model.fit_normalization(cached, *collect_feature_rows(items))
     loss = writer.paper.sft_loss
 
     def batch_at(step: int) -> Batch:
@@ -107,7 +101,9 @@ def main(name: str, run: generators.GeneratorRun, folders: list[Path], target: P
             )
             generators.save_generator(writer, folder / "model", encoder)
             history.write_history(folder / "history.csv", steps)
-        tracked.log_metrics({"texts": len(items), "texts_cut": items.cut}, run.sft.max_steps)
+        tracked.log_metrics(
+            {"texts": len(items), "texts_cut": items.num_truncated}, run.sft.max_steps
+        )
         tracked.log_artifact_hash(target / "model", "model")
         tracked.log_model(target / "model", "model")
 

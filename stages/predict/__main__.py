@@ -21,7 +21,7 @@ import torch
 
 from stages.predict import attention_traces
 from stages.shared.core import schemas
-from stages.shared.core.config import config_class, load_config
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data.records import SPLITS
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
@@ -31,7 +31,8 @@ from stages.shared.modeling.topics import pad_sequences
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 from stages.shared.torch_setup.devices import inference_context
-from stages.shared.training.loop import Batch, seed_everything, to_device
+from stages.shared.training.batching import Batch, to_device
+from stages.shared.training.loop import seed_everything
 from stages.shared.training.losses import IGNORE_INDEX
 
 TABLE_SCHEMAS = {  # by phase
@@ -44,8 +45,12 @@ TABLE_SCHEMAS = {  # by phase
 
 @config_class
 class PredictConfig:
-    splits: list[str]
-    max_attention_samples: int
+    """The section `predict`."""
+
+    splits: list[str] = Field(description="splits whose texts are generated")
+    max_attention_samples: int = Field(
+        ge=0, description="test items per phase with stored attention"
+    )
 
 
 def mask_inputs(batch: Batch, inputs: str) -> Batch:
@@ -146,9 +151,9 @@ def score_foils(
             [ids for one in chosen for _, ids in one.candidates], IGNORE_INDEX
         ).to(device)
         with inference_context():
-            memory = writer.model.remember(
+            memory = writer.model.encode(
                 to_device(items.batch([one.item_index for one in chosen]), device)
-            ).rows(torch.arange(len(chosen)).repeat_interleave(counts).to(device))
+            ).select(torch.arange(len(chosen)).repeat_interleave(counts).to(device))
             found = (
                 compute_log_probs(writer.model.t5, memory.hidden, memory.mask, labels).sum(-1).cpu()
             )

@@ -84,7 +84,7 @@ def build_attention_rows(
     """
     with inference_context():
         decoder = _to_numpy(
-            writer.model.look(written.encoder_output, written.token_ids)
+            writer.model.attention_maps(written.encoder_output, written.token_ids)
         )  # (B, Y, P)
     found = []
     for place, (index, looks) in enumerate(
@@ -111,7 +111,7 @@ def select_items(written: Generation, places: list[int]) -> Generation:
     """Some items of a batch."""
     texts = [written.texts[place] for place in places]
     index = torch.tensor(places, device=written.token_ids.device)
-    return Generation(texts, written.token_ids[index], written.encoder_output.rows(index))
+    return Generation(texts, written.token_ids[index], written.encoder_output.select(index))
 
 
 def _fusion_attention(memory) -> list[np.ndarray | None]:

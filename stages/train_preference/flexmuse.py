@@ -22,14 +22,9 @@ from stages.shared.generation import generator as generators
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import inference_context, supports_bf16
-from stages.shared.training.loop import (
-    Batch,
-    ValidationResult,
-    fingerprint,
-    fit,
-    shuffled_batch,
-    to_device,
-)
+from stages.shared.training.batching import Batch, shuffled_batch, to_device
+from stages.shared.training.checkpoint import fingerprint
+from stages.shared.training.loop import ValidationResult, fit
 from stages.train_preference.quality_monitor import build_monitor, build_scorer
 
 
@@ -99,8 +94,8 @@ class GroupDataset:
     """The groups of one split as batches that carry the reference's matrix."""
 
     def __init__(self, writer, rows: list[dict], cached, pairs: list[dict], store: Store):
-        self.chunks = writer.items(rows, cached)
-        self.groups = self.chunks.groups(pairs)
+        self.chunks = writer.build_dataset(rows, cached)
+        self.groups = self.chunks.build_groups(pairs)
         self.reference_log_probs = ReferenceLogProbs(writer, self.chunks, self.groups, store)
 
     def __len__(self) -> int:
@@ -108,7 +103,7 @@ class GroupDataset:
 
     def batch(self, indices: list[int]) -> Batch:
         groups = [self.groups[index] for index in indices]
-        return self.chunks.batch_of_groups(groups) | {
+        return self.chunks.batch_groups(groups) | {
             "reference": self.reference_log_probs.stack_matrices(indices)
         }
 
@@ -150,9 +145,9 @@ def train(
     trained = GroupDataset(writer, rows, cached, pairs, store)
     if not len(trained):
         raise InputError(
-            f"{pair_file}: the train split has no two chunks to prefer between: widen "
-            "chunk.similarity_min and similarity_max, set chunk.alone to others, or bring articles "
-            "with more pictures"
+            f"{pair_file}: the train split has no preference pairs: widen chunk.min_similarity and "
+            "chunk.max_similarity, set chunk.single_chunk_articles to others, or add articles with "
+            "more images"
         )
     rows = chunk_dataset.load_chunks(chunk_folder, "validation", with_picture=True)
     held_out = GroupDataset(writer, rows, cached, pairs, store)

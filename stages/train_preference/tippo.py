@@ -49,15 +49,9 @@ from stages.shared.generation import generator as generators
 from stages.shared.runtime.stage import InputError
 from stages.shared.similarity import embedders
 from stages.shared.torch_setup.devices import inference_context
-from stages.shared.training.loop import (
-    Batch,
-    ValidationResult,
-    fingerprint,
-    fit,
-    seed_everything,
-    shuffled_batch,
-    to_device,
-)
+from stages.shared.training.batching import Batch, shuffled_batch, to_device
+from stages.shared.training.checkpoint import fingerprint
+from stages.shared.training.loop import ValidationResult, fit, seed_everything
 from stages.shared.training.losses import IGNORE_INDEX, token_log_probs
 from stages.train_preference.quality_monitor import (
     TextScorer,
@@ -123,11 +117,14 @@ def compute_rollout_log_probs(model, batch: Batch, temperature: float) -> Tensor
     batch: of articles; text_of (R,) the number of the article that a text is about, labels (R, Y).
     Texts of like length are read together, so that little is padded.
     """
-    labels, articles = batch["labels"], model.remember(batch)
+    labels, articles = batch["labels"], model.encode(batch)
     lengths = (labels != IGNORE_INDEX).sum(1)
     order, found = lengths.argsort(stable=True), []
     for texts in order.split(FORWARD_BATCH_SIZE):
-        memory, read = articles.rows(batch["text_of"][texts]), labels[texts, : lengths[texts].max()]
+        memory, read = (
+            articles.select(batch["text_of"][texts]),
+            labels[texts, : lengths[texts].max()],
+        )
         logits = decoding.compute_logits(model.t5, memory.hidden, memory.mask, read)
         values = token_log_probs(logits / temperature, read)
         found.append(F.pad(values, (0, labels.shape[1] - values.shape[1])))
@@ -300,11 +297,11 @@ def find_collapse_reason(
     change = now["characters"] / max(1.0, start["characters"])
     most = 1 + numbers.max_length_change
     reasons = {
-        "the watched score has dropped by more than watch.max_drop": (
+        "the watched score has dropped by more than quality_monitor.max_score_drop": (
             start["watch"] - now["watch"] > max_drop
         ),
         "the policy is further from SFT than max_kl": now.get("kl_to_sft", 0.0) > numbers.max_kl,
-        "the entropy is below min_entropy of what it was": (
+        "the entropy is below min_entropy_ratio of what it was": (
             now.get("entropy", 0.0) < numbers.min_entropy_ratio * start.get("entropy", 0.0)
         ),
         "the length has changed by more than max_length_change": not 1 / most <= change <= most,
@@ -383,14 +380,16 @@ def train(
         load_config(embedders.RewardConfig, "rewards"),
     )
     rows = chunk_dataset.load_training_chunks(chunk_folder)
-    embedder = embedders.load_embedder(numbers.semantic, [row["language"] for row in rows], limits)
+    embedder = embedders.load_embedder(
+        numbers.semantic_reward, [row["language"] for row in rows], limits
+    )
 
     def rewarded(rows: list[dict]) -> RewardedDataset:
         read = [
             row for row in rows if embedder is None or embedder.supports_language(row["language"])
         ]
         return RewardedDataset(
-            writer.build_dataset(read, cached), embedder, numbers.literal == "raw"
+            writer.build_dataset(read, cached), embedder, numbers.literal_reward == "raw"
         )
 
     trained = rewarded(rows)

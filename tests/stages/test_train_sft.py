@@ -9,7 +9,7 @@ from stages import train_sft
 from stages.shared.core.config import load_config
 from stages.shared.data import history
 from stages.shared.generation import generator as generators
-from tests.support import article_corpus
+from tests.support import article_corpus, tiny_flexmuse
 from tests.support.kill_and_resume import run_killed_and_uninterrupted
 
 
@@ -35,8 +35,8 @@ def train(place, target: str):
 def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
     target = train(place, "out")
     writer = generators.load_generator(target / "model")
-    rows = [row | {"title": "title 0"} for row in article_corpus.writers.rows()]
-    chunks = writer.build_dataset(rows, article_corpus.writers.features())
+    rows = [row | {"title": "title 0"} for row in tiny_flexmuse.make_chunk_rows()]
+    chunks = writer.build_dataset(rows, tiny_flexmuse.build_features())
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     written = writer.generate(chunks.batch([0, 5]), run.generation)
     assert len(written.texts) == 2 and written.encoder_output.gate.tolist() == [1, 1]
@@ -51,7 +51,7 @@ def test_the_folder_restores_to_a_writer_that_writes_the_same(place):
 
 def test_a_run_of_no_steps_is_measured_as_it_starts(place):
     params = yaml.safe_load((place / "params.yaml").read_text())
-    params["generators"]["flexmuse"]["sft"]["steps"] = 0
+    params["generators"]["flexmuse"]["sft"]["max_steps"] = 0
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (row,) = history.read_history(train(place, "out") / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0 and "loss" not in row
@@ -60,10 +60,10 @@ def test_a_run_of_no_steps_is_measured_as_it_starts(place):
 @pytest.mark.parametrize("connection", ["encoder_outputs", "inputs_embeds"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connection):
-    saved, _ = article_corpus.writers.save_t5(place / "named", tied)
+    saved, _ = tiny_flexmuse.save_t5(place / "named", tied)
     params = yaml.safe_load((place / "params.yaml").read_text())
     params["generators"]["flexmuse"]["decoder"] = str(place / "named")
-    params["models"]["flexmuse"]["network"]["connection"] = connection
+    params["models"]["flexmuse"]["network"]["t5_input"] = connection
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     writer = generators.load_generator(train(place, "out") / "model")
     t5 = writer.model.t5
@@ -77,7 +77,7 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
     assert losses[-1] < losses[0]
     written = writer.generate(
         writer.build_dataset(
-            article_corpus.writers.rows(), article_corpus.writers.features()
+            tiny_flexmuse.make_chunk_rows(), tiny_flexmuse.build_features()
         ).batch([0, 5]),
         load_config(generators.GeneratorRun, "generators", "flexmuse").generation,
     )
@@ -99,9 +99,9 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 def test_statistics_are_those_of_the_train_split(place):
     target = train(place, "out")
     model = generators.load_generator(target / "model").model
-    patches = torch.tensor(article_corpus.writers.features().patches).float().flatten(0, 1)
+    patches = torch.tensor(tiny_flexmuse.build_features().patches).float().flatten(0, 1)
     torch.testing.assert_close(model.standardise_picture.mean, patches.mean(0))
-    cached = article_corpus.writers.features()
+    cached = tiny_flexmuse.build_features()
     tokens = torch.tensor(cached.tokens[:3][cached.token_mask[:3]]).float()  # titles 0 to 2
     torch.testing.assert_close(model.standardise_topic.mean, tokens.mean(0))
 

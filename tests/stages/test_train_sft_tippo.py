@@ -31,8 +31,8 @@ def train(place, **network):
     """The writer after all steps, its history and its items."""
     params = yaml.safe_load((place / "params.yaml").read_text())
     run = params["generators"]["tippo"] = params["generators"]["flexmuse"] | {"model": "tippo"}
-    run["sft"] |= {"steps": STEPS, "batch": 2}
-    sizes = {"d_model": 16, "text_tokens": 8, "pictures": 4}
+    run["sft"] |= {"max_steps": STEPS, "batch_size": 2}
+    sizes = {"d_model": 16, "max_topic_tokens": 8, "max_images": 4}
     params["models"]["tippo"]["network"] |= sizes | network
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     run = load_config(generators.GeneratorRun, "generators", "tippo")
@@ -43,7 +43,7 @@ def train(place, **network):
     ("schedule", "last"), [("formula", (STEPS - 1) / STEPS), ("reverse", 1 / STEPS)]
 )
 def test_the_lambda_kept_is_that_of_the_last_step(place, schedule, last):
-    writer, _, _ = train(place, schedule=schedule)
+    writer, _, _ = train(place, lambda_schedule=schedule)
     assert writer.model.balance.item() == last
 
 
@@ -51,7 +51,7 @@ def test_the_lambda_kept_is_that_of_the_last_step(place, schedule, last):
     ("picture", "topic"), [("pooled", "tokens"), ("patches", "pooled"), ("pooled", "pooled")]
 )
 def test_statistics_are_those_of_the_pictures_and_titles_of_the_train_split(place, picture, topic):
-    model = train(place, picture=picture, topic=topic)[0].model
+    model = train(place, image_features=picture, topic_features=topic)[0].model
     cached = feature_store.read_features(place / "embed", place / "chunk" / "features")
     titles = [cached.text_index[f"title {number}"] for number in range(3)]  # of four
     pictures = [cached.image_index[str(number)] for number in range(7)]  # of eight
@@ -69,7 +69,7 @@ def test_statistics_are_those_of_the_pictures_and_titles_of_the_train_split(plac
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 3), (1.0, 5)])
 def test_an_excerpt_of_every_longer_article_is_learned_from_too(place, share, count):
-    _, _, items = train(place, excerpts=share)
+    _, _, items = train(place, excerpt_ratio=share)
     assert len(items) == count
     whole, added = items.rows[:3], items.rows[3:]
     assert [len(item) for item in whole] == [3, 1, 3]

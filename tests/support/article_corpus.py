@@ -78,15 +78,15 @@ def create_project(folder: Path) -> None:
     import yaml
 
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["training"]["checkpoint_seconds"] = 0.0
-    params["decoders"]["tiny"] |= {"d_ff": 32, "vocabulary": 400, "dropout": 0.2}
-    params["models"]["flexmuse"]["network"] |= {"d_model": 16, "text_tokens": 8}
+    params["training"]["checkpoint_interval_seconds"] = 0.0
+    params["decoders"]["tiny"] |= {"d_ff": 32, "vocab_size": 400, "dropout": 0.2}
+    params["models"]["flexmuse"]["network"] |= {"d_model": 16, "max_topic_tokens": 8}
     run = params["generators"]["flexmuse"]
     run["max_tokens"] = 24
-    run["sft"] |= {"steps": 20, "batch": 4, "validate_every": 10}
-    run["preference"] |= {"steps": 6, "batch": 2, "validate_every": 3, "learning_rate": 0.001}
-    run["watch"] = {"items": 4, "max_drop": 1.0}
-    run["generation"]["batch"] = 3
+    run["sft"] |= {"max_steps": 20, "batch_size": 4, "eval_steps": 10}
+    run["preference"] |= {"max_steps": 6, "batch_size": 2, "eval_steps": 3, "learning_rate": 0.001}
+    run["quality_monitor"] = {"max_eval_samples": 4, "max_score_drop": 1.0}
+    run["generation"]["batch_size"] = 3
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 

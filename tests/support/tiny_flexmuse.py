@@ -29,21 +29,21 @@ TEXTS = ["a red cat sleeps", "the blue dog runs far", "two birds", "rain falls o
 def build_model_config(**changes) -> ModelConfig:
     values = {
         "d_model": 16,
-        "text_tokens": 8,
+        "max_topic_tokens": 8,
         "sigma_map": "raw",
-        "sigma_low": 0.0,
-        "sigma_high": 1.0,
-        "threshold": 0.5,
+        "sigma_min": 0.0,
+        "sigma_max": 1.0,
+        "gate_threshold": 0.5,
         "gate_train": "sample",
         "gate_predict": "always_pass",
         "fusion": "attention",
         "projection": "linear",
         "correlation": "channel",
         "correlation_scale": "mean",
-        "connection": "encoder_outputs",
-        "prompt": False,
-        "missing_picture": 0.0,
-        "missing_topic": 0.0,
+        "t5_input": "encoder_outputs",
+        "append_topic": False,
+        "image_drop_prob": 0.0,
+        "topic_drop_prob": 0.0,
     }
     return ModelConfig(**(values | changes))
 

@@ -14,36 +14,36 @@ from tests.support import tiny_flexmuse
 SIZES = (3, 1, 5)  # pictures of each article
 LIMITS = LengthLimits(max_topic_tokens=8, max_text_tokens=80, max_images=5)
 TINY_DECODER = decoders.DecoderConfig(
-    decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
+    tiny=decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
 )
 
 
 def build_model_config(**changes) -> ModelConfig:
     values = {
         "d_model": 16,
-        "text_tokens": 8,
-        "pictures": 5,
-        "picture": "pooled",
-        "topic": "tokens",
+        "max_topic_tokens": 8,
+        "max_images": 5,
+        "image_features": "pooled",
+        "topic_features": "tokens",
         "projection": "linear",
-        "axis": "images",
+        "softmax_axis": "images",
         "use_prototype": True,
         "use_daa": True,
         "use_do": True,
-        "use_contrast": True,
-        "schedule": "formula",
+        "use_contrastive": True,
+        "lambda_schedule": "formula",
         "lambda_predict": "clip",
         "lambda_margin": 0.1,
         "fusion": "sequence",
-        "connection": "encoder_outputs",
-        "denominator": "infonce",
-        "negatives": "both",
-        "temperature": 1.0,
-        "contrast_weight": 1.0,
+        "t5_input": "encoder_outputs",
+        "contrastive_denominator": "infonce",
+        "contrastive_negatives": "both",
+        "contrastive_temperature": 1.0,
+        "contrastive_weight": 1.0,
         "prototype_momentum": 0.5,
-        "missing_picture": 0.0,
-        "excerpts": 0.0,
-        "missing_topic": 0.0,
+        "image_drop_prob": 0.0,
+        "excerpt_ratio": 0.0,
+        "topic_drop_prob": 0.0,
     }
     return ModelConfig(**(values | changes))
 
@@ -53,20 +53,20 @@ def build_preference_config(**changes) -> PreferenceConfig:
         "gamma": 0.95,
         "discount": "progress",
         "discount_steps": 50.0,
-        "literal": "normalised",
-        "semantic": "none",
+        "literal_reward": "normalised",
+        "semantic_reward": "none",
         "baseline": "window",
-        "window": 16,
-        "deviation": "std",
-        "clip": 0.2,
-        "epochs": 2,
-        "kl": 0.05,
-        "rollouts": 2,
+        "baseline_window": 16,
+        "advantage_scale": "std",
+        "clip_range": 0.2,
+        "num_ppo_epochs": 2,
+        "kl_coef": 0.05,
+        "num_generations": 2,
         "temperature": 1.0,
         "max_kl": 10.0,
-        "min_entropy": 0.0,
+        "min_entropy_ratio": 0.0,
         "max_length_change": 100.0,
-        "margin": 0.0,
+        "min_gain_standard_errors": 0.0,
     }
     return PreferenceConfig(**(values | changes))
 

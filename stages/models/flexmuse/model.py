@@ -33,13 +33,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
 from stages.shared.modeling.layers import ElementwiseScale, Standardizer
 from stages.shared.modeling.modality_dropout import drop_modality
-from stages.shared.runtime.stage import InputError
 from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss, softmax_dpo_loss
 
 Dataset = chunk_dataset.ChunkDataset
@@ -49,38 +48,48 @@ GateMode = Literal["sample", "threshold", "expected", "always_pass", "always_mas
 
 @config_class
 class ModelConfig:
-    d_model: int
-    max_topic_tokens: int
-    sigma_map: Literal["raw", "affine", "minmax"]
-    sigma_min: float
-    sigma_max: float
-    gate_threshold: float
-    gate_train: GateMode
-    gate_predict: GateMode
-    fusion: Literal["attention", "concatenation"]
-    projection: Literal["linear", "elementwise"]
-    correlation: Literal["channel", "mmcot"]
-    correlation_scale: Literal["mean", "root", "sum"]
-    t5_input: Connection
-    append_topic: bool
-    image_drop_prob: float
-    topic_drop_prob: float
+    """Hyperparameters that the weights depend on."""
+
+    d_model: int = Field(ge=1, description="width D of a tiny T5; a named T5 brings its own")
+    max_topic_tokens: int = Field(ge=1, description="maximum number of topic tokens")
+    sigma_map: Literal["raw", "affine", "minmax"] = Field(
+        description="map of sigma before the gate"
+    )
+    sigma_min: float = Field(description="minmax: similarity that is never masked")
+    sigma_max: float = Field(description="minmax: similarity that is always masked")
+    gate_threshold: float = Field(description="u0 of the gate mode `threshold`")
+    gate_train: GateMode = Field(description="gate mode in training")
+    gate_predict: GateMode = Field(description="gate mode in generation")
+    fusion: Literal["attention", "concatenation"] = Field(
+        description="cross-modal fusion, or its ablation"
+    )
+    projection: Literal["linear", "elementwise"] = Field(description="form of W^Q, W^K and W^V")
+    correlation: Literal["channel", "mmcot"] = Field(description="form of lambda")
+    correlation_scale: Literal["mean", "root", "sum"] = Field(
+        description="channel: divisor of the sum over P patches"
+    )
+    t5_input: Connection = Field(description="what stands in for or enters the T5 encoder")
+    append_topic: bool = Field(description="append topic token embeddings to the decoder's input")
+    image_drop_prob: float = Field(ge=0, le=1, description="training items without their image")
+    topic_drop_prob: float = Field(ge=0, le=1, description="training items without their topic")
 
     def __post_init__(self) -> None:
         if self.sigma_min >= self.sigma_max:
-            raise InputError("models.flexmuse.network: sigma_low must be below sigma_high")
+            raise ValueError("sigma_min must be below sigma_max")
         if self.image_drop_prob + self.topic_drop_prob > 1:
-            raise InputError("models.flexmuse.network: missing_picture and missing_topic pass 1")
+            raise ValueError("image_drop_prob + topic_drop_prob must not exceed 1")
         if self.fusion == "concatenation" and self.append_topic:
-            raise InputError("models.flexmuse.network: a concatenation holds the topic: no prompt")
+            raise ValueError("append_topic must be false: a concatenation already holds the topic")
 
 
 @config_class
 class PreferenceConfig:
-    beta: float
-    loss_type: Literal["pairwise", "softmax"]
-    length_normalized: bool
-    sft_weight: float
+    """Hyperparameters of mscDPO."""
+
+    beta: float = Field(gt=0, description="strength of the tie to the SFT model")
+    loss_type: Literal["pairwise", "softmax"] = Field(description="DPO per pair, or S-DPO")
+    length_normalized: bool = Field(description="log-probability per token instead of per text")
+    sft_weight: float = Field(ge=0, description="weight of the NLL per token of the chosen text")
 
 
 @config_class
@@ -95,7 +104,7 @@ class InputDims:
 def infer_input_dims(features: Features) -> InputDims:
     """What the features of a corpus ask of the model."""
     _, patches, patch_width = features.patches.shape
-    return InputDims(patches, patch_width, features.token_width)
+    return InputDims(patches=patches, patch_width=patch_width, topic_width=features.token_width)
 
 
 @dataclass

@@ -56,7 +56,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, minimum, nn
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import decoding
 from stages.shared.generation.article_dataset import ArticleDataset
@@ -67,7 +67,6 @@ from stages.shared.modeling.layers import (
     scatter_rows,
 )
 from stages.shared.modeling.modality_dropout import drop_modality
-from stages.shared.runtime.stage import InputError
 from stages.shared.training.losses import IGNORE_INDEX
 
 Dataset = ArticleDataset
@@ -79,90 +78,75 @@ KINDS = ("articles", "captions")  # of corpora
 
 @config_class
 class ModelConfig:
-    d_model: int
-    max_topic_tokens: int
-    max_images: int
-    excerpt_ratio: float
-    image_features: Literal["pooled", "patches"]
-    topic_features: Literal["tokens", "pooled"]
-    projection: Literal["linear", "elementwise"]
-    softmax_axis: Literal["images", "patches"]
-    use_prototype: bool
-    use_daa: bool
-    use_do: bool
-    use_contrastive: bool
-    lambda_schedule: Literal["formula", "reverse"]
-    lambda_predict: Literal["clip", "last", "half"]
-    lambda_margin: float
-    fusion: Literal["sequence", "literal", "feature"]
-    t5_input: decoding.Connection
-    contrastive_denominator: Literal["infonce", "literal"]
-    contrastive_negatives: Literal["both", "article", "batch"]
-    contrastive_temperature: float
-    contrastive_weight: float
-    prototype_momentum: float
-    image_drop_prob: float
-    topic_drop_prob: float
+    """Hyperparameters that the weights depend on."""
+
+    d_model: int = Field(ge=1, description="width D of a tiny T5; a named T5 brings its own")
+    max_topic_tokens: int = Field(ge=1, description="maximum number of topic tokens")
+    max_images: int = Field(ge=1, description="images per text; longer articles are split")
+    excerpt_ratio: float = Field(ge=0, le=1, description="additional training excerpts per article")
+    image_features: Literal["pooled", "patches"] = Field(description="tokens of S^I")
+    topic_features: Literal["tokens", "pooled"] = Field(description="tokens of S^T")
+    projection: Literal["linear", "elementwise"] = Field(
+        description="form of the attention weights"
+    )
+    softmax_axis: Literal["images", "patches"] = Field(description="what eq. 2 normalizes over")
+    use_prototype: bool = Field(description="the prototype branch; required by use_do")
+    use_daa: bool = Field(description="Dual Alignment Attention, eq. 1 and 2")
+    use_do: bool = Field(description="Difference Operator, eq. 3 and 4")
+    use_contrastive: bool = Field(description="L_C in SFT, eq. 5")
+    lambda_schedule: Literal["formula", "reverse"] = Field(description="l1 = m / M, or 1 - m / M")
+    lambda_predict: Literal["clip", "last", "half"] = Field(description="l1 in generation")
+    lambda_margin: float = Field(ge=0, le=0.5, description="clip: distance of l1 from 0 and 1")
+    fusion: Literal["sequence", "literal", "feature"] = Field(description="layout of S^F")
+    t5_input: decoding.Connection = Field(description="what stands in for or enters the T5 encoder")
+    contrastive_denominator: Literal["infonce", "literal"] = Field(description="terms of eq. 5")
+    contrastive_negatives: Literal["both", "article", "batch"] = Field(
+        description="source of the negative images"
+    )
+    contrastive_temperature: float = Field(gt=0, description="temperature of L_C")
+    contrastive_weight: float = Field(ge=0, description="weight of L_C")
+    prototype_momentum: float = Field(ge=0, le=1, description="of the running mean of images")
+    image_drop_prob: float = Field(ge=0, le=1, description="training items without their images")
+    topic_drop_prob: float = Field(ge=0, le=1, description="training items without their topic")
 
     def __post_init__(self) -> None:
-        bare = not self.use_prototype
-        faults = {
-            "use_do needs use_prototype, from which pictures differ": self.use_do and bare,
-            "use_contrast needs use_prototype, the positive": self.use_contrastive and bare,
-            "temperature must be above 0": self.contrastive_temperature <= 0,
-            "lambda_margin must be from 0 to 0.5": not 0 <= self.lambda_margin <= 0.5,
-            "missing_picture + missing_topic pass 1": self.image_drop_prob + self.topic_drop_prob
-            > 1,
-            "missing_picture and missing_topic must be 0 or more": (
-                min(self.image_drop_prob, self.topic_drop_prob) < 0
-            ),
-            "excerpts must be from 0 to 1": not 0 <= self.excerpt_ratio <= 1,
-            "prototype_momentum must be from 0 to 1": not 0 <= self.prototype_momentum <= 1,
-            "pictures must be 1 or more": self.max_images < 1,
-            "contrast_weight must be 0 or more": self.contrastive_weight < 0,
-        }
-        if found := [fault for fault, here in faults.items() if here]:
-            raise InputError(f"models.tippo.network: {'; '.join(found)}")
+        if self.use_do and not self.use_prototype:
+            raise ValueError("use_do needs use_prototype: differences are taken from it")
+        if self.use_contrastive and not self.use_prototype:
+            raise ValueError("use_contrastive needs use_prototype: it is the positive")
+        if self.image_drop_prob + self.topic_drop_prob > 1:
+            raise ValueError("image_drop_prob + topic_drop_prob must not exceed 1")
 
 
 @config_class
 class PreferenceConfig:
-    gamma: float
-    discount: Literal["progress", "literal"]
-    discount_steps: float
-    literal_reward: Literal["normalised", "raw"]
-    semantic_reward: str
-    baseline: Literal["article", "window"]
-    baseline_window: int
-    advantage_scale: Literal["std", "variance"]
-    clip_range: float
-    num_ppo_epochs: int
-    kl_coef: float
-    num_generations: int
-    temperature: float
-    max_kl: float
-    min_entropy_ratio: float
-    max_length_change: float
-    min_gain_standard_errors: float
+    """Hyperparameters of PolishPPO."""
+
+    gamma: float = Field(gt=0, le=1, description="base of the reward discounts")
+    discount: Literal["progress", "literal"] = Field(description="exponents K m / M, or m")
+    discount_steps: float = Field(gt=0, description="K of `progress`")
+    literal_reward: Literal["normalised", "raw"] = Field(description="R_literal in [0, 1], or raw")
+    semantic_reward: str = Field(description="embedder: none | minilm | openai:MODEL")
+    baseline: Literal["article", "window"] = Field(
+        description="returns that a text is compared with"
+    )
+    baseline_window: int = Field(ge=1, description="window: number of past iterations")
+    advantage_scale: Literal["std", "variance"] = Field(description="delta of eq. 6")
+    clip_range: float = Field(gt=0, description="clipping range of the probability ratio")
+    num_ppo_epochs: int = Field(ge=1, description="updates per iteration")
+    kl_coef: float = Field(ge=0, description="weight of the KL divergence from the SFT model")
+    num_generations: int = Field(ge=1, description="texts sampled per item")
+    temperature: float = Field(gt=0, description="sampling temperature")
+    max_kl: float = Field(gt=0, description="KL in nats per token that ends the phase")
+    min_entropy_ratio: float = Field(
+        ge=0, description="fraction of the first entropy; less ends it"
+    )
+    max_length_change: float = Field(ge=0, description="relative change in length that ends it")
+    min_gain_standard_errors: float = Field(ge=0, description="reward gain that counts as better")
 
     def __post_init__(self) -> None:
-        faults = {
-            "gamma must be above 0, at most 1": not 0 < self.gamma <= 1,
-            "window, epochs and rollouts must be 1 or more": (
-                min(self.baseline_window, self.num_ppo_epochs, self.num_generations) < 1
-            ),
-            "discount_steps, clip and max_kl must be above 0": (
-                min(self.discount_steps, self.clip_range, self.max_kl) <= 0
-            ),
-            "kl, max_length_change and margin must be 0 or more": (
-                min(self.kl_coef, self.max_length_change, self.min_gain_standard_errors) < 0
-            ),
-            "temperature must be above 0: texts are drawn": self.temperature <= 0,
-            "baseline article needs 2 rollouts": self.baseline == "article"
-            and self.num_generations < 2,
-        }
-        if found := [fault for fault, here in faults.items() if here]:
-            raise InputError(f"models.tippo.preference: {'; '.join(found)}")
+        if self.baseline == "article" and self.num_generations < 2:
+            raise ValueError("baseline article needs num_generations of 2 or more")
 
 
 @config_class
@@ -177,7 +161,12 @@ class InputDims:
 
 def infer_input_dims(features: Features) -> InputDims:
     _, patches, width = features.patches.shape
-    return InputDims(patches, width, features.pooled.shape[1], features.token_width)
+    return InputDims(
+        patches=patches,
+        patch_width=width,
+        pooled_width=features.pooled.shape[1],
+        topic_width=features.token_width,
+    )
 
 
 @dataclass

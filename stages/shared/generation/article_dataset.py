@@ -23,7 +23,7 @@ from stages.shared.features.store import Features
 from stages.shared.generation import decoders
 from stages.shared.generation.chunk_dataset import LengthLimits
 from stages.shared.modeling.topics import Topics, pad_sequences
-from stages.shared.training.loop import Batch
+from stages.shared.training.batching import Batch
 from stages.shared.training.losses import IGNORE_INDEX
 
 

@@ -16,7 +16,7 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 
 import regex
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 
 # isort: split
 from stages.shared.runtime.stage import InputError, allow_downloads
@@ -36,16 +36,20 @@ _PUNCTUATION_BESIDE_CJK = regex.compile(
 
 @config_class
 class TinyT5Config:
-    vocab_size: int
-    num_layers: int
-    d_ff: int
-    num_heads: int
-    dropout: float
+    """A small T5 and the BPE tokenizer that is trained for it."""
+
+    vocab_size: int = Field(description="maximum vocabulary size; above 259")
+    num_layers: int = Field(ge=1, description="layers of the encoder and of the decoder")
+    d_ff: int = Field(ge=1, description="width of the feed-forward layers")
+    num_heads: int = Field(ge=1, description="attention heads")
+    dropout: float = Field(ge=0, le=1, description="dropout probability")
 
 
 @config_class
 class DecoderConfig:
-    tiny: TinyT5Config
+    """The section `decoders`."""
+
+    tiny: TinyT5Config = Field(description="the decoder called `tiny`")
 
 
 def create_decoder(name: str, params: DecoderConfig, d_model: int, texts: list[str], marks: int):
@@ -83,7 +87,7 @@ def get_sentinel_ids(tokenizer, count: int) -> list[int]:
     if tokenizer.unk_token_id in ids or None in ids:
         raise InputError(
             f"params.yaml: the decoder's tokenizer has fewer than {count} sentinel tokens: lower "
-            "models.*.network.pictures, or choose a T5 that has them"
+            "models.*.network.max_images, or choose a T5 that has them"
         )
     return ids
 
@@ -116,7 +120,7 @@ def train_tokenizer(texts: list[str], vocabulary: int):
     pieces = [PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, *(f"<0x{byte:02X}>" for byte in range(256))]
     if vocabulary <= len(pieces):
         raise InputError(
-            f"params.yaml: decoders.tiny.vocabulary is {vocabulary}: give more than {len(pieces)}, "
+            f"params.yaml: decoders.tiny.vocab_size is {vocabulary}: give more than {len(pieces)}, "
             "which are the bytes and the special tokens"
         )
     bpe = Tokenizer(models.BPE(unk_token=UNK_TOKEN, byte_fallback=True))

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.shared.core.config import build_config, config_class, load_config
+from stages.shared.core.config import Field, build_config, config_class, load_config
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders, decoding
@@ -26,38 +26,45 @@ from stages.shared.modeling.registry import load_paper
 from stages.shared.modeling.state_dict import untied_state_dict
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device, inference_context
-from stages.shared.training.loop import Batch, Schedule, to_device
+from stages.shared.training.batching import Batch, to_device
+from stages.shared.training.schedule import Schedule
 
 
 @config_class
 class QualityMonitorConfig:
-    max_eval_samples: int
-    max_score_drop: float
+    """Limits on how far generated validation texts may get worse in the preference phase."""
+
+    max_eval_samples: int = Field(ge=1, description="validation items generated at each validation")
+    max_score_drop: float = Field(description="drop of the mean score (0 to 1) that ends the phase")
 
 
 @config_class
 class GenerationConfig:
-    num_beams: int
-    temperature: float
-    top_p: float
-    seed: int
-    batch_size: int
+    """How texts are decoded."""
+
+    num_beams: int = Field(ge=1, description="beams of beam search; 1: no search")
+    temperature: float = Field(ge=0, description="sampling temperature; 0: greedy or beam search")
+    top_p: float = Field(description="probability mass of nucleus sampling, 0 to 1")
+    seed: int = Field(description="seed of sampling")
+    batch_size: int = Field(ge=1, description="items per batch")
 
     def __post_init__(self) -> None:
         if self.temperature and self.num_beams > 1:
-            raise InputError("generation: draw (temperature) or search (beams), not both")
+            raise ValueError("set temperature (sampling) or num_beams (beam search), not both")
 
 
 @config_class
 class GeneratorRun:
-    model: str
-    corpus: str
-    decoder: str
-    max_tokens: int
-    sft: Schedule
-    preference: Schedule
-    quality_monitor: QualityMonitorConfig
-    generation: GenerationConfig
+    """One row of `generators`: a model, its corpus, its decoder and both training phases."""
+
+    model: str = Field(description="a folder of stages/models")
+    corpus: str = Field(description="a key of `corpora`")
+    decoder: str = Field(description="tiny, or a T5 by its Hugging Face name")
+    max_tokens: int = Field(ge=1, description="tokens per text; longer texts are truncated")
+    sft: Schedule = Field(description="supervised fine-tuning")
+    preference: Schedule = Field(description="preference optimization")
+    quality_monitor: QualityMonitorConfig = Field(description="stops a degrading preference phase")
+    generation: GenerationConfig = Field(description="decoding of texts")
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,8 @@ class TextGenerator:
     def limits(self) -> LengthLimits:
         """The most that is read and written at once; no more pictures than it was trained on."""
         numbers = self.config["network"]
-        pictures = min(numbers.get("pictures", 1), self.config["pictures"])
-        return LengthLimits(numbers["text_tokens"], self.config["max_tokens"], pictures)
+        pictures = min(numbers.get("max_images", 1), self.config["pictures"])
+        return LengthLimits(numbers["max_topic_tokens"], self.config["max_tokens"], pictures)
 
     def build_dataset(self, rows: list[dict], features: Features) -> ChunkDataset | ArticleDataset:
         """Rows of CHUNKS as what the model writes one text about: chunks or articles."""
@@ -93,7 +100,7 @@ class TextGenerator:
         """A text for each item of a batch. Whoever wants it drawn alike again seeds before."""
         batch = to_device(batch, next(self.model.parameters()).device)
         with inference_context():
-            memory = self.model.remember(batch)
+            memory = self.model.encode(batch)
             ids = decoding.generate(
                 self.model.t5,
                 memory.hidden,
@@ -136,7 +143,7 @@ def create_generator(run: GeneratorRun, rows: list[dict], features: Features) ->
     """A new writer for the features' shapes; the texts of its training chunks teach a tiny decoder
     its vocabulary."""
     module, sizes = load_paper(run.model), load_model_config(run)
-    marks = getattr(sizes, "pictures", 1) - 1
+    marks = getattr(sizes, "max_images", 1) - 1
     texts = [row["text"] for row in rows]
     t5, tokenizer = decoders.create_decoder(
         run.decoder, load_decoder_config(), sizes.d_model, texts, marks

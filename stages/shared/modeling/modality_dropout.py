@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.shared.training.loop import Batch
+from stages.shared.training.batching import Batch
 
 
 def drop_modality(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stages.shared.features.store import Features
-from stages.shared.training.loop import Batch
+from stages.shared.training.batching import Batch
 
 
 class Topics:

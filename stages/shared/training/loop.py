@@ -5,58 +5,34 @@ is started again needs only its weights, the optimizer and the step to end with 
 """
 
 import math
-import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import Field, config_class, load_config, raise_on_faults
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.runtime.progress import progress_bar
-from stages.shared.runtime.stage import InputError, work_dir
-from stages.shared.torch_setup.devices import get_device, inference_context, supports_bf16
+from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import inference_context, supports_bf16
+from stages.shared.training.batching import Batch, to_device
+from stages.shared.training.checkpoint import Checkpoint
+from stages.shared.training.schedule import Schedule
 
 LossTerms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
-Batch = dict[str, Any]  # tensors, first dimension: the items
-BUCKET_BATCHES = 8  # batches that items of like length are chosen from
 UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
-# Modules that cannot change a result.
-RESULT_NEUTRAL_MODULES = Path("stages/shared/runtime")
 
 
 @config_class
 class TrainingConfig:
-    checkpoint_interval_seconds: float
+    """The section `training`."""
 
-
-@config_class
-class Schedule:
-    seed: int
-    max_steps: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(ge=0)
-    warmup_ratio: float = Field(ge=0)
-    weight_decay: float = Field(ge=0)
-    max_grad_norm: float = Field(ge=0)
-    eval_steps: int = Field(ge=1)
-    patience: int = Field(ge=1)
-
-    def __post_init__(self) -> None:
-        raise_on_faults({f"warmup is {self.warmup_ratio}: give 0 to 1": self.warmup_ratio > 1})
-
-    def lr_scale(self, step: int) -> float:
-        """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
-        warmup = max(1, round(self.warmup_ratio * self.max_steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.max_steps - warmup)))
+    checkpoint_interval_seconds: float = Field(ge=0, description="seconds between two checkpoints")
 
 
 @dataclass(frozen=True)
@@ -107,64 +83,6 @@ def seed_everything(seed: int, step: int = 0) -> None:
     mixed = int.from_bytes(sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1
     random.seed(mixed)
     torch.manual_seed(mixed)
-
-
-def shuffled_batch(items: int, batch: int, seed: int, step: int) -> list[int]:
-    """The items of a step: an endless walk over seeded shuffles of range(items), cut in batches."""
-    return _shuffled_indices(items, seed, range(step * batch, (step + 1) * batch))
-
-
-def length_bucketed_batch(lengths: Sequence[int], batch: int, seed: int, step: int) -> list[int]:
-    """As `batch_of`, of items that are about as long as each other, so that little is padded.
-
-    lengths: of the items. What BUCKET batches of the walk hold, never more than an epoch, is
-    sorted by length before it is cut; these batches then come in random order.
-    """
-    held = max(1, min(BUCKET_BATCHES, len(lengths) // batch))  # batches
-    number, place = divmod(step, held)
-    size = held * batch
-    bucket = _shuffled_indices(len(lengths), seed, range(number * size, (number + 1) * size))
-    bucket.sort(key=lambda item: lengths[item])
-    first = _epoch_permutation(held, seed, number)[place] * batch
-    return bucket[first : first + batch]
-
-
-def _shuffled_indices(items: int, seed: int, positions: range) -> list[int]:
-    epochs = {position // items for position in positions}
-    orders = {epoch: _epoch_permutation(items, seed, epoch) for epoch in epochs}
-    return [orders[position // items][position % items] for position in positions]
-
-
-def _epoch_permutation(items: int, seed: int, number: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    return torch.randperm(items, generator=generator).tolist()
-
-
-def fingerprint(values: list[Any], inputs: list[Path]) -> str:
-    """Key of a training run: its numbers, its input files, and the code that is loaded now.
-
-    Of a module counts how it is built (its printed form tells sizes and dropout) and its weights.
-    """
-    digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {get_device()}".encode())
-    for value in values:
-        digest.update(repr(asdict(value) if is_dataclass(value) else value).encode())
-        if isinstance(value, nn.Module):
-            for name, weight in value.state_dict().items():
-                digest.update(name.encode() + weight.cpu().numpy().tobytes())
-    for given in inputs:  # folders and files
-        for path in sorted(path for path in [given, *given.rglob("*")] if path.is_file()):
-            digest.update(str(path.relative_to(given)).encode() + path.read_bytes())
-    for path in sorted(Path("stages").rglob("*.py")):
-        if RESULT_NEUTRAL_MODULES not in path.parents and _is_loaded(path):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:24]
-
-
-def _is_loaded(path: Path) -> bool:
-    import sys
-
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return str(path.absolute()) in files
 
 
 def fit(
@@ -240,7 +158,7 @@ class _Trainer:
         if self.step == 0:
             self.run_validation({"step": 0})
         seed_everything(self.schedule.seed, self.step)
-        rate = self.schedule.learning_rate * self.schedule.rate(self.step)
+        rate = self.schedule.learning_rate * self.schedule.lr_scale(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.model.train()
@@ -248,7 +166,7 @@ class _Trainer:
         total = sum(terms.values())
         self.optimizer.zero_grad()
         self.accelerator.backward(total)
-        self.accelerator.clip_grad_norm_(self.trainable_parameters, self.schedule.clip_norm)
+        self.accelerator.clip_grad_norm_(self.trainable_parameters, self.schedule.max_grad_norm)
         self.optimizer.step()
         self.step += 1
         row = {"step": self.step, "loss": total.item(), "learning_rate": rate}
@@ -258,9 +176,9 @@ class _Trainer:
                 f"the loss became {row['loss']} at step {self.step}: lower learning_rate"
             )
         if self.phase:
-            row |= self.phase.noted()
-        last = self.step == self.schedule.steps
-        if last or self.step % self.schedule.validate_every == 0:
+            row |= self.phase.step_metrics()
+        last = self.step == self.schedule.max_steps
+        if last or self.step % self.schedule.eval_steps == 0:
             self.run_validation(row)
         else:
             self._record_row(row)
@@ -274,7 +192,7 @@ class _Trainer:
 
     def run_validation(self, row: dict[str, float]) -> None:
         if self.validate is None:
-            if row["step"] or not self.schedule.steps:
+            if row["step"] or not self.schedule.max_steps:
                 self._record_row(row)
             return
         self.model.eval()
@@ -306,7 +224,7 @@ class _Trainer:
                 self.best_loss,
                 self.validations_without_improvement,
             ],
-            "phase": self.phase.state() if self.phase else None,
+            "phase": self.phase.state_dict() if self.phase else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -321,7 +239,7 @@ class _Trainer:
             self.validations_without_improvement,
         ) = state["plain"]
         if self.phase:
-            self.phase.load_state(state["phase"])
+            self.phase.load_state_dict(state["phase"])
         for row in self.history:  # the tracked run is a new one and lacks what came before
             self._log(row)
 
@@ -356,32 +274,3 @@ def _lr_multiplier(weight: str, rates: Mapping[str, float]) -> float:
 
 def _clone_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-def to_device(batch: Batch, target: torch.device) -> Batch:
-    return {k: v.to(target) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
-class Checkpoint:
-    """The latest state of a run, outside DVC's outs, replaced as a whole; one key per name."""
-
-    def __init__(self, name: str, key: str):
-        self.folder = work_dir() / "checkpoints" / name
-        self.path = self.folder / f"{key}.pt"
-
-    def read(self) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
-        return torch.load(self.path, map_location=get_device(), weights_only=True)
-
-    def write(self, state: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
-        for other in self.folder.glob("*.pt"):
-            if other != self.path:
-                other.unlink()

@@ -13,7 +13,6 @@ from stages.models.flexmuse.model import (
 )
 from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
 from stages.shared.generation.decoding import generate
-from stages.shared.runtime.stage import InputError
 from tests.support import tiny_flexmuse
 
 VOCABULARY = 300
@@ -36,7 +35,7 @@ def batch(chunks):
 
 
 def model(chunks, **changes):
-    return tiny_flexmuse.build_model(vocab_size=len(chunks.tokenizer), **changes)
+    return tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer), **changes)
 
 
 def double(batch):
@@ -71,12 +70,12 @@ def test_a_threshold_of_zero_lets_a_negative_similarity_pass():
 
 
 def test_a_similarity_band_without_width_is_refused():
-    with pytest.raises(InputError, match="sigma_low must be below sigma_high"):
+    with pytest.raises(ValueError, match="sigma_min must be below sigma_max"):
         tiny_flexmuse.build_model_config(sigma_min=0.5, sigma_max=0.5)
 
 
 def test_a_topic_is_not_appended_twice():
-    with pytest.raises(InputError, match="a concatenation holds the topic"):
+    with pytest.raises(ValueError, match="a concatenation already holds the topic"):
         tiny_flexmuse.build_model_config(fusion="concatenation", append_topic=True)
 
 
@@ -183,19 +182,21 @@ def test_a_missing_topic_and_a_missing_picture_change_what_is_attended_to(chunks
 
 
 def test_shares_that_pass_one_are_refused():
-    with pytest.raises(InputError, match="missing_picture and missing_topic pass 1"):
+    with pytest.raises(
+        ValueError, match=r"image_drop_prob \+ topic_drop_prob must not exceed 1"
+    ):
         tiny_flexmuse.build_model_config(image_drop_prob=0.6, topic_drop_prob=0.6)
 
 
 # ---------------------------------------------------------------------------------------------- SFT
 VARIANTS = [
     {},
-    {"connection": "inputs_embeds"},
-    {"prompt": True},
-    {"prompt": True, "connection": "inputs_embeds"},
+    {"t5_input": "inputs_embeds"},
+    {"append_topic": True},
+    {"append_topic": True, "t5_input": "inputs_embeds"},
     {"correlation": "mmcot", "projection": "elementwise"},
     {"fusion": "concatenation"},
-    {"fusion": "concatenation", "connection": "inputs_embeds"},
+    {"fusion": "concatenation", "t5_input": "inputs_embeds"},
 ]
 
 
@@ -203,7 +204,7 @@ VARIANTS = [
 @pytest.mark.parametrize("learned", [False, True])
 def test_every_weight_learns_and_one_batch_is_memorised(changes, learned):
     chunks = tiny_flexmuse.build_chunk_dataset(learned)
-    writer = model(chunks, learned=learned, missing_picture=0.1, **changes)
+    writer = model(chunks, learned=learned, image_drop_prob=0.1, **changes)
     batch = chunks.batch(list(range(8)))
     optimizer = torch.optim.AdamW(writer.parameters(), lr=0.01)
     torch.manual_seed(0)
@@ -309,14 +310,14 @@ def test_where_the_decoder_looks_is_its_cross_attention_written_out(chunks, chan
     torch.testing.assert_close(looks.double(), expected[..., :4], atol=1e-5, rtol=0)
     assert expected.std() > 0.01
     total = looks.sum(-1)
-    more = changes.get("prompt") or changes.get("fusion") == "concatenation"
+    more = changes.get("append_topic") or changes.get("fusion") == "concatenation"
     assert (total < 0.99).any() if more else torch.allclose(total, torch.ones_like(total))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_loss_and_text_on_cuda_are_those_of_the_cpu(chunks, batch):
-    from stages.shared.training.loop import to_device
+    from stages.shared.training.batching import to_device
 
     writer = model(chunks).eval()
     here = flexmuse.sft_loss(writer, batch)["ntp"]

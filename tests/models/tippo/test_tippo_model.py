@@ -8,7 +8,6 @@ import torch
 from stages.models.tippo import model as tippo
 from stages.models.tippo.model import Difference, DualAlignment, inference_lambda, training_lambda
 from stages.shared.generation import decoding
-from stages.shared.runtime.stage import InputError
 from stages.shared.training.losses import IGNORE_INDEX
 from tests.support import tiny_tippo
 
@@ -35,7 +34,7 @@ def double(batch):
 def writer(of, **changes):
     """A model in double precision with statistics, a stored prototype and a stored lambda."""
     model = tiny_tippo.build_model(of, **changes)
-    texts = [0, 1, 2] if of.features.text == "encoder" else []
+    texts = [0, 1, 2] if of.features.text_kind == "encoder" else []
     model.fit_normalization(of.features, list(range(9)), texts)
     model.common.normal_()
     model.balance.fill_(0.7)
@@ -75,13 +74,13 @@ class Loops:
             ids = batch["topic_ids"][item, :count]
             places = zip(ids, model.topic_position, strict=False)
             return [model.learned_topic.weight[one] + place for one, place in places]
-        if self.network.topic == "pooled":
+        if self.network.topic_features == "pooled":
             return [model.adapt_topic(batch["topic_pooled"][item])]
         shown = batch["topic"][item][batch["topic_mask"][item]]
         return [model.adapt_topic(token) for token in shown]
 
     def read(self, k):
-        if self.network.picture == "patches":
+        if self.network.image_features == "patches":
             return self.read_patches(k)
         return [self.model.adapt_picture(self.pooled[k])]
 
@@ -106,7 +105,7 @@ class Loops:
         if not self.network.use_daa:
             return self.signals[k]
         value = self.model.align.value
-        if self.network.axis == "patches" or len(self.here) == 1:
+        if self.network.softmax_axis == "patches" or len(self.here) == 1:
             keys = self.read_patches(k)
             weighed = zip(self.weights(keys), keys, strict=True)
             return [sum(weight * value(key) for weight, key in weighed)]
@@ -151,17 +150,17 @@ class Loops:
 
 VARIANTS = [
     {},
-    {"projection": "elementwise", "topic": "pooled"},
-    {"picture": "patches"},
-    {"axis": "patches"},
-    {"axis": "patches", "picture": "patches"},
-    {"fusion": "literal", "picture": "patches"},
+    {"projection": "elementwise", "topic_features": "pooled"},
+    {"image_features": "patches"},
+    {"softmax_axis": "patches"},
+    {"softmax_axis": "patches", "image_features": "patches"},
+    {"fusion": "literal", "image_features": "patches"},
     {"fusion": "feature"},
-    {"fusion": "feature", "picture": "patches"},
-    {"fusion": "feature", "axis": "patches", "use_do": False},
-    {"use_daa": False, "picture": "patches"},
+    {"fusion": "feature", "image_features": "patches"},
+    {"fusion": "feature", "softmax_axis": "patches", "use_do": False},
+    {"use_daa": False, "image_features": "patches"},
     {"use_do": False, "use_daa": False},
-    {"use_prototype": False, "use_do": False, "use_contrast": False},
+    {"use_prototype": False, "use_do": False, "use_contrastive": False},
 ]
 
 
@@ -193,7 +192,7 @@ def test_an_article_is_the_same_alone_and_beside_longer_ones(items, batch, chang
 
 
 def log_probs(model, batch):
-    memory = model.remember(batch)
+    memory = model.encode(batch)
     return decoding.compute_log_probs(model.t5, memory.hidden, memory.mask, batch["labels"])
 
 
@@ -379,7 +378,7 @@ def test_an_ablation_takes_its_part_and_its_weights_out(items, flag):
 
 
 def test_without_prototype_only_the_topic_weighs_pictures(items, batch):
-    bare = {"use_prototype": False, "use_do": False, "use_contrast": False}
+    bare = {"use_prototype": False, "use_do": False, "use_contrastive": False}
     model = writer(items, **bare)
     assert len(model.align.queries) == len(model.align.keys) == 1
     assert model.encode(batch).images.shape == (3, 1, 5)
@@ -409,20 +408,20 @@ def test_the_token_loss_is_a_mean_over_tokens(items, batch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"use_prototype": False, "use_contrast": False}, "use_do needs use_prototype"),
-        ({"use_prototype": False, "use_do": False}, "use_contrast needs use_prototype"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"lambda_margin": 0.6}, "lambda_margin must be from 0 to 0.5"),
-        ({"missing_picture": 0.6, "missing_topic": 0.6}, "missing_topic pass 1"),
-        ({"excerpts": 1.5}, "excerpts must be from 0 to 1"),
-        ({"missing_picture": -0.1}, "missing_picture and missing_topic must be 0 or more"),
-        ({"missing_topic": -0.1}, "missing_picture and missing_topic must be 0 or more"),
-        ({"prototype_momentum": -0.1}, "prototype_momentum must be from 0 to 1"),
-        ({"prototype_momentum": 1.1}, "prototype_momentum must be from 0 to 1"),
-        ({"pictures": 0}, "pictures must be 1 or more"),
-        ({"contrast_weight": -1.0}, "contrast_weight must be 0 or more"),
+        ({"use_prototype": False, "use_contrastive": False}, "use_do needs use_prototype"),
+        ({"use_prototype": False, "use_do": False}, "use_contrastive needs use_prototype"),
+        ({"contrastive_temperature": 0.0}, "contrastive_temperature\n.*greater than 0"),
+        ({"lambda_margin": 0.6}, "lambda_margin\n.*less than or equal to 0.5"),
+        ({"image_drop_prob": 0.6, "topic_drop_prob": 0.6}, "topic_drop_prob must not exceed 1"),
+        ({"excerpt_ratio": 1.5}, "excerpt_ratio\n.*less than or equal to 1"),
+        ({"image_drop_prob": -0.1}, "image_drop_prob\n.*greater than or equal to 0"),
+        ({"topic_drop_prob": -0.1}, "topic_drop_prob\n.*greater than or equal to 0"),
+        ({"prototype_momentum": -0.1}, "prototype_momentum\n.*greater than or equal to 0"),
+        ({"prototype_momentum": 1.1}, "prototype_momentum\n.*less than or equal to 1"),
+        ({"max_images": 0}, "max_images\n.*greater than or equal to 1"),
+        ({"contrastive_weight": -1.0}, "contrastive_weight\n.*greater than or equal to 0"),
     ],
 )
 def test_a_network_that_makes_no_sense_is_refused(changes, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(ValueError, match=said):
         tiny_tippo.build_model_config(**changes)

@@ -15,7 +15,7 @@ from tests.support import tiny_flexmuse
 
 LIMITS = LengthLimits(max_topic_tokens=8, max_text_tokens=60, max_images=4)
 PARAMS = decoders.DecoderConfig(
-    decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
+    tiny=decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
 )
 
 

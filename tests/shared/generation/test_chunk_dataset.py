@@ -79,9 +79,9 @@ def test_learned_topics_are_characters_of_any_script():
 def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
     pairs = tiny_flexmuse.make_pairs()
     pairs[2]["rejected"] = []  # of r0: nobody is rejected for its last chunk
-    groups = chunks.groups(pairs)  # r1 has no second chunk
-    assert [group.rows for group in groups] == [[0, 1, 2], [4, 5, 6, 7]]
-    batch = chunks.batch_of_groups(groups)
+    groups = chunks.build_groups(pairs)  # r1 has no second chunk
+    assert [group.indices for group in groups] == [[0, 1, 2], [4, 5, 6, 7]]
+    batch = chunks.batch_groups(groups)
     assert batch["group"].tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert batch["place"].tolist() == [0, 1, 2, 0, 1, 2, 3]
     expected = [[0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]

@@ -10,7 +10,7 @@ from stages.shared.runtime.stage import InputError
 from tests.support import tiny_flexmuse
 
 TINY = decoders.DecoderConfig(
-    decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
+    tiny=decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
 )
 
 
@@ -48,7 +48,7 @@ def test_the_least_vocabulary_is_the_bytes_the_special_tokens_and_the_blank():
     tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS, 260)
     ids = tokenizer("红 cat", add_special_tokens=False).input_ids
     assert len(tokenizer) == 260 and tokenizer.decode(ids) == "红 cat"
-    with pytest.raises(InputError, match=r"decoders\.tiny\.vocabulary is 259: give more than 259"):
+    with pytest.raises(InputError, match=r"decoders\.tiny\.vocab_size is 259: give more than 259"):
         decoders.train_tokenizer(tiny_flexmuse.TEXTS, 259)
 
 

@@ -12,31 +12,25 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
-from stages.shared.training.loop import (
-    Checkpoint,
-    Schedule,
-    ValidationResult,
-    _parameter_groups,
-    fingerprint,
-    fit,
-    length_bucketed_batch,
-    shuffled_batch,
-)
+from stages.shared.training.batching import length_bucketed_batch, shuffled_batch
+from stages.shared.training.checkpoint import Checkpoint, fingerprint
+from stages.shared.training.loop import ValidationResult, _parameter_groups, fit
+from stages.shared.training.schedule import Schedule
 from tests.support.project_files import ROOT
 
-PARAMS = "training:\n  checkpoint_seconds: {seconds}\n"
+PARAMS = "training:\n  checkpoint_interval_seconds: {seconds}\n"
 
 
 def schedule(**changes) -> Schedule:
     values = {
         "seed": 3,
-        "steps": 30,
-        "batch": 4,
+        "max_steps": 30,
+        "batch_size": 4,
         "learning_rate": 0.05,
-        "warmup": 0.1,
+        "warmup_ratio": 0.1,
         "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "validate_every": 10,
+        "max_grad_norm": 1.0,
+        "eval_steps": 10,
         "patience": 10,
     }
     return Schedule(**(values | changes))
@@ -45,14 +39,14 @@ def schedule(**changes) -> Schedule:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"steps": -1}, "steps is -1: give 0 or more"),
-        ({"batch": 0}, "batch is 0: give 1 or more"),
-        ({"learning_rate": -0.1}, "learning_rate is -0.1: give 0 or more"),
-        ({"warmup": 1.5}, "warmup is 1.5: give 0 to 1"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0: give 0 or more"),
-        ({"clip_norm": -1.0}, "clip_norm is -1.0: give 0 or more"),
-        ({"validate_every": 0}, "validate_every is 0: give 1 or more"),
-        ({"patience": 0}, "patience is 0: give 1 or more"),
+        ({"max_steps": -1}, "max_steps\n.*greater than or equal to 0"),
+        ({"batch_size": 0}, "batch_size\n.*greater than or equal to 1"),
+        ({"learning_rate": -0.1}, "learning_rate\n.*greater than or equal to 0"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio\n.*less than or equal to 1"),
+        ({"weight_decay": -1.0}, "weight_decay\n.*greater than or equal to 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm\n.*greater than or equal to 0"),
+        ({"eval_steps": 0}, "eval_steps\n.*greater than or equal to 1"),
+        ({"patience": 0}, "patience\n.*greater than or equal to 1"),
     ],
 )
 def test_numbers_out_of_bounds_are_refused(changes, said):
@@ -86,7 +80,7 @@ def regression():
 
 def test_a_batch_is_memorised_and_every_term_is_in_the_history(workplace):
     model, loss, batch_at = regression()
-    rows = fit(model, loss, batch_at, schedule(steps=200), name="t", key="k")
+    rows = fit(model, loss, batch_at, schedule(max_steps=200), name="t", key="k")
     assert [row["step"] for row in rows] == list(range(1, 201))
     assert rows[-1]["error"] == rows[-1]["loss"] < 0.01 < rows[0]["loss"]
 
@@ -98,7 +92,7 @@ def test_a_run_of_no_steps_keeps_its_weights_and_has_a_row(workplace, validated,
     model, loss, batch_at = regression()
     before = [weight.clone() for weight in model.parameters()]
     validate = (lambda model: ValidationResult({}, 3.0)) if validated else None
-    rows = fit(model, loss, batch_at, schedule(steps=0), name="a", key="k", validate=validate)
+    rows = fit(model, loss, batch_at, schedule(max_steps=0), name="a", key="k", validate=validate)
     assert rows == [expected]
     assert all(map(torch.equal, model.parameters(), before))
     history.write_history(workplace / "history.csv", rows)
@@ -146,7 +140,7 @@ def test_buckets_of_few_items_show_all_of_them_as_often(items, batch):
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_ends_near_zero():
-    rates = [schedule(steps=100).lr_scale(step) for step in range(100)]
+    rates = [schedule(max_steps=100).lr_scale(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == max(rates) == 1.0
     assert rates[99] < 0.001
@@ -198,13 +192,13 @@ class Drawing:
         batch = self.batch_at(step)
         return batch | {"y": batch["y"] + 0.01 * self.noise}
 
-    def state(self):
+    def state_dict(self):
         return {"noise": self.noise, "steps": self.steps}
 
-    def load_state(self, state):
+    def load_state_dict(self, state):
         self.noise, self.steps = state["noise"], state["steps"]
 
-    def noted(self):
+    def step_metrics(self):
         return {"noise": self.noise.item()}
 
 
@@ -243,7 +237,7 @@ def moved(rates, **changes):
     """How far each weight is from its start after one step of Adam without decay."""
     model, loss, batch_at = layered()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    changes = {"steps": 1, "warmup": 0.0, "weight_decay": 0.0} | changes
+    changes = {"max_steps": 1, "warmup_ratio": 0.0, "weight_decay": 0.0} | changes
     fit(model, loss, batch_at, schedule(**changes), name="a", key=f"{rates}", rates=rates)
     return {name: (weight - before[name]).abs() for name, weight in model.named_parameters()}
 
@@ -320,7 +314,7 @@ def test_sigkill_in_the_middle_ends_with_the_same_bits(workplace):
         textwrap.dedent("""
         import sys, time, torch
         from tests.shared.training.test_loop import regression, schedule
-        from stages.shared.training import fit
+        from stages.shared.training.loop import fit
         model, loss, batch_at = regression()
         def slow(step):
             print(step, flush=True)
@@ -365,7 +359,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(workplace):
         model,
         loss,
         batch_at,
-        schedule(steps=100, patience=2),
+        schedule(max_steps=100, patience=2),
         name="t",
         key="k",
         validate=validate,
@@ -408,7 +402,7 @@ def test_the_key_changes_with_numbers_weights_dropout_and_inputs(tmp_path):
     keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))
     assert len(keys) == 1
     torch.manual_seed(0)
-    keys.add(fingerprint([schedule(steps=31), nn.Linear(2, 2)], [tmp_path]))
+    keys.add(fingerprint([schedule(max_steps=31), nn.Linear(2, 2)], [tmp_path]))
     keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))  # other weights
     for rate in (0.1, 0.2):
         keys.add(fingerprint([schedule(), nn.Dropout(rate)], [tmp_path]))

@@ -37,7 +37,7 @@ def place(tmp_path_factory):
         model = place / "sft" / "model"
         sources = [ingest, chunk, embed, model, model]
         predict.main(
-            PredictConfig(["validation", "test"], max_attention_samples=4),
+            PredictConfig(splits=["validation", "test"], max_attention_samples=4),
             run,
             sources,
             place / "out",
@@ -88,7 +88,7 @@ def test_foil_scores_are_the_models_log_probabilities(place):
         text = chunks.rows[index]["text"]
         if row["slot"]:
             text = text.replace("cat", "dog")
-        memory = writer.model.remember(chunks.batch([index]), "always_pass")
+        memory = writer.model.encode(chunks.batch([index]), "always_pass")
         labels = torch.tensor([chunks.encode(text)])
         expected = flexmuse.Model.log_probs(writer.model, memory, labels)
         assert row["log_prob"] == pytest.approx(expected.item(), abs=1e-3)
@@ -111,7 +111,7 @@ def test_the_score_of_a_foil_is_the_same_whatever_it_is_scored_with(batch):
     found = predict.score_foils(writer, items, foils_of(items), batch)
     expected = []
     for index, item in enumerate(items.rows):
-        memory = writer.model.remember(items.batch([index]))
+        memory = writer.model.encode(items.batch([index]))
         for place, row in enumerate(item):
             for slot, text in (("", row["text"]), ("animal", f"old {row['text']}")):
                 ids = torch.tensor([items.labels_until(index, place, text)])
@@ -137,7 +137,7 @@ def test_foils_are_scored_beside_texts_of_their_length():
 
 def test_a_foil_that_differs_only_behind_the_cut_is_none():
     items = tiny_tippo.build_article_dataset()
-    items.limits = replace(items.limits, max_topic_tokens=len(items.labels_until(2, 1)))
+    items.limits = replace(items.limits, max_text_tokens=len(items.labels_until(2, 1)))
     found = predict.build_foil_comparisons(items, foils_of(items))
     assert [one.key for one in found if one.item_index == 2] == [("r2", 0), ("r2", 1)]
     writer = SimpleNamespace(model=tiny_tippo.build_model(items).eval())
@@ -192,7 +192,7 @@ def memory_of(place, row):
         if (chunk["record"], chunk["position"]) == (row["record"], row["position"])
     ]
     chunks = writer.build_dataset([chosen], feature_store.read_features(place / "embed"))
-    return writer, chunks, writer.model.remember(chunks.batch([0]), "always_pass")
+    return writer, chunks, writer.model.encode(chunks.batch([0]), "always_pass")
 
 
 def test_fusions_say_how_each_test_item_was_fused(place):
@@ -227,7 +227,7 @@ def test_attentions_are_those_of_the_texts_that_were_written(place):
         weights = memory.attention[0].detach()
         np.testing.assert_allclose(row["fusion"], weights.flatten(), atol=1e-3)
         ids = generate(writer.model.t5, memory.hidden, memory.mask, 24, 1, 0.0, 1.0)
-        looks = writer.model.look(memory, ids)[0]
+        looks = writer.model.attention_maps(memory, ids)[0]
         assert looks.shape == (len(row["ends"]), 4)
         np.testing.assert_allclose(row["decoder"], looks.flatten(), atol=1e-3)
 
@@ -241,7 +241,7 @@ def test_no_attention_is_kept_where_none_is_asked_for():
 
 def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
     chunks = tiny_flexmuse.build_chunk_dataset()
-    model = tiny_flexmuse.build_model(vocab_size=len(chunks.tokenizer)).eval()
+    model = tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer)).eval()
     writer = generators.TextGenerator(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():
         memory = model.encode(chunks.batch([0, 4]), "always_mask")
@@ -263,7 +263,7 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_do_not_count():
 def test_a_concatenation_has_no_fusion_to_tell_of_but_its_decoder_looks_too():
     chunks = tiny_flexmuse.build_chunk_dataset()
     model = tiny_flexmuse.build_model(
-        vocab_size=len(chunks.tokenizer), fusion="concatenation"
+        vocabulary=len(chunks.tokenizer), fusion="concatenation"
     ).eval()
     writer = generators.TextGenerator(flexmuse, model, chunks.tokenizer, {})
     with torch.no_grad():

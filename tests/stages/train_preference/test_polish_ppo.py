@@ -1,7 +1,7 @@
 """PolishPPO: its statistics against loops, and the whole phase on a handful of articles."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,13 +33,13 @@ def project(folder: Path) -> None:
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text())
     run = params["generators"]["tippo"] = params["generators"]["flexmuse"] | {"model": "tippo"}
-    params["models"]["tippo"]["network"] |= {"d_model": 16, "text_tokens": 8, "pictures": 4}
-    params["models"]["tippo"]["preference"] = dict(NUMBERS.__dict__)
+    params["models"]["tippo"]["network"] |= {"d_model": 16, "max_topic_tokens": 8, "max_images": 4}
+    params["models"]["tippo"]["preference"] = asdict(NUMBERS)
     run["max_tokens"] = 32
-    run["sft"] |= {"steps": 20, "batch": 3, "validate_every": 10}
-    run["preference"] |= {"steps": 8, "batch": 2, "validate_every": 4, "learning_rate": 0.001}
-    run["watch"] = {"items": 2, "max_drop": 1.0}
-    run["generation"]["batch"] = 3
+    run["sft"] |= {"max_steps": 20, "batch_size": 3, "eval_steps": 10}
+    run["preference"] |= {"max_steps": 8, "batch_size": 2, "eval_steps": 4, "learning_rate": 0.001}
+    run["quality_monitor"] = {"max_eval_samples": 2, "max_score_drop": 1.0}
+    run["generation"]["batch_size"] = 3
     file.write_text(yaml.safe_dump(params))
 
 
@@ -73,7 +73,7 @@ def change(**numbers) -> None:
     file = Path("params.yaml")
     params = yaml.safe_load(file.read_text())
     run = params["generators"]["tippo"]
-    for section in (params["models"]["tippo"]["preference"], run["preference"], run["watch"]):
+    for section in (params["models"]["tippo"]["preference"], run["preference"], run["quality_monitor"]):
         section |= {name: value for name, value in numbers.items() if name in section}
     file.write_text(yaml.safe_dump(params))
 
@@ -161,7 +161,7 @@ def test_rewards_are_compared_with_those_of_their_article_as_a_loop_does(place, 
 
 
 def test_one_text_an_article_has_no_other_to_be_compared_with():
-    with pytest.raises(InputError, match="baseline article needs 2 rollouts"):
+    with pytest.raises(ValueError, match="baseline article needs num_generations of 2 or more"):
         replace(NUMBERS, baseline="article", num_generations=1)
 
 
@@ -186,7 +186,7 @@ def test_what_follows_the_end_of_a_written_text_is_no_token_of_it():
 def test_log_probs_are_those_of_the_distribution_that_is_drawn_from(place, monkeypatch):
     of_phase = phase(place)
     batch, model = of_phase.batch_at(0), of_phase.generator.model
-    monkeypatch.setattr(tippo, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(tippo, "FORWARD_BATCH_SIZE", 2)
     with torch.no_grad():
         found = tippo.compute_rollout_log_probs(model, batch, 0.5)
     assert torch.allclose(found, by_hand(model, batch, 0.5), atol=1e-4)
@@ -195,7 +195,7 @@ def test_log_probs_are_those_of_the_distribution_that_is_drawn_from(place, monke
 @torch.no_grad()
 def by_hand(model, batch, temperature: float) -> torch.Tensor:
     """log p of each written token, text by text; 0 after a text's end.  (R, Y)"""
-    memory, found = model.remember(batch), torch.zeros(batch["labels"].shape)
+    memory, found = model.encode(batch), torch.zeros(batch["labels"].shape)
     for text, labels in enumerate(batch["labels"]):
         labels = labels[labels != IGNORE_INDEX]
         item = batch["text_of"][text : text + 1]
@@ -232,7 +232,7 @@ def test_the_ratio_is_to_what_wrote_and_the_distance_to_sft_at_the_temperature_o
 
 
 def test_a_past_of_one_return_is_refused(place):
-    change(num_generations=1, baseline_window=1, batch=1)
+    change(num_generations=1, baseline_window=1, batch_size=1)
     with pytest.raises(InputError, match="one return, which has no deviation"):
         phase(place)
 
@@ -248,13 +248,13 @@ def test_texts_that_all_earn_the_same_teach_nothing(place):
 
 def test_texts_are_drawn_with_the_probabilities_of_the_policy(place):
     """What is drawn first, many times over: no token is left out, as a top-k would do."""
-    change(num_generations=2000, batch=1, temperature=1.5)
+    change(num_generations=2000, batch_size=1, temperature=1.5)
     of_phase = phase(place)
     batch = of_phase.batch_at(0)
     first = batch["labels"][:, 0]
     model = of_phase.generator.model
     with torch.no_grad():
-        memory = model.remember(batch)
+        memory = model.encode(batch)
         start = torch.zeros(1, 1, dtype=torch.long)
         logits = model.t5(
             encoder_outputs=(memory.hidden,), attention_mask=memory.mask, decoder_input_ids=start
@@ -285,7 +285,7 @@ def test_the_first_iteration_makes_statistics_and_no_step(place):
 
 
 def test_a_phase_of_no_steps_is_measured_as_it_starts(place, tmp_path):
-    change(steps=0)
+    change(max_steps=0)
     (row,) = polish(place, tmp_path / "out")
     assert row["step"] == 0 and {"validation_loss", "validation_watch"} <= row.keys()
 
@@ -343,7 +343,7 @@ def test_a_phase_killed_at_any_step_ends_with_the_same_bits(
         drawn.append(indices)
         return draw(self, indices)
 
-    monkeypatch.setattr(tippo.PolishPPO, "draw", counted)
+    monkeypatch.setattr(tippo.PolishPPO, "sample_texts", counted)
     assert polish(place, tmp_path / "out") == whole
     assert article_corpus.read_files(tmp_path / "whole") == article_corpus.read_files(
         tmp_path / "out"
@@ -354,9 +354,9 @@ def test_a_phase_killed_at_any_step_ends_with_the_same_bits(
 def test_a_reward_that_can_be_raised_is_raised(place, tmp_path):
     """Articles learned for a moment only: the letters of what is drawn come nearer to them."""
     change(
-        steps=80,
+        max_steps=80,
         eval_steps=20,
-        batch=3,
+        batch_size=3,
         num_generations=8,
         learning_rate=0.003,
         baseline_window=4,
@@ -408,7 +408,7 @@ def test_one_reward_has_to_rise_and_none_may_fall(literal, semantic, margin, exp
 
 
 def test_the_best_weights_are_those_whose_texts_earn_most(place, tmp_path):
-    change(steps=40, eval_steps=4, num_generations=4, learning_rate=0.01)
+    change(max_steps=40, eval_steps=4, num_generations=4, learning_rate=0.01)
     steps = polish(place, tmp_path / "out")
     best = max(row["validation_reward_literal"] for row in steps if "validation_watch" in row)
     writer, run = (
@@ -437,7 +437,7 @@ GOOD = {"watch": 0.8, "characters": 100.0, "entropy": 1.0, "kl_to_sft": 0.1}
     [
         ({}, ""),
         ({"watch": 0.75}, ""),
-        ({"watch": 0.69}, "watch.max_drop"),
+        ({"watch": 0.69}, "quality_monitor.max_score_drop"),
         ({"kl_to_sft": 0.51}, "max_kl"),
         ({"entropy": 0.29}, "min_entropy"),
         ({"characters": 151.0}, "max_length_change"),
@@ -452,7 +452,7 @@ def test_a_collapse_is_named(now, reason):
 
 
 def test_a_collapse_ends_the_phase_and_keeps_the_weights_from_before(place, tmp_path, capsys):
-    change(max_kl=1e-9, steps=40)
+    change(max_kl=1e-9, max_steps=40)
     steps = polish(place, tmp_path / "out")
     assert len(steps) == 5 and "max_kl" in capsys.readouterr().err  # at the first check after start
     before, after = (

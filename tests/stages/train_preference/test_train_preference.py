@@ -88,7 +88,7 @@ def reference(place):
             asked.append(batch)
             return flexmuse.pairwise_log_probs(model, batch)
 
-        writer.paper = SimpleNamespace(matrix=counted)
+        writer.paper = SimpleNamespace(pairwise_log_probs=counted)
         store = Store(home, "none") if home else mscdpo.open_reference_store(sft)
         return ReferenceLogProbs(writer, chunks, groups, store), len(asked)
 
@@ -114,7 +114,7 @@ def test_what_the_reference_says_of_a_group_depends_on_nothing_but_the_group(ref
     both, _ = reference(home=tmp_path / "both")
     alone, asked = reference(pairs=tiny_flexmuse.make_pairs()[3:], home=tmp_path / "alone")
     assert asked == 1 and torch.equal(alone.matrices[0], both.matrices[1])
-    stacked = both.of([0, 1])
+    stacked = both.stack_matrices([0, 1])
     assert stacked.shape == (2, 4, 4)
     assert not stacked[0, 3].any() and not stacked[0, :, 3].any()
     assert torch.equal(stacked[0, :3, :3], both.matrices[0])
@@ -162,7 +162,7 @@ def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_sam
             asked.append(batch)
         return matrix(model, batch)
 
-    monkeypatch.setattr(flexmuse, "matrix", counted)
+    monkeypatch.setattr(flexmuse, "pairwise_log_probs", counted)
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
     assert len(asked) == 2  # the groups of validation hold the same texts and pictures
@@ -186,7 +186,7 @@ def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_el
 
 def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    run = replace(run, preference=replace(run.preference, steps=0))
+    run = replace(run, preference=replace(run.preference, max_steps=0))
     train_preference.main("flexmuse", run, folders(place), place / "still")
     (row,) = history.read_history(place / "still" / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0
@@ -218,7 +218,7 @@ def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     changed = folders(place)
     changed[1] = tmp_path / "pairs.parquet"
-    with pytest.raises(InputError, match="similarity_min"):
+    with pytest.raises(InputError, match="min_similarity"):
         train_preference.main("flexmuse", run, changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

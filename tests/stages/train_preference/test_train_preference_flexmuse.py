@@ -19,7 +19,7 @@ def chunks():
 
 
 def model(chunks, **changes):
-    return tiny_flexmuse.build_model(vocab_size=len(chunks.tokenizer), **changes)
+    return tiny_flexmuse.build_model(vocabulary=len(chunks.tokenizer), **changes)
 
 
 def double(batch):
@@ -34,12 +34,12 @@ RANDOM = tiny_flexmuse.make_pairs_from_groups(
 
 def test_the_matrix_holds_every_chunk_given_every_picture_of_its_group(chunks):
     writer = model(chunks).double().eval()
-    groups = chunks.groups(tiny_flexmuse.make_pairs())
-    scores = flexmuse.pairwise_log_probs(writer, double(chunks.batch_of_groups(groups)))
+    groups = chunks.build_groups(tiny_flexmuse.make_pairs())
+    scores = flexmuse.pairwise_log_probs(writer, double(chunks.batch_groups(groups)))
     assert scores.shape == (2, 4, 4)
     for row, group in enumerate(groups):
-        for k, picture in enumerate(group.rows):
-            for j, text in enumerate(group.rows):
+        for k, picture in enumerate(group.indices):
+            for j, text in enumerate(group.indices):
                 item = double(chunks.batch([picture]))
                 labels = torch.tensor([chunks.labels[text]])
                 alone = writer.log_probs(writer.encode(item, "always_pass"), labels)
@@ -54,14 +54,16 @@ def test_the_matrix_holds_every_chunk_given_every_picture_of_its_group(chunks):
 def test_the_matrix_form_equals_pair_expansion_in_loss_and_gradient(
     chunks, connection, form, length_normalised, pairs
 ):
-    numbers = PreferenceConfig(0.3, form, length_normalised, 0.0)
-    policy, anchor = (model(chunks, connection=connection).double().eval() for _ in range(2))
+    numbers = PreferenceConfig(
+        beta=0.3, loss_type=form, length_normalized=length_normalised, sft_weight=0.0
+    )
+    policy, anchor = (model(chunks, t5_input=connection).double().eval() for _ in range(2))
     with torch.no_grad():
         for weight in policy.parameters():
             weight += 0.05 * torch.randn_like(weight)
-    groups = chunks.groups(pairs)
+    groups = chunks.build_groups(pairs)
     groups[1].allowed[0, 2] = False  # a pair outside the similarity band
-    batch = double(chunks.batch_of_groups(groups))
+    batch = double(chunks.batch_groups(groups))
     with torch.no_grad():
         reference = flexmuse.pairwise_log_probs(anchor, batch)
     loss = flexmuse.preference_loss(policy, batch, reference, numbers)["mscdpo"]
@@ -81,19 +83,19 @@ def expanded(policy, anchor, chunks, groups, numbers):
     def margin(picture, text):
         item, labels = double(chunks.batch([picture])), torch.tensor([chunks.labels[text]])
         with torch.no_grad():
-            base = anchor.log_probs(anchor.remember(item, "always_pass"), labels)
-        score = policy.log_probs(policy.remember(item, "always_pass"), labels)
-        return (score - base)[0] / (labels.shape[1] if numbers.length_normalised else 1)
+            base = anchor.log_probs(anchor.encode(item, "always_pass"), labels)
+        score = policy.log_probs(policy.encode(item, "always_pass"), labels)
+        return (score - base)[0] / (labels.shape[1] if numbers.length_normalized else 1)
 
     losses = []
     for group in groups:
-        for k, picture in enumerate(group.rows):
+        for k, picture in enumerate(group.indices):
             gaps = [
                 margin(picture, picture) - margin(picture, text)
-                for j, text in enumerate(group.rows)
+                for j, text in enumerate(group.indices)
                 if group.allowed[k, j]
             ]
-            if numbers.form == "pairwise":
+            if numbers.loss_type == "pairwise":
                 losses.append(-torch.stack([logsigmoid(numbers.beta * g) for g in gaps]).mean())
             else:
                 total = sum(torch.exp(-numbers.beta * g) for g in gaps)
@@ -103,24 +105,26 @@ def expanded(policy, anchor, chunks, groups, numbers):
 
 def test_pairs_that_are_not_allowed_are_not_even_scored(chunks):
     writer = model(chunks).eval()
-    groups = chunks.groups(tiny_flexmuse.make_pairs())
+    groups = chunks.build_groups(tiny_flexmuse.make_pairs())
     groups[1].allowed[0, 2] = False
-    scores = flexmuse.pairwise_log_probs(writer, chunks.batch_of_groups(groups))
+    scores = flexmuse.pairwise_log_probs(writer, chunks.batch_groups(groups))
     assert scores[1, 0, 2] == 0
     assert (scores[1] != 0).sum() == 15
 
 
 def test_an_item_shown_without_an_input_carries_the_sft_term_alone(chunks):
     torch.manual_seed(0)
-    writer = model(chunks, missing_picture=0.5, missing_topic=0.5).train()
-    batch = chunks.batch_of_groups(chunks.groups(tiny_flexmuse.make_pairs()))
+    writer = model(chunks, image_drop_prob=0.5, topic_drop_prob=0.5).train()
+    batch = chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
     reference = flexmuse.pairwise_log_probs(
         writer, batch
     ).detach()  # with both inputs, and without dropout
     terms = flexmuse.preference_loss(writer, batch, reference, NUMBERS)
     assert terms["mscdpo"].item() == 0  # every item lacks one of the two
     assert batch["allowed"].sum() == 6 + 12  # the batch itself is left as it was
-    numbers = PreferenceConfig(0.1, "pairwise", False, 0.5)
+    numbers = PreferenceConfig(
+        beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.5
+    )
     assert flexmuse.preference_loss(writer, batch, reference, numbers)["ntp"] > 0
 
 
@@ -130,9 +134,11 @@ def test_the_phase_begins_at_log_two_and_its_sft_term_is_the_weighted_token_loss
 ):
     """A gate that draws, draws the same for policy and reference, but not the same for all."""
     writer = model(chunks, gate_predict=gate_predict, sigma_map="affine").eval()
-    batch = chunks.batch_of_groups(chunks.groups(tiny_flexmuse.make_pairs()))
+    batch = chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
     reference = flexmuse.pairwise_log_probs(writer, batch).detach()
-    numbers = PreferenceConfig(0.1, "pairwise", False, 0.5)
+    numbers = PreferenceConfig(
+        beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.5
+    )
     terms = flexmuse.preference_loss(writer, batch, reference, numbers)
     assert terms["mscdpo"].item() == pytest.approx(math.log(2), abs=1e-5)
     expected = 0.5 * flexmuse.sft_loss(writer, batch)["ntp"]
@@ -154,14 +160,16 @@ def test_the_numbers_of_the_objective_by_hand(monkeypatch, form, length_normalis
     picture 0 prefers its own by 1 + 3 (.5 + .75), picture 1 by 1 - 0 (.25 - 0)."""
     scores = torch.tensor([[[-4.0, -9.0], [-6.0, -2.0]]])
     reference = torch.tensor([[[-5.0, -6.0], [-6.0, -3.0]]])
-    monkeypatch.setattr(flexmuse, "matrix", lambda model, batch: scores)
+    monkeypatch.setattr(flexmuse, "pairwise_log_probs", lambda model, batch: scores)
     batch = {
         "labels": torch.tensor([[5, 1, -100, -100], [5, 6, 7, 1]]),
         "group": torch.tensor([0, 0]),
         "place": torch.tensor([0, 1]),
         "allowed": ~torch.eye(2, dtype=torch.bool)[None],
     }
-    numbers = PreferenceConfig(0.5, form, length_normalised, sft_weight=2.0)
+    numbers = PreferenceConfig(
+        beta=0.5, loss_type=form, length_normalized=length_normalised, sft_weight=2.0
+    )
     terms = flexmuse.preference_loss(torch.nn.Identity().eval(), batch, reference, numbers)
     # One rejected chunk each, so that both forms are -log sigmoid(beta gap), averaged.
     expected = sum(math.log(1 + math.exp(-0.5 * gap)) for gap in gaps) / 2
