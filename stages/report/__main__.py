@@ -236,7 +236,7 @@ def classifier_uses_center_crop(reader: ClassifierSection, data: Path) -> bool:
 
     The aligned encoder's patches are of what it sees; other encoders are given the whole picture.
     """
-    return reader.params["picture"]["encoder"] == "patches" and loaders.encoder_uses_center_crop(
+    return reader.params["image"]["encoder"] == "patches" and loaders.encoder_uses_center_crop(
         data
     )
 

@@ -52,7 +52,7 @@ def example(
     decoder: list[list[float]], text: str, ends: list[int], **given
 ) -> attention_maps.AttentionExample:
     row = {"text": text, "ends": ends, "tokens": [], "fusion": [], "decoder": np.ravel(decoder)}
-    known = {"picture": Image.new("RGB", (8, 8)), "middle": True, "boxes": {}, "slots": {}}
+    known = {"image": Image.new("RGB", (8, 8)), "center_crop": True, "boxes": {}, "slots": {}}
     return attention_maps.AttentionExample(row, **(known | given))
 
 

@@ -32,7 +32,7 @@ STEPS = [
     {"step": 2, "loss": 2.0, "learning_rate": 0.1, "task": 1.0, "captioning": 0.4, "drawing": 0.6}
     | {"validation_loss": 0.5, "validation_score": 0.5},
 ]
-READER = {"model": "muse", "text": {"encoder": "minilm"}, "picture": {"encoder": "patches"}}
+READER = {"model": "muse", "text": {"encoder": "minilm"}, "image": {"encoder": "patches"}}
 
 
 def add_reader(place: Path, name: str, task: str, known: bool = True) -> None:
@@ -77,7 +77,7 @@ def relabel(place: Path, name: str, rows: list[dict], shown: bool = True) -> Non
 def built(tmp_path_factory):
     """A reader of entities and one of sentiment, and no writer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
+        patch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
         place = create_project(tmp_path_factory.mktemp("classifiers"), patch)
         add_reader(place, "names", "entities")
         add_reader(place, "moods", "sentiment")
@@ -96,9 +96,9 @@ def content(built):
 def place(built, tmp_path, monkeypatch):
     """A copy of it, to change."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
     copied = shutil.copytree(built, tmp_path / "place")
-    monkeypatch.setattr("stages.shared.core.config.FILE", copied / "params.yaml")
+    monkeypatch.setattr("stages.shared.core.config.PARAMS_FILE", copied / "params.yaml")
     return copied
 
 
@@ -194,7 +194,7 @@ def test_a_reader_without_exchange_and_decoders_has_a_page_all_the_same(place):
 
 def test_without_readers_or_without_writers_the_page_has_the_others_alone(tmp_path, monkeypatch):
     place = create_project(tmp_path, monkeypatch)
-    monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
     add_reader(place, "names", "entities")
     shutil.copy(tmp_path / "params.yaml", tmp_path / "both.yaml")
     together = text(render_page(place))

@@ -96,7 +96,7 @@ def content(built) -> str:
 def metrics(built, tmp_path, monkeypatch) -> Path:
     """metrics.json of tippo, in a copy of the project to change."""
     shutil.copytree(built, tmp_path / "copy")
-    monkeypatch.setattr(config, "FILE", tmp_path / "copy/params.yaml")
+    monkeypatch.setattr(config, "PARAMS_FILE", tmp_path / "copy/params.yaml")
     return tmp_path / "copy/data/12_evaluate/tippo/metrics.json"
 
 

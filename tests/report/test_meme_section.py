@@ -29,7 +29,7 @@ SCORING = EvaluateClassifierConfig(
 BOUNDS = meme_section.DiagnosticThresholds(
     inert_density=0.001, inert_isolated=0.5, complete_density=0.8, even_attention=0.95
 )
-READER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "picture": {"encoder": "resnet18"}}
+READER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "image": {"encoder": "resnet18"}}
 NAMED = {
     "corpora": {"memes": {"kind": "memes", "format": "synthetic", "path": "somewhere"}},
     "classifiers": {"orient": READER | {"corpus": "memes", "records": "04_augment"}},
@@ -50,7 +50,7 @@ def rescore(
 def built(tmp_path_factory):
     """A reader of memes and no other run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
+        patch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
         place = create_project(tmp_path_factory.mktemp("memes"), patch)
         mm_orient_outputs.write_corpus(place / "data", "memes")
         mm_orient_outputs.write_ceilings(place / "data/01_ingest/memes")
@@ -70,9 +70,9 @@ def content(built):
 def place(built, tmp_path, monkeypatch):
     """A copy of it, to change."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(score.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
     copied = shutil.copytree(built, tmp_path / "place")
-    monkeypatch.setattr("stages.shared.core.config.FILE", copied / "params.yaml")
+    monkeypatch.setattr("stages.shared.core.config.PARAMS_FILE", copied / "params.yaml")
     return copied
 
 

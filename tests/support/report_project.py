@@ -33,7 +33,15 @@ REPORT_CONFIG = report.ReportConfig(
     max_attention_entropy=0.95,
 )
 EVALUATE_CONFIG = evaluate.EvaluateConfig(
-    {"zh": ["characters"]}, 4, 2, 0.1, 0.05, 2.0, 0.5, 0.95, 0.05
+    tokenizers={"zh": ["characters"]},
+    max_bertscore_samples=4,
+    max_reward_samples=2,
+    meteor_timeout=0.1,
+    max_below_ceiling=0.05,
+    max_above_ceiling_standard_errors=2.0,
+    max_masked_fraction=0.5,
+    max_attention_entropy=0.95,
+    min_attention_spread=0.05,
 )
 XSS_TEXT = '<script>alert("1")</script> & \'"'
 HISTORY = [
@@ -46,8 +54,8 @@ HISTORY = [
 def create_project(tmp_path: Path, monkeypatch) -> Path:
     """A data folder with one corpus, one run and one of each that params.yaml does not name."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
-    monkeypatch.setattr(config, "FILE", tmp_path / "params.yaml")
+    monkeypatch.setattr(evaluate.tracking, "start_run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(config, "PARAMS_FILE", tmp_path / "params.yaml")
     named = {
         "corpora": {"articles": {"kind": "articles", "format": "synthetic", "path": "somewhere"}},
         "generators": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
