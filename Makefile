@@ -1,33 +1,32 @@
-# make run    the whole job: set-up, every stage that is stale, the figures and the report
-# make test   the same set-up, then the tests
-# make lint   what ruff says
-# make ui     MLflow and Prefect to look at; one Ctrl-C stops both
-# make bench  measurements against other ways to do the same
 SHELL := bash
 PYTHON := $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui bench
+.PHONY: run test lint ui bench help
 
-run: $(INSTALLED)
+run: $(INSTALLED)  ## install, run every stale stage, print scores and the path of the report
 	@$(BIN)/polymuse run
 
-test: $(INSTALLED)
+test: $(INSTALLED)  ## install, run the tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 
-bench: $(INSTALLED)
+bench: $(INSTALLED)  ## measure against peer implementations
 	$(BIN)/python -m benchmarks
 
-ui: $(INSTALLED)
+ui: $(INSTALLED)  ## serve MLflow and Prefect until Ctrl-C
 	@$(BIN)/polymuse ui
 
-# simple-lama-inpainting pins numpy below 2 and pillow below 10, and works on what we use instead.
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+# simple-lama-inpainting pins numpy<2 and pillow<10 but works with the versions used here.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
