@@ -62,18 +62,16 @@ class JudgeConfig(llm_client.ChatConfig):
     definitions: dict[str, dict[str, str]]  # free | aware -> perspective
 
     def __post_init__(self) -> None:
-        """Raises WrongInput where a prompt or a definition is missing, or cannot be filled in."""
-        super().__post_init__()
-        _check_keys("judge.prompts", self.prompts, PERSPECTIVES_BY_PROMPT)
-        _check_keys("judge.definitions", self.definitions, PERSPECTIVES_BY_PROMPT)
+        _check_keys("prompts", self.prompts, PERSPECTIVES_BY_PROMPT)
+        _check_keys("definitions", self.definitions, PERSPECTIVES_BY_PROMPT)
         for reference, perspectives in PERSPECTIVES_BY_PROMPT.items():
-            _check_keys(f"judge.definitions.{reference}", self.definitions[reference], perspectives)
+            _check_keys(f"definitions.{reference}", self.definitions[reference], perspectives)
             fill_prompt(self, reference)
 
 
 def _check_keys(name: str, given: Any, known: Any) -> None:
     if set(given) != set(known):
-        raise InputError(f"params.yaml: {name} has {', '.join(given)}: give {', '.join(known)}")
+        raise ValueError(f"{name} has {', '.join(given)}: give {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,8 @@ def fill_prompt(params: JudgeConfig, reference: str) -> str:
         return template.substitute(dict(zip(PROMPT_VARIABLES, places, strict=True)))
     except (KeyError, ValueError) as error:
         known = ", ".join(f"${place}" for place in PROMPT_VARIABLES)
-        raise InputError(
-            f"params.yaml: judge.prompts.{reference}: {error} cannot be filled in: "
+        raise ValueError(
+            f"prompts.{reference}: {error} cannot be filled in: "
             f"there are {known}, and $$ for a dollar"
         ) from None
 

@@ -50,18 +50,13 @@ NO_AUGMENTATION = "none"  # `picture.look` that gives a paraphrase the picture o
 @config_class
 class ImageAugmentationConfig:
     policy: str  # none, or one of looks
-    jpeg_quality: int | None  # of JPEG; None: PNG
+    jpeg_quality: int | None = Field(ge=1, le=100)  # of JPEG; None: PNG
     policies: dict[str, AugmentationRangesConfig]
 
     def __post_init__(self) -> None:
-        """Raises WrongInput."""
         if self.policy not in (NO_AUGMENTATION, *self.policies):
-            raise InputError(
-                f"params.yaml: augment.picture.look is {self.policy!r}: give {NO_AUGMENTATION} or one of "
-                f"{', '.join(self.policies)}"
-            )
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise InputError("params.yaml: augment.picture.quality must be from 1 to 100, or null")
+            known = ", ".join([NO_AUGMENTATION, *self.policies])
+            raise ValueError(f"policy is {self.policy!r}: choose one of {known}")
 
     @property
     def ranges(self) -> AugmentationRangesConfig | None:
@@ -72,20 +67,12 @@ class ImageAugmentationConfig:
 class AugmentConfig:
     corpora: list[str]  # read by dvc.yaml
     backend: str
-    num_paraphrases: int
+    num_paraphrases: int = Field(ge=1)
     seed: int
     num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS)
     filters: filters.ParaphraseFilterConfig
     openai: paraphrasers.OpenAIParaphraserConfig
     image: ImageAugmentationConfig
-
-    def __post_init__(self) -> None:
-        """Raises WrongInput, or ValueError of a number out of its range."""
-        if self.num_paraphrases < 1:
-            raise InputError(
-                "params.yaml: augment.paraphrases must be 1 or more: give augment.backend none "
-                "for no paraphrases"
-            )
 
 
 @dataclass
@@ -108,7 +95,7 @@ class MemeTextCleaner:
         still = {"case": "keep", "punctuation": "keep", "digits": "keep"}
         self.config, self.light_config = (
             rules,
-            replace(rules, meme_style=replace(rules.memes, **still)),
+            replace(rules, memes=replace(rules.memes, **still)),
         )
 
     def clean(self, text: str, language: str) -> str:

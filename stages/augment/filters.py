@@ -10,7 +10,7 @@ import regex
 from rapidfuzz import fuzz
 
 from stages.augment.rule_paraphraser import normalize_text
-from stages.shared.core.config import Field, config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 
 EMPTY, TOO_LONG, REFUSAL = "empty", "too long", "refusal"
 DUPLICATE_OF_ORIGINAL, DUPLICATE_OF_PARAPHRASE = (
@@ -34,20 +34,11 @@ REFUSAL_PATTERN = regex.compile(
 class ParaphraseFilterConfig:
     """The section `augment.filters`."""
 
-    near_duplicate_threshold: float  # similarity of letters, 0 to 1, from which two texts are one
+    near_duplicate_threshold: float = Field(gt=0, le=1)  # similarity of letters, 0 to 1, from which two texts are one
     max_length_ratio: float = Field(ge=0)  # times the length of the original
     short_text_characters: int = Field(ge=0)  # characters up to which no paraphrase is too long
-    min_semantic_similarity: float | None  # least cosine to the original; None: not measured
+    min_semantic_similarity: float | None = Field(ge=-1, le=1)  # least cosine to the original; None: not measured
     max_tokens: int = Field(ge=2, le=512)  # of a text that MiniLM reads
-
-    def __post_init__(self) -> None:
-        drift, alike = self.min_semantic_similarity, self.near_duplicate_threshold
-        raise_on_faults(
-            {
-                f"drift is {drift}: give -1 to 1, or null": not -1 <= (drift or 0) <= 1,
-                f"near_duplicate is {alike}: give a share above 0, up to 1": not 0 < alike <= 1,
-            }
-        )
 
 
 def find_rejection_reason(

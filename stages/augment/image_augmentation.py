@@ -16,7 +16,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from stages.shared.core.config import Field, config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
 
 
@@ -26,17 +26,17 @@ class AugmentationRangesConfig:
 
     flip_prob: float = Field(ge=0, le=1)
     brightness: float = Field(ge=0, le=1)  # added or taken away at most, of 0 (black) to 1
-    contrast_low: float  # factor of the distance from the mean of each colour
-    contrast_high: float
+    contrast_low: float = Field(ge=0)  # factor of the distance from the mean of each colour
+    contrast_high: float = Field(ge=0)
     hue: float = Field(ge=0, le=1)  # turned by so much of the colour circle at most
-    saturation_low: float  # factor
-    saturation_high: float
+    saturation_low: float = Field(ge=0)  # factor
+    saturation_high: float = Field(ge=0)
 
     def __post_init__(self) -> None:
         for name in ("contrast", "saturation"):
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
-            said = f"{name}_low is {low} and {name}_high {high}: give two factors from 0"
-            raise_on_faults({f"{said}, the lower one first": not 0 <= low <= high})
+            if low > high:
+                raise ValueError(f"{name}_low is {low}: give {name}_high ({high}) or less")
 
 
 @dataclass(frozen=True)

@@ -32,21 +32,17 @@ class OpenAIParaphraserConfig:
 
     num_few_shot: int = Field(ge=0)  # of the prompt's, that are shown
     temperature: float | None
-    max_completion_tokens: int
-    concurrency: int
-    max_retries: int
-    timeout: float  # seconds
-    max_attempts: int
-    max_failed_fraction: float  # share of the questions
-    max_total_tokens: int
+    max_completion_tokens: int = Field(ge=1)
+    concurrency: int = Field(ge=1)
+    max_retries: int = Field(ge=0)
+    timeout: float = Field(gt=0)  # seconds
+    max_attempts: int = Field(ge=1)
+    max_failed_fraction: float = Field(ge=0)  # share of the questions
+    max_total_tokens: int = Field(ge=0)
     input_token_price: float | None  # of a million tokens; None: unknown
     output_token_price: float | None
     use_batch_api: bool
     batch: batch_client.BatchRequestConfig
-
-    def __post_init__(self) -> None:
-        """Raises ValueError."""
-        self.to_llm_settings("any")  # which know the bounds of theirs
 
     def to_llm_settings(self, model: str) -> llm_client.ChatConfig:
         names = {field.name for field in fields(llm_client.ChatConfig)}
@@ -80,7 +76,7 @@ class ParaphrasePrompt:
         examples = self.examples[:shown]
         if len(examples) < shown or any(len(one.paraphrases) < count for one in examples):
             raise InputError(
-                f"params.yaml: {CONFIG_SECTION}.examples is {shown} and augment.paraphrases {count}: the "
+                f"params.yaml: {CONFIG_SECTION}.num_few_shot is {shown} and augment.num_paraphrases {count}: the "
                 f"prompt has {len(self.examples)} examples of "
                 f"{min((len(one.paraphrases) for one in self.examples), default=0)} paraphrases, "
                 "so write more of them there, or ask for less"

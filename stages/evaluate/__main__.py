@@ -60,10 +60,9 @@ class EvaluateConfig:
     min_attention_spread: float
 
     def __post_init__(self) -> None:
-        """Raises WrongInput where a language names no tokenizer."""
         for language, names in self.tokenizers.items():
             if not names:
-                raise InputError(f"params.yaml: evaluate.tokenizers.{language} is empty: name one")
+                raise ValueError(f"tokenizers.{language} is empty: name one")
 
 
 @dataclass(frozen=True)

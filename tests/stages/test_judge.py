@@ -79,7 +79,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(judge.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(judge.tracking, "start_run", lambda **given: nullcontext(Mock()))
     generator_outputs.write_predictions(tmp_path / "predictions", rows(), [])
     return tmp_path
 
@@ -188,7 +188,7 @@ def test_at_most_so_many_articles_are_judged_evenly_spaced_and_the_same_of_each_
     more = [row | {"record": f"{row['record']}{i}"} for i in range(4) for row in rows()]
     generator_outputs.write_predictions(place / "predictions", more, [])
     serve(score)
-    assert run(place, items=5)["judged"] == {"free": 5, "aware": 5}
+    assert run(place, max_samples=5)["judged"] == {"free": 5, "aware": 5}
     by_phase = {
         phase: {r["record"] for r in scores(place) if r["phase"] == phase} for phase in judge.PHASES
     }
@@ -253,7 +253,7 @@ def test_a_score_is_a_whole_number_of_the_scale(given):
 def test_too_many_failures_leave_no_output(place, serve):
     serve(lambda *_: "Ten!")
     with pytest.raises(InputError, match=r"failed, . of them with: no JSON object"):
-        run(place, max_failed=0.2)
+        run(place, max_failed_fraction=0.2)
     assert not (place / "target").exists()
 
 
@@ -297,8 +297,8 @@ WITHOUT = """
 import sys
 from pathlib import Path
 from stages import judge
-from stages.shared.core.config import load
-judge.main(load(judge.Params, "judge"), "run", "articles", Path("nowhere"), Path(sys.argv[1]))
+from stages.shared.core.config import load_config
+judge.main(load_config(judge.JudgeConfig, "judge"), "run", "articles", Path("nowhere"), Path(sys.argv[1]))
 print({"openai", "mlflow", "torch"} & set(sys.modules))
 """
 
@@ -334,10 +334,10 @@ def change(section: dict, path: str, value: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("prompts.free", "Score $what", "judge.prompts.free: 'what' cannot be filled in"),
-        ("prompts.free", "For 5 $", "judge.prompts.free: Invalid placeholder"),
-        ("prompts.aware", None, "judge.prompts has free: give free, aware"),
-        ("definitions.aware.creativity", None, "judge.definitions.aware has style_consistency"),
+        ("prompts.free", "Score $what", "judge: prompts.free: 'what' cannot be filled in"),
+        ("prompts.free", "For 5 $", "judge: prompts.free: Invalid placeholder"),
+        ("prompts.aware", None, "judge: prompts has free: give free, aware"),
+        ("definitions.aware.creativity", None, "judge: definitions.aware has style_consistency"),
         ("definitions.free.wit", "funny", "incoherence, wit: give style_consistency"),
     ],
 )
@@ -354,7 +354,7 @@ def test_a_prompt_or_definition_that_cannot_work_is_named(tmp_path, monkeypatch,
 def test_no_file_and_no_line_holds_the_key_or_the_address(place, serve):
     """The command as DVC runs it, tracked in a real store."""
     server = serve(score)
-    address = server.address.replace("http://", "http://user:password@")
+    address = server.base_url.replace("http://", "http://user:password@")
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["judge"]["model"] = "judge"
     (place / "params.yaml").write_text(yaml.safe_dump(values))
@@ -364,7 +364,8 @@ def test_no_file_and_no_line_holds_the_key_or_the_address(place, serve):
         "OPENAI_BASE_URL": address,
         "PYTHONPATH": str(place),
     }
-    command = [sys.executable, "-m", "stages.judge", "run", "articles", "predictions", "target"]
+    options = "--run run --corpus articles --predictions predictions --output target"
+    command = [sys.executable, "-m", "stages.judge", *options.split()]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]

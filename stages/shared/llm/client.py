@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from stages.shared.core.config import Field, config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.cache import Store
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.runtime.progress import progress_bar
@@ -43,7 +43,7 @@ _QUESTION_ERROR_STATUSES = (
 )  # as well: too long, or caught by a filter
 _REFUSAL_FINISH = "refusal"  # `finish` of an answer that is one; no server says that
 _EARLY_FINISH_REASONS = {
-    "length": "cut off at answer_tokens",
+    "length": "cut off at max_completion_tokens",
     "content_filter": "caught by a filter",
     _REFUSAL_FINISH: "refused by the model",
 }
@@ -59,14 +59,10 @@ class ChatConfig:
     max_completion_tokens: int = Field(ge=1)
     concurrency: int = Field(ge=1)
     max_retries: int = Field(ge=0)
-    timeout: float  # seconds
+    timeout: float = Field(gt=0)  # seconds
     max_attempts: int = Field(ge=1)
     max_total_tokens: int = Field(ge=0)
     max_failed_fraction: float = Field(ge=0)  # share of the questions
-
-    def __post_init__(self) -> None:
-        """Raises ValueError: with no question at once, for one, all would wait forever."""
-        raise_on_faults({f"timeout is {self.timeout}: give more than 0": not self.timeout > 0})
 
 
 @dataclass(frozen=True)
@@ -268,7 +264,7 @@ class ChatSession:
             raise InputError(
                 f"params.yaml: {self.named_by}: {failed} of {self.num_questions} questions to "
                 f"{self.settings.model} failed, {times} of them with: {most}; that is more than "
-                f"{self.section}.max_failed allows, so change what it says, or raise that"
+                f"{self.section}.max_failed_fraction allows, so change what it says, or raise that"
             )
 
     async def _answer(self, messages: list[dict], schema: type[BaseModel]) -> ChatAnswer:
@@ -288,7 +284,7 @@ class ChatSession:
     def budget_exceeded_message(self) -> str:
         most = self.settings.max_total_tokens
         return (
-            f"params.yaml: {self.section}.max_tokens_total is {most}, and {self.total_tokens} tokens "
+            f"params.yaml: {self.section}.max_total_tokens is {most}, and {self.total_tokens} tokens "
             f"answered {self.num_answered} of {self.num_questions} questions: raise it and run again, what was "
             "answered is kept and costs nothing"
         )

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.cache import Store, batched
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.runtime.stage import InputError, work_dir
@@ -47,12 +47,8 @@ class EmbeddingServerConfig:
 class RewardConfig:
     """The section `rewards`."""
 
-    max_tokens: int  # of a text that MiniLM reads
+    max_tokens: int = Field(ge=2, le=512)  # [CLS] and [SEP]; the positions that MiniLM knows
     openai: EmbeddingServerConfig
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.max_tokens <= 512:  # [CLS] and [SEP]; the positions that MiniLM knows
-            raise InputError("rewards: max_tokens must be from 2 to 512, what MiniLM can read")
 
 
 def join_paragraphs(paragraphs: Sequence[str]) -> str:

@@ -153,7 +153,7 @@ def test_an_answer_that_does_not_fit_is_asked_for_again_with_what_was_wrong(serv
         (chat_completion("{}"), "missing or wrong: score"),
         (chat_completion('{"score": 7, "why": "\\ud83d"}'), "missing or wrong: a character"),
         (chat_completion('{"score": \ud83d}'), "no JSON object"),
-        (chat_completion('{"score": 1', "length"), "cut off at answer_tokens"),
+        (chat_completion('{"score": 1', "length"), "cut off at max_completion_tokens"),
         (chat_completion(None, "content_filter"), "caught by a filter"),
     ],
 )
@@ -185,7 +185,7 @@ def test_too_many_failures_end_it_with_the_most_frequent_reason(serve):
     server = serve(lambda body, _: "garbage" if asked(body) in "bcd" else GOOD)
     assert fault(*"abcdef", max_failed_fraction=0.4, concurrency=1, max_attempts=1) == (
         "params.yaml: judge.model: 3 of 6 questions to judge failed, 3 of them with: no JSON "
-        "object; that is more than judge.max_failed allows, so change what it says, or raise that"
+        "object; that is more than judge.max_failed_fraction allows, so change what it says, or raise that"
     )
     assert [asked(body) for body in server.requests] == list("abcd")
     assert [r.value is None for r in ask(*"abcdef", max_failed_fraction=0.5, max_attempts=1)] == [
@@ -232,7 +232,7 @@ def test_the_ceiling_stops_says_how_far_it_came_and_keeps_what_is_stored(serve):
     server = serve(lambda *_: GOOD)
     texts = [*map(str, range(10))]
     assert fault(*texts, max_total_tokens=3 * TOKENS_PER_ANSWER, concurrency=1) == (
-        f"params.yaml: judge.max_tokens_total is {3 * TOKENS_PER_ANSWER}, and {3 * TOKENS_PER_ANSWER} tokens answered "
+        f"params.yaml: judge.max_total_tokens is {3 * TOKENS_PER_ANSWER}, and {3 * TOKENS_PER_ANSWER} tokens answered "
         "3 of 10 questions: raise it and run again, what was answered is kept and costs nothing"
     )
     assert len(server.requests) == 3
@@ -272,7 +272,7 @@ def test_the_same_question_is_asked_once(serve):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("changes", [{"model": "x"}, {"temperature": 0.1}, {"answer_tokens": 9}])
+@pytest.mark.parametrize("changes", [{"model": "x"}, {"temperature": 0.1}, {"max_completion_tokens": 9}])
 def test_another_model_temperature_or_length_is_another_question(serve, changes):
     server = serve(lambda *_: GOOD)
     ask("a")
@@ -282,17 +282,17 @@ def test_another_model_temperature_or_length_is_another_question(serve, changes)
 
 ASKER = """
 from stages.shared.llm import client as llm
-from stages.shared.core.config import fill
+from stages.shared.core.config import build_config
 from pydantic import BaseModel
 import sys, json
 
 class Score(BaseModel):
     score: int
 
-settings = fill(llm.Settings, json.loads(sys.argv[1]), "judge")
+settings = build_config(llm.ChatConfig, json.loads(sys.argv[1]), "judge")
 texts = map(str, range(20))
-questions = [llm.Question("Score it.", llm.quote(text=text), Score) for text in texts]
-print(len(llm.ask("judge", settings, questions)))
+questions = [llm.Question("Score it.", llm.quote_data(text=text), Score) for text in texts]
+print(len(llm.ask_questions("judge", settings, questions)))
 """
 
 

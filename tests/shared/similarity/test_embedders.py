@@ -3,12 +3,14 @@
 import math
 import random
 import time
+from dataclasses import asdict
 from threading import Lock
 
 import pytest
 import torch
 
 from stages.models.tippo import rewards
+from stages.shared.core.config import build_config
 from stages.shared.runtime.stage import InputError
 from stages.shared.similarity import embedders
 from stages.shared.similarity.embedders import EmbeddingServerConfig, RewardConfig
@@ -85,9 +87,9 @@ def test_minilm_rewards_what_means_the_same(minilm):
 
 def test_what_a_text_means_depends_to_the_bit_on_nothing_beside_it(minilm):
     texts = ["a fox", "snow falls on the old town " * 3, "two birds"]
-    together = minilm.rows(texts)
+    together = minilm.embed_normalized(texts)
     for row, text in zip(together, texts, strict=True):
-        assert torch.equal(minilm.rows([text])[0], row)
+        assert torch.equal(minilm.embed_normalized([text])[0], row)
     assert torch.allclose(together.norm(dim=-1), torch.ones(3))
 
 
@@ -100,8 +102,8 @@ def test_a_text_that_is_too_long_for_minilm_is_cut_and_that_is_said_once(capsys)
 
 @pytest.mark.parametrize("tokens", [1, 513])  # [CLS] and [SEP] alone are two; MiniLM knows 512
 def test_a_text_has_no_fewer_and_no_more_tokens_than_minilm_reads(tokens):
-    with pytest.raises(InputError, match="max_tokens must be from 2 to 512"):
-        RewardConfig(max_tokens=tokens, openai=SERVER)
+    with pytest.raises(InputError, match=rf"rewards.max_tokens is {tokens}: give (2|512) or"):
+        build_config(RewardConfig, asdict(PARAMS) | {"max_tokens": tokens}, "rewards")
 
 
 def test_a_reference_is_embedded_once(minilm, monkeypatch):
@@ -189,7 +191,7 @@ def test_no_more_requests_are_under_way_than_params_allow(serve):
         return embedded(body, number)
 
     serve(slowly)
-    served(concurrency=3, batch=1).embed_normalized(["a" * n for n in range(1, 13)])
+    served(concurrency=3, batch_size=1).embed_normalized(["a" * n for n in range(1, 13)])
     assert most[0] == 3
 
 

@@ -51,7 +51,7 @@ def params() -> AugmentConfig:
     return replace(
         shipped,
         num_paraphrases=5,
-        num_filters=replace(shipped.filters, min_semantic_similarity=None),
+        filters=replace(shipped.filters, min_semantic_similarity=None),
         openai=openai,
     )
 
@@ -63,7 +63,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(augment.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(augment.tracking, "start_run", lambda **given: nullcontext(Mock()))
     meme_corpus.write_meme_corpus(tmp_path, meme_corpus.make_meme_rows())
     return tmp_path
 
@@ -143,11 +143,11 @@ def test_each_paraphrase_has_a_picture_of_its_own_and_without_picture_none(place
 
 
 def test_pictures_may_stay_as_they_are_or_become_png(place, params):
-    still, _ = rules(place, params, picture=replace(params.picture, policy="none"))
+    still, _ = rules(place, params, image=replace(params.image, policy="none"))
     assert len({row["image"] for row in still if row["group"] == "t0"}) == 1
     stored = {row["sha256"] for row in image_store.read_images(place / "target/images")}
     assert stored == {row["image"] for row in still if row["image"]}
-    png, _ = rules(place, params, picture=replace(params.picture, jpeg_quality=None))
+    png, _ = rules(place, params, image=replace(params.image, jpeg_quality=None))
     names = {row["image"] for row in png if row["variant"] and row["image"]}
     content = image_store.load_image_bytes(place / "target/images", names)
     assert all(file.startswith(b"\x89PNG") for file in content.values())
@@ -248,7 +248,7 @@ def test_the_summary_counts_what_the_records_hold_and_says_that_rules_are_no_llm
 def test_the_meaning_of_rules_is_not_measured(place, params):
     """They keep it by what they are; MiniLM would cost more than all the rest."""
     strict = replace(params.filters, min_semantic_similarity=1.0)
-    _, found = rules(place, params, num_filters=strict)
+    _, found = rules(place, params, filters=strict)
     assert found["paraphrased"]["drift_measured"] == 0 < found["paraphrased"]["kept"]
 
 
@@ -315,7 +315,7 @@ def test_the_cost_is_that_of_the_prices(place, params, serve):
 def test_the_ceiling_ends_it_and_what_was_answered_stays(place, params, serve):
     server = serve(five)
     openai = replace(params.openai, max_total_tokens=2 * TOKENS_PER_ANSWER, concurrency=1)
-    with pytest.raises(InputError, match=r"^params.yaml: augment.openai.max_tokens_total is 200"):
+    with pytest.raises(InputError, match=r"^params.yaml: augment.openai.max_total_tokens is 200"):
         run(place, replace(params, backend="openai:writer", openai=openai))
     assert len(server.requests) == 2 and not (place / "target").exists()
     run(place, replace(params, backend="openai:writer"))
@@ -353,7 +353,7 @@ def test_every_rejected_paraphrase_is_counted_by_its_reason(place, params, serve
         params,
         backend="openai:writer",
         num_paraphrases=7,
-        openai=replace(params.openai, examples=0),
+        openai=replace(params.openai, num_few_shot=0),
     )
     folders = [place / name for name in ("ingest", "clean", "inpaint")]
     augment.main(asked, TIDY, seven, folders, place / "target")
@@ -388,9 +388,9 @@ def test_what_means_something_else_is_rejected_as_drift(place, params, serve):
         params,
         backend="openai:writer",
         num_paraphrases=2,
-        num_filters=replace(
+        filters=replace(
             params.filters,
-            min_semantic_similarity=load_config(float, "augment", "filters", "drift"),
+            min_semantic_similarity=load_config(float, "augment", "filters", "min_semantic_similarity"),
         ),
     )
     records, found = run(place, asked)
@@ -441,7 +441,7 @@ def test_paraphrases_are_the_originals_own_in_every_order(params):
     [
         ({"backend": "gpt"}, "augment.backend is 'gpt': give rules, openai:MODEL, or none"),
         ({"backend": "openai:"}, "augment.backend is 'openai:'"),
-        ({"backend": "openai:m", "paraphrases": 6}, "so write more of them there, or ask for less"),
+        ({"backend": "openai:m", "num_paraphrases": 6}, "so write more of them there, or ask for less"),
         ({"backend": "openai:m"}, "augment.backend names a model, but OPENAI_BASE_URL is not set"),
     ],
 )
@@ -455,10 +455,10 @@ def test_params_that_cannot_work_are_one_sentence(place, params, change, said):
 def test_no_file_and_no_line_holds_the_key_or_the_address(place, params, serve):
     """The command as DVC runs it, tracked in a real store."""
     server = serve(five)
-    address = server.address.replace("http://", "http://user:password@")
+    address = server.base_url.replace("http://", "http://user:password@")
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values["augment"] |= {"backend": "openai:writer", "paraphrases": 5}
-    values["augment"]["filters"]["drift"] = None
+    values["augment"] |= {"backend": "openai:writer", "num_paraphrases": 5}
+    values["augment"]["filters"]["min_semantic_similarity"] = None
     (place / "params.yaml").write_text(yaml.safe_dump(values))
     shutil.copytree("stages", place / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     environment = os.environ | {
@@ -466,7 +466,8 @@ def test_no_file_and_no_line_holds_the_key_or_the_address(place, params, serve):
         "OPENAI_BASE_URL": address,
         "PYTHONPATH": str(place),
     }
-    command = [sys.executable, "-m", "stages.augment", "ingest", "clean", "inpaint", "target"]
+    options = "--ingest ingest --clean clean --inpaint inpaint --output target"
+    command = [sys.executable, "-m", "stages.augment", *options.split()]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]

@@ -54,7 +54,7 @@ def serve(tmp_path, monkeypatch):
     def begin(answer) -> FakeBatchServer:
         servers.append(FakeBatchServer(answer))
         start_server(servers[-1])
-        monkeypatch.setenv("OPENAI_BASE_URL", servers[-1].address)
+        monkeypatch.setenv("OPENAI_BASE_URL", servers[-1].base_url)
         return servers[-1]
 
     yield begin
@@ -120,7 +120,7 @@ def test_what_a_batch_has_no_answer_to_has_failed_and_is_asked_by_the_next_run(s
         "other": (200, {}, {"choices": []}),
     }
     server = serve(lambda body, _: faults.get(asked(body), GOOD))
-    server.end = "expired"
+    server.final_status = "expired"
     replies = ask("good", *faults)
     assert [reply.failure for reply in replies] == [
         "",
@@ -151,7 +151,7 @@ def test_a_batch_never_goes_beyond_the_ceiling(serve):
     server = serve(lambda *_: GOOD)
     texts = [*map(str, range(20))]
     found = fault(*texts, max_total_tokens=1500)
-    assert found.startswith("params.yaml: s.max_tokens_total is 1500, and ")
+    assert found.startswith("params.yaml: s.max_total_tokens is 1500, and ")
     paid = TOKENS_PER_ANSWER * len(server.requests)
     assert 0 < paid <= 1500
     assert len(ask(*texts)) == 20
@@ -162,7 +162,7 @@ ASKER = """
 import json, sys
 from tests.stages.augment.test_batch_client import NUMBERS, SETTINGS, batch_client, questions, NAMED_BY
 texts = questions(*map(str, range(int(sys.argv[1]))))
-print(len(batch_client.ask("s", SETTINGS, NUMBERS, texts, NAMED_BY)))
+print(len(batch_client.ask_questions("s", SETTINGS, NUMBERS, texts, NAMED_BY)))
 """
 
 
@@ -224,21 +224,21 @@ def test_a_kill_before_the_batch_makes_it_of_what_was_uploaded(serve):
 
 def test_a_batch_that_the_server_refuses_is_one_sentence_and_forgotten(serve):
     server = serve(lambda *_: GOOD)
-    server.end = "failed"
+    server.final_status = "failed"
     found = fault("a")
     assert found.startswith("params.yaml: augment.backend: the server refused a batch (")
-    server.end = "completed"
+    server.final_status = "completed"
     assert ask("a")[0].value.score == 7
 
 
 @pytest.mark.parametrize("call", ["POST /v1/files", "POST /v1/batches", "GET /v1/batches/batch-0"])
 def test_a_key_that_is_not_taken_or_a_server_without_batches_is_one_sentence(serve, call):
     server = serve(lambda *_: GOOD)
-    server.refuse = lambda now: refused_as(401, now, call)
+    server.reject = lambda now: refused_as(401, now, call)
     assert fault("a") == "OPENAI_API_KEY: the server does not take it (HTTP 401): give a valid one"
-    server.refuse = lambda now: refused_as(404, now, call)
+    server.reject = lambda now: refused_as(404, now, call)
     assert "the server refused a batch (HTTP 404: no such thing)" in fault("a")
-    server.refuse = lambda now: None
+    server.reject = lambda now: None
     assert ask("a")[0].value.score == 7
     assert len(server.batches) == 1
 
@@ -257,21 +257,21 @@ def test_an_address_where_nothing_answers_is_one_sentence(serve, monkeypatch):
 
 def test_broken_lines_of_an_output_are_no_answers(serve):
     server = serve(lambda *_: (200, {}, chat_completion(GOOD)))
-    work = server.work
+    work = server.process_batch
 
     def broken(batch):
         work(batch)
         name = batch["output_file_id"]
         server.contents[name] = "[1]\nnot JSON\n" + server.contents[name][:-30]
 
-    server.work = broken
+    server.process_batch = broken
     assert ask("a")[0].failure == "batch completed"
 
 
 def test_neither_files_nor_lines_hold_the_key_or_the_address(serve, tmp_path, capsys):
     server = serve(lambda *_: GOOD)
-    server.looks = 3
-    server.end = "failed"
+    server.polls_until_done = 3
+    server.final_status = "failed"
     fault("a")
     killed_at("GET /v1/batches/", server)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

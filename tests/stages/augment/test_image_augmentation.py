@@ -1,7 +1,7 @@
 """Looks of pictures: by hand, beside colorsys, and the same whatever came before."""
 
 import colorsys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 
 import numpy as np
@@ -16,11 +16,28 @@ from stages.augment.image_augmentation import (
     augment_image,
     sample_transform,
 )
-from stages.shared.core.config import load_config
+from stages.shared.core.config import build_config, load_config
+from stages.shared.runtime.stage import InputError
 
 PLAIN = ImageTransform(flip=False, brightness=0.0, contrast=1.0, hue=0.0, saturation=1.0)
-RANGES = AugmentationRangesConfig(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)
-STILL = AugmentationRangesConfig(0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0)
+RANGES = AugmentationRangesConfig(
+    flip_prob=0.5,
+    brightness=0.5,
+    contrast_low=0.2,
+    contrast_high=1.8,
+    hue=0.2,
+    saturation_low=5.0,
+    saturation_high=10.0,
+)
+STILL = AugmentationRangesConfig(
+    flip_prob=0.0,
+    brightness=0.0,
+    contrast_low=1.0,
+    contrast_high=1.0,
+    hue=0.0,
+    saturation_low=1.0,
+    saturation_high=1.0,
+)
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
 
@@ -116,17 +133,18 @@ def test_every_kind_of_picture_becomes_rgb_of_its_size(mode):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"contrast_low": 2.0}, {"saturation_low": -1.0}, {"flip": 1.5}, {"hue": -0.1}],
+    [{"contrast_low": 2.0}, {"saturation_low": -1.0}, {"flip_prob": 1.5}, {"hue": -0.1}],
 )
 def test_a_range_that_cannot_be_is_one_sentence(wrong):
-    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} is .*: give"):
-        replace(RANGES, **wrong)
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(InputError, match=rf"^params.yaml: mild[.:] ?{name} is {value}: give"):
+        build_config(AugmentationRangesConfig, asdict(RANGES) | wrong, "mild")
 
 
 def test_the_papers_numbers_are_in_params_and_the_milder_ones_are_milder():
     """The paper: brightness .5, contrast .2 to 1.8, hue .2, saturation 5 to 10."""
     shipped = load_config(AugmentConfig, "augment").image.policies
-    assert shipped["paper"] == AugmentationRangesConfig(0.5, 0.5, 0.2, 1.8, 0.2, 5.0, 10.0)
+    assert shipped["paper"] == RANGES
     change = [
         np.abs(
             apply_transform(NOISE, sample_transform(shipped[name], str(n))).astype(int) - NOISE

@@ -122,7 +122,7 @@ def test_examples_are_shown_as_question_and_answer(serve):
         "Write 3 paraphrases.\n\nExamples:\n\n<text>\na b\n</text>\n"
         '{"paraphrases":["b a","ab","ba"]}'
     )
-    writer(examples=0).paraphrase(texts("a"))
+    writer(num_few_shot=0).paraphrase(texts("a"))
     assert server.requests[1]["messages"][0]["content"] == "Write 3 paraphrases."
 
 

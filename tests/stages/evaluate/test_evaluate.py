@@ -4,7 +4,7 @@ import random
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,6 +13,7 @@ import pytest
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.__main__ import EvaluateConfig
 from stages.shared.core import schemas
+from stages.shared.core.config import build_config
 from stages.shared.runtime.stage import InputError
 from tests.support import generator_outputs
 
@@ -38,7 +39,7 @@ def place(tmp_path, monkeypatch):
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{java.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(evaluate.tracking, "start_run", lambda **given: nullcontext(Mock()))
     generator_outputs.write_ingest(tmp_path / "ingest")
     generator_outputs.write_predictions(
         tmp_path / "predictions",
@@ -275,8 +276,9 @@ def test_a_tokenizer_of_a_language_that_is_not_there_has_no_block(place):
 
 
 def test_a_language_without_tokenizer_is_said():
-    with pytest.raises(InputError, match="zh is empty: name one"):
-        replace(PARAMS, tokenizers={"zh": []})
+    values = asdict(PARAMS) | {"tokenizers": {"zh": []}}
+    with pytest.raises(InputError, match=r"^params.yaml: evaluate: tokenizers.zh is empty: name"):
+        build_config(EvaluateConfig, values, "evaluate")
 
 
 def test_without_java_meteor_is_not_called_meteor(place):
@@ -377,12 +379,12 @@ def test_every_figure_is_a_plain_number_of_six_digits_or_a_word(place):
 
 def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(place, monkeypatch):
     tracked = Mock()
-    monkeypatch.setattr(evaluate.tracking, "run", lambda **given: nullcontext(tracked))
+    monkeypatch.setattr(evaluate.tracking, "start_run", lambda **given: nullcontext(tracked))
     run(place)
-    (logged,) = tracked.log.call_args.args
+    (logged,) = tracked.log_metrics.call_args.args
     assert logged["sft.grounding.by_slot.place"] == pytest.approx(5 / 6, abs=1e-6)
     assert all(isinstance(value, float) for value in logged.values())
-    tracked.artifact.assert_called_once_with(place / "target/metrics.json", "metrics.json")
+    tracked.log_artifact_hash.assert_called_once_with(place / "target/metrics.json", "metrics.json")
 
 
 def test_no_test_item_is_said_in_one_sentence(place):
@@ -394,8 +396,9 @@ def test_no_test_item_is_said_in_one_sentence(place):
 
 
 def test_the_command_names_a_missing_file_without_a_traceback(place):
-    folders = [str(place / name) for name in ("ingest", "nowhere", "target")]
-    command = [sys.executable, "-m", "stages.evaluate", "run", *folders]
+    options = ["--run", "run", "--ingest", place / "ingest", "--predictions", place / "nowhere"]
+    options += ["--output", place / "target"]
+    command = [sys.executable, "-m", "stages.evaluate", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "Traceback" not in done.stderr
