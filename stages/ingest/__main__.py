@@ -58,7 +58,8 @@ def check_rejected(corpus: RecordCollector, key: str) -> None:
     if not corpus.num_rows and corpus.skipped:
         raise InputError(
             f"corpora.{key}: all {len(corpus.skipped)} rows were left out, most often for "
-            f"{find_most_common_reason(corpus.skipped)[0]!r}: add others, or change the format's section"
+            f"{find_most_common_reason(corpus.skipped)[0]!r}: add others, or change the format's "
+            "section"
         )
     if not corpus.num_rows:
         raise InputError(f"corpora.{key}: the source holds no row: add records")
@@ -74,9 +75,9 @@ def check_rejected(corpus: RecordCollector, key: str) -> None:
     ]
     examples = "; ".join(f"{row['source']}: {row['reason']}" for row in named)
     raise InputError(
-        f"corpora.{key}: {count} of {corpus.num_rows} rows and pictures were rejected, more than "
-        f"ingest.max_rejected ({corpus.params.max_rejected_fraction}) allows, most often for {reason!r} "
-        f"({most}; {examples}): repair what {path} lists, or raise ingest.max_rejected"
+        f"corpora.{key}: {count} of {corpus.num_rows} rows and images were rejected, more than "
+        f"ingest.max_rejected_fraction ({corpus.params.max_rejected_fraction}) allows, most often "
+        f"for {reason!r} ({most}; {examples}): repair what {path} lists, or raise the fraction"
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import regex
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
 from stages.shared.data.image_store import ImageError
 from stages.shared.data.language import detect_language
@@ -39,7 +39,6 @@ from stages.shared.data.records import (
     Rejection,
     TweetRecord,
 )
-from stages.shared.runtime.stage import InputError
 
 URL_PATTERN = regex.compile(r"//|(?:https?|ftp|file|data|blob|cid):", regex.IGNORECASE)
 MAX_BYTES_PER_PIXEL = 8  # RGBA of 16 bits: a picture file is hardly larger, whatever its format
@@ -48,22 +47,17 @@ TAG_PATTERN = regex.compile(r"O|[BI]-\S+")
 
 @config_class
 class IngestConfig:
-    num_shards: int  # files that the pictures are spread over
-    max_pixels: int
-    max_rejected_fraction: float  # share of rejected rows that stops the stage
-    validation_fraction: float  # share of records, by hash, where the source names no split
-    test_fraction: float
+    num_shards: int = Field(ge=1, le=256, description="files that the images are spread over")
+    max_pixels: int = Field(description="larger images are rejected before decoding")
+    max_rejected_fraction: float = Field(description="rejected share that stops the stage")
+    validation_fraction: float = Field(ge=0, description="share by hash, if a source has no splits")
+    test_fraction: float = Field(ge=0, description="share by hash, if a source has no splits")
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_shards <= 256:
-            raise InputError(f"params.yaml: ingest.shards is {self.num_shards}: give 1 to 256")
-        if (
-            min(self.validation_fraction, self.test_fraction) < 0
-            or self.validation_fraction + self.test_fraction >= 1
-        ):
-            raise InputError(
-                f"params.yaml: ingest.validation {self.validation_fraction} and ingest.test {self.test_fraction} "
-                "leave nothing to train on: give shares of 0 or more that sum to less than 1"
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} and test_fraction "
+                f"{self.test_fraction} leave no training data: give a sum below 1"
             )
 
 

@@ -130,7 +130,7 @@ def test_the_pictures_lie_in_a_usual_folder_or_in_one_that_params_name(taken, co
         path = corpus / name.split("_")[1] / f"{name}.jpg"
         (corpus / folder).mkdir(parents=True, exist_ok=True)
         path.rename(corpus / folder / path.name)
-    changes = {"folders": [folder]} if "/" in folder else {}
+    changes = {"image_folders": [folder]} if "/" in folder else {}
     records, rejected = taken(**changes)
     assert len(records) == 8 and rejected == []
 
@@ -140,7 +140,7 @@ TRANSLATIONS = "".join(f"{name}#zhm#{k} 翻译{k}\n" for name in IDS[6:] for k i
 
 def test_translations_are_separated_by_a_space_as_published(taken, corpus):
     records, rejected = taken(
-        TRANSLATIONS, file=TRANSLATED, captions="both", separator="whitespace"
+        TRANSLATIONS, file=TRANSLATED, caption_source="both", separator="whitespace"
     )
     assert rejected == [] and len(records) == 8
     assert records[6]["captions"] == ["第6张照片里有狗。", "翻译0", "翻译1"]
@@ -148,7 +148,7 @@ def test_translations_are_separated_by_a_space_as_published(taken, corpus):
 
 def test_a_file_without_any_tab_is_wrong_as_a_whole(taken):
     with pytest.raises(InputError, match=r"none of 4 lines can be read: .*coco_cn\.separator"):
-        taken(TRANSLATIONS, file=TRANSLATED, captions="both")
+        taken(TRANSLATIONS, file=TRANSLATED, caption_source="both")
 
 
 def test_whitespace_may_be_a_tab_and_a_caption_may_hold_spaces(taken):
@@ -162,7 +162,7 @@ def test_translations_alone_are_all_of_test_so_a_hash_decides(taken, corpus):
     for split, names in {"train": "", "val": "", "test": "\n".join(IDS)}.items():
         (corpus / "coco-cn-version1805v1.1" / f"coco-cn_{split}.txt").write_text(names)
     lines = [f"{name}#zhm#0 翻译{number}\n" for number, name in enumerate(IDS)]
-    changes = {"file": TRANSLATED, "captions": "translated", "separator": "whitespace"}
+    changes = {"file": TRANSLATED, "caption_source": "translated", "separator": "whitespace"}
     with pytest.raises(InputError, match="none of 8 records is in train"):
         taken(*lines, **changes, splits="published")
     records, rejected = taken(**changes)
@@ -174,7 +174,7 @@ def test_the_extension_has_no_splits_so_a_hash_decides(tmp_path, monkeypatch, co
     for split in ("train", "val", "test"):
         (corpus / "coco-cn-version1805v1.1" / f"coco-cn_{split}.txt").unlink()
     arguments = (tmp_path, monkeypatch, "coco_cn", "captions", corpus)
-    records, rejected = run_ingest(*arguments, captions="extension")
+    records, rejected = run_ingest(*arguments, caption_source="extension")
     assert len(records) == 8 and rejected == []
     assert records[0]["source"] == "coco-cn_ext.icap2020.txt:1"
     assert {"train", "test"} <= {row["split"] for row in records}
@@ -198,9 +198,9 @@ def test_captions_with_known_typos_are_kept_or_rejected(taken, corpus):
 
 def test_what_is_not_there_is_named(taken, corpus):
     with pytest.raises(InputError, match=f"holds no {TRANSLATED}, and no folder in it does"):
-        taken(captions="translated")
+        taken(caption_source="translated")
     with pytest.raises(InputError, match=f"{TRANSLATED} is missing"):
-        taken(captions="both")
+        taken(caption_source="both")
     (corpus / "coco-cn-version1805v1.1" / "coco-cn_val.txt").unlink()
     with pytest.raises(InputError, match=r"holds no coco-cn_val\.txt: .* to hash"):
         taken()

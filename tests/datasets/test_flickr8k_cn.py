@@ -61,7 +61,7 @@ def write(source, *rows):
     ],
 )
 def test_params_name_the_lists_and_the_language_follows(taken, lists, captions, language):
-    records, rejected = taken(*ROWS, captions=lists)
+    records, rejected = taken(*ROWS, caption_sets=lists)
     assert rejected == []
     assert records[0]["captions"] == captions and records[0]["source"] == "pairs.jsonl:1"
     assert {one["language"] for one in records} == {language}
@@ -71,8 +71,8 @@ def test_params_name_the_lists_and_the_language_follows(taken, lists, captions, 
 
 @pytest.mark.parametrize("lists", [["en", "zhc"], []])
 def test_a_corpus_has_one_language(taken, lists):
-    with pytest.raises(InputError, match=r"formats\.flickr8k_cn\.captions is .*: give \[en\]"):
-        taken(*ROWS, captions=lists)
+    with pytest.raises(InputError, match=r"formats\.flickr8k_cn: caption_sets is .*: give \[en\]"):
+        taken(*ROWS, caption_sets=lists)
 
 
 def test_a_part_of_the_corpus_that_is_all_of_train_is_split_by_hash(taken):
@@ -87,13 +87,13 @@ def test_a_part_of_the_corpus_that_is_all_of_train_is_split_by_hash(taken):
 
 def test_translations_by_people_are_of_test_alone_and_the_rest_is_counted(taken):
     rows = [row(n, split) for n, split in enumerate(["train"] * 2 + ["test"] * 8)]
-    records, rejected = taken(*rows, captions=["zhm"])
+    records, rejected = taken(*rows, caption_sets=["zhm"])
     assert len(records) == 8 and rejected == []
     assert {"train", "test"} <= {one["split"] for one in records}
     omitted = json.loads(Path("taken/omitted.json").read_text())
     assert omitted == {"pictures outside test, without zhm": 2}
-    with pytest.raises(InputError, match="all 2 pictures are outside test and have no zhm: name "):
-        taken(*rows[:2], captions=["zhm"])
+    with pytest.raises(InputError, match="all 2 images are outside test and have no zhm: name "):
+        taken(*rows[:2], caption_sets=["zhm"])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_file_itself_may_be_named_and_a_folder_without_it_is_told(tmp_path, 
     for number in range(10):
         (source / "images" / f"{number}.jpg").rename(source / f"{number}.jpg")
     arguments = (tmp_path, monkeypatch, "flickr8k_cn", "captions")
-    records, _ = run_ingest(*arguments, source / "pairs.jsonl", folder=".")
+    records, _ = run_ingest(*arguments, source / "pairs.jsonl", image_folder=".")
     assert len(records) == len(ROWS)
     with pytest.raises(InputError, match=r"holds no pairs\.jsonl: put it there"):
         run_ingest(*arguments, source / "images")

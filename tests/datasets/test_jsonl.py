@@ -118,10 +118,12 @@ def test_lines_are_counted_as_an_editor_does_and_blank_ones_skipped(tmp_path):
     (tmp_path / "b.jsonl").write_text(first + "\r\n\n  \n{}\nx")
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
-    rows = list(read(tmp_path, "articles", JsonlConfig(["utf-8"])))
+    rows = list(read(tmp_path, "articles", JsonlConfig(encodings=["utf-8"])))
     assert [found.source for found in rows] == ["a.jsonl:1", "b.jsonl:1", "b.jsonl:4", "b.jsonl:5"]
     assert rows[1].title == "a\u2028b" and isinstance(rows[3], Rejection)
-    assert list(read(tmp_path / "b.jsonl", "articles", JsonlConfig(["utf-8"]))) == rows[1:]
+    assert (
+        list(read(tmp_path / "b.jsonl", "articles", JsonlConfig(encodings=["utf-8"]))) == rows[1:]
+    )
 
 
 def test_the_next_encoding_is_tried_line_by_line(tmp_path):
@@ -129,10 +131,10 @@ def test_the_next_encoding_is_tried_line_by_line(tmp_path):
         json.dumps({"title": "中文"}, ensure_ascii=False).encode(e) for e in ("utf-8", "gb18030")
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    rows = read(tmp_path, "articles", JsonlConfig(["utf-8", "gb18030"]))
+    rows = read(tmp_path, "articles", JsonlConfig(encodings=["utf-8", "gb18030"]))
     assert [found.title for found in rows] == ["中文", "中文"]
 
 
 def test_a_folder_without_files_is_named(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.jsonl file"):
-        list(read(tmp_path, "articles", JsonlConfig(["utf-8"])))
+        list(read(tmp_path, "articles", JsonlConfig(encodings=["utf-8"])))

@@ -184,4 +184,4 @@ def test_a_folder_without_markdown_and_an_unknown_encoding_are_named(tmp_path):
         list(read(tmp_path, "articles", PARAMS))
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(InputError, match=r"formats\.markdown\.encodings: 'utf-9' is no encoding"):
-        list(read(tmp_path, "articles", MarkdownConfig([".md"], ["utf-9"])))
+        list(read(tmp_path, "articles", MarkdownConfig(suffixes=[".md"], encodings=["utf-9"])))

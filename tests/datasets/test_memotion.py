@@ -93,7 +93,7 @@ def test_a_meme_has_words_picture_and_five_labels(taken, tmp_path):
     ],
 )
 def test_params_choose_the_labels_of_each_task(taken, tmp_path, choices, expected):
-    records, _ = taken(labels=PROJECT_PARAMS["formats"]["memotion"]["labels"] | choices)
+    records, _ = taken(label_sets=PROJECT_PARAMS["formats"]["memotion"]["label_sets"] | choices)
     tasks = written(tmp_path, "tasks.json")
     for task, label in expected.items():
         assert labels(records[0]).get(task) == label
@@ -239,12 +239,14 @@ def test_the_truth_of_the_test_gives_sentiment_binaries_and_levels(taken, tmp_pa
     assert all(row["image"] for row in records)
     # Test has a file of its own, validation none: a share of train.
     assert {row["split"] for row in records} == {"train", "validation", "test"}
-    assert not any(row["split"] == "validation" for row in take_again(tmp_path, validation=0.0)[0])
-    binary = PROJECT_PARAMS["formats"]["memotion"]["labels"] | {
+    assert not any(
+        row["split"] == "validation" for row in take_again(tmp_path, validation_fraction=0.0)[0]
+    )
+    binary = PROJECT_PARAMS["formats"]["memotion"]["label_sets"] | {
         "sarcasm": "binary",
         "sentiment": "five",
     }
-    records, _ = take_again(tmp_path, labels=binary)
+    records, _ = take_again(tmp_path, label_sets=binary)
     (found,) = [labels(row) for row in records if row["text"] == "test 2"]
     assert found["sarcasm"] == "sarcastic" and "sentiment" not in found
 
@@ -377,8 +379,10 @@ def test_missing_columns_and_files_are_named(tmp_path, monkeypatch):
         run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     with pytest.raises(InputError, match="format memotion holds memes: change the kind"):
         run_ingest(tmp_path, monkeypatch, "memotion", "posts", source)
-    with pytest.raises(InputError, match=r"formats\.memotion\.validation is 1\.0: give a share"):
-        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source, validation=1.0)
+    with pytest.raises(
+        InputError, match=r"memotion\.validation_fraction is 1\.0: give less than 1"
+    ):
+        run_ingest(tmp_path, monkeypatch, "memotion", "memes", source, validation_fraction=1.0)
 
 
 def test_no_bytes_end_the_reading(tmp_path):
@@ -400,7 +404,8 @@ def test_real_rows_are_taken_in_but_for_one_that_stands_twice(tmp_path, monkeypa
     files = PROJECT_PARAMS["formats"]["memotion"]["files"] | {"train": ["data_3000.csv"]}
     about = (tmp_path, monkeypatch, "memotion", "memes", source)
     monkeypatch.setattr(
-        "tests.support.published_corpus.LIMITS", ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
+        "tests.support.published_corpus.INGEST_CONFIG",
+        ingest.IngestConfig(**PROJECT_PARAMS["ingest"]),
     )
     records, rejected = run_ingest(*about, files=files)
     assert len(records) == 2999 and len(rejected) == 1

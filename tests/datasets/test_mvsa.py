@@ -184,7 +184,7 @@ def test_a_row_of_no_use_is_rejected_and_says_why(tmp_path, taken, line, reason)
 
 
 def test_splits_hold_the_same_share_of_every_label_and_are_written_out(taken, tmp_path):
-    records, _ = taken(validation=0.2, test=0.3)
+    records, _ = taken(validation_fraction=0.2, test_fraction=0.3)
     found = Counter((row["split"], row["label"]) for row in records)
     shares = {"train": 5, "validation": 2, "test": 3}  # of ten
     assert found == {(split, name): n for split, n in shares.items() for name in SENTIMENT_LABELS}
@@ -206,7 +206,9 @@ def test_posts_of_one_text_share_a_split_and_the_shares_stay_exact(taken, tmp_pa
     for seed in range(4):
         with pytest.MonkeyPatch.context() as patch:
             about = ("mvsa", "posts", tmp_path / "mvsa")
-            records, _ = run_ingest(tmp_path, patch, *about, seed=seed, validation=0.2, test=0.3)
+            records, _ = run_ingest(
+                tmp_path, patch, *about, seed=seed, validation_fraction=0.2, test_fraction=0.3
+            )
         of_text = {(row["text"], row["split"]) for row in records}
         assert len(of_text) == len({row["text"] for row in records}) == 20
         found = Counter((row["split"], row["label"]) for row in records)
@@ -222,7 +224,7 @@ def test_splits_are_the_seeds_whatever_the_order_of_the_list(taken, tmp_path):
     header, *rows = labels.read_text().splitlines()
     labels.rename(tmp_path / "mvsa" / "given.csv")
     (tmp_path / "mvsa" / "given.csv").write_text("\n".join([header, *reversed(rows)]))
-    again = {row["text"]: row["split"] for row in taken(labels=["given.csv"])[0]}
+    again = {row["text"]: row["split"] for row in taken(label_files=["given.csv"])[0]}
     assert again == first
     other = {row["text"]: row["split"] for row in taken(seed=1)[0]}
     assert other.keys() == first.keys() and other != first
@@ -283,15 +285,24 @@ def test_texts_of_a_chinese_windows_are_read(taken, tmp_path):
     assert texts[1:5] == ["That’s right…", "ももクロ 嵐", "café", "café"]
 
 
-@pytest.mark.parametrize("changes", [{"validation": 0.5, "test": 0.5}, {"test": -0.1}])
-def test_shares_that_cannot_work_are_named(taken, changes):
-    with pytest.raises(InputError, match=r"formats\.mvsa\.validation .* leave nothing to train"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"validation_fraction": 0.5, "test_fraction": 0.5},
+            r"formats\.mvsa: validation_fraction 0\.5 and test_fraction 0\.5 leave no training",
+        ),
+        ({"test_fraction": -0.1}, r"formats\.mvsa\.test_fraction is -0\.1: give 0 or more"),
+    ],
+)
+def test_invalid_split_fractions_are_rejected(taken, changes, message):
+    with pytest.raises(InputError, match=message):
         taken(**changes)
 
 
 def test_missing_labels_and_other_kinds_are_named(taken, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"holds no mine\.csv.* formats\.mvsa\.labels"):
-        taken(labels=["mine.csv"])
+    with pytest.raises(InputError, match=r"holds no mine\.csv.* formats\.mvsa\.label_files"):
+        taken(label_files=["mine.csv"])
     with pytest.raises(InputError, match="format mvsa holds posts: change the kind"):
         run_ingest(tmp_path, monkeypatch, "mvsa", "tweets", tmp_path)
     with pytest.raises(InputError, match="is a file: give the folder"):

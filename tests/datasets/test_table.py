@@ -21,8 +21,8 @@ HEADER = ["Name", "Words", "Level", "Mood"]
 COLUMNS = {"image": "Name", "text": "Words", "id": None, "split": None, "language": None}
 LEVEL = {"column": "Level", "labels": {"non-off": "not_offensive", "off": "offensive"}}
 MOOD = {"column": "Mood", "labels": {1: "glad", 0: "sad", "yes": "glad"}}
-TASKS = {"offensive": LEVEL | {"otherwise": None}, "mood": MOOD | {"otherwise": None}}
-MAP = {"columns": COLUMNS, "tasks": TASKS, "suffix": ".png"}
+TASKS = {"offensive": LEVEL | {"default_label": None}, "mood": MOOD | {"default_label": None}}
+MAP = {"columns": COLUMNS, "tasks": TASKS, "image_suffix": ".png"}
 
 
 def row(number):
@@ -152,13 +152,14 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
     lines = [*map(json.dumps, rows), "[1]", '{"Name": ']
     (source / "memes.jsonl").write_text("\n".join(lines))
     write_image(source / "images" / "7.png", 77)
-    mood = MOOD | {"labels": {"true": "glad", "false": "sad", 0: "sad"}, "otherwise": None}
-    tasks = {"offensive": LEVEL | {"otherwise": "not_offensive"}, "mood": mood}
+    mood = MOOD | {"labels": {"true": "glad", "false": "sad", 0: "sad"}, "default_label": None}
+    tasks = {"offensive": LEVEL | {"default_label": "not_offensive"}, "mood": mood}
     about = (tmp_path, monkeypatch, "table", "memes", source)
     limits = ingest.IngestConfig(
-        **PROJECT_PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.5}
+        **PROJECT_PARAMS["ingest"]
+        | {"num_shards": 1, "max_rejected_fraction": 0.95, "test_fraction": 0.5}
     )
-    monkeypatch.setattr("tests.support.published_corpus.LIMITS", limits)
+    monkeypatch.setattr("tests.support.published_corpus.INGEST_CONFIG", limits)
     records, rejected = run_ingest(*about, **MAP | {"tasks": tasks})
     assert [one["text"] for one in records] == ["one\ntwo", "b", "c", "f", ""]
     assert [list(labels(one).values()) for one in records] == [
@@ -180,9 +181,10 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
 
 
 def test_a_list_that_knows_nothing_is_not_judged_or_judged_otherwise():
-    task = TableTaskConfig("column", {"a": "yes", "b": "yes"}, None)
+    task = TableTaskConfig(column="c", labels={"a": "yes", "b": "yes"}, default_label=None)
     assert parse_label(["c", "a", "b"], task, "t") == "yes" and parse_label([], task, "t") is None
-    assert parse_label(["c"], TableTaskConfig("column", {"a": "yes"}, "no"), "t") == "no"
+    task = TableTaskConfig(column="c", labels={"a": "yes"}, default_label="no")
+    assert parse_label(["c"], task, "t") == "no"
 
 
 def test_without_tasks_memes_are_taken_in_all_the_same(taken, tmp_path):
@@ -195,7 +197,7 @@ def test_columns_that_are_missing_are_named_together(taken, tmp_path, monkeypatc
     columns = COLUMNS | {"id": "Key", "language": "Tongue"}
     with pytest.raises(InputError, match=r"has no column Key, Tongue \(there: Name, Words, Level"):
         taken(columns=columns)
-    with pytest.raises(InputError, match="names neither image nor text: name one of them"):
+    with pytest.raises(InputError, match="names neither image nor text: name at least one"):
         taken(columns=COLUMNS | {"image": None, "text": None})
     with pytest.raises(InputError, match=r"holds no \*\.xml: put a table there"):
         taken(files=["*.xml"])
@@ -232,10 +234,11 @@ def test_real_memes_with_three_tasks_are_taken_in_by_params_alone(tmp_path, monk
     }
     changes = {
         "columns": COLUMNS | {"text": "Text"},
-        "tasks": {name: task | {"otherwise": None} for name, task in tasks.items()},
+        "tasks": {name: task | {"default_label": None} for name, task in tasks.items()},
     }
     monkeypatch.setattr(
-        "tests.support.published_corpus.LIMITS", ingest.IngestConfig(**PROJECT_PARAMS["ingest"])
+        "tests.support.published_corpus.INGEST_CONFIG",
+        ingest.IngestConfig(**PROJECT_PARAMS["ingest"]),
     )
     records, rejected = run_ingest(
         tmp_path, monkeypatch, "table", "memes", real("cm_memes"), **changes

@@ -132,9 +132,14 @@ def test_tags_that_stand_alone_are_kept_and_counted(taken, tmp_path):
 def test_types_become_others_as_params_say(taken):
     lines = tweet(9, "a\tB-OTHER", "b\tI-OTHER", "c\tB-MISC")
     assert taken(lines)[0][3]["tags"] == ["B-MISC", "I-MISC", "B-MISC"]
-    assert taken(lines, types=["PER", "OTHER", "MISC"], tags={})[0][3]["tags"][0] == "B-OTHER"
-    with pytest.raises(InputError, match=r"formats\.twitter\.tags gives the type 'MISC', which"):
-        taken(lines, types=["PER"])
+    assert (
+        taken(lines, entity_types=["PER", "OTHER", "MISC"], entity_type_map={})[0][3]["tags"][0]
+        == "B-OTHER"
+    )
+    with pytest.raises(
+        InputError, match=r"formats\.twitter: entity_type_map maps to 'MISC', which"
+    ):
+        taken(lines, entity_types=["PER"])
 
 
 def test_pictures_have_the_name_of_their_tweet_and_one_of_no_use_is_rejected_alone(

@@ -88,7 +88,7 @@ def test_a_description_is_a_caption_and_a_photo_has_all_of_its_own(taken):
 
 
 def test_params_choose_the_text_as_typed_or_in_tokens(taken):
-    records, _ = taken(files=STORIES, text="tokenised")
+    records, _ = taken(files=STORIES, text_version="tokenised")
     assert texts(records[0])[0] == "the 0 . sentence of 1 ."
 
 

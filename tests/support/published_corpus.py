@@ -18,7 +18,8 @@ from stages.shared.runtime.stage import InputError
 PROJECT_PARAMS = yaml.safe_load(Path("params.yaml").read_text())
 # Tiny corpora hold more that is wrong than a real one may.
 INGEST_CONFIG = ingest.IngestConfig(
-    **PROJECT_PARAMS["ingest"] | {"shards": 1, "max_rejected": 0.95, "test": 0.4}
+    **PROJECT_PARAMS["ingest"]
+    | {"num_shards": 1, "max_rejected_fraction": 0.95, "test_fraction": 0.4}
 )
 
 

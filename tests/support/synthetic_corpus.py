@@ -1,7 +1,10 @@
 """The sample corpus in small, for the tests of each of its kinds."""
 
+from dataclasses import asdict
+
 from stages.datasets.synthetic import tweet_lexicon
 from stages.datasets.synthetic.config import SyntheticConfig
+from stages.shared.core.config import build_config
 from stages.shared.data.records import ExtraFile
 
 SYNTHETIC_CONFIG = SyntheticConfig(
@@ -25,6 +28,11 @@ SYNTHETIC_CONFIG = SyntheticConfig(
     meme_jpeg_quality=90,
     meme_label_noise=0.1,
 )
+
+
+def build_synthetic_config(**changes) -> SyntheticConfig:
+    """SYNTHETIC_CONFIG with changed values. Raises InputError as for a section of params.yaml."""
+    return build_config(SyntheticConfig, asdict(SYNTHETIC_CONFIG) | changes, "formats.synthetic")
 
 
 def find_extra(items, name: str) -> dict:

@@ -27,7 +27,7 @@ from stages.datasets.common.files import (
     read_lines,
     resolve_image_file,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import CaptionRecord, DatasetItem, Rejection
 from stages.shared.runtime.stage import InputError
 
@@ -56,12 +56,14 @@ ENCODINGS_KEY = "formats.coco_cn.encodings"
 
 @config_class
 class CocoCnConfig:
-    caption_source: Literal["human", "translated", "both", "extension"]
-    separator: Literal["tab", "whitespace"]
-    splits: SplitPolicy
-    typos: Literal["keep", "reject"]  # captions that detected-typos.txt lists
-    image_folders: list[str]  # of the pictures, within the corpus
-    encodings: list[str]  # tried in this order for each line
+    caption_source: Literal["human", "translated", "both", "extension"] = Field(
+        description="caption files to read; extension: iCap 2020"
+    )
+    separator: Literal["tab", "whitespace"] = Field(description="between image id and caption")
+    splits: SplitPolicy = Field(description="published lists, by hash, or auto")
+    typos: Literal["keep", "reject"] = Field(description="captions listed in detected-typos.txt")
+    image_folders: list[str] = Field(description="tried in this order, within the corpus")
+    encodings: list[str] = Field(description="tried in this order for each line")
 
 
 CONFIG = CocoCnConfig
@@ -76,7 +78,7 @@ class _CaptionedImage:
 
 def read(source: Path, kind: str, params: CocoCnConfig) -> Iterator[DatasetItem]:
     """The rejects, then one row per picture. Raises WrongInput if a whole file is missing."""
-    unpack = "unpack COCO-CN there, or choose other formats.coco_cn.captions in params.yaml"
+    unpack = "unpack COCO-CN there, or choose other formats.coco_cn.caption_source in params.yaml"
     folder = find_corpus_dir(source, [CAPTION_FILES[params.caption_source][0]], unpack)
     for path in sorted(
         {*source.glob(f"{APPLE_DOUBLE_PREFIX}*"), *folder.glob(f"{APPLE_DOUBLE_PREFIX}*")}
@@ -132,7 +134,7 @@ def read_captions(
     """
     if not path.is_file():
         raise InputError(
-            f"{path} is missing: put it there, or choose other formats.coco_cn.captions"
+            f"{path} is missing: put it there, or choose other formats.coco_cn.caption_source"
         )
     typos = read_typos(path.parent, params.encodings) if params.typos == "reject" else {}
     separated = count = 0
@@ -198,8 +200,8 @@ def read_typos(folder: Path, encodings: list[str]) -> dict[str, str]:
     """Caption -> where detected-typos.txt lists it. Raises WrongInput if there is no such file."""
     if not (folder / TYPOS_FILE).is_file():
         raise InputError(
-            f"{folder} holds no {TYPOS_FILE}: put it there, or set formats.coco_cn.typos in params.yaml "
-            "to keep"
+            f"{folder} holds no {TYPOS_FILE}: put it there, or set formats.coco_cn.typos in "
+            "params.yaml to keep"
         )
     listed = (
         line

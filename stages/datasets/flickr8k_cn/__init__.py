@@ -21,7 +21,7 @@ from stages.datasets.common.files import (
     describe_validation_error,
     read_lines,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import CaptionRecord, DatasetItem, ExtraFile, ImageFile, Rejection
 from stages.shared.runtime.stage import InputError
 
@@ -33,16 +33,18 @@ TEST_ONLY_CAPTIONS = "zhm"
 
 @config_class
 class Flickr8kCnConfig:
-    caption_sets: list[Literal["en", "zhc", "zhb", "zhm"]]
-    splits: SplitPolicy
-    image_folder: str  # of the pictures, within the corpus
-    encodings: list[str]  # tried in this order for each line
+    caption_sets: list[Literal["en", "zhc", "zhb", "zhm"]] = Field(
+        description="caption lists to read, all in one language"
+    )
+    splits: SplitPolicy = Field(description="published splits, by hash, or auto")
+    image_folder: str = Field(description="image folder within the corpus")
+    encodings: list[str] = Field(description="tried in this order for each line")
 
     def __post_init__(self) -> None:
         if len({CAPTION_LANGUAGES[name] for name in self.caption_sets}) != 1:
-            raise InputError(
-                f"params.yaml: formats.flickr8k_cn.captions is {self.caption_sets}: give [en], or some "
-                "of [zhc, zhb, zhm]; a corpus has one language"
+            raise ValueError(
+                f"caption_sets is {self.caption_sets}: give [en], or some of [zhc, zhb, zhm], "
+                "since a corpus has one language"
             )
 
 
@@ -79,8 +81,8 @@ def read(source: Path, kind: str, params: Flickr8kCnConfig) -> Iterator[DatasetI
             yield Rejection(item.source, f"empty text: no caption in {names}", key=item.key)
     if omitted and not rows:
         raise InputError(
-            f"{path}: all {omitted} pictures are outside test and have no {TEST_ONLY_CAPTIONS}: name "
-            "another list in formats.flickr8k_cn.captions of params.yaml"
+            f"{path}: all {omitted} images are outside test and have no {TEST_ONLY_CAPTIONS}: "
+            "name another list in formats.flickr8k_cn.caption_sets of params.yaml"
         )
     if omitted:
         yield ExtraFile(

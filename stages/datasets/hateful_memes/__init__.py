@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import describe_validation_error, find_corpus_dir, read_lines
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 
 KINDS = ("memes",)
@@ -28,8 +28,8 @@ LABEL_NAMES = {"0": "not_hateful", "1": "hateful"}
 
 @config_class
 class HatefulMemesConfig:
-    variant: Literal["seen", "unseen"]
-    encodings: list[str]  # tried in this order for each line
+    variant: Literal["seen", "unseen"] = Field(description="which dev and test files to read")
+    encodings: list[str] = Field(description="tried in this order for each line")
 
 
 CONFIG = HatefulMemesConfig

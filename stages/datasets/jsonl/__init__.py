@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.datasets.common.files import SPLIT_ALIASES, describe_validation_error
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import (
     ArticleRecord,
     CaptionRecord,
@@ -39,7 +39,7 @@ KINDS = ("articles", "captions", "tweets", "posts")
 
 @config_class
 class JsonlConfig:
-    encodings: list[str]  # tried in this order for each line
+    encodings: list[str] = Field(description="tried in this order for each line")
 
 
 CONFIG = JsonlConfig

@@ -17,7 +17,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import ArticleRecord, DatasetItem, ImageFile, Rejection, decode_text
 from stages.shared.runtime.stage import InputError
 
@@ -34,8 +34,8 @@ LINE_BREAKING_ELEMENTS = ("br", "p", "div", "li", "tr", "h1", "h2", "h3", "h4", 
 
 @config_class
 class MarkdownConfig:
-    suffixes: list[str]  # of the files to read, with their dot
-    encodings: list[str]  # tried in this order; a byte order mark goes first
+    suffixes: list[str] = Field(description="file suffixes to read, with the dot")
+    encodings: list[str] = Field(description="tried in this order; a byte order mark overrides")
 
 
 CONFIG = MarkdownConfig

@@ -37,7 +37,7 @@ from stages.datasets.common.files import (
     find_corpus_dir,
     read_lines,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 from stages.shared.runtime.stage import InputError
 
@@ -103,11 +103,11 @@ EMPTY_VALUES = ("", "nan")  # pandas' word for an empty cell
 
 @config_class
 class MemotionPathsConfig:
-    """Names for each split."""
+    """Names of files or folders for each split."""
 
-    train: list[str]
-    validation: list[str]
-    test: list[str]
+    train: list[str] = Field(description="names for the train split")
+    validation: list[str] = Field(description="names for the validation split")
+    test: list[str] = Field(description="names for the test split")
 
     def by_split(self) -> dict[str, list[str]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
@@ -117,11 +117,11 @@ class MemotionPathsConfig:
 class MemotionLabelsConfig:
     """Which set of labels a task gets."""
 
-    sentiment: Literal["three", "five", "none"]
-    humour: Literal["levels", "binary", "none"]
-    sarcasm: Literal["levels", "binary", "none"]
-    offensive: Literal["levels", "binary", "none"]
-    motivational: Literal["binary", "none"]
+    sentiment: Literal["three", "five", "none"] = Field(description="three: subtask A")
+    humour: Literal["levels", "binary", "none"] = Field(description="binary: B, levels: C")
+    sarcasm: Literal["levels", "binary", "none"] = Field(description="binary: B, levels: C")
+    offensive: Literal["levels", "binary", "none"] = Field(description="binary: B, levels: C")
+    motivational: Literal["binary", "none"] = Field(description="binary: B")
 
     def get_enabled_tasks(self) -> dict[str, str]:
         """Task -> choice, of the tasks that are not left out."""
@@ -137,19 +137,14 @@ class MemotionLabelsConfig:
 
 @config_class
 class MemotionConfig:
-    files: MemotionPathsConfig  # tables of each split within the corpus, the first that is there
-    test_label_files: list[str]  # of test, the first that is there
-    image_folders: MemotionPathsConfig  # of the pictures of each split
-    label_sets: MemotionLabelsConfig
-    validation_fraction: float  # share of train, where test is there and validation is not
-    encodings: list[str]  # tried in this order for each cell
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise InputError(
-                f"params.yaml: formats.memotion.validation is {self.validation_fraction}: give a share of 0 "
-                "or more that is less than 1"
-            )
+    files: MemotionPathsConfig = Field(description="tables by split; the first that exists is read")
+    test_label_files: list[str] = Field(description="test labels; the first that exists is read")
+    image_folders: MemotionPathsConfig = Field(description="image folders by split")
+    label_sets: MemotionLabelsConfig = Field(description="label set of each task; none omits it")
+    validation_fraction: float = Field(
+        ge=0, lt=1, description="share of train, if only test has a file of its own"
+    )
+    encodings: list[str] = Field(description="tried in this order for each cell")
 
 
 CONFIG = MemotionConfig
@@ -207,7 +202,7 @@ def read(source: Path, kind: str, params: MemotionConfig) -> Iterator[DatasetIte
                 name = get_image_name(row[1], number, sheet)
                 item = replace(
                     item,
-                    picture=resolve_image_file(name, found, source) if found else None,
+                    image=resolve_image_file(name, found, source) if found else None,
                     split=assign_split(item.key, split, set(files), params.validation_fraction),
                 )
             yield item
@@ -396,8 +391,9 @@ def read_ground_truth(
     others = [column for column in header if column not in labels]
     if len(labels) != 1 or not others:
         raise InputError(
-            f"{path} has no column Labels beside one of names (there: {', '.join(header)[:200]}): "
-            "give the published truth, or take it out of formats.memotion.truth of params.yaml"
+            f"{path} has no column Labels next to a column of names "
+            f"(its columns: {', '.join(header)[:200]}): give the published ground truth, or remove "
+            "the file from formats.memotion.test_label_files of params.yaml"
         )
     found: dict[str, GroundTruth] = {}
     rejects = []

@@ -31,7 +31,7 @@ from stages.datasets.common.files import (
     read_lines,
     resolve_image_file,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import (
     SENTIMENT_LABELS,
     DatasetItem,
@@ -41,7 +41,6 @@ from stages.shared.data.records import (
     SentimentLabel,
     decode_text,
 )
-from stages.shared.runtime.stage import InputError
 
 KINDS = ("posts",)
 HEADER_NAMES = ("id", "guid")
@@ -52,23 +51,22 @@ ENCODINGS_KEY = "formats.mvsa.encodings"
 
 @config_class
 class MvsaConfig:
-    label_files: list[str]  # files within the corpus, the first that is there
-    data_folder: str  # of texts and pictures, within the corpus
-    label_merge: Literal["neutral_yields", "agree", "text", "picture"]
-    splits: Literal["stratified", "published"]
-    validation_fraction: float  # shares of each label
-    test_fraction: float
-    seed: int
-    encodings: list[str]  # tried in this order, for each text and each line of the labels
+    label_files: list[str] = Field(description="the first that exists in the corpus is read")
+    data_folder: str = Field(description="folder of texts and images within the corpus")
+    label_merge: Literal["neutral_yields", "agree", "text", "picture"] = Field(
+        description="how text and image labels become one"
+    )
+    splits: Literal["stratified", "published"] = Field(description="made here, or read from lists")
+    validation_fraction: float = Field(ge=0, description="share of each label, if stratified")
+    test_fraction: float = Field(ge=0, description="share of each label, if stratified")
+    seed: int = Field(description="seed of the stratified splits")
+    encodings: list[str] = Field(description="tried in this order for each text and label line")
 
     def __post_init__(self) -> None:
-        if (
-            min(self.validation_fraction, self.test_fraction) < 0
-            or self.validation_fraction + self.test_fraction >= 1
-        ):
-            raise InputError(
-                f"params.yaml: formats.mvsa.validation {self.validation_fraction} and test {self.test_fraction} "
-                "leave nothing to train on: give shares of 0 or more that sum to less than 1"
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} and test_fraction "
+                f"{self.test_fraction} leave no training data: give a sum below 1"
             )
 
 
@@ -134,7 +132,7 @@ def find_label_files(
         )
         root = find_corpus_dir(source, ["train.txt"], fix)
         return root, list(find_split_files(root).items())
-    fix = "put it there, or name another file in formats.mvsa.labels of params.yaml"
+    fix = "put it there, or name another file in formats.mvsa.label_files of params.yaml"
     root = find_corpus_dir(source, params.label_files, fix)
     return root, [
         (None, next(root / name for name in params.label_files if (root / name).is_file()))

@@ -7,62 +7,39 @@ from random import Random
 from typing import Literal, TypeVar
 
 from stages.datasets.synthetic import article_lexicon, scene_renderer
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import Fact, ImageBytes, SlotBox
-from stages.shared.runtime.stage import InputError
 
 SlotValues = dict[str, str]  # slot -> value
-TWEET_RULES = ("weather", "phrase")
 T = TypeVar("Card")
 
 
 @config_class
 class SyntheticConfig:
-    seed: int
-    image_size: int
-    train: int
-    validation: int
-    test: int
-    captions_per_image: int
-    caption_ratio: float
-    tweet_ratio: float
-    post_ratio: float
-    single_slot_fraction: float
-    held_out_images_fraction: float
-    held_out_titles_fraction: float
-    held_out_names_fraction: float
-    entity_type_rule: str
-    meme_style: Literal["overlaid", "captioned"]
-    meme_ratio: float
-    meme_scale: int
-    meme_jpeg_quality: int
-    meme_label_noise: float
-
-    def __post_init__(self) -> None:
-        if self.entity_type_rule not in TWEET_RULES:
-            raise InputError(
-                f"params.yaml: formats.synthetic.tweet_rule is {self.entity_type_rule!r}: choose one of "
-                + " | ".join(TWEET_RULES)
-            )
-        if not 0 < self.held_out_names_fraction < 1:
-            raise InputError(
-                f"params.yaml: formats.synthetic.held_out_names is {self.held_out_names_fraction}: give a "
-                "share above 0, so that test has names of its own, and below 1"
-            )
-        faults = {
-            f"meme_share is {self.meme_ratio}: give 0 or more": not self.meme_ratio >= 0,
-            f"meme_zoom is {self.meme_scale}: give 1 or more": self.meme_scale < 1,
-            f"meme_quality is {self.meme_jpeg_quality}: give 1 to 95": not 1
-            <= self.meme_jpeg_quality
-            <= 95,
-        }
-        if found := [fault for fault, here in faults.items() if here]:
-            raise InputError(f"params.yaml: formats.synthetic.{'; '.join(found)}")
-        if not 0 <= self.meme_label_noise < 0.5:
-            raise InputError(
-                f"params.yaml: formats.synthetic.meme_noise is {self.meme_label_noise}: give a share from 0 "
-                "to below 0.5, so that the true label is the most probable one"
-            )
+    seed: int = Field(description="seed of all random draws")
+    image_size: int = Field(description="side of an image, pixels")
+    train: int = Field(description="approximate number of article images in train")
+    validation: int = Field(description="approximate number of article images in validation")
+    test: int = Field(description="approximate number of article images in test")
+    captions_per_image: int = Field(description="captions of a captioned image")
+    caption_ratio: float = Field(description="captioned images per article image")
+    tweet_ratio: float = Field(description="tweets per article image")
+    post_ratio: float = Field(description="posts per article image")
+    single_slot_fraction: float = Field(description="articles whose images differ in one slot only")
+    held_out_images_fraction: float = Field(description="image combinations reserved for test")
+    held_out_titles_fraction: float = Field(description="title combinations reserved for test")
+    held_out_names_fraction: float = Field(gt=0, lt=1, description="name words reserved for test")
+    entity_type_rule: Literal["weather", "phrase"] = Field(
+        description="image slot that decides open entity types"
+    )
+    meme_style: Literal["overlaid", "captioned"] = Field(
+        description="text over the image, or a caption to check against it"
+    )
+    meme_ratio: float = Field(ge=0, description="memes per article image")
+    meme_scale: int = Field(ge=1, description="side of a meme's scene, in units of image_size")
+    meme_jpeg_quality: int = Field(ge=1, le=95, description="JPEG quality of a meme, 1 to 95")
+    # Below 0.5 the true label stays the most probable one.
+    meme_label_noise: float = Field(ge=0, lt=0.5, description="share of labels replaced at random")
 
 
 def enumerate_combinations(

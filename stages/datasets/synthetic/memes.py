@@ -163,8 +163,9 @@ def group_scenes_by_category(split: str, params: SyntheticConfig) -> dict[tuple,
             )
     if {card[NUM_TEXT_FACTORS:] for card in FACTOR_COMBINATIONS} - found.keys():
         raise InputError(
-            f"params.yaml: formats.synthetic.held_out_pictures is {params.held_out_images_fraction}, which "
-            f"leaves too few scenes for the memes of {split}: give a share from 0.05 to 0.9"
+            "params.yaml: formats.synthetic.held_out_images_fraction is "
+            f"{params.held_out_images_fraction}, which leaves too few scenes for the memes of "
+            f"{split}: give a share from 0.05 to 0.9"
         )
     return found
 

@@ -27,7 +27,7 @@ from stages.datasets.common.files import (
     describe_validation_error,
     read_lines,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import records
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 from stages.shared.runtime.stage import InputError
@@ -41,20 +41,20 @@ SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLIT_ALIASES | {"valid"
 
 @config_class
 class TableColumnsConfig:
-    """Names of columns; None: the table has no such column."""
+    """Column names; None if the table has no such column."""
 
-    image: str | None
-    text: str | None
-    id: str | None
-    split: str | None
-    language: str | None
+    image: str | None = Field(description="image name")
+    text: str | None = Field(description="text over the image")
+    id: str | None = Field(description="record id; null: the image name")
+    split: str | None = Field(description="split; null: the file name, else a hash")
+    language: str | None = Field(description="ISO 639-1 code; null: detected")
 
 
 @config_class
 class TableTaskConfig:
-    column: str
-    labels: dict[str, str]  # value in the column -> label, in the order of the labels
-    default_label: str | None  # label of a list that holds none of these values
+    column: str = Field(description="column that holds the label")
+    labels: dict[str, str] = Field(description="column value: label, in label order")
+    default_label: str | None = Field(description="label of a list without any known value")
 
     def get_label_by_value(self) -> dict[str, str]:
         return {format_value(value): label for value, label in self.labels.items()}
@@ -66,18 +66,16 @@ class TableTaskConfig:
 
 @config_class
 class TableConfig:
-    files: list[str]  # patterns of names within the corpus
-    columns: TableColumnsConfig
-    image_folder: str  # of the pictures, within the corpus
-    image_suffix: str  # that the names of pictures lack
-    tasks: dict[str, TableTaskConfig]
-    encodings: list[str]  # tried in this order for each cell or line
+    files: list[str] = Field(description="file name patterns within the corpus")
+    columns: TableColumnsConfig = Field(description="column names")
+    image_folder: str = Field(description="image folder within the corpus")
+    image_suffix: str = Field(description="appended to image names, such as .png")
+    tasks: dict[str, TableTaskConfig] = Field(description="labels by task; {}: unlabelled corpus")
+    encodings: list[str] = Field(description="tried in this order for each cell or line")
 
     def __post_init__(self) -> None:
         if not self.columns.image and not self.columns.text:
-            raise InputError(
-                "params.yaml: formats.table.columns names neither image nor text: name one of them"
-            )
+            raise ValueError("columns names neither image nor text: name at least one of them")
 
 
 CONFIG = TableConfig

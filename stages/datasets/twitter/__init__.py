@@ -26,9 +26,8 @@ from stages.datasets.common.files import (
     index_images,
     resolve_image_file,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import DatasetItem, Rejection, TweetRecord, decode_text
-from stages.shared.runtime.stage import InputError
 
 KINDS = ("tweets",)
 ID_PREFIX = "IMGID:"
@@ -37,16 +36,15 @@ NumberedLines = list[tuple[int, bytes]]  # number from 1, content without its en
 
 @config_class
 class TwitterConfig:
-    entity_types: list[str]  # of entities
-    entity_type_map: dict[str, str]  # other types of the files -> one of `types`
-    image_folders: list[str]  # of the pictures, within the corpus
-    encodings: list[str]  # tried in this order for each line
+    entity_types: list[str] = Field(description="tags of other types reject their tweet")
+    entity_type_map: dict[str, str] = Field(description="type in the files: one of entity_types")
+    image_folders: list[str] = Field(description="image folders within the corpus")
+    encodings: list[str] = Field(description="tried in this order for each line")
 
     def __post_init__(self) -> None:
         if wrong := sorted(set(self.entity_type_map.values()) - set(self.entity_types)):
-            raise InputError(
-                f"params.yaml: formats.twitter.tags gives the type {wrong[0]!r}, which is none of "
-                "formats.twitter.types: add it there"
+            raise ValueError(
+                f"entity_type_map maps to {wrong[0]!r}, which is not in entity_types: add it there"
             )
 
 

@@ -32,7 +32,7 @@ from stages.datasets.common.files import (
     index_images,
     resolve_image_file,
 )
-from stages.shared.core.config import config_class
+from stages.shared.core import config
 from stages.shared.data.records import (
     ArticleRecord,
     CaptionRecord,
@@ -59,12 +59,12 @@ UnicodeText = Annotated[str, AfterValidator(validate_unicode)]
 StringId = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 
 
-@config_class
+@config.config_class
 class VistConfig:
-    text_version: Literal[
-        "original", "tokenised"
-    ]  # as it was typed | lower case with spaces and [male]
-    image_folders: list[str]  # of the photos, within the corpus
+    text_version: Literal["original", "tokenised"] = config.Field(
+        description="as typed, or lower case with [male] for names"
+    )
+    image_folders: list[str] = config.Field(description="image folders within the corpus")
 
 
 CONFIG = VistConfig

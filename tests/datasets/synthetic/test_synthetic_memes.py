@@ -16,7 +16,12 @@ from stages.datasets.synthetic.article_lexicon import IMAGE_SLOTS
 from stages.datasets.synthetic.text_overlay import TEXT_STYLES, overlay_text
 from stages.shared.data.records import SPLITS, MemeRecord
 from stages.shared.runtime.stage import InputError
-from tests.support.synthetic_corpus import SYNTHETIC_CONFIG, find_extra, get_scene
+from tests.support.synthetic_corpus import (
+    SYNTHETIC_CONFIG,
+    build_synthetic_config,
+    find_extra,
+    get_scene,
+)
 
 DECK = len(memes.FACTOR_COMBINATIONS)
 # A whole deck of cards in test; the pictures small and quickly drawn.
@@ -146,29 +151,29 @@ def test_noise_gives_the_stated_share_of_labels_another_value_and_changes_nothin
 
 
 def test_a_noise_that_hides_the_truth_is_wrong_input():
-    with pytest.raises(InputError, match=r"meme_noise is 0\.5: give a share from 0 to below 0.5"):
-        replace(SYNTHETIC_CONFIG, meme_label_noise=0.5)
+    with pytest.raises(InputError, match=r"meme_label_noise is 0\.5: give less than 0\.5"):
+        build_synthetic_config(meme_label_noise=0.5)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "bound"),
     [
-        ("meme_share", -0.1, "0 or more"),
-        ("meme_zoom", 0, "1 or more"),
-        ("meme_quality", 0, "1 to 95"),
-        ("meme_quality", 96, "1 to 95"),
+        ("meme_ratio", -0.1, "0 or more"),
+        ("meme_scale", 0, "1 or more"),
+        ("meme_jpeg_quality", 0, "1 or more"),
+        ("meme_jpeg_quality", 96, "95 or less"),
     ],
 )
 def test_numbers_that_draw_no_memes_are_wrong_input(key, value, bound):
     with pytest.raises(InputError) as wrong:
-        replace(SYNTHETIC_CONFIG, **{key: value})
+        build_synthetic_config(**{key: value})
     said = f"params.yaml: formats.synthetic.{key} is {value}: give {bound}"
     assert str(wrong.value) == said
 
 
 @pytest.mark.parametrize(("share", "split"), [(0.0, "test"), (0.01, "test"), (1.0, "train")])
 def test_a_split_without_scenes_for_every_side_is_wrong_input(share, split):
-    said = rf"held_out_pictures is {share}, .* the memes of {split}:"
+    said = rf"held_out_images_fraction is {share}, .* the memes of {split}:"
     with pytest.raises(InputError, match=said):
         next(memes.iter_memes(split, replace(SYNTHETIC_CONFIG, held_out_images_fraction=share)))
 

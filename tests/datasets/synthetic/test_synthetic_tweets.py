@@ -18,6 +18,7 @@ from stages.shared.metrics.grounding import find_stated_values
 from stages.shared.runtime.stage import InputError
 from tests.support.synthetic_corpus import (
     SYNTHETIC_CONFIG,
+    build_synthetic_config,
     find_extra,
     get_scene,
     list_phrase_patterns,
@@ -311,11 +312,11 @@ def test_that_is_so_by_far():
 def test_where_names_are_certain_the_most_probable_tags_are_those_of_counting(monkeypatch, fresh):
     """Few patterns and always a name: the picture's ceiling is above 0, and exact."""
     few = {family: [f"a X {'b ' * (place % 3)}"] for place, family in enumerate(tweets.FAMILIES)}
-    monkeypatch.setattr(tweet_lexicon, "NAMED", few)
+    monkeypatch.setattr(tweet_lexicon, "ENTITY_SENTENCES", few)
     monkeypatch.setattr(tweet_lexicon, "FILLERS", ["c"])
-    monkeypatch.setattr(tweets, "COUNTS", {1: 1, 2: 1})
-    monkeypatch.setattr(tweets, "WEATHER", ["sun", "rain", "snow", "storm"])
-    monkeypatch.setattr(tweets, "PLAIN_COUNTS", (1,))
+    monkeypatch.setattr(tweets, "NAME_COUNT_WEIGHTS", {1: 1, 2: 1})
+    monkeypatch.setattr(tweets, "WEIGHTED_WEATHER", ["sun", "rain", "snow", "storm"])
+    monkeypatch.setattr(tweets, "PLAIN_SENTENCE_COUNTS", (1,))
     rows = simulate("weather", 40_000)
     counts: dict[tuple, Counter] = defaultdict(Counter)
     for message, reading in rows:
@@ -359,11 +360,11 @@ def test_realised_ceilings_are_those_of_the_rule_applied_to_the_tweets(items, ru
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"tweet_rule": "sun"}, "tweet_rule is 'sun': choose one of weather | phrase"),
-        ({"held_out_names": 0.0}, "held_out_names is 0.0: give a share above 0"),
-        ({"held_out_names": 1.0}, "held_out_names is 1.0: give a share above 0"),
+        ({"entity_type_rule": "sun"}, "entity_type_rule is 'sun': choose one of weather | phrase"),
+        ({"held_out_names_fraction": 0.0}, "held_out_names_fraction is 0.0: give more than 0"),
+        ({"held_out_names_fraction": 1.0}, "held_out_names_fraction is 1.0: give less than 1"),
     ],
 )
 def test_wrong_params_are_named(changes, sentence):
     with pytest.raises(InputError, match=sentence.replace("|", r"\|")):
-        replace(SYNTHETIC_CONFIG, **changes)
+        build_synthetic_config(**changes)

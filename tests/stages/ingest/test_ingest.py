@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from stages.ingest import __main__ as ingest
 from stages.ingest.__main__ import IngestConfig, assign_splits_and_languages
 from stages.ingest.record_collector import RecordCollector, assign_split, read_image_file
 from stages.shared.core import schemas
+from stages.shared.core.config import build_config
 from stages.shared.data import image_store
 from stages.shared.data.image_store import ImageError
 from stages.shared.data.records import (
@@ -35,6 +37,7 @@ LIMITS = IngestConfig(
     validation_fraction=0.2,
     test_fraction=0.2,
 )
+MARKDOWN = markdown.MarkdownConfig(suffixes=[".md"], encodings=["utf-8"])
 SPLITS = ["train", "validation", "test"]
 
 
@@ -211,7 +214,7 @@ def test_splits_by_hash_have_their_shares_and_do_not_move_when_records_come():
 
 
 def test_a_larger_test_share_only_takes_records_in():
-    more = IngestConfig(2, MANY, 0.5, validation_fraction=0.2, test_fraction=0.3)
+    more = replace(LIMITS, test_fraction=0.3)
     names = [f"{i:016x}" for i in range(500)]
     before = {name for name in names if assign_split(name, LIMITS) == "test"}
     assert before < {name for name in names if assign_split(name, more) == "test"}
@@ -234,7 +237,7 @@ def test_a_markdown_file_keeps_its_split_when_its_text_is_corrected(tmp_path):
             (tmp_path / "soups").mkdir(exist_ok=True)
             (tmp_path / name).write_text(f"# Soup\n\n{text} in {name!r}")
         corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
-        for row in markdown.read(tmp_path, "articles", markdown.MarkdownConfig([".md"], ["utf-8"])):
+        for row in markdown.read(tmp_path, "articles", MARKDOWN):
             corpus.add(row)
         found = [record["split"] for record in corpus.records.values()]
         assert found == [assign_split(name, LIMITS) for name in sorted(names)]
@@ -326,12 +329,12 @@ def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(t
     rows = whole(*[article(f"bad {i}", image=f"none{i}.png") for i in range(9)])
     source = write_lines(tmp_path / "in", *rows)
     with pytest.raises(InputError) as error:
-        take(source, tmp_path / "out", limits=IngestConfig(2, MANY, 0.1, 0.2, 0.2))
+        take(source, tmp_path / "out", limits=replace(LIMITS, max_rejected_fraction=0.1))
     sentence = str(error.value)
     # 12 articles, each with one picture
-    assert "corpora.corpus: 9 of 24 rows and pictures were rejected" in sentence
+    assert "corpora.corpus: 9 of 24 rows and images were rejected" in sentence
     assert "'missing image' (9; articles.jsonl:4: missing image: none0.png;" in sentence
-    assert "ingest.max_rejected" in sentence and "none3.png" not in sentence
+    assert "ingest.max_rejected_fraction" in sentence and "none3.png" not in sentence
     listed = Path(os.environ["POLYMUSE_HOME"], "rejected", "corpus.jsonl")
     assert str(listed) in sentence and len(listed.read_text().splitlines()) == 9
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
@@ -342,7 +345,7 @@ def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
     records, _ = take(
         write_lines(tmp_path / "in", *rows),
         tmp_path / "o",
-        limits=IngestConfig(2, MANY, 0.125, 0.2, 0.2),
+        limits=replace(LIMITS, max_rejected_fraction=0.125),
     )
     assert len(records) == 4
 
@@ -377,9 +380,11 @@ def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, chang
         (tmp_path / name).mkdir()
     (tmp_path / "blank" / "a.jsonl").write_text("\n\n")
     shutil.copy("params.yaml", tmp_path)
-    given = {"kind": "articles", "format": "jsonl", "path": "empty", **change}
+    options = {"name": "corpus", "kind": "articles", "format": "jsonl", "path": "empty"}
+    options |= {"output": "data/out", **change}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     done = subprocess.run(
-        [sys.executable, "-m", "stages.ingest", "corpus", *given.values(), "data/out"],
+        [sys.executable, "-m", "stages.ingest", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
@@ -389,11 +394,21 @@ def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, chang
     assert "Traceback" not in done.stderr and not list((tmp_path / "data").glob("*"))
 
 
-@pytest.mark.parametrize("values", [(0, 0.1, 0.1), (300, 0.1, 0.1), (8, 0.5, 0.5), (8, -0.1, 0.2)])
-def test_params_that_cannot_work_are_named(values):
-    shards, validation, test = values
-    with pytest.raises(InputError, match=r"params\.yaml: ingest\.(shards|validation)"):
-        IngestConfig(shards, MANY, 0.2, validation, test)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_shards": 0}, r"ingest\.num_shards is 0: give 1 or more"),
+        ({"num_shards": 300}, r"ingest\.num_shards is 300: give 256 or less"),
+        (
+            {"validation_fraction": 0.5, "test_fraction": 0.5},
+            r"ingest: validation_fraction 0\.5 and test_fraction 0\.5 leave no training data",
+        ),
+        ({"validation_fraction": -0.1}, r"ingest\.validation_fraction is -0\.1: give 0 or more"),
+    ],
+)
+def test_invalid_params_are_rejected_by_name(changes, message):
+    with pytest.raises(InputError, match=rf"params\.yaml: {message}"):
+        build_config(IngestConfig, asdict(LIMITS) | changes, "ingest")
 
 
 def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):

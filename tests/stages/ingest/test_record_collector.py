@@ -1,10 +1,10 @@
-"""What ingest does with tweets and posts; of articles and captions, tests/stages/ingest/test_ingest.py."""
+"""Tests of ingest on tweets and posts; test_ingest.py has those on articles and captions."""
 
 from dataclasses import replace
 
 import pytest
 
-from stages.ingest.__main__ import IngestConfig, check_rejected, check_splits, summarize_corpus
+from stages.ingest.__main__ import check_rejected, check_splits, summarize_corpus
 from stages.ingest.record_collector import RecordCollector
 from stages.shared.core import schemas
 from stages.shared.data.records import (
@@ -47,8 +47,8 @@ def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, pic
     if isinstance(picture, ImageFile):
         picture = replace(picture, folder=tmp_path)
     fact = Fact(0, "place", "beach")
-    corpus.take(replace(item, picture=picture, facts=[fact]))
-    assert only(corpus)["image"] is None and corpus.rows == 2
+    corpus.add(replace(item, image=picture, facts=[fact]))
+    assert only(corpus)["image"] is None and corpus.num_rows == 2
     assert [row["reason"][: len(reason)] for row in corpus.rejected] == [reason]
     assert corpus.facts == []  # of a picture that is not there
     assert summarize_corpus(corpus, kind)["without_picture"]["train"] == 1
@@ -59,7 +59,7 @@ def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, pic
 
 @pytest.mark.parametrize("item", [TWEET, POST])
 def test_a_good_picture_and_its_facts_are_kept(corpus, item):
-    corpus.take(replace(item, picture=RED, facts=[Fact(0, "place", "beach")]))
+    corpus.add(replace(item, image=RED, facts=[Fact(0, "place", "beach")]))
     assert len(only(corpus)["image"]) == 64 and corpus.rejected == []
     fact = {"record": only(corpus)["id"], "position": 0, "slot": "place", "value": "beach"}
     assert corpus.facts == [fact]
@@ -68,41 +68,41 @@ def test_a_good_picture_and_its_facts_are_kept(corpus, item):
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (replace(TWEET, words=[], entity_type_map=[]), "empty text: the tweet has no word"),
-        (replace(TWEET, entity_type_map=["O"]), "wrong count: 2 words have 1 tags"),
+        (replace(TWEET, words=[], tags=[]), "empty text: the tweet has no word"),
+        (replace(TWEET, tags=["O"]), "wrong count: 2 words have 1 tags"),
         (replace(TWEET, words=["at", ""]), "empty text: word 2 has no character"),
         (replace(TWEET, words=["at", "\ud800"]), "undecodable text: "),
         (
-            replace(TWEET, entity_type_map=["O", "LOC"]),
+            replace(TWEET, tags=["O", "LOC"]),
             "unknown tag: 'LOC' of word 2, neither O, B-* nor I-*",
         ),
-        (replace(TWEET, entity_type_map=["O", "B-"]), "unknown tag: 'B-'"),
-        (replace(POST, text_version=" \n"), "empty text: the post has none"),
-        (replace(POST, text_version="\ud800"), "undecodable text: "),
+        (replace(TWEET, tags=["O", "B-"]), "unknown tag: 'B-'"),
+        (replace(POST, text=" \n"), "empty text: the post has none"),
+        (replace(POST, text="\ud800"), "undecodable text: "),
         (replace(POST, label="happy"), "unknown label: 'happy' is none of negative, neutral"),
     ],
 )
 def test_an_item_of_no_use_is_rejected(corpus, item, reason):
-    corpus.take(item)
+    corpus.add(item)
     assert corpus.records == {} and corpus.rejected[0]["reason"].startswith(reason)
 
 
 def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
     items = [
         TWEET,
-        replace(TWEET, entity_type_map=["O", "B-ORG"]),
+        replace(TWEET, tags=["O", "B-ORG"]),
         replace(TWEET, words=["At", "York"]),
-        replace(TWEET, picture=RED),
-        replace(TWEET, picture=ImageBytes(encoded("blue"))),
+        replace(TWEET, image=RED),
+        replace(TWEET, image=ImageBytes(encoded("blue"))),
         POST,
         replace(POST, label="neutral"),
-        replace(POST, picture=RED),
+        replace(POST, image=RED),
     ]
     for item in items:
-        corpus.take(item)
+        corpus.add(item)
     assert len(corpus.records) == len(items)
     for item in items:
-        corpus.take(replace(item, source="again", split="test"))
+        corpus.add(replace(item, source="again", split="test"))
     assert len(corpus.records) == len(items)
     assert {row["reason"] for row in corpus.rejected} == {
         "duplicate id: the same tweet as t:1",
@@ -113,27 +113,25 @@ def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
 @pytest.mark.parametrize("item", [TWEET, POST])
 def test_where_there_is_no_picture_the_id_of_the_source_stands_for_it(corpus, item):
     for key in "ab":
-        corpus.take(replace(item, key=key))
-    corpus.take(replace(item, key="c", picture=RED))
-    corpus.take(replace(item, key="d", picture=RED))
+        corpus.add(replace(item, key=key))
+    corpus.add(replace(item, key="c", image=RED))
+    corpus.add(replace(item, key="d", image=RED))
     assert len(corpus.records) == 3
     assert [row["id"] for row in corpus.rejected] == ["d"]
 
 
 def test_rows_that_are_left_out_count_for_nothing_and_are_told(corpus):
-    corpus.params = IngestConfig(
-        1, 10**6, max_rejected_fraction=0.0, validation_fraction=0.2, test_fraction=0.2
-    )
+    corpus.params = replace(LIMITS, max_rejected_fraction=0.0)
     meant = Rejection("p:2", "contradiction: the text is positive", "2", intentional=True)
-    corpus.take(meant)
+    corpus.add(meant)
     with pytest.raises(InputError, match="all 1 rows were left out, most often for 'contradicti"):
         check_rejected(corpus, "posts")
-    corpus.take(POST)
+    corpus.add(POST)
     check_rejected(corpus, "posts")
     assert summarize_corpus(corpus, "posts")["rejected"] == {"contradiction": 1}
     assert summarize_corpus(corpus, "posts")["labels"]["train"] == {"positive": 1}
-    corpus.take(replace(meant, meant=False))
-    with pytest.raises(InputError, match="1 of 2 rows and pictures were rejected"):
+    corpus.add(replace(meant, intentional=False))
+    with pytest.raises(InputError, match="1 of 2 rows and images were rejected"):
         check_rejected(corpus, "posts")
 
 
@@ -159,8 +157,8 @@ def test_tweets_and_posts_need_something_to_train_on_and_something_to_score(spli
 
 
 def test_the_summary_of_tweets_counts_entities_and_tags_that_stand_alone(corpus):
-    corpus.take(TWEET)
-    corpus.take(replace(TWEET, entity_type_map=["I-PER", "I-LOC"], split="test"))
+    corpus.add(TWEET)
+    corpus.add(replace(TWEET, tags=["I-PER", "I-LOC"], split="test"))
     counts = summarize_corpus(corpus, "tweets")
     assert counts["entities"] == {
         "train": {"LOC": 1},

@@ -23,7 +23,17 @@ def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rej
     corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
     corpus.add(drawn(contents))
     (record,) = corpus.records.values()
-    params = chunk.ChunkConfig(["articles"], "first", 1, "article", "others", 0, 0.0, 1.0, 8)
+    params = chunk.ChunkConfig(
+        corpora=["articles"],
+        leading_text="first",
+        min_characters=1,
+        rejected_from="article",
+        single_chunk_articles="others",
+        seed=0,
+        min_similarity=0.0,
+        max_similarity=1.0,
+        max_rejected_per_chosen=8,
+    )
     hashes = {one["position"]: one["image"] for one in chunk.chunk_article(record, params)}
     truth = {fact["position"]: fact["value"] for fact in corpus.facts}
     assert truth == {0: "place 0", 1: "place 2", 2: "place 3"}
