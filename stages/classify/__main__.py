@@ -33,7 +33,7 @@ def main(
     target: Path,
 ) -> None:
     with atomic_output_dir(target) as folder:
-        found, parameters = paper.label(name, kind, folders, params)
+        found, parameters = paper.classify(name, kind, folders, params)
         for table, schema in paper.TABLES.items():
             schemas.write_parquet(folder / f"{table}.parquet", found[table], schema)
         counts = json.dumps(parameters, indent=1)

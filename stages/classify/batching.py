@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stages.shared.runtime.progress import progress_bar
-from stages.shared.training.loop import Batch, to_device
+from stages.shared.training.batching import Batch, to_device
 
 CLASSIFIED_SPLITS = ("validation", "test")
 INPUT_MODES = ("both", "text", "picture")

@@ -80,7 +80,7 @@ def attention_rows(
         for place, index in enumerate(indices):
             spelt, row = items.subwords(index), items.rows[index]
             for modality, weights, tokens in (
-                ("text", look.words, spelt),
+                ("text", look.subwords, spelt),
                 ("picture", look.regions, []),
             ):
                 if weights is not None and row["text" if modality == "text" else "image"]:

@@ -24,7 +24,7 @@ from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.metrics.common import evenly_spaced_indices
 from stages.shared.torch_setup.devices import inference_context
-from stages.shared.training.loop import to_device
+from stages.shared.training.batching import to_device
 
 TABLES = {
     "labels": schemas.LABEL_PREDICTIONS,
@@ -108,7 +108,7 @@ def exchange_rows(
         for trace in reader.paper.attention_maps(reader.model, batch):
             of_texts, of_pictures = zip(trace.weights, trace.exchanged, strict=True)
             for place, index in enumerate(indices):
-                spelt = items.subwords[index].spelt
+                spelt = items.subwords[index].tokens
                 key = {"record": items.rows[index]["id"], "layer": trace.layer}
                 text = exchange_columns(*(values[place, : len(spelt)] for values in of_texts))
                 picture = exchange_columns(*(values[place] for values in of_pictures))
@@ -126,7 +126,7 @@ def generated_image_rows(
     reader: MuseClassifier, items: TextImageDataset, places: list[int], params: ClassifyConfig
 ) -> Rows:
     """DRAWN of some items: `samples` pictures from the text of each."""
-    if not (reader.model.network.use_drawing and places):
+    if not (reader.model.network.use_image_generation and places):
         return []
     device = next(reader.model.parameters()).device
     shown = to_device(

@@ -43,7 +43,7 @@ def main(
         stage="evaluate_classifier", name=name, params={"score": asdict(params)}
     ) as tracked:
         with atomic_output_dir(target) as folder:
-            found, rows = paper.score(labels, load_ceilings(ingest), params)
+            found, rows = paper.compute_metrics(labels, load_ceilings(ingest), params)
             result = round_metrics(found)
             text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")

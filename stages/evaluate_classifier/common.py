@@ -4,27 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from stages.shared.core import schemas
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.metrics.common import compare_to_ceiling
-from stages.shared.runtime.stage import InputError
 
 Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
 
 
 @config_class
 class EvaluateClassifierConfig:
-    num_bootstrap_samples: int
+    num_bootstrap_samples: int = Field(ge=2, description="draws for the standard errors of F1")
     seed: int
     max_below_ceiling: float
     max_above_ceiling_standard_errors: float
-
-    def __post_init__(self) -> None:
-        """Raises WrongInput if there are too few draws to spread."""
-        if self.num_bootstrap_samples < 2:
-            raise InputError(
-                f"params.yaml: score.draws is {self.num_bootstrap_samples}: give 2 or more"
-            )
 
 
 def load_ceilings(ingest: Path) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: P
             reader, steps, items = paper.train(name, run, sources, kind, tracked.log_metrics)
             paper.save(reader, folder / "model", encoder)
             history.write_history(folder / "history.csv", steps)
-        counts = {"items": len(items), "items_cut": items.cut, **reader.config["parameters"]}
-        tracked.log_metrics(counts, run.training.steps)
+        counts = {"items": len(items), "items_cut": items.num_truncated, **reader.config["parameters"]}
+        tracked.log_metrics(counts, run.training.max_steps)
         tracked.log_artifact_hash(target / "model", "model")
         tracked.log_model(target / "model", "model")
 

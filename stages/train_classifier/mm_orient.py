@@ -15,16 +15,9 @@ from stages.models.mm_orient.checkpoint import MmOrientClassifier, MmOrientRun, 
 from stages.models.mm_orient.dataset import UNLABELED, MemeDataset
 from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import InputError
-from stages.shared.training.loop import (
-    Batch,
-    ValidationResult,
-    average_item_metrics,
-    fingerprint,
-    fit,
-    seed_everything,
-    shuffled_batch,
-    to_device,
-)
+from stages.shared.training.batching import Batch, shuffled_batch, to_device
+from stages.shared.training.checkpoint import fingerprint
+from stages.shared.training.loop import ValidationResult, average_item_metrics, fit, seed_everything
 
 __all__ = ["RUN_CONFIG", "save", "train"]  # what stages/train_classifier/__main__.py asks for
 RUN_CONFIG = MmOrientRun

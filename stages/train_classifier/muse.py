@@ -16,16 +16,9 @@ from stages.models.muse.dataset import Task, TextImageDataset
 from stages.shared.features import store as feature_store
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.runtime.stage import InputError
-from stages.shared.training.loop import (
-    Batch,
-    ValidationResult,
-    average_item_metrics,
-    fingerprint,
-    fit,
-    length_bucketed_batch,
-    seed_everything,
-    to_device,
-)
+from stages.shared.training.batching import Batch, length_bucketed_batch, to_device
+from stages.shared.training.checkpoint import fingerprint
+from stages.shared.training.loop import ValidationResult, average_item_metrics, fit, seed_everything
 
 __all__ = ["RUN_CONFIG", "save", "train"]  # what stages/train_classifier/__main__.py asks for
 RUN_CONFIG = MuseRun
@@ -97,7 +90,7 @@ def train(
         run.training,
         name=f"train_classifier@{name}",
         key=fingerprint([run, reader.config, reader.model], folders),
-        rates=muse_checkpoint.lr_multipliers(run),
+        lr_multipliers=muse_checkpoint.lr_multipliers(run),
         validate=build_validator(reader, held_out, run.eval_batch_size) if len(held_out) else None,
         log=log,
     )

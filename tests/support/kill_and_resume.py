@@ -10,20 +10,21 @@ from tests.support.project_files import ROOT
 
 
 def run_killed_and_uninterrupted(
-    stage: str, key: str, given: list[Path], folder: Path
+    stage: str, options: dict[str, str | Path], folder: Path
 ) -> tuple[Path, Path]:
     """The folders that a killed and an undisturbed run of a stage wrote; nothing before its end."""
 
     def start(target: str, home: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"stages.{stage}", key, *given, folder / target]
+        arguments = options | {"output": folder / target}
+        command = [f"--{name}={value}" for name, value in arguments.items()]
         return subprocess.Popen(
-            [str(word) for word in command],
+            [sys.executable, "-m", f"stages.{stage}", *command],
             env=os.environ | {"PYTHONPATH": str(ROOT), "POLYMUSE_HOME": str(folder / home)},
             stderr=subprocess.DEVNULL,
         )
 
     killed = start("killed", "one")
-    checkpoints = folder / "one" / "checkpoints" / f"{stage}@{key}"
+    checkpoints = folder / "one" / "checkpoints" / f"{stage}@{options['run']}"
     while not list(checkpoints.glob("*.pt")) and killed.poll() is None:
         time.sleep(0.005)
     killed.kill()

@@ -105,29 +105,35 @@ def create_project(folder: Path, changes: dict | None = None) -> None:
     """
     write_bert(folder / "bert")
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["training"]["checkpoint_seconds"] = 0.0
+    params["training"]["checkpoint_interval_seconds"] = 0.0
     network = params["models"]["muse"]["network"]
-    network |= {"d_model": 16, "layers": 2, "heads": 2, "d_ff": 32, "dropout": 0.0, "mu": 1}
-    network |= {"eta": 2, "theta": 0.3, "missing_picture": 0.0, "missing_text": 0.0}
+    network |= {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "dropout": 0.0, "mu": 1}
+    network |= {"eta": 2, "theta": 0.3, "image_drop_prob": 0.0, "text_drop_prob": 0.0}
     network |= {"head": "mlp", "head_dropout": 0.0, "norm": "pre", "exchange": "replace"}
-    network |= {"at_least": 1, "selection": "cls_attention", "count": "floor", "fusion": "exchange"}
-    network |= {"picture_of_word": "mean", "share_projection": False, "masks": "respected"}
-    network["captioning"] |= {"min_count": 1, "at_most": 8, "alpha": 0.1}
-    network["captioning"]["decoder"] |= {"embed": 8, "hidden": 8, "attention": 8, "dropout": 0.0}
-    network["drawing"] |= {"items": 2, "rate": 1.0, "beta": 0.1}
-    network["drawing"]["decoder"] |= {"size": 4, "filters": 4, "mixtures": 2, "dropout": 0.0}
+    network |= {"min_exchanged_tokens": 1, "token_selection": "cls_attention", "exchange_count": "floor", "fusion": "exchange"}
+    network |= {"image_pooling": "mean", "share_projection": False, "padding_mask": "respected"}
+    network["captioning"] |= {"min_count": 1, "max_length": 8, "alpha": 0.1}
+    network["captioning"]["decoder"] |= {"embedding_dim": 8, "hidden_size": 8, "attention_dim": 8, "dropout": 0.0}
+    network["image_generation"] |= {"max_images_per_batch": 2, "lr_multiplier": 1.0, "beta": 0.1}
+    network["image_generation"]["decoder"] |= {"image_size": 4, "num_filters": 4}
+    network["image_generation"]["decoder"] |= {"num_mixtures": 2, "dropout": 0.0}
     for name in CORPUS_KINDS:
         run = params["classifiers"][name]
         run["text"] |= {
             "encoder": str(folder / "bert"),
-            "tuned": 1,
-            "pieces": MAX_SUBWORDS,
-            "rate": 1.0,
+            "num_tuned_layers": 1,
+            "max_subwords": MAX_SUBWORDS,
+            "lr_multiplier": 1.0,
         }
-        run["picture"]["grid"] = 2
-        run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.05, "validate_every": 4}
-        run["batch"] = 3
-    params["classify"] |= {"examples": 3, "drawn": 2, "samples": 2, "embedded": 4}
+        run["image"]["grid_size"] = 2
+        run["training"] |= {"max_steps": 12, "batch_size": 4, "learning_rate": 0.05, "eval_steps": 4}
+        run["eval_batch_size"] = 3
+    params["classify"] |= {
+        "num_examples": 3,
+        "num_generation_examples": 2,
+        "num_images_per_prompt": 2,
+        "num_projection_samples": 4,
+    }
     for key, value in (changes or {}).items():
         *above, last = key.split(".")
         section = params

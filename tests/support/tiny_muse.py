@@ -13,52 +13,61 @@ WITHOUT_IMAGE, WITHOUT_TEXT = (1, 4), (6,)
 
 
 def build_model_config(**changes) -> ModelConfig:
-    """Keys of captioning and drawing are given as captioning__alpha and the like."""
+    """Keys of captioning and drawing are given as captioning__alpha or image_generation__beta."""
     captioning = {
         "alpha": 0.1,
         "min_count": 1,
-        "at_most": 6,
+        "max_length": 6,
         "decoder": show_attend_tell.ShowAttendTellConfig(
-            8, 8, 8, dropout=0.0, doubly_stochastic_weight=1.0
+            embedding_dim=8,
+            hidden_size=8,
+            attention_dim=8,
+            dropout=0.0,
+            doubly_stochastic_weight=1.0,
         ),
     }
     decoder = pixelcnn.PixelCNNConfig(
         image_size=4, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0
     )
-    drawing = {"beta": 0.1, "rate": 1.0, "items": 8, "decoder": decoder}
+    image_generation = {
+        "beta": 0.1,
+        "lr_multiplier": 1.0,
+        "max_images_per_batch": 8,
+        "decoder": decoder,
+    }
     values = {
         "d_model": 8,
-        "layers": 3,
-        "heads": 2,
+        "num_layers": 3,
+        "num_heads": 2,
         "d_ff": 16,
         "dropout": 0.0,
         "norm": "pre",
         "mu": 2,
         "eta": 3,
         "theta": 0.3,
-        "at_least": 1,
+        "min_exchanged_tokens": 1,
         "exchange": "replace",
-        "selection": "cls_attention",
-        "count": "floor",
-        "masks": "respected",
+        "token_selection": "cls_attention",
+        "exchange_count": "floor",
+        "padding_mask": "respected",
         "fusion": "exchange",
-        "picture_of_word": "mean",
+        "image_pooling": "mean",
         "head": "mlp",
         "head_dropout": 0.0,
         "share_projection": False,
         "sigma": 1.0,
         "use_captioning": True,
-        "use_drawing": True,
-        "missing_picture": 0.0,
-        "missing_text": 0.0,
+        "use_image_generation": True,
+        "image_drop_prob": 0.0,
+        "text_drop_prob": 0.0,
     }
-    parts = {"captioning": captioning, "drawing": drawing}
+    parts = {"captioning": captioning, "image_generation": image_generation}
     for name, value in changes.items():
         part, _, key = name.rpartition("__")
         (parts[part] if part else values)[key] = value
     return ModelConfig(
         captioning=CaptioningConfig(**captioning),
-        image_generation=DrawingConfig(**drawing),
+        image_generation=DrawingConfig(**image_generation),
         **values,
     )
 
@@ -95,7 +104,9 @@ class FlatImageEncoder(nn.Module):
 def build_model(task: str = "entities", pixels: bool = False, width: int = 6, **changes) -> Model:
     torch.manual_seed(0)
     labels = TAGS if task == "entities" else LABELS
-    shapes = InputDims(task, labels, text_width=width, cells=CELLS, cell_width=6, words=WORDS)
+    shapes = InputDims(
+        task=task, labels=labels, text_width=width, cells=CELLS, cell_width=6, words=WORDS
+    )
     return Model(
         build_model_config(**changes),
         shapes,
@@ -144,18 +155,18 @@ def to_double(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
 
 
-TEXT_ONLY = {"fusion": "text", "use_captioning": False, "use_drawing": False}
+TEXT_ONLY = {"fusion": "text", "use_captioning": False, "use_image_generation": False}
 VARIANTS = [
     {},
     {"norm": "post", "exchange": "residual", "head": "linear"},
-    {"count": "quantile", "share_projection": True},
-    {"selection": "norm", "picture_of_word": "attention"},
-    {"selection": "random", "picture_of_word": "cell"},
+    {"exchange_count": "quantile", "share_projection": True},
+    {"token_selection": "norm", "image_pooling": "attention"},
+    {"token_selection": "random", "image_pooling": "cell"},
     {"fusion": "concatenation", "norm": "post"},
     {"fusion": "cross_attention"},
-    {"fusion": "cross_attention", "norm": "post", "use_drawing": False},
+    {"fusion": "cross_attention", "norm": "post", "use_image_generation": False},
     {"use_captioning": False},
-    {"use_captioning": False, "use_drawing": False},
+    {"use_captioning": False, "use_image_generation": False},
     TEXT_ONLY,
 ]
 

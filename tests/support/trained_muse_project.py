@@ -15,7 +15,7 @@ from tests.support.color_caption_corpus import make_image
 from tests.support.tiny_clip import save_clip
 
 GRID_CHANGES = {
-    f"classifiers.{name}.picture.grid": 2 for name in muse_corpus.CORPUS_KINDS
+    f"classifiers.{name}.image.grid_size": 2 for name in muse_corpus.CORPUS_KINDS
 }  # the encoder has four patches
 RED_IMAGE = make_image("red", 99)["bytes"]
 

@@ -45,7 +45,7 @@ from stages.shared.modeling.registry import load_paper
 from stages.shared.modeling.state_dict import untied_state_dict
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
-from stages.shared.training.loop import Schedule
+from stages.shared.training.schedule import Schedule
 
 
 @config_class
@@ -110,7 +110,7 @@ def lr_multipliers(run: MuseRun) -> dict[str, float]:
     return {
         "text_encoder.": run.text.lr_multiplier,
         "image_encoder.": run.image.lr_multiplier,
-        "drawer.": load_model_config(run).drawing.rate,
+        "drawer.": load_model_config(run).image_generation.lr_multiplier,
     }
 
 
@@ -179,9 +179,9 @@ def _build_classifier(module: ModuleType, model: torch.nn.Module, config: dict) 
         text_encoder=model.text_encoder,
         labels=config["labels"],
         vocabulary=Vocabulary.from_json(config["vocabulary"]),
-        max_caption_ids=sizes.captioning.at_most,
-        drawing_size=sizes.drawing.decoder.size if sizes.use_drawing else None,
-        image_size=None if picture.encoder == PRECOMPUTED_PATCHES else picture.size,
+        max_caption_ids=sizes.captioning.max_length,
+        drawing_size=sizes.image_generation.decoder.image_size if sizes.use_image_generation else None,
+        image_size=None if picture.encoder == PRECOMPUTED_PATCHES else picture.image_size,
     )
     return MuseClassifier(module, model, coding, config)
 
@@ -198,7 +198,7 @@ def save(reader: MuseClassifier, folder: Path, encoder: Path) -> None:
 
 def state_dict_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
     """The weights that the folder must hold: not those of an installed package."""
-    left_out = {f"text_encoder.{name}" for name in model.text_encoder.unsaved()}
+    left_out = {f"text_encoder.{name}" for name in model.text_encoder.excluded_weights()}
     return {name: value for name, value in untied_state_dict(model).items() if name not in left_out}
 
 

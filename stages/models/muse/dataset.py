@@ -27,7 +27,7 @@ from stages.shared.core import schemas
 from stages.shared.data.records import SPLITS
 from stages.shared.features.store import Features
 from stages.shared.modeling.topics import pad_sequences
-from stages.shared.training.loop import Batch
+from stages.shared.training.batching import Batch
 
 CorpusKind = Literal["tweets", "posts"]
 Task = Literal["entities", "sentiment"]

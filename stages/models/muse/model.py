@@ -60,10 +60,11 @@ from torchcrf import CRF
 
 from stages.models.muse import pixelcnn, show_attend_tell
 from stages.models.muse.transformer import TransformerLayer
-from stages.shared.core.config import Field, config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 from stages.shared.modeling.layers import gather_rows, masked_mean, scatter_rows
 from stages.shared.modeling.modality_dropout import drop_modality
-from stages.shared.training.loop import Batch, LossTerms
+from stages.shared.training.batching import Batch
+from stages.shared.training.loop import LossTerms
 
 KINDS = ("tweets", "posts")  # of corpora
 ModalityPair = tuple[Tensor, Tensor]  # of the text and of the picture
@@ -116,20 +117,22 @@ class ModelConfig:
     text_drop_prob: float = Field(ge=0)
 
     def __post_init__(self) -> None:
-        raise_on_faults(
-            {
-                f"mu and eta must be 1 <= mu <= eta <= layers, which is {self.num_layers}": (
-                    not 1 <= self.mu <= self.eta <= self.num_layers
-                ),
-                "missing_picture + missing_text pass 1": (
-                    self.image_drop_prob + self.text_drop_prob > 1
-                ),
-                "heads must divide d_model": self.d_model % self.num_heads > 0,
-                "fusion text has no regularisers: set use_captioning and use_drawing to false": (
-                    self.fusion == "text" and (self.use_captioning or self.use_image_generation)
-                ),
-            }
-        )
+        if not 1 <= self.mu <= self.eta <= self.num_layers:
+            raise ValueError(
+                f"mu is {self.mu} and eta is {self.eta}: give 1 <= mu <= eta <= num_layers "
+                f"({self.num_layers})"
+            )
+        if self.image_drop_prob + self.text_drop_prob > 1:
+            raise ValueError("image_drop_prob + text_drop_prob exceeds 1: lower one of them")
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model is {self.d_model}: give a multiple of num_heads ({self.num_heads})"
+            )
+        if self.fusion == "text" and (self.use_captioning or self.use_image_generation):
+            raise ValueError(
+                "fusion text has no regularizers: set use_captioning and use_image_generation to "
+                "false"
+            )
 
     def is_fusion_layer(self, layer: int) -> bool:
         """Whether the modalities meet in a layer, counted from 1."""
@@ -281,12 +284,12 @@ class CrossTransformer(nn.Module):
             if fuses and fusion == "cross_attention":
                 (text, picture), (of_text, of_picture) = streams, masks
                 streams = (
-                    layer.look_across(text, picture, of_picture),
-                    layer.look_across(picture, text, of_text),
+                    layer.cross_attention(text, picture, of_picture),
+                    layer.cross_attention(picture, text, of_text),
                 )
             elif fuses and fusion == "exchange":
                 streams, chosen = self.apply_exchange(streams, masks, weights, both, number)
-            streams = tuple(map(layer.feed, streams))
+            streams = tuple(map(layer.feed_forward, streams))
             traces.append(LayerTrace(number, tuple(w[:, 1:] for w in weights), chosen))
         return tuple(map(self.norm, streams)), traces
 

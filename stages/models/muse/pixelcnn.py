@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from stages.shared.core.config import Field, config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 
 LEVELS = 256
 HALF_LEVEL = 1 / (LEVELS - 1)  # of the range from -1 to 1
@@ -55,12 +55,11 @@ class PixelCNNConfig:
     dropout: float = Field(ge=0, lt=1)
 
     def __post_init__(self) -> None:
-        raise_on_faults(
-            {
-                f"size is {self.image_size}, and pictures are halved twice: give a multiple of "
-                f"{DOWNSAMPLING}": self.image_size % DOWNSAMPLING > 0
-            }
-        )
+        if self.image_size % DOWNSAMPLING:
+            raise ValueError(
+                f"image_size is {self.image_size} and is halved twice: give a multiple of "
+                f"{DOWNSAMPLING}"
+            )
 
 
 def uint8_to_float(pixels: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ from tests.support import muse_corpus
 from tests.support.muse_corpus import CORPUS_KINDS
 
 RESNET = {
-    "classifiers.muse_sentiment.picture.encoder": "resnet18",
-    "classifiers.muse_sentiment.picture.size": 64,
-    "classifiers.muse_sentiment.picture.grid": 2,
-    "classifiers.muse_sentiment.training.steps": 2,
+    "classifiers.muse_sentiment.image.encoder": "resnet18",
+    "classifiers.muse_sentiment.image.image_size": 64,
+    "classifiers.muse_sentiment.image.grid_size": 2,
+    "classifiers.muse_sentiment.training.max_steps": 2,
 }
 MINILM = {
-    f"classifiers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("tuned", 0)]
+    f"classifiers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("num_tuned_layers", 0)]
 }
 
 
@@ -89,7 +89,7 @@ def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, 
 
 
 def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
-    folder = place(MINILM | {"classifiers.muse_sentiment.training.steps": 1})
+    folder = place(MINILM | {"classifiers.muse_sentiment.training.max_steps": 1})
     given = muse_corpus.write_corpus(folder, "posts")
     reader = muse_corpus.train_classifier("muse_sentiment", given)
     muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
@@ -103,31 +103,31 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("classifiers.muse_sentiment.batch", 0, "classifiers.muse_sentiment: batch is 0"),
-        ("classifiers.muse_sentiment.training.batch", 0, "muse_sentiment.training: batch is 0"),
-        ("classifiers.muse_sentiment.training.steps", -1, "muse_sentiment.training: steps is -1"),
-        ("classifiers.muse_sentiment.text.pieces", 0, "muse_sentiment.text: pieces is 0: give 1"),
-        ("classifiers.muse_sentiment.text.rate", -1.0, "muse_sentiment.text: rate is -1.0: give 0"),
-        ("classifiers.muse_sentiment.text.tuned", 9, "has 3 layers, and tuned is 9: give 0 to 3"),
+        ("classifiers.muse_sentiment.eval_batch_size", 0, "muse_sentiment.eval_batch_size is 0"),
+        ("classifiers.muse_sentiment.training.batch_size", 0, "muse_sentiment.training.batch_size is 0"),
+        ("classifiers.muse_sentiment.training.max_steps", -1, "training.max_steps is -1"),
+        ("classifiers.muse_sentiment.text.max_subwords", 0, "text.max_subwords is 0: give 1"),
+        ("classifiers.muse_sentiment.text.lr_multiplier", -1.0, "text.lr_multiplier is -1.0: give 0"),
+        ("classifiers.muse_sentiment.text.num_tuned_layers", 9, "is 9: give 0 to 3"),
         (
             "classifiers.muse_sentiment.text.encoder",
             "no-such-bert",
             "text encoder no-such-bert could",
         ),
         ("classifiers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
-        ("classifiers.muse_sentiment.picture.grid", 0, "muse_sentiment.picture: grid is 0: give 1"),
-        ("classifiers.muse_sentiment.picture.size", 32, "picture: size is 32: give 33 or more"),
-        ("classifiers.muse_sentiment.picture.rate", -1.0, "picture: rate is -1.0: give 0 or more"),
+        ("classifiers.muse_sentiment.image.grid_size", 0, "image.grid_size is 0: give 1"),
+        ("classifiers.muse_sentiment.image.image_size", 32, "image.image_size is 32: give 33 or more"),
+        ("classifiers.muse_sentiment.image.lr_multiplier", -1.0, "image.lr_multiplier is -1.0: give 0 or more"),
         (
-            "classifiers.muse_sentiment.picture.encoder",
+            "classifiers.muse_sentiment.image.encoder",
             "resnet19",
-            "picture.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
+            "image.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
         ),
-        ("models.muse.network.theta", 1.0, "models.muse.network: theta is 1.0: give 0"),
-        ("models.muse.network.captioning.at_most", 2, "network.captioning: at_most is 2: give 3"),
-        ("models.muse.network.captioning.decoder.embed", 0, "captioning.decoder: embed is 0"),
-        ("models.muse.network.drawing.items", 0, "network.drawing: items is 0: give 1"),
-        ("models.muse.network.drawing.decoder.size", 6, "drawing.decoder: size is 6, and pictures"),
+        ("models.muse.network.theta", 1.0, "models.muse.network.theta is 1.0: give less than 1"),
+        ("models.muse.network.captioning.max_length", 2, "captioning.max_length is 2: give 3"),
+        ("models.muse.network.captioning.decoder.embedding_dim", 0, "decoder.embedding_dim is 0"),
+        ("models.muse.network.image_generation.max_images_per_batch", 0, "max_images_per_batch is 0: give 1"),
+        ("models.muse.network.image_generation.decoder.image_size", 6, "image_size is 6 and is halved twice"),
     ],
 )
 def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, said):
@@ -149,8 +149,8 @@ def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> 
 
 
 def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
-    monkeypatch.setattr(resnet, "_fill", lambda net, name: None)  # in the place of the download
-    folder = place(RESNET | {"classifiers.muse_sentiment.picture.weights": "default"})
+    monkeypatch.setattr(resnet, "_load_pretrained_weights", lambda net, name: None)  # in the place of the download
+    folder = place(RESNET | {"classifiers.muse_sentiment.image.weights": "default"})
     reader = created(folder)
     frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
     stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
@@ -214,7 +214,7 @@ def test_cells_of_a_resnet_are_those_of_its_grid(place):
 
 
 def test_pretrained_weights_learn_at_rates_of_their_own(place):
-    folder = place({"classifiers.muse_sentiment.text.rate": 0.25})
+    folder = place({"classifiers.muse_sentiment.text.lr_multiplier": 0.25})
     rates = muse_checkpoint.lr_multipliers(muse_corpus.load_run_config("muse_sentiment"))
     assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
     names = [name for name, _ in created(folder).model.named_parameters()]
@@ -250,7 +250,7 @@ def test_weights_of_another_model_are_one_sentence(place):
     folder = place()
     muse_checkpoint.save(created(folder), folder / "model", muse_corpus.write_encoder_dir(folder))
     config = json.loads((folder / "model" / "config.json").read_text())
-    config["network"]["use_drawing"] = False
+    config["network"]["use_image_generation"] = False
     (folder / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="holds weights of another model"):
         muse_checkpoint.restore(folder / "model")
@@ -271,7 +271,7 @@ def test_a_picture_that_ingest_did_not_keep_is_one_sentence(place):
     reader = created(folder)
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
     rows = muse_dataset.load_splits(clean, "posts")["test"]
-    with pytest.raises(InputError, match="lacks the picture"):
+    with pytest.raises(InputError, match="lacks the image"):
         reader.build_dataset(rows, feature_store.read_features(embed), folder / "elsewhere")
 
 

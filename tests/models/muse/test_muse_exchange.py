@@ -25,7 +25,7 @@ def chosen_by_loop(scores, mask, network):
         valid = [token for token in range(scores.shape[1]) if mask[item, token]]
         number = math.floor(network.theta * len(valid) + 1e-9)
         if network.theta > 0:
-            number = max(number, network.at_least)
+            number = max(number, network.min_exchanged_tokens)
         number = min(number, len(valid) - 1)
         for token in sorted(valid, key=lambda token: (scores[item, token].item(), token))[
             : max(number, 0)
@@ -90,7 +90,7 @@ def exchanged_by_loop(streams, masks, chosen, network):
     for item in range(len(streams[0])):
         means = []
         for x, mask in zip(streams, masks, strict=True):
-            first = 0 if network.masks == "ignored" else 1
+            first = 0 if network.padding_mask == "ignored" else 1
             tokens = [x[item, t] for t in range(first, x.shape[1]) if mask[item, t]]
             means.append(sum(tokens) / len(tokens))
         for own, other in ((0, 1), (1, 0)):

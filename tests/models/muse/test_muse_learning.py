@@ -44,12 +44,12 @@ def test_every_weight_has_a_gradient(task, changes):
 @pytest.mark.parametrize("task", ["entities", "sentiment"])
 @pytest.mark.parametrize(
     "changes",
-    [v for v in VARIANTS if v.get("selection") != "random" and set(v) & {"fusion", "norm"}],
+    [v for v in VARIANTS if v.get("token_selection") != "random" and set(v) & {"fusion", "norm"}],
     ids=variant_id,
 )
 def test_one_batch_is_memorised(task, changes):
-    alone = {"use_captioning": False, "use_drawing": False}
-    reader = build_model(task, pixels=True, output_dim=16, **(changes | alone))
+    alone = {"use_captioning": False, "use_image_generation": False}
+    reader = build_model(task, pixels=True, width=16, **(changes | alone))
     given = make_full_batch() | {"has_text": torch.ones(8, dtype=torch.bool)}
     learn(reader, given, steps=100)
     found = muse.predict(reader.eval(), given).labels
@@ -58,7 +58,7 @@ def test_one_batch_is_memorised(task, changes):
 
 
 def test_one_batch_is_memorised_with_its_captions():
-    reader = build_model(use_image_generation=False, captioning__alpha=1.0, captioning__at_most=8)
+    reader = build_model(use_image_generation=False, captioning__alpha=1.0, captioning__max_length=8)
     learn(reader, make_full_batch(), steps=200)
     given, written = make_full_batch(), muse.generate_captions(reader.eval(), make_full_batch())
     for index in range(8):
@@ -72,7 +72,7 @@ def test_one_batch_is_memorised_with_its_captions():
 def test_without_their_weight_the_regularisers_leave_the_rest_alone():
     """alpha, beta 0: what the task learns is what it learns without decoders."""
     torch.manual_seed(0)
-    reader = build_model(captioning__alpha=0.0, drawing__beta=0.0).double()
+    reader = build_model(captioning__alpha=0.0, image_generation__beta=0.0).double()
     terms = muse.compute_loss(reader, to_double(make_full_batch()))
     sum(terms.values()).backward()
     assert terms["captioning"] == terms["drawing"] == 0
@@ -95,7 +95,12 @@ def test_a_bert_and_a_resnet_learn_with_the_rest(tmp_path, monkeypatch):
     reads = bert.load(str(tmp_path / "bert"), tuned=1, at_most=12)
     sees = ResNet("resnet18", "none", grid=2)
     shapes = muse.InputDims(
-        "entities", tiny_muse.TAGS, reads.width, sees.cells, sees.width, tiny_muse.WORDS
+        task="entities",
+        labels=tiny_muse.TAGS,
+        text_width=reads.width,
+        cells=sees.cells,
+        cell_width=sees.width,
+        words=tiny_muse.WORDS,
     )
     reader = muse.Model(tiny_muse.build_model_config(), shapes, reads.cpu(), sees)
     texts = [reads.tokenize(["the", "fox", "sat"]), reads.tokenize(["a", "lamp"])]
@@ -117,7 +122,7 @@ def test_a_bert_and_a_resnet_learn_with_the_rest(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------- the regularisers
 def test_terms_of_the_loss_are_means_over_what_shows_both():
     reader = (
-        build_model(captioning__alpha=0.5, drawing__beta=0.25, drawing__items=3).double().eval()
+        build_model(captioning__alpha=0.5, image_generation__beta=0.25, image_generation__max_images_per_batch=3).double().eval()
     )
     given = to_double(make_full_batch())
     encoded = reader.encode(given)
@@ -149,7 +154,7 @@ def test_an_untrained_captioner_is_about_as_wrong_as_guessing():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_crosstransformer_reads_the_shared_projection_where_told(shared):
-    changes = {"use_captioning": False, "use_drawing": False, "share_projection": shared}
+    changes = {"use_captioning": False, "use_image_generation": False, "share_projection": shared}
     reader = build_model(**changes).eval()
     assert (reader.share is not None) == shared
     full = build_model(share_projection=shared).eval()
@@ -198,5 +203,5 @@ def test_drawn_pictures_follow_the_seed_and_the_text():
 
 
 def test_captions_end_at_their_limit():
-    reader = build_model(captioning__at_most=4).eval()
+    reader = build_model(captioning__max_length=4).eval()
     assert all(len(ids) <= 4 for ids in muse.generate_captions(reader, make_full_batch()))

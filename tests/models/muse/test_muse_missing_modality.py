@@ -108,7 +108,7 @@ def test_a_text_without_pieces_is_one_without_words():
 
 @pytest.mark.parametrize("hidden", ["picture", "text"])
 def test_each_input_is_hidden_as_often_as_its_own_number_says(hidden, monkeypatch):
-    reader, seen = build_model(**{f"missing_{hidden}": 1.0}).train(), []
+    reader, seen = build_model(**{f"{'image' if hidden == 'picture' else 'text'}_drop_prob": 1.0}).train(), []
     encode = reader.encode
     monkeypatch.setattr(reader, "encode", lambda given: seen.append(given) or encode(given))
     muse.compute_loss(reader, given := make_full_batch())

@@ -11,6 +11,7 @@
 11 errors swallowed, devices fixed: ruff forbids bare excepts; tensors are made beside others.
 """
 
+from dataclasses import asdict
 from itertools import pairwise, product
 
 import pytest
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.models.muse import model as muse
+from stages.shared.core.config import build_config
+from stages.shared.runtime.stage import InputError
 from tests.support import tiny_muse
 from tests.support.tiny_muse import (
     TEXT_ONLY,
@@ -41,30 +44,34 @@ def each(found) -> list:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mu": 0}, "1 <= mu <= eta <= layers, which is 3"),
-        ({"mu": 3, "eta": 2}, "1 <= mu <= eta"),
-        ({"eta": 4}, "1 <= mu <= eta"),
-        ({"theta": 1.0}, "theta is 1.0: give 0 or more and less than 1"),
-        ({"dropout": -0.1, "head_dropout": 1.0}, "dropout is -0.1: .*; head_dropout is 1.0"),
-        ({"at_least": -1}, "at_least is -1: give 0 or more"),
-        ({"sigma": float("nan")}, "sigma is nan: give 0 or more"),
+        ({"mu": 0}, "mu is 0 and eta is 3: give 1 <= mu <= eta <= num_layers .3."),
+        ({"mu": 3, "eta": 2}, "give 1 <= mu <= eta"),
+        ({"eta": 4}, "give 1 <= mu <= eta"),
+        ({"theta": 1.0}, "theta is 1.0: give less than 1"),
+        ({"dropout": -0.1, "head_dropout": 1.0}, "dropout is -0.1: .*; muse.head_dropout is 1.0"),
+        ({"min_exchanged_tokens": -1}, "min_exchanged_tokens is -1: give 0 or more"),
+        ({"sigma": float("nan")}, "sigma is nan: give a finite number"),
         ({"d_model": 0}, "d_model is 0: give 1 or more"),
-        ({"heads": 0}, "heads is 0: give 1 or more"),
-        ({"heads": 3}, "heads must divide d_model"),
-        ({"missing_text": -0.1}, "missing_text is -0.1: give 0 or more"),
-        ({"missing_picture": 0.6, "missing_text": 0.5}, "missing_picture [+] missing_text pass 1"),
-        ({"captioning__alpha": -1.0}, "alpha is -1.0: give 0 or more"),
-        ({"captioning__min_count": 0}, "min_count is 0: give 1 or more"),
-        ({"captioning__at_most": 2}, "at_most is 2: give 3 or more"),
-        ({"drawing__beta": -1.0}, "beta is -1.0: give 0 or more"),
-        ({"drawing__rate": -1.0}, "rate is -1.0: give 0 or more"),
-        ({"drawing__items": 0}, "items is 0: give 1 or more"),
-        ({"fusion": "text"}, "fusion text has no regularisers"),
+        ({"num_heads": 0}, "num_heads is 0: give 1 or more"),
+        ({"num_heads": 3}, "d_model is 8: give a multiple of num_heads .3."),
+        ({"text_drop_prob": -0.1}, "text_drop_prob is -0.1: give 0 or more"),
+        ({"image_drop_prob": 0.6, "text_drop_prob": 0.5}, "image_drop_prob [+] text_drop_prob exc"),
+        ({"captioning__alpha": -1.0}, "captioning.alpha is -1.0: give 0 or more"),
+        ({"captioning__min_count": 0}, "captioning.min_count is 0: give 1 or more"),
+        ({"captioning__max_length": 2}, "captioning.max_length is 2: give 3 or more"),
+        ({"image_generation__beta": -1.0}, "beta is -1.0: give 0 or more"),
+        ({"image_generation__lr_multiplier": -1.0}, "lr_multiplier is -1.0: give 0 or more"),
+        ({"image_generation__max_images_per_batch": 0}, "max_images_per_batch is 0: give 1"),
+        ({"fusion": "text"}, "fusion text has no regularizers"),
     ],
 )
-def test_numbers_out_of_bounds_are_refused(changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        build_model_config(**changes)
+def test_values_out_of_bounds_are_rejected(changes, sentence):
+    values = asdict(build_model_config())
+    for name, value in changes.items():
+        part, _, key = name.rpartition("__")
+        (values[part] if part else values)[key] = value
+    with pytest.raises(InputError, match=sentence):
+        build_config(muse.ModelConfig, values, "muse")
 
 
 def test_layers_count_from_one_and_eta_is_among_them():
@@ -221,10 +228,10 @@ def test_cross_attention_matches_torch_and_both_look_at_what_was_there_before():
             "out_proj.bias": across.out.bias,
         }
     )
-    x = [layer.attend(s, mask)[0] for s, mask in zip(given, masks, strict=True)]
+    x = [layer.self_attention(s, mask)[0] for s, mask in zip(given, masks, strict=True)]
     for own, other in ((0, 1), (1, 0)):
         seen, _ = peer(x[own], x[other], x[other], key_padding_mask=~masks[other])
-        expected = layer.feed(layer.across_norm(x[own] + seen))
+        expected = layer.feed_forward(layer.across_norm(x[own] + seen))
         torch.testing.assert_close(found[own], expected)
 
 
@@ -278,7 +285,7 @@ def test_padding_is_read_and_exchanged_where_the_public_code_does_so():
 
 
 @pytest.mark.parametrize("task", ["entities", "sentiment"])
-@pytest.mark.parametrize("changes", [{}, TEXT_ONLY, {"picture_of_word": "cell"}], ids=variant_id)
+@pytest.mark.parametrize("changes", [{}, TEXT_ONLY, {"image_pooling": "cell"}], ids=variant_id)
 def test_every_item_is_decided_however_it_is_batched(task, changes):
     reader = build_model(task, pixels=True, **changes).eval()
     every = each(muse.predict(reader, make_full_batch()))
@@ -380,6 +387,6 @@ def test_the_plain_tagger_reads_the_text_encoder_alone(task):
 
 
 def test_text_as_wide_as_the_model_is_read_as_it_is():
-    reader = build_model(output_dim=8, norm="post").eval()
+    reader = build_model(width=8, norm="post").eval()
     given = make_batch(0)
     assert torch.equal(reader.encode(given).streams[0], reader.encode(given).text_states)

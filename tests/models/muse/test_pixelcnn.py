@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import asdict
 from decimal import Decimal, localcontext
 
 import pytest
@@ -15,6 +15,8 @@ from stages.models.muse.pixelcnn import (
     sample_pixel,
     uint8_to_float,
 )
+from stages.shared.core.config import build_config
+from stages.shared.runtime.stage import InputError
 
 WIDTH = 3
 TINY = PixelCNNConfig(image_size=8, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0)
@@ -265,15 +267,15 @@ def test_filters_are_as_long_as_g_says_however_long_v_is():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
-        ({"size": 0}, "size is 0: give 4 or more"),
-        ({"size": 18}, "size is 18, and pictures are halved twice: give a multiple of 4"),
-        ({"blocks": 0}, "blocks is 0: give 1 or more"),
-        ({"filters": 0, "mixtures": 0}, "filters is 0: .*; mixtures is 0: give 1 or more"),
-        ({"dropout": 1.0}, "dropout is 1.0: give 0 or more and less than 1"),
+        ({"image_size": 0}, "image_size is 0: give 4 or more"),
+        ({"image_size": 18}, "image_size is 18 and is halved twice: give a multiple of 4"),
+        ({"num_blocks": 0}, "num_blocks is 0: give 1 or more"),
+        ({"num_filters": 0, "num_mixtures": 0}, "num_filters is 0: .*num_mixtures is 0: give 1"),
+        ({"dropout": 1.0}, "dropout is 1.0: give less than 1"),
     ],
 )
-def test_numbers_out_of_bounds_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        replace(TINY, **changes)
+def test_values_out_of_bounds_are_rejected(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        build_config(PixelCNNConfig, asdict(TINY) | changes, "decoder")

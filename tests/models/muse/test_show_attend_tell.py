@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -15,6 +15,7 @@ from stages.models.muse.show_attend_tell import (
     ShowAttendTellConfig,
     Vocabulary,
 )
+from stages.shared.core.config import build_config
 from stages.shared.runtime.stage import InputError
 
 TINY = ShowAttendTellConfig(
@@ -64,17 +65,17 @@ def test_a_vocabulary_read_again_is_the_same():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
-        ({"embed": 0}, "embed is 0: give 1 or more"),
-        ({"hidden": 0, "attention": -1}, "hidden is 0: .*; attention is -1: give 1 or more"),
-        ({"doubly_stochastic": -1.0}, "doubly_stochastic is -1.0: give 0 or more"),
-        ({"dropout": 1.0}, "dropout is 1.0: give 0 or more and less than 1"),
+        ({"embedding_dim": 0}, "embedding_dim is 0: give 1 or more"),
+        ({"hidden_size": 0, "attention_dim": -1}, "hidden_size is 0: .*attention_dim is -1: give"),
+        ({"doubly_stochastic_weight": -1.0}, "doubly_stochastic_weight is -1.0: give 0 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0: give less than 1"),
     ],
 )
-def test_numbers_out_of_bounds_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        replace(TINY, **changes)
+def test_values_out_of_bounds_are_rejected(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        build_config(ShowAttendTellConfig, asdict(TINY) | changes, "decoder")
 
 
 # ------------------------------------------------------------------------------- equations
@@ -167,7 +168,15 @@ def learned() -> tuple[ShowAttendTell, Tensor, list[list[int]]]:
     """A decoder that knows four captions of different length by heart, their cells and words."""
     torch.manual_seed(0)
     model = ShowAttendTell(
-        ShowAttendTellConfig(8, 16, 8, 0.0, 0.1), vocabulary=8, cells_width=WIDTH
+        ShowAttendTellConfig(
+            embedding_dim=8,
+            hidden_size=16,
+            attention_dim=8,
+            dropout=0.0,
+            doubly_stochastic_weight=0.1,
+        ),
+        vocabulary=8,
+        cells_width=WIDTH,
     )
     words = [[4, 5, 6, 7], [5, 4], [UNK], []]
     rows = [[SOS, *ids, EOS] for ids in words]
@@ -184,17 +193,17 @@ def learned() -> tuple[ShowAttendTell, Tensor, list[list[int]]]:
 
 def test_one_batch_is_memorised_and_told_again(learned):
     model, a, words = learned
-    assert model.greedy(a, at_most=10) == words
+    assert model.greedy_decode(a, at_most=10) == words
 
 
 def test_a_greedy_caption_counts_its_ends_in_at_most(learned):
     model, a, words = learned
-    assert model.greedy(a, at_most=4) == [ids[:2] for ids in words]
+    assert model.greedy_decode(a, at_most=4) == [ids[:2] for ids in words]
 
 
 def test_greedy_words_do_not_depend_on_the_batch(learned):
     model, _, _ = learned
     other = torch.randn(5, CELLS, WIDTH)
-    alone = [model.greedy(one[None], at_most=8)[0] for one in other]
-    assert model.greedy(other, at_most=8) == alone
+    alone = [model.greedy_decode(one[None], at_most=8)[0] for one in other]
+    assert model.greedy_decode(other, at_most=8) == alone
     assert not {PAD, SOS, EOS} & {one for ids in alone for one in ids}

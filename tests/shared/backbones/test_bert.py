@@ -47,18 +47,18 @@ def bert_folder(tmp_path_factory):
 
 
 def rows_of(encoder, texts=TEXTS):
-    return [encoder.pieces(words).ids for words in texts]
+    return [encoder.tokenize(words).ids for words in texts]
 
 
 def states_of(encoder, texts=TEXTS):
     rows = rows_of(encoder, texts)
     with torch.inference_mode():
-        return encoder(encoder.inputs(rows, encoder.frozen(rows)))
+        return encoder(encoder.prepare_inputs(rows, encoder.encode_frozen(rows)))
 
 
 def expected(model, encoder, texts=TEXTS):
     """What the whole model of transformers says of the pieces."""
-    shown = encoder.inputs(rows_of(encoder, texts), None)
+    shown = encoder.prepare_inputs(rows_of(encoder, texts), None)
     attention = torch.nn.functional.pad(shown["pieces_mask"], (2, 0), value=True)
     with torch.inference_mode():
         states = model(input_ids=shown["ids"], attention_mask=attention.long()).last_hidden_state
@@ -165,10 +165,10 @@ def test_frozen_states_are_computed_once_and_anew_for_other_weights_or_layers(
     enter = bert.TextEncoder.forward_frozen
 
     def counted(self, ids, valid):
-        computed.append(self.tuned)
+        computed.append(self.num_tuned_layers)
         return enter(self, ids, valid)
 
-    monkeypatch.setattr(bert.TextEncoder, "enter", counted)
+    monkeypatch.setattr(bert.TextEncoder, "forward_frozen", counted)
     encoder = bert.load(bert_folder, 1, 30)
     rows = rows_of(encoder)
     first = encoder.encode_frozen(rows)
@@ -243,7 +243,7 @@ def test_a_saved_encoder_is_restored_from_its_folder_and_the_weights_of_the_mode
     restored.eval()
     found = states_of(encoder)
     if tuned != "all":  # what is stored is found
-        monkeypatch.setattr(bert.TextEncoder, "enter", None)
+        monkeypatch.setattr(bert.TextEncoder, "forward_frozen", None)
     assert torch.equal(states_of(restored), found)
     assert [restored.tokenize(words) for words in TEXTS] == [encoder.tokenize(w) for w in TEXTS]
     assert (restored.num_tuned_layers, restored.max_subwords, restored.width) == (tuned, 20, 16)

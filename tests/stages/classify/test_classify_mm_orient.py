@@ -81,7 +81,7 @@ def labelled(models, monkeypatch, tmp_path):
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
         place = tmp_path / f"corpus {len(list(tmp_path.iterdir()))}"
         given = [*mm_orient_corpus.write_meme_corpus(place, splits, change=change), model]
-        monkeypatch.setattr(label, "load", lambda *key: Size(size))
+        monkeypatch.setattr(label, "load_config", lambda *key: Size(size))
         stage.main(
             RUN_NAME, label, given, "memes", load_config(ClassifyConfig, "classify"), place / "out"
         )
@@ -95,8 +95,8 @@ def labelled(models, monkeypatch, tmp_path):
 
 
 class Size:
-    def __init__(self, batch: int):
-        self.batch = batch
+    def __init__(self, eval_batch_size: int):
+        self.eval_batch_size = eval_batch_size
 
 
 def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:

@@ -101,7 +101,7 @@ def test_labels_are_what_the_model_decides_of_these_inputs(made, name, inputs):
         batch[hidden] = torch.zeros(len(items), dtype=torch.bool)
     decided = reader.paper.predict(reader.model, batch)
     found = by_key(tables_of(reader, splits, params)["labels"], "record", "inputs")
-    wanted = reader.names(decided.labels, items, everything)
+    wanted = reader.decode_labels(decided.labels, items, everything)
     for index, row in enumerate(items.rows):
         one = found[row["id"], inputs]
         assert one["predicted"] == wanted[index]
@@ -176,7 +176,7 @@ def test_a_corpus_without_pictures_is_labelled_and_has_nothing_to_show(made):
 
 
 def test_the_plain_tagger_labels_and_shows_nothing_else(made):
-    parts = {"fusion": "text", "use_captioning": False, "use_drawing": False}
+    parts = {"fusion": "text", "use_captioning": False, "use_image_generation": False}
     changes = {f"models.muse.network.{key}": value for key, value in parts.items()}
     found = tables_of(*made("muse_entities", changes))
     assert len(found["labels"]) == 3 * muse_corpus.SPLITS["test"] + muse_corpus.SPLITS["validation"]
@@ -186,7 +186,7 @@ def test_the_plain_tagger_labels_and_shows_nothing_else(made):
 def test_exchanges_are_those_of_the_model_cut_to_what_an_item_holds(made):
     reader, splits, params = made("muse_entities")
     items = splits["test"]
-    places = label.select_examples(items, params.examples)
+    places = label.select_examples(items, params.num_examples)
     assert len(places) == 3 and muse_corpus.WITHOUT_IMAGE not in places
     found = by_key(tables_of(reader, splits, params)["exchanges"], "record", "layer", "modality")
     assert len(found) == len(places) * 2 * 2  # of two layers and modalities
@@ -198,7 +198,7 @@ def test_exchanges_are_those_of_the_model_cut_to_what_an_item_holds(made):
                 found[items.rows[place]["id"], trace.layer, modality]
                 for modality in ("text", "picture")
             )
-            assert text["tokens"] == items.pieces[place].spelt and picture["tokens"] == []
+            assert text["tokens"] == items.subwords[place].tokens and picture["tokens"] == []
             for row, weights, changed in zip(
                 (text, picture), trace.weights, trace.exchanged, strict=True
             ):
@@ -225,7 +225,7 @@ def test_what_the_regularisers_say_is_that_of_the_model_and_null_without_picture
 def test_some_pictures_of_the_split_that_is_scored_have_a_written_caption(made):
     reader, splits, params = made("muse_sentiment")
     items = splits["test"]
-    places = label.select_examples(items, params.examples)
+    places = label.select_examples(items, params.num_examples)
     written = {
         row["record"]: row["caption"] for row in tables_of(reader, splits, params)["regularised"]
     }
@@ -233,13 +233,13 @@ def test_some_pictures_of_the_split_that_is_scored_have_a_written_caption(made):
     assert told == {items.rows[place]["id"] for place in places}
     for place in places:
         (ids,) = reader.paper.generate_captions(reader.model, items.batch([place]))
-        assert written[items.rows[place]["id"]] == " ".join(reader.coding.vocabulary.decode(ids))
+        assert written[items.rows[place]["id"]] == " ".join(reader.codec.vocabulary.decode(ids))
 
 
 def test_embeddings_are_those_of_the_model_before_and_after_the_projection(made):
     reader, splits, params = made("muse_sentiment")
     items = splits["test"]
-    places = label.select_examples(items, params.embedded)
+    places = label.select_examples(items, params.num_projection_samples)
     rows = by_key(tables_of(reader, splits, params)["embeddings"], "record", "modality", "where")
     assert len(rows) == len(places) * 2 * 2
     for place in places:
@@ -254,7 +254,7 @@ def test_embeddings_are_those_of_the_model_before_and_after_the_projection(made)
 def test_drawings_are_samples_of_the_model_of_the_first_examples(made):
     reader, splits, params = made("muse_entities")
     items = splits["test"]
-    places = label.select_examples(items, params.examples)[: params.drawn]
+    places = label.select_examples(items, params.num_examples)[: params.num_generation_examples]
     found = tables_of(reader, splits, params)["drawn"]
     names = [(items.rows[place]["id"], number) for place in places for number in (0, 1)]
     assert [(row["record"], row["number"]) for row in found] == names
@@ -270,7 +270,7 @@ def test_drawings_are_samples_of_the_model_of_the_first_examples(made):
 
 
 def test_a_model_without_decoders_draws_and_writes_nothing(made):
-    parts = {"use_captioning": False, "use_drawing": False}
+    parts = {"use_captioning": False, "use_image_generation": False}
     changes = {f"models.muse.network.{key}": value for key, value in parts.items()}
     found = tables_of(*made("muse_sentiment", changes))
     assert found["drawn"] == [] and found["exchanges"] != []

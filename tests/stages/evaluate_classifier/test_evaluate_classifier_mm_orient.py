@@ -66,7 +66,7 @@ def labels() -> list[dict]:
 def place(tmp_path, monkeypatch):
     """A folder whose locks stay in it, and nothing is tracked."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(stage.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(stage.tracking, "start_run", lambda **given: nullcontext(Mock()))
     return tmp_path
 
 

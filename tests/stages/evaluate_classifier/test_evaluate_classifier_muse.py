@@ -3,7 +3,7 @@ import random
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,6 +14,7 @@ from stages.evaluate_classifier import __main__ as stage
 from stages.evaluate_classifier import muse
 from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.shared.core import schemas
+from stages.shared.core.config import build_config
 from stages.shared.metrics.alignment import compute_alignment
 from stages.shared.runtime.stage import InputError
 from tests.support import muse_outputs
@@ -32,7 +33,7 @@ def task(request):
 def place(tmp_path, monkeypatch):
     """A folder whose locks stay in it, and nothing is tracked."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(stage.tracking, "run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(stage.tracking, "start_run", lambda **given: nullcontext(Mock()))
     return tmp_path
 
 
@@ -224,22 +225,25 @@ def test_the_same_input_gives_the_same_bytes_and_another_seed_other_errors(place
 
 def test_figures_are_tracked_under_dotted_names_and_the_file_by_its_final_path(place, monkeypatch):
     tracked = Mock()
-    monkeypatch.setattr(stage.tracking, "run", lambda **given: nullcontext(tracked))
+    monkeypatch.setattr(stage.tracking, "start_run", lambda **given: nullcontext(tracked))
     run(place, muse_outputs.make_label_rows("sentiment"))
-    (logged,) = tracked.log.call_args.args
+    (logged,) = tracked.log_metrics.call_args.args
     assert logged["single_modality.text.value"] == 0.5
     assert all(isinstance(value, float) for value in logged.values())
-    tracked.artifact.assert_called_once_with(place / "target/metrics.json", "metrics.json")
+    tracked.log_artifact_hash.assert_called_once_with(place / "target/metrics.json", "metrics.json")
 
 
 def test_too_few_draws_are_said():
-    with pytest.raises(InputError, match=r"score\.draws is 1: give 2 or more"):
-        replace(PARAMS, num_bootstrap_samples=1)
+    with pytest.raises(InputError, match=r"num_bootstrap_samples is 1: give 2 or more"):
+        build_config(
+            EvaluateClassifierConfig, asdict(PARAMS) | {"num_bootstrap_samples": 1}, "evaluation"
+        )
 
 
 def test_the_command_names_a_missing_file_without_a_traceback(place):
-    folders = [str(place / name) for name in ("ingest", "nowhere", "target")]
-    command = [sys.executable, "-m", "stages.evaluate_classifier", "muse_entities", *folders]
+    names = {"ingest": "ingest", "predictions": "nowhere", "output": "target"}
+    options = [f"--{option}={place / name}" for option, name in names.items()]
+    command = [sys.executable, "-m", "stages.evaluate_classifier", "--run=muse_entities", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "Traceback" not in done.stderr

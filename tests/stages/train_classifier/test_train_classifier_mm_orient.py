@@ -54,7 +54,7 @@ def decided(reader, items) -> torch.Tensor:
 
 def held_out(reader, folders: list[Path], split: str = "validation"):
     pictures, records, embed = folders
-    return reader.items(
+    return reader.build_dataset(
         meme_dataset.load_splits(records)[split], feature_store.read_features(embed), pictures
     )
 
@@ -64,7 +64,7 @@ def unlabelled(row: dict, *splits: str) -> dict:
 
 
 def test_the_tiny_corpus_is_learned_by_heart(place):
-    folder = place(steps_of(steps=120, batch=14, learning_rate=0.02))
+    folder = place(steps_of(max_steps=120, batch_size=14, learning_rate=0.02))
     reader, steps, items = train_classifier(mm_orient_corpus.write_meme_corpus(folder, ["train"]))
     assert len(items) == mm_orient_corpus.SPLITS["train"] + len(mm_orient_corpus.PARAPHRASED)
     judged = items.labels != meme_dataset.UNLABELED
@@ -92,14 +92,16 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
 
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
-    folder = place(steps_of(steps=40))
+    folder = place(steps_of(max_steps=40))
     given = [*mm_orient_corpus.write_meme_corpus(folder), write_encoder_dir(folder)]
-    killed, whole = run_killed_and_uninterrupted("train", RUN_NAME, given, folder)
+    names = ("images", "records", "features", "encoder")
+    options = {"run": RUN_NAME} | dict(zip(names, given, strict=True))
+    killed, whole = run_killed_and_uninterrupted("train_classifier", options, folder)
     assert read_files(killed) == read_files(whole)
 
 
 def test_the_weights_with_the_best_score_of_validation_are_kept(place):
-    folder = place(steps_of(steps=24))
+    folder = place(steps_of(max_steps=24))
     given = mm_orient_corpus.write_meme_corpus(folder)
     reader, steps, _ = train_classifier(given)
     scores = [row["validation_score"] for row in steps if "validation_score" in row]
@@ -154,7 +156,7 @@ def test_every_validation_item_is_scored_whatever_the_batch(place):
 
 @pytest.mark.parametrize("splits", [["train", "test"], ["train", "validation", "test"]])
 def test_without_validation_labels_the_last_weights_are_kept(place, splits):
-    folder = place(steps_of(steps=3))
+    folder = place(steps_of(max_steps=3))
     given = mm_orient_corpus.write_meme_corpus(
         folder, splits, change=lambda row: unlabelled(row, "validation")
     )
@@ -179,7 +181,7 @@ def test_a_corpus_that_nobody_judged_is_one_sentence(place):
 
 @pytest.mark.parametrize("lacking", ["text", "image"])
 def test_a_corpus_without_any_text_or_any_picture_is_trained(place, lacking):
-    folder = place(steps_of(steps=4))
+    folder = place(steps_of(max_steps=4))
     without = {"text": ""} if lacking == "text" else {"image": None}
     given = mm_orient_corpus.write_meme_corpus(folder, change=lambda row: row | without)
     reader, steps, items = train_classifier(given)
@@ -207,8 +209,8 @@ def test_a_checkpoint_belongs_to_one_set_of_numbers(place, monkeypatch):
         steps_of(weight_decay=0.5),
         {f"models.{RUN_NAME}.network.relations.density": 0.2},
         own,
-        prefix_run_changes(task_features__lexicon=False),
-        {"label.examples": 5},  # no number of training
+        prefix_run_changes(task_features__use_lexicon=False),
+        {"classify.num_examples": 5},  # no number of training
     ):
         place(changes)
         train_classifier(given)
@@ -228,6 +230,6 @@ def test_a_checkpoint_belongs_to_one_set_of_numbers(place, monkeypatch):
 def test_the_tracked_run_has_the_numbers_of_run_and_model(place):
     place()
     found = stage.logged_params(mm_orient_corpus.load_run_config())
-    assert found["corpus"] == "memes" and found["training"]["steps"] == 12
-    assert found["network"]["relations"]["bank"] == 8
+    assert found["corpus"] == "memes" and found["training"]["max_steps"] == 12
+    assert found["network"]["relations"]["memory_bank_size"] == 8
     assert set(TASKS) - set(LEARNED_TASKS) == {"sarcasm"}

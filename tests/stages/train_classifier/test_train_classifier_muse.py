@@ -45,7 +45,7 @@ def share_right(reader, items) -> float:
     everything = list(range(len(items)))
     decided = reader.paper.predict(reader.model, items.batch(everything)).labels
     gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
-    return train.selection_score(reader.coding.task, gold, reader.names(decided, items, everything))
+    return train.selection_score(reader.codec.task, gold, reader.decode_labels(decided, items, everything))
 
 
 def of_run(name: str, **changes) -> dict:
@@ -54,8 +54,8 @@ def of_run(name: str, **changes) -> dict:
 
 @pytest.mark.parametrize("name", CORPUS_KINDS)
 def test_the_tiny_corpus_is_learned_by_heart(place, name):
-    changes = {"models.muse.network.use_drawing": False, f"classifiers.{name}.text.tuned": 0}
-    folder = place(of_run(name, steps=160, batch=8, learning_rate=0.02) | changes)
+    changes = {"models.muse.network.use_image_generation": False, f"classifiers.{name}.text.num_tuned_layers": 0}
+    folder = place(of_run(name, max_steps=160, batch_size=8, learning_rate=0.02) | changes)
     reader, steps, items = fitted(
         name, muse_corpus.write_corpus(folder, CORPUS_KINDS[name], splits=["train"])
     )
@@ -82,21 +82,23 @@ def test_two_trainings_write_the_same_bytes_and_another_seed_others(place, monke
 
 
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
-    folder = place({"models.muse.network.use_drawing": False})
+    folder = place({"models.muse.network.use_image_generation": False})
     given = [*muse_corpus.write_corpus(folder, "posts"), write_encoder_dir(folder)]
-    killed, whole = run_killed_and_uninterrupted("train", "muse_sentiment", given, folder)
+    names = ("images", "records", "features", "encoder")
+    options = {"run": "muse_sentiment"} | dict(zip(names, given, strict=True))
+    killed, whole = run_killed_and_uninterrupted("train_classifier", options, folder)
     assert read_files(killed) == read_files(whole)
 
 
 def test_the_weights_with_the_best_score_of_validation_are_kept(place):
-    folder = place(of_run("muse_entities", steps=24))
+    folder = place(of_run("muse_entities", max_steps=24))
     given = muse_corpus.write_corpus(folder, "tweets")
     reader, steps, _ = fitted("muse_entities", given)
     scores = [row["validation_score"] for row in steps if "validation_score" in row]
     assert len(scores) > 2 and max(scores) > scores[0]
     ingest, clean, embed = given
     rows = muse_dataset.load_splits(clean, "tweets")["validation"]
-    held_out = reader.build_dataset(rows, train.features.read(embed), ingest)
+    held_out = reader.build_dataset(rows, train.feature_store.read_features(embed), ingest)
     assert share_right(reader, held_out) == pytest.approx(max(scores))
     assert all(
         row["validation_loss"] == pytest.approx(1 - row["validation_score"])
@@ -123,7 +125,7 @@ def test_the_history_tells_the_terms_of_the_loss_and_how_the_model_behaves(place
 
 
 def test_without_validation_the_last_weights_are_kept(place):
-    folder = place(of_run("muse_sentiment", steps=3))
+    folder = place(of_run("muse_sentiment", max_steps=3))
     given = muse_corpus.write_corpus(folder, "posts", splits=["train", "test"])
     reader, steps, _ = fitted("muse_sentiment", given)
     assert [row["step"] for row in steps] == [1, 2, 3]
@@ -132,7 +134,7 @@ def test_without_validation_the_last_weights_are_kept(place):
 
 
 def test_a_corpus_without_pictures_is_trained_and_tells_nothing_of_them(place):
-    folder = place(of_run("muse_sentiment", steps=4))
+    folder = place(of_run("muse_sentiment", max_steps=4))
     _, steps, _ = fitted(
         "muse_sentiment", muse_corpus.write_corpus(folder, "posts", pictures=False)
     )
@@ -143,9 +145,9 @@ def test_a_corpus_without_pictures_is_trained_and_tells_nothing_of_them(place):
 
 
 def test_a_picture_is_read_from_its_pixels_by_a_resnet(place):
-    pixels = {"encoder": "resnet18", "size": 64, "grid": 2}
-    changes = {f"classifiers.muse_sentiment.picture.{key}": value for key, value in pixels.items()}
-    folder = place(of_run("muse_sentiment", steps=2) | changes)
+    pixels = {"encoder": "resnet18", "image_size": 64, "grid_size": 2}
+    changes = {f"classifiers.muse_sentiment.image.{key}": value for key, value in pixels.items()}
+    folder = place(of_run("muse_sentiment", max_steps=2) | changes)
     reader, steps, items = fitted("muse_sentiment", muse_corpus.write_corpus(folder, "posts"))
     assert items.batch([0, 1])["picture"].shape == (2, 3, 64, 64)
     assert reader.model.image_encoder.cells == 4
@@ -153,9 +155,9 @@ def test_a_picture_is_read_from_its_pixels_by_a_resnet(place):
 
 
 def test_the_plain_tagger_trains_without_regularisers(place):
-    parts = {"fusion": "text", "use_captioning": False, "use_drawing": False}
+    parts = {"fusion": "text", "use_captioning": False, "use_image_generation": False}
     network = {f"models.muse.network.{name}": value for name, value in parts.items()}
-    folder = place(of_run("muse_entities", steps=4) | network)
+    folder = place(of_run("muse_entities", max_steps=4) | network)
     _, steps, _ = fitted("muse_entities", muse_corpus.write_corpus(folder, "tweets"))
     assert steps[-1]["loss"] == steps[-1]["task"]
     told = {name for row in steps for name in row if name.startswith("validation")}
@@ -181,11 +183,11 @@ def test_a_checkpoint_belongs_to_one_set_of_numbers(place, monkeypatch):
     for changes in (
         {},
         {},
-        {"classifiers.muse_sentiment.text.rate": 0.5},
-        {"classifiers.muse_sentiment.picture.rate": 0.5},
+        {"classifiers.muse_sentiment.text.lr_multiplier": 0.5},
+        {"classifiers.muse_sentiment.image.lr_multiplier": 0.5},
         {"models.muse.network.captioning.alpha": 0.5},
         of_run("muse_sentiment", weight_decay=0.5),
-        {"label.samples": 5},  # no number of training
+        {"classify.num_images_per_prompt": 5},  # no number of training
     ):
         place(changes)
         fitted("muse_sentiment", given)
@@ -220,7 +222,7 @@ def test_every_validation_item_is_scored_whatever_the_batch(place):
     reader, _, _ = fitted("muse_sentiment", given)
     ingest, clean, embed = given
     rows = muse_dataset.load_splits(clean, "posts")["validation"]
-    items = reader.build_dataset(rows, train.features.read(embed), ingest)
+    items = reader.build_dataset(rows, train.feature_store.read_features(embed), ingest)
     found = []
     for batch in (1, 2, 3):
         training_loop.seed_everything(0)
