@@ -1,28 +1,28 @@
-"""Cut records into chunks, a picture with the text that belongs to it, and name mscDPO's pairs.
+"""Cut records into chunks (an image with its text) and build the preference pairs of mscDPO.
 
 python -m stages.chunk --corpus CORPUS --clean CLEAN --output OUTPUT
 
-reads   SOURCE/records.parquet  CLEAN[kind of the corpus] of stages/shared/core/schemas.py
-writes  TARGET/chunks.parquet   CHUNKS; `position` is that of the chunk's picture in its record
-        TARGET/pairs.parquet    PAIRS: every chunk of an article once, and whom it is preferred to
-        TARGET/similarities.parquet  SIMILARITIES: how alike the chunks of an article are
-        TARGET/summary.json     chunks by split; what was left out and why, in counts
+reads   CLEAN/records.parquet        CLEAN_RECORDS[kind] of stages/shared/core/schemas.py
+writes  OUTPUT/chunks.parquet        CHUNKS; `position` is that of the chunk's image in its record
+        OUTPUT/pairs.parquet         PREFERENCE_PAIRS: one row per chunk of an article
+        OUTPUT/similarities.parquet  SIMILARITIES between the chunks of an article
+        OUTPUT/summary.json          chunks per split; counts of what was left out, by reason
 
-Articles (FlexMUSE, arXiv:2508.16230, which does not say how): the text between two pictures belongs
-to the first of them. So of pictures in a row the last one has the text, and a picture without text
-makes no chunk. Text before the first picture is put before that picture's own text, or left out
-(chunk.leading_text). An article without pictures is one chunk without image, for a later stage to
-illustrate. Captions: one chunk a picture, its captions the references.
+Articles (FlexMUSE, arXiv:2508.16230, does not say how to cut them): the text between two images
+belongs to the first one. In a row of consecutive images, therefore, the last one has the text, and
+an image without text makes no chunk. Text before the first image is prepended to the text of that
+image, or dropped (chunk.leading_text). An article without images is one chunk without image, which
+the stage illustrate may fill in. Captions: one chunk per image, with its captions as references.
 
-A position counts the pictures of the record from 0, those without text too, so that it names the
-same picture here as in ingest's facts; a picture that makes no chunk leaves a gap.
+A position counts all images of the record from 0, those without text included, so that it denotes
+the same image as in the facts of the stage ingest. An image that makes no chunk leaves a gap.
 
-Pairs: within a group of chunks, the text of another picture is rejected in favour of the
-chunk's own, if both are alike enough to teach something and not so alike that either would do. The
-groups are the articles; chunks that are alone in theirs are compared with one another, or not at
-all (chunk.alone). With `chunk.rejected_from: others` no group holds two chunks of one article:
-plain DPO with random rejects, the baseline of mscDPO. A group never crosses splits. A chunk without
-picture is in its group all the same: it takes part once a later stage has illustrated it.
+Pairs: within a group of chunks, the text of another chunk is rejected in favour of the chunk's own
+text if the two are similar enough to be informative, but not interchangeable. A group is an
+article. Chunks that are the only one of their article are compared with each other, or not at all
+(chunk.single_chunk_articles). With `chunk.rejected_from: others`, no group holds two chunks of one
+article: plain DPO with random rejected texts, the baseline of mscDPO. A group never crosses splits.
+A chunk without image also belongs to its group: it is used once a later stage has illustrated it.
 """
 
 import json
@@ -39,34 +39,40 @@ from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
 from stages.shared.core import schemas
-from stages.shared.core.config import config_class, load_config
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data.records import SPLITS
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 ChunkableKind = Literal["articles", "captions"]
-PARAGRAPH_SEPARATOR = "\n\n"  # between texts that were blocks of their own
+PARAGRAPH_SEPARATOR = "\n\n"  # between texts that were separate blocks
 
 
 @config_class
 class ChunkConfig:
-    corpora: list[str]  # that are cut into chunks
-    leading_text: Literal["first", "drop"]  # text before the first picture
-    min_characters: int  # a shorter text makes no chunk
-    rejected_from: Literal["article", "others"]
-    single_chunk_articles: Literal[
-        "skip", "others"
-    ]  # whom single chunks of their articles are compared with
-    seed: int  # of groups that are drawn
-    min_similarity: float  # of two texts, 0 to 1, both bounds included
-    max_similarity: float
-    max_rejected_per_chosen: int  # rejected chunks per chosen one
+    """The section `chunk`."""
+
+    corpora: list[str] = Field(description="corpora that are cut into chunks")
+    leading_text: Literal["first", "drop"] = Field(
+        description="text before the first image: prepend to its chunk, or drop"
+    )
+    min_characters: int = Field(description="a shorter text makes no chunk")
+    rejected_from: Literal["article", "others"] = Field(
+        description="rejected texts: same article (mscDPO), or others (plain DPO)"
+    )
+    single_chunk_articles: Literal["skip", "others"] = Field(
+        description="an article's only chunk: skip, or compare with others"
+    )
+    seed: int = Field(description="seed of the random groups")
+    min_similarity: float = Field(description="lower bound of a pair's similarity, 0 to 1")
+    max_similarity: float = Field(description="upper bound of a pair's similarity, 0 to 1")
+    max_rejected_per_chosen: int = Field(description="rejected chunks per chosen one, at most")
 
 
 def split_at_images(blocks: list[dict], leading_text: str) -> list[tuple[str | None, str]]:
-    """Blocks in reading order -> (image, its text) per picture; the text may be empty.
+    """Blocks in reading order -> an (image, text) pair per image; a text may be empty.
 
-    Without any picture: one pair whose image is None.
+    Blocks without any image give one pair whose image is None.
     """
     parts: list[tuple[str | None, list[str]]] = [(None, [])]
     for block in blocks:
@@ -81,37 +87,38 @@ def split_at_images(blocks: list[dict], leading_text: str) -> list[tuple[str | N
     return [(image, PARAGRAPH_SEPARATOR.join(texts)) for image, texts in parts]
 
 
-def chunk_article(record: dict, params: ChunkConfig) -> list[dict]:
+def chunk_article(record: dict, config: ChunkConfig) -> list[dict]:
     """The CHUNKS rows of an article."""
-    pairs = split_at_images(record["blocks"], params.leading_text)
+    pairs = split_at_images(record["blocks"], config.leading_text)
     return [
         build_chunk(record, position, image, record["title"], [text])
         for position, (image, text) in enumerate(pairs)
-        if is_long_enough(text, params)
+        if is_long_enough(text, config)
     ]
 
 
-def chunk_captions(record: dict, params: ChunkConfig) -> list[dict]:
-    """The CHUNKS row of a captioned picture, or none if every caption is too short."""
-    kept = [text for text in record["captions"] if is_long_enough(text, params)]
-    return [build_chunk(record, 0, record["image"], "", kept)] if kept else []
+def chunk_captions(record: dict, config: ChunkConfig) -> list[dict]:
+    """The CHUNKS row of a captioned image, or no row if every caption is too short."""
+    captions = [text for text in record["captions"] if is_long_enough(text, config)]
+    return [build_chunk(record, 0, record["image"], "", captions)] if captions else []
 
 
-def is_long_enough(text: str, params: ChunkConfig) -> bool:
-    return len(text) >= max(params.min_characters, 1)
+def is_long_enough(text: str, config: ChunkConfig) -> bool:
+    """Whether a text may be the text of a chunk; an empty one never may."""
+    return len(text) >= max(config.min_characters, 1)
 
 
-def count_omissions(record: dict, params: ChunkConfig) -> Counter:
-    """What of an article makes no chunk, and chunks that have no picture, in counts."""
-    pairs = split_at_images(record["blocks"], params.leading_text)
-    short = [text for _, text in pairs if text and not is_long_enough(text, params)]
-    leads = record["blocks"][0]["image"] is None and pairs[0][0] is not None
+def count_omissions(record: dict, config: ChunkConfig) -> Counter:
+    """Counts of the parts of an article that make no chunk, and of its chunks without image."""
+    pairs = split_at_images(record["blocks"], config.leading_text)
+    short = [text for _, text in pairs if text and not is_long_enough(text, config)]
+    starts_with_text = record["blocks"][0]["image"] is None and pairs[0][0] is not None
     return Counter(
         pictures_without_text=sum(not text for _, text in pairs),
         texts_too_short=len(short),
-        leading_texts_dropped=int(leads and params.leading_text == "drop"),
+        leading_texts_dropped=int(starts_with_text and config.leading_text == "drop"),
         chunks_without_picture=sum(
-            image is None and is_long_enough(text, params) for image, text in pairs
+            image is None and is_long_enough(text, config) for image, text in pairs
         ),
     )
 
@@ -119,6 +126,7 @@ def count_omissions(record: dict, params: ChunkConfig) -> Counter:
 def build_chunk(
     record: dict, position: int, image: str | None, title: str, references: list[str]
 ) -> dict:
+    """A CHUNKS row, whose text is the first reference."""
     return {
         "record": record["id"],
         "position": position,
@@ -132,120 +140,126 @@ def build_chunk(
 
 
 def compute_similarities(chunks: list[dict]) -> np.ndarray:
-    """(N, N) likeness of texts by their characters, so in any language: 2 LCS / (|a| + |b|)."""
+    """(N, N) similarity of the N texts, 0 to 1: 2 LCS / (|a| + |b|).
+
+    It compares characters, so it works for any language.
+    """
     texts = [chunk["text"] for chunk in chunks]
     return cdist(texts, texts, scorer=Indel.normalized_similarity, dtype=np.float32)
 
 
-def mask_similarity_band(alike: np.ndarray, params: ChunkConfig) -> np.ndarray:
-    """(N, N) similarities -> which of them lie in the band; never a chunk and itself."""
-    inside = (alike >= params.min_similarity) & (alike <= params.max_similarity)
-    return inside & ~np.eye(len(alike), dtype=bool)
+def mask_similarity_band(similarities: np.ndarray, config: ChunkConfig) -> np.ndarray:
+    """(N, N) similarities -> (N, N) bool, true within the band; the diagonal is false."""
+    inside = (similarities >= config.min_similarity) & (similarities <= config.max_similarity)
+    return inside & ~np.eye(len(similarities), dtype=bool)
 
 
-def select_rejected(alike: np.ndarray, params: ChunkConfig) -> list[list[int]]:
-    """For each row of (N, N) similarities the columns in the band, at most `max_rejected`.
+def select_rejected(similarities: np.ndarray, config: ChunkConfig) -> list[list[int]]:
+    """For each row of (N, N) similarities: sorted columns within the band.
 
-    The most alike come first in that choice, the earlier of two equals; columns are sorted.
+    Of more than `max_rejected_per_chosen` columns, the most similar ones are taken; of equally
+    similar ones, the first.
     """
-    chosen = []
-    for values, inside in zip(alike, mask_similarity_band(alike, params), strict=True):
-        by_likeness = np.argsort(-values, kind="stable")
-        best = [int(other) for other in by_likeness if inside[other]][
-            : params.max_rejected_per_chosen
-        ]
-        chosen.append(sorted(best))
-    return chosen
+    selected = []
+    for values, inside in zip(
+        similarities, mask_similarity_band(similarities, config), strict=True
+    ):
+        by_similarity = np.argsort(-values, kind="stable")
+        columns = [int(column) for column in by_similarity if inside[column]]
+        selected.append(sorted(columns[: config.max_rejected_per_chosen]))
+    return selected
 
 
 def deal_into_groups(
     articles: list[list[dict]], sizes: list[int], random: Random
 ) -> list[list[dict]]:
-    """All chunks in groups of the given sizes, in none of them two of one article.
+    """Distribute all chunks into groups of the given sizes, one chunk of an article per group.
 
-    Each article goes to the groups with most room left, which finds a solution if there is one
-    (Gale and Ryser). Where there is none, groups are added and others stay smaller.
+    Each article goes to the groups with the most free places, which finds a solution if there is
+    one (Gale and Ryser). If there is none, groups are added and others stay smaller.
     """
     groups: list[list[dict]] = [[] for _ in sizes]
-    room = [(-size, random.random(), number) for number, size in enumerate(sizes)]
-    heapify(room)  # the group with most room first, equals in random order
+    free = [(-size, random.random(), index) for index, size in enumerate(sizes)]
+    heapify(free)  # the group with the most free places first, ties in random order
     shuffled = random.sample(articles, len(articles))
     for article in sorted(shuffled, key=len, reverse=True):
-        while len(room) < len(article):
-            heappush(room, (-len(article), random.random(), len(groups)))
+        while len(free) < len(article):
+            heappush(free, (-len(article), random.random(), len(groups)))
             groups.append([])
-        taken = [heappop(room) for _ in article]
-        for chunk, (left, _, number) in zip(
-            random.sample(article, len(article)), taken, strict=True
+        chosen = [heappop(free) for _ in article]
+        for chunk, (negative_free, _, index) in zip(
+            random.sample(article, len(article)), chosen, strict=True
         ):
-            groups[number].append(chunk)
-            if left < -1:
-                heappush(room, (left + 1, random.random(), number))
+            groups[index].append(chunk)
+            if negative_free < -1:
+                heappush(free, (negative_free + 1, random.random(), index))
     return [group for group in groups if group]
 
 
 def sample_group_sizes(total: int, known: list[int], random: Random) -> list[int]:
-    """Sizes of groups for so many single chunks: drawn from `known`, or pairs. None is left alone.
+    """Random group sizes that add up to `total` single chunks, sampled from `known` (or pairs).
 
-    So the last one may be smaller than those known, or larger by one.
+    No chunk is left alone: the last group may be smaller than the known ones, or larger by one.
     """
     sizes: list[int] = []
-    while left := total - sum(sizes):
+    while remaining := total - sum(sizes):
         size = random.choice(known or [2])
-        sizes.append(left if left - size < 2 else size)
+        sizes.append(remaining if remaining - size < 2 else size)
     return sizes
 
 
-def build_groups(chunks: list[dict], params: ChunkConfig) -> list[list[dict]]:
-    """The chunks of one split, each once, in the groups that are compared within."""
-    articles = [list(found) for _, found in groupby(chunks, key=itemgetter("record"))]
-    several = [article for article in articles if len(article) > 1]
+def build_groups(chunks: list[dict], config: ChunkConfig) -> list[list[dict]]:
+    """The chunks of one split, each in exactly one group; pairs are built within a group."""
+    articles = [list(rows) for _, rows in groupby(chunks, key=itemgetter("record"))]
+    multiple = [article for article in articles if len(article) > 1]
     single = [article for article in articles if len(article) == 1]
-    skipped = single if params.single_chunk_articles == "skip" else []
-    compared = single if params.single_chunk_articles == "others" else []
-    random = Random(params.seed)
-    known = [len(article) for article in several]
+    skipped = single if config.single_chunk_articles == "skip" else []
+    compared = single if config.single_chunk_articles == "others" else []
+    random = Random(config.seed)
+    known = [len(article) for article in multiple]
     sizes = sample_group_sizes(len(compared), known, random)
-    if params.rejected_from == "others":
-        return deal_into_groups(several + compared, known + sizes, random) + skipped
-    return several + deal_into_groups(compared, sizes, random) + skipped
+    if config.rejected_from == "others":
+        return deal_into_groups(multiple + compared, known + sizes, random) + skipped
+    return multiple + deal_into_groups(compared, sizes, random) + skipped
 
 
-def build_pairs(groups: list[list[dict]], params: ChunkConfig) -> tuple[list[dict], Counter]:
-    """The PAIRS rows of groups, `rejected` empty where no pair is of use, and what there is."""
+def build_pairs(groups: list[list[dict]], config: ChunkConfig) -> tuple[list[dict], Counter]:
+    """The PREFERENCE_PAIRS rows of groups, `rejected` empty if no pair is usable; their counts."""
     rows: list[dict] = []
     counts: Counter = Counter(groups=0, pairs=0, pairs_outside_band=0, pairs_above_cap=0)
-    for number, group in enumerate(groups):
-        alike = compute_similarities(group)
-        rejected = select_rejected(alike, params)
-        kept, inside = sum(map(len, rejected)), int(mask_similarity_band(alike, params).sum())
-        counts["groups"] += kept > 0
-        counts["pairs"] += kept
-        counts["pairs_outside_band"] += len(group) * (len(group) - 1) - inside
-        counts["pairs_above_cap"] += inside - kept
+    for index, group in enumerate(groups):
+        similarities = compute_similarities(group)
+        rejected = select_rejected(similarities, config)
+        num_pairs = sum(map(len, rejected))
+        num_inside = int(mask_similarity_band(similarities, config).sum())
+        counts["groups"] += num_pairs > 0
+        counts["pairs"] += num_pairs
+        counts["pairs_outside_band"] += len(group) * (len(group) - 1) - num_inside
+        counts["pairs_above_cap"] += num_inside - num_pairs
         rows += [
             {
-                "group": number,
+                "group": index,
                 "record": chunk["record"],
                 "position": chunk["position"],
-                "rejected": others,
+                "rejected": columns,
             }
-            for chunk, others in zip(group, rejected, strict=True)
+            for chunk, columns in zip(group, rejected, strict=True)
         ]
     return rows, counts
 
 
 def build_similarity_rows(article: list[dict]) -> list[dict]:
     """The SIMILARITIES rows of the chunks of one article."""
+    if not article:
+        return []
     return [
         {"record": chunk["record"], "position": chunk["position"], "similarities": row.tolist()}
-        for chunk, row in zip(
-            article, compute_similarities(article) if article else [], strict=True
-        )
+        for chunk, row in zip(article, compute_similarities(article), strict=True)
     ]
 
 
 def build_summary(chunks: list[dict], counts: Counter) -> dict:
+    """summary.json: chunks per split, and the counts sorted by name."""
     splits = Counter(chunk["split"] for chunk in chunks)
     return {
         "chunks": {split: splits[split] for split in SPLITS},
@@ -253,37 +267,37 @@ def build_summary(chunks: list[dict], counts: Counter) -> dict:
     }
 
 
-def main(params: ChunkConfig, kind: ChunkableKind, source: Path, target: Path) -> None:
+def main(config: ChunkConfig, kind: ChunkableKind, clean: Path, output: Path) -> None:
+    """Run the stage. Raises InputError if `clean` holds no records of this kind."""
+    records = schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS[kind])
     chunks: list[dict] = []
-    alike: list[dict] = []
+    similarities: list[dict] = []
     groups: list[list[dict]] = []
     counts: Counter = Counter()
-    with atomic_output_dir(target) as folder:
-        for record in progress_bar(
-            schemas.read_parquet(source / "records.parquet", schemas.CLEAN_RECORDS[kind]), "chunk"
-        ):
+    with atomic_output_dir(output) as folder:
+        for record in progress_bar(records, "chunk"):
             if kind == "articles":
-                found = chunk_article(record, params)
-                alike += build_similarity_rows(found)
-                counts.update(count_omissions(record, params))
-                counts["articles_of_one_chunk"] += len(found) == 1
+                rows = chunk_article(record, config)
+                similarities += build_similarity_rows(rows)
+                counts.update(count_omissions(record, config))
+                counts["articles_of_one_chunk"] += len(rows) == 1
             else:
-                found = chunk_captions(record, params)
-                counts["texts_too_short"] += len(record["captions"]) - sum(
-                    len(chunk["references"]) for chunk in found
-                )
-            chunks += found
-            counts["records_without_chunks"] += not found
+                rows = chunk_captions(record, config)
+                num_kept = sum(len(chunk["references"]) for chunk in rows)
+                counts["texts_too_short"] += len(record["captions"]) - num_kept
+            chunks += rows
+            counts["records_without_chunks"] += not rows
         if kind == "articles":
             for split in SPLITS:
-                groups += build_groups([one for one in chunks if one["split"] == split], params)
-        pairs, of_pairs = build_pairs(groups, params)
-        counts.update(of_pairs)
+                in_split = [chunk for chunk in chunks if chunk["split"] == split]
+                groups += build_groups(in_split, config)
+        pairs, pair_counts = build_pairs(groups, config)
+        counts.update(pair_counts)
         schemas.write_parquet(folder / "chunks.parquet", chunks, schemas.CHUNKS)
         schemas.write_parquet(folder / "pairs.parquet", pairs, schemas.PREFERENCE_PAIRS)
-        schemas.write_parquet(folder / "similarities.parquet", alike, schemas.SIMILARITIES)
-        text = json.dumps(build_summary(chunks, counts), indent=2)
-        (folder / "summary.json").write_text(text + "\n")
+        schemas.write_parquet(folder / "similarities.parquet", similarities, schemas.SIMILARITIES)
+        summary = json.dumps(build_summary(chunks, counts), indent=2)
+        (folder / "summary.json").write_text(summary + "\n")
 
 
 def cli(corpus: str, clean: Path, output: Path) -> None:

@@ -1,15 +1,15 @@
-"""Clean the texts of a corpus and keep the originals beside them.
+"""Clean the texts of a corpus and keep each original next to its clean text.
 
 python -m stages.clean --kind KIND --ingest INGEST --output OUTPUT
 
-reads   SOURCE/records.parquet   RECORDS[KIND] of stages/shared/core/schemas.py
-writes  TARGET/records.parquet   CLEAN[KIND]
-        TARGET/summary.json      records by split, texts changed, what became empty and was dropped
+reads   INGEST/records.parquet  RECORDS[KIND] of stages/shared/core/schemas.py
+writes  OUTPUT/records.parquet  CLEAN_RECORDS[KIND]
+        OUTPUT/summary.json     records per split; texts changed; texts dropped as empty
 
-What is done to a text stands in stages/shared/data/text_cleaning.py. Of a tweet each word is cleaned by
-itself, and one that would become empty stays as it is, beside its tag; so does the text of a post,
-beside its label. The text of a meme may become empty where a picture remains; summary.json counts
-memes without words by split.
+The cleaning rules are in stages/shared/data/text_cleaning.py. Tweets are cleaned word by word, and
+a word that would become empty keeps its original form, so that words and tags stay aligned. The
+text of a post also stays if it would become empty. The text of a meme may become empty if the meme
+has an image; summary.json counts the memes without text per split.
 """
 
 import json
@@ -26,42 +26,45 @@ from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
-def clean_article(record: dict, tidy: Callable[[str], str]) -> dict:
-    """The CLEAN row of an article; a title that would become empty stays as it was."""
+def clean_article(record: dict, clean: Callable[[str], str]) -> dict:
+    """The CLEAN_RECORDS row of an article; a title that would become empty keeps its original."""
     blocks = [
-        {**block, "text": tidy(block["text"] or "") or None, "original": block["text"]}
+        {**block, "text": clean(block["text"] or "") or None, "original": block["text"]}
         for block in record["blocks"]
     ]
     return {
         **record,
-        "title": tidy(record["title"]) or record["title"],
+        "title": clean(record["title"]) or record["title"],
         "title_original": record["title"],
         "blocks": [block for block in blocks if block["image"] or block["text"]],
     }
 
 
-def clean_captions(record: dict, tidy: Callable[[str], str]) -> dict:
-    pairs = [(tidy(caption), caption) for caption in record["captions"]]
-    pairs = [(clean, original) for clean, original in pairs if clean]
+def clean_captions(record: dict, clean: Callable[[str], str]) -> dict:
+    """The CLEAN_RECORDS row of a captioned image, without captions that become empty."""
+    pairs = [(clean(caption), caption) for caption in record["captions"]]
+    pairs = [(cleaned, original) for cleaned, original in pairs if cleaned]
     return {
         **record,
-        "captions": [clean for clean, _ in pairs],
+        "captions": [cleaned for cleaned, _ in pairs],
         "originals": [original for _, original in pairs],
     }
 
 
-def clean_tweet(record: dict, tidy: Callable[[str], str]) -> dict:
-    """The CLEAN row of a tweet, with as many words as before."""
-    words = [tidy(word) or word for word in record["words"]]
+def clean_tweet(record: dict, clean: Callable[[str], str]) -> dict:
+    """The CLEAN_RECORDS row of a tweet; the number of words does not change."""
+    words = [clean(word) or word for word in record["words"]]
     return {**record, "words": words, "originals": record["words"]}
 
 
-def clean_post(record: dict, tidy: Callable[[str], str]) -> dict:
-    return {**record, "text": tidy(record["text"]) or record["text"], "original": record["text"]}
+def clean_post(record: dict, clean: Callable[[str], str]) -> dict:
+    """The CLEAN_RECORDS row of a post; a text that would become empty keeps its original."""
+    return {**record, "text": clean(record["text"]) or record["text"], "original": record["text"]}
 
 
-def clean_meme(record: dict, tidy: Callable[[str], str]) -> dict:
-    return {**record, "text": tidy(record["text"]), "original": record["text"]}
+def clean_meme(record: dict, clean: Callable[[str], str]) -> dict:
+    """The CLEAN_RECORDS row of a meme, whose text may become empty."""
+    return {**record, "text": clean(record["text"]), "original": record["text"]}
 
 
 CLEANERS = {
@@ -74,7 +77,7 @@ CLEANERS = {
 
 
 def text_pairs(row: dict, kind: str) -> list[tuple[str, str]]:
-    """The texts of a CLEAN row, each with its original; of a tweet, its words."""
+    """(clean text, original) pairs of a CLEAN_RECORDS row; the texts of a tweet are its words."""
     match kind:
         case "articles":
             return [(block["text"], block["original"]) for block in row["blocks"] if block["text"]]
@@ -89,7 +92,7 @@ def text_pairs(row: dict, kind: str) -> list[tuple[str, str]]:
 
 
 def count_texts(record: dict, kind: str) -> int:
-    """How many texts a record of ingest has."""
+    """The number of texts of a RECORDS row."""
     match kind:
         case "articles":
             return sum(block["text"] is not None for block in record["blocks"])
@@ -102,35 +105,36 @@ def count_texts(record: dict, kind: str) -> int:
 
 
 def build_summary(before: list[dict], after: list[dict], kind: str) -> dict:
-    """Counts of records and texts, and of those that were changed or left empty and dropped."""
+    """summary.json: counts of records and texts, of changed texts and of dropped ones."""
     splits = Counter(row["split"] for row in after if text_pairs(row, kind))
     pairs = [pair for row in after for pair in text_pairs(row, kind)]
-    total = sum(count_texts(record, kind) for record in before)
-    silent = Counter(row["split"] for row in after if kind == "memes" and not row["text"])
-    counts = {
+    num_texts = sum(count_texts(record, kind) for record in before)
+    summary = {
         "records": {split: splits[split] for split in SPLITS},
         "records_dropped": len(before) - splits.total(),
-        "texts": total,
+        "texts": num_texts,
         "texts_changed": sum(text != original for text, original in pairs),
-        "texts_dropped": total - len(pairs),
+        "texts_dropped": num_texts - len(pairs),
     }
     if kind == "memes":
-        counts["without_text"] = {split: silent[split] for split in SPLITS}
-    return counts
+        without_text = Counter(row["split"] for row in after if not row["text"])
+        summary["without_text"] = {split: without_text[split] for split in SPLITS}
+    return summary
 
 
-def main(params: CleanConfig, kind: str, source: Path, target: Path) -> None:
-    records = schemas.read_parquet(source / "records.parquet", schemas.RECORDS[kind])
-    cleaning = clean_overlay_text if kind == "memes" else clean_text
+def main(config: CleanConfig, kind: str, ingest: Path, output: Path) -> None:
+    """Run the stage. Raises InputError if `ingest` holds no records of this kind."""
+    records = schemas.read_parquet(ingest / "records.parquet", schemas.RECORDS[kind])
+    clean_one = clean_overlay_text if kind == "memes" else clean_text
     rows = []
-    with atomic_output_dir(target) as folder:
+    with atomic_output_dir(output) as folder:
         for record in progress_bar(records, "clean"):
-            tidy = partial(cleaning, language=record["language"], params=params)
-            rows.append(CLEANERS[kind](record, tidy))
+            clean = partial(clean_one, language=record["language"], config=config)
+            rows.append(CLEANERS[kind](record, clean))
         kept = [row for row in rows if text_pairs(row, kind)]
         schemas.write_parquet(folder / "records.parquet", kept, schemas.CLEAN_RECORDS[kind])
-        counts = json.dumps(build_summary(records, rows, kind), indent=2)
-        (folder / "summary.json").write_text(counts + "\n")
+        summary = json.dumps(build_summary(records, rows, kind), indent=2)
+        (folder / "summary.json").write_text(summary + "\n")
 
 
 def cli(kind: str, ingest: Path, output: Path) -> None:

@@ -1,14 +1,15 @@
-"""Cache the features of every picture and text of a corpus.
+"""Compute the features of every image and text of a corpus.
 
-python -m stages.embed --kind KIND --images IMAGES --records RECORDS --encoder ENCODER --output OUTPUT
+python -m stages.embed --kind KIND --images IMAGES --records RECORDS --encoder ENCODER \\
+    --output OUTPUT
 
-reads   PICTURES/images, RECORDS/records.parquet, ALIGN (an encoder)
-writes  TARGET as stages/shared/features/store.py says
+reads   IMAGES/images, RECORDS/records.parquet, ENCODER (the output of the stage align)
+writes  OUTPUT in the format of stages/shared/features/store.py
 
-The texts are the titles of articles, the captions of pictures and the words of memes; tweets and
-posts are read by a text encoder that learns with its reader. Where the encoder does not read the
-language there are no text features: MiniLM turns 77 % of the characters of Chinese recipes into
-[UNK], and a model learns better from the characters themselves.
+The texts are the titles of articles, the captions of images and the texts of memes. Tweets and
+posts have no text features: their text encoder is trained with the classifier. A corpus in a
+language that the encoder does not support has none either: MiniLM maps 77 % of the characters of
+Chinese recipes to [UNK], and a model learns better from the characters themselves.
 """
 
 from pathlib import Path
@@ -22,49 +23,53 @@ from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
 def collect_image_ids(records: list[dict], kind: str) -> list[str]:
-    """The sha256 of each picture once, sorted."""
+    """The sha256 of each image once, sorted."""
     if kind == "articles":
-        found = {block["image"] for record in records for block in record["blocks"]}
+        ids = {block["image"] for record in records for block in record["blocks"]}
     else:
-        found = {record["image"] for record in records}
-    return sorted(found - {None})
+        ids = {record["image"] for record in records}
+    return sorted(ids - {None})
 
 
 def collect_texts(records: list[dict], kind: str) -> list[str]:
-    """Titles of articles, captions, or words of memes, each once, in order of first appearance.
+    """Titles of articles, captions, or texts of memes, each once, in order of first appearance.
 
-    There are none of tweets and posts.
+    The list is empty for tweets and posts.
     """
-    of_kind = {
-        "articles": lambda record: [record["title"]] if record["title"] else [],
-        "captions": lambda record: record["captions"],
-        "memes": lambda record: [record["text"]] if record["text"] else [],
-    }
-    take = of_kind.get(kind, lambda record: [])
-    return list(dict.fromkeys(text for record in records for text in take(record)))
+    match kind:
+        case "articles":
+            texts = [record["title"] for record in records if record["title"]]
+        case "captions":
+            texts = [caption for record in records for caption in record["captions"]]
+        case "memes":
+            texts = [record["text"] for record in records if record["text"]]
+        case _:
+            texts = []
+    return list(dict.fromkeys(texts))
 
 
 def compute_supported_share(records: list[dict], languages: list[str]) -> float:
-    """The share of train records in one of these languages; of all records if none is for train."""
+    """Share of train records in one of these languages; without train records, of all records."""
     records = [record for record in records if record["split"] == "train"] or records
     return sum(record["language"] in languages for record in records) / len(records)
 
 
 def main(
-    params: extract.EmbedConfig, kind: str, pictures: Path, records: Path, align: Path, target: Path
+    config: extract.EmbedConfig, kind: str, images: Path, records: Path, align: Path, output: Path
 ) -> None:
+    """Run the stage. Raises InputError if an input or one of its images is missing."""
     rows = read_parquet(records / "records.parquet", EMBED_INPUTS[kind])
-    names = collect_image_ids(rows, kind)
+    image_ids = collect_image_ids(rows, kind)
     encoder = encoders.load_encoder(align)
-    looks = extract.extract_image_features(
-        encoder, pictures / "images", names, params.image_batch_size
+    image_features = extract.extract_image_features(
+        encoder, images / "images", image_ids, config.image_batch_size
     )
-    words, texts = collect_texts(rows, kind), None
-    if words and compute_supported_share(rows, encoder.languages) >= params.min_supported_fraction:
-        read_words = extract.extract_text_features(encoder, words, params.text_batch_size)
-        texts = words, encoder.subwords(words), read_words
-    with atomic_output_dir(target) as folder:
-        feature_store.write_features(folder, (names, looks), texts)
+    texts, text_features = collect_texts(rows, kind), None
+    if texts and compute_supported_share(rows, encoder.languages) >= config.min_supported_fraction:
+        features = extract.extract_text_features(encoder, texts, config.text_batch_size)
+        text_features = texts, encoder.subwords(texts), features
+    with atomic_output_dir(output) as folder:
+        feature_store.write_features(folder, (image_ids, image_features), text_features)
 
 
 def cli(kind: str, images: Path, records: Path, encoder: Path, output: Path) -> None:

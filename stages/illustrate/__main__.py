@@ -1,18 +1,19 @@
-"""Give a picture to each chunk that has none: V = T2I(T) (FlexMUSE, arXiv:2508.16230).
+"""Provide an image for each chunk that has none: V = T2I(T) (FlexMUSE, arXiv:2508.16230).
 
-python -m stages.illustrate --ingest INGEST --chunks CHUNKS --encoder ENCODER --features FEATURES --output OUTPUT
+python -m stages.illustrate --ingest INGEST --chunks CHUNKS --encoder ENCODER \\
+    --features FEATURES --output OUTPUT
 
-reads   INGEST/images, CHUNK/chunks.parquet, ALIGN (an encoder), FEATURES (stages/embed.py)
-writes  TARGET/chunks.parquet          CHUNKS, `image` filled in where a picture was found or made
-        TARGET/illustrations.parquet   ILLUSTRATIONS: what was illustrated, with what, from where
-        TARGET/images, TARGET/features of these pictures; absent when there is none
-        TARGET/summary.json            counts, and the mean similarity
+reads   INGEST/images, CHUNKS/chunks.parquet, ENCODER (stages/align.py), FEATURES (stages/embed.py)
+writes  OUTPUT/chunks.parquet           CHUNKS, with `image` filled in where possible
+        OUTPUT/illustrations.parquet    ILLUSTRATIONS: the text, backend and source of each image
+        OUTPUT/images, OUTPUT/features  of these images; absent if there are none
+        OUTPUT/summary.json             counts and the mean similarity
 
-What is illustrated is the title. The text of a chunk is what a model has to write: a picture of it
-would tell the answer. So a chunk without title stays without picture.
+Chunks are illustrated by their title. The text of a chunk is the target of the models, and an image
+of it would leak the target. A chunk without title therefore stays without image.
 
-`similarity` is the cosine of title and picture: how far the picture drifts from what it stands for.
-It is null where the encoder does not read the language.
+`similarity` is the cosine of title and image: how well the image matches its title. It is null if
+the encoder does not support the language.
 """
 
 import json
@@ -34,42 +35,42 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
-TITLE_BATCH_SIZE = 64  # whose pictures are in memory
+TITLE_BATCH_SIZE = 64  # titles whose images are in memory at the same time
 
 
 def illustrate_chunks(
     chunks: list[dict], illustrator: Illustrator, seed: int, add: Callable[[bytes], str]
 ) -> tuple[list[dict], Counter]:
-    """ILLUSTRATIONS rows without similarity, and how many chunks stay without picture, by reason.
+    """ILLUSTRATIONS rows without similarity, and counts of the chunks left without image by reason.
 
-    `add` takes a picture file and returns its sha256.
+    add: a function that stores an image file and returns its sha256.
     """
-    left = Counter({"no title": sum(not chunk["title"] for chunk in chunks)})
+    left_without = Counter({"no title": sum(not chunk["title"] for chunk in chunks)})
     titled = [chunk for chunk in chunks if chunk["title"]]
     if illustrator.unavailable_reason:
-        return [], left + Counter({illustrator.unavailable_reason: len(titled)})
-    pictures: dict[str, dict] = {}
+        return [], left_without + Counter({illustrator.unavailable_reason: len(titled)})
+    image_of_title: dict[str, dict] = {}
     titles = list(dict.fromkeys(chunk["title"] for chunk in titled))
     for part in batched(progress_bar(titles, "illustrate"), TITLE_BATCH_SIZE):
-        for title, found in zip(part, illustrator.illustrate(part, 1, seed), strict=True):
-            for picture in found:
-                pictures[title] = {"image": add(picture.content), "source": picture.source}
+        for title, images in zip(part, illustrator.illustrate(part, 1, seed), strict=True):
+            for image in images:
+                image_of_title[title] = {"image": add(image.content), "source": image.source}
     rows = [
         {name: chunk[name] for name in ("record", "position", "split")}
         | {"text": chunk["title"], "backend": illustrator.name, "seed": seed}
-        | pictures[chunk["title"]]
+        | image_of_title[chunk["title"]]
         for chunk in titled
-        if chunk["title"] in pictures
+        if chunk["title"] in image_of_title
     ]
-    return rows, left + Counter({"no picture found": len(titled) - len(rows)})
+    return rows, left_without + Counter({"no picture found": len(titled) - len(rows)})
 
 
 def write_image_features(folder: Path, names: list[str], gallery: ImageGallery) -> None:
-    """The features of the pictures in folder/images, through the store that embed fills too."""
+    """Write folder/features of the images in folder/images, with the cache of the stage embed."""
     from stages.shared.encoders import extract
 
-    batch = load_config(extract.EmbedConfig, "embed").image_batch_size
-    rows = extract.extract_image_features(gallery.encoder, folder / "images", names, batch)
+    batch_size = load_config(extract.EmbedConfig, "embed").image_batch_size
+    rows = extract.extract_image_features(gallery.encoder, folder / "images", names, batch_size)
     (folder / "features").mkdir()
     feature_store.write_features(folder / "features", (names, rows), None)
 
@@ -77,7 +78,7 @@ def write_image_features(folder: Path, names: list[str], gallery: ImageGallery) 
 def compute_similarities(
     rows: list[dict], folder: Path, gallery: ImageGallery
 ) -> list[float | None]:
-    """The cosine of the title and the picture of each row."""
+    """The cosine of title and image for each row; None if the language is not supported."""
     if not gallery.supports_language:
         return [None] * len(rows)
     index, pooled = feature_store.read_pooled_images(folder / "features")
@@ -88,82 +89,85 @@ def compute_similarities(
     ]
 
 
-def summarize_illustrations(backend: str, rows: list[dict], left: Counter) -> dict:
+def summarize_illustrations(backend: str, rows: list[dict], left_without: Counter) -> dict:
+    """summary.json: illustrated chunks per split, chunks left without image, mean similarity."""
     splits = Counter(row["split"] for row in rows)
-    known = [row["similarity"] for row in rows if row["similarity"] is not None]
+    similarities = [row["similarity"] for row in rows if row["similarity"] is not None]
     return {
         "backend": backend,
         "illustrated": {split: splits[split] for split in SPLITS},
-        "left_without": {reason: count for reason, count in sorted(left.items()) if count},
-        "similarity": sum(known) / len(known) if known else None,
+        "left_without": {reason: count for reason, count in sorted(left_without.items()) if count},
+        "similarity": sum(similarities) / len(similarities) if similarities else None,
     }
 
 
 def build_illustrations(
-    params: IllustrateConfig, chunks: list[dict], gallery: ImageGallery, folder: Path
-) -> tuple:
-    """ILLUSTRATIONS rows and the summary; the pictures and their features are in `folder`."""
-    illustrator = illustrators.load_illustrator(params.backend, params, gallery)
-    with image_store.image_writer(folder / "images", params.num_shards) as write:
+    config: IllustrateConfig, chunks: list[dict], gallery: ImageGallery, folder: Path
+) -> tuple[list[dict], dict]:
+    """Write images and features to `folder`; returns ILLUSTRATIONS rows and the summary.
+
+    Raises InputError if the backend is unusable.
+    """
+    illustrator = illustrators.load_illustrator(config.backend, config, gallery)
+    with image_store.image_writer(folder / "images", config.num_shards) as write:
 
         def add(content: bytes) -> str:
             row = image_store.build_image_row(content)
             write(row)
             return row["sha256"]
 
-        rows, left = illustrate_chunks(chunks, illustrator, params.seed, add)
+        rows, left_without = illustrate_chunks(chunks, illustrator, config.seed, add)
     if rows:
         write_image_features(folder, sorted({row["image"] for row in rows}), gallery)
-        found = compute_similarities(rows, folder, gallery)
-        rows = [row | {"similarity": value} for row, value in zip(rows, found, strict=True)]
+        similarities = compute_similarities(rows, folder, gallery)
+        rows = [row | {"similarity": value} for row, value in zip(rows, similarities, strict=True)]
     else:
         shutil.rmtree(folder / "images")
-    return rows, summarize_illustrations(illustrator.name, rows, left)
+    return rows, summarize_illustrations(illustrator.name, rows, left_without)
 
 
-def write_outputs(folder: Path, chunks: list[dict], rows: list[dict], figures: dict) -> None:
-    """The tables and summary.json."""
-    found = {(row["record"], row["position"]): row["image"] for row in rows}
-    filled = [
-        chunk | {"image": chunk["image"] or found.get((chunk["record"], chunk["position"]))}
+def write_outputs(folder: Path, chunks: list[dict], rows: list[dict], summary: dict) -> None:
+    """Write the two tables and summary.json."""
+    new_images = {(row["record"], row["position"]): row["image"] for row in rows}
+    illustrated = [
+        chunk | {"image": chunk["image"] or new_images.get((chunk["record"], chunk["position"]))}
         for chunk in chunks
     ]
-    schemas.write_parquet(folder / "chunks.parquet", filled, schemas.CHUNKS)
+    schemas.write_parquet(folder / "chunks.parquet", illustrated, schemas.CHUNKS)
     schemas.write_parquet(folder / "illustrations.parquet", rows, schemas.ILLUSTRATIONS)
-    (folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def main(params: IllustrateConfig, folders: list[Path], target: Path) -> None:
+def main(config: IllustrateConfig, folders: list[Path], output: Path) -> None:
+    """Run the stage; `folders` are those of ingest, chunk, align and embed, in this order.
+
+    Raises InputError if the backend is unusable, or no chunk has an image in the end.
+    """
     ingest, chunk, align, embed = folders
     chunks = schemas.read_parquet(chunk / "chunks.parquet", schemas.CHUNKS)
-    bare = [row for row in chunks if not row["image"]]
-    if not bare:  # captions have pictures always: nothing to load, nothing to track
-        with atomic_output_dir(target) as folder:
-            write_outputs(
-                folder,
-                chunks,
-                [],
-                summarize_illustrations(
-                    illustrators.get_backend_name(params.backend), [], Counter()
-                ),
-            )
+    missing = [row for row in chunks if not row["image"]]
+    if not missing:  # always so for captions: do not load the encoder, do not track a run
+        backend = illustrators.get_backend_name(config.backend)
+        with atomic_output_dir(output) as folder:
+            write_outputs(folder, chunks, [], summarize_illustrations(backend, [], Counter()))
         return
-    gallery = ImageGallery(ingest, chunk, align, embed, load_config(int, "embed", "text_batch_size"))
-    with tracking.start_run(stage="illustrate", name=target.name, params=asdict(params)) as tracked:
-        with atomic_output_dir(target) as folder:
-            rows, figures = build_illustrations(params, bare, gallery, folder)
-            if not rows and len(bare) == len(chunks):
+    text_batch_size = load_config(int, "embed", "text_batch_size")
+    gallery = ImageGallery(ingest, chunk, align, embed, text_batch_size)
+    with tracking.start_run(stage="illustrate", name=output.name, params=asdict(config)) as tracked:
+        with atomic_output_dir(output) as folder:
+            rows, summary = build_illustrations(config, missing, gallery, folder)
+            if not rows and len(missing) == len(chunks):
                 raise InputError(
-                    f"{chunk}/chunks.parquet has no picture, and {figures['backend']} gave none "
-                    f"({', '.join(figures['left_without'])}): set illustrate.backend to "
+                    f"{chunk}/chunks.parquet has no image, and {summary['backend']} provided none "
+                    f"({', '.join(summary['left_without'])}): set illustrate.backend to "
                     "diffusers:NAME or openai:MODEL, and give titles"
                 )
-            write_outputs(folder, chunks, rows, figures)
-        for number, row in enumerate(rows):
+            write_outputs(folder, chunks, rows, summary)
+        for step, row in enumerate(rows):
             if row["similarity"] is not None:
-                tracked.log_metrics({"similarity": row["similarity"]}, number)
-        tracked.log_metrics({"illustrated": len(rows), "left_without": len(bare) - len(rows)}, 0)
-        tracked.log_artifact_hash(target / "illustrations.parquet", "illustrations.parquet")
+                tracked.log_metrics({"similarity": row["similarity"]}, step)
+        tracked.log_metrics({"illustrated": len(rows), "left_without": len(missing) - len(rows)}, 0)
+        tracked.log_artifact_hash(output / "illustrations.parquet", "illustrations.parquet")
 
 
 def cli(ingest: Path, chunks: Path, encoder: Path, features: Path, output: Path) -> None:

@@ -1,7 +1,8 @@
-"""Illustrators: V = T2I(T), a picture for a text that has none (FlexMUSE, arXiv:2508.16230).
+"""Illustrators: V = T2I(T), an image for a text that has none (FlexMUSE, arXiv:2508.16230).
 
-`load(backend, params, gallery)` gives the one that a backend names: `retrieve`, `diffusers:NAME` or
-`openai:MODEL`, each in stages/shared/<kind>_illustrator.py. Its libraries are imported then.
+`load_illustrator(backend, config, gallery)` loads the illustrator of a backend: `retrieve`
+(retrieval.py), `diffusers:NAME` (diffusion.py) or `openai:MODEL` (openai_images.py). The libraries
+of a backend are imported only then.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.shared.core import schemas
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
 from stages.shared.data.cache import Store
 from stages.shared.features import store as feature_store
@@ -26,66 +27,76 @@ if TYPE_CHECKING:
     from stages.shared.encoders.base import Encoder
 
 BACKEND_KINDS = ("retrieve", "diffusers", "openai")
+BACKEND_HINT = "give retrieve, diffusers:NAME or openai:MODEL"
 
 
 @config_class
 class DiffusersIllustratorConfig:
-    num_inference_steps: int
-    guidance_scale: float
-    image_size: int
+    """The section `illustrate.diffusers`."""
+
+    num_inference_steps: int = Field(description="denoising steps")
+    guidance_scale: float = Field(description="strength of guidance; 1 or less: unguided")
+    image_size: int = Field(description="side of an image, pixels")
 
 
 @config_class
 class OpenAIIllustratorConfig:
-    size: str
-    concurrency: int
-    max_retries: int
-    timeout: float
-    max_pixels: int
+    """The section `illustrate.openai`."""
+
+    size: str = Field(description="image size as the API names it")
+    concurrency: int = Field(description="requests at the same time")
+    max_retries: int = Field(description="retries of a request")
+    timeout: float = Field(description="timeout of a request, seconds")
+    max_pixels: int = Field(description="a larger image is rejected")
 
 
 @config_class
 class IllustrateConfig:
     """The section `illustrate`."""
 
-    backend: str
-    seed: int
-    num_shards: int
-    diffusers: DiffusersIllustratorConfig
-    openai: OpenAIIllustratorConfig
+    backend: str = Field(description="retrieve | diffusers:NAME | openai:MODEL")
+    seed: int = Field(description="seed of generated images")
+    num_shards: int = Field(description="Parquet files for the images of a corpus")
+    diffusers: DiffusersIllustratorConfig = Field(description="options of diffusers:NAME")
+    openai: OpenAIIllustratorConfig = Field(description="options of openai:MODEL")
 
     def __post_init__(self) -> None:
-        try:
-            get_backend_kind(self.backend)
-        except InputError as error:
-            raise ValueError(str(error)) from None
+        if not is_backend(self.backend):
+            raise ValueError(f"backend is {self.backend!r}: {BACKEND_HINT}")
 
 
 @dataclass(frozen=True)
 class Illustration:
-    """A picture file, and where it is from: record/position of a picture of the corpus, or the
-    fingerprint of what made it and which of the pictures of its text and seed it is."""
+    """An image file and its source.
+
+    source: record/position of an image of the corpus, or fingerprint/index of a generated image.
+    """
 
     content: bytes
     source: str
 
 
 class Illustrator(ABC):
-    """name: of the backend, without folders of this machine. obstacle: why it can illustrate
-    nothing here, in a few words, or None."""
+    """Finds or generates images for texts.
+
+    name: the backend, without machine-specific paths. unavailable_reason: why it cannot illustrate
+    anything here, in a few words, or None.
+    """
 
     name: str
     unavailable_reason: str | None = None
 
     @abstractmethod
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
-        """`count` different pictures for each text, the best first; fewer where there are not as
-        many. A text's pictures depend on nothing but the text, `count` and the seed."""
+        """At most `count` different images per text, the best first.
+
+        The images of a text depend on the text, `count` and `seed` only.
+        """
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """A picture to be made: the index-th of a text and a seed."""
+    """An image to generate: number `index` (from 0) for this text and seed."""
 
     text: str
     index: int
@@ -93,47 +104,50 @@ class ImageRequest:
 
     @property
     def key(self) -> str:
+        """Cache key: sha256 of text, index and seed."""
         return sha256(json.dumps([self.text, self.index, self.seed]).encode()).hexdigest()
 
 
 class GeneratingIllustrator(Illustrator):
-    """Makes pictures, and none of them twice: they are kept under POLYMUSE_HOME.
+    """Generates images and caches them under POLYMUSE_HOME, so that none is generated twice.
 
-    fingerprint: of everything that decides a picture besides text, index and seed.
+    fingerprint: a hash of everything besides text, index and seed that an image depends on.
     """
 
     fingerprint: str
 
     @abstractmethod
-    def generate(self, drafts: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
-        """The picture files, in any order, as they are made; what is refused is left out."""
+    def generate(self, requests: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
+        """Yields image files in any order, as soon as they are ready; refused ones are left out."""
 
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
         store = Store(work_dir() / "store", f"illustrations-{self.fingerprint[:32]}")
-        wanted = [[ImageRequest(text, index, seed) for index in range(count)] for text in texts]
-        drafts = {draft.key: draft for row in wanted for draft in row}
-        if missing := [drafts[key] for key in store.missing_keys(drafts)]:
-            for draft, content in self.generate(missing):
-                store.write([(draft.key, content)])  # at once: what is paid for is kept
-        refused = set(store.missing_keys(drafts))
+        requests = [[ImageRequest(text, index, seed) for index in range(count)] for text in texts]
+        by_key = {request.key: request for row in requests for request in row}
+        if missing := [by_key[key] for key in store.missing_keys(by_key)]:
+            for request, content in self.generate(missing):
+                store.write([(request.key, content)])  # immediately: it may have been paid for
+        refused = set(store.missing_keys(by_key))
         return [
-            self._load_cached(store, [d for d in row if d.key not in refused]) for row in wanted
+            self._load_cached(store, [request for request in row if request.key not in refused])
+            for row in requests
         ]
 
-    def _load_cached(self, store: Store, drafts: list[ImageRequest]) -> list[Illustration]:
-        """The pictures that are there, equal ones once."""
-        found: dict[bytes, Illustration] = {}
-        for draft, content in zip(drafts, store.read([d.key for d in drafts]), strict=True):
-            source = f"{self.fingerprint[:32]}/{draft.index}"
-            found.setdefault(content, Illustration(content, source))
-        return list(found.values())
+    def _load_cached(self, store: Store, requests: list[ImageRequest]) -> list[Illustration]:
+        """The cached images, without duplicates."""
+        illustrations: dict[bytes, Illustration] = {}
+        contents = store.read([request.key for request in requests])
+        for request, content in zip(requests, contents, strict=True):
+            source = f"{self.fingerprint[:32]}/{request.index}"
+            illustrations.setdefault(content, Illustration(content, source))
+        return list(illustrations.values())
 
 
 class ImageGallery:
-    """The pictures of a corpus' train split, and the encoder that finds the nearest to a text.
+    """The images of a corpus' train split, searchable by text with the corpus' encoder.
 
-    Reads what 01_ingest, 05_chunk, 06_align and 07_embed wrote, each when it is first needed. A
-    picture that validation or test shows too is not in it.
+    It reads the outputs of 01_ingest, 05_chunk, 06_align and 07_embed, each on first use. An image
+    that also occurs in validation or test is left out.
     """
 
     def __init__(self, ingest: Path, chunk: Path, align: Path, embed: Path, text_batch: int):
@@ -142,48 +156,49 @@ class ImageGallery:
 
     @property
     def supports_language(self) -> bool:
-        """Whether the encoder reads the language of the corpus."""
+        """Whether the encoder supports the language of the corpus."""
         return feature_store.read_text_kind(self.embed) == "encoder"
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no picture to choose from."""
+        """Whether there are no images to choose from."""
         return not self._sources
 
     @cached_property
     def encoder(self) -> "Encoder":
+        """The encoder of the stage align."""
         from stages.shared.encoders import base as encoders
 
         return encoders.load_encoder(self.align)
 
     def embed_texts(self, texts: list[str]) -> Iterator[np.ndarray]:
-        """The pooled features of each text, (D,) fp16 of unit length."""
+        """Yields the pooled features of each text, (D,) fp16 of unit length."""
         from stages.shared.encoders import extract
 
         rows = extract.extract_text_features(self.encoder, texts, self.text_batch)
         return (row["pooled"] for row in rows)
 
     def find_nearest(self, texts: list[str], count: int) -> list[list[str]]:
-        """The sha256 of the `count` pictures that are most alike each text, by cosine.
+        """The sha256 of the `count` images nearest to each text by cosine, the nearest first.
 
-        Of equals the smaller hash comes first. Products of fp16 numbers, summed in float64, are
-        exact in practice, so that no order of addition makes equals differ.
+        Ties are ordered by hash. Sums of fp16 products in float64 are exact in practice, so the
+        order of summation cannot break a tie.
         """
         names, pooled = self._pooled
-        found = []
+        nearest = []
         for vector in self.embed_texts(texts):
             order = np.argsort(-(pooled @ vector.astype("f8")), kind="stable")
-            found.append([names[row] for row in order[:count]])
-        return found
+            nearest.append([names[row] for row in order[:count]])
+        return nearest
 
     def load_images(self, names: Iterable[str]) -> dict[str, Illustration]:
-        """The pictures of these sha256."""
+        """The images with these sha256. Raises InputError if one is missing."""
         contents = image_store.load_image_bytes(self.ingest / "images", names)
         return {name: Illustration(contents[name], self._sources[name]) for name in contents}
 
     @cached_property
     def _sources(self) -> dict[str, str]:
-        """record/position of each picture, the first one of several."""
+        """record/position of the first occurrence of each image, by sha256."""
         rows = schemas.read_parquet(self.chunk / "chunks.parquet", schemas.CHUNKS)
         held_out = {row["image"] for row in rows if row["split"] != "train"}
         sources: dict[str, str] = {}
@@ -194,30 +209,36 @@ class ImageGallery:
 
     @cached_property
     def _pooled(self) -> tuple[list[str], np.ndarray]:
-        """sha256 of the N pictures, sorted; their pooled features (N, D) float64."""
+        """The sorted sha256 of the N images, and their pooled features (N, D) float64."""
         index, pooled = feature_store.read_pooled_images(self.embed)
         names = sorted(self._sources)
         return names, pooled[[index[name] for name in names]].astype("f8")
 
 
 def get_backend_name(backend: str) -> str:
-    """The name of a backend, of a folder its last part: outputs name no machine's folders."""
+    """The backend with a folder reduced to its name: outputs hold no machine-specific paths."""
     kind, _, name = backend.partition(":")
     return f"{kind}:{Path(name).name if Path(name).is_dir() else name}" if name else kind
 
 
-def get_backend_kind(backend: str) -> str:
-    """The part before the colon. Raises WrongInput if no backend is called so."""
+def is_backend(backend: str) -> bool:
+    """Whether `backend` is retrieve, diffusers:NAME or openai:MODEL."""
     kind, _, name = backend.partition(":")
-    if kind not in BACKEND_KINDS or bool(name) != (kind != "retrieve"):
-        raise InputError(
-            f"illustrate.backend is {backend!r}: give retrieve, diffusers:NAME or openai:MODEL"
-        )
-    return kind
+    return kind in BACKEND_KINDS and bool(name) == (kind != "retrieve")
 
 
-def load_illustrator(backend: str, params: IllustrateConfig, gallery: ImageGallery) -> Illustrator:
-    """Raises WrongInput if there is no such backend, or it cannot be used here."""
+def get_backend_kind(backend: str) -> str:
+    """The part before the colon. Raises InputError if there is no such backend."""
+    if not is_backend(backend):
+        raise InputError(f"illustrate.backend is {backend!r}: {BACKEND_HINT}")
+    return backend.partition(":")[0]
+
+
+def load_illustrator(backend: str, config: IllustrateConfig, gallery: ImageGallery) -> Illustrator:
+    """The illustrator of a backend.
+
+    Raises InputError if there is no such backend, or it cannot be used here.
+    """
     kind, name = get_backend_kind(backend), backend.partition(":")[2]
     match kind:
         case "retrieve":
@@ -226,4 +247,4 @@ def load_illustrator(backend: str, params: IllustrateConfig, gallery: ImageGalle
             from stages.illustrate import diffusion as module
         case "openai":
             from stages.illustrate import openai_images as module
-    return module.load(name, params, gallery)
+    return module.load(name, config, gallery)

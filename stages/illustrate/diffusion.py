@@ -1,7 +1,7 @@
-"""Diffusion: a text-to-image pipeline of diffusers, by Hugging Face name or folder, draws pictures.
+"""Illustration by a text-to-image pipeline of diffusers, given by Hugging Face name or folder.
 
-Each is drawn by itself, from noise of its own seed: its neighbours do not matter.
-Needs the extra `t2i`.
+Each image is generated on its own, from noise with its own seed, so the other images do not matter.
+Requires the extra `t2i`.
 """
 
 import logging
@@ -39,60 +39,68 @@ except ImportError as error:
 
 
 class DiffusersIllustrator(GeneratingIllustrator):
-    def __init__(self, backend: str, folder: Path, weights: str, params: IllustrateConfig):
-        self.name, self.folder, self.config = backend, folder, params.diffusers
-        decisive = f"{weights} {self.config} {get_device().type} {get_precision()}"
-        self.fingerprint = sha256(decisive.encode()).hexdigest()
+    """Generates images with a diffusers pipeline. weights: identifies them in the fingerprint."""
+
+    def __init__(self, backend: str, folder: Path, weights: str, config: IllustrateConfig):
+        self.name, self.folder, self.config = backend, folder, config.diffusers
+        # The fingerprint is part of cache keys and of illustrations.parquet: keep this format.
+        options = (
+            f"Diffusers(steps={self.config.num_inference_steps!r}, "
+            f"guidance={self.config.guidance_scale!r}, size={self.config.image_size!r})"
+        )
+        key = f"{weights} {options} {get_device().type} {get_precision()}"
+        self.fingerprint = sha256(key.encode()).hexdigest()
 
     @cached_property
     def pipeline(self) -> DiffusionPipeline:
+        """The pipeline on the device. Raises InputError if it cannot be loaded completely."""
         diffusers_logging.disable_progress_bar()
         try:
             with _check_weights_complete(self.name):
-                found = DiffusionPipeline.from_pretrained(
+                pipeline = DiffusionPipeline.from_pretrained(
                     self.folder, dtype=torch.bfloat16 if supports_bf16() else torch.float32
                 )
         except InputError:
             raise
-        except Exception as error:  # parsers of foreign files raise what they like
+        except Exception as error:  # parsers of external files raise arbitrary exceptions
             raise _build_error(self.name, error) from None
-        found.set_progress_bar_config(disable=True)
-        return found.to(get_device())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(get_device())
 
-    def generate(self, drafts: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
-        for draft in progress_bar(drafts, "draw"):
-            noise = torch.Generator("cpu").manual_seed(int(draft.key[:15], 16))
+    def generate(self, requests: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
+        for request in progress_bar(requests, "generate images"):
+            noise = torch.Generator("cpu").manual_seed(int(request.key[:15], 16))
             try:
-                found = self.pipeline(
-                    draft.text,
+                output = self.pipeline(
+                    request.text,
                     num_inference_steps=self.config.num_inference_steps,
                     guidance_scale=self.config.guidance_scale,
                     height=self.config.image_size,
                     width=self.config.image_size,
                     generator=noise,
                 )
-            except (TypeError, ValueError) as error:  # no pipeline of texts, or a size it refuses
+            except (TypeError, ValueError) as error:  # not a text-to-image pipeline, or a bad size
                 raise _build_error(self.name, error) from None
-            flagged = found.get("nsfw_content_detected")
-            if not (flagged and flagged[0]):  # a safety checker leaves a black picture
+            flagged = output.get("nsfw_content_detected")
+            if not (flagged and flagged[0]):  # the safety checker replaces the image by a black one
                 content = BytesIO()
-                found.images[0].save(content, "PNG")
-                yield draft, content.getvalue()
+                output.images[0].save(content, "PNG")
+                yield request, content.getvalue()
 
 
 @contextmanager
 def _check_weights_complete(name: str) -> Iterator[None]:
-    """Raises WrongInput at the end if a model was loaded without all of its weights.
+    """Raises InputError on exit if a model was loaded without some of its weights.
 
-    Neither library can be made to raise, nor does a pipeline hand on what its models lack: both log
-    that weights are "newly initialized".
+    Neither library raises, and a pipeline does not report missing weights of its models. Both only
+    log that weights are "newly initialized".
     """
-    complaints: list[str] = []
+    messages: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "newly initialized" in record.getMessage():
-                complaints.append(record.getMessage())
+                messages.append(record.getMessage())
 
     listener = Listener(logging.WARNING)
     loggers = [logging.getLogger(library) for library in ("diffusers", "transformers")]
@@ -106,7 +114,7 @@ def _check_weights_complete(name: str) -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
             logger.removeHandler(listener)
-    if complaints:
+    if messages:
         raise InputError(
             f"illustrate.backend: {name} lacks some of its weights: give a complete checkpoint"
         )
@@ -120,19 +128,22 @@ def _build_error(name: str, error: Exception) -> InputError:
     )
 
 
-def load(name: str, params: IllustrateConfig, gallery: ImageGallery) -> DiffusersIllustrator:
-    """Downloads a pipeline that is named and not there yet. Raises WrongInput if there is none."""
+def load(name: str, config: IllustrateConfig, gallery: ImageGallery) -> DiffusersIllustrator:
+    """The illustrator of a folder, or of a Hugging Face name, which is downloaded if needed.
+
+    Raises InputError if there is no such pipeline.
+    """
     backend, folder = get_backend_name(f"diffusers:{name}"), Path(name)
     if folder.is_dir():
-        return DiffusersIllustrator(backend, folder, fingerprint_folder(folder), params)
-    if name.startswith((".", "/")):  # what no name of Hugging Face does
+        return DiffusersIllustrator(backend, folder, fingerprint_folder(folder), config)
+    if name.startswith((".", "/")):  # a path, not a Hugging Face name
         raise InputError(
-            f"illustrate.backend: diffusers:{name}: there is no such folder: give another, "
-            "or a name of Hugging Face"
+            f"illustrate.backend: diffusers:{name}: there is no such folder: give another folder "
+            "or a Hugging Face name"
         )
     allow_downloads()
     try:
         folder = Path(DiffusionPipeline.download(name))
     except Exception as error:  # as in `pipeline`
         raise _build_error(backend, error) from None
-    return DiffusersIllustrator(backend, folder, f"{name} {folder.name}", params)  # its commit
+    return DiffusersIllustrator(backend, folder, f"{name} {folder.name}", config)  # a commit

@@ -1,6 +1,6 @@
-"""Images API: pictures from a server that speaks OpenAI's protocol, by the name of a model.
+"""Illustration by a server with OpenAI's images API, given by the name of a model.
 
-The package repeats a request that is refused for now, after the Retry-After of the answer.
+The package `openai` retries requests that failed temporarily, after the Retry-After they name.
 """
 
 from base64 import b64decode
@@ -22,13 +22,15 @@ from stages.shared.llm.endpoint import load_endpoint
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
 
-# What a server says of a text that it will not draw; the others are drawn all the same.
+# Error codes of a refused text; the other texts are still illustrated.
 REFUSAL_CODES = {"content_policy_violation", "moderation_blocked"}
 
 
 class OpenAIIllustrator(GeneratingIllustrator):
-    def __init__(self, model: str, params: IllustrateConfig):
-        self.name, self.model, self.config = f"openai:{model}", model, params.openai
+    """Requests images from a server. Raises InputError if no endpoint is configured."""
+
+    def __init__(self, model: str, config: IllustrateConfig):
+        self.name, self.model, self.config = f"openai:{model}", model, config.openai
         self.server = load_endpoint("illustrate.backend", "retrieve")
         self.client = OpenAI(
             api_key=self.server.api_key,
@@ -36,57 +38,60 @@ class OpenAIIllustrator(GeneratingIllustrator):
             max_retries=self.config.max_retries,
             timeout=self.config.timeout,
         )
-        # Without the address: a server that moves draws nothing anew, and no hash holds a password.
-        decisive = f"{self.name} {self.config.size}"
-        self.fingerprint = sha256(decisive.encode()).hexdigest()
-        # The GPT image models answer so always and refuse to be asked for it.
+        # Without the server's address: images stay valid if it moves, and no password is hashed.
+        key = f"{self.name} {self.config.size}"
+        self.fingerprint = sha256(key.encode()).hexdigest()
+        # GPT image models always respond with base64 and reject the parameter.
         gpt = "gpt-image" in model or "chatgpt-image" in model
         self.extra_arguments = {} if gpt else {"response_format": "b64_json"}
 
-    def generate(self, drafts: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
-        """Raises the first fault once all that was under way then has come, and is yielded."""
-        stop, fault = Event(), None
+    def generate(self, requests: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
+        """As in the base class. After a failed request no new one is sent.
 
-        def ask(draft: ImageRequest) -> bytes | None:
+        The error is raised after the images of all running requests have been yielded.
+        """
+        stop, first_error = Event(), None
+
+        def request_image(request: ImageRequest) -> bytes | None:
             try:
-                return None if stop.is_set() else self._request_image(draft.text)
+                return None if stop.is_set() else self._request_image(request.text)
             except BaseException:
-                stop.set()  # here, before this thread takes the next: nothing more is paid for
+                stop.set()  # before this thread takes its next request: nothing more is paid for
                 raise
 
         with ThreadPoolExecutor(self.config.concurrency) as pool:
-            asked = {pool.submit(ask, draft): draft for draft in drafts}
+            futures = {pool.submit(request_image, request): request for request in requests}
             try:
-                for answer in progress_bar(as_completed(asked), "ask", len(asked)):
-                    if error := answer.exception():
-                        fault = fault or error
-                    elif content := answer.result():
-                        yield asked[answer], content
+                for future in progress_bar(as_completed(futures), "request images", len(futures)):
+                    if error := future.exception():
+                        first_error = first_error or error
+                    elif content := future.result():
+                        yield futures[future], content
             finally:
-                pool.shutdown(cancel_futures=True)  # where who reads stops reading
-        if fault:
-            raise fault
+                pool.shutdown(cancel_futures=True)  # also if the caller stops iterating
+        if first_error:
+            raise first_error
 
     def _request_image(self, text: str) -> bytes | None:
-        """A picture file, or None if the server will not draw this text."""
+        """An image file, or None if the server refuses the text. Raises InputError."""
         try:
-            answer = self.client.images.generate(
+            response = self.client.images.generate(
                 model=self.model, prompt=text, n=1, size=self.config.size, **self.extra_arguments
             )
-            content = b64decode(answer.data[0].b64_json, validate=True)
+            content = b64decode(response.data[0].b64_json, validate=True)
             image_store.validate_image(content, self.config.max_pixels)
         except (AuthenticationError, PermissionDeniedError) as error:
-            # Servers repeat parts of a key, so nothing of theirs is shown.
-            raise self._build_error(f"HTTP {error.status_code}, the key is not taken") from None
+            # Servers quote parts of the key, so their message is not shown.
+            raise self._build_error(f"HTTP {error.status_code}, the key is rejected") from None
         except APIError as error:
             if error.code in REFUSAL_CODES:
                 return None
             raise self._build_error(error) from None
         except image_store.ImageError as error:
             raise self._build_error(error) from None
-        # What is no answer of the protocol comes back as it is, or does not parse.
+        # A response that does not follow the protocol is returned as is, or does not parse.
         except (AttributeError, IndexError, TypeError, ValueError):
-            raise self._build_error("an answer without b64_json") from None
+            raise self._build_error("a response without b64_json") from None
         return content
 
     def _build_error(self, error: object) -> InputError:
@@ -97,5 +102,6 @@ class OpenAIIllustrator(GeneratingIllustrator):
         )
 
 
-def load(name: str, params: IllustrateConfig, gallery: ImageGallery) -> OpenAIIllustrator:
-    return OpenAIIllustrator(name, params)
+def load(name: str, config: IllustrateConfig, gallery: ImageGallery) -> OpenAIIllustrator:
+    """The illustrator of a model. Raises InputError if no endpoint is configured."""
+    return OpenAIIllustrator(name, config)

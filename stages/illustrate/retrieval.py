@@ -1,9 +1,11 @@
-"""Retrieval: the pictures of the train split whose features are nearest to the text's."""
+"""Illustration by retrieval: the images of the train split nearest to the text."""
 
 from stages.illustrate.base import IllustrateConfig, Illustration, Illustrator, ImageGallery
 
 
 class RetrieveIllustrator(Illustrator):
+    """Finds images of the gallery by the cosine of text and image features."""
+
     name = "retrieve"
 
     def __init__(self, gallery: ImageGallery):
@@ -14,13 +16,14 @@ class RetrieveIllustrator(Illustrator):
             self.unavailable_reason = "the train split has no picture of its own"
 
     def illustrate(self, texts: list[str], count: int, seed: int) -> list[list[Illustration]]:
-        """Nothing is drawn: every seed gives the same. With an obstacle: none."""
+        """As in the base class. The seed has no effect; if unavailable, all lists are empty."""
         if self.unavailable_reason:
             return [[] for _ in texts]
         nearest = self.gallery.find_nearest(texts, count)
-        pictures = self.gallery.load_images({name for names in nearest for name in names})
-        return [[pictures[name] for name in names] for names in nearest]
+        images = self.gallery.load_images({name for names in nearest for name in names})
+        return [[images[name] for name in names] for names in nearest]
 
 
-def load(name: str, params: IllustrateConfig, gallery: ImageGallery) -> RetrieveIllustrator:
+def load(name: str, config: IllustrateConfig, gallery: ImageGallery) -> RetrieveIllustrator:
+    """The illustrator of a gallery; `name` and `config` are not used."""
     return RetrieveIllustrator(gallery)

@@ -12,8 +12,8 @@ from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.runtime.stage import InputError
 from stages.shared.training.loop import fit
-from stages.shared.training.schedule import Schedule
 from stages.shared.training.losses import info_nce_loss
+from stages.shared.training.schedule import Schedule
 from tests.support import color_caption_corpus
 
 SCHEDULE = Schedule(
@@ -37,12 +37,12 @@ TINY = align.TinyEncoderTrainingConfig(
     initial_temperature=0.07,
     schedule=SCHEDULE,
 )
-PARAMS = align.AlignConfig(corpus="captions", encoder="tiny", languages=["en"], tiny=TINY)
+CONFIG = align.AlignConfig(corpus="captions", encoder="tiny", languages=["en"], tiny=TINY)
 EMBED = extract.EmbedConfig(image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5)
 
 
-def run(folder, params=PARAMS):
-    align.main(params, EMBED, folder / "ingest", folder / "chunks", folder / "encoder")
+def run(folder, config=CONFIG):
+    align.main(config, EMBED, folder / "ingest", folder / "chunks", folder / "encoder")
     return encoders.load_encoder(folder / "encoder")
 
 
@@ -58,7 +58,7 @@ def aligner(temperature=0.07):
     return align.Aligner(TINY.encoder_config(), 6, temperature)
 
 
-def test_the_contrast_with_equal_captions_matches_its_definition_written_as_loops():
+def test_info_nce_with_equal_captions_matches_its_definition_as_loops():
     torch.manual_seed(0)
     a, b = torch.randn(5, 3), torch.randn(5, 3)
     text = [0, 1, 0, 2, 1]
@@ -82,7 +82,7 @@ def test_every_weight_gets_a_gradient():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
 
 
-def test_a_batch_can_be_memorised():
+def test_a_batch_can_be_memorized():
     model, data = aligner(), pairs()
     batch = align.select_batch(data, torch.arange(8))
     steps = fit(
@@ -90,44 +90,44 @@ def test_a_batch_can_be_memorised():
         align.Aligner.loss,
         lambda step: batch,
         replace(SCHEDULE, max_steps=60),
-        name="memorise",
+        name="memorize",
         key="test",
     )
-    least = math.log(2)  # two pictures share each text, so two columns a row are equally right
-    assert steps[0]["loss"] > least + 0.5
-    assert steps[-1]["loss"] < least + 0.1
+    minimum = math.log(2)  # two images share each text: two columns per row are equally right
+    assert steps[0]["loss"] > minimum + 0.5
+    assert steps[-1]["loss"] < minimum + 0.1
 
 
 def test_the_temperature_is_clamped():
-    cold, coldest = aligner(temperature=0.0001), aligner(temperature=align.MIN_TEMPERATURE)
+    below, at_minimum = aligner(temperature=0.0001), aligner(temperature=align.MIN_TEMPERATURE)
     batch = align.select_batch(pairs(), torch.arange(8))
-    torch.testing.assert_close(cold.loss(batch), coldest.loss(batch))
+    torch.testing.assert_close(below.loss(batch), at_minimum.loss(batch))
 
 
-def test_a_step_of_a_batch_larger_than_the_corpus_sees_each_picture_once():
+def test_a_batch_larger_than_the_corpus_holds_each_image_once():
     data = pairs(count=5)
     batch = align.augmented_batch(data, SCHEDULE, 3)
     assert sorted(batch["text"].tolist()) == sorted(data.text_ids.tolist())
 
 
-def test_the_batch_of_a_step_depends_on_the_step_alone():
+def test_the_batch_of_a_step_depends_on_the_step_only():
     first, again, other = (align.augmented_batch(pairs(), SCHEDULE, step) for step in (7, 7, 8))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["pixels"], other["pixels"])
 
 
-def test_augmentation_moves_by_at_most_a_sixteenth_and_mirrors_half():
+def test_augmentation_shifts_by_at_most_a_sixteenth_and_mirrors_half():
     ramp = torch.arange(32, dtype=torch.uint8).expand(200, 3, 32, 32)
-    seen = align.augment_images(ramp, torch.Generator().manual_seed(0))[:, 0, 0].int()
-    mirrored = seen[:, 0] > seen[:, -1]
+    augmented = align.augment_images(ramp, torch.Generator().manual_seed(0))[:, 0, 0].int()
+    mirrored = augmented[:, 0] > augmented[:, -1]
     assert 60 < mirrored.sum() < 140
-    upright = torch.where(mirrored[:, None], seen.flip(1), seen)
+    upright = torch.where(mirrored[:, None], augmented.flip(1), augmented)
     shifts = upright[:, 16] - 16
     assert set(shifts.tolist()) == {-2, -1, 0, 1, 2}
     assert torch.equal(upright, (torch.arange(32) + shifts[:, None]).clamp(0, 31).int())
 
 
-def test_tiny_learns_to_name_what_a_picture_shows(tmp_path):
+def test_the_tiny_encoder_learns_to_retrieve_captions(tmp_path):
     encoder = run(color_caption_corpus.write_caption_corpus(tmp_path))
     summary = json.loads((tmp_path / "encoder" / "summary.json").read_text())
     assert summary == {"validation_pictures": 4, "recall_at_1": 1.0}
@@ -137,23 +137,23 @@ def test_tiny_learns_to_name_what_a_picture_shows(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_encoder(tmp_path, monkeypatch):
-    found = []
+    fingerprints = []
     for name in ("a", "b"):
         monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / name / "home"))
         short = replace(TINY, schedule=replace(SCHEDULE, max_steps=2))
         folder = color_caption_corpus.write_caption_corpus(tmp_path / name)
-        found.append(run(folder, replace(PARAMS, tiny=short)).fingerprint)
-    assert found[0] == found[1]
+        fingerprints.append(run(folder, replace(CONFIG, tiny=short)).fingerprint)
+    assert fingerprints[0] == fingerprints[1]
 
 
-def test_three_pictures_without_validation_are_enough(tmp_path):
+def test_three_images_without_validation_are_enough(tmp_path):
     run(color_caption_corpus.write_caption_corpus(tmp_path, train=3, validation=0))
     summary = json.loads((tmp_path / "encoder" / "summary.json").read_text())
     assert summary == {"validation_pictures": 0, "recall_at_1": None}
 
 
 @pytest.mark.parametrize("changes", [{"language": "zh"}, {"train": 0}])
-def test_a_corpus_that_tiny_cannot_learn_from_is_an_error(tmp_path, changes):
+def test_a_corpus_unusable_for_the_tiny_encoder_is_an_error(tmp_path, changes):
     folder = color_caption_corpus.write_caption_corpus(tmp_path, **changes)
     with pytest.raises(InputError, match=r"^align\.(encoder|corpus): .*captions"):
         run(folder)
@@ -161,17 +161,17 @@ def test_a_corpus_that_tiny_cannot_learn_from_is_an_error(tmp_path, changes):
 
 
 @pytest.mark.parametrize("name", ["tinny", "hf:", "timm:vit"])
-def test_an_encoder_of_no_known_kind_is_named_with_the_choices(tmp_path, name):
+def test_an_unknown_kind_of_encoder_is_an_error_that_lists_the_choices(tmp_path, name):
     with pytest.raises(InputError, match=f"align.encoder is '{name}': give tiny, openclip:"):
-        run(color_caption_corpus.write_caption_corpus(tmp_path), replace(PARAMS, encoder=name))
+        run(color_caption_corpus.write_caption_corpus(tmp_path), replace(CONFIG, encoder=name))
 
 
-def test_a_name_that_cannot_be_had_leaves_no_encoder(tmp_path, monkeypatch):
+def test_an_unavailable_name_leaves_no_encoder(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_MAY_LIFT_OFFLINE", "0")
     with pytest.raises(InputError, match="no-such/model"):
         run(
             color_caption_corpus.write_caption_corpus(tmp_path),
-            replace(PARAMS, encoder="hf:no-such/model"),
+            replace(CONFIG, encoder="hf:no-such/model"),
         )
     assert not list(tmp_path.glob("*encoder*"))
 
@@ -180,8 +180,8 @@ def test_a_named_encoder_is_saved_with_its_languages(tmp_path):
     from tests.support import tiny_clip
 
     tiny_clip.save_clip(tmp_path / "source")
-    params = replace(PARAMS, encoder=f"hf:{tmp_path / 'source'}", languages=["en", "de"])
-    assert run(color_caption_corpus.write_caption_corpus(tmp_path), params).languages == [
+    config = replace(CONFIG, encoder=f"hf:{tmp_path / 'source'}", languages=["en", "de"])
+    assert run(color_caption_corpus.write_caption_corpus(tmp_path), config).languages == [
         "en",
         "de",
     ]
@@ -189,7 +189,7 @@ def test_a_named_encoder_is_saved_with_its_languages(tmp_path):
     assert summary["validation_pictures"] == 4
 
 
-def test_a_picture_belongs_to_its_first_reference_in_a_language_that_is_read():
+def test_an_image_is_paired_with_its_first_reference_in_a_supported_language():
     chunks = [
         color_caption_corpus.make_chunk(0, "b", references=["one", "two"]),
         color_caption_corpus.make_chunk(1, "a", references=[], text="three"),

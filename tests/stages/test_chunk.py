@@ -22,7 +22,7 @@ from stages.chunk import (
 )
 from stages.shared.core import schemas
 
-PARAMS = ChunkConfig(
+CONFIG = ChunkConfig(
     corpora=["articles"],
     leading_text="first",
     min_characters=2,
@@ -36,7 +36,7 @@ PARAMS = ChunkConfig(
 
 
 def blocks(*parts):
-    """Blocks from strings; a picture is written as <name>."""
+    """Blocks from strings; <name> stands for an image."""
     return [
         {"image": part[1:-1], "text": None, "original": None}
         if part.startswith("<")
@@ -69,16 +69,16 @@ def article(*parts):
         (["zero", "one"], [(None, "zero\n\none")]),
     ],
 )
-def test_the_text_between_two_pictures_belongs_to_the_first(parts, expected):
+def test_the_text_between_two_images_belongs_to_the_first(parts, expected):
     assert split_at_images(blocks(*parts), "first") == expected
 
 
-def test_text_before_the_first_picture_is_left_out_if_params_say_so_but_never_a_whole_article():
+def test_leading_text_is_dropped_if_configured_but_never_a_whole_article():
     assert split_at_images(blocks("zero", "<a>", "one"), "drop") == [("a", "one")]
     assert split_at_images(blocks("zero"), "drop") == [(None, "zero")]
 
 
-def test_cutting_loses_no_text_and_no_picture_and_keeps_their_order():
+def test_splitting_keeps_all_texts_and_images_in_order():
     random = Random(0)
     for _ in range(300):
         names = [f"<{i}>" if random.random() < 0.5 else f"text {i}" for i in range(8)]
@@ -91,12 +91,12 @@ def test_cutting_loses_no_text_and_no_picture_and_keeps_their_order():
         ]
 
 
-def test_a_chunk_without_text_is_dropped_and_the_others_keep_the_positions_of_their_pictures():
+def test_images_without_text_make_no_chunk_but_count_in_positions():
     record = article("<a>", "<b>", "one", "<c>", "x", "<d>", "two")
-    chunks = chunk_article(record, PARAMS)
-    found = [(c["position"], c["image"], c["text"], c["references"]) for c in chunks]
-    assert found == [(1, "b", "one", ["one"]), (3, "d", "two", ["two"])]
-    assert count_omissions(record, PARAMS) == {
+    chunks = chunk_article(record, CONFIG)
+    fields = [(c["position"], c["image"], c["text"], c["references"]) for c in chunks]
+    assert fields == [(1, "b", "one", ["one"]), (3, "d", "two", ["two"])]
+    assert count_omissions(record, CONFIG) == {
         "pictures_without_text": 1,
         "texts_too_short": 1,
         "leading_texts_dropped": 0,
@@ -104,30 +104,30 @@ def test_a_chunk_without_text_is_dropped_and_the_others_keep_the_positions_of_th
     }
 
 
-def test_an_article_without_pictures_is_one_chunk_without_image():
+def test_an_article_without_images_is_one_chunk_without_image():
     record = article("one", "two")
-    (chunk,) = chunk_article(record, PARAMS)
+    (chunk,) = chunk_article(record, CONFIG)
     assert chunk["image"] is None and chunk["text"] == "one\n\ntwo" and chunk["title"] == "T"
-    assert count_omissions(record, PARAMS)["chunks_without_picture"] == 1
+    assert count_omissions(record, CONFIG)["chunks_without_picture"] == 1
 
 
-def test_a_leading_text_that_is_dropped_is_counted():
-    dropping = replace(PARAMS, leading_text="drop")
+def test_a_dropped_leading_text_is_counted():
+    dropping = replace(CONFIG, leading_text="drop")
     assert count_omissions(article("zero", "<a>", "one"), dropping)["leading_texts_dropped"] == 1
     assert count_omissions(article("zero"), dropping)["leading_texts_dropped"] == 0
     assert count_omissions(article("<a>", "one"), dropping)["leading_texts_dropped"] == 0
 
 
-def test_similarity_is_of_characters_so_it_reads_any_script():
+def test_similarity_compares_characters_of_any_script():
     # 2 LCS / (|a| + |b|): 红烧肉 and 红烧鱼 share 2 of 3 + 3; abcd and abxd share 3 of 4 + 4.
     assert compute_similarities(chunks(r=["红烧肉", "红烧鱼"]))[0, 1] == pytest.approx(4 / 6)
-    found = compute_similarities(chunks(r=["abcd", "abxd", "wyz"]))
+    similarities = compute_similarities(chunks(r=["abcd", "abxd", "wyz"]))
     expected = [[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]]
-    assert found == pytest.approx(np.array(expected))
+    assert similarities == pytest.approx(np.array(expected))
 
 
-def test_the_band_the_cap_and_the_chunk_itself():
-    alike = np.array(
+def test_rejected_chunks_lie_in_the_band_and_exclude_the_chunk_itself():
+    similarities = np.array(
         [
             [1.0, 0.3, 0.5, 0.9, 0.99],
             [0.3, 1.0, 0.3, 0.1, 0.3],
@@ -136,39 +136,39 @@ def test_the_band_the_cap_and_the_chunk_itself():
             [0.99, 0.3, 0.5, 0.8, 1.0],
         ],
     )
-    band = replace(PARAMS, min_similarity=0.3, max_similarity=0.9, max_rejected_per_chosen=2)
-    # Of 0: 1, 2, 3 are in the band, and 3 and 2 the most alike. Of 1: three are equally alike.
-    assert select_rejected(alike, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
-    assert select_rejected(alike, replace(band, max_rejected_per_chosen=9))[0] == [1, 2, 3]
-    assert select_rejected(alike, replace(band, max_rejected_per_chosen=0)) == [[]] * 5
+    band = replace(CONFIG, min_similarity=0.3, max_similarity=0.9, max_rejected_per_chosen=2)
+    # Row 0: 1, 2 and 3 are in the band, 3 and 2 are the most similar. Row 1: a tie of three.
+    assert select_rejected(similarities, band) == [[2, 3], [0, 2], [0, 4], [0, 4], [2, 3]]
+    assert select_rejected(similarities, replace(band, max_rejected_per_chosen=9))[0] == [1, 2, 3]
+    assert select_rejected(similarities, replace(band, max_rejected_per_chosen=0)) == [[]] * 5
 
 
-def test_no_chunk_is_rejected_in_favour_of_its_copy():
+def test_an_equal_text_is_never_rejected():
     group = chunks(r=["same text", "same text", "other"])
-    rows, counts = build_pairs([group], PARAMS)
+    rows, counts = build_pairs([group], CONFIG)
     assert [row["rejected"] for row in rows] == [[2], [2], [0, 1]]
     assert counts == {"groups": 1, "pairs": 4, "pairs_outside_band": 2, "pairs_above_cap": 0}
-    rows, counts = build_pairs([group, group[:2]], replace(PARAMS, max_rejected_per_chosen=1))
+    rows, counts = build_pairs([group, group[:2]], replace(CONFIG, max_rejected_per_chosen=1))
     assert [row["rejected"] for row in rows] == [[2], [2], [0], [], []]
     assert counts == {"groups": 1, "pairs": 3, "pairs_outside_band": 4, "pairs_above_cap": 1}
 
 
-def test_pairs_name_places_in_the_group_where_positions_have_gaps():
+def test_pairs_index_the_group_even_if_positions_have_gaps():
     record = article("<a>", "<b>", "one", "<c>", "<d>", "two", "<e>", "six")
-    found = chunk_article(record, PARAMS)
-    rows, _ = build_pairs(build_groups(found, PARAMS), PARAMS)
+    cut = chunk_article(record, CONFIG)
+    rows, _ = build_pairs(build_groups(cut, CONFIG), CONFIG)
     assert [(row["group"], row["position"], row["rejected"]) for row in rows] == [
         (0, 1, [1, 2]),
         (0, 3, [0, 2]),
         (0, 4, [0, 1]),
     ]
-    # one and six share nothing, one and two an o of 3 + 3: 2 * 1 / 6
-    assert [row["position"] for row in build_similarity_rows(found)] == [1, 3, 4]
-    assert build_similarity_rows(found)[0]["similarities"] == pytest.approx([1, 1 / 3, 0])
+    # one and six have no common subsequence; one and two share an o: 2 * 1 / (3 + 3)
+    assert [row["position"] for row in build_similarity_rows(cut)] == [1, 3, 4]
+    assert build_similarity_rows(cut)[0]["similarities"] == pytest.approx([1, 1 / 3, 0])
 
 
 def chunks(**texts: list[str]) -> list[dict]:
-    """Chunks of articles with these names and texts."""
+    """Chunks of articles, each keyword being an article and its texts."""
     return [
         {"record": record, "position": position, "split": "train", "text": text}
         for record, own in texts.items()
@@ -176,11 +176,11 @@ def chunks(**texts: list[str]) -> list[dict]:
     ]
 
 
-def many(sizes: list[int]) -> list[dict]:
+def chunks_of_sizes(sizes: list[int]) -> list[dict]:
     return chunks(**{f"r{i}": [f"{i} {j}" for j in range(size)] for i, size in enumerate(sizes)})
 
 
-def names(groups: list[list[dict]]) -> list[list[str]]:
+def record_names(groups: list[list[dict]]) -> list[list[str]]:
     return [[chunk["record"] for chunk in group] for group in groups]
 
 
@@ -188,95 +188,99 @@ def keys(groups: list[list[dict]]) -> list[tuple[str, int]]:
     return sorted((chunk["record"], chunk["position"]) for group in groups for chunk in group)
 
 
-def test_the_chunks_of_an_article_are_a_group_and_those_alone_in_theirs_are_compared():
-    sample = many([2, 1, 3, 1, 1])
-    found = names(build_groups(sample, PARAMS))
-    assert found[:2] == [["r0"] * 2, ["r2"] * 3]
-    assert [sorted(group) for group in found[2:]] == [["r1", "r3", "r4"]]
-    skipping = names(build_groups(sample, replace(PARAMS, single_chunk_articles="skip")))
+def test_an_article_is_a_group_and_single_chunks_share_one():
+    sample = chunks_of_sizes([2, 1, 3, 1, 1])
+    groups = record_names(build_groups(sample, CONFIG))
+    assert groups[:2] == [["r0"] * 2, ["r2"] * 3]
+    assert [sorted(group) for group in groups[2:]] == [["r1", "r3", "r4"]]
+    skipping = record_names(build_groups(sample, replace(CONFIG, single_chunk_articles="skip")))
     assert skipping == [["r0"] * 2, ["r2"] * 3, ["r1"], ["r3"], ["r4"]]
     rows, counts = build_pairs(
-        build_groups(sample, replace(PARAMS, single_chunk_articles="skip")), PARAMS
+        build_groups(sample, replace(CONFIG, single_chunk_articles="skip")), CONFIG
     )
     assert [row["rejected"] for row in rows[-3:]] == [[], [], []]
     assert counts["groups"] == 2 and counts["pairs"] == 2 + 6
 
 
-def test_a_corpus_of_single_chunks_is_compared_in_pairs():
-    assert sorted(map(len, build_groups(many([1] * 7), PARAMS))) == [2, 2, 3]
-    assert list(map(len, build_groups(many([1]), PARAMS))) == [1]
+def test_a_corpus_of_single_chunks_is_grouped_in_pairs():
+    assert sorted(map(len, build_groups(chunks_of_sizes([1] * 7), CONFIG))) == [2, 2, 3]
+    assert list(map(len, build_groups(chunks_of_sizes([1]), CONFIG))) == [1]
 
 
 @pytest.mark.parametrize("total", range(9))
-def test_drawn_sizes_add_up_and_leave_no_chunk_alone(total):
+def test_sampled_group_sizes_add_up_and_leave_no_chunk_alone(total):
     for seed in range(20):
         sizes = sample_group_sizes(total, [3, 5], Random(seed))
         assert sum(sizes) == total
         assert all(2 <= size <= 6 for size in sizes) or total == 1
 
 
-def test_with_others_no_group_holds_two_chunks_of_one_article_and_sizes_are_those_of_articles():
+def test_with_others_a_group_holds_one_chunk_per_article_and_keeps_article_sizes():
     sizes = [Random(1).choice([3, 4, 5]) for _ in range(40)]
-    drawing = replace(PARAMS, rejected_from="others")
-    groups = build_groups(many(sizes), drawing)
-    assert all(len(set(group)) == len(group) for group in names(groups))
+    random_rejects = replace(CONFIG, rejected_from="others")
+    groups = build_groups(chunks_of_sizes(sizes), random_rejects)
+    assert all(len(set(group)) == len(group) for group in record_names(groups))
     assert sorted(map(len, groups)) == sorted(sizes)
-    assert keys(groups) == keys([many(sizes)])
+    assert keys(groups) == keys([chunks_of_sizes(sizes)])
 
 
-def test_with_others_single_chunks_join_in_unless_they_are_skipped():
-    drawing = replace(PARAMS, rejected_from="others")
-    found = build_groups(many([2, 2, 2, 1, 1]), drawing)
-    assert sorted(map(len, found)) == [2, 2, 2, 2]
-    assert keys(found) == keys([many([2, 2, 2, 1, 1])])
-    skipping = names(
-        build_groups(many([2, 2, 2, 1, 1]), replace(drawing, single_chunk_articles="skip"))
+def test_with_others_single_chunks_join_unless_they_are_skipped():
+    random_rejects = replace(CONFIG, rejected_from="others")
+    groups = build_groups(chunks_of_sizes([2, 2, 2, 1, 1]), random_rejects)
+    assert sorted(map(len, groups)) == [2, 2, 2, 2]
+    assert keys(groups) == keys([chunks_of_sizes([2, 2, 2, 1, 1])])
+    skipping = record_names(
+        build_groups(
+            chunks_of_sizes([2, 2, 2, 1, 1]), replace(random_rejects, single_chunk_articles="skip")
+        )
     )
     assert skipping[-2:] == [["r3"], ["r4"]] and all("r3" not in group for group in skipping[:-2])
 
 
-def test_an_article_too_large_for_the_others_is_spread_over_groups_that_are_added():
-    parts = [many([3, 1])[:3], many([3, 1])[3:]]
-    found = deal_into_groups(parts, [3, 1], Random(0))
-    assert sorted(names(found)) == [["r0"], ["r0"], ["r0", "r1"]]
+def test_an_article_larger_than_all_others_is_spread_over_added_groups():
+    articles = [chunks_of_sizes([3, 1])[:3], chunks_of_sizes([3, 1])[3:]]
+    groups = deal_into_groups(articles, [3, 1], Random(0))
+    assert sorted(record_names(groups)) == [["r0"], ["r0"], ["r0", "r1"]]
 
 
-def test_groups_that_are_drawn_follow_the_seed():
-    sample = many([3] * 12)
-    drawing = replace(PARAMS, rejected_from="others")
-    assert build_groups(sample, drawing) == build_groups(sample, drawing)
-    assert build_groups(sample, drawing) != build_groups(sample, replace(drawing, seed=1))
-    singles = many([1] * 12)
-    assert build_groups(singles, PARAMS) != build_groups(singles, replace(PARAMS, seed=1))
-    assert build_groups(sample, PARAMS) == build_groups(sample, replace(PARAMS, seed=1))
+def test_random_groups_depend_on_the_seed():
+    sample = chunks_of_sizes([3] * 12)
+    random_rejects = replace(CONFIG, rejected_from="others")
+    assert build_groups(sample, random_rejects) == build_groups(sample, random_rejects)
+    assert build_groups(sample, random_rejects) != build_groups(
+        sample, replace(random_rejects, seed=1)
+    )
+    singles = chunks_of_sizes([1] * 12)
+    assert build_groups(singles, CONFIG) != build_groups(singles, replace(CONFIG, seed=1))
+    assert build_groups(sample, CONFIG) == build_groups(sample, replace(CONFIG, seed=1))
 
 
-def test_the_band_and_the_cap_hold_for_groups_that_are_drawn():
-    drawing = replace(PARAMS, rejected_from="others", max_rejected_per_chosen=1)
+def test_the_band_and_the_cap_apply_to_random_groups():
+    random_rejects = replace(CONFIG, rejected_from="others", max_rejected_per_chosen=1)
     same = chunks(a=["same text", "one"], b=["same text", "two"], c=["xyz", "three"])
     for seed in range(9):
-        groups = build_groups(same, replace(drawing, seed=seed))
-        rows, _ = build_pairs(groups, replace(drawing, seed=seed))
+        groups = build_groups(same, replace(random_rejects, seed=seed))
+        rows, _ = build_pairs(groups, replace(random_rejects, seed=seed))
         for group in groups:
             own, rows = rows[: len(group)], rows[len(group) :]
             for chunk, row in zip(group, own, strict=True):
                 assert len(row["rejected"]) <= 1
-                assert all(group[place]["text"] != chunk["text"] for place in row["rejected"])
+                assert all(group[index]["text"] != chunk["text"] for index in row["rejected"])
 
 
-def test_captions_are_one_chunk_whose_text_is_the_first():
+def test_captions_are_one_chunk_whose_text_is_the_first_caption():
     record = {"id": "r", "split": "test", "language": "en", "image": "p"}
-    (chunk,) = chunk_captions({**record, "captions": ["x", "one", "two"]}, PARAMS)
+    (chunk,) = chunk_captions({**record, "captions": ["x", "one", "two"]}, CONFIG)
     assert chunk["text"] == "one" and chunk["references"] == ["one", "two"]
     assert (chunk["position"], chunk["title"], chunk["image"]) == (0, "", "p")
-    assert chunk_captions({**record, "captions": ["x"]}, PARAMS) == []
+    assert chunk_captions({**record, "captions": ["x"]}, CONFIG) == []
 
 
-def run(tmp_path, kind, *records, params=PARAMS):
+def run(tmp_path, kind, *records, config=CONFIG):
     schemas.write_parquet(
         tmp_path / "in" / "records.parquet", list(records), schemas.CLEAN_RECORDS[kind]
     )
-    main(params, kind, tmp_path / "in", tmp_path / "out")
+    main(config, kind, tmp_path / "in", tmp_path / "out")
     return (
         schemas.read_parquet(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS),
         schemas.read_parquet(tmp_path / "out" / "pairs.parquet", schemas.PREFERENCE_PAIRS),
@@ -284,7 +288,7 @@ def run(tmp_path, kind, *records, params=PARAMS):
     )
 
 
-def test_every_chunk_of_an_article_has_a_row_of_pairs_even_an_empty_one(tmp_path):
+def test_every_chunk_of_an_article_has_a_row_in_pairs(tmp_path):
     single = {**article("<a>", "only"), "id": "s"}
     long = {**article("<a>", "one", "<b>", "two", "<c>"), "split": "test"}
     chunks, pairs, summary = run(tmp_path, "articles", single, long, article("<a>", "x"))
@@ -302,8 +306,10 @@ def test_every_chunk_of_an_article_has_a_row_of_pairs_even_an_empty_one(tmp_path
     assert summary["pairs"] == 2 and summary["records_without_chunks"] == 1
     assert summary["pictures_without_text"] == 1 and summary["texts_too_short"] == 1
     assert summary["groups"] == 1 and summary["articles_of_one_chunk"] == 1
-    alike = schemas.read_parquet(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES)
-    assert [(a["record"], a["position"], a["similarities"]) for a in alike] == [
+    similarities = schemas.read_parquet(
+        tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES
+    )
+    assert [(s["record"], s["position"], s["similarities"]) for s in similarities] == [
         ("s", 0, [1]),
         ("r", 0, [1, pytest.approx(1 / 3)]),
         ("r", 1, [pytest.approx(1 / 3), 1]),
@@ -321,7 +327,7 @@ def test_a_group_never_crosses_splits(tmp_path, rejected_from):
         article("<a>", "only") | {"id": f"alone {s}", "split": s} for s in ("train", "test")
     ]
     _, pairs, _ = run(
-        tmp_path, "articles", *records, params=replace(PARAMS, rejected_from=rejected_from)
+        tmp_path, "articles", *records, config=replace(CONFIG, rejected_from=rejected_from)
     )
     split_of = {record["id"]: record["split"] for record in records}
     groups: dict[int, list[str]] = {}
@@ -334,14 +340,14 @@ def test_a_group_never_crosses_splits(tmp_path, rejected_from):
             assert len(set(members)) == len(members)
 
 
-def test_other_pairs_leave_the_chunks_and_their_similarities_as_they_were(tmp_path):
+def test_rejected_from_changes_neither_chunks_nor_similarities(tmp_path):
     records = [article("<a>", "one", "<b>", "two") | {"id": str(number)} for number in range(6)]
-    found = []
+    outputs = []
     for rejected_from in ("article", "others", "article"):
-        run(tmp_path, "articles", *records, params=replace(PARAMS, rejected_from=rejected_from))
+        run(tmp_path, "articles", *records, config=replace(CONFIG, rejected_from=rejected_from))
         files = sorted((tmp_path / "out").iterdir())
-        found.append({file.name: file.read_bytes() for file in files})
-    first, other, again = found
+        outputs.append({file.name: file.read_bytes() for file in files})
+    first, other, again = outputs
     assert first == again
     changed = {name for name in first if first[name] != other[name]}
     assert changed <= {"pairs.parquet", "summary.json"} and "pairs.parquet" in changed
@@ -350,10 +356,10 @@ def test_other_pairs_leave_the_chunks_and_their_similarities_as_they_were(tmp_pa
 def test_captions_have_no_pairs(tmp_path):
     record = {"id": "r", "split": "train", "language": "en", "source": "c", "image": "p"}
     texts = ["one", "two", "x"]
-    found, pairs, summary = run(
+    rows, pairs, summary = run(
         tmp_path, "captions", {**record, "captions": texts, "originals": texts}
     )
-    assert len(found) == 1 and pairs == [] and summary["texts_too_short"] == 1
+    assert len(rows) == 1 and pairs == [] and summary["texts_too_short"] == 1
     assert summary["groups"] == summary["pairs"] == 0
     assert (
         schemas.read_parquet(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES) == []

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001  odd characters are what this is about
+# ruff: noqa: RUF001  these tests need unusual characters
 import json
 from dataclasses import replace
 from itertools import product
@@ -17,12 +17,12 @@ from stages.shared.data.text_cleaning import (
     clean_text,
 )
 
-MEMES = {"remove_mentions": True, "remove_domains": ["com", "co.uk"], "case": "lower"}
-MEMES |= {"punctuation": "drop", "digits": "drop", "line_breaks": "join"}
-ALL = OverlayCleanConfig(**MEMES)
-KEEP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="keep", memes=ALL)
-DROP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="drop", memes=ALL)
-PLAIN = CleanConfig(unicode_form="NFC", remove_urls=False, emoji="keep", memes=ALL)
+OVERLAY = {"remove_mentions": True, "remove_domains": ["com", "co.uk"], "case": "lower"}
+OVERLAY |= {"punctuation": "drop", "digits": "drop", "line_breaks": "join"}
+OVERLAY_CONFIG = OverlayCleanConfig(**OVERLAY)
+KEEP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="keep", memes=OVERLAY_CONFIG)
+DROP = CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="drop", memes=OVERLAY_CONFIG)
+PLAIN = CleanConfig(unicode_form="NFC", remove_urls=False, emoji="keep", memes=OVERLAY_CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ PLAIN = CleanConfig(unicode_form="NFC", remove_urls=False, emoji="keep", memes=A
         ("\u200b \n", ""),
     ],
 )
-def test_unicode_white_space_and_control_characters(text, expected):
+def test_unicode_white_space_and_control_characters_are_normalized(text, expected):
     assert clean_text(text, "en", KEEP) == expected
 
 
@@ -60,39 +60,39 @@ def test_unicode_white_space_and_control_characters(text, expected):
         ("http is a protocol, a.b is none; me@a.org", "http is a protocol, a.b is none; me@a.org"),
     ],
 )
-def test_links_go_and_their_words_stay(text, expected):
+def test_urls_are_removed_and_the_text_of_links_is_kept(text, expected):
     assert clean_text(text, "en" if text.isascii() else "zh", KEEP) == expected
 
 
-def test_links_stay_where_params_say_so():
+def test_urls_are_kept_if_remove_urls_is_false():
     assert clean_text("[a](https://a.org) ﬁ", "en", PLAIN) == "[a](https://a.org) ﬁ"
 
 
-def test_chinese_keeps_its_punctuation_and_loses_only_odd_forms():
+def test_chinese_keeps_its_full_width_punctuation():
     text = "「红烧肉」，５００ｇ：好！（约１½杯）…～　完；①"
     assert clean_text(text, "zh", KEEP) == "「红烧肉」，500g：好！（约1½杯）…～ 完；①"
     assert clean_text("，。：！", "zh", KEEP) == clean_text("，。：！", "ja", KEEP) == "，。：！"
     assert clean_text("Wait，stop！", "en", KEEP) == "Wait,stop!"
 
 
-def test_emoji_go_where_params_say_so_and_digits_stay():
+def test_emoji_are_dropped_if_configured_and_digits_are_kept():
     text = "hi 👨‍👩‍👧 👍🏽 ❤️ 1️⃣ 🇩🇪 #1 © 3 * x🙂y"
     assert clean_text(text, "en", DROP) == "hi #1 © 3 * xy"
     assert clean_text(text, "en", KEEP) == text
 
 
-def test_cleaning_twice_changes_nothing_and_leaves_no_stray_space():
-    pieces = (
+def test_cleaning_is_idempotent_and_leaves_no_stray_space():
+    fragments = (
         "http s:// ｗｗｗ． www. a é e \u0301 \u200d \ufe0f ❤ 👍 🏽 1 ½ ( ) （ ） [ ]( ] < > ， …"
     )
-    pieces += " \0 \u202e \u200b ﬁ Å 中 ᄆ ᅮ ᆫ 🇩 \u20e3 ´ \u0345 ſ ﷺ . , ! \ud800 ／ ："
-    pieces = [*pieces.split(" "), " ", "\n", "\r", "\t", "\u2028", "\u3000", "\u00a0"]
+    fragments += " \0 \u202e \u200b ﬁ Å 中 ᄆ ᅮ ᆫ 🇩 \u20e3 ´ \u0345 ſ ﷺ . , ! \ud800 ／ ："
+    fragments = [*fragments.split(" "), " ", "\n", "\r", "\t", "\u2028", "\u3000", "\u00a0"]
     random = Random(0)
-    for params, language in product([KEEP, DROP, PLAIN], ["zh", "en"]):
+    for config, language in product([KEEP, DROP, PLAIN], ["zh", "en"]):
         for _ in range(1500):
-            text = "".join(random.choices(pieces, k=random.randint(1, 25)))
-            once = clean_text(text, language, params)
-            assert clean_text(once, language, params) == once
+            text = "".join(random.choices(fragments, k=random.randint(1, 25)))
+            once = clean_text(text, language, config)
+            assert clean_text(once, language, config) == once
             assert once == once.strip() and "  " not in once and "\n\n\n" not in once
             once.encode()
 
@@ -121,7 +121,7 @@ def run(tmp_path, kind, *records):
     ), summary
 
 
-def test_an_article_keeps_its_originals_and_loses_texts_that_are_empty(tmp_path):
+def test_an_article_keeps_its_originals_and_loses_empty_texts(tmp_path):
     empty = {**ARTICLE, "id": "b", "split": "test", "blocks": ARTICLE["blocks"][:2]}
     rows, summary = run(tmp_path, "articles", ARTICLE, empty)
     (row,) = rows
@@ -140,12 +140,12 @@ def test_an_article_keeps_its_originals_and_loses_texts_that_are_empty(tmp_path)
     }
 
 
-def test_a_title_that_would_become_empty_stays(tmp_path):
+def test_a_title_that_would_become_empty_is_kept(tmp_path):
     (row,), _ = run(tmp_path, "articles", {**ARTICLE, "title": "🙂"})
     assert row["title"] == row["title_original"] == "🙂"
 
 
-def test_captions_keep_their_originals_side_by_side(tmp_path):
+def test_captions_keep_their_originals(tmp_path):
     record = {"id": "a", "split": "test", "language": "en", "source": "c", "image": "p"}
     full = {**record, "captions": ["one  two", "🙂", "three"]}
     rows, summary = run(tmp_path, "captions", full, {**record, "id": "b", "captions": ["\u200b"]})
@@ -155,7 +155,7 @@ def test_captions_keep_their_originals_side_by_side(tmp_path):
     assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (4, 1, 2)
 
 
-def test_a_tweet_keeps_as_many_words_as_tags(tmp_path):
+def test_a_tweet_keeps_one_word_per_tag(tmp_path):
     emptied = ["\u00a0", "https://a.org/b", "👍", "\u200d"]
     words = [*emptied, "Ｗide", "a\u200bb", "two\u2028lines", "é"]
     record = {"id": "a", "split": "test", "language": "en", "source": "t", "image": None}
@@ -167,13 +167,13 @@ def test_a_tweet_keeps_as_many_words_as_tags(tmp_path):
     assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (8, 3, 0)
 
 
-def test_a_post_keeps_its_original_and_stays_where_nothing_would_be_left(tmp_path):
+def test_a_post_keeps_its_original_and_a_text_that_would_become_empty(tmp_path):
     record = {"id": "a", "split": "test", "language": "en", "source": "p", "label": "neutral"}
-    said = ["see  https://a.org", "https://a.org"]
-    posts = [{**record, "id": text, "image": "p", "text": text} for text in said]
+    texts = ["see  https://a.org", "https://a.org"]
+    posts = [{**record, "id": text, "image": "p", "text": text} for text in texts]
     rows, summary = run(tmp_path, "posts", *posts)
     assert [row["text"] for row in rows] == ["see", "https://a.org"]
-    assert [row["original"] for row in rows] == said and rows[0]["label"] == "neutral"
+    assert [row["original"] for row in rows] == texts and rows[0]["label"] == "neutral"
     assert (summary["texts"], summary["texts_changed"], summary["texts_dropped"]) == (2, 1, 0)
 
 
@@ -198,11 +198,11 @@ def test_a_post_keeps_its_original_and_stays_where_nothing_would_be_left(tmp_pat
         ("\u0301!\u200d a\u0301", "á"),
     ],
 )
-def test_the_words_over_a_meme_lose_addresses_before_their_punctuation(text, expected):
+def test_domains_and_mentions_of_a_meme_are_removed_before_punctuation(text, expected):
     assert clean_overlay_text(text, "en", KEEP) == expected
 
 
-def test_what_goes_from_a_meme_is_as_params_say():
+def test_each_step_of_overlay_cleaning_follows_the_config():
     text = "LOOK, @bob: 3 cats!\nimgflip.com 👍"
     kept = {
         "remove_mentions": False,
@@ -215,8 +215,7 @@ def test_what_goes_from_a_meme_is_as_params_say():
     plain = replace(KEEP, memes=OverlayCleanConfig(**kept))
     assert clean_overlay_text(text, "en", plain) == text
     assert (
-        clean_overlay_text(text, "en", replace(DROP, memes=OverlayCleanConfig(**kept)))
-        == text[:-2]
+        clean_overlay_text(text, "en", replace(DROP, memes=OverlayCleanConfig(**kept))) == text[:-2]
     )
     for change, expected in [
         ({"remove_mentions": True}, "LOOK, : 3 cats!\nimgflip.com 👍"),
@@ -227,44 +226,42 @@ def test_what_goes_from_a_meme_is_as_params_say():
         ({"line_breaks": "join"}, text.replace("\n", " ")),
     ]:
         assert (
-            clean_overlay_text(
-                text, "en", replace(KEEP, memes=OverlayCleanConfig(**kept | change))
-            )
+            clean_overlay_text(text, "en", replace(KEEP, memes=OverlayCleanConfig(**kept | change)))
             == expected
         )
 
 
-def test_small_letters_are_those_of_the_language():
+def test_lowercase_follows_the_language():
     assert clean_overlay_text("SIKI İYİ", "tr", KEEP) == "sıkı iyi"
     assert clean_overlay_text("SIKI", "en", KEEP) == "siki"
 
 
-def test_cleaning_a_meme_twice_changes_nothing_and_leaves_letters_digits_and_emoji_only():
-    pieces = "@ @a a1.com .com com a@b.co http:// www. . - _ ' ’ don't 1 2️⃣ ❤️ 👍🏽 ½ 〇"
-    pieces += " İ ß Σ ΑΣ ᴬ Ꭰ K \u0301 \u200d \u200c क् ष ( ) （ ］ ＠ ．ｃｏｍ"
-    pieces += " # * \0 \u202e 中 ，。 ♥ 🇩 \u20e3 \ufe0f"
-    pieces = [*pieces.split(" "), " ", "\n", "\t", "\u2028", "\u00a0"]
+def test_overlay_cleaning_is_idempotent_and_leaves_letters_digits_and_emoji_only():
+    fragments = "@ @a a1.com .com com a@b.co http:// www. . - _ ' ’ don't 1 2️⃣ ❤️ 👍🏽 ½ 〇"
+    fragments += " İ ß Σ ΑΣ ᴬ Ꭰ K \u0301 \u200d \u200c क् ष ( ) （ ］ ＠ ．ｃｏｍ"
+    fragments += " # * \0 \u202e 中 ，。 ♥ 🇩 \u20e3 \ufe0f"
+    fragments = [*fragments.split(" "), " ", "\n", "\t", "\u2028", "\u00a0"]
     random = Random(0)
-    some = [KEEP, DROP, PLAIN, replace(KEEP, memes=replace(ALL, punctuation="keep"))]
-    for params, language in product(some, ["zh", "en", "tr"]):
+    configs = [KEEP, DROP, PLAIN, replace(KEEP, memes=replace(OVERLAY_CONFIG, punctuation="keep"))]
+    for config, language in product(configs, ["zh", "en", "tr"]):
         for number in range(400):
-            text = "".join(random.choices(pieces, k=random.randint(1, 25)))
+            text = "".join(random.choices(fragments, k=random.randint(1, 25)))
             if number % 2:
                 text = "".join(chr(random.randrange(0x30000)) for _ in range(12)) + text
-            once = clean_overlay_text(text, language, params)
-            assert clean_overlay_text(once, language, params) == once
+            once = clean_overlay_text(text, language, config)
+            assert clean_overlay_text(once, language, config) == once
             assert once == once.strip() and "  " not in once and "\n" not in once
-            if params.memes.punctuation == "drop":
+            if config.memes.punctuation == "drop":
                 words = EMOJI.sub("", once)
                 assert not regex.search(r"[^\p{L}\p{M}\p{N}\s\u200c\u200d]", words)
 
 
-def test_no_text_of_a_meme_costs_more_than_its_length():
-    for piece in ("a.", "@a", "a_.com", "a@a.", "(http://a", "'", "\u0301", "@", " .com"):
-        clean_overlay_text(piece * 20_000, "en", KEEP)
+def test_overlay_cleaning_takes_linear_time():
+    for fragment in ("a.", "@a", "a_.com", "a@a.", "(http://a", "'", "\u0301", "@", " .com"):
+        clean_overlay_text(fragment * 20_000, "en", KEEP)
 
 
-def test_a_meme_without_words_stays_if_it_has_a_picture(tmp_path):
+def test_a_meme_without_text_is_kept_if_it_has_an_image(tmp_path):
     meme = {"id": "a", "split": "train", "language": "en", "source": "x", "image": "p"}
     meme |= {"text": "imgflip.com", "labels": [{"task": "humour", "label": "funny"}]}
     rows, summary = run(

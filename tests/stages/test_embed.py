@@ -15,7 +15,7 @@ from stages.shared.runtime.stage import InputError
 from tests.support import color_caption_corpus, mm_orient_corpus, tiny_clip
 from tests.support.color_caption_corpus import make_chunk, make_image
 
-PARAMS = extract.EmbedConfig(image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5)
+CONFIG = extract.EmbedConfig(image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5)
 SIZES = tiny_encoder.TinyEncoderConfig(
     image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=64
 )
@@ -36,8 +36,8 @@ def empty_store(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
 
-def run(folder, encoder, kind="captions", params=PARAMS, name="features"):
-    embed.main(params, kind, folder / "ingest", folder / "clean", encoder, folder / name)
+def run(folder, encoder, kind="captions", config=CONFIG, name="features"):
+    embed.main(config, kind, folder / "ingest", folder / "clean", encoder, folder / name)
     return feature_store.read_features(folder / name)
 
 
@@ -50,7 +50,7 @@ def packed(rows) -> list[bytes]:
     return [b"".join(row[name].tobytes() for name in sorted(row)) for row in rows]
 
 
-def test_the_bytes_of_a_text_do_not_depend_on_its_neighbours(tmp_path, monkeypatch):
+def test_text_features_do_not_depend_on_the_rest_of_the_batch(tmp_path, monkeypatch):
     tower, texts = tiny_encoder.MiniLMTower(64), sentences(30)
     first = dict(zip(texts, packed(extract.extract_text_features(tower, texts, 4)), strict=True))
     for turn, order in enumerate([texts[::-1], texts[::3], texts[5:12] + sentences(20, seed=9)]):
@@ -61,7 +61,7 @@ def test_the_bytes_of_a_text_do_not_depend_on_its_neighbours(tmp_path, monkeypat
         assert all(again[text] == first[text] for text in order if text in first)
 
 
-def kinds(tmp_path, encoder_folder):
+def each_kind(tmp_path, encoder_folder):
     yield "tiny", encoders.load_encoder(encoder_folder)
     for kind, make, prefix, module in [
         ("clip", tiny_clip.save_clip, "", huggingface_encoder),
@@ -73,13 +73,13 @@ def kinds(tmp_path, encoder_folder):
         yield kind, encoders.load_encoder(tmp_path / f"{kind}-encoder")
 
 
-def test_the_bytes_of_a_picture_do_not_depend_on_its_neighbours(
+def test_image_features_do_not_depend_on_the_rest_of_the_batch(
     tmp_path, encoder_folder, monkeypatch
 ):
     rows = [make_image(colour, seed) for seed in range(4) for colour in color_caption_corpus.COLORS]
     names = sorted(row["sha256"] for row in rows)
     image_store.write_images(tmp_path / "images", rows, shards=2)
-    for kind, encoder in kinds(tmp_path, encoder_folder):
+    for kind, encoder in each_kind(tmp_path, encoder_folder):
         first = dict(
             zip(
                 names,
@@ -89,49 +89,51 @@ def test_the_bytes_of_a_picture_do_not_depend_on_its_neighbours(
         )
         for turn, order in enumerate([names[::2], names[3:14], names[7:8]]):
             monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / f"home-{kind}-{turn}"))
-            found = packed(extract.extract_image_features(encoder, tmp_path / "images", order, 4))
-            assert found == [first[name] for name in order], kind
+            features = packed(
+                extract.extract_image_features(encoder, tmp_path / "images", order, 4)
+            )
+            assert features == [first[name] for name in order], kind
 
 
-def test_features_are_what_the_encoder_computes_in_half_precision(tmp_path, encoder_folder):
+def test_features_are_the_output_of_the_encoder_in_half_precision(tmp_path, encoder_folder):
     color_caption_corpus.write_caption_corpus(tmp_path)
-    found, encoder = run(tmp_path, encoder_folder), encoders.load_encoder(encoder_folder)
+    features, encoder = run(tmp_path, encoder_folder), encoders.load_encoder(encoder_folder)
     row = next(image_store.read_images(tmp_path / "ingest" / "images"))
     pooled, patches = encoder.encode_images(
-        [image_store.decode_image(row["bytes"])] * PARAMS.image_batch_size
+        [image_store.decode_image(row["bytes"])] * CONFIG.image_batch_size
     )
-    place = found.image_index[row["sha256"]]
-    assert np.array_equal(found.pooled[place], pooled[0].half().numpy())
-    assert np.array_equal(found.patches[place], patches[0].half().numpy())
-    pooled, tokens, mask = encoder.encode_texts(["a red picture"] * PARAMS.text_batch_size)
-    place = found.text_index["a red picture"]
+    index = features.image_index[row["sha256"]]
+    assert np.array_equal(features.pooled[index], pooled[0].half().numpy())
+    assert np.array_equal(features.patches[index], patches[0].half().numpy())
+    pooled, tokens, mask = encoder.encode_texts(["a red picture"] * CONFIG.text_batch_size)
+    index = features.text_index["a red picture"]
     length = int(mask[0].sum())
-    assert np.array_equal(found.text_pooled[place], pooled[0].half().numpy())
-    assert found.token_mask[place].sum() == length == 5
-    assert np.array_equal(found.tokens[place, :length], tokens[0, :length].half().numpy())
+    assert np.array_equal(features.text_pooled[index], pooled[0].half().numpy())
+    assert features.token_mask[index].sum() == length == 5
+    assert np.array_equal(features.tokens[index, :length], tokens[0, :length].half().numpy())
 
 
 def test_nothing_is_computed_twice(tmp_path, encoder_folder, monkeypatch):
     color_caption_corpus.write_caption_corpus(tmp_path)
     run(tmp_path, encoder_folder)
 
-    def never(*arguments):
+    def fail(*arguments):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(tiny_encoder.TinyEncoder, "encode_pixels", never)
-    monkeypatch.setattr(tiny_encoder.MiniLMTower, "encode_tokens", never)
+    monkeypatch.setattr(tiny_encoder.TinyEncoder, "encode_pixels", fail)
+    monkeypatch.setattr(tiny_encoder.MiniLMTower, "encode_tokens", fail)
     run(tmp_path, encoder_folder, name="again")
     for path in (tmp_path / "features").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-def test_texts_are_titles_of_articles_and_captions_and_none_of_tweets_and_posts():
+def test_texts_are_titles_and_captions_and_tweets_and_posts_have_none():
     chunks = [
         make_chunk(0, "a", title="A walk", references=["long text"]),
         make_chunk(1, None, title="A walk", references=["more text"]),
         make_chunk(2, None, references=["no title"]),
     ]
-    records = [color_caption_corpus.make_record(one, "articles") for one in chunks]
+    records = [color_caption_corpus.make_record(chunk, "articles") for chunk in chunks]
     assert embed.collect_texts(records, "articles") == ["A walk"]
     assert embed.collect_image_ids(records, "articles") == ["a"]
     records = [
@@ -142,63 +144,61 @@ def test_texts_are_titles_of_articles_and_captions_and_none_of_tweets_and_posts(
     assert embed.collect_image_ids([{"image": "c"}, {"image": None}], "tweets") == ["c"]
 
 
-def test_what_has_no_picture_is_skipped(tmp_path, encoder_folder):
+def test_chunks_without_image_are_skipped(tmp_path, encoder_folder):
     row = make_image("red", 0)
     color_caption_corpus.save_corpus(
         tmp_path,
         [row, make_image("blue", 1)],
         [make_chunk(0, row["sha256"], title="One"), make_chunk(1, None, title="Two")],
     )
-    found = run(tmp_path, encoder_folder, "articles")
-    assert list(found.image_index) == [row["sha256"]]
-    assert list(found.text_index) == ["One", "Two"]
+    features = run(tmp_path, encoder_folder, "articles")
+    assert list(features.image_index) == [row["sha256"]]
+    assert list(features.text_index) == ["One", "Two"]
 
 
-def test_a_language_that_the_encoder_does_not_read_has_no_text_features(tmp_path, encoder_folder):
+def test_an_unsupported_language_has_no_text_features(tmp_path, encoder_folder):
     color_caption_corpus.write_caption_corpus(tmp_path, language="zh")
-    found = run(tmp_path, encoder_folder)
-    assert (found.text_kind, found.tokens, found.pooled.shape[1]) == ("learned", None, 384)
+    features = run(tmp_path, encoder_folder)
+    assert (features.text_kind, features.tokens, features.pooled.shape[1]) == ("learned", None, 384)
 
 
 @pytest.mark.parametrize(
     "languages, share",
     [(["en", "en", "zh", "zh"], 0.5), (["zh", "zh", "zh", "en"], 0.25)],
 )
-def test_the_share_of_a_language_is_counted_by_train_record(languages, share):
+def test_the_share_of_a_language_counts_train_records(languages, share):
     records = [{"split": "train", "language": language} for language in languages]
     records += [{"split": "test", "language": "en"}] * 5
     assert embed.compute_supported_share(records, ["en"]) == share
 
 
-def test_a_corpus_without_pictures_has_features_of_its_texts_alone(tmp_path, encoder_folder):
+def test_a_corpus_without_images_has_text_features_only(tmp_path, encoder_folder):
     color_caption_corpus.save_corpus(tmp_path, [], [make_chunk(0, None, title="One")])
-    found = run(tmp_path, encoder_folder, "articles")
-    assert (found.image_index, len(found.pooled), len(found.patches)) == ({}, 0, 0)
-    assert list(found.text_index) == ["One"]
+    features = run(tmp_path, encoder_folder, "articles")
+    assert (features.image_index, len(features.pooled), len(features.patches)) == ({}, 0, 0)
+    assert list(features.text_index) == ["One"]
 
 
-def test_a_picture_that_is_not_there_is_named_and_nothing_is_written(tmp_path, encoder_folder):
+def test_a_missing_image_is_named_and_nothing_is_written(tmp_path, encoder_folder):
     color_caption_corpus.save_corpus(
         tmp_path, [make_image("red", 0)], [make_chunk(0, "f" * 64, title="One")]
     )
-    with pytest.raises(InputError, match="lacks the picture ffff"):
+    with pytest.raises(InputError, match="lacks the image ffff"):
         run(tmp_path, encoder_folder, "articles")
     assert not (tmp_path / "features").exists()
 
 
-def test_memes_have_features_of_their_words_and_pictures_paraphrases_included(
-    tmp_path, encoder_folder
-):
+def test_memes_have_features_of_texts_and_images_including_paraphrases(tmp_path, encoder_folder):
     augment, _, _ = mm_orient_corpus.write_meme_corpus(tmp_path, ["train"])
     rows = [row for row, _ in mm_orient_corpus.make_items(["train"])]
-    embed.main(PARAMS, "memes", augment, augment, encoder_folder, tmp_path / "features")
+    embed.main(CONFIG, "memes", augment, augment, encoder_folder, tmp_path / "features")
     cached = feature_store.read_features(tmp_path / "features")
     assert set(cached.text_index) == {row["text"] for row in rows} - {""}
     assert set(cached.image_index) == {row["image"] for row in rows} - {None}
     assert any(row["variant"] for row in rows)
 
 
-def test_memes_that_were_not_augmented_are_one_sentence(tmp_path, encoder_folder):
+def test_memes_that_were_not_augmented_are_an_input_error(tmp_path, encoder_folder):
     schemas.write_parquet(tmp_path / "records.parquet", [], schemas.CLEAN_RECORDS["memes"])
     with pytest.raises(InputError, match="was written by another version: run `dvc repro`"):
-        embed.main(PARAMS, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")
+        embed.main(CONFIG, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")

@@ -1,4 +1,4 @@
-"""Small corpora as ingest, clean and chunk leave them: coloured pictures, named by captions."""
+"""Small outputs of ingest, clean and chunk: coloured images with captions that name the colour."""
 
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ MAX_PIXELS = 10_000
 
 
 def make_image(colour: str, seed: int, size: int = 40) -> dict:
+    """The row of a noisy PNG image of one colour, `size` pixels wide and high."""
     noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
     values = np.clip(np.array(COLORS[colour]) + noise, 0, 255).astype(np.uint8)
     content = BytesIO()
@@ -22,6 +23,7 @@ def make_image(colour: str, seed: int, size: int = 40) -> dict:
 
 
 def make_chunk(number: int, image: str | None, **changes: object) -> dict:
+    """A CHUNKS row of record r<number>."""
     return {
         "record": f"r{number}",
         "position": 0,
@@ -37,7 +39,7 @@ def make_chunk(number: int, image: str | None, **changes: object) -> dict:
 def write_caption_corpus(
     folder: Path, train: int = 12, validation: int = 4, language: str = "en"
 ) -> Path:
-    """ingest/, clean/ and chunks/ of a corpus whose captions name the colour of the picture."""
+    """Write ingest/, clean/ and chunks/ of a corpus whose captions name the colour of the image."""
     rows, chunks = [], []
     for number in range(train + validation):
         colour = list(COLORS)[number % len(COLORS)]
@@ -45,29 +47,30 @@ def write_caption_corpus(
         texts = [f"a {colour} picture", f"this one is {colour}"]
         split = "train" if number < train else "validation"
         key = rows[-1]["sha256"]
-        facts = {"text": texts[0], "references": texts, "split": split, "language": language}
-        chunks.append(make_chunk(number, key, **facts))
+        fields = {"text": texts[0], "references": texts, "split": split, "language": language}
+        chunks.append(make_chunk(number, key, **fields))
     return save_corpus(folder, rows, chunks)
 
 
 def save_corpus(folder: Path, rows: list[dict], chunks: list[dict]) -> Path:
+    """Write ingest/, clean/ and chunks/ of these image rows and chunks."""
     image_store.write_images(folder / "ingest" / "images", rows, shards=2)
     schemas.write_parquet(folder / "chunks" / "chunks.parquet", chunks, schemas.CHUNKS)
-    kind = "articles" if any(one["title"] for one in chunks) else "captions"
-    records = [make_record(one, kind) for one in chunks]
+    kind = "articles" if any(chunk["title"] for chunk in chunks) else "captions"
+    records = [make_record(chunk, kind) for chunk in chunks]
     schemas.write_parquet(
         folder / "clean" / "records.parquet", records, schemas.CLEAN_RECORDS[kind]
     )
     return folder
 
 
-def make_record(of: dict, kind: str) -> dict:
-    """The CLEAN row that a chunk is cut from."""
-    found = {"id": of["record"], "source": of["record"]}
-    found |= {name: of[name] for name in ("split", "language")}
+def make_record(chunk: dict, kind: str) -> dict:
+    """The CLEAN_RECORDS row that a chunk is cut from."""
+    record = {"id": chunk["record"], "source": chunk["record"]}
+    record |= {name: chunk[name] for name in ("split", "language")}
     if kind == "captions":
-        texts = {"captions": of["references"], "originals": of["references"]}
-        return found | {"image": of["image"]} | texts
-    blocks = [{"image": of["image"], "text": None, "original": None}] if of["image"] else []
-    blocks += [{"image": None, "text": text, "original": text} for text in of["references"]]
-    return found | {"title": of["title"], "title_original": of["title"], "blocks": blocks}
+        texts = {"captions": chunk["references"], "originals": chunk["references"]}
+        return record | {"image": chunk["image"]} | texts
+    blocks = [{"image": chunk["image"], "text": None, "original": None}] if chunk["image"] else []
+    blocks += [{"image": None, "text": text, "original": text} for text in chunk["references"]]
+    return record | {"title": chunk["title"], "title_original": chunk["title"], "blocks": blocks}

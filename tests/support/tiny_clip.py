@@ -1,4 +1,4 @@
-"""Tiny CLIP models with random weights, saved on disk as their libraries save real ones."""
+"""Tiny CLIP models with random weights, saved in the formats of their libraries."""
 
 import json
 import string
@@ -49,12 +49,13 @@ OPEN_CLIP_CONFIG = {
 
 
 def make_photo(seed: int, width: int = 50, height: int = 40) -> Image.Image:
+    """An RGB image of random pixels."""
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 def save_clip(folder: Path) -> CLIPModel:
-    """English: every letter is a token."""
+    """CLIP for English; every letter is a token."""
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
     words = [*letters, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -77,6 +78,7 @@ def save_clip(folder: Path) -> CLIPModel:
 
 
 def save_chinese_clip(folder: Path) -> ChineseCLIPModel:
+    """Chinese-CLIP with a vocabulary of nine characters."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"番茄炒蛋米饭红烧肉"]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=40)
@@ -96,8 +98,10 @@ def save_chinese_clip(folder: Path) -> ChineseCLIPModel:
 
 
 def save_published_chinese_clip(folder: Path) -> ChineseCLIPModel:
-    """The files that OFA-Sys/chinese-clip-vit-base-patch16 consists of, as they were in 2022: a
-    vocabulary without a tokenizer's settings, a feature extractor, weights that are a pickle."""
+    """Chinese-CLIP in the file formats of OFA-Sys/chinese-clip-vit-base-patch16 in 2022.
+
+    These are a vocabulary without tokenizer settings, a feature extractor, and pickled weights.
+    """
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"番茄炒蛋米饭红烧肉，a", "##b"]
     text = TOWER_CONFIG | {
         "vocab_size": len(words),
@@ -107,14 +111,15 @@ def save_published_chinese_clip(folder: Path) -> ChineseCLIPModel:
     torch.manual_seed(0)
     config = ChineseCLIPConfig(text_config=text, vision_config=VISION_CONFIG, projection_dim=12)
     model = ChineseCLIPModel(config).eval()
-    with torch.no_grad():  # LayerNorm as it is after training: no identity
+    with torch.no_grad():  # a trained LayerNorm is not the identity
         model.vision_model.post_layernorm.weight.normal_()
         model.vision_model.post_layernorm.bias.normal_()
     config.save_pretrained(folder)
-    positions = {"text_model.embeddings.position_ids": torch.arange(512)[None]}  # of older releases
+    # Written by older releases of transformers.
+    positions = {"text_model.embeddings.position_ids": torch.arange(512)[None]}
     torch.save(model.state_dict() | positions, folder / "pytorch_model.bin")
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    pictures = {
+    preprocessing = {
         "feature_extractor_type": "ChineseCLIPFeatureExtractor",
         "size": {"height": 32, "width": 32},
         "crop_size": 32,
@@ -125,12 +130,12 @@ def save_published_chinese_clip(folder: Path) -> ChineseCLIPModel:
         "image_std": CLIP_STD,
         "resample": 3,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     return model
 
 
 def save_siglip(folder: Path) -> SiglipModel:
-    """With Chinese-CLIP's tokenizer: its own kind needs a model of SentencePiece."""
+    """SigLIP with the tokenizer of Chinese-CLIP: its own needs a SentencePiece model."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=12)
@@ -144,6 +149,7 @@ def save_siglip(folder: Path) -> SiglipModel:
 
 
 def save_openclip(folder: Path, **preprocessing: object) -> torch.nn.Module:
+    """An open_clip model; `preprocessing` changes fields of its preprocess_cfg."""
     torch.manual_seed(0)
     model = open_clip.CLIP(**OPEN_CLIP_CONFIG).eval()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion with random weights, saved on disk as diffusers saves real ones."""
+"""A tiny Stable Diffusion pipeline with random weights, saved in the format of diffusers."""
 
 import string
 from pathlib import Path
@@ -11,10 +11,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-WIDTH = 16  # of the text, and of the narrowest layer
+WIDTH = 16  # of text tokens and of the narrowest layer
 
 
 def save_pipeline(folder: Path, seed: int = 0) -> Path:
+    """Save the pipeline whose weights are seeded by `seed`, and return its folder."""
     torch.manual_seed(seed)
     letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
     words = [*letters, "<|startoftext|>", "<|endoftext|>"]

@@ -1,10 +1,9 @@
-"""The tables that stages hand to each other: Parquet with one explicit Arrow schema each.
+"""The Parquet tables that stages exchange, each with an explicit Arrow schema.
 
-A `record` is an article, a captioned picture, a tweet, a post or a meme, a `chunk` a picture with
-the text that belongs to it. `image` is the sha256 of the picture's file bytes, the key of images/
-and of the features. `position` is the same in every table: it counts the pictures of the record, as
-01_ingest took them in, from 0. It has gaps where a picture makes no chunk, and is 0 in a record
-without pictures.
+A `record` is an article, a captioned image, a tweet, a post or a meme; a `chunk` is an image with
+its text. `image` is the sha256 of the bytes of the image file, the key in images/ and in the
+features. `position` is the same in all tables: the index of an image among the images of its record
+in 01_ingest, from 0. It has gaps if an image makes no chunk, and is 0 in a record without images.
 """
 
 import json
@@ -25,10 +24,11 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
-TASK_LABELS = pa.list_(pa.struct([("task", STR), ("label", STR)]))  # of the tasks somebody judged
+TASK_LABELS = pa.list_(pa.struct([("task", STR), ("label", STR)]))  # annotated tasks only
 _RECORD_COLUMNS = {"id": STR, "split": STR, "language": STR, "source": STR}
 
-# 01_ingest, by kind of corpus. A block is a picture (text null) or a text (image null).
+# 01_ingest, by kind of corpus. A block is an image (text null) or a text (image null). image is
+# null in a tweet or post without image; the text of a meme is empty if the corpus has none.
 RECORDS = {
     "articles": _schema(
         **_RECORD_COLUMNS,
@@ -36,15 +36,11 @@ RECORDS = {
         blocks=pa.list_(pa.struct([("image", STR), ("text", STR)])),
     ),
     "captions": _schema(**_RECORD_COLUMNS, image=STR, captions=STR_LIST),
-    "tweets": _schema(
-        **_RECORD_COLUMNS, image=STR, words=STR_LIST, tags=STR_LIST
-    ),  # image null: without picture
+    "tweets": _schema(**_RECORD_COLUMNS, image=STR, words=STR_LIST, tags=STR_LIST),
     "posts": _schema(**_RECORD_COLUMNS, image=STR, text=STR, label=STR),
-    "memes": _schema(
-        **_RECORD_COLUMNS, image=STR, text=STR, labels=TASK_LABELS
-    ),  # text empty: not given
+    "memes": _schema(**_RECORD_COLUMNS, image=STR, text=STR, labels=TASK_LABELS),
 }
-# 02_clean: the same with clean text, the original beside it.
+# 02_clean: the same with clean texts and their originals
 CLEAN_RECORDS = {
     "articles": _schema(
         **_RECORD_COLUMNS,
@@ -60,19 +56,19 @@ CLEAN_RECORDS = {
     "memes": _schema(**_RECORD_COLUMNS, image=STR, text=STR, original=STR, labels=TASK_LABELS),
 }
 IMAGES = _schema(sha256=STR, bytes=pa.binary(), width=INT, height=INT)  # 01_ingest/*/images
-REJECTED_RECORDS = _schema(
-    source=STR, id=STR, reason=STR
-)  # 01_ingest: what was not taken in, and why
-FACTS = _schema(record=STR, position=INT, slot=STR, value=STR)  # 01_ingest, sample only: the truth
-# 01_ingest, sample only: where a slot is drawn, as shares of the picture's width and height
+REJECTED_RECORDS = _schema(source=STR, id=STR, reason=STR)  # 01_ingest
+# 01_ingest, synthetic only: the true value of each slot of an image
+FACTS = _schema(record=STR, position=INT, slot=STR, value=STR)
+# 01_ingest, synthetic only: the box of a slot, in fractions of the image's width and height
 BOXES = _schema(
     record=STR, position=INT, slot=STR, left=FLOAT, top=FLOAT, right=FLOAT, bottom=FLOAT
 )
-FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)  # 01_ingest, sample: one slot changed
-# 03_inpaint: a picture and what became of it; inpainted: the same sha256 where no text was found.
-# In pixels of the upright picture: boxes, and quads, the 8 numbers of 4 corners each. masked: share
-# of its pixels. text: recognised, null where not asked for. mask: PNG, 255 where it was painted
-# over, null without boxes
+# 01_ingest, synthetic only: the reference text with one slot changed
+FOILS = _schema(record=STR, position=INT, slot=STR, text=STR)
+# 03_inpaint: an image and its inpainted version. inpainted: its sha256, equal to image if no text
+# was detected; boxes, quads: in pixels of the upright image, a quad as 8 numbers (4 corners);
+# masked: share of masked pixels; text: the recognized text, null if not requested; mask: PNG, 255
+# where inpainted, null without boxes
 INPAINTED_IMAGES = _schema(
     image=STR,
     inpainted=STR,
@@ -84,9 +80,9 @@ INPAINTED_IMAGES = _schema(
     text=STR,
     mask=pa.binary(),
 )
-# 04_augment: memes as models read them. group: the record that it is made of, an original's own id;
-# variant: 0 the original, from 1 its paraphrases; pictured: its picture in 01_ingest; text_source:
-# corpus | recognised, in its picture | what paraphrased it
+# 04_augment: memes as input of the models. group: the id of the original record; variant: 0 for the
+# original, from 1 for its paraphrases; pictured: the original image in 01_ingest; text_source:
+# corpus | recognised (in the image) | the paraphraser
 MEMES = _schema(
     **_RECORD_COLUMNS,
     group=STR,
@@ -97,7 +93,7 @@ MEMES = _schema(
     text_source=STR,
     labels=TASK_LABELS,
 )
-EMBED_INPUTS = CLEAN_RECORDS | {"memes": MEMES}  # what embed reads, by kind of corpus
+EMBED_INPUTS = CLEAN_RECORDS | {"memes": MEMES}  # input of the stage embed, by kind of corpus
 _CHUNK_COLUMNS = {
     "record": STR,
     "position": INT,
@@ -107,10 +103,10 @@ _CHUNK_COLUMNS = {
     "image": STR,
 }
 CHUNKS = _schema(**_CHUNK_COLUMNS, text=STR, references=STR_LIST)  # 05_chunk
-# 05_chunk, articles: chunks that mscDPO compares with each other, the rows of one group together;
-# rejected: who of the group may be rejected for this chunk, by their places in it, from 0
+# 05_chunk, articles: the groups of chunks that mscDPO compares, the rows of a group consecutive.
+# rejected: indices within the group, from 0, of chunks that may be rejected in favour of this one
 PREFERENCE_PAIRS = _schema(group=INT, record=STR, position=INT, rejected=pa.list_(INT))
-# 05_chunk, articles: how alike the chunk's text is to each chunk of its article, in their order
+# 05_chunk, articles: similarity of the chunk's text to each chunk of its article, in order
 SIMILARITIES = _schema(record=STR, position=INT, similarities=pa.list_(FLOAT))
 # 11_predict; phase: sft | preference; inputs: both | topic | picture
 PREDICTIONS = _schema(
@@ -122,7 +118,7 @@ PREDICTIONS = _schema(
     sigma=FLOAT,
     masked=FLOAT,
 )
-# 08_illustrate: where the picture of a chunk without one came from; similarity: of it and the title
+# 08_illustrate: the source of the image of a chunk that had none. similarity: of image and title
 ILLUSTRATIONS = _schema(
     record=STR,
     position=INT,
@@ -134,8 +130,8 @@ ILLUSTRATIONS = _schema(
     seed=INT,
     similarity=FLOAT,
 )
-# 11_predict: what msaGate does to each chunk; use: train | predict; passed: g, 1 lets the topic
-# pass. Probability and g are null where picture or topic is missing: there is nothing to decide.
+# 11_predict: msaGate's decision for each chunk. use: train | predict; passed: g, 1 lets the topic
+# pass; mask_probability and passed are null if image or topic is missing, as nothing is decided
 GATES = _schema(
     record=STR,
     position=INT,
@@ -146,15 +142,15 @@ GATES = _schema(
     mask_probability=FLOAT,
     passed=FLOAT,
 )
-# 11_predict: of test items from both inputs. correlation: lambda by channel, mean over patches (D);
-# entropy, spread: of the fusion's attention, see stages/shared/metrics/attention.py; null where the topic
-# is masked or has one token
+# 11_predict: fusion of test items with both inputs. correlation: lambda by channel, mean over
+# patches (D); entropy, spread: of the fusion's attention, see stages/shared/metrics/attention.py,
+# null if the topic is masked or has one token
 FUSIONS = _schema(
     record=STR, position=INT, phase=STR, correlation=FLOAT16_LIST, entropy=FLOAT, spread=FLOAT
 )
-# 11_predict: attention, row by row. tokens: T of the topic; fusion: (P, T) from patches to them,
-# empty without fusion; text: what was written; ends: how many characters of it stand once each of
-# its Y tokens is there; decoder: (Y, P), the mean over layers and heads
+# 11_predict: attention weights, row by row. tokens: T of the topic; fusion: (P, T), from patches
+# to topic tokens, empty without fusion; text: the generated text; ends: its length in characters
+# after each of its Y tokens; decoder: (Y, P), the mean over layers and heads
 ATTENTIONS = _schema(
     record=STR,
     position=INT,
@@ -165,12 +161,12 @@ ATTENTIONS = _schema(
     ends=pa.list_(INT),
     decoder=FLOAT16_LIST,
 )
-# 11_predict: log p(text | picture, title) in nats; slot is "" for the reference itself
+# 11_predict: log p(text | image, title) in nats; slot is "" for the reference itself
 FOIL_SCORES = _schema(record=STR, position=INT, phase=STR, slot=STR, log_prob=FLOAT)
-# 11_classify: labels of one item of a reader; inputs: both | text | picture; task: entities (one BIO
-# tag a word) | sentiment (one label), or of memes a row for each task (one label; gold is empty
-# where nobody judged); probability: of the predicted label, empty for tags; cut: words beyond the
-# reader's limit, which are predicted O
+# 11_classify: predicted labels of one item. inputs: both | text | picture; task: entities (one BIO
+# tag per word) | sentiment (one label) | a task of memes (one label; gold is empty if not
+# annotated); probability: of the predicted label, empty for tags; cut: words beyond the
+# classifier's limit, which are predicted O
 LABEL_PREDICTIONS = _schema(
     record=STR,
     split=STR,
@@ -181,9 +177,9 @@ LABEL_PREDICTIONS = _schema(
     probability=pa.list_(FLOAT),
     cut=INT,
 )
-# 11_classify: MuSE's exchange in one layer (from 1) and modality (text | picture) of a chosen item;
-# tokens: its pieces, none of a picture; weights: cls attention to each valid token or cell;
-# exchanged: the places, from 0, of those that the other modality's mean took the place of
+# 11_classify: MuSE's exchange in one layer (from 1) and modality (text | picture) of an example.
+# tokens: subwords, empty for an image; weights: cls attention to each valid token or patch;
+# exchanged: indices, from 0, of those replaced by the mean of the other modality
 EXCHANGES = _schema(
     record=STR,
     layer=INT,
@@ -192,22 +188,23 @@ EXCHANGES = _schema(
     weights=FLOAT16_LIST,
     exchanged=pa.list_(INT),
 )
-# 11_classify: what the regularisers say of an item: nats per token of the text given the picture, bits
-# per dimension of the picture given the text, a caption written of the picture; null without it
+# 11_classify: outputs of MuSE's regularizers. caption_nats: nats per token of the text given the
+# image; drawing_bits: bits per dimension of the image given the text; caption: generated for the
+# image; null without that regularizer
 REGULARIZER_OUTPUTS = _schema(
     record=STR, split=STR, caption_nats=FLOAT, drawing_bits=FLOAT, caption=STR
 )
-SAMPLED_IMAGES = _schema(
-    record=STR, number=INT, picture=pa.binary()
-)  # 11_classify: PNG, drawn from the text
+# 11_classify: PNG images sampled from the text
+SAMPLED_IMAGES = _schema(record=STR, number=INT, picture=pa.binary())
 # 11_classify: modality: text | picture; where: before | after the shared projection
 EMBEDDINGS = _schema(record=STR, modality=STR, where=STR, vector=FLOAT16_LIST)
-# 11_classify: how MM-ORIENT behaved on an item, see `behaviour` of stages/models/mm_orient/model.py
+# 11_classify: diagnostics of MM-ORIENT for an item, see `diagnostics` in
+# stages/models/mm_orient/model.py
 DIAGNOSTICS = _schema(record=STR, split=STR, name=STR, value=FLOAT)
-# 11_classify: where HIMA looked in an item; modality: text | picture; tokens: its pieces, none of a
-# picture; weights: of pieces, or regions row by row
+# 11_classify: attention weights of HIMA for an item. modality: text | picture; tokens: subwords,
+# empty for an image; weights: of subwords, or of regions row by row
 ATTENTION_MAPS = _schema(record=STR, modality=STR, tokens=STR_LIST, weights=FLOAT16_LIST)
-# 12_evaluate: scores of one written text, null where not measured; right, wrong: names of slots
+# 12_evaluate: scores of one generated text, null if not measured; right, wrong: names of slots
 ITEM_SCORES = _schema(
     record=STR,
     position=INT,
@@ -224,12 +221,12 @@ ITEM_SCORES = _schema(
     right=STR_LIST,
     wrong=STR_LIST,
 )
-# 12_evaluate: what TIPPo rewards in a whole article that was written from both inputs; semantic is
-# null where MiniLM does not read its language
+# 12_evaluate: TIPPo's rewards of a whole article generated from both inputs; semantic is null if
+# MiniLM does not support its language
 REWARDS = _schema(record=STR, split=STR, phase=STR, literal=FLOAT, semantic=FLOAT)
-# 12_evaluate_classifier: one item of a reader, of memes one for each task. right: predicted entities that are
-# right, or 1 for the right label, else 0; predicted, gold: how many; strict_*: the same by
-# strict IOB2, span_right by their places alone; null but for entities
+# 12_evaluate_classifier: one row per item, for memes one per item and task. right: correctly
+# predicted entities, or 1 for the correct label, else 0; predicted, gold: their numbers; strict_*:
+# the same by strict IOB2; span_right: by position only; both null except for entities
 LABEL_SCORES = _schema(
     record=STR,
     split=STR,
@@ -244,26 +241,29 @@ LABEL_SCORES = _schema(
     strict_gold=INT,
     cut=INT,
 )
-# 13_judge: what a language model gave a whole article; reference: free | aware, whether it saw the
-# reference article; comment: what it said before its scores
+# 13_judge: a language model's scores of a whole article. reference: free | aware, whether it was
+# shown the reference article; comment: its text before the scores
 JUDGE_SCORES = _schema(
     record=STR, phase=STR, reference=STR, perspective=STR, score=FLOAT, comment=STR
 )
 
 
 def write_parquet(path: Path, rows: list[dict], schema: pa.Schema) -> None:
-    """Write rows (dicts with the schema's keys) as one Parquet file."""
+    """Write rows (dicts with the schema's keys) as one Parquet file.
+
+    Raises pyarrow.ArrowException if a value has the wrong type.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
 
 
 def read_parquet(path: Path, schema: pa.Schema) -> list[dict]:
-    """The rows of a Parquet file. Raises WrongInput if it is missing or has other columns."""
+    """The rows of a Parquet file. Raises InputError if it is missing or has another schema."""
     return read_table(path, schema).to_pylist()
 
 
 def read_table(path: Path, schema: pa.Schema, only: pc.Expression | None = None) -> pa.Table:
-    """The same as Arrow's columns, of the rows alone that `only` holds for."""
+    """As `read_parquet`, but as an Arrow table, with the rows that satisfy `only`."""
     try:
         table = pq.read_table(path, filters=only)
     except FileNotFoundError:
@@ -274,7 +274,7 @@ def read_table(path: Path, schema: pa.Schema, only: pc.Expression | None = None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a stage wrote beside its tables. Raises WrongInput if it is missing."""
+    """A JSON output of a stage. Raises InputError if it is missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -282,12 +282,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_predictions(folder: Path) -> list[dict]:
-    """The rows of predictions.parquet. Raises WrongInput if no test item is among them."""
+    """The rows of predictions.parquet. Raises InputError if it is missing or has no test item."""
     source = folder / "predictions.parquet"
     rows = read_parquet(source, PREDICTIONS)
     if not any((row["split"], row["inputs"]) == ("test", "both") for row in rows):
         raise InputError(
-            f"{source} holds no test item: keep test in predict.splits of params.yaml,"
-            " and give the corpus records of that split"
+            f"{source} holds no test item: keep test in predict.splits of params.yaml, "
+            "and give the corpus records of that split"
         )
     return rows

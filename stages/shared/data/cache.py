@@ -1,8 +1,8 @@
-"""The content-addressed store: what was computed from one picture or text is computed once.
+"""A content-addressed cache of results that are expensive to compute from an image or text.
 
-A row's key is the sha256 of its content, a store's name the fingerprint of what computes it. One
-SQLite file a store, under POLYMUSE_HOME: a million rows are one file, several processes may read
-and write it at once, and a process that is killed in the middle of a write leaves no trace of it.
+The key of a row is the sha256 of its content; the name of a store is the fingerprint of the
+computation. A store is one SQLite file under POLYMUSE_HOME: a million rows are one file, several
+processes may read and write it concurrently, and an interrupted write leaves no partial row.
 """
 
 import sqlite3
@@ -15,24 +15,24 @@ from filelock import FileLock
 
 ItemT = TypeVar("Item")
 
-LOCK_TIMEOUT_SECONDS = 600.0  # for another process' write; one takes milliseconds
-KEYS_PER_QUERY = 500  # below SQLite's limit of variables in a statement
+LOCK_TIMEOUT_SECONDS = 600.0  # a write of another process takes milliseconds
+KEYS_PER_QUERY = 500  # below SQLite's limit of variables per statement
 
 
 def batched(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
-    """Lists of `size` items, the last one shorter (itertools.batched of Python 3.12)."""
-    rest = iter(items)
-    while part := list(islice(rest, size)):
-        yield part
+    """Yields lists of `size` items; the last may be shorter (Python 3.12's itertools.batched)."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 class Store:
-    """Rows of bytes, each written once. `fingerprint` names what computes them."""
+    """Rows of bytes by key, each written once. fingerprint: a hash of the computation."""
 
     def __init__(self, folder: Path, fingerprint: str):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{fingerprint}.sqlite"
-        # Two processes that switch one new file to WAL fail with "database is locked".
+        # Two processes that switch a new file to WAL at once fail with "database is locked".
         with FileLock(path.with_suffix(".lock")):
             self.connection = sqlite3.connect(
                 path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None
@@ -44,22 +44,22 @@ class Store:
             )
 
     def missing_keys(self, keys: Iterable[str]) -> list[str]:
-        """The keys without a row, each once, in the order given."""
+        """The keys without a row, each once, in their order."""
         unique = list(dict.fromkeys(keys))
-        found: set[str] = set()
+        present: set[str] = set()
         for part in batched(unique, KEYS_PER_QUERY):
-            found.update(key.hex() for (key,) in self._select("key", part))
-        return [key for key in unique if key not in found]
+            present.update(key.hex() for (key,) in self._select("key", part))
+        return [key for key in unique if key not in present]
 
     def read(self, keys: Iterable[str]) -> Iterator[bytes]:
-        """The rows of the keys, in their order. Raises KeyError for a key without one."""
+        """Yields the rows of the keys, in their order. Raises KeyError for a key without a row."""
         for part in batched(keys, KEYS_PER_QUERY):
-            found = {key.hex(): value for key, value in self._select("key, value", part)}
+            values = {key.hex(): value for key, value in self._select("key, value", part)}
             for key in part:
-                yield found[key]
+                yield values[key]
 
     def write(self, rows: Iterable[tuple[str, bytes]]) -> None:
-        """Add rows, all or none of them. A key that has a row keeps it."""
+        """Add (key, row) pairs atomically. A key that already has a row keeps it."""
         values = [(bytes.fromhex(key), value) for key, value in rows]
         with self.connection:
             self.connection.execute("BEGIN IMMEDIATE")
@@ -71,23 +71,23 @@ class Store:
         self,
         items: Iterable[tuple[str, ItemT]],
         compute: Callable[[list[ItemT]], list[bytes]],
-        batch: int,
+        batch_size: int,
     ) -> None:
-        """Compute and write the rows that are missing among items, pairs of key and content.
+        """Compute the missing rows of `items`, (key, content) pairs, and write them.
 
-        `compute` sees exactly `batch` contents each time: the last batch repeats one of its own,
-        because a matrix product of another shape may round a row's last bit another way.
+        `compute` always receives exactly `batch_size` contents: the last batch is filled up with
+        copies of its first item, because a matrix product of another shape may round differently.
         """
-        waiting: dict[str, ItemT] = {}
-        for part in batched(items, batch):
+        pending: dict[str, ItemT] = {}
+        for part in batched(items, batch_size):
             contents = dict(part)
-            waiting |= {key: contents[key] for key in self.missing_keys(contents)}
-            while len(waiting) >= batch:
+            pending |= {key: contents[key] for key in self.missing_keys(contents)}
+            while len(pending) >= batch_size:
                 self._compute_batch(
-                    {key: waiting.pop(key) for key in list(waiting)[:batch]}, compute, 0
+                    {key: pending.pop(key) for key in list(pending)[:batch_size]}, compute, 0
                 )
-        if waiting:
-            self._compute_batch(waiting, compute, batch - len(waiting))
+        if pending:
+            self._compute_batch(pending, compute, batch_size - len(pending))
 
     def _compute_batch(
         self, items: dict[str, ItemT], compute: Callable[[list[ItemT]], list[bytes]], padding: int
@@ -98,7 +98,7 @@ class Store:
 
     def _select(self, columns: str, keys: Iterable[str]) -> list[tuple]:
         values = [bytes.fromhex(key) for key in keys]
-        marks = ",".join("?" * len(values))
+        placeholders = ",".join("?" * len(values))
         return self.connection.execute(
-            f"SELECT {columns} FROM rows WHERE key IN ({marks})", values
+            f"SELECT {columns} FROM rows WHERE key IN ({placeholders})", values
         ).fetchall()

@@ -1,6 +1,6 @@
-"""Pictures as rows {sha256, bytes, width, height} of a few Parquet shards, sharded by hash prefix.
+"""Images as rows {sha256, bytes, width, height} of Parquet shards, sharded by hash prefix.
 
-A change of 1 % of the pictures touches few bytes of each shard, which DVC stores well.
+Shards keep the number of files small, and a new image changes only the shard of its hash.
 """
 
 import warnings
@@ -19,24 +19,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.shared.core.schemas import IMAGES
 from stages.shared.runtime.stage import InputError
 
-# The pixel limit is ours (WrongImage names it), checked on the header, before anything is decoded.
+# Pillow's limit is off: `validate_image` checks its own on the header, before decoding.
 Image.MAX_IMAGE_PIXELS = None
 
-# No format whose reader starts another program (EPS) or that is no picture of pixels.
-FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # JPEG opens MPO too
+# Raster formats only, and none whose decoder starts another program (EPS).
+FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # JPEG includes MPO
 MEMORY_ADDRESS = regex.compile(r" at 0x[0-9a-fA-F]+")
-MAX_SHARDS = 256  # a hash' first byte tells its shard
-ROW_GROUP_SIZE = 32  # pictures of a shard that are in memory at once
+MAX_SHARDS = 256  # the first byte of a hash determines its shard
+ROW_GROUP_SIZE = 32  # images of a shard that are in memory at the same time
 
 
 class ImageError(Exception):
-    """A picture that cannot be used; the message is the reason for rejected.parquet."""
+    """An unusable image; the message is the reason for rejected.parquet."""
 
 
 def validate_image(content: bytes, max_pixels: int) -> dict:
-    """The row of a picture file, whose size is that of the picture upright.
+    """The row of an image file; width and height are those of the upright image, in pixels.
 
-    Raises WrongImage if it is too large or `decode` fails on it.
+    Raises ImageError if the image has more than `max_pixels` or cannot be decoded.
     """
     try:
         with warnings.catch_warnings():
@@ -47,8 +47,8 @@ def validate_image(content: bytes, max_pixels: int) -> dict:
             width, height = decode_image(content).size
     except UnidentifiedImageError:
         raise ImageError("unreadable image: no picture of a known format") from None
-    except Exception as error:  # the boundary to Pillow's parsers, which raise what they like
-        # Equal corpora give equal reasons, and a repr holds an address of this process.
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions
+        # A repr in the message may hold a memory address; the reason must be reproducible.
         reason = MEMORY_ADDRESS.sub("", " ".join(str(error).split()))[:120] or type(error).__name__
         raise ImageError(f"unreadable image: {reason}") from None
     if width * height > max_pixels:
@@ -57,7 +57,7 @@ def validate_image(content: bytes, max_pixels: int) -> dict:
 
 
 def build_image_row(content: bytes) -> dict:
-    """The row of a picture file that was inspected before."""
+    """The row of an image file that was validated before."""
     return _build_row(content, *decode_image(content).size)
 
 
@@ -67,7 +67,7 @@ def _build_row(content: bytes, width: int, height: int) -> dict:
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """The picture in RGB, upright, transparency on white, the first frame of an animation."""
+    """The upright RGB image: on white where transparent; the first frame of an animation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = ImageOps.exif_transpose(Image.open(BytesIO(content), formats=FORMATS))
@@ -78,9 +78,9 @@ def decode_image(content: bytes) -> Image.Image:
 
 
 def resize_and_strip_metadata(image: Image.Image, side: int) -> Image.Image:
-    """The picture (RGB, scaled in place) at most `side` pixels long, on a new canvas.
+    """A copy of the RGB image, at most `side` pixels wide and high, without metadata.
 
-    It takes the pixels alone; a comment or a profile would travel along in the old one.
+    `image` is resized in place. Only its pixels are copied, so that comments and profiles are lost.
     """
     image.thumbnail((side, side))
     canvas = Image.new("RGB", image.size)
@@ -90,10 +90,10 @@ def resize_and_strip_metadata(image: Image.Image, side: int) -> Image.Image:
 
 @contextmanager
 def image_writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
-    """A function that takes rows, in any order and repeated, one at a time in memory.
+    """Yields a function that adds a row, in any order and possibly repeatedly.
 
-    At the end they stand in `shards` files by hash, MOST_SHARDS at most; equal rows give equal
-    bytes.
+    On exit the rows are written to `shards` files (at most MAX_SHARDS) by hash. Equal sets of rows
+    give equal bytes. Rows are spooled to disk, so that memory holds few of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".") as spool:
@@ -108,12 +108,12 @@ def image_writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
         buckets: list[list[dict]] = [[] for _ in range(shards)]
         for name in sorted(rows):
             buckets[int(name[:2], 16) * shards // MAX_SHARDS].append(rows[name])
-        for number, bucket in enumerate(buckets):
-            _write_shard(folder / f"{number:03d}.parquet", bucket, Path(spool))
+        for index, bucket in enumerate(buckets):
+            _write_shard(folder / f"{index:03d}.parquet", bucket, Path(spool))
 
 
 def _write_shard(path: Path, rows: list[dict], spool: Path) -> None:
-    # Picture files are compressed already.
+    # Image files are already compressed.
     with pq.ParquetWriter(path, IMAGES, compression="none") as shard:
         for start in range(0, len(rows), ROW_GROUP_SIZE):
             group = [
@@ -124,29 +124,29 @@ def _write_shard(path: Path, rows: list[dict], spool: Path) -> None:
 
 
 def write_images(folder: Path, rows: Iterable[dict], shards: int) -> None:
-    """Write rows as `writer` does."""
+    """Write rows as `image_writer` does."""
     with image_writer(folder, shards) as add:
         for row in rows:
             add(row)
 
 
 def read_images(folder: Path) -> Iterator[dict]:
-    """Every row of every shard, in order of hash."""
+    """Yields all rows of all shards, ordered by hash."""
     for path in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP_SIZE):
             yield from batch.to_pylist()
 
 
 def load_image_bytes(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The bytes of the pictures with these sha256; only row groups that may hold one are read.
+    """The bytes of the images with these sha256; only row groups that may hold one are read.
 
-    Raises WrongInput if one is not in the shards.
+    Raises InputError if one is not in the shards.
     """
     wanted = set(names)
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for path in sorted(folder.glob("*.parquet")) if wanted else []:
         part = pq.read_table(path, columns=["sha256", "bytes"], filters=[("sha256", "in", wanted)])
-        found |= {row["sha256"]: row["bytes"] for row in part.to_pylist()}
-    if absent := sorted(wanted - found.keys()):
-        raise InputError(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
-    return found
+        contents |= {row["sha256"]: row["bytes"] for row in part.to_pylist()}
+    if absent := sorted(wanted - contents.keys()):
+        raise InputError(f"{folder} lacks the image {absent[0]}: run `dvc repro`")
+    return contents

@@ -1,8 +1,8 @@
-"""One small interface for work on many items: batch -> batch, in order, whichever engine runs it.
+"""Map a function over batches in parallel. Results and their order do not depend on the backend.
 
-`inline` works in this process, `threads` beside each other in it (for work that leaves Python's
-lock, as OpenCV and ONNX do), `process` in processes of their own, `ray` on the cluster at
-RAY_ADDRESS or on this machine; Ray has to be installed. What comes out is the same.
+`inline` runs in this process; `threads` in threads of it, for functions that release the GIL, such
+as those of OpenCV and ONNX; `process` in separate processes; `ray` on the cluster at RAY_ADDRESS,
+or on this machine. Ray must be installed separately.
 """
 
 import os
@@ -19,26 +19,29 @@ from stages.shared.runtime.stage import InputError, kill_when_parent_dies
 T = TypeVar("T")
 R = TypeVar("R")
 
-PENDING_BATCHES_PER_WORKER = 2  # batches a worker that are in memory at once
+PENDING_BATCHES_PER_WORKER = 2  # batches per worker that are in memory at the same time
 
 
 @config_class
 class EngineConfig:
     """The section `parallel`."""
 
-    backend: Literal["inline", "threads", "process", "ray"]
-    workers: int = Field(ge=0)
+    backend: Literal["inline", "threads", "process", "ray"] = Field(
+        description="where batches are processed"
+    )
+    workers: int = Field(ge=0, description="batches at the same time; 0: one per thread")
 
 
 def map_batches(
-    function: Callable[[list[T]], list[R]], batches: Iterable[list[T]], params: EngineConfig
+    function: Callable[[list[T]], list[R]], batches: Iterable[list[T]], config: EngineConfig
 ) -> Iterator[list[R]]:
-    """What `function` gives for each batch, in order; an exception ends the work.
+    """Yields `function(batch)` for each batch, in order; an exception stops the iteration.
 
-    `process` and `ray` pickle the function, which must be one of a module, or a partial of one.
+    `process` and `ray` pickle the function: it must be a module-level function or a partial of one.
+    Raises InputError if the backend is `ray` and Ray is not installed.
     """
-    workers = params.workers or get_num_threads()
-    match params.backend:
+    workers = config.workers or get_num_threads()
+    match config.backend:
         case "inline":
             yield from map(function, batches)
         case "threads":
@@ -46,38 +49,38 @@ def map_batches(
                 yield from _map_with_pool(pool, function, batches, workers)
         case "process":
             # A fork would copy locks that other threads hold.
-            fresh = get_context("spawn")
-            with ProcessPoolExecutor(workers, fresh, initializer=kill_when_parent_dies) as pool:
+            spawn = get_context("spawn")
+            with ProcessPoolExecutor(workers, spawn, initializer=kill_when_parent_dies) as pool:
                 yield from _map_with_pool(pool, function, batches, workers)
         case "ray":
             yield from _map_with_ray(function, batches, workers)
 
 
 def get_num_cores() -> int:
-    """Those that this process may run on, where the system tells; else all."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    """The cores that this process may use, if the system reports them, else all cores."""
+    affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def get_num_threads() -> int:
-    """The threads that a stage may have: OMP_NUM_THREADS, or one a core."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels the first
-    return int(given) if given.isdecimal() and int(given) else get_num_cores()
+    """The number of threads of a stage: OMP_NUM_THREADS, or one per core."""
+    value = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the outermost level
+    return int(value) if value.isdecimal() and int(value) else get_num_cores()
 
 
 def _map_with_pool(
     pool: Executor, function: Callable[[list[T]], list[R]], batches: Iterable[list[T]], workers: int
 ) -> Iterator[list[R]]:
-    started: deque = deque()
+    pending: deque = deque()
     try:
         for batch in batches:
-            started.append(pool.submit(function, batch))
-            if len(started) >= workers * PENDING_BATCHES_PER_WORKER:
-                yield started.popleft().result()
-        while started:
-            yield started.popleft().result()
+            pending.append(pool.submit(function, batch))
+            if len(pending) >= workers * PENDING_BATCHES_PER_WORKER:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in started:  # of an exception: what has not begun need not begin
+        for future in pending:  # after an exception, do not start the rest
             future.cancel()
 
 
@@ -88,21 +91,21 @@ def _map_with_ray(
         ray: Any = import_module("ray")
     except ModuleNotFoundError:
         raise InputError(
-            "params.yaml: parallel.backend is ray, which is not installed: run `pip install ray`, or "
-            "give process"
+            "params.yaml: parallel.backend is ray, which is not installed: run `pip install ray`, "
+            "or give process"
         ) from None
     ray.init(address=os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True)
-    remote, started = ray.remote(as_plain_function(function)), deque()
+    remote, pending = ray.remote(as_plain_function(function)), deque()
     for batch in batches:
-        started.append(remote.remote(batch))
-        if len(started) >= workers * PENDING_BATCHES_PER_WORKER:
-            yield ray.get(started.popleft())
-    while started:
-        yield ray.get(started.popleft())
+        pending.append(remote.remote(batch))
+        if len(pending) >= workers * PENDING_BATCHES_PER_WORKER:
+            yield ray.get(pending.popleft())
+    while pending:
+        yield ray.get(pending.popleft())
 
 
 def as_plain_function(function: Callable[[list[T]], list[R]]) -> Callable[[list[T]], list[R]]:
-    """The same as a plain function: Ray takes no partial."""
+    """`function` wrapped in a plain function, because Ray does not accept a partial."""
 
     def call(batch: list[T]) -> list[R]:
         return function(batch)

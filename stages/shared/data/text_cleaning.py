@@ -1,19 +1,19 @@
-"""Clean text: what stage 02 does to the texts of a corpus, and what is done to all text like them.
+"""Text cleaning, for the stage clean and for all texts that are treated like those of a corpus.
 
-In this order: links go (`[words](address)` keeps its words), Unicode is normalised, invisible and
-control characters go, emoji go if asked, runs of white space become one space or line end. Clean
-text stays as it is when it is cleaned again.
+In this order: URLs are removed (a Markdown link keeps its text), Unicode is normalized, invisible
+and control characters are removed, emoji are removed if configured, and runs of white space become
+one space or line end. Cleaning is idempotent.
 
-NFKC folds full-width letters, ligatures and odd spaces, and would do two kinds of harm, so these
-characters are left alone: the full-width punctuation of Chinese and Japanese, which is their
-ordinary one; and fractions, powers and circled numbers, since 1½ would become 11/2 and m² m2.
+NFKC folds full-width letters, ligatures and unusual spaces. Two groups of characters are exempt:
+the full-width punctuation of Chinese and Japanese, which is their standard punctuation; and
+fractions, superscripts and circled numbers, since 1½ would become 11/2 and m² would become m2.
 
-The words over a meme pass the same, and then what `Overlay` asks for: links, mail addresses,
-mentions and names of sites, which are watermarks more often than words, go while their dots and @
-still tell what they are; only then letters become small, and punctuation and digits go. The public
-code of MM-ORIENT drops dots and @ first, so that it never finds them, and all but a to z. Here
-letters and marks of every script stay. An apostrophe in a word and a digit go without a trace,
-other punctuation leaves a space.
+The overlay text of a meme is cleaned in the same way, and then by the steps of OverlayCleanConfig.
+URLs, email addresses, mentions and domain names are mostly watermarks; they are removed first,
+while their dots and @ still identify them. Only then is the text lowercased, and punctuation and
+digits are removed. The public code of MM-ORIENT removes dots and @ first, so that it never finds
+them, and then everything but a to z. Here letters and marks of all scripts are kept. Digits and an
+apostrophe within a word are deleted; other punctuation becomes a space.
 """
 
 from functools import cache, partial
@@ -26,17 +26,20 @@ import regex
 from stages.shared.core.config import Field, config_class
 
 URL_CHARACTER = r"[\x21-\x7e--[<>\"()]]"
-URL_LAST_CHARACTER = (
-    r"[\x21-\x7e--[<>\"().,;:!?'*\]]]"  # a full stop after an address is the sentence's
+# A full stop after a URL belongs to the sentence.
+URL_LAST_CHARACTER = r"[\x21-\x7e--[<>\"().,;:!?'*\]]]"
+URL_IN_BRACKETS = rf"\({URL_CHARACTER}*\)"
+URL_PATTERN = (
+    rf"(?:(?:https?|ftp)://|www\.)(?:{URL_CHARACTER}|{URL_IN_BRACKETS})*"
+    rf"(?:{URL_LAST_CHARACTER}|{URL_IN_BRACKETS})"
 )
-URL_PATTERN = rf"(?:(?:https?|ftp)://|www\.)(?:{URL_CHARACTER}|\({URL_CHARACTER}*\))*(?:{URL_LAST_CHARACTER}|\({URL_CHARACTER}*\))"
-TO_CLOSING_BRACKET = r"[^()]*(?:\([^()]*\)[^()]*)*"  # brackets inside an address come in pairs
+TO_CLOSING_BRACKET = r"[^()]*(?:\([^()]*\)[^()]*)*"  # brackets within a URL are balanced
 MARKDOWN_LINK = regex.compile(
     rf"!?\[([^\[\]]*)\]\(\s*<?{URL_PATTERN}{TO_CLOSING_BRACKET}\)", regex.VERSION1
 )
 URL = regex.compile(rf"[(\uff08<]\s*{URL_PATTERN}\s*[)\uff09>]|{URL_PATTERN}", regex.VERSION1)
 LINE_END = regex.compile(r"\r\n|[\r\v\f\x85\u2028\u2029]")
-# Not the joiners: Persian, Indian scripts and emoji need them.
+# Without the joiners U+200C and U+200D, which Persian, Indian scripts and emoji need.
 INVISIBLE_CHARACTERS = regex.compile(r"[\p{Cc}\p{Cf}\p{Cs}--[\n\t\u200c\u200d]]", regex.VERSION1)
 EMOJI = regex.compile(
     r"(?:[\p{Emoji_Presentation}\p{Regional_Indicator}]|\p{Emoji}\ufe0f\u20e3?|\p{Emoji}\u200d)"
@@ -52,11 +55,10 @@ FULL_WIDTH_PUNCTUATION = regex.compile(
 )
 NFKC_EXEMPT_FORMS = ("<fraction>", "<super>", "<sub>", "<circle>", "<square>")  # unicodedata
 
-
-URL_ANY_CASE = regex.compile(URL.pattern, regex.VERSION1 | regex.IGNORECASE)  # memes shout: HTTP://
+URL_ANY_CASE = regex.compile(URL.pattern, regex.VERSION1 | regex.IGNORECASE)  # HTTP://
 EMAIL = regex.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z0-9-]+")
 MENTION = regex.compile(r"(?<![\p{L}\p{N}_@])(?:@++[\p{L}\p{M}\p{N}_]++(?:\.[\p{L}\p{N}_]++)*+)++")
-STRAY_MARKS = r"(?<![\p{L}\p{M}\p{N}\u200c\u200d])[\p{M}\u200c\u200d]+"  # marks of no letter
+STRAY_MARKS = r"(?<![\p{L}\p{M}\p{N}\u200c\u200d])[\p{M}\u200c\u200d]+"  # marks without a letter
 PUNCTUATION = regex.compile(
     rf"(?P<emoji>{EMOJI.pattern})"
     rf"|(?P<inside>(?<=\p{{L}}\p{{M}}*)['\u2019\u02bc](?=\p{{L}})|{STRAY_MARKS})"
@@ -64,19 +66,21 @@ PUNCTUATION = regex.compile(
 )
 DIGIT = regex.compile(rf"(?P<emoji>{EMOJI.pattern})|[\p{{Nd}}\p{{No}}]")
 TURKIC_LANGUAGES = ("tr", "az")
-TURKIC_LOWERCASE = str.maketrans({"I": "\u0131", "\u0130": "i"})  # there I is no capital i
+TURKIC_LOWERCASE = str.maketrans({"I": "\u0131", "\u0130": "i"})  # I is not a capital i
 
 
 @config_class
 class OverlayCleanConfig:
-    """What is done to the words over a meme beyond what is done to every text."""
+    """The section `clean.memes`: additional steps for the overlay text of memes."""
 
-    remove_mentions: bool  # take out @names and mail addresses
-    remove_domains: list[str]  # endings of names of sites, which are taken out
-    case: Literal["lower", "keep"]
-    punctuation: Literal["drop", "keep"]
-    digits: Literal["drop", "keep"]
-    line_breaks: Literal["join", "keep"]
+    remove_mentions: bool = Field(description="remove @names and email addresses")
+    remove_domains: list[str] = Field(description="remove domain names with these endings")
+    case: Literal["lower", "keep"] = Field(description="lowercase the text, or keep its case")
+    punctuation: Literal["drop", "keep"] = Field(
+        description="drop: keep only letters, digits and emoji"
+    )
+    digits: Literal["drop", "keep"] = Field(description="drop or keep digits")
+    line_breaks: Literal["join", "keep"] = Field(description="join: line ends become spaces")
 
     def __post_init__(self) -> None:
         # With an empty ending, any word before a full stop would be removed as a domain.
@@ -86,36 +90,40 @@ class OverlayCleanConfig:
 
 @config_class
 class CleanConfig:
-    unicode_form: Literal["NFKC", "NFC"]
-    remove_urls: bool  # take out addresses
-    emoji: Literal["keep", "drop"]
-    memes: OverlayCleanConfig
+    """The section `clean`."""
+
+    unicode_form: Literal["NFKC", "NFC"] = Field(description="Unicode normalization form")
+    remove_urls: bool = Field(description="remove URLs; Markdown links keep their text")
+    emoji: Literal["keep", "drop"] = Field(description="keep or drop emoji")
+    memes: OverlayCleanConfig = Field(description="additional steps for text on memes")
 
 
-def clean_text(text: str, language: str, params: CleanConfig) -> str:
-    """A clean text, possibly empty; cleaning it again changes nothing."""
-    while (cleaned := _clean_once(text, language, params)) != text:
-        text = cleaned  # one step can uncover work for another: a link in full-width letters
+def clean_text(text: str, language: str, config: CleanConfig) -> str:
+    """The clean text, which may be empty. language: its ISO 639-1 code. Idempotent."""
+    while (cleaned := _clean_once(text, language, config)) != text:
+        text = cleaned  # one step may enable another, as for a URL in full-width letters
     return text
 
 
-def _clean_once(text: str, language: str, params: CleanConfig) -> str:
-    if params.remove_urls:
+def _clean_once(text: str, language: str, config: CleanConfig) -> str:
+    if config.remove_urls:
         text = URL.sub("", MARKDOWN_LINK.sub(r"\1", text))
     text = INVISIBLE_CHARACTERS.sub("", LINE_END.sub("\n", text))
-    text = (
-        normalize_nfkc(text, language) if params.unicode_form == "NFKC" else normalize("NFC", text)
-    )
-    if params.emoji == "drop":
+    if config.unicode_form == "NFKC":
+        text = normalize_nfkc(text, language)
+    else:
+        text = normalize("NFC", text)
+    if config.emoji == "drop":
         text = EMOJI.sub("", text)
     return BLANK_LINES.sub("\n\n", SPACE_AT_LINE_END.sub("\n", SPACES.sub(" ", text))).strip()
 
 
 def normalize_nfkc(text: str, language: str) -> str:
-    """NFKC but for the characters that the head of this file names."""
-    keep = partial(_is_nfkc_exempt, east_asian=language in EAST_ASIAN_LANGUAGES)
-    runs = ((kept, "".join(characters)) for kept, characters in groupby(text, keep))
-    return normalize("NFC", "".join(run if kept else normalize("NFKC", run) for kept, run in runs))
+    """NFKC, except for the characters that the docstring of this module lists."""
+    is_exempt = partial(_is_nfkc_exempt, east_asian=language in EAST_ASIAN_LANGUAGES)
+    runs = ((exempt, "".join(characters)) for exempt, characters in groupby(text, is_exempt))
+    folded = (run if exempt else normalize("NFKC", run) for exempt, run in runs)
+    return normalize("NFC", "".join(folded))
 
 
 @cache
@@ -125,40 +133,40 @@ def _is_nfkc_exempt(character: str, east_asian: bool) -> bool:
     return east_asian and character != "\u3000" and bool(FULL_WIDTH_PUNCTUATION.match(character))
 
 
-def clean_overlay_text(text: str, language: str, params: CleanConfig) -> str:
-    """The clean words over a meme, possibly none; cleaning them again changes nothing."""
-    while (cleaned := _clean_overlay_once(text, language, params)) != text:
-        text = cleaned  # without its digits a word can be the name of a site
+def clean_overlay_text(text: str, language: str, config: CleanConfig) -> str:
+    """The clean text of a meme, which may be empty. language: its ISO 639-1 code. Idempotent."""
+    while (cleaned := _clean_overlay_once(text, language, config)) != text:
+        text = cleaned  # without its digits, a word may become a domain name
     return text
 
 
-def _clean_overlay_once(text: str, language: str, params: CleanConfig) -> str:
-    asked = params.memes
-    if params.remove_urls:
+def _clean_overlay_once(text: str, language: str, config: CleanConfig) -> str:
+    steps = config.memes
+    if config.remove_urls:
         text = URL_ANY_CASE.sub(" ", MARKDOWN_LINK.sub(r"\1", text))
-    text = clean_text(text, language, params)
-    if asked.remove_mentions:
+    text = clean_text(text, language, config)
+    if steps.remove_mentions:
         text = MENTION.sub(" ", EMAIL.sub(" ", text))
-    if asked.remove_domains:
-        text = _site_pattern(tuple(asked.remove_domains)).sub(" ", text)
-    if asked.case == "lower":
+    if steps.remove_domains:
+        text = _domain_pattern(tuple(steps.remove_domains)).sub(" ", text)
+    if steps.case == "lower":
         text = (text.translate(TURKIC_LOWERCASE) if language in TURKIC_LANGUAGES else text).lower()
-    if asked.punctuation == "drop":
+    if steps.punctuation == "drop":
         text = PUNCTUATION.sub(lambda m: m["emoji"] or ("" if m["inside"] else " "), text)
-    if asked.digits == "drop":
+    if steps.digits == "drop":
         text = DIGIT.sub(lambda m: m["emoji"] or "", text)
-    return clean_text(
-        text.replace("\n", " ") if asked.line_breaks == "join" else text, language, params
-    )
+    if steps.line_breaks == "join":
+        text = text.replace("\n", " ")
+    return clean_text(text, language, config)
 
 
 @cache
-def _site_pattern(endings: tuple[str, ...]) -> regex.Pattern:
-    """The name of a site that ends in one of these, with the path that follows it."""
+def _domain_pattern(endings: tuple[str, ...]) -> regex.Pattern:
+    """A pattern of domain names with one of these endings, and of the path that follows."""
     longest_first = sorted((ending.removeprefix(".") for ending in endings), key=len, reverse=True)
     ending = "|".join(map(regex.escape, longest_first))
-    # Each name begins in one place only: long runs of letters and dots cost no more than others.
+    # A name can begin at one place only, so that long runs of letters and dots take linear time.
     begin = r"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9_-]\.)"
-    # Recognised text has spaces before the dot: imgflip .com
+    # Recognized text may have a space before the dot: imgflip .com
     name = rf"{begin}[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)* ?\.(?:{ending})(?![A-Za-z0-9_-])"
     return regex.compile(rf"{name}(?:[/?#][\x21-\x7e]*+)?", regex.IGNORECASE)

@@ -1,9 +1,9 @@
-"""Encoders of pictures and texts, each loaded from a folder that holds its preprocessing too.
+"""Encoders of images and texts, each loaded from a folder that also holds its preprocessing.
 
-`load(folder)` reads what stages/align.py wrote: encoder.json, whose `kind` names the module
-stages/shared/<kind>_encoder.py, and what that module saved beside it.
+`load_encoder(folder)` reads the output of stages/align.py: encoder.json, whose `kind` is `tiny`
+(tiny.py), `hf` (huggingface.py) or `openclip` (openclip.py), and the files of that module.
 
-B items, D pooled width, P patches of width Dp, L tokens of width Dt.
+B items; D width of pooled features; P patches of width Dp; L tokens of width Dt.
 """
 
 import json
@@ -23,17 +23,21 @@ CONFIG_NAME = "encoder.json"
 
 
 class TextTower(ABC):
-    """Features of texts; float32 on the CPU, whatever computed them.
+    """Encodes texts. Features are float32 tensors on the CPU.
 
-    languages: ISO 639-1 codes of what it reads. text_fingerprint: of what decides the features.
-    An item's features depend on its neighbours only through the shape of the batch.
+    languages: ISO 639-1 codes of the supported languages. text_fingerprint: a hash of everything
+    that the features of a text depend on. The features of an item depend on the rest of its batch
+    only through the shape of the batch.
     """
 
     languages: list[str]
     text_fingerprint: str
 
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """-> pooled (B, D) of unit length, tokens (B, L, Dt), mask (B, L) bool, padded right."""
+        """B texts -> pooled (B, D) of unit length, tokens (B, L, Dt), mask (B, L) bool.
+
+        Tokens are padded on the right.
+        """
         tokens = {name: ids.to(get_device()) for name, ids in self.tokenize(texts).items()}
         with inference_context():
             pooled, states, mask = self.encode_tokens(tokens)
@@ -41,46 +45,44 @@ class TextTower(ABC):
 
     @abstractmethod
     def padded_lengths(self, texts: list[str]) -> list[int]:
-        """The length in tokens that each text is padded to; one batch takes its longest."""
+        """The length in tokens that each text is padded to; a batch is padded to the longest."""
 
     @abstractmethod
     def subwords(self, texts: list[str]) -> list[list[str]]:
-        """The tokens with features of each text, as its tokenizer spells them."""
+        """The tokens of each text that have features, as strings of the tokenizer."""
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        """The model's inputs, each (B, L) with L the longest bucket; longer texts are cut."""
+        """The model's inputs, each (B, L), with L the longest padded length; truncates texts."""
 
     @abstractmethod
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """-> pooled (B, D), last hidden states (B, L, Dt), mask (B, L)"""
+        """Model inputs -> pooled (B, D), last hidden states (B, L, Dt), mask (B, L)."""
 
 
 class Encoder(TextTower):
-    """Features of pictures and texts in one space. fingerprint: of the encoder's folder."""
+    """Encodes images and texts in one space. fingerprint: a hash of the encoder's files."""
 
     fingerprint: str
 
-    def encode_images(self, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
-        """RGB pictures of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
-        pixels = torch.stack([self.preprocess_image(picture) for picture in pictures]).to(
-            get_device()
-        )
+    def encode_images(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
+        """B RGB images of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
+        pixels = torch.stack([self.preprocess_image(image) for image in images]).to(get_device())
         with inference_context():
             pooled, patches = self.encode_pixels(pixels)
         return F.normalize(pooled.float(), dim=-1).cpu(), patches.float().cpu()
 
     @abstractmethod
-    def preprocess_image(self, picture: Image.Image) -> Tensor:
-        """The preprocessed picture (3, H, W); H and W are the same for every picture."""
+    def preprocess_image(self, image: Image.Image) -> Tensor:
+        """The preprocessed image (3, H, W); H and W are the same for all images."""
 
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> pooled (B, D), last hidden states (B, P, Dp)"""
+        """Preprocessed images (B, 3, H, W) -> pooled (B, D), last hidden states (B, P, Dp)."""
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """The encoder that align wrote. Raises WrongInput if the folder holds none."""
+    """Load an encoder folder. Raises InputError if it holds no encoder."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
     except FileNotFoundError:
@@ -89,7 +91,10 @@ def load_encoder(folder: Path) -> Encoder:
 
 
 def module_of(kind: str) -> ModuleType:
-    """The module that loads encoders of this kind; each imports its library only when needed."""
+    """The module of an encoder kind, imported on demand: each needs another library.
+
+    Raises InputError if there is no such kind.
+    """
     match kind:
         case "tiny":
             from stages.shared.encoders import tiny as module
@@ -98,10 +103,11 @@ def module_of(kind: str) -> ModuleType:
         case "openclip":
             from stages.shared.encoders import openclip as module
         case _:
-            raise InputError(f"{kind!r} is no kind of encoder: give tiny, hf or openclip")
+            raise InputError(f"{kind!r} is not a kind of encoder: give tiny, hf or openclip")
     return module
 
 
-def save_encoder_config(folder: Path, kind: str, languages: list[str], **sizes: object) -> None:
-    config = {"kind": kind, "languages": languages} | sizes
+def save_encoder_config(folder: Path, kind: str, languages: list[str], **fields: object) -> None:
+    """Write encoder.json: the kind, the supported languages and fields specific to the kind."""
+    config = {"kind": kind, "languages": languages} | fields
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

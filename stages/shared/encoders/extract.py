@@ -1,7 +1,7 @@
-"""Features of pictures and texts through the store: what is there is not computed again.
+"""Features of images and texts, cached: only missing ones are computed.
 
-A row is the fp16 features of one picture (`pooled`, `patches`) or text (`pooled`, `tokens` without
-padding). Batches have one shape, so a row's bytes do not depend on what stood beside it.
+A row holds the fp16 features of one image (`pooled`, `patches`) or text (`pooled`, `tokens` without
+padding). All batches have the same shape, so a row does not depend on the rest of its batch.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
 from stages.shared.encoders.base import Encoder, TextTower
 from stages.shared.pretrained.feature_cache import (
@@ -27,46 +27,51 @@ from stages.shared.runtime.stage import InputError
 class EmbedConfig:
     """The section `embed`."""
 
-    image_batch_size: int
-    text_batch_size: int
-    min_supported_fraction: float
+    image_batch_size: int = Field(description="images per batch; part of the cache key")
+    text_batch_size: int = Field(description="texts per batch; part of the cache key")
+    min_supported_fraction: float = Field(
+        description="share of texts in supported languages for text features, 0 to 1"
+    )
 
 
 def extract_image_features(
-    encoder: Encoder, folder: Path, names: list[str], batch: int
+    encoder: Encoder, folder: Path, names: list[str], batch_size: int
 ) -> Iterator[CachedRow]:
-    """Features of the pictures with these sha256, from the shards in `folder`, in their order.
+    """Features of the images with these sha256, in this order, from the shards in `folder`.
 
-    A row: pooled (D,), patches (P, Dp). Raises WrongInput if a picture is not in the shards.
+    A row holds pooled (D,) and patches (P, Dp). Raises InputError if an image is not in the shards.
     """
-    store = open_feature_cache("pictures", encoder.fingerprint, batch)
+    store = open_feature_cache("pictures", encoder.fingerprint, batch_size)  # on-disk name
     missing = set(store.missing_keys(names))
 
     def compute(contents: list[bytes]) -> list[bytes]:
         with ThreadPoolExecutor() as pool:
-            pictures = list(pool.map(image_store.decode_image, contents))
-        pooled, patches = encoder.encode_images(pictures)
+            images = list(pool.map(image_store.decode_image, contents))
+        pooled, patches = encoder.encode_images(images)
         return [pack_features(pooled=z, patches=x) for z, x in zip(pooled, patches, strict=True)]
 
     if missing:
-        found = (
+        contents_by_name = (
             (row["sha256"], row["bytes"])
             for row in image_store.read_images(folder)
             if row["sha256"] in missing
         )
-        store.compute_missing(progress_bar(found, "pictures", len(missing)), compute, batch)
+        progress = progress_bar(contents_by_name, "images", len(missing))
+        store.compute_missing(progress, compute, batch_size)
         if absent := store.missing_keys(missing):
-            raise InputError(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
+            raise InputError(f"{folder} lacks the image {absent[0]}: run `dvc repro`")
     return map(unpack_features, store.read(names))
 
 
-def extract_text_features(tower: TextTower, texts: list[str], batch: int) -> Iterator[CachedRow]:
-    """Features of the texts, in their order. A row: pooled (D,), tokens (L, Dt), unpadded."""
-    store = open_feature_cache("texts", tower.text_fingerprint, batch)
+def extract_text_features(
+    tower: TextTower, texts: list[str], batch_size: int
+) -> Iterator[CachedRow]:
+    """Features of the texts, in this order. A row holds pooled (D,) and unpadded tokens (L, Dt)."""
+    store = open_feature_cache("texts", tower.text_fingerprint, batch_size)
     keys = [sha256(text.encode()).hexdigest() for text in texts]
 
-    def compute(part: list[str]) -> list[bytes]:
-        pooled, tokens, mask = tower.encode_texts(part)
+    def compute(batch: list[str]) -> list[bytes]:
+        pooled, tokens, mask = tower.encode_texts(batch)
         lengths = mask.sum(1).tolist()
         return [
             pack_features(pooled=z, tokens=x[:length])
@@ -74,5 +79,5 @@ def extract_text_features(tower: TextTower, texts: list[str], batch: int) -> Ite
         ]
 
     items = dict(zip(keys, texts, strict=True))
-    compute_missing_by_length(store, items, tower.padded_lengths, compute, batch, "texts")
+    compute_missing_by_length(store, items, tower.padded_lengths, compute, batch_size, "texts")
     return map(unpack_features, store.read(keys))

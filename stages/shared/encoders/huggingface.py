@@ -1,8 +1,8 @@
 """CLIP models of transformers, by Hugging Face name or folder: CLIP, Chinese-CLIP, SigLIP.
 
 `fetch` resolves a name once and saves model, tokenizer and image processor; `load` reads that
-folder. Features are taken from the towers and their projections by hand, because what
-`get_text_features` returns has changed, and for Chinese-CLIP was broken, from release to release.
+folder. Features are computed from the towers and their projections directly, because the output of
+`get_text_features` changes between releases, and was broken for Chinese-CLIP in some.
 """
 
 import sys
@@ -23,12 +23,14 @@ from stages.shared.runtime.stage import model_load_error
 from stages.shared.torch_setup.devices import get_device
 
 MODEL_TYPES = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
-# Of a text: what Chinese-CLIP was trained on. Its checkpoints have 512 places and do not say it.
+# Tokens of a text that Chinese-CLIP was trained on; its checkpoints claim 512 positions.
 CHINESE_CLIP_MAX_LENGTH = 52
-FOLDER_HINT = "hf:/FOLDER"  # what to give instead of a name
+FOLDER_HINT = "hf:/FOLDER"  # the alternative to a name, for error messages
 
 
 class HuggingFaceEncoder(Encoder):
+    """A CLIP, Chinese-CLIP or SigLIP model from a folder that `fetch` wrote."""
+
     def __init__(self, folder: Path, languages: list[str]):
         self.model = _load_model(str(folder)).requires_grad_(False).eval().to(get_device())
         self.model_type = self.model.config.model_type
@@ -41,25 +43,25 @@ class HuggingFaceEncoder(Encoder):
         self.languages = languages
         self.fingerprint = self.text_fingerprint = fingerprint_folder(folder)
 
-    def preprocess_image(self, picture: Image.Image) -> Tensor:
-        return self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+    def preprocess_image(self, image: Image.Image) -> Tensor:
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model.vision_model(pixel_values=pixels)
-        pooled = found.pooler_output
-        if self.model_type != "siglip":  # whose towers end in the shared space
+        output = self.model.vision_model(pixel_values=pixels)
+        pooled = output.pooler_output
+        if self.model_type != "siglip":  # SigLIP's towers have no projection
             pooled = self.model.visual_projection(pooled)
-        return pooled, found.last_hidden_state
+        return pooled, output.last_hidden_state
 
     def padded_lengths(self, texts: list[str]) -> list[int]:
-        if self.model_type == "siglip":  # trained on texts of one length, the padding unmasked
+        if self.model_type == "siglip":  # trained with a fixed text length and unmasked padding
             return [self.max_length] * len(texts)
         return [padded_length(len(text), self.max_length) for text in self.input_ids(texts)]
 
     def input_ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text, cut and not padded."""
-        found = self.processor.tokenizer(texts, truncation=True, max_length=self.max_length)
-        return found["input_ids"]
+        """The token ids of each text, truncated and not padded."""
+        encoding = self.processor.tokenizer(texts, truncation=True, max_length=self.max_length)
+        return encoding["input_ids"]
 
     def subwords(self, texts: list[str]) -> list[list[str]]:
         return [
@@ -80,24 +82,24 @@ class HuggingFaceEncoder(Encoder):
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         mask = tokens["attention_mask"]
         if self.model_type == "siglip":
-            found = self.model.text_model(input_ids=tokens["input_ids"])
-            return found.pooler_output, found.last_hidden_state, mask
-        found = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
-        states = found.last_hidden_state
-        # Chinese-CLIP has no pooler: its first token goes through the projection.
-        pooled = states[:, 0] if self.model_type == "chinese_clip" else found.pooler_output
+            output = self.model.text_model(input_ids=tokens["input_ids"])
+            return output.pooler_output, output.last_hidden_state, mask
+        output = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
+        states = output.last_hidden_state
+        # Chinese-CLIP has no pooler: its first token is projected.
+        pooled = states[:, 0] if self.model_type == "chinese_clip" else output.pooler_output
         return self.model.text_projection(pooled), states, mask
 
 
 def fetch(name: str, languages: list[str], folder: Path) -> None:
-    """Resolve `name` (downloading it if need be) and save it as an encoder folder.
+    """Resolve `name`, download it if needed, and save it as an encoder folder.
 
-    Raises WrongInput if it does not exist, is no CLIP model, or lacks weights.
+    Raises InputError if it does not exist, is not a CLIP model, or lacks weights.
     """
     _load_model(name).save_pretrained(folder)
     try:
         AutoProcessor.from_pretrained(name).save_pretrained(folder)
-    except Exception as error:  # parsers of foreign files raise what they like
+    except Exception as error:  # parsers of external files raise arbitrary exceptions
         raise model_load_error(_param_reference(name), FOLDER_HINT, error) from None
     save_encoder_config(
         folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name
@@ -113,4 +115,5 @@ def _param_reference(name: str) -> str:
 
 
 def load(folder: Path, config: dict) -> HuggingFaceEncoder:
+    """The encoder of a folder; `config` is its encoder.json."""
     return HuggingFaceEncoder(folder, config["languages"])

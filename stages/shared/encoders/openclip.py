@@ -1,7 +1,7 @@
 """Encoders of open_clip, by name (`ARCH/TAG`, `ARCH/FILE`) or from a folder (`local-dir:/FOLDER`).
 
-`fetch` resolves a name once and writes open_clip's own folder format; `load` reads that folder, so
-that the preprocessing which belongs to the weights comes along and no network is asked.
+`fetch` resolves a name once and writes open_clip's own folder format, which includes the
+preprocessing of the weights. `load` reads that folder and needs no network.
 """
 
 from pathlib import Path
@@ -26,6 +26,8 @@ LOCAL_DIR_PREFIX = "local-dir:"
 
 
 class OpenClipEncoder(Encoder):
+    """An open_clip model from a folder that `fetch` wrote."""
+
     def __init__(self, folder: Path, languages: list[str]):
         name = f"{LOCAL_DIR_PREFIX}{folder.absolute()}"
         self.model = _create_model(name).requires_grad_(False).eval().to(get_device())
@@ -33,14 +35,14 @@ class OpenClipEncoder(Encoder):
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )
         self.tokenizer = open_clip.get_tokenizer(name)
-        text = getattr(self.model, "text", None)  # towers of open_clip's first design have none
+        text = getattr(self.model, "text", None)  # open_clip.CLIP has no text module
         self.hf_text_tower = text if isinstance(text, open_clip.hf_model.HFTextEncoder) else None
         self.pad_token_id = (
             self.hf_text_tower.config.pad_token_id
             if self.hf_text_tower
             else getattr(text, "pad_id", 0)
         )
-        # A Hugging Face tower that pools its first token leaves that one out of the states.
+        # A Hugging Face tower with ClsPooler leaves the pooled first token out of its states.
         self.num_pooled_tokens = int(
             self.hf_text_tower is not None
             and type(self.hf_text_tower.pooler) is open_clip.hf_model.ClsPooler
@@ -48,31 +50,32 @@ class OpenClipEncoder(Encoder):
         self.languages = languages
         self.fingerprint = self.text_fingerprint = fingerprint_folder(folder)
 
-    def preprocess_image(self, picture: Image.Image) -> Tensor:
-        return self.preprocess(picture)
+    def preprocess_image(self, image: Image.Image) -> Tensor:
+        return self.preprocess(image)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model.forward_intermediates(
+        output = self.model.forward_intermediates(
             image=pixels, image_indices=1, normalize_intermediates=True
         )
-        cells = found["image_intermediates"][-1]  # (B, Dp, H', W'), without class tokens
-        return found["image_features"], cells.flatten(2).transpose(1, 2)
+        patches = output["image_intermediates"][-1]  # (B, Dp, H', W'), without class tokens
+        return output["image_features"], patches.flatten(2).transpose(1, 2)
 
     def padded_lengths(self, texts: list[str]) -> list[int]:
-        """Its towers were trained on texts of one length."""
+        """The context length for all texts, as in the training of these models."""
         return [self.tokenizer.context_length] * len(texts)
 
     def subwords(self, texts: list[str]) -> list[list[str]]:
         ids = self.tokenizer(texts)
-        shown = _mask_up_to_last(ids != self.pad_token_id)
+        masks = _mask_up_to_last(ids != self.pad_token_id)
         return [
-            self.convert_ids_to_tokens(row[kept].tolist()[self.num_pooled_tokens :])
-            for row, kept in zip(ids, shown, strict=True)
+            self.convert_ids_to_tokens(row[mask].tolist()[self.num_pooled_tokens :])
+            for row, mask in zip(ids, masks, strict=True)
         ]
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Token ids as strings of the tokenizer."""
         if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
-            return [self.tokenizer.decoder[number] for number in ids]
+            return [self.tokenizer.decoder[token_id] for token_id in ids]
         return self.tokenizer.tokenizer.convert_ids_to_tokens(ids)
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -84,32 +87,29 @@ class OpenClipEncoder(Encoder):
             self.hf_text_tower.output_tokens = True
             pooled, states = self.hf_text_tower(ids)
         else:
-            found = self.model.forward_intermediates(
+            output = self.model.forward_intermediates(
                 text=ids, text_indices=1, normalize_intermediates=True
             )
-            pooled, states = found["text_features"], found["text_intermediates"][-1]
-        return (
-            pooled,
-            states,
-            _mask_up_to_last(ids != self.pad_token_id)[:, self.num_pooled_tokens :],
-        )
+            pooled, states = output["text_features"], output["text_intermediates"][-1]
+        mask = _mask_up_to_last(ids != self.pad_token_id)
+        return pooled, states, mask[:, self.num_pooled_tokens :]
 
 
-def _mask_up_to_last(kept: Tensor) -> Tensor:
-    """True up to the last true of each row: the padding's id can also be a word's.  (B, L)"""
-    return kept.flip(1).int().cummax(1).values.flip(1).bool()
+def _mask_up_to_last(mask: Tensor) -> Tensor:
+    """(B, L) bool, true up to the last true of each row: words may have the id of the padding."""
+    return mask.flip(1).int().cummax(1).values.flip(1).bool()
 
 
 def fetch(name: str, languages: list[str], folder: Path) -> None:
-    """Resolve `name` (downloading it if need be) and save it as an encoder folder.
+    """Resolve `name`, download it if needed, and save it as an encoder folder.
 
-    Raises WrongInput if the architecture, the tag, the file or the weights in it do not exist.
+    Raises InputError if the architecture, the tag or the file does not exist, or lacks weights.
     """
     local = name.startswith(LOCAL_DIR_PREFIX)
     model, config = _create_model_from_folder(name) if local else _create_model_by_name(name)
     try:
         tokenizer = open_clip.get_tokenizer(name if local else name.partition("/")[0])
-    except Exception as error:  # as in _create
+    except Exception as error:  # as in _create_model
         raise _model_load_error(name, error) from None
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
@@ -120,7 +120,7 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
 
 
 def _create_model_from_folder(name: str) -> tuple[nn.Module, dict]:
-    model = _create_model(name)  # first: it says what is wrong with the folder
+    model = _create_model(name)  # first: it reports what is wrong with the folder
     return model, open_clip.get_model_config(name)
 
 
@@ -129,7 +129,7 @@ def _create_model_by_name(name: str) -> tuple[nn.Module, dict]:
     config = open_clip.get_model_config(arch)
     if config is None:
         raise InputError(
-            f"align.encoder names the architecture {arch!r}, which open_clip does not know: "
+            f"align.encoder names the architecture {arch!r}, which open_clip does not have: "
             "choose one of open_clip.list_models()"
         )
     known = open_clip.get_pretrained_cfg(arch, tag)
@@ -151,12 +151,12 @@ def _create_model_by_name(name: str) -> tuple[nn.Module, dict]:
 
 
 def _create_model(name: str, **options: object) -> nn.Module:
-    """open_clip would go on with random weights; here weights that do not load are an error."""
+    """As open_clip.create_model, but missing weights are an error instead of random weights."""
     try:
         return open_clip.create_model(name, require_pretrained=True, **options)
-    except UnpicklingError:  # its message goes on about ways to load what is not safe to load
+    except UnpicklingError:  # its message suggests unsafe ways to load
         raise _model_load_error(name, ValueError("the file holds no weights")) from None
-    except Exception as error:  # parsers of foreign files raise what they like
+    except Exception as error:  # parsers of external files raise arbitrary exceptions
         raise _model_load_error(name, error) from None
 
 
@@ -165,9 +165,10 @@ def _model_load_error(name: str, error: Exception) -> InputError:
 
 
 def _public_name(name: str) -> str:
-    """The name without the folders of this machine."""
+    """The name without machine-specific paths."""
     return f"{LOCAL_DIR_PREFIX}{Path(name).name}" if name.startswith(LOCAL_DIR_PREFIX) else name
 
 
 def load(folder: Path, config: dict) -> OpenClipEncoder:
+    """The encoder of a folder; `config` is its encoder.json."""
     return OpenClipEncoder(folder, config["languages"])

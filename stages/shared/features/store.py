@@ -1,15 +1,13 @@
-"""The features of one corpus: what stages/embed.py and illustrate.py write and models read.
+"""The features of one corpus, written by the stages embed and illustrate and read by the models.
 
     summary.json       counts, and whether texts have features
-    pictures.parquet   sha256, pooled (D)          one row a picture
-    patches.parquet    patches (P, Dp)             the same rows
-    texts.parquet      text, length, pieces, pooled (D)    one row a text
-    tokens.parquet     token (Dt)                  `length` rows a text, one after the other
+    pictures.parquet   sha256, pooled (D)                  one row per image
+    patches.parquet    patches (P, Dp)                     the same rows
+    texts.parquet      text, length, pieces, pooled (D)    one row per text
+    tokens.parquet     token (Dt)                          `length` rows per text, consecutively
 
-Without any picture there are no files of pictures.
-
-All features are fp16. The large ones are files of their own, so that who needs only pooled
-features reads little.
+Without images, the first two tables are absent. All features are fp16. Token and patch features are
+separate files, so that reading only pooled features is cheap.
 """
 
 import json
@@ -26,9 +24,8 @@ import pyarrow.parquet as pq
 from stages.shared.runtime.stage import InputError
 
 FeatureRow = dict[str, np.ndarray]
-TextFeatures = tuple[
-    list[str], list[list[str]], Iterable[FeatureRow]
-]  # texts, their pieces, their rows
+# texts, the subwords of each, a feature row of each
+TextFeatures = tuple[list[str], list[list[str]], Iterable[FeatureRow]]
 NameT = TypeVar("Name")
 IMAGE_FIELDS = ("image_index", "pooled", "patches")  # of Features
 ROWS_PER_BATCH = 512  # in memory while writing or reading
@@ -36,17 +33,17 @@ ROWS_PER_BATCH = 512  # in memory while writing or reading
 
 @dataclass(frozen=True)
 class Features:
-    """N pictures, M texts of at most L tokens. Index a row by sha256 or by the text itself."""
+    """N images and M texts of at most L tokens; rows are indexed by sha256 and by text."""
 
     image_index: dict[str, int]
     pooled: np.ndarray  # (N, D) fp16, unit length
     patches: np.ndarray  # (N, P, Dp) fp16
-    text_kind: Literal["encoder", "learned"]  # learned: the encoder does not read the language
+    text_kind: Literal["encoder", "learned"]  # learned: language not supported
     text_index: dict[str, int] | None
     text_pooled: np.ndarray | None  # (M, D) fp16, unit length
     tokens: np.ndarray | None  # (M, L, Dt) fp16, zero where masked
     token_mask: np.ndarray | None  # (M, L) bool, true at tokens
-    subwords: list[list[str]] | None  # the tokens of each text, as their tokenizer spells them
+    subwords: list[list[str]] | None  # the tokens of each text as strings
 
     @property
     def token_width(self) -> int:
@@ -56,19 +53,20 @@ class Features:
 
 def write_features(
     folder: Path,
-    pictures: tuple[list[str], Iterable[FeatureRow]],
+    images: tuple[list[str], Iterable[FeatureRow]],
     texts: TextFeatures | None,
 ) -> None:
-    """Write names with their rows, in the same order; rows are taken one by one.
+    """Write the features of images and texts to `folder`; rows are consumed one by one.
 
-    A picture's row has `pooled` (D,) and `patches` (P, Dp), a text's `pooled` (D,) and `tokens`
-    (L, Dt), and L pieces. Without texts the models learn features of their own.
+    images: sha256 of each image, and its row: `pooled` (D,) and `patches` (P, Dp).
+    texts: each text, its L subwords, and its row: `pooled` (D,) and `tokens` (L, Dt). If None,
+    models learn text features themselves.
     """
-    _write_images(folder, *pictures)
+    _write_images(folder, *images)
     if texts is not None:
         _write_texts(folder, *texts)
     summary = {
-        "pictures": len(pictures[0]),
+        "pictures": len(images[0]),
         "text": "learned" if texts is None else "encoder",
         "texts": 0 if texts is None else len(texts[0]),
     }
@@ -76,7 +74,7 @@ def write_features(
 
 
 def read_text_kind(folder: Path) -> Literal["encoder", "learned"]:
-    """Whether the texts have features. Raises WrongInput if embed did not write the folder."""
+    """`encoder` if the texts have features, else `learned`. Raises InputError without features."""
     return _read_summary(folder)["text"]
 
 
@@ -88,7 +86,7 @@ def _read_summary(folder: Path) -> dict:
 
 
 def read_pooled_images(folder: Path) -> tuple[dict[str, int], np.ndarray]:
-    """The row of each picture by its sha256, and the pooled features (N, D) fp16 alone."""
+    """The row of each image by its sha256, and the pooled features (N, D) fp16."""
     if not _read_summary(folder)["pictures"]:
         return {}, np.zeros((0, 0), np.float16)
     names = pq.read_table(folder / "pictures.parquet", columns=["sha256"])
@@ -96,68 +94,67 @@ def read_pooled_images(folder: Path) -> tuple[dict[str, int], np.ndarray]:
 
 
 def read_features(folder: Path, *more: Path) -> Features:
-    """All of a folder, and the pictures of further ones, which may be absent.
+    """The features in `folder`, and the images of further folders, which may be absent.
 
-    Of a picture in two folders the first row counts. Raises WrongInput if embed wrote no `folder`.
+    For an image in two folders, the first row is used. Raises InputError if `folder` has no
+    features.
     """
-    found = _read_folder(folder)
-    for other in more:
-        if other.exists():
-            found = _merge_images(found, _read_folder(other))
-    return found
+    features = _read_folder(folder)
+    for path in more:
+        if path.exists():
+            features = _merge_images(features, _read_folder(path))
+    return features
 
 
-def _merge_images(found: Features, other: Features) -> Features:
-    """`found` with those pictures of `other` that it lacks."""
-    lacking = {
-        name: row for name, row in other.image_index.items() if name not in found.image_index
-    }
-    if not lacking:
-        return found  # no second copy of the patches
-    if not found.image_index:  # and no shapes
-        return replace(found, **{name: getattr(other, name) for name in IMAGE_FIELDS})
-    rows = list(lacking.values())
-    index = {name: len(found.image_index) + row for row, name in enumerate(lacking)}
+def _merge_images(features: Features, extra: Features) -> Features:
+    """`features` with the images of `extra` that are not in it yet."""
+    new = {name: row for name, row in extra.image_index.items() if name not in features.image_index}
+    if not new:
+        return features  # avoids a copy of the patches
+    if not features.image_index:  # its arrays have no shapes to concatenate to
+        return replace(features, **{name: getattr(extra, name) for name in IMAGE_FIELDS})
+    rows = list(new.values())
+    index = {name: len(features.image_index) + row for row, name in enumerate(new)}
     return replace(
-        found,
-        image_index=found.image_index | index,
-        pooled=np.concatenate([found.pooled, other.pooled[rows]]),
-        patches=np.concatenate([found.patches, other.patches[rows]]),
+        features,
+        image_index=features.image_index | index,
+        pooled=np.concatenate([features.pooled, extra.pooled[rows]]),
+        patches=np.concatenate([features.patches, extra.patches[rows]]),
     )
 
 
 def _read_folder(folder: Path) -> Features:
-    text = read_text_kind(folder)
+    text_kind = read_text_kind(folder)
     index, pooled = read_pooled_images(folder)
-    pictures = {
+    images = {
         "image_index": index,
         "pooled": pooled,
         "patches": _read_array(folder / "patches.parquet", "patches")
         if index
         else np.zeros((0, 0, 0), np.float16),
     }
-    if text == "learned":
+    if text_kind == "learned":
         return Features(
-            text_kind=text,
+            text_kind=text_kind,
             text_index=None,
             text_pooled=None,
             tokens=None,
             token_mask=None,
             subwords=None,
-            **pictures,
+            **images,
         )
     table = pq.read_table(folder / "texts.parquet", columns=["text", "length", "pieces"])
     tokens, mask = _pad_tokens(
         _read_array(folder / "tokens.parquet", "token"), table.column("length").to_numpy()
     )
     return Features(
-        text_kind=text,
+        text_kind=text_kind,
         text_index=_index_rows(table.column("text")),
         text_pooled=_read_array(folder / "texts.parquet", "pooled"),
         tokens=tokens,
         token_mask=mask,
         subwords=table.column("pieces").to_pylist(),
-        **pictures,
+        **images,
     )
 
 
@@ -170,17 +167,17 @@ def _write_images(folder: Path, names: list[str], rows: Iterable[FeatureRow]) ->
 
 
 def _write_texts(
-    folder: Path, texts: list[str], pieces: list[list[str]], rows: Iterable[FeatureRow]
+    folder: Path, texts: list[str], subwords: list[list[str]], rows: Iterable[FeatureRow]
 ) -> None:
     with _ParquetWriters(folder, "texts", "tokens") as files:
-        for part, batch in _iter_batches(list(zip(texts, pieces, strict=True)), rows):
+        for part, batch in _iter_batches(list(zip(texts, subwords, strict=True)), rows):
             lengths = [len(row["tokens"]) for row in batch]
-            assert lengths == [len(spelt) for _, spelt in part]
+            assert lengths == [len(tokens) for _, tokens in part]
             files.add(
                 "texts",
                 text=pa.array([text for text, _ in part], pa.string()),
                 length=pa.array(lengths, pa.int32()),
-                pieces=pa.array([spelt for _, spelt in part], pa.list_(pa.string())),
+                pieces=pa.array([tokens for _, tokens in part], pa.list_(pa.string())),
                 pooled=_to_column([row["pooled"] for row in batch]),
             )
             files.add("tokens", token=_to_column(list(chain(*(row["tokens"] for row in batch)))))
@@ -195,7 +192,7 @@ def _iter_batches(
 
 
 class _ParquetWriters:
-    """Parquet files that are opened with the schema of their first batch."""
+    """Writers of Parquet files, each opened with the schema of its first batch."""
 
     def __init__(self, folder: Path, *names: str):
         self.paths = {name: folder / f"{name}.parquet" for name in names}
@@ -207,7 +204,7 @@ class _ParquetWriters:
     def add(self, name: str, **columns: pa.Array) -> None:
         table = pa.table(columns)
         if name not in self.writers:
-            # Features do not compress, and dictionaries and statistics of them are of no use.
+            # Features do not compress; dictionaries and statistics would be useless.
             self.writers[name] = pq.ParquetWriter(
                 self.paths[name],
                 table.schema,
@@ -223,7 +220,7 @@ class _ParquetWriters:
 
 
 def _to_column(rows: list[np.ndarray]) -> pa.Array:
-    """Arrays of one shape as nested lists of fixed size, so that the file says their shape."""
+    """Arrays of one shape as nested lists of fixed size, so that the file records the shape."""
     values = np.stack(rows)
     column = pa.array(values.reshape(-1))
     for size in reversed(values.shape[1:]):
@@ -232,21 +229,21 @@ def _to_column(rows: list[np.ndarray]) -> pa.Array:
 
 
 def _read_array(path: Path, column: str) -> np.ndarray:
-    """A column of nested lists as one array, filled batch by batch: no second copy in memory."""
+    """A column of nested lists as one array, filled batch by batch to avoid a copy in memory."""
     file = pq.ParquetFile(path)
     kind, shape = file.schema_arrow.field(column).type, [file.metadata.num_rows]
     while pa.types.is_fixed_size_list(kind):
         shape.append(kind.list_size)
         kind = kind.value_type
-    found, start = np.empty(shape, np.float16), 0
+    array, start = np.empty(shape, np.float16), 0
     for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
         values = batch.column(0)
         while pa.types.is_fixed_size_list(values.type):
             values = values.flatten()
         part = values.to_numpy().reshape(-1, *shape[1:])
-        found[start : start + len(part)] = part
+        array[start : start + len(part)] = part
         start += len(part)
-    return found
+    return array
 
 
 def _index_rows(names: pa.ChunkedArray) -> dict[str, int]:
@@ -254,7 +251,7 @@ def _index_rows(names: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _pad_tokens(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sum of lengths, Dt), (M,) -> (M, L, Dt) zero where masked, (M, L) bool"""
+    """(sum of lengths, Dt), (M,) -> tokens (M, L, Dt), zero where masked; mask (M, L) bool."""
     mask = np.arange(lengths.max()) < lengths[:, None]
     padded = np.zeros((*mask.shape, tokens.shape[1]), np.float16)
     padded[mask] = tokens

@@ -1,6 +1,6 @@
-"""What a model computes of an item, through the store: what is there is not computed again.
+"""A cache of what a frozen model computes from an item, such as its features.
 
-Batches have one shape, so a row's bytes do not depend on what stood beside it.
+All batches have the same shape, so a row does not depend on the rest of its batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +18,16 @@ from stages.shared.runtime.stage import work_dir
 from stages.shared.torch_setup.devices import get_device, get_precision
 
 CachedRow = dict[str, np.ndarray]  # fp16
-BASE_BUCKET_LENGTHS = 16, 24  # tokens; the others are these doubled, and doubled again
+BASE_BUCKET_LENGTHS = 16, 24  # tokens; the other lengths are repeated doublings of these
 
 
-def open_feature_cache(what: str, fingerprint: str, batch: int) -> Store:
-    """The store of what is computed by one model, in one precision, in batches of one shape."""
-    name = f"{what} {fingerprint} {get_device().type} {get_precision()} {batch}"
-    return Store(work_dir() / "store", f"{what}-{sha256(name.encode()).hexdigest()[:32]}")
+def open_feature_cache(kind: str, fingerprint: str, batch_size: int) -> Store:
+    """The cache of one model on one device type, in one precision and with one batch size.
+
+    kind: what is cached, such as "texts". fingerprint: a hash of the model.
+    """
+    name = f"{kind} {fingerprint} {get_device().type} {get_precision()} {batch_size}"
+    return Store(work_dir() / "store", f"{kind}-{sha256(name.encode()).hexdigest()[:32]}")
 
 
 def compute_missing_by_length(
@@ -32,33 +35,33 @@ def compute_missing_by_length(
     items: Mapping[str, ItemT],
     lengths: Callable[[list[ItemT]], list[int]],
     compute: Callable[[list[ItemT]], list[bytes]],
-    batch: int,
-    what: str,
+    batch_size: int,
+    label: str,
 ) -> None:
-    """Compute and write the rows that are missing among items, by key.
+    """Compute the rows of `items` (by key) that are missing, and write them to the store.
 
-    lengths: to how many tokens each item is padded. Those of one length are computed together: a
-    longer neighbour would change an item's bytes. what: they are called on the progress bar.
+    lengths: the padded length of each item in tokens. Only items of the same length share a batch,
+    since padding to another length would change the result. label: for the progress bar.
     """
     missing = store.missing_keys(items)
     if not missing:
         return
     sizes = lengths([items[key] for key in missing])
-    sized = sorted(zip(sizes, missing, strict=True), key=itemgetter(0))
-    for size, group in groupby(sized, key=itemgetter(0)):
+    by_size = sorted(zip(sizes, missing, strict=True), key=itemgetter(0))
+    for size, group in groupby(by_size, key=itemgetter(0)):
         keys = [key for _, key in group]
         part = ((key, items[key]) for key in keys)
-        store.compute_missing(
-            progress_bar(part, f"{what} of {size} tokens", len(keys)), compute, batch
-        )
+        progress = progress_bar(part, f"{label} of {size} tokens", len(keys))
+        store.compute_missing(progress, compute, batch_size)
 
 
 def pack_features(**features: Tensor) -> bytes:
-    """A row as it is stored, in half precision."""
+    """Named tensors as the bytes of a cached row, in half precision."""
     return save({name: value.half().cpu().contiguous().numpy() for name, value in features.items()})
 
 
 def unpack_features(row: bytes) -> CachedRow:
+    """The inverse of `pack_features`, as fp16 arrays."""
     return load(row)
 
 

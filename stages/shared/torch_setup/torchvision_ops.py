@@ -1,10 +1,11 @@
-"""Make `import torchvision` work beside a torch that its extension was not built for.
+"""Make `import torchvision` work with a torch build that its extension was not built for.
 
-Import this module before anything that imports torchvision: transformers, open_clip.
+Import this module before anything that imports torchvision, such as transformers and open_clip.
 
-There is no CPU build of torchvision on the registry, and beside a CPU torch it stops with "operator
-torchvision::nms does not exist" while it declares shapes for operators that nobody here calls.
-Their schemas are enough; an extension that loads brings its own, so they are defined only then.
+The registry has no CPU build of torchvision. With a CPU build of torch, its import fails with
+"operator torchvision::nms does not exist", because it registers shape functions of operators. This
+project does not call them, so declaring their schemas is enough. They are declared only if the
+extension cannot be loaded, as it declares them itself.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 _NMS_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library = None  # torch forgets what a library defined when the library is collected
+_library = None  # keeps the schemas alive: torch drops them when the library is collected
 
 
 def can_load_extension() -> bool:
@@ -30,7 +31,7 @@ def can_load_extension() -> bool:
 
 
 def define_missing_operators() -> None:
-    """Define the schemas of torchvision::nms and torchvision::qnms where they are missing."""
+    """Define the schemas of torchvision::nms and torchvision::qnms if they are missing."""
     global _library
     if hasattr(torch.ops.torchvision, "nms") or can_load_extension():
         return

@@ -21,7 +21,7 @@ ARTICLE = {
 }
 
 
-def test_rows_come_back_as_they_were_written(tmp_path):
+def test_rows_are_read_as_written(tmp_path):
     path = tmp_path / "new" / "records.parquet"
     write_parquet(path, [ARTICLE], RECORDS["articles"])
     assert read_parquet(path, RECORDS["articles"]) == [ARTICLE]
@@ -39,13 +39,13 @@ def test_equal_rows_give_equal_bytes(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_value_of_the_wrong_type_is_not_written(tmp_path):
+def test_a_value_of_the_wrong_type_is_an_error(tmp_path):
     row = {"record": "a", "position": "first", "slot": "place", "value": "beach"}
     with pytest.raises(pa.ArrowException):
         write_parquet(tmp_path / "facts.parquet", [row], FACTS)
 
 
-def test_a_missing_table_and_one_of_another_version_name_the_file_and_the_fix(tmp_path):
+def test_a_missing_or_outdated_table_is_an_error_that_names_the_fix(tmp_path):
     with pytest.raises(InputError, match=r"facts.parquet is missing: run `dvc repro`"):
         read_parquet(tmp_path / "facts.parquet", FACTS)
     write_parquet(tmp_path / "facts.parquet", [], PREFERENCE_PAIRS)

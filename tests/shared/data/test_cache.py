@@ -43,20 +43,20 @@ def start(folder, seconds: float, count: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
 
 
-def test_rows_come_back_in_the_order_asked(tmp_path):
+def test_rows_are_read_in_the_order_of_the_keys(tmp_path):
     store = Store(tmp_path, "upper")
     store.compute_missing(items("a", "b", "c"), upper, 2)
     assert list(store.read([key("c"), key("a"), key("c")])) == [b"C", b"A", b"C"]
 
 
-def test_only_what_is_missing_is_computed_even_by_another_process_later(tmp_path):
+def test_only_missing_rows_are_computed_even_by_a_later_store(tmp_path):
     Store(tmp_path, "upper").compute_missing(items("a", "b"), upper, 2)
-    seen = []
+    computed = []
     store = Store(tmp_path, "upper")
     store.compute_missing(
-        items("a", "x", "b", "x"), lambda part: seen.extend(part) or upper(part), 1
+        items("a", "x", "b", "x"), lambda part: computed.extend(part) or upper(part), 1
     )
-    assert seen == ["x"]
+    assert computed == ["x"]
     assert store.missing_keys([key("a"), key("y"), key("x"), key("y")]) == [key("y")]
 
 
@@ -71,7 +71,7 @@ def test_every_batch_has_the_same_size(tmp_path):
     assert list(store.read(map(key, "abcdefgh"))) == [c.encode() for c in "ABCDEFGH"]
 
 
-def test_stores_of_different_fingerprints_do_not_meet(tmp_path):
+def test_stores_of_different_fingerprints_are_separate(tmp_path):
     Store(tmp_path, "upper").compute_missing(items("a"), upper, 1)
     assert Store(tmp_path, "lower").missing_keys([key("a")]) == [key("a")]
 
@@ -81,21 +81,21 @@ def test_a_key_without_a_row_is_an_error(tmp_path):
         list(Store(tmp_path, "upper").read([key("a")]))
 
 
-def test_a_write_that_fails_in_the_middle_leaves_no_row(tmp_path):
+def test_a_failed_write_leaves_no_row(tmp_path):
     store = Store(tmp_path, "upper")
 
-    def broken():
+    def failing_rows():
         yield key("a"), b"A"
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        store.write(broken())
+        store.write(failing_rows())
     with pytest.raises(sqlite3.Error):
         store.write([(key("b"), b"B"), (key("c"), None)])
     assert store.missing_keys(map(key, "abc")) == [key(content) for content in "abc"]
 
 
-def test_after_a_kill_finished_batches_are_kept_and_the_rest_is_computed(tmp_path):
+def test_finished_batches_survive_a_kill_and_the_rest_is_computed(tmp_path):
     writer = start(tmp_path, 0.2, 40)
     for _ in range(4):
         writer.stdout.readline()
@@ -105,17 +105,17 @@ def test_after_a_kill_finished_batches_are_kept_and_the_rest_is_computed(tmp_pat
     store = Store(tmp_path, "test")
     missing = store.missing_keys(map(key, contents))
     assert 0 < len(missing) <= 40 - 3 * 4  # three batches were written before the fourth began
-    seen = []
+    computed = []
     store.compute_missing(
         items(*contents),
-        lambda part: seen.extend(part) or [content.encode() * 1000 for content in part],
+        lambda part: computed.extend(part) or [content.encode() * 1000 for content in part],
         4,
     )
-    assert {key(content) for content in seen} == set(missing)
+    assert {key(content) for content in computed} == set(missing)
     assert list(store.read(map(key, contents))) == [c.encode() * 1000 for c in contents]
 
 
-def test_writers_at_the_same_time_lose_nothing(tmp_path):
+def test_concurrent_writers_lose_no_row(tmp_path):
     writers = [start(tmp_path, 0.0, 400) for _ in range(3)]
     for writer in writers:
         writer.communicate()
@@ -127,7 +127,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_hundred_thousand_rows_are_few_files(tmp_path):
+def test_a_hundred_thousand_rows_take_few_files(tmp_path):
     store = Store(tmp_path, "many")
     names = [key(str(i)) for i in range(100_000)]
     store.write((name, b"x" * 64) for name in names)

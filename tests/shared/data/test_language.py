@@ -29,5 +29,5 @@ def test_the_language_of_a_text(text, language):
 
 
 @pytest.mark.parametrize("text", ["", "100 g", "A man", "!?", "https://example.org/how/to/bake"])
-def test_a_text_that_does_not_tell_has_none(text):
+def test_an_inconclusive_text_has_no_language(text):
     assert detect_language(text) is None

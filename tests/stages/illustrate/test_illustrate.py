@@ -1,4 +1,4 @@
-"""A corpus of coloured pictures, some of its articles without any, through embed and illustrate."""
+"""A corpus of coloured images, some articles without any, through embed and illustrate."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def encoder(tmp_path_factory):
 
 
 def articles() -> tuple[list[dict], list[dict]]:
-    """Ten illustrated chunks, and five without picture, one of them without title too."""
+    """Ten chunks with images, and five without, one of which has no title either."""
     rows = [make_image(list(color_caption_corpus.COLORS)[n % 4], n) for n in range(len(SPLITS))]
     chunks = [
         make_chunk(
@@ -62,7 +62,7 @@ def articles() -> tuple[list[dict], list[dict]]:
 
 def run(folder, encoder, rows, chunks, name="out"):
     color_caption_corpus.save_corpus(folder, rows, chunks)
-    # Batches of the same size, as in the pipeline: of another one, a last bit may be another.
+    # Batch sizes of params.yaml, as in the pipeline: other sizes may round differently.
     embed.main(
         load_config(extract.EmbedConfig, "embed"),
         "articles",
@@ -92,11 +92,11 @@ def illustrations(target) -> list[dict]:
     return schemas.read_parquet(target / "illustrations.parquet", schemas.ILLUSTRATIONS)
 
 
-def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
-    given = schemas.read_parquet(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
-    found = schemas.read_parquet(place / "out" / "chunks.parquet", schemas.CHUNKS)
-    train = {row["image"]: row["record"] for row in given if row["split"] == "train"}
-    for before, after in zip(given, found, strict=True):
+def test_each_titled_chunk_without_image_gets_one_of_the_train_split(place):
+    chunks = schemas.read_parquet(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    illustrated = schemas.read_parquet(place / "out" / "chunks.parquet", schemas.CHUNKS)
+    train = {row["image"]: row["record"] for row in chunks if row["split"] == "train"}
+    for before, after in zip(chunks, illustrated, strict=True):
         assert before | {"image": after["image"]} == after
         if before["image"] or not before["title"]:
             assert after["image"] == before["image"]
@@ -107,10 +107,10 @@ def test_each_titled_chunk_without_picture_gets_one_of_the_train_split(place):
         assert (row["backend"], row["seed"]) == ("retrieve", 0)
 
 
-def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(place, encoder):
+def test_similarity_is_the_cosine_of_title_and_nearest_image(place, encoder):
     cached = feature_store.read_features(place / "embed")
-    given = schemas.read_parquet(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
-    train = [row["image"] for row in given if row["split"] == "train" and row["image"]]
+    chunks = schemas.read_parquet(place / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    train = [row["image"] for row in chunks if row["split"] == "train" and row["image"]]
     rows = illustrations(place / "out")
     assert [row["text"] for row in rows] == ["red", "red", "a boat", "a 9 story"]
     for row in rows:
@@ -129,7 +129,7 @@ def test_similarity_is_the_cosine_of_title_and_picture_and_no_picture_is_nearer(
     }
 
 
-def test_pictures_and_features_of_the_illustrations_stand_beside_them(place):
+def test_images_and_features_of_the_illustrations_are_stored(place):
     names = {row["image"] for row in illustrations(place / "out")}
     stored = {
         row["sha256"]: row["bytes"] for row in image_store.read_images(place / "out" / "images")
@@ -145,7 +145,7 @@ def test_pictures_and_features_of_the_illustrations_stand_beside_them(place):
         assert pooled[index[name]].tobytes() == again.tobytes()
 
 
-def test_two_executions_write_the_same_bytes(place, encoder):
+def test_two_runs_write_the_same_bytes(place, encoder):
     illustrate.main(
         load_config(IllustrateConfig, "illustrate"), sources(place, encoder), place / "again"
     )
@@ -156,7 +156,7 @@ def test_two_executions_write_the_same_bytes(place, encoder):
     assert first == again
 
 
-def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_path, encoder):
+def test_an_unsupported_language_leaves_chunks_without_image(tmp_path, encoder):
     rows, chunks = articles()
     chinese = [row | {"language": "zh"} for row in chunks]
     target = run(tmp_path, encoder, rows, chinese)
@@ -168,11 +168,12 @@ def test_where_the_encoder_does_not_read_the_language_chunks_stay_without(tmp_pa
     assert not (target / "features").exists() and not (target / "images").exists()
 
 
-def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
-    """As DVC starts it: the folders of encoder and features are not even looked at."""
+def test_a_corpus_without_missing_images_is_copied_without_torch(tmp_path):
+    """In a fresh process; the folders of encoder and features need not exist."""
     color_caption_corpus.write_caption_corpus(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from stages.illustrate import __main__ as illustrate; "
+        "import sys; from pathlib import Path; "
+        "from stages.illustrate import __main__ as illustrate; "
         "from stages.illustrate.base import IllustrateConfig; "
         "from stages.shared.core.config import load_config; "
         "illustrate.main(load_config(IllustrateConfig, 'illustrate'), "
@@ -181,8 +182,8 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
     )
     folders = [*sources(tmp_path, tmp_path / "none"), tmp_path / "out"]
     subprocess.run([sys.executable, "-c", code, *map(str, folders)], check=True)
-    given = schemas.read_parquet(tmp_path / "chunks" / "chunks.parquet", schemas.CHUNKS)
-    assert schemas.read_parquet(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS) == given
+    before = schemas.read_parquet(tmp_path / "chunks" / "chunks.parquet", schemas.CHUNKS)
+    assert schemas.read_parquet(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS) == before
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "chunks.parquet",
         "illustrations.parquet",
@@ -190,11 +191,11 @@ def test_a_corpus_without_gaps_is_copied_without_torch(tmp_path):
     ]
 
 
-def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_is_read(
+def test_diffusion_illustrates_every_language_and_similarity_needs_a_supported_one(
     tmp_path, encoder
 ):
     tiny_diffusion.save_pipeline(tmp_path / "tiny-sd")
-    params = replace(
+    config = replace(
         load_config(IllustrateConfig, "illustrate"),
         backend=f"diffusers:{tmp_path}/tiny-sd",
         diffusers=DiffusersIllustratorConfig(
@@ -202,15 +203,14 @@ def test_a_diffusion_pipeline_draws_for_every_language_and_drift_needs_one_that_
         ),
     )
     rows, chunks = articles()
-    for language, known in [("en", True), ("zh", False)]:
-        given = [row | {"language": language} for row in chunks]
-        run(tmp_path / language, encoder, rows, given)
-        target = tmp_path / language / "drawn"
-        illustrate.main(params, sources(tmp_path / language, encoder), target)
-        found = illustrations(target)
-        assert [row["backend"] for row in found] == ["diffusers:tiny-sd"] * 4
-        assert all((row["similarity"] is not None) == known for row in found)
+    for language, supported in [("en", True), ("zh", False)]:
+        run(tmp_path / language, encoder, rows, [row | {"language": language} for row in chunks])
+        target = tmp_path / language / "generated"
+        illustrate.main(config, sources(tmp_path / language, encoder), target)
+        generated = illustrations(target)
+        assert [row["backend"] for row in generated] == ["diffusers:tiny-sd"] * 4
+        assert all((row["similarity"] is not None) == supported for row in generated)
         assert str(tmp_path) not in (target / "summary.json").read_text()
         cached = feature_store.read_features(tmp_path / language / "embed", target / "features")
-        shown = schemas.read_parquet(target / "chunks.parquet", schemas.CHUNKS)
-        assert {row["image"] for row in shown if row["title"]} == cached.image_index.keys()
+        illustrated = schemas.read_parquet(target / "chunks.parquet", schemas.CHUNKS)
+        assert {row["image"] for row in illustrated if row["title"]} == cached.image_index.keys()

@@ -1,4 +1,4 @@
-"""Articles without pictures, from a folder of JSON lines to what a writer makes of them."""
+"""Articles without images, from JSON lines through all stages to generated text."""
 
 import json
 from dataclasses import replace
@@ -26,17 +26,17 @@ from tests.support.color_caption_corpus import COLORS, make_image
 SIZES = tiny_encoder.TinyEncoderConfig(
     image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=64
 )
-BARE = {("train", 4), ("validation", 1), ("test", 1)}  # split, number of the article
+WITHOUT_IMAGE = {("train", 4), ("validation", 1), ("test", 1)}  # split, number of the article
 
 
-def write_corpus(folder: Path, bare: set[tuple[str, int]]) -> None:
-    """Five articles for training and two for each other split; those of `bare` have no picture."""
+def write_corpus(folder: Path, without_image: set[tuple[str, int]]) -> None:
+    """Write five train articles and two per other split, without image where so named."""
     lines = []
     for split, count in [("train", 5), ("validation", 2), ("test", 2)]:
         for number in range(count):
             colour = list(COLORS)[number % 4]
             chunks = [{"text": f"The {colour} story number {number} of the {split} articles."}]
-            if (split, number) not in bare:
+            if (split, number) not in without_image:
                 name = f"{split}{number}.png"
                 folder.joinpath(name).write_bytes(make_image(colour, len(lines))["bytes"])
                 chunks[0]["image"] = name
@@ -46,11 +46,14 @@ def write_corpus(folder: Path, bare: set[tuple[str, int]]) -> None:
     (folder / "articles.jsonl").write_text("\n".join(lines))
 
 
-def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
-    """What 01_ingest to 08_illustrate leave, the encoder untrained; `changes` of `illustrate`."""
+def prepare(place: Path, without_image: set[tuple[str, int]], **changes: object) -> None:
+    """Run the stages ingest to illustrate with an untrained encoder.
+
+    changes: fields of the section `illustrate`.
+    """
     raw = place / "raw"
     raw.mkdir()
-    write_corpus(raw, bare)
+    write_corpus(raw, without_image)
     params = load_config(ingest.IngestConfig, "ingest")
     ingest.main(params, "articles", "articles", "jsonl", raw, place / "ingest")
     clean.main(
@@ -71,8 +74,8 @@ def prepare(place: Path, bare: set[tuple[str, int]], **changes: object) -> None:
     illustrate.main(params, folders, place / "illustrate")
 
 
-def write_about(place: Path) -> None:
-    """What train_sft and predict make of it."""
+def train_and_predict(place: Path) -> None:
+    """Run the stages train_sft and predict."""
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     sources = [place / name for name in ("illustrate", "embed", "align")]
     train_sft.main("flexmuse", run, sources, place / "sft")
@@ -88,8 +91,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        prepare(place, BARE)
-        write_about(place)
+        prepare(place, WITHOUT_IMAGE)
+        train_and_predict(place)
     return place
 
 
@@ -100,63 +103,67 @@ def chunks(folder: Path) -> dict[str, dict]:
     }
 
 
-def test_the_test_article_without_picture_is_written_from_one_of_train_with_its_sigma(place):
+def test_an_article_without_image_is_predicted_from_a_train_image_with_its_sigma(place):
     before, after = chunks(place / "chunk"), chunks(place / "illustrate")
-    bare = [record for record, row in before.items() if not row["image"]]
-    assert len(bare) == len(BARE)
+    records = [record for record, row in before.items() if not row["image"]]
+    assert len(records) == len(WITHOUT_IMAGE)
     train = {row["image"] for row in before.values() if row["split"] == "train"} - {None}
-    assert {after[record]["image"] for record in bare} <= train
-    given = schemas.read_parquet(
+    assert {after[record]["image"] for record in records} <= train
+    illustrations = schemas.read_parquet(
         place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS
     )
-    (illustration,) = [row for row in given if row["split"] == "test"]
-    written = schemas.read_parquet(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
-    rows = [row for row in written if row["record"] == illustration["record"]]
+    (illustration,) = [row for row in illustrations if row["split"] == "test"]
+    predictions = schemas.read_parquet(place / "out" / "predictions.parquet", schemas.PREDICTIONS)
+    rows = [row for row in predictions if row["record"] == illustration["record"]]
     assert {row["inputs"] for row in rows} == {"both", "topic", "picture"}
     for row in rows:
         assert row["image"] == illustration["image"]
         assert row["sigma"] == pytest.approx(illustration["similarity"], abs=1e-6)
 
 
-def test_the_train_article_without_picture_is_trained_on_like_the_others(place):
+def test_a_train_article_without_image_is_trained_on(place):
     assert len(chunk_dataset.load_training_chunks(place / "chunk")) == 4
     assert len(chunk_dataset.load_training_chunks(place / "illustrate")) == 5
 
 
-def test_the_pictures_that_others_show_are_the_stored_ones(place):
+def test_the_stored_images_are_those_of_the_illustrations(place):
     names = {row["sha256"] for row in image_store.read_images(place / "illustrate" / "images")}
-    given = schemas.read_parquet(
+    illustrations = schemas.read_parquet(
         place / "illustrate" / "illustrations.parquet", schemas.ILLUSTRATIONS
     )
-    assert names == {row["image"] for row in given}
+    assert names == {row["image"] for row in illustrations}
 
 
 @pytest.fixture
-def bare_place(tmp_path, monkeypatch):
+def empty_project(tmp_path, monkeypatch):
     article_corpus.create_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     return tmp_path
 
 
-EVERY = {(split, number) for split in ("train", "validation", "test") for number in range(5)}
+ALL_ARTICLES = {(split, number) for split in ("train", "validation", "test") for number in range(5)}
 
 
-def test_articles_without_any_picture_are_drawn_trained_on_and_written(bare_place):
-    painter = tiny_diffusion.save_pipeline(bare_place / "painter")
-    sizes = illustrators.DiffusersIllustratorConfig(
+def test_articles_without_any_image_are_illustrated_trained_on_and_predicted(empty_project):
+    pipeline = tiny_diffusion.save_pipeline(empty_project / "pipeline")
+    diffusers = illustrators.DiffusersIllustratorConfig(
         num_inference_steps=2, guidance_scale=5.0, image_size=64
     )
-    prepare(bare_place, EVERY, backend=f"diffusers:{painter}", diffusers=sizes)
-    write_about(bare_place)
-    written = schemas.read_parquet(bare_place / "out/predictions.parquet", schemas.PREDICTIONS)
-    drawn = {row["sha256"] for row in image_store.read_images(bare_place / "illustrate" / "images")}
-    assert {row["image"] for row in written} <= drawn
-    assert {row["split"] for row in written} == {"validation", "test"}
-    assert all(-1 <= row["sigma"] <= 1 for row in written)
+    prepare(empty_project, ALL_ARTICLES, backend=f"diffusers:{pipeline}", diffusers=diffusers)
+    train_and_predict(empty_project)
+    predictions = schemas.read_parquet(
+        empty_project / "out/predictions.parquet", schemas.PREDICTIONS
+    )
+    generated = {
+        row["sha256"] for row in image_store.read_images(empty_project / "illustrate" / "images")
+    }
+    assert {row["image"] for row in predictions} <= generated
+    assert {row["split"] for row in predictions} == {"validation", "test"}
+    assert all(-1 <= row["sigma"] <= 1 for row in predictions)
 
 
-def test_without_any_picture_there_is_nothing_to_retrieve_and_one_sentence_says_so(bare_place):
+def test_retrieval_without_any_image_is_an_input_error(empty_project):
     with pytest.raises(InputError, match=r"train split has no picture of its own.*diffusers:NAME"):
-        prepare(bare_place, EVERY)
-    assert not (bare_place / "illustrate").exists()
+        prepare(empty_project, ALL_ARTICLES)
+    assert not (empty_project / "illustrate").exists()
