@@ -1,6 +1,8 @@
-"""Speed as ratios against a peer, both sides in one run: `make bench`, or one by its name.
+"""Benchmarks that report speed as a ratio to a baseline, with both timed in the same run.
 
-Each benchmark is a module of this folder with `main() -> Iterable[str]`, the lines of its table.
+python -m benchmarks [NAME ...]      all of them without names (`make bench`)
+
+A benchmark is a module in this folder with `main() -> Iterable[str]`: the lines to print.
 """
 
 import sys
@@ -9,11 +11,13 @@ from pathlib import Path
 
 
 def main(names: list[str]) -> None:
-    every = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
-    unknown = sorted(set(names) - set(every) - {"timing"})
-    if unknown:
-        sys.exit(f"error: no benchmark is called {', '.join(unknown)}: there is {', '.join(every)}")
-    for name in names or [one for one in every if one != "timing"]:
+    modules = {path.stem for path in Path(__file__).parent.glob("[!_]*.py")}
+    benchmarks = sorted(modules - {"timing"})
+    if unknown := sorted(set(names) - set(benchmarks)):
+        sys.exit(
+            f"error: unknown benchmark {', '.join(unknown)}: choose from {', '.join(benchmarks)}"
+        )
+    for name in names or benchmarks:
         print(f"\n{name}")
         for line in import_module(f"benchmarks.{name}").main():
             print("  " + line, flush=True)

@@ -1,9 +1,9 @@
-"""One mscDPO training step on a group of five chunks: the matrix against pair expansion.
+"""One mscDPO training step on a group of five chunks: matrix form against pair expansion.
 
-The matrix encodes each picture once and scores each (picture, chunk) once. Pair expansion, what a
-general DPO trainer does, scores chosen and rejected of every pair in rows of their own; its
-reference runs along (online) or was cached beforehand. Size of T5-small. Loss and gradient of the
-three are checked to be equal before they are timed.
+The matrix form encodes each image once and scores each (image, chunk) once. Pair expansion, as in a
+general DPO trainer, scores the chosen and the rejected text of every pair in separate rows; its
+reference scores are computed in the step (online) or cached. The model has the size of T5-small.
+Losses and gradients are checked to be equal before timing.
 """
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
@@ -18,13 +18,13 @@ from stages.models.flexmuse.model import InputDims, Model, ModelConfig, Preferen
 from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss
 
 CHUNKS, TOKENS, TOPIC, WIDTH, VOCABULARY, ROUNDS = 5, 32, 12, 64, 4000, 5
-PATCHES = 197  # of a ViT-B/16, the encoder that TIPPo names
+PATCHES = 197  # ViT-B/16, the encoder of TIPPo
 PREFERENCE_CONFIG = PreferenceConfig(
     beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0
 )
 
 
-def build_model(connection: str) -> Model:
+def build_model(t5_input: str) -> Model:
     torch.manual_seed(0)
     network = ModelConfig(
         d_model=512,
@@ -39,12 +39,12 @@ def build_model(connection: str) -> Model:
         projection="linear",
         correlation="channel",
         correlation_scale="mean",
-        t5_input=connection,
+        t5_input=t5_input,
         append_topic=False,
         image_drop_prob=0.0,
         topic_drop_prob=0.0,
     )
-    t5 = T5Config(  # T5-small, but for its vocabulary, which weighs on all sides alike
+    t5 = T5Config(  # T5-small, except for the vocabulary
         vocab_size=VOCABULARY,
         d_model=512,
         d_kv=64,
@@ -55,7 +55,8 @@ def build_model(connection: str) -> Model:
         dropout_rate=0.0,
         decoder_start_token_id=0,
     )
-    return Model(network, InputDims(PATCHES, WIDTH, WIDTH), T5ForConditionalGeneration(t5)).eval()
+    dims = InputDims(patches=PATCHES, patch_width=WIDTH, topic_width=WIDTH)
+    return Model(network, dims, T5ForConditionalGeneration(t5)).eval()
 
 
 def build_group() -> dict[str, Tensor]:
@@ -76,10 +77,10 @@ def build_group() -> dict[str, Tensor]:
 
 
 def expand_pairs(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of (picture, chosen), then of (picture, rejected), of every pair, and their labels."""
-    picture, rejected = torch.nonzero(batch["allowed"][0], as_tuple=True)
-    rows = torch.cat([picture, picture])
-    labels = batch["labels"][torch.cat([picture, rejected])]
+    """All rows (image, chosen), then all rows (image, rejected), and their labels."""
+    image, rejected = torch.nonzero(batch["allowed"][0], as_tuple=True)
+    rows = torch.cat([image, image])
+    labels = batch["labels"][torch.cat([image, rejected])]
     keys = ("patches", "topic", "topic_mask", "sigma", "has_picture", "has_topic")
     return {key: batch[key][rows] for key in keys}, labels
 
@@ -100,41 +101,48 @@ def compute_gradients(policy: nn.Module, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, weights, allow_unused=True))
 
 
-def compare_losses(connection: str) -> list[str]:
-    policy, anchor, batch = build_model(connection), build_model(connection), build_group()
+def compare_losses(t5_input: str) -> list[str]:
+    policy, reference, batch = build_model(t5_input), build_model(t5_input), build_group()
     with torch.no_grad():
-        for weight in policy.parameters():  # away from the reference, or both losses are log 2
+        for (
+            weight
+        ) in policy.parameters():  # unlike the reference: equal models give a loss of log 2
             weight.add_(0.01 * torch.randn_like(weight))
-        matrix = flexmuse.pairwise_log_probs(anchor, batch)
-        pairs = score_pairs(anchor, batch)
+        reference_matrix = flexmuse.pairwise_log_probs(reference, batch)
+        reference_pairs = score_pairs(reference, batch)
 
-    def whole() -> list[Tensor]:
-        loss = flexmuse.preference_loss(policy, batch, matrix, PREFERENCE_CONFIG)["mscdpo"]
+    def matrix() -> list[Tensor]:
+        loss = flexmuse.preference_loss(policy, batch, reference_matrix, PREFERENCE_CONFIG)[
+            "mscdpo"
+        ]
         return [loss.detach(), *compute_gradients(policy, loss)]
 
     def cached() -> list[Tensor]:
-        loss = compute_expanded_loss(policy, batch, pairs)
+        loss = compute_expanded_loss(policy, batch, reference_pairs)
         return [loss.detach(), *compute_gradients(policy, loss)]
 
     def online() -> list[Tensor]:
         with torch.no_grad():
-            reference = score_pairs(anchor, batch)
-        loss = compute_expanded_loss(policy, batch, reference)
+            pairs = score_pairs(reference, batch)
+        loss = compute_expanded_loss(policy, batch, pairs)
         return [loss.detach(), *compute_gradients(policy, loss)]
 
-    difference = _compute_largest_difference(whole(), cached())
-    seconds = time_interleaved({"matrix": whole, "online": online, "cached": cached}, ROUNDS)
+    difference = _compute_largest_difference(matrix(), cached())
+    seconds = time_interleaved({"matrix": matrix, "online": online, "cached": cached}, ROUNDS)
     return [
-        f"{connection}: matrix against pair expansion, {CHUNKS} chunks, median of {ROUNDS}",
-        f"  online reference {seconds['online'] / seconds['matrix']:5.2f} x as long",
-        f"  cached reference {seconds['cached'] / seconds['matrix']:5.2f} x as long",
+        f"{t5_input}: matrix form against pair expansion, {CHUNKS} chunks, median of {ROUNDS}",
+        f"  online reference {seconds['online'] / seconds['matrix']:5.2f} x the time",
+        f"  cached reference {seconds['cached'] / seconds['matrix']:5.2f} x the time",
         f"  largest difference in loss and gradient {difference:.1e}",
     ]
 
 
-def _compute_largest_difference(mine: list[Tensor | None], theirs: list[Tensor | None]) -> float:
-    """Relative to the largest entry, over the loss and every weight's gradient."""
-    pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None]
+def _compute_largest_difference(ours: list[Tensor | None], baseline: list[Tensor | None]) -> float:
+    """Largest difference of loss and gradients, relative to the largest entry.
+
+    Raises AssertionError if it is above 1e-4.
+    """
+    pairs = [(a, b) for a, b in zip(ours, baseline, strict=True) if a is not None]
     scale = max(b.abs().max().item() for _, b in pairs)
     largest = max((a - b).abs().max().item() for a, b in pairs) / scale
     if largest > 1e-4:

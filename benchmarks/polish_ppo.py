@@ -1,8 +1,8 @@
-"""Drawing the texts of one PolishPPO iteration: all at once with a cache of keys and values.
+"""Generating the texts of one PolishPPO iteration: in one batch with a key-value cache.
 
-Against it stand the same `generate` text by text, and all at once without the cache. Size of the
-sample corpus' articles and their tiny T5. Texts are greedy, and checked to be the same in all three
-before they are timed: drawing takes the same steps.
+The baselines are the same `generate` text by text, and one batch without the cache. Sizes are those
+of the synthetic articles and their tiny T5. Decoding is greedy, so that the texts can be checked to
+be equal before timing; sampling takes the same steps.
 """
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
@@ -31,18 +31,18 @@ def build_decoder() -> T5ForConditionalGeneration:
         dropout_rate=0.0,
         decoder_start_token_id=0,
         pad_token_id=0,
-        eos_token_id=None,  # every text has the same length
+        eos_token_id=None,  # all texts have the same length
     )
     t5 = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for weight in t5.parameters():
-            if weight.ndim > 1:  # fresh ones write one word again and again, whatever it is about
+            if weight.ndim > 1:  # initial weights would repeat one word for every input
                 weight.normal_(std=0.15)
     return t5
 
 
 def build_encoder_output() -> tuple[Tensor, Tensor]:
-    """What the texts are about: hidden (R, L, D), mask (R, L)."""
+    """Random encoder output: hidden (R, L, D), mask (R, L)."""
     texts = ARTICLES * ROLLOUTS
     return torch.randn(texts, POSITIONS, WIDTH), torch.ones(texts, POSITIONS)
 
@@ -66,20 +66,20 @@ def main() -> list[str]:
             use_cache=False,
         )
 
-    written = batched()
-    assert written.shape == (ARTICLES * ROLLOUTS, TOKENS + 1)
-    assert len(written.unique(dim=0)) > len(written) / 2  # they are about something
-    for other in (one_by_one, without_cache):
-        if not torch.equal(other(), written):
-            raise AssertionError(f"{other.__name__} writes something else")
-    ways = {"batched": batched, "one by one": one_by_one, "without cache": without_cache}
-    seconds = time_interleaved(ways, ROUNDS)
+    texts = batched()
+    assert texts.shape == (ARTICLES * ROLLOUTS, TOKENS + 1)
+    assert len(texts.unique(dim=0)) > len(texts) / 2  # texts depend on their input
+    for baseline in (one_by_one, without_cache):
+        if not torch.equal(baseline(), texts):
+            raise AssertionError(f"{baseline.__name__} generates other texts")
+    functions = {"batched": batched, "one by one": one_by_one, "without cache": without_cache}
+    seconds = time_interleaved(functions, ROUNDS)
     ratio = {name: value / seconds["batched"] for name, value in seconds.items()}
     if ratio["one by one"] < 5:
-        raise AssertionError(f"one by one takes only {ratio['one by one']:.1f} x as long")
+        raise AssertionError(f"one by one takes only {ratio['one by one']:.1f} x the time")
     return [
-        f"{len(written)} texts of {TOKENS} tokens, batched with cache, median of {ROUNDS}",
-        f"  one by one       {ratio['one by one']:5.2f} x as long",
-        f"  without cache    {ratio['without cache']:5.2f} x as long",
-        "  greedy texts are the same in all three",
+        f"{len(texts)} texts of {TOKENS} tokens, batched with cache, median of {ROUNDS}",
+        f"  one by one       {ratio['one by one']:5.2f} x the time",
+        f"  without cache    {ratio['without cache']:5.2f} x the time",
+        "  the greedy texts of all three are equal",
     ]

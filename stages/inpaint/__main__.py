@@ -1,15 +1,15 @@
-"""Take overlay text out of the pictures of memes (MM-ORIENT, arXiv:2508.16300).
+"""Remove overlay text from the images of memes (MM-ORIENT, arXiv:2508.16300).
 
 python -m stages.inpaint --ingest INGEST --clean CLEAN --output OUTPUT
 
 reads   INGEST/images, CLEAN/records.parquet
-writes  TARGET/pictures.parquet   INPAINTED: boxes of text, mask, what it says where that is asked
-        TARGET/images             the pictures without text; one without any is the same bytes
-        TARGET/summary.json       counts, reasons of failures, the mean share that is masked
+writes  OUTPUT/pictures.parquet   INPAINTED_IMAGES: text boxes, mask, text if recognition is on
+        OUTPUT/images             images without text; an image that had none keeps its bytes
+        OUTPUT/summary.json       counts, reasons of failures, mean masked fraction
 
-Each step goes through the store: boxes, painting and reading of a picture are done once for the
-same settings and code. A picture on which a step fails is passed through, and counted with the
-reason; a step that fails on all of several stops the stage.
+The results of each step (find, paint, read) are cached by image, settings and code. If a step fails
+on an image, the image is passed through and the reason is counted. If a step fails on all images
+(two or more), the stage stops.
 """
 
 import json
@@ -33,23 +33,20 @@ from stages.shared.data.image_store import MEMORY_ADDRESS
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage, work_dir
 
-FINGERPRINTED_MODULES = (
-    image_store,
-    inpainters,
-    masks,
-    text_detection,
-    text_removal,
-)  # what the steps do
+# The code that determines the results of the steps.
+FINGERPRINTED_MODULES = (image_store, inpainters, masks, text_detection, text_removal)
 
 
 @config_class
 class InpaintConfig:
     """The section `inpaint`."""
 
-    corpora: list[str]
-    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS)
-    batch_size: int = Field(ge=1)
-    ocr: Literal["when_missing", "always", "never"]
+    corpora: list[str] = Field(description="corpora of kind memes")
+    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS, description="files of the images")
+    batch_size: int = Field(ge=1, description="images per task of a worker")
+    ocr: Literal["when_missing", "always", "never"] = Field(
+        description="read an image's text; when_missing: if the meme has none"
+    )
     detection: TextDetectionConfig
     mask: TextMaskConfig
     inpainting: InpainterConfig
@@ -57,59 +54,65 @@ class InpaintConfig:
 
 
 class InpaintJob(NamedTuple):
-    """A picture on its way through a step."""
+    """The input of a step for one image."""
 
     name: str  # sha256 of the content
     content: bytes
-    boxes: TextBoxes | None  # of steps that come after finding
+    boxes: TextBoxes | None  # None in the step `find`
 
 
 class StepResult(NamedTuple):
+    """The output of a step for one image: a row, or the reason of a failure."""
+
     name: str
-    row: bytes | None  # for the store
+    row: bytes | None
     failure: str | None
 
 
 # ------------------------------------------------------------------------------- steps
-def find(params: InpaintConfig, item: InpaintJob) -> bytes:
-    return text_removal.find(item.content, params.detection).pack()
+def find(config: InpaintConfig, job: InpaintJob) -> bytes:
+    return text_removal.find(job.content, config.detection).pack()
 
 
-def paint(params: InpaintConfig, item: InpaintJob) -> bytes:
-    return text_removal.paint(item.content, item.boxes.quads, params.mask, params.inpainting).pack()
+def paint(config: InpaintConfig, job: InpaintJob) -> bytes:
+    return text_removal.paint(job.content, job.boxes.quads, config.mask, config.inpainting).pack()
 
 
-def read(params: InpaintConfig, item: InpaintJob) -> bytes:
+def read(config: InpaintConfig, job: InpaintJob) -> bytes:
     return text_removal.read(
-        item.content, item.boxes.quads, params.detection, params.recognition
+        job.content, job.boxes.quads, config.detection, config.recognition
     ).encode()
 
 
 def run_step(step: Callable[[InpaintJob], bytes], batch: list[InpaintJob]) -> list[StepResult]:
-    """The step on each picture; one that fails does not stop the others."""
-    done = []
-    for item in batch:
+    """Run a step on each image. A failure does not stop the other images; InputError does."""
+    results = []
+    for job in batch:
         try:
-            done.append(StepResult(item.name, step(item), None))
+            results.append(StepResult(job.name, step(job), None))
         except InputError:
             raise
-        except Exception as error:  # OCR and inpainting raise what they like on odd pictures
-            # Equal pictures give equal reasons.
-            said = MEMORY_ADDRESS.sub("", " ".join(str(error).split()))[:120]
-            done.append(StepResult(item.name, None, f"{type(error).__name__}: {said}".rstrip(": ")))
-    return done
+        except Exception as error:  # OCR and inpainting raise any type on unusual images
+            # Without memory addresses, so that equal failures are counted together.
+            message = MEMORY_ADDRESS.sub("", " ".join(str(error).split()))[:120]
+            reason = f"{type(error).__name__}: {message}".rstrip(": ")
+            results.append(StepResult(job.name, None, reason))
+    return results
 
 
-# ------------------------------------------------------------------------------- through the store
-def fingerprints(params: InpaintConfig) -> dict[str, str]:
-    """Of each step, what its rows depend on beside the picture: settings, versions and our code.
+# ------------------------------------------------------------------------------- cached steps
+def fingerprints(config: InpaintConfig) -> dict[str, str]:
+    """By step, a hash of all that determines its results besides the image.
 
-    Raises WrongInput where what paints is not there.
+    These are settings, versions and our code. Raises InputError if LaMa's weights are missing.
     """
-    finding = text_detection.fingerprint(params.detection)
-    parts = {"find": [finding], "read": [finding, text_detection.fingerprint(params.recognition)]}
-    if params.inpainting.backend != "none":
-        parts["paint"] = [finding, repr(params.mask), inpainters.fingerprint(params.inpainting)]
+    detection = text_detection.fingerprint(config.detection)
+    parts = {
+        "find": [detection],
+        "read": [detection, text_detection.fingerprint(config.recognition)],
+    }
+    if config.inpainting.backend != "none":
+        parts["paint"] = [detection, repr(config.mask), inpainters.fingerprint(config.inpainting)]
     code = b"".join(Path(module.__file__).read_bytes() for module in FINGERPRINTED_MODULES)
     return {
         step: sha256(code + "\n".join(settings).encode()).hexdigest()
@@ -118,11 +121,14 @@ def fingerprints(params: InpaintConfig) -> dict[str, str]:
 
 
 class CachedStepRunner:
-    """Steps on the pictures of a folder, through the store; `failures`: the reason of each."""
+    """Runs steps on the images of a folder and caches the results.
 
-    def __init__(self, params: InpaintConfig, workers: parallel.EngineConfig, folder: Path):
-        self.params, self.workers, self.folder = params, workers, folder
-        self.fingerprints = fingerprints(params)
+    `failures` collects the reasons of failed steps.
+    """
+
+    def __init__(self, config: InpaintConfig, engine: parallel.EngineConfig, folder: Path):
+        self.config, self.engine, self.folder = config, engine, folder
+        self.fingerprints = fingerprints(config)
         self.failures: list[str] = []
 
     def run_cached(
@@ -131,23 +137,26 @@ class CachedStepRunner:
         names: list[str],
         boxes: dict[str, TextBoxes] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Pairs of name and row of the step, in the order of names, without those it failed on."""
-        what = step.__name__
-        store = Store(work_dir() / "store", f"{what}-{self.fingerprints[what][:32]}")
+        """Pairs (name, row) in the order of names, without images on which the step failed.
+
+        Raises InputError if an image is missing, or if the step fails on all of several images.
+        """
+        step_name = step.__name__
+        store = Store(work_dir() / "store", f"{step_name}-{self.fingerprints[step_name][:32]}")
         failed: set[str] = set()
         if missing := set(store.missing_keys(names)):
-            run = partial(run_step, partial(step, self.params))
-            failed = self._compute(run, store, missing, boxes, what)
+            run = partial(run_step, partial(step, self.config))
+            failed = self._compute(run, store, missing, boxes, step_name)
             if absent := sorted(set(store.missing_keys(missing)) - failed):
-                raise InputError(f"{self.folder} lacks the picture {absent[0]}: run `dvc repro`")
-            if 1 < len(names) == len(failed):  # it is no picture's fault
+                raise InputError(f"{self.folder} lacks the image {absent[0]}: run `dvc repro`")
+            if 1 < len(names) == len(failed):  # a general problem, not one of the images
                 raise InputError(
-                    f"inpaint: all {len(names)} pictures failed, the last one at "
-                    f"{self.failures[-1]}: see whether memory and model suffice, or give another "
-                    "inpaint.paint.backend"
+                    f"inpaint: all {len(names)} images failed, the last one at "
+                    f"{self.failures[-1]}: check that memory and model suffice, or choose another "
+                    "inpaint.inpainting.backend"
                 )
-        left = [name for name in names if name not in failed]
-        return zip(left, store.read(left), strict=True)
+        succeeded = [name for name in names if name not in failed]
+        return zip(succeeded, store.read(succeeded), strict=True)
 
     def _compute(
         self,
@@ -155,47 +164,50 @@ class CachedStepRunner:
         store: Store,
         names: set[str],
         boxes: dict[str, TextBoxes] | None,
-        what: str,
+        step_name: str,
     ) -> set[str]:
-        """Store what the step gives; the names that it failed on."""
-        items = (
+        """Run the step, store its rows and return the names of failed images."""
+        jobs = (
             InpaintJob(row["sha256"], row["bytes"], boxes[row["sha256"]] if boxes else None)
             for row in image_store.read_images(self.folder)
             if row["sha256"] in names
         )
         failed: dict[str, str] = {}
-        batches = batched(progress_bar(items, what, len(names)), self.params.batch_size)
-        for part in parallel.map_batches(run, batches, self.workers):
-            store.write((done.name, done.row) for done in part if done.row is not None)
-            for done in part:
-                if done.failure:
-                    failed[done.name] = f"{what}: {done.failure}"
+        batches = batched(progress_bar(jobs, step_name, len(names)), self.config.batch_size)
+        for results in parallel.map_batches(run, batches, self.engine):
+            store.write((result.name, result.row) for result in results if result.row is not None)
+            for result in results:
+                if result.failure:
+                    failed[result.name] = f"{step_name}: {result.failure}"
         self.failures += failed.values()
         return set(failed)
 
 
 # ------------------------------------------------------------------------------- the corpus
-def select_images(records: list[dict], recognise: str) -> tuple[list[str], set[str]]:
-    """The sha256 of each picture once, sorted, and of those whose text is to be read."""
-    shown = [record for record in records if record["image"]]
-    asked = {
+def select_images(records: list[dict], ocr: str) -> tuple[list[str], set[str]]:
+    """The sha256 of all images, unique and sorted, and those of images whose text is to be read.
+
+    ocr: always | never | when_missing.
+    """
+    with_image = [record for record in records if record["image"]]
+    is_read = {
         "always": lambda record: True,
         "never": lambda record: False,
         "when_missing": lambda record: not record["text"],
-    }[recognise]
-    names = sorted({record["image"] for record in shown})
-    return names, {record["image"] for record in shown if asked(record)}
+    }[ocr]
+    names = sorted({record["image"] for record in with_image})
+    return names, {record["image"] for record in with_image if is_read(record)}
 
 
 def compute_bounding_box(quad, score: float) -> dict:
-    """The bounds of a quadrilateral, along the axes."""
+    """The axis-aligned bounds of a quadrilateral, in pixels."""
     (left, top), (right, bottom) = quad.min(0).tolist(), quad.max(0).tolist()
     return {"left": left, "top": top, "right": right, "bottom": bottom, "score": float(score)}
 
 
-def build_unmodified_row(name: str, found: TextBoxes | None) -> dict:
-    """The INPAINTED row of a picture that is passed through and not read."""
-    quads, scores = found or ((), ())
+def build_unmodified_row(name: str, boxes: TextBoxes | None) -> dict:
+    """The INPAINTED_IMAGES row of an image that is passed through and not read."""
+    quads, scores = boxes or ((), ())
     return {
         "image": name,
         "inpainted": name,
@@ -209,68 +221,71 @@ def build_unmodified_row(name: str, found: TextBoxes | None) -> dict:
     }
 
 
-def detect_boxes(work: CachedStepRunner, names: list[str], asked: set[str]) -> dict[str, TextBoxes]:
-    """Boxes of the pictures that are to be painted or read."""
-    wanted = [name for name in names if name in asked or work.params.inpainting.backend != "none"]
-    rows = work.run_cached(find, wanted)
+def detect_boxes(
+    runner: CachedStepRunner, names: list[str], to_read: set[str]
+) -> dict[str, TextBoxes]:
+    """Text boxes of the images that are to be inpainted or read."""
+    inpaints = runner.config.inpainting.backend != "none"
+    rows = runner.run_cached(find, [name for name in names if name in to_read or inpaints])
     return {name: text_removal.unpack_boxes(packed) for name, packed in rows}
 
 
 def build_inpainted_rows(
-    work: CachedStepRunner, names: list[str], asked: set[str], add: Callable[[dict], None]
+    runner: CachedStepRunner, names: list[str], to_read: set[str], add: Callable[[dict], None]
 ) -> list[dict]:
-    """INPAINTED rows, in the order of names; `add` takes each picture's row of IMAGES."""
-    boxes = detect_boxes(work, names, asked)
+    """INPAINTED_IMAGES rows in the order of names. `add` receives the IMAGES row of each image."""
+    boxes = detect_boxes(runner, names, to_read)
     with_text = [name for name in names if name in boxes and len(boxes[name].quads)]
     rows = {name: build_unmodified_row(name, boxes.get(name)) for name in names}
-    if work.params.inpainting.backend != "none":
-        for name, packed in work.run_cached(paint, with_text, boxes):
+    if runner.config.inpainting.backend != "none":
+        for name, packed in runner.run_cached(paint, with_text, boxes):
             result = text_removal.unpack_inpaint_result(packed)
             image = image_store.build_image_row(result.content)
             add(image)
             rows[name] |= {"inpainted": image["sha256"], "mask": result.mask}
             rows[name]["masked"] = result.masked_share
-    to_read = [name for name in names if name in asked and name in boxes]
-    for name, packed in work.run_cached(read, to_read, boxes):
+    readable = [name for name in names if name in to_read and name in boxes]
+    for name, packed in runner.run_cached(read, readable, boxes):
         rows[name]["text"] = packed.decode()
-    same = {name for name, found in rows.items() if found["inpainted"] == name}
-    for image in image_store.read_images(work.folder):
-        if image["sha256"] in same:
+    unmodified = {name for name, row in rows.items() if row["inpainted"] == name}
+    for image in image_store.read_images(runner.folder):
+        if image["sha256"] in unmodified:
             add(image)
     return list(rows.values())
 
 
 def summarize_inpainting(rows: list[dict], failures: list[str]) -> dict:
-    """Counts; `masked` is the mean share of pixels, of the pictures that were painted."""
-    painted = [found["masked"] for found in rows if found["mask"]]
+    """Counts of images; `masked` is the mean masked fraction of the inpainted images."""
+    masked_shares = [row["masked"] for row in rows if row["mask"]]
     return {
         "pictures": len(rows),
-        "with_text": sum(bool(found["boxes"]) for found in rows),
-        "passed_through": len(rows) - len(painted),
-        "recognised": sum(bool(found["text"]) for found in rows),
+        "with_text": sum(bool(row["boxes"]) for row in rows),
+        "passed_through": len(rows) - len(masked_shares),
+        "recognised": sum(bool(row["text"]) for row in rows),
         "failed": dict(sorted(Counter(failures).items())),
-        "masked": sum(painted) / len(painted) if painted else None,
+        "masked": sum(masked_shares) / len(masked_shares) if masked_shares else None,
     }
 
 
 def main(
-    params: InpaintConfig, workers: parallel.EngineConfig, ingest: Path, clean: Path, target: Path
+    config: InpaintConfig, engine: parallel.EngineConfig, ingest: Path, clean: Path, output: Path
 ) -> None:
+    """Inpaint the images of a corpus. ingest, clean: folders of these stages."""
     records = schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS["memes"])
-    names, asked = select_images(records, params.ocr)
-    work = CachedStepRunner(params, workers, ingest / "images")
-    with atomic_output_dir(target) as folder:
-        with image_store.image_writer(folder / "images", params.num_shards) as add:
-            rows = build_inpainted_rows(work, names, asked, add)
+    names, to_read = select_images(records, config.ocr)
+    runner = CachedStepRunner(config, engine, ingest / "images")
+    with atomic_output_dir(output) as folder:
+        with image_store.image_writer(folder / "images", config.num_shards) as add:
+            rows = build_inpainted_rows(runner, names, to_read, add)
         schemas.write_parquet(folder / "pictures.parquet", rows, schemas.INPAINTED_IMAGES)
-        counts = json.dumps(summarize_inpainting(rows, work.failures), indent=2)
-        (folder / "summary.json").write_text(counts + "\n")
+        summary = json.dumps(summarize_inpainting(rows, runner.failures), indent=2)
+        (folder / "summary.json").write_text(summary + "\n")
 
 
 def cli(ingest: Path, clean: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
-    workers = load_config(parallel.EngineConfig, "parallel")
-    main(load_config(InpaintConfig, "inpaint"), workers, ingest, clean, output)
+    engine = load_config(parallel.EngineConfig, "parallel")
+    main(load_config(InpaintConfig, "inpaint"), engine, ingest, clean, output)
 
 
 if __name__ == "__main__":

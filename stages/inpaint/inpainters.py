@@ -1,7 +1,8 @@
-"""What paints over text: Telea's march from the edge inward (OpenCV), or LaMa (arXiv:2109.07161).
+"""Inpainting backends: Telea's fast marching method (OpenCV) and LaMa (arXiv:2109.07161).
 
-LaMa by simple-lama-inpainting. Its weights are TorchScript, which is code: only a file of the known
-checksum is ever loaded. It is the file at LAMA_MODEL, or downloaded where that is allowed.
+LaMa is run by simple-lama-inpainting. Its weights are TorchScript, which can execute code, so only
+a file with the known checksum is loaded: the file at the environment variable LAMA_MODEL, or a
+download where downloads are allowed.
 """
 
 import os
@@ -26,30 +27,38 @@ LAMA_URL = (
     "https://github.com/enesmsahin/simple-lama-inpainting/releases/download/v0.1.0/big-lama.pt"
 )
 
-_load_lock = Lock()  # threads would load the weights each
+_load_lock = Lock()  # without it, each thread would load the weights
 
 
 @config_class
 class InpainterConfig:
-    """The section `inpaint.paint`."""
+    """The section `inpaint.inpainting`."""
 
-    backend: Literal["none", "telea", "lama"]
-    context_pixels: int = Field(ge=1)
-    max_crop_size: int = Field(ge=1)
-    radius: float = Field(ge=1)
-
-
-def fill_masked(picture: np.ndarray, mask: np.ndarray, params: InpainterConfig) -> np.ndarray:
-    """The picture (H, W, 3; RGB) with something else where the mask (H, W) is 255."""
-    if params.backend == "lama":
-        return _fill_with_lama(picture, mask)
-    return cv2.inpaint(np.ascontiguousarray(picture), mask, params.radius, cv2.INPAINT_TELEA)
+    backend: Literal["none", "telea", "lama"] = Field(description="inpainting method")
+    context_pixels: int = Field(ge=1, description="pixels around a text that the method sees")
+    max_crop_size: int = Field(
+        ge=1, description="larger crops are scaled down to this side, pixels"
+    )
+    radius: float = Field(ge=1, description="telea: neighborhood of a pixel, pixels")
 
 
-def fingerprint(params: InpainterConfig) -> str:
-    """Names what is painted: settings and versions. Raises WrongInput without LaMa's weights."""
-    parts = [repr(params), version("opencv-python-headless")]
-    if params.backend == "lama":
+def fill_masked(image: np.ndarray, mask: np.ndarray, config: InpainterConfig) -> np.ndarray:
+    """Inpaint an image (H, W, 3; RGB) where the mask (H, W) is 255.
+
+    LaMa may change other pixels by rounding. Raises InputError if LaMa's weights are missing.
+    """
+    if config.backend == "lama":
+        return _fill_with_lama(image, mask)
+    return cv2.inpaint(np.ascontiguousarray(image), mask, config.radius, cv2.INPAINT_TELEA)
+
+
+def fingerprint(config: InpainterConfig) -> str:
+    """Hash of the settings and versions that determine the output of `fill_masked`.
+
+    Raises InputError if LaMa's weights are missing.
+    """
+    parts = [repr(config), version("opencv-python-headless")]
+    if config.backend == "lama":
         weights = find_lama_weights()
         parts += [
             _compute_md5(weights),
@@ -67,17 +76,20 @@ def _get_device_name() -> str:
 
 
 def find_lama_weights() -> Path:
-    """The file of LaMa's weights, its checksum checked. Raises WrongInput if there is none."""
-    given = os.environ.get("LAMA_MODEL")
-    path = Path(given) if given else work_dir() / "weights" / "big-lama.pt"
+    """The file of LaMa's weights, downloaded if necessary, with a verified checksum.
+
+    Raises InputError if it is missing or has another checksum.
+    """
+    lama_model = os.environ.get("LAMA_MODEL")
+    path = Path(lama_model) if lama_model else work_dir() / "weights" / "big-lama.pt"
     if not path.is_file():
-        if given:
-            raise InputError(f"LAMA_MODEL: {path} is no file: give the path of big-lama.pt")
+        if lama_model:
+            raise InputError(f"LAMA_MODEL: {path} is not a file: give the path of big-lama.pt")
         _download_lama(path)
-    if (found := _compute_md5(path)) != LAMA_MD5:
+    if (checksum := _compute_md5(path)) != LAMA_MD5:
         raise InputError(
-            f"{path} has the checksum {found}, not {LAMA_MD5}: it is code and is not run; give "
-            "big-lama.pt of simple-lama-inpainting v0.1.0"
+            f"{path} has the checksum {checksum}, not {LAMA_MD5}: it contains code and is not "
+            "loaded; give big-lama.pt of simple-lama-inpainting v0.1.0"
         )
     return path
 
@@ -85,17 +97,17 @@ def find_lama_weights() -> Path:
 def _download_lama(path: Path) -> None:
     if not allow_downloads():
         raise InputError(
-            "params.yaml: inpaint.paint.backend is lama, whose weights are not here: set "
-            "LAMA_MODEL to big-lama.pt, unset HF_HUB_OFFLINE to download it, or give telea"
+            "params.yaml: inpaint.inpainting.backend is lama, but its weights are missing: set "
+            "LAMA_MODEL to big-lama.pt, unset HF_HUB_OFFLINE to download it, or choose telea"
         )
     from torch.hub import download_url_to_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         download_url_to_file(LAMA_URL, str(path), progress=False)
-    except Exception as error:  # of the network
+    except Exception as error:  # network errors have no common type
         raise model_load_error(
-            "inpaint.paint.backend lama", "LAMA_MODEL=big-lama.pt", error
+            "inpaint.inpainting.backend lama", "LAMA_MODEL=big-lama.pt", error
         ) from None
 
 
@@ -103,21 +115,21 @@ def _download_lama(path: Path) -> None:
 def _compute_md5(path: Path) -> str:
     digest = md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
 def _set_environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
+    previous = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
         os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        if previous is not None:
+            os.environ[name] = previous
 
 
 @cache
@@ -128,12 +140,12 @@ def _load_lama(weights: Path):
         return SimpleLama()
 
 
-def _fill_with_lama(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _fill_with_lama(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     import torch
 
     with _load_lock:
         model = _load_lama(find_lama_weights())
-    with torch.jit.optimized_execution(False):  # profiling makes the second call slow
-        found = model(Image.fromarray(picture, "RGB"), Image.fromarray(mask, "L"))
+    with torch.jit.optimized_execution(False):  # profiling would slow down the second call
+        result = model(Image.fromarray(image, "RGB"), Image.fromarray(mask, "L"))
     height, width = mask.shape
-    return np.asarray(found)[:height, :width]  # it pads to a multiple of 8
+    return np.asarray(result)[:height, :width]  # the result is padded to a multiple of 8

@@ -1,8 +1,8 @@
-"""Where a picture has text, and what it says, by rapidocr with the models of its wheel: offline.
+"""Text detection and recognition by rapidocr, offline, with the models in its wheel.
 
-Finding is a network that marks pixels of text (DB, arXiv:1911.08947) and costs as much as the
-picture has pixels, so that a picture is scaled to the same number of them first. Reading takes each
-line that was found, and costs more than finding.
+Detection is a network that marks text pixels (DB, arXiv:1911.08947). Its cost grows with the number
+of pixels, so images are first scaled to about the same number. Recognition runs once for each
+detected line and costs more than detection.
 """
 
 from collections import deque
@@ -16,43 +16,38 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.shared.core.config import Field, config_class, raise_on_faults
+from stages.shared.core.config import Field, config_class
 
-STRIDE = 32  # sides that the network takes are multiples of this
-MAX_ASPECT_RATIO = 16  # sides: a strip is scaled to no more than this many times `side`
+STRIDE = 32  # input sides of the network are multiples of this
+MAX_ASPECT_RATIO = 16  # the longer side of a scaled image, in multiples of `input_size`
 FINGERPRINTED_PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
 
-Quads = np.ndarray  # (N, 4, 2) float32: corners in pixels, x before y, clockwise from upper left
+Quads = np.ndarray  # (N, 4, 2) float32: corners (x, y) in pixels, clockwise from upper left
 
 
 @config_class
 class TextDetectionConfig:
-    """The section `inpaint.find`."""
+    """The section `inpaint.detection`. Heights are fractions of the image's longer side."""
 
-    input_size: int = Field(ge=STRIDE)
-    max_upscale: float
-    pixel_threshold: float = Field(ge=0, le=1)
-    box_threshold: float = Field(ge=0, le=1)
-    unclip_ratio: float = Field(ge=0)
-    max_line_height: float = Field(ge=0)
-    verify_above_height: float = Field(ge=0)
-    verify_below_score: float = Field(ge=0, le=1)
-    min_recognition_score: float = Field(ge=0, le=1)
-
-    def __post_init__(self) -> None:
-        raise_on_faults(
-            {f"enlarge is {self.max_upscale}: give more than 0": not self.max_upscale > 0}
-        )
+    input_size: int = Field(ge=STRIDE, description="images are scaled to this side squared, pixels")
+    max_upscale: float = Field(gt=0, description="maximum scale factor of small images")
+    pixel_threshold: float = Field(ge=0, le=1, description="minimum score of a text pixel")
+    box_threshold: float = Field(ge=0, le=1, description="minimum mean score of a box")
+    unclip_ratio: float = Field(ge=0, description="growth of a box: the network marks line cores")
+    max_line_height: float = Field(ge=0, description="taller boxes are dropped")
+    verify_above_height: float = Field(ge=0, description="taller boxes must be readable")
+    verify_below_score: float = Field(ge=0, le=1, description="less certain boxes, too")
+    min_recognition_score: float = Field(ge=0, le=1, description="minimum for a readable box")
 
 
 @config_class
 class TextRecognitionConfig:
-    """The section `inpaint.read`."""
+    """The section `inpaint.recognition`."""
 
-    min_score: float = Field(ge=0, le=1)
+    min_score: float = Field(ge=0, le=1, description="boxes read with less are left out")
 
 
-# A RapidOCR keeps what its last call left behind, so that two threads must not share one.
+# A RapidOCR instance keeps state between calls, so threads must not share one.
 _idle_engines: dict[TextDetectionConfig, deque] = {}
 
 
@@ -63,31 +58,31 @@ def _get_model_dir() -> Path:
 
 
 def _get_model_path(kind: str) -> Path:
-    """A model of the wheel: det (finding) or rec (reading)."""
+    """A model in the wheel: det (detection) or rec (recognition)."""
     return _get_model_dir() / f"PP-OCRv6_{kind}_small.onnx"
 
 
-def fingerprint(params: TextDetectionConfig | TextRecognitionConfig) -> str:
-    """Names what is found or read: settings, models, versions."""
-    parts = [repr(params)] + [version(name) for name in FINGERPRINTED_PACKAGES]
+def fingerprint(config: TextDetectionConfig | TextRecognitionConfig) -> str:
+    """Hash of the settings, models and versions that determine the output."""
+    parts = [repr(config)] + [version(name) for name in FINGERPRINTED_PACKAGES]
     models = _get_model_path("det").read_bytes() + _get_model_path("rec").read_bytes()
     return sha256(models + "\n".join(parts).encode()).hexdigest()
 
 
 @contextmanager
-def _borrow_engine(finding: TextDetectionConfig) -> Iterator[Any]:
-    """A RapidOCR that nobody else uses meanwhile."""
-    idle = _idle_engines.setdefault(finding, deque())
+def _borrow_engine(config: TextDetectionConfig) -> Iterator[Any]:
+    """A RapidOCR instance for exclusive use."""
+    idle = _idle_engines.setdefault(config, deque())
     try:
         engine = idle.pop()
     except IndexError:
-        engine = _create_engine(finding)
+        engine = _create_engine(config)
     yield engine
     idle.append(engine)
 
 
-def _create_engine(finding: TextDetectionConfig) -> Any:
-    """Paths of models are given: without, it would look online."""
+def _create_engine(config: TextDetectionConfig) -> Any:
+    """A new RapidOCR instance. Model paths are explicit, since it would look online otherwise."""
     from rapidocr import RapidOCR
 
     return RapidOCR(
@@ -95,97 +90,98 @@ def _create_engine(finding: TextDetectionConfig) -> Any:
             "Global.log_level": "critical",
             "Global.use_cls": False,
             "Global.use_rec": False,
-            "Global.use_preprocess_img": False,  # two of its scalings lose each other's ratio
+            "Global.use_preprocess_img": False,  # it scales twice and returns wrong coordinates
             "Global.use_vertical_padding": False,
             "Det.model_path": str(_get_model_path("det")),
             "Det.limit_type": "max",
-            "Det.limit_side_len": MAX_ASPECT_RATIO * finding.input_size
-            + STRIDE,  # it is scaled already
-            "Det.thresh": finding.pixel_threshold,
-            "Det.box_thresh": finding.box_threshold,
-            "Det.unclip_ratio": finding.unclip_ratio,
+            # No limit: images are already scaled.
+            "Det.limit_side_len": MAX_ASPECT_RATIO * config.input_size + STRIDE,
+            "Det.thresh": config.pixel_threshold,
+            "Det.box_thresh": config.box_threshold,
+            "Det.unclip_ratio": config.unclip_ratio,
             "Rec.model_path": str(_get_model_path("rec")),
-            # Sums in one order, and cores for pictures beside each other.
+            # One thread each: sums in a fixed order, and images are processed in parallel.
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
     )
 
 
-def compute_scale(width: int, height: int, params: TextDetectionConfig) -> float:
-    """By how much a picture is scaled to have side x side pixels, or fewer."""
-    by_area = params.input_size / (width * height) ** 0.5
-    return min(
-        by_area, params.max_upscale, MAX_ASPECT_RATIO * params.input_size / max(width, height)
-    )
+def compute_scale(width: int, height: int, config: TextDetectionConfig) -> float:
+    """The factor that scales an image to input_size ** 2 pixels, or fewer."""
+    by_area = config.input_size / (width * height) ** 0.5
+    by_side = MAX_ASPECT_RATIO * config.input_size / max(width, height)
+    return min(by_area, config.max_upscale, by_side)
 
 
-def detect_text(picture: np.ndarray, params: TextDetectionConfig) -> tuple[Quads, np.ndarray]:
-    """The lines of text of a picture (H, W, 3; RGB), and how sure each is, from top to bottom.
+def detect_text(image: np.ndarray, config: TextDetectionConfig) -> tuple[Quads, np.ndarray]:
+    """The text lines of an image (H, W, 3; RGB) and their scores (N,), from top to bottom.
 
-    The network takes faces, and shapes of drawings, for letters: of what is tall or unsure, that
-    which can be read is kept.
+    The network mistakes faces and drawn shapes for letters. Boxes that are tall or uncertain are
+    therefore kept only if text can be read in them.
     """
-    height, width = picture.shape[:2]
-    scale = compute_scale(width, height, params)
+    height, width = image.shape[:2]
+    scale = compute_scale(width, height, config)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(
-        picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    )
-    right, below = (-side % STRIDE for side in size)
-    # Padded, not stretched. What continues the edge looks like no text.
-    small = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    with _borrow_engine(params) as engine:
-        found = engine(np.ascontiguousarray(small[:, :, ::-1]))
-    if found.boxes is None:
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    scaled = cv2.resize(image, size, interpolation=interpolation)
+    right, bottom = (-side % STRIDE for side in size)
+    # Pad rather than stretch. A replicated edge does not look like text.
+    scaled = cv2.copyMakeBorder(scaled, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    with _borrow_engine(config) as engine:
+        result = engine(np.ascontiguousarray(scaled[:, :, ::-1]))
+    if result.boxes is None:
         return np.zeros((0, 4, 2), np.float32), np.zeros(0, np.float32)
     ratio = np.array([width / size[0], height / size[1]], np.float32)
-    quads = np.clip(found.boxes.astype(np.float32) * ratio, 0, (width, height)).astype(np.float32)
-    scores = np.array(found.scores, np.float32)
+    quads = np.clip(result.boxes.astype(np.float32) * ratio, 0, (width, height)).astype(np.float32)
+    scores = np.array(result.scores, np.float32)
     heights = np.array([compute_text_height(quad) for quad in quads]) / max(width, height)
-    kept = heights <= params.max_line_height
-    sure = (heights <= params.verify_above_height) & (scores >= params.verify_below_score)
-    for n in np.flatnonzero(kept & ~sure):
-        ((text, score),) = recognize_text(picture, quads[n : n + 1], params)
-        kept[n] = len(text) > 1 and score >= params.min_recognition_score
-    return quads[kept], scores[kept]
+    keep = heights <= config.max_line_height
+    certain = (heights <= config.verify_above_height) & (scores >= config.verify_below_score)
+    for n in np.flatnonzero(keep & ~certain):
+        ((text, score),) = recognize_text(image, quads[n : n + 1], config)
+        keep[n] = len(text) > 1 and score >= config.min_recognition_score
+    return quads[keep], scores[keep]
 
 
 def compute_text_height(quad: np.ndarray) -> float:
-    """Of a box (4, 2), in pixels: its shorter side, which is about the height of its text."""
+    """The shorter side of a box (4, 2) in pixels, about the height of its text."""
     sides = np.linalg.norm(quad - np.roll(quad, 1, axis=0), axis=1)
     return float(min(sides[0] + sides[2], sides[1] + sides[3])) / 2
 
 
 def recognize_text(
-    picture: np.ndarray, quads: Quads, finding: TextDetectionConfig
+    image: np.ndarray, quads: Quads, config: TextDetectionConfig
 ) -> list[tuple[str, float]]:
-    """What stands in each box, and how sure that is, 0 to 1."""
-    with _borrow_engine(finding) as engine:
-        crops = engine.crop_text_regions(np.ascontiguousarray(picture[:, :, ::-1]), quads)
-        found = engine.recognize_txt(crops)
-    return [(text.strip(), score) for text, score in zip(found.txts, found.scores, strict=True)]
+    """The text of each box and its score, 0 to 1."""
+    with _borrow_engine(config) as engine:
+        crops = engine.crop_text_regions(np.ascontiguousarray(image[:, :, ::-1]), quads)
+        result = engine.recognize_txt(crops)
+    return [(text.strip(), score) for text, score in zip(result.txts, result.scores, strict=True)]
 
 
 def read_text(
-    picture: np.ndarray, quads: Quads, finding: TextDetectionConfig, params: TextRecognitionConfig
+    image: np.ndarray, quads: Quads, detection: TextDetectionConfig, config: TextRecognitionConfig
 ) -> str:
-    """What stands in the boxes: boxes of one line with a space between, lines in lines."""
+    """The text in the boxes. Boxes on one line are joined by spaces, lines by newlines."""
     if not len(quads):
         return ""
-    found = recognize_text(picture, quads, finding)
-    texts = [text if score >= params.min_score else "" for text, score in found]
+    recognized = recognize_text(image, quads, detection)
+    texts = [text if score >= config.min_score else "" for text, score in recognized]
     lines = [" ".join(texts[n] for n in line if texts[n]) for line in group_into_lines(quads)]
     return "\n".join(line for line in lines if line)
 
 
 def group_into_lines(quads: Quads) -> list[list[int]]:
-    """Which boxes share a line: each centre within the height of the line's first box."""
+    """Indices of the boxes of each line, left to right.
+
+    A box joins a line if its center lies within the height of the line's first box.
+    """
     lines: list[list[int]] = []
-    middles = quads[:, :, 1].mean(1)
-    for n in np.argsort(middles, kind="stable"):
+    centers = quads[:, :, 1].mean(1)
+    for n in np.argsort(centers, kind="stable"):
         first = quads[lines[-1][0]][:, 1] if lines else None
-        if first is not None and first.min() <= middles[n] <= first.max():
+        if first is not None and first.min() <= centers[n] <= first.max():
             lines[-1].append(int(n))
         else:
             lines.append([int(n)])

@@ -1,8 +1,8 @@
-"""Overlay text of one picture: where it is, the picture without it, what it says.
+"""Find, remove and read the overlay text of one image.
 
-A picture comes in as the bytes of its file and is worked on as stages/shared/data/image_store.py decodes it:
-RGB, upright, transparency on white, the first frame of an animation. What is painted anew is saved
-without loss, so that every pixel outside the mask is the one that was decoded.
+Images are passed as file content and decoded by stages/shared/data/image_store.py: RGB, upright,
+transparency on white, the first frame of an animation. Inpainted images are saved losslessly, so
+that every pixel outside the mask keeps its decoded value.
 """
 
 from functools import partial
@@ -20,68 +20,73 @@ from stages.inpaint.text_detection import Quads, TextDetectionConfig, TextRecogn
 from stages.shared.data import image_store
 
 MAX_WEBP_SIDE = 16383  # the format's limit
-WEBP_OPTIONS = {"lossless": True, "method": 0, "quality": 0}  # WebP: below PNG in size and in time
+WEBP_OPTIONS = {"lossless": True, "method": 0, "quality": 0}  # smaller and faster than PNG
 
 
 class TextBoxes(NamedTuple):
-    quads: Quads  # (N, 4, 2) corners in pixels of the upright picture
-    scores: np.ndarray  # (N,) how sure each is, 0 to 1
+    quads: Quads  # (N, 4, 2) corners in pixels of the upright image
+    scores: np.ndarray  # (N,) confidence, 0 to 1
 
     def pack(self) -> bytes:
+        """Serialize; `unpack_boxes` reverses it."""
         return save({"quads": np.ascontiguousarray(self.quads), "scores": self.scores})
 
 
 class InpaintResult(NamedTuple):
-    content: bytes  # a picture file
-    mask: bytes  # PNG, mode L: 255 where it was painted anew
-    masked_share: float  # share of the pixels
+    content: bytes  # an image file
+    mask: bytes  # PNG, mode L: 255 where the image was inpainted
+    masked_share: float  # fraction of the pixels
 
     def pack(self) -> bytes:
+        """Serialize; `unpack_inpaint_result` reverses it."""
         parts = {"content": self.content, "mask": self.mask}
         arrays = {name: np.frombuffer(part, np.uint8) for name, part in parts.items()}
         return save({**arrays, "masked": np.array([self.masked_share], np.float64)})
 
 
 def unpack_boxes(row: bytes) -> TextBoxes:
-    found = load(row)
-    return TextBoxes(found["quads"], found["scores"])
+    arrays = load(row)
+    return TextBoxes(arrays["quads"], arrays["scores"])
 
 
 def unpack_inpaint_result(row: bytes) -> InpaintResult:
-    found = load(row)
-    masked = float(found["masked"][0])
-    return InpaintResult(found["content"].tobytes(), found["mask"].tobytes(), masked)
+    arrays = load(row)
+    masked_share = float(arrays["masked"][0])
+    return InpaintResult(arrays["content"].tobytes(), arrays["mask"].tobytes(), masked_share)
 
 
 def _decode_pixels(content: bytes) -> np.ndarray:
     return np.asarray(image_store.decode_image(content))  # (H, W, 3)
 
 
-def find(content: bytes, params: TextDetectionConfig) -> TextBoxes:
-    return TextBoxes(*text_detection.detect_text(_decode_pixels(content), params))
+def find(content: bytes, config: TextDetectionConfig) -> TextBoxes:
+    """The text boxes of an image."""
+    return TextBoxes(*text_detection.detect_text(_decode_pixels(content), config))
 
 
 def paint(
-    content: bytes, quads: Quads, masking: TextMaskConfig, params: InpainterConfig
+    content: bytes, quads: Quads, mask_config: TextMaskConfig, config: InpainterConfig
 ) -> InpaintResult:
-    """The picture without what stands in the boxes, of which there is one at least."""
-    picture = _decode_pixels(content)
-    mask = masks.build_text_mask(picture, quads, masking)
-    fill = partial(inpainters.fill_masked, params=params)
-    result = masks.inpaint_image(picture, mask, fill, params.context_pixels, params.max_crop_size)
+    """The image without the text in the boxes. There must be at least one box."""
+    image = _decode_pixels(content)
+    mask = masks.build_text_mask(image, quads, mask_config)
+    fill = partial(inpainters.fill_masked, config=config)
+    result = masks.inpaint_image(image, mask, fill, config.context_pixels, config.max_crop_size)
     return InpaintResult(encode_image(result), masks.to_png(mask), float((mask > 0).mean()))
 
 
 def read(
-    content: bytes, quads: Quads, finding: TextDetectionConfig, params: TextRecognitionConfig
+    content: bytes, quads: Quads, detection: TextDetectionConfig, config: TextRecognitionConfig
 ) -> str:
-    return text_detection.read_text(_decode_pixels(content), quads, finding, params)
+    """The text in the boxes, one line of text per line."""
+    return text_detection.read_text(_decode_pixels(content), quads, detection, config)
 
 
-def encode_image(picture: np.ndarray) -> bytes:
+def encode_image(image: np.ndarray) -> bytes:
+    """Encode (H, W, 3) RGB pixels losslessly, as WebP where its size limit allows it."""
     file = BytesIO()
-    if max(picture.shape) <= MAX_WEBP_SIDE:
-        Image.fromarray(picture, "RGB").save(file, "WEBP", **WEBP_OPTIONS)
+    if max(image.shape) <= MAX_WEBP_SIDE:
+        Image.fromarray(image, "RGB").save(file, "WEBP", **WEBP_OPTIONS)
     else:
-        Image.fromarray(picture, "RGB").save(file, "PNG", compress_level=1)
+        Image.fromarray(image, "RGB").save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A few memes as stages 01 to 03 leave them."""
+"""A few memes as written by the stages `ingest`, `clean` and `inpaint`."""
 
 import json
 from io import BytesIO
@@ -10,7 +10,7 @@ from stages.shared.core import schemas
 from stages.shared.data import image_store
 
 TASKS = {"humour": ["not_funny", "funny"], "sentiment": ["negative", "neutral", "positive"]}
-TEXTS = [  # of train
+TEXTS = [  # train split
     "When you finally sit down, everyone needs something",
     "I do not want to get up today",
     "My kids are louder than a big truck, and it is fine",
@@ -19,7 +19,7 @@ TEXTS = [  # of train
 
 
 def make_image(number: int, side: int = 12) -> dict:
-    """The row of a picture of many colours, another one for each number."""
+    """The IMAGES row of a colorful image; each number gives another image."""
     image = Image.new("RGB", (side, side))
     for x in range(side):
         for y in range(side):
@@ -36,33 +36,33 @@ def make_meme(name: str, split: str, text: str, image: str | None, language: str
 
 
 def write_meme_corpus(
-    place: Path, rows: list[dict], recognised: dict[str, str] | None = None
+    folder: Path, rows: list[dict], recognized: dict[str, str] | None = None
 ) -> None:
-    """01_ingest, 02_clean and 03_inpaint under `place`; `image` of a row is its picture's number.
+    """Write ingest/, clean/ and inpaint/ in `folder`. In a row, `image` is the image number.
 
-    recognised: text in the picture of a record. Of picture n, n + 100 is what inpainting made.
+    recognized: text read in the image of a record. Image n + 100 is the inpainted image n.
     """
-    found, taken, made = [], [], []
+    inpainted_rows, originals, results = [], [], []
     for row in rows:
         if (number := row["image"]) is not None:
             original, result = make_image(number), make_image(number + 100)
-            taken.append(original)
-            made.append(result)
+            originals.append(original)
+            results.append(result)
             row["image"] = original["sha256"]
             pair = {"image": original["sha256"], "inpainted": result["sha256"], "mask": None}
-            text = (recognised or {}).get(row["id"])
-            found.append(pair | {"boxes": [], "quads": [], "masked": 0.0, "text": text})
-    (place / "ingest").mkdir(parents=True, exist_ok=True)
-    (place / "ingest/tasks.json").write_text(json.dumps(TASKS))
-    image_store.write_images(place / "ingest/images", taken, shards=2)
-    schemas.write_parquet(place / "clean/records.parquet", rows, schemas.CLEAN_RECORDS["memes"])
-    unique = list({row["image"]: row for row in found}.values())
-    schemas.write_parquet(place / "inpaint/pictures.parquet", unique, schemas.INPAINTED_IMAGES)
-    image_store.write_images(place / "inpaint/images", made, shards=2)
+            text = (recognized or {}).get(row["id"])
+            inpainted_rows.append(pair | {"boxes": [], "quads": [], "masked": 0.0, "text": text})
+    (folder / "ingest").mkdir(parents=True, exist_ok=True)
+    (folder / "ingest/tasks.json").write_text(json.dumps(TASKS))
+    image_store.write_images(folder / "ingest/images", originals, shards=2)
+    schemas.write_parquet(folder / "clean/records.parquet", rows, schemas.CLEAN_RECORDS["memes"])
+    unique = list({row["image"]: row for row in inpainted_rows}.values())
+    schemas.write_parquet(folder / "inpaint/pictures.parquet", unique, schemas.INPAINTED_IMAGES)
+    image_store.write_images(folder / "inpaint/images", results, shards=2)
 
 
 def make_meme_rows() -> list[dict]:
-    """Four of train, two of the other splits, one without text, one without picture."""
+    """Four train memes, one of each other split, one without text and one without image."""
     return [
         *(make_meme(f"t{i}", "train", text, i) for i, text in enumerate(TEXTS)),
         make_meme("v", "validation", "Do not wake me, I am asleep", 10),

@@ -1,9 +1,9 @@
-"""Memes on disk as augment and embed leave them, and a project that reads them.
+"""A small corpus of memes as written by `augment` and `embed`, and a project that uses it.
 
-The colour of the picture says the sentiment, a word of the text the humour, which nobody judged of
-every fourth meme; an offence takes both. Nobody judged sarcasm. Two train memes have a paraphrase,
-with a picture of its own. In each split item 1 has no text, item 2 no picture, item 3 neither the
-label of its humour.
+The color of the image determines the sentiment, a word of the text the humour, and both together
+the offensiveness. Every fourth meme has no label for humour, and no meme has one for sarcasm. Two
+train memes have a paraphrase with its own image. In each split item 1 has no text and item 2 no
+image.
 """
 
 import json
@@ -27,38 +27,38 @@ from tests.support.muse_corpus import encode_image, write_bert
 
 RUN_NAME = "mm_orient"
 TASKS = {
-    "sentiment": ["negative", "neutral", "positive"],  # nothing is neutral
+    "sentiment": ["negative", "neutral", "positive"],  # no meme is neutral
     "humour": ["not_funny", "funny"],
     "sarcasm": ["not_sarcastic", "general"],
     "offensive": ["not_offensive", "slight"],
 }
 LEARNED_TASKS = {task: labels for task, labels in TASKS.items() if task != "sarcasm"}
 SPLITS = {"train": 12, "validation": 5, "test": 7}  # without paraphrases
-WITHOUT_TEXT, WITHOUT_IMAGE, UNLABELED = 1, 2, 3  # numbers of items
-PARAPHRASED = (4, 8)  # of train
-MAX_SUBWORDS = 6  # that a text encoder of the reader's own reads
-FEATURE_DIM = 6  # of pooled features, of tokens and of patches
+WITHOUT_TEXT, WITHOUT_IMAGE, UNLABELED = 1, 2, 3  # item numbers in a split
+PARAPHRASED = (4, 8)  # train items
+MAX_SUBWORDS = 6  # of the classifier's own text encoder
+FEATURE_DIM = 6  # width of pooled features, tokens and patches
 NUM_CELLS = 4
 
 
 def make_items(splits: Collection[str] = tuple(SPLITS)) -> list[tuple[dict, dict | None]]:
-    """The rows of MEMES of these splits, each with its picture."""
-    found = []
+    """Pairs of a MEMES row and an IMAGES row (or None) of these splits."""
+    items = []
     for split in splits:
         for number in range(SPLITS[split]):
-            found.append(make_item(split, number, 0))
+            items.append(make_item(split, number, 0))
             if split == "train" and number in PARAPHRASED:
-                found.append(make_item(split, number, 1))
-    return found
+                items.append(make_item(split, number, 1))
+    return items
 
 
 def make_item(split: str, number: int, variant: int) -> tuple[dict, dict | None]:
-    place = 20 * list(SPLITS).index(split) + number
+    seed = 20 * list(SPLITS).index(split) + number
     red, funny = number % 2 == 0, number // 2 % 2 == 0
-    drawn = None
+    image = None
     if number != WITHOUT_IMAGE:
-        drawn = make_image("red" if red else "blue", seed=100 * variant + place)
-    words = [["the", "under"][variant], "fox" if funny else "lamp", tiny_bert.LETTERS[place % 26]]
+        image = make_image("red" if red else "blue", seed=100 * variant + seed)
+    words = [["the", "under"][variant], "fox" if funny else "lamp", tiny_bert.LETTERS[seed % 26]]
     labels = {"sentiment": "positive" if red else "negative"}
     if number % 4 != UNLABELED:
         labels["humour"] = "funny" if funny else "not_funny"
@@ -70,13 +70,13 @@ def make_item(split: str, number: int, variant: int) -> tuple[dict, dict | None]
         "source": "by hand",
         "group": f"{split}-{number}",
         "variant": variant,
-        "image": drawn["sha256"] if drawn else None,
-        "pictured": drawn["sha256"] if drawn else None,
+        "image": image["sha256"] if image else None,
+        "pictured": image["sha256"] if image else None,
         "text": "" if number == WITHOUT_TEXT else " ".join(words + ["sat"] * (number % 3)),
         "text_source": "rules" if variant else "corpus",
         "labels": [{"task": task, "label": label} for task, label in labels.items()],
     }
-    return row, drawn
+    return row, image
 
 
 def write_meme_corpus(
@@ -86,29 +86,28 @@ def write_meme_corpus(
     texts: bool = True,
     change=lambda row: row,
 ) -> list[Path]:
-    """The folders augment and embed of the corpus.
+    """Write the corpus; return its folders of images, records and features.
 
-    texts: whether the aligned encoder reads them. change: of every row.
+    texts: whether the aligned encoder supports the texts. change: applied to every row.
     """
     augment, embed = folder / "augment/memes", folder / "embed/memes"
     embed.mkdir(parents=True)
     augment.mkdir(parents=True)
-    given = [(change(row), drawn) for row, drawn in make_items(splits)]
+    items = [(change(row), image) for row, image in make_items(splits)]
     (augment / "tasks.json").write_text(json.dumps(TASKS))
-    schemas.write_parquet(augment / "records.parquet", [row for row, _ in given], schemas.MEMES)
-    shown = [drawn for row, drawn in given if row["image"]]
-    image_store.write_images(augment / "images", shown, shards=2)
-    words = list(dict.fromkeys(row["text"] for row, _ in given if row["text"]))
-    spelt = [text.split() for text in words]
-    read = (words, spelt, map(encode_words, spelt)) if texts and words else None
-    feature_store.write_features(
-        embed, ([one["sha256"] for one in shown], map(encode_image, shown)), read
-    )
+    schemas.write_parquet(augment / "records.parquet", [row for row, _ in items], schemas.MEMES)
+    images = [image for row, image in items if row["image"]]
+    image_store.write_images(augment / "images", images, shards=2)
+    unique = list(dict.fromkeys(row["text"] for row, _ in items if row["text"]))
+    words = [text.split() for text in unique]
+    text_features = (unique, words, map(encode_words, words)) if texts and unique else None
+    image_features = ([image["sha256"] for image in images], map(encode_image, images))
+    feature_store.write_features(embed, image_features, text_features)
     return [augment, augment, embed]
 
 
 def encode_words(words: list[str]) -> dict[str, np.ndarray]:
-    """What stands for an encoder of texts: a vector for each word, and their mean."""
+    """Stands in for a text encoder: a vector for each word, and their mean."""
     tokens = np.stack([word_vector(word) for word in words])
     mean = tokens.mean(0)
     return {"pooled": (mean / np.linalg.norm(mean)).astype("f2"), "tokens": tokens.astype("f2")}
@@ -119,52 +118,52 @@ def word_vector(word: str) -> np.ndarray:
 
 
 def create_project(folder: Path, changes: dict | None = None) -> None:
-    """params.yaml as shipped, with a reader of memes that is trained in a second.
+    """Write the shipped params.yaml, with a tiny MM-ORIENT that trains in a second.
 
-    changes: values by dotted key
+    changes: values by dotted key.
     """
     write_bert(folder / "bert")
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["training"]["checkpoint_seconds"] = 0.0
+    params["training"]["checkpoint_interval_seconds"] = 0.0
     network = params["models"][RUN_NAME]["network"]
-    network |= {"attention_width": 4, "hidden": [16], "dropout": 0.0}
-    network |= {"missing_picture": 0.0, "missing_text": 0.0}
-    network["relations"] |= {"width": 4, "bank": 8, "density": 0.3}
+    network |= {"attention_dim": 4, "hidden_layer_sizes": [16], "dropout": 0.0}
+    network |= {"image_drop_prob": 0.0, "text_drop_prob": 0.0}
+    network["relations"] |= {"output_dim": 4, "memory_bank_size": 8, "density": 0.3}
     run = params["classifiers"][RUN_NAME]
-    run["text"]["pieces"] = run["task_features"]["pieces"] = MAX_SUBWORDS
-    run["picture"] |= {"size": 64, "grid": 2}
-    run["training"] |= {"steps": 12, "batch": 4, "learning_rate": 0.02, "validate_every": 4}
-    run["batch"] = 3
-    params["classify"]["examples"] = 4
+    run["text"]["max_subwords"] = run["task_features"]["max_subwords"] = MAX_SUBWORDS
+    run["image"] |= {"image_size": 64, "grid_size": 2}
+    run["training"] |= {"max_steps": 12, "batch_size": 4, "learning_rate": 0.02, "eval_steps": 4}
+    run["eval_batch_size"] = 3
+    params["classify"]["num_examples"] = 4
     for key, value in (changes or {}).items():
-        *above, last = key.split(".")
+        *parents, leaf = key.split(".")
         section = params
-        for part in above:
-            section = section[part]
-        assert last in section
-        section[last] = value
+        for parent in parents:
+            section = section[parent]
+        assert leaf in section
+        section[leaf] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def prefix_run_changes(**changes) -> dict:
-    """Changes of a project: keys of the reader's row, those below as text__encoder."""
+    """Changes for `create_project` to the section of the run; nested keys as text__encoder."""
     return {
         f"classifiers.{RUN_NAME}.{key.replace('__', '.')}": value for key, value in changes.items()
     }
 
 
 def load_run_config() -> mm_orient_checkpoint.MmOrientRun:
-    """Of the project that is current."""
+    """The run of the project in the current folder."""
     return load_config(mm_orient_checkpoint.MmOrientRun, "classifiers", RUN_NAME)
 
 
 def train_classifier(folders: list[Path]):
-    """reader, history and items of the project that is current."""
+    """Train in the current project; return the classifier, its history and the train split."""
     return train.train(RUN_NAME, load_run_config(), folders, "memes", lambda row, step: None)
 
 
 def save_trained_classifier(folder: Path, folders: list[Path]) -> tuple[MmOrientClassifier, Path]:
-    """A reader that was trained in the current project, and the folder of its model."""
-    reader, _, _ = train_classifier(folders)
-    mm_orient_checkpoint.save(reader, folder / "model", write_encoder_dir(folder))
-    return reader, folder / "model"
+    """Train and save in the current project; return the classifier and its model folder."""
+    classifier, _, _ = train_classifier(folders)
+    mm_orient_checkpoint.save(classifier, folder / "model", write_encoder_dir(folder))
+    return classifier, folder / "model"

@@ -1,8 +1,8 @@
-"""A corpus of memes and what MM-ORIENT labelled of it, in a temporary data folder.
+"""A corpus of memes and the outputs of MM-ORIENT on it, written to a temporary data folder.
 
-Four test memes: c has no text, d no picture. Nobody judged the sentiment of b. From both inputs the
-humour of d is wrong. Of train t has two paraphrases, u none. Pictures are 40 x 30; of a, b and t
-words were taken out, from the left part; v has none.
+Of the four test memes, c has no text, d no image, and b no label for sentiment. With both inputs,
+the humour of d is predicted wrongly. Train meme t has two paraphrases, u has none. Images are
+40 x 30 pixels. In a, b and t, text was removed from the left part; v has no overlay text.
 """
 
 import json
@@ -36,14 +36,14 @@ GOLD = {
     "t": {"humour": "funny", "sentiment": "bad"},
     "u": {"humour": "not_funny", "sentiment": "good"},
 }
-WRONG_PREDICTIONS = {  # what was predicted instead, by inputs
+WRONG_PREDICTIONS = {  # predictions that differ from the labels, by inputs
     "both": {("d", "humour"): "funny"},
     "text": {("a", "sentiment"): "bad", ("d", "humour"): "funny", ("c", "humour"): "not_funny"},
     "picture": {("a", "humour"): "not_funny", ("c", "sentiment"): "good"},
 }
-MASKED_SHARES = {"a": 0.5, "b": 0.125, "t": 0.25}  # share of the pixels
+MASKED_SHARES = {"a": 0.5, "b": 0.125, "t": 0.25}  # fraction of the pixels
 RECOGNIZED_TEXTS = {"c": "read in it"}
-CEILINGS = {  # of each task
+CEILINGS = {  # the same for each task
     inputs: {"expected": value, "realised": value}
     for inputs, value in [("text", 0.5), ("picture", 0.25), ("both", 1.0)]
 }
@@ -95,11 +95,11 @@ LLM_PARAPHRASER = {
 
 
 def make_image_row(record: str, stage: int) -> dict | None:
-    """The row of a record's picture as taken in (0), inpainted (1), paraphrased (2, ...)."""
+    """The IMAGES row of a record. stage: 0 ingested, 1 inpainted, 2 and above paraphrased."""
     if record == "d":
         return None
-    colour = (20 * "abcvtu".index(record), 90, 200 - 40 * stage)
-    return generator_outputs.make_image_row(colour, (40, 30))
+    color = (20 * "abcvtu".index(record), 90, 200 - 40 * stage)
+    return generator_outputs.make_image_row(color, (40, 30))
 
 
 def image_hash(record: str, stage: int) -> str | None:
@@ -108,7 +108,7 @@ def image_hash(record: str, stage: int) -> str | None:
 
 
 def classifier_image_hash(record: str) -> str | None:
-    """Of a picture as it is read: without words where there were some."""
+    """Hash of the image that the classifier sees: the inpainted one if it had text."""
     return image_hash(record, 1 if record in MASKED_SHARES else 0)
 
 
@@ -121,7 +121,7 @@ def gold_labels(record: str) -> list[dict]:
 
 
 def make_mask_png(record: str) -> bytes:
-    """The left part, of the share that is masked."""
+    """A mask of the left part of the image, with the area in MASKED_SHARES."""
     image = Image.new("L", (40, 30))
     image.paste(255, (0, 0, round(40 * MASKED_SHARES[record]), 30))
     file = BytesIO()
@@ -130,22 +130,22 @@ def make_mask_png(record: str) -> bytes:
 
 
 def make_inpainted_row(record: str) -> dict:
-    """The INPAINTED row of its picture."""
-    found = record in MASKED_SHARES
+    """The INPAINTED_IMAGES row of a record."""
+    has_text = record in MASKED_SHARES
     box = {"left": 0.0, "top": 0.0, "right": 4.0, "bottom": 8.0, "score": 0.9}
     return {
         "image": image_hash(record, 0),
         "inpainted": classifier_image_hash(record),
-        "boxes": [box] if found else [],
-        "quads": [[0.0, 0.0, 4.0, 0.0, 4.0, 8.0, 0.0, 8.0]] if found else [],
+        "boxes": [box] if has_text else [],
+        "quads": [[0.0, 0.0, 4.0, 0.0, 4.0, 8.0, 0.0, 8.0]] if has_text else [],
         "masked": MASKED_SHARES.get(record, 0.0),
         "text": RECOGNIZED_TEXTS.get(record),
-        "mask": make_mask_png(record) if found else None,
+        "mask": make_mask_png(record) if has_text else None,
     }
 
 
 def make_meme_rows() -> list[dict]:
-    """MEMES rows."""
+    """MEMES rows of all records, with paraphrases."""
     rows = []
     for record, text in TEXTS.items():
         own = {"group": record, "labels": gold_labels(record), "pictured": image_hash(record, 0)}
@@ -156,34 +156,34 @@ def make_meme_rows() -> list[dict]:
             "text": text or RECOGNIZED_TEXTS.get(record, ""),
         }
         rows.append(record_key(record) | own | original | {"text_source": source})
-        for variant, reworded in VARIANTS.items() if record == "t" else ():
-            new = {"variant": variant, "image": image_hash(record, variant + 1), "text": reworded}
+        for variant, paraphrase in VARIANTS.items() if record == "t" else ():
+            new = {"variant": variant, "image": image_hash(record, variant + 1), "text": paraphrase}
             rows.append(rows[-1] | new | {"id": f"t{variant}", "text_source": "rules"})
-    rows[2] = rows[2] | {"text": "", "text_source": "corpus"}  # c stays without
+    rows[2] = rows[2] | {"text": "", "text_source": "corpus"}  # c has no text
     return rows
 
 
 def write_corpus(data: Path, corpus: str) -> None:
-    """01_ingest to 04_augment."""
-    ingest, painted, made = (data / stage / corpus for stage in ("01_ingest", *STAGE_DIRS))
-    shown = [record for record in TEXTS if record != "d"]
+    """Write the folders 01_ingest to 04_augment."""
+    ingest, inpaint, augment = (data / stage / corpus for stage in ("01_ingest", *STAGE_DIRS))
+    with_image = [record for record in TEXTS if record != "d"]
     image_store.write_images(
-        ingest / "images", [make_image_row(record, 0) for record in shown], shards=1
+        ingest / "images", [make_image_row(record, 0) for record in with_image], shards=1
     )
     image_store.write_images(
-        painted / "images", [make_image_row(record, 1) for record in MASKED_SHARES], shards=1
+        inpaint / "images", [make_image_row(record, 1) for record in MASKED_SHARES], shards=1
     )
-    drawn = [make_image_row("t", variant + 1) for variant in VARIANTS]
-    image_store.write_images(made / "images", drawn, shards=1)
+    paraphrased = [make_image_row("t", variant + 1) for variant in VARIANTS]
+    image_store.write_images(augment / "images", paraphrased, shards=1)
     summary = {"records": SPLIT_COUNTS, "rejected": {}, "languages": {"en": 7}}
     summary["without_picture"] = {"train": 0, "validation": 0, "test": 1}
     for folder, content in [
         (ingest, summary),
-        (painted, INPAINTING_SUMMARY),
-        (made, AUGMENTATION_SUMMARY),
+        (inpaint, INPAINTING_SUMMARY),
+        (augment, AUGMENTATION_SUMMARY),
     ]:
         (folder / "summary.json").write_text(json.dumps(content))
-    (made / "tasks.json").write_text(json.dumps(TASKS))
+    (augment / "tasks.json").write_text(json.dumps(TASKS))
     clean = [
         record_key(record)
         | {"image": image_hash(record, 0), "text": text, "original": text.upper()}
@@ -193,23 +193,23 @@ def write_corpus(data: Path, corpus: str) -> None:
     schemas.write_parquet(
         data / "02_clean" / corpus / "records.parquet", clean, schemas.CLEAN_RECORDS["memes"]
     )
-    rows = [make_inpainted_row(record) for record in shown]
-    schemas.write_parquet(painted / "pictures.parquet", rows, schemas.INPAINTED_IMAGES)
-    schemas.write_parquet(made / "records.parquet", make_meme_rows(), schemas.MEMES)
+    rows = [make_inpainted_row(record) for record in with_image]
+    schemas.write_parquet(inpaint / "pictures.parquet", rows, schemas.INPAINTED_IMAGES)
+    schemas.write_parquet(augment / "records.parquet", make_meme_rows(), schemas.MEMES)
 
 
 STAGE_DIRS = ("03_inpaint", "04_augment")
 
 
 def write_ceilings(ingest: Path) -> None:
-    """01_ingest/ceilings.json of a sample corpus."""
+    """Write 01_ingest/ceilings.json of a synthetic corpus."""
     split = dict.fromkeys(TASKS, CEILINGS)
     content = {"rule": "a rule", "metric": "accuracy", "validation": split, "test": split}
     (ingest / "ceilings.json").write_text(json.dumps(content))
 
 
 def make_label_rows() -> list[dict]:
-    """Rows of labels.parquet: of validation from both inputs, of test from each as well."""
+    """Rows of labels.parquet: validation from both inputs, test also from each alone."""
     return [
         {"record": record, "split": SPLITS[record], "inputs": inputs, "task": task, "cut": 0}
         | {"gold": [GOLD[record][task]] if task in GOLD[record] else []}
@@ -226,41 +226,41 @@ def make_label_rows() -> list[dict]:
     ]
 
 
-def make_diagnostic_rows(figures: dict[str, float]) -> list[dict]:
-    """Rows of behaviour.parquet: these means, over a and b."""
+def make_diagnostic_rows(diagnostics: dict[str, float]) -> list[dict]:
+    """Rows of behaviour.parquet with these values for a and b."""
     return [
-        {"record": record, "split": "test", "name": figure, "value": value}
+        {"record": record, "split": "test", "name": name, "value": value}
         for record in "ab"
-        for figure, value in figures.items()
+        for name, value in diagnostics.items()
     ]
 
 
 def make_attention_rows() -> list[dict]:
-    """Of a: its second word and its lower right region of four have most; of b all alike."""
-    pieces = {"a": ["my", "cat", "works", "hard"], "b": ["such", "work"]}
+    """Rows of looks.parquet: a attends to its second word and last region, b uniformly."""
+    subwords = {"a": ["my", "cat", "works", "hard"], "b": ["such", "work"]}
     weights = {"a": [0.125, 0.5, 0.25, 0.125], "b": [0.5, 0.5]}
     regions = {"a": [0.125, 0.125, 0.25, 0.5], "b": [0.25] * 4}
     rows = []
     for record in "ab":
         row = {"record": record, "modality": "text"}
-        rows.append(row | {"tokens": pieces[record], "weights": weights[record]})
+        rows.append(row | {"tokens": subwords[record], "weights": weights[record]})
         rows.append(row | {"modality": "picture", "tokens": [], "weights": regions[record]})
     return rows
 
 
 def write_classifier_outputs(
-    folder: Path, rows: list[dict], figures: dict[str, float] = DIAGNOSTICS
+    folder: Path, rows: list[dict], diagnostics: dict[str, float] = DIAGNOSTICS
 ) -> None:
-    """11_classify of one reader."""
+    """Write the folder 11_classify of one classifier."""
     schemas.write_parquet(folder / "labels.parquet", rows, schemas.LABEL_PREDICTIONS)
     schemas.write_parquet(
-        folder / "behaviour.parquet", make_diagnostic_rows(figures), schemas.DIAGNOSTICS
+        folder / "behaviour.parquet", make_diagnostic_rows(diagnostics), schemas.DIAGNOSTICS
     )
     schemas.write_parquet(folder / "looks.parquet", make_attention_rows(), schemas.ATTENTION_MAPS)
     (folder / "parameters.json").write_text(json.dumps({"trained": 120, "frozen": 1000}))
 
 
 def write_training(folder: Path) -> None:
-    """09_train_classifier of one reader, as far as the report reads it."""
+    """Write the parts of 09_train_classifier that the report reads."""
     folder.mkdir(parents=True)
     history.write_history(folder / "history.csv", HISTORY)

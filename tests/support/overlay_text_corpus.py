@@ -1,4 +1,4 @@
-"""Scenes under capitals, as memes have them, and where every pixel of the letters is."""
+"""Scenes with overlay text in capitals, as in memes, and the mask of the letters."""
 
 from io import BytesIO
 from random import Random
@@ -21,25 +21,25 @@ def draw_scene(random: Random, size: int = 256) -> Image.Image:
 
 
 def draw_meme(number: int, size: int = 256) -> tuple[Image.Image, np.ndarray, str]:
-    """The picture, (H, W) bool of its letters with their outline, and what it says."""
+    """The image, a mask (H, W) of its letters with their outline, and the text."""
     random = Random(number)
-    image, ink, said = draw_scene(random, size), Image.new("L", (size, size)), []
+    image, ink, lines = draw_scene(random, size), Image.new("L", (size, size)), []
     font = ImageFont.load_default(random.randint(size // 16, size // 11))
     outlined = random.random() < 0.7
     for top in (size // 32, size - size // 32 - font.size * 1.3):
         line = " ".join(random.sample(WORDS, 3))
-        said.append(line)
-        look = {"font": font, "anchor": "ma", "stroke_width": 2 if outlined else 0}
-        place = (size / 2, top)
+        lines.append(line)
+        style = {"font": font, "anchor": "ma", "stroke_width": 2 if outlined else 0}
+        position = (size / 2, top)
         bright = np.asarray(image.convert("L"))[int(top) : int(top) + int(font.size)].mean() > 128
-        colour = "black" if bright and not outlined else "white"
-        ImageDraw.Draw(image).text(place, line, fill=colour, stroke_fill="black", **look)
-        ImageDraw.Draw(ink).text(place, line, fill=255, stroke_fill=255, **look)
-    return image, np.asarray(ink) > 0, "\n".join(said)
+        color = "black" if bright and not outlined else "white"
+        ImageDraw.Draw(image).text(position, line, fill=color, stroke_fill="black", **style)
+        ImageDraw.Draw(ink).text(position, line, fill=255, stroke_fill=255, **style)
+    return image, np.asarray(ink) > 0, "\n".join(lines)
 
 
 def make_image_row(image: Image.Image, kind: str = "PNG", **options: object) -> dict:
-    """The IMAGES row of a picture saved as a file."""
+    """The IMAGES row of an image, encoded as a file."""
     content = BytesIO()
     image.save(content, kind, **options)
     return image_store.validate_image(content.getvalue(), MAX_PIXELS)
@@ -51,7 +51,7 @@ def make_record(number: int, image: str | None, text: str) -> dict:
 
 
 def save_corpus(folder, rows: list[dict], records: list[dict]) -> list:
-    """The folders of ingest and clean."""
+    """Write the folders of `ingest` and `clean` and return them."""
     image_store.write_images(folder / "ingest" / "images", rows, shards=2)
     schemas.write_parquet(
         folder / "clean" / "records.parquet", records, schemas.CLEAN_RECORDS["memes"]

@@ -1,10 +1,10 @@
-"""A reader of memes: MM-ORIENT on one corpus, and the folder it loads from by path.
+"""A trained MM-ORIENT classifier: create, save and restore it.
 
-The folder holds model.safetensors, config.json (encoders, network, shapes, tasks and their labels,
-whether the aligned encoder reads the texts, how many numbers were trained) and, in encoder/, the
-aligned encoder whose features it reads. What it reads with beside that lies there too: a text
-encoder of its own in text_encoder/, a model of toxicity in toxicity/, the weights of a ResNet in
-regions.safetensors. It needs neither params.yaml nor a network.
+The model folder holds model.safetensors, config.json (encoders, network, input dimensions, tasks
+and labels, whether the aligned encoder supports the texts, parameter counts) and, in encoder/, a
+copy of the aligned encoder that computed the features. Depending on the run it also holds a text
+encoder in text_encoder/, a toxicity model in toxicity/ and ResNet weights in regions.safetensors.
+Restoring it needs neither params.yaml nor a network connection.
 """
 
 import json
@@ -38,47 +38,52 @@ from stages.shared.modeling.registry import load_paper
 from stages.shared.modeling.state_dict import untied_state_dict
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
-from stages.shared.training.loop import Schedule
+from stages.shared.training.schedule import Schedule
 
-PRECOMPUTED_TOKENS = "tokens"  # the text encoder that embed ran
-TOXICITY_DIR, REGION_WEIGHTS_FILE = (
-    "toxicity",
-    "regions.safetensors",
-)  # within the folder of a model
+PRECOMPUTED_TOKENS = "tokens"  # text.encoder: use the token features that `embed` cached
+TOXICITY_DIR, REGION_WEIGHTS_FILE = "toxicity", "regions.safetensors"  # within a model folder
 
 
 @config_class
 class MmOrientTextConfig:
-    encoder: str
-    max_subwords: int = Field(ge=1)
+    """The section `classifiers.<run>.text`."""
+
+    encoder: str = Field(description="tokens (aligned encoder), minilm or a BERT by name")
+    max_subwords: int = Field(ge=1, description="maximum text length; not used with tokens")
 
 
 @config_class
 class MmOrientImageConfig:
-    encoder: Literal["patches", resnet.ResNetName]
-    image_size: int = Field(ge=resnet.MIN_IMAGE_SIZE)
-    grid_size: int = Field(ge=1)
+    """The section `classifiers.<run>.image`."""
+
+    encoder: Literal["patches", resnet.ResNetName] = Field(
+        description="patches (aligned encoder), or a frozen ResNet"
+    )
+    image_size: int = Field(ge=resnet.MIN_IMAGE_SIZE, description="ResNet input side, pixels")
+    grid_size: int = Field(ge=1, description="ResNet regions per side")
 
 
 @config_class
 class MmOrientRun:
-    model: str
-    corpus: str
-    records: str
-    images: str
+    """The section `classifiers.<run>`."""
+
+    model: str = Field(description="mm_orient")
+    corpus: str = Field(description="a corpus of kind memes")
+    records: str = Field(description="stage folder of the records")
+    images: str = Field(description="stage folder of the images")
     text: MmOrientTextConfig
     image: MmOrientImageConfig
     task_features: text_features.TaskFeatureConfig
     training: Schedule
-    eval_batch_size: int = Field(ge=1)
+    eval_batch_size: int = Field(ge=1, description="memes per batch at evaluation")
 
 
 @dataclass
 class MmOrientClassifier:
-    """A model with what is needed to use and to save it.
+    """A model with its encoders and config.
 
-    text: reads texts, unless embed did. regions: reads pictures, unless embed did. about: which
-    task features texts have.
+    paper: the module of the model. text_encoder, region_extractor: None if the features that
+    `embed` cached are used instead. config: the content of config.json.
     """
 
     paper: ModuleType
@@ -90,96 +95,101 @@ class MmOrientClassifier:
 
     @property
     def tasks(self) -> TaskLabels:
-        """The tasks that were learned, each with all of its labels."""
+        """The learned tasks and their labels."""
         return self.config["labels"]
 
     def frozen_modules(self) -> list[torch.nn.Module]:
-        """What it reads with, beside the aligned encoder."""
-        return [
-            one
-            for one in (self.text_encoder, self.region_extractor and self.region_extractor.net)
-            if one is not None
-        ]
+        """The encoders of this classifier, without the aligned encoder."""
+        encoders = (self.text_encoder, self.region_extractor and self.region_extractor.net)
+        return [encoder for encoder in encoders if encoder is not None]
 
-    def build_dataset(self, rows: list[dict], features: Features, pictures: Path) -> MemeDataset:
-        """Rows of MEMES, with what embed cached of them, as what is read.
+    def build_dataset(self, rows: list[dict], features: Features, images: Path) -> MemeDataset:
+        """A dataset of rows of MEMES.
 
-        pictures: the folder whose images/ hold them. Raises WrongInput if embed read no texts and
-        the reader needs them.
+        features: the output of `embed` for these rows. images: the folder that contains images/.
+        Raises InputError if the classifier needs text features that `embed` did not compute.
         """
         texts = list(dict.fromkeys(row["text"] for row in rows if row["text"]))
         names = list(dict.fromkeys(row["image"] for row in rows if row["image"]))
         width = self.config["shapes"]["pooled_width"]
-        shown = self._image_features(names, features, pictures)
-        return MemeDataset(rows, self.tasks, self._text_features(texts, features), shown, width)
+        image_features = self._image_features(names, features, images)
+        return MemeDataset(
+            rows, self.tasks, self._text_features(texts, features), image_features, width
+        )
 
     def _text_features(self, texts: list[str], features: Features) -> TextFeatures:
         shapes = self.config["shapes"]
-        read = (
+        encoded = (
             load_cached_texts(texts, features)
             if self.text_encoder is None
             else encode_texts(texts, self.text_encoder)
         )
-        about = text_features.compute_features(texts, self.task_feature_config)
+        task_features = text_features.compute_features(texts, self.task_feature_config)
         return TextFeatures(
-            **read,
+            **encoded,
             width=shapes["text_width"],
             clip=load_text_clip(texts, features, shapes["pooled_width"]),
-            task_features=dict(zip(texts, about, strict=True)),
+            task_features=dict(zip(texts, task_features, strict=True)),
             num_task_features=shapes["task_features"],
         )
 
-    def _image_features(
-        self, names: list[str], features: Features, pictures: Path
-    ) -> ImageFeatures:
-        places = {name: features.image_index[name] for name in names}
+    def _image_features(self, names: list[str], features: Features, images: Path) -> ImageFeatures:
+        indices = {name: features.image_index[name] for name in names}
         if self.region_extractor is None:
-            regions = {name: features.patches[place] for name, place in places.items()}
+            regions = {name: features.patches[index] for name, index in indices.items()}
         else:
-            regions = self.region_extractor.extract(pictures / "images", names)
-        clip = {name: features.pooled[place] for name, place in places.items()}
+            regions = self.region_extractor.extract(images / "images", names)
+        clip = {name: features.pooled[index] for name, index in indices.items()}
         return ImageFeatures(regions, tuple(self.config["regions"]), clip)
 
 
 def check_texts_supported(texts: list[str], features: Features) -> None:
-    """Raises WrongInput if there are texts that embed did not read."""
+    """Raises InputError if there are texts but `embed` computed no text features."""
     if texts and features.text_index is None:
         raise InputError(
-            "the encoder of 06_align does not read these texts: name a BERT that does in `text` of "
-            "the reader's row in params.yaml, or set embed.min_supported to 0"
+            "the encoder of 06_align does not support these texts: set text.encoder of the "
+            "classifier in params.yaml to a BERT that does, or embed.min_supported_fraction to 0"
         )
 
 
 def load_cached_texts(texts: list[str], features: Features) -> dict[str, dict]:
-    """Pieces and tokens of texts as embed left them; what it cut, it did not say."""
+    """Subwords and token features from the output of `embed`, as arguments of TextFeatures.
+
+    `truncated_words` is empty: `embed` does not record it.
+    """
     check_texts_supported(texts, features)
-    places = {text: features.text_index[text] for text in texts}
+    indices = {text: features.text_index[text] for text in texts}
     return {
-        "spelt": {text: features.subwords[place] for text, place in places.items()},
-        "cut": {},
+        "subwords": {text: features.subwords[index] for text, index in indices.items()},
+        "truncated_words": {},
         "tokens": {
-            text: features.tokens[place][features.token_mask[place]]
-            for text, place in places.items()
+            text: features.tokens[index][features.token_mask[index]]
+            for text, index in indices.items()
         },
     }
 
 
 def encode_texts(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
-    """Pieces and tokens of texts by an encoder of the reader's own, all frozen."""
+    """Subwords and token features from a frozen text encoder, as arguments of TextFeatures."""
     words = [text.split() for text in texts]
-    pieces = [encoder.tokenize(one) for one in words]
-    states = encoder.encode_frozen([one.ids for one in pieces])
-    cut = [len(one) - read.num_words for one, read in zip(words, pieces, strict=True)]
+    tokenized = [encoder.tokenize(text_words) for text_words in words]
+    states = encoder.encode_frozen([subwords.ids for subwords in tokenized])
+    truncated = [
+        len(text_words) - subwords.num_words
+        for text_words, subwords in zip(words, tokenized, strict=True)
+    ]
     return {
-        "spelt": {text: one.tokens for text, one in zip(texts, pieces, strict=True)},
-        "cut": dict(zip(texts, cut, strict=True)),
-        # The special tokens stand around the pieces.
+        "subwords": {
+            text: subwords.tokens for text, subwords in zip(texts, tokenized, strict=True)
+        },
+        "truncated_words": dict(zip(texts, truncated, strict=True)),
+        # Without the special tokens at both ends.
         "tokens": {text: state[1:-1] for text, state in zip(texts, states, strict=True)},
     }
 
 
 def load_text_clip(texts: list[str], features: Features, width: int) -> dict[str, np.ndarray]:
-    """E^t by text, zeros where the aligned encoder does not read it.  (width,)"""
+    """E_t (width,) by text; zeros if the aligned encoder does not support the texts."""
     if features.text_index is None:
         return dict.fromkeys(texts, np.zeros(width, np.float16))
     return {text: features.text_pooled[features.text_index[text]] for text in texts}
@@ -188,129 +198,137 @@ def load_text_clip(texts: list[str], features: Features, width: int) -> dict[str
 def create(
     run: MmOrientRun, rows: list[dict], tasks: TaskLabels, features: Features
 ) -> MmOrientClassifier:
-    """A new reader for a corpus with these train rows; it learns the tasks they are judged on.
+    """An untrained classifier for the tasks that have a label in the train split.
 
-    Raises WrongInput if there is none, or if nothing reads the language of the texts.
+    rows: the train split. Raises InputError if no row has a label, or if no encoder supports the
+    language of the texts.
     """
-    module, sizes = load_paper(run.model), load_model_config(run)
-    learned = meme_dataset.filter_labeled_tasks(rows, tasks)
-    if not learned:
-        raise InputError("no meme of the train split has a label: give the corpus some")
+    paper, network = load_paper(run.model), load_model_config(run)
+    learned_tasks = meme_dataset.filter_labeled_tasks(rows, tasks)
+    if not learned_tasks:
+        raise InputError("no meme of the train split has a label: add labels to the corpus")
     check_language(run, rows)
-    text = None if run.text.encoder == PRECOMPUTED_TOKENS else load_text_encoder(run.text)
-    picture = run.image
-    regions = (
+    text_encoder = None if run.text.encoder == PRECOMPUTED_TOKENS else load_text_encoder(run.text)
+    region_extractor = (
         None
-        if picture.encoder == PRECOMPUTED_PATCHES
-        else build_region_extractor(picture, "default")
+        if run.image.encoder == PRECOMPUTED_PATCHES
+        else build_region_extractor(run.image, "default")
     )
-    shape = region_shape(regions, features)
-    shapes = module.InputDims(
-        tasks={task: len(labels) for task, labels in learned.items()},
-        text_width=text.width if text else tokens_width(rows, features),
-        region_width=shape[1],
+    regions = region_shape(region_extractor, features)
+    dims = paper.InputDims(
+        tasks={task: len(labels) for task, labels in learned_tasks.items()},
+        text_width=text_encoder.width if text_encoder else tokens_width(rows, features),
+        region_width=regions[1],
         pooled_width=pooled_width(features),
         task_features=text_features.feature_dim(run.task_features),
     )
-    model = module.Model(sizes, shapes).to(get_device())
+    model = paper.Model(network, dims).to(get_device())
     config = {
         "model": run.model,
         "text": asdict(run.text),
-        "picture": asdict(picture),
+        "picture": asdict(run.image),
         "task_features": asdict(run.task_features),
-        "texts": features.text_kind,  # whether the aligned encoder reads them
-        "regions": shape,
-        "network": asdict(sizes),
-        "shapes": asdict(shapes),
-        "labels": learned,
-        "not_learned": [task for task in tasks if task not in learned],
+        "texts": features.text_kind,  # whether the aligned encoder supports them
+        "regions": regions,
+        "network": asdict(network),
+        "shapes": asdict(dims),
+        "labels": learned_tasks,
+        "not_learned": [task for task in tasks if task not in learned_tasks],
         "parameters": count_parameters(model),
     }
-    return MmOrientClassifier(module, model, text, regions, run.task_features, config)
+    return MmOrientClassifier(
+        paper, model, text_encoder, region_extractor, run.task_features, config
+    )
 
 
-def load_text_encoder(text: MmOrientTextConfig) -> TextEncoder:
-    return bert.load(text.encoder, 0, text.max_subwords)
+def load_text_encoder(config: MmOrientTextConfig) -> TextEncoder:
+    return bert.load(config.encoder, 0, config.max_subwords)
 
 
 def build_region_extractor(
-    picture: MmOrientImageConfig, weights: resnet.ResNetWeights
+    config: MmOrientImageConfig, weights: resnet.ResNetWeights
 ) -> RegionExtractor:
-    return RegionExtractor(picture.encoder, weights, picture.image_size, picture.grid_size)
+    return RegionExtractor(config.encoder, weights, config.image_size, config.grid_size)
 
 
 def tokens_width(rows: list[dict], features: Features) -> int:
-    """D_t of the aligned encoder; 1 in a corpus without any text."""
+    """D_t of the aligned encoder; 1 for a corpus without texts."""
     check_texts_supported([row["text"] for row in rows if row["text"]], features)
     return features.token_width or 1
 
 
-def region_shape(regions: RegionExtractor | None, features: Features) -> list[int]:
-    """P and D_v of the regions of a picture; 1 and 1 in a corpus without any."""
-    if regions is not None:
-        return [regions.net.cells, regions.net.width]
+def region_shape(extractor: RegionExtractor | None, features: Features) -> list[int]:
+    """[P, D_v]; [1, 1] for a corpus without images."""
+    if extractor is not None:
+        return [extractor.net.cells, extractor.net.width]
     return list(features.patches.shape[1:]) if features.image_index else [1, 1]
 
 
 def pooled_width(features: Features) -> int:
-    """D of the aligned encoder, known by pictures or by texts; 1 where it read neither."""
-    known = features.pooled if features.text_pooled is None else features.text_pooled
-    return known.shape[1] or 1
+    """D of the aligned encoder; 1 if there are neither image nor text features."""
+    pooled = features.pooled if features.text_pooled is None else features.text_pooled
+    return pooled.shape[1] or 1
 
 
-def save(reader: MmOrientClassifier, folder: Path, encoder: Path) -> None:
-    """Write the model, a copy of the aligned encoder, and what else it reads with."""
+def save(classifier: MmOrientClassifier, folder: Path, encoder: Path) -> None:
+    """Write the model and its encoders to `folder`. encoder: folder of the aligned encoder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(reader.config, indent=1, ensure_ascii=False))
-    save_file(untied_state_dict(reader.model), folder / "model.safetensors")
-    if reader.text_encoder is not None:
-        reader.text_encoder.save(folder / TEXT_ENCODER_DIR)
-        if held := state_dict_to_save(reader.text_encoder):
-            save_file(held, folder / TEXT_ENCODER_DIR / "model.safetensors")
-    if reader.region_extractor is not None:
-        save_file(untied_state_dict(reader.region_extractor.net), folder / REGION_WEIGHTS_FILE)
-    text_features.save_toxicity_model(reader.task_feature_config, folder / TOXICITY_DIR)
+    (folder / "config.json").write_text(json.dumps(classifier.config, indent=1, ensure_ascii=False))
+    save_file(untied_state_dict(classifier.model), folder / "model.safetensors")
+    if classifier.text_encoder is not None:
+        classifier.text_encoder.save(folder / TEXT_ENCODER_DIR)
+        if weights := state_dict_to_save(classifier.text_encoder):
+            save_file(weights, folder / TEXT_ENCODER_DIR / "model.safetensors")
+    if classifier.region_extractor is not None:
+        save_file(untied_state_dict(classifier.region_extractor.net), folder / REGION_WEIGHTS_FILE)
+    text_features.save_toxicity_model(classifier.task_feature_config, folder / TOXICITY_DIR)
     copy_encoder(encoder, folder)
 
 
 def state_dict_to_save(encoder: TextEncoder) -> dict[str, torch.Tensor]:
-    """The weights that the folder must hold: not those of an installed package."""
-    left_out = encoder.excluded_weights()
+    """Weights of a text encoder, without those that an installed package provides."""
+    excluded = encoder.excluded_weights()
     return {
-        name: value for name, value in untied_state_dict(encoder).items() if name not in left_out
+        name: value for name, value in untied_state_dict(encoder).items() if name not in excluded
     }
 
 
 def restore(folder: Path) -> MmOrientClassifier:
-    """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+    """Load the classifier that `save` wrote, in evaluation mode.
+
+    Raises InputError if `folder` holds no model or weights that do not fit its config.
+    """
     config = read_model_config(folder)
-    module, place = load_paper(config["model"]), f"{folder}/config.json"
-    model = module.Model(
-        build_config(module.ModelConfig, config["network"], place),
-        build_config(module.InputDims, config["shapes"], place),
+    paper, source = load_paper(config["model"]), f"{folder}/config.json"
+    model = paper.Model(
+        build_config(paper.ModelConfig, config["network"], source),
+        build_config(paper.InputDims, config["shapes"], source),
     )
     weights = load_file(folder / "model.safetensors")
     if weights.keys() != untied_state_dict(model).keys():
         raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
     model.load_state_dict(weights)
-    text = (
+    text_encoder = (
         restore_text_encoder(folder / TEXT_ENCODER_DIR)
         if config["text"]["encoder"] != PRECOMPUTED_TOKENS
         else None
     )
-    picture, regions = build_config(MmOrientImageConfig, config["picture"], place), None
-    if picture.encoder != PRECOMPUTED_PATCHES:
-        regions = build_region_extractor(picture, "none")
-        regions.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))
-    about = build_config(text_features.TaskFeatureConfig, config["task_features"], place)
-    if about.toxicity != text_features.NO_MODEL:
-        about = replace(about, toxicity_model=str(folder / TOXICITY_DIR))
-    return MmOrientClassifier(module, model.to(get_device()).eval(), text, regions, about, config)
+    image, region_extractor = build_config(MmOrientImageConfig, config["picture"], source), None
+    if image.encoder != PRECOMPUTED_PATCHES:
+        region_extractor = build_region_extractor(image, "none")
+        region_extractor.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))
+    task_features = build_config(text_features.TaskFeatureConfig, config["task_features"], source)
+    if task_features.toxicity_model != text_features.NO_MODEL:
+        task_features = replace(task_features, toxicity_model=str(folder / TOXICITY_DIR))
+    return MmOrientClassifier(
+        paper, model.to(get_device()).eval(), text_encoder, region_extractor, task_features, config
+    )
 
 
 def restore_text_encoder(folder: Path) -> TextEncoder:
-    """A text encoder with all its weights: those that `save` wrote, or a package's."""
-    text = bert.restore(folder)
-    if (held := folder / "model.safetensors").exists():
-        text.load_state_dict(load_file(held), strict=False)
-    return text.eval()
+    """Load a text encoder that `save` wrote, in evaluation mode."""
+    encoder = bert.restore(folder)
+    # Absent if all weights come from an installed package.
+    if (weights := folder / "model.safetensors").exists():
+        encoder.load_state_dict(load_file(weights), strict=False)
+    return encoder.eval()

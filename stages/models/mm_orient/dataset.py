@@ -1,12 +1,12 @@
-"""Memes as the batches that MM-ORIENT reads.
+"""Batches of memes for MM-ORIENT.
 
-A batch of B memes, their texts of at most L pieces, is a dict of
-    tokens (B, L, D_t), token_mask (B, L) bool    what the text encoder says of each piece
-    regions (B, P, D_v)        what the picture encoder says of each region, zeros without picture
-    text_clip, picture_clip (B, D)    of the aligned encoder, unit length; zeros where missing
+A batch of B memes with texts of at most L subwords is a dict of
+    tokens (B, L, D_t), token_mask (B, L) bool    subword features of the text encoder
+    regions (B, P, D_v)        region features of the image encoder, zero without an image
+    text_clip, picture_clip (B, D)    aligned encoder, unit length; zero where missing
     task_features (B, F)       see stages/models/mm_orient/text_features.py
     has_text, has_picture (B,) bool
-    labels (B, T)              indices into the labels of each task, -1 where nobody judged
+    labels (B, T)              label indices by task, -1 where there is none
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ import torch
 
 from stages.shared.core import schemas
 from stages.shared.data.records import SPLITS
-from stages.shared.training.loop import Batch
+from stages.shared.training.batching import Batch
 
 UNLABELED = -1
 TaskLabels = dict[str, list[str]]  # task -> its labels, in order
@@ -26,10 +26,10 @@ TaskLabels = dict[str, list[str]]  # task -> its labels, in order
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What is read of texts, by the text itself."""
+    """Features of texts; every mapping is keyed by the text."""
 
-    subwords: Mapping[str, list[str]]  # pieces
-    truncated_words: Mapping[str, int]  # words beyond what is read
+    subwords: Mapping[str, list[str]]
+    truncated_words: Mapping[str, int]  # words beyond the maximum length
     tokens: Mapping[str, np.ndarray]  # (L, D_t)
     width: int  # D_t
     clip: Mapping[str, np.ndarray]  # (D,)
@@ -39,7 +39,7 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What is read of pictures, by sha256."""
+    """Features of images; every mapping is keyed by the sha256 of the image."""
 
     regions: Mapping[str, np.ndarray]  # (P, D_v)
     shape: tuple[int, int]  # P, D_v
@@ -47,29 +47,29 @@ class ImageFeatures:
 
 
 def load_splits(folder: Path) -> dict[str, list[dict]]:
-    """Rows of MEMES by split, those of a split in order."""
+    """Rows of records.parquet in `folder` (schema MEMES) by split, in file order."""
     rows = schemas.read_parquet(folder / "records.parquet", schemas.MEMES)
     return {split: [row for row in rows if row["split"] == split] for split in SPLITS}
 
 
 def load_tasks(folder: Path) -> TaskLabels:
-    """Every task of the corpus with all of its labels."""
+    """All tasks of the corpus and their labels, from tasks.json in `folder`."""
     return schemas.read_json(folder / "tasks.json")
 
 
 def get_label(row: dict, task: str) -> str | None:
-    """The label of a task, None where nobody judged."""
-    return next((one["label"] for one in row["labels"] if one["task"] == task), None)
+    """The label of a row for a task, None if it has none."""
+    return next((entry["label"] for entry in row["labels"] if entry["task"] == task), None)
 
 
 def filter_labeled_tasks(rows: list[dict], tasks: TaskLabels) -> TaskLabels:
-    """The tasks that somebody judged one of these rows on."""
-    found = {one["task"] for row in rows for one in row["labels"]}
-    return {task: labels for task, labels in tasks.items() if task in found}
+    """The tasks for which at least one row has a label."""
+    labeled = {entry["task"] for row in rows for entry in row["labels"]}
+    return {task: labels for task, labels in tasks.items() if task in labeled}
 
 
 class MemeDataset:
-    """Rows of MEMES, indexed from 0, each with what is read of it and what is to be said of it.
+    """Rows of MEMES with their features and label indices.
 
     width: D of the aligned encoder.
     """
@@ -79,11 +79,11 @@ class MemeDataset:
         rows: list[dict],
         tasks: TaskLabels,
         texts: TextFeatures,
-        pictures: ImageFeatures,
+        images: ImageFeatures,
         width: int,
     ):
         self.rows, self.tasks, self.width = rows, tasks, width
-        self.texts, self.images = texts, pictures
+        self.texts, self.images = texts, images
         self.labels = torch.tensor(
             [[self._label(row, task) for task in tasks] for row in rows], dtype=torch.long
         ).view(len(rows), len(tasks))
@@ -97,61 +97,60 @@ class MemeDataset:
 
     @property
     def num_truncated(self) -> int:
-        """How many items have words beyond what is read."""
+        """Number of items whose text is truncated."""
         return sum(self.num_truncated_words(index) > 0 for index in range(len(self)))
 
     def num_truncated_words(self, index: int) -> int:
-        """How many of an item's words lie beyond what is read."""
+        """Number of words that truncation removes from an item's text."""
         return self.texts.truncated_words.get(self.rows[index]["text"], 0)
 
     def subwords(self, index: int) -> list[str]:
-        """The pieces of an item's text."""
+        """Subwords of an item's text."""
         return self.texts.subwords.get(self.rows[index]["text"], [])
 
     def batch(self, indices: list[int]) -> Batch:
-        """What the head of this file names, of these items."""
-        texts, pictures = self._texts_and_images(indices)
-        of, shape = self.images.regions, self.images.shape
-        return (
-            self.pooled_batch(indices)
-            | self._tokens(texts)
-            | {"regions": stack_features(pictures, of, shape)}
-        )
+        """The batch of these items, with the keys listed in the module docstring."""
+        texts, images = self._texts_and_images(indices)
+        regions = stack_features(images, self.images.regions, self.images.shape)
+        return self.pooled_batch(indices) | self._tokens(texts) | {"regions": regions}
 
     def pooled_batch(self, indices: list[int]) -> Batch:
-        """The same without tokens and regions, which are large."""
-        texts, pictures = self._texts_and_images(indices)
-        of, known = self.texts, (self.texts.num_task_features,)
+        """The batch without tokens and regions, which are large."""
+        texts, images = self._texts_and_images(indices)
+        num_task_features = self.texts.num_task_features
         return {
-            "text_clip": stack_features(texts, of.clip, (self.width,)),
-            "picture_clip": stack_features(pictures, self.images.clip, (self.width,)),
-            "task_features": stack_features(texts, of.task_features, known),
+            "text_clip": stack_features(texts, self.texts.clip, (self.width,)),
+            "picture_clip": stack_features(images, self.images.clip, (self.width,)),
+            "task_features": stack_features(texts, self.texts.task_features, (num_task_features,)),
             "has_text": torch.tensor([text is not None for text in texts]),
-            "has_picture": torch.tensor([picture is not None for picture in pictures]),
+            "has_picture": torch.tensor([image is not None for image in images]),
             "labels": self.labels[indices],
         }
 
     def _texts_and_images(self, indices: list[int]) -> tuple[list[str | None], list[str | None]]:
-        """Text and picture of each item, None where it has none."""
+        """Text and image hash of each item, None where it is missing."""
         rows = [self.rows[index] for index in indices]
         return [row["text"] or None for row in rows], [row["image"] for row in rows]
 
     def _tokens(self, texts: list[str | None]) -> Batch:
         lengths = [0 if text is None else len(self.texts.tokens[text]) for text in texts]
         tokens = torch.zeros(len(texts), max(1, *lengths), self.texts.width)
-        for place, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        for index, (text, length) in enumerate(zip(texts, lengths, strict=True)):
             if length:
-                tokens[place, :length] = torch.from_numpy(self.texts.tokens[text]).float()
+                tokens[index, :length] = torch.from_numpy(self.texts.tokens[text]).float()
         mask = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
         return {"tokens": tokens, "token_mask": mask}
 
 
 def stack_features(
-    names: list[str | None], of: Mapping[str, np.ndarray], shape: tuple
+    names: list[str | None], features: Mapping[str, np.ndarray], shape: tuple
 ) -> torch.Tensor:
-    """What is known of each name, zeros where there is none.  -> (N, *shape)"""
-    found = np.zeros((len(names), *shape), np.float32)
-    for place, name in enumerate(names):
+    """Features of each name, zeros where the name is None.  -> (N, *shape) float32
+
+    Raises KeyError if a name has no features.
+    """
+    stacked = np.zeros((len(names), *shape), np.float32)
+    for index, name in enumerate(names):
         if name is not None:
-            found[place] = of[name]
-    return torch.from_numpy(found)
+            stacked[index] = features[name]
+    return torch.from_numpy(stacked)

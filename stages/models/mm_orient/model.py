@@ -1,53 +1,62 @@
 """MM-ORIENT: cross-modal relations and hierarchical interactive attention (arXiv:2508.16300).
 
-An item is a meme, a text and a picture, with a label for each of T tasks. B items, L pieces of a
-text, P regions of a picture, D the width of the aligned encoder:
+An item is a meme: a text and an image, with one label for each of T tasks. B items, L subwords of a
+text, P regions of an image, D the width of the aligned encoder:
 
-    q_t, q_v  pieces of the text encoder, regions of the picture  (B, L, D_t), (B, P, D_v)
-    E_t, E_i  what the aligned encoder says of text and picture   (B, D), unit length
-    v         what the attention of level 1 makes of q            (B, D_t), (B, D_v)
-    z         bias, what that of level 2 makes of a batch of v    (D_t,), (D_v,)
-    A_mn      graph of nodes E_m, its edges told by E_n           tt, ii in-modal, ti, it across
-    X_mn      relation features                                   (B, width)
+    q_t, q_v  subwords (text encoder), regions (image encoder)    (B, L, D_t), (B, P, D_v)
+    E_t, E_i  text and image features of the aligned encoder      (B, D), unit length
+    v         level 1: attention over the q of an item            (B, D_t), (B, D_v)
+    z         bias, level 2: attention over the v of a batch      (D_t,), (D_v,)
+    A_mn      graph: nodes E_m, edges by the similarity of E_n    mn: tt, ii, ti, it
+    X_mn      relation features                                   (B, output_dim)
 
-    h_i = GELU(w q_i + b);  a = softmax(h);  v = sum_i a_i q_i    WLA, RBA: Attention, attend
+    h_i = GELU(w q_i + b);  a = softmax(h);  v = sum_i a_i q_i    AttentionScorer, masked_softmax
     z = sum_b softmax_b(GELU(w' v_b + b')) v_b                    Hima, level 2
     H = [v || z]                                                  Hima
-    A_mn,ij = 1 where cos(E_n,i, E_n,j) > threshold_mn            Relations.edges
-    X_mn = L2norm([E_m,i || mean of E_m over N(i) and i] W + b)   Relations.layers, GraphSAGE
-    CMRL = [X_tt || X_ii || X_ti || X_it]                         Relations
+    A_mn,ij = 1 where cos(E_n,i, E_n,j) > threshold_mn            CrossModalRelations.build_edges
+    X_mn = L2norm([E_m,i || mean of E_m over N(i) and i] W + b)   CrossModalRelations.layers
+    CMRL = [X_tt || X_ii || X_ti || X_it]                         CrossModalRelations
     y_task = softmax(W_task MLP([H_t || H_v || CMRL || F]))       Model; F: task features
-    L = sum over tasks of cross-entropy                           loss
+    L = sum over tasks of cross-entropy                           compute_loss
 
-The public code (devraj-raghuvanshi/MM-ORIENT) has level 1 alone; its four layers are one linear
-map of node and mean, as are ours. Faults of it that are not followed: padding is attended to,
-what is said of an item depends on its batch, one array of labels serves five tasks.
+The public code (devraj-raghuvanshi/MM-ORIENT) implements level 1 only. Each of its four graph
+layers is one linear map of the node and the neighborhood mean, like ours. Three of its faults are
+not reproduced: it attends to padding, its predictions depend on batch composition, and one label
+array serves all five tasks.
 
-Where the paper is silent (in brackets the option, its default told first): the attention compares a
-vector u = GELU(W q + b) with a learned context, as its figure draws it, or is one linear map, as in
-the code [attention]. Level 2 has weights of its own. Its bias would make a prediction depend
-on the batch: training uses the batch's and keeps a running mean, which evaluation uses; or none; or
-the batch's [bias]. So would the graphs: in training they are over the batch, in evaluation an
-item's neighbours are those of a bank of training items; or of its batch [graph]. (An item of the
-bank is there its own neighbour, once more than in training.) Thresholds are those at which a share
-of the bank's pairs is linked, or given for each graph [density]. Relation features have length 1,
-numbers so small that the learner takes long to notice them: times the root of their width, or not
-[scale]. Pieces and regions pass a LayerNorm first, or none [layer_norm]; task features are
-standardised by the statistics of training. Labels of a task count alike, or by how rare they are
-[class_weights]; tasks alike, or by learned variances (arXiv:1705.07115) [task_weights]; nothing is
-learned from a task that nobody judged.
+Where the paper is silent, each choice is a config key (in brackets, the shipped value first):
 
-What is missing is attended to by none, has no edge that its modality would tell, is zero as a node
-and takes no part in the bias; training shows some items so.
+- [attention] context_vector: u = GELU(W q + b) is scored by a learned context vector, as in the
+  paper's figure. linear: one linear map, as in the code. Level 2 has its own weights.
+- [eval_bias] A bias z computed over the batch would make predictions depend on batch composition.
+  Training uses the batch's z and keeps a running mean, which evaluation uses (stored). Evaluation
+  can also use no bias (zero) or the batch's (batch).
+- [eval_graph] The same holds for the graphs. Training builds them over the batch. Evaluation links
+  an item to a bank of training items (bank) or to its batch (batch). An item that is itself in the
+  bank is its own neighbor once more than in training.
+- [density] Thresholds are set so that this fraction of the bank's pairs is linked. null: the
+  thresholds are given in [thresholds].
+- [scale] X_mn has length 1, so its entries are small and the MLP learns slowly from them. root
+  multiplies X_mn by the square root of its width; unit does not.
+- [use_layer_norm] Subwords and regions pass a LayerNorm before attention, or not.
+- [class_weight] All labels count equally, or inversely to their frequency (balanced).
+- [task_weighting] All tasks count equally, or by learned variances (arXiv:1705.07115). A task
+  without labels in the batch contributes no loss.
 
-To compare: without level 1 the mean stands for v, without level 2 there is no z; [inputs] that the
-learner reads instead are the mean piece, the mean region, [E_t || E_i], or all of these and F
-(concatenation). Noise may be added to all features; in evaluation an item always gets the same.
+Task features are standardized with the statistics of the training split.
+
+A missing modality is masked in attention, has no edges in the graphs built on it, is a zero node
+and is excluded from z. Modality dropout shows such items in training.
+
+Ablations: without level 1, v is the mean of q; without level 2 there is no z. Baselines [inputs]
+replace the input of the MLP by the mean subword, the mean region, [E_t || E_i], or all of these and
+F (concatenation). [feature_noise] adds noise to all features; at evaluation an item always gets the
+same noise.
 """
 
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,143 +66,146 @@ from torch_geometric.nn.conv import SAGEConv
 from stages.models.mm_orient import relation_graph
 from stages.models.mm_orient.dataset import UNLABELED
 from stages.models.mm_orient.feature_noise import add_noise, create_generators
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.modeling.layers import Standardizer
 from stages.shared.modeling.modality_dropout import drop_modality
-from stages.shared.runtime.stage import InputError
-from stages.shared.training.loop import Batch, LossTerms
+from stages.shared.training.batching import Batch
+from stages.shared.training.loop import LossTerms
 
-KINDS = ("memes",)  # of corpora
-GRAPHS = ("tt", "ii", "ti", "it")  # modality of the nodes, modality that tells the edges
+KINDS = ("memes",)  # supported kinds of corpora
+GRAPHS = ("tt", "ii", "ti", "it")  # modality of the nodes, modality that defines the edges
 MODALITIES = ("t", "i")
-ModalityPair = tuple[Tensor, Tensor]  # of the text and of the picture
+ModalityPair = tuple[Tensor, Tensor]  # text, image
 
 
 @config_class
 class RelationConfig:
-    """Numbers of CMRL."""
+    """The section `models.mm_orient.network.relations`: the graphs of CMRL."""
 
-    output_dim: int
-    scale: Literal["root", "unit"]
-    eval_graph: Literal["bank", "batch"]
-    memory_bank_size: int
-    density: float | None
-    thresholds: dict[str, float]
+    output_dim: int = Field(ge=1, description="width of X_mn, one graph's relation features")
+    scale: Literal["root", "unit"] = Field(description="length of X_mn: sqrt(width) or 1")
+    eval_graph: Literal["bank", "batch"] = Field(description="neighbors at evaluation")
+    memory_bank_size: int = Field(ge=1, description="training items stored in the model")
+    density: float | None = Field(
+        ge=0, le=1, description="fraction of pairs linked; null: use thresholds"
+    )
+    thresholds: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(
+        description="minimum cosine of an edge, by graph"
+    )
+
+    def __post_init__(self) -> None:
+        if set(self.thresholds) != set(GRAPHS):
+            raise ValueError(f"thresholds must have the keys {', '.join(GRAPHS)}")
 
     def scale_factor(self, width: int) -> float:
-        """What numbers of a vector of length 1 are multiplied by."""
+        """The factor applied to a vector of length 1."""
         return width**0.5 if self.scale == "root" else 1.0
 
 
 @config_class
 class NoiseConfig:
-    train_std: float
-    eval_std: float
+    """Gaussian noise added to every feature, in multiples of its root mean square."""
+
+    train_std: float = Field(ge=0, description="training; multiple of the feature's RMS")
+    eval_std: float = Field(ge=0, description="evaluation; multiple of the feature's RMS")
 
 
 @config_class
 class ModelConfig:
-    inputs: Literal["full", "text_only", "regions_only", "clip", "concatenation"]
-    use_layer_norm: bool
-    attention: Literal["linear", "context_vector"]
-    attention_dim: int
-    hima_levels: Literal["both", "first", "second", "none"]
-    eval_bias: Literal["stored", "zero", "batch"]
-    bias_momentum: float
-    use_cmrl: bool
+    """The section `models.mm_orient.network`."""
+
+    inputs: Literal["full", "text_only", "regions_only", "clip", "concatenation"] = Field(
+        description="the full model, or a baseline's inputs"
+    )
+    use_layer_norm: bool = Field(description="normalize subwords and regions before attention")
+    attention: Literal["linear", "context_vector"] = Field(description="attention scorer")
+    attention_dim: int = Field(ge=1, description="width of u, context_vector attention")
+    hima_levels: Literal["both", "first", "second", "none"] = Field(
+        description="levels of attention in HIMA"
+    )
+    eval_bias: Literal["stored", "zero", "batch"] = Field(description="z at evaluation")
+    bias_momentum: float = Field(gt=0, le=1, description="weight of a batch in the running mean")
+    use_cmrl: bool = Field(description="use the relation features X_mn")
     relations: RelationConfig
-    use_task_features: bool
-    hidden_layer_sizes: list[int]
-    dropout: float
-    class_weight: Literal["none", "balanced"]
-    task_weighting: Literal["equal", "uncertainty"]
+    use_task_features: bool = Field(description="use the task features F")
+    hidden_layer_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        description="widths of the MLP's hidden layers"
+    )
+    dropout: float = Field(ge=0, lt=1, description="after each hidden layer")
+    class_weight: Literal["none", "balanced"] = Field(
+        description="balanced: rare labels count more"
+    )
+    task_weighting: Literal["equal", "uncertainty"] = Field(
+        description="weights of the task losses"
+    )
     feature_noise: NoiseConfig
-    image_drop_prob: float
-    text_drop_prob: float
+    image_drop_prob: float = Field(ge=0, description="fraction of training items without image")
+    text_drop_prob: float = Field(ge=0, description="fraction of training items without text")
 
     def __post_init__(self) -> None:
-        graphs, missing = self.relations, (self.image_drop_prob, self.text_drop_prob)
-        sizes = (
-            self.attention_dim,
-            graphs.output_dim,
-            graphs.memory_bank_size,
-            *self.hidden_layer_sizes,
-        )
-        named = "attention_width, relations.width, relations.bank and sizes of hidden"
-        levels = graphs.thresholds.values()
-        faults = {
-            f"{named} must be 1 or more": min(sizes) < 1,
-            "hidden must name a layer": not self.hidden_layer_sizes,
-            "bias_momentum must be above 0, at most 1": not 0 < self.bias_momentum <= 1,
-            "dropout must be 0 or more and below 1": not 0 <= self.dropout < 1,
-            f"relations.thresholds must be of {', '.join(GRAPHS)}": (
-                set(graphs.thresholds) != set(GRAPHS)
-            ),
-            "relations.thresholds must be from -1 to 1": any(not -1 <= x <= 1 for x in levels),
-            "relations.density must be from 0 to 1, or null": not 0 <= (graphs.density or 0) <= 1,
-            "noise, missing_picture and missing_text must be 0 or more": (
-                min(self.feature_noise.train_std, self.feature_noise.eval_std, *missing) < 0
-            ),
-            "missing_picture + missing_text pass 1": sum(missing) > 1,
-        }
-        if found := [fault for fault, here in faults.items() if here]:
-            raise InputError(f"models.mm_orient.network: {'; '.join(found)}")
+        if not self.hidden_layer_sizes:
+            raise ValueError("hidden_layer_sizes is empty: give one size or more")
+        if self.image_drop_prob + self.text_drop_prob > 1:
+            raise ValueError("image_drop_prob + text_drop_prob is above 1: give less")
 
     @property
-    def hima_levels(self) -> tuple[bool, bool]:
-        """Whether HIMA has level 1, level 2."""
-        return self.hima_levels in ("both", "first"), self.hima_levels in ("both", "second")
+    def has_first_level(self) -> bool:
+        return self.hima_levels in ("both", "first")
+
+    @property
+    def has_second_level(self) -> bool:
+        return self.hima_levels in ("both", "second")
 
 
 @config_class
 class InputDims:
-    """What the model reads and says, measured on the corpus and its features."""
+    """Sizes of inputs and outputs, determined by the corpus and its features."""
 
-    tasks: dict[str, int]  # labels of each, in order
+    tasks: dict[str, int]  # task -> number of labels, in order
     text_width: int  # D_t
     region_width: int  # D_v
     pooled_width: int  # D
-    task_features: int  # width of F, may be 0
+    task_features: int  # width of F; 0: no task features
 
 
 @dataclass
 class MmOrientInputs:
-    """A batch as it is read: what is missing is zero, noise has been added."""
+    """Model inputs of a batch: missing modalities are zero, noise is added."""
 
     subwords: Tensor  # (B, L, D_t)
     subword_mask: Tensor  # (B, L)
     regions: Tensor  # (B, P, D_v)
     region_mask: Tensor  # (B, P)
     pooled: ModalityPair  # E_t, E_i (B, D)
-    available: ModalityPair  # (B,) there is a text, a picture
+    available: ModalityPair  # (B,) bool: has a text, has an image
     task_features: Tensor  # (B, F)
 
 
 @dataclass
 class HimaOutput:
-    """What HIMA made of one modality, and how."""
+    """Output and attention weights of HIMA for one modality."""
 
-    vector: Tensor  # (B, D) or (B, 2 D) H
-    weights: Tensor  # (B, N) a; equal ones without level 1
-    mask: Tensor  # (B, N) what there was to attend to
-    batch_weights: Tensor | None  # (B,) of level 2
+    vector: Tensor  # H: (B, D), or (B, 2 D) with level 2
+    weights: Tensor  # (B, N) a; uniform without level 1
+    mask: Tensor  # (B, N) valid positions
+    batch_weights: Tensor | None  # (B,) weights of level 2
 
 
 @dataclass
 class RelationOutput:
-    """Relation features, and each item's neighbours in each graph."""
+    """Relation features and neighbor counts by graph."""
 
-    vector: Tensor  # (B, 4 width)
+    vector: Tensor  # (B, 4 * output_dim)
     neighbor_counts: Tensor  # (B, 4)
-    candidate_counts: Tensor  # (B, 4) how many it might have
-    has_edge_features: Tensor  # (B, 4) it has what tells the edges
+    candidate_counts: Tensor  # (B, 4) possible neighbors
+    has_edge_features: Tensor  # (B, 4) bool: the modality that defines the edges is present
 
 
 @dataclass
 class MmOrientFeatures:
-    """What the learner reads, and where it comes from; None: not among the inputs."""
+    """Input of the MLP and its parts; a part that `inputs` excludes is None."""
 
-    vector: Tensor
+    vector: Tensor  # (B, width)
     text: HimaOutput | None
     image: HimaOutput | None
     relations: RelationOutput | None
@@ -201,31 +213,31 @@ class MmOrientFeatures:
 
 @dataclass
 class MmOrientPredictions:
-    """Of each task each item's label, as an index, and what all its labels are given."""
+    """Predicted label indices and label probabilities by task."""
 
     labels: dict[str, Tensor]  # (B,)
-    probabilities: dict[str, Tensor]  # (B, labels)
+    probabilities: dict[str, Tensor]  # (B, num_labels)
 
 
 @dataclass
 class HimaAttentionMaps:
-    """Where HIMA looks: weights of pieces (B, L), regions (B, P), items (B,); None without it."""
+    """Attention weights of HIMA; None where the model has no such attention."""
 
-    subwords: Tensor | None
-    regions: Tensor | None
-    batch_text: Tensor | None
-    batch_image: Tensor | None
+    subwords: Tensor | None  # (B, L)
+    regions: Tensor | None  # (B, P)
+    batch_text: Tensor | None  # (B,)
+    batch_image: Tensor | None  # (B,)
 
 
 # ------------------------------------------------------------------------------------------- HIMA
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """a, the softmax over what the mask has; 0 elsewhere, also where it has nothing.  (..., N)"""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # not in bf16
+    """a = softmax of scores (..., N) over valid positions; 0 elsewhere, and if none is valid."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # bf16 is too coarse
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
 
 
 class AttentionScorer(nn.Module):
-    """h of WLA, RBA and level 2.  (..., D) -> (...)"""
+    """Scores h of both levels of attention.  (..., D) -> (...)"""
 
     def __init__(self, width: int, network: ModelConfig):
         super().__init__()
@@ -239,35 +251,37 @@ class AttentionScorer(nn.Module):
 
 
 class Hima(nn.Module):
-    """Both levels of attention for one modality."""
+    """Hierarchical attention over one modality."""
 
     def __init__(self, width: int, network: ModelConfig):
         super().__init__()
         self.network = network
-        first, second = network.hima_levels
+        first, second = network.has_first_level, network.has_second_level
         self.norm = nn.LayerNorm(width) if network.use_layer_norm else nn.Identity()
         self.first = AttentionScorer(width, network) if first else None
         self.second = AttentionScorer(width, network) if second else None
         self.width = width * (2 if second else 1)
         self.register_buffer("bias", torch.zeros(width))  # running mean of z
 
-    def forward(self, q: Tensor, mask: Tensor, has: Tensor) -> HimaOutput:
-        """(B, N, D), (B, N), (B,)"""
+    def forward(self, q: Tensor, mask: Tensor, available: Tensor) -> HimaOutput:
+        """q (B, N, D), mask (B, N) of valid positions, available (B,) items with this modality."""
         q = self.norm(q)
         scores = torch.zeros_like(q[..., 0]) if self.first is None else self.first(q)
         weights = masked_softmax(scores, mask)
         v = (weights[:, None].to(q.dtype) @ q).squeeze(1)  # v = sum a q
         if self.second is None:
             return HimaOutput(v, weights, mask, None)
-        over = masked_softmax(self.second(v), has)
-        z = self.select_bias((over[None].to(v.dtype) @ v).squeeze(0), has)
-        return HimaOutput(torch.cat([v, z.to(v.dtype).expand_as(v)], -1), weights, mask, over)
+        batch_weights = masked_softmax(self.second(v), available)
+        batch_z = (batch_weights[None].to(v.dtype) @ v).squeeze(0)
+        z = self.select_bias(batch_z, available)
+        h = torch.cat([v, z.to(v.dtype).expand_as(v)], -1)  # H = [v || z]
+        return HimaOutput(h, weights, mask, batch_weights)
 
-    def select_bias(self, z: Tensor, has: Tensor) -> Tensor:
-        """The bias that is read, of the batch's z; training keeps it in mind."""
+    def select_bias(self, z: Tensor, available: Tensor) -> Tensor:
+        """The bias to use, given the batch's z. In training, updates the running mean."""
         if self.training:
-            if has.any():
-                momentum = self.network.bias_momentum if self.bias.any() else 1.0
+            if available.any():
+                momentum = self.network.bias_momentum if self.bias.any() else 1.0  # first batch
                 self.bias.lerp_(z.detach().to(self.bias), momentum)
             return z
         if self.network.eval_bias == "zero":
@@ -277,112 +291,120 @@ class Hima(nn.Module):
 
 # ------------------------------------------------------------------------------------------- CMRL
 class CrossModalRelations(nn.Module):
-    """Four graphs, a layer of GraphSAGE each, and the bank that evaluation sees."""
+    """Four graphs with one GraphSAGE layer each, and the bank of items used at evaluation."""
 
     def __init__(self, width: int, network: ModelConfig):
         super().__init__()
-        self.config = numbers = network.relations
+        self.config = config = network.relations
         self.layers = nn.ModuleDict(
-            {name: SAGEConv(width, numbers.output_dim, "mean", normalize=True) for name in GRAPHS}
+            {name: SAGEConv(width, config.output_dim, "mean", normalize=True) for name in GRAPHS}
         )
-        self.width = len(GRAPHS) * numbers.output_dim
-        given = torch.tensor([numbers.thresholds[name] for name in GRAPHS], dtype=torch.double)
-        self.register_buffer("thresholds", given)
+        self.width = len(GRAPHS) * config.output_dim
+        thresholds = [config.thresholds[name] for name in GRAPHS]
+        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.double))
+        size = config.memory_bank_size
         for m in MODALITIES:
-            self.register_buffer(f"bank_{m}", torch.zeros(numbers.memory_bank_size, width))
-            self.register_buffer(
-                f"bank_has_{m}", torch.zeros(numbers.memory_bank_size, dtype=torch.bool)
-            )
+            self.register_buffer(f"bank_{m}", torch.zeros(size, width))
+            self.register_buffer(f"bank_has_{m}", torch.zeros(size, dtype=torch.bool))
 
     def bank(self) -> tuple[ModalityPair, ModalityPair]:
-        """E_t, E_i (N, D) and what is there (N,); rows that training could not fill are missing."""
+        """E_t, E_i (N, D) and which rows are available (N,). Unused rows are not available."""
         pooled = tuple(getattr(self, f"bank_{m}") for m in MODALITIES)
         return pooled, tuple(getattr(self, f"bank_has_{m}") for m in MODALITIES)
 
     @torch.no_grad()
-    def fit_bank(self, pooled: ModalityPair, has: ModalityPair) -> None:
-        """Fill the bank with evenly spaced items of training; find thresholds of the density."""
-        size = min(self.config.memory_bank_size, len(has[0]))
-        places = torch.arange(size, device=has[0].device) * len(has[0]) // max(size, 1)
-        for kept, there, x, known in zip(*self.bank(), pooled, has, strict=True):
-            kept.zero_()[:size] = (x * known[:, None])[places].to(kept)
-            there.zero_()[:size] = known[places]
+    def fit_bank(self, pooled: ModalityPair, available: ModalityPair) -> None:
+        """Fill the bank with evenly spaced training items; set the thresholds by the density."""
+        num_items = len(available[0])
+        size = min(self.config.memory_bank_size, num_items)
+        indices = torch.arange(size, device=available[0].device) * num_items // max(size, 1)
+        for bank, in_bank, x, has in zip(*self.bank(), pooled, available, strict=True):
+            bank.zero_()[:size] = (x * has[:, None])[indices].to(bank)
+            in_bank.zero_()[:size] = has[indices]
         if self.config.density is not None:
-            found = {
-                m: relation_graph.find_threshold(l2_normalize(x), known, self.config.density)
-                for m, x, known in zip(MODALITIES, *self.bank(), strict=True)
+            thresholds = {
+                m: relation_graph.find_threshold(l2_normalize(x), has, self.config.density)
+                for m, x, has in zip(MODALITIES, *self.bank(), strict=True)
             }
-            self.thresholds.copy_(torch.tensor([found[name[1]] for name in GRAPHS]))
+            self.thresholds.copy_(torch.tensor([thresholds[name[1]] for name in GRAPHS]))
 
-    def build_edges(self, pooled: ModalityPair, has: ModalityPair, graph: str) -> Tensor:
-        """A_mn of a batch: its items' neighbours in it, or in the bank.  -> (2, E)"""
-        by, threshold = MODALITIES.index(graph[1]), self.thresholds[GRAPHS.index(graph)].item()
-        x = l2_normalize(pooled[by])
+    def build_edges(self, pooled: ModalityPair, available: ModalityPair, graph: str) -> Tensor:
+        """A_mn: edges from each item of a batch to its neighbors in the batch or bank -> (2, E)"""
+        n, threshold = MODALITIES.index(graph[1]), self.thresholds[GRAPHS.index(graph)].item()
+        x = l2_normalize(pooled[n])
         if self.within_batch:
-            return relation_graph.build_edges_within(x, has[by], threshold)
-        bank, there = self.bank()
+            return relation_graph.build_edges_within(x, available[n], threshold)
+        bank, in_bank = self.bank()
         return relation_graph.build_edges_between(
-            x, has[by], l2_normalize(bank[by]), there[by], threshold
+            x, available[n], l2_normalize(bank[n]), in_bank[n], threshold
         )
 
     @property
     def within_batch(self) -> bool:
+        """Whether neighbors are searched in the batch rather than in the bank."""
         return self.training or self.config.eval_graph == "batch"
 
-    def forward(self, pooled: ModalityPair, has: ModalityPair) -> RelationOutput:
-        with torch.autocast(has[0].device.type, enabled=False):
+    def forward(self, pooled: ModalityPair, available: ModalityPair) -> RelationOutput:
+        with torch.autocast(available[0].device.type, enabled=False):
             pooled = tuple(x.to(self.bank_t.dtype) for x in pooled)
-            found = [self.relation_features(pooled, has, graph) for graph in GRAPHS]
-        vectors, neighbours = zip(*found, strict=True)
-        known = has if self.within_batch else self.bank()[1]
-        told = torch.stack([has[MODALITIES.index(by)] for _, by in GRAPHS], 1)
-        others = torch.stack([known[MODALITIES.index(by)].sum() for _, by in GRAPHS])
-        others = others - int(self.within_batch) * told.long()  # an item is not its own neighbour
-        return RelationOutput(torch.cat(vectors, -1), torch.stack(neighbours, 1), others, told)
+            by_graph = [self.relation_features(pooled, available, graph) for graph in GRAPHS]
+        vectors, neighbor_counts = zip(*by_graph, strict=True)
+        candidates = available if self.within_batch else self.bank()[1]
+        modalities = [MODALITIES.index(n) for _, n in GRAPHS]
+        has_edge_features = torch.stack([available[n] for n in modalities], 1)
+        candidate_counts = torch.stack([candidates[n].sum() for n in modalities])
+        # In a batch an item does not count as its own neighbor.
+        candidate_counts = candidate_counts - int(self.within_batch) * has_edge_features.long()
+        return RelationOutput(
+            torch.cat(vectors, -1),
+            torch.stack(neighbor_counts, 1),
+            candidate_counts,
+            has_edge_features,
+        )
 
     def relation_features(
-        self, pooled: ModalityPair, has: ModalityPair, graph: str
+        self, pooled: ModalityPair, available: ModalityPair, graph: str
     ) -> tuple[Tensor, Tensor]:
-        """X_mn (B, width) and how many neighbours an item has (B,)."""
-        nodes = MODALITIES.index(graph[0])
-        edges, x = self.build_edges(pooled, has, graph), pooled[nodes]
-        neighbours = relation_graph.count_neighbors(edges, len(x))
-        itself = torch.arange(len(x), device=x.device)
-        sources = x if self.within_batch else torch.cat([self.bank()[0][nodes], x])
-        first = len(sources) - len(x)  # where the batch begins among what is averaged
-        edges = torch.cat([edges, torch.stack([itself, itself + first])], 1)
-        graph_of = relation_graph.build_adjacency(edges, (len(x), len(sources)), x.dtype)
-        vector = self.layers[graph]((sources, x), graph_of)
-        return self.config.scale_factor(self.config.output_dim) * vector, neighbours
+        """X_mn (B, output_dim) and the number of neighbors of each item (B,)."""
+        m = MODALITIES.index(graph[0])
+        edges, x = self.build_edges(pooled, available, graph), pooled[m]
+        neighbor_counts = relation_graph.count_neighbors(edges, len(x))
+        items = torch.arange(len(x), device=x.device)
+        sources = x if self.within_batch else torch.cat([self.bank()[0][m], x])
+        offset = len(sources) - len(x)  # first row of the batch in sources
+        edges = torch.cat([edges, torch.stack([items, items + offset])], 1)  # self-loops
+        adjacency = relation_graph.build_adjacency(edges, (len(x), len(sources)), x.dtype)
+        vector = self.layers[graph]((sources, x), adjacency)
+        return self.config.scale_factor(self.config.output_dim) * vector, neighbor_counts
 
 
 def l2_normalize(x: Tensor) -> Tensor:
-    """Rows of doubles of length 1; zeros stay."""
+    """Rows scaled to length 1, in double precision; zero rows stay zero."""
     return F.normalize(x.double(), dim=-1)
 
 
 # ------------------------------------------------------------------------------------------ model
 class Model(nn.Module):
-    """MM-ORIENT. A batch of memes is a dict of
+    """MM-ORIENT. A batch is a dict with the keys
 
     tokens (B, L, D_t), token_mask (B, L) bool
     regions (B, P, D_v)
-    text_clip, picture_clip (B, D)    unit length, zeros where missing
+    text_clip, picture_clip (B, D)    unit length, zero where missing
     task_features (B, F)
     has_text, has_picture (B,) bool
-    labels (B, T)    in the order of the tasks, UNJUDGED where nobody judged
+    labels (B, T)    label indices in the order of the tasks, UNLABELED where there is none
     """
 
     def __init__(self, network: ModelConfig, shapes: InputDims):
         super().__init__()
         self.network, self.shapes = network, shapes
         full, width = network.inputs == "full", 0
-        of_means = network if full else replace(network, hima_levels="none")
+        hima_config = network if full else replace(network, hima_levels="none")  # means
         if network.inputs in ("full", "text_only", "concatenation"):
-            self.read_pieces = Hima(shapes.text_width, of_means)
+            self.read_pieces = Hima(shapes.text_width, hima_config)
             width += self.read_pieces.width
         if network.inputs in ("full", "regions_only", "concatenation"):
-            self.read_regions = Hima(shapes.region_width, of_means)
+            self.read_regions = Hima(shapes.region_width, hima_config)
             width += self.read_regions.width
         if full and network.use_cmrl:
             self.relations = CrossModalRelations(shapes.pooled_width, network)
@@ -394,13 +416,13 @@ class Model(nn.Module):
             width += shapes.task_features
         sizes = [width, *network.hidden_layer_sizes]
         layers = [
-            [nn.Linear(before, after), nn.ReLU(), nn.Dropout(network.dropout)]
-            for before, after in pairwise(sizes)
+            [nn.Linear(size_in, size_out), nn.ReLU(), nn.Dropout(network.dropout)]
+            for size_in, size_out in pairwise(sizes)
         ]
         self.learner = nn.Sequential(*chain(*layers))
         self.heads = nn.ModuleList(nn.Linear(sizes[-1], n) for n in shapes.tasks.values())
-        most = max(shapes.tasks.values())
-        self.register_buffer("label_weights", torch.ones(len(shapes.tasks), most))
+        max_labels = max(shapes.tasks.values())
+        self.register_buffer("label_weights", torch.ones(len(shapes.tasks), max_labels))
         if network.task_weighting == "uncertainty":
             self.log_variance = nn.Parameter(torch.zeros(len(shapes.tasks)))
 
@@ -413,154 +435,162 @@ class Model(nn.Module):
         return self.network.use_task_features and self.network.inputs in ("full", "concatenation")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits of each task.  -> (B, labels)"""
+        """Logits by task, each (B, num_labels)."""
         hidden, tasks = self.learner(self.compute_features(batch).vector), self.shapes.tasks
         return {task: head(hidden) for task, head in zip(tasks, self.heads, strict=True)}
 
     def prepare_inputs(self, batch: Batch) -> MmOrientInputs:
-        has = batch["has_text"], batch["has_picture"]
+        """Zero the missing modalities of a batch, standardize task features and add noise."""
+        available = batch["has_text"], batch["has_picture"]
         pooled = batch["text_clip"], batch["picture_clip"]
-        piece_mask = batch["token_mask"] & has[0][:, None]
-        region_mask = has[1][:, None].expand(batch["regions"].shape[:2])
-        found = MmOrientInputs(
-            subwords=batch["tokens"] * piece_mask[..., None],
-            subword_mask=piece_mask,
+        subword_mask = batch["token_mask"] & available[0][:, None]
+        region_mask = available[1][:, None].expand(batch["regions"].shape[:2])
+        inputs = MmOrientInputs(
+            subwords=batch["tokens"] * subword_mask[..., None],
+            subword_mask=subword_mask,
             regions=batch["regions"] * region_mask[..., None],
             region_mask=region_mask,
-            pooled=tuple(x * there[:, None] for x, there in zip(pooled, has, strict=True)),
-            available=has,
-            task_features=self.standardise(batch["task_features"]) * has[0][:, None],
+            pooled=tuple(e * has[:, None] for e, has in zip(pooled, available, strict=True)),
+            available=available,
+            task_features=self.standardise(batch["task_features"]) * available[0][:, None],
         )
         noise = self.network.feature_noise
         sigma = noise.train_std if self.training else noise.eval_std
-        return self.add_input_noise(found, sigma) if sigma else found
+        return self.add_input_noise(inputs, sigma) if sigma else inputs
 
     def add_input_noise(self, x: MmOrientInputs, sigma: float) -> MmOrientInputs:
-        draws = None if self.training else create_generators(torch.cat(x.pooled, -1))
+        """Add noise to all features; at evaluation the noise depends on the item alone."""
+        generators = None if self.training else create_generators(torch.cat(x.pooled, -1))
         return replace(
             x,
-            subwords=add_noise(x.subwords, x.subword_mask, sigma, draws),
-            regions=add_noise(x.regions, x.region_mask, sigma, draws),
+            subwords=add_noise(x.subwords, x.subword_mask, sigma, generators),
+            regions=add_noise(x.regions, x.region_mask, sigma, generators),
             pooled=tuple(
-                add_noise(e, has, sigma, draws)
+                add_noise(e, has, sigma, generators)
                 for e, has in zip(x.pooled, x.available, strict=True)
             ),
-            task_features=add_noise(x.task_features, x.available[0], sigma, draws),
+            task_features=add_noise(x.task_features, x.available[0], sigma, generators),
         )
 
     def compute_features(self, batch: Batch) -> MmOrientFeatures:
-        """[H_t || H_v || CMRL || F], or what `inputs` names instead."""
+        """The input of the MLP: [H_t || H_v || CMRL || F], or that of a baseline."""
         x, inputs = self.prepare_inputs(batch), self.network.inputs
-        words = regions = related = None
+        text = image = relations = None
         parts = []
         if inputs in ("full", "text_only", "concatenation"):
-            words = self.read_pieces(x.subwords, x.subword_mask, x.available[0])
-            parts.append(words.vector)
+            text = self.read_pieces(x.subwords, x.subword_mask, x.available[0])
+            parts.append(text.vector)
         if inputs in ("full", "regions_only", "concatenation"):
-            regions = self.read_regions(x.regions, x.region_mask, x.available[1])
-            parts.append(regions.vector)
+            image = self.read_regions(x.regions, x.region_mask, x.available[1])
+            parts.append(image.vector)
         if inputs == "full" and self.network.use_cmrl:
-            related = self.relations(x.pooled, x.available)
-            parts.append(related.vector)
+            relations = self.relations(x.pooled, x.available)
+            parts.append(relations.vector)
         if self.uses_pooled:
             parts += [self.network.relations.scale_factor(e.shape[1]) * e for e in x.pooled]
         if self.uses_task_features:
             parts.append(x.task_features)
-        return MmOrientFeatures(torch.cat(parts, -1), words, regions, related)
+        return MmOrientFeatures(torch.cat(parts, -1), text, image, relations)
 
 
 @torch.no_grad()
 def fit_statistics(model: Model, items: Batch) -> None:
-    """Take from all training items, before training, what the model keeps of them.
+    """Set all buffers that depend on the training split; call it once before training.
 
-    The statistics of task features, the bank and its thresholds, the weights of labels. items: a
-    batch of them, of which tokens and regions are not read.
+    These are the statistics of the task features, the bank and its thresholds, and the label
+    weights. items: all training items as one batch; tokens and regions are not needed.
     """
-    has = items["has_text"], items["has_picture"]
+    available = items["has_text"], items["has_picture"]
     if model.shapes.task_features:
-        model.standardise.fit_normalization(items["task_features"][has[0]])
+        model.standardise.fit_normalization(items["task_features"][available[0]])
     if model.network.inputs == "full" and model.network.use_cmrl:
-        model.relations.fit_bank((items["text_clip"], items["picture_clip"]), has)
+        model.relations.fit_bank((items["text_clip"], items["picture_clip"]), available)
     if model.network.class_weight == "balanced":
         for weights, labels, count in zip(
             model.label_weights, items["labels"].T, model.shapes.tasks.values(), strict=True
         ):
-            found = labels[labels != UNLABELED].bincount(minlength=count)
-            balanced = found.sum() / (count * found.clamp(min=1))
-            weights[:count] = torch.where(found > 0, balanced, 1.0)
+            frequency = labels[labels != UNLABELED].bincount(minlength=count)
+            balanced = frequency.sum() / (count * frequency.clamp(min=1))
+            weights[:count] = torch.where(frequency > 0, balanced, 1.0)
 
 
 def task_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the items that somebody judged; 0 where there is none."""
+    """Mean cross-entropy in nats over labeled items; 0 if there are none."""
     if not (labels != UNLABELED).any():
         return 0 * logits.sum()
     return F.cross_entropy(logits.to(weights.dtype), labels, weights, ignore_index=UNLABELED)
 
 
 def compute_loss(model: Model, batch: Batch) -> LossTerms:
-    """A term a task. A learned variance s^2 makes exp(-log s^2) L + log s^2 / 2 of one."""
+    """The loss L of each task.
+
+    With [task_weighting] uncertainty: exp(-log s^2) L + log s^2 / 2, s^2 a learned variance.
+    """
     network = model.network
     if model.training:
         batch = drop_modality(batch, network.image_drop_prob, network.text_drop_prob, "has_text")
     terms = {}
-    for place, (task, logits) in enumerate(model(batch).items()):
-        labels, weights = batch["labels"][:, place], model.label_weights[place]
+    for index, (task, logits) in enumerate(model(batch).items()):
+        labels, weights = batch["labels"][:, index], model.label_weights[index]
         term = task_loss(logits, labels, weights[: logits.shape[1]])
         if network.task_weighting == "uncertainty" and (labels != UNLABELED).any():
-            s = model.log_variance[place]
-            term = (-s).exp() * term + s / 2
+            log_variance = model.log_variance[index]
+            term = (-log_variance).exp() * term + log_variance / 2
         terms[task] = term
     return terms
 
 
 @torch.no_grad()
 def predict(model: Model, batch: Batch) -> MmOrientPredictions:
-    """Each task's most probable label, and the probabilities of all."""
-    found = {task: logits.float().softmax(-1) for task, logits in model(batch).items()}
-    return MmOrientPredictions({task: p.argmax(-1) for task, p in found.items()}, found)
+    """The most probable label of each task and the probabilities of all labels."""
+    probabilities = {task: logits.float().softmax(-1) for task, logits in model(batch).items()}
+    labels = {task: p.argmax(-1) for task, p in probabilities.items()}
+    return MmOrientPredictions(labels, probabilities)
 
 
 def normalized_entropy(weights: Tensor, mask: Tensor) -> Tensor:
-    """Entropy of attention over that of equal weights: 1, it is a mean; 0, it looks at one alone.
+    """Entropy of attention weights, divided by that of uniform weights.  (B, N), (B, N) -> (B,)
 
-    NaN where there are no two to choose between.  (B, N), (B, N) -> (B,)
+    1: uniform; 0: all weight on one position; NaN with fewer than two valid positions.
     """
-    held = mask.sum(1)
+    count = mask.sum(1)
     entropy = -torch.xlogy(weights, weights).sum(1)
-    return torch.where(held > 1, entropy / held.clamp(min=2).log(), torch.nan)
+    return torch.where(count > 1, entropy / count.clamp(min=2).log(), torch.nan)
 
 
 @torch.no_grad()
 def diagnostics(model: Model, batch: Batch) -> dict[str, Tensor]:
-    """What to watch while training: name -> (B,), NaN where an item lacks what it is about.
+    """Metrics to monitor in training: name -> (B,), NaN where they do not apply to an item.
 
-    density_GRAPH: neighbours an item has, of those it might have; isolated_GRAPH: 1 where it has
-    none; evenness of the attention to pieces and regions.
+    density_GRAPH: neighbors as a fraction of possible neighbors; isolated_GRAPH: 1 without
+    neighbors, else 0; evenness_words, evenness_regions: normalized entropy of level-1 attention.
     """
-    read, found = model.compute_features(batch), {}
-    if related := read.relations:
-        told = related.has_edge_features & (related.candidate_counts > 0)
+    features, metrics = model.compute_features(batch), {}
+    if relations := features.relations:
+        has_candidates = relations.has_edge_features & (relations.candidate_counts > 0)
         density = torch.where(
-            told, related.neighbor_counts / related.candidate_counts.clamp(min=1), torch.nan
+            has_candidates,
+            relations.neighbor_counts / relations.candidate_counts.clamp(min=1),
+            torch.nan,
         )
         isolated = torch.where(
-            related.has_edge_features, (related.neighbor_counts == 0).float(), torch.nan
+            relations.has_edge_features, (relations.neighbor_counts == 0).float(), torch.nan
         )
-        for place, graph in enumerate(GRAPHS):
-            found[f"density_{graph}"] = density[:, place]
-            found[f"isolated_{graph}"] = isolated[:, place]
-    if model.network.inputs == "full" and model.network.hima_levels[0]:
-        for name, of in (("words", read.text), ("regions", read.image)):
-            found[f"evenness_{name}"] = normalized_entropy(of.weights, of.mask)
-    return found
+        for index, graph in enumerate(GRAPHS):
+            metrics[f"density_{graph}"] = density[:, index]
+            metrics[f"isolated_{graph}"] = isolated[:, index]
+    if model.network.inputs == "full" and model.network.has_first_level:
+        for name, hima in (("words", features.text), ("regions", features.image)):
+            metrics[f"evenness_{name}"] = normalized_entropy(hima.weights, hima.mask)
+    return metrics
 
 
 @torch.no_grad()
 def attention_maps(model: Model, batch: Batch) -> HimaAttentionMaps:
-    """Where both levels look; means look everywhere alike."""
-    read = model.compute_features(batch)
-    words, regions = (
-        (None, None) if of is None else (of.weights, of.batch_weights)
-        for of in (read.text, read.image)
+    """Attention weights of both levels; uniform weights where a level is a mean."""
+    features = model.compute_features(batch)
+    text, image = (
+        (None, None) if hima is None else (hima.weights, hima.batch_weights)
+        for hima in (features.text, features.image)
     )
-    return HimaAttentionMaps(words[0], regions[0], words[1], regions[1])
+    return HimaAttentionMaps(text[0], image[0], text[1], image[1])

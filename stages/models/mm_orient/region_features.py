@@ -1,7 +1,7 @@
-"""Regions of a picture for MM-ORIENT: the last cells of a frozen ResNet, through the store.
+"""Region features of images for MM-ORIENT: the last feature map of a frozen ResNet, cached.
 
-A ResNet-101 on pictures of 320 pixels has 10 x 10 cells of 2048 numbers: as many as the 100 regions
-of 2048 numbers that the paper takes from Mask R-CNN, which does not install with pip.
+A ResNet-101 on images of 320 x 320 pixels gives 10 x 10 cells of 2048 channels. The paper uses 100
+regions of 2048 features from Mask R-CNN, which cannot be installed with pip.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,57 +23,67 @@ from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device, inference_context
 
-IMAGE_BATCH_SIZE = 8  # part of the store's key
+IMAGE_BATCH_SIZE = 8  # part of the cache key
 
 
 class RegionExtractor:
-    """A frozen ResNet of torchvision by name; weights `none`: its user loads them into `net`.
+    """A frozen ResNet of torchvision.
 
-    size: side of the picture that it reads, pixels. Raises WrongInput if weights cannot be had.
+    weights: `none` if the caller loads them into `net`. image_size: side of the input image in
+    pixels. grid_size: G. Raises InputError if the weights cannot be loaded.
     """
 
     def __init__(
-        self, name: resnet.ResNetName, weights: resnet.ResNetWeights, size: int, grid: int
+        self,
+        name: resnet.ResNetName,
+        weights: resnet.ResNetWeights,
+        image_size: int,
+        grid_size: int,
     ):
-        self.name, self.size = name, size
-        self.net = resnet.ResNet(name, weights, grid).to(get_device()).eval().requires_grad_(False)
+        self.name, self.image_size = name, image_size
+        net = resnet.ResNet(name, weights, grid_size)
+        self.net = net.to(get_device()).eval().requires_grad_(False)
 
     def _fingerprint(self) -> str:
-        digest = sha256(f"{self.name} {self.size} {self.net.grid}".encode())
+        digest = sha256(f"{self.name} {self.image_size} {self.net.grid}".encode())
         for name, weight in self.net.state_dict().items():
             digest.update(name.encode() + weight.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def extract(self, folder: Path, names: list[str]) -> Mapping[str, np.ndarray]:
-        """(G * G, C) fp16 of the pictures with these sha256, from the shards in `folder`.
+        """Features of the images with these sha256, each (G * G, C) float16.
 
-        Raises WrongInput if a picture is not in the shards.
+        folder: holds the image shards. Raises InputError if an image is not in them.
         """
         store = open_feature_cache("regions", self._fingerprint(), IMAGE_BATCH_SIZE)
 
-        def compute(contents: list[bytes]) -> list[bytes]:
-            pixels = torch.stack([resnet.load_pixels(content, self.size) for content in contents])
+        def compute_batch(contents: list[bytes]) -> list[bytes]:
+            pixels = torch.stack(
+                [resnet.load_pixels(content, self.image_size) for content in contents]
+            )
             with inference_context():
                 cells = self.net(resnet.normalize_pixels(pixels.to(get_device())))
-            return [pack_features(cells=one) for one in cells]
+            return [pack_features(cells=image_cells) for image_cells in cells]
 
         if missing := set(store.missing_keys(names)):
-            found = (
+            images = (
                 (row["sha256"], row["bytes"])
                 for row in image_store.read_images(folder)
                 if row["sha256"] in missing
             )
             store.compute_missing(
-                progress_bar(found, "regions", len(missing)), compute, IMAGE_BATCH_SIZE
+                progress_bar(images, "regions", len(missing)), compute_batch, IMAGE_BATCH_SIZE
             )
             if absent := store.missing_keys(missing):
-                raise InputError(f"{folder} lacks the picture {absent[0]}: run `dvc repro`")
+                raise InputError(f"{folder} lacks the image {absent[0]}: run `dvc repro`")
         return StoredRegions(store, names)
 
 
 class StoredRegions(Mapping[str, np.ndarray]):
-    """Regions by picture, read from the store when they are asked for: together they may not fit
-    into memory."""
+    """Region features by image hash, read from the store on access.
+
+    The features of a whole corpus may not fit into memory.
+    """
 
     def __init__(self, store: Store, names: list[str]):
         self.store, self.names = store, dict.fromkeys(names)

@@ -1,13 +1,14 @@
-"""What is known of a meme's words before anything is trained: MM-ORIENT's task features.
+"""Task features of MM-ORIENT: features of a meme's text that need no training.
 
-    params = Params(lexicon=True, toxicity="none", pieces=128)
-    rows = read(["so you think you can cook"], params)   (1, width(params)), columns: names(params)
+    config = TaskFeatureConfig(use_lexicon=True, toxicity_model="none", max_subwords=128)
+    rows = compute_features(["so you think you can cook"], config)
+    rows.shape == (1, feature_dim(config)); its columns are feature_names(config)
 
-The lexicon block has VADER's four scores (its package holds the words, under the MIT licence) and
-shares of words of a few classes, listed here; both know English only, and give other languages
-little but the figures of their spelling. The paper's own lexicon, NRC's, is for research alone, and
-Empath's package states no licence: neither is used. A model of toxicity, by its Hugging Face name,
-adds the mean of its last hidden states.
+The lexicon block has the four scores of VADER (its package includes the lexicon under the MIT
+license) and shares of words of a few classes, which are listed here. Both cover English only: texts
+in other languages get little but spelling features. The paper's NRC lexicon is licensed for
+research only and Empath's package states no license, so neither is used. A toxicity model, given by
+its Hugging Face name, adds the mean of its last hidden states.
 """
 
 import math
@@ -20,17 +21,12 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from stages.shared.backbones import bert
 from stages.shared.backbones.bert import TextEncoder
-from stages.shared.core.config import config_class
-from stages.shared.runtime.stage import InputError
+from stages.shared.core.config import Field, config_class
 
 NO_MODEL = "none"
-VADER_FEATURES = (
-    "negative",
-    "neutral",
-    "positive",
-    "compound",
-)  # shares of words, and a sum in -1 to 1
-# Shares of words, without apostrophes: cleaning may have taken these out.
+# Three shares of words, and a score from -1 to 1.
+VADER_FEATURES = ("negative", "neutral", "positive", "compound")
+# Shares of words. Words have no apostrophes here, since cleaning may have removed them.
 WORD_CLASSES = {
     "self": "i im ive ill me my mine myself we us our ours",
     "addressed": "you youre youve your yours yourself u ur",
@@ -70,13 +66,11 @@ _WORD_SETS = {name: frozenset(words.split()) for name, words in WORD_CLASSES.ite
 
 @config_class
 class TaskFeatureConfig:
-    use_lexicon: bool
-    toxicity_model: str
-    max_subwords: int
+    """The section `classifiers.<run>.task_features`."""
 
-    def __post_init__(self) -> None:
-        if self.max_subwords < 1:
-            raise InputError("params.yaml: task_features.pieces must be 1 or more")
+    use_lexicon: bool = Field(description="sentiment, word classes and spelling; English")
+    toxicity_model: str = Field(description="none, or a BERT by its Hugging Face name")
+    max_subwords: int = Field(ge=1, description="maximum text length of the toxicity model")
 
 
 @cache
@@ -85,73 +79,80 @@ def _vader() -> SentimentIntensityAnalyzer:
 
 
 def compute_lexicon_features(text: str) -> list[float]:
-    """The figures that KEYS names; of a text without words zeros."""
+    """The values of LEXICON_FEATURES for a text; zeros if it has no words."""
     words = WORD_PATTERN.findall(text)
     if not words:
         return [0.0] * len(LEXICON_FEATURES)
     scores = _vader().polarity_scores(text)
-    bare = [regex.sub(APOSTROPHE_PATTERN, "", word).lower() for word in words]
-    letters = "".join(bare)
+    normalized = [regex.sub(APOSTROPHE_PATTERN, "", word).lower() for word in words]
+    letters = "".join(normalized)
     return [
         *(scores[key] for key in ("neg", "neu", "pos", "compound")),
-        *(sum(word in known for word in bare) / len(bare) for known in _WORD_SETS.values()),
+        *(
+            sum(word in word_set for word in normalized) / len(normalized)
+            for word_set in _WORD_SETS.values()
+        ),
         math.log1p(len(words)),
         math.log1p(len(letters) / len(words)),
         ratio(regex.findall(r"\p{Lu}", text), letters),
         ratio(regex.findall(r"\p{Nd}", text), letters),
         text.count("!") / len(words),
         text.count("?") / len(words),
-        ratio(list(filter(ELONGATED_PATTERN.search, bare)), bare),
+        ratio(list(filter(ELONGATED_PATTERN.search, normalized)), normalized),
     ]
 
 
-def ratio(found: list[str], of: str | list[str]) -> float:
-    return len(found) / max(len(of), 1)
+def ratio(part: list[str], whole: str | list[str]) -> float:
+    """Quotient of the lengths, 0 if `whole` is empty."""
+    return len(part) / max(len(whole), 1)
 
 
-def save_toxicity_model(params: TaskFeatureConfig, folder: Path) -> None:
-    """Write the model of toxicity, if there is one, as what `toxicity` can name instead."""
-    if params.toxicity_model != NO_MODEL:
-        encoder = _load_toxicity_model(params)
+def save_toxicity_model(config: TaskFeatureConfig, folder: Path) -> None:
+    """Write the toxicity model, if there is one; `toxicity_model` can then name `folder`."""
+    if config.toxicity_model != NO_MODEL:
+        encoder = _load_toxicity_model(config)
         encoder.bert.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
 
 
 @cache
-def _load_toxicity_model(params: TaskFeatureConfig) -> TextEncoder:
-    return bert.load(params.toxicity_model, 0, params.max_subwords)
+def _load_toxicity_model(config: TaskFeatureConfig) -> TextEncoder:
+    return bert.load(config.toxicity_model, 0, config.max_subwords)
 
 
-def feature_names(params: TaskFeatureConfig) -> list[str]:
-    """Of the columns. Raises WrongInput if the model cannot be had, or reads fewer pieces."""
-    found = list(LEXICON_FEATURES) if params.use_lexicon else []
-    if params.toxicity_model != NO_MODEL:
-        found += [f"toxicity {place}" for place in range(_load_toxicity_model(params).width)]
-    return found
+def feature_names(config: TaskFeatureConfig) -> list[str]:
+    """Names of the columns of `compute_features`.
+
+    Raises InputError if the toxicity model cannot be loaded or does not support `max_subwords`.
+    """
+    names = list(LEXICON_FEATURES) if config.use_lexicon else []
+    if config.toxicity_model != NO_MODEL:
+        names += [f"toxicity {index}" for index in range(_load_toxicity_model(config).width)]
+    return names
 
 
-def feature_dim(params: TaskFeatureConfig) -> int:
-    """F, 0 where neither block is wanted."""
-    return len(feature_names(params))
+def feature_dim(config: TaskFeatureConfig) -> int:
+    """F, the number of columns; 0 if neither block is enabled."""
+    return len(feature_names(config))
 
 
-def compute_features(texts: list[str], params: TaskFeatureConfig) -> np.ndarray:
-    """The blocks that params name, side by side.  -> (N, F) floats"""
+def compute_features(texts: list[str], config: TaskFeatureConfig) -> np.ndarray:
+    """Task features of N texts.  -> (N, F) float32"""
     blocks = [np.zeros((len(texts), 0), np.float32)]
-    if params.use_lexicon:
+    if config.use_lexicon:
         rows = [compute_lexicon_features(text) for text in texts]
         blocks.append(np.array(rows, np.float32).reshape(len(texts), len(LEXICON_FEATURES)))
-    if params.toxicity_model != NO_MODEL:
-        blocks.append(_compute_toxicity_features(texts, _load_toxicity_model(params)))
+    if config.toxicity_model != NO_MODEL:
+        blocks.append(_compute_toxicity_features(texts, _load_toxicity_model(config)))
     return np.concatenate(blocks, 1)
 
 
 def _compute_toxicity_features(texts: list[str], encoder: TextEncoder) -> np.ndarray:
-    """The mean of each text's last hidden states, zeros of one without pieces.  -> (N, D)"""
+    """Mean of the last hidden states of each text; zeros for a text without subwords.  -> (N, D)"""
     rows = [encoder.tokenize(text.split()).ids for text in texts]
-    states = encoder.encode_frozen(rows)  # of its last layer: none is tuned
-    found = np.zeros((len(texts), encoder.width), np.float32)
-    for place, (row, state) in enumerate(zip(rows, states, strict=True)):
+    states = encoder.encode_frozen(rows)
+    features = np.zeros((len(texts), encoder.width), np.float32)
+    for index, (row, state) in enumerate(zip(rows, states, strict=True)):
         if row:
-            found[place] = state[1:-1].astype(np.float32).mean(0)
-    return found
+            features[index] = state[1:-1].astype(np.float32).mean(0)  # no special tokens
+    return features

@@ -1,4 +1,4 @@
-"""A trained reader of memes lies in a folder that needs nothing else, and says the same from it."""
+"""A saved MM-ORIENT restores from its folder alone and predicts the same."""
 
 import shutil
 import socket
@@ -24,16 +24,16 @@ from tests.support.mm_orient_corpus import (
     train_classifier,
 )
 
-ONE_STEP = prefix_run_changes(training__steps=1)
-RESNET = prefix_run_changes(picture__encoder="resnet18")
+ONE_STEP = prefix_run_changes(training__max_steps=1)
+RESNET = prefix_run_changes(image__encoder="resnet18")
 MINILM = prefix_run_changes(text__encoder="minilm")
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """place(changes): a project with these values in params.yaml, which is current from then on.
+def make_project(tmp_path, monkeypatch):
+    """make_project(changes): create a project with changed params.yaml and enter its folder.
 
-    BERT stands for the folder of a tiny one.
+    The value BERT is replaced by the folder of a tiny BERT.
     """
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
@@ -48,26 +48,26 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """nowhere(): as on a machine that has the folder of the model alone, and asks nobody."""
+def isolated(tmp_path, monkeypatch):
+    """isolated(): remove everything but the model folder and block the network."""
 
-    def go():
+    def isolate():
         shutil.rmtree(tmp_path / "bert")
         (tmp_path / "params.yaml").unlink()
-        monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "another home"))
-        monkeypatch.setattr(resnet, "_fill", None)
+        monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "other_home"))
+        monkeypatch.setattr(resnet, "_load_pretrained_weights", None)
         monkeypatch.setattr(socket.socket, "connect", None)
         monkeypatch.setattr(socket, "getaddrinfo", None)
         monkeypatch.delenv("HF_HUB_OFFLINE")
-        (tmp_path / "nowhere").mkdir()
-        monkeypatch.chdir(tmp_path / "nowhere")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
 
-    return go
+    return isolate
 
 
 @pytest.fixture
-def filled(monkeypatch):
-    """torchvision's weights, here those of chance."""
+def random_resnet(monkeypatch):
+    """Random weights instead of a download from torchvision."""
 
     def fill(net, name):
         with torch.random.fork_rng():
@@ -75,179 +75,182 @@ def filled(monkeypatch):
             for weight in net.parameters():
                 torch.nn.init.normal_(weight, std=0.05)
 
-    monkeypatch.setattr(resnet, "_fill", fill)
+    monkeypatch.setattr(resnet, "_load_pretrained_weights", fill)
 
 
-def items_of(reader, folders, split="test") -> meme_dataset.MemeDataset:
-    pictures, records, embed = folders
-    return reader.items(
-        meme_dataset.load_splits(records)[split], feature_store.read_features(embed), pictures
-    )
+def build_dataset(classifier, folders, split="test") -> meme_dataset.MemeDataset:
+    images, records, embed = folders
+    rows = meme_dataset.load_splits(records)[split]
+    return classifier.build_dataset(rows, feature_store.read_features(embed), images)
 
 
-def probabilities(reader, folders) -> dict[str, torch.Tensor]:
-    """Of every task, of all test items."""
-    items = items_of(reader, folders)
-    batch = items.batch(list(range(len(items))))
-    return reader.paper.predict(reader.model, batch).probabilities
+def predict_test_split(classifier, folders) -> dict[str, torch.Tensor]:
+    """Probabilities of all test items by task."""
+    dataset = build_dataset(classifier, folders)
+    batch = dataset.batch(list(range(len(dataset))))
+    return classifier.paper.predict(classifier.model, batch).probabilities
 
 
-def files(folder) -> set[str]:
+def file_names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
-    ("changes", "also"),
+    ("changes", "extra_files"),
     [
         ({}, set()),
         (prefix_run_changes(text__encoder="BERT"), {"text_encoder"}),
         (MINILM, {"text_encoder"}),
         (RESNET, {"regions.safetensors"}),
-        (prefix_run_changes(task_features__toxicity="BERT"), {"toxicity"}),
+        (prefix_run_changes(task_features__toxicity_model="BERT"), {"toxicity"}),
     ],
     ids=["cached", "bert", "minilm", "resnet18", "toxicity"],
 )
-def test_what_was_saved_says_the_same_without_params_or_network(
-    place, nowhere, filled, changes, also
+def test_a_saved_classifier_predicts_the_same_without_params_or_network(
+    make_project, isolated, random_resnet, changes, extra_files
 ):
-    folder = place(changes)
-    given = mm_orient_corpus.write_meme_corpus(folder)
-    reader, model = save_trained_classifier(folder, given)
-    assert files(model) == {"config.json", "model.safetensors", "encoder"} | also
-    wanted = probabilities(reader, given)
-    nowhere()
-    again = mm_orient_checkpoint.restore(model)
-    found = probabilities(again, given)
-    assert found.keys() == wanted.keys() == mm_orient_corpus.LEARNED_TASKS.keys()
-    assert all(torch.equal(found[task], wanted[task]) for task in wanted)
-    assert again.config == reader.config and not again.model.training
+    folder = make_project(changes)
+    folders = mm_orient_corpus.write_meme_corpus(folder)
+    classifier, model = save_trained_classifier(folder, folders)
+    assert file_names(model) == {"config.json", "model.safetensors", "encoder"} | extra_files
+    expected = predict_test_split(classifier, folders)
+    isolated()
+    restored = mm_orient_checkpoint.restore(model)
+    predictions = predict_test_split(restored, folders)
+    assert predictions.keys() == expected.keys() == mm_orient_corpus.LEARNED_TASKS.keys()
+    assert all(torch.equal(predictions[task], expected[task]) for task in expected)
+    assert restored.config == classifier.config and not restored.model.training
 
 
-def test_the_weights_of_an_installed_package_are_not_copied(place):
-    folder = place(MINILM)
+def test_the_weights_of_an_installed_package_are_not_copied(make_project):
+    folder = make_project(MINILM)
     _, model = save_trained_classifier(folder, mm_orient_corpus.write_meme_corpus(folder))
-    assert "model.safetensors" not in files(model / TEXT_ENCODER_DIR)
+    assert "model.safetensors" not in file_names(model / TEXT_ENCODER_DIR)
 
 
-def test_a_text_encoder_of_its_own_reads_so_many_pieces_and_tells_what_it_cut(place):
-    folder = place(prefix_run_changes(text__encoder="BERT", text__pieces=2))
-    given = mm_orient_corpus.write_meme_corpus(folder)
-    reader, _, items = train_classifier(given)
-    texts = [row["text"] for row in items.rows]
-    assert items.batch([0, 2, 3])["tokens"].shape == (3, 2, tiny_bert.MODEL_SIZES["hidden_size"])
-    cut = [max(0, len(text.split()) - 2) for text in texts]
-    assert [items.num_truncated_words(index) for index in range(len(items))] == cut
-    assert items.num_truncated == sum(map(bool, cut)) > 0
-    assert (
-        items.subwords(0) == texts[0].split()[:2]
-        and items.subwords(mm_orient_corpus.WITHOUT_TEXT) == []
-    )
-    assert all(
-        not weight.requires_grad for one in reader.frozen_modules() for weight in one.parameters()
-    )
+def test_a_text_encoder_truncates_texts_and_counts_truncated_words(make_project):
+    folder = make_project(prefix_run_changes(text__encoder="BERT", text__max_subwords=2))
+    folders = mm_orient_corpus.write_meme_corpus(folder)
+    classifier, _, dataset = train_classifier(folders)
+    texts = [row["text"] for row in dataset.rows]
+    assert dataset.batch([0, 2, 3])["tokens"].shape == (3, 2, tiny_bert.MODEL_SIZES["hidden_size"])
+    truncated = [max(0, len(text.split()) - 2) for text in texts]
+    assert [dataset.num_truncated_words(index) for index in range(len(dataset))] == truncated
+    assert dataset.num_truncated == sum(map(bool, truncated)) > 0
+    assert dataset.subwords(0) == texts[0].split()[:2]
+    assert dataset.subwords(mm_orient_corpus.WITHOUT_TEXT) == []
+    for module in classifier.frozen_modules():
+        assert not any(weight.requires_grad for weight in module.parameters())
 
 
-def test_tokens_are_those_of_the_text_encoder_without_its_special_ones(place):
-    folder = place(prefix_run_changes(text__encoder="BERT"))
-    reader, _, items = train_classifier(mm_orient_corpus.write_meme_corpus(folder))
-    batch = items.batch([0])
-    ids = reader.text_encoder.tokenize(items.rows[0]["text"].split()).ids
-    (states,) = reader.text_encoder.encode_frozen([ids])
-    assert batch["tokens"].shape[1] == len(ids) == len(items.subwords(0))
+def test_token_features_exclude_special_tokens(make_project):
+    folder = make_project(prefix_run_changes(text__encoder="BERT"))
+    classifier, _, dataset = train_classifier(mm_orient_corpus.write_meme_corpus(folder))
+    batch = dataset.batch([0])
+    ids = classifier.text_encoder.tokenize(dataset.rows[0]["text"].split()).ids
+    (states,) = classifier.text_encoder.encode_frozen([ids])
+    assert batch["tokens"].shape[1] == len(ids) == len(dataset.subwords(0))
     assert torch.equal(batch["tokens"][0], torch.from_numpy(states[1:-1]).float())
 
 
-def test_regions_are_the_cells_of_a_resnet_that_nothing_trains(place, filled):
-    folder = place(RESNET)
-    reader, _, items = train_classifier(mm_orient_corpus.write_meme_corpus(folder))
-    assert items.batch([0, 1])["regions"].shape == (2, 4, 512)
+def test_regions_are_the_cells_of_a_frozen_resnet(make_project, random_resnet):
+    folder = make_project(RESNET)
+    classifier, _, dataset = train_classifier(mm_orient_corpus.write_meme_corpus(folder))
+    assert dataset.batch([0, 1])["regions"].shape == (2, 4, 512)
     before = mm_orient_checkpoint.build_region_extractor(
         load_run_config().image, "default"
     ).net.state_dict()
     assert all(
         torch.equal(value, before[name])
-        for name, value in reader.region_extractor.net.state_dict().items()
+        for name, value in classifier.region_extractor.net.state_dict().items()
     )
-    name = items.rows[0]["image"]
+    name = dataset.rows[0]["image"]
     content = image_store.load_image_bytes(folder / "augment/memes/images", [name])[name]
     pixels = resnet.normalize_pixels(resnet.load_pixels(content, 64))[None]
     torch.testing.assert_close(
-        items.batch([0])["regions"], reader.region_extractor.net(pixels), atol=1e-2, rtol=1e-2
+        dataset.batch([0])["regions"], classifier.region_extractor.net(pixels), atol=1e-2, rtol=1e-2
     )  # cached in half precision
 
 
-def test_regions_are_named_by_the_pictures_that_were_asked_for(place, filled):
-    folder = place(RESNET)
-    pictures, records, _ = mm_orient_corpus.write_meme_corpus(folder)
+def test_region_features_are_keyed_by_the_requested_images(make_project, random_resnet):
+    folder = make_project(RESNET)
+    images, records, _ = mm_orient_corpus.write_meme_corpus(folder)
     names = [row["image"] for row in meme_dataset.load_splits(records)["test"] if row["image"]]
-    reader = mm_orient_checkpoint.build_region_extractor(load_run_config().image, "default")
-    found = reader.extract(pictures / "images", names[:2])
-    assert list(found) == names[:2] and len(found) == 2 and found[names[1]].shape == (4, 512)
+    extractor = mm_orient_checkpoint.build_region_extractor(load_run_config().image, "default")
+    regions = extractor.extract(images / "images", names[:2])
+    assert list(regions) == names[:2] and len(regions) == 2
+    assert regions[names[1]].shape == (4, 512)
     with pytest.raises(KeyError):
-        found[names[2]]
-    with pytest.raises(InputError, match=r"images lacks the picture 00.*: run `dvc repro`"):
-        reader.extract(pictures / "images", ["00" * 32])
+        regions[names[2]]
+    with pytest.raises(InputError, match=r"images lacks the image 00.*: run `dvc repro`"):
+        extractor.extract(images / "images", ["00" * 32])
 
 
-def test_no_items_are_read_as_none(place, filled):
-    folder = place(RESNET | prefix_run_changes(text__encoder="BERT"))
-    given = mm_orient_corpus.write_meme_corpus(folder, ["train", "test"])
-    reader, _, _ = train_classifier(given)
-    assert len(items_of(reader, given, "validation")) == 0
+def test_an_empty_split_makes_an_empty_dataset(make_project, random_resnet):
+    folder = make_project(RESNET | prefix_run_changes(text__encoder="BERT"))
+    folders = mm_orient_corpus.write_meme_corpus(folder, ["train", "test"])
+    classifier, _, _ = train_classifier(folders)
+    assert len(build_dataset(classifier, folders, "validation")) == 0
 
 
-def test_a_reader_with_its_own_text_encoder_needs_no_features_of_texts(place):
-    folder = place(prefix_run_changes(text__encoder="BERT"))
-    reader, _, items = train_classifier(mm_orient_corpus.write_meme_corpus(folder, texts=False))
-    batch = items.batch([0])
-    assert reader.config["texts"] == "learned"
+def test_a_classifier_with_its_own_text_encoder_needs_no_text_features(make_project):
+    folder = make_project(prefix_run_changes(text__encoder="BERT"))
+    classifier, _, dataset = train_classifier(
+        mm_orient_corpus.write_meme_corpus(folder, texts=False)
+    )
+    batch = dataset.batch([0])
+    assert classifier.config["texts"] == "learned"
     assert batch["has_text"].all() and not batch["text_clip"].any()
     assert batch["tokens"].any()
 
 
-def test_texts_that_nobody_reads_are_one_sentence(place):
-    folder = place({})
-    with pytest.raises(InputError, match=r"06_align does not read these texts: name a BERT .*row"):
+def test_unsupported_texts_are_an_error_of_one_sentence(make_project):
+    folder = make_project({})
+    with pytest.raises(InputError, match=r"06_align does not support these texts: set .* BERT"):
         train_classifier(mm_orient_corpus.write_meme_corpus(folder, texts=False))
 
 
-def test_minilm_refuses_texts_of_another_language(place):
-    folder = place(MINILM)
-    given = mm_orient_corpus.write_meme_corpus(folder, change=lambda row: row | {"language": "zh"})
-    with pytest.raises(InputError, match=r"readers of memes is minilm, which reads English"):
-        train_classifier(given)
+def test_minilm_rejects_texts_in_other_languages(make_project):
+    folder = make_project(MINILM)
+    folders = mm_orient_corpus.write_meme_corpus(
+        folder, change=lambda row: row | {"language": "zh"}
+    )
+    with pytest.raises(InputError, match=r"of memes is minilm, which .* English"):
+        train_classifier(folders)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
-        ("batch", 0, "classifiers.mm_orient: batch is 0: give 1 or more"),
-        ("text.pieces", 0, "mm_orient.text: pieces is 0: give 1 or more"),
-        ("picture.size", 32, "mm_orient.picture: size is 32: give 33 or more"),
-        ("picture.grid", 0, "mm_orient.picture: grid is 0: give 1 or more"),
-        ("picture.encoder", "vgg", "picture.encoder is 'vgg': choose one of patches | resnet18"),
+        ("eval_batch_size", 0, "classifiers.mm_orient.eval_batch_size is 0: give 1 or more"),
+        ("text.max_subwords", 0, "mm_orient.text.max_subwords is 0: give 1 or more"),
+        ("image.image_size", 32, "mm_orient.image.image_size is 32: give 33 or more"),
+        ("image.grid_size", 0, "mm_orient.image.grid_size is 0: give 1 or more"),
+        ("image.encoder", "vgg", "image.encoder is 'vgg': choose one of patches | resnet18"),
     ],
 )
-def test_numbers_and_names_that_cannot_be_are_one_sentence(place, key, value, said):
-    place({f"classifiers.{RUN_NAME}.{key}": value})
-    with pytest.raises(InputError) as wrong:
+def test_wrong_values_are_an_error_of_one_sentence(make_project, key, value, message):
+    make_project({f"classifiers.{RUN_NAME}.{key}": value})
+    with pytest.raises(InputError) as error:
         load_config(mm_orient_checkpoint.MmOrientRun, "classifiers", RUN_NAME)
-    assert said in str(wrong.value) and "\n" not in str(wrong.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_text_encoder_that_cannot_be_had_is_one_sentence(place):
-    folder = place(prefix_run_changes(text__encoder="no-such-bert"))
-    with pytest.raises(InputError, match=r"text encoder no-such-bert could not be loaded") as wrong:
+def test_an_unavailable_text_encoder_is_an_error_of_one_sentence(make_project):
+    folder = make_project(prefix_run_changes(text__encoder="no-such-bert"))
+    with pytest.raises(InputError, match=r"text encoder no-such-bert could not be loaded") as error:
         train_classifier(mm_orient_corpus.write_meme_corpus(folder))
-    assert "\n" not in str(wrong.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_a_model_or_with_another_ones_weights_is_one_sentence(place, tmp_path):
-    folder = place({})
+def test_a_folder_without_a_model_or_with_other_weights_is_an_error_of_one_sentence(
+    make_project, tmp_path
+):
+    folder = make_project({})
     with pytest.raises(InputError, match=r"elsewhere holds no trained model: run `dvc repro`"):
         mm_orient_checkpoint.restore(tmp_path / "elsewhere")
-    reader, model = save_trained_classifier(folder, mm_orient_corpus.write_meme_corpus(folder))
+    classifier, model = save_trained_classifier(folder, mm_orient_corpus.write_meme_corpus(folder))
     mm_orient_checkpoint.save_file({"one": torch.zeros(1)}, model / "model.safetensors")
     with pytest.raises(InputError, match="holds weights of another model"):
         mm_orient_checkpoint.restore(model)
-    assert write_encoder_dir(folder).exists() and reader.config["parameters"]["frozen"] == 0
+    assert write_encoder_dir(folder).exists() and classifier.config["parameters"]["frozen"] == 0

@@ -1,3 +1,5 @@
+"""Task features: lexicon features counted by hand, and the toxicity model."""
+
 import importlib.metadata
 import math
 import socket
@@ -29,17 +31,13 @@ def empty_store(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
 
-def figures(text: str) -> dict[str, float]:
+def lexicon_features(text: str) -> dict[str, float]:
     return dict(zip(LEXICON_FEATURES, compute_lexicon_features(text), strict=True))
 
 
-def test_the_columns_are_few_and_their_order_is_fixed():
-    assert (
-        len(set(LEXICON_FEATURES))
-        == len(LEXICON_FEATURES)
-        == 4 + len(WORD_CLASSES) + 7
-        == feature_dim(LEXICON)
-    )
+def test_the_columns_and_their_order_are_fixed():
+    assert feature_dim(LEXICON) == len(LEXICON_FEATURES) == 4 + len(WORD_CLASSES) + 7
+    assert len(set(LEXICON_FEATURES)) == len(LEXICON_FEATURES)
     assert feature_names(LEXICON) == list(LEXICON_FEATURES)
     assert LEXICON_FEATURES[:5] == ("negative", "neutral", "positive", "compound", "self")
     for words in WORD_CLASSES.values():
@@ -48,8 +46,8 @@ def test_the_columns_are_few_and_their_order_is_fixed():
         assert "'" not in words
 
 
-def test_shares_are_counted_by_hand():
-    found = figures("You DON'T love me, why?! Sooo")
+def test_lexicon_features_match_counts_by_hand():
+    features = lexicon_features("You DON'T love me, why?! Sooo")
     expected = {
         "addressed": 1 / 6,
         "negation": 1 / 6,
@@ -65,12 +63,15 @@ def test_shares_are_counted_by_hand():
         "stretched": 1 / 6,
         "digits": 0.0,
     }
-    assert {key: found[key] for key in expected} == pytest.approx(expected)
-    assert figures("lol 42 times")["digits"] == pytest.approx(2 / 10)
+    assert {key: features[key] for key in expected} == pytest.approx(expected)
+    assert lexicon_features("lol 42 times")["digits"] == pytest.approx(2 / 10)
 
 
-def test_vader_tells_good_from_bad():
-    good, bad = figures("what a wonderful happy day"), figures("a horrible ugly disaster")
+def test_vader_separates_positive_from_negative_texts():
+    good, bad = (
+        lexicon_features("what a wonderful happy day"),
+        lexicon_features("a horrible ugly disaster"),
+    )
     assert good["compound"] > 0.5 > -0.5 > bad["compound"]
     assert good["positive"] > good["negative"] == 0
     assert bad["negative"] > bad["positive"] == 0
@@ -81,13 +82,13 @@ def test_a_text_without_words_has_zeros(text):
     assert compute_lexicon_features(text) == [0.0] * len(LEXICON_FEATURES)
 
 
-def test_other_languages_have_figures_of_their_spelling():
-    found = figures("今天 天气 很好")
-    assert found["words"] == pytest.approx(math.log(4))
-    assert all(found[key] == 0 for key in WORD_CLASSES)
+def test_other_languages_have_spelling_features():
+    features = lexicon_features("今天 天气 很好")
+    assert features["words"] == pytest.approx(math.log(4))
+    assert all(features[key] == 0 for key in WORD_CLASSES)
 
 
-def test_texts_become_rows_whatever_stands_beside_them():
+def test_the_features_of_a_text_do_not_depend_on_the_other_texts():
     texts = ["when you never give up", "", "lol stupid"]
     rows = compute_features(texts, LEXICON)
     assert rows.shape == (3, len(LEXICON_FEATURES))
@@ -98,24 +99,24 @@ def test_texts_become_rows_whatever_stands_beside_them():
     assert compute_features([], LEXICON).shape == (0, len(LEXICON_FEATURES))
 
 
-def test_nothing_asked_for_has_no_width():
-    nothing = TaskFeatureConfig(use_lexicon=False, toxicity_model="none", max_subwords=8)
-    assert feature_dim(nothing) == 0
-    assert compute_features(["a", "b"], nothing).shape == (2, 0)
+def test_without_any_block_there_are_no_features():
+    config = TaskFeatureConfig(use_lexicon=False, toxicity_model="none", max_subwords=8)
+    assert feature_dim(config) == 0
+    assert compute_features(["a", "b"], config).shape == (2, 0)
 
 
 @pytest.mark.parametrize(
-    "kind", [tiny_bert.save_bert, tiny_bert.save_roberta], ids=["bert", "roberta"]
+    "save_model", [tiny_bert.save_bert, tiny_bert.save_roberta], ids=["bert", "roberta"]
 )
-def test_a_model_adds_the_mean_of_its_last_hidden_states(kind, tmp_path):
-    model = kind(tmp_path / "toxic")
-    params = TaskFeatureConfig(
+def test_a_toxicity_model_adds_the_mean_of_its_last_hidden_states(save_model, tmp_path):
+    model = save_model(tmp_path / "toxic")
+    config = TaskFeatureConfig(
         use_lexicon=True, toxicity_model=str(tmp_path / "toxic"), max_subwords=12
     )
-    assert feature_dim(params) == len(LEXICON_FEATURES) + 16
+    assert feature_dim(config) == len(LEXICON_FEATURES) + 16
     texts = ["the fox", "", "the the sat"]
-    rows = compute_features(texts, params)
-    encoder = text_features._load_toxicity_model(params)
+    rows = compute_features(texts, config)
+    encoder = text_features._load_toxicity_model(config)
     for row, text in zip(rows, texts, strict=True):
         assert row[: len(LEXICON_FEATURES)].tolist() == pytest.approx(
             compute_lexicon_features(text)
@@ -129,14 +130,14 @@ def test_a_model_adds_the_mean_of_its_last_hidden_states(kind, tmp_path):
             states = model(input_ids=torch.tensor([[start, *ids, end]])).last_hidden_state[0]
         np.testing.assert_allclose(
             row[len(LEXICON_FEATURES) :], states[1:-1].mean(0), atol=5e-3
-        )  # fp16
+        )  # cached as float16
 
 
-def test_numbers_that_no_model_can_have_are_a_sentence(tmp_path):
+def test_text_lengths_out_of_range_are_rejected(tmp_path):
     tiny_bert.save_bert(tmp_path / "toxic")
-    with pytest.raises(InputError, match="pieces must be 1 or more"):
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
         TaskFeatureConfig(use_lexicon=True, toxicity_model="none", max_subwords=0)
-    with pytest.raises(InputError, match="reads texts of 1 to 38 pieces, not of 64"):
+    with pytest.raises(InputError, match=r"1 to 38\b.*\b64\b"):
         feature_dim(
             TaskFeatureConfig(
                 use_lexicon=True, toxicity_model=str(tmp_path / "toxic"), max_subwords=64
@@ -144,21 +145,22 @@ def test_numbers_that_no_model_can_have_are_a_sentence(tmp_path):
         )
 
 
-def test_the_lexicon_asks_no_network(monkeypatch):
-    """In a process of its own, where opening a connection ends it."""
+def test_the_lexicon_needs_no_network(monkeypatch):
+    """In a separate process that exits on any connection."""
     code = (
         "import socket\n"
-        "def refuse(*given): raise SystemExit('asked the network')\n"
+        "def refuse(*args): raise SystemExit('network access')\n"
         "socket.socket.connect = socket.create_connection = refuse\n"
-        "from stages.models.mm_orient.text_features import lexicon\n"
-        "print(len(lexicon('so happy')))"
+        "from stages.models.mm_orient.text_features import compute_lexicon_features\n"
+        "print(len(compute_lexicon_features('so happy')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout.strip(), done.returncode) == (str(len(LEXICON_FEATURES)), 0), done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = (str(len(LEXICON_FEATURES)), 0)
+    assert (result.stdout.strip(), result.returncode) == expected, result.stderr
     assert socket.socket.connect is not None
 
 
-def test_the_licence_of_the_lexicon_permits_its_use():
+def test_the_lexicon_has_the_mit_license():
     files = importlib.metadata.files("vaderSentiment")
-    (licence,) = [file for file in files if file.name == "LICENSE.txt"]
-    assert licence.read_text().startswith("The MIT License")
+    (license_file,) = [file for file in files if file.name == "LICENSE.txt"]
+    assert license_file.read_text().startswith("The MIT License")

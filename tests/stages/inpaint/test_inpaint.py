@@ -1,4 +1,4 @@
-"""Memes of every kind of picture through the stage: text goes, every other pixel stays."""
+"""The stage `inpaint`: text is removed and every pixel outside the mask is unchanged."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from stages.shared.data.cache import Store
 from stages.shared.runtime.stage import InputError
 from tests.support import overlay_text_corpus
 
-PARAMS = replace(load_config(inpaint.InpaintConfig, "inpaint"), num_shards=2)
-THREADS = parallel.EngineConfig("threads", 2)
+CONFIG = replace(load_config(inpaint.InpaintConfig, "inpaint"), num_shards=2)
+THREADS = parallel.EngineConfig(backend="threads", workers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -34,59 +34,60 @@ def empty_store(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
 
-def run(folder, rows, records, params=PARAMS, workers=THREADS, name="out"):
-    """(INPAINTED rows by picture, contents by sha256, summary)."""
+def run(folder, rows, records, config=CONFIG, engine=THREADS, name="out"):
+    """Run the stage; return INPAINTED_IMAGES rows by image, contents by sha256 and the summary."""
     sources = overlay_text_corpus.save_corpus(folder, rows, records)
-    inpaint.main(params, workers, *sources, folder / name)
-    found = schemas.read_parquet(folder / name / "pictures.parquet", schemas.INPAINTED_IMAGES)
+    inpaint.main(config, engine, *sources, folder / name)
+    output_rows = schemas.read_parquet(folder / name / "pictures.parquet", schemas.INPAINTED_IMAGES)
     contents = {
         row["sha256"]: row["bytes"] for row in image_store.read_images(folder / name / "images")
     }
     summary = json.loads((folder / name / "summary.json").read_text())
-    return {row["image"]: row for row in found}, contents, summary
+    return {row["image"]: row for row in output_rows}, contents, summary
 
 
-def records_of(rows: list[dict], text: str = "given") -> list[dict]:
+def make_records(rows: list[dict], text: str = "given") -> list[dict]:
     return [overlay_text_corpus.make_record(n, row["sha256"], text) for n, row in enumerate(rows)]
 
 
-def bytes_of(folder) -> dict[str, bytes]:
+def read_files(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @cache
-def meme_rows(count: int = 4) -> list[dict]:
+def make_meme_rows(count: int = 4) -> list[dict]:
     return [
         overlay_text_corpus.make_image_row(overlay_text_corpus.draw_meme(number)[0])
         for number in range(count)
     ]
 
 
-def bare_row() -> dict:
+def make_textless_row() -> dict:
     return overlay_text_corpus.make_image_row(Image.new("RGB", (80, 60), (90, 150, 60)), "JPEG")
 
 
-def pixels(content: bytes) -> np.ndarray:
+def decode(content: bytes) -> np.ndarray:
     return np.asarray(image_store.decode_image(content))
 
 
 def assert_only_the_mask_changed(row: dict, before: bytes, after: bytes) -> None:
-    old, new, mask = pixels(before), pixels(after), masks.from_png(row["mask"])
+    old, new, mask = decode(before), decode(after), masks.from_png(row["mask"])
     assert old.shape == new.shape and mask.shape == old.shape[:2]
     assert set(np.unique(mask)) <= {0, 255}
     assert np.array_equal(old[mask == 0], new[mask == 0])
     assert row["masked"] == pytest.approx((mask > 0).mean(), abs=1e-6)
 
 
-# ------------------------------------------------------------------------------- what comes out
-def test_text_goes_and_every_pixel_outside_the_mask_stays(tmp_path):
-    rows = meme_rows()
-    found, contents, summary = run(tmp_path, rows, records_of(rows))
+# ------------------------------------------------------------------------------- output
+def test_text_is_removed_and_pixels_outside_the_mask_are_unchanged(tmp_path):
+    rows = make_meme_rows()
+    rows_by_image, contents, summary = run(tmp_path, rows, make_records(rows))
     for row in rows:
-        out = found[row["sha256"]]
-        assert out["inpainted"] != row["sha256"] and out["text"] is None
-        assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-        quads, _ = text_detection.detect_text(pixels(contents[out["inpainted"]]), PARAMS.detection)
+        output = rows_by_image[row["sha256"]]
+        assert output["inpainted"] != row["sha256"] and output["text"] is None
+        assert_only_the_mask_changed(output, row["bytes"], contents[output["inpainted"]])
+        inpainted = decode(contents[output["inpainted"]])
+        quads, _ = text_detection.detect_text(inpainted, CONFIG.detection)
         assert len(quads) == 0
     assert summary == {
         "pictures": 4,
@@ -94,25 +95,26 @@ def test_text_goes_and_every_pixel_outside_the_mask_stays(tmp_path):
         "passed_through": 0,
         "recognised": 0,
         "failed": {},
-        "masked": pytest.approx(np.mean([row["masked"] for row in found.values()])),
+        "masked": pytest.approx(np.mean([row["masked"] for row in rows_by_image.values()])),
     }
 
 
-def test_the_letters_are_inside_the_mask_and_little_else_is():
-    """`python -m benchmarks inpaint` measures the same on memes of the sample corpus."""
-    inside, letters = 0, 0
+def test_the_mask_covers_the_letters_and_little_else():
+    """`python -m benchmarks inpaint` measures the same on memes of the synthetic corpus."""
+    num_covered, num_letters = 0, 0
     for number in range(20):
         image, ink, _ = overlay_text_corpus.draw_meme(number)
-        picture = np.asarray(image)
-        quads, _ = text_detection.detect_text(picture, PARAMS.detection)
-        mask = masks.build_text_mask(picture, quads, PARAMS.mask) > 0
-        inside, letters = inside + (mask & ink).sum(), letters + ink.sum()
-        assert (mask & ~box_of(ink)).mean() <= 0.15
-    assert inside / letters >= 0.95
+        pixels = np.asarray(image)
+        quads, _ = text_detection.detect_text(pixels, CONFIG.detection)
+        mask = masks.build_text_mask(pixels, quads, CONFIG.mask) > 0
+        num_covered += (mask & ink).sum()
+        num_letters += ink.sum()
+        assert (mask & ~line_bounds(ink)).mean() <= 0.15
+    assert num_covered / num_letters >= 0.95
 
 
-def box_of(ink: np.ndarray) -> np.ndarray:
-    """The bounds of the letters above, and of those below."""
+def line_bounds(ink: np.ndarray) -> np.ndarray:
+    """A mask of the bounding boxes of the letters in the upper and in the lower half."""
     bounds, half = np.zeros_like(ink), len(ink) // 2
     for rows in (slice(0, half), slice(half, None)):
         ys, xs = np.nonzero(ink[rows])
@@ -120,10 +122,10 @@ def box_of(ink: np.ndarray) -> np.ndarray:
     return bounds
 
 
-def test_boxes_are_the_bounds_of_the_quadrilaterals(tmp_path):
-    rows = meme_rows(2)
-    found, _, _ = run(tmp_path, rows, records_of(rows))
-    for row in found.values():
+def test_boxes_are_the_bounds_of_the_quads(tmp_path):
+    rows = make_meme_rows(2)
+    rows_by_image, _, _ = run(tmp_path, rows, make_records(rows))
+    for row in rows_by_image.values():
         assert len(row["boxes"]) == len(row["quads"]) > 0
         for box, quad in zip(row["boxes"], row["quads"], strict=True):
             xs, ys = quad[0::2], quad[1::2]
@@ -132,39 +134,40 @@ def test_boxes_are_the_bounds_of_the_quadrilaterals(tmp_path):
             assert min(quad) >= 0 and max(quad) <= 256 and 0.5 <= box["score"] <= 1
 
 
-def test_a_picture_without_text_is_the_same_bytes(tmp_path):
-    row = bare_row()
-    found, contents, summary = run(tmp_path, [row], records_of([row]))
-    out = found[row["sha256"]]
-    assert (out["inpainted"], out["boxes"], out["mask"]) == (row["sha256"], [], None)
+def test_an_image_without_text_keeps_its_bytes(tmp_path):
+    row = make_textless_row()
+    rows_by_image, contents, summary = run(tmp_path, [row], make_records([row]))
+    output = rows_by_image[row["sha256"]]
+    assert (output["inpainted"], output["boxes"], output["mask"]) == (row["sha256"], [], None)
     assert contents == {row["sha256"]: row["bytes"]}
     assert (summary["passed_through"], summary["masked"]) == (1, None)
 
 
-def test_backend_none_passes_every_picture_through_without_looking_at_it(tmp_path, monkeypatch):
-    rows = meme_rows(2)
-    monkeypatch.setattr(text_detection, "find", None)
-    params = replace(PARAMS, inpainting=replace(PARAMS.inpainting, backend="none"))
-    found, contents, summary = run(tmp_path, rows, records_of(rows), params)
-    assert {row["inpainted"] for row in found.values()} == set(contents) == set(found)
+def test_backend_none_passes_every_image_through_without_detection(tmp_path, monkeypatch):
+    rows = make_meme_rows(2)
+    monkeypatch.setattr(text_detection, "detect_text", None)
+    config = replace(CONFIG, inpainting=replace(CONFIG.inpainting, backend="none"))
+    rows_by_image, contents, summary = run(tmp_path, rows, make_records(rows), config)
+    inpainted = {row["inpainted"] for row in rows_by_image.values()}
+    assert inpainted == set(contents) == set(rows_by_image)
     assert (summary["with_text"], summary["passed_through"]) == (0, 2)
 
 
-def test_a_record_without_picture_and_a_picture_of_two_records_are_taken(tmp_path):
-    rows = meme_rows(1)
+def test_records_without_image_and_images_of_two_records_are_supported(tmp_path):
+    rows = make_meme_rows(1)
     key = rows[0]["sha256"]
     records = [
         overlay_text_corpus.make_record(0, key, "a"),
         overlay_text_corpus.make_record(1, key, ""),
         overlay_text_corpus.make_record(2, None, "b"),
     ]
-    found, _, summary = run(tmp_path, rows, records)
-    assert list(found) == [key] and summary["pictures"] == 1
-    assert found[key]["text"]  # one of its records has no words
+    rows_by_image, _, summary = run(tmp_path, rows, records)
+    assert list(rows_by_image) == [key] and summary["pictures"] == 1
+    assert rows_by_image[key]["text"]  # read, since one of its records has no text
 
 
-# ------------------------------------------------------------------------------- kinds of pictures
-def odd(kind: str) -> dict:
+# ------------------------------------------------------------------------------- kinds of images
+def make_image_of_kind(kind: str) -> dict:
     image = overlay_text_corpus.draw_meme(1)[0]
     match kind:
         case "animation":
@@ -183,12 +186,12 @@ def odd(kind: str) -> dict:
             return overlay_text_corpus.make_image_row(image.convert("CMYK"), "JPEG", quality=95)
         case "rotated":
             exif = Image.Exif()
-            exif[0x0112] = 6  # to be turned by 90 degrees
-            turned = image.crop((0, 0, 256, 200)).transpose(Image.Transpose.ROTATE_90)
-            return overlay_text_corpus.make_image_row(turned, "JPEG", exif=exif, quality=95)
+            exif[0x0112] = 6  # rotate by 90 degrees
+            rotated = image.crop((0, 0, 256, 200)).transpose(Image.Transpose.ROTATE_90)
+            return overlay_text_corpus.make_image_row(rotated, "JPEG", exif=exif, quality=95)
         case "16 bit":
-            grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
-            return overlay_text_corpus.make_image_row(Image.fromarray(grey))
+            gray = np.asarray(image.convert("L")).astype(np.uint16) * 257
+            return overlay_text_corpus.make_image_row(Image.fromarray(gray))
         case "grey":
             return overlay_text_corpus.make_image_row(image.convert("L"))
 
@@ -196,73 +199,73 @@ def odd(kind: str) -> dict:
 @pytest.mark.parametrize(
     "kind", ["animation", "palette", "alpha", "cmyk", "rotated", "16 bit", "grey"]
 )
-def test_odd_kinds_of_pictures_lose_their_text_too(tmp_path, kind):
-    row = odd(kind)
-    found, contents, summary = run(tmp_path, [row], records_of([row]))
-    out = found[row["sha256"]]
+def test_text_is_removed_from_all_kinds_of_images(tmp_path, kind):
+    row = make_image_of_kind(kind)
+    rows_by_image, contents, summary = run(tmp_path, [row], make_records([row]))
+    output = rows_by_image[row["sha256"]]
     assert summary["failed"] == {} and summary["with_text"] == 1
-    assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-    assert (row["width"], row["height"]) == image_store.decode_image(
-        contents[out["inpainted"]]
-    ).size
+    assert_only_the_mask_changed(output, row["bytes"], contents[output["inpainted"]])
+    inpainted = image_store.decode_image(contents[output["inpainted"]])
+    assert (row["width"], row["height"]) == inpainted.size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (20_000, 4), (3, 5), (40, 2500)])
-def test_tiny_and_endless_pictures_pass_through(tmp_path, size):
+def test_tiny_and_very_long_images_pass_through(tmp_path, size):
     row = overlay_text_corpus.make_image_row(Image.new("RGB", size, (200, 30, 30)))
-    _, contents, summary = run(tmp_path, [row], records_of([row]))
+    _, contents, summary = run(tmp_path, [row], make_records([row]))
     assert contents == {row["sha256"]: row["bytes"]} and summary["failed"] == {}
 
 
-@pytest.mark.parametrize("size", [(2400, 60), (17_000, 100)])
-def test_text_in_a_long_strip_is_found_where_it_is(tmp_path, size):
+@pytest.mark.parametrize("size", [(2400, 60), (17_000, 100)])  # WebP ends at 16,383
+def test_text_in_a_long_strip_is_removed(tmp_path, size):
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).text((300, 5), "HELLO THERE", "black", ImageFont.load_default(45))
     row = overlay_text_corpus.make_image_row(image)
-    found, contents, _ = run(tmp_path, [row], records_of([row]))
-    out = found[row["sha256"]]
-    assert_only_the_mask_changed(out, row["bytes"], contents[out["inpainted"]])
-    assert (pixels(contents[out["inpainted"]]) > 250).mean() > 0.999  # beyond WebP's side too
+    rows_by_image, contents, _ = run(tmp_path, [row], make_records([row]))
+    output = rows_by_image[row["sha256"]]
+    assert_only_the_mask_changed(output, row["bytes"], contents[output["inpainted"]])
+    assert (decode(contents[output["inpainted"]]) > 250).mean() > 0.999
 
 
-# ------------------------------------------------------------------------------- reading
-def letters(text: str) -> str:
+# ------------------------------------------------------------------------------- recognition
+def only_letters(text: str) -> str:
     return "".join(character for character in text.upper() if character.isalpha())
 
 
-def test_pictures_of_memes_without_words_are_read(tmp_path):
-    rows = meme_rows(3)
-    bare = bare_row()
+def test_images_of_memes_without_text_are_read(tmp_path):
+    rows = make_meme_rows(3)
+    textless = make_textless_row()
     texts = ["given", "", "", ""]
     records = [
         overlay_text_corpus.make_record(n, row["sha256"], text)
-        for n, (row, text) in enumerate(zip([*rows, bare], texts, strict=True))
+        for n, (row, text) in enumerate(zip([*rows, textless], texts, strict=True))
     ]
-    found, _, summary = run(tmp_path, [*rows, bare], records)
-    assert found[rows[0]["sha256"]]["text"] is None
+    rows_by_image, _, summary = run(tmp_path, [*rows, textless], records)
+    assert rows_by_image[rows[0]["sha256"]]["text"] is None
     for number in (1, 2):
-        read = found[rows[number]["sha256"]]["text"]
-        assert fuzz.ratio(letters(read), letters(overlay_text_corpus.draw_meme(number)[2])) > 90
-        assert read.count("\n") == 1
-    assert found[bare["sha256"]]["text"] == ""
+        text = rows_by_image[rows[number]["sha256"]]["text"]
+        expected = overlay_text_corpus.draw_meme(number)[2]
+        assert fuzz.ratio(only_letters(text), only_letters(expected)) > 90
+        assert text.count("\n") == 1
+    assert rows_by_image[textless["sha256"]]["text"] == ""
     assert summary["recognised"] == 2
 
 
-@pytest.mark.parametrize(("recognise", "count"), [("always", 2), ("never", 0)])
-def test_params_say_which_pictures_are_read(tmp_path, recognise, count):
-    rows = meme_rows(2)
+@pytest.mark.parametrize(("ocr", "count"), [("always", 2), ("never", 0)])
+def test_the_config_selects_the_images_to_read(tmp_path, ocr, count):
+    rows = make_meme_rows(2)
     records = [
         overlay_text_corpus.make_record(n, row["sha256"], "x" * n) for n, row in enumerate(rows)
     ]
-    params = replace(PARAMS, ocr=recognise, inpainting=replace(PARAMS.inpainting, backend="none"))
-    found, contents, summary = run(tmp_path, rows, records, params)
-    assert summary["recognised"] == count and set(contents) == set(found)
+    config = replace(CONFIG, ocr=ocr, inpainting=replace(CONFIG.inpainting, backend="none"))
+    rows_by_image, contents, summary = run(tmp_path, rows, records, config)
+    assert summary["recognised"] == count and set(contents) == set(rows_by_image)
 
 
 # ------------------------------------------------------------------------------- failures
-def test_a_picture_on_which_a_step_fails_is_passed_through_and_counted(tmp_path, monkeypatch):
-    rows = meme_rows(3)
-    bad, painted_badly, good = (row["sha256"] for row in rows)
+def test_an_image_on_which_a_step_fails_is_passed_through_and_counted(tmp_path, monkeypatch):
+    rows = make_meme_rows(3)
+    not_found, not_painted, good = (row["sha256"] for row in rows)
     find, paint = text_removal.find, text_removal.paint
 
     def failing(broken: str, step):
@@ -273,136 +276,140 @@ def test_a_picture_on_which_a_step_fails_is_passed_through_and_counted(tmp_path,
 
         return run_step
 
-    monkeypatch.setattr(text_removal, "find", failing(bad, find))
-    monkeypatch.setattr(text_removal, "paint", failing(painted_badly, paint))
-    found, contents, summary = run(tmp_path, rows, records_of(rows, text=""))
+    monkeypatch.setattr(text_removal, "find", failing(not_found, find))
+    monkeypatch.setattr(text_removal, "paint", failing(not_painted, paint))
+    rows_by_image, contents, summary = run(tmp_path, rows, make_records(rows, text=""))
     assert summary["failed"] == {
         "find: ValueError: no such <thing>": 1,
         "paint: ValueError: no such <thing>": 1,
     }
-    assert found[bad]["inpainted"] == bad and bad in contents
-    assert (found[bad]["text"], found[bad]["boxes"]) == (None, [])
-    assert found[painted_badly]["inpainted"] == painted_badly
-    assert found[painted_badly]["boxes"] and found[painted_badly]["mask"] is None
-    assert found[painted_badly]["text"]  # it can be read all the same
-    assert found[good]["mask"]
+    assert rows_by_image[not_found]["inpainted"] == not_found and not_found in contents
+    assert (rows_by_image[not_found]["text"], rows_by_image[not_found]["boxes"]) == (None, [])
+    assert rows_by_image[not_painted]["inpainted"] == not_painted
+    assert rows_by_image[not_painted]["boxes"] and rows_by_image[not_painted]["mask"] is None
+    assert rows_by_image[not_painted]["text"]  # reading does not need the inpainted image
+    assert rows_by_image[good]["mask"]
     monkeypatch.undo()
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    _, _, summary = run(tmp_path, rows, records_of(rows))
-    assert summary["failed"] == {} and summary["with_text"] == 3  # a failure is not kept
+    _, _, summary = run(tmp_path, rows, make_records(rows))
+    assert summary["failed"] == {} and summary["with_text"] == 3  # failures are not cached
 
 
-def test_a_step_that_fails_on_every_picture_stops_the_stage(tmp_path, monkeypatch):
-    def fail(*given):
+def test_a_step_that_fails_on_all_images_stops_the_stage(tmp_path, monkeypatch):
+    def fail(*args):
         raise RuntimeError("out of memory")
 
-    rows = meme_rows(2)
+    rows = make_meme_rows(2)
     monkeypatch.setattr(text_removal, "paint", fail)
-    said = "all 2 pictures failed, the last one at paint: RuntimeError: out of memory: see whether"
-    with pytest.raises(InputError, match=said):
-        run(tmp_path, rows, records_of(rows))
+    message = "all 2 images failed, the last one at paint: RuntimeError: out of memory: check that"
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, rows, make_records(rows))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_ingest_did_not_leave_is_named(tmp_path):
-    rows = meme_rows(1)
-    with pytest.raises(InputError, match=r"lacks the picture .*: run `dvc repro`"):
+def test_an_image_that_ingest_did_not_write_is_named(tmp_path):
+    rows = make_meme_rows(1)
+    with pytest.raises(InputError, match=r"lacks the image .*: run `dvc repro`"):
         run(tmp_path, rows, [overlay_text_corpus.make_record(0, "ab" * 32, "x")])
 
 
-# ------------------------------------------------------------------------------- store and engines
-def test_only_what_is_new_is_computed(tmp_path, monkeypatch):
-    rows = meme_rows(4)
-    run(tmp_path, rows[:3], records_of(rows[:3]), name="before")
-    seen = []
+# ------------------------------------------------------------------------------- cache and engines
+def test_only_new_images_and_changed_steps_are_computed(tmp_path, monkeypatch):
+    rows = make_meme_rows(4)
+    run(tmp_path, rows[:3], make_records(rows[:3]), name="before")
+    calls = []
     for step in ("find", "paint"):
-        real = getattr(text_removal, step)
+        original = getattr(text_removal, step)
 
-        def spy(content, *rest, step=step, real=real):
-            seen.append((step, content))
-            return real(content, *rest)
+        def spy(content, *rest, step=step, original=original):
+            calls.append((step, content))
+            return original(content, *rest)
 
         monkeypatch.setattr(text_removal, step, spy)
-    run(tmp_path, rows, records_of(rows))
-    assert seen == [("find", rows[3]["bytes"]), ("paint", rows[3]["bytes"])]
-    seen.clear()
-    thicker = replace(PARAMS, mask=replace(PARAMS.mask, dilation=0.3))
-    run(tmp_path, rows, records_of(rows), thicker)
-    assert {step for step, _ in seen} == {"paint"} and len(seen) == 4
+    run(tmp_path, rows, make_records(rows))
+    assert calls == [("find", rows[3]["bytes"]), ("paint", rows[3]["bytes"])]
+    calls.clear()
+    thicker = replace(CONFIG, mask=replace(CONFIG.mask, dilation=0.3))
+    run(tmp_path, rows, make_records(rows), thicker)
+    assert {step for step, _ in calls} == {"paint"} and len(calls) == 4
 
 
-@pytest.mark.parametrize("kind", ["inline", "process"])
-def test_every_engine_and_batch_writes_the_same_bytes(tmp_path, monkeypatch, kind):
-    rows = [*meme_rows(), bare_row()]
+@pytest.mark.parametrize("backend", ["inline", "process"])
+def test_every_engine_and_batch_size_writes_the_same_bytes(tmp_path, monkeypatch, backend):
+    rows = [*make_meme_rows(), make_textless_row()]
     records = [
         overlay_text_corpus.make_record(n, row["sha256"], "x" * (n % 2))
         for n, row in enumerate(rows)
     ]
     run(tmp_path, rows, records, name="threads")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "another"))
-    other = replace(PARAMS, batch=3)
-    run(tmp_path, rows, records, other, parallel.EngineConfig(kind, 2), name=kind)
-    assert bytes_of(tmp_path / "threads") == bytes_of(tmp_path / kind)
+    other_config = replace(CONFIG, batch_size=3)
+    engine = parallel.EngineConfig(backend=backend, workers=2)
+    run(tmp_path, rows, records, other_config, engine, name=backend)
+    assert read_files(tmp_path / "threads") == read_files(tmp_path / backend)
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
-    rows = meme_rows(4)
-    sources = overlay_text_corpus.save_corpus(tmp_path, rows, records_of(rows))
-    whole = tmp_path / "whole"
-    inpaint.main(PARAMS, THREADS, *sources, whole)
-    killed = {**os.environ, "POLYMUSE_HOME": str(tmp_path / "home2"), "PYTHONPATH": "."}
-    command = [sys.executable, "-m", "stages.inpaint", *map(str, sources), str(tmp_path / "out")]
-    started = subprocess.Popen(command, env=killed, stderr=subprocess.DEVNULL)
+def test_a_killed_run_resumes_where_it_stopped(tmp_path):
+    rows = make_meme_rows(4)
+    sources = overlay_text_corpus.save_corpus(tmp_path, rows, make_records(rows))
+    uninterrupted = tmp_path / "uninterrupted"
+    inpaint.main(CONFIG, THREADS, *sources, uninterrupted)
+    environment = {**os.environ, "POLYMUSE_HOME": str(tmp_path / "home2"), "PYTHONPATH": "."}
+    ingest, clean = map(str, sources)
+    command = [sys.executable, "-m", "stages.inpaint", "--ingest", ingest, "--clean", clean]
+    command += ["--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     store = tmp_path / "home2" / "store"
-    until = time.monotonic() + 120
-    while not list(store.glob("find-*.sqlite")) and time.monotonic() < until:
+    deadline = time.monotonic() + 120
+    while not list(store.glob("find-*.sqlite")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert not (tmp_path / "out").exists()
-    ended = subprocess.run(command, env=killed, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    again = bytes_of(tmp_path / "out")
-    expected = bytes_of(whole)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    resumed = read_files(tmp_path / "out")
+    expected = read_files(uninterrupted)
     for name in ("pictures.parquet", "summary.json"):
-        assert again[name] == expected[name]
+        assert resumed[name] == expected[name]
 
 
-def test_the_rows_of_another_setting_are_not_taken(tmp_path):
-    same = text_detection.fingerprint(PARAMS.detection)
-    assert same == text_detection.fingerprint(replace(PARAMS.detection))
-    assert same != text_detection.fingerprint(replace(PARAMS.detection, side=320))
-    assert same != text_detection.fingerprint(PARAMS.recognition)
-    one, other = (
-        inpainters.fingerprint(replace(PARAMS.inpainting, radius=radius)) for radius in (3.0, 4.0)
+def test_cached_rows_depend_on_the_settings(tmp_path):
+    fingerprint = text_detection.fingerprint(CONFIG.detection)
+    assert fingerprint == text_detection.fingerprint(replace(CONFIG.detection))
+    assert fingerprint != text_detection.fingerprint(replace(CONFIG.detection, input_size=320))
+    assert fingerprint != text_detection.fingerprint(CONFIG.recognition)
+    small, large = (
+        inpainters.fingerprint(replace(CONFIG.inpainting, radius=radius)) for radius in (3.0, 4.0)
     )
-    assert one != other and isinstance(PARAMS.inpainting, InpainterConfig)
+    assert small != large and isinstance(CONFIG.inpainting, InpainterConfig)
 
 
-def test_the_rows_of_other_code_are_not_taken(tmp_path, monkeypatch):
-    before = inpaint.fingerprints(PARAMS)
-    assert inpaint.fingerprints(PARAMS) == before
+def test_cached_rows_depend_on_the_code(tmp_path, monkeypatch):
+    before = inpaint.fingerprints(CONFIG)
+    assert inpaint.fingerprints(CONFIG) == before
     edited = tmp_path / "masks.py"
     edited.write_text("# another mask")
     monkeypatch.setattr(masks, "__file__", str(edited))
-    assert all(found != before[step] for step, found in inpaint.fingerprints(PARAMS).items())
+    after = inpaint.fingerprints(CONFIG)
+    assert all(after[step] != before[step] for step in before)
 
 
-def test_weights_that_are_missing_are_said_before_anything_is_looked_for(tmp_path, monkeypatch):
+def test_missing_weights_are_reported_before_detection(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
-    monkeypatch.setattr(text_detection, "find", None)
-    rows = meme_rows(1)
-    lama = replace(PARAMS, inpainting=replace(PARAMS.inpainting, backend="lama"))
-    with pytest.raises(InputError, match=r"LAMA_MODEL: .* is no file"):
-        run(tmp_path, rows, records_of(rows), lama)
+    monkeypatch.setattr(text_detection, "detect_text", None)
+    rows = make_meme_rows(1)
+    lama = replace(CONFIG, inpainting=replace(CONFIG.inpainting, backend="lama"))
+    with pytest.raises(InputError, match=r"LAMA_MODEL: .* is not a file"):
+        run(tmp_path, rows, make_records(rows), lama)
 
 
-def test_what_the_store_keeps_is_what_was_computed(tmp_path):
-    content = meme_rows(1)[0]["bytes"]
-    boxes = text_removal.find(content, PARAMS.detection)
-    painted = text_removal.paint(content, boxes.quads, PARAMS.mask, PARAMS.inpainting)
+def test_cached_results_equal_computed_results(tmp_path):
+    content = make_meme_rows(1)[0]["bytes"]
+    boxes = text_removal.find(content, CONFIG.detection)
+    painted = text_removal.paint(content, boxes.quads, CONFIG.mask, CONFIG.inpainting)
     store = Store(tmp_path, "x")
     store.write([("aa", boxes.pack()), ("bb", painted.pack())])
-    again, also = store.read(["aa", "bb"])
-    assert np.array_equal(text_removal.unpack_boxes(again).quads, boxes.quads)
-    assert text_removal.unpack_inpaint_result(also) == painted
+    packed_boxes, packed_result = store.read(["aa", "bb"])
+    assert np.array_equal(text_removal.unpack_boxes(packed_boxes).quads, boxes.quads)
+    assert text_removal.unpack_inpaint_result(packed_result) == painted

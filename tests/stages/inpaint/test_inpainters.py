@@ -1,4 +1,4 @@
-"""LaMa is a file that is code: checked before it runs. The one here is a stand-in of ours."""
+"""Inpainting backends. LaMa is replaced by a tiny TorchScript model."""
 
 import hashlib
 from dataclasses import replace
@@ -15,12 +15,12 @@ from stages.shared.data import image_store
 from stages.shared.runtime.stage import InputError
 from tests.support import overlay_text_corpus
 
-PARAMS = load_config(inpaint.InpaintConfig, "inpaint")
-LAMA = replace(PARAMS.inpainting, backend="lama")
+CONFIG = load_config(inpaint.InpaintConfig, "inpaint")
+LAMA = replace(CONFIG.inpainting, backend="lama")
 
 
-class Grey(torch.nn.Module):
-    """Grey where the mask is set; the size has to be a multiple of 8."""
+class Gray(torch.nn.Module):
+    """Gray where the mask is set; the image size must be a multiple of 8."""
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         assert image.shape[1] == 3 and mask.shape[1] == 1
@@ -31,7 +31,7 @@ class Grey(torch.nn.Module):
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     path = tmp_path / "big-lama.pt"
-    torch.jit.script(Grey()).save(path)
+    torch.jit.script(Gray()).save(path)
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setattr(inpainters, "LAMA_MD5", digest)
     monkeypatch.setenv("LAMA_MODEL", str(path))
@@ -40,64 +40,64 @@ def weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(16, 24), (17, 31), (1, 1), (8, 50)])
-def test_lama_gives_back_the_size_that_it_got(weights, size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+def test_lama_preserves_the_image_size(weights, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     mask = np.zeros(size, np.uint8)
     mask[:4, :4] = 255
-    result = inpainters.fill_masked(picture, mask, LAMA)
-    assert result.shape == picture.shape and result.dtype == np.uint8
+    result = inpainters.fill_masked(image, mask, LAMA)
+    assert result.shape == image.shape and result.dtype == np.uint8
     assert (result[mask > 0] == 127).all()
-    assert np.abs(result.astype(int) - picture)[mask == 0].max(initial=0) <= 1
+    assert np.abs(result.astype(int) - image)[mask == 0].max(initial=0) <= 1
 
 
-def test_lama_paints_a_meme_and_leaves_the_rest(weights):
+def test_lama_inpaints_only_the_mask_of_a_meme(weights):
     row = overlay_text_corpus.make_image_row(overlay_text_corpus.draw_meme(2)[0])
-    boxes = text_removal.find(row["bytes"], PARAMS.detection)
-    painted = text_removal.paint(row["bytes"], boxes.quads, PARAMS.mask, LAMA)
+    boxes = text_removal.find(row["bytes"], CONFIG.detection)
+    result = text_removal.paint(row["bytes"], boxes.quads, CONFIG.mask, LAMA)
     old, new = (
-        np.asarray(image_store.decode_image(each)) for each in (row["bytes"], painted.content)
+        np.asarray(image_store.decode_image(each)) for each in (row["bytes"], result.content)
     )
-    mask = masks.from_png(painted.mask) > 0
+    mask = masks.from_png(result.mask) > 0
     assert np.array_equal(old[~mask], new[~mask]) and (new[mask] == 127).all()
 
 
-def test_a_file_of_another_checksum_is_never_loaded(weights, monkeypatch):
+def test_a_file_with_another_checksum_is_never_loaded(weights, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("LAMA_MODEL", str(weights))
     monkeypatch.setattr(torch.jit, "load", None)
     inpainters._compute_md5.cache_clear()
-    with pytest.raises(InputError, match=r"has the checksum .* it is code and is not run"):
+    with pytest.raises(InputError, match=r"has the checksum .* it contains code and is not"):
         inpainters.fingerprint(LAMA)
 
 
-def test_weights_that_are_missing_are_one_sentence(tmp_path, monkeypatch):
+def test_missing_weights_are_an_error_of_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMA_MODEL", str(tmp_path / "none.pt"))
-    with pytest.raises(InputError, match=r"LAMA_MODEL: .*none.pt is no file"):
+    with pytest.raises(InputError, match=r"LAMA_MODEL: .*none.pt is not a file"):
         inpainters.fingerprint(LAMA)
     monkeypatch.delenv("LAMA_MODEL")
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("POLYMUSE_MAY_LIFT_OFFLINE", raising=False)
-    with pytest.raises(InputError, match="whose weights are not here: set LAMA_MODEL"):
+    with pytest.raises(InputError, match="its weights are missing: set LAMA_MODEL"):
         inpainters.fingerprint(LAMA)
 
 
-def test_weights_are_downloaded_where_that_is_allowed_and_checked_like_any(weights, monkeypatch):
-    content, target = weights.read_bytes(), []
+def test_downloaded_weights_are_verified_and_kept(weights, monkeypatch):
+    content, downloads = weights.read_bytes(), []
 
     def download(url: str, path: str, **options: object) -> None:
-        target.append((url, path))
+        downloads.append((url, path))
         Path(path).write_bytes(content)
 
     monkeypatch.delenv("LAMA_MODEL")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    found = inpainters.find_lama_weights()
-    assert target == [(inpainters.LAMA_URL, str(found))] and found.read_bytes() == content
-    assert inpainters.find_lama_weights() == found and len(target) == 1
+    path = inpainters.find_lama_weights()
+    assert downloads == [(inpainters.LAMA_URL, str(path))] and path.read_bytes() == content
+    assert inpainters.find_lama_weights() == path and len(downloads) == 1
 
 
-def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
+def test_a_failed_download_is_an_error_of_one_sentence(tmp_path, monkeypatch):
     def download(url: str, path: str, **options: object) -> None:
         raise OSError("no route to host")
 
@@ -110,5 +110,5 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_telea_needs_no_weights(monkeypatch):
-    monkeypatch.setattr(inpainters, "lama_weights", None)
-    assert inpainters.fingerprint(replace(PARAMS.inpainting, backend="telea"))
+    monkeypatch.setattr(inpainters, "find_lama_weights", None)
+    assert inpainters.fingerprint(replace(CONFIG.inpainting, backend="telea"))
