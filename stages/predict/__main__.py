@@ -1,15 +1,16 @@
-"""Write the texts of the validation and test split with the weights of each phase.
+"""Generate the texts of the validation and test splits with the weights of each training phase.
 
-python -m stages.predict --run RUN --ingest INGEST --chunks CHUNKS --features FEATURES --sft SFT --preference PREFERENCE --output OUTPUT
+python -m stages.predict --run RUN --ingest INGEST --chunks CHUNKS --features FEATURES --sft SFT
+    --preference PREFERENCE --output OUTPUT
 
-reads   INGEST/foils.parquet (sample only), CHUNKS/chunks.parquet, FEATURES and CHUNKS/features,
-        SFT, PREFERENCE
-writes  TARGET/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
+reads   INGEST/foils.parquet (synthetic corpora only), CHUNKS/chunks.parquet, FEATURES and
+        CHUNKS/features, SFT, PREFERENCE
+writes  OUTPUT/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
         attentions.parquet, summary.json
 
-Test items with a topic are written three times: from both inputs, from the topic alone, from the
-picture alone. Of FlexMUSE, what the fusion did is kept of those from both inputs, where the
-attention went of some of them, and what msaGate does of every chunk of every split.
+Test items with a topic get three texts: from both inputs, from the topic alone, from the image
+alone. For FlexMUSE the stage also stores the fusion's values for texts from both inputs, the
+attention of some of them, and the decisions of msaGate for every chunk of every split.
 """
 
 import json
@@ -26,6 +27,8 @@ from stages.shared.data.records import SPLITS
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
+from stages.shared.generation.article_dataset import ArticleDataset
+from stages.shared.generation.chunk_dataset import ChunkDataset
 from stages.shared.generation.decoding import compute_log_probs
 from stages.shared.modeling.topics import pad_sequences
 from stages.shared.runtime.progress import progress_bar
@@ -35,7 +38,7 @@ from stages.shared.training.batching import Batch, to_device
 from stages.shared.training.loop import seed_everything
 from stages.shared.training.losses import IGNORE_INDEX
 
-TABLE_SCHEMAS = {  # by phase
+TABLE_SCHEMAS = {  # of the tables that have rows of each phase
     "predictions": schemas.PREDICTIONS,
     "foils": schemas.FOIL_SCORES,
     "fusions": schemas.FUSIONS,
@@ -48,13 +51,11 @@ class PredictConfig:
     """The section `predict`."""
 
     splits: list[str] = Field(description="splits whose texts are generated")
-    max_attention_samples: int = Field(
-        ge=0, description="test items per phase with stored attention"
-    )
+    max_attention_samples: int = Field(ge=0, description="test items per phase with attention")
 
 
 def mask_inputs(batch: Batch, inputs: str) -> Batch:
-    """The batch with only the inputs that are named: both | topic | picture."""
+    """The batch with only the named inputs: both | topic | picture."""
     if inputs == "topic":
         return batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
     if inputs == "picture":
@@ -63,176 +64,203 @@ def mask_inputs(batch: Batch, inputs: str) -> Batch:
 
 
 def generate_batches(
-    writer: generators.TextGenerator, items, inputs: str, generation: generators.GenerationConfig
+    generator: generators.TextGenerator,
+    dataset: ChunkDataset | ArticleDataset,
+    inputs: str,
+    config: generators.GenerationConfig,
 ) -> Iterator[tuple[list[int], generators.Generation]]:
-    """Batch by batch, which items and what was written for them."""
-    for start in progress_bar(range(0, len(items), generation.batch_size), f"write from {inputs}"):
-        indices = list(range(start, min(start + generation.batch_size, len(items))))
-        yield indices, writer.generate(mask_inputs(items.batch(indices), inputs), generation)
+    """Yields the indices of each batch and what was generated for it."""
+    starts = range(0, len(dataset), config.batch_size)
+    for start in progress_bar(starts, f"generate from {inputs}"):
+        indices = list(range(start, min(start + config.batch_size, len(dataset))))
+        yield indices, generator.generate(mask_inputs(dataset.batch(indices), inputs), config)
 
 
 def build_prediction_rows(
-    writer: generators.TextGenerator,
-    items,
+    generator: generators.TextGenerator,
+    dataset: ChunkDataset | ArticleDataset,
     indices: list[int],
-    written: generators.Generation,
+    generation: generators.Generation,
     inputs: str,
 ) -> list[dict]:
-    """Rows of PREDICTIONS, without phase."""
-    found = []
-    gated = (
-        written.encoder_output.gate.tolist()
-        if attention_traces.has_gate(writer)
-        else [None] * len(indices)
-    )
-    for index, texts, share in zip(indices, written.texts, gated, strict=True):
-        for row, text in zip(items.chunks_of(index), texts, strict=True):
-            sigma = chunk_dataset.compute_similarity(items.features, row["image"], row["title"])
-            key = {name: row[name] for name in schemas.CHUNKS.names if name != "text"}
-            seen = share is not None and row["title"] and inputs != "picture"
-            masked = 1 - share if seen else None
-            found.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": masked})
-    return found
+    """Rows of PREDICTIONS for a batch, without the phase."""
+    gates = [None] * len(indices)
+    if attention_traces.has_gate(generator):
+        gates = generation.encoder_output.gate.tolist()
+    rows = []
+    for index, texts, gate in zip(indices, generation.texts, gates, strict=True):
+        for chunk, text in zip(dataset.get_chunks(index), texts, strict=True):
+            key = {name: chunk[name] for name in schemas.CHUNKS.names if name != "text"}
+            sigma = chunk_dataset.compute_similarity(
+                dataset.features, chunk["image"], chunk["title"]
+            )
+            has_decision = gate is not None and chunk["title"] and inputs != "picture"
+            masked = 1 - gate if has_decision else None
+            rows.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": masked})
+    return rows
 
 
-def select_inputs(items, split: str) -> tuple[str, ...]:
-    """What the items of a split are written from; each alone only where there are two, in test."""
-    titled = any(row["title"] for index in range(len(items)) for row in items.chunks_of(index))
-    return ("both", "topic", "picture") if split == "test" and titled else ("both",)
+def select_inputs(dataset: ChunkDataset | ArticleDataset, split: str) -> tuple[str, ...]:
+    """The inputs that texts are generated from; single ones only in test, if there are topics."""
+    chunks = (chunk for index in range(len(dataset)) for chunk in dataset.get_chunks(index))
+    has_topics = any(chunk["title"] for chunk in chunks)
+    return ("both", "topic", "picture") if split == "test" and has_topics else ("both",)
 
 
 @dataclass(frozen=True)
 class FoilComparison:
-    """A chunk's reference, its slot "", and its foils as token ids up to the end of that chunk."""
+    """A chunk's reference and its foils as token ids through the end of that chunk."""
 
-    item_index: int  # of the item
+    item_index: int
     key: tuple[str, int]  # record, position
-    candidates: list[tuple[str, list[int]]]  # slot, ids
+    candidates: list[tuple[str, list[int]]]  # slot ("" of the reference), ids
 
 
-def build_foil_comparisons(items, foils: list[dict]) -> list[FoilComparison]:
-    """The chunks of these items that have foils. A foil that differs only behind the cut of a text
-    that is too long is no foil."""
-    of_chunk: dict[tuple[str, int], list[dict]] = {}
+def build_foil_comparisons(
+    dataset: ChunkDataset | ArticleDataset, foils: list[dict]
+) -> list[FoilComparison]:
+    """The chunks of the dataset that have foils.
+
+    A foil that equals the reference after truncation is left out.
+    """
+    foils_by_chunk: dict[tuple[str, int], list[dict]] = {}
     for foil in foils:
-        of_chunk.setdefault((foil["record"], foil["position"]), []).append(foil)
-    found = []
-    for index in range(len(items)):
-        for place, row in enumerate(items.chunks_of(index)):
-            key = row["record"], row["position"]
-            reference = items.labels_until(index, place)
-            texts = [
-                (foil["slot"], items.labels_until(index, place, foil["text"]))
-                for foil in of_chunk.get(key, [])
+        foils_by_chunk.setdefault((foil["record"], foil["position"]), []).append(foil)
+    comparisons = []
+    for index in range(len(dataset)):
+        for place, chunk in enumerate(dataset.get_chunks(index)):
+            key = chunk["record"], chunk["position"]
+            reference = dataset.labels_until(index, place)
+            candidates = [
+                (foil["slot"], dataset.labels_until(index, place, foil["text"]))
+                for foil in foils_by_chunk.get(key, [])
             ]
-            if texts := [(slot, ids) for slot, ids in texts if ids != reference]:
-                found.append(FoilComparison(index, key, [("", reference), *texts]))
-    return found
+            if candidates := [(slot, ids) for slot, ids in candidates if ids != reference]:
+                comparisons.append(FoilComparison(index, key, [("", reference), *candidates]))
+    return comparisons
 
 
 def score_foils(
-    writer: generators.TextGenerator, items, foils: list[dict], batch: int
+    generator: generators.TextGenerator,
+    dataset: ChunkDataset | ArticleDataset,
+    foils: list[dict],
+    batch_size: int,
 ) -> list[dict]:
-    """Rows of FOIL_SCORES, without phase: log p of each reference and of its foils, both inputs.
+    """Rows of FOIL_SCORES without the phase: log p of each reference and its foils, both inputs.
 
-    Of a text of several chunks, up to and with the one that a foil changes. At most `batch` texts
-    at once, or those of one chunk, together with others of their length: padding costs time.
+    A text with several chunks is scored through the chunk that the foil changes. A batch has at
+    most batch_size texts, or those of one chunk, all of similar length: padding costs time.
     """
-    device = next(writer.model.parameters()).device
-    asked = build_foil_comparisons(items, foils)
-    order = sorted(range(len(asked)), key=lambda number: len(asked[number].candidates[0][1]))
-    size = max(1, batch // max((len(one.candidates) for one in asked), default=1))
+    device = next(generator.model.parameters()).device
+    comparisons = build_foil_comparisons(dataset, foils)
+    order = sorted(range(len(comparisons)), key=lambda i: len(comparisons[i].candidates[0][1]))
+    most_candidates = max((len(comparison.candidates) for comparison in comparisons), default=1)
+    size = max(1, batch_size // most_candidates)
     scores: dict[int, list[float]] = {}
     for start in progress_bar(range(0, len(order), size), "score foils"):
-        some = order[start : start + size]
-        chosen = [asked[number] for number in some]
-        counts = torch.tensor([len(one.candidates) for one in chosen])
-        labels = pad_sequences(
-            [ids for one in chosen for _, ids in one.candidates], IGNORE_INDEX
-        ).to(device)
+        numbers = order[start : start + size]
+        part = [comparisons[number] for number in numbers]
+        counts = torch.tensor([len(comparison.candidates) for comparison in part])
+        ids = [ids for comparison in part for _, ids in comparison.candidates]
+        labels = pad_sequences(ids, IGNORE_INDEX).to(device)
+        repeats = torch.arange(len(part)).repeat_interleave(counts).to(device)
+        batch = to_device(dataset.batch([comparison.item_index for comparison in part]), device)
         with inference_context():
-            memory = writer.model.encode(
-                to_device(items.batch([one.item_index for one in chosen]), device)
-            ).select(torch.arange(len(chosen)).repeat_interleave(counts).to(device))
-            found = (
-                compute_log_probs(writer.model.t5, memory.hidden, memory.mask, labels).sum(-1).cpu()
-            )
-        split = found.split(counts.tolist())
-        scores |= {number: values.tolist() for number, values in zip(some, split, strict=True)}
+            output = generator.model.encode(batch).select(repeats)
+            log_probs = compute_log_probs(generator.model.t5, output.hidden, output.mask, labels)
+            totals = log_probs.sum(-1).cpu()
+        split = totals.split(counts.tolist())
+        scores |= {number: values.tolist() for number, values in zip(numbers, split, strict=True)}
     return [
-        {"record": one.key[0], "position": one.key[1], "slot": slot, "log_prob": score}
-        for number, one in enumerate(asked)
-        for (slot, _), score in zip(one.candidates, scores[number], strict=True)
+        {"record": record, "position": position, "slot": slot, "log_prob": score}
+        for number, comparison in enumerate(comparisons)
+        for record, position in [comparison.key]
+        for (slot, _), score in zip(comparison.candidates, scores[number], strict=True)
     ]
 
 
-def select_attention_items(items, at_most: int) -> set[int]:
-    """Items with a picture, evenly spaced, whose attention is kept."""
-    shown = [index for index in range(len(items)) if items.chunks_of(index)[0]["image"]]
-    count = min(at_most, len(shown))
-    return {shown[i * len(shown) // count] for i in range(count)}
+def select_attention_items(
+    dataset: ChunkDataset | ArticleDataset, max_attention_samples: int
+) -> set[int]:
+    """Evenly spaced indices of items with an image, whose attention is stored."""
+    candidates = [index for index in range(len(dataset)) if dataset.get_chunks(index)[0]["image"]]
+    count = min(max_attention_samples, len(candidates))
+    return {candidates[i * len(candidates) // count] for i in range(count)}
 
 
 def predict_phase(
-    writer: generators.TextGenerator,
-    splits: dict,
+    generator: generators.TextGenerator,
+    splits: dict[str, ChunkDataset | ArticleDataset],
     foils: list[dict],
-    params: PredictConfig,
-    generation: generators.GenerationConfig,
+    config: PredictConfig,
+    generation_config: generators.GenerationConfig,
 ) -> dict[str, list[dict]]:
-    """The rows of one phase for each table of TABLES, without phase."""
-    found: dict[str, list[dict]] = {name: [] for name in TABLE_SCHEMAS}
-    for split, items in splits.items():
-        kept = select_attention_items(items, params.max_attention_samples)
-        for inputs in select_inputs(items, split):
-            for indices, written in generate_batches(writer, items, inputs, generation):
-                found["predictions"] += build_prediction_rows(
-                    writer, items, indices, written, inputs
+    """The rows of each table of TABLE_SCHEMAS for one phase, without the phase."""
+    tables: dict[str, list[dict]] = {name: [] for name in TABLE_SCHEMAS}
+    for split, dataset in splits.items():
+        attention_items = select_attention_items(dataset, config.max_attention_samples)
+        for inputs in select_inputs(dataset, split):
+            has_traces = (split, inputs) == ("test", "both") and attention_traces.has_gate(
+                generator
+            )
+            for indices, generation in generate_batches(
+                generator, dataset, inputs, generation_config
+            ):
+                tables["predictions"] += build_prediction_rows(
+                    generator, dataset, indices, generation, inputs
                 )
-                if (split, inputs) != ("test", "both") or not attention_traces.has_gate(writer):
+                if not has_traces:
                     continue
-                found["fusions"] += attention_traces.build_fusion_rows(
-                    [items.rows[i] for i in indices], written
+                tables["fusions"] += attention_traces.build_fusion_rows(
+                    [dataset.rows[i] for i in indices], generation
                 )
-                if places := [place for place, index in enumerate(indices) if index in kept]:
-                    some = attention_traces.select_items(written, places)
-                    chosen = [indices[place] for place in places]
-                    found["attentions"] += attention_traces.build_attention_rows(
-                        writer, items, chosen, some
+                places = [place for place, i in enumerate(indices) if i in attention_items]
+                if places:
+                    tables["attentions"] += attention_traces.build_attention_rows(
+                        generator,
+                        dataset,
+                        [indices[place] for place in places],
+                        attention_traces.select_items(generation, places),
                     )
-        found["foils"] += score_foils(writer, items, foils, generation.batch_size)
-    return found
+        tables["foils"] += score_foils(generator, dataset, foils, generation_config.batch_size)
+    return tables
 
 
 def main(
-    params: PredictConfig, run: generators.GeneratorRun, folders: list[Path], target: Path
+    config: PredictConfig, run: generators.GeneratorRun, folders: list[Path], output: Path
 ) -> None:
-    ingest, chunk_folder, feature_folder, *weights = folders
-    cached = feature_store.read_features(feature_folder, chunk_folder / "features")
+    """folders: ingest, chunks, features, the SFT model and the model of the preference phase"""
+    ingest, chunk_folder, feature_folder, *models = folders
+    features = feature_store.read_features(feature_folder, chunk_folder / "features")
     rows = {
-        split: chunk_dataset.load_chunks(chunk_folder, split, with_picture=False)
+        split: chunk_dataset.load_chunks(chunk_folder, split, require_image=False)
         for split in SPLITS
     }
     foils = []
     if (ingest / "foils.parquet").exists():
         foils = schemas.read_parquet(ingest / "foils.parquet", schemas.FOILS)
-    found: dict[str, list[dict]] = {name: [] for name in TABLE_SCHEMAS}
+    tables: dict[str, list[dict]] = {name: [] for name in TABLE_SCHEMAS}
     seed_everything(run.generation.seed)
-    with atomic_output_dir(target) as folder:
-        for phase, path in zip(("sft", "preference"), weights, strict=True):
-            writer = generators.load_generator(path)
-            splits = {split: writer.build_dataset(rows[split], cached) for split in params.splits}
-            of = predict_phase(writer, splits, foils, params, run.generation)
+    with atomic_output_dir(output) as folder:
+        for phase, model in zip(("sft", "preference"), models, strict=True):
+            generator = generators.load_generator(model)
+            splits = {
+                split: generator.build_dataset(rows[split], features) for split in config.splits
+            }
+            phase_tables = predict_phase(generator, splits, foils, config, run.generation)
             for name in TABLE_SCHEMAS:
-                found[name] += [row | {"phase": phase} for row in of[name]]
+                tables[name] += [row | {"phase": phase} for row in phase_tables[name]]
         for name, schema in TABLE_SCHEMAS.items():
-            schemas.write_parquet(folder / f"{name}.parquet", found[name], schema)
-        every = [row for split in SPLITS for row in rows[split]]
+            schemas.write_parquet(folder / f"{name}.parquet", tables[name], schema)
+        # The gate has no weights, so that its decisions are the same in both phases.
         gates = attention_traces.build_gate_rows(
-            writer, every, cached, run.generation.seed
-        )  # no weight in them
+            generator,
+            [row for split in SPLITS for row in rows[split]],
+            features,
+            run.generation.seed,
+        )
         schemas.write_parquet(folder / "gates.parquet", gates, schemas.GATES)
-        counts = {split: len(rows[split]) for split in params.splits}
+        counts = {split: len(rows[split]) for split in config.splits}
         (folder / "summary.json").write_text(json.dumps({"chunks": counts}, indent=1))
 
 
@@ -240,9 +268,9 @@ def cli(
     run: str, ingest: Path, chunks: Path, features: Path, sft: Path, preference: Path, output: Path
 ) -> None:
     """The command of this stage, as dvc.yaml runs it."""
-    config = load_config(generators.GeneratorRun, "generators", run)
-    folders = [ingest, chunks, features, sft, preference]
-    main(load_config(PredictConfig, "predict"), config, folders, output)
+    config = load_config(PredictConfig, "predict")
+    generator_run = load_config(generators.GeneratorRun, "generators", run)
+    main(config, generator_run, [ingest, chunks, features, sft, preference], output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What gate, fusion and the decoder's attention did, as rows of GATES, FUSIONS and ATTENTIONS."""
+"""Gate, fusion and decoder attention of FlexMUSE as rows of GATES, FUSIONS and ATTENTIONS."""
 
 import numpy as np
 import torch
@@ -11,114 +11,117 @@ from stages.shared.metrics import attention
 from stages.shared.torch_setup.devices import inference_context
 
 
-def has_gate(writer: TextGenerator) -> bool:
-    """Whether the paper has FlexMUSE's gate and fusion, which are all that is traced."""
-    return hasattr(writer.paper, "gate")
+def has_gate(generator: TextGenerator) -> bool:
+    """Whether the paper has FlexMUSE's gate and fusion; other papers have no traces."""
+    return hasattr(generator.paper, "gate")
 
 
 def build_gate_rows(
-    writer: TextGenerator, chunks: list[dict], features: Features, seed: int
+    generator: TextGenerator, chunks: list[dict], features: Features, seed: int
 ) -> list[dict]:
-    """Rows of GATES: the gate of training and the one of writing, on each chunk.
+    """Rows of GATES: the gate of training and that of generation for each chunk.
 
-    Decided here, by `seed`, and not in training, where each step draws anew. None of a paper
-    without a gate.
+    The decisions are sampled here with `seed`; those of training are sampled anew at each step. A
+    paper without a gate has no rows.
     """
-    if not has_gate(writer):
+    if not has_gate(generator):
         return []
-    network, rows = writer.model.network, []
-    sigma = [
-        chunk_dataset.compute_similarity(features, row["image"], row["title"]) for row in chunks
+    network, rows = generator.model.network, []
+    similarities = [
+        chunk_dataset.compute_similarity(features, chunk["image"], chunk["title"])
+        for chunk in chunks
     ]
-    both = [bool(row["title"]) and row["image"] in features.image_index for row in chunks]
-    known = torch.tensor([value or 0.0 for value in sigma])  # as in a batch
+    has_both = [bool(chunk["title"]) and chunk["image"] in features.image_index for chunk in chunks]
+    sigma = torch.tensor([value or 0.0 for value in similarities])  # as in a batch
     for use, mode in (("train", network.gate_train), ("predict", network.gate_predict)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            passed = writer.paper.gate(known, mode, network).tolist()
-        masked = writer.paper.mask_probability(known, mode, network).tolist()
-        for place, row in enumerate(chunks):
-            key = {name: row[name] for name in ("record", "position", "split")}
+            passed = generator.paper.gate(sigma, mode, network).tolist()
+        probabilities = generator.paper.mask_probability(sigma, mode, network).tolist()
+        for place, chunk in enumerate(chunks):
+            key = {name: chunk[name] for name in ("record", "position", "split")}
             rows.append(
                 key
-                | {"use": use, "mode": mode, "sigma": sigma[place]}
-                | {"mask_probability": masked[place] if both[place] else None}
-                | {"passed": passed[place] if both[place] else None}
+                | {"use": use, "mode": mode, "sigma": similarities[place]}
+                | {"mask_probability": probabilities[place] if has_both[place] else None}
+                | {"passed": passed[place] if has_both[place] else None}
             )
     return rows
 
 
-def build_fusion_rows(rows: list[dict], written: Generation) -> list[dict]:
-    """Rows of FUSIONS, without phase, for the chunks of a batch; none of a concatenation.
+def build_fusion_rows(chunks: list[dict], generation: Generation) -> list[dict]:
+    """Rows of FUSIONS for the chunks of a batch, without the phase; none for a concatenation.
 
-    Entropy and spread are null where the topic is masked, whose attention is uniform by design, and
-    where it has one token.
+    Entropy and spread are null if the topic is masked, because its attention is then uniform by
+    design, and if it has a single token.
     """
-    memory, found = written.encoder_output, []
-    if memory.correlation is None:
+    output, rows = generation.encoder_output, []
+    if output.correlation is None:
         return []
-    correlation = _to_numpy(memory.correlation.mean(1)).astype(np.float16)
-    for place, (row, looks) in enumerate(zip(rows, _fusion_attention(memory), strict=True)):
-        measured = looks.shape[1] > 1 and memory.gate[place].item() > 0
-        found.append(
+    correlation = _to_numpy(output.correlation.mean(1)).astype(np.float16)
+    for place, (chunk, weights) in enumerate(zip(chunks, _fusion_attention(output), strict=True)):
+        is_measured = weights.shape[1] > 1 and output.gate[place].item() > 0
+        entropy = float(attention.normalized_entropy(weights).mean()) if is_measured else None
+        rows.append(
             {
-                "record": row["record"],
-                "position": row["position"],
+                "record": chunk["record"],
+                "position": chunk["position"],
                 "correlation": correlation[place],
-                "entropy": float(attention.normalized_entropy(looks).mean()) if measured else None,
-                "spread": attention.compute_spread(looks) if measured else None,
+                "entropy": entropy,
+                "spread": attention.compute_spread(weights) if is_measured else None,
             }
         )
-    return found
+    return rows
 
 
 def build_attention_rows(
-    writer: TextGenerator,
-    chunks: chunk_dataset.ChunkDataset,
+    generator: TextGenerator,
+    dataset: chunk_dataset.ChunkDataset,
     indices: list[int],
-    written: Generation,
-):
-    """Rows of ATTENTIONS, without phase, for these chunks and what was written for each.
+    generation: Generation,
+) -> list[dict]:
+    """Rows of ATTENTIONS for the chunks at `indices`, without the phase.
 
-    One pass of the decoder over the finished texts.
+    Takes one pass of the decoder over the generated texts.
     """
     with inference_context():
-        decoder = _to_numpy(
-            writer.model.attention_maps(written.encoder_output, written.token_ids)
+        decoder_weights = _to_numpy(
+            generator.model.attention_maps(generation.encoder_output, generation.token_ids)
         )  # (B, Y, P)
-    found = []
-    for place, (index, looks) in enumerate(
-        zip(indices, _fusion_attention(written.encoder_output), strict=True)
-    ):
-        row, tokens = chunks.rows[index], chunks.topic_subwords(chunks.rows[index]["title"])
-        assert looks is None or len(tokens) == looks.shape[1]
-        ids = _truncate_after(written.token_ids[place, 1:].tolist(), writer.tokenizer.eos_token_id)
-        found.append(
+    fusion_weights = _fusion_attention(generation.encoder_output)
+    end = generator.tokenizer.eos_token_id
+    rows = []
+    for place, (index, weights) in enumerate(zip(indices, fusion_weights, strict=True)):
+        chunk = dataset.rows[index]
+        tokens = dataset.topic_subwords(chunk["title"])
+        assert weights is None or len(tokens) == weights.shape[1]
+        ids = _truncate_after(generation.token_ids[place, 1:].tolist(), end)
+        rows.append(
             {
-                "record": row["record"],
-                "position": row["position"],
+                "record": chunk["record"],
+                "position": chunk["position"],
                 "tokens": tokens,
-                "fusion": [] if looks is None else looks.astype(np.float16).ravel(),
-                "text": written.texts[place][0],
-                "ends": attention.compute_token_ends(writer.tokenizer, ids),
-                "decoder": decoder[place, : len(ids)].astype(np.float16).ravel(),
+                "fusion": [] if weights is None else weights.astype(np.float16).ravel(),
+                "text": generation.texts[place][0],
+                "ends": attention.compute_token_ends(generator.tokenizer, ids),
+                "decoder": decoder_weights[place, : len(ids)].astype(np.float16).ravel(),
             }
         )
-    return found
+    return rows
 
 
-def select_items(written: Generation, places: list[int]) -> Generation:
-    """Some items of a batch."""
-    texts = [written.texts[place] for place in places]
-    index = torch.tensor(places, device=written.token_ids.device)
-    return Generation(texts, written.token_ids[index], written.encoder_output.select(index))
+def select_items(generation: Generation, places: list[int]) -> Generation:
+    """The items at `places` of a batch."""
+    texts = [generation.texts[place] for place in places]
+    index = torch.tensor(places, device=generation.token_ids.device)
+    return Generation(texts, generation.token_ids[index], generation.encoder_output.select(index))
 
 
-def _fusion_attention(memory) -> list[np.ndarray | None]:
-    """The fusion's attention of each item without padding, [(P, T), ...]; None: no fusion."""
-    if memory.attention is None:
-        return [None] * len(memory.gate)
-    pairs = zip(_to_numpy(memory.attention), memory.topic_mask.cpu().numpy(), strict=True)
+def _fusion_attention(output) -> list[np.ndarray | None]:
+    """The fusion's attention (P, T) of each item without padding; None for a concatenation."""
+    if output.attention is None:
+        return [None] * len(output.gate)
+    pairs = zip(_to_numpy(output.attention), output.topic_mask.cpu().numpy(), strict=True)
     return [weights[:, mask] for weights, mask in pairs]
 
 
@@ -127,5 +130,5 @@ def _to_numpy(values: Tensor) -> np.ndarray:
 
 
 def _truncate_after(ids: list[int], end: int) -> list[int]:
-    """The ids up to and including the first `end`, all of them if there is none."""
+    """The ids through the first `end`; all of them if there is none."""
     return ids[: ids.index(end) + 1] if end in ids else ids

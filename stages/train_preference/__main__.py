@@ -1,14 +1,15 @@
-"""Teach a writer what readers prefer, starting from its SFT weights.
+"""Preference optimization: continue training a generator from its SFT weights.
 
-python -m stages.train_preference --run RUN --ingest INGEST --pairs PAIRS --chunks CHUNKS --features FEATURES --sft SFT --output OUTPUT
+python -m stages.train_preference --run RUN --ingest INGEST --pairs PAIRS --chunks CHUNKS
+    --features FEATURES --sft SFT --output OUTPUT
 
-reads   INGEST/slots.json and facts.parquet (sample only), PAIRS, CHUNKS/chunks.parquet, FEATURES
-        and CHUNKS/features, SFT/ (the model that starts the phase and that it is held to)
-writes  TARGET/model, TARGET/history.csv
+reads   INGEST/slots.json and facts.parquet (synthetic corpora only), PAIRS, CHUNKS/chunks.parquet,
+        FEATURES and CHUNKS/features, SFT (the initial model, which is also the reference)
+writes  OUTPUT/model, OUTPUT/history.csv
 
-How, each paper says in a file of its own beside this one, which has a function
+The objective of each paper is a module of this folder, named like the model, with a function
 
-    train(name, run, folders, writer, log) -> the steps of history.csv
+    train(name, run, folders, generator, log) -> the rows of history.csv
 """
 
 from dataclasses import asdict
@@ -23,17 +24,19 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
-def main(name: str, run: generators.GeneratorRun, folders: list[Path], target: Path) -> None:
-    numbers = asdict(run) | {"objective": asdict(generators.load_preference_config(run))}
-    with tracking.start_run(stage="train_preference", name=name, params=numbers) as tracked:
-        with atomic_output_dir(target) as folder:
-            writer = generators.load_generator(folders[-1])
-            phase = import_module(f"stages.train_preference.{run.model}")
-            steps = phase.train(name, run, folders, writer, tracked.log_metrics)
-            generators.save_generator(writer, folder / "model", folders[-1] / ENCODER_DIR)
+def main(name: str, run: generators.GeneratorRun, folders: list[Path], output: Path) -> None:
+    """folders: ingest, pairs, chunks, features and the SFT model"""
+    params = asdict(run) | {"objective": asdict(generators.load_preference_config(run))}
+    with tracking.start_run(stage="train_preference", name=name, params=params) as tracked:
+        with atomic_output_dir(output) as folder:
+            sft = folders[-1]
+            generator = generators.load_generator(sft)
+            objective = import_module(f"stages.train_preference.{run.model}")
+            steps = objective.train(name, run, folders, generator, tracked.log_metrics)
+            generators.save_generator(generator, folder / "model", sft / ENCODER_DIR)
             history.write_history(folder / "history.csv", steps)
-        tracked.log_artifact_hash(target / "model", "model")
-        tracked.log_model(target / "model", "model")
+        tracked.log_artifact_hash(output / "model", "model")
+        tracked.log_model(output / "model", "model")
 
 
 def cli(

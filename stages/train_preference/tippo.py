@@ -1,24 +1,27 @@
-"""PolishPPO, the preference phase of TIPPo: texts are drawn, rewarded, made more or less likely.
+"""PolishPPO, TIPPo's preference phase: sample texts, reward them, make them more or less likely.
 
-One iteration: `rollouts` texts are drawn for each of `batch` articles; G_m weighs their two rewards
-(stages/models/tippo/rewards.py), and how far a text's return lies from those it is compared with is its
-advantage (eq. 6): the last `window` iterations, as in the paper, or the other texts about its
-article. Then `epochs` steps of the optimizer, each over all of these texts, follow PPO's clipped
-objective and are held to the SFT model. m counts iterations from 1; where the past is what they are
-compared with, one before them makes the statistics and no step.
+One iteration samples `num_generations` texts for each of `batch_size` articles. G_m weighs their
+two rewards (stages/models/tippo/rewards.py). The advantage of a text (eq. 6) is the distance of its
+return from those it is compared with: the last `baseline_window` iterations, as in the paper, or
+the other texts about its article. Then follow `num_ppo_epochs` optimizer steps on all of these
+texts, with PPO's clipped objective and a penalty on the KL divergence from the SFT model. m counts
+iterations from 1; with the baseline `window`, an iteration before them collects statistics without
+a step.
 
-Where the paper is silent: returns of the past are weighed as those of now are, or the drift of G_m
-from one m to the next would count as merit. Beside the others about its article eq. 6 is taken of
-each reward, and again of the sum as G_m weighs them (GDPO, arXiv:2601.05242): letters vary three
-times as much among these texts as meaning does, and would rule a sum of both as they are. The model
-is that of writing: no dropout, nothing hidden, the stored prototype. Texts in a language that the
-embedder does not read are left out.
+Where the paper is silent:
+- Past returns are weighed like current ones; otherwise the drift of G_m between iterations would
+  count as an advantage.
+- With the baseline `article`, eq. 6 is applied to each reward, and again to their sum weighed by
+  G_m (GDPO, arXiv:2601.05242). Literal rewards vary three times as much among these texts as
+  semantic ones and would dominate a plain sum.
+- The policy is the model as in generation: no dropout, nothing dropped, the stored prototype.
+- Texts in a language that the embedder does not support are left out.
 
-Best are the weights with which one reward of validation texts has risen most, by more than `margin`
-of its standard errors, while none has fallen by as many; else those of SFT. Of several looks at a
-few articles one is always lucky; and in a sum of both the noise of letters hides a gain in meaning.
-The phase ends when these texts have become worse by the watched score, or the policy is collapsing;
-see `collapse`.
+The best weights are those where one reward of validation texts has risen most, by more than
+`min_gain_standard_errors`, while none has fallen by as many; otherwise those of SFT. Among several
+validations of a few articles one is always lucky, and in a sum of both rewards the noise of the
+literal one hides a gain of the semantic one. The phase ends when the monitored score has dropped or
+the policy collapses; see `find_collapse_reason`.
 """
 
 import copy
@@ -30,11 +33,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.models.tippo import rewards
 from stages.models.tippo.model import (
     EPSILON,
+    Model,
     PreferenceConfig,
     compute_advantage,
     kl_estimate,
@@ -46,12 +50,13 @@ from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation import generator as generators
+from stages.shared.generation.article_dataset import ArticleDataset
 from stages.shared.runtime.stage import InputError
 from stages.shared.similarity import embedders
 from stages.shared.torch_setup.devices import inference_context
 from stages.shared.training.batching import Batch, shuffled_batch, to_device
 from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import ValidationResult, fit, seed_everything
+from stages.shared.training.loop import LossTerms, ValidationResult, fit, seed_everything
 from stages.shared.training.losses import IGNORE_INDEX, token_log_probs
 from stages.train_preference.quality_monitor import (
     TextScorer,
@@ -61,118 +66,114 @@ from stages.train_preference.quality_monitor import (
 )
 
 FORWARD_BATCH_SIZE = 32  # texts
+Rewards = dict[str, Tensor]  # literal, and semantic if there is an embedder: one value per text
 
 
 class RewardedDataset:
-    """Items with what a text about each of them earns."""
+    """Articles with the rewards of texts generated for them."""
 
-    def __init__(self, items, embedder: embedders.Embedder | None, raw: bool):
-        self.dataset, self.embedder, self.raw = items, embedder, raw
-        chunks = map(items.chunks_of, range(len(items)))
-        self.references = [embedders.join_references(of_item) for of_item in chunks]
+    def __init__(self, dataset: ArticleDataset, embedder: embedders.Embedder | None, raw: bool):
+        """raw: see compute_literal_reward"""
+        self.dataset, self.embedder, self.raw = dataset, embedder, raw
+        items = map(dataset.get_chunks, range(len(dataset)))
+        self.references = [embedders.join_references(chunks) for chunks in items]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def compute_rewards(self, indices: list[int], texts: list[list[str]]) -> dict[str, Tensor]:
-        """Of one text a chunk of each item: literal (B,), and semantic (B,) where it is known."""
-        written = list(map(embedders.join_paragraphs, texts))
+    def compute_rewards(self, indices: list[int], texts: list[list[str]]) -> Rewards:
+        """Rewards (B,) of one text per chunk of each item."""
+        joined = list(map(embedders.join_paragraphs, texts))
         references = [self.references[index] for index in indices]
-        pairs = zip(written, references, strict=True)
-        found = {
-            "literal": [rewards.compute_literal_reward(text, of, self.raw) for text, of in pairs]
+        values = {
+            "literal": [
+                rewards.compute_literal_reward(text, item_references, self.raw)
+                for text, item_references in zip(joined, references, strict=True)
+            ]
         }
         if self.embedder:
-            found["semantic"] = rewards.compute_semantic_rewards(self.embedder, written, references)
-        return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+            values["semantic"] = rewards.compute_semantic_rewards(self.embedder, joined, references)
+        return {name: torch.tensor(row, dtype=torch.float64) for name, row in values.items()}
 
 
-def compute_return_statistics(returns: Tensor, deviation: str) -> tuple[Tensor, Tensor]:
-    """mu_m and delta_m of eq. 6: the mean of returns, and their deviation or variance."""
-    spread = returns.std(correction=0) if deviation == "std" else returns.var(correction=0)
+def compute_return_statistics(returns: Tensor, advantage_scale: str) -> tuple[Tensor, Tensor]:
+    """mu_m and delta_m of eq. 6: the mean of returns, and their standard deviation or variance."""
+    spread = returns.std(correction=0) if advantage_scale == "std" else returns.var(correction=0)
     return returns.mean(), spread
 
 
-def compute_article_advantages(values: Tensor, numbers: PreferenceConfig) -> Tensor:
-    """Eq. 6 of how far each text lies from the mean of those about its article.
+def compute_article_advantages(values: Tensor, config: PreferenceConfig) -> Tensor:
+    """Eq. 6 on the distance of each text from the mean of its article.
 
-    values (R,): `rollouts` in a row for each article  -> (R,)
+    values (R,): `num_generations` consecutive texts per article  -> (R,)
     """
-    means = values.view(-1, numbers.num_generations).mean(1)
-    apart = values - means.repeat_interleave(numbers.num_generations)
-    return compute_advantage(apart, *compute_return_statistics(apart, numbers.advantage_scale))
+    means = values.view(-1, config.num_generations).mean(1)
+    centered = values - means.repeat_interleave(config.num_generations)
+    return compute_advantage(centered, *compute_return_statistics(centered, config.advantage_scale))
 
 
 def ids_to_labels(ids: Tensor, end: int) -> Tensor:
-    """Written ids (R, Y + 1) as labels (R, Y), IGNORED after the end. The id of padding tells
-    nothing: it may be drawn before the end like any other."""
+    """Generated ids (R, Y + 1) as labels (R, Y), IGNORE_INDEX after the end token.
+
+    The padding id does not mark the end: it may be sampled before it like any other token.
+    """
     labels = ids[:, 1:].clone()
-    ended = (labels == end).cumsum(1) - (labels == end).long() > 0
-    return labels.masked_fill(ended, IGNORE_INDEX)
+    has_ended = (labels == end).cumsum(1) - (labels == end).long() > 0
+    return labels.masked_fill(has_ended, IGNORE_INDEX)
 
 
-def compute_rollout_log_probs(model, batch: Batch, temperature: float) -> Tensor:
-    """log p of each written token as it was drawn, 0 after the end.  (R, Y)
+def compute_rollout_log_probs(model: Model, batch: Batch, temperature: float) -> Tensor:
+    """log p of each generated token at the sampling temperature, 0 after the end.  (R, Y)
 
-    batch: of articles; text_of (R,) the number of the article that a text is about, labels (R, Y).
-    Texts of like length are read together, so that little is padded.
+    batch: of articles, with text_of (R,), the index of each text's article, and labels (R, Y).
+    Texts of similar length are processed together, to reduce padding.
     """
     labels, articles = batch["labels"], model.encode(batch)
     lengths = (labels != IGNORE_INDEX).sum(1)
-    order, found = lengths.argsort(stable=True), []
+    order, log_probs = lengths.argsort(stable=True), []
     for texts in order.split(FORWARD_BATCH_SIZE):
-        memory, read = (
-            articles.select(batch["text_of"][texts]),
-            labels[texts, : lengths[texts].max()],
-        )
-        logits = decoding.compute_logits(model.t5, memory.hidden, memory.mask, read)
-        values = token_log_probs(logits / temperature, read)
-        found.append(F.pad(values, (0, labels.shape[1] - values.shape[1])))
-    return torch.cat(found)[order.argsort()]
+        output = articles.select(batch["text_of"][texts])
+        text_labels = labels[texts, : lengths[texts].max()]
+        logits = decoding.compute_logits(model.t5, output.hidden, output.mask, text_labels)
+        values = token_log_probs(logits / temperature, text_labels)
+        log_probs.append(F.pad(values, (0, labels.shape[1] - values.shape[1])))
+    return torch.cat(log_probs)[order.argsort()]
 
 
 class PolishPPO:
-    """The phase: what fit asks for batches, loss and state."""
+    """Batches, loss and state of the phase, as `fit` needs them."""
 
     def __init__(
         self,
-        writer: generators.TextGenerator,
-        trained: RewardedDataset,
+        generator: generators.TextGenerator,
+        train_dataset: RewardedDataset,
         run: generators.GeneratorRun,
         log: Callable,
     ):
-        self.generator, self.train_dataset, self.run, self.log = writer, trained, run, log
-        self.config: PreferenceConfig = generators.load_preference_config(run)
-        self.uses_window_baseline = (
-            self.config.baseline == "window"
-        )  # else texts have others of their article
-        if (
-            self.uses_window_baseline
-            and run.preference.batch_size
-            * self.config.num_generations
-            * self.config.baseline_window
-            < 2
-        ):
+        self.generator, self.train_dataset, self.run, self.log = generator, train_dataset, run, log
+        config: PreferenceConfig = generators.load_preference_config(run)
+        self.config = config
+        # Otherwise texts are compared with others about their article.
+        self.uses_window_baseline = config.baseline == "window"
+        num_texts = run.preference.batch_size * config.num_generations
+        if self.uses_window_baseline and num_texts * config.baseline_window < 2:
             raise InputError(
-                "models.tippo.preference: with batch, rollouts and window 1 the past is one "
-                "return, which has no deviation: raise one of them"
+                "models.tippo.preference: with batch_size, num_generations and baseline_window of "
+                "1 the window holds one return, which has no deviation: raise one of them"
             )
-        self.reference_model = copy.deepcopy(writer.model).eval().requires_grad_(False)
-        self.num_iterations = -(-run.preference.max_steps // self.config.num_ppo_epochs)  # M
-        self.reward_window: list[dict[str, Tensor]] = []  # rewards of the last iterations
-        self.rollouts: Batch = {}  # the texts of the present one
-        self.prompt_indices: list[int] = []  # the articles that they are about
-        self.metrics: dict[str, float] = {}  # of the present iteration and the latest step
-        self.start_metrics: dict[str, float] = {}  # of what must not collapse
-        self.start_rewards: dict[
-            str, Tensor
-        ] = {}  # (N,) by each watched article's text before step 0
-        self.start_time, self.rollout_seconds = (
-            time.monotonic(),
-            0.0,
-        )  # of this process; spent in drawing
+        self.reference_model = copy.deepcopy(generator.model).eval().requires_grad_(False)
+        self.num_iterations = -(-run.preference.max_steps // config.num_ppo_epochs)  # M
+        self.reward_window: list[Rewards] = []  # of the last iterations
+        self.rollouts: Batch = {}  # the texts of the current iteration
+        self.prompt_indices: list[int] = []  # their articles
+        self.metrics: dict[str, float] = {}  # of the current iteration and the latest step
+        self.start_metrics: dict[str, float] = {}  # what a collapse is measured against
+        self.start_rewards: Rewards = {}  # (N,) of the monitored articles before step 0
+        self.start_time = time.monotonic()  # of this process
+        self.rollout_seconds = 0.0
 
     def batch_at(self, step: int) -> Batch:
+        """The articles and rollouts of a step; the first step of an iteration samples new ones."""
         if self.uses_window_baseline and not self.reward_window:
             self.run_iteration(0)
         if step % self.config.num_ppo_epochs == 0:
@@ -182,66 +183,71 @@ class PolishPPO:
         return self.train_dataset.dataset.batch(self.prompt_indices) | self.rollouts
 
     def run_iteration(self, number: int) -> None:
-        """Draw texts, reward them, and compare them."""
-        schedule, numbers = self.run.preference, self.config
+        """Sample texts, compute their rewards and their advantages."""
+        schedule, config = self.run.preference, self.config
         self.prompt_indices = shuffled_batch(
             len(self.train_dataset), schedule.batch_size, schedule.seed, number
         )
-        text_of = torch.arange(schedule.batch_size).repeat_interleave(numbers.num_generations)
+        text_of = torch.arange(schedule.batch_size).repeat_interleave(config.num_generations)
         indices = [self.prompt_indices[place] for place in text_of.tolist()]
         seed_everything(schedule.seed, number)
         labels, texts = self.sample_texts(indices)
-        earned = self.train_dataset.compute_rewards(indices, texts)
+        text_rewards = self.train_dataset.compute_rewards(indices, texts)
         self.rollouts = self.add_log_probs({"text_of": text_of, "labels": labels})
-        self.rollouts["advantage"] = self.compute_advantages(earned, number).float()
+        self.rollouts["advantage"] = self.compute_advantages(text_rewards, number).float()
         if self.uses_window_baseline:
-            self.reward_window = [*self.reward_window, earned][-numbers.baseline_window :]
+            self.reward_window = [*self.reward_window, text_rewards][-config.baseline_window :]
         tokens = labels != IGNORE_INDEX
-        self.metrics = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
+        self.metrics = {
+            f"reward_{name}": values.mean().item() for name, values in text_rewards.items()
+        }
         self.metrics |= {
-            "return": self.compute_returns(earned, number).mean().item(),
-            # Nats a token: -log p of what was drawn.
+            "return": self.compute_returns(text_rewards, number).mean().item(),
+            # Nats per token: -log p of the sampled tokens.
             "entropy": -(self.rollouts["old"].sum() / tokens.sum()).item(),
             "tokens": tokens.sum(1).float().mean().item(),
         }
         self.start_metrics = {"entropy": self.metrics["entropy"]} | self.start_metrics
 
-    def compute_returns(self, earned: dict[str, Tensor], number: int) -> Tensor:
-        """G_m of each text; the literal reward alone where there is no other.  (R,)"""
-        if "semantic" not in earned:
-            return earned["literal"]
+    def compute_returns(self, text_rewards: Rewards, number: int) -> Tensor:
+        """G_m of each text; the literal reward if it is the only one.  (R,)"""
+        literal = text_rewards["literal"]
+        if "semantic" not in text_rewards:
+            return literal
         return total_return(
-            earned["literal"], earned["semantic"], number, self.num_iterations, self.config
+            literal, text_rewards["semantic"], number, self.num_iterations, self.config
         )
 
-    def compute_advantages(self, earned: dict[str, Tensor], number: int) -> Tensor:
-        """The advantage of each text by its rewards; 0 before there is a past.  (R,)"""
-        numbers = self.config
+    def compute_advantages(self, text_rewards: Rewards, number: int) -> Tensor:
+        """The advantage of each text; 0 while the window is empty.  (R,)"""
+        config = self.config
         if not self.uses_window_baseline:
-            apart = {
-                name: compute_article_advantages(values, numbers) for name, values in earned.items()
+            advantages = {
+                name: compute_article_advantages(values, config)
+                for name, values in text_rewards.items()
             }
-            return compute_article_advantages(self.compute_returns(apart, number), numbers)
-        now = self.compute_returns(earned, number)
+            return compute_article_advantages(self.compute_returns(advantages, number), config)
+        returns = self.compute_returns(text_rewards, number)
         if not self.reward_window:
-            return torch.zeros_like(now)
-        before = torch.cat([self.compute_returns(past, number) for past in self.reward_window])
-        return compute_advantage(now, *compute_return_statistics(before, numbers.advantage_scale))
+            return torch.zeros_like(returns)
+        past = torch.cat([self.compute_returns(entry, number) for entry in self.reward_window])
+        return compute_advantage(returns, *compute_return_statistics(past, config.advantage_scale))
 
     def sample_texts(self, indices: list[int]) -> tuple[Tensor, list[list[str]]]:
-        """One text of each item in one batch: its labels, and the texts of its chunks."""
-        began = time.monotonic()
-        drawing = replace(
+        """One text per item, in one batch: its labels, and the texts of its chunks."""
+        start = time.monotonic()
+        sampling = replace(
             self.run.generation, num_beams=1, temperature=self.config.temperature, top_p=1.0
         )
         self.generator.model.eval()
-        written = self.generator.generate(self.train_dataset.dataset.batch(indices), drawing)
-        labels = ids_to_labels(written.token_ids.cpu(), self.generator.tokenizer.eos_token_id)
-        self.rollout_seconds += time.monotonic() - began
-        return labels, written.texts
+        batch = self.train_dataset.dataset.batch(indices)
+        generation = self.generator.generate(batch, sampling)
+        labels = ids_to_labels(generation.token_ids.cpu(), self.generator.tokenizer.eos_token_id)
+        self.rollout_seconds += time.monotonic() - start
+        return labels, generation.texts
 
     def add_log_probs(self, rollouts: Batch) -> Batch:
-        """With what the policy and the SFT model say of each token of them now."""
+        """The rollouts with each token's log p under the current policy and the SFT model."""
         batch = self.train_dataset.dataset.batch(self.prompt_indices) | rollouts
         batch = to_device(batch, next(self.generator.model.parameters()).device)
         with inference_context():
@@ -254,16 +260,17 @@ class PolishPPO:
             "reference": reference.float().cpu().clone(),
         }
 
-    def loss(self, model, batch: Batch) -> dict[str, Tensor]:
-        model.eval()  # fit calls train(); with any dropout it would be another policy than wrote
+    def loss(self, model: Model, batch: Batch) -> LossTerms:
+        """policy_loss, with its diagnostics stored in `metrics`."""
+        model.eval()  # fit calls train(); with dropout it would not be the policy that sampled
         new = compute_rollout_log_probs(model, batch, self.config.temperature)
         mask = batch["labels"] != IGNORE_INDEX
         old, reference = batch["old"], batch["reference"]
         terms = policy_loss(new, old, reference, batch["advantage"], mask, self.config)
         with torch.no_grad():
-            moved = ((new - old).exp() - 1).abs() > self.config.clip_range
+            is_clipped = ((new - old).exp() - 1).abs() > self.config.clip_range
             self.metrics |= {
-                "clip_share": (moved & mask).sum().item() / mask.sum().item(),
+                "clip_share": (is_clipped & mask).sum().item() / mask.sum().item(),
                 "kl_to_sft": kl_estimate(new, reference)[mask].mean().item(),
             }
         return terms
@@ -277,9 +284,10 @@ class PolishPPO:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.reward_window = [to_device(earned, torch.device("cpu")) for earned in state["past"]]
-        self.rollouts = to_device(state["rollouts"], torch.device("cpu"))
-        self.start_rewards = to_device(state["earned"], torch.device("cpu"))
+        cpu = torch.device("cpu")
+        self.reward_window = [to_device(entry, cpu) for entry in state["past"]]
+        self.rollouts = to_device(state["rollouts"], cpu)
+        self.start_rewards = to_device(state["earned"], cpu)
         self.prompt_indices, self.metrics, self.start_metrics = state["plain"]
 
     def step_metrics(self) -> dict[str, float]:
@@ -287,52 +295,63 @@ class PolishPPO:
 
 
 def find_collapse_reason(
-    now: dict[str, float], start: dict[str, float], max_drop: float, numbers: PreferenceConfig
+    current: dict[str, float],
+    start: dict[str, float],
+    max_score_drop: float,
+    config: PreferenceConfig,
 ) -> str:
-    """Why the phase has to end; "" where it may go on.
+    """Why the phase has to end; "" if it may continue.
 
-    watch: the score of validation texts, which no reward knows; characters: their mean length;
-    entropy: of drawn texts; kl_to_sft: how far these are from SFT, both in nats a token.
+    current, start: metrics. watch: the score of validation texts, independent of the rewards;
+    characters: their mean length; entropy: of sampled texts; kl_to_sft: their distance from SFT.
+    The last two are in nats per token.
     """
-    change = now["characters"] / max(1.0, start["characters"])
-    most = 1 + numbers.max_length_change
+    length_ratio = current["characters"] / max(1.0, start["characters"])
+    max_ratio = 1 + config.max_length_change
     reasons = {
-        "the watched score has dropped by more than quality_monitor.max_score_drop": (
-            start["watch"] - now["watch"] > max_drop
+        "the monitored score has dropped by more than quality_monitor.max_score_drop": (
+            start["watch"] - current["watch"] > max_score_drop
         ),
-        "the policy is further from SFT than max_kl": now.get("kl_to_sft", 0.0) > numbers.max_kl,
-        "the entropy is below min_entropy_ratio of what it was": (
-            now.get("entropy", 0.0) < numbers.min_entropy_ratio * start.get("entropy", 0.0)
+        "the KL divergence from SFT exceeds max_kl": (
+            current.get("kl_to_sft", 0.0) > config.max_kl
         ),
-        "the length has changed by more than max_length_change": not 1 / most <= change <= most,
+        "the entropy is below min_entropy_ratio of its first value": (
+            current.get("entropy", 0.0) < config.min_entropy_ratio * start.get("entropy", 0.0)
+        ),
+        "the length has changed by more than max_length_change": (
+            not 1 / max_ratio <= length_ratio <= max_ratio
+        ),
     }
-    return next((reason for reason, found in reasons.items() if found), "")
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-def compute_sure_gain(earned: dict[str, Tensor], start: dict[str, Tensor], margin: float) -> float:
-    """The largest gain of a reward, less `margin` errors; below 0 where one has surely fallen.
+def compute_sure_gain(current: Rewards, start: Rewards, num_standard_errors: float) -> float:
+    """The largest gain of a reward minus its error margin; below 0 if one has surely fallen.
 
-    earned, start: the rewards of N texts (N,) now and before the first step
+    current, start: rewards (N,) of the same items now and before the first step.
     """
-    gains = torch.stack([earned[name] - before for name, before in start.items()])
-    mean, error = gains.mean(1), margin * gains.std(1, correction=0) / gains.shape[1] ** 0.5
-    worst, best = (mean + error).min().item(), (mean - error).max().item()
+    gains = torch.stack([current[name] - before for name, before in start.items()])
+    mean = gains.mean(1)
+    margin = num_standard_errors * gains.std(1, correction=0) / gains.shape[1] ** 0.5
+    worst, best = (mean + margin).min().item(), (mean - margin).max().item()
     return worst if worst < 0 else best
 
 
-def build_validator(polish: PolishPPO, watched: RewardedDataset, score: TextScorer):
-    """What texts about the first of the watched items earn, and whether anything has collapsed."""
-    indices = list(range(min(len(watched), polish.run.quality_monitor.max_eval_samples)))
+def build_validator(
+    polish: PolishPPO, validation: RewardedDataset, score: TextScorer
+) -> Callable[[nn.Module], ValidationResult]:
+    """A function that rewards texts for the first validation items and detects a collapse."""
+    indices = list(range(min(len(validation), polish.run.quality_monitor.max_eval_samples)))
 
-    def validate(model) -> ValidationResult:
-        texts = generate_texts(polish.generator, watched.dataset, indices, polish.run.generation)
-        earned = watched.compute_rewards(indices, texts)
-        metrics = {f"reward_{name}": values.mean().item() for name, values in earned.items()}
-        polish.start_rewards = polish.start_rewards or earned
+    def validate(model: nn.Module) -> ValidationResult:
+        texts = generate_texts(polish.generator, validation.dataset, indices, polish.run.generation)
+        text_rewards = validation.compute_rewards(indices, texts)
+        metrics = {f"reward_{name}": values.mean().item() for name, values in text_rewards.items()}
+        polish.start_rewards = polish.start_rewards or text_rewards
         loss = -compute_sure_gain(
-            earned, polish.start_rewards, polish.config.min_gain_standard_errors
+            text_rewards, polish.start_rewards, polish.config.min_gain_standard_errors
         )
-        metrics["watch"] = compute_mean_score(watched.dataset, indices, texts, score)
+        metrics["watch"] = compute_mean_score(validation.dataset, indices, texts, score)
         characters = [len(embedders.join_paragraphs(paragraphs)) for paragraphs in texts]
         metrics["characters"] = sum(characters) / len(characters)
         polish.start_metrics = metrics | polish.start_metrics
@@ -349,18 +368,19 @@ def build_validator(polish: PolishPPO, watched: RewardedDataset, score: TextScor
     return validate
 
 
-def warn_vanishing_discounts(numbers: PreferenceConfig, iterations: int) -> None:
-    """Say what the paper's own discounts leave of the rewards."""
-    if numbers.discount != "literal":
+def warn_vanishing_discounts(config: PreferenceConfig, num_iterations: int) -> None:
+    """Print how little weight the paper's own discounts leave to the rewards."""
+    if config.discount != "literal":
         return
-    weights = [reward_discounts(m, iterations, numbers) for m in range(iterations + 1)]
-    literal, semantic = weights[iterations // 2]
-    lost = sum(max(pair) < EPSILON for pair in weights) / len(weights)
+    weights = [reward_discounts(m, num_iterations, config) for m in range(num_iterations + 1)]
+    literal, semantic = weights[num_iterations // 2]
+    vanishing = sum(max(pair) < EPSILON for pair in weights) / len(weights)
     print(
-        f"WARNING: models.tippo.preference.discount is literal: half-way through {iterations} "
+        f"WARNING: models.tippo.preference.discount is literal: half-way through {num_iterations} "
         f"iterations R_literal weighs {literal:.1e} and R_semantic {semantic:.1e}, and in "
-        f"{lost:.0%} of the iterations both weigh less than the {EPSILON:g} that eq. 6 adds to the "
-        "deviation, so that nothing is learned: `progress` spreads the exponents over the phase",
+        f"{vanishing:.0%} of the iterations both weigh less than the {EPSILON:g} that eq. 6 adds "
+        "to the deviation, so that nothing is learned. `progress` spreads the exponents over the "
+        "phase",
         file=sys.stderr,
     )
 
@@ -369,45 +389,41 @@ def train(
     name: str,
     run: generators.GeneratorRun,
     folders: list[Path],
-    writer: generators.TextGenerator,
-    log,
+    generator: generators.TextGenerator,
+    log: Callable,
 ) -> list[dict[str, float]]:
-    """The steps of the phase; `writer` is left with its best weights."""
+    """Train `generator`, which keeps its best weights.  -> the rows of history.csv"""
     ingest, _, chunk_folder, feature_folder, _ = folders
-    cached = feature_store.read_features(feature_folder, chunk_folder / "features")
-    numbers, limits = (
-        generators.load_preference_config(run),
-        load_config(embedders.RewardConfig, "rewards"),
-    )
+    features = feature_store.read_features(feature_folder, chunk_folder / "features")
+    config: PreferenceConfig = generators.load_preference_config(run)
+    reward_config = load_config(embedders.RewardConfig, "rewards")
     rows = chunk_dataset.load_training_chunks(chunk_folder)
-    embedder = embedders.load_embedder(
-        numbers.semantic_reward, [row["language"] for row in rows], limits
-    )
+    languages = [row["language"] for row in rows]
+    embedder = embedders.load_embedder(config.semantic_reward, languages, reward_config)
 
-    def rewarded(rows: list[dict]) -> RewardedDataset:
-        read = [
-            row for row in rows if embedder is None or embedder.supports_language(row["language"])
-        ]
-        return RewardedDataset(
-            writer.build_dataset(read, cached), embedder, numbers.literal_reward == "raw"
-        )
+    def build_rewarded_dataset(rows: list[dict]) -> RewardedDataset:
+        if embedder is not None:
+            rows = [row for row in rows if embedder.supports_language(row["language"])]
+        dataset = generator.build_dataset(rows, features)
+        return RewardedDataset(dataset, embedder, config.literal_reward == "raw")
 
-    trained = rewarded(rows)
-    watched = rewarded(chunk_dataset.load_chunks(chunk_folder, "validation", with_picture=True))
-    if not len(watched):  # few articles: watch, and choose weights, on those trained on
-        watched = trained
-    polish = PolishPPO(writer, trained, run, log)
-    warn_vanishing_discounts(numbers, polish.num_iterations)
+    train_dataset = build_rewarded_dataset(rows)
+    rows = chunk_dataset.load_chunks(chunk_folder, "validation", require_image=True)
+    validation = build_rewarded_dataset(rows)
+    if not len(validation):  # a small corpus: validate on the training articles
+        validation = train_dataset
+    polish = PolishPPO(generator, train_dataset, run, log)
+    warn_vanishing_discounts(config, polish.num_iterations)
     return fit(
-        writer.model,
+        generator.model,
         polish.loss,
         polish.batch_at,
         run.preference,
         name=f"train_preference@{name}",
         key=fingerprint(
-            [run.preference, run.quality_monitor, run.generation, numbers, limits], folders
+            [run.preference, run.quality_monitor, run.generation, config, reward_config], folders
         ),
-        validate=build_validator(polish, watched, build_scorer(ingest)),
+        validate=build_validator(polish, validation, build_scorer(ingest)),
         phase=polish,
         log=log,
     )

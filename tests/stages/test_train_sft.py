@@ -76,9 +76,9 @@ def test_a_named_t5_learns_with_its_encoder_by_passed_or_fed(place, tied, connec
     ]
     assert losses[-1] < losses[0]
     written = writer.generate(
-        writer.build_dataset(
-            tiny_flexmuse.make_chunk_rows(), tiny_flexmuse.build_features()
-        ).batch([0, 5]),
+        writer.build_dataset(tiny_flexmuse.make_chunk_rows(), tiny_flexmuse.build_features()).batch(
+            [0, 5]
+        ),
         load_config(generators.GeneratorRun, "generators", "flexmuse").generation,
     )
     assert len(written.texts) == 2
@@ -120,6 +120,7 @@ def test_the_folder_holds_the_encoder_without_the_reports_about_it(place):
 
 def test_sigkill_in_the_middle_of_the_stage_ends_with_the_same_bytes(place):
     article_corpus.write_article_corpus(place)
-    given = [place / "chunk", place / "embed", article_corpus.write_encoder_dir(place)]
-    killed, whole = run_killed_and_uninterrupted("train_sft", "flexmuse", given, place)
+    options = {"run": "flexmuse", "chunks": place / "chunk", "features": place / "embed"}
+    options["encoder"] = article_corpus.write_encoder_dir(place)
+    killed, whole = run_killed_and_uninterrupted("train_sft", options, place)
     assert article_corpus.read_files(killed) == article_corpus.read_files(whole)

@@ -1,14 +1,14 @@
-"""What PolishPPO rewards in a generated text: its letters and its meaning (section 2.2).
+"""The two rewards of PolishPPO for a generated text: literal and semantic (section 2.2).
 
-    R_literal  = 1 - LD(Y, y)              eq. 7   literal
-    R_semantic = cos(emb_Y, emb_y)         eq. 8   semantic
+    R_literal  = 1 - LD(Y, y)              eq. 7   compute_literal_reward
+    R_semantic = cos(emb_Y, emb_y)         eq. 8   compute_semantic_rewards
 
-Y a reference, y the generated text; of several references the best counts, in each reward by
-itself.
+Y is a reference and y the generated text. With several references, each reward takes its own best.
 
-Where the paper is silent: LD counts characters and is divided by the longer length, or the reward
-of a long text would be a large negative number (`raw`: the equation as it stands). The paper's
-embedder is GLM's; ours is MiniLM, or a model behind an OpenAI-compatible server.
+Where the paper is silent: LD counts characters and is divided by the length of the longer text.
+Without the division, the reward of a long text is a large negative number (`raw` is the equation
+as printed). The paper embeds texts with GLM; this project uses MiniLM, or a model behind an
+OpenAI-compatible server.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from stages.shared.similarity.embedders import (
 )
 
 
-def compute_literal_reward(written: str, references: Sequence[str], raw: bool) -> float:
-    """R_literal (eq. 7): 1 - LD / max(|Y|, |y|) in [0, 1], or with `raw` 1 - LD, below 1."""
+def compute_literal_reward(text: str, references: Sequence[str], raw: bool) -> float:
+    """R_literal (eq. 7): 1 - LD / max(|Y|, |y|) in [0, 1], or with `raw` 1 - LD, at most 1."""
     if raw:
-        return 1.0 - min(Levenshtein.distance(written, text) for text in references)
-    return levenshtein_similarity(written, references)
+        return 1.0 - min(Levenshtein.distance(text, reference) for reference in references)
+    return levenshtein_similarity(text, references)
 
 
 def compute_semantic_rewards(
-    embedder: Embedder, written: Sequence[str], references: Sequence[Sequence[str]]
+    embedder: Embedder, texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
     """R_semantic (eq. 8) of each text, in [-1, 1]."""
-    return cosine_similarity(embedder, written, references)
+    return cosine_similarity(embedder, texts, references)

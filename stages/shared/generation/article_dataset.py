@@ -1,17 +1,17 @@
-"""Articles as the batches that writers of whole articles read: a title, pictures, one text.
+"""Articles as batches for generators of whole articles: a title, images, one text.
 
-A text has a paragraph a chunk. Between paragraph k and k + 1 stands the T5's k-th sentinel token
-(<extra_id_0> and so on, arXiv:1910.10683), which says where in the article a writer is and which no
-text spells. A captioned picture is an article of one.
+A text has one paragraph per chunk. Paragraphs k and k + 1 are separated by the T5's k-th sentinel
+token (<extra_id_0> and so on, arXiv:1910.10683). It tells the generator where in the article it is,
+and no text can contain it. A captioned image is an article with one chunk.
 
-A batch of B items, of which the longest has N chunks, is a dict of
-    present (B, N) bool        there is a chunk; what follows it is padding
-    has_picture (B, N) bool    the chunk has a picture
-    pooled (B, N, D)           pooled pictures, of unit length, zeros where there is none
-    patches (B, N, P, D_V)     picture patches, zeros where there is none
+A batch of B items with at most N chunks is a dict of
+    present (B, N) bool        true for chunks, false for padding
+    has_picture (B, N) bool    the chunk has an image
+    pooled (B, N, D)           pooled image features of unit length, zeros without an image
+    patches (B, N, P, D_V)     image patch features, zeros without an image
     has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/modeling/topics.py
-    topic_pooled (B, D)        where the encoder reads the language, zeros where there is no topic
-    labels (B, Y)              the text, its sentinels and its end, IGNORED after it
+    topic_pooled (B, D)        only if the encoder reads the language; zeros without a topic
+    labels (B, Y)              text, sentinels and end token, then IGNORE_INDEX
 """
 
 from random import Random
@@ -27,39 +27,43 @@ from stages.shared.training.batching import Batch
 from stages.shared.training.losses import IGNORE_INDEX
 
 
-def group_into_articles(rows: list[dict], most: int) -> list[list[dict]]:
-    """Consecutive chunks of one record, at most so many, as items.
+def group_into_articles(rows: list[dict], max_chunks: int) -> list[list[dict]]:
+    """Group consecutive chunks of one record into items of at most `max_chunks`.
 
-    A position that does not rise begins another item: another text about the same picture.
+    A position that does not increase starts a new item: another text about the same image.
     """
-    found: list[list[dict]] = []
+    items: list[list[dict]] = []
     for row in rows:
-        last = found[-1] if found else None
+        last = items[-1] if items else None
         if (
             last
-            and len(last) < most
+            and len(last) < max_chunks
             and last[-1]["record"] == row["record"]
             and last[-1]["position"] < row["position"]
         ):
             last.append(row)
         else:
-            found.append([row])
-    return found
+            items.append([row])
+    return items
 
 
-def sample_excerpts(rows: list[dict], share: float, seed: int) -> list[dict]:
-    """The rows of an excerpt, some consecutive chunks, of a share of articles; to add to `rows`."""
-    random, found = Random(seed), []
+def sample_excerpts(rows: list[dict], ratio: float, seed: int) -> list[dict]:
+    """Rows of excerpts (some consecutive chunks) of a random part of the articles.
+
+    ratio: probability of an excerpt of each article with several chunks. The rows are meant to be
+    appended to `rows`.
+    """
+    random, excerpts = Random(seed), []
     for item in group_into_articles(rows, len(rows)):
-        if len(item) > 1 and random.random() < share:
+        if len(item) > 1 and random.random() < ratio:
             length = random.randrange(1, len(item))
             first = random.randrange(len(item) - length + 1)
-            found += item[first : first + length]
-    return found
+            excerpts += item[first : first + length]
+    return excerpts
 
 
 class ArticleDataset:
-    """Rows of chunks.parquet with their features as articles, indexed from 0."""
+    """Rows of chunks.parquet with their features, grouped into articles and indexed from 0."""
 
     def __init__(self, rows: list[dict], features: Features, tokenizer, limits: LengthLimits):
         self.rows = group_into_articles(rows, limits.max_images)
@@ -75,17 +79,17 @@ class ArticleDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def chunks_of(self, index: int) -> list[dict]:
-        """The chunks that an item's text is about, a paragraph each."""
+    def get_chunks(self, index: int) -> list[dict]:
+        """The chunks of an item, one per paragraph of its text."""
         return self.rows[index]
 
     def encode(self, texts: list[str]) -> list[int]:
-        """Ids of paragraphs and their end; a text that is too long is cut and has no end."""
+        """Ids of paragraphs and the end token; a text that is too long is cut before its end."""
         ids = self._encode_paragraphs(texts)
         return [*ids, self.tokenizer.eos_token_id][: self.limits.max_text_tokens]
 
     def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:
-        """Ids of an item's text up to and with a paragraph, which another `text` may replace."""
+        """Ids of an item's text through paragraph `place`, which `text` replaces if given."""
         texts = [row["text"] for row in self.rows[index][: place + 1]]
         if text is not None:
             texts[place] = text
@@ -99,15 +103,16 @@ class ArticleDataset:
         return ids
 
     def batch(self, indices: list[int]) -> Batch:
+        """The batch described in the module docstring."""
         items = [self.rows[index] for index in indices]
-        shown = [
+        image_rows = [
             [self.features.image_index.get(row["image"], -1) for row in item] for item in items
         ]
-        images = pad_sequences(shown, -1)
+        images = pad_sequences(image_rows, -1)
         titles = [item[0]["title"] for item in items]
-        sizes = torch.tensor([len(item) for item in items])
+        num_chunks = torch.tensor([len(item) for item in items])
         batch = {
-            "present": torch.arange(images.shape[1])[None] < sizes[:, None],
+            "present": torch.arange(images.shape[1])[None] < num_chunks[:, None],
             "has_picture": images >= 0,
             "pooled": _gather_rows(self.pooled, images),
             "patches": _gather_rows(self.patches, images),
@@ -119,27 +124,27 @@ class ArticleDataset:
 
 
 def _gather_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows of a cache by index, zeros where it is -1.  (M, ...), (B, N) -> (B, N, ...)"""
-    found = rows[index.clamp(min=0)].float()
-    found[index < 0] = 0
-    return found
+    """Rows of the features by index, zeros where it is -1.  (M, ...), (B, N) -> (B, N, ...)"""
+    gathered = rows[index.clamp(min=0)].float()
+    gathered[index < 0] = 0
+    return gathered
 
 
-def split_paragraphs(ids: list[int], tokenizer, marks: list[int], count: int) -> list[str]:
-    """A written text as `count` paragraphs: cut at the sentinels `marks`, up to its end.
+def split_paragraphs(ids: list[int], tokenizer, sentinel_ids: list[int], count: int) -> list[str]:
+    """Decode generated ids up to the end token as `count` paragraphs, split at sentinels.
 
-    Missing ones are empty; what is too much stays with the last.
+    Missing paragraphs are empty; surplus ones are joined to the last.
     """
-    found: list[list[int]] = [[]]
+    paragraphs: list[list[int]] = [[]]
     for token in ids:
         if token == tokenizer.eos_token_id:
             break
-        if token in marks:
-            found.append([])
+        if token in sentinel_ids:
+            paragraphs.append([])
         else:
-            found[-1].append(token)
-    texts = [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
-    texts, rest = texts[:count], texts[count:]
+            paragraphs[-1].append(token)
+    texts = [text.strip() for text in tokenizer.batch_decode(paragraphs, skip_special_tokens=True)]
+    texts, surplus = texts[:count], texts[count:]
     texts += [""] * (count - len(texts))
-    texts[-1] = " ".join([texts[-1], *rest]).strip()
+    texts[-1] = " ".join([texts[-1], *surplus]).strip()
     return texts

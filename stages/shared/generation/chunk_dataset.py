@@ -1,16 +1,16 @@
-"""Chunks, their features and their tokens as the batches that writers read.
+"""Chunks with features and tokens as batches for generators.
 
 A batch of B items is a dict of
-    patches (B, P, D_V)        picture patches, zeros where there is no picture
+    patches (B, P, D_V)        image patch features, zeros without an image
     has_picture (B,) bool
     has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/modeling/topics.py
-    sigma (B,)                 cosine of pooled picture and pooled topic, 0 where there is none
-    labels (B, Y)              the reference text and its end, IGNORED after it
-Groups add
-    group, place (B,)          the number of an item's group in the batch, its place there
-    allowed (G, N, N)          see Group
-    u (B,)                     what a gate that draws compares sigma with, the same for a chunk each
-                               time: a policy must be shown what its reference was
+    sigma (B,)                 cosine of pooled image and pooled topic, 0 if either is missing
+    labels (B, Y)              reference text and end token, then IGNORE_INDEX
+A batch of groups also has
+    group, place (B,)          the index of an item's group in the batch, its index in the group
+    allowed (G, N, N)          see ChunkGroup
+    u (B,)                     what a sampled gate compares sigma with. It is fixed per chunk, so
+                               that policy and reference see the same gate
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,11 @@ from stages.shared.training.losses import IGNORE_INDEX
 
 @dataclass
 class ChunkGroup:
-    """Chunks that are compared with each other: N rows of `Chunks`; allowed (N, N): entry (k, j)
-    says that the text of j may be rejected in favour of that of k."""
+    """N chunks that are compared with each other.
+
+    indices: rows of the ChunkDataset. allowed (N, N): entry (k, j) says that the text of j may be
+    rejected in favour of that of k.
+    """
 
     indices: list[int]
     allowed: Tensor
@@ -42,15 +45,15 @@ class ChunkGroup:
 
 @dataclass(frozen=True)
 class LengthLimits:
-    """The most that a writer reads and writes at once."""
+    """Maximum sizes of a generator's input and output."""
 
     max_topic_tokens: int
     max_text_tokens: int
-    max_images: int = 1  # of one text
+    max_images: int = 1  # per text
 
 
 class ChunkDataset:
-    """Rows of chunks.parquet with their features, indexed from 0: a chunk is an item."""
+    """Rows of chunks.parquet with their features, indexed from 0: each chunk is an item."""
 
     def __init__(self, rows: list[dict], features: Features, tokenizer, limits: LengthLimits):
         self.rows, self.features, self.tokenizer = rows, features, tokenizer
@@ -64,62 +67,64 @@ class ChunkDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def chunks_of(self, index: int) -> list[dict]:
-        """The chunks that an item's text is about: its own."""
+    def get_chunks(self, index: int) -> list[dict]:
+        """The chunks of an item: the item itself."""
         return [self.rows[index]]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text and its end; a text that is too long is cut and has no end."""
+        """Ids of a text and the end token; a text that is too long is cut before its end."""
         ids = decoders.encode_text(text, self.tokenizer)
         return [*ids, self.tokenizer.eos_token_id][: self.limits.max_text_tokens]
 
     def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:
-        """Ids of an item's text, or of another `text` in its place; `place` is 0."""
+        """Ids of an item's text, or of `text` instead; `place` is 0 (see ArticleDataset)."""
         return self.labels[index] if text is None else self.encode(text)
 
     def topic_subwords(self, title: str) -> list[str]:
+        """The subwords of a topic as the model sees them."""
         return self.topics.subwords(title)
 
     def batch(self, indices: list[int]) -> Batch:
+        """The batch described in the module docstring."""
         rows = [self.rows[index] for index in indices]
         images = [self.features.image_index.get(row["image"]) for row in rows]
-        has_picture = torch.tensor([image is not None for image in images])
+        has_image = torch.tensor([image is not None for image in images])
         patches = self.patches[[image or 0 for image in images]].float()
+        sigma = [
+            compute_similarity(self.features, row["image"], row["title"]) or 0.0 for row in rows
+        ]
         batch = {
-            "patches": patches * has_picture[:, None, None],
-            "has_picture": has_picture,
-            "sigma": torch.tensor(
-                [
-                    compute_similarity(self.features, row["image"], row["title"]) or 0.0
-                    for row in rows
-                ]
-            ),
+            "patches": patches * has_image[:, None, None],
+            "has_picture": has_image,
+            "sigma": torch.tensor(sigma),
             "labels": pad_sequences([self.labels[index] for index in indices], IGNORE_INDEX),
         }
         return batch | self.topics.batch([row["title"] for row in rows])
 
     def build_groups(self, pairs: list[dict]) -> list[ChunkGroup]:
-        """The groups of PAIRS with at least one pair among these chunks; others are left out of
-        them: the chunks of another split, and those without a picture."""
+        """The groups of PREFERENCE_PAIRS that have an allowed pair among these chunks.
+
+        Chunks that are not in this dataset (another split, no image) are removed from their groups.
+        """
         row_of = {(row["record"], row["position"]): index for index, row in enumerate(self.rows)}
-        found = []
+        groups = []
         for _, members in groupby(pairs, key=itemgetter("group")):
-            rejected = [(row_of.get((m["record"], m["position"])), m["rejected"]) for m in members]
-            here = [place for place, (row, _) in enumerate(rejected) if row is not None]
-            allowed = torch.tensor([[j in rejected[k][1] for j in here] for k in here])
+            chunks = [(row_of.get((m["record"], m["position"])), m["rejected"]) for m in members]
+            places = [place for place, (index, _) in enumerate(chunks) if index is not None]
+            allowed = torch.tensor([[j in chunks[k][1] for j in places] for k in places])
             if allowed.any():
-                found.append(ChunkGroup([rejected[place][0] for place in here], allowed))
-        return found
+                groups.append(ChunkGroup([chunks[place][0] for place in places], allowed))
+        return groups
 
     def batch_groups(self, groups: list[ChunkGroup]) -> Batch:
-        """A batch of whole groups, an item a chunk."""
+        """A batch of whole groups, one item per chunk."""
         indices = [index for group in groups for index in group.indices]
         batch = self.batch(indices)
         sizes = torch.tensor([len(group.indices) for group in groups])
-        widest = int(sizes.max())
-        allowed = torch.zeros(len(groups), widest, widest, dtype=torch.bool)
-        for number, group in enumerate(groups):
-            allowed[number, : len(group.indices), : len(group.indices)] = group.allowed
+        max_size = int(sizes.max())
+        allowed = torch.zeros(len(groups), max_size, max_size, dtype=torch.bool)
+        for matrix, group in zip(allowed, groups, strict=True):
+            matrix[: len(group.indices), : len(group.indices)] = group.allowed
         return batch | {
             "group": torch.arange(len(groups)).repeat_interleave(sizes),
             "place": torch.cat([torch.arange(size) for size in sizes]),
@@ -129,35 +134,36 @@ class ChunkDataset:
 
 
 def hash_to_uniform(row: dict) -> float:
-    """A number in [0, 1) that belongs to what a chunk shows and says."""
+    """A number in [0, 1) that depends on the content of a chunk alone."""
     digest = sha256(f"{row['image']} {row['title']} {row['text']}".encode()).digest()
-    return int.from_bytes(digest[:3], "big") / 2**24  # float32 holds it exactly
+    return int.from_bytes(digest[:3], "big") / 2**24  # exact in float32
 
 
 def compute_similarity(features: Features, image: str | None, title: str) -> float | None:
-    """sigma, the cosine of picture and title; None where either has no pooled feature."""
+    """sigma, the cosine of image and title; None if either has no pooled feature."""
     if features.text_kind != "encoder":
         return None
-    picture, text = features.image_index.get(image), features.text_index.get(title)
-    if picture is None or text is None:
+    image_row, text_row = features.image_index.get(image), features.text_index.get(title)
+    if image_row is None or text_row is None:
         return None
-    return float(features.pooled[picture].astype("f4") @ features.text_pooled[text].astype("f4"))
+    image_features = features.pooled[image_row].astype("f4")
+    return float(image_features @ features.text_pooled[text_row].astype("f4"))
 
 
-def load_chunks(folder: Path, split: str, *, with_picture: bool) -> list[dict]:
-    """Rows of 05_chunk of one split, in order; with_picture: only those that have one."""
+def load_chunks(folder: Path, split: str, *, require_image: bool) -> list[dict]:
+    """Rows of 05_chunk of one split, in order; require_image: only those with an image."""
     rows = schemas.read_parquet(folder / "chunks.parquet", schemas.CHUNKS)
-    return [row for row in rows if row["split"] == split and (row["image"] or not with_picture)]
+    return [row for row in rows if row["split"] == split and (row["image"] or not require_image)]
 
 
 def load_training_chunks(folder: Path) -> list[dict]:
-    """The train split's chunks with a picture. Raises WrongInput if there is none."""
-    rows = load_chunks(folder, "train", with_picture=True)
+    """The chunks of the train split with an image. Raises InputError if there are none."""
+    rows = load_chunks(folder, "train", require_image=True)
     if not rows:
-        raise InputError(f"{folder}: no chunk of the train split has a picture")
+        raise InputError(f"{folder}: no chunk of the train split has an image")
     return rows
 
 
 def expand_references(rows: list[dict]) -> list[dict]:
-    """A row for each reference of a chunk, which is its text: every caption is learned from."""
+    """One row per reference, with the reference as its text, so that all captions are used."""
     return [row | {"text": text} for row in rows for text in row["references"]]

@@ -1,7 +1,7 @@
-"""What writers do with a T5 (transformers T5ForConditionalGeneration): score, write, look.
+"""Operations on a T5 (transformers T5ForConditionalGeneration): scoring, generation, attention.
 
-A writer gives the T5's decoder B sequences of L vectors to attend to: hidden (B, L, D), mask (B, L)
-1 where there is something. They stand in for what the T5's encoder would have made of a text, or
+A generator gives the T5's decoder B sequences of L vectors to attend to: hidden (B, L, D) and mask
+(B, L), 1 at valid positions. They replace the output of the T5's encoder (`encoder_outputs`) or
 pass through it (`inputs_embeds`).
 """
 
@@ -19,22 +19,22 @@ Connection = Literal["encoder_outputs", "inputs_embeds"]
 
 
 def drop_bypassed_encoder(t5: nn.Module, connection: Connection) -> None:
-    """Drop the T5's encoder where it is by-passed: no dead weights."""
+    """Remove the T5's encoder where it is bypassed, so that no weights are unused."""
     if connection == "encoder_outputs":
         t5.encoder.block = nn.ModuleList()
         t5.encoder.final_layer_norm = nn.Identity()
 
 
 def encode_inputs(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) -> Tensor:
-    """What the decoder attends to.  (B, L, D), (B, L) -> (B, L, D)"""
+    """The vectors that the decoder attends to.  (B, L, D), (B, L) -> (B, L, D)"""
     if connection == "encoder_outputs":
         return hidden
     return t5.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
 
 
 def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """Of every token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
-    return t5(  # given labels, it would compute a cross-entropy too
+    """Logits of each token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
+    return t5(  # passing labels would compute a cross-entropy as well
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=mask,
         decoder_input_ids=t5._shift_right(labels),
@@ -42,7 +42,7 @@ def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) 
 
 
 def compute_log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """log p of every token of the labels in nats, 0 where IGNORED.  labels (B, Y) -> (B, Y)"""
+    """log p of each label token in nats, 0 at IGNORE_INDEX.  labels (B, Y) -> (B, Y)"""
     return token_log_probs(compute_logits(t5, hidden, mask, labels), labels)
 
 
@@ -52,34 +52,34 @@ def generate(
     hidden: Tensor,
     mask: Tensor,
     max_tokens: int,
-    beams: int,
+    num_beams: int,
     temperature: float,
     top_p: float,
 ) -> Tensor:
-    """Token ids of the most probable text found, at temperature 0, or of one that is drawn.
+    """Token ids by greedy or beam search at temperature 0, by sampling above it.
 
-    -> (B, at most max_tokens + 1), the first one that of the start
+    -> (B, at most max_tokens + 1), starting with the start token
     """
-    # Without top_k=0 transformers draws from the 50 most probable tokens alone.
-    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    # Without top_k=0 transformers samples from the 50 most probable tokens only.
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     return t5.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=mask,
         max_new_tokens=max_tokens,
-        num_beams=beams,
+        num_beams=num_beams,
         do_sample=temperature > 0,
-        **drawn,
+        **sampling,
     )
 
 
 @torch.inference_mode()
 def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
-    """Where the decoder looks while it emits each token of a written text.
+    """The decoder's cross-attention weights at each generated token.
 
-    ids (B, Y + 1), the first one that of the start -> (B, Y, L), the mean over layers and heads
+    ids (B, Y + 1), starting with the start token -> (B, Y, L), the mean over layers and heads
     """
-    usual = t5.config._attn_implementation
-    t5.set_attn_implementation("eager")  # the only one that tells its weights
+    implementation = t5.config._attn_implementation
+    t5.set_attn_implementation("eager")  # the only one that returns its weights
     try:
         output = t5(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
@@ -88,6 +88,6 @@ def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Te
             output_attentions=True,
         )
     finally:
-        t5.set_attn_implementation(usual)
+        t5.set_attn_implementation(implementation)
     weights = torch.stack(output.cross_attentions)  # (layers, B, heads, Y, L)
     return weights.float().mean((0, 2))

@@ -1,9 +1,9 @@
-"""A run: one model on one corpus, from params.yaml to a folder of weights that loads by path.
+"""Generators: a model trained on one corpus, from params.yaml to a self-contained folder.
 
-The folder holds model.safetensors, config.json (model, network, shapes, max_tokens, and of what it
-was trained on the most pictures of an article and whether there were topics), the T5's
-configuration, the tokenizer, and in encoder/ what turns raw pictures and topics into the features
-that the model reads. It needs neither params.yaml nor a network.
+The folder holds model.safetensors, config.json (model, network, shapes, max_tokens, and of the
+training data the largest number of images per article and whether there were topics), the T5's
+config, the tokenizer, and in encoder/ what computes the features of raw images and topics. Loading
+it needs neither params.yaml nor a network connection.
 """
 
 import json
@@ -32,7 +32,7 @@ from stages.shared.training.schedule import Schedule
 
 @config_class
 class QualityMonitorConfig:
-    """Limits on how far generated validation texts may get worse in the preference phase."""
+    """How much generated validation texts may degrade in the preference phase."""
 
     max_eval_samples: int = Field(ge=1, description="validation items generated at each validation")
     max_score_drop: float = Field(description="drop of the mean score (0 to 1) that ends the phase")
@@ -69,128 +69,137 @@ class GeneratorRun:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote for the items of a batch, and what it attended to."""
+    """The texts generated for a batch of items, and what the decoder attended to."""
 
-    texts: list[list[str]]  # of each item, one for each of its chunks
-    token_ids: Tensor  # (B, Y + 1), the first one that of the start
+    texts: list[list[str]]  # per item, one text per chunk
+    token_ids: Tensor  # (B, Y + 1), starting with the start token
     encoder_output: object  # of the paper's model
 
 
 @dataclass
 class TextGenerator:
-    """A model with what is needed to use and to save it."""
+    """A model with its tokenizer and config."""
 
-    paper: ModuleType
+    paper: ModuleType  # stages/models/<model>/model.py
     model: torch.nn.Module
     tokenizer: object
-    config: dict
+    config: dict  # config.json
 
     @property
     def limits(self) -> LengthLimits:
-        """The most that is read and written at once; no more pictures than it was trained on."""
-        numbers = self.config["network"]
-        pictures = min(numbers.get("max_images", 1), self.config["pictures"])
-        return LengthLimits(numbers["max_topic_tokens"], self.config["max_tokens"], pictures)
+        """Maximum sizes of inputs and texts; at most as many images as in training."""
+        network = self.config["network"]
+        max_images = min(network.get("max_images", 1), self.config["pictures"])
+        return LengthLimits(network["max_topic_tokens"], self.config["max_tokens"], max_images)
 
     def build_dataset(self, rows: list[dict], features: Features) -> ChunkDataset | ArticleDataset:
-        """Rows of CHUNKS as what the model writes one text about: chunks or articles."""
+        """Rows of CHUNKS as the items that the model generates one text for: chunks or articles."""
         return self.paper.Dataset(rows, features, self.tokenizer, self.limits)
 
     def generate(self, batch: Batch, generation: GenerationConfig) -> Generation:
-        """A text for each item of a batch. Whoever wants it drawn alike again seeds before."""
+        """Generate a text for each item of a batch.
+
+        Not seeded here; call `seed_everything` first for reproducible samples.
+        """
         batch = to_device(batch, next(self.model.parameters()).device)
         with inference_context():
-            memory = self.model.encode(batch)
+            encoder_output = self.model.encode(batch)
             ids = decoding.generate(
                 self.model.t5,
-                memory.hidden,
-                memory.mask,
+                encoder_output.hidden,
+                encoder_output.mask,
                 self.config["max_tokens"],
                 generation.num_beams,
                 generation.temperature,
                 generation.top_p,
             )
-        return Generation(self.decode_texts(ids, batch), ids, memory)
+        return Generation(self.decode_texts(ids, batch), ids, encoder_output)
 
     def decode_texts(self, ids: Tensor, batch: Batch) -> list[list[str]]:
-        """Written ids (B, Y + 1) as the texts of each item's chunks."""
-        marks = decoders.get_sentinel_ids(self.tokenizer, self.limits.max_images - 1)
+        """Generated ids (B, Y + 1) as one text per chunk of each item."""
+        sentinel_ids = decoders.get_sentinel_ids(self.tokenizer, self.limits.max_images - 1)
         counts = batch["present"].sum(1).tolist() if "present" in batch else [1] * len(ids)
-        found = [
-            split_paragraphs(row, self.tokenizer, marks, count)
+        texts = [
+            split_paragraphs(row, self.tokenizer, sentinel_ids, count)
             for row, count in zip(ids[:, 1:].tolist(), counts, strict=True)
         ]
         if decoders.maps_punctuation_to_ascii(self.tokenizer):
-            found = [[decoders.restore_full_width(text) for text in texts] for texts in found]
-        return found
+            texts = [[decoders.restore_full_width(text) for text in item] for item in texts]
+        return texts
 
 
 def load_model_config(run: GeneratorRun):
-    """The numbers of a run's model that its weights depend on."""
+    """The ModelConfig of a run's paper: what the weights depend on."""
     return load_config(load_paper(run.model).ModelConfig, "models", run.model, "network")
 
 
 def load_preference_config(run: GeneratorRun):
-    """The numbers of its preference objective."""
+    """The PreferenceConfig of a run's paper."""
     return load_config(load_paper(run.model).PreferenceConfig, "models", run.model, "preference")
 
 
 def load_decoder_config() -> decoders.DecoderConfig:
+    """The section `decoders`."""
     return load_config(decoders.DecoderConfig, "decoders")
 
 
 def create_generator(run: GeneratorRun, rows: list[dict], features: Features) -> TextGenerator:
-    """A new writer for the features' shapes; the texts of its training chunks teach a tiny decoder
-    its vocabulary."""
-    module, sizes = load_paper(run.model), load_model_config(run)
-    marks = getattr(sizes, "max_images", 1) - 1
+    """A new generator for the shapes of `features`.
+
+    rows: training chunks; a tiny decoder learns its vocabulary from their texts.
+    """
+    paper, network = load_paper(run.model), load_model_config(run)
+    num_sentinels = getattr(network, "max_images", 1) - 1
     texts = [row["text"] for row in rows]
     t5, tokenizer = decoders.create_decoder(
-        run.decoder, load_decoder_config(), sizes.d_model, texts, marks
+        run.decoder, load_decoder_config(), network.d_model, texts, num_sentinels
     )
-    shapes = module.infer_input_dims(features)
-    of_record = Counter(record for record, _ in {(row["record"], row["position"]) for row in rows})
+    shapes = paper.infer_input_dims(features)
+    chunks = {(row["record"], row["position"]) for row in rows}
+    chunks_per_record = Counter(record for record, _ in chunks)
     config = {
         "model": run.model,
-        "network": asdict(sizes),
+        "network": asdict(network),
         "shapes": asdict(shapes),
         "max_tokens": run.max_tokens,
-        "pictures": max(of_record.values()),
+        "pictures": max(chunks_per_record.values()),
         "topics": any(row["title"] for row in rows),
     }
-    return TextGenerator(
-        module, module.Model(sizes, shapes, t5).to(get_device()), tokenizer, config
-    )
+    model = paper.Model(network, shapes, t5).to(get_device())
+    return TextGenerator(paper, model, tokenizer, config)
 
 
-def save_generator(writer: TextGenerator, folder: Path, encoder: Path) -> None:
-    """Write the model and a copy of the encoder whose features it was trained on."""
+def save_generator(generator: TextGenerator, folder: Path, encoder: Path) -> None:
+    """Write the generator and a copy of the encoder that computed its features."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(writer.config, indent=1))
-    decoders.save_decoder(folder, writer.model.t5, writer.tokenizer)
-    save_file(untied_state_dict(writer.model), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(generator.config, indent=1))
+    decoders.save_decoder(folder, generator.model.t5, generator.tokenizer)
+    save_file(untied_state_dict(generator.model), folder / "model.safetensors")
     copy_encoder(encoder, folder)
 
 
 def load_generator(folder: Path) -> TextGenerator:
-    """The writer that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+    """The generator that `save_generator` wrote, in evaluation mode.
+
+    Raises InputError if the folder holds no generator or one of another version.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise InputError(f"{folder} holds no trained model: run `dvc repro`") from None
-    if lacking := sorted({"pictures", "topics"} - config.keys()):
+    if missing := sorted({"pictures", "topics"} - config.keys()):
         raise InputError(
-            f"{folder}/config.json: missing {', '.join(lacking)}, older versions wrote none: run "
+            f"{folder}/config.json: missing {', '.join(missing)}, written by an older version: run "
             "`dvc repro`"
         )
-    module = load_paper(config["model"])
+    paper = load_paper(config["model"])
     t5, tokenizer = decoders.load_decoder(folder)
-    sizes = build_config(module.ModelConfig, config["network"], f"{folder}/config.json")
+    network = build_config(paper.ModelConfig, config["network"], f"{folder}/config.json")
     weights = load_file(folder / "model.safetensors")
-    if "t5.lm_head.weight" in weights:  # `unique` leaves out a tied one
+    if "t5.lm_head.weight" in weights:  # untied_state_dict leaves out a tied one
         decoders.untie_lm_head(t5)
-    model = module.Model(sizes, module.InputDims(**config["shapes"]), t5)
+    model = paper.Model(network, paper.InputDims(**config["shapes"]), t5)
     if weights.keys() != untied_state_dict(model).keys():
         raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
-    model.load_state_dict(weights, strict=False)  # strict would ask for tied weights again
-    return TextGenerator(module, model.to(get_device()).eval(), tokenizer, config)
+    model.load_state_dict(weights, strict=False)  # strict would require tied weights twice
+    return TextGenerator(paper, model.to(get_device()).eval(), tokenizer, config)

@@ -1,10 +1,10 @@
-"""A T5 whose decoder knows which paragraph of a text it is in.
+"""A T5 with paragraph embeddings in its decoder.
 
-A paragraph begins after a sentinel token (stages/shared/generation/article_dataset.py). T5's relative positions say
-how far apart two tokens are, not where in the text they stand; to find out, a decoder would have to
-look back for the last sentinel before it can look for its picture, and learns that late. So to each
-token's embedding is added a learned vector of its paragraph, as BERT's segment embeddings
-(arXiv:1810.04805).
+A paragraph begins after a sentinel token (stages/shared/generation/article_dataset.py). T5's
+relative positions encode the distance between tokens, not their place in the text: to know its
+paragraph, a decoder would have to attend to the last sentinel before it can attend to its image,
+which it learns late. Each token's embedding therefore gets a learned vector of its paragraph, like
+BERT's segment embeddings (arXiv:1810.04805).
 """
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 
 
 class ParagraphT5(T5ForConditionalGeneration):
-    """Made of a T5 by `tell_paragraphs`."""
+    """A T5 after `add_paragraph_embeddings`."""
 
     def forward(
         self,
@@ -25,7 +25,7 @@ class ParagraphT5(T5ForConditionalGeneration):
         decoder_inputs_embeds=None,
         **kwargs,
     ):
-        """As a T5's, without labels; decoder_input_ids are those from the start of the text on."""
+        """Like T5's forward, without labels; decoder_input_ids start at the start of the text."""
         if decoder_inputs_embeds is None:
             decoder_inputs_embeds = self.embed(decoder_input_ids)
         return super().forward(
@@ -36,41 +36,42 @@ class ParagraphT5(T5ForConditionalGeneration):
         )
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids (B, Y) from the start of the text on -> (B, Y, D)"""
-        ended = torch.isin(ids, self.sentinels).cumsum(1)  # a sentinel belongs to what it begins
-        return self.shared(ids) + self.paragraph(ended.clamp(max=len(self.sentinels)))
+        """ids (B, Y) from the start of the text -> (B, Y, D)"""
+        # A sentinel belongs to the paragraph that it begins.
+        paragraph = torch.isin(ids, self.sentinels).cumsum(1)
+        return self.shared(ids) + self.paragraph(paragraph.clamp(max=len(self.sentinels)))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs):
-        """With a cache the last token's embedding is asked for; all tokens tell where it is."""
+        """With a cache only the last token is embedded, but its paragraph depends on all tokens."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        wanted = inputs.pop("decoder_input_ids").shape[1]
-        inputs["decoder_inputs_embeds"] = self.embed(input_ids)[:, -wanted:]
+        num_tokens = inputs.pop("decoder_input_ids").shape[1]
+        inputs["decoder_inputs_embeds"] = self.embed(input_ids)[:, -num_tokens:]
         return inputs
 
 
 def add_paragraph_embeddings(
-    t5: T5ForConditionalGeneration, sentinels: list[int], spread: float
+    t5: T5ForConditionalGeneration, sentinels: list[int], std: float
 ) -> None:
-    """Make an ArticleT5 of a T5, its weights as they are: copies would have to be tied anew.
+    """Turn a T5 into a ParagraphT5 in place: copies of its tied weights would have to be retied.
 
-    spread: standard deviation of the vectors at first; 0 leaves what a trained T5 says unchanged.
+    std: initial standard deviation of the embeddings; 0 keeps the outputs of a trained T5.
     """
     t5.__class__ = ParagraphT5
     t5.config.sentinels = sentinels
     t5.register_buffer("sentinels", torch.tensor(sentinels), persistent=False)
     t5.paragraph = nn.Embedding(len(sentinels) + 1, t5.config.d_model)
-    nn.init.normal_(t5.paragraph.weight, std=spread)
+    nn.init.normal_(t5.paragraph.weight, std=std)
 
 
 @torch.no_grad()
 def init_recency_bias(t5: T5ForConditionalGeneration) -> None:
-    """Let the decoder of a new T5 begin with an eye for what it has just written.
+    """Initialize the decoder of a new T5 to attend to the tokens that it has just generated.
 
-    Texts of articles are long, and at first attention is spread over all of them alike. Its bias
-    starts at -slope times the bucket of the distance, a head's slope a quarter of that before it,
-    as in ALiBi (arXiv:2108.12409), and is learned from there.
+    In long texts, attention is otherwise spread evenly over all tokens at first. The bias starts at
+    -slope times the distance bucket, as in ALiBi (arXiv:2108.12409), and is learned from there. The
+    slope of each head is a quarter of the previous one.
     """
     bias = t5.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-    buckets, heads = bias.shape
-    slopes = 4.0 ** -torch.arange(heads, dtype=bias.dtype)
-    bias.copy_(-torch.arange(buckets, dtype=bias.dtype)[:, None] * slopes)
+    num_buckets, num_heads = bias.shape
+    slopes = 4.0 ** -torch.arange(num_heads, dtype=bias.dtype)
+    bias.copy_(-torch.arange(num_buckets, dtype=bias.dtype)[:, None] * slopes)

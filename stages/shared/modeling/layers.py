@@ -1,11 +1,11 @@
-"""Layers that more than one model uses."""
+"""Layers and tensor operations that several models use."""
 
 import torch
 from torch import Tensor, nn
 
 
 class ElementwiseScale(nn.Module):
-    """W (.) Z read as a Hadamard product: one weight a channel."""
+    """W (.) Z read as a Hadamard product: one weight per channel."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -16,7 +16,7 @@ class ElementwiseScale(nn.Module):
 
 
 class Standardizer(nn.Module):
-    """(z - mean) / deviation by channel, both measured once on the training split."""
+    """(z - mean) / deviation per channel, with statistics of the training split."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -24,29 +24,33 @@ class Standardizer(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def fit_normalization(self, rows: Tensor) -> None:
-        """rows (N, width); none (a corpus without titles) leaves values as they are"""
+        """Set the statistics to those of rows (N, width).
+
+        Without rows (a corpus without titles) values pass unchanged.
+        """
         if len(rows):
             self.mean.copy_(rows.mean(0))
-            self.deviation.copy_(rows.std(0, correction=0) + 1e-4)  # a constant channel is finite
+            # The constant keeps channels without variance finite.
+            self.deviation.copy_(rows.std(0, correction=0) + 1e-4)
 
     def forward(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.deviation
 
 
-def scatter_rows(rows: Tensor, places: Tensor) -> Tensor:
-    """Rows put where places (B, N) is true, zeros elsewhere.  (M, ...) -> (B, N, ...)"""
-    found = rows.new_zeros(*places.shape, *rows.shape[1:])
-    found[places] = rows
-    return found
+def scatter_rows(rows: Tensor, mask: Tensor) -> Tensor:
+    """The rows in order where mask (B, N) is true, zeros elsewhere.  (M, ...) -> (B, N, ...)"""
+    scattered = rows.new_zeros(*mask.shape, *rows.shape[1:])
+    scattered[mask] = rows
+    return scattered
 
 
-def gather_rows(rows: Tensor, places: Tensor) -> Tensor:
-    """The rows at these places, numbers (B, W).  (B, N, D) -> (B, W, D)"""
-    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[-1]))
+def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """The rows at indices (B, W) of each item.  (B, N, D) -> (B, W, D)"""
+    return rows.gather(1, indices[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
-    """Over what the mask (B, N) has, 0 where it has nothing.  (B, N, D) -> (B, D)"""
+    """The mean over the rows where mask (B, N) is 1, 0 if there are none.  (B, N, D) -> (B, D)"""
     total = (mask[:, None].to(rows.dtype) @ rows).squeeze(1)
     return total / mask.sum(1, keepdim=True).clamp(min=1)
 
@@ -54,18 +58,19 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
 def pack_sequences(
     blocks: list[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of several blocks as one sequence whose masked tokens stand at its end.
+    """Concatenate the tokens of several blocks into one sequence with masked tokens at the end.
 
-    So that an item is the same beside others: a T5's encoder tells tokens by their distance.
-    blocks: tokens (B, n, k, D), mask (B, n, k), rank (n, 1), by which they are sorted; those of one
-    rank stay in their order, block after block.
-    -> (B, L, D), 0 where masked, (B, L) 1 where not
+    A T5 encoder depends on the distance between tokens, so gaps would make an item depend on the
+    rest of its batch.
+    blocks: tokens (B, n, k, D), mask (B, n, k), rank (n, 1). Tokens are sorted by rank; those of
+    equal rank stay in order, block after block.
+    -> (B, L, D), 0 where masked; (B, L), 1 where not masked
     """
     tokens = torch.cat([tokens.flatten(1, 2) for tokens, _, _ in blocks], 1)
     mask = torch.cat([mask.flatten(1) for _, mask, _ in blocks], 1)
     rank = torch.cat([rank.expand(mask.shape).flatten(1) for _, mask, rank in blocks], 1)
-    last = rank.amax() + 1
-    order = rank.where(mask, last).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
+    end_rank = rank.amax() + 1
+    order = rank.where(mask, end_rank).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     mask = mask.gather(1, order)
     tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
     return tokens * mask[..., None], mask.to(tokens.dtype)

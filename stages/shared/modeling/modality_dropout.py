@@ -1,4 +1,4 @@
-"""Training items shown without one of their inputs, so that a model learns to do without it."""
+"""Modality dropout: hide one input of some training items, so that the model copes without it."""
 
 import torch
 
@@ -6,16 +6,16 @@ from stages.shared.training.batching import Batch
 
 
 def drop_modality(
-    batch: Batch, missing_picture: float, missing_words: float, words: str = "has_topic"
+    batch: Batch, image_prob: float, text_prob: float, text_key: str = "has_topic"
 ) -> Batch:
-    """A batch with a share of its items without pictures, another without words; none without both.
+    """Hide the images of a random part of the items and the text of another part.
 
-    words: the key of what says which items have some (B,); has_picture (B,) or (B, N). What has one
-    of the two only keeps it.
+    An item that lacks one of the two keeps the other, so that none loses both.
+    text_key: of the mask (B,) of items with text. The mask `has_picture` is (B,) or (B, N).
     """
-    has_words, has_picture = batch[words], batch["has_picture"]
-    u = torch.rand(len(has_words), device=has_words.device)
-    no_picture = (u < missing_picture) & has_words
-    no_words = (u > 1 - missing_words) & has_picture.view(len(u), -1).any(1)
-    seen = ~no_picture.view(-1, *[1] * (has_picture.ndim - 1))
-    return batch | {"has_picture": has_picture & seen, words: has_words & ~no_words}
+    has_text, has_image = batch[text_key], batch["has_picture"]
+    u = torch.rand(len(has_text), device=has_text.device)
+    drops_image = (u < image_prob) & has_text
+    drops_text = (u > 1 - text_prob) & has_image.view(len(u), -1).any(1)
+    keeps_image = ~drops_image.view(-1, *[1] * (has_image.ndim - 1))
+    return batch | {"has_picture": has_image & keeps_image, text_key: has_text & ~drops_text}

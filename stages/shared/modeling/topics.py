@@ -1,4 +1,4 @@
-"""Topics as writers read them: token features of the encoder, and the decoder's own tokens."""
+"""Topics as generators read them: token features of the encoder, and ids of the decoder."""
 
 import torch
 from torch import Tensor
@@ -8,63 +8,63 @@ from stages.shared.training.batching import Batch
 
 
 class Topics:
-    """The topics of a corpus, by their titles.
+    """The topics of a corpus, by title.
 
-    A batch of B has
+    A batch of B items has
         has_topic (B,) bool
-        topic (B, T, D_T), topic_mask (B, T)   token features, where the encoder reads the language
-        topic_ids, topic_ids_mask (B, L)       the topic in the decoder's own tokens
-    An item without a topic has one open position of zeros, so that attention stays finite.
+        topic (B, T, D_T), topic_mask (B, T)   token features, if the encoder reads the language
+        topic_ids, topic_ids_mask (B, L)       the topic in the decoder's tokens
+    An item without a topic has one unmasked position of zeros, which keeps attention finite.
     """
 
-    def __init__(self, titles: set[str], features: Features, tokenizer, limit: int):
-        """limit: most tokens of a topic"""
-        self.features, self.tokenizer, self.max_tokens = features, tokenizer, limit
-        self.ids = {title: self._ids(title) for title in titles}
+    def __init__(self, titles: set[str], features: Features, tokenizer, max_tokens: int):
+        """max_tokens: of a topic; longer ones are truncated"""
+        self.features, self.tokenizer, self.max_tokens = features, tokenizer, max_tokens
+        self.ids = {title: self._encode(title) for title in titles}
 
-    def _ids(self, title: str) -> list[int]:
-        """Tokens of a title; its characters where topics are learned, for they recur more often."""
+    def _encode(self, title: str) -> list[int]:
+        """Token ids of a title; learned topics are split into characters, which recur more."""
         if self.features.text_kind == "encoder":
             ids = self.tokenizer(title, add_special_tokens=False).input_ids
         else:
-            ids = [piece for character in title for piece in self._character_ids(character)]
+            ids = [token for character in title for token in self._character_ids(character)]
         return ids[: self.max_tokens]
 
     def _character_ids(self, character: str) -> list[int]:
-        piece = self.tokenizer.convert_tokens_to_ids(character)
-        if piece is not None and piece != self.tokenizer.unk_token_id:
-            return [piece]
+        token = self.tokenizer.convert_tokens_to_ids(character)
+        if token is not None and token != self.tokenizer.unk_token_id:
+            return [token]
         return self.tokenizer(character, add_special_tokens=False).input_ids
 
     def subwords(self, title: str) -> list[str]:
-        """A topic's tokens as their tokenizer spells them; without topic the open position's."""
+        """The subwords of a topic as strings; [""] without a topic, for its one position."""
         if self.features.text_kind == "learned":
             return self.tokenizer.convert_ids_to_tokens(self.ids[title]) or [""]
         row = self.features.text_index.get(title)
         return [""] if row is None else self.features.subwords[row][: self.max_tokens]
 
     def batch(self, titles: list[str]) -> Batch:
+        """The batch described above for these titles; "" is no topic."""
         ids = pad_sequences([self.ids[title] or [0] for title in titles], -1)
         batch = {
             "has_topic": torch.tensor([bool(self.ids[title]) for title in titles]),
             "topic_ids": ids.clamp(min=0),
             "topic_ids_mask": ids >= 0,
         }
-        return batch | (
-            self._encoder_features(titles) if self.features.text_kind == "encoder" else {}
-        )
+        if self.features.text_kind == "encoder":
+            batch |= self._encoder_features(titles)
+        return batch
 
     def _encoder_features(self, titles: list[str]) -> Batch:
-        found = [self.features.text_index.get(title) for title in titles]
+        rows = [self.features.text_index.get(title) for title in titles]
         masks = [
             [True] if row is None else self.features.token_mask[row][: self.max_tokens].tolist()
-            for row in found
+            for row in rows
         ]
-        longest = max(sum(mask) for mask in masks)
-        topic = torch.zeros(len(titles), longest, self.features.token_width)
-        mask = torch.zeros(len(titles), longest, dtype=torch.bool)
-        for item, (row, shown) in enumerate(zip(found, masks, strict=True)):
-            length = sum(shown)
+        lengths = [sum(mask) for mask in masks]
+        topic = torch.zeros(len(titles), max(lengths), self.features.token_width)
+        mask = torch.zeros(len(titles), max(lengths), dtype=torch.bool)
+        for item, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             mask[item, :length] = True
             if row is not None:
                 tokens = self.features.tokens[row][:length]
@@ -72,16 +72,16 @@ class Topics:
         return {"topic": topic, "topic_mask": mask}
 
     def pooled(self, titles: list[str]) -> Tensor:
-        """Pooled topics, zeros where there is none.  (B, D)"""
-        found = [self.features.text_index.get(title) for title in titles]
-        zeros = torch.zeros(self.features.text_pooled.shape[1])
-        rows = self.features.text_pooled
+        """Pooled features of topics, zeros where there is none.  (B, D)"""
+        rows = [self.features.text_index.get(title) for title in titles]
+        features = self.features.text_pooled
+        zeros = torch.zeros(features.shape[1])
         return torch.stack(
-            [zeros if row is None else torch.from_numpy(rows[row]).float() for row in found]
+            [zeros if row is None else torch.from_numpy(features[row]).float() for row in rows]
         )
 
 
 def pad_sequences(ids: list[list[int]], filler: int) -> Tensor:
-    """(B, longest)"""
+    """Sequences as a tensor, filled at the end.  -> (B, length of the longest)"""
     longest = max(map(len, ids))
     return torch.tensor([row + [filler] * (longest - len(row)) for row in ids])

@@ -1,4 +1,4 @@
-"""Which items a training step sees, and moving them to a device."""
+"""Which items a training step sees, and moving batches to a device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,36 +10,40 @@ Batch = dict[str, Any]  # tensors; the first dimension is the batch
 BUCKET_BATCHES = 8  # batches per length bucket
 
 
-def shuffled_batch(items: int, batch: int, seed: int, step: int) -> list[int]:
-    """The items of a step: an endless walk over seeded shuffles of range(items), cut in batches."""
-    return _shuffled_indices(items, seed, range(step * batch, (step + 1) * batch))
+def shuffled_batch(num_items: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Indices of the items of a step: consecutive slices of endlessly repeated, seeded shuffles."""
+    return _shuffled_indices(num_items, seed, range(step * batch_size, (step + 1) * batch_size))
 
 
-def length_bucketed_batch(lengths: Sequence[int], batch: int, seed: int, step: int) -> list[int]:
-    """As `batch_of`, of items that are about as long as each other, so that little is padded.
+def length_bucketed_batch(
+    lengths: Sequence[int], batch_size: int, seed: int, step: int
+) -> list[int]:
+    """Like `shuffled_batch`, but with items of similar length, which reduces padding.
 
-    lengths: of the items. What BUCKET batches of the walk hold, never more than an epoch, is
-    sorted by length before it is cut; these batches then come in random order.
+    lengths: of all items. Each bucket of BUCKET_BATCHES batches, at most one epoch, is sorted by
+    length and sliced; its batches then come in random order.
     """
-    held = max(1, min(BUCKET_BATCHES, len(lengths) // batch))  # batches
-    number, place = divmod(step, held)
-    size = held * batch
-    bucket = _shuffled_indices(len(lengths), seed, range(number * size, (number + 1) * size))
+    bucket_batches = max(1, min(BUCKET_BATCHES, len(lengths) // batch_size))
+    bucket_index, place = divmod(step, bucket_batches)
+    size = bucket_batches * batch_size
+    positions = range(bucket_index * size, (bucket_index + 1) * size)
+    bucket = _shuffled_indices(len(lengths), seed, positions)
     bucket.sort(key=lambda item: lengths[item])
-    first = _epoch_permutation(held, seed, number)[place] * batch
-    return bucket[first : first + batch]
+    first = _epoch_permutation(bucket_batches, seed, bucket_index)[place] * batch_size
+    return bucket[first : first + batch_size]
 
 
-def _shuffled_indices(items: int, seed: int, positions: range) -> list[int]:
-    epochs = {position // items for position in positions}
-    orders = {epoch: _epoch_permutation(items, seed, epoch) for epoch in epochs}
-    return [orders[position // items][position % items] for position in positions]
+def _shuffled_indices(num_items: int, seed: int, positions: range) -> list[int]:
+    epochs = {position // num_items for position in positions}
+    orders = {epoch: _epoch_permutation(num_items, seed, epoch) for epoch in epochs}
+    return [orders[position // num_items][position % num_items] for position in positions]
 
 
-def _epoch_permutation(items: int, seed: int, number: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    return torch.randperm(items, generator=generator).tolist()
+def _epoch_permutation(num_items: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_items, generator=generator).tolist()
 
 
-def to_device(batch: Batch, target: torch.device) -> Batch:
-    return {k: v.to(target) if isinstance(v, Tensor) else v for k, v in batch.items()}
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; other values are kept."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints of training runs under POLYMUSE_HOME, and the key that says when one may be resumed."""
+"""Checkpoints of training runs under POLYMUSE_HOME, and the key that identifies a run."""
 
 import os
 import sys
@@ -13,14 +13,16 @@ from torch import nn
 from stages.shared.runtime.stage import work_dir
 from stages.shared.torch_setup.devices import get_device
 
-# Modules that cannot change a result.
+# Code that cannot change a result.
 RESULT_NEUTRAL_MODULES = Path("stages/shared/runtime")
 
 
 def fingerprint(values: list[Any], inputs: list[Path]) -> str:
-    """Key of a training run: its numbers, its input files, and the code that is loaded now.
+    """Key of a training run: its configs, its input files, and the code that is loaded.
 
-    Of a module counts how it is built (its printed form tells sizes and dropout) and its weights.
+    values: configs, plain values and modules. A module counts by its printed form, which includes
+    sizes and dropout, and by its weights.
+    inputs: files and folders, hashed with all their contents.
     """
     digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {get_device()}".encode())
     for value in values:
@@ -28,9 +30,9 @@ def fingerprint(values: list[Any], inputs: list[Path]) -> str:
         if isinstance(value, nn.Module):
             for name, weight in value.state_dict().items():
                 digest.update(name.encode() + weight.cpu().numpy().tobytes())
-    for given in inputs:  # folders and files
-        for path in sorted(path for path in [given, *given.rglob("*")] if path.is_file()):
-            digest.update(str(path.relative_to(given)).encode() + path.read_bytes())
+    for source in inputs:
+        for path in sorted(path for path in [source, *source.rglob("*")] if path.is_file()):
+            digest.update(str(path.relative_to(source)).encode() + path.read_bytes())
     for path in sorted(Path("stages").rglob("*.py")):
         if RESULT_NEUTRAL_MODULES not in path.parents and _is_loaded(path):
             digest.update(path.read_bytes())
@@ -43,18 +45,21 @@ def _is_loaded(path: Path) -> bool:
 
 
 class Checkpoint:
-    """The latest state of a run, outside DVC's outs, replaced as a whole; one key per name."""
+    """The latest state of a run, kept outside DVC's outputs. One key per name is stored."""
 
     def __init__(self, name: str, key: str):
+        """name: of the run; key: its `fingerprint`"""
         self.folder = work_dir() / "checkpoints" / name
         self.path = self.folder / f"{key}.pt"
 
     def read(self) -> dict[str, Any] | None:
+        """The stored state, None if there is none under this key."""
         if not self.path.exists():
             return None
         return torch.load(self.path, map_location=get_device(), weights_only=True)
 
     def write(self, state: dict[str, Any]) -> None:
+        """Replace the stored state atomically and delete those of other keys."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with partial.open("wb") as file:

@@ -1,7 +1,7 @@
-"""The one training loop. What is minimised comes in as a function: the loop never asks who it is.
+"""The training loop of all models; the loss is passed in as a function.
 
-Every step seeds itself from (seed, step) and takes `batch_at(step)`, so a run that was killed and
-is started again needs only its weights, the optimizer and the step to end with the same bits.
+Every step is seeded with (seed, step) and takes `batch_at(step)`. A killed run therefore needs only
+its weights, the optimizer state and the step to resume and end with the same bits.
 """
 
 import math
@@ -24,8 +24,8 @@ from stages.shared.training.batching import Batch, to_device
 from stages.shared.training.checkpoint import Checkpoint
 from stages.shared.training.schedule import Schedule
 
-LossTerms = dict[str, Tensor]  # the named terms of a loss; their sum is minimised
-UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # every weight learns at the schedule's rate
+LossTerms = dict[str, Tensor]  # the named terms of a loss; their sum is minimized
+UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # all weights use the schedule's rate
 
 
 @config_class
@@ -37,38 +37,41 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What was measured, the loss that the best weights minimise, and whether to stop at once."""
+    """The outcome of one validation."""
 
     metrics: dict[str, float]
-    loss: float
-    stop: bool = False
+    loss: float  # the best weights minimize it
+    stop: bool = False  # end the run at once; these weights are not kept
 
 
-def average_item_metrics(seen: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Of what batches say of their items, over those with a figure: NaN stands for none."""
-    figures = {name: torch.cat([of[name] for of in seen]) for name in seen[0]}
+def average_item_metrics(batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean of each metric over the items of all batches, without NaN; all-NaN metrics are left out.
+
+    batches: per batch, metric name -> (B,)
+    """
+    metrics = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     return {
         name: values.nanmean().item()
-        for name, values in figures.items()
+        for name, values in metrics.items()
         if not values.isnan().all()
     }
 
 
 class TrainingPhase(Protocol):
-    """What a phase keeps beside weights and optimizer, such as texts that several steps read."""
+    """State of a phase besides weights and optimizer, such as rollouts that several steps use."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: the checkpoint is read with weights_only=True."""
+        """Tensors and plain values only: the checkpoint is read with weights_only=True."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the phase that gave this state."""
+        """Restore what `state_dict` returned."""
 
     def step_metrics(self) -> dict[str, float]:
-        """What the latest step measured beside its loss, for its row of the history."""
+        """Metrics of the latest step besides its loss, for its row of the history."""
 
 
 class ModelWithLoss(nn.Module):
-    """The model and its loss as one module, so that accelerate can wrap its forward."""
+    """A model and its loss as one module, so that accelerate can wrap the forward pass."""
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], LossTerms]):
         super().__init__()
@@ -79,7 +82,7 @@ class ModelWithLoss(nn.Module):
 
 
 def seed_everything(seed: int, step: int = 0) -> None:
-    """Seed Python and torch for one step; far seeds for near numbers."""
+    """Seed Python and PyTorch for one step; adjacent steps get unrelated seeds."""
     mixed = int.from_bytes(sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1
     random.seed(mixed)
     torch.manual_seed(mixed)
@@ -95,58 +98,58 @@ def fit(
     key: str,
     validate: Callable[[nn.Module], ValidationResult] | None = None,
     phase: TrainingPhase | None = None,
-    rates: Mapping[str, float] = UNIFORM_LR,
+    lr_multipliers: Mapping[str, float] = UNIFORM_LR,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> list[dict[str, float]]:
-    """Minimise the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
+    """Minimize the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
 
-    name and key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
-    validate: called before the first step, every `validate_every` steps and at the end; the
-    weights with its lowest loss are kept, and `patience` calls without a lower one end the run.
-    phase: whose state the checkpoint holds too; batch_at may then depend on earlier weights.
-    rates: the factor on the learning rate of weights whose names in `model` begin so ("text.");
-    of several beginnings the longest counts. The factors belong to the key.
-    Returns one row a step: step, loss, each term, learning_rate, what the phase noted, and
-    validation_* where measured; without any step, the row of step 0.
+    name, key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
+    validate: called before the first step, every `eval_steps` steps and at the end. The weights
+    with its lowest loss are kept; `patience` calls without a lower loss end the run.
+    phase: its state is part of the checkpoint; `batch_at` may then depend on earlier weights.
+    lr_multipliers: factors on the learning rate by prefix of the weights' names in `model`, such as
+    "text."; the longest matching prefix counts. Include them in the key.
+    log: called with the metrics and the step of each row of the history.
+
+    Returns one row per step: step, loss, each loss term, learning_rate, the phase's step metrics,
+    and validation_* after a validation. Without any step it returns the row of step 0.
+    Raises InputError if the loss is not finite.
     """
-    run = _Trainer(model, loss, schedule, validate, phase, rates, log)
+    trainer = _Trainer(model, loss, schedule, validate, phase, lr_multipliers, log)
     checkpoint = Checkpoint(name, key)
     if state := checkpoint.read():
-        run.load_state_dict(state)
-    saved, every = (
-        time.monotonic(),
-        load_config(TrainingConfig, "training").checkpoint_interval_seconds,
-    )
-    for step in progress_bar(
-        range(run.step, schedule.max_steps), name, schedule.max_steps, run.step
-    ):
-        if run.stopped:
+        trainer.load_state_dict(state)
+    last_saved = time.monotonic()
+    interval = load_config(TrainingConfig, "training").checkpoint_interval_seconds
+    steps = range(trainer.step, schedule.max_steps)
+    for step in progress_bar(steps, name, schedule.max_steps, trainer.step):
+        if trainer.stopped:
             break
-        run.train_step(batch_at(step))
-        if time.monotonic() - saved > every:
-            checkpoint.write(run.state_dict())
-            saved = time.monotonic()
+        trainer.train_step(batch_at(step))
+        if time.monotonic() - last_saved > interval:
+            checkpoint.write(trainer.state_dict())
+            last_saved = time.monotonic()
     if not schedule.max_steps:
-        run.run_validation({"step": 0})
-    run.finish()
-    return run.history
+        trainer.run_validation({"step": 0})
+    trainer.finish()
+    return trainer.history
 
 
 class _Trainer:
-    """The state of one training run, all of it that a checkpoint must hold."""
+    """One training run, with all the state that a checkpoint must hold."""
 
-    def __init__(self, model, loss, schedule, validate, phase, rates, log):
+    def __init__(self, model, loss, schedule, validate, phase, lr_multipliers, log):
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(mixed_precision="bf16" if supports_bf16() else "no")
         if self.accelerator.num_processes > 1:
-            raise InputError("training runs in one process: start it without torchrun")
+            raise InputError("training supports a single process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
         self.phase = phase
         self.trainable_parameters = [
             weight for weight in model.parameters() if weight.requires_grad
         ]
-        groups = _parameter_groups(model, schedule, rates)
+        groups = _parameter_groups(model, schedule, lr_multipliers)
         optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
         self.objective, self.optimizer = self.accelerator.prepare(
             ModelWithLoss(model, loss), optimizer
@@ -158,9 +161,9 @@ class _Trainer:
         if self.step == 0:
             self.run_validation({"step": 0})
         seed_everything(self.schedule.seed, self.step)
-        rate = self.schedule.learning_rate * self.schedule.lr_scale(self.step)
+        learning_rate = self.schedule.learning_rate * self.schedule.lr_scale(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = learning_rate * group["factor"]
         self.model.train()
         terms = self.objective(to_device(batch, self.accelerator.device))
         total = sum(terms.values())
@@ -169,7 +172,7 @@ class _Trainer:
         self.accelerator.clip_grad_norm_(self.trainable_parameters, self.schedule.max_grad_norm)
         self.optimizer.step()
         self.step += 1
-        row = {"step": self.step, "loss": total.item(), "learning_rate": rate}
+        row = {"step": self.step, "loss": total.item(), "learning_rate": learning_rate}
         row |= {term: value.item() for term, value in terms.items()}
         if not math.isfinite(row["loss"]):
             raise InputError(
@@ -177,8 +180,8 @@ class _Trainer:
             )
         if self.phase:
             row |= self.phase.step_metrics()
-        last = self.step == self.schedule.max_steps
-        if last or self.step % self.schedule.eval_steps == 0:
+        is_last = self.step == self.schedule.max_steps
+        if is_last or self.step % self.schedule.eval_steps == 0:
             self.run_validation(row)
         else:
             self._record_row(row)
@@ -240,36 +243,39 @@ class _Trainer:
         ) = state["plain"]
         if self.phase:
             self.phase.load_state_dict(state["phase"])
-        for row in self.history:  # the tracked run is a new one and lacks what came before
+        for row in self.history:  # the resumed run is tracked as a new run
             self._log(row)
 
 
 def _parameter_groups(
-    model: nn.Module, schedule: Schedule, rates: Mapping[str, float]
+    model: nn.Module, schedule: Schedule, lr_multipliers: Mapping[str, float]
 ) -> list[dict]:
-    """Groups of the optimizer by the factor on their rate. Matrices decay; biases, gains and
-    scalars do not."""
-    weights: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
+    """Optimizer groups by learning rate factor and weight decay.
+
+    Matrices decay; biases, gains and scalars do not.
+    """
+    weights_by_factor: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            weights.setdefault(_lr_multiplier(name, rates), {})[name] = weight
+            factor = _lr_multiplier(name, lr_multipliers)
+            weights_by_factor.setdefault(factor, {})[name] = weight
     return [
-        {"params": [w for name, w in found.items() if _has_weight_decay(name, w) == decays]}
+        {"params": [w for name, w in weights.items() if _has_weight_decay(name, w) == decays]}
         | {"factor": factor, "weight_decay": schedule.weight_decay if decays else 0.0}
-        for factor, found in weights.items()
+        for factor, weights in weights_by_factor.items()
         for decays in (True, False)
     ]
 
 
 def _has_weight_decay(name: str, weight: Tensor) -> bool:
-    """The gains of PyTorch's weight norm have the dimensions of what they scale."""
+    # The gains of PyTorch's weight norm have as many dimensions as the weights that they scale.
     return weight.ndim > 1 and not name.endswith(".original0")
 
 
-def _lr_multiplier(weight: str, rates: Mapping[str, float]) -> float:
-    """The factor of the longest beginning that a weight's name has; 1 where it has none."""
-    found = [beginning for beginning in rates if weight.startswith(beginning)]
-    return rates[max(found, key=len)] if found else 1.0
+def _lr_multiplier(weight_name: str, lr_multipliers: Mapping[str, float]) -> float:
+    """The factor of the longest prefix of the name; 1 without a match."""
+    prefixes = [prefix for prefix in lr_multipliers if weight_name.startswith(prefix)]
+    return lr_multipliers[max(prefixes, key=len)] if prefixes else 1.0
 
 
 def _clone_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

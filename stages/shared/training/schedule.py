@@ -1,4 +1,4 @@
-"""How a training run is scheduled: steps, batch size, learning rate, validation and patience."""
+"""The schedule of a training run: steps, batch size, learning rate and validation."""
 
 import math
 
@@ -7,7 +7,7 @@ from stages.shared.core.config import Field, config_class
 
 @config_class
 class Schedule:
-    """Steps, learning rate and validation of one training run, with AdamW as the optimizer."""
+    """Hyperparameters of one training run with AdamW."""
 
     seed: int = Field(description="seed of initialization, shuffling and every step")
     max_steps: int = Field(ge=0, description="optimizer steps; 0 evaluates the initial weights")
@@ -15,14 +15,12 @@ class Schedule:
     learning_rate: float = Field(ge=0, description="peak learning rate")
     warmup_ratio: float = Field(ge=0, le=1, description="fraction of steps with linear warm-up")
     weight_decay: float = Field(ge=0, description="decoupled weight decay of weight matrices")
-    max_grad_norm: float = Field(
-        ge=0, description="gradient norm above which gradients are clipped"
-    )
+    max_grad_norm: float = Field(ge=0, description="norm to which gradients are clipped")
     eval_steps: int = Field(ge=1, description="steps between two validations")
     patience: int = Field(ge=1, description="validations without improvement that end the run")
 
     def lr_scale(self, step: int) -> float:
-        """Learning rate of a step as a share of the peak: linear warm-up, then cosine to zero."""
+        """Fraction of the peak learning rate at a step: linear warm-up, then cosine to zero."""
         warmup = max(1, round(self.warmup_ratio * self.max_steps))
         if step < warmup:
             return (step + 1) / warmup

@@ -287,7 +287,7 @@ def test_one_picture_takes_the_mean_of_the_batch_in_training_and_the_stored_one_
     items, batch
 ):
     model = writer(items)
-    learning, writing = model.compute_signals(batch, learning=True), model.compute_signals(batch)
+    learning, writing = model.compute_signals(batch, use_batch_mean=True), model.compute_signals(batch)
     pictures = learning.images[learning.image_mask]
     assert len(pictures) == 8  # of nine, one is missing
     torch.testing.assert_close(learning.prototype[1], pictures.mean(0))

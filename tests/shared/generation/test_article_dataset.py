@@ -35,7 +35,7 @@ def articles(tokenizer, rows=None, learned=False, limits=LIMITS):
 
 def test_an_item_is_an_article_and_its_text_has_a_sentinel_between_paragraphs(tokenizer):
     items = articles(tokenizer)
-    assert [len(items.chunks_of(index)) for index in range(len(items))] == [3, 1, 4]
+    assert [len(items.get_chunks(index)) for index in range(len(items))] == [3, 1, 4]
     assert tokenizer.decode(items.labels[0]) == (
         "a red cat sleeps<extra_id_0> the blue dog runs far<extra_id_1> two birds</s>"
     )

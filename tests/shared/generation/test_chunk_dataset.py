@@ -123,10 +123,10 @@ def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(
     ]
     schemas.write_parquet(tmp_path / "chunks.parquet", rows, schemas.CHUNKS)
     assert len(chunk_dataset.load_training_chunks(tmp_path)) == 8
-    assert len(chunk_dataset.load_chunks(tmp_path, "test", with_picture=False)) == 1
-    assert chunk_dataset.load_chunks(tmp_path, "test", with_picture=True) == []
+    assert len(chunk_dataset.load_chunks(tmp_path, "test", require_image=False)) == 1
+    assert chunk_dataset.load_chunks(tmp_path, "test", require_image=True) == []
     schemas.write_parquet(tmp_path / "chunks.parquet", rows[-1:], schemas.CHUNKS)
-    with pytest.raises(InputError, match="no chunk of the train split has a picture"):
+    with pytest.raises(InputError, match="no chunk of the train split has an image"):
         chunk_dataset.load_training_chunks(tmp_path)
 
 

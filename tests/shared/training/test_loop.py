@@ -238,7 +238,7 @@ def moved(rates, **changes):
     model, loss, batch_at = layered()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     changes = {"max_steps": 1, "warmup_ratio": 0.0, "weight_decay": 0.0} | changes
-    fit(model, loss, batch_at, schedule(**changes), name="a", key=f"{rates}", rates=rates)
+    fit(model, loss, batch_at, schedule(**changes), name="a", key=f"{rates}", lr_multipliers=rates)
     return {name: (weight - before[name]).abs() for name, weight in model.named_parameters()}
 
 
@@ -281,7 +281,7 @@ def test_the_gains_of_weight_norm_do_not_decay():
 def test_a_resumed_run_keeps_the_share_of_each_weight(workplace):
     rates = {"body.": 0.1}
     whole, loss, batch_at = layered()
-    expected = fit(whole, loss, batch_at, schedule(), name="whole", key="k", rates=rates)
+    expected = fit(whole, loss, batch_at, schedule(), name="whole", key="k", lr_multipliers=rates)
 
     def until(step):
         if step == 17:
@@ -290,9 +290,9 @@ def test_a_resumed_run_keeps_the_share_of_each_weight(workplace):
 
     broken, _, _ = layered()
     with pytest.raises(InterruptedError):
-        fit(broken, loss, until, schedule(), name="broken", key="k", rates=rates)
+        fit(broken, loss, until, schedule(), name="broken", key="k", lr_multipliers=rates)
     resumed, _, _ = layered()
-    assert fit(resumed, loss, batch_at, schedule(), name="broken", key="k", rates=rates) == expected
+    assert fit(resumed, loss, batch_at, schedule(), name="broken", key="k", lr_multipliers=rates) == expected
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
     even, _, _ = layered()
     fit(even, loss, batch_at, schedule(), name="even", key="k")

@@ -73,7 +73,11 @@ def change(**numbers) -> None:
     file = Path("params.yaml")
     params = yaml.safe_load(file.read_text())
     run = params["generators"]["tippo"]
-    for section in (params["models"]["tippo"]["preference"], run["preference"], run["quality_monitor"]):
+    for section in (
+        params["models"]["tippo"]["preference"],
+        run["preference"],
+        run["quality_monitor"],
+    ):
         section |= {name: value for name, value in numbers.items() if name in section}
     file.write_text(yaml.safe_dump(params))
 
@@ -475,10 +479,10 @@ def test_of_several_references_the_best_counts_and_an_article_is_its_paragraphs(
         [{"references": ["a", "b"]}, {"references": ["c", "d"]}],
         [{"references": ["red", "blue"]}],
     ]
-    items = SimpleNamespace(chunks_of=rows.__getitem__, __len__=lambda: 2)
+    items = SimpleNamespace(get_chunks=rows.__getitem__, __len__=lambda: 2)
     rewarded = tippo.RewardedDataset.__new__(tippo.RewardedDataset)
     rewarded.embedder, rewarded.raw = None, False
-    rewarded.references = [embedders.join_references(items.chunks_of(i)) for i in range(2)]
+    rewarded.references = [embedders.join_references(items.get_chunks(i)) for i in range(2)]
     assert rewarded.references == [["a\nc", "b\nd"], ["red", "blue"]]
     earned = rewarded.compute_rewards([0, 1], [["b", "d"], ["blue"]])
     assert earned["literal"].tolist() == [1, 1]
