@@ -1,5 +1,7 @@
 """Retrieval of images by hand-made features whose nearest neighbours are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,9 @@ def test_an_unknown_backend_is_an_input_error(backend):
         illustrators.load_illustrator(
             backend, load_config(illustrators.IllustrateConfig, "illustrate"), None
         )
+
+
+def test_an_unknown_backend_in_the_config_is_an_error_that_lists_the_choices():
+    config = load_config(illustrators.IllustrateConfig, "illustrate")
+    with pytest.raises(ValueError, match="backend is 'paint': give retrieve, diffusers:NAME or"):
+        replace(config, backend="paint")
