@@ -1,25 +1,24 @@
-"""Take a corpus in as records and pictures.
+"""Parse a corpus into records and images; invalid rows go to rejected.parquet.
 
 python -m stages.ingest --name NAME --kind KIND --format FORMAT --path PATH --output OUTPUT
 
-KEY names the corpus (params.yaml: corpora.KEY), KIND is articles | captions | tweets | posts |
-memes, FORMAT a file of stages/datasets, PATH what it reads.
+NAME is the corpus' key in params.yaml (corpora.NAME), KIND is articles | captions | tweets | posts
+| memes, FORMAT a package of stages/datasets, PATH the file or folder that it reads.
 
-writes  TARGET/records.parquet   RECORDS[KIND] of stages/shared/core/schemas.py
-        TARGET/images/           the pictures by hash
-        TARGET/rejected.parquet  every row and picture that was not taken in, and why
-        TARGET/summary.json      records by split and language, rejected rows by reason; of tweets,
-        posts and memes also those without picture, entities and labels by split
-        TARGET/facts.parquet, boxes.parquet, foils.parquet and JSON files where the format knows
-        the truth, lists of splits that a format made, and tasks.json, the labels of each task of
-        memes
+writes  OUTPUT/records.parquet   RECORDS[KIND] of stages/shared/core/schemas.py
+        OUTPUT/images/           the images by hash
+        OUTPUT/rejected.parquet  every rejected row and image, with the reason
+        OUTPUT/summary.json      records by split and language, rejected rows by reason; for tweets,
+                                 posts and memes also records without image, entities and labels by
+                                 split
+        OUTPUT/facts.parquet, boxes.parquet, foils.parquet   ground truth of synthetic corpora
+        further files that the format creates, such as tasks.json, the labels of each meme task
 
-Where the source names no split, a hash decides: of the key of a record (its id or path in the
-source), so that it stays where it is while its text is being corrected, and of the id where there
-is no key and for a captioned picture, all of whose captions stay together.
+If the source names no split, a hash assigns it: the hash of a record's key (its id or path in the
+source), so that a record keeps its split when its text is corrected. A record without key is
+assigned by its id, and so is a captioned image, since all of its captions share a split.
 
-What makes an id, and what becomes of a picture that cannot be used, stands in
-stages/ingest/record_collector.py.
+stages/ingest/record_collector.py documents ids and unusable images.
 """
 
 import json
@@ -38,50 +37,55 @@ from stages.shared.data.records import SPLITS, UNDETERMINED_LANGUAGE, ExtraFile
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage, work_dir
 
-MAX_REJECTED_EXAMPLES = 3  # rejected rows that an error message names
+MAX_REJECTED_EXAMPLES = 3  # rejected rows that an error message quotes
 
 
-def assign_splits_and_languages(records: Iterable[dict], params: IngestConfig) -> None:
-    """Give every record a split, and the corpus' most frequent language where none was told."""
+def assign_splits_and_languages(records: Iterable[dict], config: IngestConfig) -> None:
+    """Set each missing split, and each missing language to the most frequent one of the corpus."""
     records = list(records)
-    known = Counter(record["language"] for record in records if record["language"])
-    usual = min(
-        known, key=lambda language: (-known[language], language), default=UNDETERMINED_LANGUAGE
+    counts = Counter(record["language"] for record in records if record["language"])
+    most_frequent = min(
+        counts, key=lambda language: (-counts[language], language), default=UNDETERMINED_LANGUAGE
     )
     for record in records:
-        record["split"] = record["split"] or assign_split(record["id"], params)
-        record["language"] = record["language"] or usual
+        record["split"] = record["split"] or assign_split(record["id"], config)
+        record["language"] = record["language"] or most_frequent
 
 
-def check_rejected(corpus: RecordCollector, key: str) -> None:
-    """Raises WrongInput if too many rows were rejected, or all; lists them in the work folder."""
+def check_rejected(corpus: RecordCollector, name: str) -> None:
+    """Raises InputError if all rows or too many of them were rejected.
+
+    Before it raises, it lists the rejected rows in rejected/NAME.jsonl of the work folder.
+    """
     if not corpus.num_rows and corpus.skipped:
         raise InputError(
-            f"corpora.{key}: all {len(corpus.skipped)} rows were left out, most often for "
+            f"corpora.{name}: all {len(corpus.skipped)} rows were left out, most often for "
             f"{find_most_common_reason(corpus.skipped)[0]!r}: add others, or change the format's "
             "section"
         )
     if not corpus.num_rows:
-        raise InputError(f"corpora.{key}: the source holds no row: add records")
-    count = len(corpus.rejected)
-    if corpus.records and count <= corpus.params.max_rejected_fraction * corpus.num_rows:
+        raise InputError(f"corpora.{name}: the source has no rows: add records")
+    num_rejected = len(corpus.rejected)
+    max_fraction = corpus.config.max_rejected_fraction
+    if corpus.records and num_rejected <= max_fraction * corpus.num_rows:
         return
-    path = work_dir() / "rejected" / f"{key}.jsonl"
+    path = work_dir() / "rejected" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in corpus.rejected))
-    reason, most = find_most_common_reason(corpus.rejected)
-    named = [row for row in corpus.rejected if get_reason_category(row) == reason][
-        :MAX_REJECTED_EXAMPLES
-    ]
-    examples = "; ".join(f"{row['source']}: {row['reason']}" for row in named)
+    reason, count = find_most_common_reason(corpus.rejected)
+    rows = [row for row in corpus.rejected if get_reason_category(row) == reason]
+    examples = "; ".join(
+        f"{row['source']}: {row['reason']}" for row in rows[:MAX_REJECTED_EXAMPLES]
+    )
     raise InputError(
-        f"corpora.{key}: {count} of {corpus.num_rows} rows and images were rejected, more than "
-        f"ingest.max_rejected_fraction ({corpus.params.max_rejected_fraction}) allows, most often "
-        f"for {reason!r} ({most}; {examples}): repair what {path} lists, or raise the fraction"
+        f"corpora.{name}: {num_rejected} of {corpus.num_rows} rows and images were rejected, more "
+        f"than ingest.max_rejected_fraction ({max_fraction}) allows, most often for {reason!r} "
+        f"({count}; {examples}): fix the rows listed in {path}, or raise the fraction"
     )
 
 
 def find_most_common_reason(rejected: list[dict]) -> tuple[str, int]:
+    """The most common category of reasons, and the number of rows in it."""
     return Counter(map(get_reason_category, rejected)).most_common(1)[0]
 
 
@@ -89,11 +93,11 @@ def get_reason_category(rejected: dict) -> str:
     return rejected["reason"].split(":")[0]
 
 
-def check_splits(records: Iterable[dict], key: str, kind: str) -> None:
-    """Raises WrongInput if nothing is left to train on or to score.
+def check_splits(records: Iterable[dict], name: str, kind: str) -> None:
+    """Raises InputError if there is no record to train on, or none to evaluate on.
 
-    Validation may be empty; of what readers learn from test may be instead, since some publish no
-    test.
+    Validation may be empty. For kinds that classifiers learn from, test may be empty instead, since
+    some published corpora have no test split.
     """
     counts = Counter(record["split"] for record in records)
     empty = [split for split in ("train", "test") if not counts[split]]
@@ -101,82 +105,84 @@ def check_splits(records: Iterable[dict], key: str, kind: str) -> None:
         empty = [split for split in empty if split == "train"]
     if empty:
         raise InputError(
-            f"corpora.{key}: none of {counts.total()} records is in {' or '.join(empty)}: add "
-            "records, change the shares of the splits, or name the splits in the source"
+            f"corpora.{name}: none of {counts.total()} records is in {' or '.join(empty)}: add "
+            "records, change the split fractions, or name the splits in the source"
         )
 
 
 def summarize_corpus(corpus: RecordCollector, kind: str) -> dict:
+    """The content of summary.json."""
     records = list(corpus.records.values())
-    counts = {
+    summary = {
         "records": count_by_split(record["split"] for record in records),
         "languages": count_values(record["language"] for record in records),
         "rejected": count_values(map(get_reason_category, corpus.rejected + corpus.skipped)),
     }
     if kind in LABEL_SUMMARIES:
-        bare = (record["split"] for record in records if record["image"] is None)
-        counts |= {"without_picture": count_by_split(bare)} | LABEL_SUMMARIES[kind](records)
-    return counts
+        splits_without_image = (record["split"] for record in records if record["image"] is None)
+        summary["without_picture"] = count_by_split(splits_without_image)
+        summary |= LABEL_SUMMARIES[kind](records)
+    return summary
 
 
 def summarize_tweets(records: list[dict]) -> dict:
-    """Entities by split and type, and I- tags that stand alone: they are kept as they are."""
-    alone = (record["split"] for record in records for _ in find_orphan_tags(record["tags"]))
-    found = {
+    """Entities by split and type, and orphan I- tags by split."""
+    orphans = (record["split"] for record in records for _ in find_orphan_tags(record["tags"]))
+    entities = {
         split: count_values(
-            name
-            for row in records
-            if row["split"] == split
-            for name in get_entity_types(row["tags"])
+            entity_type
+            for record in records
+            if record["split"] == split
+            for entity_type in get_entity_types(record["tags"])
         )
         for split in SPLITS
     }
-    return {"entities": found, "orphan_tags": count_by_split(alone)}
+    return {"entities": entities, "orphan_tags": count_by_split(orphans)}
 
 
 def summarize_posts(records: list[dict]) -> dict:
     """Labels by split."""
     labels = {
-        split: count_values(row["label"] for row in records if row["split"] == split)
+        split: count_values(record["label"] for record in records if record["split"] == split)
         for split in SPLITS
     }
     return {"labels": labels}
 
 
 def summarize_memes(records: list[dict]) -> dict:
-    """Labels by task and split, and memes whose words the source does not give."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for task in sorted({one["task"] for row in records for one in row["labels"]}):
-        found[task] = {
+    """Labels by task and split, and memes without text by split."""
+    labels: dict[str, dict[str, dict[str, int]]] = {}
+    for task in sorted({entry["task"] for record in records for entry in record["labels"]}):
+        labels[task] = {
             split: count_values(
-                one["label"]
-                for row in records
-                for one in row["labels"]
-                if row["split"] == split and one["task"] == task
+                entry["label"]
+                for record in records
+                for entry in record["labels"]
+                if record["split"] == split and entry["task"] == task
             )
             for split in SPLITS
         }
-    silent = (row["split"] for row in records if not row["text"])
-    return {"without_text": count_by_split(silent), "labels": found}
+    without_text = (record["split"] for record in records if not record["text"])
+    return {"without_text": count_by_split(without_text), "labels": labels}
 
 
-# Kinds of corpora that readers learn from.
+# Kinds of corpora that classifiers learn from.
 LABEL_SUMMARIES = {"tweets": summarize_tweets, "posts": summarize_posts, "memes": summarize_memes}
 
 
-def count_values(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
+def count_values(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
 
 
-def count_by_split(names: Iterable[str]) -> dict[str, int]:
-    splits = Counter(names)
-    return {split: splits[split] for split in SPLITS}
+def count_by_split(splits: Iterable[str]) -> dict[str, int]:
+    counts = Counter(splits)
+    return {split: counts[split] for split in SPLITS}
 
 
 def write_corpus(corpus: RecordCollector, kind: str, folder: Path) -> None:
-    schemas.write_parquet(
-        folder / "records.parquet", list(corpus.records.values()), schemas.RECORDS[kind]
-    )
+    """Write the tables and JSON files; the images have been written already."""
+    records = list(corpus.records.values())
+    schemas.write_parquet(folder / "records.parquet", records, schemas.RECORDS[kind])
     rejected = corpus.rejected + corpus.skipped
     schemas.write_parquet(folder / "rejected.parquet", rejected, schemas.REJECTED_RECORDS)
     if corpus.facts:
@@ -192,40 +198,43 @@ def write_corpus(corpus: RecordCollector, kind: str, folder: Path) -> None:
         (folder / extra.name).write_text(text)
 
 
-def load_format_module(name: str, kind: str, key: str) -> ModuleType:
-    """The file of a format. Raises WrongInput if there is none, or it holds no such corpora."""
+def load_format_module(format: str, kind: str, name: str) -> ModuleType:
+    """Import a format. Raises InputError if it is unknown or does not read corpora of `kind`."""
     known = read_params().get("formats", {})
-    if name not in known:
+    if format not in known:
         choices = " | ".join(known)
-        raise InputError(f"params.yaml: corpora.{key}.format is {name!r}: choose one of {choices}")
-    module = import_module(f"stages.datasets.{name}")
+        raise InputError(
+            f"params.yaml: corpora.{name}.format is {format!r}: choose one of {choices}"
+        )
+    module = import_module(f"stages.datasets.{format}")
     if kind not in module.KINDS:
         raise InputError(
-            f"params.yaml: corpora.{key}.kind is {kind!r}, but format {name} holds "
+            f"params.yaml: corpora.{name}.kind is {kind!r}, but format {format} holds "
             f"{' or '.join(module.KINDS)}: change the kind or the format"
         )
     return module
 
 
 def main(
-    params: IngestConfig, key: str, kind: str, format: str, source: Path, target: Path
+    config: IngestConfig, name: str, kind: str, format: str, source: Path, target: Path
 ) -> None:
+    """Ingest the corpus `name` from `source` into the folder `target`."""
     if kind not in schemas.RECORDS:
         choices = " | ".join(schemas.RECORDS)
-        raise InputError(f"params.yaml: corpora.{key}.kind is {kind!r}: choose one of {choices}")
-    module = load_format_module(format, kind, key)
-    settings = load_config(module.CONFIG, "formats", format)
+        raise InputError(f"params.yaml: corpora.{name}.kind is {kind!r}: choose one of {choices}")
+    module = load_format_module(format, kind, name)
+    format_config = load_config(module.CONFIG, "formats", format)
     if not source.exists():
-        raise InputError(f"params.yaml: corpora.{key}.path is {source}, which does not exist")
+        raise InputError(f"params.yaml: corpora.{name}.path is {source}, which does not exist")
     root = source.parent if source.is_file() else source
     with atomic_output_dir(target) as folder:
-        with image_store.image_writer(folder / "images", params.num_shards) as add_image:
-            corpus = RecordCollector(root, params, add_image)
-            for item in progress_bar(module.read(source, kind, settings), f"ingest {key}"):
+        with image_store.image_writer(folder / "images", config.num_shards) as add_image:
+            corpus = RecordCollector(root, config, add_image)
+            for item in progress_bar(module.read(source, kind, format_config), f"ingest {name}"):
                 corpus.add(item)
-        check_rejected(corpus, key)
-        assign_splits_and_languages(corpus.records.values(), params)
-        check_splits(corpus.records.values(), key, kind)
+        check_rejected(corpus, name)
+        assign_splits_and_languages(corpus.records.values(), config)
+        check_splits(corpus.records.values(), name, kind)
         write_corpus(corpus, kind, folder)
 
 

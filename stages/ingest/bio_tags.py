@@ -1,21 +1,21 @@
-"""Tags of words: O outside of entities; B-TYPE where one begins, I-TYPE where it goes on (BIO)."""
+"""BIO tags: B-TYPE on the first word of an entity, I-TYPE on its other words, O elsewhere."""
 
 from collections.abc import Sequence
 
 
 def find_orphan_tags(tags: Sequence[str]) -> list[int]:
-    """The places of the I- tags that follow no tag of their type.
+    """Indices of the I- tags that do not continue an entity of their type.
 
-    Published files hold them. They are kept, and read as a beginning, as conlleval does.
+    Published corpora contain them. They are kept and start an entity, as in conlleval.
     """
     return [
-        place
-        for place, (before, tag) in enumerate(zip(["O", *tags], tags, strict=False))
-        if tag.startswith("I-") and before[2:] != tag[2:]
+        index
+        for index, (previous, tag) in enumerate(zip(["O", *tags], tags, strict=False))
+        if tag.startswith("I-") and previous[2:] != tag[2:]
     ]
 
 
 def get_entity_types(tags: Sequence[str]) -> list[str]:
-    """The types of the entities, in order."""
-    first = set(find_orphan_tags(tags))
-    return [tag[2:] for n, tag in enumerate(tags) if tag.startswith("B-") or n in first]
+    """The type of each entity, in order."""
+    orphans = set(find_orphan_tags(tags))
+    return [tag[2:] for i, tag in enumerate(tags) if tag.startswith("B-") or i in orphans]

@@ -1,16 +1,20 @@
-"""A corpus while ingest takes it in: ids, duplicates, pictures, and what is rejected.
+"""Collect the records of a corpus: ids, duplicates, images and rejected rows.
 
-An id is a hash of what the record holds: of title, texts and pictures for an article, of the
-picture for a captioned one, of words, tags and picture for a tweet, of text, label and picture for
-a post, of text and picture for a meme. So the same article twice is one record, and rows that
-caption the same picture become one record with all their captions; neither can stand in two splits.
-Two tweets of the same words, or posts or memes of the same text, may differ in the picture alone:
-where it cannot be used, the source's own id stands for it.
+A record's id is a hash of its content:
 
-A picture that cannot be used is rejected by itself, as if the author had not placed it: an article
-keeps its text and its other pictures, and positions of facts and foils count those; a tweet, a post
-or a meme goes on without picture, unless it has no text either. A captioned picture is rejected as
-a whole.
+    article          title, texts and images
+    captioned image  the image
+    tweet            words, tags and image
+    post             text, label and image
+    meme             text and image
+
+The same article twice is therefore one record, and rows that caption the same image become one
+record with all captions; neither can be in two splits. Two tweets, posts or memes with the same
+text may differ in their image only; if it is unusable, the source's own id replaces it in the hash.
+
+An unusable image is rejected by itself, as if the author had not placed it. An article keeps its
+text and its other images, and the positions of facts and foils count those. A tweet, a post or a
+meme continues without image, unless it has no text either. A captioned image is rejected entirely.
 """
 
 import json
@@ -41,7 +45,7 @@ from stages.shared.data.records import (
 )
 
 URL_PATTERN = regex.compile(r"//|(?:https?|ftp|file|data|blob|cid):", regex.IGNORECASE)
-MAX_BYTES_PER_PIXEL = 8  # RGBA of 16 bits: a picture file is hardly larger, whatever its format
+MAX_BYTES_PER_PIXEL = 8  # RGBA with 16 bits: image files are hardly larger, whatever their format
 TAG_PATTERN = regex.compile(r"O|[BI]-\S+")
 
 
@@ -62,27 +66,28 @@ class IngestConfig:
 
 
 class RecordRejected(Exception):
-    """A row that cannot be taken in; the message is the reason."""
+    """A row that cannot be ingested; the message is the reason."""
 
 
 @dataclass
 class RecordCollector:
-    """What has been taken in so far; pictures have gone to `add_image` already."""
+    """The records so far. Images are passed on to `add_image` at once."""
 
-    root: Path  # no picture may lie outside it
-    params: IngestConfig
+    root: Path  # image files outside it are rejected
+    config: IngestConfig
     add_image: Callable[[dict], None]
     records: dict[str, dict] = field(default_factory=dict)  # by id
     ids_by_key: dict[str, str] = field(default_factory=dict)  # the source's own id -> id
     rejected: list[dict] = field(default_factory=list)
-    skipped: list[dict] = field(default_factory=list)  # rejected as params ask for: no fault
+    skipped: list[dict] = field(default_factory=list)  # intentional rejections
     facts: list[dict] = field(default_factory=list)
     boxes: list[dict] = field(default_factory=list)
     foils: list[dict] = field(default_factory=list)
     extras: list[ExtraFile] = field(default_factory=list)
-    num_rows: int = 0  # records, and pictures that a record can go on without, taken in or not
+    num_rows: int = 0  # rows and optional images, including the rejected ones
 
     def add(self, item: DatasetItem) -> None:
+        """Add a record or extra file; an unusable row is added to `rejected` or `skipped`."""
         if isinstance(item, ExtraFile):
             self.extras.append(item)
         elif isinstance(item, Rejection) and item.intentional:
@@ -114,77 +119,77 @@ class RecordCollector:
         texts = [validate_text(block) for block in item.blocks if isinstance(block, str)]
         if not any(texts):
             raise RecordRejected("empty text: the article has none")
-        parts = [self._build_blocks(part, item) for part in item.blocks]
-        blocks = [block for part in parts for block in part]
+        kept_blocks = [self._build_blocks(block, item) for block in item.blocks]
+        blocks = [block for kept in kept_blocks for block in kept]
         content = [title, [[block["image"], block["text"]] for block in blocks]]
-        name = self._create_id("article", content)
-        values = {"title": title, "blocks": blocks}
-        self._store_record(
-            item,
-            name,
-            self._resolve_language_and_split(item, name, " ".join([title, *texts])) | values,
-        )
-        self._add_annotations(item, name, parts)
+        record_id = self._create_id("article", content)
+        values = self._resolve_language_and_split(item, record_id, " ".join([title, *texts]))
+        self._store_record(item, record_id, values | {"title": title, "blocks": blocks})
+        self._add_annotations(item, record_id, kept_blocks)
 
-    def _add_annotations(self, item: ArticleRecord, name: str, parts: list[list[dict]]) -> None:
-        """Keep an article's facts, boxes and foils; `parts`: the blocks of each of item.blocks."""
-        taken = [
-            bool(blocks)
-            for part, blocks in zip(item.blocks, parts, strict=True)
-            if not isinstance(part, str)
+    def _add_annotations(
+        self, item: ArticleRecord, record_id: str, kept_blocks: list[list[dict]]
+    ) -> None:
+        """Keep an article's facts, boxes and foils.
+
+        kept_blocks: for each of item.blocks the block that was built from it, or none.
+        """
+        is_kept = [
+            bool(kept)
+            for block, kept in zip(item.blocks, kept_blocks, strict=True)
+            if not isinstance(block, str)
         ]
-        kept = [number for number, one in enumerate(taken) if one]
-        for mine, theirs in ((self.facts, item.facts), (self.boxes, item.boxes)):
-            mine += [
-                {"record": name, **asdict(one), "position": kept.index(one.position)}
-                for one in theirs
-                if one.position in kept
+        positions = [position for position, kept in enumerate(is_kept) if kept]
+        for rows, annotations in ((self.facts, item.facts), (self.boxes, item.boxes)):
+            rows += [
+                {"record": record_id, **asdict(annotation)}
+                | {"position": positions.index(annotation.position)}
+                for annotation in annotations
+                if annotation.position in positions
             ]
-        if all(taken):  # else texts were joined, and no foil differs from its text in one slot only
-            self.foils += [{"record": name, **asdict(foil)} for foil in item.foils]
+        if all(is_kept):  # else texts are joined, and a foil differs from its text in more
+            self.foils += [{"record": record_id, **asdict(foil)} for foil in item.foils]
 
-    def _build_blocks(self, part: ImageBytes | ImageFile | str, item: ArticleRecord) -> list[dict]:
-        """A part of an article as one block, or none if it is blank or a picture of no use."""
-        if isinstance(part, str):
-            return [{"image": None, "text": part.strip()}] if part.strip() else []
-        image = self._add_optional_image(part, item)
+    def _build_blocks(self, block: ImageBytes | ImageFile | str, item: ArticleRecord) -> list[dict]:
+        """One block, or none if `block` is a blank text or an unusable image."""
+        if isinstance(block, str):
+            return [{"image": None, "text": block.strip()}] if block.strip() else []
+        image = self._add_optional_image(block, item)
         return [{"image": image, "text": None}] if image else []
 
     def _add_captioned(self, item: CaptionRecord) -> None:
         captions = [text for text in map(validate_text, item.captions) if text]
         if not captions:
-            raise RecordRejected("empty text: the picture has no caption")
+            raise RecordRejected("empty text: the image has no caption")
         image = self._load_image(item.image)
-        name = compute_record_id(image)
-        if name in self.records:
-            self._merge_captions(item, self.records[name], captions)
+        record_id = compute_record_id(image)
+        if record_id in self.records:
+            self._merge_captions(item, self.records[record_id], captions)
             return
         language = item.language or detect_language(" ".join(captions))
         values = {"image": image, "captions": captions, "language": language, "split": item.split}
-        self._store_record(item, name, values)
-        self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
-        self.boxes += [{"record": name, **asdict(box)} for box in item.boxes]
+        self._store_record(item, record_id, values)
+        self.facts += [{"record": record_id, **asdict(fact)} for fact in item.facts]
+        self.boxes += [{"record": record_id, **asdict(box)} for box in item.boxes]
 
     def _merge_captions(self, item: CaptionRecord, record: dict, captions: list[str]) -> None:
-        """Add a row's captions to the record of the same picture."""
+        """Add a row's captions to the record of the same image."""
         self._check_key(item, record["id"])
         split = record["split"] or item.split
         if item.split not in (None, split):
             raise RecordRejected(
-                f"duplicate id: the same picture as {record['source']}, split {split}"
+                f"duplicate id: the same image as {record['source']}, split {split}"
             )
-        new = [caption for caption in captions if caption not in record["captions"]]
-        if not new:
-            raise RecordRejected(
-                f"duplicate id: the same picture and captions as {record['source']}"
-            )
-        record["captions"] += new
+        new_captions = [caption for caption in captions if caption not in record["captions"]]
+        if not new_captions:
+            raise RecordRejected(f"duplicate id: the same image and captions as {record['source']}")
+        record["captions"] += new_captions
         record["split"] = split
 
     def _add_tweet(self, item: TweetRecord) -> None:
         validate_tags(item)
         values = {"words": item.words, "tags": item.tags}
-        self._add_labeled(item, "tweet", values, " ".join(item.words))
+        self._add_text_with_image(item, "tweet", values, " ".join(item.words))
 
     def _add_post(self, item: PostRecord) -> None:
         text = validate_text(item.text)
@@ -194,83 +199,83 @@ class RecordCollector:
             raise RecordRejected(
                 f"unknown label: {item.label[:60]!r} is none of {', '.join(SENTIMENT_LABELS)}"
             )
-        self._add_labeled(item, "post", {"text": text, "label": item.label}, text)
+        self._add_text_with_image(item, "post", {"text": text, "label": item.label}, text)
 
     def _add_meme(self, item: MemeRecord) -> None:
         text = validate_text(item.text)
         image = item.image and self._add_optional_image(item.image, item)
         if not text and not image:
-            raise RecordRejected("empty text: the meme has none, and no picture of use")
-        name = self._create_id("meme", [text, image or item.key])
+            raise RecordRejected("empty text: the meme has neither text nor a usable image")
+        record_id = self._create_id("meme", [text, image or item.key])
         labels = [{"task": task, "label": label} for task, label in item.labels.items()]
-        values = self._resolve_language_and_split(item, name, text) | {
-            "image": image,
-            "text": text,
-            "labels": labels,
-        }
-        self._store_record(item, name, values)
+        values = self._resolve_language_and_split(item, record_id, text)
+        self._store_record(
+            item, record_id, values | {"image": image, "text": text, "labels": labels}
+        )
         if image:
-            self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
-            self.boxes += [{"record": name, **asdict(box)} for box in item.boxes]
+            self.facts += [{"record": record_id, **asdict(fact)} for fact in item.facts]
+            self.boxes += [{"record": record_id, **asdict(box)} for box in item.boxes]
 
-    def _add_labeled(
-        self, item: TweetRecord | PostRecord, what: str, values: dict, text: str
+    def _add_text_with_image(
+        self, item: TweetRecord | PostRecord, noun: str, values: dict, text: str
     ) -> None:
-        """Keep a tweet or post: `values` beside its picture; `text` tells its language."""
+        """Add a tweet or post: `values` and its image. The language is detected from `text`."""
         image = item.image and self._add_optional_image(item.image, item)
-        name = self._create_id(what, [*values.values(), image or item.key])
-        values = {"image": image} | values
-        self._store_record(item, name, self._resolve_language_and_split(item, name, text) | values)
+        record_id = self._create_id(noun, [*values.values(), image or item.key])
+        common = self._resolve_language_and_split(item, record_id, text)
+        self._store_record(item, record_id, common | {"image": image} | values)
         if image:
-            self.facts += [{"record": name, **asdict(fact)} for fact in item.facts]
+            self.facts += [{"record": record_id, **asdict(fact)} for fact in item.facts]
 
-    def _create_id(self, what: str, content: list) -> str:
-        """The id of a record that holds `content`. Raises Refused if there is one already."""
-        name = compute_record_id(json.dumps(content))
-        if name in self.records:
-            raise RecordRejected(f"duplicate id: the same {what} as {self.records[name]['source']}")
-        return name
+    def _create_id(self, noun: str, content: list) -> str:
+        """The id of a record with this content. Raises RecordRejected if the record exists."""
+        record_id = compute_record_id(json.dumps(content))
+        if record_id in self.records:
+            source = self.records[record_id]["source"]
+            raise RecordRejected(f"duplicate id: the same {noun} as {source}")
+        return record_id
 
     def _resolve_language_and_split(
-        self, item: ArticleRecord | TweetRecord | PostRecord | MemeRecord, name: str, text: str
+        self, item: ArticleRecord | TweetRecord | PostRecord | MemeRecord, record_id: str, text: str
     ) -> dict:
-        """The item's language, perhaps none, and its split, the id's where the item has no key."""
+        """The language, None if it cannot be detected, and the split."""
         return {
             "language": item.language or detect_language(text),
-            "split": item.split or assign_split(item.key or name, self.params),
+            "split": item.split or assign_split(item.key or record_id, self.config),
         }
 
-    def _store_record(self, item: Record, name: str, values: dict) -> None:
-        self._check_key(item, name)
-        self.records[name] = {"id": name, "source": make_printable(item.source), **values}
+    def _store_record(self, item: Record, record_id: str, values: dict) -> None:
+        self._check_key(item, record_id)
+        source = make_printable(item.source)
+        self.records[record_id] = {"id": record_id, "source": source, **values}
 
-    def _check_key(self, item: Record, name: str) -> None:
-        """Raises Refused if another record has the same id in the source."""
-        if item.key is None or self.ids_by_key.setdefault(item.key, name) == name:
+    def _check_key(self, item: Record, record_id: str) -> None:
+        """Raises RecordRejected if another record has the same id in the source."""
+        if item.key is None or self.ids_by_key.setdefault(item.key, record_id) == record_id:
             return
-        place = self.records[self.ids_by_key[item.key]]["source"]
-        raise RecordRejected(f"duplicate id: {item.key[:60]!r} stands at {place} too")
+        source = self.records[self.ids_by_key[item.key]]["source"]
+        raise RecordRejected(f"duplicate id: {item.key[:60]!r} is already used at {source}")
 
-    def _add_optional_image(self, picture: ImageBytes | ImageFile, item: Record) -> str | None:
-        """Hash of a picture that its record can go on without; None if it was rejected."""
+    def _add_optional_image(self, image: ImageBytes | ImageFile, item: Record) -> str | None:
+        """Hash of an image that its record can do without; None if the image is rejected."""
         self.num_rows += 1
         try:
-            return self._load_image(picture)
+            return self._load_image(image)
         except ImageError as error:
             self._reject(item, str(error))
             return None
 
-    def _load_image(self, picture: ImageBytes | ImageFile) -> str:
-        """Hash of a picture that has been taken in. Raises WrongImage."""
-        limit = self.params.max_pixels
-        if isinstance(picture, ImageBytes):
-            row = image_store.validate_image(picture.content, limit)
+    def _load_image(self, image: ImageBytes | ImageFile) -> str:
+        """Validate an image and store it. Returns its hash. Raises ImageError."""
+        max_pixels = self.config.max_pixels
+        if isinstance(image, ImageBytes):
+            row = image_store.validate_image(image.content, max_pixels)
         else:
-            content = read_image_file(picture, self.root, limit)
+            content = read_image_file(image, self.root, max_pixels)
             try:
-                row = image_store.validate_image(content, limit)
+                row = image_store.validate_image(content, max_pixels)
             except ImageError as error:
-                raise ImageError(f"{error} ({picture.path[:120]})") from None
+                raise ImageError(f"{error} ({image.path[:120]})") from None
         self.add_image(row)
         return row["sha256"]
 
@@ -283,51 +288,54 @@ def _build_rejected_row(item: Record | Rejection, reason: str) -> dict:
     return {"source": make_printable(item.source), "id": key, "reason": make_printable(reason)}
 
 
-def read_image_file(picture: ImageFile, root: Path, max_pixels: int) -> bytes:
-    """The bytes of a picture's file. Raises WrongImage if it is remote, outside or missing."""
-    name = picture.path[:120]
-    if URL_PATTERN.match(picture.path):
+def read_image_file(image: ImageFile, root: Path, max_pixels: int) -> bytes:
+    """The bytes of an image file.
+
+    Raises ImageError if it is remote, outside `root`, missing, unreadable or far too large.
+    """
+    name = image.path[:120]
+    if URL_PATTERN.match(image.path):
         raise ImageError(f"remote image: addresses are not fetched ({name})")
     try:
-        path = (picture.folder / picture.path).resolve()
-        if Path(picture.path).is_absolute() or not path.is_relative_to(root.resolve()):
+        path = (image.folder / image.path).resolve()
+        if Path(image.path).is_absolute() or not path.is_relative_to(root.resolve()):
             raise ImageError(f"path leaves the folder: {name}")
         if not path.is_file():
             raise ImageError(f"missing image: {name}")
         if path.stat().st_size > MAX_BYTES_PER_PIXEL * max_pixels:
             raise ImageError(f"image larger than max_pixels: {path.stat().st_size} bytes ({name})")
         return path.read_bytes()
-    except (OSError, ValueError, RuntimeError):  # no right to read, NUL in the name, a link loop
+    except (OSError, ValueError, RuntimeError):  # no permission, NUL in the name, a link loop
         raise ImageError(f"missing image: {name!r} cannot be read") from None
 
 
 def validate_tags(item: TweetRecord) -> None:
-    """Raises Refused unless every word has characters, and a tag that is O, B-TYPE or I-TYPE."""
+    """Raises RecordRejected unless every word is non-empty and has a tag O, B-TYPE or I-TYPE."""
     if not item.words:
         raise RecordRejected("empty text: the tweet has no word")
     if len(item.words) != len(item.tags):
         raise RecordRejected(f"wrong count: {len(item.words)} words have {len(item.tags)} tags")
     for number, (word, tag) in enumerate(zip(item.words, item.tags, strict=True), start=1):
-        validate_text(word)  # a word of blanks alone is one: its tag must stay beside it
+        validate_text(word)  # its result is not used: a word of blanks keeps its tag
         if not word:
             raise RecordRejected(f"empty text: word {number} has no character")
         if not TAG_PATTERN.fullmatch(tag):
             raise RecordRejected(
-                f"unknown tag: {tag[:60]!r} of word {number}, neither O, B-* nor I-*"
+                f"unknown tag: {tag[:60]!r} of word {number} is none of O, B-TYPE, I-TYPE"
             )
 
 
 def validate_text(text: str) -> str:
-    """The text without space around it. Raises Refused if it is no Unicode."""
+    """The text without surrounding whitespace. Raises RecordRejected if it is not valid Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RecordRejected("undecodable text: it holds half a surrogate pair") from None
+        raise RecordRejected("undecodable text: it contains half a surrogate pair") from None
     return text.strip()
 
 
 def make_printable(name: str) -> str:
-    """A file's name with what is no Unicode in it replaced."""
+    """Replace the characters of a file name that are not valid Unicode."""
     return name.encode(errors="replace").decode()
 
 
@@ -335,10 +343,12 @@ def compute_record_id(content: str) -> str:
     return sha256(content.encode()).hexdigest()[:16]
 
 
-def assign_split(name: str, params: IngestConfig) -> str:
-    """The split of a name, by its hash alone: other records coming or going do not change it."""
-    content = name.encode(errors="surrogatepass")  # a path may hold what is no Unicode
-    place = int(sha256(content).hexdigest()[:8], 16) / 16**8  # [0, 1)
-    if place < params.test_fraction:
+def assign_split(key: str, config: IngestConfig) -> str:
+    """The split of a key by its hash alone, so that other records do not affect it."""
+    content = key.encode(errors="surrogatepass")  # a path may not be valid Unicode
+    fraction = int(sha256(content).hexdigest()[:8], 16) / 16**8  # in [0, 1)
+    if fraction < config.test_fraction:
         return "test"
-    return "validation" if place < params.test_fraction + params.validation_fraction else "train"
+    if fraction < config.test_fraction + config.validation_fraction:
+        return "validation"
+    return "train"

@@ -51,10 +51,10 @@ def test_a_picture_has_all_its_captions_and_the_split_of_its_list(taken):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (f"{IDS[7]}#1 一只狗\n", "no tab: set formats.coco_cn.separator to whitespace to take "),
+        (f"{IDS[7]}#1 一只狗\n", "no tab: set formats.coco_cn.separator to whitespace if "),
         (f"{IDS[7]}#1\t \u3000 \n", "empty text: the caption has none"),
         (f"{IDS[7]}#1\t\n", "empty text: the caption has none"),
-        ("#1\t一只狗\n", "no id: the line begins with its separator"),
+        ("#1\t一只狗\n", "no id: the line begins with the separator"),
         ("COCO_9#0\t一只狗\n", "no split: COCO_9 is in none of the split lists"),
         (f"{IDS[7]}#1\t".encode() + "狗".encode()[:2] + b"\n", "undecodable line: not utf-8"),
         (f"{IDS[7]}#1\t一只\0狗\n", "undecodable line: not utf-8"),

@@ -110,7 +110,7 @@ def test_translations_by_people_are_of_test_alone_and_the_rest_is_counted(taken)
         (row(77, "train"), "missing image: 77.jpg"),
         (row(8, "train", image="../../secret.jpg"), "path leaves the folder: "),
         (row(8, "train", image="https://example.org/a.jpg"), "remote image: "),
-        (row(0, "test", zhc=["另外"]), "duplicate id: the same picture as pairs.jsonl:1, split "),
+        (row(0, "test", zhc=["另外"]), "duplicate id: the same image as pairs.jsonl:1, split "),
     ],
 )
 def test_a_line_of_no_use_is_rejected_and_the_rest_goes_on(tmp_path, taken, line, reason):

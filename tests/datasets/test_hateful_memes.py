@@ -70,7 +70,7 @@ def test_files_are_the_splits_and_one_without_labels_is_taken_as_not_judged(take
     [
         (line(12, 2), "unknown label: '2' is none of 0, 1 (hateful)"),
         (line(12, "yes"), "unknown label: 'yes' is none of 0, 1 (hateful)"),
-        (line(3, text="other"), "duplicate id: '00003' stands at train.jsonl:4 too"),
+        (line(3, text="other"), "duplicate id: '00003' is already used at train.jsonl:4"),
         (line(12, img="img/x.png"), "missing image: img/x.png"),
         (line(12, id=None), "wrong field: id.str: Input should be a valid string"),
         ("{\n", "not JSON: Invalid JSON"),
@@ -86,7 +86,7 @@ def test_a_line_of_no_use_is_rejected_and_says_why(taken, bad, reason):
 def test_ids_keep_their_zeros_and_labels_may_be_texts(taken):
     records, rejected = taken(line(12, "1"), line(13, id=13), line(13, id="13", text="again"))
     assert [of(one) for one in records[10:]] == [["hateful"], ["not_hateful"]]
-    assert rejected == [("train.jsonl:13", "duplicate id: '13' stands at train.jsonl:12 too")]
+    assert rejected == [("train.jsonl:13", "duplicate id: '13' is already used at train.jsonl:12")]
     records, rejected = taken(line(12, id="12"), line(13, id="012"), line(14, id="00012"))
     assert rejected == [] and len(records) == 13
 

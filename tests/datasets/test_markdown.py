@@ -183,5 +183,7 @@ def test_a_folder_without_markdown_and_an_unknown_encoding_are_named(tmp_path):
     with pytest.raises(InputError, match=r"holds no Markdown file \(\.md or \.markdown\)"):
         list(read(tmp_path, "articles", PARAMS))
     (tmp_path / "a.md").write_text("x")
-    with pytest.raises(InputError, match=r"formats\.markdown\.encodings: 'utf-9' is no encoding"):
+    with pytest.raises(
+        InputError, match=r"formats\.markdown\.encodings: 'utf-9' is not an encoding"
+    ):
         list(read(tmp_path, "articles", MarkdownConfig(suffixes=[".md"], encodings=["utf-9"])))

@@ -128,9 +128,12 @@ def test_an_empty_cell_is_a_task_that_nobody_judged(taken):
         (first(20)[:5], "wrong count: 5 cells under 9 columns"),
         ([*first(20), "more"], "wrong count: 10 cells under 9 columns"),
         (first(20, corrected="a\0b"), "undecodable line: not utf-8"),
-        ([20, " ", "text", "text", *SAID], "no id: the row names no picture"),
-        (first(7, corrected="another"), "duplicate id: 'image_7.jpg' stands at labels.csv:9 too"),
-        ([20, "other.jpg", "", "", *SAID], "empty text: the meme has none"),
+        ([20, " ", "text", "text", *SAID], "no id: the row names no image"),
+        (
+            first(7, corrected="another"),
+            "duplicate id: 'image_7.jpg' is already used at labels.csv:9",
+        ),
+        ([20, "other.jpg", "", "", *SAID], "empty text: the meme has neither"),
     ],
 )
 def test_a_row_of_no_use_is_rejected_and_says_why(taken, row, reason):
@@ -285,7 +288,7 @@ def test_truths_of_other_files_are_named(taken, tmp_path):
     with pytest.raises(InputError, match=r"groundTruth\.csv has no column Labels"):
         take_again(tmp_path)
     (tmp_path / "memotion" / "2000_testdata.csv").unlink()
-    with pytest.raises(InputError, match=r"Meme_groundTruth\.csv and no 2000_testdata\.csv or"):
+    with pytest.raises(InputError, match=r"Meme_groundTruth\.csv but no 2000_testdata\.csv or"):
         take_again(tmp_path)
 
 
@@ -322,7 +325,7 @@ def test_memotion_3_has_tabs_in_one_file_and_truths_without_names(tmp_path, monk
     assert [labels(row)["sentiment"] for row in records[8:]] == ["neutral", "negative", "positive"]
     assert records[5]["text"] == "kya, 1" and records[5]["split"] == "validation"
     (source / "answer-groudtruth.txt").write_text("0_1110_1310\n")
-    with pytest.raises(InputError, match=r"has 1 truths, test\.csv 3 rows: give the two files"):
+    with pytest.raises(InputError, match=r"has 1 labels, but test\.csv has 3 rows: give two files"):
         run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
 
 
@@ -365,14 +368,14 @@ def test_missing_columns_and_files_are_named(tmp_path, monkeypatch):
     source = tmp_path / "memotion"
     write(source / "labels.csv", [*KAGGLE[:4], "humour", "offensive"], [])
     with pytest.raises(
-        InputError, match=r"no column overall_sentiment, sarcasm, motivational \(th"
+        InputError, match=r"no column overall_sentiment, sarcasm, motivational \(its"
     ):
         run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     write(source / "labels.csv", ["a", "a"], [])
-    with pytest.raises(InputError, match="names the column 'a' twice: name each column once"):
+    with pytest.raises(InputError, match="names the column 'a' twice: name it once"):
         run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     (source / "labels.csv").write_text(" \n")
-    with pytest.raises(InputError, match="is empty: give it a line that names its columns"):
+    with pytest.raises(InputError, match="is empty: add a line that names its columns"):
         run_ingest(tmp_path, monkeypatch, "memotion", "memes", source)
     (source / "labels.csv").unlink()
     with pytest.raises(InputError, match=r"holds no labels\.csv or .*formats\.memotion\.files"):

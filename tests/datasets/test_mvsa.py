@@ -87,7 +87,7 @@ def test_the_labels_of_text_and_picture_become_one(merge, expected):
         for image, label in zip("+0-", row, strict=True):
             found = merge_annotations([NAMES[text], NAMES[image]], merge)
             if label == "x":
-                said = f"contradiction: the text is {NAMES[text]}, the picture {NAMES[image]}"
+                said = f"contradiction: the text is {NAMES[text]}, the image {NAMES[image]}"
                 assert found == MvsaLabelRejection(said, intentional=True)
             else:
                 assert found == NAMES[label]
@@ -97,10 +97,10 @@ def test_the_labels_of_text_and_picture_become_one(merge, expected):
     ("votes", "label"),  # text and picture of three annotators
     [
         ("++ ++ ++", "+"),
-        ("++ +- 00", "no majority: the picture is positive, negative, neutral"),
+        ("++ +- 00", "no majority: the image is positive, negative, neutral"),
         ("++ 00 -+", "no majority: the text is positive, neutral, negative"),
         ("+0 +0 -0", "+"),
-        ("+- +- -0", "contradiction: the text is positive, the picture negative"),
+        ("+- +- -0", "contradiction: the text is positive, the image negative"),
         ("0- 0- +-", "-"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_modality_that_does_not_count_needs_no_majority():
     votes = [NAMES[one] for one in "+++-00"]  # text and picture in turn
     assert merge_annotations(votes, "text") == "positive"
     tied = MvsaLabelRejection(
-        "no majority: the picture is positive, negative, neutral", intentional=True
+        "no majority: the image is positive, negative, neutral", intentional=True
     )
     assert merge_annotations(votes, "picture") == merge_annotations(votes, "neutral_yields") == tied
 
@@ -150,12 +150,12 @@ def test_a_corpus_of_which_nothing_is_left_says_why(tmp_path, monkeypatch):
     [
         ("30,happy", "unknown label: 'happy' is none of negative, neutral, positive"),
         ("30,positive,happy", "unknown label: 'happy'"),
-        ("30,positive,neutral,neutral", "wrong count: 3 labels, where each annotator gives two"),
-        ("30,null", "no label: the list has none"),
+        ("30,positive,neutral,neutral", "wrong count: 3 labels, but each annotator gives two"),
+        ("30,null", "no label: the row has none"),
         ("30,", "no label: "),
         ("30", "no label: "),
-        (",positive", "no id: the line begins with its separator"),
-        ("4,neutral", "duplicate id: stands at labels.csv:6 too"),
+        (",positive", "no id: the line begins with the separator"),
+        ("4,neutral", "duplicate id: already used at labels.csv:6"),
         ("99,positive", "missing text: 99.txt"),
         ("../labels,positive", "missing text: ../labels.txt"),
         ("a\0b,positive", "undecodable line: not utf-8 or gb18030 or latin-1"),

@@ -83,10 +83,10 @@ def test_an_empty_cell_is_a_task_that_nobody_judged(taken):
         (["m10", "a", "off", "2"], "unknown label: '2' is none of 1, 0, yes (mood)"),
         (["m10", "a", "off"], "wrong count: 3 cells under 4 columns"),
         (["m10", "a\0", "off", "1"], "undecodable line: not utf-8"),
-        (["m3", "other", "off", "1"], "duplicate id: 'm3' stands at memes.csv:5 too"),
+        (["m3", "other", "off", "1"], "duplicate id: 'm3' is already used at memes.csv:5"),
         (["", "the words of number 3", "off", "1"], None),
-        (["m99", " ", "off", "1"], "empty text: the meme has none, and no picture of use"),
-        (["../../m1", "", "off", "1"], "empty text: the meme has none, and no picture of use"),
+        (["m99", " ", "off", "1"], "empty text: the meme has neither text nor a usable image"),
+        (["../../m1", "", "off", "1"], "empty text: the meme has neither text nor a usable image"),
     ],
 )
 def test_a_row_of_no_use_is_rejected_and_says_why(taken, cells, reason):
@@ -120,7 +120,7 @@ def test_id_split_and_language_may_have_columns(taken, tmp_path):
     assert len(records) == 4 and {one["language"] for one in records} == {"pt"}
     known = "train, validation, test, val, dev, valid"
     assert rejected == [
-        ("memes.csv:6", "duplicate id: '01' stands at memes.csv:3 too"),
+        ("memes.csv:6", "duplicate id: '01' is already used at memes.csv:3"),
         ("more.csv:2", f"wrong field: split: 'all' is none of {known}"),
     ]
 
@@ -173,7 +173,7 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
         ("memes.jsonl:4", "wrong field: Words: give one text, not a list"),
         (
             "memes.jsonl:5",
-            "contradiction: a list stands for offensive and not_offensive (offensive)",
+            "contradiction: a list contains offensive and not_offensive (offensive)",
         ),
         ("memes.jsonl:8", "wrong field: the line: Input should be an object"),
         ("memes.jsonl:9", "not JSON: Invalid JSON: EOF while parsing a value"),
@@ -195,7 +195,9 @@ def test_without_tasks_memes_are_taken_in_all_the_same(taken, tmp_path):
 
 def test_columns_that_are_missing_are_named_together(taken, tmp_path, monkeypatch):
     columns = COLUMNS | {"id": "Key", "language": "Tongue"}
-    with pytest.raises(InputError, match=r"has no column Key, Tongue \(there: Name, Words, Level"):
+    with pytest.raises(
+        InputError, match=r"has no column Key, Tongue \(its columns: Name, Words, Level"
+    ):
         taken(columns=columns)
     with pytest.raises(InputError, match="names neither image nor text: name at least one"):
         taken(columns=COLUMNS | {"image": None, "text": None})

@@ -79,7 +79,7 @@ def test_no_word_is_taken_for_a_line_end_or_for_blank(taken, tmp_path, word):
 @pytest.mark.parametrize(
     ("lines", "place", "reason"),
     [
-        (tweet(9, "a\tO", "b"), 21, "no tab: 'b' is no word, tab and tag"),
+        (tweet(9, "a\tO", "b"), 21, "no tab: 'b' is not a word, a tab and a tag"),
         (tweet(9, "a O"), 20, "no tab: 'a O'"),
         (tweet(9, "a\tb\tO"), 20, "2 tabs: "),
         (tweet(9, "a\tB-DOG"), 20, "unknown tag: 'B-DOG' of 'a'"),
@@ -92,7 +92,7 @@ def test_no_word_is_taken_for_a_line_end_or_for_blank(taken, tmp_path, word):
         ("IMGID:9\n\n", 19, "empty text: the tweet has no word"),
         ("a\tO\n\n", 19, "no id: the tweet does not begin with IMGID: and an id"),
         ("IMGID:\na\tO\n", 19, "no id: "),
-        (tweet(2, "a\tO"), 19, "duplicate id: '2' stands at train.txt:13 too"),
+        (tweet(2, "a\tO"), 19, "duplicate id: '2' is already used at train.txt:13"),
         (tweet(2), 19, "duplicate id: the same tweet as train.txt:13"),
     ],
 )

@@ -158,7 +158,9 @@ def test_the_same_story_in_two_files_is_one_record(taken):
     again = [sentence(1, order, 115 + order) for order in range(5)]
     records, rejected = taken(files=STORIES | {"test": STORIES["test"] + again})
     place = f"train.{SIS}:annotations.0"
-    assert rejected == [(f"test.{SIS}:annotations.5", f"duplicate id: '1' stands at {place} too")]
+    assert rejected == [
+        (f"test.{SIS}:annotations.5", f"duplicate id: '1' is already used at {place}")
+    ]
     assert len(records) == 3
 
 

@@ -1,14 +1,14 @@
-"""Format `coco_cn`: COCO-CN, Chinese captions of MS-COCO pictures (Li et al., 2019).
+"""Format `coco_cn`: Chinese captions of MS-COCO images (Li et al., 2019), arXiv:1805.08661.
 
-coco-cn_{train,val,test}.txt                  one picture's id a line: the splits
+coco-cn_{train,val,test}.txt                  the splits: one image id per line
 imageid.human-written-caption.txt             ID#K <tab> caption
-imageid.manually-translated-caption.txt       ID#zhm#K <space> caption; of test only
-coco-cn_ext.icap2020.txt                      ID#K <tab> caption; a later addition, without splits
-detected-typos.txt                            captions with what is wrong in [brackets]
+imageid.manually-translated-caption.txt       ID#zhm#K <space> caption; test only
+coco-cn_ext.icap2020.txt                      ID#K <tab> caption; later extension, without splits
+detected-typos.txt                            captions with the errors in [brackets]
 
-They lie in the corpus' folder or in one folder within it, as the archive unpacks. The pictures,
-ID.jpg, are MS-COCO's. All captions of a picture make one row. A line that cannot be used is
-rejected by itself.
+The files are in the corpus' folder or in one folder within it, as the archive unpacks. The images,
+ID.jpg, are those of MS-COCO. All captions of an image make one record. Unusable lines are rejected
+one by one.
 """
 
 import re
@@ -50,7 +50,7 @@ SEPARATOR_PATTERNS = {
     "whitespace": re.compile(r"\s*(\S+)\s(.*)"),
 }
 TYPO_REASON = "known typo"
-APPLE_DOUBLE_REASON = "AppleDouble file: macOS wrote it beside the file of the same name"
+APPLE_DOUBLE_REASON = "AppleDouble file: macOS metadata of the file of the same name"
 ENCODINGS_KEY = "formats.coco_cn.encodings"
 
 
@@ -71,44 +71,49 @@ CONFIG = CocoCnConfig
 
 @dataclass
 class _CaptionedImage:
-    source: str  # its first caption's line
+    source: str  # file:line of its first caption
     split: str | None
-    captions: dict[str, str] = field(default_factory=dict)  # caption -> its line
+    captions: dict[str, str] = field(default_factory=dict)  # caption -> file:line
 
 
-def read(source: Path, kind: str, params: CocoCnConfig) -> Iterator[DatasetItem]:
-    """The rejects, then one row per picture. Raises WrongInput if a whole file is missing."""
-    unpack = "unpack COCO-CN there, or choose other formats.coco_cn.caption_source in params.yaml"
-    folder = find_corpus_dir(source, [CAPTION_FILES[params.caption_source][0]], unpack)
+def read(source: Path, kind: str, config: CocoCnConfig) -> Iterator[DatasetItem]:
+    """Yield the rejections, then one record per image. Raises InputError if a file is missing."""
+    fix = "unpack COCO-CN there, or choose another formats.coco_cn.caption_source in params.yaml"
+    folder = find_corpus_dir(source, [CAPTION_FILES[config.caption_source][0]], fix)
     for path in sorted(
         {*source.glob(f"{APPLE_DOUBLE_PREFIX}*"), *folder.glob(f"{APPLE_DOUBLE_PREFIX}*")}
     ):
         name = path.relative_to(source).as_posix()
         yield Rejection(name, APPLE_DOUBLE_REASON, intentional=True)
-    listed: dict[str, list[str]] | None = None
-    if params.caption_source != "extension" and params.splits != "hash":
-        listed = {}
-        yield from read_splits(folder, params.encodings, listed)
-    found: dict[str, _CaptionedImage] = {}
-    for name in CAPTION_FILES[params.caption_source]:
-        yield from read_captions(folder / name, params, listed, found)
-    files = index_images(source, params.image_folders)
+    splits_by_id: dict[str, list[str]] | None = None
+    if config.caption_source != "extension" and config.splits != "hash":
+        splits_by_id = {}
+        yield from read_splits(folder, config.encodings, splits_by_id)
+    images: dict[str, _CaptionedImage] = {}
+    for name in CAPTION_FILES[config.caption_source]:
+        yield from read_captions(folder / name, config, splits_by_id, images)
+    paths = index_images(source, config.image_folders)
     rows = (
         CaptionRecord(
-            source=one.source,
-            image=resolve_image_file(name, files, source),
-            captions=list(one.captions),
-            key=name,
+            source=image.source,
+            image=resolve_image_file(image_id, paths, source),
+            captions=list(image.captions),
+            key=image_id,
             language="zh",
-            split=one.split,
+            split=image.split,
         )
-        for name, one in found.items()
+        for image_id, image in images.items()
     )
-    yield from apply_split_policy(rows, params.splits)
+    yield from apply_split_policy(rows, config.splits)
 
 
-def read_splits(folder: Path, encodings: list[str], listed: dict) -> Iterator[Rejection]:
-    """Fill `listed` (id -> the splits that list it); yields lines that cannot be read."""
+def read_splits(
+    folder: Path, encodings: list[str], splits_by_id: dict[str, list[str]]
+) -> Iterator[Rejection]:
+    """Fill `splits_by_id` (image id -> splits that list it); yield unreadable lines.
+
+    Raises InputError if a list is missing.
+    """
     for split, name in SPLIT_LISTS.items():
         if not (folder / name).is_file():
             raise InputError(
@@ -118,94 +123,95 @@ def read_splits(folder: Path, encodings: list[str], listed: dict) -> Iterator[Re
         for line in read_lines(folder / name, encodings, ENCODINGS_KEY):
             if isinstance(line, Rejection):
                 yield line
-            elif split not in listed.setdefault(line[1].strip(), []):
-                listed[line[1].strip()].append(split)
+            elif split not in splits_by_id.setdefault(line[1].strip(), []):
+                splits_by_id[line[1].strip()].append(split)
 
 
 def read_captions(
     path: Path,
-    params: CocoCnConfig,
-    listed: dict[str, list[str]] | None,
-    found: dict[str, _CaptionedImage],
+    config: CocoCnConfig,
+    splits_by_id: dict[str, list[str]] | None,
+    images: dict[str, _CaptionedImage],
 ) -> Iterator[Rejection]:
-    """Add the captions of a file to `found`; yields lines that cannot be used.
+    """Add the captions of a file to `images`; yield unusable lines.
 
-    Raises WrongInput if the file is missing or not one of its lines has the separator.
+    splits_by_id: None if the published splits are not used
+
+    Raises InputError if the file is missing, or none of its lines has the separator.
     """
     if not path.is_file():
         raise InputError(
-            f"{path} is missing: put it there, or choose other formats.coco_cn.caption_source"
+            f"{path} is missing: put it there, or choose another formats.coco_cn.caption_source"
         )
-    typos = read_typos(path.parent, params.encodings) if params.typos == "reject" else {}
-    separated = count = 0
-    for line in read_lines(path, params.encodings, ENCODINGS_KEY):
+    typos = read_typos(path.parent, config.encodings) if config.typos == "reject" else {}
+    num_separated = num_lines = 0
+    for line in read_lines(path, config.encodings, ENCODINGS_KEY):
         if isinstance(line, Rejection):
             yield line
             continue
-        count += 1
+        num_lines += 1
         source, text = line
-        match = SEPARATOR_PATTERNS[params.separator].fullmatch(text)
+        match = SEPARATOR_PATTERNS[config.separator].fullmatch(text)
         if not match:
-            yield Rejection(source, _describe_missing_separator(params.separator))
+            yield Rejection(source, _describe_missing_separator(config.separator))
             continue
-        separated += 1
-        name, caption = match[1].split("#")[0].strip(), match[2].strip()
-        if fault := _find_rejection_reason(name, caption, listed, found, typos):
-            yield Rejection(
-                source, fault, key=name or None, intentional=fault.startswith(TYPO_REASON)
-            )
+        num_separated += 1
+        image_id, caption = match[1].split("#")[0].strip(), match[2].strip()
+        if reason := _find_rejection_reason(image_id, caption, splits_by_id, images, typos):
+            is_typo = reason.startswith(TYPO_REASON)
+            yield Rejection(source, reason, key=image_id or None, intentional=is_typo)
             continue
-        split = SPLIT_ALIASES.get(listed[name][0], listed[name][0]) if listed is not None else None
-        found.setdefault(name, _CaptionedImage(source, split)).captions[caption] = source
-    if count and not separated:
+        split = None
+        if splits_by_id is not None:
+            split = SPLIT_ALIASES.get(splits_by_id[image_id][0], splits_by_id[image_id][0])
+        images.setdefault(image_id, _CaptionedImage(source, split)).captions[caption] = source
+    if num_lines and not num_separated:
         raise InputError(
-            f"{path}: none of {count} lines can be read: {_describe_missing_separator('')}"
+            f"{path}: none of {num_lines} lines can be read: {_describe_missing_separator('')}"
         )
 
 
 def _describe_missing_separator(separator: str) -> str:
-    """Why a line is rejected that does not fall into id and caption."""
     if separator == "whitespace":
-        return "no space: nothing stands between the picture's id and its caption"
-    return "no tab: set formats.coco_cn.separator to whitespace to take a space for it"
+        return "no space: the image id and the caption are not separated"
+    return "no tab: set formats.coco_cn.separator to whitespace if a space separates the fields"
 
 
 def _find_rejection_reason(
-    name: str,
+    image_id: str,
     caption: str,
-    listed: dict[str, list[str]] | None,
-    found: dict[str, _CaptionedImage],
+    splits_by_id: dict[str, list[str]] | None,
+    images: dict[str, _CaptionedImage],
     typos: dict[str, str],
 ) -> str | None:
-    """Why a caption is rejected, or None. `listed` is None where no split is asked for."""
-    if not name:
-        return "no id: the line begins with its separator"
+    """The reason to reject a caption, or None."""
+    if not image_id:
+        return "no id: the line begins with the separator"
     if not caption:
         return "empty text: the caption has none"
-    splits = [] if listed is None else listed.get(name, [])
-    if listed is not None and not splits:
-        return f"no split: {name[:60]} is in none of the split lists"
+    splits = [] if splits_by_id is None else splits_by_id.get(image_id, [])
+    if splits_by_id is not None and not splits:
+        return f"no split: {image_id[:60]} is in none of the split lists"
     if len(splits) > 1:
-        return (
-            f"two splits: {name[:60]} is in {' and '.join(SPLIT_LISTS[split] for split in splits)}"
-        )
+        lists = " and ".join(SPLIT_LISTS[split] for split in splits)
+        return f"two splits: {image_id[:60]} is in {lists}"
     if caption in typos:
         return f"{TYPO_REASON}: {typos[caption]}"
-    if name in found and (place := found[name].captions.get(caption)):
-        return f"duplicate id: the same picture and caption as {place}"
+    if image_id in images and (source := images[image_id].captions.get(caption)):
+        return f"duplicate id: the same image and caption as {source}"
     return None
 
 
 def read_typos(folder: Path, encodings: list[str]) -> dict[str, str]:
-    """Caption -> where detected-typos.txt lists it. Raises WrongInput if there is no such file."""
+    """Caption -> file:line in detected-typos.txt. Raises InputError if the file is missing."""
     if not (folder / TYPOS_FILE).is_file():
         raise InputError(
             f"{folder} holds no {TYPOS_FILE}: put it there, or set formats.coco_cn.typos in "
             "params.yaml to keep"
         )
-    listed = (
+    lines = (
         line
         for line in read_lines(folder / TYPOS_FILE, encodings, ENCODINGS_KEY)
         if type(line) is tuple
     )
-    return {text.replace("[", "").replace("]", "").strip(): source for source, text in listed}
+    return {text.replace("[", "").replace("]", "").strip(): source for source, text in lines}

@@ -1,4 +1,4 @@
-"""What several formats share: where files lie, why a row does not fit, published splits."""
+"""Helpers of several formats: corpus folders, split lists, image files, reasons of rejection."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -11,61 +11,64 @@ from pydantic import ValidationError
 from stages.shared.data.records import CaptionRecord, ImageFile, Rejection, decode_text
 from stages.shared.runtime.stage import InputError
 
-# published: as the source names them; hash: ingest decides; auto: as published where that leaves
-# something to train on and to test, else by hash (a part of a corpus may be of one split only).
+# published: the splits that the source names; hash: ingest assigns them; auto: published if there
+# are both train and test records, else hash (a part of a corpus may be from one split only).
 SplitPolicy = Literal["published", "hash", "auto"]
-SPLIT_ALIASES = {"val": "validation", "dev": "validation"}  # other names that are in use
+SPLIT_ALIASES = {"val": "validation", "dev": "validation"}  # other names in use
 SPLIT_FILES = {
     "train": ("train.txt",),
     "validation": ("valid.txt", "dev.txt", "val.txt"),
     "test": ("test.txt",),
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-APPLE_DOUBLE_PREFIX = (
-    "._"  # macOS puts a file of this name beside each file that it packs: AppleDouble
-)
+APPLE_DOUBLE_PREFIX = "._"  # macOS packs an AppleDouble file of this name next to every file
 
 
 def describe_validation_error(error: ValidationError) -> str:
-    """Why a row is rejected, by the first field that does not fit."""
+    """The reason why a row is rejected, by its first invalid field."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return f"not JSON: {first['msg']}"
-    place = ".".join(map(str, first["loc"])) or "the line"
-    return f"wrong field: {place}: {first['msg']}"
+    field = ".".join(map(str, first["loc"])) or "the line"
+    return f"wrong field: {field}: {first['msg']}"
 
 
 def find_corpus_dir(source: Path, names: Iterable[str], fix: str) -> Path:
-    """The folder that holds a file of one of the names: `source`, or one within it.
+    """The folder that holds a file with one of the names: `source`, or a folder in it.
 
-    Raises WrongInput, which says `fix`, if there is none, and if there are two.
+    Raises InputError if there is no such folder (the message ends with `fix`), or more than one.
     """
     if not source.is_dir():
-        raise InputError(f"{source} is a file: give the folder that holds it and the pictures")
-    names, within = list(names), sorted(path for path in source.iterdir() if path.is_dir())
-    found = [
-        folder for folder in (source, *within) if any((folder / name).is_file() for name in names)
+        raise InputError(f"{source} is a file: give the folder that holds it and the images")
+    names, subfolders = list(names), sorted(path for path in source.iterdir() if path.is_dir())
+    folders = [
+        folder
+        for folder in (source, *subfolders)
+        if any((folder / name).is_file() for name in names)
     ]
-    if not found:
+    if not folders:
         sought = " or ".join(names)
         raise InputError(f"{source} holds no {sought}, and no folder in it does: {fix}")
-    if len(found) > 1:
-        both = f"{found[0].name} and {found[1].name}"
+    if len(folders) > 1:
+        both = f"{folders[0].name} and {folders[1].name}"
         raise InputError(f"{source} holds {' or '.join(names)} in {both}: keep one")
-    return found[0]
+    return folders[0]
 
 
 def read_lines(
-    path: Path, encodings: list[str], name: str
+    path: Path, encodings: list[str], encodings_key: str
 ) -> Iterator[tuple[str, str] | Rejection]:
-    """(file:line, text without its end) of each line that is not blank, or Reject.
+    """(file:line, text without line end) of each non-blank line, or a Rejection.
 
-    Only a line feed ends a line; `name` is the key of params.yaml that lists the encodings.
+    Only a line feed ends a line.
+
+    encodings: tried in this order for each line
+    encodings_key: the key of params.yaml that holds them, for messages
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             source = f"{path.name}:{number}"
-            text = decode_text(line.rstrip(b"\r\n"), encodings, name)
+            text = decode_text(line.rstrip(b"\r\n"), encodings, encodings_key)
             if text is None:
                 yield Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
             elif text.strip():
@@ -73,52 +76,54 @@ def read_lines(
 
 
 def find_split_files(folder: Path) -> dict[str, Path]:
-    """The files of the splits that are there. Raises WrongInput without train, or without both
-    of validation and test."""
-    found = {
+    """The existing files by split.
+
+    Raises InputError if train is missing, or both validation and test are.
+    """
+    paths = {
         split: folder / name
         for split, names in SPLIT_FILES.items()
-        for name in reversed(names)  # the first counts
+        for name in reversed(names)  # the first one that exists wins
         if (folder / name).is_file()
     }
-    if "train" not in found or len(found) == 1:
-        needed = "train.txt" if "train" not in found else "valid.txt and no test.txt"
-        raise InputError(f"{folder} holds no {needed}: put it there")
-    return found
+    if "train" not in paths or len(paths) == 1:
+        missing = "train.txt" if "train" not in paths else "valid.txt and no test.txt"
+        raise InputError(f"{folder} holds no {missing}: put it there")
+    return paths
 
 
 def index_files(source: Path, folders: list[str], suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The files of some folders under `source`: name without suffix -> path from `source`.
+    """The files of some folders under `source`: name without suffix -> path relative to `source`.
 
-    Folders that are not there are passed over; of files with one name the first folder's counts,
-    and in it the first of the suffixes.
+    Missing folders are skipped. Among files of one name the first folder wins, and in a folder the
+    first suffix.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for folder in folders:
-        place = source / folder
-        names = [entry.name for entry in os.scandir(place)] if place.is_dir() else []
+        directory = source / folder
+        names = [entry.name for entry in os.scandir(directory)] if directory.is_dir() else []
         for suffix in suffixes:
             for name in sorted(names):
-                stem, end = os.path.splitext(name)
-                if end.lower() == suffix and not name.startswith(APPLE_DOUBLE_PREFIX):
-                    found.setdefault(stem, os.path.join(folder, name))
-    return found
+                stem, name_suffix = os.path.splitext(name)
+                if name_suffix.lower() == suffix and not name.startswith(APPLE_DOUBLE_PREFIX):
+                    paths.setdefault(stem, os.path.join(folder, name))
+    return paths
 
 
 def index_images(source: Path, folders: list[str]) -> dict[str, str]:
-    """The picture files of some folders under `source`, as `files` finds them."""
+    """The image files of some folders under `source`, as in `index_files`."""
     return index_files(source, folders, IMAGE_SUFFIXES)
 
 
-def resolve_image_file(name: str, found: dict[str, str], source: Path) -> ImageFile:
-    """The picture of a name; where there is none, one that ingest will miss."""
-    return ImageFile(found.get(name, f"{name}{IMAGE_SUFFIXES[0]}"), source)
+def resolve_image_file(name: str, paths: dict[str, str], source: Path) -> ImageFile:
+    """The image of a name; without one, a path that ingest reports as missing."""
+    return ImageFile(paths.get(name, f"{name}{IMAGE_SUFFIXES[0]}"), source)
 
 
-def apply_split_policy(rows: Iterable[CaptionRecord], splits: SplitPolicy) -> list[CaptionRecord]:
-    """The rows with their split kept, or left to ingest, as `splits` says."""
+def apply_split_policy(rows: Iterable[CaptionRecord], policy: SplitPolicy) -> list[CaptionRecord]:
+    """Keep the splits of the rows, or leave them to ingest."""
     rows = list(rows)
-    whole = {"train", "test"} <= {row.split for row in rows}
-    if splits == "published" or (splits == "auto" and whole):
+    has_train_and_test = {"train", "test"} <= {row.split for row in rows}
+    if policy == "published" or (policy == "auto" and has_train_and_test):
         return rows
     return [replace(row, split=None) for row in rows]

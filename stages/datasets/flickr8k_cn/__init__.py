@@ -1,11 +1,11 @@
-"""Format `flickr8k_cn`: Flickr8k-CN (Li et al., 2016) as pairs.jsonl beside its pictures.
+"""Format `flickr8k_cn`: Flickr8k-CN (Li et al., 2016) as pairs.jsonl with an image folder.
 
 {"image": "a.jpg", "split": "train", "en": [...], "zhc": [...], "zhb": [...], "zhm": [...]}
 
 en   the English captions of Flickr8k      zhb  machine translations of them
-zhc  captions written in Chinese           zhm  translations by people, of test only
+zhc  captions written in Chinese           zhm  human translations, test only
 
-A line is one picture with the captions of the lists that params name.
+A line is one image; its captions come from the lists in formats.flickr8k_cn.caption_sets.
 """
 
 from collections.abc import Iterator
@@ -62,38 +62,41 @@ class _Flickr8kCnRow(BaseModel):
     zhm: list[str] = []
 
 
-def read(source: Path, kind: str, params: Flickr8kCnConfig) -> Iterator[DatasetItem]:
-    """The rejects, then one row per line. Raises WrongInput if there is nothing to read."""
+def read(source: Path, kind: str, config: Flickr8kCnConfig) -> Iterator[DatasetItem]:
+    """Yield the rejections, then one record per line.
+
+    Raises InputError if the file is missing, or no line has a caption in `caption_sets`.
+    """
     path = source if source.is_file() else source / PAIRS_FILE
     if not path.is_file():
         raise InputError(f"{source} holds no {PAIRS_FILE}: put it there")
     rows: list[CaptionRecord] = []
-    omitted = 0
-    for item in parse_file(path, params):
+    num_omitted = 0
+    for item in parse_file(path, config):
         if isinstance(item, Rejection):
             yield item
         elif item.captions:
             rows.append(item)
-        elif params.caption_sets == [TEST_ONLY_CAPTIONS] and item.split != "test":
-            omitted += 1  # as published, so nothing is wrong
+        elif config.caption_sets == [TEST_ONLY_CAPTIONS] and item.split != "test":
+            num_omitted += 1  # published without them, so not a fault
         else:
-            names = " or ".join(params.caption_sets)
+            names = " or ".join(config.caption_sets)
             yield Rejection(item.source, f"empty text: no caption in {names}", key=item.key)
-    if omitted and not rows:
+    if num_omitted and not rows:
         raise InputError(
-            f"{path}: all {omitted} images are outside test and have no {TEST_ONLY_CAPTIONS}: "
+            f"{path}: all {num_omitted} images are outside test and have no {TEST_ONLY_CAPTIONS}: "
             "name another list in formats.flickr8k_cn.caption_sets of params.yaml"
         )
-    if omitted:
+    if num_omitted:
         yield ExtraFile(
-            "omitted.json", {f"pictures outside test, without {TEST_ONLY_CAPTIONS}": omitted}
+            "omitted.json", {f"pictures outside test, without {TEST_ONLY_CAPTIONS}": num_omitted}
         )
-    yield from apply_split_policy(rows, params.splits)
+    yield from apply_split_policy(rows, config.splits)
 
 
-def parse_file(path: Path, params: Flickr8kCnConfig) -> Iterator[CaptionRecord | Rejection]:
-    """A row per line, its captions perhaps none, and a Reject per blank caption or broken line."""
-    for line in read_lines(path, params.encodings, "formats.flickr8k_cn.encodings"):
+def parse_file(path: Path, config: Flickr8kCnConfig) -> Iterator[CaptionRecord | Rejection]:
+    """Yield a record per line, possibly without captions, and a rejection per fault."""
+    for line in read_lines(path, config.encodings, "formats.flickr8k_cn.encodings"):
         if isinstance(line, Rejection):
             yield line
             continue
@@ -104,17 +107,17 @@ def parse_file(path: Path, params: Flickr8kCnConfig) -> Iterator[CaptionRecord |
             yield Rejection(source, describe_validation_error(error))
             continue
         captions = []
-        for name in params.caption_sets:
-            for place, caption in enumerate(getattr(row, name)):
+        for name in config.caption_sets:
+            for index, caption in enumerate(getattr(row, name)):
                 if caption.strip():
                     captions.append(caption)
                 else:
-                    yield Rejection(source, f"empty text: {name}.{place}", key=row.image)
+                    yield Rejection(source, f"empty text: {name}.{index}", key=row.image)
         yield CaptionRecord(
             source=source,
-            image=ImageFile(row.image, path.parent / params.image_folder),
+            image=ImageFile(row.image, path.parent / config.image_folder),
             captions=captions,
             key=row.image,
-            language=CAPTION_LANGUAGES[params.caption_sets[0]],
+            language=CAPTION_LANGUAGES[config.caption_sets[0]],
             split=row.split and SPLIT_ALIASES.get(row.split, row.split),
         )

@@ -1,13 +1,13 @@
-"""Format `hateful_memes`: Hateful Memes (Kiela et al., 2020), memes that are hateful or not.
+"""Format `hateful_memes`: Hateful Memes (Kiela et al., 2020), arXiv:2005.04790.
 
 train.jsonl, dev_seen.jsonl, dev_unseen.jsonl, test_seen.jsonl, test_unseen.jsonl (or dev.jsonl and
-test.jsonl of the first release), one meme a line, its picture in img/:
+test.jsonl of the first release), one meme per line, with its image in img/:
 
     {"id": "01235", "img": "img/01235.png", "label": 0, "text": "..."}
 
-They lie in the corpus' folder or in one folder within it. The files are the splits; a lone
-train.jsonl leaves them to ingest. Some files of test are published without labels: nobody judged
-their memes. Half of dev_unseen and dev_seen is the same, so that one of the two is read.
+The files are in the corpus' folder or in one folder within it. Each file is a split; with
+train.jsonl alone, ingest assigns the splits. Some test files are published without labels; their
+memes have no annotation. dev_unseen and dev_seen share half of their memes, so only one is read.
 """
 
 from collections.abc import Iterator
@@ -44,35 +44,38 @@ class _HatefulMemesRow(BaseModel):
     label: str | int | None = None
 
 
-def read(source: Path, kind: str, params: HatefulMemesConfig) -> Iterator[DatasetItem]:
-    """The labels of the task, then a row, or Reject, per line. Raises WrongInput without train."""
+def read(source: Path, kind: str, config: HatefulMemesConfig) -> Iterator[DatasetItem]:
+    """Yield tasks.json, then a record or rejection per line.
+
+    Raises InputError if train.jsonl is missing.
+    """
     root = find_corpus_dir(source, [TRAIN_FILE], "put the files of Hateful Memes there")
-    files = find_split_files(root, params.variant)
+    paths = find_split_files(root, config.variant)
     yield ExtraFile("tasks.json", {TASK: list(LABEL_NAMES.values())})
-    for split, path in files.items():
-        for line in read_lines(path, params.encodings, "formats.hateful_memes.encodings"):
+    for split, path in paths.items():
+        for line in read_lines(path, config.encodings, "formats.hateful_memes.encodings"):
             if isinstance(line, Rejection):
                 yield line
             else:
-                yield parse_line(*line, root, split if len(files) > 1 else None)
+                yield parse_line(*line, root, split if len(paths) > 1 else None)
 
 
 def find_split_files(root: Path, variant: str) -> dict[str, Path]:
-    """The files of the splits that are there."""
-    names = {
+    """The existing files by split."""
+    names_by_split = {
         "train": [TRAIN_FILE],
         "validation": [f"dev_{variant}.jsonl", "dev.jsonl"],
         "test": [f"test_{variant}.jsonl", "test.jsonl"],
     }
-    found = {
-        split: next((root / name for name in listed if (root / name).is_file()), None)
-        for split, listed in names.items()
+    paths = {
+        split: next((root / name for name in names if (root / name).is_file()), None)
+        for split, names in names_by_split.items()
     }
-    return {split: path for split, path in found.items() if path}
+    return {split: path for split, path in paths.items() if path}
 
 
 def parse_line(source: str, line: str, root: Path, split: str | None) -> DatasetItem:
-    """One line as a row."""
+    """Parse one line into a record or rejection."""
     try:
         row = _HatefulMemesRow.model_validate_json(line)
     except ValidationError as error:
@@ -80,8 +83,8 @@ def parse_line(source: str, line: str, root: Path, split: str | None) -> Dataset
     key = str(row.id)
     label = None if row.label is None else str(row.label).strip()
     if label and label not in LABEL_NAMES:
-        said = f"unknown label: {label[:60]!r} is none of {', '.join(LABEL_NAMES)} ({TASK})"
-        return Rejection(source, said, key)
+        reason = f"unknown label: {label[:60]!r} is none of {', '.join(LABEL_NAMES)} ({TASK})"
+        return Rejection(source, reason, key)
     return MemeRecord(
         source=source,
         text=row.text,

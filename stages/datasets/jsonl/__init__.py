@@ -1,4 +1,4 @@
-"""Format `jsonl`: a .jsonl file, or a folder of them, one record a line, pictures beside them.
+"""Format `jsonl`: a .jsonl file, or a folder of them, one record per line.
 
 articles  {"article_id", "title" or "topic", "language", "split",
            "chunks": [{"image": "images/a.jpg", "text": "..."}, ...], "reference"}
@@ -7,10 +7,11 @@ captions  {"id", "language", "split", "image": "images/a.jpg", "captions": ["...
 tweets    {"id", "language", "split", "image", "words": ["New", "York"], "tags": ["B-LOC", "I-LOC"]}
 posts     {"id", "language", "split", "image", "text": "...", "label": "positive"}
 
-Everything may be missing or null but `chunks` (or `reference`), the `image` of captions and they,
-`words` with `tags`, and `text` with `label`. Other keys are ignored. A picture's path is relative
-to the folder of its .jsonl file. `reference`, the whole text of an article, is read only where no
-chunk has a text; it then follows the pictures.
+Required are `chunks` (or `reference`) of articles, `image` and `captions` (or `caption`) of
+captions, `words` and `tags` of tweets, `text` and `label` of posts. All other keys may be missing
+or null, and unknown keys are ignored. An image path is relative to the folder of its .jsonl file.
+`reference`, the whole text of an article, is read only if no chunk has a text; it then follows the
+images.
 """
 
 from collections.abc import Iterator
@@ -88,8 +89,8 @@ class _PostRow(_JsonlRow):
     label: SentimentLabel
 
 
-def read(source: Path, kind: str, params: JsonlConfig) -> Iterator[DatasetItem]:
-    """One row, or Reject, per line that is not blank. Raises WrongInput if there is no file."""
+def read(source: Path, kind: str, config: JsonlConfig) -> Iterator[DatasetItem]:
+    """Yield a record or rejection per non-blank line. Raises InputError if there is no file."""
     paths = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
     if not paths:
         raise InputError(f"{source} holds no .jsonl file: put one there")
@@ -98,14 +99,14 @@ def read(source: Path, kind: str, params: JsonlConfig) -> Iterator[DatasetItem]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield parse_line(
-                        line, kind, path.parent, f"{path.name}:{number}", params.encodings
+                        line, kind, path.parent, f"{path.name}:{number}", config.encodings
                     )
 
 
 def parse_line(
     line: bytes, kind: str, folder: Path, source: str, encodings: list[str]
 ) -> DatasetItem:
-    """One line as a row; `source` names the line."""
+    """Parse one line into a record or rejection; `source` is its file:line."""
     text = decode_text(line, encodings, "formats.jsonl.encodings")
     if text is None:
         return Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
@@ -137,23 +138,21 @@ def _build_article(row: _ArticleRow, folder: Path, source: str) -> ArticleRecord
 
 def _build_captioned(row: _CaptionRow, folder: Path, source: str) -> CaptionRecord:
     captions = row.captions or ([row.caption] if row.caption else [])
-    picture = ImageFile(row.image, folder)
-    return CaptionRecord(
-        image=picture, captions=captions, **_get_common_fields(row, row.id, source)
-    )
+    image = ImageFile(row.image, folder)
+    return CaptionRecord(image=image, captions=captions, **_get_common_fields(row, row.id, source))
 
 
 def _build_tweet(row: _TweetRow, folder: Path, source: str) -> TweetRecord:
-    picture = ImageFile(row.image, folder) if row.image else None
+    image = ImageFile(row.image, folder) if row.image else None
     return TweetRecord(
-        words=row.words, tags=row.tags, image=picture, **_get_common_fields(row, row.id, source)
+        words=row.words, tags=row.tags, image=image, **_get_common_fields(row, row.id, source)
     )
 
 
 def _build_post(row: _PostRow, folder: Path, source: str) -> PostRecord:
-    picture = ImageFile(row.image, folder) if row.image else None
+    image = ImageFile(row.image, folder) if row.image else None
     return PostRecord(
-        text=row.text, label=row.label, image=picture, **_get_common_fields(row, row.id, source)
+        text=row.text, label=row.label, image=image, **_get_common_fields(row, row.id, source)
     )
 
 

@@ -1,9 +1,9 @@
-"""Format `markdown`: a folder of Markdown files, one article each, with pictures beside them.
+"""Format `markdown`: a folder of Markdown files, one article each, with their images.
 
-The title is the first heading, else `title` of the front matter, else the file's name. Blocks are
-the pictures and the plain text between them in reading order: links keep their words, list items
-and table rows stand on lines of their own, code keeps its lines, a picture's alternative text,
-comments and front matter are left out. Folders and files whose name starts with a dot are skipped.
+The title is the first heading, else `title` of the front matter, else the file name. The blocks are
+the images and the plain text between them in reading order. Links keep their text, list items and
+table rows get lines of their own, code keeps its lines; alternative texts of images, comments and
+front matter are dropped. Folders and files whose name starts with a dot are skipped.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ KINDS = ("articles",)
 FRONT_MATTER_PATTERN = regex.compile(
     r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL
 )
-# Chinese and Japanese are wrapped without a space at the line's end.
+# Line breaks between these characters do not stand for a space.
 CJK_PATTERN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef]")
-IGNORED_ELEMENTS = ("script", "style", "template")  # HTML elements whose content is no text
-TITLE_TOKENS = ("text", "code_inline", "softbreak")  # tokens that a title is made of
+IGNORED_ELEMENTS = ("script", "style", "template")  # HTML elements whose content is not text
+TITLE_TOKENS = ("text", "code_inline", "softbreak")  # tokens that form a title
 LINE_BREAKING_ELEMENTS = ("br", "p", "div", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6")  # HTML
 
 
@@ -41,51 +41,57 @@ class MarkdownConfig:
 CONFIG = MarkdownConfig
 
 
-def read(source: Path, kind: str, params: MarkdownConfig) -> Iterator[DatasetItem]:
-    """One Article, or Reject, per file in order of path. Raises WrongInput if there is no file."""
-    paths = [] if source.is_file() else find_markdown_files(source, params.suffixes)
+def read(source: Path, kind: str, config: MarkdownConfig) -> Iterator[DatasetItem]:
+    """Yield an article or rejection per file, ordered by path.
+
+    Raises InputError if there is no file.
+    """
+    paths = [] if source.is_file() else find_markdown_files(source, config.suffixes)
     if not paths:
-        suffixes = " or ".join(params.suffixes)
+        suffixes = " or ".join(config.suffixes)
         raise InputError(f"{source} holds no Markdown file ({suffixes}): put your articles there")
     for path in paths:
         name = path.relative_to(source).as_posix()
         if not path.resolve().is_relative_to(source.resolve()):
-            yield Rejection(name, "path leaves the folder: the file is a link out of it")
+            yield Rejection(name, "path leaves the folder: the file is a link to the outside")
             continue
-        text = decode_text(path.read_bytes(), params.encodings, "formats.markdown.encodings")
+        text = decode_text(path.read_bytes(), config.encodings, "formats.markdown.encodings")
         if text is None:
-            yield Rejection(name, f"undecodable file: not {' or '.join(params.encodings)}")
+            yield Rejection(name, f"undecodable file: not {' or '.join(config.encodings)}")
             continue
         title, blocks = parse_markdown(text, path.parent)
         yield ArticleRecord(source=name, key=name, title=title or path.stem, blocks=blocks)
 
 
 def find_markdown_files(folder: Path, suffixes: list[str]) -> list[Path]:
-    """The Markdown files under a folder in order of path, hidden ones left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    """The Markdown files under a folder ordered by path, without hidden ones."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     visible = (
         path
-        for path in found
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        for path in paths
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def parse_markdown(text: str, folder: Path) -> tuple[str, list[ImageFile | str]]:
-    """Title ("" if the text names none) and blocks of one Markdown text."""
-    meta, body = split_front_matter(regex.sub(r"\r\n?", "\n", text))
-    reader = _BlockCollector(folder)
+    """Title ("" if there is none) and blocks of one Markdown text."""
+    front_matter_title, body = split_front_matter(regex.sub(r"\r\n?", "\n", text))
+    collector = _BlockCollector(folder)
     for token in _build_parser().parse(body):
-        reader.handle_token(token)
-    reader.flush()
-    return reader.title or meta, reader.blocks
+        collector.handle_token(token)
+    collector.flush()
+    return collector.title or front_matter_title, collector.blocks
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
-    """The title in a leading YAML block ("" without one), and the text after that block."""
+    """The title in a leading YAML block ("" if there is none), and the text after the block."""
     if match := FRONT_MATTER_PATTERN.match(text):
         try:
-            values = yaml.load(match[1], yaml.BaseLoader)  # strings only, so no date is wrong
+            values = yaml.load(
+                match[1], yaml.BaseLoader
+            )  # strings only, so that an invalid date is no error
         except yaml.YAMLError:
             return "", text
         if isinstance(values, dict):
@@ -96,7 +102,7 @@ def split_front_matter(text: str) -> tuple[str, str]:
 
 def _build_parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    # Ingest judges addresses and wants them as they are written, not percent-encoded.
+    # Ingest validates addresses and needs them as written, not percent-encoded.
     parser.validateLink = lambda url: True
     parser.normalizeLink = lambda url: url
     return parser
@@ -104,16 +110,15 @@ def _build_parser() -> MarkdownIt:
 
 @dataclass
 class _BlockCollector:
-    """Takes the tokens of one text in order and collects its title and blocks."""
+    """Collects the title and blocks of one text from its tokens."""
 
     folder: Path
     title: str = ""
     blocks: list[ImageFile | str] = field(default_factory=list)
-    text: str = ""  # of the block being read
-    prefix: str = ""  # a list marker or cell border, written once text follows
-    list_counters: list[int | None] = field(
-        default_factory=list
-    )  # open ones: next number, None for bullets
+    text: str = ""  # text of the current block
+    prefix: str = ""  # a list marker or cell border, added once text follows
+    # The open lists: their next number, or None for bullets.
+    list_counters: list[int | None] = field(default_factory=list)
     in_heading: bool = False
 
     def handle_token(self, token: Token) -> None:
@@ -189,7 +194,7 @@ class _BlockCollector:
         self.blocks.append(ImageFile(unquote(path), self.folder))
 
     def flush(self) -> None:
-        """End the block of text being read; one without text is none."""
+        """End the current text block; it is dropped if blank."""
         if text := self.text.strip():
             self.blocks.append(text)
         self.text = ""
@@ -203,27 +208,27 @@ class _BlockCollector:
         self.text = self.text.rstrip() + "\n" if self.text.strip() else ""
 
     def end_paragraph(self) -> None:
-        """A blank line follows; within a list the next line does."""
+        """Start a new paragraph; within a list, only a new line."""
         self.end_line()
         if self.text and not self.list_counters:
             self.text += "\n"
 
 
 def resolve_line_break(before: str, after: str) -> str:
-    """What a line's end within a paragraph stands for: a space, or nothing in Chinese."""
+    """What replaces a line break within a paragraph: a space, or nothing between CJK characters."""
     return "" if CJK_PATTERN.match(before[-1:]) and CJK_PATTERN.match(after.lstrip()[:1]) else " "
 
 
 class _HtmlHandler(HTMLParser):
-    """Hands the pictures and the text of a piece of HTML on to a reader."""
+    """Passes the images and the text of an HTML fragment to a collector."""
 
-    def __init__(self, reader: _BlockCollector) -> None:
+    def __init__(self, collector: _BlockCollector) -> None:
         super().__init__()
-        self.collector = reader
-        self.ignored_element = ""  # the open element whose content is no text
+        self.collector = collector
+        self.ignored_element = ""  # the open element whose content is not text
 
     def parse_html_declaration(self, i: int) -> int:
-        return self.parse_bogus_comment(i)  # the original stops on a malformed one
+        return self.parse_bogus_comment(i)  # the base class raises on a malformed one
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in IGNORED_ELEMENTS:

@@ -1,18 +1,18 @@
 """Format `mvsa`: MVSA-Single and MVSA-Multiple (Niu et al., 2016), the sentiment of tweets.
 
-labelResultAll.txt            ID <tab> TEXT,PICTURE: what one annotator said of each, or three such
-                              pairs, of three annotators
-labels.csv, label/train.txt   guid,tag: a list in which text and picture have one label already
-data/ID.txt, data/ID.jpg      the tweet and its picture
+labelResultAll.txt            ID <tab> TEXT,IMAGE: the labels of one annotator, or three such pairs
+                              of three annotators
+labels.csv, label/train.txt   guid,tag: a list with one label for text and image together
+data/ID.txt, data/ID.jpg      the tweet and its image
 
-They lie in the corpus' folder or in one folder within it. Of three annotators the majority counts,
-for text and picture each; `merge` makes one label of the two. Rows that leave none are left out
-as a rule of the corpus, not as a fault, and so are rows without label.
+The files are in the corpus' folder or in one folder within it. Three annotators are reduced to
+their majority, for text and image separately, and `label_merge` combines the two labels. Rows
+without label, or whose labels cannot be combined, are left out intentionally.
 
-The corpus has no published splits. Those made here are exact shares of each label, in the order of
-a hash of seed and text, and are written out as train.txt, valid.txt and test.txt: a header, then
-lines `guid,label`, as the public code of MuSE reads them, and as `splits: published` does. The
-lists hold every row that was read here, those too that ingest rejects as duplicates of others.
+The corpus has no published splits. The stratified splits hold exact fractions of each label, in the
+order of a hash of seed and text, and are written to train.txt, valid.txt and test.txt: a header,
+then lines `guid,label`, as the public code of MuSE and `splits: published` read them. The lists
+contain every row read here, including rows that ingest rejects as duplicates.
 """
 
 import re
@@ -76,10 +76,10 @@ CONFIG = MvsaConfig
 @dataclass(frozen=True)
 class MvsaLabelRejection:
     reason: str
-    intentional: bool = False  # rows of this kind are left out by a rule of the corpus
+    intentional: bool = False  # left out by a rule of the corpus
 
 
-MISSING_ID = MvsaLabelRejection("no id: the line begins with its separator")
+MISSING_ID = MvsaLabelRejection("no id: the line begins with the separator")
 
 
 @dataclass(frozen=True)
@@ -90,59 +90,61 @@ class _LabelRow:
     split: str | None
 
 
-def read(source: Path, kind: str, params: MvsaConfig) -> Iterator[DatasetItem]:
-    """The rejects, then the lists of splits, then a row per pair of text and picture.
+def read(source: Path, kind: str, config: MvsaConfig) -> Iterator[DatasetItem]:
+    """Yield the rejections, then the split lists, then a record per pair of text and image.
 
-    Raises WrongInput if there are no labels, or no published splits where params ask for them.
+    Raises InputError if there is no label file, or a published split is configured but missing.
     """
-    root, lists = find_label_files(source, params)
-    rated: dict[str, _LabelRow] = {}
-    for split, path in lists:
-        for item in read_labels(path, split, params):
+    root, label_files = find_label_files(source, config)
+    label_rows: dict[str, _LabelRow] = {}
+    for split, path in label_files:
+        for item in read_labels(path, split, config):
             if isinstance(item, Rejection):
                 yield item
-            elif (first := rated.setdefault(item.key, item)) is not item:
-                yield Rejection(
-                    item.source, f"duplicate id: stands at {first.source} too", item.key
-                )
-    texts = index_files(root, [params.data_folder], (".txt",))
-    found = index_images(root, [params.data_folder])
+            elif (first := label_rows.setdefault(item.key, item)) is not item:
+                reason = f"duplicate id: already used at {first.source}"
+                yield Rejection(item.source, reason, item.key)
+    text_paths = index_files(root, [config.data_folder], (".txt",))
+    image_paths = index_images(root, [config.data_folder])
     posts = []
-    for row in rated.values():
-        text = read_text(row, texts, root, params.encodings)
+    for row in label_rows.values():
+        text = read_text(row, text_paths, root, config.encodings)
         if isinstance(text, Rejection):
             yield text
             continue
-        image = resolve_image_file(row.key, found, root) if found else None
-        about = {"source": row.source, "key": row.key, "split": row.split}
-        posts.append(PostRecord(text=text, label=row.label, image=image, **about))
-    if params.splits == "stratified":
-        posts = stratify_splits(posts, params)
+        image = resolve_image_file(row.key, image_paths, root) if image_paths else None
+        common = {"source": row.source, "key": row.key, "split": row.split}
+        posts.append(PostRecord(text=text, label=row.label, image=image, **common))
+    if config.splits == "stratified":
+        posts = stratify_splits(posts, config)
         yield from build_split_lists(posts)
     yield from posts
 
 
 def find_label_files(
-    source: Path, params: MvsaConfig
+    source: Path, config: MvsaConfig
 ) -> tuple[Path, list[tuple[str | None, Path]]]:
-    """The folder of the corpus, and its files of labels, each with its split."""
-    if params.splits == "published":
+    """The folder of the corpus, and its label files with their split (None if not published).
+
+    Raises InputError if there is none.
+    """
+    if config.splits == "published":
         fix = (
             "put train.txt, valid.txt and test.txt there, or set formats.mvsa.splits to stratified"
         )
         root = find_corpus_dir(source, ["train.txt"], fix)
         return root, list(find_split_files(root).items())
-    fix = "put it there, or name another file in formats.mvsa.label_files of params.yaml"
-    root = find_corpus_dir(source, params.label_files, fix)
-    return root, [
-        (None, next(root / name for name in params.label_files if (root / name).is_file()))
-    ]
+    fix = "put it there, or add another file to formats.mvsa.label_files of params.yaml"
+    root = find_corpus_dir(source, config.label_files, fix)
+    path = next(root / name for name in config.label_files if (root / name).is_file())
+    return root, [(None, path)]
 
 
 def read_labels(
-    path: Path, split: str | None, params: MvsaConfig
+    path: Path, split: str | None, config: MvsaConfig
 ) -> Iterator[_LabelRow | Rejection]:
-    for line in read_lines(path, params.encodings, ENCODINGS_KEY):
+    """Yield the label of each row of a label file, or a rejection."""
+    for line in read_lines(path, config.encodings, ENCODINGS_KEY):
         if isinstance(line, Rejection):
             yield line
             continue
@@ -150,10 +152,10 @@ def read_labels(
         key, *fields = [field.strip() for field in re.split(r"[\t,]", text, maxsplit=1)]
         if key.lower() in HEADER_NAMES:
             continue
-        # An annotator may have left a cell empty.
+        # The cells of some annotators are empty.
         cells = [cell for field in fields for cell in field.split("\t") if cell.strip()]
         labels = [label.strip().lower() for cell in cells for label in cell.split(",")]
-        label = merge_annotations(labels, params.label_merge) if key else MISSING_ID
+        label = merge_annotations(labels, config.label_merge) if key else MISSING_ID
         if isinstance(label, MvsaLabelRejection):
             yield Rejection(source, label.reason, key or None, intentional=label.intentional)
         else:
@@ -161,9 +163,13 @@ def read_labels(
 
 
 def merge_annotations(labels: list[str], merge: str) -> SentimentLabel | MvsaLabelRejection:
-    """The one label of a row, whose labels are one, or those of text and picture in turn."""
+    """Combine the labels of one row.
+
+    labels: one label, or alternating text and image labels, a pair for each annotator
+    merge: MvsaConfig.label_merge
+    """
     if not labels or labels[0] in NO_LABEL_VALUES:
-        return MvsaLabelRejection("no label: the list has none", intentional=True)
+        return MvsaLabelRejection("no label: the row has none", intentional=True)
     if unknown := [label for label in labels if label not in SENTIMENT_LABELS]:
         return MvsaLabelRejection(
             f"unknown label: {unknown[0][:60]!r} is none of {', '.join(SENTIMENT_LABELS)}"
@@ -172,39 +178,44 @@ def merge_annotations(labels: list[str], merge: str) -> SentimentLabel | MvsaLab
         return labels[0]
     if len(labels) % 2:
         return MvsaLabelRejection(
-            f"wrong count: {len(labels)} labels, where each annotator gives two"
+            f"wrong count: {len(labels)} labels, but each annotator gives two"
         )
     votes = {"text": labels[0::2], "picture": labels[1::2]}
     if merge in votes:
         votes = {merge: votes[merge]}
-    found = {what: majority_vote(said) for what, said in votes.items()}
-    if tied := [what for what, label in found.items() if label is None]:
-        said = ", ".join(votes[tied[0]])
-        return MvsaLabelRejection(f"no majority: the {tied[0]} is {said}", intentional=True)
-    if label := combine_text_and_image_labels(set(found.values()), merge):
+    majorities = {modality: majority_vote(votes[modality]) for modality in votes}
+    if tied := [modality for modality, label in majorities.items() if label is None]:
+        name = "image" if tied[0] == "picture" else "text"
+        reason = f"no majority: the {name} is {', '.join(votes[tied[0]])}"
+        return MvsaLabelRejection(reason, intentional=True)
+    if label := combine_text_and_image_labels(set(majorities.values()), merge):
         return label
-    return MvsaLabelRejection(
-        f"contradiction: the text is {found['text']}, the picture {found['picture']}", True
-    )
+    reason = f"contradiction: the text is {majorities['text']}, the image {majorities['picture']}"
+    return MvsaLabelRejection(reason, intentional=True)
 
 
 def majority_vote(labels: list[str]) -> str | None:
-    """The label of more than half of the annotators."""
+    """The label that more than half of the annotators chose, or None."""
     label, count = Counter(labels).most_common(1)[0]
     return label if 2 * count > len(labels) else None
 
 
 def combine_text_and_image_labels(labels: set[str], merge: str) -> str | None:
-    """The one label of text and picture. Neutral yields by the rule of MultiSentiNet."""
+    """The one label of text and image, or None if they contradict each other.
+
+    neutral_yields: a label other than neutral wins over neutral, as in MultiSentiNet (Xu & Mao,
+    2017).
+    """
     if merge == "neutral_yields" and len(labels) == 2:
         labels = labels - {"neutral"}
     return labels.pop() if len(labels) == 1 else None
 
 
 def read_text(
-    row: _LabelRow, found: dict[str, str], root: Path, encodings: list[str]
+    row: _LabelRow, text_paths: dict[str, str], root: Path, encodings: list[str]
 ) -> str | Rejection:
-    name = found.get(row.key)
+    """The text of a row, or a rejection if it is missing, outside `root`, undecodable or blank."""
+    name = text_paths.get(row.key)
     if name is None:
         return Rejection(row.source, f"missing text: {row.key[:60]}.txt", row.key)
     path = (root / name).resolve()
@@ -220,40 +231,45 @@ def read_text(
     return text if text.strip() else Rejection(row.source, f"empty text: {name} has none", row.key)
 
 
-def stratify_splits(posts: list[PostRecord], params: MvsaConfig) -> list[PostRecord]:
-    """The posts with splits that hold the same share of every label.
+def stratify_splits(posts: list[PostRecord], config: MvsaConfig) -> list[PostRecord]:
+    """Assign splits that hold the same fraction of every label.
 
-    Posts of one text share a split, so that test has no text that was learned. Retweets make them:
-    one post in fifteen of MVSA-Single.
+    Posts with the same text share a split, so that no test text occurs in training. Retweets are
+    such posts: one in fifteen of MVSA-Single.
     """
     counts = Counter(post.label for post in posts)
-    shares = {"test": params.test_fraction, "validation": params.validation_fraction}
-    room = {
-        split: Counter({label: compute_split_size(share, count) for label, count in counts.items()})
-        for split, share in shares.items()
+    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
+    capacity = {
+        split: Counter(
+            {label: compute_split_size(fraction, count) for label, count in counts.items()}
+        )
+        for split, fraction in fractions.items()
     }
-    same: dict[str, list[PostRecord]] = {}
+    posts_by_text: dict[str, list[PostRecord]] = {}
     for post in posts:
-        same.setdefault(post.text, []).append(post)
+        posts_by_text.setdefault(post.text, []).append(post)
     splits: dict[str, str] = {}
-    for text in sorted(same, key=lambda text: sha256(f"{params.seed}:{text}".encode()).digest()):
-        labels = Counter(post.label for post in same[text])
-        splits[text] = next((split for split in room if labels <= room[split]), "train")
-        if splits[text] in room:
-            room[splits[text]] -= labels
+    for text in sorted(
+        posts_by_text, key=lambda text: sha256(f"{config.seed}:{text}".encode()).digest()
+    ):
+        labels = Counter(post.label for post in posts_by_text[text])
+        splits[text] = next((split for split in capacity if labels <= capacity[split]), "train")
+        if splits[text] in capacity:
+            capacity[splits[text]] -= labels
     return [replace(post, split=splits[post.text]) for post in posts]
 
 
-def compute_split_size(share: float, count: int) -> int:
-    """So many of `count`, rounded down; at least one, if a share is asked for and three are there.
+def compute_split_size(fraction: float, count: int) -> int:
+    """`fraction * count`, rounded down; at least 1 if the fraction is not 0 and `count` is over 2.
 
-    With shares of 0.1 this gives 3611, 450 and 450 of the 4511 pairs of MVSA-Single.
+    With fractions of 0.1 this gives 3611, 450 and 450 of the 4511 pairs of MVSA-Single.
     """
-    least = 1 if share and count > 2 else 0
-    return max(least, int(share * count + 1e-6))  # 0.29 * 100 is 28.999999999999996
+    minimum = 1 if fraction and count > 2 else 0
+    return max(minimum, int(fraction * count + 1e-6))  # 0.29 * 100 is 28.999999999999996
 
 
 def build_split_lists(posts: list[PostRecord]) -> Iterator[ExtraFile]:
+    """Yield train.txt, valid.txt and test.txt."""
     for split, name in SPLIT_LISTS.items():
         rows = [f"{post.key},{post.label}\n" for post in posts if post.split == split]
         yield ExtraFile(name, "".join(["guid,label\n", *rows]))

@@ -1,17 +1,19 @@
-"""The sample corpus: drawn scenes and composed texts whose best possible scores are known.
+"""Format `synthetic`: the synthetic corpus, generated scenes and texts with known ceilings.
 
-An article has a topic (name, goal, style: only its title tells) and 3 to 5 pictures (place,
-weather, actor, activity, object: only the picture tells), each with a text that states all eight
-slots. In a stated share of the articles the pictures differ in one slot only. The test split shows
-combinations of picture slots, and of topic slots, that the other splits never show.
+An article has a topic (name, goal, style) that only its title states, and 3 to 5 images (place,
+weather, actor, activity, object), each with a text that states all eight slots. In
+`single_slot_fraction` of the articles the images differ in one slot only. The test split shows
+combinations of image slots, and of topic slots, that the other splits never show.
 
-Ceilings: `topic` sees the title alone, `picture` the picture alone, `both` sees all. The rule of
-the best predictor: a slot it can see, it states; of a slot it cannot see, it states the value that
-is most probable under the process that draws the split. `expected` is that rule's expected share of
-correct slots, by enumeration of the process; `realised` its share on the very items of the split.
-A captioned picture has no topic, and its captions state what the picture shows: `picture` alone.
-Tweets, posts and memes stand in sample_tweets.py, sample_posts.py and sample_memes.py;
-sample_checks.py has captioned pictures in the place of memes.
+The ceilings are those of the best predictor: it states every slot that its inputs show, and for any
+other slot the most probable value under the process that generates the split. The inputs are the
+title (`topic`), the image (`picture`) or `both`. `expected` is the expected share of correct slots,
+by enumeration of the process; `realised` is the share on the generated records of the split. A
+captioned image has no topic, and its captions state what the image shows, so `picture` is its only
+input.
+
+tweets.py, posts.py and memes.py generate the other kinds; caption_matching.py generates memes of
+the style `captioned`.
 """
 
 from collections import Counter
@@ -46,10 +48,10 @@ from stages.shared.data.records import (
 
 KINDS = ("articles", "captions", "tweets", "posts", "memes")
 CONFIG = SyntheticConfig
-MIN_IMAGES, MAX_IMAGES = 3, 5  # pictures of an article
+MIN_IMAGES, MAX_IMAGES = 3, 5  # images of an article
 SlotWeights = dict[str, Counter]  # slot -> {value: weight}
 CEILING_RULE = "states what it sees, and of each other slot the value most probable in the split"
-VISIBLE_SLOTS = {  # by kind of corpus: inputs -> the slots that they show
+VISIBLE_SLOTS = {  # by kind of corpus: inputs -> slots that they show
     "articles": {"topic": set(TOPIC_SLOTS), "picture": set(IMAGE_SLOTS), "both": set(SLOTS)},
     "captions": {"picture": set(IMAGE_SLOTS)},
 }
@@ -57,73 +59,76 @@ VISIBLE_SLOTS = {  # by kind of corpus: inputs -> the slots that they show
 
 @dataclass(frozen=True)
 class OneSlotSceneGroup:
-    """Scenes that differ in `slot` only, at least FEWEST of them."""
+    """At least MIN_IMAGES scenes that differ in `slot` only."""
 
     slot: str
     scenes: list[SlotValues]
 
 
 class ArticleSampler:
-    """What one split is drawn from: its topics, its scenes, and its lines of scenes by slot."""
+    """Samples the articles of one split: from its topics, scenes and one-slot groups of scenes."""
 
-    def __init__(self, split: str, params: SyntheticConfig):
+    def __init__(self, split: str, config: SyntheticConfig):
         held_out = split == "test"
-        self.topics = enumerate_combinations(TOPIC_SLOTS, params.held_out_titles_fraction, held_out)
-        self.scenes = enumerate_combinations(IMAGE_SLOTS, params.held_out_images_fraction, held_out)
+        self.topics = enumerate_combinations(TOPIC_SLOTS, config.held_out_titles_fraction, held_out)
+        self.scenes = enumerate_combinations(IMAGE_SLOTS, config.held_out_images_fraction, held_out)
         self.scene_groups = _group_one_slot_scenes(self.scenes)
-        self.one_slot_share = params.single_slot_fraction
+        self.single_slot_fraction = config.single_slot_fraction
 
     def sample_article(self, random: Random) -> tuple[SlotValues, list[SlotValues], bool]:
-        """A topic, 3 to 5 different scenes, and whether they differ in one slot only."""
+        """Sample a topic, 3 to 5 different scenes, and whether they differ in one slot only."""
         topic = random.choice(self.topics)
         count = random.randint(MIN_IMAGES, MAX_IMAGES)
-        one_slot = random.random() < self.one_slot_share
+        one_slot = random.random() < self.single_slot_fraction
         if one_slot:
-            line = random.choice(self.scene_groups[random.choice(sorted(self.scene_groups))])
-            return topic, random.sample(line.scenes, min(count, len(line.scenes))), True
+            group = random.choice(self.scene_groups[random.choice(sorted(self.scene_groups))])
+            return topic, random.sample(group.scenes, min(count, len(group.scenes))), True
         return topic, random.sample(self.scenes, count), False
 
     def compute_slot_weights(self) -> SlotWeights:
-        """The weight of every value in a picture of this process, enumerated (not drawn)."""
+        """The weight of each slot value in an image of this split, by enumeration."""
         counts = range(MIN_IMAGES, MAX_IMAGES + 1)
         weights: SlotWeights = {slot: Counter() for slot in SLOTS}
         for topic in self.topics:
             _add_weight(weights, topic, 1.0)
-        free = (1 - self.one_slot_share) * sum(counts) / len(counts) / len(self.scenes)
+        weight = (1 - self.single_slot_fraction) * sum(counts) / len(counts) / len(self.scenes)
         for scene in self.scenes:
-            _add_weight(weights, scene, free)
-        for lines in self.scene_groups.values():
-            for line in lines:
-                pictures = sum(min(n, len(line.scenes)) for n in counts) / len(counts)
-                share = self.one_slot_share / len(self.scene_groups) / len(lines)
-                for scene in line.scenes:
-                    _add_weight(weights, scene, share * pictures / len(line.scenes))
+            _add_weight(weights, scene, weight)
+        for groups in self.scene_groups.values():
+            for group in groups:
+                num_images = sum(min(n, len(group.scenes)) for n in counts) / len(counts)
+                probability = self.single_slot_fraction / len(self.scene_groups) / len(groups)
+                for scene in group.scenes:
+                    _add_weight(weights, scene, probability * num_images / len(group.scenes))
         return weights
 
 
-def read(source: Path, kind: str, params: SyntheticConfig) -> Iterator[DatasetItem]:
-    """Draw the corpus; `source` is not read. The same params give the same bytes."""
-    yield from GENERATORS_BY_KIND[kind](params)
+def read(source: Path, kind: str, config: SyntheticConfig) -> Iterator[DatasetItem]:
+    """Generate the corpus; `source` is not read. The same config gives the same bytes.
+
+    Raises InputError if the held-out fraction leaves a split of memes without suitable scenes.
+    """
+    yield from GENERATORS_BY_KIND[kind](config)
 
 
-def _generate_articles(params: SyntheticConfig) -> Iterator[DatasetItem]:
+def _generate_articles(config: SyntheticConfig) -> Iterator[DatasetItem]:
     yield ExtraFile("slots.json", {"topic": TOPIC_SLOTS, "picture": IMAGE_SLOTS})
     ceilings: dict[str, Any] = {"rule": CEILING_RULE}
     for split in SPLITS:
-        process, random = ArticleSampler(split, params), Random(f"{params.seed} articles {split}")
-        wanted, number = getattr(params, split), 0
-        seen: SlotWeights = {slot: Counter() for slot in SLOTS}
-        while sum(seen["name"].values()) < wanted:
-            topic, shown, one_slot = process.sample_article(random)
-            for scene in shown:
-                _add_weight(seen, topic | scene, 1.0)
+        sampler, random = ArticleSampler(split, config), Random(f"{config.seed} articles {split}")
+        num_images, number = getattr(config, split), 0
+        counts: SlotWeights = {slot: Counter() for slot in SLOTS}
+        while sum(counts["name"].values()) < num_images:
+            topic, scenes, one_slot = sampler.sample_article(random)
+            for scene in scenes:
+                _add_weight(counts, topic | scene, 1.0)
             with_foils = one_slot and split != "train"
             yield _build_article(
-                f"{split}-{number}", split, topic, shown, with_foils, params, random
+                f"{split}-{number}", split, topic, scenes, with_foils, config, random
             )
             number += 1
         ceilings[split] = _compute_ceilings(
-            VISIBLE_SLOTS["articles"], process.compute_slot_weights(), seen
+            VISIBLE_SLOTS["articles"], sampler.compute_slot_weights(), counts
         )
     yield ExtraFile("ceilings.json", ceilings)
 
@@ -132,23 +137,24 @@ def _build_article(
     source: str,
     split: str,
     topic: SlotValues,
-    shown: list[SlotValues],
+    scenes: list[SlotValues],
     with_foils: bool,
-    params: SyntheticConfig,
+    config: SyntheticConfig,
     random: Random,
 ) -> ArticleRecord:
     blocks: list[ImageBytes | str] = []
     facts, boxes, foils = [], [], []
-    for position, scene in enumerate(shown):
-        wording = random.getrandbits(32)
-        picture, box = render_image(scene, position, params.image_size, random)
-        blocks.append(picture)
-        blocks.append(article_lexicon.compose_chunk(topic, scene, Random(wording)))
+    for position, scene in enumerate(scenes):
+        text_seed = random.getrandbits(32)
+        image, box = render_image(scene, position, config.image_size, random)
+        blocks.append(image)
+        blocks.append(article_lexicon.compose_chunk(topic, scene, Random(text_seed)))
         facts += [Fact(position, slot, value) for slot, value in (topic | scene).items()]
         boxes.append(box)
         for slot, values in IMAGE_SLOTS.items() if with_foils else ():
-            other = random.choice([value for value in values if value != scene[slot]])
-            text = article_lexicon.compose_chunk(topic, scene | {slot: other}, Random(wording))
+            wrong_value = random.choice([value for value in values if value != scene[slot]])
+            wrong_scene = scene | {slot: wrong_value}
+            text = article_lexicon.compose_chunk(topic, wrong_scene, Random(text_seed))
             foils.append(Foil(position, slot, text))
     return ArticleRecord(
         source=source,
@@ -162,49 +168,51 @@ def _build_article(
     )
 
 
-def _generate_captions(params: SyntheticConfig) -> Iterator[DatasetItem]:
+def _generate_captions(config: SyntheticConfig) -> Iterator[DatasetItem]:
     yield ExtraFile("slots.json", {"topic": {}, "picture": IMAGE_SLOTS})
     ceilings: dict[str, Any] = {"rule": CEILING_RULE}
     for split in SPLITS:
-        process, random = ArticleSampler(split, params), Random(f"{params.seed} captions {split}")
-        count = round(getattr(params, split) * params.caption_ratio)
-        chances: SlotWeights = {slot: Counter() for slot in IMAGE_SLOTS}
-        seen: SlotWeights = {slot: Counter() for slot in IMAGE_SLOTS}
-        for scene in process.scenes:
-            _add_weight(chances, scene, 1.0)
-        for number in range(count):
-            scene = random.choice(process.scenes)
-            _add_weight(seen, scene, 1.0)
-            picture, box = render_image(scene, 0, params.image_size, random)
+        sampler, random = ArticleSampler(split, config), Random(f"{config.seed} captions {split}")
+        weights: SlotWeights = {slot: Counter() for slot in IMAGE_SLOTS}
+        counts: SlotWeights = {slot: Counter() for slot in IMAGE_SLOTS}
+        for scene in sampler.scenes:
+            _add_weight(weights, scene, 1.0)
+        for number in range(round(getattr(config, split) * config.caption_ratio)):
+            scene = random.choice(sampler.scenes)
+            _add_weight(counts, scene, 1.0)
+            image, box = render_image(scene, 0, config.image_size, random)
             yield CaptionRecord(
                 source=f"{split}-{number}",
-                image=picture,
+                image=image,
                 captions=[
                     article_lexicon.compose_caption(scene, random)
-                    for _ in range(params.captions_per_image)
+                    for _ in range(config.captions_per_image)
                 ],
                 language="en",
                 split=split,
                 facts=build_facts(scene),
                 boxes=[box],
             )
-        ceilings[split] = _compute_ceilings(VISIBLE_SLOTS["captions"], chances, seen)
+        ceilings[split] = _compute_ceilings(VISIBLE_SLOTS["captions"], weights, counts)
     yield ExtraFile("ceilings.json", ceilings)
 
 
-def _group_one_slot_scenes(shown: list[SlotValues]) -> dict[str, list[OneSlotSceneGroup]]:
-    lines: dict[str, list[OneSlotSceneGroup]] = {}
+def _group_one_slot_scenes(scenes: list[SlotValues]) -> dict[str, list[OneSlotSceneGroup]]:
+    """The groups of scenes that differ in one slot only, by slot."""
+    groups_by_slot: dict[str, list[OneSlotSceneGroup]] = {}
     for slot in IMAGE_SLOTS:
-        groups: dict[tuple, list[SlotValues]] = {}
-        for scene in shown:
-            rest = tuple(value for name, value in scene.items() if name != slot)
-            groups.setdefault(rest, []).append(scene)
-        found = [
-            OneSlotSceneGroup(slot, group) for group in groups.values() if len(group) >= MIN_IMAGES
+        scenes_by_other_values: dict[tuple, list[SlotValues]] = {}
+        for scene in scenes:
+            other_values = tuple(value for name, value in scene.items() if name != slot)
+            scenes_by_other_values.setdefault(other_values, []).append(scene)
+        groups = [
+            OneSlotSceneGroup(slot, group)
+            for group in scenes_by_other_values.values()
+            if len(group) >= MIN_IMAGES
         ]
-        if found:
-            lines[slot] = found
-    return lines
+        if groups:
+            groups_by_slot[slot] = groups
+    return groups_by_slot
 
 
 def _add_weight(weights: SlotWeights, values: SlotValues, weight: float) -> None:
@@ -213,35 +221,38 @@ def _add_weight(weights: SlotWeights, values: SlotValues, weight: float) -> None
 
 
 def _compute_ceilings(
-    visible: dict[str, set[str]], chances: SlotWeights, seen: SlotWeights
+    visible_slots: dict[str, set[str]], weights: SlotWeights, counts: SlotWeights
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """{inputs: {expected | realised: {slot or total: share of correct slots}}}"""
+    """{inputs: {expected | realised: {slot or total: share of correct slots}}}
+
+    weights: weights of the values under the process
+    counts: counts of the values in the generated records
+    """
     return {
         inputs: {
-            name: _compute_accuracies(slots, chances, counted)
-            for name, counted in (("expected", chances), ("realised", seen))
+            "expected": _compute_accuracies(slots, weights, weights),
+            "realised": _compute_accuracies(slots, weights, counts),
         }
-        for inputs, slots in visible.items()
+        for inputs, slots in visible_slots.items()
     }
 
 
 def _compute_accuracies(
-    visible: set[str], chances: SlotWeights, counted: SlotWeights
+    visible_slots: set[str], weights: SlotWeights, counts: SlotWeights
 ) -> dict[str, float]:
-    shares = {}
-    for slot in counted:
-        # Ties go to the first value in the order of the word lists, not of the counting.
-        guess = max(SLOTS[slot], key=lambda value, of=chances[slot]: of[value])
-        total = sum(counted[slot].values())
-        share = 1.0 if slot in visible else counted[slot][guess] / total
-        shares[slot] = round(share, 6)
-    return {"total": round(sum(shares.values()) / len(shares), 6)} | shares
+    accuracies = {}
+    for slot in counts:
+        # Ties go to the first value in the order of the word lists.
+        prediction = max(SLOTS[slot], key=lambda value, weights=weights[slot]: weights[value])
+        total = sum(counts[slot].values())
+        accuracy = 1.0 if slot in visible_slots else counts[slot][prediction] / total
+        accuracies[slot] = round(accuracy, 6)
+    return {"total": round(sum(accuracies.values()) / len(accuracies), 6)} | accuracies
 
 
-def _generate_memes(params: SyntheticConfig) -> Iterator[DatasetItem]:
-    yield from (
-        synthetic_memes if params.meme_style == "overlaid" else caption_matching
-    ).generate_memes(params)
+def _generate_memes(config: SyntheticConfig) -> Iterator[DatasetItem]:
+    module = synthetic_memes if config.meme_style == "overlaid" else caption_matching
+    yield from module.generate_memes(config)
 
 
 GENERATORS_BY_KIND = {

@@ -1,7 +1,7 @@
-"""The words of the sample corpus: slots, their values, how a value is said, sentence patterns.
+"""Lexicon of articles and captions: slots, their values, phrases of each value, text patterns.
 
-Composed from word lists. No phrase of one value contains a phrase of another value of its slot, so
-that a text can be checked for what it states.
+Texts are composed from these lists. No phrase of one value contains a phrase of another value of
+its slot, so that the slots stated by a text can be read from it.
 """
 
 from hashlib import sha256
@@ -14,7 +14,7 @@ CHARACTER_NAMES = [
 ]
 # fmt: on
 
-# Slots that only the title knows. The style shows in the opening words of a chunk.
+# Slots that only the title states. The style determines the opening words of a chunk.
 TOPIC_SLOTS: dict[str, dict[str, list[str]]] = {
     "name": {name: [name] for name in CHARACTER_NAMES},
     "goal": {
@@ -34,7 +34,7 @@ TOPIC_SLOTS: dict[str, dict[str, list[str]]] = {
         "log": ["log entry", "field notes"],
     },
 }
-# Slots that only the picture knows.
+# Slots that only the image shows.
 IMAGE_SLOTS: dict[str, dict[str, list[str]]] = {
     "place": {
         "beach": ["at the beach", "by the seaside"],
@@ -138,7 +138,7 @@ def compose_title(topic: dict[str, str], random: Random) -> str:
 
 
 def compose_chunk(topic: dict[str, str], scene: dict[str, str], random: Random) -> str:
-    """The reference text of one picture of an article."""
+    """The reference text of one image of an article."""
     pattern = random.choice(CHUNK_PATTERNS[topic["style"]])
     return _fill_pattern(pattern, topic | scene, random)
 
@@ -148,12 +148,16 @@ def compose_caption(scene: dict[str, str], random: Random) -> str:
 
 
 def _fill_pattern(pattern: str, values: dict[str, str], random: Random) -> str:
-    """Every slot draws, said or not: texts of one seed differ in the changed slot alone."""
+    """Fill a pattern with phrases.
+
+    Draws for every slot, even if the pattern does not contain it: texts with the same seed then
+    differ in the changed slot only.
+    """
     words = {slot: sample_phrase(slot, values[slot], random) for slot in SLOTS if slot in values}
     return pattern.format(**words)
 
 
-def is_held_out(values: dict[str, str], slots: list[str], share: float) -> bool:
-    """Whether a combination of these slots is kept for the test split, by a stable hash."""
+def is_held_out(values: dict[str, str], slots: list[str], fraction: float) -> bool:
+    """Whether the combination of these slots is reserved for the test split, by a stable hash."""
     key = "|".join(values[slot] for slot in slots)
-    return int(sha256(key.encode()).hexdigest()[:8], 16) < share * 2**32
+    return int(sha256(key.encode()).hexdigest()[:8], 16) < fraction * 2**32

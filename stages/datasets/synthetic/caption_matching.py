@@ -1,9 +1,9 @@
-"""Captioned pictures as memes: which slots of its picture does a caption tell rightly?
+"""Synthetic memes of the style `captioned`: which image slots does a caption state correctly?
 
-MM-ORIENT on pairs that are no memes: no words over the picture, sentences instead of quips. A task
-is a slot of the picture; in half of the captions it is told wrongly. Text or picture alone say
-nothing of it: the ceiling of either is a coin's, that of both 1. The test split shows scenes that
-no other split shows.
+They test MM-ORIENT on image-caption pairs without text over the image. Each slot of the image is a
+task; half of the captions state it wrongly. Neither text nor image alone contains information about
+the label: the accuracy ceiling of one input is 0.5, that of both is 1. The test split shows scenes
+that no other split shows.
 """
 
 from collections import Counter
@@ -27,47 +27,53 @@ CEILING_RULE = (
 MATCH_LABELS = ["wrong", "right"]
 
 
-def generate_memes(params: SyntheticConfig) -> Iterator[DatasetItem]:
+def generate_memes(config: SyntheticConfig) -> Iterator[DatasetItem]:
+    """Yield tasks.json, the records of all splits, and ceilings.json."""
     yield ExtraFile("tasks.json", dict.fromkeys(IMAGE_SLOTS, MATCH_LABELS))
     ceilings: dict = {"rule": CEILING_RULE, "metric": "accuracy"}
     for split in SPLITS:
-        random, judged = Random(f"{params.seed} checks {split}"), []
+        random, labels_of_split = Random(f"{config.seed} checks {split}"), []
         scenes = enumerate_combinations(
-            IMAGE_SLOTS, params.held_out_images_fraction, split == "test"
+            IMAGE_SLOTS, config.held_out_images_fraction, split == "test"
         )
-        for number in range(round(getattr(params, split) * params.meme_ratio)):
+        for number in range(round(getattr(config, split) * config.meme_ratio)):
             scene = random.choice(scenes)
-            told, labels = sample_caption_slots(scene, random)
-            judged.append(labels)
-            picture, _ = render_image(scene, 0, params.image_size, random)
+            caption_slots, labels = sample_caption_slots(scene, random)
+            labels_of_split.append(labels)
+            image, _ = render_image(scene, 0, config.image_size, random)
             yield MemeRecord(
                 source=f"{split}-{number}",
-                text=article_lexicon.compose_caption(told, random),
+                text=article_lexicon.compose_caption(caption_slots, random),
                 labels=labels,
-                image=picture,
+                image=image,
                 language="en",
                 split=split,
                 facts=build_facts(scene),
             )
         if split != "train":
             ceilings[split] = {
-                slot: compute_ceilings([one[slot] for one in judged]) for slot in IMAGE_SLOTS
+                slot: compute_ceilings([labels[slot] for labels in labels_of_split])
+                for slot in IMAGE_SLOTS
             }
     yield ExtraFile("ceilings.json", ceilings)
 
 
 def sample_caption_slots(scene: SlotValues, random: Random) -> tuple[SlotValues, dict[str, str]]:
-    """What a caption says of a scene, and whether each slot of it is right."""
-    told, labels = {}, {}
+    """The slot values of a caption, and for each slot whether it matches the scene."""
+    caption_slots, labels = {}, {}
     for slot, value in scene.items():
         labels[slot] = random.choice(MATCH_LABELS)
-        others = [other for other in IMAGE_SLOTS[slot] if other != value]
-        told[slot] = value if labels[slot] == "right" else random.choice(others)
-    return told, labels
+        wrong_values = [other for other in IMAGE_SLOTS[slot] if other != value]
+        caption_slots[slot] = value if labels[slot] == "right" else random.choice(wrong_values)
+    return caption_slots, labels
 
 
 def compute_ceilings(labels: list[str]) -> dict[str, dict[str, float]]:
-    """{inputs: {expected | realised: accuracy}} of a slot; a coin has the better side realised."""
-    coin = max(Counter(labels).values(), default=0) / max(1, len(labels))
-    alone = {"expected": 0.5, "realised": round(coin, 6)}
-    return {"text": alone, "picture": alone, "both": {"expected": 1.0, "realised": 1.0}}
+    """{inputs: {expected | realised: accuracy}} of a slot.
+
+    The realised accuracy of a single input is that of always predicting the more frequent label.
+    """
+    majority = max(Counter(labels).values(), default=0) / max(1, len(labels))
+    single_input = {"expected": 0.5, "realised": round(majority, 6)}
+    both = {"expected": 1.0, "realised": 1.0}
+    return {"text": single_input, "picture": single_input, "both": both}

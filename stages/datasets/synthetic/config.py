@@ -1,4 +1,4 @@
-"""What all kinds of the sample corpus share: its numbers, which scenes a split shows, pictures."""
+"""Shared by all kinds of the synthetic corpus: config, held-out combinations, images."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -11,7 +11,7 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import Fact, ImageBytes, SlotBox
 
 SlotValues = dict[str, str]  # slot -> value
-T = TypeVar("Card")
+T = TypeVar("T")
 
 
 @config_class
@@ -43,34 +43,36 @@ class SyntheticConfig:
 
 
 def enumerate_combinations(
-    slots: dict[str, dict], share: float, held_out: bool
+    slots: dict[str, dict], held_out_fraction: float, held_out: bool
 ) -> list[SlotValues]:
-    """All combinations of values that this side of the hold-out may show."""
-    every = (dict(zip(slots, values, strict=True)) for values in product(*slots.values()))
+    """All combinations of values that are held out for test, or all that are not."""
+    combinations = (dict(zip(slots, values, strict=True)) for values in product(*slots.values()))
     return [
-        one for one in every if article_lexicon.is_held_out(one, list(slots), share) == held_out
+        values
+        for values in combinations
+        if article_lexicon.is_held_out(values, list(slots), held_out_fraction) == held_out
     ]
 
 
 def render_image(
     scene: SlotValues, position: int, size: int, random: Random
 ) -> tuple[ImageBytes, SlotBox]:
-    """A picture (size x size) of the scene, and where its object is."""
-    file, drawn = BytesIO(), scene_renderer.render_scene(scene, random, size)
-    # Noise makes PNG three times as large; without subsampling the colours stay as drawn.
-    drawn.image.save(file, "JPEG", quality=95, subsampling=0)
-    return ImageBytes(file.getvalue()), SlotBox(position, "object", *drawn.box)
+    """A JPEG (size x size pixels) of the scene, and the box of its object."""
+    file, rendered = BytesIO(), scene_renderer.render_scene(scene, random, size)
+    # JPEG, since noise makes PNG three times as large; subsampling would change the colours.
+    rendered.image.save(file, "JPEG", quality=95, subsampling=0)
+    return ImageBytes(file.getvalue()), SlotBox(position, "object", *rendered.box)
 
 
 def build_facts(scene: SlotValues) -> list[Fact]:
-    """What is true of the only picture of a record."""
+    """The facts of a record with a single image."""
     return [Fact(0, slot, value) for slot, value in scene.items()]
 
 
-def cycle_shuffled(deck: list[T], random: Random) -> Iterator[T]:
-    """Cards without end: the deck shuffled, and again once all are dealt.
+def cycle_shuffled(items: list[T], random: Random) -> Iterator[T]:
+    """Yield the items endlessly, shuffled anew in each cycle.
 
-    Whatever number is taken, each card has come as often as another, or once more or less.
+    At any point, the numbers of times that two items have been yielded differ by at most 1.
     """
     while True:
-        yield from random.sample(deck, len(deck))
+        yield from random.sample(items, len(items))

@@ -1,14 +1,14 @@
-"""The words of the sample's memes: four quips, each with a meaning of its own.
+"""Lexicon of memes: phrases for each value of four text attributes.
 
-Composed from word lists, all in lower case. A meaning has several patterns, and a pattern several
-words to fill it with; no pattern stands in two meanings. No wording says what a picture shows.
+All lists are in lower case. A value has several patterns, whose placeholders are filled from word
+lists; no pattern belongs to two values. No phrase states what an image shows.
 """
 
 from random import Random
 
 from stages.datasets.synthetic.tweet_lexicon import TOPIC_NOUNS
 
-# Attribute of a text -> its values -> how each is said.
+# Text attribute -> value -> phrase patterns.
 PHRASE_PATTERNS: dict[str, dict[str, list[str]]] = {
     "tone": {
         "complaint": [
@@ -148,6 +148,7 @@ TEXT_ATTRIBUTES = {name: list(values) for name, values in PHRASE_PATTERNS.items(
 
 
 def compose_phrase(attribute: str, value: str, random: Random) -> str:
+    """A random phrase that expresses one value of a text attribute."""
     pattern = random.choice(PHRASE_PATTERNS[attribute][value])
-    filled = {word: random.choice(choices) for word, choices in PATTERN_WORDS.items()}
-    return pattern.format(**filled).strip()
+    words = {name: random.choice(choices) for name, choices in PATTERN_WORDS.items()}
+    return pattern.format(**words).strip()

@@ -1,17 +1,19 @@
-"""Memes of the sample corpus: five labels that words and picture make together.
+"""Memes of the synthetic corpus: five labels that depend on text and image together.
 
-The words are four quips (quips.py), in any order: a tone (complaint, plain, praise), a joke or
-none, an insult of the reader or none, a call to effort or to rest. Of the picture count the mood of
-its weather, and on which of two sides its place, its actor and its object are (SIDES). Each task
-needs both; `truth` is the rule. With the chance params' `meme_noise` a label is another one of its
-task, each as probable. All combinations of words and sides are dealt as one deck, so that the one
-says nothing about the other. The test split shows scenes that no other split shows.
+The text consists of four phrases (meme_lexicon.py) in any order: a tone (complaint, plain, praise),
+a joke or none, an insult of the audience or none, a call to effort or to rest. The relevant factors
+of the image are the mood of its weather, and the categories of its place, actor and object
+(SLOT_CATEGORIES). Each task depends on both modalities; `compute_true_labels` is the rule. With
+probability `meme_label_noise` a label is replaced by another one of its task, all with the same
+probability. Every cycle contains all combinations of text and image factors, so that the two
+modalities are independent. The test split shows scenes that no other split shows.
 
-Memes show no bicycle and no sleeper: to a detector of text, wheels and the letters of a snore are
-writing, and it would have them painted over.
+Memes show no bicycle and no sleeping actor: a text detector mistakes wheels and the Z of a snore
+for text, and inpainting would remove them.
 
-Ceilings of accuracy by task, of the rule: the label most probable in the process, given what is
-seen. `expected` is by enumeration of the process, `realised` on the very labels of the split.
+The accuracy ceilings by task are those of the rule that predicts the most probable label given the
+inputs. `expected` is computed by enumeration of the generating process, `realised` on the labels of
+the generated memes.
 """
 
 from collections import Counter, defaultdict
@@ -55,12 +57,9 @@ TASK_LABELS = {
     "motivational": ["not_motivational", "motivational"],
 }
 TONE_SENTIMENT = {"complaint": -1, "plain": 0, "praise": 1}
-SARCASM_LEVELS = {
-    "complaint": (1, 2),
-    "plain": (1, 0),
-    "praise": (3, 0),
-}  # in bad, in other weather
-# What a value of a slot counts as. Bicycles and sleepers are left out.
+# By tone: the level in bad weather, and in any other weather.
+SARCASM_LEVELS = {"complaint": (1, 2), "plain": (1, 0), "praise": (3, 0)}
+# The category of each slot value. Bicycles and sleeping actors are excluded.
 SLOT_CATEGORIES: dict[str, dict[str, str | int]] = {
     "weather": tweet_lexicon.WEATHER_SENTIMENT,
     "place": {"mountain": "steep", "forest": "steep", "city": "steep"}
@@ -71,18 +70,19 @@ SLOT_CATEGORIES: dict[str, dict[str, str | int]] = {
     | {"ball": "steady", "lantern": "steady", "basket": "steady"},
 }
 EXCLUDED_VALUES = {"object": "bicycle", "activity": "sleeping"}
-MemeFactors = tuple  # tone, joke, target, call of the text; sides of weather, place, actor, object
+# tone, joke, target and call of the text; categories of weather, place, actor and object
+MemeFactors = tuple
 FACTOR_COMBINATIONS: list[MemeFactors] = list(
     product(
         *TEXT_ATTRIBUTES.values(),
-        *(sorted(set(sides.values())) for sides in SLOT_CATEGORIES.values()),
+        *(sorted(set(categories.values())) for categories in SLOT_CATEGORIES.values()),
     )
 )
 NUM_TEXT_FACTORS = len(TEXT_ATTRIBUTES)
 VISIBLE_FACTORS: dict[str, Callable[[MemeFactors], tuple]] = {
-    "text": lambda card: card[:NUM_TEXT_FACTORS],
-    "picture": lambda card: card[NUM_TEXT_FACTORS:],
-    "both": lambda card: card,
+    "text": lambda factors: factors[:NUM_TEXT_FACTORS],
+    "picture": lambda factors: factors[NUM_TEXT_FACTORS:],
+    "both": lambda factors: factors,
 }
 
 
@@ -91,24 +91,28 @@ class SyntheticMeme:
     factors: MemeFactors
     scene: SlotValues
     text: str
-    overlaid: OverlaidImage  # the picture with its text and without, and where the text is
+    overlaid: OverlaidImage  # the image with and without its text, and where the text is
 
 
-def generate_memes(params: SyntheticConfig) -> Iterator[DatasetItem]:
+def generate_memes(config: SyntheticConfig) -> Iterator[DatasetItem]:
+    """Yield tasks.json, the records of all splits, and ceilings.json.
+
+    Raises InputError if a split has no scene for some combination of categories.
+    """
     yield ExtraFile("tasks.json", TASK_LABELS)
     ceilings: dict = {"rule": CEILING_RULE, "metric": "accuracy"}
     for split in SPLITS:
-        random, judged = Random(f"{params.seed} memes {split} labels"), []
-        for number, meme in enumerate(iter_memes(split, params)):
+        random, labeled = Random(f"{config.seed} memes {split} labels"), []
+        for number, meme in enumerate(iter_memes(split, config)):
             labels = add_label_noise(
-                compute_true_labels(meme.factors), params.meme_label_noise, random
+                compute_true_labels(meme.factors), config.meme_label_noise, random
             )
-            judged.append((meme.factors, labels))
+            labeled.append((meme.factors, labels))
             yield MemeRecord(
                 source=f"{split}-{number}",
                 text=meme.text,
                 labels=labels,
-                image=_encode_jpeg(meme, params.meme_jpeg_quality),
+                image=_encode_jpeg(meme, config.meme_jpeg_quality),
                 language="en",
                 split=split,
                 facts=build_facts(meme.scene),
@@ -117,32 +121,35 @@ def generate_memes(params: SyntheticConfig) -> Iterator[DatasetItem]:
                 ],
             )
         if split != "train":
-            ceilings[split] = compute_ceilings(judged, params.meme_label_noise)
+            ceilings[split] = compute_ceilings(labeled, config.meme_label_noise)
     yield ExtraFile("ceilings.json", ceilings)
 
 
-def iter_memes(split: str, params: SyntheticConfig) -> Iterator[SyntheticMeme]:
-    """The memes of a split in their order, before they become files."""
-    random, shown = Random(f"{params.seed} memes {split}"), group_scenes_by_category(split, params)
-    cards, styles = cycle_shuffled(FACTOR_COMBINATIONS, random), cycle_shuffled(TEXT_STYLES, random)
-    for _ in range(round(getattr(params, split) * params.meme_ratio)):
-        card = next(cards)
-        scene = random.choice(shown[card[NUM_TEXT_FACTORS:]])
-        yield render_meme(card, scene, next(styles), params, random)
+def iter_memes(split: str, config: SyntheticConfig) -> Iterator[SyntheticMeme]:
+    """Yield the memes of a split in order, before encoding."""
+    random = Random(f"{config.seed} memes {split}")
+    scenes = group_scenes_by_category(split, config)
+    combinations = cycle_shuffled(FACTOR_COMBINATIONS, random)
+    styles = cycle_shuffled(TEXT_STYLES, random)
+    for _ in range(round(getattr(config, split) * config.meme_ratio)):
+        factors = next(combinations)
+        scene = random.choice(scenes[factors[NUM_TEXT_FACTORS:]])
+        yield render_meme(factors, scene, next(styles), config, random)
 
 
 def render_meme(
-    card: MemeFactors, scene: SlotValues, style: str, params: SyntheticConfig, random: Random
+    factors: MemeFactors, scene: SlotValues, style: str, config: SyntheticConfig, random: Random
 ) -> SyntheticMeme:
-    """A scene with the words of a card over it."""
-    said = [
-        compose_phrase(name, value, random)
-        for name, value in zip(TEXT_ATTRIBUTES, card, strict=False)
+    """A scene with four phrases over it that express the text factors."""
+    phrases = [
+        compose_phrase(attribute, value, random)
+        for attribute, value in zip(TEXT_ATTRIBUTES, factors, strict=False)
     ]
-    random.shuffle(said)
-    halves = ", ".join(said[:2]), ", ".join(said[2:])
-    picture = scene_renderer.render_scene(scene, random, params.image_size, params.meme_scale).image
-    return SyntheticMeme(card, scene, ", ".join(said), overlay_text(picture, halves, style, random))
+    random.shuffle(phrases)
+    halves = ", ".join(phrases[:2]), ", ".join(phrases[2:])
+    image = scene_renderer.render_scene(scene, random, config.image_size, config.meme_scale).image
+    overlaid = overlay_text(image, halves, style, random)
+    return SyntheticMeme(factors, scene, ", ".join(phrases), overlaid)
 
 
 def _encode_jpeg(meme: SyntheticMeme, quality: int) -> ImageBytes:
@@ -151,58 +158,65 @@ def _encode_jpeg(meme: SyntheticMeme, quality: int) -> ImageBytes:
     return ImageBytes(file.getvalue())
 
 
-def group_scenes_by_category(split: str, params: SyntheticConfig) -> dict[tuple, list[SlotValues]]:
-    """The scenes of a split. Raises WrongInput if it has none for some sides."""
-    found = defaultdict(list)
+def group_scenes_by_category(split: str, config: SyntheticConfig) -> dict[tuple, list[SlotValues]]:
+    """The scenes that a split may show, by the categories of their slots.
+
+    Raises InputError if there is none for some combination of categories.
+    """
+    scenes = defaultdict(list)
     for scene in enumerate_combinations(
-        IMAGE_SLOTS, params.held_out_images_fraction, split == "test"
+        IMAGE_SLOTS, config.held_out_images_fraction, split == "test"
     ):
         if not any(scene[slot] == value for slot, value in EXCLUDED_VALUES.items()):
-            found[tuple(SLOT_CATEGORIES[slot][scene[slot]] for slot in SLOT_CATEGORIES)].append(
-                scene
-            )
-    if {card[NUM_TEXT_FACTORS:] for card in FACTOR_COMBINATIONS} - found.keys():
+            categories = tuple(SLOT_CATEGORIES[slot][scene[slot]] for slot in SLOT_CATEGORIES)
+            scenes[categories].append(scene)
+    if {factors[NUM_TEXT_FACTORS:] for factors in FACTOR_COMBINATIONS} - scenes.keys():
         raise InputError(
             "params.yaml: formats.synthetic.held_out_images_fraction is "
-            f"{params.held_out_images_fraction}, which leaves too few scenes for the memes of "
+            f"{config.held_out_images_fraction}, which leaves too few scenes for the memes of "
             f"{split}: give a share from 0.05 to 0.9"
         )
-    return found
+    return scenes
 
 
-def compute_true_labels(card: MemeFactors) -> dict[str, str]:
+def compute_true_labels(factors: MemeFactors) -> dict[str, str]:
     """The label of every task, before noise."""
-    tone, joke, target, call, weather, place, actor, thing = card
+    tone, joke, target, call, weather, place, actor, object_category = factors
     mood = TONE_SENTIMENT[tone] + weather
-    in_bad_weather, in_good = SARCASM_LEVELS[tone]
-    degrees = {
+    in_bad_weather, in_other_weather = SARCASM_LEVELS[tone]
+    levels = {
         "sentiment": 1 + (mood > 0) - (mood < 0),
-        "humour": (joke == "told") + (actor == "odd") + (thing == "shaky"),
-        "sarcasm": in_bad_weather if weather < 0 else in_good,
+        "humour": (joke == "told") + (actor == "odd") + (object_category == "shaky"),
+        "sarcasm": in_bad_weather if weather < 0 else in_other_weather,
         "offensive": (
             (3 if actor == "cuddly" else 2) if target == "you" else (1 if actor == "odd" else 0)
         ),
         "motivational": int(call == "effort" and place == "steep"),
     }
-    return {task: TASK_LABELS[task][degree] for task, degree in degrees.items()}
+    return {task: TASK_LABELS[task][level] for task, level in levels.items()}
 
 
-def add_label_noise(labels: dict[str, str], share: float, random: Random) -> dict[str, str]:
+def add_label_noise(labels: dict[str, str], probability: float, random: Random) -> dict[str, str]:
+    """Replace each label with this probability by another label of its task."""
     return {
         task: random.choice([other for other in TASK_LABELS[task] if other != label])
-        if random.random() < share
+        if random.random() < probability
         else label
         for task, label in labels.items()
     }
 
 
-def compute_ceilings(judged: list[tuple[MemeFactors, dict[str, str]]], noise: float) -> dict:
-    """{task: {inputs: {expected | realised: accuracy}}} of the process, and of a split's labels."""
+def compute_ceilings(labeled: list[tuple[MemeFactors, dict[str, str]]], noise: float) -> dict:
+    """{task: {inputs: {expected | realised: accuracy}}}
+
+    The expected accuracy is that of the process, the realised one that on `labeled`, the factors
+    and noisy labels of a split.
+    """
     return {
         task: {
             inputs: {
                 "expected": round(_compute_expected_accuracy(task, inputs, noise), 6),
-                "realised": round(_compute_realised_accuracy(task, inputs, judged), 6),
+                "realised": round(_compute_realised_accuracy(task, inputs, labeled), 6),
             }
             for inputs in VISIBLE_FACTORS
         }
@@ -211,33 +225,35 @@ def compute_ceilings(judged: list[tuple[MemeFactors, dict[str, str]]], noise: fl
 
 
 def _compute_expected_accuracy(task: str, inputs: str, noise: float) -> float:
-    best = compute_bayes_optimal_labels(task, inputs)
-    right = sum(
-        best[VISIBLE_FACTORS[inputs](card)] == compute_true_labels(card)[task]
-        for card in FACTOR_COMBINATIONS
+    predictions = compute_bayes_optimal_labels(task, inputs)
+    noiseless_accuracy = sum(
+        predictions[VISIBLE_FACTORS[inputs](factors)] == compute_true_labels(factors)[task]
+        for factors in FACTOR_COMBINATIONS
     ) / len(FACTOR_COMBINATIONS)
-    others = len(TASK_LABELS[task]) - 1
-    return right * (1 - noise) + (1 - right) * noise / others
+    num_other_labels = len(TASK_LABELS[task]) - 1
+    return noiseless_accuracy * (1 - noise) + (1 - noiseless_accuracy) * noise / num_other_labels
 
 
 def _compute_realised_accuracy(
-    task: str, inputs: str, judged: list[tuple[MemeFactors, dict[str, str]]]
+    task: str, inputs: str, labeled: list[tuple[MemeFactors, dict[str, str]]]
 ) -> float:
-    best = compute_bayes_optimal_labels(task, inputs)
-    right = sum(best[VISIBLE_FACTORS[inputs](card)] == labels[task] for card, labels in judged)
-    return right / max(1, len(judged))
+    predictions = compute_bayes_optimal_labels(task, inputs)
+    num_correct = sum(
+        predictions[VISIBLE_FACTORS[inputs](factors)] == labels[task] for factors, labels in labeled
+    )
+    return num_correct / max(1, len(labeled))
 
 
 @cache
 def compute_bayes_optimal_labels(task: str, inputs: str) -> dict[tuple, str]:
-    """What is seen of a card -> its most probable label; of equals the first of the task.
+    """Visible factors -> their most probable label; ties go to the first label of the task.
 
-    Noise changes nothing, as long as the true label is more probable than any other.
+    Noise does not change it, since the true label stays more probable than any other.
     """
     counts: dict[tuple, Counter] = defaultdict(Counter)
-    for card in FACTOR_COMBINATIONS:
-        counts[VISIBLE_FACTORS[inputs](card)][compute_true_labels(card)[task]] += 1
+    for factors in FACTOR_COMBINATIONS:
+        counts[VISIBLE_FACTORS[inputs](factors)][compute_true_labels(factors)[task]] += 1
     return {
-        key: max(TASK_LABELS[task], key=lambda label, of=found: of[label])
-        for key, found in counts.items()
+        visible: max(TASK_LABELS[task], key=lambda label, counts=label_counts: counts[label])
+        for visible, label_counts in counts.items()
     }

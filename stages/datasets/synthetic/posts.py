@@ -1,12 +1,12 @@
-"""Posts of the sample corpus: a sentiment that words and picture make together.
+"""Posts of the synthetic corpus: the sentiment depends on text and image together.
 
-The words have a mood (negative, neutral, positive) and a tone (emphatic or soft); the picture has a
-mood, the sign of what its weather and its place add up to. The label is the mood of both: where one
-is neutral the other decides, and where they are opposite, the words if they are emphatic, else the
-picture. The test split shows scenes that no other split shows.
+The text has a mood (negative, neutral, positive) and a tone (emphatic, soft). The image has a mood:
+the sign of the sum of the values of its weather and its place. If one mood is neutral, the label is
+the other one; if they are opposite, the label is the mood of the text if its tone is emphatic, else
+that of the image. The test split shows scenes that no other split shows.
 
-Ceilings of accuracy, of the rule: the label most probable in the process, given what is seen.
-`expected` is by enumeration of the process, `realised` on the very posts of the split.
+The accuracy ceilings are those of the rule that predicts the most probable label given the inputs.
+`expected` is computed by enumeration of the generating process, `realised` on the generated posts.
 """
 
 from collections import defaultdict
@@ -30,53 +30,53 @@ CEILING_RULE = (
     "the label most probable in the process given the mood and tone of the text, or the scene"
 )
 SENTIMENTS = ("negative", "neutral", "positive")
-# Neutral is more frequent: without the other side one label is the best guess.
+# Neutral is more frequent, so that there is one best guess without the other modality.
 WEIGHTED_SENTIMENTS = ["negative"] * 3 + ["neutral"] * 4 + ["positive"] * 3
-PostFactors = tuple[str, str, str]  # mood and tone of the text, mood of the picture
+PostFactors = tuple[str, str, str]  # text mood, text tone, image mood
 FACTOR_COMBINATIONS: list[PostFactors] = list(
     product(WEIGHTED_SENTIMENTS, tweet_lexicon.TONE_PATTERNS, WEIGHTED_SENTIMENTS)
 )
 VISIBLE_FACTORS: dict[str, Callable[[PostFactors], tuple]] = {
-    "text": lambda card: card[:2],
-    "picture": lambda card: card[2:],
-    "both": lambda card: card,
+    "text": lambda factors: factors[:2],
+    "picture": lambda factors: factors[2:],
+    "both": lambda factors: factors,
 }
 
 
-def generate_posts(params: SyntheticConfig) -> Iterator[DatasetItem]:
+def generate_posts(config: SyntheticConfig) -> Iterator[DatasetItem]:
+    """Yield the records of all splits, then ceilings.json."""
     ceilings: dict = {"rule": CEILING_RULE, "metric": "accuracy"}
     for split in SPLITS:
-        random, scenes = (
-            Random(f"{params.seed} posts {split}"),
-            group_scenes_by_sentiment(split, params),
-        )
-        cards, drawn = cycle_shuffled(FACTOR_COMBINATIONS, random), []
-        for number in range(round(getattr(params, split) * params.post_ratio)):
-            mood, tone, of_picture = card = next(cards)
-            scene = random.choice(scenes[of_picture])
-            picture, _ = render_image(scene, 0, params.image_size, random)
-            drawn.append(card)
+        random = Random(f"{config.seed} posts {split}")
+        scenes = group_scenes_by_sentiment(split, config)
+        combinations, factors_of_split = cycle_shuffled(FACTOR_COMBINATIONS, random), []
+        for number in range(round(getattr(config, split) * config.post_ratio)):
+            text_mood, tone, image_mood = factors = next(combinations)
+            scene = random.choice(scenes[image_mood])
+            image, _ = render_image(scene, 0, config.image_size, random)
+            factors_of_split.append(factors)
             yield PostRecord(
                 source=f"{split}-{number}",
-                text=tweet_lexicon.compose_statement(mood, tone, random),
-                label=compute_label(*card),
-                image=picture,
+                text=tweet_lexicon.compose_statement(text_mood, tone, random),
+                label=compute_label(*factors),
+                image=image,
                 language="en",
                 split=split,
                 facts=build_facts(scene),
             )
         if split != "train":
-            ceilings[split] = compute_ceilings(drawn)
+            ceilings[split] = compute_ceilings(factors_of_split)
     yield ExtraFile("ceilings.json", ceilings)
 
 
-def group_scenes_by_sentiment(split: str, params: SyntheticConfig) -> dict[str, list[SlotValues]]:
-    found: dict[str, list[SlotValues]] = {mood: [] for mood in SENTIMENTS}
+def group_scenes_by_sentiment(split: str, config: SyntheticConfig) -> dict[str, list[SlotValues]]:
+    """The scenes that a split may show, by mood."""
+    scenes: dict[str, list[SlotValues]] = {mood: [] for mood in SENTIMENTS}
     for scene in enumerate_combinations(
-        IMAGE_SLOTS, params.held_out_images_fraction, split == "test"
+        IMAGE_SLOTS, config.held_out_images_fraction, split == "test"
     ):
-        found[compute_scene_sentiment(scene)].append(scene)
-    return found
+        scenes[compute_scene_sentiment(scene)].append(scene)
+    return scenes
 
 
 def compute_scene_sentiment(scene: SlotValues) -> str:
@@ -87,31 +87,41 @@ def compute_scene_sentiment(scene: SlotValues) -> str:
     return SENTIMENTS[1 + (total > 0) - (total < 0)]
 
 
-def compute_label(mood: str, tone: str, of_picture: str) -> str:
-    if mood == "neutral":
-        return of_picture
-    return mood if tone == "emphatic" or of_picture == "neutral" else of_picture
+def compute_label(text_mood: str, tone: str, image_mood: str) -> str:
+    if text_mood == "neutral":
+        return image_mood
+    return text_mood if tone == "emphatic" or image_mood == "neutral" else image_mood
 
 
-def compute_ceilings(drawn: list[PostFactors]) -> dict[str, dict[str, float]]:
-    """{inputs: {expected | realised: accuracy}} of the process, and of the posts of a split."""
+def compute_ceilings(factors_of_split: list[PostFactors]) -> dict[str, dict[str, float]]:
+    """{inputs: {expected | realised: accuracy}} of the process, and on the posts of a split."""
     return {
         inputs: {
-            "expected": round(_compute_accuracy(seen, FACTOR_COMBINATIONS), 6),
-            "realised": round(_compute_accuracy(seen, drawn), 6),
+            "expected": round(_compute_accuracy(get_visible, FACTOR_COMBINATIONS), 6),
+            "realised": round(_compute_accuracy(get_visible, factors_of_split), 6),
         }
-        for inputs, seen in VISIBLE_FACTORS.items()
+        for inputs, get_visible in VISIBLE_FACTORS.items()
     }
 
 
-def _compute_accuracy(seen: Callable[[PostFactors], tuple], cards: list[PostFactors]) -> float:
-    best = compute_bayes_optimal_labels(seen)
-    return sum(best[seen(card)] == compute_label(*card) for card in cards) / len(cards)
+def _compute_accuracy(
+    get_visible: Callable[[PostFactors], tuple], combinations: list[PostFactors]
+) -> float:
+    predictions = compute_bayes_optimal_labels(get_visible)
+    num_correct = sum(
+        predictions[get_visible(factors)] == compute_label(*factors) for factors in combinations
+    )
+    return num_correct / len(combinations)
 
 
-def compute_bayes_optimal_labels(seen: Callable[[PostFactors], tuple]) -> dict[tuple, str]:
-    """What is seen of a card -> its most probable label."""
+def compute_bayes_optimal_labels(
+    get_visible: Callable[[PostFactors], tuple],
+) -> dict[tuple, str]:
+    """Visible factors -> their most probable label."""
     counts: dict[tuple, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SENTIMENTS, 0))
-    for card in FACTOR_COMBINATIONS:
-        counts[seen(card)][compute_label(*card)] += 1
-    return {key: max(SENTIMENTS, key=found.__getitem__) for key, found in counts.items()}
+    for factors in FACTOR_COMBINATIONS:
+        counts[get_visible(factors)][compute_label(*factors)] += 1
+    return {
+        visible: max(SENTIMENTS, key=label_counts.__getitem__)
+        for visible, label_counts in counts.items()
+    }

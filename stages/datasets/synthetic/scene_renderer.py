@@ -1,8 +1,8 @@
-"""Draws the scenes of the sample corpus: a place, its weather, an actor busy beside an object.
+"""Renders the scenes of the synthetic corpus: a place, its weather, an active actor, an object.
 
-Drawn at twice the size and reduced. Position, scale, direction, colours, clutter and noise are
-random; what the slots say is always visible. All lengths are in units of half a pixel of `size`; an
-enlarged picture has `zoom` times as many pixels and shows the same.
+Scenes are rendered at twice the size and downscaled. Position, scale, direction, colors, clutter
+and noise are random; the slot values are always visible. All lengths are in units of half a pixel
+of `size`; with `scale` an image has more pixels on each side and shows the same content.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,9 +40,9 @@ ACTOR_COLORS = {
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """A picture (RGB) and where its object was drawn, before actor and weather came over it.
+    """An image (RGB) and the box of its object, before actor and weather are drawn over it.
 
-    box: left, top, right, bottom as shares of the picture's width and height.
+    box: left, top, right, bottom as fractions of the image's width and height.
     """
 
     image: Image.Image
@@ -50,28 +50,28 @@ class RenderedScene:
 
 
 class ScaledDraw:
-    """Draws on an image of `zoom` pixels a unit; points and widths are in units."""
+    """ImageDraw for an image with `scale` pixels per unit; points and widths are in units."""
 
-    def __init__(self, image: Image.Image, zoom: int):
-        self.pen, self.zoom = ImageDraw.Draw(image), zoom
+    def __init__(self, image: Image.Image, scale: int):
+        self.pen, self.scale = ImageDraw.Draw(image), scale
 
     def __getattr__(self, shape: str) -> Callable:
-        """rectangle, ellipse, line, ...: as those of ImageDraw."""
+        """rectangle, ellipse, line, ...: the methods of ImageDraw."""
 
-        def drawn(points: Sequence, *angles: float, width: int = 1, **colours: Color) -> None:
-            pixels = (np.array(points) * self.zoom).ravel().tolist()
-            getattr(self.pen, shape)(pixels, *angles, width=width * self.zoom, **colours)
+        def draw(points: Sequence, *angles: float, width: int = 1, **colors: Color) -> None:
+            pixels = (np.array(points) * self.scale).ravel().tolist()
+            getattr(self.pen, shape)(pixels, *angles, width=width * self.scale, **colors)
 
-        return drawn
+        return draw
 
 
-def render_scene(scene: dict[str, str], random: Random, size: int, zoom: int = 1) -> RenderedScene:
-    """The picture (size x size, times zoom) of {place, weather, actor, activity, object}."""
+def render_scene(scene: dict[str, str], random: Random, size: int, scale: int = 1) -> RenderedScene:
+    """Render {place, weather, actor, activity, object} as an image with a side of size * scale."""
     side = 2 * size
     image = Image.new(
-        "RGB", (side * zoom, side * zoom), _jitter_color(SKY_COLORS[scene["weather"]], random)
+        "RGB", (side * scale, side * scale), _jitter_color(SKY_COLORS[scene["weather"]], random)
     )
-    pen = ScaledDraw(image, zoom)
+    pen = ScaledDraw(image, scale)
     horizon = side * random.uniform(0.45, 0.58)
     shade = 0.75 if scene["weather"] == "storm" else 1.0
     ground = _jitter_color(tuple(int(c * shade) for c in GROUND_COLORS[scene["place"]]), random)
@@ -82,13 +82,13 @@ def render_scene(scene: dict[str, str], random: Random, size: int, zoom: int = 1
     actor_x = random.uniform(0.22, 0.38) if left else random.uniform(0.62, 0.78)
     object_x = random.uniform(0.68, 0.84) if left else random.uniform(0.16, 0.32)
     base, height = side * random.uniform(0.82, 0.94), side * random.uniform(0.26, 0.34)
-    without = image.copy()
+    without_object = image.copy()
     OBJECT_DRAWERS[scene["object"]](pen, side * object_x, base, height, random)
-    box = ImageChops.difference(without, image).getbbox()
-    _draw_actor(image, zoom, scene["actor"], scene["activity"], side * actor_x, random)
+    box = ImageChops.difference(without_object, image).getbbox()
+    _draw_actor(image, scale, scene["actor"], scene["activity"], side * actor_x, random)
     WEATHER_DRAWERS[scene["weather"]](pen, side, random)
     return RenderedScene(
-        _downscale_and_add_noise(image, size * zoom, random),
+        _downscale_and_add_noise(image, size * scale, random),
         tuple(edge / image.width for edge in box),
     )
 
@@ -100,8 +100,8 @@ def _downscale_and_add_noise(image: Image.Image, size: int, random: Random) -> I
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _jitter_color(colour: Color, random: Random, spread: int = 16) -> Color:
-    return tuple(max(0, min(255, c + random.randint(-spread, spread))) for c in colour)
+def _jitter_color(color: Color, random: Random, spread: int = 16) -> Color:
+    return tuple(max(0, min(255, c + random.randint(-spread, spread))) for c in color)
 
 
 def _centered_box(
@@ -115,8 +115,8 @@ def _draw_clutter(pen: ScaledDraw, side: int, horizon: float, random: Random) ->
     for _ in range(random.randint(0, 4)):
         shape = random.choice([pen.ellipse, pen.rectangle])
         where = random.uniform(0, side), random.uniform(horizon, side)
-        colour = tuple(random.randint(40, 220) for _ in range(3))
-        shape(_centered_box(*where, side * random.uniform(0.01, 0.03)), fill=colour)
+        color = tuple(random.randint(40, 220) for _ in range(3))
+        shape(_centered_box(*where, side * random.uniform(0.01, 0.03)), fill=color)
 
 
 # ------------------------------------------------------------------------------------------ places
@@ -180,9 +180,9 @@ def _draw_mountain(pen: ScaledDraw, side: int, horizon: float, random: Random) -
 
 def _draw_meadow(pen: ScaledDraw, side: int, horizon: float, random: Random) -> None:
     for _ in range(22):
-        colour = random.choice([(250, 90, 150), (255, 240, 80), (255, 255, 255)])
+        color = random.choice([(250, 90, 150), (255, 240, 80), (255, 255, 255)])
         pen.ellipse(
-            _centered_box(random.uniform(0, side), random.uniform(horizon, side), 2), fill=colour
+            _centered_box(random.uniform(0, side), random.uniform(horizon, side), 2), fill=color
         )
 
 
@@ -249,9 +249,9 @@ def _draw_bicycle(pen: ScaledDraw, x: float, base: float, height: float, random:
         x + height * 0.25,
     )
     top = base - height * 0.75
-    for centre in (left, right):
+    for center in (left, right):
         pen.ellipse(
-            _centered_box(centre, hub, wheel),
+            _centered_box(center, hub, wheel),
             outline=_jitter_color((20, 20, 30), random, 10),
             width=4,
         )
@@ -311,17 +311,17 @@ OBJECT_DRAWERS: dict[str, Callable] = {
 
 # ------------------------------------------------------------------------------------------ actors
 def _draw_actor(
-    scene: Image.Image, zoom: int, actor: str, activity: str, x: float, random: Random
+    scene: Image.Image, scale: int, actor: str, activity: str, x: float, random: Random
 ) -> None:
-    """Draw the actor on a sheet of its own, then turn, flip and paste it, and add the cue."""
-    side = scene.width / zoom
+    """Draw the actor on a separate sheet, rotate, flip and paste it, and add the activity's cue."""
+    side = scene.width / scale
     base, height = side * random.uniform(0.84, 0.95), side * random.uniform(0.40, 0.52)
     width = int(height * 1.6)
-    sheet = Image.new("RGBA", (width * zoom, width * zoom))
+    sheet = Image.new("RGBA", (width * scale, width * scale))
     fur = _jitter_color(ACTOR_COLORS[actor], random, 14)
     middle, feet = width / 2, width * 0.86
-    _draw_body(ScaledDraw(sheet, zoom), actor, activity, middle, feet, height, fur)
-    flip = x < side / 2  # the cue beside the actor is on the inner side, where it stays in view
+    _draw_body(ScaledDraw(sheet, scale), actor, activity, middle, feet, height, fur)
+    flip = x < side / 2  # the cue is drawn on the inner side of the actor, where it fits
     if activity == "sleeping":
         sheet = sheet.rotate(90 if flip else -90, resample=Image.Resampling.BILINEAR)
         top = base - width * 0.72
@@ -330,10 +330,10 @@ def _draw_actor(
         if flip:
             sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         top = base - feet - (height * 0.22 if activity == "jumping" else 0)
-    scene.paste(sheet, (int(x - width / 2) * zoom, int(top) * zoom), sheet)
+    scene.paste(sheet, (int(x - width / 2) * scale, int(top) * scale), sheet)
     cue = ACTIVITY_DRAWERS.get(activity)
     if cue:
-        cue(ScaledDraw(scene, zoom), x, base, height, 1 if flip else -1)
+        cue(ScaledDraw(scene, scale), x, base, height, 1 if flip else -1)
 
 
 def _draw_body(
@@ -440,11 +440,11 @@ def _draw_book(pen: ScaledDraw, x: float, y: float, height: float) -> None:
         pen.polygon(corners, fill=page, outline=(180, 20, 20), width=3)
 
 
-# A cue of its own for each activity: the pose alone is hard to tell at this size.
-def _draw_bordered_line(pen: ScaledDraw, points: list[float], colour: Color, border: Color) -> None:
-    """A line with a border, so that it stands out from any background."""
+# Every activity has a cue of its own, since the pose alone is hard to recognize at this size.
+def _draw_bordered_line(pen: ScaledDraw, points: list[float], color: Color, border: Color) -> None:
+    """A line with a border, which contrasts with any background."""
     pen.line(points, fill=border, width=8)
-    pen.line(points, fill=colour, width=4)
+    pen.line(points, fill=color, width=4)
 
 
 def _draw_sleeping(pen: ScaledDraw, x: float, base: float, height: float, side: int) -> None:

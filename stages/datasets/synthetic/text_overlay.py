@@ -1,9 +1,11 @@
-"""Writes words over a picture as memes have them, and keeps where every pixel of text is.
+"""Renders meme text over an image, with a mask of the text pixels.
 
-outlined  white capitals with a black outline, above and below, or all above
-plain     white or black capitals, whichever stands out, placed the same way
-bar       words as they are, black in a white bar above the picture
-The fonts are those that come with matplotlib and Pillow.
+Styles:
+outlined  white capitals with a black outline, at the top and bottom, or all at the top
+plain     white or black capitals, whichever contrasts more, placed in the same way
+bar       unchanged case, black in a white bar above the image
+
+The fonts are those of matplotlib and Pillow.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,35 +17,38 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Frequent as in the wild: most memes have outlined capitals.
+# By frequency: most real memes have outlined capitals.
 TEXT_STYLES = ["outlined"] * 4 + ["plain"] * 2 + ["bar"] * 2
-TEXT_PLACEMENTS = ("both", "both", "above")  # of capitals, each as probable
-MAX_FONT_SIZE, MIN_FONT_SIZE = 1 / 11, 1 / 18  # size of a font, in widths of the picture
-MARGIN = 1 / 40  # around a block of text, in widths of the picture
-LINE_SPACING = 1.18  # of lines, in sizes of the font
-OUTLINE_WIDTH = 1 / 9  # in sizes of the font
+TEXT_PLACEMENTS = ("both", "both", "above")  # of capitals, all equally probable
+MAX_FONT_SIZE, MIN_FONT_SIZE = 1 / 11, 1 / 18  # font size, in image widths
+MARGIN = 1 / 40  # around a text block, in image widths
+LINE_SPACING = 1.18  # distance of lines, in font sizes
+OUTLINE_WIDTH = 1 / 9  # in font sizes
 Font = ImageFont.FreeTypeFont
 LineBounds = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
 class OverlaidImage:
-    """A picture with text; pictures and mask have the same size."""
+    """An image with text over it; both images and the mask have the same size."""
 
     image: Image.Image  # RGB
-    clean_image: Image.Image  # RGB, the same without the text
-    text_mask: np.ndarray  # (H, W) bool: pixels of letters and of their outlines
-    line_bounds: list[LineBounds]  # bounds of every line of text
+    clean_image: Image.Image  # RGB, without the text
+    text_mask: np.ndarray  # (H, W) bool: pixels of letters and outlines
+    line_bounds: list[LineBounds]  # of each line of text
 
     def compute_relative_bounds(self) -> list[tuple[float, float, float, float]]:
-        """The bounds of the lines as shares of width and height."""
+        """The bounds of the lines as fractions of width and height."""
         width, height = self.image.size
-        return [(x / width, y / height, u / width, v / height) for x, y, u, v in self.line_bounds]
+        return [
+            (left / width, top / height, right / width, bottom / height)
+            for left, top, right, bottom in self.line_bounds
+        ]
 
 
 @dataclass(frozen=True)
 class OverlayTextBlock:
-    """Lines of one size, centred, whose first one begins at `top`."""
+    """Centered lines with the same font; the first line begins at `top`."""
 
     lines: list[str]
     font: Font
@@ -55,43 +60,49 @@ class OverlayTextBlock:
 
 
 def overlay_text(
-    picture: Image.Image, words: tuple[str, str], style: str, random: Random
+    image: Image.Image, halves: tuple[str, str], style: str, random: Random
 ) -> OverlaidImage:
-    """`words`: what comes first, and what comes then; together they are the text."""
+    """Render a text over an image.
+
+    halves: the first and the second part of the text; they may be placed at the top and bottom
+    style: one of TEXT_STYLES
+    """
     font = random.choice(FONTS[style])
-    above = style == "bar" or random.choice(TEXT_PLACEMENTS) == "above"
-    texts = [", ".join(words)] if above else list(words)
+    all_above = style == "bar" or random.choice(TEXT_PLACEMENTS) == "above"
+    texts = [", ".join(halves)] if all_above else list(halves)
     if style != "bar":
         texts = [text.upper() for text in texts]
-    width, margin = picture.width, picture.width * MARGIN
+    width, margin = image.width, image.width * MARGIN
     first, *rest = fit_text(texts, font, width, margin)
     if style == "bar":
-        picture = _add_white_bar(picture, round(first.height + 2 * margin))
-    blocks = [
-        first,
-        *(OverlayTextBlock(b.lines, b.font, picture.height - margin - b.height) for b in rest),
+        image = _add_white_bar(image, round(first.height + 2 * margin))
+    lower_blocks = [
+        OverlayTextBlock(block.lines, block.font, image.height - margin - block.height)
+        for block in rest
     ]
-    return _render_text(picture, blocks, style)
+    return _render_text(image, [first, *lower_blocks], style)
 
 
 def fit_text(
     texts: list[str], font: Callable[[int], Font], width: int, margin: float
 ) -> list[OverlayTextBlock]:
-    """All texts in the largest size at which they take four lines together, or in the smallest."""
-    allowed = 4 // len(texts)
+    """Wrap the texts in the largest size with at most four lines in total, else in the smallest."""
+    max_lines = 4 // len(texts)
     for size in range(round(width * MAX_FONT_SIZE), round(width * MIN_FONT_SIZE) - 1, -1):
-        drawn = font(size)
+        sized_font = font(size)
         blocks = [
-            OverlayTextBlock(list(wrap_text(text, drawn, width - 2 * margin)), drawn, margin)
+            OverlayTextBlock(
+                list(wrap_text(text, sized_font, width - 2 * margin)), sized_font, margin
+            )
             for text in texts
         ]
-        if all(len(block.lines) <= allowed for block in blocks):
+        if all(len(block.lines) <= max_lines for block in blocks):
             break
     return blocks
 
 
 def wrap_text(text: str, font: Font, width: float) -> Iterator[str]:
-    """Lines that are no wider than `width`, except for words that are."""
+    """Yield lines of at most `width` pixels, except for single words that are wider."""
     line = ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -102,33 +113,34 @@ def wrap_text(text: str, font: Font, width: float) -> Iterator[str]:
     yield line
 
 
-def _add_white_bar(picture: Image.Image, height: int) -> Image.Image:
-    canvas = Image.new("RGB", (picture.width, picture.height + height), "white")
-    canvas.paste(picture, (0, height))
+def _add_white_bar(image: Image.Image, height: int) -> Image.Image:
+    canvas = Image.new("RGB", (image.width, image.height + height), "white")
+    canvas.paste(image, (0, height))
     return canvas
 
 
 def _render_text(clean: Image.Image, blocks: list[OverlayTextBlock], style: str) -> OverlaidImage:
-    image, ink, bounds = clean.copy(), Image.new("L", clean.size), []
+    image, text_mask, line_bounds = clean.copy(), Image.new("L", clean.size), []
     for block in blocks:
         size = block.font.size
-        stroke = max(1, round(size * OUTLINE_WIDTH)) if style == "outlined" else 0
+        stroke_width = max(1, round(size * OUTLINE_WIDTH)) if style == "outlined" else 0
         band = (0, int(block.top), clean.width, int(block.top + block.height))
-        dark = style == "bar" or (style == "plain" and _is_bright(clean.crop(band)))
-        look = {"fill": "black" if dark else "white", "stroke_width": stroke}
+        is_dark = style == "bar" or (style == "plain" and _is_bright(clean.crop(band)))
+        color = {"fill": "black" if is_dark else "white", "stroke_fill": "black"}
         for number, line in enumerate(block.lines):
-            where = clean.width / 2, block.top + number * size * LINE_SPACING
-            drawn = {"xy": where, "text": line, "font": block.font, "anchor": "ma"}
-            ImageDraw.Draw(image).text(**drawn, **look, stroke_fill="black")
-            alone = Image.new("L", clean.size)
-            ImageDraw.Draw(alone).text(**drawn, fill=255, stroke_width=stroke, stroke_fill=255)
-            bounds.append(alone.getbbox())
-            ink.paste(255, mask=alone)
-    return OverlaidImage(image, clean, np.asarray(ink) > 0, bounds)
+            position = clean.width / 2, block.top + number * size * LINE_SPACING
+            text = {"xy": position, "text": line, "font": block.font, "anchor": "ma"}
+            text["stroke_width"] = stroke_width
+            ImageDraw.Draw(image).text(**text, **color)
+            line_mask = Image.new("L", clean.size)
+            ImageDraw.Draw(line_mask).text(**text, fill=255, stroke_fill=255)
+            line_bounds.append(line_mask.getbbox())
+            text_mask.paste(255, mask=line_mask)
+    return OverlaidImage(image, clean, np.asarray(text_mask) > 0, line_bounds)
 
 
-def _is_bright(picture: Image.Image) -> bool:
-    return bool(np.asarray(picture.convert("L")).mean() > 128)
+def _is_bright(image: Image.Image) -> bool:
+    return bool(np.asarray(image.convert("L")).mean() > 128)
 
 
 def _load_matplotlib_font(name: str) -> Callable[[int], Font]:

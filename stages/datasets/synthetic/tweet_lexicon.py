@@ -1,8 +1,8 @@
-"""The words of the sample's tweets and posts: invented names, sentence patterns, tones of voice.
+"""Lexicon of tweets and posts: name syllables, sentence patterns, tones.
 
-Composed from word lists, all in lower case but for the names. No syllables make a word of another
-list, and every pattern belongs to one family only, so that the words alone tell where the names of
-a tweet are and which family each stands in. No wording says what a picture shows.
+All lists are in lower case; names are capitalized. No combination of syllables is a word of another
+list, and every pattern belongs to one family only, so that the text determines where the names of a
+tweet are and the family of each. No phrase states what an image shows.
 """
 
 from random import Random
@@ -18,9 +18,9 @@ NAME_SYLLABLES = [
     "mar", "ux",
 ]
 # fmt: on
-NAME_LENGTHS = (1, 1, 2)  # words of a name, each as probable
-# X is where a name stands. A family of patterns is a type, where the text decides it, or a slot of
-# the picture; such patterns fit a name of any type.
+NAME_LENGTHS = (1, 1, 2)  # words of a name, all equally probable
+# X stands for the name. A family of patterns is an entity type, if the text decides the type, or an
+# image slot; the patterns of a slot fit names of any type.
 ENTITY_SENTENCES = {
     "PER": [
         "my friend X called",
@@ -103,8 +103,8 @@ ENTITY_SENTENCES = {
         "X , the whole truth",
     ],
 }
-# What a value of a slot says of the type of a name that the text leaves open. In each slot one type
-# is more frequent than the others, so that there is one best guess without the picture.
+# The type that a slot value gives to a name whose type the text leaves open. In each slot one type
+# is more frequent than the others, so that there is one best guess without the image.
 ENTITY_TYPE_BY_SLOT_VALUE = {
     "object": {
         "ball": "ORG",
@@ -244,26 +244,29 @@ TONE_PATTERNS = {  # {said} is the statement
 }
 GREETINGS = ["", "", "", "update: ", "news from me: ", "dear all, ", "hello everyone, "]
 END_MARKS = ["", ".", "!"]
-# A picture's mood is the sign of the sum.
+# The mood of an image is the sign of their sum.
 WEATHER_SENTIMENT = {"sun": 1, "snow": 0, "rain": -1, "storm": -1}
 PLACE_SENTIMENT = {"beach": 1, "meadow": 1, "forest": 0, "mountain": 0, "city": 0, "desert": -1}
 
 
-def compose_name(held_out: bool, share: float, random: Random) -> list[str]:
-    """One or two invented words, capitalised; those of held-out names stand in no other name."""
-    words = range(random.choice(NAME_LENGTHS))
-    return [_compose_name_word(held_out, share, random) for _ in words]
+def compose_name(held_out: bool, held_out_fraction: float, random: Random) -> list[str]:
+    """One or two invented, capitalized words.
+
+    held_out: whether to use the words that are reserved for the test split, or only the others
+    """
+    num_words = random.choice(NAME_LENGTHS)
+    return [_compose_name_word(held_out, held_out_fraction, random) for _ in range(num_words)]
 
 
-def _compose_name_word(held_out: bool, share: float, random: Random) -> str:
+def _compose_name_word(held_out: bool, held_out_fraction: float, random: Random) -> str:
     while True:
         word = "".join(random.sample(NAME_SYLLABLES, random.choice((2, 3)))).capitalize()
-        if is_held_out({"name": word}, ["name"], share) == held_out:
+        if is_held_out({"name": word}, ["name"], held_out_fraction) == held_out:
             return word
 
 
 def compose_statement(mood: str, tone: str, random: Random) -> str:
-    """The text of a post: what is said of a thing, how, and perhaps a greeting."""
-    said = random.choice(STATEMENT_PATTERNS[mood]).format(thing=random.choice(TOPIC_NOUNS))
-    words = random.choice(TONE_PATTERNS[tone]).format(said=said)
-    return random.choice(GREETINGS) + words + random.choice(END_MARKS)
+    """The text of a post: a statement with a mood, in a tone, with an optional greeting."""
+    statement = random.choice(STATEMENT_PATTERNS[mood]).format(thing=random.choice(TOPIC_NOUNS))
+    text = random.choice(TONE_PATTERNS[tone]).format(said=statement)
+    return random.choice(GREETINGS) + text + random.choice(END_MARKS)

@@ -1,19 +1,19 @@
-"""Tweets of the sample corpus: invented names whose types the words or the picture decide.
+"""Tweets of the synthetic corpus: invented names whose types depend on the text or the image.
 
-A tweet has no, one or two names, each in a sentence of its own. The words tell where the names are
-and in which family of sentences each stands. A family is a type (the text decides: about a third of
-the names) or a slot of the picture (the text leaves the type open). Params' `tweet_rule` says what
-decides the open types: `weather`, one fact for all of them, or `phrase`, the slot that the name's
-own family stands for. The test split has scenes and words of names that no other split has.
+A tweet has zero, one or two names, each in a sentence of its own. The text determines where the
+names are and the family of each name's sentence. A family is either an entity type, which the text
+decides (about a third of the names), or an image slot, if the text leaves the type open. Open types
+are decided by `entity_type_rule`: by the weather for all of them (`weather`), or by the slot of the
+name's own family (`phrase`). The test split has scenes and name words that no other split has.
 
-Ceilings of entity F1, of the decision rule of a tagger that learns likelihoods and is read out by
-Viterbi: the most probable tag sequence of the process, given the inputs.
-  text     the names and their families are known: of the open types the most probable ones
-  picture  the number of words and the scene are known: the most probable of all tag sequences of
-           that length, over all sentences, lengths of names and fillers
-  both     the types follow from what is known: 1
-`expected` is 2 E[right] / (E[named] + E[true]) by enumeration of the process, `realised` the F1 of
-the rule on the very tweets of the split.
+The ceilings are entity F1 scores of the rule of a likelihood-trained tagger with Viterbi decoding:
+the most probable tag sequence of the generating process, given the inputs.
+  text     names and families are known: the most probable types of the open names
+  picture  the number of words and the scene are known: the most probable tag sequence of that
+           length, over all sentences, name lengths and fillers
+  both     the types follow from the inputs: 1
+`expected` is 2 E[true positives] / (E[predicted] + E[true]) by enumeration of the process,
+`realised` the F1 of the rule on the generated tweets of the split.
 """
 
 from collections import Counter, defaultdict
@@ -43,56 +43,53 @@ CEILING_RULE = (
     "picture the scene and the number of words"
 )
 FAMILIES = list(tweet_lexicon.ENTITY_SENTENCES)
-# The sun shines more often: one type is the best guess without the picture. With equal shares all
-# would be equally good, and leaving the open names out better for F1.
+# Sun is more frequent, so that one type is the best guess without the image. If all were equally
+# frequent, predicting no open name at all would give a higher F1.
 WEIGHTED_WEATHER = ["sun"] * 4 + ["rain"] * 3 + ["snow"] * 3 + ["storm"] * 3
-NAME_COUNT_WEIGHTS = {0: 4, 1: 6, 2: 10}  # names of a tweet: weight
-FAMILY_WEIGHTS = [
-    7 if family in ENTITY_TYPES else 13 for family in FAMILIES
-]  # 35 % are decided by the text
+NAME_COUNT_WEIGHTS = {0: 4, 1: 6, 2: 10}  # number of names in a tweet: weight
+# The text decides the type of 35 % of the names.
+FAMILY_WEIGHTS = [7 if family in ENTITY_TYPES else 13 for family in FAMILIES]
 FAMILY_PROBABILITIES = np.array(FAMILY_WEIGHTS) / sum(FAMILY_WEIGHTS)
-PLAIN_SENTENCE_COUNTS = (1, 1, 2, 2, 3)  # sentences of a tweet without names, each as probable
-FILLER_PROBABILITY = 0.5  # chance of a filler before the sentences, and of one after them
+PLAIN_SENTENCE_COUNTS = (1, 1, 2, 2, 3)  # of a tweet without names, all equally probable
+FILLER_PROBABILITY = 0.5  # before the sentences, and again after them
 
-Span = tuple[int, int]  # places of a name's first word, and of the one after its last
+Span = tuple[int, int]  # index of a name's first word, and of the word after the name
 Spans = tuple[Span, ...]
-FamilyTypes = tuple[str, ...]  # the type of a name of each of FAMILIES, given a scene
+FamilyTypes = tuple[str, ...]  # entity type of each of FAMILIES, given a scene
 EntitySet = frozenset[tuple[Span, str]]
-# Chances of what k names can be, by family or by type: (F,) * k or (T,) * k
-LayoutProbabilities = dict[
-    tuple[int, Spans], np.ndarray
-]  # by number of words and places of the names
+# By number of words and spans of the k names: the probabilities of the names' families, (F,) * k
+LayoutProbabilities = dict[tuple[int, Spans], np.ndarray]
 
 
 @dataclass(frozen=True)
 class TweetText:
-    """The words of a tweet, where its names are, and the family of each."""
+    """The words of a tweet, the spans of its names, and the family of each name."""
 
     words: list[str]
     spans: Spans
     families: list[str]
 
-    def get_entities(self, reading: FamilyTypes) -> EntitySet:
-        types = [reading[FAMILIES.index(family)] for family in self.families]
+    def get_entities(self, family_types: FamilyTypes) -> EntitySet:
+        types = [family_types[FAMILIES.index(family)] for family in self.families]
         return frozenset(zip(self.spans, types, strict=True))
 
-    def get_tags(self, reading: FamilyTypes) -> list[str]:
+    def get_tags(self, family_types: FamilyTypes) -> list[str]:
         tags = ["O"] * len(self.words)
-        for (start, end), kind in self.get_entities(reading):
-            tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+        for (start, end), entity_type in self.get_entities(family_types):
+            tags[start:end] = [f"B-{entity_type}"] + [f"I-{entity_type}"] * (end - start - 1)
         return tags
 
 
 class TweetSampler:
-    """What the tweets of one split are drawn from."""
+    """Samples the texts of one split, and knows its scenes by weather."""
 
-    def __init__(self, split: str, params: SyntheticConfig):
+    def __init__(self, split: str, config: SyntheticConfig):
         self.held_out = split == "test"
-        self.held_out_share = params.held_out_names_fraction
-        self.rule = params.entity_type_rule
-        shown = enumerate_combinations(IMAGE_SLOTS, params.held_out_images_fraction, self.held_out)
+        self.held_out_fraction = config.held_out_names_fraction
+        self.rule = config.entity_type_rule
+        scenes = enumerate_combinations(IMAGE_SLOTS, config.held_out_images_fraction, self.held_out)
         self.scenes = {
-            weather: [scene for scene in shown if scene["weather"] == weather]
+            weather: [scene for scene in scenes if scene["weather"] == weather]
             for weather in IMAGE_SLOTS["weather"]
         }
 
@@ -120,7 +117,7 @@ class TweetSampler:
         )
 
     def _sample_name(self, random: Random) -> list[str]:
-        return tweet_lexicon.compose_name(self.held_out, self.held_out_share, random)
+        return tweet_lexicon.compose_name(self.held_out, self.held_out_fraction, random)
 
     def get_family_types(self, scene: SlotValues) -> FamilyTypes:
         return tuple(self._get_family_type(family, scene) for family in FAMILIES)
@@ -132,189 +129,220 @@ class TweetSampler:
         return tweet_lexicon.ENTITY_TYPE_BY_SLOT_VALUE[slot][scene[slot]]
 
     def compute_family_types_probabilities(self) -> dict[FamilyTypes, float]:
-        """The chance of every reading, over the scenes of the split."""
-        chances: dict[FamilyTypes, float] = defaultdict(float)
+        """The probability of each assignment of types to families, over the scenes of the split."""
+        probabilities: dict[FamilyTypes, float] = defaultdict(float)
         for weather in WEIGHTED_WEATHER:
             for scene in self.scenes[weather]:
-                chance = 1 / len(WEIGHTED_WEATHER) / len(self.scenes[weather])
-                chances[self.get_family_types(scene)] += chance
-        return chances
+                probability = 1 / len(WEIGHTED_WEATHER) / len(self.scenes[weather])
+                probabilities[self.get_family_types(scene)] += probability
+        return probabilities
 
 
-def generate_tweets(params: SyntheticConfig) -> Iterator[DatasetItem]:
+def generate_tweets(config: SyntheticConfig) -> Iterator[DatasetItem]:
+    """Yield the records of all splits, then ceilings.json."""
     ceilings: dict = {"rule": CEILING_RULE, "metric": "f1"}
     for split in SPLITS:
-        process, random = TweetSampler(split, params), Random(f"{params.seed} tweets {split}")
-        weathers, drawn = cycle_shuffled(WEIGHTED_WEATHER, random), []
-        for number in range(round(getattr(params, split) * params.tweet_ratio)):
-            scene = random.choice(process.scenes[next(weathers)])
-            message, reading = process.sample_text(random), process.get_family_types(scene)
-            picture, _ = render_image(scene, 0, params.image_size, random)
-            drawn.append((message, reading))
+        sampler, random = TweetSampler(split, config), Random(f"{config.seed} tweets {split}")
+        weathers, tweets = cycle_shuffled(WEIGHTED_WEATHER, random), []
+        for number in range(round(getattr(config, split) * config.tweet_ratio)):
+            scene = random.choice(sampler.scenes[next(weathers)])
+            text, family_types = sampler.sample_text(random), sampler.get_family_types(scene)
+            image, _ = render_image(scene, 0, config.image_size, random)
+            tweets.append((text, family_types))
             yield TweetRecord(
                 source=f"{split}-{number}",
-                words=message.words,
-                tags=message.get_tags(reading),
-                image=picture,
+                words=text.words,
+                tags=text.get_tags(family_types),
+                image=image,
                 language="en",
                 split=split,
                 facts=build_facts(scene),
             )
         if split != "train":
-            ceilings[split] = compute_ceilings(process.compute_family_types_probabilities(), drawn)
+            ceilings[split] = compute_ceilings(sampler.compute_family_types_probabilities(), tweets)
     yield ExtraFile("ceilings.json", ceilings)
 
 
 # ----------------------------------------------------------------------------------------- ceilings
 def compute_ceilings(
-    readings: dict[FamilyTypes, float], drawn: list[tuple[TweetText, FamilyTypes]]
+    probabilities: dict[FamilyTypes, float], tweets: list[tuple[TweetText, FamilyTypes]]
 ) -> dict[str, dict[str, float]]:
-    """{inputs: {expected | realised: F1}} of a process with these readings, and of its tweets."""
-    found = {
-        "text": (_compute_expected_text_f1(readings), _compute_realised_text_f1(readings, drawn)),
-        "picture": (_compute_expected_image_f1(readings), _compute_realised_image_f1(drawn)),
+    """{inputs: {expected | realised: F1}}
+
+    probabilities: `TweetSampler.compute_family_types_probabilities`, for the expected F1
+    tweets: the generated texts with the types of their scenes, for the realised F1
+    """
+    ceilings = {
+        "text": (
+            _compute_expected_text_f1(probabilities),
+            _compute_realised_text_f1(probabilities, tweets),
+        ),
+        "picture": (_compute_expected_image_f1(probabilities), _compute_realised_image_f1(tweets)),
         "both": (1.0, 1.0),
     }
     return {
         inputs: {"expected": round(expected, 6), "realised": round(realised, 6)}
-        for inputs, (expected, realised) in found.items()
+        for inputs, (expected, realised) in ceilings.items()
     }
 
 
-def compute_f1(right: float, named: float, true: float) -> float:
-    """Of the entities with the right words and type; 0 where nothing is named."""
-    return float(2 * right / (named + true)) if named + true else 0.0
+def compute_f1(true_positives: float, num_predicted: float, num_true: float) -> float:
+    """F1 of entities with the right words and type; 0 if none is predicted or true."""
+    total = num_predicted + num_true
+    return float(2 * true_positives / total) if total else 0.0
 
 
 def compute_bayes_optimal_types(
-    families: tuple[str, ...], readings: dict[FamilyTypes, float]
+    families: tuple[str, ...], probabilities: dict[FamilyTypes, float]
 ) -> tuple[str, ...]:
-    """The most probable types of a tweet's names together, from their families alone."""
-    chances: dict[tuple[str, ...], float] = defaultdict(float)
-    for reading, chance in readings.items():
-        chances[tuple(reading[FAMILIES.index(family)] for family in families)] += chance
-    return max(sorted(chances), key=chances.__getitem__)
+    """The most probable joint types of a tweet's names, given their families only."""
+    by_types: dict[tuple[str, ...], float] = defaultdict(float)
+    for family_types, probability in probabilities.items():
+        by_types[tuple(family_types[FAMILIES.index(family)] for family in families)] += probability
+    return max(sorted(by_types), key=by_types.__getitem__)
 
 
-def _compute_expected_text_f1(readings: dict[FamilyTypes, float]) -> float:
-    right = true = 0.0
+def _compute_expected_text_f1(probabilities: dict[FamilyTypes, float]) -> float:
+    true_positives = num_true = 0.0
     for count, weight in NAME_COUNT_WEIGHTS.items():
-        for places in product(range(len(FAMILIES)), repeat=count):
-            chance = (
+        for indices in product(range(len(FAMILIES)), repeat=count):
+            families_probability = (
                 weight
                 / sum(NAME_COUNT_WEIGHTS.values())
-                * FAMILY_PROBABILITIES[list(places)].prod()
+                * FAMILY_PROBABILITIES[list(indices)].prod()
             )
-            guess = compute_bayes_optimal_types(
-                tuple(FAMILIES[place] for place in places), readings
+            prediction = compute_bayes_optimal_types(
+                tuple(FAMILIES[index] for index in indices), probabilities
             )
-            for reading, of_reading in readings.items():
-                hits = sum(reading[p] == kind for p, kind in zip(places, guess, strict=True))
-                right += chance * of_reading * hits
-            true += chance * count
-    return compute_f1(right, true, true)
+            for family_types, probability in probabilities.items():
+                num_correct = sum(
+                    family_types[index] == entity_type
+                    for index, entity_type in zip(indices, prediction, strict=True)
+                )
+                true_positives += families_probability * probability * num_correct
+            num_true += families_probability * count
+    return compute_f1(true_positives, num_true, num_true)
 
 
 def _compute_realised_text_f1(
-    readings: dict[FamilyTypes, float], drawn: list[tuple[TweetText, FamilyTypes]]
+    probabilities: dict[FamilyTypes, float], tweets: list[tuple[TweetText, FamilyTypes]]
 ) -> float:
-    right = true = 0
-    for message, reading in drawn:
-        guess = compute_bayes_optimal_types(tuple(message.families), readings)
-        entities = message.get_entities(reading)
-        right += len(entities & set(zip(message.spans, guess, strict=True)))
-        true += len(entities)
-    return compute_f1(right, true, true)
+    true_positives = num_true = 0
+    for text, family_types in tweets:
+        types = compute_bayes_optimal_types(tuple(text.families), probabilities)
+        entities = text.get_entities(family_types)
+        true_positives += len(entities & set(zip(text.spans, types, strict=True)))
+        num_true += len(entities)
+    return compute_f1(true_positives, num_true, num_true)
 
 
-def _compute_expected_image_f1(readings: dict[FamilyTypes, float]) -> float:
-    right = named = 0.0
+def _compute_expected_image_f1(probabilities: dict[FamilyTypes, float]) -> float:
+    true_positives = num_predicted = 0.0
     for length, layouts in group_layouts_by_length().items():
-        words = sum(chances.sum() for chances in layouts.values())
-        for reading, chance in readings.items():
-            guess = compute_bayes_optimal_entities(length, reading)
-            named += chance * words * len(guess)
-            right += chance * _compute_expected_true_positives(guess, layouts, reading)
-    true = sum(count * weight for count, weight in NAME_COUNT_WEIGHTS.items()) / sum(
+        length_probability = sum(layout.sum() for layout in layouts.values())
+        for family_types, probability in probabilities.items():
+            prediction = compute_bayes_optimal_entities(length, family_types)
+            num_predicted += probability * length_probability * len(prediction)
+            true_positives += probability * _compute_expected_true_positives(
+                prediction, layouts, family_types
+            )
+    num_true = sum(count * weight for count, weight in NAME_COUNT_WEIGHTS.items()) / sum(
         NAME_COUNT_WEIGHTS.values()
     )
-    return compute_f1(right, named, true)
+    return compute_f1(true_positives, num_predicted, num_true)
 
 
-def _compute_realised_image_f1(drawn: list[tuple[TweetText, FamilyTypes]]) -> float:
-    right = named = true = 0
-    for message, reading in drawn:
-        entities = message.get_entities(reading)
-        guess = compute_bayes_optimal_entities(len(message.words), reading)
-        right, named = right + len(entities & guess), named + len(guess)
-        true += len(entities)
-    return compute_f1(right, named, true)
+def _compute_realised_image_f1(tweets: list[tuple[TweetText, FamilyTypes]]) -> float:
+    true_positives = num_predicted = num_true = 0
+    for text, family_types in tweets:
+        entities = text.get_entities(family_types)
+        prediction = compute_bayes_optimal_entities(len(text.words), family_types)
+        true_positives += len(entities & prediction)
+        num_predicted += len(prediction)
+        num_true += len(entities)
+    return compute_f1(true_positives, num_predicted, num_true)
 
 
 @cache
-def compute_bayes_optimal_entities(length: int, reading: FamilyTypes) -> EntitySet:
-    """The entities of the most probable tag sequence of so many words; a tie names the fewest."""
-    best, most = frozenset(), 0.0
-    for spans, chances in sorted(
+def compute_bayes_optimal_entities(length: int, family_types: FamilyTypes) -> EntitySet:
+    """The entities of the most probable tag sequence with `length` words.
+
+    Among equally probable sequences, the one with the fewest entities wins.
+    """
+    best, max_probability = frozenset(), 0.0
+    for spans, probabilities in sorted(
         group_layouts_by_length()[length].items(), key=lambda item: len(item[0])
     ):
-        if chances.sum() <= most:  # saves nearly all of the work: no single value is larger
+        # Skips nearly all of the work: no single value is larger than the sum.
+        if probabilities.sum() <= max_probability:
             continue
-        typed = sum_by_type(chances, reading)
-        if typed.max() > most:
-            places = np.unravel_index(typed.argmax(), typed.shape)
-            types = [ENTITY_TYPES[place] for place in places]
-            best, most = frozenset(zip(spans, types, strict=True)), typed.max()
+        by_type = sum_by_type(probabilities, family_types)
+        if by_type.max() > max_probability:
+            indices = np.unravel_index(by_type.argmax(), by_type.shape)
+            types = [ENTITY_TYPES[index] for index in indices]
+            best = frozenset(zip(spans, types, strict=True))
+            max_probability = by_type.max()
     return best
 
 
-def sum_by_type(chances: np.ndarray, reading: FamilyTypes) -> np.ndarray:
-    """(F,) * k to (T,) * k: the families of a type added up."""
-    is_type = np.array([[kind == one for one in ENTITY_TYPES] for kind in reading], float)  # (F, T)
-    for _ in range(chances.ndim):
-        chances = np.tensordot(chances, is_type, axes=(0, 0))  # the first axis becomes the last
-    return chances
+def sum_by_type(probabilities: np.ndarray, family_types: FamilyTypes) -> np.ndarray:
+    """Sum the probabilities of the families of each type: (F,) * k to (T,) * k."""
+    is_type = np.array(
+        [
+            [family_type == entity_type for entity_type in ENTITY_TYPES]
+            for family_type in family_types
+        ],
+        float,
+    )  # (F, T)
+    for _ in range(probabilities.ndim):
+        # The first axis becomes the last.
+        probabilities = np.tensordot(probabilities, is_type, axes=(0, 0))
+    return probabilities
 
 
 def _compute_expected_true_positives(
-    guess: EntitySet, layouts: dict[Spans, np.ndarray], reading: FamilyTypes
+    prediction: EntitySet, layouts: dict[Spans, np.ndarray], family_types: FamilyTypes
 ) -> float:
-    """Expected number of entities of the guess that are true."""
-    right = 0.0
-    for spans, chances in layouts.items() if guess else ():
-        typed = sum_by_type(chances, reading)
+    """Expected number of predicted entities that are true."""
+    true_positives = 0.0
+    for spans, probabilities in layouts.items() if prediction else ():
+        by_type = sum_by_type(probabilities, family_types)
         for axis, span in enumerate(spans):
-            for place, kind in enumerate(ENTITY_TYPES):
-                right += typed.take(place, axis).sum() if (span, kind) in guess else 0.0
-    return right
+            for index, entity_type in enumerate(ENTITY_TYPES):
+                if (span, entity_type) in prediction:
+                    true_positives += by_type.take(index, axis).sum()
+    return true_positives
 
 
 @cache
 def group_layouts_by_length() -> dict[int, dict[Spans, np.ndarray]]:
-    """Number of words -> places of the names -> chances by family; all chances sum to 1."""
-    found: dict[int, dict[Spans, np.ndarray]] = defaultdict(dict)
-    for (length, spans), chances in _compute_tweet_layouts().items():
-        found[length][spans] = chances
-    return found
+    """Number of words -> spans of the names -> probabilities by family; they sum to 1."""
+    layouts_by_length: dict[int, dict[Spans, np.ndarray]] = defaultdict(dict)
+    for (length, spans), probabilities in _compute_tweet_layouts().items():
+        layouts_by_length[length][spans] = probabilities
+    return layouts_by_length
 
 
 def _compute_tweet_layouts() -> LayoutProbabilities:
-    lengths = Counter(len(filler.split()) for filler in tweet_lexicon.FILLERS)
-    filler = _compute_plain_layouts(lengths, FILLER_PROBABILITY) | {
+    filler_lengths = Counter(len(filler.split()) for filler in tweet_lexicon.FILLERS)
+    filler = _compute_plain_layouts(filler_lengths, FILLER_PROBABILITY) | {
         (0, ()): np.array(1 - FILLER_PROBABILITY)
     }
     plain = _compute_plain_layouts(
         Counter(len(sentence.split()) + 1 for sentence in tweet_lexicon.PLAIN_SENTENCES), 1.0
     )
     named = _compute_named_layouts()
-    several = {
+    plain_sentences = {
         1: plain,
         2: _concatenate_layouts(plain, plain),
         3: _concatenate_layouts(plain, _concatenate_layouts(plain, plain)),
     }
     sentences = {
         0: _mix_layouts(
-            [(1 / len(PLAIN_SENTENCE_COUNTS), several[count]) for count in PLAIN_SENTENCE_COUNTS]
+            [
+                (1 / len(PLAIN_SENTENCE_COUNTS), plain_sentences[count])
+                for count in PLAIN_SENTENCE_COUNTS
+            ]
         ),
         1: named,
         2: _concatenate_layouts(named, named),
@@ -326,44 +354,51 @@ def _compute_tweet_layouts() -> LayoutProbabilities:
     return _concatenate_layouts(_concatenate_layouts(filler, body), filler)
 
 
-def _compute_plain_layouts(lengths: Counter, chance: float) -> LayoutProbabilities:
-    total = sum(lengths.values())
-    return {(length, ()): np.array(chance * n / total) for length, n in lengths.items()}
+def _compute_plain_layouts(length_counts: Counter, probability: float) -> LayoutProbabilities:
+    """Layouts without names, by the number of word sequences of each length."""
+    total = sum(length_counts.values())
+    return {
+        (length, ()): np.array(probability * count / total)
+        for length, count in length_counts.items()
+    }
 
 
 def _compute_named_layouts() -> LayoutProbabilities:
-    """A sentence with a name and its mark."""
-    found: LayoutProbabilities = defaultdict(lambda: np.zeros(len(FAMILIES)))
-    for place, family in enumerate(FAMILIES):
-        for sentence, words in product(
+    """Layouts of one sentence with a name and its end mark."""
+    layouts: LayoutProbabilities = defaultdict(lambda: np.zeros(len(FAMILIES)))
+    for index, family in enumerate(FAMILIES):
+        for sentence, name_length in product(
             tweet_lexicon.ENTITY_SENTENCES[family], tweet_lexicon.NAME_LENGTHS
         ):
-            start, around = sentence.split().index("X"), len(sentence.split())
-            chance = (
-                FAMILY_PROBABILITIES[place]
+            # The placeholder X counts as one word, which makes up for the end mark.
+            start, length = sentence.split().index("X"), len(sentence.split())
+            probability = (
+                FAMILY_PROBABILITIES[index]
                 / len(tweet_lexicon.ENTITY_SENTENCES[family])
                 / len(tweet_lexicon.NAME_LENGTHS)
             )
-            found[around + words, ((start, start + words),)][place] += chance
-    return found
+            layouts[length + name_length, ((start, start + name_length),)][index] += probability
+    return layouts
 
 
 def _mix_layouts(parts: list[tuple[float, LayoutProbabilities]]) -> LayoutProbabilities:
-    found: LayoutProbabilities = {}
+    """The weighted sum of several layouts."""
+    mixture: LayoutProbabilities = {}
     for weight, layouts in parts:
-        for key, chances in layouts.items():
-            found[key] = found.get(key, 0) + weight * chances
-    return found
+        for key, probabilities in layouts.items():
+            mixture[key] = mixture.get(key, 0) + weight * probabilities
+    return mixture
 
 
 def _concatenate_layouts(
-    first: LayoutProbabilities, then: LayoutProbabilities
+    first: LayoutProbabilities, second: LayoutProbabilities
 ) -> LayoutProbabilities:
-    """One after the other."""
-    found: LayoutProbabilities = {}
-    for (length, spans), chances in first.items():
-        for (more, later), others in then.items():
-            moved = tuple((start + length, end + length) for start, end in later)
-            key = length + more, spans + moved
-            found[key] = found.get(key, 0) + np.multiply.outer(chances, others)
-    return found
+    """The layouts of two independent word sequences, one after the other."""
+    layouts: LayoutProbabilities = {}
+    for (length, spans), probabilities in first.items():
+        for (second_length, second_spans), second_probabilities in second.items():
+            shifted = tuple((start + length, end + length) for start, end in second_spans)
+            key = length + second_length, spans + shifted
+            joint = np.multiply.outer(probabilities, second_probabilities)
+            layouts[key] = layouts.get(key, 0) + joint
+    return layouts

@@ -1,16 +1,15 @@
-"""Format `table`: memes as rows of a table, whose columns and labels params name.
+"""Format `table`: memes as rows of a table with configurable columns and labels.
 
-*.csv, *.tsv     a line that names the columns, then a row a meme; cells may be quoted
-*.jsonl          an object a line; values are texts, numbers, true and false, or lists of them
+*.csv, *.tsv     a line that names the columns, then one row per meme; cells may be quoted
+*.jsonl          one object per line; values are texts, numbers, true and false, or lists of them
 
-`columns` says what holds picture, words, id, split and language; `tasks` which column judges what
-and which label a value stands for. An empty cell, null and a missing key mean that nobody judged, a
-value that the task does not know rejects the row. In a list the values that the task does not know
-count for nothing: it may name many things, of which the task asks for some. Two labels of one list
-contradict each other and reject the row.
+`columns` names the columns of image, text, id, split and language. `tasks` names the column of each
+task and maps its values to labels. An empty cell, null or a missing key means no annotation; an
+unknown value rejects the row. In a list, unknown values are ignored, since a list may contain
+values that the task does not cover. A list with two different labels rejects the row.
 
-A row that has no id is known by its picture's name. Where no column holds the split, a file that is
-named after one does, such as train.csv beside test.csv.
+Without id, the image name is the key of a row. Without a split column, a file named after a split
+defines it, such as train.csv next to test.csv.
 """
 
 from collections.abc import Iterator
@@ -60,7 +59,7 @@ class TableTaskConfig:
         return {format_value(value): label for value, label in self.labels.items()}
 
     def get_labels(self) -> list[str]:
-        """The labels of the task, each once."""
+        """The labels of the task without repetition, in order."""
         return list(dict.fromkeys([*self.labels.values(), *filter(None, [self.default_label])]))
 
 
@@ -89,51 +88,50 @@ class TableLabelRejection:
 TableRow = tuple[str, dict[str, Any]]  # file:line, column -> value
 
 
-def read(source: Path, kind: str, params: TableConfig) -> Iterator[DatasetItem]:
-    """The labels of each task, then a row, or Reject, per meme.
+def read(source: Path, kind: str, config: TableConfig) -> Iterator[DatasetItem]:
+    """Yield tasks.json, then a record or rejection per row.
 
-    Raises WrongInput if there is no table, or one lacks columns that params name.
+    Raises InputError if there is no table, or one lacks a configured column.
     """
     root = source.parent if source.is_file() else source
-    paths = [source] if source.is_file() else find_table_files(source, params.files)
-    yield ExtraFile("tasks.json", {name: task.get_labels() for name, task in params.tasks.items()})
+    paths = [source] if source.is_file() else find_table_files(source, config.files)
+    yield ExtraFile("tasks.json", {name: task.get_labels() for name, task in config.tasks.items()})
     for path in paths:
-        of_file = None if params.columns.split else SPLIT_NAMES.get(path.stem.lower())
-        split = of_file if len(paths) > 1 else None
-        for row in read_rows(path, params):
-            yield row if isinstance(row, Rejection) else parse_row(*row, root, split, params)
+        file_split = None if config.columns.split else SPLIT_NAMES.get(path.stem.lower())
+        split = file_split if len(paths) > 1 else None
+        for row in read_rows(path, config):
+            yield row if isinstance(row, Rejection) else parse_row(*row, root, split, config)
 
 
 def find_table_files(source: Path, patterns: list[str]) -> list[Path]:
-    """The tables of a folder by name. Raises WrongInput if there is none."""
-    found = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
-    if named := sorted(path for path in found if not path.name.startswith(APPLE_DOUBLE_PREFIX)):
-        return named
+    """The tables of a folder, sorted by name. Raises InputError if there is none."""
+    matches = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
+    if paths := sorted(path for path in matches if not path.name.startswith(APPLE_DOUBLE_PREFIX)):
+        return paths
     raise InputError(
-        f"{source} holds no {' or '.join(patterns)}: put a table there, or name it in "
+        f"{source} holds no {' or '.join(patterns)}: put a table there, or add its name to "
         "formats.table.files of params.yaml"
     )
 
 
-def read_rows(path: Path, params: TableConfig) -> Iterator[TableRow | Rejection]:
-    named = params.columns
-    needed = [named.image, named.text, named.id, named.split, named.language]
-    needed += [task.column for task in params.tasks.values()]
-    wanted = [column for column in needed if column]
+def read_rows(path: Path, config: TableConfig) -> Iterator[TableRow | Rejection]:
+    """Yield the rows of one table. Raises InputError if it lacks a configured column."""
+    columns = [*vars(config.columns).values(), *(task.column for task in config.tasks.values())]
+    needed = [column for column in columns if column]
     if path.suffix.lower() != ".jsonl":
-        header, found = csv_reader.read_csv(path, params.encodings, ENCODINGS_KEY)
-        csv_reader.check_columns(wanted, header, path, FIX_HINT)
-        yield from found
+        header, rows = csv_reader.read_csv(path, config.encodings, ENCODINGS_KEY)
+        csv_reader.check_columns(needed, header, path, FIX_HINT)
+        yield from rows
         return
-    objects = [parse_line(line) for line in read_lines(path, params.encodings, ENCODINGS_KEY)]
-    keys = dict.fromkeys(key for one in objects if not isinstance(one, Rejection) for key in one[1])
-    if keys:  # else every line is rejected
-        csv_reader.check_columns(wanted, keys, path, FIX_HINT)
-    yield from objects
+    rows = [parse_line(line) for line in read_lines(path, config.encodings, ENCODINGS_KEY)]
+    keys = dict.fromkeys(key for row in rows if not isinstance(row, Rejection) for key in row[1])
+    if keys:  # without keys every line is rejected
+        csv_reader.check_columns(needed, keys, path, FIX_HINT)
+    yield from rows
 
 
 def parse_line(line: tuple[str, str] | Rejection) -> TableRow | Rejection:
-    """A line of JSON."""
+    """Parse a line of JSON."""
     if isinstance(line, Rejection):
         return line
     source, text = line
@@ -144,58 +142,60 @@ def parse_line(line: tuple[str, str] | Rejection) -> TableRow | Rejection:
 
 
 def parse_row(
-    source: str, row: dict[str, Any], root: Path, split: str | None, params: TableConfig
+    source: str, row: dict[str, Any], root: Path, split: str | None, config: TableConfig
 ) -> MemeRecord | Rejection:
-    """A row as a meme; `split` is that of its file."""
-    names = vars(params.columns)
-    cells = {what: row.get(column) if column else None for what, column in names.items()}
-    lists = [what for what, value in cells.items() if isinstance(value, list | dict)]
-    values = {what: "" if value is None else format_value(value) for what, value in cells.items()}
-    name, said = values["image"].strip(), values["split"].strip().lower()
-    key = values["id"].strip() or name or None
+    """Convert a row to a meme; `split` is that of its file."""
+    columns = vars(config.columns)
+    cells = {name: row.get(column) if column else None for name, column in columns.items()}
+    lists = [name for name, value in cells.items() if isinstance(value, list | dict)]
+    values = {name: "" if value is None else format_value(value) for name, value in cells.items()}
+    image_name, row_split = values["image"].strip(), values["split"].strip().lower()
+    key = values["id"].strip() or image_name or None
     if lists:
-        return Rejection(source, f"wrong field: {names[lists[0]]}: give one text, not a list", key)
-    if said and said not in SPLIT_NAMES:
+        reason = f"wrong field: {columns[lists[0]]}: give one text, not a list"
+        return Rejection(source, reason, key)
+    if row_split and row_split not in SPLIT_NAMES:
         known = ", ".join(SPLIT_NAMES)
-        return Rejection(source, f"wrong field: split: {said[:60]!r} is none of {known}", key)
+        return Rejection(source, f"wrong field: split: {row_split[:60]!r} is none of {known}", key)
     labels = {}
-    for task, asked in params.tasks.items():
-        label = parse_label(row.get(asked.column), asked, task)
+    for task, task_config in config.tasks.items():
+        label = parse_label(row.get(task_config.column), task_config, task)
         if isinstance(label, TableLabelRejection):
             return Rejection(source, label.reason, key)
         labels |= {task: label} if label else {}
     language = values["language"].strip().replace("_", "-").split("-")[0].lower()
+    image = ImageFile(f"{image_name}{config.image_suffix}", root / config.image_folder)
     return MemeRecord(
         source=source,
         text=values["text"],
         labels=labels,
-        image=ImageFile(f"{name}{params.image_suffix}", root / params.image_folder)
-        if name
-        else None,
+        image=image if image_name else None,
         key=key,
         language=language or None,
-        split=SPLIT_NAMES[said] if said else split,
+        split=SPLIT_NAMES[row_split] if row_split else split,
     )
 
 
 def parse_label(value: Any, task: TableTaskConfig, name: str) -> str | TableLabelRejection | None:
-    """The label that a value stands for; None: nobody judged."""
-    known = task.get_label_by_value()
+    """The label of a cell, None if there is no annotation; `name` is the task's."""
+    label_by_value = task.get_label_by_value()
     if isinstance(value, list):
-        labels = dict.fromkeys(known[one] for one in map(format_value, value) if one in known)
+        labels = dict.fromkeys(
+            label_by_value[text] for text in map(format_value, value) if text in label_by_value
+        )
         if len(labels) > 1:
             return TableLabelRejection(
-                f"contradiction: a list stands for {' and '.join(labels)} ({name})"
+                f"contradiction: a list contains {' and '.join(labels)} ({name})"
             )
         return next(iter(labels), task.default_label)
-    said = "" if value is None else format_value(value).strip()
-    if said and said not in known:
+    text = "" if value is None else format_value(value).strip()
+    if text and text not in label_by_value:
         return TableLabelRejection(
-            f"unknown label: {said[:60]!r} is none of {', '.join(known)} ({name})"
+            f"unknown label: {text[:60]!r} is none of {', '.join(label_by_value)} ({name})"
         )
-    return known[said] if said else None
+    return label_by_value[text] if text else None
 
 
 def format_value(value: Any) -> str:
-    """A value as CSV has it: true and false as in JSON and YAML."""
+    """A value as text; true and false as in JSON and YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)

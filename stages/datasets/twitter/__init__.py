@@ -1,19 +1,19 @@
-"""Format `twitter`: tweets whose words are tagged, in the form of Twitter-2015 (Zhang et al., 2018)
-and Twitter-2017 (Lu et al., 2018), which MT-Product of MuSE and Twitter10000 of GMNER have too.
+"""Format `twitter`: tweets with BIO tags, in the format of Twitter-2015 (Zhang et al., 2018) and
+Twitter-2017 (Lu et al., 2018), which MT-Product (MuSE) and Twitter10000 (GMNER) share.
 
-train.txt, valid.txt (or dev.txt), test.txt, one of the last two perhaps missing:
+train.txt, valid.txt (or dev.txt) and test.txt; one of the last two may be missing:
 
 IMGID:17_06_12483
 Blackburn <tab> B-MISC
 Festival <tab> I-MISC
             a blank line ends the tweet
 
-They lie in the corpus' folder or in one folder within it; the picture of a tweet is IMGID.jpg.
-Where the folders of pictures hold none at all, tweets are without pictures.
+The files are in the corpus' folder or in one folder within it; the image of a tweet is IMGID.jpg.
+If the image folders hold no image at all, the tweets have no images.
 
-Words are kept byte by byte: there are words that are a no-break space or a joiner alone, and line
-ends of Unicode within words. A tweet with a line that cannot be read is rejected, since its words
-would no longer stand together.
+Words are kept byte by byte, since some consist of a no-break space or a joiner only, or contain
+Unicode line separators. A tweet with an unreadable line is rejected as a whole, since the sequence
+of its words would be broken.
 """
 
 import codecs
@@ -31,7 +31,7 @@ from stages.shared.data.records import DatasetItem, Rejection, TweetRecord, deco
 
 KINDS = ("tweets",)
 ID_PREFIX = "IMGID:"
-NumberedLines = list[tuple[int, bytes]]  # number from 1, content without its end
+NumberedLines = list[tuple[int, bytes]]  # number from 1, content without line end
 
 
 @config_class
@@ -51,38 +51,43 @@ class TwitterConfig:
 CONFIG = TwitterConfig
 
 
-def read(source: Path, kind: str, params: TwitterConfig) -> Iterator[DatasetItem]:
-    """A row, or Reject, per tweet. Raises WrongInput if a file that is needed is missing."""
-    put = "put train.txt, valid.txt and test.txt there"
-    folder = find_corpus_dir(source, ["train.txt"], put)
-    found = index_images(source, params.image_folders)
-    known = build_tag_map(params)
+def read(source: Path, kind: str, config: TwitterConfig) -> Iterator[DatasetItem]:
+    """Yield a record or rejection per tweet. Raises InputError if a required file is missing."""
+    fix = "put train.txt, valid.txt and test.txt there"
+    folder = find_corpus_dir(source, ["train.txt"], fix)
+    image_paths = index_images(source, config.image_folders)
+    tag_map = build_tag_map(config)
     for split, path in find_split_files(folder).items():
         for lines in split_tweets(path.read_bytes()):
-            item = parse_tweet(lines, path.name, known, params.encodings)
+            item = parse_tweet(lines, path.name, tag_map, config.encodings)
             if isinstance(item, Rejection):
                 yield item
             else:
-                name, words, tags = item
+                tweet_id, words, tags = item
+                image = resolve_image_file(tweet_id, image_paths, source) if image_paths else None
                 yield TweetRecord(
                     source=f"{path.name}:{lines[0][0]}",
                     words=words,
                     tags=tags,
-                    image=resolve_image_file(name, found, source) if found else None,
-                    key=name,
+                    image=image,
+                    key=tweet_id,
                     split=split,
                 )
 
 
-def build_tag_map(params: TwitterConfig) -> dict[str, str]:
+def build_tag_map(config: TwitterConfig) -> dict[str, str]:
     """Tag in the files -> tag of the records."""
-    types = {name: name for name in params.entity_types} | params.entity_type_map
-    tags = {f"{place}-{name}": f"{place}-{kept}" for name, kept in types.items() for place in "BI"}
+    types = {name: name for name in config.entity_types} | config.entity_type_map
+    tags = {
+        f"{prefix}-{name}": f"{prefix}-{target}"
+        for name, target in types.items()
+        for prefix in "BI"
+    }
     return {"O": "O"} | tags
 
 
 def split_tweets(content: bytes) -> Iterator[NumberedLines]:
-    """The lines of each tweet, from its IMGID on. Only a line feed ends a line."""
+    """The lines of each tweet, starting with its IMGID. Only a line feed ends a line."""
     block: NumberedLines = []
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         line = line.removesuffix(b"\r")
@@ -96,32 +101,32 @@ def split_tweets(content: bytes) -> Iterator[NumberedLines]:
 
 
 def parse_tweet(
-    lines: NumberedLines, file: str, known: dict[str, str], encodings: list[str]
+    lines: NumberedLines, file_name: str, tag_map: dict[str, str], encodings: list[str]
 ) -> tuple[str, list[str], list[str]] | Rejection:
-    """The id, words and tags of a tweet, or what is wrong with the first line that does not fit."""
-    name: str | None = None
+    """The id, words and tags of a tweet, or a rejection of its first invalid line."""
+    tweet_id: str | None = None
     words, tags = [], []
     for number, line in lines:
-        source, text = f"{file}:{number}", decode_text(line, encodings, "formats.twitter.encodings")
+        source = f"{file_name}:{number}"
+        text = decode_text(line, encodings, "formats.twitter.encodings")
         if text is None:
-            return Rejection(source, f"undecodable line: not {' or '.join(encodings)}", name)
-        if name is None:
-            name = text.removeprefix(ID_PREFIX) if text.startswith(ID_PREFIX) else ""
-            if not name.strip():
-                return Rejection(
-                    source, f"no id: the tweet does not begin with {ID_PREFIX} and an id"
-                )
+            return Rejection(source, f"undecodable line: not {' or '.join(encodings)}", tweet_id)
+        if tweet_id is None:
+            tweet_id = text.removeprefix(ID_PREFIX) if text.startswith(ID_PREFIX) else ""
+            if not tweet_id.strip():
+                reason = f"no id: the tweet does not begin with {ID_PREFIX} and an id"
+                return Rejection(source, reason)
             continue
         word, *fields = text.split("\t")
         if len(fields) != 1:
-            return Rejection(source, _describe_wrong_fields(text, len(fields)), name)
-        if fields[0] not in known:
-            return Rejection(source, f"unknown tag: {fields[0][:60]!r} of {word[:60]!r}", name)
+            return Rejection(source, _describe_wrong_fields(text, len(fields)), tweet_id)
+        if fields[0] not in tag_map:
+            return Rejection(source, f"unknown tag: {fields[0][:60]!r} of {word[:60]!r}", tweet_id)
         words.append(word)
-        tags.append(known[fields[0]])
-    return name or "", words, tags
+        tags.append(tag_map[fields[0]])
+    return tweet_id or "", words, tags
 
 
-def _describe_wrong_fields(text: str, tabs: int) -> str:
-    what = f"{tabs} tabs" if tabs else "no tab"
-    return f"{what}: {text[:60]!r} is no word, tab and tag"
+def _describe_wrong_fields(text: str, num_tabs: int) -> str:
+    fault = f"{num_tabs} tabs" if num_tabs else "no tab"
+    return f"{fault}: {text[:60]!r} is not a word, a tab and a tag"

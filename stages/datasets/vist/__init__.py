@@ -1,13 +1,13 @@
-"""Format `vist`: VIST, English stories about Flickr photos (Huang et al., 2016).
+"""Format `vist`: VIST, English stories about Flickr photos (Huang et al., 2016), arXiv:1604.03968.
 
 articles  {train,val,test}.story-in-sequence.json, in the corpus' folder or in sis/: a story is an
-          article of five photos with a sentence each, its album's title the title
+          article of five photos with one sentence each; its title is that of the album
 captions  {train,val,test}.description-in-isolation.json, in the corpus' folder or in dii/: several
-          captions a photo
+          captions per photo
 
 A file is {"albums": [{"id", "title"}, ...], "annotations": [[{...}], ...]}: every annotation is a
-list of one. The photos' files are named by their Flickr id. The files are the splits; a photo in
-two of them would let training see what is tested, so the later story, or photo, is rejected.
+list with one element. Image files are named after the Flickr id of the photo. Each file is a split.
+A photo in two splits would leak test data into training, so the later story or photo is rejected.
 """
 
 import json
@@ -21,7 +21,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     TypeAdapter,
     ValidationError,
 )
@@ -32,7 +31,7 @@ from stages.datasets.common.files import (
     index_images,
     resolve_image_file,
 )
-from stages.shared.core import config
+from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import (
     ArticleRecord,
     CaptionRecord,
@@ -43,14 +42,14 @@ from stages.shared.data.records import (
 from stages.shared.runtime.stage import InputError
 
 KINDS = ("articles", "captions")
-TIERS = {  # by kind: the folder and the end of the files' names
+TIERS = {  # by kind: the folder and the suffix of the file names
     "articles": ("sis", "story-in-sequence.json"),
     "captions": ("dii", "description-in-isolation.json"),
 }
 
 
 def validate_unicode(text: str) -> str:
-    """The text. Raises UnicodeEncodeError, a ValueError, if it holds half a surrogate pair."""
+    """The text. Raises UnicodeEncodeError, a ValueError, if it contains half a surrogate pair."""
     text.encode()
     return text
 
@@ -59,12 +58,12 @@ UnicodeText = Annotated[str, AfterValidator(validate_unicode)]
 StringId = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 
 
-@config.config_class
+@config_class
 class VistConfig:
-    text_version: Literal["original", "tokenised"] = config.Field(
+    text_version: Literal["original", "tokenised"] = Field(
         description="as typed, or lower case with [male] for names"
     )
-    image_folders: list[str] = config.Field(description="image folders within the corpus")
+    image_folders: list[str] = Field(description="image folders within the corpus")
 
 
 CONFIG = VistConfig
@@ -97,82 +96,89 @@ class _AnnotatedText:
     row: _DescriptionRow
 
 
-def read(source: Path, kind: str, params: VistConfig) -> Iterator[DatasetItem]:
-    """Rejects and rows, file by file. Raises WrongInput if a file as a whole is no VIST."""
-    files = index_images(source, params.image_folders)
-    shown: dict[str, str] = {}  # photo -> the first file with a row that shows it
+def read(source: Path, kind: str, config: VistConfig) -> Iterator[DatasetItem]:
+    """Yield rejections and records, file by file. Raises InputError if a file is not from VIST."""
+    image_paths = index_images(source, config.image_folders)
+    first_files: dict[str, str] = {}  # photo id -> the first file that uses it
     for split, path in find_annotation_files(source, kind).items():
         content = load_annotations(path)
         titles = get_album_titles(content.get("albums"))
-        groups: dict[str, list[_AnnotatedText]] = {}  # by story, or by photo
-        for item in parse_annotations(content["annotations"], path.name, kind, params.text_version):
+        groups: dict[str, list[_AnnotatedText]] = {}  # by story id, or by photo id
+        for item in parse_annotations(content["annotations"], path.name, kind, config.text_version):
             if isinstance(item, Rejection):
                 yield item
             else:
                 row = item.row
-                name = row.story_id if isinstance(row, _SentenceRow) else row.photo_flickr_id
-                groups.setdefault(name, []).append(item)
-        for name, group in groups.items():
-            photos = {one.row.photo_flickr_id for one in group}
-            elsewhere = sorted(one for one in photos if shown.get(one, path.name) != path.name)
-            if elsewhere:
-                fault = f"two splits: photo {elsewhere[0]} is in {shown[elsewhere[0]]} too"
-                yield Rejection(group[0].source, fault, key=name)
+                key = row.story_id if isinstance(row, _SentenceRow) else row.photo_flickr_id
+                groups.setdefault(key, []).append(item)
+        for key, group in groups.items():
+            photo_ids = {item.row.photo_flickr_id for item in group}
+            repeated = sorted(
+                photo_id
+                for photo_id in photo_ids
+                if first_files.get(photo_id, path.name) != path.name
+            )
+            if repeated:
+                reason = f"two splits: photo {repeated[0]} is in {first_files[repeated[0]]} too"
+                yield Rejection(group[0].source, reason, key=key)
                 continue
-            shown |= dict.fromkeys(photos, path.name)
-            found = {photo: resolve_image_file(photo, files, source) for photo in photos}
-            common = {"key": name, "language": "en", "split": SPLIT_ALIASES.get(split, split)}
+            first_files |= dict.fromkeys(photo_ids, path.name)
+            images = {
+                photo_id: resolve_image_file(photo_id, image_paths, source)
+                for photo_id in photo_ids
+            }
+            common = {"key": key, "language": "en", "split": SPLIT_ALIASES.get(split, split)}
             if kind == "articles":
-                yield from build_article(group, found, titles, common)
+                yield from build_article(group, images, titles, common)
             else:
-                yield build_captioned(group, found[name], common)
+                yield build_captioned(group, images[key], common)
 
 
 def find_annotation_files(source: Path, kind: str) -> dict[str, Path]:
-    """The files of a kind that are there, by split. Raises WrongInput if there is none."""
-    folder, end = TIERS[kind]
-    places = {
-        split: [source / f"{split}.{end}", source / folder / f"{split}.{end}"]
+    """The existing files of a kind by split. Raises InputError if there is none."""
+    folder, suffix = TIERS[kind]
+    candidates = {
+        split: [source / f"{split}.{suffix}", source / folder / f"{split}.{suffix}"]
         for split in ("train", "val", "test")
     }
-    found = {
+    paths = {
         split: next(path for path in paths if path.is_file())
-        for split, paths in places.items()
+        for split, paths in candidates.items()
         if any(path.is_file() for path in paths)
     }
-    if not found:
+    if not paths:
         raise InputError(
-            f"{source} holds neither train.{end} nor {folder}/train.{end}: unpack them there and "
-            "give that folder; stories are articles, descriptions are captions"
+            f"{source} holds neither train.{suffix} nor {folder}/train.{suffix}: unpack them there "
+            "and give that folder; stories are articles, descriptions are captions"
         )
-    return found
+    return paths
 
 
 def load_annotations(path: Path) -> dict:
-    """The content of a file. Raises WrongInput if it is not JSON with annotations."""
+    """The content of a file. Raises InputError if it is not JSON with annotations."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}): download it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        raise InputError(f"{path} holds no list of annotations: it is no file of VIST")
+        raise InputError(f"{path} holds no list of annotations: it is not a VIST file")
     return content
 
 
 def get_album_titles(albums: object) -> dict[str, str]:
-    """Title by album, of those that have one."""
+    """Title by album id, for albums with a title."""
     rows = [row for row in albums if isinstance(row, dict)] if isinstance(albums, list) else []
     titled = [row for row in rows if isinstance(row.get("title"), str)]
     return {str(row.get("id")): row["title"] for row in titled}
 
 
 def parse_annotations(
-    annotations: list[object], file: str, kind: str, which: str
+    annotations: list[object], file_name: str, kind: str, text_version: str
 ) -> Iterator[_AnnotatedText | Rejection]:
-    """The annotations of a file with the text that is asked for, or a Reject each."""
-    key = {"original": "original_text", "tokenised": "text"}[which]
+    """Yield each annotation with the chosen version of its text, or a rejection."""
+    key = {"original": "original_text", "tokenised": "text"}[text_version]
     for number, annotation in enumerate(annotations):
-        source = f"{file}:annotations.{number}"
+        source = f"{file_name}:annotations.{number}"
         try:
             (row,) = ANNOTATION_ADAPTERS[kind].validate_python(annotation)
         except ValidationError as error:
@@ -188,22 +194,31 @@ def parse_annotations(
 
 
 def build_article(
-    group: list[_AnnotatedText], found: dict[str, ImageFile], titles: dict[str, str], common: dict
+    sentences: list[_AnnotatedText],
+    images: dict[str, ImageFile],
+    titles: dict[str, str],
+    common: dict,
 ) -> Iterator[ArticleRecord | Rejection]:
-    """The sentences of one story as an article, and a Reject for each place that is taken."""
-    places: dict[int, _AnnotatedText] = {}
-    for one in group:
-        first = places.setdefault(one.row.worker_arranged_photo_order, one)
-        if first is not one:
-            fault = f"duplicate id: the same place in the story as {first.source}"
-            yield Rejection(one.source, fault, key=common["key"])
+    """Yield a rejection for each sentence whose position is taken, then the story as an article.
+
+    common: the fields that articles and captions share
+    """
+    by_position: dict[int, _AnnotatedText] = {}
+    for sentence in sentences:
+        first = by_position.setdefault(sentence.row.worker_arranged_photo_order, sentence)
+        if first is not sentence:
+            reason = f"duplicate id: the same position in the story as {first.source}"
+            yield Rejection(sentence.source, reason, key=common["key"])
     blocks: list[ImageFile | str] = []
-    for _, one in sorted(places.items()):
-        blocks += [found[one.row.photo_flickr_id], one.text]
-    title = titles.get(group[0].row.album_id, "")
-    yield ArticleRecord(source=group[0].source, title=title, blocks=blocks, **common)
+    for _, sentence in sorted(by_position.items()):
+        blocks += [images[sentence.row.photo_flickr_id], sentence.text]
+    title = titles.get(sentences[0].row.album_id, "")
+    yield ArticleRecord(source=sentences[0].source, title=title, blocks=blocks, **common)
 
 
-def build_captioned(group: list[_AnnotatedText], photo: ImageFile, common: dict) -> CaptionRecord:
-    captions = list(dict.fromkeys(one.text for one in group))
-    return CaptionRecord(source=group[0].source, image=photo, captions=captions, **common)
+def build_captioned(
+    descriptions: list[_AnnotatedText], image: ImageFile, common: dict
+) -> CaptionRecord:
+    """The descriptions of one photo as its captions, without repetitions."""
+    captions = list(dict.fromkeys(description.text for description in descriptions))
+    return CaptionRecord(source=descriptions[0].source, image=image, captions=captions, **common)

@@ -1,17 +1,17 @@
-"""What a dataset format hands to ingest. A format is one file stages/datasets/<format>.py with
+"""Records that a dataset format passes to ingest.
 
-    KINDS = ("captions",)       # of corpora that it reads: articles | captions | tweets | posts |
-                                # memes
+A format is a package `stages/datasets/<format>` with
 
-    @dataclass(frozen=True)
-    class Params: ...           # filled from formats.<format> of params.yaml
+    KINDS = ("captions",)      # kinds of corpora that it reads: articles | captions | tweets |
+                               # posts | memes
+    CONFIG = MyFormatConfig    # a config class, filled from formats.<format> of params.yaml
 
-    def read(source: Path, kind: str, params: Params) -> Iterator[Item]: ...
+    def read(source: Path, kind: str, config: MyFormatConfig) -> Iterator[DatasetItem]: ...
 
-`kind` is the corpus' kind, one of KINDS. `read` yields rows one at a time and opens no picture
-file: ingest checks, decodes and hashes pictures, gives ids, and decides languages and splits where
-the row leaves them open. What a format cannot read it yields as Reject. It raises WrongInput only
-if the source as a whole is wrong.
+`kind` is the kind of the corpus, one of KINDS. `read` yields one row at a time and opens no image
+file: ingest validates, decodes and hashes the images, creates the ids, and chooses the language and
+split of a row that leaves them open. A row that the format cannot parse becomes a Rejection. `read`
+raises InputError only if the source as a whole is unusable.
 """
 
 import codecs
@@ -22,29 +22,29 @@ from typing import Literal, get_args
 from stages.shared.runtime.stage import InputError
 
 SPLITS = ("train", "validation", "test")
-UNDETERMINED_LANGUAGE = "und"  # language; BCP 47: undetermined
+UNDETERMINED_LANGUAGE = "und"  # BCP 47
 SentimentLabel = Literal["negative", "neutral", "positive"]  # of a post
 SENTIMENT_LABELS = get_args(SentimentLabel)
 
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """A picture in memory: the bytes of its file."""
+    """An image in memory: the bytes of its file."""
 
     content: bytes
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture as the source names it, unchecked: it may be missing, remote or outside."""
+    """An image as the source names it, not validated: it may be missing, remote or outside."""
 
     path: str
-    folder: Path  # that `path` is relative to
+    folder: Path  # `path` is relative to it
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What is true of the picture at `position` (counted from 0), known only for drawn corpora."""
+    """The true value of a slot in the image at `position` (from 0); only in synthetic corpora."""
 
     position: int
     slot: str
@@ -53,7 +53,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class SlotBox:
-    """Where a slot is seen in the picture at `position`, in shares of its width and height."""
+    """Where the image at `position` shows a slot, as fractions of its width and height."""
 
     position: int
     slot: str
@@ -65,7 +65,7 @@ class SlotBox:
 
 @dataclass(frozen=True)
 class Foil:
-    """The reference text at `position` with the value of one picture slot changed."""
+    """The reference text at `position` with the value of one image slot changed."""
 
     position: int
     slot: str
@@ -74,14 +74,14 @@ class Foil:
 
 @dataclass(frozen=True, kw_only=True)
 class ArticleRecord:
-    source: str  # where the row stands: file, or file:line
+    source: str  # where the row is: file, or file:line
     title: str
     blocks: list[ImageBytes | ImageFile | str]  # in reading order
-    # The source's own id, or path; the second row with the same one is rejected.
+    # The id or path in the source; a second row with the same key is rejected.
     key: str | None = None
     language: str | None = None  # ISO 639-1; None: ingest detects it
-    split: str | None = None  # one of SPLITS; None: ingest decides by hash
-    facts: list[Fact] = field(default_factory=list)  # positions count the pictures of `blocks`
+    split: str | None = None  # one of SPLITS; None: ingest assigns it by hash
+    facts: list[Fact] = field(default_factory=list)  # positions count the images of `blocks`
     boxes: list[SlotBox] = field(default_factory=list)
     foils: list[Foil] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class CaptionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TweetRecord:
-    """Words with a tag each: O, or B-TYPE | I-TYPE where an entity begins | goes on."""
+    """Words with one BIO tag each: O, B-TYPE at the start of an entity, I-TYPE inside it."""
 
     source: str
     words: list[str]
@@ -114,7 +114,7 @@ class TweetRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PostRecord:
-    """A text, and perhaps a picture, with one sentiment."""
+    """A text with one sentiment label and an optional image."""
 
     source: str
     text: str
@@ -128,15 +128,15 @@ class PostRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MemeRecord:
-    """A picture with words over it, and a label of each task that somebody judged it on.
+    """An image with text over it, and a label for each task that it is annotated for.
 
-    The corpus' tasks, each with all of its labels in order, are an Extra: {task: [label, ...]} as
-    tasks.json.
+    The format lists the labels of every task, in order, in the ExtraFile tasks.json:
+    {task: [label, ...]}.
     """
 
     source: str
-    text: str  # the words over the picture; empty: the source does not give them
-    labels: dict[str, str]  # task -> label; of a task that nobody judged nothing
+    text: str  # text over the image; empty if the source does not give it
+    labels: dict[str, str]  # task -> label; tasks without annotation are absent
     image: ImageBytes | ImageFile | None = None
     key: str | None = None
     language: str | None = None
@@ -147,19 +147,21 @@ class MemeRecord:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that cannot be taken in. `reason` is "what is wrong" or "what is wrong: details"."""
+    """A row that ingest cannot use. `reason` is "category" or "category: details".
+
+    intentional: params.yaml asks to leave the row out, so it does not count towards
+        ingest.max_rejected_fraction.
+    """
 
     source: str
     reason: str
     key: str | None = None
-    intentional: bool = (
-        False  # left out as params ask for; it counts for nothing in ingest.max_rejected
-    )
+    intentional: bool = False
 
 
 @dataclass(frozen=True)
 class ExtraFile:
-    """A file that ingest writes beside the records, such as ceilings.json: a dict becomes JSON."""
+    """A file that ingest writes next to the records, such as ceilings.json; a dict becomes JSON."""
 
     name: str
     content: dict | str
@@ -169,18 +171,21 @@ Record = ArticleRecord | CaptionRecord | TweetRecord | PostRecord | MemeRecord
 DatasetItem = Record | Rejection | ExtraFile
 
 
-def decode_text(content: bytes, encodings: list[str], name: str) -> str | None:
-    """The text of a file in the first encoding that fits, or None if none does.
+def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
+    """Decode with the first encoding that fits. Returns None if none does, or if the text has NUL.
 
-    A byte order mark decides before them and is taken off. A text with NUL is no text. Raises
-    WrongInput if an encoding is unknown; `name` is the key of params.yaml that lists them.
+    A byte order mark takes precedence over `encodings` and is removed.
+
+    key: the dotted key of params.yaml that holds `encodings`, for messages.
+
+    Raises InputError if an encoding is unknown.
     """
     for encoding in [_bom_encoding(content)] if _bom_encoding(content) else encodings:
         try:
             text = content.decode(encoding)
         except LookupError:
             raise InputError(
-                f"params.yaml: {name}: {encoding!r} is no encoding: give utf-8"
+                f"params.yaml: {key}: {encoding!r} is not an encoding: give utf-8"
             ) from None
         except UnicodeDecodeError:
             continue

@@ -177,7 +177,7 @@ def test_a_row_of_no_use_is_rejected_with_its_line(tmp_path, row, reason):
 
 def test_the_second_row_with_the_same_id_of_the_source_is_rejected(tmp_path):
     rows = [article("one", article_id="a1"), article("two", article_id="a1")]
-    assert reasons(tmp_path, *rows) == ["duplicate id: 'a1' stands at articles.jsonl:4 too"]
+    assert reasons(tmp_path, *rows) == ["duplicate id: 'a1' is already used at articles.jsonl:4"]
 
 
 def test_the_id_is_of_the_content_so_neither_place_nor_name_change_it(tmp_path):
@@ -286,10 +286,10 @@ def test_rows_with_the_same_picture_become_one_record_with_all_captions(tmp_path
         ["Blue"],
     ]
     assert [row["reason"] for row in rejected] == [
-        "duplicate id: the same picture and captions as c.jsonl:1",
-        "duplicate id: the same picture as c.jsonl:1, split train",
-        "duplicate id: '1' stands at c.jsonl:1 too",
-        "empty text: the picture has no caption",
+        "duplicate id: the same image and captions as c.jsonl:1",
+        "duplicate id: the same image as c.jsonl:1, split train",
+        "duplicate id: '1' is already used at c.jsonl:1",
+        "empty text: the image has no caption",
     ]
 
 
@@ -352,7 +352,7 @@ def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
 
 def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_not(tmp_path):
     rows = [article("a", split="train"), article("b", split="val")]
-    with pytest.raises(InputError, match=r"none of 2 records is in test: .*shares of the splits"):
+    with pytest.raises(InputError, match=r"none of 2 records is in test: .*split fractions"):
         take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
     rows = [article("a", split="dev"), article("b", split="test")]
     with pytest.raises(InputError, match="none of 2 records is in train: "):
@@ -366,7 +366,7 @@ def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_n
     [
         ({"path": "nowhere"}, "corpora.corpus.path is nowhere, which does not exist"),
         ({"path": "empty"}, "empty holds no .jsonl file"),
-        ({"path": "blank"}, "the source holds no row"),
+        ({"path": "blank"}, "the source has no rows"),
         ({"format": "josnl"}, "corpora.corpus.format is 'josnl': choose one of"),
         (
             {"kind": "article"},

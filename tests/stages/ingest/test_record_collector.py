@@ -74,7 +74,7 @@ def test_a_good_picture_and_its_facts_are_kept(corpus, item):
         (replace(TWEET, words=["at", "\ud800"]), "undecodable text: "),
         (
             replace(TWEET, tags=["O", "LOC"]),
-            "unknown tag: 'LOC' of word 2, neither O, B-* nor I-*",
+            "unknown tag: 'LOC' of word 2 is none of O, B-TYPE, I-TYPE",
         ),
         (replace(TWEET, tags=["O", "B-"]), "unknown tag: 'B-'"),
         (replace(POST, text=" \n"), "empty text: the post has none"),
@@ -121,7 +121,7 @@ def test_where_there_is_no_picture_the_id_of_the_source_stands_for_it(corpus, it
 
 
 def test_rows_that_are_left_out_count_for_nothing_and_are_told(corpus):
-    corpus.params = replace(LIMITS, max_rejected_fraction=0.0)
+    corpus.config = replace(LIMITS, max_rejected_fraction=0.0)
     meant = Rejection("p:2", "contradiction: the text is positive", "2", intentional=True)
     corpus.add(meant)
     with pytest.raises(InputError, match="all 1 rows were left out, most often for 'contradicti"):
