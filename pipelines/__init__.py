@@ -1,13 +1,13 @@
-"""What drives the stages and uses what they made: the `polymuse` command, the Prefect flows."""
+"""The `polymuse` command and the Prefect flow: they run the stages and use their outputs."""
 
 import os
 
-# Telemetry off and the traps of a temporary Prefect server avoided, before Prefect is imported.
+# Set before Prefect is imported: no telemetry, and enough time for a temporary Prefect server.
 for _name, _value in {
     "DVC_NO_ANALYTICS": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # its start alone takes about 20
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # it needs about 20 to start
     "NO_PROXY": "127.0.0.1,localhost",
-    "PYTHONUNBUFFERED": "1",  # what DVC and its stages say appears in the order it was said
+    "PYTHONUNBUFFERED": "1",  # keeps the lines of DVC and its stages in order
 }.items():
     os.environ.setdefault(_name, _value)

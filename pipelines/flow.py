@@ -1,9 +1,9 @@
-"""The flow that brings the DAG up to date: one task for each stale stage, edges and all from DVC.
+"""The Prefect flow that brings the DAG up to date: one task for each stale stage of DVC.
 
-python -m pipelines.flow     on a temporary server, or on the one that PREFECT_API_URL names
+python -m pipelines.flow     on a temporary server, or on the one at PREFECT_API_URL
 
-DVC decides what runs and keeps what came out; Prefect decides when, and shows logs, times and the
-figures at the end.
+DVC decides which stages run and stores their outputs. Prefect schedules them and shows logs, times
+and the final metrics.
 """
 
 from threading import Event
@@ -23,19 +23,19 @@ from pipelines.runner.scheduler import StageScheduler
 from stages.shared.runtime.stage import InputError
 
 
-@task(task_run_name="{stage}", cache_policy=NO_CACHE)  # DVC's cache is the one truth
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)  # only DVC decides what is cached
 def reproduce(stage: str, parent: str, threads: int, timeout: float, stop: Event) -> State | None:
-    """Run one stage, its lines in the log of the task; nothing of it outlives the task."""
+    """Run one stage and log its output; the stage never outlives the task."""
     log = get_run_logger()
 
-    def show(line: str) -> None:
+    def log_line(line: str) -> None:
         if text := line.strip():
             log.info(text)
 
     try:
-        dvc_repro.reproduce_stage(stage, show, parent, threads, timeout, stop)
+        dvc_repro.reproduce_stage(stage, log_line, parent, threads, timeout, stop)
     except InputError as error:
-        return Failed(message=str(error))  # the sentence alone; an exception logs a traceback
+        return Failed(message=str(error))  # an exception would log a traceback
     except TimeoutError:
         return Failed(message=f"{stage} took more than run.stage_timeout, {timeout:g} seconds")
     except process_group.ProcessStopped:
@@ -45,7 +45,7 @@ def reproduce(stage: str, parent: str, threads: int, timeout: float, stop: Event
 
 @flow(name="build")
 def build() -> State | None:
-    """Bring every stale stage up to date and publish the figures of all runs."""
+    """Bring every stale stage up to date and publish the metrics of all runs."""
     try:
         graph = dag.load_dag([])
         if graph.stale:
@@ -54,15 +54,15 @@ def build() -> State | None:
     except InputError as error:
         return Failed(message=str(error))
     create_table_artifact(
-        summary.build_rows(), key="metrics", description="The final phase of each run"
+        summary.build_rows(), key="metrics", description="Final phase of each run"
     )
     return None
 
 
 def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
-    """One task for each stale stage, after those it reads from.
+    """Run one task for each stale stage, after the stages whose outputs it reads.
 
-    Raises WrongInput unless all complete: one may also crash, be cancelled, or never be ready.
+    Raises InputError unless all tasks complete; a task can also crash or be cancelled.
     """
     schedule = StageScheduler(graph, StageDurations(settings.expected_seconds).estimate)
     tasks: dict[str, PrefectFuture] = {}
@@ -73,24 +73,29 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
         pool,
         process_group.stop_event_scope() as stop,
     ):
-        given = {"parent": parent, "threads": settings.threads_per_stage(), "stop": stop}
-        given["timeout"] = settings.stage_timeout
+        options = {
+            "parent": parent,
+            "threads": settings.threads_per_stage(),
+            "timeout": settings.stage_timeout,
+            "stop": stop,
+        }
         while schedule:
-            # A task that is submitted before it may start keeps a worker waiting.
+            # Only ready stages are submitted: a task that has to wait would block a worker.
             for stage in schedule.take_ready(settings.workers - len(running)):
-                before = [tasks[other] for other in graph.dependencies(stage) if other in tasks]
-                tasks[stage] = pool.submit(reproduce, {"stage": stage, **given}, wait_for=before)
+                before = [tasks[name] for name in graph.dependencies(stage) if name in tasks]
+                arguments = {"stage": stage, **options}
+                tasks[stage] = pool.submit(reproduce, arguments, wait_for=before)
                 running[tasks[stage]] = stage
             ended = next(as_completed(list(running)))
             ended.wait()
             schedule.mark_done(running.pop(ended))
-        for stage in graph.stale:  # the first comes before those that waited for it
+        for stage in graph.stale:  # in DAG order, so that the first failure is reported
             if not (state := tasks[stage].state).is_completed():
                 raise InputError(state.message or f"{stage} ended as {state.name}")
 
 
 def main() -> None:
-    """Run the flow once. Raises WrongInput with the sentence of the first stage that failed."""
+    """Run the flow once. Raises InputError with the message of the first stage that failed."""
     state = build(return_state=True)
     if not state.is_completed():
         raise InputError(state.message)

@@ -1,4 +1,4 @@
-"""Where the user's project is, and the environment that its commands run in."""
+"""Find the project of the current folder and prepare the environment of its commands."""
 
 import os
 import sys
@@ -6,24 +6,24 @@ from pathlib import Path
 
 from stages.shared.runtime.stage import InputError, work_dir
 
-SITE_CACHE = Path("/var/tmp/dvc")  # DVC's own choice on Linux, in its dirs.py
+SITE_CACHE = Path("/var/tmp/dvc")  # DVC's default on Linux, see its dirs.py
 
 
 def find_project(start: Path) -> Path:
-    """The nearest folder at or above `start` that holds a project. Raises WrongInput if none."""
+    """The nearest folder at or above `start` with a project. Raises InputError if there is none."""
     for folder in [start, *start.parents]:
         if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
             return folder
     raise InputError(
-        f"{start} is in no Polymuse project: go to a folder that has dvc.yaml and params.yaml"
+        f"{start} is not in a Polymuse project: go to a folder with dvc.yaml and params.yaml"
     )
 
 
 def enter_project() -> None:
-    """Make the project of the current folder the current folder and prepare the environment."""
+    """Change to the project's root folder and set the environment variables of its commands."""
     folder = find_project(Path.cwd())
     os.chdir(folder)
-    # Stages run with this Python, whether or not its virtual environment is activated.
+    # Stages run with this Python even if its virtual environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["POLYMUSE_HOME"] = str(work_dir())
     if not _is_writable(SITE_CACHE):
@@ -31,7 +31,7 @@ def enter_project() -> None:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or `folder` itself be made."""
+    """Whether files can be created in `folder`, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return os.access(folder, os.W_OK)

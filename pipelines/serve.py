@@ -1,9 +1,8 @@
-"""Keep the flow of build.py on a schedule; one run at a time.
+"""Run the flow of pipelines/flow.py on a schedule, one run at a time.
 
 python -m pipelines.serve --cron "0 3 * * *" --timezone Europe/Berlin
 
-Needs a Prefect server, because a schedule outlives a temporary one: `prefect server start`, and
-PREFECT_API_URL in the environment.
+It needs a permanent Prefect server: run `prefect server start` and set PREFECT_API_URL.
 """
 
 import argparse
@@ -19,12 +18,12 @@ from stages.shared.runtime.stage import InputError
 
 
 def parse_schedule(cron: str, timezone: str) -> CronSchedule:
-    """When to run. Raises WrongInput that names the part which Prefect does not understand."""
+    """The schedule of a cron line. Raises InputError that names the invalid argument."""
     try:
         CronSchedule(cron=cron, timezone="UTC")
     except ValidationError:
         raise InputError(
-            f"--cron {cron!r} is no cron line: give five fields, e.g. '0 3 * * *'"
+            f"--cron {cron!r} is not a cron line: give five fields, e.g. '0 3 * * *'"
         ) from None
     try:
         return CronSchedule(cron=cron, timezone=timezone)
@@ -35,15 +34,17 @@ def parse_schedule(cron: str, timezone: str) -> CronSchedule:
 
 
 def main() -> None:
-    """Serve until Ctrl-C. Raises WrongInput."""
+    """Serve until Ctrl-C. Raises InputError if the schedule or the server is not usable."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.serve")
     parser.add_argument("--cron", required=True, help="five fields, e.g. '0 3 * * *'")
     parser.add_argument("--timezone", required=True, help="IANA name, e.g. Europe/Berlin")
-    given = parser.parse_args()
-    when = parse_schedule(given.cron, given.timezone)
+    arguments = parser.parse_args()
+    schedule = parse_schedule(arguments.cron, arguments.timezone)
     if not os.environ.get("PREFECT_API_URL"):
-        raise InputError("PREFECT_API_URL is not set: `prefect server start` says its address")
-    build.serve("polymuse", schedule=when, limit=1, entrypoint_type=EntrypointType.MODULE_PATH)
+        raise InputError(
+            "PREFECT_API_URL is not set: set it to the address that `prefect server start` prints"
+        )
+    build.serve("polymuse", schedule=schedule, limit=1, entrypoint_type=EntrypointType.MODULE_PATH)
 
 
 if __name__ == "__main__":

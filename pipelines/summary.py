@@ -1,6 +1,6 @@
-"""The figures that a run ends with, one row a run, from the metrics.json of evaluate or score.
+"""The summary table of all evaluated runs that params.yaml names.
 
-Only the runs that params.yaml names are shown.
+reads   data/12_evaluate/RUN/metrics.json, data/12_evaluate_classifier/RUN/metrics.json
 """
 
 import json
@@ -10,12 +10,12 @@ from typing import Any
 from stages.shared.core import config
 
 REPORT_PATH = Path("data/14_report/index.html")
-GENERATOR_METRICS_DIR = Path("data/12_evaluate")  # of writers
-CLASSIFIER_METRICS_DIR = Path("data/12_evaluate_classifier")  # of readers
-MetricPath = tuple[str, ...]  # keys of metrics.json, one inside the other
-COLUMNS: dict[str, list[MetricPath]] = {  # title -> where it may stand, the first that does counts
+GENERATOR_METRICS_DIR = Path("data/12_evaluate")
+CLASSIFIER_METRICS_DIR = Path("data/12_evaluate_classifier")
+MetricPath = tuple[str, ...]  # nested keys of metrics.json
+COLUMNS: dict[str, list[MetricPath]] = {  # title -> candidate paths, the first existing one is used
     "skill": [("skill", "value")],
-    "of ceiling": [("share_of_ceiling", "value")],  # where no topic tells anything
+    "of ceiling": [("share_of_ceiling", "value")],  # of captions, which have no topics
     "± se": [("skill", "standard_error"), ("share_of_ceiling", "standard_error")],
     "grounding": [("grounding", "total")],
     "ceiling": [("ceilings", "both", "realised"), ("ceilings", "picture", "realised")],
@@ -31,90 +31,92 @@ COLUMNS: dict[str, list[MetricPath]] = {  # title -> where it may stand, the fir
 
 
 def build_rows() -> list[dict[str, str]]:
-    """One row for each run of the current folder that was evaluated, as text.
+    """One row of formatted metrics for each evaluated run of the current folder.
 
-    A column that no run has a figure in is left out.
+    Columns without a value in any row are left out.
     """
-    figures = _metrics_by_title()
-    titles = [title for title in COLUMNS if any(title in found for found in figures.values())]
+    metrics = _metrics_by_title()
+    titles = [title for title in COLUMNS if any(title in values for values in metrics.values())]
     return [
-        {"run": run, **{title: _format_value(found.get(title)) for title in titles}}
-        for run, found in figures.items()
+        {"run": run, **{title: _format_value(values.get(title)) for title in titles}}
+        for run, values in metrics.items()
     ]
 
 
 def format_table() -> str:
-    """The rows as aligned text, and where the report is."""
-    found = build_rows()
-    if not found:
-        return "No run is evaluated yet."
-    lines = [list(found[0]), *(list(row.values()) for row in found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    text += list_warnings()
+    """The rows as an aligned table, followed by the warnings and the path of the report."""
+    rows = build_rows()
+    if not rows:
+        return "No run has been evaluated yet."
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    lines += list_warnings()
     if REPORT_PATH.exists():
-        text += ["", f"report: {REPORT_PATH.absolute()}"]
-    return "\n".join(text)
+        lines += ["", f"report: {REPORT_PATH.absolute()}"]
+    return "\n".join(lines)
 
 
 def list_warnings() -> list[str]:
-    """A line for each warning about a run's final phase."""
+    """One line for each warning about the final phase of a run."""
     return [
-        f"{run}: {sentence}"
-        for run, every in _load_metrics().items()
-        for sentence in every.get("warnings", {}).values()
+        f"{run}: {warning}"
+        for run, metrics in load_metrics().items()
+        for warning in metrics.get("warnings", {}).values()
     ]
 
 
 def collect_metrics() -> dict[str, float]:
-    """The same figures by run and place, e.g. flexmuse.skill.value, for the MLflow parent."""
+    """The metrics of the table by dotted name, e.g. flexmuse.skill.value."""
     return {
-        ".".join([run, *place]): value
-        for run, every in _load_metrics().items()
-        for places in COLUMNS.values()
-        for place, value in _first_value(every, places)
+        ".".join([run, *path]): _get_nested(metrics, path)
+        for run, metrics in load_metrics().items()
+        for paths in COLUMNS.values()
+        if (path := _first_path(metrics, paths))
     }
 
 
 def _metrics_by_title() -> dict[str, dict[str, float]]:
-    """run -> title -> figure; what a corpus cannot be scored on is missing."""
+    """run -> title -> value; metrics that do not apply to a corpus are missing."""
     return {
         run: {
-            title: found[0][1]
-            for title, places in COLUMNS.items()
-            if (found := _first_value(every, places))
+            title: _get_nested(metrics, path)
+            for title, paths in COLUMNS.items()
+            if (path := _first_path(metrics, paths))
         }
-        for run, every in _load_metrics().items()
+        for run, metrics in load_metrics().items()
     }
 
 
-def _first_value(every: dict[str, Any], places: list[MetricPath]) -> list[tuple[MetricPath, float]]:
-    """The first of the places with a figure, if there is one."""
-    found = [(place, value) for place in places if (value := _get_nested(every, place)) is not None]
-    return found[:1]
+def _first_path(metrics: dict[str, Any], paths: list[MetricPath]) -> MetricPath | None:
+    """The first of `paths` that has a value in `metrics`."""
+    return next((path for path in paths if _get_nested(metrics, path) is not None), None)
 
 
-def _load_metrics() -> dict[str, dict[str, Any]]:
-    """run -> its metrics.json; those of rows that were deleted may lie there still."""
-    named = config.read_params()
+def load_metrics() -> dict[str, dict[str, Any]]:
+    """run -> metrics.json of the runs in params.yaml; deleted runs may still have files."""
+    params = config.read_params()
     files = {
         run: folder / run / "metrics.json"
-        for family, folder in {
+        for section, folder in {
             "generators": GENERATOR_METRICS_DIR,
             "classifiers": CLASSIFIER_METRICS_DIR,
         }.items()
-        for run in named.get(family, {})
+        for run in params.get(section, {})
     }
-    found = {run: file for run, file in files.items() if file.exists()}
-    return {run: json.loads(file.read_text(encoding="utf-8")) for run, file in found.items()}
+    return {
+        run: json.loads(file.read_text(encoding="utf-8"))
+        for run, file in files.items()
+        if file.exists()
+    }
 
 
-def _get_nested(metrics: dict[str, Any], place: MetricPath) -> float | None:
+def _get_nested(metrics: dict[str, Any], path: MetricPath) -> float | None:
     value: Any = metrics
-    for key in place:
+    for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) else None  # or "unavailable"
 
 
-def _format_value(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.3f}"
+def _format_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,6 +1,6 @@
-"""Read every section of params.yaml as its stage will, so that a slip shows before the first one.
+"""Validate params.yaml: every section as its stage reads it, and references between sections.
 
-python -m pipelines.validate_params     run in the project, whose own stages it asks
+python -m pipelines.validate_params     in the project's folder, with the project's own stages
 """
 
 from collections.abc import Collection, Iterable
@@ -10,20 +10,21 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, Literal, get_args
 
+from pipelines import renamed_keys
 from pipelines.cli import write
-from pipelines.cli.label import LabelCommandConfig as Read
+from pipelines.cli.label import LabelCommandConfig
 from pipelines.runner import dvc_repro
 from stages import align, chunk, datasets, judge, models, train_classifier
 from stages.augment import __main__ as augment
-from stages.classify.config import ClassifyConfig as Label
+from stages.classify.config import ClassifyConfig
 from stages.evaluate import __main__ as evaluate
-from stages.evaluate_classifier.common import EvaluateClassifierConfig as Score
+from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.illustrate import base as illustrators
 from stages.ingest import __main__ as ingest
 from stages.inpaint import __main__ as inpaint
 from stages.predict import __main__ as predict
 from stages.report import __main__ as report
-from stages.shared.core.config import config_class, load_config, read_params
+from stages.shared.core.config import Field, config_class, load_config, read_params
 from stages.shared.data import parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.generation import decoders
@@ -36,35 +37,39 @@ from stages.shared.training import loop as training_loop
 
 @config_class
 class CorpusConfig:
-    kind: Literal["articles", "captions", "tweets", "posts", "memes"]
-    format: str
-    path: str
-    records: str
-    images: str
+    """A row of `corpora`."""
+
+    kind: Literal["articles", "captions", "tweets", "posts", "memes"] = Field(
+        description="kind of the records"
+    )
+    format: str = Field(description="a package of stages/datasets")
+    path: str = Field(description="folder with the files; not read by synthetic")
+    records: str = Field(description="folder of data/ with the records that are embedded")
+    images: str = Field(description="folder of data/ with the images that are embedded")
 
 
 def import_modules(package: ModuleType) -> dict[str, ModuleType]:
-    """The files and folders of a folder of code, by name."""
-    return {name: import_module(f"{package.__name__}.{name}") for name in names(package)}
+    """The modules and subpackages of a package, by name."""
+    return {name: import_module(f"{package.__name__}.{name}") for name in list_modules(package)}
 
 
-def names(package: ModuleType) -> list[str]:
+def list_modules(package: ModuleType) -> list[str]:
     return [module.name for module in iter_modules(package.__path__)]
 
 
-def make_section_class(name: str, parts: Iterable[tuple[str, type]]) -> type:
-    """A config class with one field for each part of a section."""
+def make_section_class(name: str, parts: Iterable[tuple[str, Any]]) -> type:
+    """A config class with one field for each (name, type) of a section."""
     return config_class(type(name, (), {"__annotations__": dict(sorted(parts))}))
 
 
-FORMATS = {  # the rest of the folder belongs to one of them
+FORMATS = {  # the other subpackages are helpers of formats
     name: module for name, module in import_modules(datasets).items() if hasattr(module, "KINDS")
 }
-MODEL_MODULES = {name: registry.load_paper(name) for name in names(models)}
+MODEL_MODULES = {name: registry.load_paper(name) for name in list_modules(models)}
 GENERATOR_MODELS = [
     name for name, paper in MODEL_MODULES.items() if hasattr(paper, "PreferenceConfig")
 ]
-CLASSIFIER_CONFIGS = {  # by model: what a row of readers holds
+CLASSIFIER_CONFIGS = {  # model -> config class of its rows in `classifiers`
     name: module.RUN_CONFIG
     for name, module in import_modules(train_classifier).items()
     if hasattr(module, "RUN_CONFIG")
@@ -72,15 +77,20 @@ CLASSIFIER_CONFIGS = {  # by model: what a row of readers holds
 
 
 def list_section_parts(paper: ModuleType) -> list[tuple[str, type]]:
-    """The parts of a model's section; readers have no second phase."""
+    """The parts of a model's section; only generators have a preference phase."""
     preference = (
         [("preference", paper.PreferenceConfig)] if hasattr(paper, "PreferenceConfig") else []
     )
     return [("network", paper.ModelConfig), *preference]
 
 
-SOURCE_STAGES = {"memes": ("04_augment", "04_augment")}  # records and pictures that models read
+SOURCE_FOLDERS = {"memes": ("04_augment", "04_augment")}  # kind -> folders of records and images
+DEFAULT_SOURCE_FOLDERS = ("02_clean", "01_ingest")
 MODEL_SECTIONS = {
+    name: make_section_class(name, list_section_parts(paper))
+    for name, paper in MODEL_MODULES.items()
+}
+SECTIONS = {
     name: make_section_class(name, list_section_parts(paper))
     for name, paper in MODEL_MODULES.items()
 }
@@ -104,11 +114,11 @@ SECTIONS = {
     "rewards": embedders.RewardConfig,
     "predict": predict.PredictConfig,
     "evaluate": evaluate.EvaluateConfig,
-    "classify": Label,
-    "evaluate_classifier": Score,
+    "classify": ClassifyConfig,
+    "evaluate_classifier": EvaluateClassifierConfig,
     "judge": judge.JudgeConfig,
     "report": report.ReportConfig,
-    "cli_label": Read,
+    "cli_label": LabelCommandConfig,
     "cli_write": write.WriteCommandConfig,
     "training": training_loop.TrainingConfig,
     "run": dvc_repro.RunnerConfig,
@@ -116,10 +126,12 @@ SECTIONS = {
 
 
 def main() -> None:
-    """Raises WrongInput that names the first section with a fault, and all faults in it."""
-    unknown = [name for name in read_params() if name not in [*SECTIONS, "classifiers"]]
+    """Validate params.yaml. Raises InputError that names all errors of the first wrong section."""
+    values = read_params()
+    renamed_keys.check_names(values)
+    unknown = [name for name in values if name not in [*SECTIONS, "classifiers"]]
     if unknown:
-        raise InputError(f"params.yaml: unknown section {', '.join(unknown)}: take it out")
+        raise InputError(f"params.yaml: unknown section {', '.join(unknown)}: remove it")
     params = {name: load_config(kind, name) for name, kind in SECTIONS.items()}
     params["classifiers"] = load_classifier_configs()
     check_corpora(params["corpora"])
@@ -132,7 +144,7 @@ def main() -> None:
 
 
 def load_classifier_configs() -> dict[str, Any]:
-    """The rows of readers, each as its own paper reads it. Raises WrongInput."""
+    """The rows of `classifiers`, each as the config class of its model. Raises InputError."""
     rows = {}
     for name in load_config(dict[str, Any], "classifiers"):
         model = load_config(str, "classifiers", name, "model")
@@ -144,47 +156,47 @@ def load_classifier_configs() -> dict[str, Any]:
 
 
 def check_sources(rows: dict[str, Any], corpora: dict[str, CorpusConfig]) -> None:
-    """Raises WrongInput where a reader learns from other records or pictures than were embedded."""
+    """Raises InputError if a classifier uses other records or images than those embedded."""
     for name, run in rows.items():
-        for what in ("records", "images"):
-            embedded = getattr(corpora[run.corpus], what)
-            if getattr(run, what) != embedded:
+        for key in ("records", "images"):
+            value, embedded = getattr(run, key), getattr(corpora[run.corpus], key)
+            if value != embedded:
                 raise InputError(
-                    f"params.yaml: classifiers.{name}.{what} is {getattr(run, what)!r}, but those of "
-                    f"{embedded!r} are embedded (corpora.{run.corpus}.{what}): make them equal"
+                    f"params.yaml: classifiers.{name}.{key} is {value!r}, but {embedded!r} is "
+                    f"embedded (corpora.{run.corpus}.{key}): make them equal"
                 )
 
 
 def check_meme_corpora(
     inpainted: list[str], augmented: list[str], corpora: dict[str, CorpusConfig]
 ) -> None:
-    """Raises WrongInput unless stages 03 and 04 work on the corpora of memes, and on no other, and
-    models read of each what the last one for its kind wrote."""
-    known = [name for name, about in corpora.items() if about.kind == "memes"]
-    for key, named in (("inpaint.corpora", inpainted), ("augment.corpora", augmented)):
-        if named and not known:
+    """Raises InputError unless inpaint and augment process all corpora of memes and no others,
+    and each corpus names the output folders of the last stage for its kind."""
+    meme_corpora = [name for name, corpus in corpora.items() if corpus.kind == "memes"]
+    for key, names in (("inpaint.corpora", inpainted), ("augment.corpora", augmented)):
+        if names and not meme_corpora:
             raise InputError(
-                f"params.yaml: {key} names {', '.join(named)}, but no corpus is of kind memes: "
+                f"params.yaml: {key} names {', '.join(names)}, but no corpus is of kind memes: "
                 "give [], or add its row to corpora"
             )
-        for name in named:
-            require_choice(key, name, known, "corpora of kind memes")
-        if lacking := [name for name in known if name not in named]:
+        for name in names:
+            require_choice(key, name, meme_corpora, "corpora of kind memes")
+        if missing := [name for name in meme_corpora if name not in names]:
             raise InputError(
-                f"params.yaml: {key} lacks {', '.join(lacking)}, of kind memes: add it"
+                f"params.yaml: {key} lacks {', '.join(missing)}, of kind memes: add it"
             )
-    for name, about in corpora.items():
-        records, pictures = SOURCE_STAGES.get(about.kind, ("02_clean", "01_ingest"))
-        if (about.records, about.images) != (records, pictures):
+    for name, corpus in corpora.items():
+        records, images = SOURCE_FOLDERS.get(corpus.kind, DEFAULT_SOURCE_FOLDERS)
+        if (corpus.records, corpus.images) != (records, images):
             raise InputError(
-                f"params.yaml: corpora.{name} has records of {about.records!r} and pictures of "
-                f"{about.images!r}, but those of {about.kind} lie in {records} and {pictures}: "
-                "give these"
+                f"params.yaml: corpora.{name} has records {corpus.records!r} and images "
+                f"{corpus.images!r}, but a corpus of {corpus.kind} needs {records!r} and "
+                f"{images!r}: set these"
             )
 
 
 def check_corpora(corpora: dict[str, CorpusConfig]) -> None:
-    """Raises WrongInput where a corpus names no format of its kind, or no path that exists."""
+    """Raises InputError if a corpus has an unknown format, a wrong kind or a missing path."""
     require_rows("corpora", corpora)
     for name, corpus in corpora.items():
         require_choice(f"corpora.{name}.format", corpus.format, FORMATS, "formats")
@@ -192,7 +204,7 @@ def check_corpora(corpora: dict[str, CorpusConfig]) -> None:
         require_choice(
             f"corpora.{name}.kind", corpus.kind, kinds, f"kinds of format {corpus.format}"
         )
-        if not Path(corpus.path).exists():  # DVC asks for it even where the format draws its own
+        if not Path(corpus.path).exists():  # a dependency in DVC even if the format is synthetic
             raise InputError(
                 f"params.yaml: corpora.{name}.path is {corpus.path!r}, which does not exist: "
                 "put the corpus there, or name the folder that holds it"
@@ -200,32 +212,31 @@ def check_corpora(corpora: dict[str, CorpusConfig]) -> None:
 
 
 def check_runs(
-    key: str,
+    section: str,
     rows: dict[str, Any],
-    papers: list[str],
+    known_models: list[str],
     corpora: dict[str, CorpusConfig],
 ) -> None:
-    """Raises WrongInput where a run names none of these papers, or a corpus that its model cannot
-    learn from."""
+    """Raises InputError if a run has an unknown model, or a corpus of a kind it cannot use."""
     for name, run in rows.items():
-        require_choice(f"{key}.{name}.model", run.model, papers, f"models of {key}")
+        require_choice(f"{section}.{name}.model", run.model, known_models, f"models of {section}")
         kinds = MODEL_MODULES[run.model].KINDS
-        known = [corpus for corpus, about in corpora.items() if about.kind in kinds]
+        usable = [key for key, corpus in corpora.items() if corpus.kind in kinds]
         require_choice(
-            f"{key}.{name}.corpus", run.corpus, known, f"corpora of kind {' or '.join(kinds)}"
+            f"{section}.{name}.corpus", run.corpus, usable, f"corpora of kind {' or '.join(kinds)}"
         )
 
 
 def check_chunk_corpora(chunked: list[str], aligned: str, corpora: dict[str, CorpusConfig]) -> None:
-    """Raises WrongInput where a corpus is to be cut that cannot be, or the encoder of pictures has
-    none to learn from, as where only tweets are left."""
+    """Raises InputError if chunk.corpora has a corpus of another kind, or align.corpus is not one
+    of chunk.corpora."""
     kinds = get_args(chunk.ChunkableKind)
-    known = [name for name, about in corpora.items() if about.kind in kinds]
+    known = [name for name, corpus in corpora.items() if corpus.kind in kinds]
     if not known:
         raise InputError(
             f"params.yaml: align.corpus is {aligned!r}, but no corpus is of kind "
-            f"{' or '.join(kinds)}: put the row of captions back (format sample is drawn, nothing "
-            "to bring), and name it in chunk.corpora; the encoder of pictures learns from it"
+            f"{' or '.join(kinds)}: put the row of captions back (its format synthetic needs no "
+            "files) and name it in chunk.corpora; the encoder is trained on it"
         )
     for name in chunked:
         require_choice("chunk.corpora", name, known, f"corpora of kind {' or '.join(kinds)}")
@@ -233,16 +244,16 @@ def check_chunk_corpora(chunked: list[str], aligned: str, corpora: dict[str, Cor
     require_choice("align.corpus", aligned, chunked, "chunk.corpora")
 
 
-def require_rows(key: str, rows: dict) -> None:
+def require_rows(section: str, rows: dict) -> None:
     if not rows:
-        raise InputError(f"params.yaml: {key} have no row: put one back, e.g. from git")
+        raise InputError(f"params.yaml: {section} have no row: put one back, e.g. from git")
 
 
-def require_choice(key: str, value: str, known: Collection[str], what: str) -> None:
-    """Raises WrongInput unless the value at `key` names one of the known `what`."""
+def require_choice(key: str, value: str, known: Collection[str], description: str) -> None:
+    """Raises InputError unless `value`, the value at `key`, is one of the known ones."""
     if value not in known:
         choices = f"choose one of {' | '.join(known)}" if known else "there is none: add one"
-        raise InputError(f"params.yaml: {key} is {value!r}, none of the {what}: {choices}")
+        raise InputError(f"params.yaml: {key} is {value!r}, none of the {description}: {choices}")
 
 
 if __name__ == "__main__":

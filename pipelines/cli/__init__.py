@@ -1,12 +1,13 @@
 """The `polymuse` command. It works on the project of the current folder.
 
-polymuse run [TARGET...]      bring everything, or the stages named, up to date
-polymuse write -o FOLDER      an article from --topic TEXT, --image FILE..., or both
-polymuse label TEXT           entities or sentiment of a tweet or post, of its --image too
-polymuse label FILE|FOLDER    the labels of a meme, or of a folder of them
-polymuse ui                   the pages of MLflow and Prefect, until Ctrl-C
-polymuse preset [NAME]        lay presets/NAME.yaml over params.yaml; without a name: list them
-polymuse preset --undo        take the last preset back
+polymuse run [TARGET...]      bring all stages, or the named ones, up to date
+polymuse write -o FOLDER      write an article from --topic TEXT, --image FILE..., or both
+polymuse label TEXT           label a tweet or post, with or without its --image
+polymuse label FILE|FOLDER    label one meme, or every meme in a folder
+polymuse params [SECTION]     show params.yaml with the meaning of each value
+polymuse preset [NAME]        apply presets/NAME.yaml to params.yaml, or list the presets
+polymuse preset --undo        undo the last preset
+polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
 
 import argparse
@@ -16,20 +17,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines import project
+from pipelines import project, renamed_keys
+from stages.shared.core.config import read_params
 from stages.shared.runtime.stage import InputError
 
 
 def main() -> None:
-    """Entry point: exit code 0, or one sentence and 1."""
+    """Entry point. Exits with 0, or with one sentence on standard error and 1."""
     arguments = _build_parser().parse_args()
     run_in_project(lambda: arguments.verb(arguments))
 
 
 def run_in_project(work: Callable[[], object]) -> None:
-    """Do `work` in the project of the current folder; what is wrong is said last, in one sentence.
+    """Call `work` in the project of the current folder; an InputError becomes the last line.
 
-    SIGTERM and Ctrl-C end the work as exceptions, so that what it started ends with it.
+    SIGTERM and Ctrl-C raise exceptions in `work`, so that it ends the processes it started.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -39,38 +41,39 @@ def run_in_project(work: Callable[[], object]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # who read our output has enough of it
+    except BrokenPipeError:  # the reader of our output has closed it, e.g. `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="polymuse", description="Models that read and write pictures with words."
+        prog="polymuse", description="Train, compare and use multimodal models."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    run = verbs.add_parser("run", help="bring everything, or the stages named, up to date")
+    run = verbs.add_parser("run", help="bring all stages, or the named ones, up to date")
     run.add_argument("targets", nargs="*", metavar="TARGET", help="e.g. evaluate@flexmuse")
     run.set_defaults(verb=_run)
-    _add_write(verbs.add_parser("write", help="an article from a topic, pictures, or both"))
-    _add_label(verbs.add_parser("label", help="tweets, posts or memes"))
-    ui = verbs.add_parser("ui", help="the pages of MLflow and Prefect, until Ctrl-C")
-    ui.set_defaults(verb=_ui)
-    preset = verbs.add_parser("preset", help="lay presets/NAME.yaml over params.yaml")
+    _add_write(verbs.add_parser("write", help="write an article from a topic, images, or both"))
+    _add_label(verbs.add_parser("label", help="label tweets, posts or memes"))
+    _add_params(verbs.add_parser("params", help="show params.yaml with the meaning of each value"))
+    preset = verbs.add_parser("preset", help="apply presets/NAME.yaml to params.yaml")
     choice = preset.add_mutually_exclusive_group()
-    choice.add_argument("name", nargs="?", metavar="NAME", help="without it: list the presets")
-    choice.add_argument("--undo", action="store_true", help="take the last preset back")
+    choice.add_argument("name", nargs="?", metavar="NAME", help="default: list the presets")
+    choice.add_argument("--undo", action="store_true", help="undo the last preset")
     preset.set_defaults(verb=_preset)
+    ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
+    ui.set_defaults(verb=_ui)
     return parser
 
 
 def _add_write(write: argparse.ArgumentParser) -> None:
-    """Files are meant from the folder that the user is in, not from the project's."""
+    """Add the options of `write`. Paths are relative to the user's folder, not the project's."""
     option = write.add_argument
     option("--topic", metavar="TEXT", help="what to write about")
     option("--image", metavar="FILE", type=_resolve_path, nargs="+", action="extend", default=[])
-    option("--images", metavar="N", type=int, help="pictures in all; 0: a text without picture")
-    option("--run", metavar="NAME", help="a row of writers in params.yaml; without it the first")
+    option("--images", metavar="N", type=int, help="total number of images; 0: text only")
+    option("--run", metavar="NAME", help="a generator of params.yaml; default: the first")
     option(
         "--model", metavar="ADDRESS", type=_parse_model, help="a folder, models:/... or runs:/..."
     )
@@ -78,38 +81,50 @@ def _add_write(write: argparse.ArgumentParser) -> None:
         "--backend",
         metavar="NAME",
         type=_parse_backend,
-        help="what finds or draws missing pictures",
+        help="what retrieves or generates missing images; default: illustrate.backend",
     )
-    option("--seed", metavar="N", type=int, help="of what is drawn; without it that of the run")
+    option("--seed", metavar="N", type=int, help="seed of sampling; default: that of the run")
     option("-o", "--output", metavar="FOLDER", type=_resolve_path, required=True)
     write.set_defaults(verb=_write)
 
 
 def _add_label(label: argparse.ArgumentParser) -> None:
     option = label.add_argument
-    told = "of a tweet or a post; or the picture file of a meme, or a folder of them"
-    option("text", metavar="TEXT", type=_parse_text_or_path, nargs="?", help=told)
+    what = "a tweet or post; or the image file of a meme, or a folder of memes"
+    option("text", metavar="TEXT", type=_parse_text_or_path, nargs="?", help=what)
     option("--image", metavar="FILE", type=_resolve_path, action="append", default=[])
-    option("--file", metavar="FILE", type=_resolve_path, help=".txt with a text a line, or .jsonl")
-    which = label.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="NAME", help="a row of readers; without it the first")
-    model = "a folder, models:/... or runs:/..."
-    which.add_argument("--model", metavar="ADDRESS", type=_parse_model, help=model)
-    option("--json", action="store_true", help="an object a line, for programs")
-    memes = label.add_argument_group("of memes")
+    option("--file", metavar="FILE", type=_resolve_path, help=".txt, one text a line, or .jsonl")
+    model = label.add_mutually_exclusive_group()
+    model.add_argument("--run", metavar="NAME", help="a classifier of params.yaml; default: first")
+    address = "a folder, models:/... or runs:/..."
+    model.add_argument("--model", metavar="ADDRESS", type=_parse_model, help=address)
+    option("--json", action="store_true", help="print one JSON object a line")
+    memes = label.add_argument_group("memes")
     option = memes.add_argument
-    option("--text", metavar="WORDS", dest="words", help="of one picture; else they are read")
+    option("--text", metavar="TEXT", dest="words", help="overlay text of one meme; default: OCR")
     option(
         "-o",
         "--output",
         metavar="FILE",
         type=_resolve_path,
-        help=".parquet or .csv, for the labels",
+        help="write the labels to a .parquet or .csv file",
     )
     option(
-        "--inpainted", metavar="FOLDER", type=_resolve_path, help="for the pictures without words"
+        "--inpainted", metavar="FOLDER", type=_resolve_path, help="write the images without text"
     )
     label.set_defaults(verb=_label)
+
+
+def _add_params(params: argparse.ArgumentParser) -> None:
+    option = params.add_argument
+    option("section", nargs="?", metavar="SECTION", help="e.g. augment.openai; default: all")
+    option(
+        "--schema",
+        metavar="FILE",
+        type=_resolve_path,
+        help="write a JSON schema of params.yaml for editors instead",
+    )
+    params.set_defaults(verb=_params)
 
 
 def _resolve_path(path: str) -> Path:
@@ -117,10 +132,10 @@ def _resolve_path(path: str) -> Path:
 
 
 def _parse_text_or_path(text: str) -> str | Path:
-    """A path if there is something, else a text."""
+    """A path if it exists, else the text itself."""
     try:
         return _resolve_path(text) if text and _resolve_path(text).exists() else text
-    except (OSError, ValueError):  # too long for a name, or with characters that none has
+    except (OSError, ValueError):  # too long for a file name, or characters that none can have
         return text
 
 
@@ -129,7 +144,7 @@ def _parse_model(model: str) -> str:
 
 
 def _parse_backend(backend: str) -> str:
-    """Of diffusers:NAME, NAME is a folder if there is one, else a name of Hugging Face."""
+    """Resolve NAME of diffusers:NAME if it is a folder; else it is a Hugging Face name."""
     kind, _, name = backend.partition(":")
     folder = name.startswith(".") or (name and _resolve_path(name).is_dir())
     return f"{kind}:{_resolve_path(name)}" if kind == "diffusers" and folder else backend
@@ -142,7 +157,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of loading and of batches of one
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of loading and of batches of one
+    renamed_keys.check_names(read_params())
     from pipelines.cli import write
 
     write.main(arguments)
@@ -150,16 +166,17 @@ def _write(arguments: argparse.Namespace) -> None:
 
 def _label(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ |= {"HF_HUB_OFFLINE": "1", "POLYMUSE_MAY_LIFT_OFFLINE": "0"}  # whatever it names
+    os.environ |= {"HF_HUB_OFFLINE": "1", "POLYMUSE_MAY_LIFT_OFFLINE": "0"}  # never downloads
+    renamed_keys.check_names(read_params())
     from pipelines.cli import label, label_memes
 
     (label_memes if isinstance(arguments.text, Path) else label).main(arguments)
 
 
-def _ui(_: argparse.Namespace) -> None:
-    from pipelines.cli import ui
+def _params(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import params  # imports every stage
 
-    ui.main()
+    params.main(arguments)
 
 
 def _preset(arguments: argparse.Namespace) -> None:
@@ -171,6 +188,12 @@ def _preset(arguments: argparse.Namespace) -> None:
         print(preset.apply_preset(arguments.name))
     else:
         print("\n".join(preset.list_presets()))
+
+
+def _ui(_: argparse.Namespace) -> None:
+    from pipelines.cli import ui
+
+    ui.main()
 
 
 if __name__ == "__main__":

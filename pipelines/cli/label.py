@@ -1,9 +1,9 @@
-"""`polymuse label`: the entities or the sentiment of a tweet or a post, or of a file of them.
+"""`polymuse label` of texts: the entities or the sentiment of one tweet or post, or of a file.
 
-reads   a model folder (of --run, or --model), texts and pictures
-writes  standard output alone: for people, or with --json an object a line
+reads   the model folder of --run or --model, texts and images
+writes  standard output: text, or with --json one JSON object a line
 
-All input is checked before anything is labelled. Memes have a file of their own, label_memes.py.
+All input is validated before the first prediction. Memes are handled by label_memes.py.
 """
 
 import json
@@ -30,7 +30,7 @@ from pipelines.inference.input_rules import (
 from stages.datasets.common.files import describe_validation_error, read_lines
 from stages.ingest.record_collector import make_printable, read_image_file
 from stages.shared.core import config
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import text_cleaning
 from stages.shared.data.cache import batched
 from stages.shared.data.image_store import ImageError
@@ -40,29 +40,31 @@ from stages.shared.runtime.stage import InputError
 if TYPE_CHECKING:
     from pipelines.inference.text_labeler import Entity, LabelInput, TextLabeler, TextLabels
 
-MODEL_DIRS = {"train": "data/09_train_classifier"}  # of the models of readers
-MEMES_KIND = "memes"  # kind of a corpus
+MODEL_DIRS = {"train_classifier": "data/09_train_classifier"}  # phase -> parent of the run's folder
+MEMES_KIND = "memes"  # corpora.*.kind
 ENCODINGS = ["utf-8"]
 
 
 @config_class
 class LabelCommandConfig:
-    max_characters: int
-    batch_size: int
+    """The section `cli_label`."""
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"params.yaml: read.batch is {self.batch_size}: give 1 or more")
+    max_characters: int = Field(description="characters of a text at most")
+    batch_size: int = Field(ge=1, description="texts or memes per batch")
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What is to be labelled. text: with words of its own, a list of them; source: file:line."""
+    """An item to label.
+
+    source: TEXT, or file:line. text: a string, or a list of words if it is tokenized already.
+    image: the name of the image. load_image: reads the content of the image file.
+    """
 
     source: str
     text: str | list[str] | None
     image: str | None
-    load_image: Callable[[], bytes] | None  # the content of its file
+    load_image: Callable[[], bytes] | None
 
     @property
     def has_text(self) -> bool:
@@ -74,7 +76,7 @@ class LabelRequest:
 
 
 class LabelLine(BaseModel):
-    """A line of a .jsonl file; other keys are ignored, so that a corpus can be labelled."""
+    """A line of a .jsonl file. Other keys are ignored, so that a corpus can be labeled."""
 
     model_config = ConfigDict(strict=True)
 
@@ -83,231 +85,243 @@ class LabelLine(BaseModel):
     image: str | None = None
 
 
-def main(given: Namespace) -> None:
-    """Raises WrongInput, before anything is labelled, for input that cannot be used."""
-    settings, limits = (
-        config.load_config(LabelCommandConfig, "cli_label"),
-        load_input_rules("cli_label"),
-    )
-    reject_meme_options(given)
-    rows = read_requests(given, limits)
+def main(options: Namespace) -> None:
+    """Label the texts of the command and print the labels.
+
+    Raises InputError for invalid input, before the first prediction.
+    """
+    settings = config.load_config(LabelCommandConfig, "cli_label")
+    rules = load_input_rules("cli_label")
+    reject_meme_options(options)
+    requests = read_requests(options, rules)
     with ExitStack() as stack:
-        labeller, name = load_labeler(given, limits, stack)
-        for row in rows:
-            labeller.check_input(row.has_text, row.load_image is not None, row.source)
-        if not given.json:
-            print("\n".join(format_heading(rows, labeller, name)), flush=True)
-        show = format_json if given.json else format_labels
-        for row, item, labels in label_requests(rows, labeller, settings.batch_size):
-            print(show(row, item, labels), flush=True)
+        labeler, name = load_labeler(options, rules, stack)
+        for request in requests:
+            labeler.check_input(request.has_text, request.load_image is not None, request.source)
+        if not options.json:
+            print("\n".join(format_heading(requests, labeler, name)), flush=True)
+        format_item = format_json if options.json else format_labels
+        for request, item, labels in label_requests(requests, labeler, settings.batch_size):
+            print(format_item(request, item, labels), flush=True)
 
 
-def reject_meme_options(given: Namespace) -> None:
-    """Raises WrongInput for options of memes, and for the name of a picture that is not there."""
-    text = given.text or ""
-    picture = Path(text).suffix.lower() in image_suffixes()
-    if len(text.split()) == 1 and "://" not in text and (picture or text.endswith(os.sep)):
+def reject_meme_options(options: Namespace) -> None:
+    """Raises InputError for options of memes, and for a missing image file in place of a text."""
+    text = options.text or ""
+    looks_like_path = Path(text).suffix.lower() in image_suffixes() or text.endswith(os.sep)
+    if len(text.split()) == 1 and "://" not in text and looks_like_path:
         raise InputError(
-            f"{to_single_line(text)} does not exist: name a picture or a folder of them; a text that "
-            "reads like that goes into a --file"
+            f"{to_single_line(text)} does not exist: name an image or a folder of images; put a "
+            "text that looks like a path into a --file"
         )
-    options = {"--text": given.words, "--output": given.output, "--inpainted": given.inpainted}
-    if used := [option for option, value in options.items() if value is not None]:
+    meme_options = {
+        "--text": options.words,
+        "--output": options.output,
+        "--inpainted": options.inpainted,
+    }
+    if used := [option for option, value in meme_options.items() if value is not None]:
         raise InputError(
-            f"{used[0]} goes with memes, and {to_single_line(text)[:60] or 'nothing'} is no file: name a "
-            "picture, or a folder of them"
+            f"{used[0]} is an option for memes, and {to_single_line(text)[:60] or 'nothing'} is "
+            "not a file: name an image or a folder of images"
         )
 
 
-def read_requests(given: Namespace, limits: InputRules) -> list[LabelRequest]:
-    """The text and picture of the command, or those of its file. Raises WrongInput."""
-    if given.file:
-        if given.text is not None or given.image:
+def read_requests(options: Namespace, rules: InputRules) -> list[LabelRequest]:
+    """The text and image of the command line, or the items of --file. Raises InputError."""
+    if options.file:
+        if options.text is not None or options.image:
             raise InputError(
-                "--file stands for TEXT and --image: give either; the lines of a .jsonl file name "
-                "their pictures"
+                "--file replaces TEXT and --image: give one or the other; the lines of a .jsonl "
+                "file can name images"
             )
-        return read_file(given.file, limits)
-    if len(given.image) > 1:
+        return read_file(options.file, rules)
+    if len(options.image) > 1:
         raise InputError(
-            f"--image: {len(given.image)} pictures are given, and a text has one: give one, or a "
-            "--file with a line for each"
+            f"--image: {len(options.image)} images for one text: give one image, or a --file with "
+            "one line for each"
         )
-    picture = None
-    if given.image:
-        (file,) = given.image
-        picture = partial(limits.read_image, file, f"--image: {file}")
-        picture()
-    row = LabelRequest("TEXT", given.text, make_printable(file.name) if picture else None, picture)
-    limits.check_length(row.joined_text, row.source)
-    if not row.has_text and not picture:
+    image_name, load_image = None, None
+    if options.image:
+        (file,) = options.image
+        image_name = make_printable(file.name)
+        load_image = partial(rules.read_image, file, f"--image: {file}")
+        load_image()  # validates the file
+    request = LabelRequest("TEXT", options.text, image_name, load_image)
+    rules.check_length(request.joined_text, request.source)
+    if not request.has_text and not load_image:
         raise InputError(
             "there is nothing to label: give a text in quotes, --image, or --file with many"
         )
-    return [row]
+    return [request]
 
 
-def read_file(file: Path, limits: InputRules) -> list[LabelRequest]:
-    """A row a line that is not blank. Raises WrongInput that names the line."""
+def read_file(file: Path, rules: InputRules) -> list[LabelRequest]:
+    """One request for each line that is not blank. Raises InputError that names the line."""
     if file.suffix.lower() not in (".txt", ".jsonl"):
         raise InputError(
-            f"--file: {file} is neither .txt, which has a text a line, nor .jsonl, whose lines "
-            "have text and image: name one"
+            f"--file: {file} is neither .txt (one text a line) nor .jsonl (lines with text and "
+            "image): give one of these"
         )
     try:
-        found = [read_line(line, file, limits) for line in read_lines(file, ENCODINGS, "--file")]
+        requests = [read_line(line, file, rules) for line in read_lines(file, ENCODINGS, "--file")]
     except OSError as error:
         raise InputError(
-            f"--file: {file} cannot be read ({error.strerror}): name another one"
+            f"--file: {file} cannot be read ({error.strerror}): name another file"
         ) from None
-    if not found:
-        raise InputError(f"--file: {file} holds no text: put one on each line")
-    return found
+    if not requests:
+        raise InputError(f"--file: {file} has no text: put one on each line")
+    return requests
 
 
-def read_line(line: tuple[str, str] | Rejection, file: Path, limits: InputRules) -> LabelRequest:
+def read_line(line: tuple[str, str] | Rejection, file: Path, rules: InputRules) -> LabelRequest:
     if isinstance(line, Rejection):
         raise InputError(f"{line.source}: {line.reason}: save the file as UTF-8")
     source, text = line
-    row = LabelRequest(source, text, None, None)
     if file.suffix.lower() == ".jsonl":
-        row = read_json_line(source, text, file.parent, limits)
-    limits.check_length(row.joined_text, source)
-    if not row.has_text and row.load_image is None:
-        raise InputError(f"{source}: neither a text nor an image is there: give it one")
-    return row
+        request = read_json_line(source, text, file.parent, rules)
+    else:
+        request = LabelRequest(source, text, None, None)
+    rules.check_length(request.joined_text, source)
+    if not request.has_text and request.load_image is None:
+        raise InputError(f"{source}: there is neither a text nor an image: add one")
+    return request
 
 
-def read_json_line(source: str, text: str, folder: Path, limits: InputRules) -> LabelRequest:
+def read_json_line(source: str, line: str, folder: Path, rules: InputRules) -> LabelRequest:
     try:
-        line = LabelLine.model_validate_json(text)
+        item = LabelLine.model_validate_json(line)
     except ValidationError as error:
         raise InputError(
             f"{source}: {describe_validation_error(error)}: correct the line"
         ) from None
-    picture = None
-    if line.image:
-        picture = partial(read_named_image, ImageFile(line.image, folder), source, limits)
-        picture()
-    return LabelRequest(source, line.words or line.text, line.image or None, picture)
+    load_image = None
+    if item.image:
+        load_image = partial(read_named_image, ImageFile(item.image, folder), source, rules)
+        load_image()  # validates the file
+    return LabelRequest(source, item.words or item.text, item.image or None, load_image)
 
 
-def read_named_image(picture: ImageFile, source: str, limits: InputRules) -> bytes:
-    """Its content; it lies in the file's folder, as that of a corpus does. Raises WrongInput."""
+def read_named_image(image: ImageFile, source: str, rules: InputRules) -> bytes:
+    """The content of an image in the folder of its .jsonl file. Raises InputError."""
     try:
-        content = read_image_file(picture, picture.folder, limits.max_pixels)
+        content = read_image_file(image, image.folder, rules.max_pixels)
     except ImageError as error:
-        raise InputError(f"{source}: {error}: name another one") from None
-    return limits.check_image(content, f"{source}: {picture.path}")
+        raise InputError(f"{source}: {error}: name another image") from None
+    return rules.check_image(content, f"{source}: {image.path}")
 
 
 def load_labeler(
-    given: Namespace, limits: InputRules, stack: ExitStack
+    options: Namespace, rules: InputRules, stack: ExitStack
 ) -> tuple["TextLabeler", str]:
-    """The reader of --run or --model, and what it is called. A copy lasts as long as the stack."""
-    folder, called, name = find_classifier_dir(given, False, stack)
-    from pipelines.inference.text_labeler import TextLabeler  # torch and what else is slow
+    """The classifier of --run or --model, and its name. `stack` owns a downloaded copy."""
+    folder, display_name, name = find_classifier_dir(options, False, stack)
+    from pipelines.inference.text_labeler import TextLabeler  # imports torch, which is slow
 
-    return TextLabeler(folder, called, limits.build_cleaner), name
+    return TextLabeler(folder, display_name, rules.build_cleaner), name
 
 
-def find_classifier_dir(given: Namespace, memes: bool, stack: ExitStack) -> tuple[Path, str, str]:
-    """Where the reader of --run or --model lies, how its user knows the folder and the reader.
+def find_classifier_dir(options: Namespace, memes: bool, stack: ExitStack) -> tuple[Path, str, str]:
+    """The folder of --run or --model, the name of the folder for messages, and that of the model.
 
-    memes: which kind it is without either. A copy lasts as long as the stack.
+    memes: whether the default is the first classifier of memes. `stack` owns a downloaded copy.
     """
-    name = given.model or model_bundle.resolve_run_name(
-        given.run or find_first_classifier(memes), "classifiers"
+    name = options.model or model_bundle.resolve_run_name(
+        options.run or find_first_classifier(memes), "classifiers"
     )
-    # With --json nothing else is said on standard output.
-    with redirect_stdout(sys.stderr if given.json else sys.stdout):
-        folder, _ = model_bundle.resolve_model_dir(name, given.model, MODEL_DIRS, "train", stack)
-    return folder, f"--model: {given.model}" if given.model else str(folder), name
+    # With --json, standard output has only JSON.
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):
+        folder, _ = model_bundle.resolve_model_dir(
+            name, options.model, MODEL_DIRS, "train_classifier", stack
+        )
+    return folder, f"--model: {options.model}" if options.model else str(folder), name
 
 
 def find_first_classifier(memes: bool) -> str | None:
-    """The first row of readers of memes, or of anything else. Raises WrongInput without memes."""
-    rows = config.read_params()
-    kinds = {name: row.get("kind") for name, row in (rows.get("corpora") or {}).items()}
-    for name, row in (rows.get("classifiers") or {}).items():
+    """The first classifier of memes, or of texts. Raises InputError if none is for memes."""
+    params = config.read_params()
+    kinds = {name: row.get("kind") for name, row in (params.get("corpora") or {}).items()}
+    for name, row in (params.get("classifiers") or {}).items():
         if (kinds.get(row.get("corpus")) == MEMES_KIND) == memes:
             return name
     if memes:
         raise InputError(
-            "params.yaml has no reader of memes among its readers: add a row whose corpus is of "
+            "params.yaml has no classifier of memes: add a row to classifiers whose corpus is of "
             "kind memes, or name a trained folder with --model"
         )
     return None
 
 
-def format_heading(rows: list[LabelRequest], labeller: "TextLabeler", name: str) -> Iterator[str]:
-    """What is done, and where a placeholder stands for what is missing."""
-    texts, all_of = sum(row.has_text for row in rows), len(rows)
-    yield f"Labelling {format_count(all_of, 'text' if texts else 'picture')} with {name}"
-    if not labeller.uses_images:
-        yield "This model does not look at pictures."
-    elif bare := sum(row.load_image is None for row in rows):
-        yield f"No picture{format_share(bare, all_of)}: the placeholder is read."
-    if silent := all_of - texts:
-        yield f"No text{format_share(silent, all_of)}: the placeholder is read."
+def format_heading(
+    requests: list[LabelRequest], labeler: "TextLabeler", name: str
+) -> Iterator[str]:
+    """Lines on what is labeled, and on missing inputs that the model replaces by placeholders."""
+    num_texts, total = sum(request.has_text for request in requests), len(requests)
+    yield f"Labeling {format_count(total, 'text' if num_texts else 'image')} with {name}"
+    if not labeler.uses_images:
+        yield "This model does not use images."
+    elif num_missing := sum(request.load_image is None for request in requests):
+        yield f"No image{format_share(num_missing, total)}: a placeholder is used."
+    if num_missing := total - num_texts:
+        yield f"No text{format_share(num_missing, total)}: a placeholder is used."
 
 
-def format_share(some: int, all_of: int) -> str:
-    return "" if all_of == 1 else f" in {some} of {all_of}"
+def format_share(count: int, total: int) -> str:
+    return "" if total == 1 else f" in {count} of {total}"
 
 
 def label_requests(
-    rows: list[LabelRequest], labeller: "TextLabeler", batch: int
+    requests: list[LabelRequest], labeler: "TextLabeler", batch_size: int
 ) -> Iterator[tuple[LabelRequest, "LabelInput", "TextLabels"]]:
+    """The requests with their model inputs and labels, in order."""
     from pipelines.inference.text_labeler import build_input_from_text, build_input_from_words
 
-    for part in batched(rows, batch):
+    for batch in batched(requests, batch_size):
         items = []
-        for row in part:
-            picture = row.load_image and row.load_image()
-            text = (row.text or "") if row.has_text else ""
-            items.append(
-                (build_input_from_words if isinstance(text, list) else build_input_from_text)(
-                    text, picture
-                )
+        for request in batch:
+            image = request.load_image and request.load_image()
+            text = (request.text or "") if request.has_text else ""
+            build_input = (
+                build_input_from_words if isinstance(text, list) else build_input_from_text
             )
-        yield from zip(part, items, labeller.label(items), strict=True)
+            items.append(build_input(text, image))
+        yield from zip(batch, items, labeler.label(items), strict=True)
 
 
-def format_json(row: LabelRequest, item: "LabelInput", labels: "TextLabels") -> str:
-    source = {"source": row.source} if ":" in row.source else {}
-    told = source | {"text": item.text or None, "image": row.image} | asdict(labels)
-    return json.dumps(told, ensure_ascii=False)
+def format_json(request: LabelRequest, item: "LabelInput", labels: "TextLabels") -> str:
+    source = {"source": request.source} if ":" in request.source else {}
+    row = source | {"text": item.text or None, "image": request.image} | asdict(labels)
+    return json.dumps(row, ensure_ascii=False)
 
 
-def format_labels(row: LabelRequest, item: "LabelInput", labels: "TextLabels") -> str:
-    """For people: a line of what was read, a line of each label."""
+def format_labels(request: LabelRequest, item: "LabelInput", labels: "TextLabels") -> str:
+    """A line with the input, and an indented line for each label."""
     from pipelines.inference.text_labeler import EntityPrediction
 
-    read = [to_single_line(item.text)] if item.text else []
-    read += [f"[{to_single_line(row.image)}]"] if row.image else []
+    heading = [to_single_line(item.text)] if item.text else []
+    heading += [f"[{to_single_line(request.image)}]"] if request.image else []
     if isinstance(labels, EntityPrediction):
-        told = format_entities(labels.entities) or ["no entities"]
+        lines = format_entities(labels.entities) or ["no entities"]
     else:
-        told = [f"{labels.label}, {labels.probability:.2f}"]
+        lines = [f"{labels.label}, {labels.probability:.2f}"]
     if labels.words_not_read:
-        told.append(f"{format_count(labels.words_not_read, 'word')} at the end not read")
-    return "\n".join(["", " ".join(read), *(f"  {line}" for line in told)])
+        lines.append(f"{format_count(labels.words_not_read, 'word')} at the end not read")
+    return "\n".join(["", " ".join(heading), *(f"  {line}" for line in lines)])
 
 
-def format_entities(found: list["Entity"]) -> list[str]:
-    width = max((len(one.type) for one in found), default=0)
+def format_entities(entities: list["Entity"]) -> list[str]:
+    width = max((len(entity.type) for entity in entities), default=0)
     return [
-        f"{one.type:{width}}  {to_single_line(one.text)}, {format_word_range(one)}" for one in found
+        f"{entity.type:{width}}  {to_single_line(entity.text)}, {format_word_range(entity)}"
+        for entity in entities
     ]
 
 
 def format_word_range(entity: "Entity") -> str:
-    """Counted from 1, as people do."""
+    """The words of an entity, counted from 1."""
     first, last = entity.first + 1, entity.last + 1
     return f"word {first}" if first == last else f"words {first} to {last}"
 
 
 def to_single_line(text: str) -> str:
-    """Without line ends, and without what would steer a terminal."""
+    """`text` without line ends and without characters that control a terminal."""
     return " ".join(text_cleaning.INVISIBLE_CHARACTERS.sub("", text).split())

@@ -1,12 +1,12 @@
-"""`polymuse label` of memes: every task's label of a picture, or of each picture in a folder.
+"""`polymuse label` of memes: a label for each task, for one image or all images of a folder.
 
-reads   a model folder (of --run, or --model), pictures, their words if --text gives them
-writes  standard output: for people, or with --json an object a line
-        --output     the same as a table, .parquet or .csv, instead of the lines for people
-        --inpainted  a folder with the pictures without their words, each NAME.png
+reads   the model folder of --run or --model, images, and their text if --text gives it
+writes  standard output: text, or with --json one JSON object a line
+        --output     a .parquet or .csv table, in place of the text
+        --inpainted  a folder with the images without their text, as NAME.png
 
-A picture of a folder that cannot be used is named and skipped. No file is lost: pictures are
-written where no file is, and a table over none but one of this command.
+Invalid images in a folder are named and skipped. Existing files are never overwritten, except a
+table that this command wrote.
 """
 
 import csv
@@ -42,184 +42,191 @@ from stages.shared.runtime.stage import InputError
 if TYPE_CHECKING:
     from pipelines.inference.meme_labeler import MemeInput, MemeLabeler, MemeLabels, PreparedMeme
 
-MAX_SHOWN_CHARACTERS = 70  # characters of a meme's words, for people
+MAX_SHOWN_CHARACTERS = 70  # of a meme's text, on standard output
 TABLE_SUFFIXES = (".parquet", ".csv")
-# What spreadsheets take for the beginning of a formula, and what they leave out before one.
+# First characters that make a spreadsheet read a cell as a formula.
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 MemeTableRow = dict[str, str | float]
 
 
-def main(given: Namespace) -> None:
-    """Raises WrongInput for what cannot be used, where pictures are of a folder if all cannot."""
-    settings, limits = (
-        config.load_config(LabelCommandConfig, "cli_label"),
-        load_input_rules("cli_label"),
-    )
-    files = find_images(given, limits)
-    check_table(given.output)
-    targets = plan_output_paths(given.inpainted, files)
+def main(options: Namespace) -> None:
+    """Label the images of the command and write the labels.
+
+    Raises InputError for invalid input; in a folder, only if none of its images is valid.
+    """
+    settings = config.load_config(LabelCommandConfig, "cli_label")
+    rules = load_input_rules("cli_label")
+    files = find_images(options, rules)
+    check_table(options.output)
+    targets = plan_output_paths(options.inpainted, files)
+    log = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    rows: list[MemeTableRow] = []
     with ExitStack() as stack:
-        folder, called, name = find_classifier_dir(given, True, stack)
-        from pipelines.inference.meme_labeler import (  # torch and what else is slow
+        folder, display_name, name = find_classifier_dir(options, True, stack)
+        from pipelines.inference.meme_labeler import (  # imports torch, which is slow
             MemeLabeler,
             to_table_row,
         )
 
-        labeller = MemeLabeler(folder, called)
-        talk = partial(print, file=sys.stderr if given.json else sys.stdout, flush=True)
-        talk(f"Labelling {format_count(len(files), 'picture')} with {name}")
-        rows: list[MemeTableRow] = []
-        for meme, labels in label_images(files, given, labeller, settings.batch_size, limits):
+        labeler = MemeLabeler(folder, display_name)
+        log(f"Labeling {format_count(len(files), 'image')} with {name}")
+        for meme, labels in label_images(files, options, labeler, settings.batch_size, rules):
             rows.append({"image": make_printable(meme.name), **to_table_row(meme, labels)})
-            if given.json:
+            if options.json:
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-            elif not given.output:
+            elif not options.output:
                 print(format_meme(meme, labels), flush=True)
             if targets:
                 write_image(meme.image, targets[meme.name])
-    write_and_report(given, rows, len(files), talk)
+    write_and_report(options, rows, len(files), log)
 
 
 def write_and_report(
-    given: Namespace, rows: list[MemeTableRow], pictures: int, talk: Callable[[str], None]
+    options: Namespace, rows: list[MemeTableRow], num_images: int, log: Callable[[str], None]
 ) -> None:
-    """Write the table and say what came out. Raises WrongInput if nothing did."""
+    """Write the table and report the counts. Raises InputError if there are no rows."""
     if not rows:
-        raise InputError(f"{given.text}: none of its pictures can be used: name another folder")
-    if given.output:
-        write_table(rows, given.output)
-        talk(f"Wrote {format_count(len(rows), 'row')} to {make_printable(str(given.output))}")
-    if given.inpainted:
-        talk(
-            f"Wrote {format_count(len(rows), 'picture')} to {make_printable(str(given.inpainted))}"
-        )
-    if skipped := pictures - len(rows):
-        print(
-            f"{skipped} of {format_count(pictures, 'picture')} skipped", file=sys.stderr, flush=True
-        )
+        raise InputError(f"{options.text}: none of its images is valid: name another folder")
+    if options.output:
+        write_table(rows, options.output)
+        log(f"Wrote {format_count(len(rows), 'row')} to {make_printable(str(options.output))}")
+    if options.inpainted:
+        folder = make_printable(str(options.inpainted))
+        log(f"Wrote {format_count(len(rows), 'image')} to {folder}")
+    if skipped := num_images - len(rows):
+        total = format_count(num_images, "image")
+        print(f"{skipped} of {total} skipped", file=sys.stderr, flush=True)
 
 
-# -------------------------------------------------------------------------------- what is given
-def find_images(given: Namespace, limits: InputRules) -> list[Path]:
-    """The picture, or those of the folder in the order of their names. Raises WrongInput."""
-    if given.image or given.file:
+# -------------------------------------------------------------------------------- input
+def find_images(options: Namespace, rules: InputRules) -> list[Path]:
+    """The image, or the images of the folder sorted by name. Raises InputError."""
+    if options.image or options.file:
         raise InputError(
-            "--image and --file go with a text, and a picture or a folder is named in its place: "
-            "leave them out; --text gives the words of a meme"
+            "--image and --file are options for texts: leave them out; use --text to give the "
+            "overlay text of a meme"
         )
-    if not given.text.is_dir():
-        limits.check_length(given.words or "", "--text")
-        limits.read_image(given.text, str(given.text))  # before a model is loaded
-        return [given.text]
-    if given.words is not None:
+    if not options.text.is_dir():
+        rules.check_length(options.words or "", "--text")
+        rules.read_image(options.text, str(options.text))  # before a model is loaded
+        return [options.text]
+    if options.words is not None:
         raise InputError(
-            f"--text gives the words of one picture, and {given.text} is a folder: name a picture, "
-            "or leave --text out, and words are read from the pictures"
+            f"--text is the text of one image, and {options.text} is a folder: name an image, or "
+            "leave --text out to read the texts from the images"
         )
-    return list_images(given.text)
+    return list_images(options.text)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """By their names; not those of hidden files or of folders in it."""
+    """The image files in `folder` by name, without hidden files and subfolders."""
     try:
-        inside = sorted(folder.iterdir())
+        files = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): name another one") from None
-    named = [file for file in inside if file.suffix.lower() in image_suffixes()]
-    found = [file for file in named if file.is_file() and not file.name.startswith(".")]
-    if not found:
-        why = "holds no picture" if inside else "is empty"
+    images = [
+        file
+        for file in files
+        if file.suffix.lower() in image_suffixes()
+        and file.is_file()
+        and not file.name.startswith(".")
+    ]
+    if not images:
+        why = "has no image" if files else "is empty"
         raise InputError(
-            f"{folder} {why}: name a folder whose pictures lie in it, and not in folders of it, "
-            "with names that end in .jpg, .png, .webp or the like"
+            f"{folder} {why}: name a folder with images directly in it, whose names end in .jpg, "
+            ".png, .webp or the like"
         )
-    return found
+    return images
 
 
 # -------------------------------------------------------------------------------- labels
 def label_images(
-    files: list[Path], given: Namespace, labeller: "MemeLabeler", batch: int, limits: InputRules
+    files: list[Path],
+    options: Namespace,
+    labeler: "MemeLabeler",
+    batch_size: int,
+    rules: InputRules,
 ) -> Iterator[tuple["PreparedMeme", "MemeLabels"]]:
-    """Each picture that can be used; the others are named on standard error."""
+    """The valid images with their labels; invalid images are named on standard error."""
     from pipelines.inference.meme_labeler import prepare_memes
 
-    painting = config.load_config(inpaint.InpaintConfig, "inpaint")
-    workers = config.load_config(parallel.EngineConfig, "parallel")
-    step = partial(prepare_memes, params=painting, rules=limits)
-    memes = batched(read_memes(files, given.words or "", limits), painting.batch_size)
-    prepared = chain.from_iterable(parallel.map_batches(step, memes, workers))
-    for part in batched(prepared, batch):
-        yield from zip(part, labeller.label(part), strict=True)
+    inpaint_config = config.load_config(inpaint.InpaintConfig, "inpaint")
+    engine = config.load_config(parallel.EngineConfig, "parallel")
+    prepare = partial(prepare_memes, params=inpaint_config, rules=rules)
+    memes = batched(read_memes(files, options.words or "", rules), inpaint_config.batch_size)
+    prepared = chain.from_iterable(parallel.map_batches(prepare, memes, engine))
+    for batch in batched(prepared, batch_size):
+        yield from zip(batch, labeler.label(batch), strict=True)
 
 
-def read_memes(files: list[Path], words: str, limits: InputRules) -> Iterator["MemeInput"]:
-    """Memes by the names of their files; all but one alone may be unusable."""
+def read_memes(files: list[Path], words: str, rules: InputRules) -> Iterator["MemeInput"]:
+    """The valid files as memes with the name of their file and the overlay text `words`."""
     from pipelines.inference.meme_labeler import MemeInput
 
     for file in files:
         try:
-            yield MemeInput(
-                file.name, words, limits.read_image(file, to_single_line(make_printable(file.name)))
-            )
+            content = rules.read_image(file, to_single_line(make_printable(file.name)))
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr, flush=True)
+            continue
+        yield MemeInput(file.name, words, content)
 
 
 def format_meme(meme: "PreparedMeme", labels: "MemeLabels") -> str:
-    """For people: the file and its words, a line of each task."""
-    words = to_single_line(meme.text)
-    words = (
-        words
-        if len(words) <= MAX_SHOWN_CHARACTERS
-        else f"{words[: MAX_SHOWN_CHARACTERS - 3].rstrip()}..."
-    )
+    """A line with the file and its text, and an indented line for each task."""
+    text = to_single_line(meme.text)
+    if len(text) > MAX_SHOWN_CHARACTERS:
+        text = f"{text[: MAX_SHOWN_CHARACTERS - 3].rstrip()}..."
     width = max((len(task) for task in labels), default=0)
-    lines = [f"{to_single_line(make_printable(meme.name))}: {words or '(no words)'}"]
+    lines = [f"{to_single_line(make_printable(meme.name))}: {text or '(no text)'}"]
     lines += [
-        f"  {task:{width}}  {one.label}, {one.probability:.2f}" for task, one in labels.items()
+        f"  {task:{width}}  {label.label}, {label.probability:.2f}"
+        for task, label in labels.items()
     ]
-    lines += [f"  passed over in it: {to_single_line(failure)}" for failure in meme.failures]
+    lines += [f"  failed step: {to_single_line(failure)}" for failure in meme.failures]
     return "\n".join(["", *lines])
 
 
 # -------------------------------------------------------------------------------- files
 def plan_output_paths(folder: Path | None, files: list[Path]) -> dict[str, Path]:
-    """Of each picture where it is written without words. Raises WrongInput if a file is there.
+    """File name -> where its image without text is written.
 
-    NAME.png; of pictures that differ in nothing but the ending, name.jpg.png and name.webp.png.
+    The path is NAME.png; for files that differ only in their suffix, name.jpg.png and
+    name.webp.png. Raises InputError if one of the paths exists.
     """
     if folder is None:
         return {}
-    alike = Counter(file.stem.lower() for file in files)
-    plain = {file: alike[file.stem.lower()] == 1 for file in files}
+    counts = Counter(file.stem.lower() for file in files)
+    is_unique = {file: counts[file.stem.lower()] == 1 for file in files}
     targets = {
-        file.name: folder / f"{file.stem if plain[file] else file.name}.png" for file in files
+        file.name: folder / f"{file.stem if is_unique[file] else file.name}.png" for file in files
     }
     if len({target.name.lower() for target in targets.values()}) < len(files):
-        raise InputError(f"--inpainted: names in {files[0].parent} are too alike: rename some")
+        raise InputError(f"--inpainted: names in {files[0].parent} are too similar: rename some")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = [target for target in targets.values() if target.exists()]
+        existing = [target for target in targets.values() if target.exists()]
     except OSError as error:
         raise InputError(
             f"--inpainted: {folder} cannot be used ({error.strerror}): name another folder"
         ) from None
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--inpainted: {folder} is not to be written in: name another folder")
-    if there:
+        raise InputError(f"--inpainted: {folder} is not writable: name another folder")
+    if existing:
         raise InputError(
-            f"--inpainted: {there[0]} is there already, and would be lost: name another folder"
+            f"--inpainted: {existing[0]} exists and would be overwritten: name another folder"
         )
     return targets
 
 
 def write_image(content: bytes, target: Path) -> None:
-    """Its pixels alone, whatever a camera wrote beside them."""
-    picture = image_store.decode_image(content)
-    picture = image_store.resize_and_strip_metadata(picture, max(picture.size))
+    """Write the pixels of an image, without its metadata, to a new PNG file."""
+    image = image_store.decode_image(content)
+    image = image_store.resize_and_strip_metadata(image, max(image.size))
     try:
-        with target.open("xb") as file:  # never over a file
-            picture.save(file, "PNG")
+        with target.open("xb") as file:  # fails if the file exists
+            image.save(file, "PNG")
     except OSError as error:
         raise InputError(
             f"--inpainted: {target} cannot be written ({error.strerror}): name another folder"
@@ -227,23 +234,24 @@ def write_image(content: bytes, target: Path) -> None:
 
 
 def check_table(file: Path | None) -> None:
-    """Raises WrongInput if the table cannot be written, or what is there is none of ours."""
+    """Raises InputError if the table cannot be written or would overwrite another file."""
     if file is None:
         return
     if file.suffix.lower() not in TABLE_SUFFIXES:
-        raise InputError(f"--output: {file} ends neither in .parquet nor in .csv: choose one")
+        raise InputError(f"--output: {file} ends neither in .parquet nor in .csv: use one of them")
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise InputError(f"--output: {file.parent} is no folder to write in: name another file")
+        raise InputError(f"--output: {file.parent} is not a writable folder: name another file")
     from pipelines.inference.meme_labeler import TABLE_COLUMNS
 
     if file.exists() and tuple(read_columns(file)[: len(TABLE_COLUMNS)]) != TABLE_COLUMNS:
         raise InputError(
-            f"--output: {file} is no table of this command, and would be lost: name another file"
+            f"--output: {file} is not a table of this command and would be overwritten: name "
+            "another file"
         )
 
 
 def read_columns(file: Path) -> list[str]:
-    """Of a table, if it is one."""
+    """The column names of a table; empty if the file is not a table."""
     try:
         if file.suffix.lower() == ".parquet":
             return pq.read_schema(file).names
@@ -254,7 +262,7 @@ def read_columns(file: Path) -> list[str]:
 
 
 def write_table(rows: list[MemeTableRow], file: Path) -> None:
-    """Whole or not at all."""
+    """Write all rows, or leave `file` as it was."""
     partial_file = file.with_name(f".{file.name}.partial")
     try:
         if file.suffix.lower() == ".parquet":
@@ -274,5 +282,5 @@ def write_table(rows: list[MemeTableRow], file: Path) -> None:
 
 
 def escape_formula(value: str | float) -> str | float:
-    """A cell that no spreadsheet takes for a formula."""
+    """The content of a cell, escaped so that a spreadsheet does not read it as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) else value

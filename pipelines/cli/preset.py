@@ -1,7 +1,7 @@
-"""Presets: small overlays on params.yaml that can be taken back.
+"""`polymuse preset`: apply small overlays to the parameter files, and undo them.
 
 reads   presets/NAME.yaml
-writes  params.yaml, comments kept; POLYMUSE_HOME/presets.json, what `--undo` needs
+writes  params.yaml and config/*.yaml with their comments; POLYMUSE_HOME/presets.json, the history for `--undo`
 """
 
 import json
@@ -12,72 +12,90 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.shared.core.config import params_files
 from stages.shared.runtime.stage import InputError, work_dir
 
-PRESET_DIR, PARAMS_FILE = Path("presets"), Path("params.yaml")
-ParamTree = dict[str, Any]
+PRESET_DIR = Path("presets")
+ParamTree = dict[str, Any]  # sections of params.yaml
 
 
 def list_presets() -> list[str]:
-    """The presets of the project."""
+    """The names of the project's presets, sorted."""
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
 def apply_preset(name: str) -> str:
-    """Merge presets/NAME.yaml into params.yaml and say what happened.
+    """Merge presets/NAME.yaml into the parameter files and return a message for the user.
 
-    Raises WrongInput for a preset that does not exist and for a key that params.yaml lacks.
+    Raises InputError if the preset does not exist or has a key that no file has.
     """
     if name not in list_presets():
         raise InputError(
             f"presets/{name}.yaml does not exist: choose one of {', '.join(list_presets())}"
         )
-    before = _read_text(PARAMS_FILE)
+    before = {str(file): _read_text(file) for file in params_files()}
     after = merge_overlay(before, _read_text(PRESET_DIR / f"{name}.yaml"), f"presets/{name}.yaml")
     if after == before:
-        return f"params.yaml already holds what preset {name} asks for"
-    _save_applied([*_load_applied(), {"name": name, "before": before, "after": after}])
-    _write_atomically(PARAMS_FILE, after)
-    return f"params.yaml now follows preset {name}; `polymuse preset --undo` takes it back"
+        return f"params.yaml already has all values of preset {name}"
+    changed = [file for file in before if after[file] != before[file]]
+    state = {
+        "name": name,
+        "before": {file: before[file] for file in changed},
+        "after": {file: after[file] for file in changed},
+    }
+    _save_applied([*_load_applied(), state])
+    for file in changed:
+        _write_atomically(Path(file), after[file])
+    return (
+        f"{' and '.join(changed)} now has the values of preset {name}; "
+        "undo with `polymuse preset --undo`"
+    )
 
 
 def undo_preset() -> str:
-    """Restore params.yaml, byte for byte, to what it was before the last preset.
+    """Restore the parameter files before the last preset and return a message for the user.
 
-    Raises WrongInput if there is no preset to take back, or if params.yaml was edited since.
+    Raises InputError if no preset is applied or if one of its files was edited since.
     """
     applied = _load_applied()
     if not applied:
-        raise InputError("no preset is applied: there is nothing to take back")
-    last, current = applied.pop(), _read_text(PARAMS_FILE)
-    if current not in (last["before"], last["after"]):
-        raise InputError(
-            f"params.yaml was edited after preset {last['name']} was applied: take those edits back"
-            f" first, or take params.yaml from git and delete {_history_file()}"
-        )
-    _write_atomically(PARAMS_FILE, last["before"])
+        raise InputError("no preset is applied: there is nothing to undo")
+    last = applied.pop()
+    for file, before in last["before"].items():
+        if _read_text(Path(file)) not in (before, last["after"][file]):
+            raise InputError(
+                f"{file} was edited after preset {last['name']} was applied: undo those edits "
+                f"first, or restore {file} from git and delete {_history_file()}"
+            )
+    for file, before in last["before"].items():
+        _write_atomically(Path(file), before)
     _save_applied(applied)
-    return f"params.yaml is what it was before preset {last['name']}"
+    return f"{' and '.join(last['before'])} is restored to its state before preset {last['name']}"
 
 
-def merge_overlay(params: str, overlay: str, name: str) -> str:
-    """`params` (YAML text) with the values of `overlay`: sections are merged, the rest replaced.
+def merge_overlay(files: dict[str, str], overlay: str, name: str) -> dict[str, str]:
+    """The parameter files (name -> YAML text) with the values of `overlay`.
 
-    Raises WrongInput that names the keys of the overlay which `params` lacks.
+    Each key is changed in the file that has it; sections are merged, other values replaced.
+    name: the file of the overlay, for messages. Raises InputError that names the keys of the
+    overlay that no file has.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 1000  # no line of ours is broken in two
-    values, changes = _parse(yaml, params, str(PARAMS_FILE)), _parse(yaml, overlay, name)
+    yaml.width = 1000  # keeps long lines whole
+    changes = _parse(yaml, overlay, name)
     if not isinstance(changes, dict):
-        raise InputError(f"{name} holds no sections: give keys of {PARAMS_FILE} with other values")
-    unknown = _find_unknown_keys(values, changes)
-    if unknown:
-        raise InputError(f"{name}: {PARAMS_FILE} has no {', '.join(unknown)}: correct the preset")
-    _merge_values(values, changes)
-    text = StringIO()
-    yaml.dump(values, text)
-    return text.getvalue()
+        raise InputError(f"{name} holds no sections: give it sections of params.yaml")
+    trees = {file: _parse(yaml, text, file) for file, text in files.items()}
+    if unknown := _find_unknown_keys(list(trees.values()), changes):
+        raise InputError(f"{name}: params.yaml has no {', '.join(unknown)}: correct the preset")
+    merged = dict(files)
+    for file, tree in trees.items():
+        if _set_values(tree, changes):
+            text = StringIO()
+            yaml.dump(tree, text)
+            merged[file] = text.getvalue()
+    return merged
 
 
 def _parse(yaml: YAML, text: str, name: str) -> Any:
@@ -87,42 +105,48 @@ def _parse(yaml: YAML, text: str, name: str) -> Any:
         raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _find_unknown_keys(values: ParamTree, changes: ParamTree, above: str = "") -> list[str]:
-    """The keys of `changes`, dotted, that stand nowhere in `values` or are no section there."""
+def _find_unknown_keys(trees: list[Any], changes: ParamTree, above: str = "") -> list[str]:
+    """The dotted keys of `changes` that no tree has, or has as a section where it is a value."""
     unknown = []
     for key, value in changes.items():
         name = f"{above}{key}"
-        if key not in values or isinstance(value, dict) != isinstance(values[key], dict):
+        inner = [tree[key] for tree in trees if isinstance(tree, dict) and key in tree]
+        if not inner or isinstance(value, dict) != isinstance(inner[0], dict):
             unknown.append(name)
         elif isinstance(value, dict):
-            unknown += _find_unknown_keys(values[key], value, f"{name}.")
+            unknown += _find_unknown_keys(inner, value, f"{name}.")
     return unknown
 
 
-def _merge_values(values: ParamTree, changes: ParamTree) -> None:
+def _set_values(tree: ParamTree, changes: ParamTree) -> bool:
+    """Change the values that `tree` has; whether there are any."""
+    changed = False
     for key, value in changes.items():
+        if key not in tree:
+            continue
         if isinstance(value, dict):
-            _merge_values(values[key], value)
-        else:
-            values[key] = value
+            changed |= _set_values(tree[key], value)
+        elif tree[key] != value:
+            tree[key], changed = value, True
+    return changed
 
 
 def _history_file() -> Path:
     return work_dir() / "presets.json"
 
 
-def _load_applied() -> list[dict[str, str]]:
-    """The presets that were applied and not taken back: name, params.yaml before and after."""
+def _load_applied() -> list[dict[str, Any]]:
+    """The presets in force: name, and the text of each changed file before and after."""
     return json.loads(_history_file().read_text()) if _history_file().exists() else []
 
 
-def _save_applied(applied: list[dict[str, str]]) -> None:
+def _save_applied(applied: list[dict[str, Any]]) -> None:
     work_dir().mkdir(parents=True, exist_ok=True)
     _write_atomically(_history_file(), json.dumps(applied))
 
 
 def _read_text(path: Path) -> str:
-    return path.read_bytes().decode()  # line endings as they are
+    return path.read_bytes().decode()  # keeps the line endings
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""`polymuse run`: every stale stage, `run.workers` at once, and the figures at the end."""
+"""`polymuse run`: run the stale stages, `run.workers` at once, and print the metrics."""
 
 import math
 import sys
@@ -12,13 +12,13 @@ from pipelines.runner.eta import RunProgress, StageDurations
 from pipelines.runner.scheduler import StageScheduler
 from stages.shared.runtime.stage import InputError
 
-ERASE_LINE = "\x1b[K"  # what a longer progress bar left of the line (ECMA-48: erase in line)
+ERASE_LINE = "\x1b[K"  # erases the rest of a longer progress bar (ECMA-48: erase in line)
 
 
 def main(targets: list[str]) -> None:
-    """Bring `targets`, or everything, up to date and print the headline table.
+    """Bring `targets`, or all stages, up to date and print the summary table.
 
-    Raises WrongInput with the sentence of the stage that failed.
+    Raises InputError with the message of the first stage that failed.
     """
     settings = dvc_repro.load_runner_config()
     graph = dag.load_dag(targets)
@@ -31,17 +31,17 @@ def main(targets: list[str]) -> None:
 
 
 def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
-    """Run every stale stage and show what each writes, with a headline where it starts.
+    """Run every stale stage and print its output, with a headline at its start.
 
-    Once one has failed no other starts, and those under way end. Raises WrongInput then.
+    After a failure no further stage starts; the running ones finish, then InputError is raised.
     """
     durations = StageDurations(settings.expected_seconds)
     schedule = StageScheduler(graph, durations.estimate)
     progress = RunProgress(schedule.critical_path_seconds, durations, settings.workers)
     erase = ERASE_LINE if sys.stdout.isatty() else ""
-    fault: InputError | None = None
+    first_error: InputError | None = None
     running: dict[str, Future] = {}
-    lines: SimpleQueue[tuple[str, str]] = SimpleQueue()  # each with its stage; "" when that ended
+    lines: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (stage, line); "" when the stage ends
 
     def begin(stage: str) -> Future:
         future = pool.submit(reproduce, stage, lambda line: lines.put((stage, line)))
@@ -54,20 +54,20 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
         pool,
         process_group.stop_event_scope() as stop,
     ):
-        given = {
-            "parent": parent,
-            "threads": settings.threads_per_stage(),
-            "timeout": math.inf,
-            "stop": stop,
-        }
-        reproduce = partial(dvc_repro.reproduce_stage, **given)
-        while running or (schedule and not fault):
-            free = 0 if fault else settings.workers - len(running)
+        reproduce = partial(
+            dvc_repro.reproduce_stage,
+            parent=parent,
+            threads=settings.threads_per_stage(),
+            timeout=math.inf,
+            stop=stop,
+        )
+        while running or (schedule and not first_error):
+            free = 0 if first_error else settings.workers - len(running)
             running |= {stage: begin(stage) for stage in schedule.take_ready(free)}
             stage, line = lines.get()
             if line.strip():
-                if start := progress.start_message(stage, line):
-                    print(erase + start, flush=True)
+                if headline := progress.start_message(stage, line):
+                    print(erase + headline, flush=True)
                 print(f"{erase}{stage} | {line}", end="", flush=True)
             elif not line:
                 try:
@@ -75,8 +75,9 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
                     progress.record_end(stage)
                     schedule.mark_done(stage)
                 except InputError as error:
-                    fault = fault or error
+                    first_error = first_error or error
                     if running:
-                        print(f"{erase}{stage} | failed; {', '.join(running)} will end", flush=True)
-        if fault:
-            raise fault
+                        waiting = ", ".join(running)
+                        print(f"{erase}{stage} | failed; waiting for {waiting}", flush=True)
+        if first_error:
+            raise first_error

@@ -1,10 +1,10 @@
-"""`polymuse write`: an illustrated article from a topic, pictures, or both.
+"""`polymuse write`: an illustrated article from a topic, images, or both.
 
-reads   a model folder (the newest phase of a run, or --model), and for pictures that are missing
-        what the illustrator's backend needs: for `retrieve` the training articles' folders
-writes  the output folder, whole or not at all: see pipelines/inference/article_export.py
+reads   a model folder (the last phase of a run, or --model), and for missing images what the
+        illustration backend needs: for `retrieve` the folders of the training articles
+writes  the output folder, completely or not at all; see pipelines/inference/article_export.py
 
-One text is written a picture, in the order given; pictures that the illustrator adds come last.
+The model writes one text for each image, in order; images of the backend come last.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipelines.inference import article_export, model_bundle
 from pipelines.inference.input_rules import InputRules, format_count, load_input_rules
 from stages.shared.core import config
-from stages.shared.core.config import config_class
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import text_cleaning
 from stages.shared.data.language import detect_language
 from stages.shared.data.records import UNDETERMINED_LANGUAGE
@@ -25,27 +25,31 @@ from stages.shared.runtime.stage import InputError, atomic_output_dir
 
 if TYPE_CHECKING:
     from pipelines.inference.generator import ArticleGenerator, GeneratedText
-    from stages.shared.generation.generator import GeneratorRun
+    from stages.shared.generation.generator import GenerationConfig, GeneratorRun
 
-PHASE_DIRS = {
+PHASE_DIRS = {  # phase -> parent of the run's folder, the last phase first
     "preference": "data/10_train_preference",
     "sft": "data/09_train_sft",
-}  # the last first
-NUM_SEEDS = 2**32  # what every generator takes
+}
+NUM_SEEDS = 2**32  # seeds that every random generator accepts
 
 
 @config_class
 class WriteCommandConfig:
-    default_num_images: int
-    max_images: int
-    max_characters: int
-    max_image_size: int
-    max_pixelated_size: int
+    """The section `cli_write`."""
+
+    default_num_images: int = Field(description="images of an article written from a topic alone")
+    max_images: int = Field(description="images of an article at most")
+    max_characters: int = Field(description="characters of a topic at most")
+    max_image_size: int = Field(description="longest side of an image in the article, pixels")
+    max_pixelated_size: int = Field(
+        description="longest side of images enlarged with hard pixel edges"
+    )
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """A picture that the article will show, before it is redrawn."""
+    """An image of the article before it is re-encoded."""
 
     content: bytes
     provenance: str
@@ -56,53 +60,57 @@ class SourceImage:
 class ArticleInputs:
     topic: str | None
     images: list[SourceImage]
-    num_missing: int  # pictures that the illustrator is to add
+    num_missing: int  # images that the illustration backend adds
 
 
-def main(given: Namespace) -> None:
-    """Raises WrongInput, before anything is written, for input that cannot become an article."""
+def main(options: Namespace) -> None:
+    """Write an article. Raises InputError for invalid input, before anything is written."""
     settings = config.load_config(WriteCommandConfig, "cli_write")
-    target = check_target(given.output)
-    name = model_bundle.resolve_run_name(given.run, "generators")
-    limits = load_input_rules("cli_write")
-    inputs = read_inputs(given.topic, given.image, given.images, settings, limits)
-    seed = check_seed(given.seed)
+    target = check_target(options.output)
+    name = model_bundle.resolve_run_name(options.run, "generators")
+    rules = load_input_rules("cli_write")
+    inputs = read_inputs(options.topic, options.image, options.images, settings, rules)
+    seed = check_seed(options.seed)
     with ExitStack() as stack:
         folder, phase = model_bundle.resolve_model_dir(
-            name, given.model, PHASE_DIRS, "train_preference", stack
+            name, options.model, PHASE_DIRS, "train_preference", stack
         )
-        from stages.shared.generation import (
-            generator as generators,  # torch and what else is slow: wrong input is told at once
-        )
+        # Imports torch: after the checks, so that invalid input fails quickly.
+        from stages.shared.generation import generator as generators
 
         run = config.load_config(generators.GeneratorRun, "generators", name)
         generation = run.generation if seed is None else replace(run.generation, seed=seed)
-        author = load_generator(folder, given.model)
-        check_topic(inputs, author)
-        inputs = add_illustrations(inputs, given.backend, run, generation.seed)
-        print(f"Writing {format_count(max(1, len(inputs.images)), 'text')} with {name}", flush=True)
-        texts = generate_texts(author, inputs, generation)
-        said = {"run": name, "phase": phase, "uri": model_bundle.format_model_source(given.model)}
-        made = compose_article(inputs, texts, said, generation.seed, settings, limits)
-    save_to_target(made, target)
+        generator = load_generator(folder, options.model)
+        check_topic(inputs, generator)
+        inputs = add_illustrations(inputs, options.backend, run, generation.seed)
+        num_texts = format_count(max(1, len(inputs.images)), "text")
+        print(f"Writing {num_texts} with {name}", flush=True)
+        texts = generate_texts(generator, inputs, generation)
+        model = {
+            "run": name,
+            "phase": phase,
+            "uri": model_bundle.format_model_source(options.model),
+        }
+        article = compose_article(inputs, texts, model, generation.seed, settings, rules)
+    save_to_target(article, target)
 
 
 def check_target(folder: Path) -> Path:
-    """Where to write. Raises WrongInput where something lies that this command did not write."""
+    """The resolved output folder. Raises InputError if this would overwrite other files."""
     folder = folder.resolve()
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: name another folder with --output")
         if folder.is_dir() and any(folder.iterdir()) and not article_export.is_article_dir(folder):
             raise InputError(
-                f"{folder} holds files that are no article of this command, and they would be "
-                "lost: name another folder with --output"
-            )
-        above = next(place for place in folder.parents if place.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise InputError(
-                f"{above} is {'not to be written in' if above.is_dir() else 'a file'}: name "
+                f"{folder} has files that this command did not write and would overwrite: name "
                 "another folder with --output"
+            )
+        parent = next(path for path in folder.parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise InputError(
+                f"{parent} is {'not writable' if parent.is_dir() else 'a file'}: name another "
+                "folder with --output"
             )
     except OSError as error:
         raise InputError(f"{folder} cannot be used ({error.strerror}): name another one") from None
@@ -118,37 +126,37 @@ def check_seed(seed: int | None) -> int | None:
 def read_inputs(
     topic: str | None,
     files: list[Path],
-    wanted: int | None,
+    num_images: int | None,
     settings: WriteCommandConfig,
-    limits: InputRules,
+    rules: InputRules,
 ) -> ArticleInputs:
-    """The clean topic and the pictures' bytes. Raises WrongInput for what cannot be used."""
-    title = limits.clean_topic(topic, "--topic")
+    """The cleaned topic and the content of the images. Raises InputError for invalid input."""
+    title = rules.clean_topic(topic, "--topic")
     if title is None and not files:
-        raise InputError("there is nothing to write about: give --topic with words, or --image")
-    default = len(files) or settings.default_num_images
-    wanted = default if wanted is None else wanted
-    if not 0 <= wanted <= settings.max_images or len(files) > settings.max_images:
-        what = wanted if len(files) <= settings.max_images else len(files)
+        raise InputError("there is nothing to write about: give --topic or --image")
+    if num_images is None:
+        num_images = len(files) or settings.default_num_images
+    if not 0 <= num_images <= settings.max_images or len(files) > settings.max_images:
+        wrong = num_images if len(files) <= settings.max_images else len(files)
         raise InputError(
-            f"--images: {what} pictures are not 0 to {settings.max_images} (write.max_images of "
-            "params.yaml): give another number"
+            f"--images: {wrong} images are not 0 to {settings.max_images} (cli_write.max_images "
+            "of params.yaml): give another number"
         )
-    if wanted < len(files):
+    if num_images < len(files):
         raise InputError(
-            f"--images is {wanted}, and {len(files)} are given: raise it or give fewer pictures"
+            f"--images is {num_images}, but --image names {len(files)}: raise it or name fewer"
         )
-    if title is None and wanted > len(files):
+    if title is None and num_images > len(files):
         raise InputError(
-            f"--images is {wanted}, and {len(files)} are given: the others need a --topic to be "
-            "found by"
+            f"--images is {num_images}, but --image names {len(files)}: the backend needs a "
+            "--topic to add the others"
         )
-    pictures = [read_source_image(file, limits) for file in files]
-    return ArticleInputs(title, pictures, wanted - len(files))
+    images = [read_source_image(file, rules) for file in files]
+    return ArticleInputs(title, images, num_images - len(files))
 
 
-def read_source_image(file: Path, limits: InputRules) -> SourceImage:
-    content = limits.read_image(file, f"--image: {file}")
+def read_source_image(file: Path, rules: InputRules) -> SourceImage:
+    content = rules.read_image(file, f"--image: {file}")
     name = text_cleaning.INVISIBLE_CHARACTERS.sub("", file.name.encode(errors="replace").decode())
     return SourceImage(content, article_export.PROVENANCE_PROVIDED, " ".join(name.split()))
 
@@ -159,16 +167,16 @@ def load_generator(folder: Path, model: str | None) -> "ArticleGenerator":
     return ArticleGenerator(folder, f"--model: {model}" if model else str(folder))
 
 
-def check_topic(inputs: ArticleInputs, author: "ArticleGenerator") -> None:
-    """Say so where a model was trained on captions, and never saw a topic: it reads none.
+def check_topic(inputs: ArticleInputs, generator: "ArticleGenerator") -> None:
+    """Print a note if the model does not use topics because it was trained on captions.
 
-    Raises WrongInput if there is nothing else to write about.
+    Raises InputError if there is no other input.
     """
-    if inputs.topic is None or author.uses_topics:
+    if inputs.topic is None or generator.uses_topics:
         return
     if not inputs.images and not inputs.num_missing:
         raise InputError(
-            "--images is 0, and this model was trained on captions and writes about pictures "
+            "--images is 0, and this model was trained on captions and writes about images "
             "alone: raise it, or give --image"
         )
     print("This model was trained on captions: it does not read the topic.", flush=True)
@@ -177,44 +185,41 @@ def check_topic(inputs: ArticleInputs, author: "ArticleGenerator") -> None:
 def add_illustrations(
     inputs: ArticleInputs, backend: str | None, run: "GeneratorRun", seed: int
 ) -> ArticleInputs:
-    """The inputs with the missing pictures found or drawn, as many as there are."""
+    """The inputs with images of the illustration backend, which may find fewer than asked."""
     from stages.illustrate import base as illustrators
 
-    numbers = config.load_config(illustrators.IllustrateConfig, "illustrate")
-    backend = numbers.backend if backend is None else backend
-    illustrators.get_backend_kind(backend)  # a slip is told where nothing is missing too
+    settings = config.load_config(illustrators.IllustrateConfig, "illustrate")
+    backend = settings.backend if backend is None else backend
+    illustrators.get_backend_kind(backend)  # rejects unknown names even if no image is missing
     if not inputs.num_missing:
         return inputs
     folders = [f"data/{stage}/{run.corpus}" for stage in ("01_ingest", "05_chunk")]
     folders += ["data/06_align", f"data/07_embed/{run.corpus}"]
-    batch = config.load_config(int, "embed", "text_batch")
-    gallery = illustrators.ImageGallery(*map(Path, folders), batch)
-    illustrator = illustrators.load_illustrator(backend, numbers, gallery)
+    batch_size = config.load_config(int, "embed", "text_batch_size")
+    gallery = illustrators.ImageGallery(*map(Path, folders), batch_size)
+    illustrator = illustrators.load_illustrator(backend, settings, gallery)
     if illustrator.unavailable_reason:
         raise InputError(
-            f"--backend: {illustrator.name} cannot illustrate here, {illustrator.unavailable_reason}: give "
-            "every --image yourself, --images 0, or another backend"
+            f"--backend: {illustrator.name} is not available, {illustrator.unavailable_reason}: "
+            "give every --image yourself, --images 0, or another backend"
         )
-    print(
-        f"Looking for {format_count(inputs.num_missing, 'picture')} by {illustrator.name}",
-        flush=True,
-    )
-    (found,) = illustrator.illustrate([inputs.topic], inputs.num_missing, seed)
-    if len(found) < inputs.num_missing:
-        print(f"There are only {len(found)}.", flush=True)
-    added = [SourceImage(one.content, illustrator.name, one.source) for one in found]
+    missing = format_count(inputs.num_missing, "image")
+    print(f"Adding {missing} by {illustrator.name}", flush=True)
+    (illustrations,) = illustrator.illustrate([inputs.topic], inputs.num_missing, seed)
+    if len(illustrations) < inputs.num_missing:
+        print(f"There are only {len(illustrations)}.", flush=True)
+    added = [SourceImage(image.content, illustrator.name, image.source) for image in illustrations]
     return ArticleInputs(inputs.topic, [*inputs.images, *added], 0)
 
 
 def generate_texts(
-    author: "ArticleGenerator", inputs: ArticleInputs, generation
+    generator: "ArticleGenerator", inputs: ArticleInputs, generation: "GenerationConfig"
 ) -> list["GeneratedText"]:
     from pipelines.inference.generator import GenerationInput
 
-    contents = [picture.content for picture in inputs.images] or [None]
-    (texts,) = author.generate(
-        [[GenerationInput(inputs.topic, content) for content in contents]], generation
-    )
+    contents = [image.content for image in inputs.images] or [None]
+    items = [GenerationInput(inputs.topic, content) for content in contents]
+    (texts,) = generator.generate([items], generation)
     return texts
 
 
@@ -224,40 +229,38 @@ def compose_article(
     model: dict[str, str | None],
     seed: int,
     settings: WriteCommandConfig,
-    limits: InputRules,
+    rules: InputRules,
 ) -> article_export.GeneratedArticle:
-    """The article; what was written passes the same cleaning as what it was learned from."""
+    """The article, with generated texts cleaned like training texts."""
     chunks = []
     for number, text in enumerate(texts, start=1):
-        picture = None
+        image = None
         if inputs.images:
-            one = inputs.images[number - 1]
-            picture = article_export.encode_image(
-                one.content,
+            source = inputs.images[number - 1]
+            image = article_export.encode_image(
+                source.content,
                 number,
-                one.provenance,
-                one.name,
+                source.provenance,
+                source.name,
                 settings.max_image_size,
                 settings.max_pixelated_size,
             )
-        passed = None if text.topic_gate is None else text.topic_gate > 0
+        topic_passed = None if text.topic_gate is None else text.topic_gate > 0
         chunks.append(
             article_export.ArticleChunk(
-                limits.clean_text(text.text), picture, text.similarity, passed
+                rules.clean_text(text.text), image, text.similarity, topic_passed
             )
         )
-    language = (
-        detect_language(" ".join([inputs.topic or "", *(chunk.text for chunk in chunks)]))
-        or UNDETERMINED_LANGUAGE
-    )
+    full_text = " ".join([inputs.topic or "", *(chunk.text for chunk in chunks)])
+    language = detect_language(full_text) or UNDETERMINED_LANGUAGE
     return article_export.GeneratedArticle(inputs.topic, language, model, seed, chunks)
 
 
-def save_to_target(made: article_export.GeneratedArticle, target: Path) -> None:
-    """Write it, whole or not at all, and say where."""
+def save_to_target(article: article_export.GeneratedArticle, target: Path) -> None:
+    """Write the article, completely or not at all, and print the paths of its files."""
     try:
         with atomic_output_dir(target) as folder:
-            article_export.save_article(made, folder)
+            article_export.save_article(article, folder)
     except OSError as error:
         raise InputError(
             f"{target} cannot be written ({error.strerror}): name another folder with --output"

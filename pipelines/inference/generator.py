@@ -1,4 +1,4 @@
-"""A trained folder as an author: raw pictures and topics in, texts out, and nothing else needed."""
+"""Generate texts from topics and image files with the model in a folder."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,7 +17,7 @@ from stages.shared.training.loop import seed_everything
 
 @dataclass(frozen=True)
 class GenerationInput:
-    """What a text is written about: a clean topic, the bytes of a picture file, or both."""
+    """The input for one text: a cleaned topic, the content of an image file, or both."""
 
     topic: str | None
     image: bytes | None
@@ -25,9 +25,11 @@ class GenerationInput:
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What was written. similarity: sigma, of picture and topic; passed: g, how much of the topic
-    the gate let through (0 to 1). None where there is nothing to compare or to let through, and of
-    a model without a gate."""
+    """A generated text.
+
+    similarity: sigma, the cosine of image and topic; None if one of them is missing. topic_gate: g,
+    the share of the topic that the gate passes, 0 to 1; None without a topic or a gate.
+    """
 
     text: str
     similarity: float | None
@@ -35,10 +37,10 @@ class GeneratedText:
 
 
 class ArticleGenerator:
-    """The writer of a trained folder and its encoder."""
+    """The generator in a model folder, with the encoder it was trained with."""
 
     def __init__(self, folder: Path, name: str):
-        """`name`: the folder as the user knows it. Raises WrongInput if it holds no writer."""
+        """Load `folder`, called `name` in messages. Raises InputError if it has no generator."""
         self.bundle = ModelBundle(folder, name, "generators")
         self.bundle.require_encoder()
         with self.bundle.as_input_error():
@@ -46,43 +48,43 @@ class ArticleGenerator:
 
     @property
     def uses_topics(self) -> bool:
-        """Whether it was trained on any; a writer of captions never saw one."""
+        """Whether the model was trained on topics; a caption model was not."""
         return self.generator.config["topics"]
 
     def generate(
         self, articles: list[list[GenerationInput]], generation: GenerationConfig
     ) -> list[list[GeneratedText]]:
-        """A text for each item, the same again for the same articles, numbers and seed.
+        """One text for each input; equal arguments give equal texts.
 
-        The items of an article are its pictures in order, with one topic. A model that writes whole
-        articles sees them together. A topic is left out where the model was trained on none.
+        The inputs of an article are its images in order, with one topic. A model of whole articles
+        generates their texts together. Topics are ignored if the model was trained without them.
         """
-        rows, pictures = self._build_chunk_rows(articles)
+        rows, images = self._build_chunk_rows(articles)
         topics = sorted({row["title"] for row in rows if row["title"]})
-        cached = self._encode_features(pictures, topics)
-        items = self.generator.build_dataset(rows, cached)
+        features = self._encode_features(images, topics)
+        dataset = self.generator.build_dataset(rows, features)
         seed_everything(generation.seed)
-        written: list[list[GeneratedText]] = [[] for _ in articles]
-        for start in range(0, len(items), generation.batch_size):
-            indices = list(range(start, min(start + generation.batch_size, len(items))))
-            found = self.generator.generate(items.batch(indices), generation)
+        results: list[list[GeneratedText]] = [[] for _ in articles]
+        for start in range(0, len(dataset), generation.batch_size):
+            indices = list(range(start, min(start + generation.batch_size, len(dataset))))
+            output = self.generator.generate(dataset.batch(indices), generation)
             gates = (
-                found.encoder_output.gate.tolist()
+                output.encoder_output.gate.tolist()
                 if has_gate(self.generator)
                 else [None] * len(indices)
             )
-            for index, texts, passed in zip(indices, found.texts, gates, strict=True):
-                for row, text in zip(items.chunks_of(index), texts, strict=True):
-                    sigma = compute_similarity(cached, row["image"], row["title"])
-                    told = GeneratedText(text, sigma, passed if row["title"] else None)
-                    written[int(row["record"])].append(told)
-        return written
+            for index, texts, gate in zip(indices, output.texts, gates, strict=True):
+                for row, text in zip(dataset.get_chunks(index), texts, strict=True):
+                    sigma = compute_similarity(features, row["image"], row["title"])
+                    result = GeneratedText(text, sigma, gate if row["title"] else None)
+                    results[int(row["record"])].append(result)
+        return results
 
     def _build_chunk_rows(
         self, articles: list[list[GenerationInput]]
     ) -> tuple[list[dict], dict[str, bytes]]:
-        """The items as rows of CHUNKS whose record is the article's number; pictures by sha256."""
-        rows, pictures = [], {}
+        """The inputs as rows of CHUNKS, with the article's index as record; images by sha256."""
+        rows, images = [], {}
         for number, article in enumerate(articles):
             for position, item in enumerate(article):
                 name = item.image and sha256(item.image).hexdigest()
@@ -90,29 +92,31 @@ class ArticleGenerator:
                 row = {"record": str(number), "position": position, "title": title, "image": name}
                 rows.append(row | {"text": ""})
                 if name:
-                    pictures[name] = item.image
-        return rows, pictures
+                    images[name] = item.image
+        return rows, images
 
-    def _encode_features(self, pictures: dict[str, bytes], topics: list[str]) -> Features:
-        """One row a picture and a topic; a row of zeros that nothing names where there is none."""
+    def _encode_features(self, images: dict[str, bytes], topics: list[str]) -> Features:
+        """Features of the images and topics; without any, one unused row of zeros."""
         shapes = self.generator.model.shapes
-        read = self.bundle.encode_images(list(pictures.values()))
+        encoded = self.bundle.encode_images(list(images.values()))
         empty = np.zeros((1, shapes.patches, shapes.patch_width), np.float16)
-        found = {
-            "image_index": {name: row for row, name in enumerate(pictures)},
-            "pooled": np.stack([pooled for pooled, _ in read]) if read else self._empty_pooled(),
-            "patches": np.stack([patches for _, patches in read]) if read else empty,
+        image_features = {
+            "image_index": {name: row for row, name in enumerate(images)},
+            "pooled": (
+                np.stack([pooled for pooled, _ in encoded]) if encoded else self._empty_pooled()
+            ),
+            "patches": np.stack([patches for _, patches in encoded]) if encoded else empty,
         }
         if not shapes.topic_width:
-            names = ("text_index", "text_pooled", "tokens", "token_mask", "pieces")
-            return Features(text_kind="learned", **dict.fromkeys(names), **found)
+            names = ("text_index", "text_pooled", "tokens", "token_mask", "subwords")
+            return Features(text_kind="learned", **dict.fromkeys(names), **image_features)
         width = self.generator.config["shapes"].get("pooled_width", 1)
         return Features(
             text_kind="encoder",
             **self.bundle.encode_texts(topics, shapes.topic_width, width),
-            **found,
+            **image_features,
         )
 
     def _empty_pooled(self) -> np.ndarray:
-        """As wide as the model reads it; not every model does."""
+        """A row of zeros with the pooled width of the model; models without one do not read it."""
         return np.zeros((1, self.generator.config["shapes"].get("pooled_width", 1)), np.float16)

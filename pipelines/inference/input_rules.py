@@ -1,7 +1,7 @@
-"""What users give a model, and the rules for it, whichever way it comes: command or served model.
+"""Validation and cleaning of user input, shared by the commands and the served models.
 
-Topics are cleaned as titles are, what is labelled as tweets, posts and memes are, and so is what is
-written; a picture that is too large is refused before it is decoded.
+Topics, texts and generated texts are cleaned like the records of a corpus. Images that are too
+large are rejected before they are decoded.
 """
 
 from collections.abc import Callable
@@ -24,15 +24,15 @@ VISIBLE_CHARACTER = regex.compile(r"[^\p{Z}\p{C}\p{M}]")
 
 @dataclass(frozen=True)
 class InputRules:
-    """Of params.yaml: `clean`, `ingest.max_pixels` and, of a section, `max_characters`."""
+    """Limits and cleaning rules of params.yaml. section: the owner of max_characters."""
 
     clean_config: text_cleaning.CleanConfig
     max_characters: int
     max_pixels: int
-    section: str  # write | read
+    section: str  # cli_write | cli_label
 
     def build_cleaner(self, text: str) -> Callable[[str], str]:
-        """What cleans a text, or words of it, as stage 02 cleans what a model learns from."""
+        """A function that cleans `text`, or words of it, like the stage `clean`."""
         return partial(
             text_cleaning.clean_text,
             language=detect_language(text) or UNDETERMINED_LANGUAGE,
@@ -43,13 +43,13 @@ class InputRules:
         return self.build_cleaner(text)(text)
 
     def clean_overlay(self, text: str) -> str:
-        """The words over a meme, cleaned likewise; there may be none left."""
+        """The overlay text of a meme, cleaned; may be empty."""
         return text_cleaning.clean_overlay_text(
             text, detect_language(text) or UNDETERMINED_LANGUAGE, self.clean_config
         )
 
     def check_length(self, text: str, name: str) -> None:
-        """Raises WrongInput, with what the user calls it, if it is too long."""
+        """Raises InputError if `text` is too long. name: what the user calls it."""
         if len(text) > self.max_characters:
             raise InputError(
                 f"{name} has {len(text)} characters, more than {self.section}.max_characters "
@@ -57,9 +57,9 @@ class InputRules:
             )
 
     def clean_topic(self, topic: str | None, name: str) -> str | None:
-        """On one line, cleaned; None if no character of it can be seen.
+        """The cleaned topic on one line; None without visible characters.
 
-        Raises WrongInput, with what the user calls it, if it is too long.
+        Raises InputError if it is too long. name: what the user calls it.
         """
         if topic is None:
             return None
@@ -68,49 +68,48 @@ class InputRules:
         return line if has_visible_text(line) else None
 
     def read_image(self, path: Path, name: str) -> bytes:
-        """A picture file's content. Raises WrongInput if it is no file, no picture, or too large,
-        which is known undecoded."""
+        """The content of an image file. Raises InputError if it is missing or not acceptable."""
         try:
             if not path.is_file():
-                why = "is a folder or a device" if path.exists() else "does not exist"
-                raise InputError(f"{name} {why}: name a picture file")
+                reason = "is a folder or a device" if path.exists() else "does not exist"
+                raise InputError(f"{name} {reason}: name an image file")
             self.check_file_size(path.stat().st_size, name)
             return self.check_image(path.read_bytes(), name)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{name} cannot be read ({reason}): name another one") from None
+            raise InputError(f"{name} cannot be read ({reason}): name another file") from None
 
     def check_image(self, content: bytes, name: str) -> bytes:
-        """The picture file as it is. Raises WrongInput if it is none, or too large."""
+        """`content`, unchanged. Raises InputError if it is not a valid image, or too large."""
         self.check_file_size(len(content), name)
         try:
             image_store.validate_image(content, self.max_pixels)
         except image_store.ImageError as error:
-            raise InputError(f"{name}: {error}: give another picture") from None
+            raise InputError(f"{name}: {error}: give another image") from None
         return content
 
-    def check_file_size(self, count: int, name: str) -> None:
-        """Raises WrongInput if a file has more bytes than a picture can have."""
-        if count > MAX_BYTES_PER_PIXEL * self.max_pixels:
+    def check_file_size(self, num_bytes: int, name: str) -> None:
+        """Raises InputError if a file has more bytes than an image of max_pixels can have."""
+        if num_bytes > MAX_BYTES_PER_PIXEL * self.max_pixels:
             raise InputError(
-                f"{name} has {count} bytes, more than a picture of ingest.max_pixels "
+                f"{name} has {num_bytes} bytes, more than an image of ingest.max_pixels "
                 f"({self.max_pixels}) can have: make it smaller"
             )
 
 
 def has_visible_text(text: str) -> bool:
-    """Whether any character of it can be seen."""
+    """Whether `text` has a visible character."""
     return VISIBLE_CHARACTER.search(text) is not None
 
 
 def image_suffixes() -> set[str]:
-    """Endings of the names of pictures that can be read, with their dots."""
-    known = Image.registered_extensions()
-    return {suffix for suffix, name in known.items() if name in image_store.FORMATS}
+    """File name suffixes of the supported image formats, with their dots."""
+    formats = Image.registered_extensions()
+    return {suffix for suffix, name in formats.items() if name in image_store.FORMATS}
 
 
 def load_input_rules(section: str) -> InputRules:
-    """Those of the project of the current folder: for writers `write`, for readers `read`."""
+    """The rules of the current project. section: cli_write or cli_label. Raises InputError."""
     return InputRules(
         config.load_config(text_cleaning.CleanConfig, "clean"),
         config.load_config(int, section, "max_characters"),
@@ -119,5 +118,6 @@ def load_input_rules(section: str) -> InputRules:
     )
 
 
-def format_count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def format_count(count: int, noun: str) -> str:
+    """`count` and the noun in singular or plural, e.g. `2 images`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

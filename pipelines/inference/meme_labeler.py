@@ -1,8 +1,8 @@
-"""A trained folder as a labeller of memes: raw pictures in, a label for each learned task out.
+"""Label image files of memes with the classifier in a model folder: one label for each task.
 
-A picture is treated as stages 02 to 04 treat those of a corpus: its words are read from it unless
-they are given, and cleaned; then they are painted over. What the model has to know of other memes
-it keeps in its folder, so that one meme alone gets the label that it gets in its corpus.
+Images are processed as in the stages clean, inpaint and augment: the overlay text is recognized
+unless it is given, then cleaned and removed from the image. The model folder contains the memory
+bank of training items, so that predictions do not depend on the other memes.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,15 +24,17 @@ from stages.shared.data import image_store, text_cleaning
 from stages.shared.features.store import Features
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import inference_context
-from stages.shared.training.loop import to_device
+from stages.shared.training.batching import to_device
 
-TABLE_COLUMNS = ("image", "text", "original", "text_source")  # of a table, before those of tasks
+TABLE_COLUMNS = ("image", "text", "original", "text_source")  # before the columns of the tasks
 
 
 @dataclass(frozen=True)
 class MemeInput:
-    """name: how its user knows it. words: over the picture, "" where they are to be read from it.
-    picture: a file's bytes."""
+    """A meme. name: what the user calls it. overlay_text: "" to recognize it in the image.
+
+    image: the content of an image file.
+    """
 
     name: str
     overlay_text: str
@@ -41,8 +43,11 @@ class MemeInput:
 
 @dataclass(frozen=True)
 class PreparedMeme:
-    """A meme as the model reads it. original: its words before cleaning. text_source: given |
-    recognised | none. picture: without its words, as far as they were found. failures: of steps."""
+    """A meme as the model reads it.
+
+    text: the cleaned overlay text. original_text: before cleaning. text_source: given | recognised
+    | none. image: without its text, as far as it was detected. failures: messages of failed steps.
+    """
 
     name: str
     text: str
@@ -58,13 +63,13 @@ class MemeLabel:
     probability: float
 
 
-MemeLabels = dict[str, MemeLabel]  # of each task that was learned
+MemeLabels = dict[str, MemeLabel]  # by learned task
 
 
 def prepare_memes(
     memes: list[MemeInput], params: inpaint.InpaintConfig, rules: InputRules
 ) -> list[PreparedMeme]:
-    """Each meme by itself. A picture on which a step fails is passed through, as in the stage."""
+    """Prepare each meme. If a step fails, the image is left unchanged, as in the stage inpaint."""
     return [_prepare_meme(meme, params, rules) for meme in memes]
 
 
@@ -73,56 +78,57 @@ def _prepare_meme(
 ) -> PreparedMeme:
     failures: list[str] = []
 
-    def done(
+    def run(
         step: Callable[[inpaint.InpaintConfig, inpaint.InpaintJob], bytes], boxes=None
     ) -> bytes | None:
-        item = inpaint.InpaintJob(meme.name, meme.image, boxes)
-        (result,) = inpaint.run_step(partial(step, params), [item])
+        job = inpaint.InpaintJob(meme.name, meme.image, boxes)
+        (result,) = inpaint.run_step(partial(step, params), [job])
         if result.failure:
             failures.append(f"{step.__name__}: {result.failure}")
         return result.row
 
-    original, picture = strip_invisible(meme.overlay_text), meme.image
+    original, image = strip_invisible(meme.overlay_text), meme.image
     text, source = rules.clean_overlay(original), "given"
-    found = picture and (not text or params.inpainting.backend != "none") and done(inpaint.find)
-    boxes = text_removal.unpack_boxes(found) if found else None
+    removes_text = params.inpainting.backend != "none"
+    detection = run(inpaint.find) if image and (not text or removes_text) else None
+    boxes = text_removal.unpack_boxes(detection) if detection else None
     if boxes and len(boxes.quads):
-        if not text and (packed := done(inpaint.read, boxes)):
-            original, source = strip_invisible(packed.decode()), "recognised"
+        if not text and (recognized := run(inpaint.read, boxes)):
+            original, source = strip_invisible(recognized.decode()), "recognised"
             text = rules.clean_overlay(original)
-        if params.inpainting.backend != "none" and (packed := done(inpaint.paint, boxes)):
-            picture = text_removal.unpack_inpaint_result(packed).content
+        if removes_text and (inpainted := run(inpaint.paint, boxes)):
+            image = text_removal.unpack_inpaint_result(inpainted).content
     source = source if text else "none"
-    return PreparedMeme(meme.name, text, original, source, picture, tuple(failures))
+    return PreparedMeme(meme.name, text, original, source, image, tuple(failures))
 
 
-def strip_invisible(words: str) -> str:
-    return text_cleaning.INVISIBLE_CHARACTERS.sub("", words).strip()
+def strip_invisible(text: str) -> str:
+    return text_cleaning.INVISIBLE_CHARACTERS.sub("", text).strip()
 
 
 def to_table_row(meme: PreparedMeme, labels: MemeLabels) -> dict[str, str | float]:
-    """A meme and its labels as the row of a table; each task has a column, and one behind it."""
-    told: dict[str, str | float] = {
+    """A meme as a table row: TABLE_COLUMNS without the image, then the labels of the tasks."""
+    row: dict[str, str | float] = {
         "text": meme.text,
         "original": meme.original_text,
         "text_source": meme.text_source,
     }
-    for task, one in labels.items():
+    for task, label in labels.items():
         column = f"{task}_" if task in TABLE_COLUMNS else task
-        told |= {column: one.label, f"{column}_probability": one.probability}
-    return told
+        row |= {column: label.label, f"{column}_probability": label.probability}
+    return row
 
 
 class MemeLabeler:
-    """The reader of memes of a trained folder, and the encoder of pictures and words in it."""
+    """The classifier of memes in a model folder, with its encoder of images and texts."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """`name`: the folder as the user knows it. Raises WrongInput if it holds no such reader."""
+        """Load `folder`, called `name` in messages. Raises InputError if it has no such model."""
         self.bundle = ModelBundle(folder, name, "classifiers")
         if not self.bundle.is_meme_classifier:
             raise InputError(
-                f"{name} labels texts: give it the text, and the picture with --image, or name a "
-                "reader of memes"
+                f"{name} labels texts: give it a text, and an image with --image, or name a "
+                "classifier of memes"
             )
         with self.bundle.as_input_error():
             self.classifier = mm_orient_checkpoint.restore(folder)
@@ -132,11 +138,14 @@ class MemeLabeler:
 
     @property
     def tasks(self) -> list[str]:
-        """Those that were learned."""
+        """The learned tasks."""
         return list(self.classifier.tasks)
 
     def label(self, memes: list[PreparedMeme]) -> list[MemeLabels]:
-        """Of each meme, whatever its neighbours are; it has a text, a picture, or both."""
+        """The labels of each meme, which do not depend on the other memes.
+
+        A meme needs a text or an image.
+        """
         if not memes:
             return []
         files = {_hash_image(meme.image): meme.image for meme in memes if meme.image}
@@ -145,38 +154,38 @@ class MemeLabeler:
             {"text": meme.text, "image": _hash_image(meme.image), "labels": []} for meme in memes
         ]
         with self._temporary_image_dir(files) as folder:
-            items = self.classifier.build_dataset(rows, self._encode_features(files, texts), folder)
-        batch = items.batch(list(range(len(rows))))
+            features = self._encode_features(files, texts)
+            dataset = self.classifier.build_dataset(rows, features, folder)
+        batch = dataset.batch(list(range(len(rows))))
         batch = to_device(batch, next(self.classifier.model.parameters()).device)
         with inference_context():
-            decided = self.classifier.paper.predict(self.classifier.model, batch)
-        found: list[MemeLabels] = [{} for _ in memes]
+            prediction = self.classifier.paper.predict(self.classifier.model, batch)
+        results: list[MemeLabels] = [{} for _ in memes]
         for task, names in self.classifier.tasks.items():
-            best = decided.labels[task].tolist()
-            probability = decided.probabilities[task].max(-1).values.tolist()
-            for place, labels in enumerate(found):
-                labels[task] = MemeLabel(names[best[place]], probability[place])
-        return found
+            best = prediction.labels[task].tolist()
+            probability = prediction.probabilities[task].max(-1).values.tolist()
+            for index, labels in enumerate(results):
+                labels[task] = MemeLabel(names[best[index]], probability[index])
+        return results
 
     def _encode_features(self, files: dict[str, bytes], texts: list[str]) -> Features:
-        """One row a picture, one a text; rows of zeros that nothing names where there is none."""
-        read = self.bundle.encode_images(list(files.values()))
-        none = np.zeros((1, self.pooled_dim), np.float16)
-        pictures = {
+        """Features of the images and texts; without any, one unused row of zeros."""
+        encoded = self.bundle.encode_images(list(files.values()))
+        empty = np.zeros((1, self.pooled_dim), np.float16)
+        image_features = {
             "image_index": {name: row for row, name in enumerate(files)},
-            "pooled": np.stack([pooled for pooled, _ in read]) if read else none,
-            "patches": np.stack([patches for _, patches in read]) if read else none[:, None],
+            "pooled": np.stack([pooled for pooled, _ in encoded]) if encoded else empty,
+            "patches": np.stack([patches for _, patches in encoded]) if encoded else empty[:, None],
         }
         if not self.uses_text_encoder:
-            names = ("text_index", "text_pooled", "tokens", "token_mask", "pieces")
-            return Features(text_kind="learned", **dict.fromkeys(names), **pictures)
-        return Features(
-            text_kind="encoder", **self.bundle.encode_texts(texts, 1, self.pooled_dim), **pictures
-        )
+            names = ("text_index", "text_pooled", "tokens", "token_mask", "subwords")
+            return Features(text_kind="learned", **dict.fromkeys(names), **image_features)
+        text_features = self.bundle.encode_texts(texts, 1, self.pooled_dim)
+        return Features(text_kind="encoder", **text_features, **image_features)
 
     @contextmanager
     def _temporary_image_dir(self, files: dict[str, bytes]) -> Iterator[Path]:
-        """Where a reader that looks at pixels finds the pictures."""
+        """A folder with the images, if the classifier reads pixels."""
         with TemporaryDirectory(prefix="polymuse-") as folder:
             if self.classifier.region_extractor is not None:
                 image_store.write_images(
@@ -187,5 +196,5 @@ class MemeLabeler:
             yield Path(folder)
 
 
-def _hash_image(picture: bytes | None) -> str | None:
-    return sha256(picture).hexdigest() if picture else None
+def _hash_image(image: bytes | None) -> str | None:
+    return sha256(image).hexdigest() if image else None

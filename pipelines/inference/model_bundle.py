@@ -1,7 +1,7 @@
-"""A trained model by what its user calls it, and the folder behind that name.
+"""Find and open the model folder that the user names.
 
-The folder brings its own encoder of pictures and topics, so an item is read exactly as it was when
-the model was trained: features in fp16, one at a time, so that neighbours change nothing.
+A model folder contains the encoder that it was trained with, so that inputs are encoded exactly as
+in training: features in fp16, one item at a time, so that they do not depend on other items.
 """
 
 import json
@@ -22,48 +22,49 @@ if TYPE_CHECKING:
     from stages.shared.encoders.base import Encoder
 
 ModelFamily = Literal["generators", "classifiers"]  # sections of params.yaml
-COMMANDS: dict[ModelFamily, str] = {"generators": "write", "classifiers": "label"}  # of `polymuse`
+COMMANDS: dict[ModelFamily, str] = {"generators": "write", "classifiers": "label"}
 
 
 def resolve_run_name(name: str | None, family: ModelFamily) -> str:
-    """The run to use; without a name the first. Raises WrongInput if there is none."""
-    known = list(params_file.read_params().get(family) or {})
-    if not known or name not in [None, *known]:
+    """`name`, or the first run of the family. Raises InputError if there is no such run."""
+    runs = list(params_file.read_params().get(family) or {})
+    if not runs or name not in [None, *runs]:
         raise InputError(
             f"--run: params.yaml has no run {name!r} among its {family}: choose one of "
-            f"{' | '.join(known) or 'none'}"
+            f"{' | '.join(runs) or 'none'}"
         )
-    return name or known[0]
+    return name or runs[0]
 
 
 def resolve_model_dir(
-    run: str, model: str | None, places: dict[str, str], stage: str, stack: ExitStack
+    run: str, model: str | None, phase_dirs: dict[str, str], stage: str, stack: ExitStack
 ) -> tuple[Path, str | None]:
-    """The folder of the model and, of a run's, its phase: the first of the places that there is.
+    """The model folder of --model, or that of a run with its phase.
 
-    stage: what trains it to the end. Raises WrongInput if it is untrained.
+    phase_dirs: phase -> parent of the run's folder; the first existing one is used. stage: the last
+    training stage. stack: owns a downloaded copy. Raises InputError if the run is not trained.
     """
     if model is None:
-        for phase, above in places.items():
-            if (folder := Path(above, run, "model")).is_dir():
+        for phase, parent in phase_dirs.items():
+            if (folder := Path(parent, run, "model")).is_dir():
                 return folder, phase
         raise InputError(f"--run: {run} is not trained yet: run `polymuse run {stage}@{run}`")
     if not is_mlflow_uri(model):
         return Path(model), None
     from stages.shared.runtime import tracking
 
-    copy = stack.enter_context(TemporaryDirectory(prefix="polymuse-"))
-    print(f"Fetching {model}", flush=True)
-    return tracking.download_model(model, Path(copy)), None
+    folder = stack.enter_context(TemporaryDirectory(prefix="polymuse-"))
+    print(f"Downloading {model}", flush=True)
+    return tracking.download_model(model, Path(folder)), None
 
 
 def is_mlflow_uri(model: str) -> bool:
-    """Whether MLflow knows it; else it is a folder."""
+    """Whether `model` is an address of MLflow; otherwise it is a folder."""
     return model.startswith(("models:", "runs:"))
 
 
 def format_model_source(model: str | None) -> str | None:
-    """--model as what is made names it: an address as given, of a folder no more than its name."""
+    """--model for outputs: an address unchanged, a folder relative to the project or its name."""
     if model is None or is_mlflow_uri(model):
         return model
     folder = Path(model).resolve()
@@ -71,30 +72,30 @@ def format_model_source(model: str | None) -> str | None:
 
 
 class ModelBundle:
-    """A trained folder, whose encoder is loaded when it is first needed."""
+    """A model folder, whose encoder is loaded on first use."""
 
     def __init__(self, folder: Path, name: str, family: ModelFamily):
-        """`name`: the folder as the user knows it. Raises WrongInput if it holds no such model."""
+        """Open `folder`, called `name` in messages. Raises InputError if it has no such model."""
         self.folder, self.name = folder, name
         if not (folder / "config.json").is_file():
-            raise InputError(f"{name} holds no trained model: name a folder that training wrote")
+            raise InputError(
+                f"{name} holds no trained model: name a folder that a training stage wrote"
+            )
         with self.as_input_error():
             config = json.loads((folder / "config.json").read_text())
-            found, self.is_meme_classifier = detect_family(config), is_meme_classifier(config)
-        if found != family:
+            actual, self.is_meme_classifier = detect_family(config), is_meme_classifier(config)
+        if actual != family:
             raise InputError(
-                f"{name} holds one of the {found}: give it to `polymuse {COMMANDS[found]}`, or name "
-                f"one of the {family}"
+                f"{name} is one of the {actual}: use it with `polymuse {COMMANDS[actual]}`, or "
+                f"name one of the {family}"
             )
 
     def require_encoder(self) -> None:
-        """Raises WrongInput if the folder has none."""
+        """Raises InputError if the folder has no encoder."""
         from stages.shared.encoders import base as encoders
 
         if not (self.folder / ENCODER_DIR / encoders.CONFIG_NAME).is_file():
-            raise InputError(
-                f"{self.name} holds no encoder, older versions wrote none: train it again"
-            )
+            raise InputError(f"{self.name} holds no encoder, as in old versions: train it again")
 
     @cached_property
     def encoder(self) -> "Encoder":
@@ -105,53 +106,56 @@ class ModelBundle:
 
     @contextmanager
     def as_input_error(self) -> Iterator[None]:
-        """Whatever is wrong with the folder's files, as WrongInput."""
+        """Turn any error while reading the folder into an InputError."""
         try:
             yield
-        except Exception as error:  # parsers of foreign files raise what they like
-            said = " ".join(str(error).removeprefix("params.yaml: ").split())
-            reason = said.replace(f"{self.folder}/", "")[:200] or type(error).__name__
+        except Exception as error:  # parsers raise many types
+            message = " ".join(str(error).removeprefix("params.yaml: ").split())
+            reason = message.replace(f"{self.folder}/", "")[:200] or type(error).__name__
             raise InputError(f"{self.name} cannot be loaded ({reason}): train it again") from None
 
     def encode_images(self, contents: list[bytes]) -> list[tuple["np.ndarray", "np.ndarray"]]:
-        """Picture files -> (D,), (P, Dp) of each, by the encoder"""
+        """Encode the content of image files, one at a time -> pooled (D,) and patches (P, Dp)."""
         from stages.shared.data import image_store
 
-        read = [
+        encoded = [
             self.encoder.encode_images([image_store.decode_image(content)]) for content in contents
         ]
-        return [(to_fp16(pooled[0]), to_fp16(patches[0])) for pooled, patches in read]
+        return [(to_fp16(pooled[0]), to_fp16(patches[0])) for pooled, patches in encoded]
 
     def encode_texts(self, texts: list[str], width: int, pooled_width: int) -> dict[str, Any]:
-        """What Features holds of texts, by the encoder. width, pooled_width: Dt and D of no text"""
+        """Encode texts one at a time -> the text fields of Features.
+
+        width, pooled_width: Dt and D of the unused row of zeros if there are no texts.
+        """
         import numpy as np
 
-        read = [self.encoder.encode_texts([text]) for text in texts]
-        pooled = [to_fp16(pooled[0]) for pooled, _, _ in read]
-        lengths = np.array([int(mask.sum()) for _, _, mask in read] or [1])
-        width = read[0][1].shape[2] if read else width
+        encoded = [self.encoder.encode_texts([text]) for text in texts]
+        pooled = [to_fp16(pooled[0]) for pooled, _, _ in encoded]
+        lengths = np.array([int(mask.sum()) for _, _, mask in encoded] or [1])
+        width = encoded[0][1].shape[2] if encoded else width
         tokens = np.zeros((len(lengths), lengths.max(), width), np.float16)
-        for row, (_, states, _) in enumerate(read):
+        for row, (_, states, _) in enumerate(encoded):
             tokens[row, : lengths[row]] = to_fp16(states[0, : lengths[row]])
         return {
             "text_index": {text: row for row, text in enumerate(texts)},
             "text_pooled": np.stack(pooled) if pooled else np.zeros((1, pooled_width), np.float16),
             "tokens": tokens,
             "token_mask": np.arange(lengths.max()) < lengths[:, None],
-            "pieces": self.encoder.subwords(texts) if texts else [],
+            "subwords": self.encoder.subwords(texts) if texts else [],
         }
 
 
 def detect_family(config: dict) -> ModelFamily:
-    """Whether a config.json is that of a writer or of a reader."""
+    """The family of the model with this config.json."""
     return "classifiers" if "labels" in config else "generators"
 
 
 def is_meme_classifier(config: dict) -> bool:
-    """Whether a config.json is that of a reader of memes: it labels for each of several tasks."""
+    """Whether this config.json is that of a classifier of memes, which has labels by task."""
     return isinstance(config.get("labels"), dict)
 
 
 def to_fp16(values) -> "np.ndarray":
-    """A tensor as features are stored."""
+    """A tensor in the format of stored features."""
     return values.half().numpy()

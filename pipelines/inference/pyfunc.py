@@ -1,18 +1,20 @@
-"""How MLflow loads a logged model (stages/shared/runtime/model_logging.py) as a Python function.
+"""Load a logged model (stages/shared/runtime/model_logging.py) as a Python function of MLflow.
 
     model = mlflow.pyfunc.load_model("models:/m-...")
     model.predict(pandas.DataFrame({"topic": ["A quiet harbour"], "image": [None]}))
     model.predict(pandas.DataFrame({"text": ["what a harbour"], "image": [None]}))
 
-A row has words, the bytes of a picture file, or both. A writer takes a `topic` and makes an article
-of each row by itself: one text, the most probable one. A reader takes a `text` and gives each row
-its labels: `words`, `tags` and `entities`, or `label` and `probability`. A writer of captions needs
-the picture and reads no topic; a reader of entities needs the text. A reader of memes reads a
-`text` that is absent from the picture, paints its words over, and gives a column for each task and
-one for its probability.
+A row has a text, the content of an image file, or both.
 
-The rules are those of `polymuse write` and `polymuse label`. Runs where this package is installed,
-by the params.yaml of the current folder's project, else of the package's own.
+- A generator takes `topic` and `image` and returns one text a row, by greedy decoding. A caption
+  model needs the image and ignores the topic.
+- A classifier of texts takes `text` and `image` and returns the columns `words`, `tags` and
+  `entities`, or `label` and `probability`. A model for entities needs the text.
+- A classifier of memes takes `text` and `image`, recognizes a missing text in the image and removes
+  the text from the image. It returns a label and a probability column for each task.
+
+Inputs follow the rules of `polymuse write` and `polymuse label`. This package must be installed.
+The rules are read from params.yaml of the current folder's project, else from that of the package.
 """
 
 import json
@@ -37,81 +39,87 @@ from stages.shared.runtime.stage import InputError
 
 
 class ServedGenerator:
-    """What mlflow.pyfunc wraps of a writer."""
+    """The Python function of a generator."""
 
-    def __init__(self, author: ArticleGenerator, limits: InputRules):
-        self.generator, self.input_rules = author, limits
+    def __init__(self, generator: ArticleGenerator, rules: InputRules):
+        self.generator, self.input_rules = generator, rules
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> list[str]:
-        """One text a row. Raises WrongInput that names the first row that cannot be used."""
+        """One text a row. Raises InputError that names the first invalid row."""
         items = [
             self._build_input(f"row {number}", row) for number, row in enumerate(to_records(rows))
         ]
-        # No search and no drawing: whoever wants those writes with `polymuse write`.
-        batch = max(1, len(items))
-        greedy = GenerationConfig(num_beams=1, temperature=0.0, top_p=1.0, seed=0, batch_size=batch)
-        written = self.generator.generate([[item] for item in items], greedy)
-        return [self.input_rules.clean_text(text.text) for (text,) in written]
+        # Greedy decoding; `polymuse write` offers beam search and sampling.
+        batch_size = max(1, len(items))
+        greedy = GenerationConfig(
+            num_beams=1, temperature=0.0, top_p=1.0, seed=0, batch_size=batch_size
+        )
+        articles = self.generator.generate([[item] for item in items], greedy)
+        return [self.input_rules.clean_text(text.text) for (text,) in articles]
 
     def _build_input(self, name: str, row: dict) -> GenerationInput:
         topic = self.input_rules.clean_topic(read_text(row, "topic"), f"{name}: topic")
-        picture = read_image(row, name, self.input_rules)
-        if not topic and picture is None:
+        image = read_image(row, name, self.input_rules)
+        if not topic and image is None:
             raise InputError(f"{name} has neither topic nor image: give it one")
-        if picture is None and not self.generator.uses_topics:
+        if image is None and not self.generator.uses_topics:
             raise InputError(
                 f"{name} has no image, and this model was trained on captions and writes "
-                "about pictures alone: give it one"
+                "about images alone: give it one"
             )
-        return GenerationInput(topic, picture)
+        return GenerationInput(topic, image)
 
 
 class ServedTextLabeler:
-    """What mlflow.pyfunc wraps of a reader."""
+    """The Python function of a classifier of tweets or posts."""
 
-    def __init__(self, labeller: TextLabeler, limits: InputRules, batch: int):
-        self.labeler, self.input_rules, self.batch_size = labeller, limits, batch
+    def __init__(self, labeler: TextLabeler, rules: InputRules, batch_size: int):
+        self.labeler, self.input_rules, self.batch_size = labeler, rules, batch_size
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """A row of labels a row. Raises WrongInput that names the first row that cannot be used."""
+        """The labels of each row. Raises InputError that names the first invalid row."""
         items = []
         for number, row in enumerate(to_records(rows)):
             name, text = f"row {number}", read_text(row, "text") or ""
             self.input_rules.check_length(text, f"{name}: text")
-            picture = read_image(row, name, self.input_rules)
-            self.labeler.check_input(has_visible_text(text), picture is not None, name)
-            items.append(build_input_from_text(text if has_visible_text(text) else "", picture))
-        found = [self.labeler.label(part) for part in batched(items, self.batch_size)]
-        return pd.DataFrame([asdict(labels) for part in found for labels in part])
+            image = read_image(row, name, self.input_rules)
+            self.labeler.check_input(has_visible_text(text), image is not None, name)
+            items.append(build_input_from_text(text if has_visible_text(text) else "", image))
+        batches = [self.labeler.label(batch) for batch in batched(items, self.batch_size)]
+        return pd.DataFrame([asdict(labels) for batch in batches for labels in batch])
 
 
 class ServedMemeLabeler:
-    """What mlflow.pyfunc wraps of a reader of memes."""
+    """The Python function of a classifier of memes."""
 
     def __init__(
-        self, labeller: MemeLabeler, limits: InputRules, painting: inpaint.InpaintConfig, batch: int
+        self,
+        labeler: MemeLabeler,
+        rules: InputRules,
+        inpaint_config: inpaint.InpaintConfig,
+        batch_size: int,
     ):
-        self.labeler, self.input_rules = labeller, limits
-        self.inpaint_config, self.batch_size = painting, batch
+        self.labeler, self.input_rules = labeler, rules
+        self.inpaint_config, self.batch_size = inpaint_config, batch_size
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """A row of labels a row. Raises WrongInput that names the first row that cannot be used."""
+        """The labels of each row. Raises InputError that names the first invalid row."""
         memes = [
             self._build_input(f"row {number}", row) for number, row in enumerate(to_records(rows))
         ]
-        found = []
-        for part in batched(memes, self.batch_size):
-            prepared = prepare_memes(part, self.inpaint_config, self.input_rules)
-            found += map(to_table_row, prepared, self.labeler.label(prepared))
-        return pd.DataFrame(found)
+        table = []
+        for batch in batched(memes, self.batch_size):
+            prepared = prepare_memes(batch, self.inpaint_config, self.input_rules)
+            table += map(to_table_row, prepared, self.labeler.label(prepared))
+        return pd.DataFrame(table)
 
     def _build_input(self, name: str, row: dict) -> MemeInput:
         text = read_text(row, "text") or ""
         self.input_rules.check_length(text, f"{name}: text")
-        picture = read_image(row, name, self.input_rules)
-        if picture is None and not self.input_rules.clean_overlay(text):
-            raise InputError(f"{name} has neither words nor picture: give it one")
-        return MemeInput(name, text, picture)
+        image = read_image(row, name, self.input_rules)
+        if image is None and not self.input_rules.clean_overlay(text):
+            raise InputError(f"{name} has neither text nor image: give it one")
+        return MemeInput(name, text, image)
 
 
 def to_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -120,50 +128,39 @@ def to_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def read_text(row: dict[str, Any], column: str) -> str | None:
     value = row.get(column)
-    return value if isinstance(value, str) else None  # absent, which pandas may say as NaN
+    return value if isinstance(value, str) else None  # pandas represents missing values as NaN
 
 
-def read_image(row: dict[str, Any], name: str, limits: InputRules) -> bytes | None:
-    picture = row.get("image")
-    if not isinstance(picture, bytes) or not picture:
+def read_image(row: dict[str, Any], name: str, rules: InputRules) -> bytes | None:
+    content = row.get("image")
+    if not isinstance(content, bytes) or not content:
         return None
-    return limits.check_image(picture, f"{name}: image")
+    return rules.check_image(content, f"{name}: image")
 
 
 def _load_pyfunc(folder: str) -> ServedGenerator | ServedTextLabeler | ServedMemeLabeler:
-    """Raises WrongInput if the folder holds no model, or there is no params.yaml."""
-    place = Path(folder).resolve()
-    config = json.loads((place / "config.json").read_text())
+    """Called by MLflow. Raises InputError if the folder is not a model or has no params.yaml."""
+    path = Path(folder).resolve()
+    config = json.loads((path / "config.json").read_text())
+    if detect_family(config) == "generators":
+        return ServedGenerator(ArticleGenerator(path, folder), load_nearest_rules("cli_write"))
+    rules = load_nearest_rules("cli_label")
+    with chdir(find_nearest_project()):
+        batch_size = params_file.load_config(int, "cli_label", "batch_size")
+        inpaint_config = params_file.load_config(inpaint.InpaintConfig, "inpaint")
     if is_meme_classifier(config):
-        with chdir(find_nearest_project()):
-            limits, painting = (
-                load_input_rules("cli_label"),
-                params_file.load_config(inpaint.InpaintConfig, "inpaint"),
-            )
-        return ServedMemeLabeler(
-            MemeLabeler(place, folder), limits, painting, load_nearest_batch_size()
-        )
-    if detect_family(config) == "classifiers":
-        limits = load_nearest_rules("cli_label")
-        return ServedTextLabeler(
-            TextLabeler(place, folder, limits.build_cleaner), limits, load_nearest_batch_size()
-        )
-    return ServedGenerator(ArticleGenerator(place, folder), load_nearest_rules("cli_write"))
+        return ServedMemeLabeler(MemeLabeler(path, folder), rules, inpaint_config, batch_size)
+    return ServedTextLabeler(TextLabeler(path, folder, rules.build_cleaner), rules, batch_size)
 
 
 def load_nearest_rules(section: str) -> InputRules:
-    """Those of the nearest project."""
+    """The input rules of the nearest project."""
     with chdir(find_nearest_project()):
         return load_input_rules(section)
 
 
-def load_nearest_batch_size() -> int:
-    with chdir(find_nearest_project()):
-        return params_file.load_config(int, "cli_label", "batch_size")
-
-
 def find_nearest_project() -> Path:
-    """The current folder's, else the one that this package is in."""
+    """The project of the current folder, else the one that contains this package."""
     try:
         return project.find_project(Path.cwd())
     except InputError:

@@ -1,6 +1,6 @@
-"""A trained folder as a labeller: raw texts and pictures in, labels out, and nothing else needed.
+"""Label texts and image files with the classifier in a model folder.
 
-Entities are those that stages/evaluate_classifier.py counts as `lenient`.
+Entities are extracted as for the `lenient` scores of the stage `evaluate_classifier`.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from stages.shared.features.store import Features
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import inference_context
-from stages.shared.training.loop import to_device
+from stages.shared.training.batching import to_device
 
 WORD_CHARACTERS = rf"[\w--{UNSPACED_SCRIPTS}]+"
-# As the corpora part them: an address, a tag or the name of a user, a number, a word with the signs
-# inside it, signs in a row.
+# Tokens like those of the tweet corpora: a URL, a hashtag or user name, a number, a word with inner
+# punctuation, a run of punctuation.
 WORD_PATTERN = regex.compile(
     rf"(?:https?://|www\.)\S+|[@#]\w+|\d+(?:[.,]\d+)+|{UNSPACED_SCRIPTS}"
     rf"|{WORD_CHARACTERS}(?:[-'\u2019.&/]{WORD_CHARACTERS})*|[^\w\s]+",
@@ -35,9 +35,10 @@ WORD_PATTERN = regex.compile(
 
 @dataclass(frozen=True)
 class LabelInput:
-    """What is labelled: a text, empty where there is none, and a picture file's bytes.
+    """An item to label.
 
-    spans: the first character of each word and the one behind its last.
+    text: may be empty. spans: (start, end) of each word in characters, without the end. image: the
+    content of an image file.
     """
 
     text: str
@@ -51,7 +52,7 @@ class LabelInput:
 
 @dataclass(frozen=True)
 class Entity:
-    """Words first to last, and characters start to just before end, all counted from 0."""
+    """An entity: words first to last, characters start to end without end, counted from 0."""
 
     type: str
     text: str
@@ -63,7 +64,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class EntityPrediction:
-    """words_not_read: how many at the end, beyond what the model reads at once, are O unread."""
+    """Tags and entities of a text.
+
+    words_not_read: number of words beyond the maximum length of the model, tagged O.
+    """
 
     words: list[str]
     tags: list[str]
@@ -81,34 +85,35 @@ class SentimentPrediction:
 TextLabels = EntityPrediction | SentimentPrediction
 
 
-def build_input_from_text(text: str, picture: bytes | None) -> LabelInput:
-    """A text, whose words have to be found; what cannot be seen is taken out."""
+def build_input_from_text(text: str, image: bytes | None) -> LabelInput:
+    """An input from a raw text, which is tokenized here; invisible characters are removed."""
     text = text_cleaning.INVISIBLE_CHARACTERS.sub("", text).strip()
-    return LabelInput(text, [found.span() for found in WORD_PATTERN.finditer(text)], picture)
+    return LabelInput(text, [match.span() for match in WORD_PATTERN.finditer(text)], image)
 
 
-def build_input_from_words(words: list[str], picture: bytes | None) -> LabelInput:
-    """A text that is words already, as tweets of a corpus are."""
-    ends = accumulate((len(word) + 1 for word in words), initial=0)
-    spans = [(start, after - 1) for start, after in pairwise(ends)]
-    return LabelInput(" ".join(words), spans, picture)
+def build_input_from_words(words: list[str], image: bytes | None) -> LabelInput:
+    """An input from a tokenized text, like the tweets of a corpus."""
+    starts = accumulate((len(word) + 1 for word in words), initial=0)
+    spans = [(start, next_start - 1) for start, next_start in pairwise(starts)]
+    return LabelInput(" ".join(words), spans, image)
 
 
 class TextLabeler:
-    """The reader of a trained folder and its encoder of pictures.
+    """The classifier of tweets or posts in a model folder, with its image encoder.
 
-    clean: gives what cleans the words of a text as those were that it learned from.
+    build_cleaner: text -> a function that cleans words of that text like the training data.
     """
 
     def __init__(
-        self, folder: Path, name: str, cleaner: Callable[[str], Callable[[str], str]]
+        self, folder: Path, name: str, build_cleaner: Callable[[str], Callable[[str], str]]
     ) -> None:
-        """`name`: the folder as the user knows it. Raises WrongInput if it holds no reader."""
-        self.bundle, self.build_cleaner = ModelBundle(folder, name, "classifiers"), cleaner
+        """Load `folder`, called `name` in messages. Raises InputError if it has no such model."""
+        self.bundle = ModelBundle(folder, name, "classifiers")
+        self.build_cleaner = build_cleaner
         if self.bundle.is_meme_classifier:
             raise InputError(
-                f"{name} labels memes: give it a picture or a folder of them in place of TEXT, "
-                "--image and --file, or name a reader of texts"
+                f"{name} labels memes: give it an image or a folder of images instead of TEXT, "
+                "--image and --file, or name a classifier of texts"
             )
         with self.bundle.as_input_error():
             self.classifier = muse_checkpoint.restore(folder)
@@ -122,7 +127,7 @@ class TextLabeler:
 
     @property
     def uses_images(self) -> bool:
-        """Whether it looks at pictures; one that was trained without any has nothing to go by."""
+        """Whether predictions depend on images; not if the model was trained without any."""
         fusion = self.classifier.model.network.fusion
         return fusion != "text" and self.classifier.config["pictures"] > 0
 
@@ -130,71 +135,69 @@ class TextLabeler:
     def _uses_patches(self) -> bool:
         return self.uses_images and self.classifier.codec.image_size is None
 
-    def check_input(self, has_text: bool, has_picture: bool, name: str) -> None:
-        """Raises WrongInput, with what the user calls it, if there is nothing that it can label."""
-        if has_text or (has_picture and self.uses_images and self.task == "sentiment"):
+    def check_input(self, has_text: bool, has_image: bool, name: str) -> None:
+        """Raises InputError if the model cannot label such an item, called `name` in messages."""
+        if has_text or (has_image and self.uses_images and self.task == "sentiment"):
             return
-        if not has_picture:
-            raise InputError(f"{name} has neither text nor picture: give it one")
-        why = "labels words" if self.uses_images else "does not look at pictures"
-        raise InputError(f"{name} has no text, and this model {why}: give it one")
+        if not has_image:
+            raise InputError(f"{name} has neither text nor image: give it one")
+        reason = "labels words" if self.uses_images else "does not use images"
+        raise InputError(f"{name} has no text, and this model {reason}: give it one")
 
     def label(self, items: list[LabelInput]) -> list[TextLabels]:
-        """Of each item, whatever its neighbours are. Raises WrongInput, see `check`."""
+        """The labels of each item, which do not depend on the other items."""
         if not items:
             return []
         rows = [self._build_clean_row(item) for item in items]
-        shown = zip(rows, items, strict=True)
-        files = {row["image"]: item.image for row, item in shown if row["image"]}
-        labelled = TextImageDataset(
-            rows, self.classifier.codec, self._encode_features(files), files
-        )
-        places = list(range(len(items)))
-        batch = to_device(labelled.batch(places), next(self.classifier.model.parameters()).device)
+        files = {
+            row["image"]: item.image for row, item in zip(rows, items, strict=True) if row["image"]
+        }
+        dataset = TextImageDataset(rows, self.classifier.codec, self._encode_features(files), files)
+        indices = list(range(len(items)))
+        batch = to_device(dataset.batch(indices), next(self.classifier.model.parameters()).device)
         with inference_context():
-            decided = self.classifier.paper.predict(self.classifier.model, batch)
-        names = self.classifier.decode_labels(decided.labels, labelled, places)
-        cut = [labelled.num_truncated_words(place) for place in places]
-        return [
-            self._to_labels(*of) for of in zip(items, names, decided.probability, cut, strict=True)
-        ]
+            prediction = self.classifier.paper.predict(self.classifier.model, batch)
+        names = self.classifier.decode_labels(prediction.labels, dataset, indices)
+        truncated = [dataset.num_truncated_words(index) for index in indices]
+        outputs = zip(items, names, prediction.probability, truncated, strict=True)
+        return [self._to_labels(*output) for output in outputs]
 
     def _build_clean_row(self, item: LabelInput) -> dict:
-        """The item as a row of CLEAN, with a label that nobody asks for."""
-        shown = item.image if self.uses_images else None
-        row = {"image": shown and sha256(shown).hexdigest()}
-        tidy = self.build_cleaner(item.text)
+        """The item as a row of CLEAN, with a placeholder for its label."""
+        image = item.image if self.uses_images else None
+        row = {"image": image and sha256(image).hexdigest()}
+        clean_text = self.build_cleaner(item.text)
         if self.task == "entities":
             row |= {"words": item.words, "tags": [OUTSIDE_TAG] * len(item.spans)}
-            return clean.clean_tweet(row, tidy)
+            return clean.clean_tweet(row, clean_text)
         row |= {"text": item.text, "label": self.classifier.codec.labels[0]}
-        return clean.clean_post(row, tidy)
+        return clean.clean_post(row, clean_text)
 
     def _encode_features(self, files: dict[str, bytes]) -> Features:
-        """One row a picture; a row of zeros that nothing names where there is none."""
-        read = self.bundle.encode_images(list(files.values())) if self._uses_patches else []
-        patches = np.zeros((max(1, len(read)), *self.classifier.config["patches"]), np.float16)
-        for place, (_, found) in enumerate(read):
-            patches[place] = found
-        index = {name: place for place, name in enumerate(files)}
-        no_texts = dict.fromkeys(("text_index", "text_pooled", "tokens", "token_mask", "pieces"))
+        """Patches of the images; without any, one unused row of zeros."""
+        encoded = self.bundle.encode_images(list(files.values())) if self._uses_patches else []
+        patches = np.zeros((max(1, len(encoded)), *self.classifier.config["patches"]), np.float16)
+        for row, (_, image_patches) in enumerate(encoded):
+            patches[row] = image_patches
+        index = {name: row for row, name in enumerate(files)}
+        no_texts = dict.fromkeys(("text_index", "text_pooled", "tokens", "token_mask", "subwords"))
         return Features(index, np.zeros((len(patches), 0)), patches, "learned", **no_texts)
 
     def _to_labels(
-        self, item: LabelInput, names: list[str], probability: list[float], cut: int
+        self, item: LabelInput, names: list[str], probability: list[float], num_truncated: int
     ) -> TextLabels:
         if self.task == "sentiment":
-            return SentimentPrediction(names[0], probability[0], cut)
-        return EntityPrediction(item.words, names, extract_entities(item, names), cut)
+            return SentimentPrediction(names[0], probability[0], num_truncated)
+        return EntityPrediction(item.words, names, extract_entities(item, names), num_truncated)
 
 
 def extract_entities(item: LabelInput, tags: list[str]) -> list[Entity]:
-    """Those that the tags of an item's words mark, in order."""
-    found = sorted(
+    """The entities that the tags of the words mark, in order."""
+    spans = sorted(
         classification_metrics.extract_lenient_entities(tags), key=lambda entity: entity[1]
     )
-    told = []
-    for kind, first, behind in found:
-        start, end = item.spans[first][0], item.spans[behind - 1][1]
-        told.append(Entity(kind, item.text[start:end], first, behind - 1, start, end))
-    return told
+    entities = []
+    for kind, first, stop in spans:
+        start, end = item.spans[first][0], item.spans[stop - 1][1]
+        entities.append(Entity(kind, item.text[start:end], first, stop - 1, start, end))
+    return entities

@@ -1,51 +1,56 @@
-"""The DAG as DVC knows it: the stages, what each waits for, and which of them are stale."""
+"""The DAG of DVC: its stages, their dependencies, and which stages are stale."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from pipelines import renamed_keys
 from stages.shared.core import config
 from stages.shared.runtime.stage import InputError
 
 
 @dataclass(frozen=True)
 class Dag:
-    """Stages by the names of `dvc repro`, e.g. train_sft@flexmuse, each after what it waits for."""
+    """Stages by their names in `dvc repro`, e.g. train_sft@flexmuse, in topological order."""
 
     stages: list[str]
     edges: set[tuple[str, str]]  # (before, after)
-    stale: list[str]  # what `dvc status` reports, and everything that comes after
+    stale: list[str]  # reported by `dvc status`, and all stages downstream
     commands: dict[str, str]  # by stage
 
     def dependencies(self, stage: str) -> list[str]:
         """The stages whose outputs `stage` reads."""
-        return [other for other in self.stages if (other, stage) in self.edges]
+        return [before for before in self.stages if (before, stage) in self.edges]
 
 
 def load_dag(targets: Sequence[str]) -> Dag:
-    """The DAG of the project in the current folder: of `targets` and all they need, or the whole.
+    """The DAG of the current folder's project: `targets` and their dependencies, or all stages.
 
-    Waits while another DVC command holds the repository's lock. Raises WrongInput where DVC finds
-    a fault in dvc.yaml, params.yaml or the targets.
+    Waits while another DVC command holds the repository's lock. Raises InputError for errors in
+    dvc.yaml, params.yaml or the targets.
     """
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    _check_empty_sections()
+    params = config.read_params()
+    renamed_keys.check_names(params)
+    _check_empty_sections(params)
     try:
         repo = Repo(_wait_for_lock=True)
-        graph = repo.index.graph.reverse()  # DVC's edges point from a stage to what it reads
-        wanted = [stage for target in targets for stage in repo.stage.collect(target)]
+        graph = repo.index.graph.reverse()  # DVC's edges point from a stage to its dependencies
+        selected = [stage for target in targets for stage in repo.stage.collect(target)]
         status = repo.status()
     except DvcException as error:
         raise InputError(f"DVC cannot read the project: {_format_error(error)}") from None
-    if wanted:
-        graph = graph.subgraph(set(wanted).union(*(nx.ancestors(graph, one) for one in wanted)))
+    if selected:
+        ancestors = (nx.ancestors(graph, stage) for stage in selected)
+        graph = graph.subgraph(set(selected).union(*ancestors))
     stages = {stage.addressing: stage for stage in nx.lexicographical_topological_sort(graph, str)}
-    touched = {stages[name] for name in status if name in stages}
-    stale = touched.union(*(nx.descendants(graph, stage) for stage in touched))
+    changed = {stages[name] for name in status if name in stages}
+    stale = changed.union(*(nx.descendants(graph, stage) for stage in changed))
     return Dag(
         stages=list(stages),
         edges={(before.addressing, after.addressing) for before, after in graph.edges},
@@ -54,17 +59,17 @@ def load_dag(targets: Sequence[str]) -> Dag:
     )
 
 
-def _check_empty_sections() -> None:
-    """Raises WrongInput at a section whose rows were all deleted: it is null, and DVC stops."""
-    for name, rows in config.read_params().items():
+def _check_empty_sections(params: dict[str, Any]) -> None:
+    """Raises InputError for a section without rows: YAML reads it as null, which DVC rejects."""
+    for name, rows in params.items():
         if rows is None:
             raise InputError(
-                f"params.yaml: {name} has no row: write `{name}: {{}}` where none is meant"
+                f"params.yaml: {name} has no row: write `{name}: {{}}` if that is intended"
             )
 
 
 def _format_error(error: BaseException) -> str:
-    """An error of DVC with the causes beneath it, in one line."""
+    """The messages of an error and its causes, on one line."""
     messages = []
     cause: BaseException | None = error
     while cause is not None:

@@ -1,4 +1,4 @@
-"""How far a run is: which stage of how many, and the time left, from how long stages took before.
+"""Progress of a run: the number of the current stage and the estimated time left.
 
 reads and writes  POLYMUSE_HOME/durations.json
 """
@@ -13,23 +13,23 @@ STAGE_START_PATTERN = re.compile(r"Running stage '(.+)':")
 
 
 class StageDurations:
-    """Seconds that stages took on this machine; before the first time, what params.yaml expects.
+    """Measured durations of stages on this machine, with `run.expected_seconds` as the default.
 
-    A measurement stands beside the expectation it was made under, so that the quick runs of a
-    preset, which brings its own expectations, say nothing about the slow ones.
+    Durations are stored per expected value: a preset with other expected values, such as smoke,
+    has measurements of its own.
     """
 
     def __init__(self, expected: dict[str, float]):
-        self.expected_seconds = expected  # seconds, by stage or by its verb
+        self.expected_seconds = expected  # by stage@row or by stage
         self.file = work_dir() / "durations.json"
         self.measured_seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def estimate(self, stage: str) -> float:
-        """How long `stage` will take; what nobody expected takes no time."""
+        """Expected duration of `stage` in seconds; 0 if params.yaml does not name it."""
         return self.measured_seconds.get(self._key(stage), self._expected(stage))
 
     def record(self, stage: str, seconds: float) -> None:
-        """Remember how long `stage` took."""
+        """Store the measured duration of `stage`."""
         self.measured_seconds[self._key(stage)] = round(seconds, 1)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
@@ -40,48 +40,49 @@ class StageDurations:
         return f"{stage} expected {self._expected(stage):g}"
 
     def _expected(self, stage: str) -> float:
-        verb, _, _ = stage.partition("@")
-        return self.expected_seconds.get(stage, self.expected_seconds.get(verb, 0.0))
+        name, _, _ = stage.partition("@")
+        return self.expected_seconds.get(stage, self.expected_seconds.get(name, 0.0))
 
 
 class RunProgress:
-    """Says where a run stands whenever DVC begins to execute a stage.
+    """Headlines with the progress of a run, one for each stage that DVC executes.
 
-    way: of each stage of the run the seconds from its start to the end of the last that waits for
-    it; workers: stages that run at once
+    critical_path: stage -> seconds from its start to the end of the longest chain of stages that
+    depend on it. workers: number of stages that run at once.
     """
 
-    def __init__(self, way: dict[str, float], durations: StageDurations, workers: int):
-        self.critical_path_seconds, self.durations, self.workers = way, durations, workers
-        self.pending = list(way)
-        self.started_at: dict[str, float] = {}  # of each stage that runs
+    def __init__(self, critical_path: dict[str, float], durations: StageDurations, workers: int):
+        self.critical_path_seconds, self.durations, self.workers = critical_path, durations, workers
+        self.pending = list(critical_path)
+        self.started_at: dict[str, float] = {}  # running stages
 
     def start_message(self, stage: str, line: str) -> str:
-        """The headline to show before this line of a stage's where it starts, otherwise nothing."""
+        """The headline if `line` is where `stage` starts to execute, else an empty string."""
         if stage in self.started_at or not STAGE_START_PATTERN.match(line):
             return ""
         self.pending.remove(stage)
         self.started_at[stage] = time.monotonic()
-        place = len(self.critical_path_seconds) - len(self.pending)
-        return f"stage {place} of {len(self.critical_path_seconds)}: {stage}, about {format_clock(self.remaining_seconds())} left"
+        total = len(self.critical_path_seconds)
+        number, left = total - len(self.pending), format_clock(self.remaining_seconds())
+        return f"stage {number} of {total}: {stage}, about {left} left"
 
     def record_end(self, stage: str) -> None:
-        """Keep how long the stage took; nothing where DVC skipped it or had it in its cache."""
+        """Store the duration of a stage, unless DVC skipped it or restored it from its cache."""
         if stage in self.started_at:
             self.durations.record(stage, time.monotonic() - self.started_at.pop(stage))
         else:
             self.pending.remove(stage)
 
     def remaining_seconds(self) -> float:
-        """Seconds: what all workers share, or the longest way if it takes longer."""
+        """Estimated seconds left: work divided by workers, but at least the critical path."""
         now = time.monotonic()
-        passed = {stage: now - began for stage, began in self.started_at.items()}
-        passed |= dict.fromkeys(self.pending, 0.0)
-        seconds = {stage: self.durations.estimate(stage) for stage in passed}
-        work = sum(max(0.0, seconds[stage] - passed[stage]) for stage in passed)
+        elapsed = {stage: now - start for stage, start in self.started_at.items()}
+        elapsed |= dict.fromkeys(self.pending, 0.0)
+        estimates = {stage: self.durations.estimate(stage) for stage in elapsed}
+        work = sum(max(0.0, estimates[stage] - elapsed[stage]) for stage in elapsed)
         longest = max(
-            self.critical_path_seconds[stage] - min(passed[stage], seconds[stage])
-            for stage in passed
+            self.critical_path_seconds[stage] - min(elapsed[stage], estimates[stage])
+            for stage in elapsed
         )
         return max(longest, work / self.workers)
 

@@ -1,9 +1,10 @@
-"""Run one command and take its whole process group down when the driver dies, however it dies.
+"""Run one command and kill its whole process group when the driver dies.
 
-python leash.py DRIVER_PID COMMAND...      (started by pipelines/runner/process_group.py, which makes the group)
+python parent_watchdog.py DRIVER_PID COMMAND...
 
-A driver that is killed cannot clean up after itself: Linux then sends this process SIGTERM, and it
-kills its group, itself included. It imports nothing of the project, so that it starts at once.
+pipelines/runner/process_group.py starts it in a process group of its own. If the driver is killed,
+Linux sends this process SIGTERM, and it kills its group, itself included. It imports nothing of the
+project, so that it starts quickly.
 """
 
 import ctypes
@@ -21,11 +22,11 @@ def kill_process_group(*_: object) -> None:
 
 
 def main(driver: int, command: list[str]) -> int:
-    """The exit code of `command`, as a shell would give it."""
+    """Run `command`; its exit code, as a shell reports it."""
     signal.signal(signal.SIGTERM, kill_process_group)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != driver:  # it died before the request above was made
+    if os.getppid() != driver:  # the driver died before prctl was called
         kill_process_group()
     try:
         code = subprocess.call(command)

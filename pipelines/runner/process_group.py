@@ -1,8 +1,8 @@
-"""Run a command so that nothing of it is left behind, whatever ends the command or its driver.
+"""Run a command in a process group of its own, so that none of its processes outlives it.
 
-The command gets a process group of its own. The group is killed as a whole when the command ends,
-fails, takes too long or is stopped, and when an exception (Ctrl-C, SIGTERM) passes through `run`;
-should the driver itself be killed, leash.py kills it.
+The whole group is killed when the command ends, fails, times out or is stopped, and when an
+exception (Ctrl-C, SIGTERM) passes through `run_process`. If the driver itself is killed,
+parent_watchdog.py kills the group.
 """
 
 import os
@@ -18,16 +18,16 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 
 WATCHDOG = Path(__file__).with_name("parent_watchdog.py")
-POLL_SECONDS = 0.1  # seconds between two looks at the clock, the process and `stop`
+POLL_SECONDS = 0.1  # between two checks of the clock, the process and `stop`
 
 
 class ProcessStopped(Exception):
-    """Somebody asked for the command to be stopped."""
+    """The command was stopped because its stop event was set."""
 
 
 @contextmanager
 def stop_event_scope() -> Iterator[Event]:
-    """An event that is set when the block ends: no command that was given it outlives the block."""
+    """An event that is set when the block ends; commands that were started with it end then."""
     stop = Event()
     try:
         yield stop
@@ -39,16 +39,17 @@ def run_process(
     command: list[str],
     folder: Path,
     environment: Mapping[str, str],
-    line: Callable[[str], None],
+    on_line: Callable[[str], None],
     timeout: float,
     stop: Event,
 ) -> int:
-    """Run `command` in `folder` and hand each line that it writes, its ending included, to `line`.
+    """Run `command` in `folder`; `on_line` receives each line of output. Returns the exit code.
 
-    A line ends with a line feed or, in a progress bar, a carriage return. Returns the exit code.
-    Raises TimeoutError after `timeout` seconds, and Stopped once `stop` is set.
+    A line includes its ending: a line feed or, in progress bars, a carriage return. Raises
+    TimeoutError after `timeout` seconds and ProcessStopped once `stop` is set.
 
-    The thread that calls must live as long as the command: Linux takes its end for the parent's.
+    The calling thread must live as long as the command: Linux signals the death of the parent when
+    the thread that started the process ends.
     """
     if stop.is_set():
         raise ProcessStopped
@@ -63,28 +64,28 @@ def run_process(
         start_new_session=True,
     )
     try:
-        for text in _read_lines(child, time.monotonic() + timeout, stop):
-            line(text)
+        for line in _read_lines(child, time.monotonic() + timeout, stop):
+            on_line(line)
     finally:
         _kill_group(child)
     return child.returncode
 
 
 def _read_lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterator[str]:
-    """What the command writes, line by line, until it ends."""
+    """The output of the command, line by line, until it ends."""
     os.set_blocking(child.stdout.fileno(), False)
     pending = b""
     with DefaultSelector() as selector:
         selector.register(child.stdout, EVENT_READ)
-        over = False
-        while not over:
-            over = _has_exited(child)  # asked before reading, so that its last words are read too
-            selector.select(0 if over else POLL_SECONDS)
+        exited = False
+        while not exited:
+            exited = _has_exited(child)  # checked before reading, so that no output is lost
+            selector.select(0 if exited else POLL_SECONDS)
             content = child.stdout.read()
-            if content == b"":  # closed: nothing more to wait for but the end
-                time.sleep(0 if over else POLL_SECONDS)
+            if content == b"":  # output closed: only wait for the exit
+                time.sleep(0 if exited else POLL_SECONDS)
             *complete, pending = re.split(rb"(?<=[\r\n])", pending + (content or b""))
-            yield from (text.decode(errors="replace") for text in complete)
+            yield from (line.decode(errors="replace") for line in complete)
             if stop.is_set():
                 raise ProcessStopped
             if time.monotonic() > deadline:
@@ -94,12 +95,12 @@ def _read_lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterat
 
 
 def _has_exited(child: subprocess.Popen) -> bool:
-    """Whether the group's first process has ended; it stays unreaped, so its number is ours."""
+    """Whether the group leader has exited; it is not reaped, so that its id stays reserved."""
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _kill_group(child: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies only
+    with suppress(ProcessLookupError, PermissionError):  # macOS: the group has only zombies
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     child.stdout.close()

@@ -1,7 +1,7 @@
-"""In which order stages start where several run at once.
+"""The order in which stages start when several run at once.
 
-A stage starts once all that it reads from has ended; of several that may, first the one with the
-longest way from its start to the end of the DAG, since the whole takes at least as long as that.
+A stage is ready when all its dependencies are done. Among the ready stages, the one with the
+longest path to the end of the DAG starts first, because that path bounds the duration of the run.
 """
 
 from collections.abc import Callable
@@ -11,35 +11,34 @@ from pipelines.runner.dag import Dag
 
 
 class StageScheduler:
-    """The stale stages of a DAG. seconds: how long a stage is expected to take."""
+    """The stale stages of a DAG. estimate: stage -> its expected duration in seconds."""
 
-    def __init__(self, graph: Dag, seconds: Callable[[str], float]):
+    def __init__(self, graph: Dag, estimate: Callable[[str], float]):
         stale = set(graph.stale)
-        before = {stage: stale.intersection(graph.dependencies(stage)) for stage in graph.stale}
-        self.sorter = TopologicalSorter(before)
+        dependencies = {
+            stage: stale.intersection(graph.dependencies(stage)) for stage in graph.stale
+        }
+        self.sorter = TopologicalSorter(dependencies)
         self.sorter.prepare()
         self.ready: list[str] = []
-        self.critical_path_seconds = dict.fromkeys(
-            graph.stale, 0.0
-        )  # seconds, of the stage and what waits for it
+        # From the start of the stage to the end of the longest chain of stages that depend on it.
+        path_seconds = self.critical_path_seconds = dict.fromkeys(graph.stale, 0.0)
         for stage in reversed(graph.stale):
-            self.critical_path_seconds[stage] += seconds(stage)
-            for other in before[stage]:
-                self.critical_path_seconds[other] = max(
-                    self.critical_path_seconds[other], self.critical_path_seconds[stage]
-                )
+            path_seconds[stage] += estimate(stage)
+            for dependency in dependencies[stage]:
+                path_seconds[dependency] = max(path_seconds[dependency], path_seconds[stage])
 
-    def take_ready(self, most: int) -> list[str]:
-        """At most so many stages that may start now and have not yet."""
+    def take_ready(self, limit: int) -> list[str]:
+        """At most `limit` ready stages; each stage is returned once."""
         self.ready += self.sorter.get_ready()
         self.ready.sort(key=lambda stage: -self.critical_path_seconds[stage])
-        chosen, self.ready = self.ready[:most], self.ready[most:]
-        return chosen
+        selected, self.ready = self.ready[:limit], self.ready[limit:]
+        return selected
 
     def mark_done(self, stage: str) -> None:
-        """`stage` has ended: what waited for it alone may start."""
+        """Mark `stage` as done, which may make other stages ready."""
         self.sorter.done(stage)
 
     def __bool__(self) -> bool:
-        """Whether anything has not ended yet."""
+        """Whether some stage is not done yet."""
         return self.sorter.is_active()

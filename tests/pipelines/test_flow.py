@@ -128,7 +128,7 @@ def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch
 
     stages = {"first": make_copy_stage("a"), "after": make_copy_stage("b", "a")}
     enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", **stages))
-    monkeypatch.setattr(pipeline_flow.repro, "reproduce", stops)
+    monkeypatch.setattr(pipeline_flow.dvc_repro, "reproduce_stage", stops)
     monkeypatch.setattr(pipeline_flow, "Cancelled", ending)
     state, runs = run_flow()
     assert runs["first"].state.name == ending.__name__
@@ -163,7 +163,7 @@ def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
     stage = {"cmd": f"{command} {metrics}", "metrics": [metrics]}
     enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", evaluate=stage))
     with Path("params.yaml").open("a") as file:
-        file.write("writers: {tiny: {}}\n")
+        file.write("generators: {tiny: {}}\n")
     state, _ = run_flow()
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts()

@@ -9,16 +9,18 @@ import yaml
 
 from pipelines import validate_params
 from pipelines.cli import preset
+from stages.shared.core.config import params_files, read_params
 from stages.shared.runtime.stage import InputError
 
-ROOT, SHIPPED = Path.cwd(), Path("params.yaml").read_text()
+ROOT = Path.cwd()
+SHIPPED = {str(file): file.read_text() for file in params_files()}
 SUITES = yaml.safe_load(Path("sweeps.yaml").read_text())
 
 
 @pytest.fixture
 def params(tmp_path, monkeypatch) -> dict:
     """params.yaml as shipped, in a folder that is current and has its corpora."""
-    values = yaml.safe_load(Path("params.yaml").read_text())
+    values = read_params()
     monkeypatch.chdir(tmp_path)
     for corpus in values["corpora"].values():
         Path(corpus["path"]).mkdir(parents=True)
@@ -40,8 +42,10 @@ def test_the_params_as_shipped_pass(params):
 
 @pytest.mark.parametrize("overlay", sorted(Path("presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_params_pass_under_every_preset(params, overlay):
-    text = preset.merge_overlay(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
-    Path("params.yaml").write_text(text)
+    files = preset.merge_overlay(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
+    for name, text in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
     validate_params.main()
 
 
@@ -135,7 +139,7 @@ def test_there_is_at_least_one_corpus_and_one_run(params):
     Path("params.yaml").write_text(yaml.safe_dump(params))
     validate_params.main()  # readers alone are enough
     params["classifiers"] = {}
-    assert fault(params).startswith("params.yaml: writers and readers have no row")
+    assert fault(params).startswith("params.yaml: generators and classifiers have no row")
     params["corpora"] = {}
     assert fault(params).startswith("params.yaml: corpora have no row")
 
@@ -163,7 +167,7 @@ def test_a_format_that_no_corpus_uses_is_read_too(params):
 
 def test_a_section_that_no_stage_reads_is_unknown(params):
     params["trainnig"] = {}
-    assert fault(params) == "params.yaml: unknown section trainnig: take it out"
+    assert fault(params) == "params.yaml: unknown section trainnig: remove it"
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -175,7 +179,7 @@ def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params
     for changes in SUITES[suite]["rows"].values():
         changed = deepcopy(params)
         for path, value in changes.items():
-            *above, key = path.split(".")
+            *above, key = path.rpartition(":")[2].split(".")  # config/FILE: comes first
             section = reduce(dict.__getitem__, above, changed)
             assert section[key] != value, f"{path} is that by default"
             section[key] = value
@@ -185,11 +189,11 @@ def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params
         validate_params.main()
 
 
-@pytest.mark.parametrize("what", ["records", "pictures"])
+@pytest.mark.parametrize("what", ["records", "images"])
 def test_a_reader_learns_from_what_was_embedded_of_its_corpus(params, what):
     params["classifiers"]["mm_orient"][what] = "01_ingest"
     assert fault(params) == (
-        f"params.yaml: classifiers.mm_orient.{what} is '01_ingest', but those of '04_augment' are "
+        f"params.yaml: classifiers.mm_orient.{what} is '01_ingest', but '04_augment' is "
         f"embedded (corpora.memes.{what}): make them equal"
     )
 
@@ -198,11 +202,11 @@ def test_a_corpus_names_the_folders_of_its_kind(params):
     params["corpora"]["memes"]["records"] = "02_clean"
     params["classifiers"]["mm_orient"]["records"] = "02_clean"
     said = fault(params)
-    assert said.startswith("params.yaml: corpora.memes has records of '02_clean' and pictures of")
-    assert said.endswith("those of memes lie in 04_augment and 04_augment: give these")
+    assert said.startswith("params.yaml: corpora.memes has records '02_clean' and images")
+    assert said.endswith("a corpus of memes needs '04_augment' and '04_augment': set these")
     params["corpora"]["memes"]["records"] = "04_augment"
-    params["corpora"]["posts"]["pictures"] = "04_augment"
-    assert "but those of posts lie in 02_clean and 01_ingest" in fault(params)
+    params["corpora"]["posts"]["images"] = "04_augment"
+    assert "but a corpus of posts needs '02_clean' and '01_ingest'" in fault(params)
 
 
 @pytest.mark.parametrize("section", ["inpaint", "augment"])
@@ -226,7 +230,7 @@ def test_without_memes_their_stages_are_told_to_have_none(params):
 @pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])
 def test_a_reader_names_a_model_of_readers(params, reader, model):
     params["classifiers"][reader]["model"] = model
-    said = f"classifiers.{reader}.model is '{model}', none of the models of readers"
+    said = f"classifiers.{reader}.model is '{model}', none of the models of classifiers"
     assert fault(params) == f"params.yaml: {said}: choose one of mm_orient | muse"
 
 
@@ -239,12 +243,12 @@ def test_a_reader_of_memes_is_not_given_posts(params):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("text.pieces", 0, "text: pieces is 0: give 1 or more"),
-        ("picture.grid", 0, "picture: grid is 0: give 1 or more"),
-        ("picture.size", 32, "picture: size is 32: give 33 or more"),
-        ("batch", 0, "classifiers.mm_orient: batch is 0: give 1 or more"),
-        ("picture.encoder", "vgg", "picture.encoder is 'vgg': choose one of patches | resnet18 |"),
-        ("task_features.pieces", 0, "task_features.pieces must be 1 or more"),
+        ("text.max_subwords", 0, "text.max_subwords is 0: give 1 or more"),
+        ("image.grid_size", 0, "image.grid_size is 0: give 1 or more"),
+        ("image.image_size", 32, "image.image_size is 32: give 33 or more"),
+        ("eval_batch_size", 0, "classifiers.mm_orient.eval_batch_size is 0: give 1 or more"),
+        ("image.encoder", "vgg", "image.encoder is 'vgg': choose one of patches | resnet18 |"),
+        ("task_features.max_subwords", 0, "task_features.max_subwords is 0: give 1 or more"),
     ],
 )
 def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
@@ -256,23 +260,43 @@ def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("inpaint.shards", 0, "inpaint: shards is 0: give 1 to 256"),
-        ("inpaint.batch", 0, "inpaint: batch is 0: give 1 or more"),
-        ("inpaint.find.side", 8, "inpaint.find: side is 8: give 32 or more"),
-        ("inpaint.find.enlarge", 0, "inpaint.find: enlarge is 0.0: give more than 0"),
-        ("inpaint.find.readable", 2, "inpaint.find: readable is 2.0: give 0 to 1"),
-        ("inpaint.mask.rim", -1, "inpaint.mask: rim is -1.0: give 0 or more"),
-        ("inpaint.paint.context", 0, "inpaint.paint: context is 0: give 1 or more"),
-        ("inpaint.read.min_score", -1, "inpaint.read: min_score is -1.0: give 0 to 1"),
-        ("engine.workers", -1, "engine: workers is -1: give 0 or more"),
-        ("augment.shards", 257, "augment: shards is 257: give 1 to 256"),
-        ("augment.filters.drift", 2, "augment.filters: drift is 2.0: give -1 to 1, or null"),
-        ("augment.filters.max_tokens", 1, "augment.filters: max_tokens is 1: give 2 to 512"),
-        ("augment.openai.concurrency", 0, "augment.openai: concurrency is 0: give 1 or more"),
-        ("augment.openai.batch.requests", 0, "augment.openai.batch: requests is 0: give 1"),
-        ("augment.picture.looks.mild.flip", 2, "looks.mild: flip is 2.0: give 0 to 1"),
-        ("augment.picture.looks.mild.contrast_low", 9, "give two factors from 0, the lower one"),
-        ("clean.memes.sites", ["com", "."], "clean.memes: sites names an empty ending: take it"),
+        ("inpaint.num_shards", 0, "inpaint.num_shards is 0: give 1 or more"),
+        ("inpaint.batch_size", 0, "inpaint.batch_size is 0: give 1 or more"),
+        ("inpaint.detection.input_size", 8, "inpaint.detection.input_size is 8: give 32 or more"),
+        ("inpaint.detection.max_upscale", 0, "max_upscale is 0: give more than 0"),
+        (
+            "inpaint.detection.min_recognition_score",
+            2,
+            "min_recognition_score is 2: give 1 or less",
+        ),
+        ("inpaint.mask.border_width", -1, "inpaint.mask.border_width is -1: give 0 or more"),
+        ("inpaint.inpainting.context_pixels", 0, "context_pixels is 0: give 1 or more"),
+        (
+            "inpaint.recognition.min_score",
+            -1,
+            "inpaint.recognition.min_score is -1: give 0 or more",
+        ),
+        ("parallel.workers", -1, "parallel.workers is -1: give 0 or more"),
+        ("augment.num_shards", 257, "augment.num_shards is 257: give 256 or less"),
+        (
+            "augment.filters.min_semantic_similarity",
+            2,
+            "min_semantic_similarity is 2: give 1 or less",
+        ),
+        ("augment.filters.max_tokens", 1, "augment.filters.max_tokens is 1: give 2 or more"),
+        ("augment.openai.concurrency", 0, "augment.openai.concurrency is 0: give 1 or more"),
+        ("augment.openai.batch.max_requests", 0, "batch.max_requests is 0: give 1"),
+        (
+            "augment.image.policies.mild.flip_prob",
+            2,
+            "policies.mild.flip_prob is 2: give 1 or less",
+        ),
+        ("augment.image.policies.mild.contrast_low", 9, "give two factors from 0, the lower one"),
+        (
+            "clean.memes.remove_domains",
+            ["com", "."],
+            "clean.memes: remove_domains names an empty ending",
+        ),
     ],
 )
 def test_numbers_of_the_stages_of_memes_have_bounds(params, path, value, said):

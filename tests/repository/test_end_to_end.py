@@ -223,7 +223,7 @@ def test_the_report_shows_examples_with_their_pictures(project):
     shown = [row for row in rows if row["split"] == "test" and row["title"] in page]
     assert shown and "<img" in page
     assert str(project) not in page
-    for shown in ("mm_orient", "Memes: memes", "Before, mask, after", "Graphs and attention"):
+    for shown in ("mm_orient", "Memes: memes", "before, mask, after", "Relation graphs"):
         assert shown in page
     reworded = texts(project / "data/04_augment/memes/records.parquet")
     assert any(row["variant"] and row["text"] in page for row in reworded)
@@ -281,7 +281,7 @@ def test_of_all_that_ran_a_report_can_show_memes_alone(project):
     keep(project, {"captions": "captions", "memes": "memes"}, "mm_orient")
     assert "mm_orient" in command(project, "polymuse", "run").splitlines()[-3]
     page = (project / "data/14_report/index.html").read_text()
-    assert "mm_orient" in page and "Before, mask, after" in page
+    assert "mm_orient" in page and "before, mask, after" in page
     assert "muse_entities" not in page and "flexmuse" not in page
     (project / "params.yaml").write_bytes(given)
 
@@ -372,7 +372,7 @@ def test_the_sentiment_of_photographs_with_tweets_is_scored_by_params_alone(work
     assert set(metrics["regularisers"]) == {"caption_nats", "drawing_bits"}
     assert "ceilings" not in metrics
     page = (workspace / "data/14_report/index.html").read_text()
-    assert "Items of the test split" in page and "<img" in page
+    assert "Examples: test split" in page and "<img" in page
     assert "\ufffd" not in page  # texts of several encodings
 
 
@@ -393,7 +393,7 @@ def test_tweets_without_pictures_and_without_a_test_split_are_scored_on_validati
     assert metrics["split"] == "validation" and metrics["items"] == 60
     assert "single_modality" not in metrics and metrics["regularisers"] == {}
     page = (workspace / "data/14_report/index.html").read_text()
-    assert "Items of the validation split" in page and "no picture is there" in page
+    assert "Examples: validation split" in page and "no item has an image" in page
 
 
 @pytest.mark.skipif(not (REAL / "cm_memes").is_dir(), reason="needs POLYMUSE_REAL_DATA/cm_memes")
@@ -418,4 +418,4 @@ def test_found_memes_with_three_tasks_are_inpainted_and_scored_by_params_alone(w
     assert set(metrics["tasks"]) == set(FOUND["tasks"])  # nobody judged humour and motivation
     assert "skill" not in metrics and "ceilings" not in metrics
     page = (workspace / "data/14_report/index.html").read_text()
-    assert "mm_orient" in page and "Before, mask, after" in page and "<img" in page
+    assert "mm_orient" in page and "before, mask, after" in page and "<img" in page

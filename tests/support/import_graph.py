@@ -8,8 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from stages.shared.core.config import read_params
+
 DAG = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+PARAMS = read_params()
 RUNTIME = Path("stages/shared/runtime")  # DVC is not told about it: it cannot change a result
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-RUN_PARAMS = yaml.safe_load(Path("params.yaml").read_text())["run"]
+from stages.shared.core.config import read_params
+
+RUN_PARAMS = read_params()["run"]
 DVC_COMMAND = [sys.executable, "-m", "dvc"]
 KILL_TIMEOUT_SECONDS = 5  # seconds within which Linux has ended what was killed
 SLEEP_COMMAND = "sh -c 'sleep 300 & sleep 300; echo never'"  # a stage with a process of its own

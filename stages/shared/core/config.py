@@ -1,19 +1,18 @@
-"""params.yaml -> frozen, validated configs. A value lives in a file or nowhere: no defaults in code.
+"""Load sections of params.yaml as frozen, validated configs. There are no defaults in code.
 
-A config class stands beside the code that it configures:
+A config class is defined next to the code that it configures:
 
     @config_class
     class CleanConfig:
         unicode_form: Literal["NFKC", "NFC"] = Field(description="Unicode normalization form")
         max_length: int = Field(ge=1, description="characters")
 
-`load_config(CleanConfig, "clean")` reads the section `clean`. Unknown and missing keys, wrong types
-and values out of range stop the run with one sentence that names them all.
+`load_config(CleanConfig, "clean")` reads the section `clean`. Unknown or missing keys, wrong types
+and values out of range raise InputError, whose message names them all.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
@@ -50,29 +49,56 @@ _BOUNDS = {
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def config_class(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values are validated: strict types, bounds of `Field`, no extra key.
+    """Make `cls` a frozen, keyword-only dataclass with validated fields and no extra keys.
 
-    `dataclasses.asdict`, `replace` and `fields` work on it.
+    Types are strict, but an int is accepted as a float; `Field` adds bounds and a description.
+    `asdict`, `replace` and `fields` of dataclasses work on it.
     """
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
 
 
+def params_files() -> list[Path]:
+    """params.yaml, which holds what users tune, then the other parameter files in config/."""
+    return [PARAMS_FILE, *sorted((PARAMS_FILE.parent / "config").glob("*.yaml"))]
+
+
 def read_params() -> dict[str, Any]:
-    """All sections of params.yaml. Raises InputError if it is missing or not valid YAML."""
+    """The sections of all parameter files, merged.
+
+    Raises InputError if a file is missing or not valid YAML, or if two files set the same key.
+    """
+    first, *others = params_files()
+    params = _read_file(first)
+    for file in others:
+        _merge(params, _read_file(file), file, "")
+    return params
+
+
+def _read_file(file: Path) -> dict[str, Any]:
     try:
-        values = YAML(typ="safe").load(PARAMS_FILE)  # YAML 1.2, like DVC: 1e-05 is a number
+        values = YAML(typ="safe").load(file)  # YAML 1.2, as in DVC: 1e-05 is a number
     except FileNotFoundError:
-        raise InputError(f"{PARAMS_FILE} is missing: run from the project's folder") from None
+        raise InputError(f"{file} is missing: run from the project's folder") from None
     except YAMLError as error:
-        raise InputError(f"{PARAMS_FILE} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{PARAMS_FILE} holds no sections: restore it from git")
+        raise InputError(f"{file} holds no sections: restore it from git")
     return values
 
 
+def _merge(params: dict[str, Any], other: dict[str, Any], file: Path, parent: str) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(params.get(key), dict):
+            _merge(params[key], value, file, f"{parent}{key}.")
+        elif key in params:
+            raise InputError(f"{file}: {parent}{key} is set in another parameter file too")
+        else:
+            params[key] = value
+
+
 def load_config(kind: type[T], *section: str) -> T:
-    """Build the config `kind` from one section, e.g. load_config(ModelConfig, "models", "flexmuse").
+    """The section at a path of keys as `kind`, e.g. load_config(Schedule, "align", "schedule").
 
     Raises InputError that names every missing or unknown key and every wrong value.
     """
@@ -87,11 +113,11 @@ def load_config(kind: type[T], *section: str) -> T:
 
 
 def build_config(kind: type[T], value: Any, name: str) -> T:
-    """`value` (plain YAML or JSON) as `kind`: a config class, or any type that pydantic knows.
+    """Validate `value` (plain YAML or JSON) as `kind`: a config class or another type of pydantic.
 
     name: the dotted path of `value`, for messages. Raises InputError.
     """
-    try:  # as JSON: a strict validation of Python values would want instances of config classes
+    try:  # as JSON: strict validation of Python values rejects dicts for nested config classes
         return _adapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         raise InputError(f"{PARAMS_FILE}: {_describe(error, value, name)}") from None
@@ -104,47 +130,47 @@ def _adapter(kind: Any) -> TypeAdapter:
 
 
 def _describe(error: ValidationError, value: Any, name: str) -> str:
-    """All faults in one sentence: keys by section first, then values."""
+    """All errors in one sentence: missing and unknown keys by section, then wrong values."""
     keys: dict[str, list[str]] = {}
     values: dict[str, list[str]] = {}
-    for fault in error.errors(include_url=False):
-        path = _real_path(fault["loc"], value)
-        if fault["type"] in ("missing", "unexpected_keyword_argument"):
-            verb = "missing" if fault["type"] == "missing" else "unknown"
-            *parent, key = fault["loc"]
-            keys.setdefault(_dotted(name, parent), []).append(f"{verb} {key}")
-        elif fault["type"] == "value_error":
-            values.setdefault(_dotted(name, path), []).append(f": {fault['ctx']['error']}")
+    for details in error.errors(include_url=False):
+        path = _real_path(details["loc"], value)
+        if details["type"] in ("missing", "unexpected_keyword_argument"):
+            problem = "missing" if details["type"] == "missing" else "unknown"
+            *parent, key = details["loc"]
+            keys.setdefault(_dotted(name, parent), []).append(f"{problem} {key}")
+        elif details["type"] == "value_error":
+            values.setdefault(_dotted(name, path), []).append(f": {details['ctx']['error']}")
         else:
-            place = _dotted(name, path)
-            values.setdefault(place, []).append(_expected(fault, place))
-    told = [f"{place}: {', '.join(sorted(found))}" for place, found in keys.items()]
-    for place, found in values.items():
-        first, *others = dict.fromkeys(found)
-        told.append(place + first + "".join(f" or {_without_value(other)}" for other in others))
-    return "; ".join(told)
+            values.setdefault(_dotted(name, path), []).append(_describe_value(details))
+    sentences = [f"{section}: {', '.join(sorted(listed))}" for section, listed in keys.items()]
+    for place, messages in values.items():  # several for one value that fits no type of a union
+        first, *more = dict.fromkeys(messages)
+        sentences.append(place + first + "".join(f" or {_without_value(text)}" for text in more))
+    return "; ".join(sentences)
 
 
-def _expected(fault: Any, place: str) -> str:
-    kind, context = fault["type"], fault.get("ctx", {})
+def _describe_value(details: Any) -> str:
+    """What is wrong with a value and what to give, e.g. ` is 0: give 1 or more`."""
+    kind, context = details["type"], details.get("ctx", {})
     if kind in ("dataclass_type", "dataclass_exact_type"):
-        return f" must be a section, not {fault['input']!r}"
+        return f" must be a section, not {details['input']!r}"
     if kind == "literal_error":
         choices = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        wanted = f"choose one of {' | '.join(choices)}"
+        fix = f"choose one of {' | '.join(choices)}"
     elif kind in _BOUNDS:
-        wanted = f"give {_BOUNDS[kind].format(**context)}"
+        fix = f"give {_BOUNDS[kind].format(**context)}"
     else:
-        wanted = f"give {_TYPES.get(kind, fault['msg'])}"
-    return f" is {fault['input']!r}: {wanted}"
+        fix = f"give {_TYPES.get(kind, details['msg'])}"
+    return f" is {details['input']!r}: {fix}"
 
 
-def _without_value(said: str) -> str:
-    return said.rpartition(": ")[2].removeprefix("give ")
+def _without_value(message: str) -> str:
+    return message.rpartition(": ")[2].removeprefix("give ")
 
 
 def _real_path(location: Sequence[str | int], value: Any) -> list[str | int]:
-    """`location` as far as it leads through `value`: pydantic adds names of a union's types."""
+    """The part of `location` that exists in `value`: pydantic appends the types of a union."""
     path: list[str | int] = []
     for key in location:
         inside = isinstance(value, Mapping) and key in value
@@ -157,14 +183,3 @@ def _real_path(location: Sequence[str | int], value: Any) -> list[str | int]:
 
 def _dotted(name: str, path: Sequence[str | int]) -> str:
     return name + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
-
-
-def field_names(kind: Any) -> list[str]:
-    """The keys of a section."""
-    return [field.name for field in fields(kind)]
-
-
-def raise_on_faults(faults: dict[str, bool]) -> None:
-    """Raises ValueError that names those that are there."""
-    if found := [fault for fault, here in faults.items() if here]:
-        raise ValueError("; ".join(found))

@@ -1,13 +1,11 @@
-"""Trained folders as models of MLflow: on its Models page, in its registry, by its addresses.
+"""Log model folders as MLflow models, for its Models page, registry and model addresses.
 
-A logged model is the trained folder itself with a file MLmodel beside the weights, which names two
-flavors: `polymuse` (runs.restore reads a writer's folder, readers.restore a reader's,
-meme_readers.restore one of memes) and
-`python_function`, whose predict takes a DataFrame with the columns topic and image, or text and
-image, and needs this package where it runs.
+A logged model is the model folder with a file MLmodel, which names two flavors: `polymuse`, the
+folder itself, and `python_function`, whose `predict` takes a DataFrame with the columns topic and
+image (generators) or text and image (classifiers). `predict` needs this package to be installed.
 
-MLflow's own Model.log would ask for a global tracking address and an active run, and would start
-pip to guess what the model needs. Nothing here does: the client and the run are named.
+`Model.log` of MLflow needs a global tracking address and an active run, and starts pip to determine
+requirements. The functions here take a client and a run id instead.
 """
 
 import json
@@ -22,103 +20,106 @@ if TYPE_CHECKING:
     from mlflow.types import ColSpec
 
 FLAVOR = "polymuse"
-PYFUNC_LOADER = "pipelines.inference.pyfunc"  # whose _load_pyfunc MLflow calls
+PYFUNC_LOADER = "pipelines.inference.pyfunc"  # MLflow calls its _load_pyfunc
 
 
 def log_model(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
-    """Upload `folder` as the model `name` of a run; its id. READY only once it is whole."""
+    """Upload `folder` as the model `name` of a run; returns the model id.
+
+    The status of the model is READY only after all files have been uploaded, else FAILED.
+    """
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
     tags = {"polymuse.stage": run.data.tags.get("polymuse.stage", "")}
-    made = client.create_logged_model(
+    model = client.create_logged_model(
         run.info.experiment_id, name, run_id, tags, run.data.params, model_type=FLAVOR
     )
     try:
-        client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
-        client.log_model_artifacts(made.model_id, str(folder))
-        with TemporaryDirectory() as beside:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        client.log_model_artifacts(model.model_id, str(folder))
+        with TemporaryDirectory() as temporary:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            about = json.loads((folder / "config.json").read_text())
-            description = build_mlmodel(about, run_id, made.model_id, made.artifact_location, size)
-            description.save(Path(beside, "MLmodel"))
-            client.log_model_artifact(made.model_id, str(Path(beside, "MLmodel")))
+            config = json.loads((folder / "config.json").read_text())
+            mlmodel = build_mlmodel(config, run_id, model.model_id, model.artifact_location, size)
+            mlmodel.save(Path(temporary, "MLmodel"))
+            client.log_model_artifact(model.model_id, str(Path(temporary, "MLmodel")))
     except BaseException:
-        client.finalize_logged_model(made.model_id, "FAILED")
+        client.finalize_logged_model(model.model_id, "FAILED")
         raise
-    client.finalize_logged_model(made.model_id, "READY")
-    return made.model_id
+    client.finalize_logged_model(model.model_id, "READY")
+    return model.model_id
 
 
 def build_mlmodel(
-    about: dict[str, Any], run_id: str, model_id: str, location: str, size: int
+    config: dict[str, Any], run_id: str, model_id: str, location: str, size: int
 ) -> "Model":
-    """The content of MLmodel: flavors, and what predict takes and returns.
+    """The content of MLmodel: the flavors and the signature of `predict`.
 
-    about: config.json of the trained folder
+    config: the content of config.json. location: where the artifacts are. size: bytes.
     """
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    described = Model(
+    model = Model(
         artifact_path=location,
         run_id=run_id,
         model_uuid=model_id,
         model_id=model_id,
-        signature=_model_signature(about),
+        signature=_model_signature(config),
         model_size_bytes=size,
     )
-    described.add_flavor(FLAVOR)
-    return pyfunc.add_to_model(described, PYFUNC_LOADER)
+    model.add_flavor(FLAVOR)
+    return pyfunc.add_to_model(model, PYFUNC_LOADER)
 
 
-def _model_signature(about: dict[str, Any]) -> "ModelSignature":
+def _model_signature(config: dict[str, Any]) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    reads = "labels" in about  # as pipelines/inference/model_bundle.py tells readers from writers
+    is_classifier = "labels" in config  # the rule of pipelines/inference/model_bundle.py
     inputs = [
-        ColSpec("string", "text" if reads else "topic", required=False),
-        ColSpec("binary", "image", required=False),  # the bytes of a picture file
+        ColSpec("string", "text" if is_classifier else "topic", required=False),
+        ColSpec("binary", "image", required=False),  # the content of an image file
     ]
-    if not reads:
+    if not is_classifier:
         outputs = [ColSpec("string")]
-    elif isinstance(about["labels"], dict):
-        outputs = _meme_output_columns(list(about["labels"]))
+    elif isinstance(config["labels"], dict):
+        outputs = _meme_output_columns(list(config["labels"]))
     else:
-        outputs = _text_output_columns(about["shapes"]["task"])
+        outputs = _text_output_columns(config["shapes"]["task"])
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 
 def _text_output_columns(task: str) -> list["ColSpec"]:
-    """The fields of what pipelines/inference/text_labeler.py says of an item."""
+    """The fields of the predictions of pipelines/inference/text_labeler.py."""
     from mlflow.types import ColSpec
     from mlflow.types.schema import Array, Object, Property
 
     if task == "sentiment":
-        found = [ColSpec("string", "label"), ColSpec("double", "probability")]
+        columns = [ColSpec("string", "label"), ColSpec("double", "probability")]
     else:
-        kinds = {"type": "string", "text": "string"}
-        kinds |= dict.fromkeys(("first", "last", "start", "end"), "long")
-        entity = Object([Property(name, kind) for name, kind in kinds.items()])
-        found = [ColSpec(Array("string"), name) for name in ("words", "tags")]
-        found.append(ColSpec(Array(entity), "entities"))
-    return [*found, ColSpec("long", "words_not_read")]
+        types = {"type": "string", "text": "string"}
+        types |= dict.fromkeys(("first", "last", "start", "end"), "long")
+        entity = Object([Property(name, kind) for name, kind in types.items()])
+        columns = [ColSpec(Array("string"), name) for name in ("words", "tags")]
+        columns.append(ColSpec(Array(entity), "entities"))
+    return [*columns, ColSpec("long", "words_not_read")]
 
 
 def _meme_output_columns(tasks: list[str]) -> list["ColSpec"]:
-    """The columns of what pipelines/inference/meme_labeler.py says of a meme."""
+    """The columns of the table of pipelines/inference/meme_labeler.py."""
     from mlflow.types import ColSpec
 
-    found = [ColSpec("string", name) for name in ("text", "original", "text_source")]
+    columns = [ColSpec("string", name) for name in ("text", "original", "text_source")]
     for task in tasks:
-        found += [ColSpec("string", task), ColSpec("double", f"{task}_probability")]
-    return found
+        columns += [ColSpec("string", task), ColSpec("double", f"{task}_probability")]
+    return columns
 
 
 def download_model(tracking_uri: str, address: str, folder: Path) -> Path:
-    """Copy the model at models:/... or runs:/ID/NAME into `folder`. Raises what MLflow raises."""
+    """Copy the model at models:/... or runs:/ID/NAME into `folder`. Raises exceptions of MLflow."""
     from mlflow.artifacts import download_artifacts
 
-    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # models:/ is looked up by this alone
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri  # models:/ ignores the argument tracking_uri
     return Path(download_artifacts(address, dst_path=str(folder), tracking_uri=tracking_uri))

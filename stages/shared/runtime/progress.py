@@ -1,4 +1,4 @@
-"""Progress bars for long work: live on a terminal, a line now and then in a log."""
+"""Progress bars: live on a terminal, a line every ten seconds in a log."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,9 @@ T = TypeVar("T")
 def progress_bar(
     items: Iterable[T], what: str, total: int | None = None, start: int = 0
 ) -> Iterator[T]:
-    """Iterate over items and show how far it is; `start` counts what an earlier run had done."""
-    every = 0.2 if sys.stderr.isatty() else 10.0  # seconds between two updates
-    yield from tqdm(items, what, total, initial=start, mininterval=every, dynamic_ncols=True)
+    """Iterate over `items` with a progress bar.
+
+    what: the label of the bar. start: number of items that an earlier run has processed.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds between two updates
+    yield from tqdm(items, what, total, initial=start, mininterval=interval, dynamic_ncols=True)

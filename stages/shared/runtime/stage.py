@@ -1,4 +1,4 @@
-"""What every stage does around its work: options, errors in one sentence, all output or none.
+"""What all stages share: command-line options, one-sentence errors and atomic outputs.
 
 def main(records: Path, output: Path) -> None: ...
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 
 from filelock import FileLock, Timeout
 
@@ -24,26 +25,29 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class InputError(Exception):
-    """The user's mistake, in one sentence: the file or field, what is wrong, the fix."""
+    """Wrong input. The message is one sentence: the file or field, the problem, the fix."""
 
 
 def kill_when_parent_dies() -> None:
-    """Ask Linux to kill this process when its parent ends, however the parent ends.
+    """Ask Linux to kill this process when its parent ends, even if the parent is killed.
 
-    DVC forwards no signal to a stage's command and a killed DVC would leave it running, so that
-    the next `dvc repro` would start a second writer beside it. Elsewhere than on Linux: no effect.
+    DVC does not forward signals to the command of a stage. Without this, a killed DVC leaves the
+    stage running, and the next `dvc repro` starts a second one. No effect on other systems.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def work_dir() -> Path:
-    """The work folder (checkpoints, stores, locks): POLYMUSE_HOME, or .polymuse in the project."""
+    """The folder of checkpoints, caches and locks: POLYMUSE_HOME, or .polymuse in the project."""
     return Path(os.environ.get("POLYMUSE_HOME", ".polymuse")).absolute()
 
 
 def allow_downloads() -> bool:
-    """Let hubs be reached, as params name a model, unless the user forbids it; whether they may."""
+    """Allow access to model hubs unless the user has set HF_HUB_OFFLINE; returns whether it is.
+
+    Called when params.yaml names a model that may need a download.
+    """
     if os.environ.get("POLYMUSE_MAY_LIFT_OFFLINE") == "1":
         os.environ["HF_HUB_OFFLINE"] = "0"
         if "huggingface_hub.constants" in sys.modules:  # it reads the variable once, at import
@@ -51,19 +55,25 @@ def allow_downloads() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") != "1"
 
 
-def model_load_error(asked: str, remedy: str, error: Exception) -> InputError:
-    """What is said where a named model cannot be had: how params ask for it, what to give."""
+def model_load_error(description: str, alternatives: str, error: Exception) -> InputError:
+    """The error for a named model that cannot be loaded.
+
+    description: how params.yaml names it. alternatives: what else can be given.
+    """
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError(
-        f"{asked} could not be loaded ({reason}): check the name, the network and HF_HUB_OFFLINE, "
-        f"or give {remedy}"
+        f"{description} could not be loaded ({reason}): check the name, the network and "
+        f"HF_HUB_OFFLINE, or give {alternatives}"
     )
 
 
 @contextmanager
 def stage_process() -> Iterator[None]:
-    """The process of a stage: it dies with its parent, and an InputError ends it with one sentence
-    and exit code 1."""
+    """Run the block as the process of a stage.
+
+    The process is killed when its parent ends. An InputError becomes one sentence on standard error
+    and exit code 1.
+    """
     kill_when_parent_dies()
     try:
         yield
@@ -74,11 +84,12 @@ def stage_process() -> Iterator[None]:
 
 
 def run_stage(main: Callable[..., None]) -> None:
-    """Run a stage's `main`, whose parameters are the options of its command.
+    """Run the `main` of a stage with the options of the command line.
 
-    A parameter `features: Path` is the required option `--features FEATURES`.
+    Each parameter is a required option: `features: Path` is `--features FEATURES`.
     """
-    parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
+    module = inspect.getmodule(main)
+    parser = argparse.ArgumentParser(_program_name(module), description=module.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for name, parameter in inspect.signature(main).parameters.items():
         option = f"--{name.replace('_', '-')}"
@@ -88,11 +99,18 @@ def run_stage(main: Callable[..., None]) -> None:
         main(**options)
 
 
+def _program_name(module: ModuleType) -> str | None:
+    """`python -m stages.NAME`; None, argparse's default, for code that is not in a file."""
+    if module.__spec__ is None:
+        return None
+    return f"python -m {module.__spec__.name.removesuffix('.__main__')}"
+
+
 @contextmanager
 def atomic_output_dir(target: Path) -> Iterator[Path]:
-    """A folder to write into; it becomes `target` when the block ends well, and vanishes if not.
+    """A folder that replaces `target` when the block succeeds and is deleted when it fails.
 
-    Raises WrongInput if another process is writing the same target.
+    Raises InputError if another process is writing to `target`.
     """
     target = target.absolute()
     lock = work_dir() / "locks" / sha256(str(target).encode()).hexdigest()[:16]

@@ -1,18 +1,18 @@
-"""MLflow remembers what ran: one run for each execution of a stage, under the parent that drove it.
+"""Log stages to MLflow: one run for each execution of a stage, below the run of its driver.
 
-    with tracking.run(stage="train_sft", name="flexmuse", params=asdict(params)) as run:
-        run.log({"loss": 1.5}, step)
-        run.artifact(target / "history.csv", "history")  # its hash
-        run.upload(target / "map.png", "maps")  # the file itself
-        run.model(target / "model", "model")
+    with tracking.start_run(stage="train_sft", name="flexmuse", params=asdict(config)) as run:
+        run.log_metrics({"loss": 1.5}, step)
+        run.log_artifact_hash(target / "history.csv", "history")
+        run.log_artifact(target / "map.png", "maps")
+        run.log_model(target / "model", "model")
 
-Nothing flows back from here into a stage, so that editing this file makes no stage stale. A server
-that cannot be used stops a stage before its work begins; one that fails later costs a warning,
-never the work. MLflow is imported where it is used: it costs seconds.
+Stages do not depend on this file in DVC, because it cannot change their results. If the server
+cannot be used at the start, the stage stops; if it fails later, the stage prints a warning and
+continues. MLflow is imported inside functions because its import takes seconds.
 
 reads   MLFLOW_TRACKING_URI (default: mlflow.db in the project), POLYMUSE_PARENT_RUN,
         DVC_STAGE and DVC_ROOT, which DVC sets
-writes  the tracking store; POLYMUSE_HOME/runs/ (which run is open, to notice one that was killed)
+writes  the tracking store; POLYMUSE_HOME/runs/, the ids of open runs, to detect killed ones
 """
 
 import json
@@ -35,33 +35,33 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
-PARENT_RUN_ENV = "POLYMUSE_PARENT_RUN"  # environment of a stage: the id of the run that drives it
+PARENT_RUN_ENV = "POLYMUSE_PARENT_RUN"  # environment variable with the id of the parent run
 EXPERIMENT_NAME = "polymuse"
 SQLITE_PREFIX = "sqlite:///"
-_PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
+_PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
 
-# Chosen here unless the user's environment chose already.
+# Defaults; values of the user's environment have precedence.
 _MLFLOW_ENV_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own 7 keep a stage waiting for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's default of 7 takes minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
-    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from the stage's random numbers
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address may hold a password
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # jitter would use the stage's random state
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address may contain a password
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_METRICS_PER_BATCH = 1000  # what one call of MLflow's API takes
-_ENTRIES_PER_BATCH = 100  # the same for params and for tags
-_MAX_VALUE_LENGTH = 500  # characters of a param; what the oldest servers take
+_METRICS_PER_BATCH = 1000  # limit of one call of MLflow's API
+_ENTRIES_PER_BATCH = 100  # limit for params and for tags
+_MAX_VALUE_LENGTH = 500  # characters of a param, the limit of the oldest servers
 _MAX_KEY_LENGTH = 250  # characters of a key
 _FLUSH_SECONDS = 10.0  # between two batches of metrics
-_RETRY_SECONDS = 60.0  # the same after a server failed
+_RETRY_SECONDS = 60.0  # between two batches after a failure
 
 
 class TrackingRun:
-    """An open run. Metrics are buffered; what is only named by path and hash is not uploaded."""
+    """An open run, whose metrics are buffered."""
 
-    def __init__(self, client: "MlflowClient", id: str, name: str):
-        self.run_id = id
+    def __init__(self, client: "MlflowClient", run_id: str, name: str):
+        self.run_id = run_id
         self._client, self._name = client, name
         self._metrics: list[Metric] = []
         self._artifacts: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ class TrackingRun:
         self._warned = False
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Note the metrics of one step; they reach the server some seconds later."""
+        """Log the metrics of one step; they are sent in batches some seconds later."""
         from mlflow.entities import Metric
 
         now = int(time() * 1000)
@@ -78,7 +78,10 @@ class TrackingRun:
             self._flush_metrics()
 
     def log_artifact_hash(self, path: Path, name: str) -> None:
-        """Note a file, or each file of a folder, by its path in the project, sha256 and size."""
+        """Log the path in the project, sha256 and size of a file, or of each file in a folder.
+
+        The files are not uploaded; artifacts.json of the run lists them.
+        """
         files = sorted(file for file in path.rglob("*") if file.is_file()) or [path]
         for file in files:
             with file.open("rb") as content:
@@ -96,13 +99,13 @@ class TrackingRun:
     def log_artifact(self, path: Path, name: str) -> None:
         """Upload a file, or the files of a folder, into the folder `name` of the run's artifacts.
 
-        With `name` "" they lie on top.
+        If `name` is "", they are at the top level.
         """
-        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        self._call_safely(lambda: send(self.run_id, str(path), name or None))
+        upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        self._call_safely(lambda: upload(self.run_id, str(path), name or None))
 
     def log_model(self, folder: Path, name: str) -> None:
-        """Upload a trained folder as a model of MLflow, found by runs:/ID/NAME and models:/m-ID."""
+        """Upload a model folder as an MLflow model, found at runs:/ID/NAME and models:/m-ID."""
         from stages.shared.runtime import model_logging
 
         self._call_safely(lambda: model_logging.log_model(self._client, self.run_id, folder, name))
@@ -126,7 +129,7 @@ class TrackingRun:
         self._call_safely(lambda: self._client.set_terminated(self.run_id, status))
 
     def _call_safely(self, call: Callable[[], Any]) -> bool:
-        """Whether the call worked. Whatever a server raises now must not cost finished work."""
+        """Whether the call succeeded. An exception becomes a warning, so that no work is lost."""
         try:
             call()
         except Exception as error:
@@ -139,134 +142,135 @@ class TrackingRun:
 
 @contextmanager
 def start_run(stage: str, name: str, params: dict[str, Any]) -> Iterator[TrackingRun]:
-    """The run of one stage execution, e.g. train_sft@flexmuse (`name` "" for a stage without one).
+    """A run for one execution of a stage, e.g. train_sft@flexmuse.
 
-    Ends FINISHED, FAILED (an exception) or KILLED. `params` may nest. Raises WrongInput if the
-    tracking store cannot be used.
+    name: the row of params.yaml, "" for a stage without rows. params: may be nested. The run ends
+    as FINISHED, FAILED (an exception) or KILLED. Raises InputError if the tracking store cannot be
+    used.
     """
     client, experiment = _connect()
     tags = {"polymuse.stage": stage}
     if os.environ.get(PARENT_RUN_ENV):
         tags[_PARENT_TAG] = os.environ[PARENT_RUN_ENV]
-    address = os.environ.get("DVC_STAGE", "")
-    title = f"{stage}@{name}" if name else stage
-    with _open_run(client, experiment, title, params, tags, address) as opened:
-        yield opened
+    dvc_stage = os.environ.get("DVC_STAGE", "")
+    run_name = f"{stage}@{name}" if name else stage
+    with _open_run(client, experiment, run_name, params, tags, dvc_stage) as run:
+        yield run
 
 
 @contextmanager
 def start_parent_run(name: str, params: dict[str, Any]) -> Iterator[str]:
-    """The run that stage runs hang under; yields its id: set it as POLYMUSE_PARENT_RUN for stages.
+    """A parent for the runs of stages; yields its id, to be passed to them as POLYMUSE_PARENT_RUN.
 
-    Children that are still open at the end were killed, and are marked so.
+    Children that are still open at the end are marked KILLED.
     """
     client, experiment = _connect()
-    with _open_run(client, experiment, name, params, {"polymuse.parent": "true"}, "") as opened:
+    with _open_run(client, experiment, name, params, {"polymuse.parent": "true"}, "") as run:
         try:
-            yield opened.run_id
+            yield run.run_id
         finally:
-            opened._call_safely(lambda: _kill_children(client, experiment, opened.run_id))
+            run._call_safely(lambda: _kill_children(client, experiment, run.run_id))
 
 
 def copy_metrics(run_id: str, metrics: dict[str, float]) -> None:
-    """Put headline metrics on a run that is open elsewhere, the parent, to compare parents by."""
+    """Log metrics to a run that is open elsewhere, such as the parent run."""
     client, _ = _connect()
-    copied = TrackingRun(client, run_id, "parent")
-    copied.log_metrics(metrics, 0)
-    copied._flush_metrics()
+    run = TrackingRun(client, run_id, "parent")
+    run.log_metrics(metrics, 0)
+    run._flush_metrics()
 
 
 def log_cached_stage(stage_name: str, parent: str) -> None:
-    """Record a stage, e.g. train_sft@flexmuse, that DVC restored from its run cache unexecuted."""
+    """Log a stage, e.g. train_sft@flexmuse, that DVC restored from its run cache."""
     client, experiment = _connect()
     stage, _, _ = stage_name.partition("@")
     tags = {"polymuse.stage": stage, "polymuse.cached": "true", _PARENT_TAG: parent}
-    restored = TrackingRun(
-        client, _create_run(client, experiment, stage_name, {}, tags, stage_name), stage_name
-    )
-    restored._finish("FINISHED")
+    run_id = _create_run(client, experiment, stage_name, {}, tags, stage_name)
+    TrackingRun(client, run_id, stage_name)._finish("FINISHED")
 
 
 def download_model(address: str, folder: Path) -> Path:
-    """Copy the model at models:/... or runs:/ID/NAME to `folder`. Raises WrongInput."""
-    place = get_tracking_uri()
+    """Copy the model at models:/... or runs:/ID/NAME to `folder`. Raises InputError."""
+    uri = get_tracking_uri()
     if (
-        place.startswith(SQLITE_PREFIX)
-        and not (database := Path(place.removeprefix(SQLITE_PREFIX))).exists()
+        uri.startswith(SQLITE_PREFIX)
+        and not (database := Path(uri.removeprefix(SQLITE_PREFIX))).exists()
     ):
-        raise InputError(f"{address}: there is no {database.name} yet: train, or name a folder")
+        raise InputError(
+            f"{address}: there is no {database.name} yet: train a model, or name a folder"
+        )
     for name, value in _MLFLOW_ENV_DEFAULTS.items():
         os.environ.setdefault(name, value)
     from stages.shared.runtime import model_logging
 
     try:
-        return model_logging.download_model(place, address, folder)
-    except Exception as error:  # stores, servers and addresses each have their own kinds
+        return model_logging.download_model(uri, address, folder)
+    except Exception as error:  # stores, servers and addresses have their own types
         raise InputError(
-            f"{address}: no model is found by it in {_redact_secrets(place)} ({_error_reason(error)}): "
-            "see the Models page of `polymuse ui` for its address"
+            f"{address}: {_redact_secrets(uri)} has no such model ({_error_reason(error)}): see "
+            "the Models page of `polymuse ui` for the address"
         ) from None
 
 
 def get_tracking_uri() -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, else mlflow.db of the project; a file's path is absolute.
+    """MLFLOW_TRACKING_URI, or mlflow.db of the project; the path of a database file is absolute.
 
-    Whoever starts stages in another folder hands this on as MLFLOW_TRACKING_URI.
+    Pass it as MLFLOW_TRACKING_URI to stages that run in another folder.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}mlflow.db"
-    if given.startswith(SQLITE_PREFIX):
-        return f"{SQLITE_PREFIX}{_project_root() / given.removeprefix(SQLITE_PREFIX)}"
-    return given
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}mlflow.db"
+    if uri.startswith(SQLITE_PREFIX):
+        return f"{SQLITE_PREFIX}{_project_root() / uri.removeprefix(SQLITE_PREFIX)}"
+    return uri
 
 
 def _project_root() -> Path:
-    """The folder of dvc.yaml; for a temporary workspace of `dvc exp` the project that made it."""
-    here = Path.cwd()
-    above = (folder for folder in [here, *here.parents] if (folder / "dvc.yaml").exists())
-    root = Path(os.environ.get("DVC_ROOT") or next(above, here)).absolute()
-    outer, found, _ = root.as_posix().partition("/.dvc/tmp/exps/")
-    return Path(outer) if found else root
+    """The folder of dvc.yaml; in a temporary workspace of `dvc exp`, that of the project."""
+    current = Path.cwd()
+    roots = (folder for folder in [current, *current.parents] if (folder / "dvc.yaml").exists())
+    root = Path(os.environ.get("DVC_ROOT") or next(roots, current)).absolute()
+    project, is_workspace, _ = root.as_posix().partition("/.dvc/tmp/exps/")
+    return Path(project) if is_workspace else root
 
 
 def _connect() -> tuple["MlflowClient", str]:
-    """A client whose store exists, and the id of the experiment. Raises WrongInput."""
+    """A client and the id of the experiment, which is created if needed. Raises InputError."""
     for name, value in _MLFLOW_ENV_DEFAULTS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    place = get_tracking_uri()
-    database = Path(place.removeprefix(SQLITE_PREFIX)) if place.startswith(SQLITE_PREFIX) else None
+    uri = get_tracking_uri()
+    database = Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
     lock = Path(f"{database}.lock") if database else work_dir() / "locks" / "tracking"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):  # processes that create the tables at the same time crash each other
-            client = MlflowClient(place)
+        with FileLock(lock):  # concurrent creation of the tables fails
+            client = MlflowClient(uri)
             return client, _get_or_create_experiment(client, database)
-    except Exception as error:  # drivers, sockets and databases each have their own kinds
+    except Exception as error:  # drivers, sockets and databases have their own types
         raise InputError(
-            f"MLFLOW_TRACKING_URI: {_redact_secrets(place)} cannot be used ({_error_reason(error)}): "
-            "start that server, or unset the variable and runs go to mlflow.db"
+            f"MLFLOW_TRACKING_URI: {_redact_secrets(uri)} cannot be used ({_error_reason(error)}): "
+            "start that server, or unset the variable to use mlflow.db"
         ) from None
 
 
 def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(EXPERIMENT_NAME)
-    if found is None:
-        place = (database.parent / "mlartifacts").as_uri() if database else None
+    experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
+    if experiment is None:
+        location = (database.parent / "mlartifacts").as_uri() if database else None
         try:
-            return client.create_experiment(EXPERIMENT_NAME, artifact_location=place)
-        except MlflowException:  # another machine was first
-            found = client.get_experiment_by_name(EXPERIMENT_NAME)
-            if found is None:
+            return client.create_experiment(EXPERIMENT_NAME, artifact_location=location)
+        except MlflowException:  # another machine has created it meanwhile
+            experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise ValueError(
-            f"experiment {EXPERIMENT_NAME} was deleted there, "
-            f"`mlflow experiments restore -x {found.experiment_id}` brings it back"
+            f"experiment {EXPERIMENT_NAME} was deleted, restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`"
         )
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 @contextmanager
@@ -278,19 +282,18 @@ def _open_run(
     tags: dict[str, str],
     dvc_stage: str,
 ) -> Iterator[TrackingRun]:
-    with _detect_killed_run(client, experiment, name) as note:
-        opened = TrackingRun(
-            client, _create_run(client, experiment, name, params, tags, dvc_stage), name
-        )
-        note(opened.run_id)
+    with _detect_killed_run(client, experiment, name) as save_run_id:
+        run_id = _create_run(client, experiment, name, params, tags, dvc_stage)
+        run = TrackingRun(client, run_id, name)
+        save_run_id(run_id)
         status = "FINISHED"
         try:
-            yield opened
+            yield run
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             raise
         finally:
-            opened._finish(status)
+            run._finish(status)
 
 
 def _create_run(
@@ -301,15 +304,15 @@ def _create_run(
     tags: dict[str, str],
     dvc_stage: str,
 ) -> str:
-    """Create a run with its params, tags and datasets; its id. Raises WrongInput."""
+    """Create a run with its params, tags and datasets; returns its id. Raises InputError."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     inputs = _input_hashes(dvc_stage)
     tags = tags | {f"dvc.md5.{path}": md5 for path, md5 in inputs.items()} | _source_tags(dvc_stage)
-    pairs = [
+    run_params = [
         Param(_sanitize_key(key), _truncate_value(value)) for key, value in _flatten(params).items()
     ]
-    marks = [RunTag(_sanitize_key(key), value) for key, value in tags.items()]
+    run_tags = [RunTag(_sanitize_key(key), value) for key, value in tags.items()]
     context = [InputTag("mlflow.data.context", "input")]
     datasets = [
         DatasetInput(Dataset(path, md5, "local", json.dumps({"uri": path})), context)
@@ -317,43 +320,44 @@ def _create_run(
         if path.startswith("data/")
     ]
     try:
-        # The tags come with the run: what is killed before its params came is still a child.
-        made = client.create_run(experiment, run_name=name, tags={t.key: t.value for t in marks})
-        for start in range(0, len(pairs), _ENTRIES_PER_BATCH):
-            client.log_batch(made.info.run_id, params=pairs[start : start + _ENTRIES_PER_BATCH])
+        # The tags are created with the run, so that a run killed before its params has a parent.
+        all_tags = {tag.key: tag.value for tag in run_tags}
+        run_id = client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
+        for start in range(0, len(run_params), _ENTRIES_PER_BATCH):
+            client.log_batch(run_id, params=run_params[start : start + _ENTRIES_PER_BATCH])
         if datasets:
-            client.log_inputs(made.info.run_id, datasets)
+            client.log_inputs(run_id, datasets)
     except Exception as error:
         raise InputError(
-            f"MLflow did not take the run {name} ({_error_reason(error)}): see its log"
+            f"MLflow did not accept the run {name} ({_error_reason(error)}): see its log"
         ) from None
-    return made.info.run_id
+    return run_id
 
 
 def _input_hashes(dvc_stage: str) -> dict[str, str]:
-    """path -> md5 of all that a stage depends on, as DVC computes it. Empty outside of DVC."""
+    """path -> md5 of the dependencies of a stage, as DVC computes it; empty outside of DVC."""
     if not dvc_stage:
         return {}
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        # DVC has let go of its lock while a stage runs; another stage's DVC may rewrite dvc.lock.
+        # DVC releases its lock while a stage runs, so that another DVC may rewrite dvc.lock.
         with Repo(os.environ.get("DVC_ROOT"), _wait_for_lock=True) as repo, repo.lock:
             deps = repo.stage.load_one(name=dvc_stage).deps
             hashes = {dep.def_path: dep.get_hash() for dep in deps if dep.exists}
-    except DvcException:  # dvc.yaml was edited after DVC had started this stage
+    except DvcException:  # dvc.yaml was edited after DVC started this stage
         return {}
     return {path: hashed.value for path, hashed in hashes.items() if hashed.name == "md5"}
 
 
 def _source_tags(dvc_stage: str) -> dict[str, str]:
-    """The source of a run as MLflow's pages know it: stage and commit, no user, no machine."""
+    """Tags for the source of a run: stage and commit, without user and machine."""
     source = {"dvc.stage": dvc_stage} if dvc_stage else {}
     command = ["git", "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # a machine without git trains as well
+    except FileNotFoundError:  # git is not installed
         return source
     if commit.returncode == 0:
         source["mlflow.source.git.commit"] = commit.stdout.strip()
@@ -364,25 +368,25 @@ def _source_tags(dvc_stage: str) -> dict[str, str]:
 def _detect_killed_run(
     client: "MlflowClient", experiment: str, name: str
 ) -> Iterator[Callable[[str], Any]]:
-    """Notice that the last run of this name was killed; yields where to note the id of the new one.
+    """Mark the last run of this name KILLED if it was; yields a function that saves a run id.
 
-    A killed process releases its lock and leaves its note. A name that is open in another process
-    keeps its note and gets none for the second.
+    A killed process releases its lock but leaves the file with its run id. If the name is open in
+    another process, the id of the second run is not saved.
     """
-    note = work_dir() / "runs" / name
-    note.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{note}.lock")
+    id_file = work_dir() / "runs" / name
+    id_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{id_file}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        yield lambda id: None
+        yield lambda run_id: None
         return
     try:
-        if note.exists():
-            _mark_killed(client, experiment, note.read_text())
-        yield note.write_text
+        if id_file.exists():
+            _mark_killed(client, experiment, id_file.read_text())
+        yield id_file.write_text
     finally:
-        note.unlink(missing_ok=True)
+        id_file.unlink(missing_ok=True)
         lock.release()
 
 
@@ -393,29 +397,29 @@ def _mark_killed(client: "MlflowClient", experiment: str, run_id: str) -> None:
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
             _kill_children(client, experiment, run_id)
-    except MlflowException:  # the run went to another store, or was deleted there
+    except MlflowException:  # the run is in another store, or was deleted
         pass
 
 
 def _kill_children(client: "MlflowClient", experiment: str, run_id: str) -> None:
-    still = f"tags.`{_PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
-    for child in client.search_runs([experiment], still):
+    open_children = f"tags.`{_PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+    for child in client.search_runs([experiment], open_children):
         client.set_terminated(child.info.run_id, "KILLED")
 
 
-def _flatten(params: dict[str, Any], above: str = "") -> dict[str, str]:
+def _flatten(params: dict[str, Any], parent: str = "") -> dict[str, str]:
     """{"a": {"b": 1}} -> {"a.b": "1"}; lists and None as JSON."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{above}{key}.")
+            flat |= _flatten(value, f"{parent}{key}.")
         else:
-            flat[f"{above}{key}"] = value if isinstance(value, str) else json.dumps(value)
+            flat[f"{parent}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
 
 
 def _final_path(file: Path) -> str:
-    """Path within the project, under the name that the folder has once its stage has ended."""
+    """Path in the project, with the name that the output folder has after the stage has ended."""
     path = file.absolute()
     path = (
         path.relative_to(_workspace_root())
@@ -439,7 +443,7 @@ def _truncate_value(value: str) -> str:
 
 
 def _redact_secrets(text: str) -> str:
-    """Addresses without user, password and query."""
+    """`text` with addresses stripped of user, password and query."""
     return re.sub(r"(\w+://)[^/\s]*@", r"\1", re.sub(r"(\w+://[^\s?]*)\?\S*", r"\1", text))
 
 

@@ -143,7 +143,7 @@ def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_pa
     run = polymuse(folder, "run")
     assert run.returncode == 1
     assert run.stderr == "error: bad: look\n"
-    assert "bad | failed; slow will end" in run.stdout.splitlines()
+    assert "bad | failed; waiting for slow" in run.stdout.splitlines()
     done = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert set(done) == {"slow"}
     _, (parent, *_) = tracked("run_name = 'run'")  # newest first
@@ -220,12 +220,14 @@ def test_a_run_that_is_killed_leaves_no_stage_behind_and_can_be_repeated(tmp_pat
 
 def test_a_misspelt_number_stops_the_run_before_its_first_stage(workspace):
     text = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(text.replace("bertscore_items:", "bertscore_itmes:"))
+    (workspace / "params.yaml").write_text(
+        text.replace("max_bertscore_samples:", "max_bertscore_smaples:")
+    )
     subprocess.run([*tiny_dvc_project.DVC_COMMAND, "init", "-q", "-f"], cwd=workspace, check=True)
     run = polymuse(workspace, "run")
     assert run.returncode == 1
     assert run.stderr == (
-        "error: params.yaml: evaluate: missing bertscore_items, unknown bertscore_itmes\n"
+        "error: params.yaml: evaluate: missing max_bertscore_samples, unknown max_bertscore_smaples\n"
     )
     assert run.stdout == ""
 
@@ -241,7 +243,7 @@ def test_the_project_is_found_from_any_folder_within_it(tmp_path):
 def test_outside_of_a_project_one_sentence_says_what_to_do(tmp_path):
     run = polymuse(tmp_path, "run")
     assert run.returncode == 1
-    assert run.stderr.startswith(f"error: {tmp_path} is in no Polymuse project: go to")
+    assert run.stderr.startswith(f"error: {tmp_path} is not in a Polymuse project: go to")
     assert run.stderr.count("\n") == 1
 
 
@@ -307,7 +309,7 @@ def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeyp
     place = tmp_path / summary.CLASSIFIER_METRICS_DIR / "mm_orient"
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(json.dumps(found))
-    Path("params.yaml").write_text("readers: {mm_orient: {}}")
+    Path("params.yaml").write_text("classifiers: {mm_orient: {}}")
     assert summary.format_table().splitlines() == [
         "run        skill  ± se   ceiling  accuracy  weighted F1",
         "mm_orient  0.900  0.010  0.938    0.750     0.750",
@@ -319,7 +321,7 @@ def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in ("flexmuse", "recipes"):
         evaluated(tmp_path, run, {"rouge_l": 0.125})
-    Path("params.yaml").write_text("writers: {recipes: {}}")
+    Path("params.yaml").write_text("generators: {recipes: {}}")
     assert summary.format_table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
 
 
@@ -336,12 +338,12 @@ def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch
 
 def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    StageDurations({"train": 100}).record("train_classifier@a", 40.04)
-    assert StageDurations({"train": 100}).estimate("train_classifier@a") == 40.0
-    assert StageDurations({"train": 100}).estimate("train_classifier@b") == 100
-    assert StageDurations({"train": 5}).estimate("train_classifier@a") == 5
+    StageDurations({"train_classifier": 100}).record("train_classifier@a", 40.04)
+    assert StageDurations({"train_classifier": 100}).estimate("train_classifier@a") == 40.0
+    assert StageDurations({"train_classifier": 100}).estimate("train_classifier@b") == 100
+    assert StageDurations({"train_classifier": 5}).estimate("train_classifier@a") == 5
     assert StageDurations({}).estimate("train_classifier@a") == 0
-    expected = {"train": 100, "train_classifier@b": 300}
+    expected = {"train_classifier": 100, "train_classifier@b": 300}
     assert [StageDurations(expected).estimate(f"train_classifier@{row}") for row in "abc"] == [
         40.0,
         300,

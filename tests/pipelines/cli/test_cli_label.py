@@ -59,8 +59,8 @@ def told(capsys, **options) -> list[dict]:
 
 
 def test_a_reader_that_does_not_look_at_pictures_says_so(place, capsys, red, monkeypatch):
-    monkeypatch.setattr(TextLabeler, "looks", False)
-    assert said(capsys, text="the fox", image=[red])[1] == "This model does not look at pictures."
+    monkeypatch.setattr(TextLabeler, "uses_images", False)
+    assert said(capsys, text="the fox", image=[red])[1] == "This model does not use images."
 
 
 def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
         TextLabeler, "label", lambda *_: [EntityPrediction(item.words, [], found, 2)]
     )
     assert said(capsys, text="Ann Bo is\n in Oslo", image=[red]) == [
-        "Labelling 1 text with muse_entities",
+        "Labeling 1 text with muse_entities",
         "",
         "Ann Bo is in Oslo [red.png]",
         "  PER   Ann Bo, words 1 to 2",
@@ -80,8 +80,8 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
     ]
     monkeypatch.setattr(TextLabeler, "label", lambda *_: [tags])
     assert said(capsys, text="Ann Bo") == [
-        "Labelling 1 text with muse_entities",
-        "No picture: the placeholder is read.",
+        "Labeling 1 text with muse_entities",
+        "No image: a placeholder is used.",
         "",
         "Ann Bo",
         "  no entities",
@@ -90,12 +90,12 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
 
 def test_a_post_is_shown_with_its_label(place, capsys, red):
     first, blank, text, answer = said(capsys, text="the fox", image=[red], run="muse_sentiment")
-    assert (first, blank, text) == ("Labelling 1 text with muse_sentiment", "", "the fox [red.png]")
+    assert (first, blank, text) == ("Labeling 1 text with muse_sentiment", "", "the fox [red.png]")
     assert answer.strip().split(", ")[0] in muse_corpus.SENTIMENTS.values()
     lines = said(capsys, image=[red], run="muse_sentiment")
     assert lines[:-1] == [
-        "Labelling 1 picture with muse_sentiment",
-        "No text: the placeholder is read.",
+        "Labeling 1 image with muse_sentiment",
+        "No text: a placeholder is used.",
         "",
         "[red.png]",
     ]
@@ -123,8 +123,8 @@ def test_texts_of_a_file_are_labelled_in_its_order(place, capsys, tmp_path):
     ]
     shown = said(capsys, file=lines)
     assert shown[:2] == [
-        "Labelling 2 texts with muse_entities",
-        "No picture in 2 of 2: the placeholder is read.",
+        "Labeling 2 texts with muse_entities",
+        "No image in 2 of 2: a placeholder is used.",
     ]
     assert [line for line in shown[2:] if line and not line.startswith(" ")] == [
         "the fox sat",
@@ -156,7 +156,7 @@ def test_batches_of_a_file_change_nothing(place, capsys, tmp_path):
     whole = told(capsys, file=file, run="muse_entities")
     text = (place / "params.yaml").read_text()
     changed = yaml.safe_load(text)
-    changed["read"]["batch"] = 2
+    changed["cli_label"]["batch_size"] = 2
     (place / "params.yaml").write_text(yaml.safe_dump(changed))
     try:
         assert told(capsys, file=file, run="muse_entities") == whole
@@ -200,26 +200,26 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
     "ingest.max_pixels": {"text": "a", "image": ["huge.bmp"]},
     "is a folder": {"text": "a", "image": ["empty"]},
     "does not exist": {"text": "a", "image": ["none.png"]},
-    "2 pictures are given": {"text": "a", "image": ["fine.png", "fine.png"]},
+    "2 images for one text": {"text": "a", "image": ["fine.png", "fine.png"]},
     "there is nothing to label": {},
     "nothing to label": {"text": " \0\u200b\u202e\t"},
-    "TEXT has 100000 characters, more than read.max_characters (5000)": {"text": "a" * 100_000},
+    "TEXT has 100000 characters, more than cli_label.max_characters (5000)": {"text": "a" * 100_000},
     "TEXT has no text, and this model labels words": {"image": ["fine.png"]},
     "no run": {"text": "a", "run": "nobody"},
-    "no run 'flexmuse' among its readers": {"text": "a", "run": "flexmuse"},
+    "no run 'flexmuse' among its classifiers": {"text": "a", "run": "flexmuse"},
     "no trained model": {"text": "a", "model": "nowhere"},
     "models:/nobody/1": {"text": "a", "model": "models:/nobody/1"},
     "runs:/0/model": {"text": "a", "model": "runs:/0/model"},
-    "give either": {"text": "a", "file": "blank.txt"},
-    "blank.txt holds no text": {"file": "blank.txt"},
+    "give one or the other": {"text": "a", "file": "blank.txt"},
+    "blank.txt has no text": {"file": "blank.txt"},
     "latin.txt:2: undecodable line": {"file": "latin.txt"},
     "long.txt:2 has 100000 characters": {"file": "long.txt"},
     "table.csv is neither .txt": {"file": "table.csv"},
     "none.txt cannot be read (No such file": {"file": "none.txt"},
     "broken.jsonl:2: not JSON": {"file": "broken.jsonl"},
     "number.jsonl:2: wrong field: text": {"file": "number.jsonl"},
-    "none.jsonl:2: neither a text nor an image": {"file": "none.jsonl"},
-    "nowords.jsonl:2: neither a text nor": {"file": "nowords.jsonl"},
+    "none.jsonl:2: there is neither a text nor": {"file": "none.jsonl"},
+    "nowords.jsonl:2: there is neither a text": {"file": "nowords.jsonl"},
     "missing.jsonl:2: missing image: no.png": {"file": "missing.jsonl"},
     "outside.jsonl:2: path leaves the folder: ../red.png": {"file": "outside.jsonl"},
     "remote.jsonl:2: remote image": {"file": "remote.jsonl"},
@@ -241,7 +241,7 @@ def test_input_that_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
     with pytest.raises(InputError) as error:
         label.main(given(**options))
     assert wrong in str(error.value) and "\n" not in str(error.value)
-    assert "Labelling" not in capsys.readouterr().out
+    assert "Labeling" not in capsys.readouterr().out
 
 
 def test_control_characters_reach_no_terminal(place, capsys, tmp_path):
@@ -253,7 +253,7 @@ def test_control_characters_reach_no_terminal(place, capsys, tmp_path):
 
 
 def test_a_reader_that_is_not_trained_says_what_to_run(place, monkeypatch):
-    monkeypatch.setattr(label, "PLACES", {"train": "data/none"})
+    monkeypatch.setattr(label, "MODEL_DIRS", {"train_classifier": "data/none"})
     with pytest.raises(InputError, match="polymuse run train_classifier@muse_sentiment"):
         label.main(given(text="a", run="muse_sentiment"))
 
@@ -297,10 +297,10 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_labels_the_same(
         sure = found[0].pop("probability", 0.0), expected[0].get("probability", 0.0)
         assert sure[0] == pytest.approx(sure[1], abs=1e-5) and len(found) == 2
         assert found[0] == {key: expected[0][key] for key in found[0]}
-        with pytest.raises(InputError, match="row 1 has neither text nor picture"):
+        with pytest.raises(InputError, match="row 1 has neither text nor image"):
             served.predict(pd.DataFrame({"text": ["a", " \u200b"]}))
         long = pd.DataFrame({"text": ["a" * 5001]})
-        with pytest.raises(InputError, match="row 0: text has 5001 characters, more than read"):
+        with pytest.raises(InputError, match="row 0: text has 5001 characters, more than cli"):
             served.predict(long)
 
 

@@ -80,7 +80,7 @@ def told(capsys, text: Path, **options) -> list[dict]:
 
 def test_a_folder_is_shown_with_its_words_and_a_line_of_each_task(place, capsys, folder):
     out, _ = said(capsys, folder)
-    assert out[:3] == [f"Labelling 2 pictures with {RUN_NAME}", "", "Monday.PNG: monday again"]
+    assert out[:3] == [f"Labeling 2 images with {RUN_NAME}", "", "Monday.PNG: monday again"]
     assert out[5:7] == ["", "cat.png: when the cat"] and len(out) == 9
     for lines in (out[3:5], out[7:9]):
         for task, line in zip(("sentiment", "humour"), lines, strict=True):
@@ -113,7 +113,7 @@ def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place
     assert served.metadata.get_output_schema().input_names() == list(found[0])
     assert served.predict(frame[:0]).empty
     for row in ({"text": "a@b.org"}, {"image": b""}):
-        with pytest.raises(InputError, match="row 0 has neither words nor picture: give it one"):
+        with pytest.raises(InputError, match="row 0 has neither text nor image: give it one"):
             served.predict(pd.DataFrame([row]))
     with pytest.raises(InputError, match="row 0: text has 5001 characters"):
         served.predict(pd.DataFrame({"text": ["a" * 5001]}))
@@ -137,9 +137,9 @@ def test_what_is_shown_of_words_is_short_and_steers_no_terminal():
     first, *lines = format_meme(meme, {"mood": MemeLabel("bad", 0.126)}).splitlines()[1:]
     assert first.startswith("a[2J?.png: word") and first.endswith("...") and "\x1b" not in first
     assert len(first) <= len("a[2J?.png: ") + MAX_SHOWN_CHARACTERS
-    assert lines == ["  mood  bad, 0.13", "  passed over in it: paint: Odd"]
+    assert lines == ["  mood  bad, 0.13", "  failed step: paint: Odd"]
     silent = PreparedMeme("a.png", "", "", "none", None, ())
-    assert format_meme(silent, {}) == "\na.png: (no words)"
+    assert format_meme(silent, {}) == "\na.png: (no text)"
 
 
 def test_a_table_has_a_column_of_each_task_and_its_probability(place, capsys, folder, tmp_path):
@@ -147,7 +147,7 @@ def test_a_table_has_a_column_of_each_task_and_its_probability(place, capsys, fo
     for file in (tmp_path / "out.parquet", tmp_path / "out.CSV"):
         for _ in range(2):  # over one of its own
             out, _ = said(capsys, folder, output=file)
-            assert out == [f"Labelling 2 pictures with {RUN_NAME}", f"Wrote 2 rows to {file}"]
+            assert out == [f"Labeling 2 images with {RUN_NAME}", f"Wrote 2 rows to {file}"]
         both = told(capsys, folder, output=file)
         table = (pd.read_parquet if file.suffix == ".parquet" else pd.read_csv)(file)
         assert list(table) == FIELDS + JUDGED
@@ -179,7 +179,7 @@ def test_cells_of_a_csv_become_no_formulas(tmp_path, start):
 def test_pictures_are_written_without_their_words(place, capsys, folder, tmp_path):
     Image.new("RGB", (60, 40), "red").save(folder / "plain.jpg", exif=b"Exif\0\0secret")
     out, _ = said(capsys, folder, inpainted=tmp_path / "a/b")
-    assert out[-1] == f"Wrote 3 pictures to {tmp_path}/a/b"
+    assert out[-1] == f"Wrote 3 images to {tmp_path}/a/b"
     made = {path.name: path for path in (tmp_path / "a/b").iterdir()}
     assert sorted(made) == ["Monday.png", "cat.png", "plain.png"]
     for name, path in made.items():
@@ -191,10 +191,10 @@ def test_pictures_are_written_without_their_words(place, capsys, folder, tmp_pat
 
 def test_no_picture_is_written_over_another_one(place, capsys, folder):
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
-    with pytest.raises(InputError, match=r"cat\.png is there already, and would be lost"):
+    with pytest.raises(InputError, match=r"cat\.png exists and would be overwritten"):
         label_memes.main(given(folder, inpainted=folder))
     (folder / "a.webp").write_bytes(CAT)
-    assert said(capsys, folder / "a.webp", inpainted=folder)[0][0].startswith("Labelling 1")
+    assert said(capsys, folder / "a.webp", inpainted=folder)[0][0].startswith("Labeling 1")
     assert (folder / "a.png").exists()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -203,7 +203,7 @@ def test_pictures_of_one_stem_keep_their_endings(tmp_path):
     files = [Path(name) for name in ("a.jpg", "A.png", "b.png")]
     names = [target.name for target in plan_output_paths(tmp_path / "out", files).values()]
     assert names == ["a.jpg.png", "A.png.png", "b.png"]
-    with pytest.raises(InputError, match="too alike"):
+    with pytest.raises(InputError, match="too similar"):
         plan_output_paths(
             tmp_path / "out", [Path(name) for name in ("a.jpg", "a.png", "a.jpg.bmp")]
         )
@@ -215,14 +215,14 @@ def test_a_broken_picture_of_a_folder_is_named_and_skipped(place, capsys, folder
     options = {"output": tmp_path / "out.csv", "inpainted": tmp_path / "out"}
     out, errors = said(capsys, folder, json=True, **options)
     assert [json.loads(line)["image"] for line in out] == ["Monday.PNG", "cat.png"]
-    assert f"Labelling 4 pictures with {RUN_NAME}" in errors
+    assert f"Labeling 4 images with {RUN_NAME}" in errors
     skipped = [line for line in errors if line.startswith("skipped: ")]
     assert [line.split(": ")[1] for line in skipped] == ["broken.jpg", "text.gif"]
-    assert errors[-1] == "2 of 4 pictures skipped"
+    assert errors[-1] == "2 of 4 images skipped"
     assert len(list((tmp_path / "out").iterdir())) == 2
     for name in ("cat.png", "Monday.PNG"):
         (folder / name).unlink()
-    with pytest.raises(InputError, match="none of its pictures can be used"):
+    with pytest.raises(InputError, match="none of its images is valid"):
         label_memes.main(given(folder))
 
 
@@ -244,19 +244,19 @@ WRONG = {  # what is said -> what is named, and options; files are those of `spo
     "note.txt: unreadable image": ("note.txt", {}),
     "larger than max_pixels": ("wide.png", {}),
     "empty is empty: name a folder": ("empty", {}),
-    "words holds no picture: name a folder": ("words", {}),
-    "words is a folder: name a picture, or leave --text out": ("words", {"words": "a"}),
-    "--text has 5001 characters, more than read.max_char": ("fine.png", {"words": "a" * 5001}),
-    "--image and --file go with a text": ("fine.png", {"image": ["fine.png"]}),
+    "words has no image: name a folder": ("words", {}),
+    "words is a folder: name an image, or leave --text out": ("words", {"words": "a"}),
+    "--text has 5001 characters, more than cli_label.max_char": ("fine.png", {"words": "a" * 5001}),
+    "--image and --file are options for texts": ("fine.png", {"image": ["fine.png"]}),
     "leave them out": ("fine.png", {"file": "note.txt"}),
     "out.txt ends neither in .parquet": ("fine.png", {"output": "out.txt"}),
-    "none is no folder to write in": ("fine.png", {"output": "none/out.csv"}),
-    "mine.csv is no table of this command": ("fine.png", {"output": "mine.csv"}),
-    "mine.parquet is no table of this": ("fine.png", {"output": "mine.parquet"}),
-    "folder.csv is no table of this": ("fine.png", {"output": "folder.csv"}),
+    "none is not a writable folder": ("fine.png", {"output": "none/out.csv"}),
+    "mine.csv is not a table of this command": ("fine.png", {"output": "mine.csv"}),
+    "mine.parquet is not a table of this": ("fine.png", {"output": "mine.parquet"}),
+    "folder.csv is not a table of this": ("fine.png", {"output": "folder.csv"}),
     "--inpainted: ": ("fine.png", {"inpainted": "note.txt"}),
-    "fine.png is there already": ("fine.png", {"inpainted": ""}),
-    "no run 'nobody' among its readers": ("fine.png", {"run": "nobody"}),
+    "fine.png exists and would be": ("fine.png", {"inpainted": ""}),
+    "no run 'nobody' among its classifiers": ("fine.png", {"run": "nobody"}),
     "muse_sentiment is not trained yet": ("fine.png", {"run": "muse_sentiment"}),
     "no trained model": ("fine.png", {"model": "nowhere"}),
 }
@@ -273,16 +273,16 @@ def test_what_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
     with pytest.raises(InputError) as error:
         label_memes.main(given(tmp_path / name, **options))
     assert wrong in str(error.value) and "\n" not in str(error.value)
-    assert "Labelling" not in capsys.readouterr().out
+    assert "Labeling" not in capsys.readouterr().out
 
 
 OF_TEXTS = {  # what is said of a text -> it, and options of memes
-    "meme.jpg does not exist: name a picture": ("meme.jpg", {}),
+    "meme.jpg does not exist: name an image": ("meme.jpg", {}),
     "memes/ does not exist": ("memes/", {"words": "a"}),
-    "--text goes with memes, and nothing is no file": (None, {"words": "a"}),
-    "--output goes with memes, and the fox is no file": ("the fox", {"output": Path("a.csv")}),
-    "--inpainted goes with memes": ("the fox", {"inpainted": Path("a")}),
-    f"{RUN_NAME}/model labels memes: give it a picture": ("the fox", {"run": RUN_NAME}),
+    "--text is an option for memes, and nothing is not a file": (None, {"words": "a"}),
+    "--output is an option for memes, and the fox is not a": ("the fox", {"output": Path("a.csv")}),
+    "--inpainted is an option for memes": ("the fox", {"inpainted": Path("a")}),
+    f"{RUN_NAME}/model labels memes: give it an image": ("the fox", {"run": RUN_NAME}),
     "muse_entities is not trained yet": ("see https://a.org/meme.jpg", {}),
 }
 
@@ -298,7 +298,7 @@ def test_a_text_is_no_meme(place, wrong):
 def test_a_reader_of_texts_labels_no_meme(place, tmp_path):
     config = {"labels": ["O"], "shapes": {"task": "entities"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="labels texts: give it the text, and the picture with"):
+    with pytest.raises(InputError, match="labels texts: give it a text, and an image with"):
         MemeLabeler(tmp_path, "models:/mine/1")
 
 
@@ -313,7 +313,7 @@ def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
         assert label.find_first_classifier(memes=False) is None
         del params["classifiers"]
         (place / "params.yaml").write_text(yaml.safe_dump(params))
-        with pytest.raises(InputError, match="no reader of memes among its readers"):
+        with pytest.raises(InputError, match="no classifier of memes"):
             label.find_first_classifier(memes=True)
     finally:
         (place / "params.yaml").write_text(text)
@@ -341,6 +341,6 @@ def test_the_command_works_from_any_folder_and_downloads_nothing(place, folder):
         done = polymuse(inner, "label", "mine.png", "--inpainted", "out")
     finally:
         (place / "params.yaml").write_text(text)
-    assert done.returncode == 1 and "inpaint.paint.backend is lama" in done.stderr, done.stderr
+    assert done.returncode == 1 and "inpaint.inpainting.backend is lama" in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert list((inner / "out").iterdir()) == []

@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
     place.mkdir()
     article_corpus.create_project(place)
     params = yaml.safe_load((place / "params.yaml").read_text())
-    params["illustrate"]["diffusers"] |= {"steps": 2, "size": 16}
+    params["illustrate"]["diffusers"] |= {"num_inference_steps": 2, "image_size": 16}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (place / "dvc.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -316,8 +316,8 @@ def test_the_page_lets_nothing_through_but_its_own_style_and_pictures(place, tmp
     )
     (shown,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert shown["src"].startswith("data:image/png;base64,")
-    assert shown["alt"] == 'Picture 1: a "quoted" cat'
-    assert "Given picture, harbour.png" in page.words
+    assert shown["alt"] == 'Image 1: a "quoted" cat'
+    assert "Provided image, harbour.png" in page.words
 
 
 def test_a_large_photo_is_made_smaller_and_loses_what_the_camera_wrote(place, tmp_path):
@@ -349,10 +349,10 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
     "is a folder": {"image": ["empty"]},
     "does not exist": {"image": ["none.png"]},
     "nothing to write about": {"topic": " \0\u200b\u202e\t"},
-    "write.max_characters": {"topic": "a" * 100_000},
+    "cli_write.max_characters": {"topic": "a" * 100_000},
     "no run": {"topic": "a", "run": "nobody"},
-    "-1 pictures": {"topic": "a", "images": -1},
-    "1000000 pictures": {"topic": "a", "images": 10**6},
+    "-1 images": {"topic": "a", "images": -1},
+    "1000000 images": {"topic": "a", "images": 10**6},
     "raise it": {"image": ["fine.png", "fine.png"], "images": 1},
     "need a --topic": {"image": ["fine.png"], "images": 2},
     "is 'oracle'": {"topic": "a", "backend": "oracle"},
@@ -376,7 +376,7 @@ def test_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(place, tmp
 
 
 def test_a_run_that_is_not_trained_says_what_to_run(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "PHASES", {"sft": "data/none"})
+    monkeypatch.setattr(write, "PHASE_DIRS", {"sft": "data/none"})
     with pytest.raises(InputError, match="polymuse run train_preference@flexmuse"):
         written(tmp_path / "out", topic="a")
 
@@ -410,7 +410,7 @@ def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_
     assert not (out / "pictures").exists()
     (out / "notes.txt").write_text("mine")
     before = article_corpus.read_files(out)
-    with pytest.raises(InputError, match="would be lost"):
+    with pytest.raises(InputError, match="would overwrite"):
         written(out, topic="three", images=0)
     assert article_corpus.read_files(out) == before
     for target in (out / "notes.txt", out / "notes.txt/a/b"):

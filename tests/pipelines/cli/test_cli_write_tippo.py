@@ -61,8 +61,8 @@ def settings(place: Path) -> None:
     article_corpus.create_project(place)
     params = yaml.safe_load((place / "params.yaml").read_text())
     params["decoders"]["tiny"]["dropout"] = 0.0
-    params["models"]["tippo"]["network"] |= {"d_model": 32, "text_tokens": 8, "pictures": 4}
-    sft = {"steps": 150, "batch": 2, "learning_rate": 0.01, "validate_every": 150}
+    params["models"]["tippo"]["network"] |= {"d_model": 32, "max_topic_tokens": 8, "max_images": 4}
+    sft = {"max_steps": 150, "batch_size": 2, "learning_rate": 0.01, "eval_steps": 150}
     run = params["generators"]["flexmuse"] | {"model": "tippo", "max_tokens": 60}
     run["sft"] |= sft
     of = {"tippo": "articles", "tippo_captions": "captions"}

@@ -67,7 +67,7 @@ def test_presets_are_taken_back_one_by_one_the_last_first(project):
     assert params() == quick
     preset.undo_preset()
     assert params() == PARAMS
-    with pytest.raises(InputError, match="nothing to take back"):
+    with pytest.raises(InputError, match="nothing to undo"):
         preset.undo_preset()
 
 
@@ -81,7 +81,7 @@ def test_applying_a_preset_twice_is_applying_it_once(project):
 def test_undo_refuses_to_lose_edits_and_says_what_to_do(project):
     preset.apply_preset("quick")
     Path("params.yaml").write_text(edited := params() + "more: 1\n")
-    with pytest.raises(InputError, match=r"edited after preset quick.*take those edits back"):
+    with pytest.raises(InputError, match=r"edited after preset quick.*undo those edits first"):
         preset.undo_preset()
     assert params() == edited
     Path("params.yaml").write_text(edited.removesuffix("more: 1\n"))
@@ -149,8 +149,8 @@ def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published
     assert overlay["align"]["encoder"] == "hf:OFA-Sys/chinese-clip-vit-base-patch16"
     for run in overlay["generators"].values():
         assert run["decoder"] == "Langboat/mengzi-t5-base"
-        assert (run["sft"]["steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
-        iterations = run["preference"]["steps"] / preference["epochs"]
+        assert (run["sft"]["max_steps"], run["sft"]["learning_rate"]) == (50_000, 5e-5)
+        iterations = run["preference"]["max_steps"] / preference["num_ppo_epochs"]
         assert (iterations, run["preference"]["learning_rate"]) == (20_000, 1e-5)
 
 
@@ -165,22 +165,31 @@ TWEETS, PIXELS, LENGTH = 3373, 32 * 32, 64  # of Twitter-2017's train split; div
 
 def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
     network = overlay("paper_muse")["models"]["muse"]["network"]
-    wanted = {"d_model": 768, "heads": 12, "d_ff": 2048, "layers": 6, "norm": "post"}
+    wanted = {"d_model": 768, "num_heads": 12, "d_ff": 2048, "num_layers": 6, "norm": "post"}
     wanted |= {"dropout": 0.2, "head_dropout": 0.5, "head": "linear"}  # cross_, crf_dropout
     wanted |= {"mu": 1 + 1, "eta": 3 + 1}  # replace_start, replace_end: from 0, the last included
-    wanted |= {"theta": PUBLIC["theta"], "sigma": PUBLIC["sigma"], "at_least": 0}
-    wanted |= {"exchange": "residual", "count": "quantile"}  # skip_connection, use_quantile
-    wanted |= {"picture_of_word": "cell", "share_projection": False}
-    wanted |= {"missing_picture": 0.0, "missing_text": 0.0}
+    wanted |= {"theta": PUBLIC["theta"], "sigma": PUBLIC["sigma"], "min_exchanged_tokens": 0}
+    wanted |= {
+        "exchange": "residual",
+        "exchange_count": "quantile",
+    }  # skip_connection, use_quantile
+    wanted |= {"image_pooling": "cell", "share_projection": False}
+    wanted |= {"image_drop_prob": 0.0, "text_drop_prob": 0.0}
     assert {key: network[key] for key in wanted} == wanted
-    captioning, drawing = network["captioning"], network["drawing"]
+    captioning, drawing = network["captioning"], network["image_generation"]
     # A mean over 64 cells there, a sum here.
-    decoder = {"embed": 512, "hidden": 512, "attention": 512, "dropout": 0.5}
-    assert captioning["decoder"] == decoder | {"doubly_stochastic": 1 / 64}
-    assert (captioning["min_count"], captioning["at_most"]) == (2, 64)
-    decoder = {"size": 32, "blocks": 5, "filters": 80, "mixtures": 10, "dropout": 0.5}
+    decoder = {"embedding_dim": 512, "hidden_size": 512, "attention_dim": 512, "dropout": 0.5}
+    assert captioning["decoder"] == decoder | {"doubly_stochastic_weight": 1 / 64}
+    assert (captioning["min_count"], captioning["max_length"]) == (2, 64)
+    decoder = {
+        "image_size": 32,
+        "num_blocks": 5,
+        "num_filters": 80,
+        "num_mixtures": 10,
+        "dropout": 0.5,
+    }
     assert drawing["decoder"] == decoder
-    assert (drawing["items"], drawing["rate"]) == (PUBLIC["batch"], 1.0)
+    assert (drawing["max_images_per_batch"], drawing["lr_multiplier"]) == (PUBLIC["batch"], 1.0)
     # alpha L_it / 64 + beta L_ti / 1024 + sigma L_task / 64, times 64. L_ti: a batch's nats, added,
     # of 3 colours of each of 1024 pixels: bits a dimension times ln 2, 3, 1024 and the batch.
     assert captioning["alpha"] == PUBLIC["alpha"]
@@ -191,15 +200,21 @@ def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
 def test_its_runs_have_the_numbers_of_the_public_ones():
     readers = overlay("paper_muse")["classifiers"]
     for run in readers.values():
-        text, picture, training = run["text"], run["picture"], run["training"]
-        assert (text["encoder"], text["tuned"], text["rate"]) == ("bert-base-uncased", "all", 1.0)
-        assert text["pieces"] + 2 == LENGTH == picture["grid"] ** 2  # max_seq_length, cells
-        assert (picture["encoder"], picture["size"]) == ("resnet152", 224)
-        assert (training["batch"], training["learning_rate"]) == (PUBLIC["batch"], 1e-4)
-        assert (training["warmup"], training["weight_decay"]) == (0.1, 0.01)
-        assert (training["clip_norm"], training["validate_every"]) == (1.0, 100)
+        text, picture, training = run["text"], run["image"], run["training"]
+        assert (text["encoder"], text["num_tuned_layers"], text["lr_multiplier"]) == (
+            "bert-base-uncased",
+            "all",
+            1.0,
+        )
+        assert (
+            text["max_subwords"] + 2 == LENGTH == picture["grid_size"] ** 2
+        )  # max_seq_length, cells
+        assert (picture["encoder"], picture["image_size"]) == ("resnet152", 224)
+        assert (training["batch_size"], training["learning_rate"]) == (PUBLIC["batch"], 1e-4)
+        assert (training["warmup_ratio"], training["weight_decay"]) == (0.1, 0.01)
+        assert (training["max_grad_norm"], training["eval_steps"]) == (1.0, 100)
     steps = PUBLIC["epochs"] * math.ceil(TWEETS / PUBLIC["batch"])
-    assert readers["muse_entities"]["training"]["steps"] == steps
+    assert readers["muse_entities"]["training"]["max_steps"] == steps
 
 
 def test_posts_have_the_alpha_and_beta_of_a_task_that_is_weighed_64_times():
@@ -207,4 +222,4 @@ def test_posts_have_the_alpha_and_beta_of_a_task_that_is_weighed_64_times():
     network = overlay("paper_muse_posts")["models"]["muse"]["network"]
     assert network["captioning"]["alpha"] == PUBLIC["alpha"] / LENGTH
     beta = PUBLIC["beta"] / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
-    assert network["drawing"]["beta"] == pytest.approx(beta, rel=1e-3)
+    assert network["image_generation"]["beta"] == pytest.approx(beta, rel=1e-3)

@@ -165,10 +165,10 @@ def test_a_reader_with_encoders_of_its_own_labels_as_the_stages_do(tmp_path, mon
     monkeypatch.setattr(
         trained_mm_orient_project, "SPLITS", {"train": 5, "validation": 1, "test": 5}
     )
-    changes = {"text": {"encoder": "minilm", "pieces": 16}}
+    changes = {"text": {"encoder": "minilm", "max_subwords": 16}}
     if reader == "resnet":
         untrained(monkeypatch)
-        changes |= {"picture": {"encoder": "resnet18", "size": 64, "grid": 2}}
+        changes |= {"image": {"encoder": "resnet18", "image_size": 64, "grid_size": 2}}
     languages = ("zh" if reader == "learned" else "en",)
     trained_mm_orient_project.create_trained_project(place, monkeypatch, changes, languages)
     expected = {

@@ -14,9 +14,16 @@ from stages.shared.data import text_cleaning
 from stages.shared.runtime.stage import InputError
 from tests.support.color_caption_corpus import make_image
 
-MEMES = text_cleaning.OverlayCleanConfig(True, [], "lower", "drop", "drop", "join")
+MEMES = text_cleaning.OverlayCleanConfig(
+    remove_mentions=True,
+    remove_domains=[],
+    case="lower",
+    punctuation="drop",
+    digits="drop",
+    line_breaks="join",
+)
 TIDY = text_cleaning.CleanConfig(unicode_form="NFKC", remove_urls=True, emoji="keep", memes=MEMES)
-LIMITS = InputRules(TIDY, max_characters=40, max_pixels=2500, section="write")
+LIMITS = InputRules(TIDY, max_characters=40, max_pixels=2500, section="cli_write")
 FINE = make_image("red", 0)["bytes"]  # 40 x 40 pixels
 DIRTY = "a\u200b  \uff43at\u202e [here](https://a.org)"
 
@@ -25,9 +32,9 @@ class Echo:
     """An author that writes what it is asked to write about, each row an article by itself."""
 
     def __init__(self, reads_topics: bool = True):
-        self.reads_topics = reads_topics
+        self.uses_topics = reads_topics
 
-    def write(self, articles: list[list[GenerationInput]], _) -> list[list[GeneratedText]]:
+    def generate(self, articles: list[list[GenerationInput]], _) -> list[list[GeneratedText]]:
         self.items = [item for (item,) in articles]
         return [
             [GeneratedText(f"\u202e{i.topic}  {bool(i.image)}", None, None)] for i in self.items
@@ -69,10 +76,10 @@ def wide() -> bytes:
     [
         ({"topic": ["a", " "]}, "row 1 has neither topic nor image: give it one"),
         ({"topic": ["\u200b\u202e"]}, "row 0 has neither"),
-        ({"topic": ["a" * 41]}, "row 0: topic has 41 characters, more than write.max_characters"),
+        ({"topic": ["a" * 41]}, "row 0: topic has 41 characters, more than cli_write.max_characters"),
         ({"image": [FINE, b"no picture"]}, "row 1: image: unreadable image"),
         ({"image": [FINE, wide()]}, "row 1: image: image larger than max_pixels: 1000 x 1000"),
-        ({"image": [bytes(10**6)]}, "row 0: image has 1000000 bytes, more than a picture of"),
+        ({"image": [bytes(10**6)]}, "row 0: image has 1000000 bytes, more than an image of"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(columns, said):

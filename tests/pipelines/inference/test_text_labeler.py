@@ -139,7 +139,7 @@ def test_a_picture_without_text_is_labelled_as_one_whose_text_is_hidden(place):
         return decide(model, batch | {"has_text": torch.zeros_like(batch["has_text"])})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labeller.classifier.paper, "decide", shown_alone)
+        patch.setattr(labeller.classifier.paper, "predict", shown_alone)
         for text in ("the", "the fox sat under the lamp"):
             (found,) = labeller.label([build_input_from_text(text, RED_IMAGE)])
             assert found.label == alone.label
@@ -147,10 +147,10 @@ def test_a_picture_without_text_is_labelled_as_one_whose_text_is_hidden(place):
 
 
 def test_writers_and_readers_are_told_apart(place, tmp_path):
-    with pytest.raises(InputError, match="one of the readers: give it to `polymuse label`"):
+    with pytest.raises(InputError, match="one of the classifiers: use it with `polymuse label`"):
         ArticleGenerator(get_model_dir(place, "muse_entities"), "models:/mine/1")
     (tmp_path / "config.json").write_text('{"model": "flexmuse"}')
-    with pytest.raises(InputError, match="one of the writers: give it to `polymuse write`"):
+    with pytest.raises(InputError, match="one of the generators: use it with `polymuse write`"):
         load_labeler(tmp_path)
 
 
@@ -178,8 +178,8 @@ def made(folder: Path, name: str, kind: str, without_pictures: bool = False) -> 
 def test_a_reader_of_pixels_needs_no_encoder(place, tmp_path, monkeypatch):
     text = (place / "params.yaml").read_text()
     changed = yaml.safe_load(text)
-    pixels = {"encoder": "resnet18", "weights": "none", "size": 64, "grid": 1}
-    changed["classifiers"]["muse_sentiment"]["picture"] |= pixels
+    pixels = {"encoder": "resnet18", "weights": "none", "image_size": 64, "grid_size": 1}
+    changed["classifiers"]["muse_sentiment"]["image"] |= pixels
     (place / "params.yaml").write_text(yaml.safe_dump(changed))
     try:
         labeller = made(tmp_path / "model", "muse_sentiment", "posts")
@@ -200,5 +200,5 @@ def test_a_reader_that_never_saw_a_picture_does_not_look(place, tmp_path):
     )
     assert alike[0] == alike[1] and not labeller.uses_images
     labeller.check_input(True, True, "it")
-    with pytest.raises(InputError, match="it has no text, and this model does not look at pictu"):
+    with pytest.raises(InputError, match="it has no text, and this model does not use images"):
         labeller.check_input(False, True, "it")

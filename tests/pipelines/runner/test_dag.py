@@ -55,8 +55,10 @@ def test_each_stage_stands_after_what_it_reads_from():
 
 def test_a_section_whose_rows_were_all_deleted_is_named_with_what_to_write(project):
     with (project / "params.yaml").open("a") as file:
-        file.write("\nwriters:\n")
-    with pytest.raises(InputError, match=r"^params\.yaml: writers has no row: write `writers: {}`"):
+        file.write("\ngenerators:\n")
+    with pytest.raises(
+        InputError, match=r"^params\.yaml: generators has no row: write `generators: {}` if"
+    ):
         dag.load_dag([])
 
 

@@ -17,16 +17,17 @@ DRIVER = """
 import os, sys
 from pathlib import Path
 from threading import Event
-from pipelines import cli, process
-cli.in_project(lambda: process.run(["sh", "-c", sys.argv[1]], Path(sys.argv[2]), os.environ,
+from pipelines.cli import run_in_project
+from pipelines.runner import process_group
+run_in_project(lambda: process_group.run_process(["sh", "-c", sys.argv[1]], Path(sys.argv[2]), os.environ,
                                    print, 300.0, Event()))
 """
 
 SLEEPING_STAGE = """
 import time
 from pathlib import Path
-from stages.shared.runtime.stage import stage
-with stage():
+from stages.shared.runtime.stage import stage_process
+with stage_process():
     Path("ready").touch()
     time.sleep(300)
 """

@@ -1,29 +1,24 @@
-from dataclasses import dataclass
+"""A wrong params.yaml is one sentence that names every key and what to give."""
+
+from dataclasses import asdict, replace
 from typing import Literal
 
 import pytest
+from pydantic import ValidationError
 
-from stages.shared.core.config import (
-    build_config,
-    check_at_least,
-    check_between,
-    check_fraction,
-    load_config,
-    raise_on_faults,
-    read_params,
-)
+from stages.shared.core.config import Field, build_config, config_class, load_config, read_params
 from stages.shared.runtime.stage import InputError
 
 
-@dataclass(frozen=True)
-class Schedule:
+@config_class
+class StepConfig:
     steps: int
     learning_rate: float
 
 
-@dataclass(frozen=True)
-class Params:
-    schedule: Schedule
+@config_class
+class ExampleConfig:
+    schedule: StepConfig
     splits: list[str]
     rules: dict[str, str]
     mode: Literal["a", "b"]
@@ -31,7 +26,7 @@ class Params:
     strict: bool
 
 
-GOOD = {
+VALUES = {
     "schedule": {"steps": 3, "learning_rate": 1},
     "splits": ["test"],
     "rules": {"zh": "characters"},
@@ -41,14 +36,37 @@ GOOD = {
 }
 
 
-def test_a_section_fills_its_dataclass_and_a_whole_number_serves_as_float():
-    params = build_config(Params, GOOD, "stage")
-    assert params == Params(Schedule(3, 1.0), ["test"], {"zh": "characters"}, "b", None, True)
-    assert type(params.schedule.learning_rate) is float
+def error_of(kind: type, values: dict, name: str) -> str:
+    with pytest.raises(InputError) as error:
+        build_config(kind, values, name)
+    return str(error.value)
+
+
+def test_a_section_becomes_its_config_and_an_integer_is_accepted_as_a_float():
+    config = build_config(ExampleConfig, VALUES, "stage")
+    assert config == ExampleConfig(
+        schedule=StepConfig(steps=3, learning_rate=1.0),
+        splits=["test"],
+        rules={"zh": "characters"},
+        mode="b",
+        limit=None,
+        strict=True,
+    )
+    assert type(config.schedule.learning_rate) is float
+
+
+def test_a_config_is_a_frozen_dataclass_that_validates_its_values():
+    config = build_config(ExampleConfig, VALUES, "stage")
+    assert asdict(config) == VALUES
+    assert replace(config, limit=3).limit == 3
+    with pytest.raises(ValidationError):
+        replace(config, limit="3")
+    with pytest.raises(AttributeError):
+        config.limit = 3
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"mode": "c"}, "stage.mode is 'c': choose one of a | b"),
         ({"strict": 1}, "stage.strict is 1: give bool"),
@@ -64,49 +82,48 @@ def test_a_section_fills_its_dataclass_and_a_whole_number_serves_as_float():
             {"schedule": {"steps": "3", "learning_rate": 1.0}},
             "stage.schedule.steps is '3': give int",
         ),
-        ({"schedule": 3}, "stage.schedule must be a section with steps, learning_rate"),
+        ({"schedule": 3}, "stage.schedule must be a section, not 3"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_be_right(change, said):
-    with pytest.raises(InputError) as wrong:
-        build_config(Params, GOOD | change, "stage")
-    assert said in str(wrong.value)
-    assert str(wrong.value).startswith("params.yaml: ")
+def test_a_wrong_value_is_named_with_what_to_give(change, message):
+    error = error_of(ExampleConfig, VALUES | change, "stage")
+    assert message in error
+    assert error.startswith("params.yaml: ")
 
 
-def test_a_section_that_refuses_its_values_is_named():
-    @dataclass(frozen=True)
-    class Bounded:
-        steps: int
-        share: float
+def test_values_out_of_bounds_and_failed_checks_name_their_key_or_section():
+    @config_class
+    class BoundedConfig:
+        steps: int = Field(ge=1, le=9)
+        fraction: float = Field(ge=0, lt=1)
 
         def __post_init__(self) -> None:
-            check_at_least(self, steps=1)
-            check_fraction(self, "share")
-            check_between(self, 1, 9, "steps")
-            raise_on_faults({"steps are odd: give an even number": self.steps % 2 > 0})
+            if self.steps % 2:
+                raise ValueError("steps is odd: give an even number")
 
-    def said(steps, share) -> str:
-        with pytest.raises(InputError) as wrong:
-            build_config(Bounded, {"steps": steps, "share": share}, "stage.part")
-        return str(wrong.value)
+    def error(steps: object, fraction: object) -> str:
+        return error_of(BoundedConfig, {"steps": steps, "fraction": fraction}, "stage.part")
 
-    assert build_config(Bounded, {"steps": 2, "share": 0.0}, "stage.part") == Bounded(2, 0.0)
-    assert said(0, 0.5) == "params.yaml: stage.part: steps is 0: give 1 or more"
-    assert said(10, 0.5) == "params.yaml: stage.part: steps is 10: give 1 to 9"
-    wanted = "params.yaml: stage.part: share is {}: give 0 or more and less than 1"
-    for share in (1.0, -0.5, float("nan")):
-        assert said(2, share) == wanted.format(share)
-    assert said(3, 0.5) == "params.yaml: stage.part: steps are odd: give an even number"
+    valid = BoundedConfig(steps=2, fraction=0.0)
+    assert build_config(BoundedConfig, {"steps": 2, "fraction": 0.0}, "stage.part") == valid
+    assert error(0, 0.5) == "params.yaml: stage.part.steps is 0: give 1 or more"
+    assert error(10, 0.5) == "params.yaml: stage.part.steps is 10: give 9 or less"
+    assert error(2, 1.0) == "params.yaml: stage.part.fraction is 1.0: give less than 1"
+    assert error(2, -0.5) == "params.yaml: stage.part.fraction is -0.5: give 0 or more"
+    assert "stage.part.fraction is nan: give" in error(2, float("nan"))
+    assert error(3, 0.5) == "params.yaml: stage.part: steps is odd: give an even number"
+    assert error(0, 1.0) == (
+        "params.yaml: stage.part.steps is 0: give 1 or more; "
+        "stage.part.fraction is 1.0: give less than 1"
+    )
 
 
 def test_every_missing_and_unknown_key_is_named_at_once():
-    given = GOOD | {"mods": "a", "speed": 1}
-    del given["mode"], given["limit"]
-    with pytest.raises(InputError) as wrong:
-        build_config(Params, given, "stage")
-    for part in ["missing limit", "missing mode", "unknown mods", "unknown speed"]:
-        assert part in str(wrong.value)
+    values = VALUES | {"mods": "a", "speed": 1}
+    del values["mode"], values["limit"]
+    assert error_of(ExampleConfig, values, "stage") == (
+        "params.yaml: stage: missing limit, missing mode, unknown mods, unknown speed"
+    )
 
 
 def test_a_section_is_found_by_its_path_and_a_misspelt_one_names_its_neighbours(
@@ -114,19 +131,19 @@ def test_a_section_is_found_by_its_path_and_a_misspelt_one_names_its_neighbours(
 ):
     (tmp_path / "params.yaml").write_text("a: {b: {steps: 1, learning_rate: 0.1}}")
     monkeypatch.chdir(tmp_path)
-    assert load_config(Schedule, "a", "b") == Schedule(1, 0.1)
+    assert load_config(StepConfig, "a", "b") == StepConfig(steps=1, learning_rate=0.1)
     with pytest.raises(InputError, match=r"c is missing in a \(there: b\)"):
-        load_config(Schedule, "a", "c")
+        load_config(StepConfig, "a", "c")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(None, "is missing"), ("a: [", "is not YAML"), ("", "holds no sections")],
 )
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, content, said):
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, content, message):
     if content is not None:
         (tmp_path / "params.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=said) as wrong:
+    with pytest.raises(InputError, match=message) as error:
         read_params()
-    assert "\n" not in str(wrong.value)
+    assert "\n" not in str(error.value)

@@ -60,8 +60,8 @@ def test_a_second_writer_of_the_same_output_is_told_so(tmp_path):
         second = python(
             f"""
 from pathlib import Path
-from stages.shared.runtime.stage import output, stage
-with stage(), output(Path({str(tmp_path / "out")!r})): pass
+from stages.shared.runtime.stage import atomic_output_dir, stage_process
+with stage_process(), atomic_output_dir(Path({str(tmp_path / "out")!r})): pass
 """
         )
         said = second.communicate()[1]
@@ -80,8 +80,8 @@ def test_a_killed_writer_frees_its_output(tmp_path):
         f"""
 import time
 from pathlib import Path
-from stages.shared.runtime.stage import output
-with output(Path({str(tmp_path / "out")!r})):
+from stages.shared.runtime.stage import atomic_output_dir
+with atomic_output_dir(Path({str(tmp_path / "out")!r})):
     print("open", flush=True)
     time.sleep(60)
 """
@@ -96,15 +96,17 @@ with output(Path({str(tmp_path / "out")!r})):
 
 def test_wrong_input_is_one_sentence_without_a_traceback():
     process = python(
-        "from stages.shared.runtime.stage import WrongInput, stage\n"
-        "with stage(): raise WrongInput('params.yaml: a is 1: give 2')"
+        "from stages.shared.runtime.stage import InputError, stage_process\n"
+        "with stage_process(): raise InputError('params.yaml: a is 1: give 2')"
     )
     said = process.communicate()[1]
     assert (process.returncode, said) == (1, "error: params.yaml: a is 1: give 2\n")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
-    process = python("from stages.shared.runtime.stage import stage\nwith stage(): assert False")
+    process = python(
+        "from stages.shared.runtime.stage import stage_process\nwith stage_process(): assert False"
+    )
     assert "Traceback" in process.communicate()[1]
     assert process.returncode == 1
 
@@ -113,8 +115,8 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 def test_a_stage_dies_with_the_process_that_started_it():
     stage = """
 import time
-from stages.shared.runtime.stage import stage
-with stage():
+from stages.shared.runtime.stage import stage_process
+with stage_process():
     print("in", flush=True)
     time.sleep(60)
 """

@@ -119,7 +119,7 @@ def test_a_failed_stage_ends_its_run_as_failed_and_an_interrupted_one_as_killed(
 def test_a_run_killed_with_its_process_is_marked_when_its_stage_starts_again(store):
     process = start("""
 import time
-with tracking.run("train_sft", "flexmuse", {}):
+with tracking.start_run("train_sft", "flexmuse", {}):
     print("open", flush=True)
     time.sleep(60)
 """)
@@ -135,7 +135,7 @@ with tracking.run("train_sft", "flexmuse", {}):
 
 def test_a_run_that_is_still_alive_elsewhere_is_left_alone(store):
     with tracking.start_run("train_sft", "flexmuse", {}) as first:
-        process = start("""with tracking.run("train_sft", "flexmuse", {}): pass""")
+        process = start("""with tracking.start_run("train_sft", "flexmuse", {}): pass""")
         assert process.wait() == 0
         assert store.get_run(first.run_id).info.status == "RUNNING"
     assert {run.info.status for run in runs(store).values()} == {"FINISHED"}
@@ -163,7 +163,7 @@ def test_a_child_still_open_when_its_parent_ends_was_killed(store):
         process = start(
             """
 import time
-with tracking.run("train_sft", "a", {}):
+with tracking.start_run("train_sft", "a", {}):
     print("open", flush=True)
     time.sleep(60)
 """,
@@ -178,7 +178,7 @@ with tracking.run("train_sft", "a", {}):
 def test_four_first_processes_share_an_empty_database(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
     processes = [
-        start(f"""with tracking.run("embed", "{i}", {{"a": 1}}) as run: run.log({{"x": {i}}}, 0)""")
+        start(f"""with tracking.start_run("embed", "{i}", {{"a": 1}}) as run: run.log_metrics({{"x": {i}}}, 0)""")
         for i in range(4)
     ]
     faults = [process.communicate()[1] for process in processes]
@@ -221,13 +221,13 @@ def project(store, tmp_path) -> Path:
     (project / "work.py").write_text(
         "from pathlib import Path\n"
         "from stages.shared.runtime import tracking\n"
-        "with tracking.run('train', 'x', {}): Path('data/b').write_text('2')\n"
+        "with tracking.start_run('train_classifier', 'x', {}): Path('data/b').write_text('2')\n"
     )
     (project / "params.yaml").write_text("runs: {x: {corpus: a}}\n")
     (project / "dvc.yaml").write_text(
         """
 stages:
-  train:
+  train_classifier:
     foreach: ${runs}
     do:
       cmd: python work.py
@@ -276,7 +276,7 @@ def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lo
     with ThreadPoolExecutor() as pool:
         other = pool.submit(rewrite)
         assert torn.wait(60)
-        with tracking.start_run("train", "x", {}):
+        with tracking.start_run("train_classifier", "x", {}):
             other.result()
     tags = runs(store)["train_classifier@x"].data.tags
     assert sum(name.startswith("dvc.md5.") for name in tags) == 2
