@@ -1,16 +1,17 @@
-"""Label the validation and test split with a trained reader.
+"""Predict the labels of the validation and test split with a trained classifier.
 
-python -m stages.classify --run RUN --images IMAGES --records RECORDS --features FEATURES --model MODEL --output OUTPUT
+python -m stages.classify --run RUN --images IMAGES --records RECORDS --features FEATURES
+    --model MODEL --output OUTPUT
 
-reads   PICTURES/images, RECORDS/records.parquet, FEATURES, MODEL
-writes  TARGET/labels.parquet, parameters.json, and what the reader's own file says
+reads   IMAGES/images, RECORDS/records.parquet, FEATURES, MODEL
+writes  OUTPUT/labels.parquet, OUTPUT/parameters.json, and the tables of the paper's module
 
-Every item is labelled from both inputs; those of the split that is scored (test, or validation
-where test has nothing to score) from text and picture alone too, if any of them has a picture. Each
-paper says how in a file of its own beside this one, which has
+Every item is classified from both inputs. Items of the scored split (test, or validation if test
+has nothing to score) are also classified from text and image alone, if the split has images. Each
+paper has a module in this folder with
 
-    TABLES                                    name -> schema of each table that it writes
-    label(name, kind, folders, params) -> rows of each table, how many weights the model has
+    TABLES                                 name -> schema of each table that it writes
+    classify(name, kind, folders, config)  -> rows of each table, parameter counts of the model
 """
 
 import json
@@ -29,13 +30,17 @@ def main(
     paper: ModuleType,
     folders: list[Path],
     kind: str,
-    params: ClassifyConfig,
-    target: Path,
+    config: ClassifyConfig,
+    output: Path,
 ) -> None:
-    with atomic_output_dir(target) as folder:
-        found, parameters = paper.classify(name, kind, folders, params)
+    """Classify with the run `name` and write the tables of `paper`, its module in this folder.
+
+    folders: IMAGES, RECORDS, FEATURES, MODEL; kind: of corpus
+    """
+    with atomic_output_dir(output) as folder:
+        tables, parameters = paper.classify(name, kind, folders, config)
         for table, schema in paper.TABLES.items():
-            schemas.write_parquet(folder / f"{table}.parquet", found[table], schema)
+            schemas.write_parquet(folder / f"{table}.parquet", tables[table], schema)
         counts = json.dumps(parameters, indent=1)
         (folder / "parameters.json").write_text(f"{counts}\n")
 

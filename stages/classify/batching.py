@@ -1,4 +1,4 @@
-"""What is shown to a reader: some items of a split, from both inputs or one."""
+"""Batches of a split for prediction, from both inputs or from one."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -25,15 +25,15 @@ def mask_inputs(batch: Batch, inputs: str) -> Batch:
     """The batch with only the inputs that are named: both | text | picture."""
     if inputs == "both":
         return batch
-    hidden = "has_picture" if inputs == "text" else "has_text"
-    return batch | {hidden: torch.zeros_like(batch[hidden])}
+    masked = "has_picture" if inputs == "text" else "has_text"
+    return batch | {masked: torch.zeros_like(batch[masked])}
 
 
 def iter_batches(
-    reader: HasModel, items: BatchSource, places: list[int], size: int
-) -> Iterator[tuple]:
-    """Some items in batches on the model's device, and which they are."""
-    device = next(reader.model.parameters()).device
-    for start in progress_bar(range(0, len(places), size), "label"):
-        indices = places[start : start + size]
-        yield indices, to_device(items.batch(indices), device)
+    classifier: HasModel, items: BatchSource, indices: list[int], batch_size: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Item indices and their batch, on the model's device."""
+    device = next(classifier.model.parameters()).device
+    for start in progress_bar(range(0, len(indices), batch_size), "classify"):
+        batch_indices = indices[start : start + batch_size]
+        yield batch_indices, to_device(items.batch(batch_indices), device)

@@ -1,7 +1,7 @@
-"""What MM-ORIENT labels, how its attention and its graphs behave, and where it looks.
+"""Predictions, diagnostics and attention maps of MM-ORIENT.
 
-writes  labels.parquet, behaviour.parquet (of the split that is scored, both inputs), looks.parquet
-        (of some items of it)
+writes  labels.parquet, behaviour.parquet (diagnostics of the scored split, from both inputs),
+        looks.parquet (attention maps of example items of it)
 """
 
 from collections.abc import Sequence
@@ -30,105 +30,107 @@ Rows = list[dict]
 
 
 def label_rows(
-    reader: MmOrientClassifier, items: MemeDataset, split: str, inputs: Sequence[str], size: int
+    classifier: MmOrientClassifier,
+    items: MemeDataset,
+    split: str,
+    input_modes: Sequence[str],
+    batch_size: int,
 ) -> Rows:
-    """LABELS of all items of a split from each of these inputs, a row for each task."""
-    found = []
-    for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
-        for given in inputs:
-            decided = reader.paper.predict(reader.model, mask_inputs(batch, given))
-            for task, names in reader.tasks.items():
-                chosen = decided.labels[task].tolist()
-                probability = decided.probabilities[task].max(-1).values.tolist()
-                for place, index in enumerate(indices):
+    """LABEL_PREDICTIONS of all items of a split: a row per item, input mode and task."""
+    rows = []
+    for indices, batch in iter_batches(classifier, items, list(range(len(items))), batch_size):
+        for inputs in input_modes:
+            predictions = classifier.paper.predict(classifier.model, mask_inputs(batch, inputs))
+            for task, names in classifier.tasks.items():
+                label_ids = predictions.labels[task].tolist()
+                probability = predictions.probabilities[task].max(-1).values.tolist()
+                for position, index in enumerate(indices):
                     gold = meme_dataset.get_label(items.rows[index], task)
-                    found.append(
+                    rows.append(
                         {
                             "record": items.rows[index]["id"],
                             "split": split,
-                            "inputs": given,
+                            "inputs": inputs,
                             "task": task,
                             "gold": [] if gold is None else [gold],
-                            "predicted": [names[chosen[place]]],
-                            "probability": [probability[place]],
+                            "predicted": [names[label_ids[position]]],
+                            "probability": [probability[position]],
                             "cut": items.num_truncated_words(index),
                         }
                     )
-    return found
+    return rows
 
 
-def diagnostics_rows(reader: MmOrientClassifier, items: MemeDataset, split: str, size: int) -> Rows:
-    """BEHAVIOUR of all items of a split: what has no figure has no row."""
-    found = []
-    for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
-        for name, values in reader.paper.diagnostics(reader.model, batch).items():
-            found += [
+def diagnostics_rows(
+    classifier: MmOrientClassifier, items: MemeDataset, split: str, batch_size: int
+) -> Rows:
+    """DIAGNOSTICS of all items of a split; NaN values have no row."""
+    rows = []
+    for indices, batch in iter_batches(classifier, items, list(range(len(items))), batch_size):
+        for name, values in classifier.paper.diagnostics(classifier.model, batch).items():
+            rows += [
                 {"record": items.rows[index]["id"], "split": split, "name": name, "value": value}
                 for index, value in zip(indices, values.tolist(), strict=True)
-                if value == value  # NaN stands for none
+                if value == value  # not NaN
             ]
-    return found
+    return rows
 
 
 def attention_rows(
-    reader: MmOrientClassifier, items: MemeDataset, places: list[int], size: int
+    classifier: MmOrientClassifier, items: MemeDataset, indices: list[int], batch_size: int
 ) -> Rows:
-    """LOOKS of some items: attention to the pieces of the text, to the regions of the picture."""
-    found = []
-    for indices, batch in iter_batches(reader, items, places, size):
-        look = reader.paper.attention_maps(reader.model, batch)
-        for place, index in enumerate(indices):
-            spelt, row = items.subwords(index), items.rows[index]
-            for modality, weights, tokens in (
-                ("text", look.subwords, spelt),
-                ("picture", look.regions, []),
-            ):
-                if weights is not None and row["text" if modality == "text" else "image"]:
-                    seen = unpadded_weights(
-                        weights[place], len(spelt) if modality == "text" else None
-                    )
-                    found.append(
-                        {"record": row["id"], "modality": modality}
-                        | {"tokens": tokens, "weights": seen}
-                    )
-    return found
+    """ATTENTION_MAPS of some items: attention to subwords of the text and regions of the image."""
+    rows = []
+    for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
+        maps = classifier.paper.attention_maps(classifier.model, batch)
+        for position, index in enumerate(batch_indices):
+            row, tokens = items.rows[index], items.subwords(index)
+            key = {"record": row["id"]}
+            if maps.subwords is not None and row["text"]:
+                weights = unpadded_weights(maps.subwords[position], len(tokens))
+                rows.append(key | {"modality": "text", "tokens": tokens, "weights": weights})
+            if maps.regions is not None and row["image"]:
+                weights = unpadded_weights(maps.regions[position], None)
+                rows.append(key | {"modality": "picture", "tokens": [], "weights": weights})
+    return rows
 
 
 def unpadded_weights(weights: Tensor, count: int | None) -> list[float]:
-    """The weights of an item without those of padding."""
+    """The first `count` weights of an item, which exclude padding; None: all."""
     return weights[:count].tolist()
 
 
 def choose_scored_split(splits: dict[str, MemeDataset]) -> str:
-    """Test, or validation where nobody judged a test item."""
-    judged = (splits["test"].labels != UNLABELED).any()
-    return "test" if judged or not len(splits["validation"]) else "validation"
+    """test, or validation if no test item has a label."""
+    is_labeled = (splits["test"].labels != UNLABELED).any()
+    return "test" if is_labeled or not len(splits["validation"]) else "validation"
 
 
 def classify(
-    name: str, kind: str, folders: list[Path], params: ClassifyConfig
+    name: str, kind: str, folders: list[Path], config: ClassifyConfig
 ) -> tuple[dict[str, Rows], dict[str, int]]:
-    """Rows of each table of TABLES, and how many weights the model has.
+    """Rows of each table of TABLES, and the parameter counts of the model.
 
-    folders: PICTURES, RECORDS, FEATURES and MODEL.
+    folders: IMAGES, RECORDS, FEATURES and MODEL
     """
-    pictures, records, feature_folder, model = folders
-    known, rows = feature_store.read_features(feature_folder), meme_dataset.load_splits(records)
-    reader = mm_orient_checkpoint.restore(model)
-    size = load_config(MmOrientRun, "classifiers", name).eval_batch_size
+    images, records, feature_folder, model = folders
+    features = feature_store.read_features(feature_folder)
+    rows = meme_dataset.load_splits(records)
+    classifier = mm_orient_checkpoint.restore(model)
+    batch_size = load_config(MmOrientRun, "classifiers", name).eval_batch_size
     splits = {
-        split: reader.build_dataset(rows[split], known, pictures) for split in CLASSIFIED_SPLITS
+        split: classifier.build_dataset(rows[split], features, images)
+        for split in CLASSIFIED_SPLITS
     }
-    scored = choose_scored_split(splits)
-    found: dict[str, Rows] = {name: [] for name in TABLES}
+    scored_split = choose_scored_split(splits)
+    tables: dict[str, Rows] = {table: [] for table in TABLES}
     with inference_context():
         for split, items in splits.items():
-            alone = split == scored and any(row["image"] for row in items.rows)
-            inputs = INPUT_MODES if alone else INPUT_MODES[:1]
-            found["labels"] += label_rows(reader, items, split, inputs, size)
-        items = splits[scored]
-        found["behaviour"] += diagnostics_rows(reader, items, scored, size)
-        found["looks"] += attention_rows(
-            reader, items, evenly_spaced_indices(len(items), params.num_examples), size
-        )
-    return found, reader.config["parameters"]
+            has_images = any(row["image"] for row in items.rows)
+            input_modes = INPUT_MODES if split == scored_split and has_images else INPUT_MODES[:1]
+            tables["labels"] += label_rows(classifier, items, split, input_modes, batch_size)
+        items = splits[scored_split]
+        tables["behaviour"] += diagnostics_rows(classifier, items, scored_split, batch_size)
+        examples = evenly_spaced_indices(len(items), config.num_examples)
+        tables["looks"] += attention_rows(classifier, items, examples, batch_size)
+    return tables, classifier.config["parameters"]

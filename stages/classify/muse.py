@@ -1,4 +1,4 @@
-"""What MuSE labels, and what its exchange and its decoders did to some items of the scored split.
+"""Predictions of MuSE, and exchange, decoder outputs and embeddings of the scored split.
 
 writes  labels.parquet, regularised.parquet, exchanges.parquet, drawn.parquet, embeddings.parquet
 """
@@ -37,192 +37,196 @@ Rows = list[dict]
 
 
 def label_rows(
-    reader: MuseClassifier, items: TextImageDataset, split: str, inputs: Sequence[str], size: int
+    classifier: MuseClassifier,
+    items: TextImageDataset,
+    split: str,
+    input_modes: Sequence[str],
+    batch_size: int,
 ) -> Rows:
-    """LABELS of all items of a split from each of these inputs."""
-    found = []
-    for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
-        for given in inputs:
-            decided = reader.paper.predict(reader.model, mask_inputs(batch, given))
-            names = reader.decode_labels(decided.labels, items, indices)
-            found += [
+    """LABEL_PREDICTIONS of all items of a split: a row per item and input mode."""
+    rows = []
+    for indices, batch in iter_batches(classifier, items, list(range(len(items))), batch_size):
+        for inputs in input_modes:
+            predictions = classifier.paper.predict(classifier.model, mask_inputs(batch, inputs))
+            names = classifier.decode_labels(predictions.labels, items, indices)
+            rows += [
                 {
                     "record": items.rows[index]["id"],
                     "split": split,
-                    "inputs": given,
-                    "task": reader.codec.task,
+                    "inputs": inputs,
+                    "task": classifier.codec.task,
                     "gold": muse_dataset.get_gold_labels(items.rows[index]),
                     "predicted": predicted,
                     "probability": probability,
                     "cut": items.num_truncated_words(index),
                 }
                 for index, predicted, probability in zip(
-                    indices, names, decided.probability, strict=True
+                    indices, names, predictions.probability, strict=True
                 )
             ]
-    return found
+    return rows
 
 
 def regularizer_rows(
-    reader: MuseClassifier, items: TextImageDataset, split: str, size: int, written: dict[int, str]
+    classifier: MuseClassifier,
+    items: TextImageDataset,
+    split: str,
+    batch_size: int,
+    captions: dict[int, str],
 ) -> Rows:
-    """REGULARISED of all items of a split; written: captions of some of them."""
-    found = []
-    for indices, batch in iter_batches(reader, items, list(range(len(items))), size):
-        values = reader.paper.evaluate_regularizers(reader.model, batch)
-        known = {name: some.tolist() for name, some in values.items()}
-        for place, index in enumerate(indices):
+    """REGULARIZER_OUTPUTS of all items of a split; captions: by index, of some of them."""
+    rows = []
+    for indices, batch in iter_batches(classifier, items, list(range(len(items))), batch_size):
+        outputs = classifier.paper.evaluate_regularizers(classifier.model, batch)
+        values = {name: output.tolist() for name, output in outputs.items()}
+        for position, index in enumerate(indices):
             row = {"record": items.rows[index]["id"], "split": split}
             for name in ("caption_nats", "drawing_bits"):
-                row[name] = nan_to_none(known[name][place]) if name in known else None
-            found.append(row | {"caption": written.get(index)})
-    return found
+                row[name] = nan_to_none(values[name][position]) if name in values else None
+            rows.append(row | {"caption": captions.get(index)})
+    return rows
 
 
 def nan_to_none(value: float) -> float | None:
-    """A figure of an item; NaN stands for none."""
+    """None for NaN, else the value."""
     return None if isnan(value) else value
 
 
 def generate_captions(
-    reader: MuseClassifier, items: TextImageDataset, places: list[int], size: int
+    classifier: MuseClassifier, items: TextImageDataset, indices: list[int], batch_size: int
 ) -> dict[int, str]:
-    """What NIC-Att writes of the pictures of some items."""
-    if not reader.model.network.use_captioning:
+    """Captions of NIC-Att for the images of some items, by index."""
+    if not classifier.model.network.use_captioning:
         return {}
-    words, found = reader.codec.vocabulary, {}
-    for indices, batch in iter_batches(reader, items, places, size):
-        written = reader.paper.generate_captions(reader.model, batch)
-        found |= {
-            index: " ".join(words.decode(ids)) for index, ids in zip(indices, written, strict=True)
+    vocabulary, captions = classifier.codec.vocabulary, {}
+    for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
+        word_ids = classifier.paper.generate_captions(classifier.model, batch)
+        captions |= {
+            index: " ".join(vocabulary.decode(ids))
+            for index, ids in zip(batch_indices, word_ids, strict=True)
         }
-    return found
+    return captions
 
 
 def exchange_rows(
-    reader: MuseClassifier, items: TextImageDataset, places: list[int], size: int
+    classifier: MuseClassifier, items: TextImageDataset, indices: list[int], batch_size: int
 ) -> Rows:
-    """EXCHANGES of some items."""
-    found = []
-    for indices, batch in iter_batches(reader, items, places, size):
-        for trace in reader.paper.attention_maps(reader.model, batch):
-            of_texts, of_pictures = zip(trace.weights, trace.exchanged, strict=True)
-            for place, index in enumerate(indices):
-                spelt = items.subwords[index].tokens
+    """EXCHANGES of some items: two rows, of text and image, per item and layer."""
+    rows = []
+    for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
+        for trace in classifier.paper.attention_maps(classifier.model, batch):
+            text_trace, image_trace = zip(trace.weights, trace.exchanged, strict=True)
+            for position, index in enumerate(batch_indices):
+                tokens = items.subwords[index].tokens
                 key = {"record": items.rows[index]["id"], "layer": trace.layer}
-                text = exchange_columns(*(values[place, : len(spelt)] for values in of_texts))
-                picture = exchange_columns(*(values[place] for values in of_pictures))
-                found.append(key | {"modality": "text", "tokens": spelt} | text)
-                found.append(key | {"modality": "picture", "tokens": []} | picture)
-    return found
+                text = exchange_columns(*(t[position, : len(tokens)] for t in text_trace))
+                image = exchange_columns(*(t[position] for t in image_trace))
+                rows.append(key | {"modality": "text", "tokens": tokens} | text)
+                rows.append(key | {"modality": "picture", "tokens": []} | image)
+    return rows
 
 
-def exchange_columns(weights: Tensor, places: Tensor) -> dict[str, list]:
-    """What a layer did to the tokens of one modality: weights (N,) and where it exchanged (N,)."""
-    return {"weights": weights.tolist(), "exchanged": places.nonzero()[:, 0].tolist()}
+def exchange_columns(weights: Tensor, exchanged: Tensor) -> dict[str, list]:
+    """Attention weights (N,) of an item's tokens and the indices where `exchanged` (N,) is true."""
+    return {"weights": weights.tolist(), "exchanged": exchanged.nonzero()[:, 0].tolist()}
 
 
 def generated_image_rows(
-    reader: MuseClassifier, items: TextImageDataset, places: list[int], params: ClassifyConfig
+    classifier: MuseClassifier, items: TextImageDataset, indices: list[int], config: ClassifyConfig
 ) -> Rows:
-    """DRAWN of some items: `samples` pictures from the text of each."""
-    if not (reader.model.network.use_image_generation and places):
+    """SAMPLED_IMAGES of some items: `num_images_per_prompt` images from the text of each."""
+    if not (classifier.model.network.use_image_generation and indices):
         return []
-    device = next(reader.model.parameters()).device
-    shown = to_device(
-        items.batch([place for place in places for _ in range(params.num_images_per_prompt)]),
-        device,
-    )
-    generator = torch.Generator(device).manual_seed(params.seed)
-    drawn = reader.paper.generate_images(reader.model, shown, generator)
-    names = [
-        (items.rows[place]["id"], n)
-        for place in places
-        for n in range(params.num_images_per_prompt)
-    ]
+    device = next(classifier.model.parameters()).device
+    keys = [(index, n) for index in indices for n in range(config.num_images_per_prompt)]
+    batch = to_device(items.batch([index for index, _ in keys]), device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    images = classifier.paper.generate_images(classifier.model, batch, generator)
     return [
-        {"record": record, "number": n, "picture": encode_png(picture)}
-        for (record, n), picture in zip(names, drawn, strict=True)
+        {"record": items.rows[index]["id"], "number": n, "picture": encode_png(image)}
+        for (index, n), image in zip(keys, images, strict=True)
     ]
 
 
-def encode_png(picture: Tensor) -> bytes:
-    """(3, S, S) in [-1, 1] as a PNG file."""
-    pixels = pixelcnn.float_to_uint8(picture).permute(1, 2, 0).cpu().numpy()
+def encode_png(image: Tensor) -> bytes:
+    """(3, S, S) in [-1, 1] -> content of a PNG file"""
+    pixels = pixelcnn.float_to_uint8(image).permute(1, 2, 0).cpu().numpy()
     content = BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
 
 
 def embedding_rows(
-    reader: MuseClassifier, items: TextImageDataset, places: list[int], size: int
+    classifier: MuseClassifier, items: TextImageDataset, indices: list[int], batch_size: int
 ) -> Rows:
-    """EMBEDDINGS of some items, all with a picture."""
-    found = []
-    for indices, batch in iter_batches(reader, items, places, size):
-        for where, (text, picture) in reader.paper.pooled_embeddings(reader.model, batch).items():
-            for modality, vectors in (("text", text), ("picture", picture)):
-                found += [
+    """EMBEDDINGS of some items, all with an image."""
+    rows = []
+    for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
+        embeddings = classifier.paper.pooled_embeddings(classifier.model, batch)
+        for where, (text, image) in embeddings.items():
+            for modality, vectors in (("text", text), ("picture", image)):
+                rows += [
                     {
                         "record": items.rows[index]["id"],
                         "modality": modality,
                         "where": where,
                         "vector": vector.tolist(),
                     }
-                    for index, vector in zip(indices, vectors, strict=True)
+                    for index, vector in zip(batch_indices, vectors, strict=True)
                 ]
-    return found
+    return rows
 
 
-def select_examples(items: TextImageDataset, count: int) -> list[int]:
-    """At most so many items with a picture, evenly spaced."""
-    shown = [place for place, row in enumerate(items.rows) if row["image"] is not None]
-    return [shown[place] for place in evenly_spaced_indices(len(shown), count)]
+def select_examples(items: TextImageDataset, max_count: int) -> list[int]:
+    """Indices of at most `max_count` items with an image, evenly spaced."""
+    with_image = [index for index, row in enumerate(items.rows) if row["image"] is not None]
+    return [with_image[i] for i in evenly_spaced_indices(len(with_image), max_count)]
 
 
 def classify(
-    name: str, kind: muse_dataset.CorpusKind, folders: list[Path], params: ClassifyConfig
+    name: str, kind: muse_dataset.CorpusKind, folders: list[Path], config: ClassifyConfig
 ) -> tuple[dict[str, Rows], dict[str, int]]:
-    """Rows of each table of TABLES, and how many weights the model has.
+    """Rows of each table of TABLES, and the parameter counts of the model.
 
-    folders: PICTURES, RECORDS, FEATURES and MODEL.
+    folders: IMAGES, RECORDS, FEATURES and MODEL
     """
     ingest, clean, feature_folder, model = folders
-    cached, rows = (
-        feature_store.read_features(feature_folder),
-        muse_dataset.load_splits(clean, kind),
-    )
-    reader = muse_checkpoint.restore(model)
+    features = feature_store.read_features(feature_folder)
+    rows = muse_dataset.load_splits(clean, kind)
+    classifier = muse_checkpoint.restore(model)
     splits = {
-        split: reader.build_dataset(rows[split], cached, ingest) for split in CLASSIFIED_SPLITS
+        split: classifier.build_dataset(rows[split], features, ingest)
+        for split in CLASSIFIED_SPLITS
     }
+    batch_size = load_config(MuseRun, "classifiers", name).eval_batch_size
     with inference_context():
-        found = build_tables(
-            reader, splits, params, load_config(MuseRun, "classifiers", name).eval_batch_size
-        )
-    return found, reader.config["parameters"]
+        tables = build_tables(classifier, splits, config, batch_size)
+    return tables, classifier.config["parameters"]
 
 
 def build_tables(
-    reader: MuseClassifier, splits: dict[str, TextImageDataset], params: ClassifyConfig, size: int
+    classifier: MuseClassifier,
+    splits: dict[str, TextImageDataset],
+    config: ClassifyConfig,
+    batch_size: int,
 ) -> dict[str, Rows]:
     """The rows of each table of TABLES."""
-    found: dict[str, Rows] = {name: [] for name in TABLES}
-    scored = "test" if len(splits["test"]) else "validation"
+    tables: dict[str, Rows] = {name: [] for name in TABLES}
+    scored_split = "test" if len(splits["test"]) else "validation"
     for split, items in splits.items():
-        alone = split == scored and any(row["image"] for row in items.rows)
-        inputs = INPUT_MODES if alone else INPUT_MODES[:1]
-        found["labels"] += label_rows(reader, items, split, inputs, size)
-        if reader.model.network.fusion == "text":
-            continue  # no picture is read
-        examples = select_examples(items, params.num_examples) if split == scored else []
-        written = generate_captions(reader, items, examples, size)
-        found["regularised"] += regularizer_rows(reader, items, split, size, written)
-        if split == scored:
-            found["exchanges"] += exchange_rows(reader, items, examples, size)
-            found["drawn"] += generated_image_rows(
-                reader, items, examples[: params.num_generation_examples], params
-            )
-            some = select_examples(items, params.num_projection_samples)
-            found["embeddings"] += embedding_rows(reader, items, some, size)
-    return found
+        is_scored = split == scored_split
+        has_images = any(row["image"] for row in items.rows)
+        input_modes = INPUT_MODES if is_scored and has_images else INPUT_MODES[:1]
+        tables["labels"] += label_rows(classifier, items, split, input_modes, batch_size)
+        if classifier.model.network.fusion == "text":
+            continue  # the model reads no images
+        examples = select_examples(items, config.num_examples) if is_scored else []
+        captions = generate_captions(classifier, items, examples, batch_size)
+        tables["regularised"] += regularizer_rows(classifier, items, split, batch_size, captions)
+        if is_scored:
+            tables["exchanges"] += exchange_rows(classifier, items, examples, batch_size)
+            prompts = examples[: config.num_generation_examples]
+            tables["drawn"] += generated_image_rows(classifier, items, prompts, config)
+            samples = select_examples(items, config.num_projection_samples)
+            tables["embeddings"] += embedding_rows(classifier, items, samples, batch_size)
+    return tables

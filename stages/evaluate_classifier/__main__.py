@@ -1,20 +1,20 @@
-"""Score what a reader labelled, beside the ceilings where the corpus knows them.
+"""Score a classifier's predictions, and compare them to the ceilings of a synthetic corpus.
 
-python -m stages.evaluate_classifier --run RUN --ingest INGEST --predictions PREDICTIONS --output OUTPUT
+python -m stages.evaluate_classifier --run RUN --ingest INGEST --predictions PREDICTIONS
+    --output OUTPUT
 
-reads   INGEST/ceilings.json   sample corpora only
-        LABELS                 what stages/classify wrote
-writes  TARGET/metrics.json
-        TARGET/items.parquet   the counts of each item that was scored
+reads   INGEST/ceilings.json   synthetic corpora only
+        PREDICTIONS            output of stages/classify
+writes  OUTPUT/metrics.json
+        OUTPUT/items.parquet   counts of each scored item
 
-Figures are of every test item with both inputs, `split` says so; where a corpus has no test item
-they are of the validation split, and `split` says that. Beside them: `single_modality` (the same
-items, text or picture alone) and `validation` (to choose settings by). What else, each paper says
-in a file of its own beside this one, which has
+The metrics are of all test items from both inputs, or of the validation items if the corpus has no
+test items; `split` tells which. `single_modality` has the same items from text or image alone, and
+`validation` the metrics to select settings by. Each paper has a module in this folder with
 
-    score(labels, known, params) -> the content of metrics.json, rows of items.parquet
+    compute_metrics(predictions, ceilings, config) -> content of metrics.json, rows of items.parquet
 
-with the folder LABELS and what ceilings.json holds, empty where there is none.
+whose arguments are the folder PREDICTIONS and the content of ceilings.json, empty without one.
 """
 
 import json
@@ -34,22 +34,23 @@ from stages.shared.runtime.stage import atomic_output_dir, run_stage
 def main(
     name: str,
     paper: ModuleType,
-    params: EvaluateClassifierConfig,
+    config: EvaluateClassifierConfig,
     ingest: Path,
-    labels: Path,
-    target: Path,
+    predictions: Path,
+    output: Path,
 ) -> None:
+    """Score the predictions of the run `name` with `paper`, its module in this folder."""
     with tracking.start_run(
-        stage="evaluate_classifier", name=name, params={"score": asdict(params)}
+        stage="evaluate_classifier", name=name, params={"score": asdict(config)}
     ) as tracked:
-        with atomic_output_dir(target) as folder:
-            found, rows = paper.compute_metrics(labels, load_ceilings(ingest), params)
-            result = round_metrics(found)
-            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+        with atomic_output_dir(output) as folder:
+            metrics, rows = paper.compute_metrics(predictions, load_ceilings(ingest), config)
+            metrics = round_metrics(metrics)
+            text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
             schemas.write_parquet(folder / "items.parquet", rows, schemas.LABEL_SCORES)
-        tracked.log_metrics(dict(flatten_metrics(result)), step=0)
-        tracked.log_artifact_hash(target / "metrics.json", "metrics.json")
+        tracked.log_metrics(dict(flatten_metrics(metrics)), step=0)
+        tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 
 
 def cli(run: str, ingest: Path, predictions: Path, output: Path) -> None:

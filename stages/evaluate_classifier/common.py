@@ -1,4 +1,4 @@
-"""What every reader's scores share: the params, the ceilings, the figures of a task."""
+"""Config, ceilings and task metrics that the evaluation of every classifier uses."""
 
 from pathlib import Path
 from typing import Any
@@ -13,47 +13,53 @@ Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
 
 @config_class
 class EvaluateClassifierConfig:
-    num_bootstrap_samples: int = Field(ge=2, description="draws for the standard errors of F1")
-    seed: int
-    max_below_ceiling: float
-    max_above_ceiling_standard_errors: float
+    num_bootstrap_samples: int = Field(ge=2, description="resamples for the standard errors of F1")
+    seed: int = Field(description="seed of the resampling")
+    max_below_ceiling: float = Field(description="distance a single-input score may be below")
+    max_above_ceiling_standard_errors: float = Field(
+        description="standard errors a single-input score may be above"
+    )
 
 
 def load_ceilings(ingest: Path) -> dict[str, Any]:
-    """{"metric", split: Ceilings} of a sample corpus; empty of any other."""
+    """{"metric", split: Ceilings} of a synthetic corpus; empty for other corpora."""
     path = ingest / "ceilings.json"
     return schemas.read_json(path) if path.exists() else {}
 
 
-def compute_task_metrics(rows: list[dict], params: EvaluateClassifierConfig) -> dict[str, Any]:
-    """Every figure of these rows' task; `score` is the one that ceilings and readers compare by."""
+def compute_task_metrics(rows: list[dict], config: EvaluateClassifierConfig) -> dict[str, Any]:
+    """All metrics of one task; `score` is the one that ceilings and models are compared by.
+
+    rows: LABEL_PREDICTIONS of one task
+    """
     gold, predicted = ([row[side] for row in rows] for side in ("gold", "predicted"))
     if rows[0]["task"] == "entities":
-        found = classification_metrics.extract_entities(gold, predicted)
-        figures = classification_metrics.compute_entity_scores(
-            found, params.num_bootstrap_samples, params.seed
+        entities = classification_metrics.extract_entities(gold, predicted)
+        metrics = classification_metrics.compute_entity_scores(
+            entities, config.num_bootstrap_samples, config.seed
         )
-        value, error = figures["lenient"]["f1"], figures["lenient"]["standard_error"]
+        value, error = metrics["lenient"]["f1"], metrics["lenient"]["standard_error"]
         score = {"metric": "f1", "rule": "lenient", "value": value, "standard_error": error}
-        return {"score": score, **figures, "measured_by": classification_metrics.MEASURED_BY}
+        return {"score": score, **metrics, "measured_by": classification_metrics.MEASURED_BY}
     labels = ([label for (label,) in side] for side in (gold, predicted))
-    figures = classification_metrics.compute_class_scores(
-        *labels, params.num_bootstrap_samples, params.seed
+    metrics = classification_metrics.compute_class_scores(
+        *labels, config.num_bootstrap_samples, config.seed
     )
-    return {"score": {"metric": "accuracy", **figures["accuracy"]}, **figures}
+    return {"score": {"metric": "accuracy", **metrics["accuracy"]}, **metrics}
 
 
 def compute_single_modality(
-    rows: list[dict], ceiling: dict[str, float] | None, params: EvaluateClassifierConfig
+    rows: list[dict], ceiling: dict[str, float] | None, config: EvaluateClassifierConfig
 ) -> dict[str, Any]:
-    """The score from one input, beside its ceiling if that is known."""
-    score = compute_task_metrics(rows, params)["score"]
+    """The score from one input, compared to its ceiling if there is one."""
+    score = compute_task_metrics(rows, config)["score"]
     value, error = score["value"], score["standard_error"]
     if ceiling is None:
         return {"value": value, "standard_error": error}
-    bounds = params.max_below_ceiling, params.max_above_ceiling_standard_errors
+    bounds = config.max_below_ceiling, config.max_above_ceiling_standard_errors
     return {"value": value} | compare_to_ceiling(value, error, ceiling["realised"], *bounds)
 
 
 def count_correct_labels(row: dict) -> dict[str, int]:
+    """Counts of an item with one label, for LABEL_SCORES."""
     return {"right": int(row["gold"] == row["predicted"]), "predicted": 1, "gold": 1}

@@ -1,8 +1,9 @@
-"""Scores of MM-ORIENT: each task, and their mean.
+"""Metrics of MM-ORIENT: each task, and the mean over tasks.
 
-Only what somebody judged is scored. Of a task with one label an item accuracy is micro-F1, which
-the paper reports; weighted F1 is that of Memotion 2 and 3, macro F1 that of the public code.
-`behaviour` says how dense its graphs are, and how even its attention: 1 is a mean, and collapsed.
+Only labeled items are scored. With one label per item, accuracy equals micro-F1, which the paper
+reports; weighted F1 is the metric of Memotion 2 and 3, macro F1 that of the public code.
+`behaviour` has the density of the graphs and the normalized entropy of the attention, where 1 means
+uniform, that is, collapsed attention.
 """
 
 from math import nan
@@ -25,45 +26,45 @@ AVERAGED_METRICS = ("accuracy", "weighted_f1", "macro_f1")
 
 
 def load_labels(folder: Path) -> Rows:
-    """LABELS that somebody judged. Raises WrongInput if there is no item to score."""
+    """Labeled rows of LABEL_PREDICTIONS. Raises InputError if there is none."""
     path = folder / "labels.parquet"
     rows = [row for row in schemas.read_parquet(path, schemas.LABEL_PREDICTIONS) if row["gold"]]
     if not rows:
         raise InputError(
-            f"{path} holds neither a test nor a validation item with a label: give the corpus"
-            " records of one of these splits"
+            f"{path} has neither a test nor a validation item with a label: add records of one of "
+            "these splits to the corpus"
         )
     return rows
 
 
 def group_by_task(rows: Rows, split: str, inputs: str) -> dict[str, Rows]:
-    """The rows of one split from these inputs, by task, each in the order of the records."""
-    found: dict[str, Rows] = {}
+    """The rows of one split and input mode by task, sorted by record."""
+    by_task: dict[str, Rows] = {}
     for row in sorted(rows, key=lambda row: row["record"]):
         if (row["split"], row["inputs"]) == (split, inputs):
-            found.setdefault(row["task"], []).append(row)
-    return found
+            by_task.setdefault(row["task"], []).append(row)
+    return by_task
 
 
 def compute_split_metrics(
-    by_task: dict[str, Rows], ceilings: dict, params: EvaluateClassifierConfig
+    by_task: dict[str, Rows], ceilings: dict, config: EvaluateClassifierConfig
 ) -> dict[str, Any]:
-    """Figures of each task from both inputs, and the mean of all."""
+    """Metrics of each task from both inputs, and their means."""
     tasks = {}
     for task, rows in by_task.items():
-        tasks[task] = {"items": len(rows), **compute_task_metrics(rows, params)}
-        if known := ceilings.get(task):
+        tasks[task] = {"items": len(rows), **compute_task_metrics(rows, config)}
+        if task_ceilings := ceilings.get(task):
             score = tasks[task]["score"]
-            realised = {inputs: values["realised"] for inputs, values in known.items()}
-            of_task = compute_skill(score["value"], score["standard_error"], realised)
-            tasks[task] |= {"ceilings": known, "skill": of_task}
+            realised = {inputs: values["realised"] for inputs, values in task_ceilings.items()}
+            skill = compute_skill(score["value"], score["standard_error"], realised)
+            tasks[task] |= {"ceilings": task_ceilings, "skill": skill}
     records = {row["record"] for rows in by_task.values() for row in rows}
     result = {"items": len(records), "score": mean_score(by_task)}
     result |= {
-        name: {"value": fmean(found[name]["value"] for found in tasks.values())}
+        name: {"value": fmean(metrics[name]["value"] for metrics in tasks.values())}
         for name in AVERAGED_METRICS
     }
-    if all("skill" in found for found in tasks.values()):
+    if all("skill" in metrics for metrics in tasks.values()):
         result |= {"skill": mean_skill(by_task, tasks), "ceilings": mean_ceilings(ceilings, tasks)}
     return result | {"tasks": tasks}
 
@@ -73,18 +74,19 @@ def is_correct(row: dict) -> float:
 
 
 def mean_score(by_task: dict[str, Rows]) -> dict[str, Any]:
-    """The mean accuracy of the tasks; its error knows that tasks share their items."""
+    """The mean accuracy over tasks; its standard error is clustered by record."""
     value = fmean(fmean(map(is_correct, rows)) for rows in by_task.values())
-    return {"metric": "accuracy"} | {
+    return {
+        "metric": "accuracy",
         "value": value,
         "standard_error": compute_standard_error(by_task, {}),
     }
 
 
 def compute_standard_error(by_task: dict[str, Rows], room: dict[str, float]) -> float:
-    """The standard error of the mean over tasks of accuracy, each divided by its room.
+    """Standard error of the mean over tasks of accuracy / room (1 if a task has no room).
 
-    What an item adds to it, in all of its tasks, goes together.
+    Clustered by record, since the tasks share their items.
     """
     values, records = [], []
     total = sum(map(len, by_task.values()))
@@ -97,18 +99,20 @@ def compute_standard_error(by_task: dict[str, Rows], room: dict[str, float]) -> 
 
 
 def mean_skill(by_task: dict[str, Rows], tasks: dict[str, Any]) -> dict[str, float]:
+    """The mean skill over tasks; NaN if one input alone reaches the ceiling of a task."""
     room = {
-        task: of_task["ceilings"]["both"]["realised"]
-        - max(of_task["ceilings"][one]["realised"] for one in ("text", "picture"))
-        for task, of_task in tasks.items()
+        task: metrics["ceilings"]["both"]["realised"]
+        - max(metrics["ceilings"][inputs]["realised"] for inputs in ("text", "picture"))
+        for task, metrics in tasks.items()
     }
-    if min(room.values()) <= 0:  # of one task one input allows all
+    if min(room.values()) <= 0:
         return {"value": nan, "standard_error": nan}
-    value = fmean(of_task["skill"]["value"] for of_task in tasks.values())
+    value = fmean(metrics["skill"]["value"] for metrics in tasks.values())
     return {"value": value, "standard_error": compute_standard_error(by_task, room)}
 
 
 def mean_ceilings(ceilings: dict, tasks: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The ceilings of each input mode, averaged over tasks."""
     return {
         inputs: {
             side: fmean(ceilings[task][inputs][side] for task in tasks)
@@ -119,55 +123,56 @@ def mean_ceilings(ceilings: dict, tasks: dict[str, Any]) -> dict[str, dict[str, 
 
 
 def compute_single_modality_by_task(
-    by_task: dict[str, Rows], ceilings: dict, inputs: str, params: EvaluateClassifierConfig
+    by_task: dict[str, Rows], ceilings: dict, inputs: str, config: EvaluateClassifierConfig
 ) -> dict[str, Any]:
-    """The score of each task from one input beside its ceiling, and of their mean."""
+    """The score from one input, of each task and averaged, compared to the ceilings."""
     tasks = {
-        task: compute_single_modality(rows, ceilings.get(task, {}).get(inputs), params)
+        task: compute_single_modality(rows, ceilings.get(task, {}).get(inputs), config)
         for task, rows in by_task.items()
     }
     mean = mean_score(by_task)
     value, error = mean["value"], mean["standard_error"]
-    found = {"value": value, "standard_error": error}
+    result = {"value": value, "standard_error": error}
     if all(task in ceilings for task in tasks):
         ceiling = fmean(ceilings[task][inputs]["realised"] for task in tasks)
-        bounds = params.max_below_ceiling, params.max_above_ceiling_standard_errors
-        found |= compare_to_ceiling(value, error, ceiling, *bounds)
-    return found | {"tasks": tasks}
+        bounds = config.max_below_ceiling, config.max_above_ceiling_standard_errors
+        result |= compare_to_ceiling(value, error, ceiling, *bounds)
+    return result | {"tasks": tasks}
 
 
 def mean_diagnostics(folder: Path) -> dict[str, float]:
-    """The mean of each figure of BEHAVIOUR, which is of the scored split alone."""
-    found: dict[str, list[float]] = {}
+    """The mean of each quantity in DIAGNOSTICS, over items of the scored split."""
+    by_name: dict[str, list[float]] = {}
     for row in schemas.read_parquet(folder / "behaviour.parquet", schemas.DIAGNOSTICS):
-        found.setdefault(row["name"], []).append(row["value"])
-    return {name: fmean(values) for name, values in sorted(found.items())}
+        by_name.setdefault(row["name"], []).append(row["value"])
+    return {name: fmean(values) for name, values in sorted(by_name.items())}
 
 
 def compute_metrics(
-    folder: Path, known: dict[str, Any], params: EvaluateClassifierConfig
+    predictions: Path, ceilings: dict[str, Any], config: EvaluateClassifierConfig
 ) -> tuple[dict[str, Any], Rows]:
     """The content of metrics.json and the rows of items.parquet."""
-    rows = load_labels(folder)
+    rows = load_labels(predictions)
     split = "test" if group_by_task(rows, "test", "both") else "validation"
-    ceilings = known.get(split, {})
+    split_ceilings = ceilings.get(split, {})
     result = {"task": "memes", "split": split}
-    result |= compute_split_metrics(group_by_task(rows, split, "both"), ceilings, params)
+    result |= compute_split_metrics(group_by_task(rows, split, "both"), split_ceilings, config)
     for inputs in ("text", "picture"):
         if by_task := group_by_task(rows, split, inputs):
-            found = compute_single_modality_by_task(by_task, ceilings, inputs, params)
-            result.setdefault("single_modality", {})[inputs] = found
+            single = compute_single_modality_by_task(by_task, split_ceilings, inputs, config)
+            result.setdefault("single_modality", {})[inputs] = single
     result |= {
-        "behaviour": mean_diagnostics(folder),
-        "parameters": schemas.read_json(folder / "parameters.json"),
+        "behaviour": mean_diagnostics(predictions),
+        "parameters": schemas.read_json(predictions / "parameters.json"),
     }
     if by_task := group_by_task(rows, "validation", "both"):
-        result["validation"] = compute_split_metrics(by_task, known.get("validation", {}), params)
+        validation_ceilings = ceilings.get("validation", {})
+        result["validation"] = compute_split_metrics(by_task, validation_ceilings, config)
     return result, item_rows(rows)
 
 
 def item_rows(rows: Rows) -> Rows:
-    """One row of items.parquet for each row of labels.parquet."""
+    """LABEL_SCORES: one row of items.parquet for each row of labels.parquet."""
     return [
         dict.fromkeys(schemas.LABEL_SCORES.names)
         | {name: row[name] for name in ("record", "split", "inputs", "task", "cut")}

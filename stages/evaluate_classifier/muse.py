@@ -1,7 +1,7 @@
-"""Scores of MuSE: entities or sentiment, and what its regularisers and its embeddings say.
+"""Metrics of MuSE: entities or sentiment, its regularizers and its embeddings.
 
-Words beyond a reader's limit count as predicted O; `cut` says how many there are. `regularisers`
-and `alignment` say what captioning and drawing reach, and how text and picture lie.
+Words beyond the encoder's limit count as predicted O; `cut` has their number. `regularisers` has
+the losses of captioning and image generation, `alignment` compares text and image embeddings.
 """
 
 from dataclasses import dataclass
@@ -27,112 +27,114 @@ REGULARIZERS = ["caption_nats", "drawing_bits"]
 
 @dataclass(frozen=True)
 class MuseOutputs:
-    """What 11_classify holds of one reader."""
+    """The tables of 11_classify of one classifier."""
 
-    rows: list[dict]  # LABELS
-    regularised: list[dict]  # REGULARISED
+    labels: list[dict]  # LABEL_PREDICTIONS
+    regularizers: list[dict]  # REGULARIZER_OUTPUTS
     embeddings: list[dict]  # EMBEDDINGS
-    parameters: dict[str, int]  # of the model: how many are trained, how many are not
+    parameters: dict[str, int]  # number of trained and of frozen parameters
 
     @property
     def task(self) -> str:
-        return self.rows[0]["task"]
+        return self.labels[0]["task"]
 
     def select(self, split: str, inputs: str) -> list[dict]:
-        """The rows of one split from these inputs, in the order of the records' names."""
+        """The predictions of one split and input mode, sorted by record."""
         key = split, inputs
-        found = [row for row in self.rows if (row["split"], row["inputs"]) == key]
-        return sorted(found, key=lambda row: row["record"])
+        rows = [row for row in self.labels if (row["split"], row["inputs"]) == key]
+        return sorted(rows, key=lambda row: row["record"])
 
 
-def load_labels(folder: Path) -> MuseOutputs:
-    """Raises WrongInput if something is missing, or there is no item to score."""
-    found = MuseOutputs(
+def load_outputs(folder: Path) -> MuseOutputs:
+    """Raises InputError if a file is missing, or if there is no item to score."""
+    outputs = MuseOutputs(
         schemas.read_parquet(folder / "labels.parquet", schemas.LABEL_PREDICTIONS),
         schemas.read_parquet(folder / "regularised.parquet", schemas.REGULARIZER_OUTPUTS),
         schemas.read_parquet(folder / "embeddings.parquet", schemas.EMBEDDINGS),
         schemas.read_json(folder / "parameters.json"),
     )
-    if not found.select("test", "both") and not found.select("validation", "both"):
+    if not outputs.select("test", "both") and not outputs.select("validation", "both"):
         raise InputError(
-            f"{folder / 'labels.parquet'} holds neither a test nor a validation item: give the"
-            " corpus records of one of these splits"
+            f"{folder / 'labels.parquet'} has neither a test nor a validation item: add records of"
+            " one of these splits to the corpus"
         )
-    return found
+    return outputs
 
 
 def compute_split_metrics(
-    labels: MuseOutputs, split: str, ceilings: Ceilings, params: EvaluateClassifierConfig
+    outputs: MuseOutputs, split: str, ceilings: Ceilings, config: EvaluateClassifierConfig
 ) -> dict[str, Any]:
-    """Figures from both inputs, the ceilings and the skill, and what the regularisers say."""
-    rows = labels.select(split, "both")
+    """Metrics from both inputs, ceilings and skill, and the regularizers."""
+    rows = outputs.select(split, "both")
     result = {
         "items": len(rows),
         "cut": count_truncated(rows),
-        **compute_task_metrics(rows, params),
+        **compute_task_metrics(rows, config),
     }
     if ceilings:
         score = result["score"]
         realised = {inputs: values["realised"] for inputs, values in ceilings.items()}
         result["ceilings"] = ceilings
         result["skill"] = compute_skill(score["value"], score["standard_error"], realised)
-    regularised = [row for row in labels.regularised if row["split"] == split]
-    return result | {"regularisers": compute_regularizer_metrics(regularised)}
+    regularizers = [row for row in outputs.regularizers if row["split"] == split]
+    return result | {"regularisers": compute_regularizer_metrics(regularizers)}
 
 
 def count_truncated(rows: list[dict]) -> dict[str, int]:
-    """How many words lay beyond the reader's limit, and of how many items."""
+    """The number of words beyond the encoder's limit, and of the items that have them."""
     return {"items": sum(row["cut"] > 0 for row in rows), "words": sum(row["cut"] for row in rows)}
 
 
 def compute_regularizer_metrics(rows: list[dict]) -> dict[str, Any]:
-    """Means over the items that have the figure: nats per token, bits per dimension."""
+    """Means over the items that have a value: nats per token, bits per dimension."""
     result = {}
     for name in REGULARIZERS:
-        known = [row for row in rows if row[name] is not None]
-        if known:
-            values, records = [row[name] for row in known], [row["record"] for row in known]
+        measured = [row for row in rows if row[name] is not None]
+        if measured:
+            values, records = [row[name] for row in measured], [row["record"] for row in measured]
             error = clustered_standard_error(values, records)
             mean = {"value": fmean(values), "standard_error": error}
-            result[name] = {"items": len(known), **mean}
+            result[name] = {"items": len(measured), **mean}
     return result
 
 
 def compute_metrics(
-    folder: Path, known: dict[str, Any], params: EvaluateClassifierConfig
+    predictions: Path, ceilings: dict[str, Any], config: EvaluateClassifierConfig
 ) -> tuple[dict[str, Any], list[dict]]:
     """The content of metrics.json and the rows of items.parquet."""
-    labels = load_labels(folder)
-    return build_metrics(labels, known, params), item_rows(labels.rows)
+    outputs = load_outputs(predictions)
+    return build_metrics(outputs, ceilings, config), item_rows(outputs.labels)
 
 
 def build_metrics(
-    labels: MuseOutputs, known: dict[str, Any], params: EvaluateClassifierConfig
+    outputs: MuseOutputs, ceilings: dict[str, Any], config: EvaluateClassifierConfig
 ) -> dict[str, Any]:
-    """The content of metrics.json; known: what `read_ceilings` read."""
-    split = "test" if labels.select("test", "both") else "validation"
-    ceilings = known.get(split, {})
+    """The content of metrics.json; ceilings: from `load_ceilings`."""
+    split = "test" if outputs.select("test", "both") else "validation"
+    split_ceilings = ceilings.get(split, {})
     result = {
-        "task": labels.task,
+        "task": outputs.task,
         "split": split,
-        **compute_split_metrics(labels, split, ceilings, params),
+        **compute_split_metrics(outputs, split, split_ceilings, config),
     }
-    assert not known or known["metric"] == result["score"]["metric"]
+    assert not ceilings or ceilings["metric"] == result["score"]["metric"]
     for inputs in ("text", "picture"):
-        if rows := labels.select(split, inputs):
-            found = compute_single_modality(rows, ceilings.get(inputs), params)
-            result.setdefault("single_modality", {})[inputs] = found
-    scored = {row["record"] for row in labels.select(split, "both")}
-    embedded = [row for row in labels.embeddings if row["record"] in scored]
-    result |= {"alignment": summarize_alignment(embedded), "parameters": labels.parameters}
-    if labels.select("validation", "both"):
-        of_split = known.get("validation", {})
-        result["validation"] = compute_split_metrics(labels, "validation", of_split, params)
+        if rows := outputs.select(split, inputs):
+            single = compute_single_modality(rows, split_ceilings.get(inputs), config)
+            result.setdefault("single_modality", {})[inputs] = single
+    scored = {row["record"] for row in outputs.select(split, "both")}
+    embeddings = [row for row in outputs.embeddings if row["record"] in scored]
+    result |= {"alignment": summarize_alignment(embeddings), "parameters": outputs.parameters}
+    if outputs.select("validation", "both"):
+        validation_ceilings = ceilings.get("validation", {})
+        result["validation"] = compute_split_metrics(
+            outputs, "validation", validation_ceilings, config
+        )
     return result
 
 
 def item_rows(rows: list[dict]) -> list[dict]:
-    """One row of items.parquet for each row of labels.parquet."""
+    """LABEL_SCORES: one row of items.parquet for each row of labels.parquet."""
     return [
         dict.fromkeys(schemas.LABEL_SCORES.names)
         | {name: row[name] for name in ("record", "split", "inputs", "task", "cut")}
@@ -142,11 +144,12 @@ def item_rows(rows: list[dict]) -> list[dict]:
 
 
 def count_entities(row: dict) -> dict[str, int]:
-    found = classification_metrics.extract_entities([row["gold"]], [row["predicted"]])
+    """Counts of an item's entities by the lenient, strict and span rules, for LABEL_SCORES."""
+    entities = classification_metrics.extract_entities([row["gold"]], [row["predicted"]])
     result = {}
-    for rule, before in (("lenient", ""), ("strict", "strict_")):
-        ((gold, predicted),) = found[rule]
-        sizes = {"right": gold & predicted, "predicted": predicted, "gold": gold}
-        result |= {before + name: len(some) for name, some in sizes.items()}
-    ((gold, predicted),) = found["spans"]
+    for rule, prefix in (("lenient", ""), ("strict", "strict_")):
+        ((gold, predicted),) = entities[rule]
+        groups = {"right": gold & predicted, "predicted": predicted, "gold": gold}
+        result |= {prefix + name: len(group) for name, group in groups.items()}
+    ((gold, predicted),) = entities["spans"]
     return result | {"span_right": len(gold & predicted)}

@@ -1,23 +1,25 @@
-"""Fit a reader's model to the labels of a corpus.
+"""Train a classifier on the labels of a corpus.
 
-python -m stages.train_classifier --run RUN --images IMAGES --records RECORDS --features FEATURES --encoder ENCODER --output OUTPUT
+python -m stages.train_classifier --run RUN --images IMAGES --records RECORDS --features FEATURES
+    --encoder ENCODER --output OUTPUT
 
-reads   PICTURES/images, RECORDS/records.parquet, FEATURES (stages/shared/features/store.py), ENCODER
-        (what computed them)
-writes  TARGET/model, TARGET/history.csv
+reads   IMAGES/images, RECORDS/records.parquet, FEATURES (stages/shared/features/store.py), ENCODER
+        (the aligned encoder that computed them)
+writes  OUTPUT/model, OUTPUT/history.csv
 
-The weights that are kept are those with the best score on the validation split; without validation
-items they are the last ones. How, each paper says in a file of its own beside this one, which has
+The weights with the best validation score are kept; without validation items, the last ones. Each
+paper has a module in this folder with
 
-    RUN_CONFIG                               what a row of readers holds
-    train(name, run, folders, kind, log) -> the reader, the steps of history.csv, its items
-    save(reader, folder, encoder)            a folder that loads by path
+    RUN_CONFIG                               config class of a row of params.yaml: classifiers
+    train(name, run, folders, kind, log)     -> the classifier, the rows of history.csv, the dataset
+    save(classifier, folder, encoder)        write a folder that loads by path
 """
 
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from stages.shared.backbones.classifier import load_model_config
 from stages.shared.core.config import load_config
@@ -26,25 +28,29 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
-def logged_params(run) -> dict:
-    """What is compared of a run: those of its row and those of its model's network."""
+def logged_params(run: Any) -> dict[str, Any]:
+    """The params that are logged of a run: its own and those of its model's network."""
     return asdict(run) | {"network": asdict(load_model_config(run))}
 
 
-def main(name: str, paper: ModuleType, folders: list[Path], kind: str, target: Path) -> None:
+def main(name: str, trainer: ModuleType, folders: list[Path], kind: str, output: Path) -> None:
+    """Train the run `name` and write its model and history.
+
+    trainer: the module of the paper; folders: IMAGES, RECORDS, FEATURES, ENCODER; kind: of corpus
+    """
     *sources, encoder = folders
-    run = load_config(paper.RUN_CONFIG, "classifiers", name)
+    run = load_config(trainer.RUN_CONFIG, "classifiers", name)
     with tracking.start_run(
         stage="train_classifier", name=name, params=logged_params(run)
     ) as tracked:
-        with atomic_output_dir(target) as folder:
-            reader, steps, items = paper.train(name, run, sources, kind, tracked.log_metrics)
-            paper.save(reader, folder / "model", encoder)
-            history.write_history(folder / "history.csv", steps)
-        counts = {"items": len(items), "items_cut": items.num_truncated, **reader.config["parameters"]}
-        tracked.log_metrics(counts, run.training.max_steps)
-        tracked.log_artifact_hash(target / "model", "model")
-        tracked.log_model(target / "model", "model")
+        with atomic_output_dir(output) as folder:
+            classifier, rows, items = trainer.train(name, run, sources, kind, tracked.log_metrics)
+            trainer.save(classifier, folder / "model", encoder)
+            history.write_history(folder / "history.csv", rows)
+        counts = {"items": len(items), "items_cut": items.num_truncated}
+        tracked.log_metrics(counts | classifier.config["parameters"], run.training.max_steps)
+        tracked.log_artifact_hash(output / "model", "model")
+        tracked.log_model(output / "model", "model")
 
 
 def cli(run: str, images: Path, records: Path, features: Path, encoder: Path, output: Path) -> None:

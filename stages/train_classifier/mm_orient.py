@@ -1,6 +1,6 @@
-"""How MM-ORIENT learns: from memes and their paraphrases, all that is read of them frozen.
+"""Train MM-ORIENT on memes and their paraphrases, with frozen text and image encoders.
 
-The weights that are kept are those with the best accuracy, the mean over the tasks.
+The weights with the best validation accuracy, averaged over the tasks, are kept.
 """
 
 from collections.abc import Callable
@@ -19,42 +19,45 @@ from stages.shared.training.batching import Batch, shuffled_batch, to_device
 from stages.shared.training.checkpoint import fingerprint
 from stages.shared.training.loop import ValidationResult, average_item_metrics, fit, seed_everything
 
-__all__ = ["RUN_CONFIG", "save", "train"]  # what stages/train_classifier/__main__.py asks for
+__all__ = ["RUN_CONFIG", "save", "train"]  # used by stages/train_classifier/__main__.py
 RUN_CONFIG = MmOrientRun
 LogFunction = Callable[[dict[str, float], int], None]
 
 
-def compute_accuracies(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """The accuracy of each task, by its place, of the items that somebody judged.  (N, T) twice"""
-    found = {}
-    for place in range(labels.shape[1]):
-        judged = labels[:, place] != UNLABELED
-        if judged.any():
-            right = predicted[judged, place] == labels[judged, place]
-            found[place] = right.double().mean().item()
-    return found
+def compute_accuracies(predicted: Tensor, labels: Tensor) -> dict[int, float]:
+    """Accuracy of each task on its labeled items, by task index; no entry without labeled items.
+
+    predicted, labels (N, T)
+    """
+    accuracies = {}
+    for task in range(labels.shape[1]):
+        labeled = labels[:, task] != UNLABELED
+        if labeled.any():
+            correct = predicted[labeled, task] == labels[labeled, task]
+            accuracies[task] = correct.double().mean().item()
+    return accuracies
 
 
 def build_validator(
-    reader: MmOrientClassifier, items: MemeDataset, batch: int
+    classifier: MmOrientClassifier, items: MemeDataset, batch_size: int
 ) -> Callable[[nn.Module], ValidationResult]:
-    """1 - the mean accuracy of all validation items, and how the model behaves on them."""
+    """A function that evaluates a model on all items; its loss is 1 - mean accuracy."""
+    tasks = list(items.tasks)
 
-    def validate(model) -> ValidationResult:
+    def validate(model: nn.Module) -> ValidationResult:
         device = next(model.parameters()).device
-        predicted, seen = [], []
-        for start in range(0, len(items), batch):
-            indices = list(range(start, min(start + batch, len(items))))
-            shown = to_device(items.batch(indices), device)
-            decided = reader.paper.predict(model, shown).labels
-            predicted.append(torch.stack([decided[task] for task in items.tasks], 1).cpu())
-            seen.append(reader.paper.diagnostics(model, shown))
-        by_place = compute_accuracies(torch.cat(predicted), items.labels)
-        reached = sum(by_place.values()) / len(by_place)
-        by_task = {f"score_{list(items.tasks)[place]}": value for place, value in by_place.items()}
-        return ValidationResult(
-            {"score": reached, **by_task, **average_item_metrics(seen)}, 1 - reached
-        )
+        predicted, diagnostics = [], []
+        for start in range(0, len(items), batch_size):
+            indices = list(range(start, min(start + batch_size, len(items))))
+            batch = to_device(items.batch(indices), device)
+            label_ids = classifier.paper.predict(model, batch).labels
+            predicted.append(torch.stack([label_ids[task] for task in tasks], 1).cpu())
+            diagnostics.append(classifier.paper.diagnostics(model, batch))
+        accuracies = compute_accuracies(torch.cat(predicted), items.labels)
+        score = sum(accuracies.values()) / len(accuracies)
+        by_task = {f"score_{tasks[index]}": value for index, value in accuracies.items()}
+        metrics = {"score": score, **by_task, **average_item_metrics(diagnostics)}
+        return ValidationResult(metrics, 1 - score)
 
     return validate
 
@@ -62,44 +65,45 @@ def build_validator(
 def train(
     name: str, run: MmOrientRun, folders: list[Path], kind: str, log: LogFunction
 ) -> tuple[MmOrientClassifier, list[dict[str, float]], MemeDataset]:
-    """The trained reader, a row of history for each step, and the items of the train split.
+    """Train a classifier.  -> the classifier, a history row per step, the train dataset
 
-    folders: PICTURES, RECORDS and FEATURES; log: takes a row and its step. Raises WrongInput if
-    there is nothing to train on.
+    folders: IMAGES, RECORDS and FEATURES; log: called with the metrics of a step and its number.
+    Raises InputError if the train split is empty or has no label.
     """
-    pictures, records, feature_folder = folders
+    images, records, feature_folder = folders
     seed_everything(run.training.seed)
     rows = meme_dataset.load_splits(records)
     if not rows["train"]:
         raise InputError(
-            f"{records / 'records.parquet'} holds no record of the train split: give the corpus"
-            " some"
+            f"{records / 'records.parquet'} has no record of the train split: add some to the "
+            "corpus"
         )
-    known = feature_store.read_features(feature_folder)
-    reader = mm_orient_checkpoint.create(
-        run, rows["train"], meme_dataset.load_tasks(records), known
-    )
-    items = reader.build_dataset(rows["train"], known, pictures)
-    held_out = reader.build_dataset(rows["validation"], known, pictures)
-    paper, device = reader.paper, next(reader.model.parameters()).device
-    paper.fit_statistics(
-        reader.model, to_device(items.pooled_batch(list(range(len(items)))), device)
-    )
-    can_choose = len(held_out) and (held_out.labels != UNLABELED).any()
+    features = feature_store.read_features(feature_folder)
+    tasks = meme_dataset.load_tasks(records)
+    classifier = mm_orient_checkpoint.create(run, rows["train"], tasks, features)
+    items = classifier.build_dataset(rows["train"], features, images)
+    validation = classifier.build_dataset(rows["validation"], features, images)
+    validate = None
+    if len(validation) and (validation.labels != UNLABELED).any():
+        validate = build_validator(classifier, validation, run.eval_batch_size)
+    paper, device = classifier.paper, next(classifier.model.parameters()).device
+    all_items = to_device(items.pooled_batch(list(range(len(items)))), device)
+    paper.fit_statistics(classifier.model, all_items)
 
     def batch_at(step: int) -> Batch:
         return items.batch(
             shuffled_batch(len(items), run.training.batch_size, run.training.seed, step)
         )
 
-    steps = fit(
-        reader.model,
+    hashed = [run, classifier.config, classifier.model, *classifier.frozen_modules()]
+    history = fit(
+        classifier.model,
         paper.compute_loss,
         batch_at,
         run.training,
         name=f"train_classifier@{name}",
-        key=fingerprint([run, reader.config, reader.model, *reader.frozen_modules()], folders),
-        validate=build_validator(reader, held_out, run.eval_batch_size) if can_choose else None,
+        key=fingerprint(hashed, folders),
+        validate=validate,
         log=log,
     )
-    return reader, steps, items
+    return classifier, history, items

@@ -1,7 +1,7 @@
-"""How MuSE learns: from tagged tweets or labelled posts, and the pixels of their pictures.
+"""Train MuSE on tagged tweets or labeled posts and their images.
 
-A batch holds texts of like length, since most of a step goes into reading them. The weights that
-are kept are those with the best F1 of the entities, or accuracy.
+A batch has texts of similar length, because most of the time of a step goes into encoding them.
+The weights with the best validation score are kept: F1 of the entities, or accuracy.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from stages.shared.training.batching import Batch, length_bucketed_batch, to_dev
 from stages.shared.training.checkpoint import fingerprint
 from stages.shared.training.loop import ValidationResult, average_item_metrics, fit, seed_everything
 
-__all__ = ["RUN_CONFIG", "save", "train"]  # what stages/train_classifier/__main__.py asks for
+__all__ = ["RUN_CONFIG", "save", "train"]  # used by stages/train_classifier/__main__.py
 RUN_CONFIG = MuseRun
 LogFunction = Callable[[dict[str, float], int], None]
 
 
 def selection_score(task: Task, gold: list[list[str]], predicted: list[list[str]]) -> float:
-    """What weights are chosen by, 0 to 1: lenient F1 of the entities, or accuracy."""
+    """The score by which weights are selected, 0 to 1: lenient F1 of the entities, or accuracy."""
     if task == "entities":
         pairs = classification_metrics.extract_entities(gold, predicted)["lenient"]
         return classification_metrics.compute_entity_f1(pairs)
@@ -34,23 +34,23 @@ def selection_score(task: Task, gold: list[list[str]], predicted: list[list[str]
 
 
 def build_validator(
-    reader: MuseClassifier, items: TextImageDataset, batch: int
+    classifier: MuseClassifier, items: TextImageDataset, batch_size: int
 ) -> Callable[[nn.Module], ValidationResult]:
-    """1 - score of all validation items, and how the model behaves on them."""
+    """A function that evaluates a model on all items; its loss is 1 - score."""
 
-    def validate(model) -> ValidationResult:
+    def validate(model: nn.Module) -> ValidationResult:
         device = next(model.parameters()).device
         predicted: list[list[str]] = []
-        seen = []
-        for start in range(0, len(items), batch):
-            indices = list(range(start, min(start + batch, len(items))))
-            shown = to_device(items.batch(indices), device)
-            decided = reader.paper.predict(model, shown).labels
-            predicted += reader.decode_labels(decided, items, indices)
-            seen.append(reader.paper.diagnostics(model, shown))
+        diagnostics = []
+        for start in range(0, len(items), batch_size):
+            indices = list(range(start, min(start + batch_size, len(items))))
+            batch = to_device(items.batch(indices), device)
+            label_ids = classifier.paper.predict(model, batch).labels
+            predicted += classifier.decode_labels(label_ids, items, indices)
+            diagnostics.append(classifier.paper.diagnostics(model, batch))
         gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
-        reached = selection_score(reader.codec.task, gold, predicted)
-        return ValidationResult({"score": reached, **average_item_metrics(seen)}, 1 - reached)
+        score = selection_score(classifier.codec.task, gold, predicted)
+        return ValidationResult({"score": score, **average_item_metrics(diagnostics)}, 1 - score)
 
     return validate
 
@@ -58,24 +58,26 @@ def build_validator(
 def train(
     name: str, run: MuseRun, folders: list[Path], kind: muse_dataset.CorpusKind, log: LogFunction
 ) -> tuple[MuseClassifier, list[dict[str, float]], TextImageDataset]:
-    """The trained reader, a row of history for each step, and the items of the train split.
+    """Train a classifier.  -> the classifier, a history row per step, the train dataset
 
-    folders: PICTURES, RECORDS and FEATURES; log: takes a row and its step. Raises WrongInput if
-    there is nothing to train on.
+    folders: IMAGES, RECORDS and FEATURES; log: called with the metrics of a step and its number.
+    Raises InputError if the train split is empty.
     """
     ingest, clean, feature_folder = folders
     seed_everything(run.training.seed)
     rows = muse_dataset.load_splits(clean, kind)
     if not rows["train"]:
         raise InputError(
-            f"{clean / 'records.parquet'} holds no record of the train split: give the corpus some"
+            f"{clean / 'records.parquet'} has no record of the train split: add some to the corpus"
         )
-    cached = feature_store.read_features(feature_folder)
-    reader = muse_checkpoint.create(
-        run, rows["train"], muse_dataset.TASK_BY_CORPUS_KIND[kind], cached
-    )
-    items = reader.build_dataset(rows["train"], cached, ingest)
-    held_out = reader.build_dataset(rows["validation"], cached, ingest)
+    features = feature_store.read_features(feature_folder)
+    task = muse_dataset.TASK_BY_CORPUS_KIND[kind]
+    classifier = muse_checkpoint.create(run, rows["train"], task, features)
+    items = classifier.build_dataset(rows["train"], features, ingest)
+    validation = classifier.build_dataset(rows["validation"], features, ingest)
+    validate = None
+    if len(validation):
+        validate = build_validator(classifier, validation, run.eval_batch_size)
     lengths = [len(text.ids) for text in items.subwords]
 
     def batch_at(step: int) -> Batch:
@@ -83,15 +85,15 @@ def train(
             length_bucketed_batch(lengths, run.training.batch_size, run.training.seed, step)
         )
 
-    steps = fit(
-        reader.model,
-        reader.paper.compute_loss,
+    history = fit(
+        classifier.model,
+        classifier.paper.compute_loss,
         batch_at,
         run.training,
         name=f"train_classifier@{name}",
-        key=fingerprint([run, reader.config, reader.model], folders),
+        key=fingerprint([run, classifier.config, classifier.model], folders),
         lr_multipliers=muse_checkpoint.lr_multipliers(run),
-        validate=build_validator(reader, held_out, run.eval_batch_size) if len(held_out) else None,
+        validate=validate,
         log=log,
     )
-    return reader, steps, items
+    return classifier, history, items

@@ -1,6 +1,7 @@
-"""What a reader labelled, in a temporary data folder, in the schemas of stages/shared/core/schemas.py.
+"""Outputs of 11_classify for MuSE in a temporary data folder.
 
-Four test items and two of validation; item d has no picture. `both` gets one thing wrong.
+Four test items and two validation items; item d has no image. Predictions from both inputs have one
+error per task.
 """
 
 import json
@@ -29,7 +30,7 @@ GOLD = {
         "w": "negative",
     },
 }
-WRONG_PREDICTIONS = {  # what was predicted instead, by inputs
+WRONG_PREDICTIONS = {  # by task, inputs and record; other predictions equal GOLD
     "entities": {
         "both": {"b": "O I-PER O", "c": "O B-NEW"},
         "text": {"a": "B-PER O B-PER", "b": "O O O", "c": "O B-LOC"},
@@ -41,7 +42,7 @@ WRONG_PREDICTIONS = {  # what was predicted instead, by inputs
         "picture": {"a": "negative", "b": "positive", "c": "positive", "d": "neutral"},
     },
 }
-CEILINGS = {  # of the same items
+CEILINGS = {  # of these items
     inputs: {"expected": value + 0.01, "realised": value}
     for inputs, value in [("text", 0.5), ("picture", 0.25), ("both", 1.0)]
 }
@@ -53,7 +54,7 @@ TEXTS = {
     "v": "Kim runs",
     "w": "Bergen again",
 }
-IMAGE_COLORS = {  # d and w have none
+IMAGE_COLORS = {  # d and w have no image
     "a": (200, 40, 40),
     "b": (40, 200, 40),
     "c": (40, 40, 200),
@@ -63,7 +64,7 @@ PARAMETERS = {"trained": 120, "frozen": 1000}
 
 
 def make_label_rows(task: str) -> list[dict]:
-    """Rows of labels.parquet: of validation from both inputs, of test from each as well."""
+    """Rows of labels.parquet: validation from both inputs, test also from each single input."""
     rows = []
     for inputs in ("both", "text", "picture"):
         for record, split in SPLITS.items():
@@ -87,7 +88,7 @@ def make_label_rows(task: str) -> list[dict]:
 
 
 def make_decoder_rows() -> list[dict]:
-    """Nats of 2 and 4, bits of 3 and 5 in the test split; item d has no picture."""
+    """Rows of regularised.parquet: 2 and 4 nats, 3 and 5 bits in the test split."""
     nats = {"a": 2.0, "b": 4.0, "v": 1.0}
     return [
         {"record": record, "split": split}
@@ -101,9 +102,9 @@ def make_decoder_rows() -> list[dict]:
 
 
 def make_embedding_rows() -> list[dict]:
-    """Of a and b, and the text of d: pictures lie with the other's text before, with their own
-    after."""
-    places = {
+    """Rows of embeddings.parquet: an image equals the text of the other item before, its own after
+    the projection."""
+    vectors = {
         ("a", "text"): ([1, 0], [1, 0]),
         ("b", "text"): ([0, 1], [0, 1]),
         ("d", "text"): ([5, 5], [5, 5]),
@@ -114,59 +115,59 @@ def make_embedding_rows() -> list[dict]:
     }
     return [
         {"record": record, "modality": modality, "where": where, "vector": vector}
-        for (record, modality), vectors in places.items()
-        for where, vector in zip(("before", "after"), vectors, strict=True)
+        for (record, modality), pair in vectors.items()
+        for where, vector in zip(("before", "after"), pair, strict=True)
     ]
 
 
 def make_exchange_rows() -> list[dict]:
-    """Of item a, in layers 2 and 3: the piece and the cell that are looked at least, of four."""
+    """Rows of exchanges.parquet of item a: in layers 2 and 3 the token of least weight, of four."""
     rows = []
     for layer in (2, 3):
         key = {"record": "a", "layer": layer}
-        pieces = {"tokens": ["mia", "sing", "##s", "oslo"], "weights": [0.5, 0.125, 0.0, 0.25]}
+        subwords = {"tokens": ["mia", "sing", "##s", "oslo"], "weights": [0.5, 0.125, 0.0, 0.25]}
         cells = {"tokens": [], "weights": [0.25, 0.25, 0.25, 0.0]}
-        rows.append(key | {"modality": "text"} | pieces | {"exchanged": [2]})
+        rows.append(key | {"modality": "text"} | subwords | {"exchanged": [2]})
         rows.append(key | {"modality": "picture"} | cells | {"exchanged": [3]})
     return rows
 
 
 def write_classifier_outputs(
-    folder: Path, rows: list[dict], lessons: list[dict], vectors: list[dict]
+    folder: Path, labels: list[dict], regularizers: list[dict], embeddings: list[dict]
 ) -> None:
-    """11_classify of one reader."""
-    schemas.write_parquet(folder / "labels.parquet", rows, schemas.LABEL_PREDICTIONS)
-    schemas.write_parquet(folder / "regularised.parquet", lessons, schemas.REGULARIZER_OUTPUTS)
-    schemas.write_parquet(folder / "embeddings.parquet", vectors, schemas.EMBEDDINGS)
+    """Write the tables of 11_classify that evaluate_classifier reads."""
+    schemas.write_parquet(folder / "labels.parquet", labels, schemas.LABEL_PREDICTIONS)
+    schemas.write_parquet(folder / "regularised.parquet", regularizers, schemas.REGULARIZER_OUTPUTS)
+    schemas.write_parquet(folder / "embeddings.parquet", embeddings, schemas.EMBEDDINGS)
     (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
 
 
-def write_displayed_outputs(folder: Path, traces: list[dict], drawn: list[dict]) -> None:
-    """The rest of 11_classify, which only the report reads."""
-    schemas.write_parquet(folder / "exchanges.parquet", traces, schemas.EXCHANGES)
-    schemas.write_parquet(folder / "drawn.parquet", drawn, schemas.SAMPLED_IMAGES)
+def write_displayed_outputs(folder: Path, exchanges: list[dict], images: list[dict]) -> None:
+    """Write the other tables of 11_classify, which only the report reads."""
+    schemas.write_parquet(folder / "exchanges.parquet", exchanges, schemas.EXCHANGES)
+    schemas.write_parquet(folder / "drawn.parquet", images, schemas.SAMPLED_IMAGES)
 
 
 def write_corpus(data: Path, name: str, task: str) -> None:
-    """01_ingest and 02_clean of a corpus with the records that were labelled."""
-    pictures = {
-        record: generator_outputs.make_image_row(colour) for record, colour in IMAGE_COLORS.items()
+    """Write 01_ingest and 02_clean of a corpus with these records."""
+    images = {
+        record: generator_outputs.make_image_row(color) for record, color in IMAGE_COLORS.items()
     }
-    image_store.write_images(data / "01_ingest" / name / "images", pictures.values(), shards=2)
+    image_store.write_images(data / "01_ingest" / name / "images", images.values(), shards=2)
     summary = {"records": {"validation": 2, "test": 4}, "rejected": {}, "languages": {"en": 6}}
     summary["without_picture"] = {"validation": 1, "test": 1}
     (data / "01_ingest" / name / "summary.json").write_text(json.dumps(summary))
-    rows = [make_clean_row(record, pictures.get(record), task) for record in SPLITS]
+    rows = [make_clean_row(record, images.get(record), task) for record in SPLITS]
     kind = {"entities": "tweets", "sentiment": "posts"}[task]
     schemas.write_parquet(
         data / "02_clean" / name / "records.parquet", rows, schemas.CLEAN_RECORDS[kind]
     )
 
 
-def make_clean_row(record: str, picture: dict | None, task: str) -> dict:
-    """A row of CLEAN; the words of a are three, one of them with a mark inside."""
+def make_clean_row(record: str, image: dict | None, task: str) -> dict:
+    """A row of CLEAN_RECORDS; a has three words, one of which starts with #."""
     row = {"id": record, "split": SPLITS[record], "language": "en", "source": "by hand"}
-    row["image"] = picture["sha256"] if picture else None
+    row["image"] = image["sha256"] if image else None
     words = TEXTS[record].replace("#", " #").split()
     if task == "sentiment":
         text = " ".join(words)
@@ -175,7 +176,7 @@ def make_clean_row(record: str, picture: dict | None, task: str) -> dict:
 
 
 def write_ceilings(ingest: Path, task: str) -> None:
-    """01_ingest/ceilings.json of a sample corpus."""
+    """Write ceilings.json of a synthetic corpus."""
     metric = {"entities": "f1", "sentiment": "accuracy"}[task]
     content = {"rule": "a rule", "metric": metric, "validation": CEILINGS, "test": CEILINGS}
     ingest.mkdir(parents=True, exist_ok=True)

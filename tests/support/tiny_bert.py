@@ -1,4 +1,4 @@
-"""Tiny text encoders with random weights, saved on disk as transformers saves real ones."""
+"""Tiny text encoders with random weights, saved in the format of transformers."""
 
 import string
 from pathlib import Path
@@ -30,7 +30,7 @@ LETTERS = string.ascii_lowercase
 
 
 def _save_with_random_weights(model: PreTrainedModel, tokenizer, folder: Path) -> PreTrainedModel:
-    with torch.no_grad():  # far from the start, where layers hardly differ
+    with torch.no_grad():  # unlike the default initialization, layers differ clearly
         for weight in model.parameters():
             weight.normal_(std=0.3)
     model.save_pretrained(folder)
@@ -39,23 +39,23 @@ def _save_with_random_weights(model: PreTrainedModel, tokenizer, folder: Path) -
 
 
 def save_bert(folder: Path) -> BertModel:
-    """Words, letters, and letters that go on a word; 40 places."""
+    """A vocabulary of words, letters, and letters that continue a word; 40 positions."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS), "@", ":"]
+    subwords = [*special, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS), "@", ":"]
     torch.manual_seed(0)
-    config = BertConfig(**MODEL_SIZES, vocab_size=len(pieces), max_position_embeddings=40)
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    config = BertConfig(**MODEL_SIZES, vocab_size=len(subwords), max_position_embeddings=40)
+    vocabulary = {subword: index for index, subword in enumerate(subwords)}
     return _save_with_random_weights(BertModel(config), BertTokenizer(vocab=vocabulary), folder)
 
 
 def save_xlm_roberta(folder: Path) -> XLMRobertaModel:
-    """A unigram model: a word is a piece or its letters. 40 places, numbered from 2."""
+    """A unigram model: a word is one subword or its letters. 40 positions, numbered from 2."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    pieces = [*special, *(f"▁{word}" for word in WORDS), "▁", *LETTERS, "@", ":", "<mask>"]
-    vocabulary = [(piece, -float(number)) for number, piece in enumerate(pieces)]
+    subwords = [*special, *(f"▁{word}" for word in WORDS), "▁", *LETTERS, "@", ":", "<mask>"]
+    vocabulary = [(subword, -float(index)) for index, subword in enumerate(subwords)]
     torch.manual_seed(0)
     config = XLMRobertaConfig(
-        **MODEL_SIZES, vocab_size=len(pieces), max_position_embeddings=42, pad_token_id=1
+        **MODEL_SIZES, vocab_size=len(subwords), max_position_embeddings=42, pad_token_id=1
     )
     return _save_with_random_weights(
         XLMRobertaModel(config), XLMRobertaTokenizer(vocab=vocabulary), folder
@@ -63,15 +63,15 @@ def save_xlm_roberta(folder: Path) -> XLMRobertaModel:
 
 
 def save_roberta(folder: Path) -> RobertaModel:
-    """Byte-level pairs: `the` after a blank is one piece, Ġthe."""
+    """Byte-level BPE: `the` after a space is one subword, Ġthe."""
     merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he")]
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = [*special, *LETTERS, "Ġ", "@", ":", *("".join(merge) for merge in merges)]
+    subwords = [*special, *LETTERS, "Ġ", "@", ":", *("".join(merge) for merge in merges)]
     tokenizer = RobertaTokenizer(
-        vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges
+        vocab={subword: index for index, subword in enumerate(subwords)}, merges=merges
     )
     torch.manual_seed(0)
     config = RobertaConfig(
-        **MODEL_SIZES, vocab_size=len(pieces), max_position_embeddings=42, pad_token_id=1
+        **MODEL_SIZES, vocab_size=len(subwords), max_position_embeddings=42, pad_token_id=1
     )
     return _save_with_random_weights(RobertaModel(config), tokenizer, folder)

@@ -1,4 +1,4 @@
-"""A tiny MuSE and its batches, for the tests of the model and of reading stages."""
+"""A tiny MuSE model and its batches."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from stages.models.muse import pixelcnn, show_attend_tell
 from stages.models.muse.model import CaptioningConfig, DrawingConfig, InputDims, Model, ModelConfig
 
 SUBWORDS, TAGS, LABELS, CELLS, WORDS = 100, 5, 3, 4, 12
-# Pieces of each word of each text; two texts have no picture, one is not shown.
+# Subwords of each word of each text. Items 1 and 4 have no image, item 6 has no text.
 TEXTS = [[1, 2, 1], [1], [2, 1, 1, 3, 1], [1, 1], [3, 1, 2], [1, 2], [1, 1, 1, 1], [2, 2]]
 WITHOUT_IMAGE, WITHOUT_TEXT = (1, 4), (6,)
 
 
 def build_model_config(**changes) -> ModelConfig:
-    """Keys of captioning and drawing are given as captioning__alpha or image_generation__beta."""
+    """changes: fields, nested ones like captioning__alpha or image_generation__beta"""
     captioning = {
         "alpha": 0.1,
         "min_count": 1,
@@ -73,7 +73,7 @@ def build_model_config(**changes) -> ModelConfig:
 
 
 class EmbeddingTextEncoder(nn.Module):
-    """Stands for a text encoder: a vector a piece, whatever its neighbours."""
+    """A text encoder that embeds each subword independently of its context."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -84,7 +84,7 @@ class EmbeddingTextEncoder(nn.Module):
 
 
 class ConvImageEncoder(nn.Module):
-    """Stands for an image encoder: (B, 3, 4, 4) -> (B, 4, 6), and minds what else is in a batch."""
+    """An image encoder with BatchNorm, (B, 3, 4, 4) -> (B, 4, 6): images of a batch interact."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class ConvImageEncoder(nn.Module):
 
 
 class FlatImageEncoder(nn.Module):
-    """Stands for one that learns nothing: (B, 3, 4, 4) -> (B, 4, 6)"""
+    """An image encoder without weights, (B, 3, 4, 4) -> (B, 4, 6)."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels.flatten(1)[:, : CELLS * 6].unflatten(1, (CELLS, 6))
@@ -116,33 +116,33 @@ def build_model(task: str = "entities", pixels: bool = False, width: int = 6, **
 
 
 def make_item(index: int) -> dict:
-    """One of the texts and its picture, the same whatever it is batched with."""
-    given = torch.Generator().manual_seed(index)
-    pieces = TEXTS[index]
-    words, length = len(pieces), sum(pieces)
-    caption = torch.randint(4, WORDS, (2 + index % 3,), generator=given)
+    """Item `index`: one of TEXTS and its image, seeded by the index."""
+    generator = torch.Generator().manual_seed(index)
+    subwords = TEXTS[index]
+    words, length = len(subwords), sum(subwords)
+    caption = torch.randint(4, WORDS, (2 + index % 3,), generator=generator)
     return {
         "ids": torch.tensor([1, *range(10 + 10 * index, 10 + 10 * index + length), 2]),
         "pieces_mask": torch.ones(length, dtype=torch.bool),
-        "first": torch.tensor([sum(pieces[:word]) for word in range(words)]),
+        "first": torch.tensor([sum(subwords[:word]) for word in range(words)]),
         "word_mask": torch.ones(words, dtype=torch.bool),
-        "tags": torch.randint(TAGS, (words,), generator=given),
+        "tags": torch.randint(TAGS, (words,), generator=generator),
         "caption": torch.cat([torch.tensor([1]), caption, torch.tensor([2])]),  # SOS, EOS
         "label": torch.tensor(index % LABELS),
-        "picture": torch.randn(3, 4, 4, generator=given),
-        "drawing": torch.randint(256, (3, 4, 4), generator=given) / 127.5 - 1,
+        "picture": torch.randn(3, 4, 4, generator=generator),
+        "drawing": torch.randint(256, (3, 4, 4), generator=generator) / 127.5 - 1,
         "has_picture": torch.tensor(index not in WITHOUT_IMAGE),
         "has_text": torch.tensor(index not in WITHOUT_TEXT),
     }
 
 
 def make_batch(*indices: int) -> dict[str, Tensor]:
-    """Texts of different lengths are padded with 0 at their ends."""
+    """A batch of items; texts are padded with 0."""
     items = [make_item(index) for index in indices]
     return {
-        key: nn.utils.rnn.pad_sequence([one[key] for one in items], batch_first=True)
+        key: nn.utils.rnn.pad_sequence([item[key] for item in items], batch_first=True)
         if items[0][key].ndim == 1
-        else torch.stack([one[key] for one in items])
+        else torch.stack([item[key] for item in items])
         for key in items[0]
     }
 
@@ -151,8 +151,8 @@ def make_full_batch() -> dict[str, Tensor]:
     return make_batch(*range(len(TEXTS)))
 
 
-def to_double(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
+def to_double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
 
 
 TEXT_ONLY = {"fusion": "text", "use_captioning": False, "use_image_generation": False}
@@ -172,5 +172,5 @@ VARIANTS = [
 
 
 def variant_id(changes: dict) -> str:
-    """Of a variant, for its tests."""
+    """The test id of a variant."""
     return "-".join(map(str, changes.values())) or "default"

@@ -1,4 +1,4 @@
-"""A project on disk with both readers trained on tests/support/muse_corpus.py, and their pictures' encoder."""
+"""A project on disk with both MuSE classifiers, trained on tests/support/muse_corpus.py."""
 
 from pathlib import Path
 
@@ -14,33 +14,36 @@ from tests.support import muse_corpus
 from tests.support.color_caption_corpus import make_image
 from tests.support.tiny_clip import save_clip
 
-GRID_CHANGES = {
-    f"classifiers.{name}.image.grid_size": 2 for name in muse_corpus.CORPUS_KINDS
-}  # the encoder has four patches
+# The encoder has four patches.
+GRID_CHANGES = {f"classifiers.{name}.image.grid_size": 2 for name in muse_corpus.CORPUS_KINDS}
 RED_IMAGE = make_image("red", 99)["bytes"]
 
 
-def create_trained_project(place: Path, patch) -> Path:
-    """Fill the folder `place`; patch: a MonkeyPatch, under which it is current."""
-    muse_corpus.create_project(place, GRID_CHANGES)
-    (place / "dvc.yaml").touch()
-    patch.chdir(place)
-    patch.setenv("POLYMUSE_HOME", str(place / "home"))
-    save_clip(place / "source")
-    align = place / "data/06_align"
+def create_trained_project(folder: Path, patch) -> Path:
+    """Create the project in `folder` and make it the working directory.
+
+    patch: the MonkeyPatch that changes it back
+    """
+    muse_corpus.create_project(folder, GRID_CHANGES)
+    (folder / "dvc.yaml").touch()
+    patch.chdir(folder)
+    patch.setenv("POLYMUSE_HOME", str(folder / "home"))
+    save_clip(folder / "source")
+    align = folder / "data/06_align"
     align.mkdir(parents=True)
-    huggingface_encoder.fetch(str(place / "source"), ["en"], align)
+    huggingface_encoder.fetch(str(folder / "source"), ["en"], align)
     for name, kind in muse_corpus.CORPUS_KINDS.items():
-        ingest, clean, _ = muse_corpus.write_corpus(place / "given", kind)
-        cached = place / "data/07_embed" / kind
-        embed.main(load_config(extract.EmbedConfig, "embed"), kind, ingest, clean, align, cached)
-        folders, target = [ingest, clean, cached, align], place / "data/09_train_classifier" / name
-        train.main(name, train_muse, folders, kind, target)
-    return place
+        ingest, clean, _ = muse_corpus.write_corpus(folder / "given", kind)
+        features = folder / "data/07_embed" / kind
+        embed.main(load_config(extract.EmbedConfig, "embed"), kind, ingest, clean, align, features)
+        folders = [ingest, clean, features, align]
+        output = folder / "data/09_train_classifier" / name
+        train.main(name, train_muse, folders, kind, output)
+    return folder
 
 
-def get_model_dir(place: Path, name: str) -> Path:
-    return place / "data/09_train_classifier" / name / "model"
+def get_model_dir(folder: Path, name: str) -> Path:
+    return folder / "data/09_train_classifier" / name / "model"
 
 
 def load_labeler(folder: Path) -> TextLabeler:

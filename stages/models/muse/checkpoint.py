@@ -1,10 +1,12 @@
-"""A reader: one model on one corpus of tweets or posts, and the folder it loads from by path.
+"""A MuSE classifier of one corpus of tweets or posts: create, save and restore it.
 
-The folder holds model.safetensors, config.json (model, its encoders, network, shapes, labels, what
-texts and pictures it was trained on, vocabulary of captions, how many numbers were trained), in
-text_encoder/ the tokenizer and the configuration of what reads the text, and, of what reads the
-patches of the aligned encoder, that encoder in encoder/. It needs neither params.yaml nor a
-network.
+A saved classifier is a folder that loads by path, without params.yaml or network access:
+
+    model.safetensors   weights, except those of an installed package
+    config.json         model, encoders, network, input dimensions, labels, caption vocabulary,
+                        training data and parameter counts
+    text_encoder/       tokenizer and configuration of the text encoder
+    encoder/            the aligned encoder, if the classifier reads its patches
 """
 
 import json
@@ -50,63 +52,74 @@ from stages.shared.training.schedule import Schedule
 
 @config_class
 class MuseTextConfig:
-    encoder: str
-    num_tuned_layers: int | Literal["all"]
-    max_subwords: int = Field(ge=1)
-    lr_multiplier: float = Field(ge=0)
+    encoder: str = Field(description="minilm, or a BERT by its Hugging Face name")
+    num_tuned_layers: int | Literal["all"] = Field(
+        description="last encoder layers that are trained, or all"
+    )
+    max_subwords: int = Field(ge=1, description="maximum length of a text, subwords")
+    lr_multiplier: float = Field(ge=0, description="its learning rate relative to other weights")
 
 
 @config_class
 class MuseImageConfig:
-    encoder: Literal["patches", resnet.ResNetName]
-    weights: resnet.ResNetWeights
-    image_size: int = Field(ge=resnet.MIN_IMAGE_SIZE)
-    grid_size: int = Field(ge=1)
-    lr_multiplier: float = Field(ge=0)
+    encoder: Literal["patches", resnet.ResNetName] = Field(
+        description="patches of the aligned encoder, or a ResNet on pixels"
+    )
+    weights: resnet.ResNetWeights = Field(description="initial weights of a ResNet")
+    image_size: int = Field(
+        ge=resnet.MIN_IMAGE_SIZE, description="side of a ResNet's input images, pixels"
+    )
+    grid_size: int = Field(ge=1, description="cells a side; patches or pixels are averaged to them")
+    lr_multiplier: float = Field(ge=0, description="a ResNet's learning rate, relative")
 
 
 @config_class
 class MuseRun:
-    model: str
-    corpus: str
-    records: str
-    images: str
+    model: str = Field(description="folder of stages/models")
+    corpus: str = Field(description="name in the section corpora")
+    records: str = Field(description="stage folder of the records")
+    images: str = Field(description="stage folder of the images")
     text: MuseTextConfig
     image: MuseImageConfig
     training: Schedule
-    eval_batch_size: int = Field(ge=1)
+    eval_batch_size: int = Field(ge=1, description="items of a batch when labeling")
 
 
 @dataclass
 class MuseClassifier:
-    """A model with what is needed to use and to save it."""
+    """A model with everything that is needed to use and to save it."""
 
-    paper: ModuleType
+    paper: ModuleType  # stages/models/muse/model.py
     model: torch.nn.Module
     codec: LabelCodec
-    config: dict
+    config: dict  # the content of config.json
 
     def build_dataset(self, rows: list[dict], features: Features, ingest: Path) -> TextImageDataset:
-        """Rows of CLEAN, with what embed and ingest hold of their pictures, as what is read."""
+        """The dataset of rows of CLEAN_RECORDS.
+
+        features: what embed computed of their images; ingest: the folder whose images/ has them
+        """
         files = image_store.load_image_bytes(
             ingest / "images", {row["image"] for row in rows} - {None}
         )
         return TextImageDataset(rows, self.codec, features, files).cache_hidden_states()
 
     def decode_labels(
-        self, decided: list[list[int]], items: TextImageDataset, indices: list[int]
+        self, label_ids: list[list[int]], items: TextImageDataset, indices: list[int]
     ) -> list[list[str]]:
-        """Decided labels by name; words of a tweet that lie beyond what is read are outside."""
-        found = [[self.codec.labels[label] for label in row] for row in decided]
+        """Names of predicted labels; words of a tweet beyond the encoder's limit are tagged O."""
+        names = [[self.codec.labels[label_id] for label_id in row] for row in label_ids]
         if self.codec.task == "entities":
-            for row, index in zip(found, indices, strict=True):
+            for row, index in zip(names, indices, strict=True):
                 row += [OUTSIDE_TAG] * items.num_truncated_words(index)
-        return found
+        return names
 
 
 def lr_multipliers(run: MuseRun) -> dict[str, float]:
-    """Factors of the learning rate by how the names of weights begin: what was pretrained learns
-    slower, the decoder that only regularises faster."""
+    """Learning rate factors by prefix of the weights' names.
+
+    Pretrained weights learn slower; the image decoder, which only regularizes, learns faster.
+    """
     return {
         "text_encoder.": run.text.lr_multiplier,
         "image_encoder.": run.image.lr_multiplier,
@@ -115,35 +128,35 @@ def lr_multipliers(run: MuseRun) -> dict[str, float]:
 
 
 def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> MuseClassifier:
-    """A new reader for a corpus, whose train rows give the labels and the words of captions.
+    """A new classifier, whose labels and caption vocabulary come from these train rows.
 
-    Raises WrongInput if the text encoder does not read the language of most of them.
+    Raises InputError if the text encoder does not support the language of most rows.
     """
     check_language(run, rows)
-    module, sizes = load_paper(run.model), load_model_config(run)
-    encoder = bert.load(run.text.encoder, run.text.num_tuned_layers, run.text.max_subwords)
+    module, network = load_paper(run.model), load_model_config(run)
+    text_encoder = bert.load(run.text.encoder, run.text.num_tuned_layers, run.text.max_subwords)
     labels = collect_labels(rows, task)
-    vocabulary = Vocabulary(map(get_caption_words, rows), sizes.captioning.min_count)
+    vocabulary = Vocabulary(map(get_caption_words, rows), network.captioning.min_count)
     patches = collect_patches(rows, features, run.image.grid_size)
-    pictures = build_image_encoder(run.image, patches.shape[1:])
+    image_encoder = build_image_encoder(run.image, patches.shape[1:])
     if run.image.encoder == PRECOMPUTED_PATCHES:
-        pictures.fit_normalization(patches)
+        image_encoder.fit_normalization(patches)
     shapes = module.InputDims(
         task=task,
         labels=len(labels),
-        text_width=encoder.width,
-        cells=pictures.cells,
-        cell_width=pictures.width,
+        text_width=text_encoder.width,
+        cells=image_encoder.cells,
+        cell_width=image_encoder.width,
         words=len(vocabulary),
     )
-    model = module.Model(sizes, shapes, encoder, pictures)
+    model = module.Model(network, shapes, text_encoder, image_encoder)
     config = {
         "model": run.model,
         "text": asdict(run.text),
         "picture": asdict(run.image),
-        "pictures": len(patches),  # of training
+        "pictures": len(patches),  # images of the train split
         "patches": list(patches.shape[1:]),
-        "network": asdict(sizes),
+        "network": asdict(network),
         "shapes": asdict(shapes),
         "labels": labels,
         "vocabulary": vocabulary.to_json(),
@@ -153,68 +166,72 @@ def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> Mu
 
 
 def collect_patches(rows: list[dict], features: Features, grid: int) -> Tensor:
-    """The patches of these rows' pictures, each once; of a corpus without any, none of width 1.
+    """The patches of these rows' images, each image once.  -> (N, P, D_v)
 
-    -> (N, P, D_v)
+    A corpus without images has N = 0, P = grid * grid, D_v = 1.
     """
-    places = sorted({features.image_index[row["image"]] for row in rows if row["image"]})
+    indices = sorted({features.image_index[row["image"]] for row in rows if row["image"]})
     if not features.image_index:
         return torch.zeros(0, grid * grid, 1)
-    return torch.from_numpy(features.patches[places]).float()
+    return torch.from_numpy(features.patches[indices]).float()
 
 
-def build_image_encoder(
-    picture: MuseImageConfig, patches: tuple[int, int]
-) -> ResNet | PatchPooling:
-    """What makes cells of pixels, or of patches; patches: their number and width."""
-    if picture.encoder == PRECOMPUTED_PATCHES:
-        return PatchPooling(*patches, picture.grid_size)
-    return ResNet(picture.encoder, picture.weights, picture.grid_size)
+def build_image_encoder(image: MuseImageConfig, patches: tuple[int, int]) -> ResNet | PatchPooling:
+    """The module that computes cells from pixels or patches; patches: their number and width."""
+    if image.encoder == PRECOMPUTED_PATCHES:
+        return PatchPooling(*patches, image.grid_size)
+    return ResNet(image.encoder, image.weights, image.grid_size)
 
 
 def _build_classifier(module: ModuleType, model: torch.nn.Module, config: dict) -> MuseClassifier:
-    sizes, picture = model.network, build_config(MuseImageConfig, config["picture"], "config.json")
-    coding = LabelCodec(
+    network = model.network
+    image = build_config(MuseImageConfig, config["picture"], "config.json")
+    generator = network.image_generation.decoder if network.use_image_generation else None
+    codec = LabelCodec(
         task=config["shapes"]["task"],
         text_encoder=model.text_encoder,
         labels=config["labels"],
         vocabulary=Vocabulary.from_json(config["vocabulary"]),
-        max_caption_ids=sizes.captioning.max_length,
-        drawing_size=sizes.image_generation.decoder.image_size if sizes.use_image_generation else None,
-        image_size=None if picture.encoder == PRECOMPUTED_PATCHES else picture.image_size,
+        max_caption_ids=network.captioning.max_length,
+        drawing_size=generator.image_size if generator else None,
+        image_size=None if image.encoder == PRECOMPUTED_PATCHES else image.image_size,
     )
-    return MuseClassifier(module, model, coding, config)
+    return MuseClassifier(module, model, codec, config)
 
 
-def save(reader: MuseClassifier, folder: Path, encoder: Path) -> None:
-    """Write the model and, if it reads patches, a copy of the encoder that computed them."""
+def save(classifier: MuseClassifier, folder: Path, encoder: Path) -> None:
+    """Write the classifier and, if it reads patches, a copy of the aligned encoder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(reader.config, indent=1, ensure_ascii=False))
-    reader.model.text_encoder.save(folder / TEXT_ENCODER_DIR)
-    save_file(state_dict_to_save(reader.model), folder / "model.safetensors")
-    if reader.codec.image_size is None:
+    config = json.dumps(classifier.config, indent=1, ensure_ascii=False)
+    (folder / "config.json").write_text(config)
+    classifier.model.text_encoder.save(folder / TEXT_ENCODER_DIR)
+    save_file(state_dict_to_save(classifier.model), folder / "model.safetensors")
+    if classifier.codec.image_size is None:
         copy_encoder(encoder, folder)
 
 
 def state_dict_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The weights that the folder must hold: not those of an installed package."""
-    left_out = {f"text_encoder.{name}" for name in model.text_encoder.excluded_weights()}
-    return {name: value for name, value in untied_state_dict(model).items() if name not in left_out}
+    """The state dict without the weights of an installed package."""
+    excluded = {f"text_encoder.{name}" for name in model.text_encoder.excluded_weights()}
+    return {name: value for name, value in untied_state_dict(model).items() if name not in excluded}
 
 
 def restore(folder: Path) -> MuseClassifier:
-    """The reader that `save` wrote, in evaluation mode. Raises WrongInput if it is not there."""
+    """The classifier that `save` wrote, in evaluation mode.
+
+    Raises InputError if the folder has no model, or weights of another one.
+    """
     config = read_model_config(folder)
-    module, place = load_paper(config["model"]), f"{folder}/config.json"
-    picture = build_config(MuseImageConfig, config["picture"], place)
+    module, config_file = load_paper(config["model"]), f"{folder}/config.json"
+    image = build_config(MuseImageConfig, config["picture"], config_file)
     model = module.Model(
-        build_config(module.ModelConfig, config["network"], place),
-        build_config(module.InputDims, config["shapes"], place),
+        build_config(module.ModelConfig, config["network"], config_file),
+        build_config(module.InputDims, config["shapes"], config_file),
         bert.restore(folder / TEXT_ENCODER_DIR),
-        build_image_encoder(replace(picture, weights="none"), config["patches"]),
+        build_image_encoder(replace(image, weights="none"), config["patches"]),
     )
     weights = load_file(folder / "model.safetensors")
     if weights.keys() != state_dict_to_save(model).keys():
         raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
-    model.load_state_dict(weights, strict=False)  # what a package holds is there already
+    model.load_state_dict(weights, strict=False)  # bert.restore loaded those of the package
     return _build_classifier(module, model.to(get_device()).eval(), config)

@@ -1,4 +1,4 @@
-"""Cells of a picture from the patches of an encoder that learns no more."""
+"""Image cells from the patches of a frozen encoder."""
 
 from math import isqrt
 
@@ -10,31 +10,32 @@ from stages.shared.runtime.stage import InputError
 
 
 class PatchPooling(nn.Module):
-    """P patches, row by row, as grid x grid cells: standardised by channel, neighbours averaged.
+    """Average P patches, row by row, to grid x grid cells and standardize each channel.
 
-    A token before the square of patches, as a CLIP's class token, is left out. Raises WrongInput
-    where patches make no square, or fewer than the cells asked for.
+    A prefix token, such as the class token of a CLIP, is dropped. Raises InputError if the patches
+    do not form a square, or if there are fewer of them than cells.
     """
 
     def __init__(self, patches: int, width: int, grid: int):
         super().__init__()
         self.side, self.grid = isqrt(patches), grid
-        self.num_prefix_tokens = patches - self.side**2  # tokens
+        self.num_prefix_tokens = patches - self.side**2
         if self.num_prefix_tokens > 1 or not 1 <= grid <= self.side:
             raise InputError(
-                f"params.yaml: picture.grid of a reader is {grid}, and its pictures have {patches} "
-                f"patches: give 1 to {self.side}, of an encoder whose patches make a square"
+                f"params.yaml: image.grid_size of a classifier is {grid}, but its images have "
+                f"{patches} patches: give 1 to {self.side}, and an encoder whose patches form a "
+                "square"
             )
         self.width, self.cells = width, grid * grid
         self.standardise = Standardizer(width)
 
     def fit_normalization(self, patches: Tensor) -> None:
-        """Take the training split's statistics.  (N, P, width)"""
+        """Store the statistics of the train split's patches (N, P, width)."""
         self.standardise.fit_normalization(patches[:, self.num_prefix_tokens :].flatten(0, 1))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, width) -> (B, cells, width)"""
-        placed = patches[:, self.num_prefix_tokens :].transpose(1, 2)
-        square = placed.unflatten(2, (self.side, self.side))
+        channels_first = patches[:, self.num_prefix_tokens :].transpose(1, 2)
+        square = channels_first.unflatten(2, (self.side, self.side))
         pooled = F.adaptive_avg_pool2d(square, self.grid)
         return self.standardise(pooled.flatten(2).transpose(1, 2))

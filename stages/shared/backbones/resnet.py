@@ -1,12 +1,12 @@
-"""The picture encoder of a reader: a ResNet (arXiv:1512.03385) of torchvision, its last cells.
+"""A torchvision ResNet (arXiv:1512.03385) as image encoder of a classifier.
 
-    cells = ResNet("resnet18", "default", grid=4)(normalise(pixels))    (B, G * G, C)
+    cells = ResNet("resnet18", "default", grid=4)(normalize_pixels(pixels))    (B, G * G, C)
 
-As in the public code of MuSE, a picture is squeezed into a square, and what the last stage makes of
-it is averaged into a grid of G x G cells. Unlike there, pixels are normalised with the numbers that
+As in the public code of MuSE, an image is resized to a square, and the output of the last stage is
+averaged to a grid of G x G cells. Unlike there, pixels are normalized with the statistics that
 torchvision's weights were trained with.
 
-B pictures of side S, C channels: 512 of resnet18 and resnet34, 2048 of the others.
+B images of side S, C channels: 512 for resnet18 and resnet34, 2048 for the others.
 """
 
 from pathlib import Path
@@ -28,18 +28,19 @@ from stages.shared.runtime.stage import InputError, allow_downloads, model_load_
 
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 ResNetWeights = Literal["none", "default"]
-MIN_IMAGE_SIZE = 33  # side, pixels: of one cell BatchNorm could not tell how it differs from others
-# Of red, green and blue in ImageNet, 0 to 1: what torchvision's weights expect.
+# Side, pixels. Up to 32 pixels the last stage has one cell, too few for BatchNorm in training.
+MIN_IMAGE_SIZE = 33
+# Of red, green and blue in [0, 1], as torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ResNet(nn.Module):
-    """weights: none (at random, all learn) | default (torchvision's; what sees the pixels first,
-    up to the first stage, is frozen).
+    """Cells from the last stage of a ResNet.
 
-    Who loads weights that were saved takes `none`: nothing is asked for then. Raises WrongInput if
-    weights cannot be had.
+    weights: none (random, all layers trained) or default (torchvision's pretrained weights; the
+    stem and the first stage are frozen). Use none to load a saved state dict: nothing is
+    downloaded. Raises InputError if the pretrained weights are not available.
     """
 
     def __init__(self, name: ResNetName, weights: ResNetWeights, grid: int):
@@ -55,46 +56,46 @@ class ResNet(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "ResNet":
-        """Frozen batch normalisation keeps the statistics that it has."""
+        """Like nn.Module.train, but frozen batch normalization keeps its statistics."""
         super().train(mode)
         if self.stem_is_frozen:
             self.stem.eval()
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) of `normalise` -> (B, G * G, C), by row
+        """(B, 3, S, S) of `normalize_pixels` -> (B, G * G, C), row by row
 
-        A grid finer than the last stage's own cells (S / 32 a side) repeats them.
+        A grid finer than the output of the last stage (S / 32 cells a side) repeats its cells.
         """
         cells = self.stages(self.stem(pixels))  # (B, C, S / 32, S / 32)
         return F.adaptive_avg_pool2d(cells, self.grid).flatten(2).transpose(1, 2)
 
 
 def load_pixels(content: bytes, size: int) -> Tensor:
-    """A picture file, squeezed into a square -> (3, size, size) uint8, red, green and blue"""
+    """Decode an image file and resize it to a square.  -> RGB (3, size, size) uint8"""
     square = image_store.decode_image(content).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
 def normalize_pixels(pixels: Tensor) -> Tensor:
-    """(..., 3, S, S) bytes 0 to 255 -> the same shape, float32"""
-    mean, deviation = (torch.tensor(v, device=pixels.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels / 255 - mean[:, None, None]) / deviation[:, None, None]
+    """(..., 3, S, S) in 0 to 255 -> the same shape, float32, normalized by channel"""
+    mean, std = (torch.tensor(v, device=pixels.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def _load_pretrained_weights(net: nn.Module, name: str) -> None:
-    """Give it torchvision's weights from torch's cache; downloaded there if nobody forbids it."""
-    source = torchvision.models.get_model_weights(name).DEFAULT.url
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(source).name)
+    """Load torchvision's weights from torch's cache; download them first unless offline."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not allow_downloads() and not file.exists():
         raise InputError(
-            f"params.yaml: weights `default` of {name} are a download ({source}), which "
+            f"params.yaml: weights `default` of {name} are a download ({url}), which "
             f"HF_HUB_OFFLINE=1 forbids: unset it, put the file at {file}, or give weights `none`"
         )
     try:
         net.load_state_dict(
-            torch.hub.load_state_dict_from_url(source, check_hash=True, weights_only=True)
+            torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
         )
-    except Exception as error:  # of the network, or of what lies in the cache
-        asked = f"params.yaml: weights `default` of {name} ({source})"
-        raise model_load_error(asked, "weights `none`", error) from None
+    except Exception as error:  # network errors, or a corrupt file in the cache
+        param = f"params.yaml: weights `default` of {name} ({url})"
+        raise model_load_error(param, "weights `none`", error) from None

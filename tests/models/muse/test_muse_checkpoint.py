@@ -23,13 +23,14 @@ RESNET = {
     "classifiers.muse_sentiment.training.max_steps": 2,
 }
 MINILM = {
-    f"classifiers.muse_sentiment.text.{k}": v for k, v in [("encoder", "minilm"), ("num_tuned_layers", 0)]
+    f"classifiers.muse_sentiment.text.{k}": v
+    for k, v in [("encoder", "minilm"), ("num_tuned_layers", 0)]
 }
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """place(changes): a project with these values in params.yaml, which is current from then on."""
+def make_project(tmp_path, monkeypatch):
+    """make_project(changes): create a project with these params and change into it."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
 
     def make(changes=None):
@@ -41,11 +42,11 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """nowhere(): from then on there is no params.yaml, no encoder's folder and no network."""
+def go_offline(tmp_path, monkeypatch):
+    """go_offline(): remove params.yaml, the encoder's folder and network access."""
 
-    def refuse(*given):
-        raise AssertionError("nobody is to be asked")
+    def refuse(*args):
+        raise AssertionError("no network access expected")
 
     def leave():
         (tmp_path / "elsewhere").mkdir()
@@ -58,15 +59,15 @@ def nowhere(tmp_path, monkeypatch):
     return leave
 
 
-def decided(reader: MuseClassifier, folders, kind):
-    """What is said of the test split: labels by name and their probabilities."""
+def predict_test_split(classifier: MuseClassifier, folders, kind):
+    """Names and probabilities of the predicted labels of the test split."""
     ingest, clean, embed = folders
-    items = reader.build_dataset(
+    items = classifier.build_dataset(
         muse_dataset.load_splits(clean, kind)["test"], feature_store.read_features(embed), ingest
     )
-    everything = list(range(len(items)))
-    found = reader.paper.predict(reader.model, items.batch(everything))
-    return reader.decode_labels(found.labels, items, everything), found.probability
+    indices = list(range(len(items)))
+    predictions = classifier.paper.predict(classifier.model, items.batch(indices))
+    return classifier.decode_labels(predictions.labels, items, indices), predictions.probability
 
 
 @pytest.mark.parametrize(
@@ -74,40 +75,52 @@ def decided(reader: MuseClassifier, folders, kind):
     [("muse_entities", None), ("muse_sentiment", None), ("muse_sentiment", RESNET)],
     ids=["entities", "sentiment", "resnet18"],
 )
-def test_what_was_saved_says_the_same_without_params_or_network(place, nowhere, name, changes):
-    folder, kind = place(changes), CORPUS_KINDS[name]
-    given = muse_corpus.write_corpus(folder, kind)
-    reader = muse_corpus.train_classifier(name, given)
-    muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
-    wanted = decided(reader, given, kind)
-    nowhere()
-    again = muse_checkpoint.restore(folder / "model")
-    assert decided(again, given, kind) == wanted
-    assert again.config == reader.config and not again.model.training
+def test_a_restored_classifier_predicts_the_same_without_params_or_network(
+    make_project, go_offline, name, changes
+):
+    folder, kind = make_project(changes), CORPUS_KINDS[name]
+    corpus = muse_corpus.write_corpus(folder, kind)
+    classifier = muse_corpus.train_classifier(name, corpus)
+    muse_checkpoint.save(classifier, folder / "model", muse_corpus.write_encoder_dir(folder))
+    expected = predict_test_split(classifier, corpus, kind)
+    go_offline()
+    restored = muse_checkpoint.restore(folder / "model")
+    assert predict_test_split(restored, corpus, kind) == expected
+    assert restored.config == classifier.config and not restored.model.training
     copied = (folder / "model" / "encoder" / "encoder.json").exists()
-    assert copied == (changes is not RESNET)  # pixels need no encoder of patches
+    assert copied == (changes is not RESNET)  # a ResNet reads pixels, not patches
 
 
-def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
-    folder = place(MINILM | {"classifiers.muse_sentiment.training.max_steps": 1})
-    given = muse_corpus.write_corpus(folder, "posts")
-    reader = muse_corpus.train_classifier("muse_sentiment", given)
-    muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
+def test_the_weights_of_an_installed_package_are_not_saved(make_project, go_offline):
+    folder = make_project(MINILM | {"classifiers.muse_sentiment.training.max_steps": 1})
+    corpus = muse_corpus.write_corpus(folder, "posts")
+    classifier = muse_corpus.train_classifier("muse_sentiment", corpus)
+    muse_checkpoint.save(classifier, folder / "model", muse_corpus.write_encoder_dir(folder))
     saved = load_file(folder / "model" / "model.safetensors")
     assert saved and not [name for name in saved if name.startswith("text_encoder.")]
-    wanted = decided(reader, given, "posts")
-    nowhere()
-    assert decided(muse_checkpoint.restore(folder / "model"), given, "posts") == wanted
+    expected = predict_test_split(classifier, corpus, "posts")
+    go_offline()
+    assert (
+        predict_test_split(muse_checkpoint.restore(folder / "model"), corpus, "posts") == expected
+    )
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "sentence"),
     [
         ("classifiers.muse_sentiment.eval_batch_size", 0, "muse_sentiment.eval_batch_size is 0"),
-        ("classifiers.muse_sentiment.training.batch_size", 0, "muse_sentiment.training.batch_size is 0"),
+        (
+            "classifiers.muse_sentiment.training.batch_size",
+            0,
+            "muse_sentiment.training.batch_size is 0",
+        ),
         ("classifiers.muse_sentiment.training.max_steps", -1, "training.max_steps is -1"),
         ("classifiers.muse_sentiment.text.max_subwords", 0, "text.max_subwords is 0: give 1"),
-        ("classifiers.muse_sentiment.text.lr_multiplier", -1.0, "text.lr_multiplier is -1.0: give 0"),
+        (
+            "classifiers.muse_sentiment.text.lr_multiplier",
+            -1.0,
+            "text.lr_multiplier is -1.0: give 0",
+        ),
         ("classifiers.muse_sentiment.text.num_tuned_layers", 9, "is 9: give 0 to 3"),
         (
             "classifiers.muse_sentiment.text.encoder",
@@ -116,8 +129,16 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
         ),
         ("classifiers.muse_sentiment.text.encoder", "", "text encoder  could not be loaded"),
         ("classifiers.muse_sentiment.image.grid_size", 0, "image.grid_size is 0: give 1"),
-        ("classifiers.muse_sentiment.image.image_size", 32, "image.image_size is 32: give 33 or more"),
-        ("classifiers.muse_sentiment.image.lr_multiplier", -1.0, "image.lr_multiplier is -1.0: give 0 or more"),
+        (
+            "classifiers.muse_sentiment.image.image_size",
+            32,
+            "image.image_size is 32: give 33 or more",
+        ),
+        (
+            "classifiers.muse_sentiment.image.lr_multiplier",
+            -1.0,
+            "image.lr_multiplier is -1.0: give 0 or more",
+        ),
         (
             "classifiers.muse_sentiment.image.encoder",
             "resnet19",
@@ -126,129 +147,146 @@ def test_the_weights_of_an_installed_package_are_not_copied(place, nowhere):
         ("models.muse.network.theta", 1.0, "models.muse.network.theta is 1.0: give less than 1"),
         ("models.muse.network.captioning.max_length", 2, "captioning.max_length is 2: give 3"),
         ("models.muse.network.captioning.decoder.embedding_dim", 0, "decoder.embedding_dim is 0"),
-        ("models.muse.network.image_generation.max_images_per_batch", 0, "max_images_per_batch is 0: give 1"),
-        ("models.muse.network.image_generation.decoder.image_size", 6, "image_size is 6 and is halved twice"),
+        (
+            "models.muse.network.image_generation.max_images_per_batch",
+            0,
+            "max_images_per_batch is 0: give 1",
+        ),
+        (
+            "models.muse.network.image_generation.decoder.image_size",
+            6,
+            "image_size is 6 and is halved twice",
+        ),
     ],
 )
-def test_a_number_or_a_name_that_cannot_be_is_one_sentence(place, key, value, said):
-    folder = place({key: value})
-    with pytest.raises(InputError) as wrong:
-        created(folder)
-    assert said in str(wrong.value) and "\n" not in str(wrong.value)
+def test_a_wrong_value_is_rejected_with_one_sentence(make_project, key, value, sentence):
+    folder = make_project({key: value})
+    with pytest.raises(InputError) as error:
+        create_classifier(folder)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def created(folder, name="muse_sentiment", pictures=True, languages=("en",)) -> MuseClassifier:
-    """A reader before its first step; languages: of the train rows, in turn."""
-    _, clean, embed = muse_corpus.write_corpus(folder / "corpus", CORPUS_KINDS[name], pictures)
+def create_classifier(
+    folder, name="muse_sentiment", with_images=True, languages=("en",)
+) -> MuseClassifier:
+    """An untrained classifier; languages: of the train rows, repeated."""
+    _, clean, embed = muse_corpus.write_corpus(folder / "corpus", CORPUS_KINDS[name], with_images)
     rows = muse_dataset.load_splits(clean, CORPUS_KINDS[name])["train"]
-    rows = [row | {"language": told} for row, told in zip(rows, cycle(languages), strict=False)]
+    rows = [
+        row | {"language": language} for row, language in zip(rows, cycle(languages), strict=False)
+    ]
     task = muse_dataset.TASK_BY_CORPUS_KIND[CORPUS_KINDS[name]]
     return muse_checkpoint.create(
         muse_corpus.load_run_config(name), rows, task, feature_store.read_features(embed)
     )
 
 
-def test_weights_that_were_frozen_in_training_are_counted_so_ever_after(place, monkeypatch):
-    monkeypatch.setattr(resnet, "_load_pretrained_weights", lambda net, name: None)  # in the place of the download
-    folder = place(RESNET | {"classifiers.muse_sentiment.image.weights": "default"})
-    reader = created(folder)
-    frozen = sum(w.numel() for w in reader.model.parameters() if not w.requires_grad)
-    stem = sum(w.numel() for w in reader.model.image_encoder.stem.parameters())
-    assert reader.config["parameters"]["frozen"] == frozen > stem > 0
-    muse_checkpoint.save(reader, folder / "model", muse_corpus.write_encoder_dir(folder))
-    again = muse_checkpoint.restore(folder / "model")
-    assert again.config["parameters"] == reader.config["parameters"]
-    every = sum(w.numel() for w in again.model.parameters())
-    assert sum(again.config["parameters"].values()) == every
+def test_a_restored_classifier_keeps_the_counts_of_frozen_weights(make_project, monkeypatch):
+    # Instead of a download:
+    monkeypatch.setattr(resnet, "_load_pretrained_weights", lambda net, name: None)
+    folder = make_project(RESNET | {"classifiers.muse_sentiment.image.weights": "default"})
+    classifier = create_classifier(folder)
+    frozen = sum(w.numel() for w in classifier.model.parameters() if not w.requires_grad)
+    stem = sum(w.numel() for w in classifier.model.image_encoder.stem.parameters())
+    assert classifier.config["parameters"]["frozen"] == frozen > stem > 0
+    muse_checkpoint.save(classifier, folder / "model", muse_corpus.write_encoder_dir(folder))
+    restored = muse_checkpoint.restore(folder / "model")
+    assert restored.config["parameters"] == classifier.config["parameters"]
+    total = sum(w.numel() for w in restored.model.parameters())
+    assert sum(restored.config["parameters"].values()) == total
 
 
 @pytest.mark.parametrize(
     ("languages", "share"),
     [(["zh"], "0%"), (["en", "zh"], "50%"), (["und", "ja", "zh"], "38%")],  # 3 of 8 are und
 )
-def test_texts_that_minilm_does_not_read_are_one_sentence(place, languages, share):
-    folder = place(MINILM)
-    with pytest.raises(InputError, match=rf"reads English, as {share} of .*: name a BERT") as wrong:
-        created(folder, languages=languages)
-    assert "\n" not in str(wrong.value)
+def test_minilm_is_rejected_for_mostly_non_english_texts(make_project, languages, share):
+    folder = make_project(MINILM)
+    with pytest.raises(
+        InputError, match=rf"supports English only, but {share} of .*: name a BERT"
+    ) as error:
+        create_classifier(folder, languages=languages)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "languages"),
     [(MINILM, ["en", "en", "zh"]), (MINILM, ["und"]), (None, ["zh"])],
-    ids=["mostly English", "nobody knows", "a BERT by name"],
+    ids=["mostly English", "undetermined", "a BERT by name"],
 )
-def test_texts_that_may_be_read_are_learned_from(place, changes, languages):
-    assert created(place(changes), languages=languages).config["labels"]
+def test_texts_that_the_encoder_may_support_are_accepted(make_project, changes, languages):
+    assert create_classifier(make_project(changes), languages=languages).config["labels"]
 
 
-def test_the_model_fits_what_it_reads_and_says(place):
-    reader = created(place(), "muse_entities")
-    shapes = reader.config["shapes"]
+def test_the_model_has_the_dimensions_of_its_inputs_and_labels(make_project):
+    classifier = create_classifier(make_project(), "muse_entities")
+    shapes = classifier.config["shapes"]
     assert (shapes["cells"], shapes["cell_width"]) == (muse_corpus.NUM_CELLS, muse_corpus.CELL_DIM)
-    assert shapes["labels"] == len(reader.codec.labels) == 5
-    assert shapes["text_width"] == 16 and shapes["words"] == len(reader.codec.vocabulary)
+    assert shapes["labels"] == len(classifier.codec.labels) == 5
+    assert shapes["text_width"] == 16 and shapes["words"] == len(classifier.codec.vocabulary)
 
 
-def test_patches_are_standardised_by_those_of_the_train_split(place):
-    folder = place()
-    found = created(folder).model.image_encoder.standardise
+def test_patches_are_standardized_by_those_of_the_train_split(make_project):
+    folder = make_project()
+    standardizer = create_classifier(folder).model.image_encoder.standardise
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
     names = {row["image"] for row in muse_dataset.load_splits(clean, "posts")["train"]} - {None}
-    cached = feature_store.read_features(embed)
-    patches = torch.tensor(cached.patches[[cached.image_index[name] for name in names]]).float()
-    torch.testing.assert_close(found.mean, patches.flatten(0, 1).mean(0))
-    deviation = patches.flatten(0, 1).std(0, correction=0)
-    torch.testing.assert_close(found.deviation, deviation + 1e-4)
+    features = feature_store.read_features(embed)
+    patches = torch.tensor(features.patches[[features.image_index[name] for name in names]]).float()
+    torch.testing.assert_close(standardizer.mean, patches.flatten(0, 1).mean(0))
+    std = patches.flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(standardizer.deviation, std + 1e-4)
 
 
-def test_a_placeholder_stands_for_a_corpus_without_any_picture(place):
-    reader = created(place(), pictures=False)
-    shapes = reader.config["shapes"]
+def test_a_corpus_without_images_has_placeholder_dimensions(make_project):
+    classifier = create_classifier(make_project(), with_images=False)
+    shapes = classifier.config["shapes"]
     assert (shapes["cells"], shapes["cell_width"]) == (4, 1)
 
 
-def test_cells_of_a_resnet_are_those_of_its_grid(place):
-    shapes = created(place(RESNET)).config["shapes"]
+def test_a_resnet_has_the_cells_of_its_grid(make_project):
+    shapes = create_classifier(make_project(RESNET)).config["shapes"]
     assert (shapes["cells"], shapes["cell_width"]) == (4, 512)
 
 
-def test_pretrained_weights_learn_at_rates_of_their_own(place):
-    folder = place({"classifiers.muse_sentiment.text.lr_multiplier": 0.25})
-    rates = muse_checkpoint.lr_multipliers(muse_corpus.load_run_config("muse_sentiment"))
-    assert rates == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
-    names = [name for name, _ in created(folder).model.named_parameters()]
-    for part in rates.keys() - {"image_encoder."}:  # patches are read by nothing that learns
-        assert any(name.startswith(part) for name in names)
+def test_pretrained_weights_have_their_own_learning_rates(make_project):
+    folder = make_project({"classifiers.muse_sentiment.text.lr_multiplier": 0.25})
+    multipliers = muse_checkpoint.lr_multipliers(muse_corpus.load_run_config("muse_sentiment"))
+    assert multipliers == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
+    names = [name for name, _ in create_classifier(folder).model.named_parameters()]
+    for prefix in multipliers.keys() - {"image_encoder."}:  # the patch encoder has no weights
+        assert any(name.startswith(prefix) for name in names)
 
 
-def test_words_that_were_not_read_are_outside(place):
-    folder = place()
-    reader = created(folder, "muse_entities")
+def test_words_beyond_the_limit_are_tagged_outside(make_project):
+    folder = make_project()
+    classifier = create_classifier(folder, "muse_entities")
     ingest, clean, embed = (
         folder / "corpus" / name / "tweets" for name in ("ingest", "clean", "embed")
     )
-    items = reader.build_dataset(
+    items = classifier.build_dataset(
         muse_dataset.load_splits(clean, "tweets")["test"],
         feature_store.read_features(embed),
         ingest,
     )
-    read = [1, 2] * (muse_corpus.MAX_SUBWORDS // 2)
-    (names,) = reader.decode_labels([read], items, [muse_corpus.TOO_LONG])
+    label_ids = [1, 2] * (muse_corpus.MAX_SUBWORDS // 2)
+    (names,) = classifier.decode_labels([label_ids], items, [muse_corpus.TOO_LONG])
     assert names == ["B-LOC", "I-LOC"] * (muse_corpus.MAX_SUBWORDS // 2) + [
         "O"
     ] * items.num_truncated_words(0)
     assert len(names) == len(items.rows[muse_corpus.TOO_LONG]["words"])
 
 
-def test_a_folder_without_a_model_is_one_sentence(tmp_path):
+def test_a_folder_without_a_model_is_rejected(tmp_path):
     with pytest.raises(InputError, match="holds no trained model: run `dvc repro`"):
         muse_checkpoint.restore(tmp_path)
 
 
-def test_weights_of_another_model_are_one_sentence(place):
-    folder = place()
-    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.write_encoder_dir(folder))
+def test_weights_of_another_model_are_rejected(make_project):
+    folder = make_project()
+    muse_checkpoint.save(
+        create_classifier(folder), folder / "model", muse_corpus.write_encoder_dir(folder)
+    )
     config = json.loads((folder / "model" / "config.json").read_text())
     config["network"]["use_image_generation"] = False
     (folder / "model" / "config.json").write_text(json.dumps(config))
@@ -256,9 +294,11 @@ def test_weights_of_another_model_are_one_sentence(place):
         muse_checkpoint.restore(folder / "model")
 
 
-def test_a_config_that_lacks_a_number_names_its_file(place):
-    folder = place()
-    muse_checkpoint.save(created(folder), folder / "model", muse_corpus.write_encoder_dir(folder))
+def test_a_missing_config_key_is_reported_with_its_file(make_project):
+    folder = make_project()
+    muse_checkpoint.save(
+        create_classifier(folder), folder / "model", muse_corpus.write_encoder_dir(folder)
+    )
     config = json.loads((folder / "model" / "config.json").read_text())
     del config["network"]["theta"]
     (folder / "model" / "config.json").write_text(json.dumps(config))
@@ -266,19 +306,19 @@ def test_a_config_that_lacks_a_number_names_its_file(place):
         muse_checkpoint.restore(folder / "model")
 
 
-def test_a_picture_that_ingest_did_not_keep_is_one_sentence(place):
-    folder = place()
-    reader = created(folder)
+def test_an_image_that_is_missing_in_ingest_is_rejected(make_project):
+    folder = make_project()
+    classifier = create_classifier(folder)
     _, clean, embed = (folder / "corpus" / name / "posts" for name in ("ingest", "clean", "embed"))
     rows = muse_dataset.load_splits(clean, "posts")["test"]
     with pytest.raises(InputError, match="lacks the image"):
-        reader.build_dataset(rows, feature_store.read_features(embed), folder / "elsewhere")
+        classifier.build_dataset(rows, feature_store.read_features(embed), folder / "elsewhere")
 
 
-def test_a_reader_is_made_the_same_for_the_same_seed(place):
-    folder = place()
+def test_the_same_seed_creates_the_same_classifier(make_project):
+    folder = make_project()
     models = []
     for number in range(2):
         torch.manual_seed(0)
-        models.append(created(folder / str(number)).model.state_dict())
+        models.append(create_classifier(folder / str(number)).model.state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

@@ -1,4 +1,4 @@
-"""The exchange of MuSE against loops over items and tokens, ours and the public code's rule."""
+"""The exchange of MuSE against loops over items and tokens: our rule and the public code's."""
 
 import math
 
@@ -12,40 +12,40 @@ from tests.support import tiny_muse
 
 
 def scores_and_mask(items=6, tokens=11):
-    """Scores with ties, and texts of 0, 1, 2 ... tokens with padding in between and at the end."""
+    """Scores with ties, and masks with 0, 1, 2, ... tokens and padding inside and at the end."""
     torch.manual_seed(0)
     mask = torch.arange(tokens) < torch.tensor([[0], [1], [2], [7], [10], [tokens]])[:items]
     mask[4, 3] = False
     return torch.randint(6, (items, tokens)).float(), mask
 
 
-def chosen_by_loop(scores, mask, network):
-    places = torch.zeros_like(mask)
+def select_by_loop(scores, mask, network):
+    selected = torch.zeros_like(mask)
     for item in range(len(scores)):
         valid = [token for token in range(scores.shape[1]) if mask[item, token]]
-        number = math.floor(network.theta * len(valid) + 1e-9)
+        count = math.floor(network.theta * len(valid) + 1e-9)
         if network.theta > 0:
-            number = max(number, network.min_exchanged_tokens)
-        number = min(number, len(valid) - 1)
+            count = max(count, network.min_exchanged_tokens)
+        count = min(count, len(valid) - 1)
         for token in sorted(valid, key=lambda token: (scores[item, token].item(), token))[
-            : max(number, 0)
+            : max(count, 0)
         ]:
-            places[item, token] = True
-    return places
+            selected[item, token] = True
+    return selected
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.05, 0.1, 0.29, 0.3, 0.5, 0.99])
-@pytest.mark.parametrize("at_least", [0, 1, 3])
-def test_chosen_places_are_those_of_a_loop_ties_by_place(theta, at_least):
-    network = tiny_muse.build_model_config(theta=theta, min_exchanged_tokens=at_least)
+@pytest.mark.parametrize("min_tokens", [0, 1, 3])
+def test_selected_tokens_equal_those_of_a_loop_with_ties_by_position(theta, min_tokens):
+    network = tiny_muse.build_model_config(theta=theta, min_exchanged_tokens=min_tokens)
     scores, mask = scores_and_mask()
-    places = select_exchange_tokens(scores, mask, network)
-    assert torch.equal(places, chosen_by_loop(scores, mask, network))
-    assert not (places & ~mask).any()  # bug 4 of the public code: padding went first
+    selected = select_exchange_tokens(scores, mask, network)
+    assert torch.equal(selected, select_by_loop(scores, mask, network))
+    assert not (selected & ~mask).any()  # bug 4 of the public code: padding was exchanged first
 
 
-def test_a_share_of_the_tokens_is_exact():
-    """0.29 of 100 tokens, 28.999...96 in floating point, are 29."""
+def test_the_number_of_exchanged_tokens_is_exact():
+    """0.29 * 100 is 28.999...96 in floating point; 29 tokens are exchanged."""
     scores, mask = torch.rand(1, 100), torch.ones(1, 100, dtype=torch.bool)
     for theta, count in ((0.1, 10), (0.29, 29), (0.3, 30), (0.57, 57), (0.999, 99)):
         assert (
@@ -54,15 +54,15 @@ def test_a_share_of_the_tokens_is_exact():
         )
 
 
-def test_by_hand():
-    """Five tokens, the fourth of them padding; 0.5 of four are two: the least, 0.1 and 0.2."""
+def test_selected_tokens_equal_those_by_hand():
+    """Five tokens, the fourth is padding: 0.5 of four are the two smallest, 0.1 and 0.2."""
     scores = torch.tensor([[0.3, 0.1, 0.2, 0.0, 0.4]])
     mask = torch.tensor([[True, True, True, False, True]])
     network = tiny_muse.build_model_config(theta=0.5)
     assert select_exchange_tokens(scores, mask, network).tolist() == [
         [False, True, True, False, False]
     ]
-    # The quantile of 0.1, 0.2, 0.3, 0.4 at 0.5 is 0.25, at 1/3 0.2, which is not below itself.
+    # The quantile of 0.1, 0.2, 0.3, 0.4 is 0.25 at 0.5, and 0.2 at 1/3; 0.2 is not below it.
     quantile = tiny_muse.build_model_config(theta=0.5, exchange_count="quantile")
     assert select_exchange_tokens(scores, mask, quantile).tolist() == [
         [False, True, True, False, False]
@@ -73,20 +73,20 @@ def test_by_hand():
     ]
 
 
-def streams(items=4, tokens=(7, 5), width=3, whole=True):
-    """X_t, X_v with whole numbers, whose sums are exact in any order, and masks, cls first."""
+def make_streams(items=4, tokens=(7, 5), width=3, whole=True):
+    """X_t, X_v and their masks, cls first; whole numbers have exact sums in any order."""
     torch.manual_seed(1)
     lengths = torch.tensor([[7], [3], [1], [5]])[:items]
     text = torch.randint(-9, 9, (items, 1 + tokens[0], width)).double()
-    picture = torch.randint(-9, 9, (items, 1 + tokens[1], width)).double()
+    image = torch.randint(-9, 9, (items, 1 + tokens[1], width)).double()
     if not whole:
-        text, picture = torch.randn_like(text), torch.randn_like(picture)
+        text, image = torch.randn_like(text), torch.randn_like(image)
     every = torch.ones(items, 1 + tokens[1], dtype=torch.bool)
-    return (text, picture), (torch.arange(1 + tokens[0]) < 1 + lengths, every)
+    return (text, image), (torch.arange(1 + tokens[0]) < 1 + lengths, every)
 
 
-def exchanged_by_loop(streams, masks, chosen, network):
-    out = [x.clone() for x in streams]
+def exchange_by_loop(streams, masks, selected, network):
+    output = [x.clone() for x in streams]
     for item in range(len(streams[0])):
         means = []
         for x, mask in zip(streams, masks, strict=True):
@@ -94,115 +94,116 @@ def exchanged_by_loop(streams, masks, chosen, network):
             tokens = [x[item, t] for t in range(first, x.shape[1]) if mask[item, t]]
             means.append(sum(tokens) / len(tokens))
         for own, other in ((0, 1), (1, 0)):
-            for token in range(chosen[own].shape[1]):
-                if chosen[own][item, token]:
+            for token in range(selected[own].shape[1]):
+                if selected[own][item, token]:
                     x = streams[own][item, 1 + token]
                     new = means[other] + x if network.exchange == "residual" else means[other]
-                    out[own][item, 1 + token] = new
-    return tuple(out)
+                    output[own][item, 1 + token] = new
+    return tuple(output)
 
 
-@pytest.mark.parametrize("kind", ["replace", "residual"])
+@pytest.mark.parametrize("exchange_kind", ["replace", "residual"])
 @pytest.mark.parametrize("masks", ["respected", "ignored"])
-def test_the_exchange_equals_a_loop_over_tokens_exactly(kind, masks):
-    network = tiny_muse.build_model_config(exchange=kind, padding_mask=masks)
-    given, of = streams()
+def test_the_exchange_equals_a_loop_over_tokens_exactly(exchange_kind, masks):
+    network = tiny_muse.build_model_config(exchange=exchange_kind, padding_mask=masks)
+    inputs, stream_masks = make_streams()
     if masks == "ignored":
-        of = tuple(torch.ones_like(mask) for mask in of)
-    chosen = tuple(
+        stream_masks = tuple(torch.ones_like(mask) for mask in stream_masks)
+    selected = tuple(
         select_exchange_tokens(x[:, 1:, 0], m[:, 1:], network)
-        for x, m in zip(given, of, strict=True)
+        for x, m in zip(inputs, stream_masks, strict=True)
     )
-    assert all(places.any() for places in chosen)
-    before = [x.clone() for x in given]
-    found = exchange_tokens(given, of, chosen, network)
-    expected = exchanged_by_loop(given, of, chosen, network)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    # Bug 9: nothing is written into what came in.
-    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
-    assert all(torch.equal(a[:, 0], b[:, 0]) for a, b in zip(found, given, strict=True))  # cls
+    assert all(tokens.any() for tokens in selected)
+    before = [x.clone() for x in inputs]
+    output = exchange_tokens(inputs, stream_masks, selected, network)
+    expected = exchange_by_loop(inputs, stream_masks, selected, network)
+    assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
+    # Bug 9 of the public code: the inputs are not modified.
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    assert all(torch.equal(a[:, 0], b[:, 0]) for a, b in zip(output, inputs, strict=True))  # cls
 
 
-def public_rule(text, picture, text_weights, picture_weights, theta):
-    """What the public code does with one layer: no masks, means of all 65 positions, cls among
-    them; each weight strictly below the quantile of its row without cls takes the other's mean on
-    top. Weights (B, 65) are those of cls to all positions."""
-    found = [text.clone(), picture.clone()]
+def exchange_like_public_code(text, image, text_weights, image_weights, theta):
+    """One layer of the public code: no masks, means of all 65 positions including cls. The mean of
+    the other modality is added to tokens whose weight is strictly below the quantile of their row
+    without cls. text_weights, image_weights (B, 65): attention of cls to all positions."""
+    output = [text.clone(), image.clone()]
     for item in range(len(text)):
-        means = picture[item].mean(0), text[item].mean(0)
-        for place, weights in enumerate((text_weights, picture_weights)):
+        means = image[item].mean(0), text[item].mean(0)
+        for modality, weights in enumerate((text_weights, image_weights)):
             threshold = np.quantile(weights[item, 1:].numpy(), theta)
             for token in range(1, weights.shape[1]):
                 if weights[item, token] < threshold:
-                    found[place][item, token] = means[place] + found[place][item, token]
-    return tuple(found)
+                    output[modality][item, token] = means[modality] + output[modality][item, token]
+    return tuple(output)
 
 
 @pytest.mark.parametrize("theta", [0.05, 0.1, 0.2, 0.25])
-def test_the_legacy_options_are_the_rule_of_the_public_code(theta):
+def test_the_options_of_the_public_code_reproduce_its_rule(theta):
     network = tiny_muse.build_model_config(
         theta=theta, exchange_count="quantile", exchange="residual", padding_mask="ignored"
     )
     torch.manual_seed(0)
-    given = tuple(torch.randint(-9, 9, (3, 65, 4)).double() for _ in range(2))
+    inputs = tuple(torch.randint(-9, 9, (3, 65, 4)).double() for _ in range(2))
     weights = tuple(torch.rand(3, 65).double() for _ in range(2))
     masks = tuple(torch.ones(3, 65, dtype=torch.bool) for _ in range(2))
-    chosen = tuple(
+    selected = tuple(
         select_exchange_tokens(w[:, 1:], m[:, 1:], network)
         for w, m in zip(weights, masks, strict=True)
     )
-    found = exchange_tokens(given, masks, chosen, network)
-    expected = public_rule(*given, *weights, theta)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    output = exchange_tokens(inputs, masks, selected, network)
+    expected = exchange_like_public_code(*inputs, *weights, theta)
+    assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
 
 
-def test_the_quantile_is_that_of_what_is_no_padding():
-    """Padding gets little attention: with it, the quantile of 0.4 to 0.7 would be 0."""
+def test_the_quantile_excludes_padding():
+    """Padding gets little attention: included, it would lower the quantile to 0."""
     scores = torch.tensor([[0.6, 0.4, 0.7, 0.5, 0.0, 0.0, 0.0, 0.0]])
     mask = torch.arange(8)[None] < 4
-    network = tiny_muse.build_model_config(
-        theta=0.4, exchange_count="quantile"
-    )  # 0.4 + 0.4 * 3 * 0.1 = 0.52
+    network = tiny_muse.build_model_config(theta=0.4, exchange_count="quantile")
+    # The quantile is 0.4 + 0.4 * 3 * 0.1 = 0.52.
     assert select_exchange_tokens(scores, mask, network)[0].nonzero()[:, 0].tolist() == [1, 3]
 
 
-def test_both_directions_see_what_was_there_before():
-    """One piece and one cell: with replacement they change places."""
+def test_both_directions_use_the_values_before_the_exchange():
+    """One subword and one cell: with replacement they swap values."""
     network = tiny_muse.build_model_config()
-    given = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[0.0], [5.0]]])
+    inputs = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[0.0], [5.0]]])
     masks = tuple(torch.ones(1, 2, dtype=torch.bool) for _ in range(2))
-    chosen = tuple(torch.ones(1, 1, dtype=torch.bool) for _ in range(2))
-    text, picture = exchange_tokens(given, masks, chosen, network)
-    assert (text[0, 1].item(), picture[0, 1].item()) == (5.0, 1.0)
+    selected = tuple(torch.ones(1, 1, dtype=torch.bool) for _ in range(2))
+    text, image = exchange_tokens(inputs, masks, selected, network)
+    assert (text[0, 1].item(), image[0, 1].item()) == (5.0, 1.0)
 
 
-def test_padding_changes_neither_means_nor_places():
-    (text, _), (mask, _) = streams(whole=False)
+def test_padding_changes_neither_means_nor_selected_tokens():
+    (text, _), (mask, _) = make_streams(whole=False)
     longer = torch.cat([text, 100 * torch.ones(4, 6, 3)], 1)
     padded = torch.nn.functional.pad(mask, (0, 6))
     torch.testing.assert_close(masked_mean(longer, padded), masked_mean(text, mask))
     network = tiny_muse.build_model_config(theta=0.4)
-    places = select_exchange_tokens(longer[:, 1:, 0], padded[:, 1:], network)
-    assert torch.equal(places[:, :7], select_exchange_tokens(text[:, 1:, 0], mask[:, 1:], network))
-    assert not places[:, 7:].any()
+    selected = select_exchange_tokens(longer[:, 1:, 0], padded[:, 1:], network)
+    assert torch.equal(
+        selected[:, :7], select_exchange_tokens(text[:, 1:, 0], mask[:, 1:], network)
+    )
+    assert not selected[:, 7:].any()
 
 
-def test_nothing_has_no_mean_and_nothing_is_chosen_from_it():
-    nothing = torch.zeros(1, 4, dtype=torch.bool)
-    assert masked_mean(torch.randn(1, 4, 3), nothing).tolist() == [[0.0, 0.0, 0.0]]
+def test_an_empty_mask_has_mean_zero_and_no_selected_tokens():
+    empty = torch.zeros(1, 4, dtype=torch.bool)
+    assert masked_mean(torch.randn(1, 4, 3), empty).tolist() == [[0.0, 0.0, 0.0]]
     for count in ("floor", "quantile"):
         assert not select_exchange_tokens(
-            torch.rand(1, 4), nothing, tiny_muse.build_model_config(exchange_count=count)
+            torch.rand(1, 4), empty, tiny_muse.build_model_config(exchange_count=count)
         ).any()
 
 
-def test_gradients_pass_through_means_and_not_through_what_was_replaced():
+def test_gradients_pass_through_means_and_not_through_replaced_tokens():
     network = tiny_muse.build_model_config()
     text = torch.randn(1, 3, 2, requires_grad=True)
-    picture = torch.randn(1, 3, 2, requires_grad=True)
+    image = torch.randn(1, 3, 2, requires_grad=True)
     masks = tuple(torch.ones(1, 3, dtype=torch.bool) for _ in range(2))
-    chosen = torch.tensor([[True, False]]), torch.tensor([[False, False]])
-    exchange_tokens((text, picture), masks, chosen, network)[0][0, 1].sum().backward()
-    assert not text.grad.any()  # of the token that was replaced
-    torch.testing.assert_close(picture.grad[0, 1:], torch.full((2, 2), 0.5))
-    assert not picture.grad[0, 0].any()  # cls is no part of the mean
+    selected = torch.tensor([[True, False]]), torch.tensor([[False, False]])
+    exchange_tokens((text, image), masks, selected, network)[0][0, 1].sum().backward()
+    assert not text.grad.any()  # the token was replaced
+    torch.testing.assert_close(image.grad[0, 1:], torch.full((2, 2), 0.5))
+    assert not image.grad[0, 0].any()  # cls is not part of the mean

@@ -22,56 +22,56 @@ WIDTH = 3
 TINY = PixelCNNConfig(image_size=8, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0)
 
 
-def network(params: PixelCNNConfig = TINY) -> PixelCNN:
-    """In float64, away from its first weights, where h and the end of each block say little."""
+def build_network(config: PixelCNNConfig = TINY) -> PixelCNN:
+    """A model in float64 with perturbed weights: initially, h and the last layers hardly matter."""
     torch.manual_seed(0)
-    model = PixelCNN(params, WIDTH).double().eval()
+    model = PixelCNN(config, WIDTH).double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
     return model
 
 
-def pictures(count: int, size: int = 8) -> Tensor:
+def make_images(count: int, size: int = 8) -> Tensor:
     torch.manual_seed(1)
-    return levels(torch.randint(0, 256, (count, 3, size, size)))
+    return to_levels(torch.randint(0, 256, (count, 3, size, size)))
 
 
-def levels(pixels: Tensor) -> Tensor:
+def to_levels(pixels: Tensor) -> Tensor:
     return pixels.double() / 127.5 - 1
 
 
 def sigmoid(z: float) -> Decimal:
-    """With many digits: a level is the difference of two that are nearly the same."""
+    """In high precision: a level is the difference of two nearly equal values."""
     return 1 / (1 + (-Decimal(z)).exp())
 
 
 # ------------------------------------------------------------------------------- likelihood
-def test_all_colours_of_a_pixel_together_have_probability_one():
+def test_the_probabilities_of_all_colors_of_a_pixel_sum_to_one():
     torch.manual_seed(0)
     theta = torch.randn(1, 20, 1).expand(-1, -1, 256 * 256)
     green, blue = torch.cartesian_prod(torch.arange(256), torch.arange(256)).T
     total = 0.0
     for red in range(256):
-        x = levels(torch.stack([torch.full_like(green, red), green, blue]))[None]
+        x = to_levels(torch.stack([torch.full_like(green, red), green, blue]))[None]
         total += log_likelihood(theta, x.float()).exp().sum(dtype=torch.float64).item()
     assert total == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("mu, log_s", [(-1.0, -6.0), (1.0, -3.0), (0.003, 0.0), (4.0, -7.0)])
-def test_a_colour_alone_has_probability_one_over_its_levels_with_both_ends(mu, log_s):
-    """With coefficients of 0 each colour is by itself: fix two, sum the third and divide."""
+def test_the_probabilities_of_all_levels_of_a_channel_sum_to_one(mu, log_s):
+    """With coefficients of 0 channels are independent: fix two, sum over the third and divide."""
     theta = torch.zeros(1, 10, 256, dtype=torch.float64)
     theta[:, 1:4], theta[:, 4:7] = mu, log_s
-    blue = levels(torch.arange(256))
+    blue = to_levels(torch.arange(256))
     x = torch.stack([torch.zeros(256), torch.zeros(256), blue])[None]
     zero = log_likelihood(theta, torch.zeros_like(x))
-    alone = zero / 3  # three times the same colour at the same place
-    rest = (2 * alone)[0, 0]
+    separate = zero / 3  # three channels of equal value
+    rest = (2 * separate)[0, 0]
     torch.testing.assert_close((log_likelihood(theta, x) - rest).exp().sum().item(), 1.0)
 
 
-def test_the_level_of_a_logistic_distribution_by_hand():
+def test_the_probability_of_a_level_equals_the_value_by_hand():
     """mu 0, s 1: P(1) = P(-1) = 1 - sigmoid(254/255), P(0) is 2/255 times 1/4."""
     theta = torch.zeros(1, 10, 1, dtype=torch.float64)
     ends = log_likelihood(theta, torch.tensor([[[1.0], [-1.0], [1.0]]]).double())
@@ -80,8 +80,8 @@ def test_the_level_of_a_logistic_distribution_by_hand():
     assert middle.item() == pytest.approx(3 * math.log(2 / 255 / 4), rel=1e-5)
 
 
-def slow_log_likelihood(theta: list[float], x: list[float], mixtures: int) -> float:
-    """Equations 1 to 3 for one pixel, number by number."""
+def loop_log_likelihood(theta: list[float], x: list[float], mixtures: int) -> float:
+    """Equations 1 to 3 for one pixel as loops."""
     logits, rest = theta[:mixtures], theta[mixtures:]
     at = [[rest[(3 * kind + c) * mixtures :][:mixtures] for c in range(3)] for kind in range(3)]
     total = Decimal(0)
@@ -101,8 +101,8 @@ def slow_log_likelihood(theta: list[float], x: list[float], mixtures: int) -> fl
 
 
 def test_bits_match_the_equations_written_as_loops():
-    model, x, h = network(), pictures(2), torch.randn(2, WIDTH).double()
-    x[:, :, :2] = torch.where(x[:, :, :2] > 0, 1.0, -1.0)  # both ends in many pixels
+    model, x, h = build_network(), make_images(2), torch.randn(2, WIDTH).double()
+    x[:, :, :2] = torch.where(x[:, :, :2] > 0, 1.0, -1.0)  # many pixels at both ends
     theta, bits = model(x, h), model.bits_per_dim(x, h)
     for b in range(2):
         nats = 0.0
@@ -110,11 +110,11 @@ def test_bits_match_the_equations_written_as_loops():
             for j in range(8):
                 pixel = theta[b, :, i, j].tolist(), x[b, :, i, j].tolist()
                 with localcontext(prec=200):
-                    nats -= slow_log_likelihood(*pixel, 2)
+                    nats -= loop_log_likelihood(*pixel, 2)
         assert bits[b].item() == pytest.approx(nats / (3 * 8 * 8) / math.log(2), rel=1e-6)
 
 
-def test_far_off_means_and_extreme_scales_have_finite_loss_and_gradient_in_float32():
+def test_extreme_means_and_scales_have_finite_loss_and_gradient_in_float32():
     values = [-100.0, -20.0, -7.0, 0.0, 20.0, 100.0]
     mu, log_s = torch.tensor(values), torch.tensor([-50.0, -7.0, 0.0, 20.0])
     cases = torch.cartesian_prod(
@@ -128,7 +128,7 @@ def test_far_off_means_and_extreme_scales_have_finite_loss_and_gradient_in_float
     assert torch.isfinite(loss) and torch.isfinite(theta.grad).all()
 
 
-def test_bytes_are_the_levels_and_come_back():
+def test_bytes_convert_to_levels_and_back():
     pixels = torch.arange(256)
     x = uint8_to_float(pixels)
     assert x[0] == -1 and x[-1] == 1
@@ -137,127 +137,128 @@ def test_bytes_are_the_levels_and_come_back():
 
 
 # ------------------------------------------------------------------------------- order
-def test_a_pixel_depends_on_every_pixel_before_it_nearby_and_on_none_after():
-    model, h = network(), torch.randn(1, WIDTH).double()
-    x = pictures(1).requires_grad_()
+def test_a_pixel_depends_on_all_neighbors_before_it_and_on_no_later_pixel():
+    model, h = build_network(), torch.randn(1, WIDTH).double()
+    x = make_images(1).requires_grad_()
     theta = model(x, h)
     mix = torch.randn(theta.shape[1]).double()
     for place in range(64):
         (gradient,) = torch.autograd.grad(
             theta[0, :, place // 8, place % 8] @ mix, x, retain_graph=True
         )
-        touched = (gradient[0] != 0).flatten(1)  # (3, 64)
-        assert not touched[:, place:].any()
-        neighbours = [place - 1] * (place % 8 > 0) + [place - 8] * (place >= 8)
-        assert touched[:, neighbours].all()
-    assert touched[:, :56].all()  # the last pixel sees all rows above, without a blind spot
+        depends = (gradient[0] != 0).flatten(1)  # (3, 64)
+        assert not depends[:, place:].any()
+        neighbors = [place - 1] * (place % 8 > 0) + [place - 8] * (place >= 8)
+        assert depends[:, neighbors].all()
+    assert depends[:, :56].all()  # the last pixel depends on all rows above, without a blind spot
 
 
-def test_green_moves_with_red_and_blue_with_both():
+def test_green_depends_on_red_and_blue_on_both():
     torch.manual_seed(0)
     mu, coefficients = torch.randn(2, 1, 3, 2)
     x = torch.randn(1, 3, requires_grad=True)
     means = coupled_means(mu, coefficients, x)
-    depends = []
-    for colour in range(3):
-        total = means[0, colour].sum()
+    dependencies = []
+    for channel in range(3):
+        total = means[0, channel].sum()
         (gradient,) = torch.autograd.grad(total, x, retain_graph=True, materialize_grads=True)
-        depends.append((gradient[0] != 0).tolist())
-    assert depends == [[False, False, False], [True, False, False], [True, True, False]]
+        dependencies.append((gradient[0] != 0).tolist())
+    assert dependencies == [[False, False, False], [True, False, False], [True, True, False]]
 
 
 # ------------------------------------------------------------------------------- sampling
-def test_drawn_colours_are_as_frequent_as_they_are_likely():
-    """Two narrow mixtures, one of them at the end of the range, with coupled colours."""
+def test_sampled_colors_are_as_frequent_as_they_are_probable():
+    """Two narrow mixtures, one of them at the end of the range, with coupled channels."""
     torch.manual_seed(0)
     theta = torch.randn(1, 20).double()
     theta[:, 2:8] = torch.tensor([-1.0, 0.2] * 3)  # mu
     theta[:, 8:14] = -6.0
     draws = 40_000
     uniform = torch.rand(draws, 4, dtype=torch.float64)
-    drawn, counts = sample_pixel(theta.expand(draws, -1), uniform).unique(dim=0, return_counts=True)
-    p = log_likelihood(theta[..., None].expand(-1, -1, len(drawn)), drawn.T[None]).exp()[0]
-    often = p > 20 / draws
-    assert often.sum() > 20
-    off = (counts - draws * p)[often] / (draws * p * (1 - p))[often].sqrt()
-    assert off.abs().max() < 5 and 0.7 < off.square().mean() < 1.4
+    pixels = sample_pixel(theta.expand(draws, -1), uniform)
+    samples, counts = pixels.unique(dim=0, return_counts=True)
+    p = log_likelihood(theta[..., None].expand(-1, -1, len(samples)), samples.T[None]).exp()[0]
+    frequent = p > 20 / draws
+    assert frequent.sum() > 20
+    deviation = (counts - draws * p)[frequent] / (draws * p * (1 - p))[frequent].sqrt()
+    assert deviation.abs().max() < 5 and 0.7 < deviation.square().mean() < 1.4
 
 
-def test_sampling_row_by_row_draws_what_whole_passes_draw():
-    model, h = network(), torch.randn(3, WIDTH).double()
+def test_sampling_row_by_row_equals_sampling_with_full_passes():
+    model, h = build_network(), torch.randn(3, WIDTH).double()
     seeded = torch.Generator().manual_seed(5)
-    drawn = model.sample(h, seeded)
+    samples = model.sample(h, seeded)
     uniform = torch.rand((8, 8, 3, 4), generator=seeded.manual_seed(5)).double()
     x = torch.zeros(3, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         for i in range(8):
             for j in range(8):
                 x[:, :, i, j] = sample_pixel(model(x, h)[:, :, i, j], uniform[i, j])
-    torch.testing.assert_close(drawn, x)
+    torch.testing.assert_close(samples, x)
 
 
-def test_samples_lie_on_the_levels():
-    model = network().float()
-    drawn = model.sample(torch.randn(2, WIDTH), torch.Generator().manual_seed(0))
-    assert drawn.shape == (2, 3, 8, 8)
-    assert torch.equal(uint8_to_float(pixelcnn.float_to_uint8(drawn)), drawn)
-    assert len(drawn.unique()) > 20
+def test_samples_are_on_the_levels():
+    model = build_network().float()
+    samples = model.sample(torch.randn(2, WIDTH), torch.Generator().manual_seed(0))
+    assert samples.shape == (2, 3, 8, 8)
+    assert torch.equal(uint8_to_float(pixelcnn.float_to_uint8(samples)), samples)
+    assert len(samples.unique()) > 20
 
 
-def test_two_pictures_are_memorised_and_drawn_again_each_for_its_own_h():
+def test_two_images_are_memorized_and_sampled_again_from_their_h():
     torch.manual_seed(0)
     model = PixelCNN(
         PixelCNNConfig(image_size=4, num_blocks=1, num_filters=8, num_mixtures=2, dropout=0.0),
         WIDTH,
     )
-    colours = torch.tensor([[230, 20, 60], [30, 120, 250]])
-    x = uint8_to_float(colours[:, :, None, None].repeat(1, 1, 4, 4))
-    x[:, :, 2:] *= -1  # the lower half in the opposite colour
+    colors = torch.tensor([[230, 20, 60], [30, 120, 250]])
+    x = uint8_to_float(colors[:, :, None, None].repeat(1, 1, 4, 4))
+    x[:, :, 2:] *= -1  # the lower half has the opposite color
     h = torch.eye(2, WIDTH)
     steps = 100
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = model.bits_per_dim(x, h).mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     assert loss < 3  # of 8 bits
-    drawn = model.eval().sample(h, torch.Generator().manual_seed(0))
-    assert (drawn - x).abs().mean() < 0.1 < 1 < (drawn - x.flip(0)).abs().mean()
+    samples = model.eval().sample(h, torch.Generator().manual_seed(0))
+    assert (samples - x).abs().mean() < 0.1 < 1 < (samples - x.flip(0)).abs().mean()
 
 
 # ------------------------------------------------------------------------------- network
-def test_the_split_of_a_batch_changes_nothing():
-    model, x, h = network(), pictures(3), torch.randn(3, WIDTH).double()
-    alone = torch.cat([model.bits_per_dim(x[b : b + 1], h[b : b + 1]) for b in range(3)])
-    torch.testing.assert_close(model.bits_per_dim(x, h), alone, rtol=1e-9, atol=0)
+def test_the_result_does_not_depend_on_the_split_into_batches():
+    model, x, h = build_network(), make_images(3), torch.randn(3, WIDTH).double()
+    separate = torch.cat([model.bits_per_dim(x[b : b + 1], h[b : b + 1]) for b in range(3)])
+    torch.testing.assert_close(model.bits_per_dim(x, h), separate, rtol=1e-9, atol=0)
 
 
-def test_means_keep_their_precision_where_the_rest_is_computed_in_bfloat16():
-    model, x, h = network().float(), pictures(2).float(), torch.randn(2, WIDTH)
+def test_theta_and_bits_are_float32_under_bfloat16_autocast():
+    model, x, h = build_network().float(), make_images(2).float(), torch.randn(2, WIDTH)
     with torch.autocast("cpu", torch.bfloat16):
         theta, bits = model(x, h), model.bits_per_dim(x, h)
-        drawn = model.sample(h.bfloat16(), torch.Generator().manual_seed(0))
-    assert theta.dtype == bits.dtype == drawn.dtype == torch.float32
-    assert not torch.equal(theta, theta.bfloat16().float())  # it is no rounded one
-    nats = -log_likelihood(theta.double(), x.double()).sum((1, 2))  # in double; bits are single
+        samples = model.sample(h.bfloat16(), torch.Generator().manual_seed(0))
+    assert theta.dtype == bits.dtype == samples.dtype == torch.float32
+    assert not torch.equal(theta, theta.bfloat16().float())  # not rounded to bfloat16
+    nats = -log_likelihood(theta.double(), x.double()).sum((1, 2))  # in float64; bits are float32
     torch.testing.assert_close(bits, (nats / (3 * 8 * 8 * math.log(2))).float())
-    assert torch.equal(uint8_to_float(pixelcnn.float_to_uint8(drawn)), drawn)
+    assert torch.equal(uint8_to_float(pixelcnn.float_to_uint8(samples)), samples)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_every_weight_gets_a_gradient(blocks):
-    model = network(
+    model = build_network(
         PixelCNNConfig(image_size=8, num_blocks=blocks, num_filters=4, num_mixtures=2, dropout=0.5)
     ).train()
-    model.bits_per_dim(pictures(2), torch.randn(2, WIDTH).double()).sum().backward()
+    model.bits_per_dim(make_images(2), torch.randn(2, WIDTH).double()).sum().backward()
     assert [name for name, w in model.named_parameters() if not w.grad.abs().sum() > 0] == []
 
 
-def test_filters_are_as_long_as_g_says_however_long_v_is():
-    conv = network().u.up[0].second.conv
+def test_the_norm_of_a_filter_is_g_whatever_the_norm_of_v():
+    conv = build_network().u.up[0].second.conv
     g, v = conv.parametrizations.weight.parameters()
     torch.testing.assert_close(conv.weight.flatten(1).norm(dim=1), g.flatten().abs())
     before = conv.weight.detach().clone()

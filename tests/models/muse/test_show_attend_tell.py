@@ -25,9 +25,9 @@ WORDS, WIDTH, CELLS = 9, 6, 4
 CAPTIONS = torch.tensor([[SOS, 5, 8, 4, EOS], [SOS, 7, EOS, PAD, PAD]])
 
 
-def decoder(params: ShowAttendTellConfig = TINY) -> ShowAttendTell:
+def build_decoder(config: ShowAttendTellConfig = TINY) -> ShowAttendTell:
     torch.manual_seed(0)
-    model = ShowAttendTell(params, WORDS, WIDTH).double().eval()
+    model = ShowAttendTell(config, WORDS, WIDTH).double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight))
@@ -40,7 +40,7 @@ def cells(count: int = 2) -> Tensor:
 
 
 # ------------------------------------------------------------------------------- vocabulary
-def test_words_of_the_train_split_that_are_frequent_enough_have_ids_after_the_special_ones():
+def test_frequent_words_have_ids_after_the_special_tokens():
     vocabulary = Vocabulary([["A", "cat", "a"], ["the", "cat", "sat"]], min_count=2)
     assert vocabulary.words == ["a", "cat"] and len(vocabulary) == 6
     assert vocabulary.encode(["a", "CAT", "sat", "unseen"], 10) == [SOS, 4, 5, UNK, UNK, EOS]
@@ -48,17 +48,17 @@ def test_words_of_the_train_split_that_are_frequent_enough_have_ids_after_the_sp
 
 
 @pytest.mark.parametrize("words, expected", [(0, 2), (7, 9), (8, 10), (9, 10), (50, 10)])
-def test_a_caption_is_never_longer_than_at_most_and_keeps_its_end(words, expected):
-    ids = Vocabulary([["a"]], 1).encode(["a"] * words, at_most=10)
+def test_a_caption_is_never_longer_than_max_length_and_keeps_its_end(words, expected):
+    ids = Vocabulary([["a"]], 1).encode(["a"] * words, max_length=10)
     assert len(ids) == expected and ids[0] == SOS and ids[-1] == EOS
 
 
-def test_a_limit_without_room_for_a_word_is_refused():
+def test_a_limit_without_room_for_a_word_is_rejected():
     with pytest.raises(InputError, match="at most 2 ids"):
-        Vocabulary([["a"]], 1).encode(["a"], at_most=2)
+        Vocabulary([["a"]], 1).encode(["a"], max_length=2)
 
 
-def test_a_vocabulary_read_again_is_the_same():
+def test_a_restored_vocabulary_is_the_same():
     vocabulary = Vocabulary([["b", "a", "ß", "😀"], ["c", "c", "I", "SOS"]], min_count=1)
     again = Vocabulary.from_json(vocabulary.to_json())
     assert again.words == vocabulary.words and again.word_to_id == vocabulary.word_to_id
@@ -83,15 +83,15 @@ def linear(layer: torch.nn.Linear, v: Tensor) -> Tensor:
     return layer.weight @ v + (0 if layer.bias is None else layer.bias)
 
 
-def slow_loss(model: ShowAttendTell, a: Tensor, caption: list[int]) -> tuple[float, float]:
-    """Equations 1 to 7 and 14 word by word and cell by cell. -> nats, second term"""
+def loop_loss(model: ShowAttendTell, a: Tensor, caption: list[int]) -> tuple[float, float]:
+    """Equations 1 to 7 and 14 as loops over words and cells.  -> nats, second term"""
     mean = sum(a) / len(a)
     h, c = linear(model.init_h, mean), linear(model.init_c, mean)
-    nats, looks = 0.0, [0.0] * len(a)
-    for y, told in pairwise(caption):
+    nats, total_weights = 0.0, [0.0] * len(a)
+    for y, target in pairwise(caption):
         hidden = [torch.tanh(linear(model.att_a, cell) + linear(model.att_h, h)) for cell in a]
         e = [linear(model.att, v).item() for v in hidden]
-        alpha = [math.exp(one) / sum(map(math.exp, e)) for one in e]
+        alpha = [math.exp(score) / sum(map(math.exp, e)) for score in e]
         beta = torch.sigmoid(linear(model.beta, h))
         z = beta * sum(weight * cell for weight, cell in zip(alpha, a, strict=True))
         read = torch.cat([model.E.weight[y], z])
@@ -101,24 +101,24 @@ def slow_loss(model: ShowAttendTell, a: Tensor, caption: list[int]) -> tuple[flo
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         deep = model.E.weight[y] + linear(model.L_h, h) + linear(model.L_z, z)
-        nats -= linear(model.L_o, deep).log_softmax(0)[told].item()
-        looks = [seen + weight for seen, weight in zip(looks, alpha, strict=True)]
-    return nats, TINY.doubly_stochastic_weight * sum((1 - seen) ** 2 for seen in looks)
+        nats -= linear(model.L_o, deep).log_softmax(0)[target].item()
+        total_weights = [total + weight for total, weight in zip(total_weights, alpha, strict=True)]
+    return nats, TINY.doubly_stochastic_weight * sum((1 - total) ** 2 for total in total_weights)
 
 
 def test_the_loss_matches_the_equations_written_as_loops():
-    model, a = decoder(), cells()
+    model, a = build_decoder(), cells()
     loss = model(a, CAPTIONS)
     assert loss.tokens.tolist() == [4, 2]
     for b, length in enumerate([5, 3]):
-        nats, stochastic = slow_loss(model, a[b], CAPTIONS[b, :length].tolist())
+        nats, stochastic = loop_loss(model, a[b], CAPTIONS[b, :length].tolist())
         assert loss.nats[b].item() == pytest.approx(nats, rel=1e-9)
         assert loss.stochastic[b].item() == pytest.approx(stochastic, rel=1e-9)
 
 
-def test_attention_that_is_the_same_everywhere_by_hand():
-    """4 cells, 2 ids told: each cell gets 2/4, so the second term is 0.7 * 4 * (1 - 1/2)^2."""
-    model = decoder()
+def test_the_loss_of_uniform_attention_equals_the_value_by_hand():
+    """4 cells, 2 predicted ids: a cell has a total weight of 2/4, its term is 0.7 * (1 - 2/4)^2."""
+    model = build_decoder()
     torch.nn.init.zeros_(model.att.weight)
     torch.nn.init.zeros_(model.L_o.weight)
     torch.nn.init.zeros_(model.L_o.bias)
@@ -129,16 +129,16 @@ def test_attention_that_is_the_same_everywhere_by_hand():
 
 
 def test_padding_and_the_split_of_a_batch_change_nothing():
-    model, a = decoder(), cells()
+    model, a = build_decoder(), cells()
     whole = model(a, torch.nn.functional.pad(CAPTIONS, (0, 3)))
     for b, length in enumerate([5, 3]):
-        alone = model(a[b : b + 1], CAPTIONS[b : b + 1, :length])
-        for mine, theirs in zip(whole, alone, strict=True):
-            torch.testing.assert_close(mine[b : b + 1], theirs, rtol=1e-9, atol=0)
+        single_loss = model(a[b : b + 1], CAPTIONS[b : b + 1, :length])
+        for part, expected in zip(whole, single_loss, strict=True):
+            torch.testing.assert_close(part[b : b + 1], expected, rtol=1e-9, atol=0)
 
 
-def test_an_item_without_caption_adds_nothing_and_no_gradient():
-    model, a = decoder(), cells().requires_grad_()
+def test_an_item_without_caption_has_no_loss_and_no_gradient():
+    model, a = build_decoder(), cells().requires_grad_()
     empty = torch.cat([CAPTIONS[:1], torch.full((1, 5), PAD)])
     loss = model(a, empty)
     assert [part[1].item() for part in loss] == [0, 0, 0]
@@ -146,16 +146,16 @@ def test_an_item_without_caption_adds_nothing_and_no_gradient():
     assert a.grad[0].any() and not a.grad[1].any()
 
 
-def test_a_word_is_told_by_those_before_it_alone():
-    model, a = decoder(), cells(1)
-    one, other = CAPTIONS[:1], torch.tensor([[SOS, 5, 8, 6, EOS]])
-    short = [model(a, caption[:, :3]).nats for caption in (one, other)]
+def test_a_word_depends_only_on_the_words_before_it():
+    model, a = build_decoder(), cells(1)
+    caption, other = CAPTIONS[:1], torch.tensor([[SOS, 5, 8, 6, EOS]])
+    short = [model(a, ids[:, :3]).nats for ids in (caption, other)]
     assert torch.equal(*short)
-    assert not torch.equal(model(a, one).nats, model(a, other).nats)
+    assert not torch.equal(model(a, caption).nats, model(a, other).nats)
 
 
-def test_every_weight_gets_a_gradient_and_every_cell():
-    model, a = decoder().train(), cells().requires_grad_()
+def test_every_weight_and_every_cell_gets_a_gradient():
+    model, a = build_decoder().train(), cells().requires_grad_()
     loss = model(a, CAPTIONS)
     (loss.nats + loss.stochastic).sum().backward()
     assert [name for name, w in model.named_parameters() if not w.grad.abs().sum() > 0] == []
@@ -164,8 +164,8 @@ def test_every_weight_gets_a_gradient_and_every_cell():
 
 # ------------------------------------------------------------------------------- learning
 @pytest.fixture(scope="module")
-def learned() -> tuple[ShowAttendTell, Tensor, list[list[int]]]:
-    """A decoder that knows four captions of different length by heart, their cells and words."""
+def trained() -> tuple[ShowAttendTell, Tensor, list[list[int]]]:
+    """A decoder that memorized four captions of different length, their cells and their words."""
     torch.manual_seed(0)
     model = ShowAttendTell(
         ShowAttendTellConfig(
@@ -176,34 +176,34 @@ def learned() -> tuple[ShowAttendTell, Tensor, list[list[int]]]:
             doubly_stochastic_weight=0.1,
         ),
         vocabulary=8,
-        cells_width=WIDTH,
+        cell_width=WIDTH,
     )
     words = [[4, 5, 6, 7], [5, 4], [UNK], []]
     rows = [[SOS, *ids, EOS] for ids in words]
     captions = torch.tensor([row + [PAD] * (6 - len(row)) for row in rows])
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
     for _ in range(80):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = model(cells(4).float(), captions)
         (loss.nats + loss.stochastic).sum().backward()
-        optimiser.step()
+        optimizer.step()
     assert (loss.nats / loss.tokens).max() < 0.1
     return model.eval(), cells(4).float(), words
 
 
-def test_one_batch_is_memorised_and_told_again(learned):
-    model, a, words = learned
-    assert model.greedy_decode(a, at_most=10) == words
+def test_one_batch_is_memorized_and_reproduced(trained):
+    model, a, words = trained
+    assert model.greedy_decode(a, max_length=10) == words
 
 
-def test_a_greedy_caption_counts_its_ends_in_at_most(learned):
-    model, a, words = learned
-    assert model.greedy_decode(a, at_most=4) == [ids[:2] for ids in words]
+def test_a_greedy_caption_counts_both_ends_in_max_length(trained):
+    model, a, words = trained
+    assert model.greedy_decode(a, max_length=4) == [ids[:2] for ids in words]
 
 
-def test_greedy_words_do_not_depend_on_the_batch(learned):
-    model, _, _ = learned
-    other = torch.randn(5, CELLS, WIDTH)
-    alone = [model.greedy_decode(one[None], at_most=8)[0] for one in other]
-    assert model.greedy_decode(other, at_most=8) == alone
-    assert not {PAD, SOS, EOS} & {one for ids in alone for one in ids}
+def test_greedy_words_do_not_depend_on_the_batch(trained):
+    model, _, _ = trained
+    images = torch.randn(5, CELLS, WIDTH)
+    separate = [model.greedy_decode(image[None], max_length=8)[0] for image in images]
+    assert model.greedy_decode(images, max_length=8) == separate
+    assert not {PAD, SOS, EOS} & {word for ids in separate for word in ids}

@@ -1,7 +1,7 @@
-"""Scores of memes by hand: each task by what somebody judged, and the mean over tasks.
+"""Metrics of memes by hand: each task on its labeled items, and the mean over tasks.
 
-Of four test items humour is right three times, all are said to be funny; sentiment, which nobody
-judged of b, twice of three. Two validation items are right.
+Four test items: all are predicted funny, which is correct for three; sentiment, unlabeled for b, is
+correct for two of three. Both validation items are correct.
 """
 
 import json
@@ -19,7 +19,7 @@ from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.shared.core import schemas
 from stages.shared.runtime.stage import InputError
 
-PARAMS = EvaluateClassifierConfig(
+CONFIG = EvaluateClassifierConfig(
     num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
 )
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
@@ -28,22 +28,22 @@ GOLD = {
     "humour": dict.fromkeys("abcvw", "funny") | {"d": "not_funny"},
     "sentiment": {"a": "good", "c": "bad", "d": "neutral", "v": "good", "w": "bad"},
 }
-WRONG = {  # what was predicted instead, by inputs
+WRONG_PREDICTIONS = {  # by inputs; other predictions equal GOLD
     "both": {("d", "humour"): "funny", ("c", "sentiment"): "good"},
     "text": {(record, "humour"): "not_funny" for record in "ab"},
     "picture": {(record, "sentiment"): "none" for record in "acd"},
 }
-ROOM = {"humour": 0.5, "sentiment": 0.25}  # between the best ceiling of one input and both
+ROOM = {"humour": 0.5, "sentiment": 0.25}  # ceiling of both inputs minus the best of one input
 CEILINGS = {
     "humour": {"text": 0.5, "picture": 0.25, "both": 1.0},
     "sentiment": {"text": 0.25, "picture": 0.5, "both": 0.75},
-    "sarcasm": {"text": 0.5, "picture": 0.5, "both": 1.0},  # which was not learned
+    "sarcasm": {"text": 0.5, "picture": 0.5, "both": 1.0},  # not learned
 }
-BEHAVIOUR = [("a", "density_tt", 0.25), ("b", "density_tt", 0.75), ("a", "evenness_words", 0.5)]
+DIAGNOSTICS = [("a", "density_tt", 0.25), ("b", "density_tt", 0.75), ("a", "evenness_words", 0.5)]
 
 
-def labels() -> list[dict]:
-    """Rows of labels.parquet: of validation from both inputs, of test from each as well."""
+def make_labels() -> list[dict]:
+    """Rows of labels.parquet: validation from both inputs, test also from each single input."""
     return [
         {
             "record": record,
@@ -51,7 +51,9 @@ def labels() -> list[dict]:
             "inputs": inputs,
             "task": task,
             "gold": [GOLD[task][record]] if record in GOLD[task] else [],
-            "predicted": [WRONG[inputs].get((record, task), GOLD[task].get(record, "good"))],
+            "predicted": [
+                WRONG_PREDICTIONS[inputs].get((record, task), GOLD[task].get(record, "good"))
+            ],
             "probability": [0.75],
             "cut": 2 if record == "b" else 0,
         }
@@ -63,190 +65,202 @@ def labels() -> list[dict]:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder whose locks stay in it, and nothing is tracked."""
+def folder(tmp_path, monkeypatch):
+    """A folder with its own work folder; tracking is disabled."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(stage.tracking, "start_run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(stage.tracking, "start_run", lambda **options: nullcontext(Mock()))
     return tmp_path
 
 
-def run(place: Path, rows: list[dict], ceilings: dict | None = CEILINGS) -> dict:
-    """metrics.json of a reader that labelled like this; ceilings: what the corpus knows."""
-    schemas.write_parquet(place / "labels/labels.parquet", rows, schemas.LABEL_PREDICTIONS)
-    behaviour = [
-        dict(zip(schemas.DIAGNOSTICS.names, (r, "test", *x), strict=True)) for r, *x in BEHAVIOUR
+def evaluate(folder: Path, rows: list[dict], ceilings: dict | None = CEILINGS) -> dict:
+    """metrics.json of these predictions; ceilings: those of the corpus."""
+    schemas.write_parquet(folder / "labels/labels.parquet", rows, schemas.LABEL_PREDICTIONS)
+    diagnostics = [
+        dict(zip(schemas.DIAGNOSTICS.names, (r, "test", *x), strict=True)) for r, *x in DIAGNOSTICS
     ]
-    schemas.write_parquet(place / "labels/behaviour.parquet", behaviour, schemas.DIAGNOSTICS)
-    (place / "labels/parameters.json").write_text(json.dumps({"trained": 12, "frozen": 0}))
-    (place / "ingest").mkdir(exist_ok=True)
+    schemas.write_parquet(folder / "labels/behaviour.parquet", diagnostics, schemas.DIAGNOSTICS)
+    (folder / "labels/parameters.json").write_text(json.dumps({"trained": 12, "frozen": 0}))
+    (folder / "ingest").mkdir(exist_ok=True)
     if ceilings is not None:
-        known = {
+        task_ceilings = {
             task: {
                 inputs: {"expected": value + 0.01, "realised": value}
-                for inputs, value in of_task.items()
+                for inputs, value in values.items()
             }
-            for task, of_task in ceilings.items()
+            for task, values in ceilings.items()
         }
-        content = {"rule": "a rule", "metric": "accuracy", "validation": known, "test": known}
-        (place / "ingest/ceilings.json").write_text(json.dumps(content))
-    stage.main("reader", mm_orient, PARAMS, place / "ingest", place / "labels", place / "target")
-    return json.loads((place / "target/metrics.json").read_text())
+        content = {
+            "rule": "a rule",
+            "metric": "accuracy",
+            "validation": task_ceilings,
+            "test": task_ceilings,
+        }
+        (folder / "ingest/ceilings.json").write_text(json.dumps(content))
+    stage.main(
+        "mm_orient", mm_orient, CONFIG, folder / "ingest", folder / "labels", folder / "target"
+    )
+    return json.loads((folder / "target/metrics.json").read_text())
 
 
-def error_again(rows: list[dict], room: dict[str, float]) -> float:
-    """What each item adds to the mean of right_t / room_t over the tasks, squared and summed."""
-    judged = [row for row in rows if row["gold"] and row["inputs"] == "both"]
-    judged = [row for row in judged if row["split"] == "test"]
-    added = dict.fromkeys({row["record"] for row in judged}, 0.0)
+def error_by_hand(rows: list[dict], room: dict[str, float]) -> float:
+    """Clustered standard error of the mean over tasks of accuracy / room."""
+    labeled = [row for row in rows if row["gold"] and row["inputs"] == "both"]
+    labeled = [row for row in labeled if row["split"] == "test"]
+    contributions = dict.fromkeys({row["record"] for row in labeled}, 0.0)
     for task in TASKS:
-        of_task = [row for row in judged if row["task"] == task]
-        accuracy = sum(row["gold"] == row["predicted"] for row in of_task) / len(of_task)
-        for row in of_task:
-            off = (row["gold"] == row["predicted"]) - accuracy
-            added[row["record"]] += off / (len(TASKS) * len(of_task) * room[task])
-    return sqrt(len(added) / (len(added) - 1) * sum(value**2 for value in added.values()))
+        rows = [row for row in labeled if row["task"] == task]
+        accuracy = sum(row["gold"] == row["predicted"] for row in rows) / len(rows)
+        for row in rows:
+            residual = (row["gold"] == row["predicted"]) - accuracy
+            contributions[row["record"]] += residual / (len(TASKS) * len(rows) * room[task])
+    n = len(contributions)
+    return sqrt(n / (n - 1) * sum(value**2 for value in contributions.values()))
 
 
-def close(value: float):
-    return pytest.approx(value, abs=2e-6)  # six digits are written
+def approx(value: float):
+    return pytest.approx(value, abs=2e-6)  # metrics are rounded to six digits
 
 
-def test_each_task_by_hand(place):
+def test_the_metrics_of_each_task_equal_those_by_hand(folder):
     """Humour: F1 of funny is 2 x .75 / 1.75 = 6/7, of not_funny 0. Sentiment: 2/3, 0, 1."""
-    found = run(place, labels())
-    assert (found["task"], found["split"], found["items"]) == ("memes", "test", 4)
-    humour, sentiment = (found["tasks"][task] for task in TASKS)
+    metrics = evaluate(folder, make_labels())
+    assert (metrics["task"], metrics["split"], metrics["items"]) == ("memes", "test", 4)
+    humour, sentiment = (metrics["tasks"][task] for task in TASKS)
     assert (humour["items"], sentiment["items"]) == (4, 3)
     assert humour["score"] == {"metric": "accuracy", "value": 0.75, "standard_error": 0.25}
-    assert humour["weighted_f1"]["value"] == close(0.75 * 6 / 7)
-    assert humour["macro_f1"]["value"] == close(3 / 7)
-    assert sentiment["accuracy"]["value"] == close(2 / 3)
-    assert sentiment["weighted_f1"]["value"] == sentiment["macro_f1"]["value"] == close(5 / 9)
+    assert humour["weighted_f1"]["value"] == approx(0.75 * 6 / 7)
+    assert humour["macro_f1"]["value"] == approx(3 / 7)
+    assert sentiment["accuracy"]["value"] == approx(2 / 3)
+    assert sentiment["weighted_f1"]["value"] == sentiment["macro_f1"]["value"] == approx(5 / 9)
     assert humour["confusion"]["not_funny"]["funny"] == 1
 
 
-def test_the_means_over_tasks_by_hand(place):
-    found = run(place, labels())
-    assert found["score"]["metric"] == "accuracy"
-    assert found["score"]["value"] == found["accuracy"]["value"] == close(17 / 24)
-    assert found["weighted_f1"]["value"] == close((9 / 14 + 5 / 9) / 2)
-    assert found["macro_f1"]["value"] == close((3 / 7 + 5 / 9) / 2)
+def test_the_means_over_tasks_equal_those_by_hand(folder):
+    metrics = evaluate(folder, make_labels())
+    assert metrics["score"]["metric"] == "accuracy"
+    assert metrics["score"]["value"] == metrics["accuracy"]["value"] == approx(17 / 24)
+    assert metrics["weighted_f1"]["value"] == approx((9 / 14 + 5 / 9) / 2)
+    assert metrics["macro_f1"]["value"] == approx((3 / 7 + 5 / 9) / 2)
 
 
-def test_the_error_of_the_mean_knows_that_tasks_share_their_items(place):
-    """By hand: a adds (1/4)/8 + (1/3)/6, b (1/4)/8, c (1/4)/8 - (2/3)/6, d -(3/4)/8 + (1/3)/6."""
-    found = run(place, labels())
-    added = [1 / 32 + 1 / 18, 1 / 32, 1 / 32 - 1 / 9, -3 / 32 + 1 / 18]
-    assert sum(added) == pytest.approx(0)
-    by_hand = sqrt(4 / 3 * sum(value**2 for value in added))
-    assert found["score"]["standard_error"] == close(by_hand)
-    assert error_again(labels(), dict.fromkeys(TASKS, 1.0)) == pytest.approx(by_hand)
+def test_the_standard_error_of_the_mean_is_clustered_by_item(folder):
+    """Contributions: a (1/4)/8 + (1/3)/6, b (1/4)/8, c (1/4)/8 - (2/3)/6, d -(3/4)/8 + (1/3)/6."""
+    metrics = evaluate(folder, make_labels())
+    contributions = [1 / 32 + 1 / 18, 1 / 32, 1 / 32 - 1 / 9, -3 / 32 + 1 / 18]
+    assert sum(contributions) == pytest.approx(0)
+    by_hand = sqrt(4 / 3 * sum(value**2 for value in contributions))
+    assert metrics["score"]["standard_error"] == approx(by_hand)
+    assert error_by_hand(make_labels(), dict.fromkeys(TASKS, 1.0)) == pytest.approx(by_hand)
 
 
-def test_skill_of_each_task_and_their_mean(place):
+def test_the_skill_of_each_task_and_the_mean_equal_those_by_hand(folder):
     """(.75 - .5) / .5 = 1/2 and (2/3 - .5) / .25 = 2/3."""
-    found = run(place, labels())
-    skills = [found["tasks"][task]["skill"]["value"] for task in TASKS]
-    assert skills == [close(1 / 2), close(2 / 3)]
-    assert found["tasks"]["humour"]["skill"]["standard_error"] == close(0.25 / 0.5)
-    assert found["skill"]["value"] == close(7 / 12)
-    assert found["skill"]["standard_error"] == close(error_again(labels(), ROOM))
-    assert found["ceilings"]["text"] == {"expected": 0.385, "realised": 0.375}
-    assert found["ceilings"]["both"]["realised"] == 0.875
+    metrics = evaluate(folder, make_labels())
+    skills = [metrics["tasks"][task]["skill"]["value"] for task in TASKS]
+    assert skills == [approx(1 / 2), approx(2 / 3)]
+    assert metrics["tasks"]["humour"]["skill"]["standard_error"] == approx(0.25 / 0.5)
+    assert metrics["skill"]["value"] == approx(7 / 12)
+    assert metrics["skill"]["standard_error"] == approx(error_by_hand(make_labels(), ROOM))
+    assert metrics["ceilings"]["text"] == {"expected": 0.385, "realised": 0.375}
+    assert metrics["ceilings"]["both"]["realised"] == 0.875
 
 
-def test_errors_are_those_of_any_labels(place):
-    chance = random.Random(0)
+def test_the_standard_error_equals_the_loop_for_random_predictions(folder):
+    generator = random.Random(0)
     rows = [
-        row | {"predicted": [chance.choice([*row["gold"], "other"])]} if row["gold"] else row
-        for row in labels()
+        row | {"predicted": [generator.choice([*row["gold"], "other"])]} if row["gold"] else row
+        for row in make_labels()
     ]
-    found = run(place, rows)
-    assert found["score"]["standard_error"] == close(error_again(rows, dict.fromkeys(TASKS, 1.0)))
-    assert found["skill"]["standard_error"] == close(error_again(rows, ROOM))
+    metrics = evaluate(folder, rows)
+    assert metrics["score"]["standard_error"] == approx(
+        error_by_hand(rows, dict.fromkeys(TASKS, 1.0))
+    )
+    assert metrics["skill"]["standard_error"] == approx(error_by_hand(rows, ROOM))
 
 
-def test_what_nobody_judged_is_not_scored(place):
-    changed = [row | {"predicted": ["bad"]} if not row["gold"] else row for row in labels()]
-    assert run(place, labels()) == run(place, changed)
-    rows = schemas.read_parquet(place / "target/items.parquet", schemas.LABEL_SCORES)
+def test_unlabeled_items_are_not_scored(folder):
+    changed = [row | {"predicted": ["bad"]} if not row["gold"] else row for row in make_labels()]
+    assert evaluate(folder, make_labels()) == evaluate(folder, changed)
+    rows = schemas.read_parquet(folder / "target/items.parquet", schemas.LABEL_SCORES)
     assert len(rows) == 3 * 7 + 4
     assert {row["task"] for row in rows if row["record"] == "b"} == {"humour"}
-    of_test = [row for row in rows if (row["split"], row["inputs"]) == ("test", "both")]
-    assert sum(row["right"] for row in of_test) == 5
-    assert {row["cut"] for row in of_test if row["record"] == "b"} == {2}
+    test_rows = [row for row in rows if (row["split"], row["inputs"]) == ("test", "both")]
+    assert sum(row["right"] for row in test_rows) == 5
+    assert {row["cut"] for row in test_rows if row["record"] == "b"} == {2}
 
 
-def test_one_input_is_compared_with_its_ceiling_by_task_and_on_average(place):
-    """From the text humour is right twice of four, sentiment always: .75, the ceiling .375."""
-    found = run(place, labels())["single_modality"]
-    text, picture = found["text"], found["picture"]
+def test_single_modality_scores_are_compared_to_ceilings_by_task_and_on_average(folder):
+    """From the text, humour has accuracy 2/4 and sentiment 1: mean .75, ceiling .375."""
+    metrics = evaluate(folder, make_labels())["single_modality"]
+    text, image = metrics["text"], metrics["picture"]
     assert (text["tasks"]["humour"]["value"], text["tasks"]["humour"]["verdict"]) == (0.5, "inside")
     assert text["tasks"]["sentiment"]["verdict"] == "above"
     assert (text["value"], text["ceiling"]) == (0.75, 0.375)
-    assert text["high"] == close(0.375 + 2 * text["standard_error"])
-    assert text["low"] == close(0.325) and text["verdict"] == "above"
-    assert (picture["value"], picture["tasks"]["sentiment"]["verdict"]) == (0.5, "below")
+    assert text["high"] == approx(0.375 + 2 * text["standard_error"])
+    assert text["low"] == approx(0.325) and text["verdict"] == "above"
+    assert (image["value"], image["tasks"]["sentiment"]["verdict"]) == (0.5, "below")
 
 
-def test_a_corpus_that_knows_no_ceilings_has_scores_alone(place):
-    found = run(place, labels(), ceilings=None)
-    assert not {"ceilings", "skill"} & (found.keys() | found["tasks"]["humour"].keys())
-    assert found["single_modality"]["text"].keys() == {"value", "standard_error", "tasks"}
+def test_a_corpus_without_ceilings_has_only_scores(folder):
+    metrics = evaluate(folder, make_labels(), ceilings=None)
+    assert not {"ceilings", "skill"} & (metrics.keys() | metrics["tasks"]["humour"].keys())
+    assert metrics["single_modality"]["text"].keys() == {"value", "standard_error", "tasks"}
 
 
-def test_where_one_task_has_no_ceilings_there_is_no_mean_skill(place):
-    found = run(place, labels(), ceilings={"humour": CEILINGS["humour"]})
-    assert found["tasks"]["humour"]["skill"]["value"] == 0.5
-    assert not {"ceilings", "skill"} & (found.keys() | found["tasks"]["sentiment"].keys())
-    text = found["single_modality"]["text"]
+def test_without_ceilings_of_one_task_there_is_no_mean_skill(folder):
+    metrics = evaluate(folder, make_labels(), ceilings={"humour": CEILINGS["humour"]})
+    assert metrics["tasks"]["humour"]["skill"]["value"] == 0.5
+    assert not {"ceilings", "skill"} & (metrics.keys() | metrics["tasks"]["sentiment"].keys())
+    text = metrics["single_modality"]["text"]
     assert "verdict" in text["tasks"]["humour"]
     assert "verdict" not in text and "verdict" not in text["tasks"]["sentiment"]
 
 
-def test_where_one_input_allows_all_there_is_no_skill(place):
+def test_skill_is_unavailable_if_one_input_reaches_the_ceiling(folder):
     ceilings = CEILINGS | {"sentiment": {"text": 0.25, "picture": 0.75, "both": 0.75}}
-    found = run(place, labels(), ceilings)
-    nothing = {"value": "unavailable", "standard_error": "unavailable"}
-    assert found["skill"] == found["tasks"]["sentiment"]["skill"] == nothing
-    assert found["tasks"]["humour"]["skill"]["value"] == 0.5
+    metrics = evaluate(folder, make_labels(), ceilings)
+    unavailable = {"value": "unavailable", "standard_error": "unavailable"}
+    assert metrics["skill"] == metrics["tasks"]["sentiment"]["skill"] == unavailable
+    assert metrics["tasks"]["humour"]["skill"]["value"] == 0.5
 
 
-def test_one_item_has_no_error(place):
-    found = run(place, [row for row in labels() if row["record"] in "av"])
-    assert found["score"] == {"metric": "accuracy", "value": 1, "standard_error": "unavailable"}
-    assert found["skill"]["standard_error"] == "unavailable"
+def test_one_item_has_no_standard_error(folder):
+    metrics = evaluate(folder, [row for row in make_labels() if row["record"] in "av"])
+    assert metrics["score"] == {"metric": "accuracy", "value": 1, "standard_error": "unavailable"}
+    assert metrics["skill"]["standard_error"] == "unavailable"
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_where_no_test_item_was_judged_validation_is_scored_and_named_so(place, there):
-    rows = [row | {"gold": []} if row["split"] == "test" else row for row in labels()]
-    found = run(place, [row for row in rows if there or row["split"] == "validation"])
-    assert (found["split"], found["items"]) == ("validation", 2)
-    assert found["score"]["value"] == 1 and "single_modality" not in found
-    assert found["validation"]["score"] == found["score"]
+@pytest.mark.parametrize("has_test_rows", [True, False])
+def test_without_labeled_test_items_validation_is_scored(folder, has_test_rows):
+    rows = [row | {"gold": []} if row["split"] == "test" else row for row in make_labels()]
+    metrics = evaluate(
+        folder, [row for row in rows if has_test_rows or row["split"] == "validation"]
+    )
+    assert (metrics["split"], metrics["items"]) == ("validation", 2)
+    assert metrics["score"]["value"] == 1 and "single_modality" not in metrics
+    assert metrics["validation"]["score"] == metrics["score"]
 
 
-def test_validation_has_the_same_figures_to_choose_settings_by(place):
-    found = run(place, labels())["validation"]
-    assert (found["items"], found["score"]["value"]) == (2, 1)
-    assert found["skill"]["value"] == close(((1 - 0.5) / 0.5 + (1 - 0.5) / 0.25) / 2)
-    assert not {"split", "single_modality", "behaviour"} & found.keys()
+def test_validation_has_the_same_metrics(folder):
+    metrics = evaluate(folder, make_labels())["validation"]
+    assert (metrics["items"], metrics["score"]["value"]) == (2, 1)
+    assert metrics["skill"]["value"] == approx(((1 - 0.5) / 0.5 + (1 - 0.5) / 0.25) / 2)
+    assert not {"split", "single_modality", "behaviour"} & metrics.keys()
 
 
-def test_behaviour_is_the_mean_over_items_with_a_figure(place):
-    found = run(place, labels())
-    assert found["behaviour"] == {"density_tt": 0.5, "evenness_words": 0.5}
-    assert found["parameters"] == {"trained": 12, "frozen": 0}
+def test_diagnostics_are_means_over_items_with_a_value(folder):
+    metrics = evaluate(folder, make_labels())
+    assert metrics["behaviour"] == {"density_tt": 0.5, "evenness_words": 0.5}
+    assert metrics["parameters"] == {"trained": 12, "frozen": 0}
 
 
-@pytest.mark.parametrize("rows", [[], [row | {"gold": []} for row in labels()]])
-def test_nothing_to_score_is_one_sentence(place, rows):
+@pytest.mark.parametrize("rows", [[], [row | {"gold": []} for row in make_labels()]])
+def test_predictions_without_a_labeled_item_are_rejected(folder, rows):
     with pytest.raises(InputError, match="neither a test nor a validation item with a label"):
-        run(place, rows)
-    assert not (place / "target").exists()
+        evaluate(folder, rows)
+    assert not (folder / "target").exists()
 
 
-def test_the_order_of_labels_changes_no_figure(place):
-    straight = run(place, labels())
-    assert run(place, random.Random(0).sample(labels(), len(labels()))) == straight
+def test_the_order_of_predictions_does_not_matter(folder):
+    metrics = evaluate(folder, make_labels())
+    assert evaluate(folder, random.Random(0).sample(make_labels(), len(make_labels()))) == metrics
