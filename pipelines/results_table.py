@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import summary
-from pipelines.cli import in_project
+from pipelines.cli import run_in_project
 from stages.shared.core.config import read_params
 from stages.shared.runtime.stage import InputError, work_dir
 
@@ -41,7 +41,13 @@ def build_table() -> str:
     ]
     for run, row in rows.items():
         kind = params["corpora"][row["corpus"]]["kind"]
-        cells = [f"`{run}`", MODELS[row["model"]], TASKS[kind], *_scores(metrics[run]), _minutes(run)]
+        cells = [
+            f"`{run}`",
+            MODELS[row["model"]],
+            TASKS[kind],
+            *_scores(metrics[run]),
+            _minutes(run),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -77,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    in_project(main)
+    run_in_project(main)

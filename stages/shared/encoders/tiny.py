@@ -35,6 +35,8 @@ WEIGHTS_NAME = "pictures.safetensors"
 LANGUAGES = minilm.LANGUAGES
 PATCH_SIZES = [2, 4, 8, 16]  # the stem has one convolution per factor of 2
 MAX_NORM_GROUPS = 8  # groups of GroupNorm (not BatchNorm, which depends on the batch)
+# Keys of `sizes` in encoder.json that earlier versions wrote -> the keys of today.
+EARLIER_KEYS = {"patch": "patch_size", "heads": "num_heads", "layers": "num_layers"}
 
 
 @config_class
@@ -221,7 +223,8 @@ def load(folder: Path, config: dict) -> TinyEncoder:
 
     Raises InputError if it was trained against a MiniLM other than the installed one.
     """
-    encoder_config = TinyEncoderConfig(**config["sizes"])
+    sizes = {EARLIER_KEYS.get(key, key): size for key, size in config["sizes"].items()}
+    encoder_config = TinyEncoderConfig(**sizes)
     text_tower = MiniLMTower(encoder_config.max_tokens)
     if text_tower.text_fingerprint != config["text_fingerprint"]:
         raise InputError(

@@ -72,6 +72,19 @@ def test_texts_are_padded_to_the_next_of_a_few_lengths():
         assert feature_cache.padded_length(tokens, longest=120) == expected
 
 
+def test_an_encoder_that_an_earlier_version_saved_loads(tmp_path):
+    saved = save_tiny(tmp_path / "encoder")
+    file = tmp_path / "encoder" / encoders.CONFIG_NAME
+    config = json.loads(file.read_text())
+    new_names = {new: old for old, new in tiny_encoder.EARLIER_KEYS.items()}
+    config["sizes"] = {new_names.get(key, key): size for key, size in config["sizes"].items()}
+    assert set(tiny_encoder.EARLIER_KEYS) <= config["sizes"].keys()
+    file.write_text(json.dumps(config))
+    loaded = encoders.load_encoder(tmp_path / "encoder")
+    photo = make_photo(0)
+    assert torch.equal(loaded.encode_images([photo])[0], saved.encode_images([photo])[0])
+
+
 def test_clip_features_are_those_of_transformers(tmp_path):
     model = tiny_clip.save_clip(tmp_path / "source")
     encoder = fetch_encoder("hf", tmp_path / "source", tmp_path / "encoder")
