@@ -16,7 +16,7 @@ import yaml
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient.checkpoint import MmOrientClassifier
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
+from stages.shared.core.config import load_config, read_params
 from stages.shared.data import image_store
 from stages.shared.features import store as feature_store
 from stages.train_classifier import mm_orient as train
@@ -118,12 +118,12 @@ def word_vector(word: str) -> np.ndarray:
 
 
 def create_project(folder: Path, changes: dict | None = None) -> None:
-    """Write the shipped params.yaml, with a tiny MM-ORIENT that trains in a second.
+    """Write params.yaml as shipped, but with a tiny MM-ORIENT that trains in a second.
 
     changes: values by dotted key.
     """
     write_bert(folder / "bert")
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = read_params()
     params["training"]["checkpoint_interval_seconds"] = 0.0
     network = params["models"][RUN_NAME]["network"]
     network |= {"attention_dim": 4, "hidden_layer_sizes": [16], "dropout": 0.0}

@@ -17,7 +17,7 @@ from stages.classify import mm_orient as classify_mm_orient
 from stages.classify.config import ClassifyConfig
 from stages.inpaint import __main__ as inpaint
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
+from stages.shared.core.config import load_config, read_params
 from stages.shared.data import image_store, parallel, text_cleaning
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
@@ -121,8 +121,8 @@ def create_trained_project(
 
 
 def write_params(folder: Path, changes: dict) -> None:
-    """Write the shipped params.yaml, with a tiny MM-ORIENT that trains in a second."""
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    """Write params.yaml as shipped, but with a tiny MM-ORIENT that trains in a second."""
+    params = read_params()
     params["training"]["checkpoint_interval_seconds"] = 0.0
     params["parallel"]["backend"] = "inline"
     params["augment"]["backend"] = "none"

@@ -132,12 +132,8 @@ class ModelConfig:
         description="widths of the MLP's hidden layers"
     )
     dropout: float = Field(ge=0, lt=1, description="after each hidden layer")
-    class_weight: Literal["none", "balanced"] = Field(
-        description="balanced: rare labels count more"
-    )
-    task_weighting: Literal["equal", "uncertainty"] = Field(
-        description="weights of the task losses"
-    )
+    class_weight: Literal["none", "balanced"] = Field(description="balanced: upweight rare labels")
+    task_weighting: Literal["equal", "uncertainty"] = Field(description="weights of task losses")
     feature_noise: NoiseConfig
     image_drop_prob: float = Field(ge=0, description="fraction of training items without image")
     text_drop_prob: float = Field(ge=0, description="fraction of training items without text")

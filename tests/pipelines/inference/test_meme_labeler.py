@@ -1,4 +1,4 @@
-"""Raw pictures, with or without words, as a trained folder labels them."""
+"""Labels of raw memes, with and without text, by the model in a folder."""
 
 from dataclasses import replace
 
@@ -39,18 +39,18 @@ def place(trained, monkeypatch):
     return trained
 
 
-def of_test() -> list[MemeInput]:
-    """The test split as its user has it."""
+def list_test_inputs() -> list[MemeInput]:
+    """The memes of the test split as user input."""
     return [
-        MemeInput(row["id"], row["original"], shown)
-        for row, shown in make_items()
+        MemeInput(row["id"], row["original"], image)
+        for row, image in make_items()
         if row["split"] == "test"
     ]
 
 
-def test_a_meme_is_labelled_as_the_stages_label_it_in_its_corpus(place):
-    """With words that are given and words that are read, without words, without picture."""
-    memes = prepare_inputs(*of_test())
+def test_labels_are_those_of_the_stages(place):
+    """For memes with given and recognized text, without text and without image."""
+    memes = prepare_inputs(*list_test_inputs())
     rows = schemas.read_parquet(place / "data/04_augment/memes/records.parquet", schemas.MEMES)
     rows = [row for row in rows if row["split"] == "test"]
     assert [meme.text for meme in memes] == [row["text"] for row in rows]
@@ -58,8 +58,8 @@ def test_a_meme_is_labelled_as_the_stages_label_it_in_its_corpus(place):
         image_store.build_image_row(meme.image)["sha256"] if meme.image else None for meme in memes
     ]
     assert names == [row["image"] for row in rows]
-    told = {"corpus": "given", "recognised": "recognised"}
-    sources = [told[row["text_source"]] if row["text"] else "none" for row in rows]
+    source_names = {"corpus": "given", "recognised": "recognised"}
+    sources = [source_names[row["text_source"]] if row["text"] else "none" for row in rows]
     assert [meme.text_source for meme in memes] == sources
     assert [sources[n] for n in (0, TEXT_IN_IMAGE_ONLY, WITHOUT_WORDS)] == [
         "given",
@@ -70,30 +70,31 @@ def test_a_meme_is_labelled_as_the_stages_label_it_in_its_corpus(place):
         (row["record"], row["task"]): row
         for row in trained_mm_orient_project.classify_test_split(place)
     }
-    labeller = load_labeler(get_model_dir(place))
-    for found in (labeller.label(memes), [labeller.label([meme])[0] for meme in memes]):
-        assert len(expected) == sum(map(len, found)) == 10
-        for meme, labels in zip(memes, found, strict=True):
-            for task, one in labels.items():
+    labeler = load_labeler(get_model_dir(place))
+    one_by_one = [labeler.label([meme])[0] for meme in memes]
+    for results in (labeler.label(memes), one_by_one):
+        assert len(expected) == sum(map(len, results)) == 10
+        for meme, labels in zip(memes, results, strict=True):
+            for task, label in labels.items():
                 row = expected[meme.name, task]
-                assert [one.label] == row["predicted"]
-                assert [one.probability] == pytest.approx(row["probability"], abs=1e-6)
-    assert labeller.label([]) == []
+                assert [label.label] == row["predicted"]
+                assert [label.probability] == pytest.approx(row["probability"], abs=1e-6)
+    assert labeler.label([]) == []
 
 
-def test_only_tasks_that_were_learned_are_labelled(place):
-    labeller = load_labeler(get_model_dir(place))
-    assert labeller.tasks == ["sentiment", "humour"]
-    (labels,) = labeller.label(prepare_inputs(of_test()[0]))
-    for task, one in labels.items():
+def test_only_learned_tasks_are_labeled(place):
+    labeler = load_labeler(get_model_dir(place))
+    assert labeler.tasks == ["sentiment", "humour"]
+    (labels,) = labeler.label(prepare_inputs(list_test_inputs()[0]))
+    for task, label in labels.items():
         names = trained_mm_orient_project.TASKS[task]
-        assert one.label in names and 1 / len(names) <= one.probability <= 1
+        assert label.label in names and 1 / len(names) <= label.probability <= 1
 
 
-def test_words_that_are_given_are_not_read_and_the_picture_loses_its_own_all_the_same(place):
-    shown = draw_text_image("MONDAY AGAIN")
+def test_a_given_text_is_not_recognized_but_the_image_is_inpainted(place):
+    image = draw_text_image("MONDAY AGAIN")
     given, read = prepare_inputs(
-        MemeInput("a", "Not: this!", shown), MemeInput("b", " \u200b", shown)
+        MemeInput("a", "Not: this!", image), MemeInput("b", " \u200b", image)
     )
     assert (given.text, given.original_text, given.text_source) == (
         "not this",
@@ -101,49 +102,49 @@ def test_words_that_are_given_are_not_read_and_the_picture_loses_its_own_all_the
         "given",
     )
     assert (read.text, read.original_text) == ("monday again", "MONDAY AGAIN")
-    assert given.image == read.image != shown
+    assert given.image == read.image != image
     assert prepare_inputs(MemeInput("c", "", given.image))[0].text == ""
 
 
-def test_words_that_cleaning_leaves_nothing_of_are_read(place):
+def test_a_text_that_is_empty_after_cleaning_is_recognized_instead(place):
     (meme,) = prepare_inputs(MemeInput("a", "quickmeme.com", draw_text_image("MONDAY AGAIN")))
     assert (meme.text, meme.text_source) == ("monday again", "recognised")
 
 
-def test_without_painting_a_picture_stays_as_it_is(place):
+def test_without_inpainting_an_image_stays_unchanged(place):
     params = load_config(inpaint.InpaintConfig, "inpaint")
     params = replace(params, inpainting=replace(params.inpainting, backend="none"), ocr="never")
-    shown = draw_text_image("MONDAY AGAIN")
-    memes = [MemeInput("a", "", shown), MemeInput("b", "words", b"never looked at")]
+    image = draw_text_image("MONDAY AGAIN")
+    memes = [MemeInput("a", "", image), MemeInput("b", "words", b"not read")]
     read, given = meme_labeler.prepare_memes(memes, params, load_input_rules("cli_label"))
-    assert (read.text, read.image, read.failures) == ("monday again", shown, ())
-    assert (given.image, given.failures) == (b"never looked at", ())
+    assert (read.text, read.image, read.failures) == ("monday again", image, ())
+    assert (given.image, given.failures) == (b"not read", ())
 
 
-def test_a_step_that_fails_is_told_and_the_picture_passed_through(place, monkeypatch):
+def test_a_failed_step_is_reported_and_the_image_left_unchanged(place, monkeypatch):
     def fails(*_: object) -> None:
         raise ValueError("odd  picture")
 
-    shown = draw_text_image("MONDAY AGAIN")
+    image = draw_text_image("MONDAY AGAIN")
     with monkeypatch.context() as patch:
         patch.setattr(inpaint.text_removal, "paint", fails)
-        (painted,) = prepare_inputs(MemeInput("a", "", shown))
+        (painted,) = prepare_inputs(MemeInput("a", "", image))
     assert painted.failures == ("paint: ValueError: odd picture",)
-    assert (painted.text, painted.image) == ("monday again", shown)
+    assert (painted.text, painted.image) == ("monday again", image)
     monkeypatch.setattr(inpaint.text_removal, "find", fails)
-    (found,) = prepare_inputs(MemeInput("a", "", shown))
-    assert (found.text, found.image) == ("", shown)
-    assert found.failures == ("find: ValueError: odd picture",)
+    (not_detected,) = prepare_inputs(MemeInput("a", "", image))
+    assert (not_detected.text, not_detected.image) == ("", image)
+    assert not_detected.failures == ("find: ValueError: odd picture",)
 
 
-def test_a_text_without_picture_is_labelled_too(place):
+def test_a_text_without_image_is_labeled_too(place):
     (labels,) = load_labeler(get_model_dir(place)).label(
         prepare_inputs(MemeInput("a", "when the cat", None))
     )
     assert list(labels) == ["sentiment", "humour"]
 
 
-def test_a_row_has_no_column_twice_whatever_tasks_are_called(place):
+def test_a_task_with_the_name_of_a_column_gets_another_column(place):
     (meme,) = prepare_inputs(MemeInput("a", "when", None))
     row = to_table_row(meme, {"text": MemeLabel("yes", 0.5), "mood": MemeLabel("bad", 1.0)})
     assert row == {
@@ -157,56 +158,56 @@ def test_a_row_has_no_column_twice_whatever_tasks_are_called(place):
     }
 
 
-@pytest.mark.parametrize("reader", ["minilm", "learned", "resnet"])
-def test_a_reader_with_encoders_of_its_own_labels_as_the_stages_do(tmp_path, monkeypatch, reader):
-    """Also of texts that the aligned encoder does not read."""
+@pytest.mark.parametrize("encoders", ["minilm", "learned", "resnet"])
+def test_labels_with_own_encoders_are_those_of_the_stages(tmp_path, monkeypatch, encoders):
+    """Also for texts that the aligned encoder does not support."""
     place = tmp_path / "project"
     place.mkdir()
     monkeypatch.setattr(
         trained_mm_orient_project, "SPLITS", {"train": 5, "validation": 1, "test": 5}
     )
     changes = {"text": {"encoder": "minilm", "max_subwords": 16}}
-    if reader == "resnet":
-        untrained(monkeypatch)
+    if encoders == "resnet":
+        use_random_resnet(monkeypatch)
         changes |= {"image": {"encoder": "resnet18", "image_size": 64, "grid_size": 2}}
-    languages = ("zh" if reader == "learned" else "en",)
+    languages = ("zh" if encoders == "learned" else "en",)
     trained_mm_orient_project.create_trained_project(place, monkeypatch, changes, languages)
     expected = {
         (row["record"], row["task"]): row
         for row in trained_mm_orient_project.classify_test_split(place)
     }
-    memes = prepare_inputs(*of_test())
+    memes = prepare_inputs(*list_test_inputs())
     for meme, labels in zip(memes, load_labeler(get_model_dir(place)).label(memes), strict=True):
-        for task, one in labels.items():
+        for task, label in labels.items():
             row = expected[meme.name, task]
-            assert [one.label] == row["predicted"]
-            assert [one.probability] == pytest.approx(row["probability"], abs=1e-5)
+            assert [label.label] == row["predicted"]
+            assert [label.probability] == pytest.approx(row["probability"], abs=1e-5)
 
 
-def untrained(patch) -> None:
-    """Weights of a ResNet without the download, the same each time."""
+def use_random_resnet(patch) -> None:
+    """Replace the download of ResNet weights by seeded random weights."""
     import torch
 
     from stages.shared.backbones import resnet
 
     def fill(net, _: str) -> None:
-        drawn = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         for weight in net.parameters():
-            weight.data.normal_(std=0.05, generator=drawn)
+            weight.data.normal_(std=0.05, generator=generator)
 
-    patch.setattr(resnet, "_fill", fill)
+    patch.setattr(resnet, "_load_pretrained_weights", fill)
 
 
-@pytest.mark.parametrize("spoilt", ["config.json", "model.safetensors", "encoder/encoder.json"])
-def test_a_folder_that_is_broken_is_one_sentence(place, tmp_path, spoilt):
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "encoder/encoder.json"])
+def test_a_broken_model_folder_is_one_sentence(place, tmp_path, broken):
     import shutil
 
     folder = tmp_path / "model"
     shutil.copytree(get_model_dir(place), folder)
-    (folder / spoilt).write_bytes((folder / spoilt).read_bytes()[:9])
-    with pytest.raises(InputError) as wrong:
-        load_labeler(folder).label(prepare_inputs(*of_test()))
-    assert "\n" not in str(wrong.value) and str(wrong.value).endswith("train it again")
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:9])
+    with pytest.raises(InputError) as error:
+        load_labeler(folder).label(prepare_inputs(*list_test_inputs()))
+    assert "\n" not in str(error.value) and str(error.value).endswith("train it again")
     shutil.rmtree(folder / "encoder")
     shutil.copy(get_model_dir(place) / "config.json", folder)
     shutil.copy(get_model_dir(place) / "model.safetensors", folder)
