@@ -1,4 +1,4 @@
-"""Every test has the project as current folder, a tracking store and a work folder of its own."""
+"""Every test starts in the project's folder, with a tracking store and work folder for tests."""
 
 import os
 import signal
@@ -8,29 +8,29 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-# Tiny models gain nothing from threads, and test processes beside each other lose much.
+# Threads do not speed up tiny models, and they slow down concurrent test processes.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Nobody waits for a hub that a name which does not exist is looked up on.
+# Unknown model names fail at once instead of asking a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import stages  # noqa: F401  telemetry and hubs are off before a library is imported
+import stages  # noqa: F401  turns off telemetry and hubs before libraries are imported
 from tests.support.project_files import ROOT, clone_project
 
-# A server of the developer must not hear of tests; a parent run must not adopt theirs.
+# Tests must not use the developer's servers and runs.
 for name in ["PREFECT_API_URL", "POLYMUSE_PARENT_RUN", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT"]:
     os.environ.pop(name, None)
 
-# A shell starts what it puts in the background deaf to SIGINT, which tests send to their children.
+# Shells start background processes with SIGINT ignored; tests send it to their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Read when Prefect is imported, so that it is set here.
+# Prefect reads it when it is imported.
 PREFECT_HOME = TemporaryDirectory(prefix="polymuse-prefect-")
 os.environ["PREFECT_HOME"] = PREFECT_HOME.name
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _work_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One tracking store and work folder for each test process, away from the developer's own."""
+    """Set a tracking store and work folder for each test process."""
     folder = tmp_path_factory.mktemp("polymuse")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     os.environ["POLYMUSE_HOME"] = str(folder / "home")
@@ -43,13 +43,13 @@ def _start_in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A copy of the project of the test's own."""
+    """A copy of the project for one test."""
     return clone_project(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def trained_readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which both readers are trained; a test that edits its files puts them back."""
+    """A project with both MuSE classifiers trained; tests that edit its files must restore them."""
     from tests.support import trained_muse_project
 
     place = tmp_path_factory.mktemp("label") / "project"
@@ -63,10 +63,10 @@ def serve(monkeypatch):
     """serve(answer): a server behind OPENAI_BASE_URL until the test ends."""
     from tests.support.fake_chat_api import serve_chat
 
-    with ExitStack() as open_until_then:
+    with ExitStack() as stack:
 
         def start(answer):
-            server = open_until_then.enter_context(serve_chat(answer))
+            server = stack.enter_context(serve_chat(answer))
             monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
             return server
 

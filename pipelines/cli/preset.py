@@ -1,7 +1,8 @@
 """`polymuse preset`: apply small overlays to the parameter files, and undo them.
 
 reads   presets/NAME.yaml
-writes  params.yaml and config/*.yaml with their comments; POLYMUSE_HOME/presets.json, the history for `--undo`
+writes  params.yaml and config/*.yaml with their comments; POLYMUSE_HOME/presets.json, the history
+        for `--undo`
 """
 
 import json

@@ -36,7 +36,7 @@ class InputRules:
         return partial(
             text_cleaning.clean_text,
             language=detect_language(text) or UNDETERMINED_LANGUAGE,
-            params=self.clean_config,
+            config=self.clean_config,
         )
 
     def clean_text(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""The flow: its tasks and edges are DVC's, its logs are the stages', its end is theirs too."""
+"""The flow has the tasks, edges and logs of the stages in DVC, and ends with them."""
 
 import os
 import signal
@@ -42,13 +42,13 @@ LEFT_AND_RIGHT = {
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[str]:
-    """The address of a Prefect server of its own."""
+    """The address of a Prefect server for these tests."""
     with prefect_test_harness(server_startup_timeout=120):
         yield prefect.settings.PREFECT_API_URL.value()
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Work in a project as the commands do; all is undone after the test."""
+    """Enter a project as the commands do; undone after the test."""
     monkeypatch.chdir(folder)
     for name in ("PATH", "POLYMUSE_HOME", "DVC_SITE_CACHE_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
@@ -57,19 +57,19 @@ def enter(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def run_flow():
-    """Its final state and its task runs by stage."""
+    """The final state of the flow, and its task runs by stage."""
     state = pipeline_flow.build(return_state=True)
     return state, task_runs(state.state_details.flow_run_id)
 
 
 def task_runs(flow_run) -> dict:
     """The task runs of a flow run, by stage."""
-    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    flow_filter = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
-        return {run.name: run for run in client.read_task_runs(flow_run_filter=chosen)}
+        return {run.name: run for run in client.read_task_runs(flow_run_filter=flow_filter)}
 
 
-def test_tasks_and_edges_are_those_of_dvc_and_only_what_is_stale_is_submitted(
+def test_tasks_and_edges_are_those_of_dvc_and_only_stale_stages_are_submitted(
     tmp_path, monkeypatch
 ):
     enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", **LEFT_AND_RIGHT))
@@ -92,7 +92,7 @@ def test_tasks_and_edges_are_those_of_dvc_and_only_what_is_stale_is_submitted(
     assert runs == {}
 
 
-def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, monkeypatch):
+def test_only_stages_downstream_of_a_failure_do_not_run(tmp_path, monkeypatch):
     stages = {
         "bad": make_failing_stage("a.txt is empty: fill it", "a"),
         "after": make_copy_stage("b", "a"),
@@ -108,7 +108,7 @@ def test_what_follows_a_failed_stage_does_not_run_and_the_rest_does(tmp_path, mo
     assert not Path("b").exists()
 
 
-def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, monkeypatch):
+def test_a_waiting_stage_does_not_block_a_worker(tmp_path, monkeypatch):
     stages = {
         "first": make_rendezvous_stage("a", "c"),
         "next": make_copy_stage("b", "a"),
@@ -122,13 +122,13 @@ def test_a_stage_that_waits_for_another_keeps_no_third_from_starting(tmp_path, m
 
 
 @pytest.mark.parametrize("ending", [Cancelled, Crashed])
-def test_a_flow_fails_whose_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
-    def stops(*_) -> None:
+def test_a_flow_fails_if_a_stage_was_cancelled_or_crashed(tmp_path, monkeypatch, ending):
+    def stop_stage(*_) -> None:
         raise process_group.ProcessStopped
 
     stages = {"first": make_copy_stage("a"), "after": make_copy_stage("b", "a")}
     enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", **stages))
-    monkeypatch.setattr(pipeline_flow.dvc_repro, "reproduce_stage", stops)
+    monkeypatch.setattr(pipeline_flow.dvc_repro, "reproduce_stage", stop_stage)
     monkeypatch.setattr(pipeline_flow, "Cancelled", ending)
     state, runs = run_flow()
     assert runs["first"].state.name == ending.__name__
@@ -145,19 +145,19 @@ def test_a_stage_that_takes_too_long_is_killed_with_all_its_children(tmp_path, m
     enter(monkeypatch, folder)
     state, _ = run_flow()
     assert state.message == "stage took more than run.stage_timeout, 5 seconds"
-    assert [one.pid for one in list_processes(folder) if one.pid != os.getpid()] == []
+    assert [process.pid for process in list_processes(folder) if process.pid != os.getpid()] == []
 
 
-def test_the_log_of_a_task_is_what_its_stage_wrote(tmp_path, monkeypatch, caplog):
+def test_the_log_of_a_task_is_the_output_of_its_stage(tmp_path, monkeypatch, caplog):
     stage = {"cmd": "printf 'hello\\n10%%\\r20%%\\n'; touch a", "outs": ["a"]}
     enter(monkeypatch, tiny_dvc_project.create_project(tmp_path / "project", stage=stage))
     expected = ["hello", "10%", "20%"]
     run_flow()
-    said = [line.getMessage() for line in caplog.records if line.name == "prefect.task_runs"]
-    assert [line for line in said if line in expected] == expected
+    messages = [line.getMessage() for line in caplog.records if line.name == "prefect.task_runs"]
+    assert [line for line in messages if line in expected] == expected
 
 
-def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
+def test_a_table_artifact_has_the_metrics(tmp_path, monkeypatch):
     command = """mkdir -p data/12_evaluate/tiny && echo '{"rouge_l": 0.5}' >"""
     metrics = "data/12_evaluate/tiny/metrics.json"
     stage = {"cmd": f"{command} {metrics}", "metrics": [metrics]}
@@ -177,8 +177,8 @@ def test_a_table_artifact_carries_the_figures(tmp_path, monkeypatch):
     assert '"ROUGE-L": "0.500"' in table.data
 
 
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_flow_leaves_no_process(tmp_path, server, sent):
     stages = {"one": {"cmd": SLEEP_COMMAND, "outs": ["never"]}, "two": make_copy_stage("b")}
     folder = tiny_dvc_project.create_project(tmp_path / "project", {"workers": 1}, **stages)
     environment = os.environ | {"PREFECT_API_URL": server}
@@ -190,25 +190,25 @@ def test_a_flow_that_is_ended_leaves_no_stage_behind(tmp_path, server, way):
         stderr=subprocess.DEVNULL,
     )
     wait_until(lambda: is_sleeping(folder), 120)
-    flow.send_signal(way)
+    flow.send_signal(sent)
     assert flow.wait(30) != 0
     wait_until(lambda: not list_processes(folder), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
     assert not (folder / "b").exists()
 
 
 @pytest.mark.parametrize(
-    ("cron", "timezone", "fault"),
+    ("cron", "timezone", "message"),
     [
         ("61 3 * * *", "Europe/Berlin", "--cron '61 3 .*five fields"),
         ("0 3 * * *", "Europe/Berln", "--timezone 'Europe/Berln' is unknown"),
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_one_sentence(cron, timezone, fault):
-    with pytest.raises(InputError, match=fault):
+def test_an_invalid_schedule_is_one_sentence(cron, timezone, message):
+    with pytest.raises(InputError, match=message):
         serve.parse_schedule(cron, timezone)
 
 
-def test_the_server_plans_the_runs_of_a_schedule_in_its_time_zone():
+def test_scheduled_runs_use_the_time_zone():
     deployment = pipeline_flow.build.to_deployment(
         "test",
         schedule=serve.parse_schedule("0 3 * * *", "Europe/Berlin"),

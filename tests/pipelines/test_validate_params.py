@@ -1,4 +1,4 @@
-"""A slip in params.yaml is one sentence that names its key and the fix, before a stage runs."""
+"""Mistakes in params.yaml are one sentence with key and fix, before a stage runs."""
 
 from copy import deepcopy
 from functools import reduce
@@ -14,12 +14,12 @@ from stages.shared.runtime.stage import InputError
 
 ROOT = Path.cwd()
 SHIPPED = {str(file): file.read_text() for file in params_files()}
-SUITES = yaml.safe_load(Path("sweeps.yaml").read_text())
+SWEEPS = yaml.safe_load(Path("sweeps.yaml").read_text())
 
 
 @pytest.fixture
 def params(tmp_path, monkeypatch) -> dict:
-    """params.yaml as shipped, in a folder that is current and has its corpora."""
+    """The shipped parameters, with a temporary current folder that has the corpora."""
     values = read_params()
     monkeypatch.chdir(tmp_path)
     for corpus in values["corpora"].values():
@@ -27,21 +27,21 @@ def params(tmp_path, monkeypatch) -> dict:
     return values
 
 
-def fault(params: dict) -> str:
-    """What is said about these params."""
+def error_of(params: dict) -> str:
+    """The message for these parameters."""
     Path("params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(InputError) as error:
         validate_params.main()
     return str(error.value)
 
 
-def test_the_params_as_shipped_pass(params):
+def test_the_shipped_params_are_valid(params):
     Path("params.yaml").write_text(yaml.safe_dump(params))
     validate_params.main()
 
 
 @pytest.mark.parametrize("overlay", sorted(Path("presets").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_params_pass_under_every_preset(params, overlay):
+def test_the_params_are_valid_with_every_preset(params, overlay):
     files = preset.merge_overlay(SHIPPED, (ROOT / overlay).read_text(), overlay.name)
     for name, text in files.items():
         Path(name).parent.mkdir(exist_ok=True)
@@ -49,87 +49,87 @@ def test_the_params_pass_under_every_preset(params, overlay):
     validate_params.main()
 
 
-def test_the_tiny_encoder_learns_from_a_corpus_that_is_there(params):
+def test_the_corpus_of_the_tiny_encoder_exists(params):
     del params["corpora"]["captions"]
     params["chunk"]["corpora"].remove("captions")
-    said = "align.corpus is 'captions', none of the corpora of kind articles or captions"
-    assert fault(params) == f"params.yaml: {said}: choose one of articles"
+    message = "align.corpus is 'captions', none of the corpora of kind articles or captions"
+    assert error_of(params) == f"params.yaml: {message}: choose one of articles"
 
 
-def test_tweets_alone_leave_nothing_that_the_encoder_of_pictures_can_learn_from(params):
+def test_tweets_alone_cannot_train_the_image_encoder(params):
     params["corpora"] = {"tweets": params["corpora"]["tweets"]}
     params["chunk"]["corpora"] = []
     params["classifiers"] = {"muse_entities": params["classifiers"]["muse_entities"]}
     params["generators"] = {}
-    said = fault(params)
-    assert "but no corpus is of kind articles or captions: put the row of captions back" in said
+    message = error_of(params)
+    assert "but no corpus is of kind articles or captions: put the row of captions back" in message
 
 
 @pytest.mark.parametrize("key", ["align", "chunk"])
-def test_tweets_are_not_cut_into_chunks(params, key):
+def test_tweets_cannot_be_chunked(params, key):
     params["align"]["corpus"] = "tweets"
     params["chunk"]["corpora"] = ["captions", "tweets"] if key == "chunk" else ["captions"]
-    said = f"{key}.corpus is 'tweets'" if key == "align" else "chunk.corpora is 'tweets'"
+    message = f"{key}.corpus is 'tweets'" if key == "align" else "chunk.corpora is 'tweets'"
     choices = "none of the corpora of kind articles or captions: choose one of articles | captions"
-    assert fault(params) == f"params.yaml: {said}, {choices}"
+    assert error_of(params) == f"params.yaml: {message}, {choices}"
 
 
-def test_the_encoder_learns_from_a_corpus_that_is_cut_into_chunks(params):
+def test_the_corpus_of_the_encoder_must_be_chunked(params):
     params["chunk"]["corpora"] = ["articles"]
-    said = "align.corpus is 'captions', none of the chunk.corpora: choose one of articles"
-    assert fault(params) == f"params.yaml: {said}"
+    message = "align.corpus is 'captions', none of the chunk.corpora: choose one of articles"
+    assert error_of(params) == f"params.yaml: {message}"
 
 
 @pytest.mark.parametrize("corpus", ["captions", "recipes"])
-def test_a_run_learns_from_a_corpus_of_articles(params, corpus):
+def test_the_corpus_of_flexmuse_must_have_articles(params, corpus):
     params["generators"]["flexmuse"]["corpus"] = corpus
-    said = f"is '{corpus}', none of the corpora of kind articles: choose one of articles"
-    assert fault(params) == f"params.yaml: generators.flexmuse.corpus {said}"
+    message = f"is '{corpus}', none of the corpora of kind articles: choose one of articles"
+    assert error_of(params) == f"params.yaml: generators.flexmuse.corpus {message}"
 
 
-def test_a_corpus_that_is_cut_into_chunks_has_a_row(params):
+def test_a_chunked_corpus_must_exist(params):
     params["chunk"]["corpora"].append("memes")
-    assert fault(params).startswith("params.yaml: chunk.corpora is 'memes', none of the corpora")
+    assert error_of(params).startswith("params.yaml: chunk.corpora is 'memes', none of the corpora")
 
 
-def test_a_run_without_any_articles_is_told_to_add_some(params):
+def test_a_run_without_any_usable_corpus_is_reported(params):
     del params["corpora"]["articles"]
     params["chunk"]["corpora"].remove("articles")
-    assert fault(params).endswith("none of the corpora of kind articles: there is none: add one")
+    assert error_of(params).endswith("none of the corpora of kind articles: there is none: add one")
 
 
-def test_a_run_names_a_model_that_is_there(params):
+def test_the_model_of_a_generator_must_be_a_generator(params):
     params["generators"]["flexmuse"]["model"] = "muse"
-    assert fault(params).startswith(
+    assert error_of(params).startswith(
         "params.yaml: generators.flexmuse.model is 'muse', none of the models"
     )
 
 
-def test_a_corpus_names_a_format_that_is_there(params):
+def test_the_format_of_a_corpus_must_exist(params):
     params["corpora"]["articles"]["format"] = "phrases"
     formats = " | ".join(sorted(validate_params.FORMATS))
     assert {"memotion", "synthetic", "vist"} <= set(validate_params.FORMATS)
-    said = f"is 'phrases', none of the formats: choose one of {formats}"
-    assert fault(params) == f"params.yaml: corpora.articles.format {said}"
+    message = f"is 'phrases', none of the formats: choose one of {formats}"
+    assert error_of(params) == f"params.yaml: corpora.articles.format {message}"
 
 
-def test_a_corpus_is_of_a_kind_that_is_there(params):
+def test_the_kind_of_a_corpus_must_exist(params):
     params["corpora"]["captions"]["kind"] = "caption"
     choices = "choose one of articles | captions | tweets | posts | memes"
-    assert fault(params).endswith(f"kind is 'caption': {choices}")
+    assert error_of(params).endswith(f"kind is 'caption': {choices}")
 
 
-def test_a_corpus_is_of_a_kind_that_its_format_holds(params):
+def test_the_format_of_a_corpus_must_support_its_kind(params):
     params["corpora"]["captions"]["format"] = "markdown"
-    said = "kind is 'captions', none of the kinds of format markdown: choose one of articles"
-    assert fault(params) == f"params.yaml: corpora.captions.{said}"
+    message = "kind is 'captions', none of the kinds of format markdown: choose one of articles"
+    assert error_of(params) == f"params.yaml: corpora.captions.{message}"
 
 
 @pytest.mark.parametrize("format", ["synthetic", "markdown"])
-def test_the_path_of_a_corpus_exists(params, format):
+def test_the_path_of_a_corpus_must_exist(params, format):
     params["corpora"]["articles"] |= {"format": format, "path": "elsewhere"}
-    said = fault(params)
-    assert said.startswith(
+    message = error_of(params)
+    assert message.startswith(
         "params.yaml: corpora.articles.path is 'elsewhere', which does not exist"
     )
 
@@ -137,111 +137,113 @@ def test_the_path_of_a_corpus_exists(params, format):
 def test_there_is_at_least_one_corpus_and_one_run(params):
     params["generators"] = {}
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    validate_params.main()  # readers alone are enough
+    validate_params.main()  # classifiers alone are enough
     params["classifiers"] = {}
-    assert fault(params).startswith("params.yaml: generators and classifiers have no row")
+    assert error_of(params).startswith("params.yaml: generators and classifiers have no row")
     params["corpora"] = {}
-    assert fault(params).startswith("params.yaml: corpora have no row")
+    assert error_of(params).startswith("params.yaml: corpora have no row")
 
 
-def test_a_part_that_no_model_has_is_unknown(params):
+def test_an_unknown_part_of_a_model_is_named(params):
     params["models"]["flexmuse"]["netwrok"] = {}
-    assert fault(params) == "params.yaml: models.flexmuse: unknown netwrok"
+    assert error_of(params) == "params.yaml: models.flexmuse: unknown netwrok"
 
 
 @pytest.mark.parametrize("section", ["models", "formats"])
-def test_a_section_without_a_file_of_its_name_is_unknown(params, section):
+def test_an_unknown_model_or_format_is_named(params, section):
     params[section]["memes"] = {}
-    assert fault(params) == f"params.yaml: {section}: unknown memes"
+    assert error_of(params) == f"params.yaml: {section}: unknown memes"
 
 
-def test_a_format_that_is_missing_is_named(params):
+def test_a_missing_format_is_named(params):
     del params["formats"]["jsonl"]
-    assert fault(params) == "params.yaml: formats: missing jsonl"
+    assert error_of(params) == "params.yaml: formats: missing jsonl"
 
 
-def test_a_format_that_no_corpus_uses_is_read_too(params):
+def test_a_format_that_no_corpus_uses_is_validated_too(params):
     params["formats"]["markdown"]["encodings"] = "utf-8"
-    assert fault(params).startswith("params.yaml: formats.markdown.encodings is 'utf-8'")
+    assert error_of(params).startswith("params.yaml: formats.markdown.encodings is 'utf-8'")
 
 
-def test_a_section_that_no_stage_reads_is_unknown(params):
+def test_an_unknown_section_is_named(params):
     params["trainnig"] = {}
-    assert fault(params) == "params.yaml: unknown section trainnig: remove it"
+    assert error_of(params) == "params.yaml: unknown section trainnig: remove it"
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_the_rows_of_a_suite_change_keys_that_exist_into_params_that_pass(params, suite):
-    verb, run = SUITES[suite]["target"].split("@")
-    family = {"evaluate": "generators", "evaluate_classifier": "classifiers"}[verb]
-    assert run in params[family]
-    seen = []
-    for changes in SUITES[suite]["rows"].values():
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_the_rows_of_a_sweep_change_existing_keys_and_are_valid(params, sweep):
+    stage, run = SWEEPS[sweep]["target"].split("@")
+    section_name = {"evaluate": "generators", "evaluate_classifier": "classifiers"}[stage]
+    assert run in params[section_name]
+    previous = []
+    for changes in SWEEPS[sweep]["rows"].values():
         changed = deepcopy(params)
         for path, value in changes.items():
-            *above, key = path.rpartition(":")[2].split(".")  # config/FILE: comes first
-            section = reduce(dict.__getitem__, above, changed)
+            *parents, key = path.rpartition(":")[2].split(".")  # config/FILE: comes first
+            section = reduce(dict.__getitem__, parents, changed)
             assert section[key] != value, f"{path} is that by default"
             section[key] = value
-        assert changed not in seen
-        seen.append(changed)
+        assert changed not in previous
+        previous.append(changed)
         Path("params.yaml").write_text(yaml.safe_dump(changed))
         validate_params.main()
 
 
-@pytest.mark.parametrize("what", ["records", "images"])
-def test_a_reader_learns_from_what_was_embedded_of_its_corpus(params, what):
-    params["classifiers"]["mm_orient"][what] = "01_ingest"
-    assert fault(params) == (
-        f"params.yaml: classifiers.mm_orient.{what} is '01_ingest', but '04_augment' is "
-        f"embedded (corpora.memes.{what}): make them equal"
+@pytest.mark.parametrize("key", ["records", "images"])
+def test_a_classifier_uses_the_embedded_records_and_images(params, key):
+    params["classifiers"]["mm_orient"][key] = "01_ingest"
+    assert error_of(params) == (
+        f"params.yaml: classifiers.mm_orient.{key} is '01_ingest', but '04_augment' is "
+        f"embedded (corpora.memes.{key}): make them equal"
     )
 
 
-def test_a_corpus_names_the_folders_of_its_kind(params):
+def test_a_corpus_must_name_the_folders_of_its_kind(params):
     params["corpora"]["memes"]["records"] = "02_clean"
     params["classifiers"]["mm_orient"]["records"] = "02_clean"
-    said = fault(params)
-    assert said.startswith("params.yaml: corpora.memes has records '02_clean' and images")
-    assert said.endswith("a corpus of memes needs '04_augment' and '04_augment': set these")
+    message = error_of(params)
+    assert message.startswith("params.yaml: corpora.memes has records '02_clean' and images")
+    assert message.endswith("a corpus of memes needs '04_augment' and '04_augment': set these")
     params["corpora"]["memes"]["records"] = "04_augment"
     params["corpora"]["posts"]["images"] = "04_augment"
-    assert "but a corpus of posts needs '02_clean' and '01_ingest'" in fault(params)
+    assert "but a corpus of posts needs '02_clean' and '01_ingest'" in error_of(params)
 
 
 @pytest.mark.parametrize("section", ["inpaint", "augment"])
-def test_every_corpus_of_memes_and_no_other_is_inpainted_and_augmented(params, section):
+def test_all_corpora_of_memes_and_no_others_are_inpainted_and_augmented(params, section):
     params[section]["corpora"] = ["memes", "posts"]
-    said = f"{section}.corpora is 'posts', none of the corpora of kind memes: choose one of memes"
-    assert fault(params) == f"params.yaml: {said}"
+    message = (
+        f"{section}.corpora is 'posts', none of the corpora of kind memes: choose one of memes"
+    )
+    assert error_of(params) == f"params.yaml: {message}"
     params[section]["corpora"] = []
-    assert fault(params) == f"params.yaml: {section}.corpora lacks memes, of kind memes: add it"
+    assert error_of(params) == f"params.yaml: {section}.corpora lacks memes, of kind memes: add it"
 
 
-def test_without_memes_their_stages_are_told_to_have_none(params):
+def test_without_memes_their_stages_must_have_no_corpus(params):
     del params["corpora"]["memes"], params["classifiers"]["mm_orient"]
-    said = "names memes, but no corpus is of kind memes: give [], or add its row to corpora"
-    assert fault(params) == f"params.yaml: inpaint.corpora {said}"
+    message = "names memes, but no corpus is of kind memes: give [], or add its row to corpora"
+    assert error_of(params) == f"params.yaml: inpaint.corpora {message}"
     params["inpaint"]["corpora"] = params["augment"]["corpora"] = []
     Path("params.yaml").write_text(yaml.safe_dump(params))
     validate_params.main()
 
 
-@pytest.mark.parametrize(("reader", "model"), [("mm_orient", "orient"), ("mm_orient", "flexmuse")])
-def test_a_reader_names_a_model_of_readers(params, reader, model):
-    params["classifiers"][reader]["model"] = model
-    said = f"classifiers.{reader}.model is '{model}', none of the models of classifiers"
-    assert fault(params) == f"params.yaml: {said}: choose one of mm_orient | muse"
+@pytest.mark.parametrize("model", ["orient", "flexmuse"])
+def test_the_model_of_a_classifier_must_be_a_classifier(params, model):
+    params["classifiers"]["mm_orient"]["model"] = model
+    message = f"classifiers.mm_orient.model is '{model}', none of the models of classifiers"
+    assert error_of(params) == f"params.yaml: {message}: choose one of mm_orient | muse"
 
 
-def test_a_reader_of_memes_is_not_given_posts(params):
+def test_a_classifier_of_memes_cannot_use_posts(params):
     params["classifiers"]["mm_orient"]["corpus"] = "posts"
-    said = "is 'posts', none of the corpora of kind memes: choose one of memes"
-    assert fault(params) == f"params.yaml: classifiers.mm_orient.corpus {said}"
+    message = "is 'posts', none of the corpora of kind memes: choose one of memes"
+    assert error_of(params) == f"params.yaml: classifiers.mm_orient.corpus {message}"
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("text.max_subwords", 0, "text.max_subwords is 0: give 1 or more"),
         ("image.grid_size", 0, "image.grid_size is 0: give 1 or more"),
@@ -251,14 +253,14 @@ def test_a_reader_of_memes_is_not_given_posts(params):
         ("task_features.max_subwords", 0, "task_features.max_subwords is 0: give 1 or more"),
     ],
 )
-def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
-    *above, key = path.split(".")
-    reduce(dict.__getitem__, above, params["classifiers"]["mm_orient"])[key] = value
-    assert said in fault(params)
+def test_values_of_a_classifier_of_memes_have_bounds(params, path, value, message):
+    *parents, key = path.split(".")
+    reduce(dict.__getitem__, parents, params["classifiers"]["mm_orient"])[key] = value
+    assert message in error_of(params)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("inpaint.num_shards", 0, "inpaint.num_shards is 0: give 1 or more"),
         ("inpaint.batch_size", 0, "inpaint.batch_size is 0: give 1 or more"),
@@ -299,8 +301,8 @@ def test_numbers_of_a_reader_of_memes_have_bounds(params, path, value, said):
         ),
     ],
 )
-def test_numbers_of_the_stages_of_memes_have_bounds(params, path, value, said):
-    *above, key = path.split(".")
-    reduce(dict.__getitem__, above, params)[key] = value
-    found = fault(params)
-    assert found.startswith(f"params.yaml: {path.split('.')[0]}") and said in found
+def test_values_of_the_stages_for_memes_have_bounds(params, path, value, message):
+    *parents, key = path.split(".")
+    reduce(dict.__getitem__, parents, params)[key] = value
+    error = error_of(params)
+    assert error.startswith(f"params.yaml: {path.split('.')[0]}") and message in error

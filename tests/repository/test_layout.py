@@ -311,7 +311,7 @@ def test_an_edit_makes_only_the_stages_stale_that_it_can_change(up_to_date):
 
 
 def test_edits_for_classifiers_and_generators_do_not_affect_each_other(up_to_date):
-    edit("params.yaml", "num_generation_examples: 8 ", "num_generation_examples: 9 ")
+    edit("config/evaluation.yaml", "num_generation_examples: 8 ", "num_generation_examples: 9 ")
     assert list_stale() == classifier_stages("classify", "evaluate_classifier")
     Repo(".").commit(force=True)
     edit("stages/models/muse/model.py")

@@ -1,4 +1,4 @@
-"""The files of this repository, and a copy of them for a test of its own."""
+"""The files of this repository, and copies of the project for tests."""
 
 import shutil
 import subprocess
@@ -8,14 +8,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def list_project_files() -> list[Path]:
-    """What git tracks, or would: paths from the project's root."""
+    """Files that git tracks or would track, relative to the project's root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return sorted(path for name in listed.split("\0") if (path := Path(name)).is_file() and name)
 
 
 def clone_project(parent: Path) -> Path:
-    """Copy the project as it stands, edits that are not committed included, into `parent`."""
+    """Copy the project with uncommitted edits into `parent`."""
     folder = parent / "project"
     for name in list_project_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The `polymuse` command, as a user meets it."""
+"""The `polymuse` command, run as a user runs it."""
 
 import json
 import math
@@ -42,7 +42,7 @@ METRICS = {
 def polymuse(
     folder: Path, *arguments: str, environment: Mapping[str, str] = os.environ
 ) -> subprocess.CompletedProcess:
-    """Run the command in `folder`, with a work folder beside it."""
+    """Run the command in `folder`, with its work folder next to it."""
     environment = environment | {"POLYMUSE_HOME": str(folder.parent / "home")}
     return subprocess.run(
         [POLYMUSE, *arguments],
@@ -54,15 +54,15 @@ def polymuse(
     )
 
 
-def test_the_module_is_the_command():
+def test_the_command_can_be_run_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "preset"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "smoke" in done.stdout.split()
 
 
-def evaluated(folder: Path, run: str, metrics: dict) -> None:
-    """Put the metrics of a run where evaluate does, and name it in params.yaml."""
+def write_metrics(folder: Path, run: str, metrics: dict) -> None:
+    """Write the metrics of a run as `evaluate` does, and add the run to params.yaml."""
     target, file = folder / summary.GENERATOR_METRICS_DIR / run, folder / "params.yaml"
     target.mkdir(parents=True)
     (target / "metrics.json").write_text(json.dumps(metrics))
@@ -71,8 +71,8 @@ def evaluated(folder: Path, run: str, metrics: dict) -> None:
     file.write_text(yaml.safe_dump(params))
 
 
-def tracked(filter_string: str) -> tuple:
-    """A client of MLflow, and the runs that the filter lets pass, newest first."""
+def search_runs(filter_string: str) -> tuple:
+    """A client of MLflow, and the runs that match the filter, newest first."""
     from mlflow.tracking import MlflowClient
 
     from stages.shared.runtime import tracking
@@ -82,12 +82,12 @@ def tracked(filter_string: str) -> tuple:
     return client, client.search_runs([experiment], filter_string)
 
 
-def started(output: str) -> list[str]:
+def list_headlines(output: str) -> list[str]:
     """The lines that announce a stage."""
     return [line for line in output.splitlines() if line.startswith("stage ")]
 
 
-def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_figures(tmp_path):
+def test_a_run_announces_its_stages_prints_their_output_and_ends_with_the_metrics(tmp_path):
     stages = {
         "first": make_copy_stage("a"),
         "last": make_copy_stage("b", "a") | {"cmd": "echo hello; cp a b"},
@@ -95,25 +95,25 @@ def test_a_run_announces_its_stages_passes_their_output_on_and_ends_with_the_fig
     folder = tiny_dvc_project.create_project(
         tmp_path / "project", {"expected_seconds": {"last": 61}}, **stages
     )
-    evaluated(folder, "flexmuse", METRICS)
+    write_metrics(folder, "flexmuse", METRICS)
     run = polymuse(folder, "run")
     assert run.returncode == 0, run.stderr
-    assert started(run.stdout) == [
+    assert list_headlines(run.stdout) == [
         "stage 1 of 2: first, about 1:01 left",
         "stage 2 of 2: last, about 1:01 left",
     ]
     assert "last | hello" in run.stdout.splitlines()
-    assert "dvc push" not in run.stdout  # advice for every stage
+    assert "dvc push" not in run.stdout  # advice of DVC after every stage
     assert "flexmuse  0.961" in run.stdout.splitlines()[-1]
 
     began = time.monotonic()
     again = polymuse(folder, "run")
     assert time.monotonic() - began < 5
     assert again.stdout.splitlines()[0] == "Everything is up to date."
-    assert started(again.stdout) == []
+    assert list_headlines(again.stdout) == []
 
 
-def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
+def test_ready_stages_run_at_once_and_share_the_cores(tmp_path):
     counts = {"cmd": "echo threads $OMP_NUM_THREADS; cp b c", "deps": ["a", "b"], "outs": ["c"]}
     stages = {"left": make_rendezvous_stage("a", "b"), "right": make_rendezvous_stage("b", "a")}
     folder = tiny_dvc_project.create_project(
@@ -122,8 +122,8 @@ def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     run = polymuse(folder, "run", environment=environment)
     assert run.returncode == 0, run.stderr
-    begun = [line.split()[4].strip(",") for line in started(run.stdout)]
-    assert begun[2] == "last" and set(begun[:2]) == set(stages)
+    order = [line.split()[4].strip(",") for line in list_headlines(run.stdout)]
+    assert order[2] == "last" and set(order[:2]) == set(stages)
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert f"last | threads {threads}" in run.stdout.splitlines()
 
@@ -134,7 +134,7 @@ def test_stages_that_wait_for_nothing_run_at_once_and_share_the_cores(tmp_path):
     assert "last | threads 7" in run.stdout.splitlines()
 
 
-def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_path):
+def test_after_a_failure_no_stage_starts_and_running_stages_finish(tmp_path):
     slow = "touch begun; while [ ! -e failing ]; do sleep .05; done; sleep 1; touch a"
     bad = "while [ ! -e begun ]; do sleep .05; done; touch failing; echo error: look; exit 1"
     stages = {"slow": {"cmd": slow, "outs": ["a"]}, "bad": {"cmd": bad, "outs": ["b"]}}
@@ -146,11 +146,11 @@ def test_once_a_stage_has_failed_none_starts_and_what_runs_beside_it_ends(tmp_pa
     assert "bad | failed; waiting for slow" in run.stdout.splitlines()
     done = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert set(done) == {"slow"}
-    _, (parent, *_) = tracked("run_name = 'run'")  # newest first
+    _, (parent, *_) = search_runs("run_name = 'run'")  # newest first
     assert parent.info.status == "FAILED"
 
 
-def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
+def test_a_restored_stage_is_tracked_as_cached(tmp_path):
     stages = {
         "first": make_copy_stage("cached_a") | {"deps": ["source"]},
         "last": make_copy_stage("b", "cached_a"),
@@ -161,20 +161,20 @@ def test_a_restored_stage_becomes_a_cached_child_of_the_run(tmp_path):
     polymuse(folder, "run")
     (folder / "cached_a").unlink()
     (folder / "dvc.lock").unlink()
-    evaluated(folder, "flexmuse", METRICS)
+    write_metrics(folder, "flexmuse", METRICS)
     run = polymuse(folder, "run", "first")
     assert "'first' is cached" in run.stdout
     assert "dvc push" not in run.stdout
-    assert started(run.stdout) == []
+    assert list_headlines(run.stdout) == []
 
-    client, (child, *_) = tracked("tags.`dvc.stage` = 'first'")
+    client, (child, *_) = search_runs("tags.`dvc.stage` = 'first'")
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
     assert child.data.tags["polymuse.cached"] == "true"
     assert parent.info.run_name == "run"
     assert parent.data.metrics["flexmuse.skill.value"] == pytest.approx(0.9612)
 
 
-def test_the_sentence_of_a_failed_stage_is_the_last_line(tmp_path):
+def test_the_error_of_a_failed_stage_is_the_last_line(tmp_path):
     stages = {
         "first": make_copy_stage("a"),
         "bad": make_failing_stage("a.txt is empty: fill it", "b", "a"),
@@ -199,8 +199,8 @@ def test_a_stage_that_crashed_is_named(tmp_path):
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_killed_leaves_no_stage_behind_and_can_be_repeated(tmp_path, way):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_no_process_and_can_be_repeated(tmp_path, sent):
     folder = tiny_dvc_project.create_project(
         tmp_path / "project", stage={"cmd": SLEEP_COMMAND, "outs": ["never"]}
     )
@@ -208,7 +208,7 @@ def test_a_run_that_is_killed_leaves_no_stage_behind_and_can_be_repeated(tmp_pat
         [POLYMUSE, "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     wait_until(lambda: is_sleeping(folder))
-    run.send_signal(way)
+    run.send_signal(sent)
     _, errors = run.communicate(timeout=30)
     assert run.returncode not in (0, None)
     assert "Traceback" not in errors
@@ -218,16 +218,14 @@ def test_a_run_that_is_killed_leaves_no_stage_behind_and_can_be_repeated(tmp_pat
     assert polymuse(folder, "run").returncode == 0
 
 
-def test_a_misspelt_number_stops_the_run_before_its_first_stage(workspace):
-    text = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(
-        text.replace("max_bertscore_samples:", "max_bertscore_smaples:")
-    )
+def test_a_misspelt_key_stops_the_run_before_its_first_stage(workspace):
+    file = workspace / "config" / "evaluation.yaml"
+    file.write_text(file.read_text().replace("max_bertscore_samples:", "max_samples:"))
     subprocess.run([*tiny_dvc_project.DVC_COMMAND, "init", "-q", "-f"], cwd=workspace, check=True)
     run = polymuse(workspace, "run")
     assert run.returncode == 1
     assert run.stderr == (
-        "error: params.yaml: evaluate: missing max_bertscore_samples, unknown max_bertscore_smaples\n"
+        "error: params.yaml: evaluate: missing max_bertscore_samples, unknown max_samples\n"
     )
     assert run.stdout == ""
 
@@ -240,14 +238,14 @@ def test_the_project_is_found_from_any_folder_within_it(tmp_path):
     assert (folder / "a").exists()
 
 
-def test_outside_of_a_project_one_sentence_says_what_to_do(tmp_path):
+def test_outside_of_a_project_the_error_says_what_to_do(tmp_path):
     run = polymuse(tmp_path, "run")
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: {tmp_path} is not in a Polymuse project: go to")
     assert run.stderr.count("\n") == 1
 
 
-def test_presets_are_listed_applied_and_taken_back(tmp_path):
+def test_presets_are_listed_applied_and_undone(tmp_path):
     folder = tiny_dvc_project.create_project(tmp_path / "project", first=make_copy_stage("a"))
     (folder / "presets").mkdir()
     (folder / "presets" / "quick.yaml").write_text("run: {workers: 7}")
@@ -260,10 +258,10 @@ def test_presets_are_listed_applied_and_taken_back(tmp_path):
     assert polymuse(folder, "preset", "slow").stderr.startswith("error: presets/slow.yaml does not")
 
 
-def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, monkeypatch):
+def test_the_summary_has_a_row_for_each_run_and_dashes_for_missing_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluated(tmp_path, "flexmuse", METRICS)
-    evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
+    write_metrics(tmp_path, "flexmuse", METRICS)
+    write_metrics(tmp_path, "recipes", {"rouge_l": 0.125})
     Path("data/14_report").mkdir()
     summary.REPORT_PATH.write_text("page")
     assert summary.format_table().splitlines() == [
@@ -277,13 +275,13 @@ def test_the_headline_table_shows_each_run_and_dashes_what_it_has_not(tmp_path, 
     assert "flexmuse.bert_score" not in summary.collect_metrics()
 
 
-def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_path, monkeypatch):
+def test_the_summary_of_captions_has_their_share_of_the_image_ceiling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluated(tmp_path, "flexmuse", METRICS | {"rewards": {"literal": 0.75, "semantic": 0.5}})
+    write_metrics(tmp_path, "flexmuse", METRICS | {"rewards": {"literal": 0.75, "semantic": 0.5}})
     share = {"value": 0.8, "standard_error": 0.02}
     ceilings = {"picture": {"expected": 1.0, "realised": 1.0}}
     captions = {"share_of_ceiling": share, "ceilings": ceilings, "rouge_l": 0.25}
-    evaluated(tmp_path, "tippo_captions", captions)
+    write_metrics(tmp_path, "tippo_captions", captions)
     assert summary.format_table().splitlines() == [
         "run             skill  of ceiling  ± se   grounding  ceiling  ROUGE-L  CIDEr  literal  "
         "semantic",
@@ -291,15 +289,15 @@ def test_captions_have_their_share_of_the_pictures_ceiling_in_the_headline(tmp_p
         "0.500",
         "tippo_captions  -      0.800       0.020  -          1.000    0.250    -      -        -",
     ]
-    found = summary.collect_metrics()
-    assert found["tippo_captions.share_of_ceiling.value"] == 0.8
-    assert found["tippo_captions.ceilings.picture.realised"] == 1
-    assert found["flexmuse.rewards.semantic"] == 0.5
+    collected = summary.collect_metrics()
+    assert collected["tippo_captions.share_of_ceiling.value"] == 0.8
+    assert collected["tippo_captions.ceilings.picture.realised"] == 1
+    assert collected["flexmuse.rewards.semantic"] == 0.5
 
 
-def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeypatch):
+def test_the_summary_of_memes_has_the_means_over_tasks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = {
+    metrics = {
         "skill": {"value": 0.9, "standard_error": 0.01},
         "score": {"metric": "accuracy", "value": 0.875, "standard_error": 0.02},
         **{name: {"value": 0.75} for name in ("accuracy", "weighted_f1", "macro_f1")},
@@ -308,7 +306,7 @@ def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeyp
     }
     place = tmp_path / summary.CLASSIFIER_METRICS_DIR / "mm_orient"
     place.mkdir(parents=True)
-    (place / "metrics.json").write_text(json.dumps(found))
+    (place / "metrics.json").write_text(json.dumps(metrics))
     Path("params.yaml").write_text("classifiers: {mm_orient: {}}")
     assert summary.format_table().splitlines() == [
         "run        skill  ± se   ceiling  accuracy  weighted F1",
@@ -317,26 +315,28 @@ def test_memes_have_the_means_over_their_tasks_in_the_headline(tmp_path, monkeyp
     assert summary.collect_metrics()["mm_orient.weighted_f1.value"] == 0.75
 
 
-def test_a_run_that_params_no_longer_name_has_no_row(tmp_path, monkeypatch):
+def test_a_run_that_is_not_in_params_has_no_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in ("flexmuse", "recipes"):
-        evaluated(tmp_path, run, {"rouge_l": 0.125})
+        write_metrics(tmp_path, run, {"rouge_l": 0.125})
     Path("params.yaml").write_text("generators: {recipes: {}}")
     assert summary.format_table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
 
 
-def test_warnings_of_the_final_phase_stand_under_the_table(tmp_path, monkeypatch):
+def test_warnings_of_the_final_phase_follow_the_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = {"over_masking": "look at sigma", "single_position": "look at the maps"}
-    evaluated(tmp_path, "flexmuse", METRICS | {"warnings": said, "sft": {"warnings": {"a": "b"}}})
-    evaluated(tmp_path, "recipes", {"rouge_l": 0.125})
+    warnings = {"over_masking": "look at sigma", "single_position": "look at the maps"}
+    write_metrics(
+        tmp_path, "flexmuse", METRICS | {"warnings": warnings, "sft": {"warnings": {"a": "b"}}}
+    )
+    write_metrics(tmp_path, "recipes", {"rouge_l": 0.125})
     assert summary.format_table().splitlines()[3:] == [
         "flexmuse: look at sigma",
         "flexmuse: look at the maps",
     ]
 
 
-def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_path, monkeypatch):
+def test_durations_are_stored_for_each_expected_value(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     StageDurations({"train_classifier": 100}).record("train_classifier@a", 40.04)
     assert StageDurations({"train_classifier": 100}).estimate("train_classifier@a") == 40.0
@@ -351,7 +351,7 @@ def test_the_time_left_comes_from_earlier_runs_under_the_same_expectation(tmp_pa
     ]
 
 
-def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch):
+def test_skipped_and_restored_stages_count_as_done(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     durations = StageDurations({"a": 100, "b": 60, "c": 5})
     progress = RunProgress({"a": 165, "b": 65, "c": 5}, durations, 1)
@@ -362,7 +362,7 @@ def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch
     progress.record_end("a")
     assert progress.start_message("b", "anything else\n") == ""
     assert progress.start_message("b", "Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
-    assert progress.start_message("b", "Running stage 'b':\n") == ""  # it wrote such a line itself
+    assert progress.start_message("b", "Running stage 'b':\n") == ""  # printed by the stage itself
     progress.record_end("b")
     assert progress.start_message("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
     assert StageDurations({"a": 100}).estimate("a") == 100
@@ -370,7 +370,7 @@ def test_stages_that_are_skipped_or_restored_count_as_done(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("workers", "left"), [(1, "2:00"), (2, "1:10"), (9, "1:10")])
-def test_the_time_left_is_that_of_the_longest_way_or_of_all_work_shared(
+def test_the_time_left_is_the_critical_path_or_the_work_per_worker(
     tmp_path, monkeypatch, workers, left
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
@@ -380,7 +380,7 @@ def test_the_time_left_is_that_of_the_longest_way_or_of_all_work_shared(
     assert headline == f"stage 1 of 4: long, about {left} left"
 
 
-def test_the_longest_way_starts_first_and_each_stage_after_what_it_reads_from():
+def test_the_longest_path_starts_first_and_each_stage_after_its_dependencies():
     stages = ["a", "b", "c", "d", "e"]
     edges = {("a", "d"), ("b", "c"), ("c", "e")}
     graph = dag.Dag(stages, edges, stages, dict.fromkeys(stages, ""))
@@ -401,6 +401,6 @@ def test_the_longest_way_starts_first_and_each_stage_after_what_it_reads_from():
     assert not schedule
 
 
-def test_what_is_up_to_date_holds_nothing_up():
+def test_stages_that_are_up_to_date_are_not_waited_for():
     graph = dag.Dag(["a", "b"], {("a", "b")}, ["b"], {"a": "", "b": ""})
     assert StageScheduler(graph, lambda _: 1.0).take_ready(2) == ["b"]

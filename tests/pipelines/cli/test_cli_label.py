@@ -1,4 +1,4 @@
-"""`polymuse label`, and readers that MLflow serves, on tiny ones that lie on disk."""
+"""`polymuse label` of texts and the models that MLflow serves, with tiny trained models."""
 
 import json
 import shutil
@@ -23,6 +23,7 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import POLYMUSE, polymuse
 from tests.support import muse_corpus
+from tests.support.earlier_version import make_logged_model
 from tests.support.tiny_clip import make_photo
 from tests.support.trained_muse_project import RED_IMAGE, get_model_dir
 
@@ -41,36 +42,36 @@ def red(tmp_path):
     return path
 
 
-def given(**options) -> Namespace:
-    absent = dict.fromkeys(("text", "words", "output", "inpainted", "file", "run", "model"))
-    return Namespace(**(absent | {"image": [], "json": False} | options))
+def make_options(**options) -> Namespace:
+    defaults = dict.fromkeys(("text", "words", "output", "inpainted", "file", "run", "model"))
+    return Namespace(**(defaults | {"image": [], "json": False} | options))
 
 
-def said(capsys, **options) -> list[str]:
-    """The lines that the command writes for these options."""
+def label_lines(capsys, **options) -> list[str]:
+    """The output lines of the command."""
     capsys.readouterr()
-    label.main(given(**options))
+    label.main(make_options(**options))
     return capsys.readouterr().out.splitlines()
 
 
-def told(capsys, **options) -> list[dict]:
-    """The objects that it writes."""
-    return [json.loads(line) for line in said(capsys, json=True, **options)]
+def label_as_json(capsys, **options) -> list[dict]:
+    """The JSON objects of the command."""
+    return [json.loads(line) for line in label_lines(capsys, json=True, **options)]
 
 
-def test_a_reader_that_does_not_look_at_pictures_says_so(place, capsys, red, monkeypatch):
+def test_a_model_that_does_not_use_images_says_so(place, capsys, red, monkeypatch):
     monkeypatch.setattr(TextLabeler, "uses_images", False)
-    assert said(capsys, text="the fox", image=[red])[1] == "This model does not use images."
+    assert label_lines(capsys, text="the fox", image=[red])[1] == "This model does not use images."
 
 
-def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
+def test_a_tweet_is_printed_with_its_entities(place, capsys, red, monkeypatch):
     tags = EntityPrediction(["Ann", "Bo"], ["O", "O"], [], 0)
     item = build_input_from_text("Ann Bo is\n in Oslo", RED_IMAGE)
-    found = extract_entities(item, ["B-PER", "I-PER", "O", "O", "B-MISC"])
+    entities = extract_entities(item, ["B-PER", "I-PER", "O", "O", "B-MISC"])
     monkeypatch.setattr(
-        TextLabeler, "label", lambda *_: [EntityPrediction(item.words, [], found, 2)]
+        TextLabeler, "label", lambda *_: [EntityPrediction(item.words, [], entities, 2)]
     )
-    assert said(capsys, text="Ann Bo is\n in Oslo", image=[red]) == [
+    assert label_lines(capsys, text="Ann Bo is\n in Oslo", image=[red]) == [
         "Labeling 1 text with muse_entities",
         "",
         "Ann Bo is in Oslo [red.png]",
@@ -79,7 +80,7 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
         "  2 words at the end not read",
     ]
     monkeypatch.setattr(TextLabeler, "label", lambda *_: [tags])
-    assert said(capsys, text="Ann Bo") == [
+    assert label_lines(capsys, text="Ann Bo") == [
         "Labeling 1 text with muse_entities",
         "No image: a placeholder is used.",
         "",
@@ -88,11 +89,13 @@ def test_a_tweet_is_shown_with_its_entities(place, capsys, red, monkeypatch):
     ]
 
 
-def test_a_post_is_shown_with_its_label(place, capsys, red):
-    first, blank, text, answer = said(capsys, text="the fox", image=[red], run="muse_sentiment")
+def test_a_post_is_printed_with_its_label(place, capsys, red):
+    first, blank, text, answer = label_lines(
+        capsys, text="the fox", image=[red], run="muse_sentiment"
+    )
     assert (first, blank, text) == ("Labeling 1 text with muse_sentiment", "", "the fox [red.png]")
     assert answer.strip().split(", ")[0] in muse_corpus.SENTIMENTS.values()
-    lines = said(capsys, image=[red], run="muse_sentiment")
+    lines = label_lines(capsys, image=[red], run="muse_sentiment")
     assert lines[:-1] == [
         "Labeling 1 image with muse_sentiment",
         "No text: a placeholder is used.",
@@ -101,38 +104,38 @@ def test_a_post_is_shown_with_its_label(place, capsys, red):
     ]
 
 
-def test_an_object_says_all_of_a_tweet(place, capsys, red):
-    (made,) = told(capsys, text="the fox\u200b sat!", image=[red])
-    assert list(made) == ["text", "image", "words", "tags", "entities", "words_not_read"]
-    assert (made["text"], made["image"]) == ("the fox sat!", "red.png")
-    assert made["words"] == ["the", "fox", "sat", "!"] and len(made["tags"]) == 4
-    for one in made["entities"]:
-        assert made["text"][one["start"] : one["end"]] == one["text"]
-    (made,) = told(capsys, image=[red], run="muse_sentiment")
-    assert list(made) == ["text", "image", "label", "probability", "words_not_read"]
-    assert made["text"] is None and 1 / 3 < made["probability"] <= 1
+def test_the_json_of_a_tweet_has_words_tags_and_entities(place, capsys, red):
+    (labels,) = label_as_json(capsys, text="the fox\u200b sat!", image=[red])
+    assert list(labels) == ["text", "image", "words", "tags", "entities", "words_not_read"]
+    assert (labels["text"], labels["image"]) == ("the fox sat!", "red.png")
+    assert labels["words"] == ["the", "fox", "sat", "!"] and len(labels["tags"]) == 4
+    for entity in labels["entities"]:
+        assert labels["text"][entity["start"] : entity["end"]] == entity["text"]
+    (labels,) = label_as_json(capsys, image=[red], run="muse_sentiment")
+    assert list(labels) == ["text", "image", "label", "probability", "words_not_read"]
+    assert labels["text"] is None and 1 / 3 < labels["probability"] <= 1
 
 
-def test_texts_of_a_file_are_labelled_in_its_order(place, capsys, tmp_path):
+def test_the_texts_of_a_file_are_labeled_in_order(place, capsys, tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_bytes("\ufeffthe fox sat\r\n\n  \na lamp\n".encode())
-    made = told(capsys, file=lines)
-    assert [(one["source"], one["text"]) for one in made] == [
+    labels = label_as_json(capsys, file=lines)
+    assert [(row["source"], row["text"]) for row in labels] == [
         ("lines.txt:1", "the fox sat"),
         ("lines.txt:4", "a lamp"),
     ]
-    shown = said(capsys, file=lines)
-    assert shown[:2] == [
+    output = label_lines(capsys, file=lines)
+    assert output[:2] == [
         "Labeling 2 texts with muse_entities",
         "No image in 2 of 2: a placeholder is used.",
     ]
-    assert [line for line in shown[2:] if line and not line.startswith(" ")] == [
+    assert [line for line in output[2:] if line and not line.startswith(" ")] == [
         "the fox sat",
         "a lamp",
     ]
 
 
-def test_a_file_of_objects_names_its_pictures_and_may_be_a_corpus(place, capsys, tmp_path):
+def test_a_jsonl_file_can_name_images_and_can_be_a_corpus(place, capsys, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(RED_IMAGE)
     rows = [
@@ -142,30 +145,30 @@ def test_a_file_of_objects_names_its_pictures_and_may_be_a_corpus(place, capsys,
     ]
     file = tmp_path / "tweets.jsonl"
     file.write_text("\n".join(map(json.dumps, rows[:2])))
-    made = told(capsys, file=file)
-    assert [one["image"] for one in made] == ["in/a.png", None]
-    assert made[1]["words"] == ["the fox!", "sat"] and made[1]["source"] == "tweets.jsonl:2"
+    labels = label_as_json(capsys, file=file)
+    assert [row["image"] for row in labels] == ["in/a.png", None]
+    assert labels[1]["words"] == ["the fox!", "sat"] and labels[1]["source"] == "tweets.jsonl:2"
     file.write_text("\n".join(map(json.dumps, rows)))
-    made = told(capsys, file=file, run="muse_sentiment")
-    assert [one["text"] for one in made] == ["the fox", "the fox! sat", None]
+    labels = label_as_json(capsys, file=file, run="muse_sentiment")
+    assert [row["text"] for row in labels] == ["the fox", "the fox! sat", None]
 
 
-def test_batches_of_a_file_change_nothing(place, capsys, tmp_path):
+def test_labels_do_not_depend_on_the_batch_size(place, capsys, tmp_path):
     file = tmp_path / "lines.txt"
     file.write_text("".join(f"the fox {'lamp ' * number}\n" for number in range(7)))
-    whole = told(capsys, file=file, run="muse_entities")
+    expected = label_as_json(capsys, file=file, run="muse_entities")
     text = (place / "params.yaml").read_text()
     changed = yaml.safe_load(text)
     changed["cli_label"]["batch_size"] = 2
     (place / "params.yaml").write_text(yaml.safe_dump(changed))
     try:
-        assert told(capsys, file=file, run="muse_entities") == whole
+        assert label_as_json(capsys, file=file, run="muse_entities") == expected
     finally:
         (place / "params.yaml").write_text(text)
 
 
-def spoil(folder: Path) -> None:
-    """Files that cannot be used, and one that can."""
+def write_invalid_files(folder: Path) -> None:
+    """Invalid files, and a valid image."""
     (folder / "text.png").write_text("no picture")
     with (folder / "huge.bmp").open("wb") as file:
         file.truncate(10**12)  # sparse
@@ -189,11 +192,11 @@ LINES = {
     "missing": '{"text": "a", "image": "no.png"}',
     "outside": '{"text": "a", "image": "../red.png"}',
     "remote": '{"text": "a", "image": "https://a.org/a.png"}',
-    "spoilt": '{"text": "a", "image": "text.png"}',
+    "broken_image": '{"text": "a", "image": "text.png"}',
     "surrogate": '{"text": "\\ud800"}',
     "picture": '{"image": "fine.png"}',
 }
-WRONG = {  # what is said -> the options; files are those of `spoil`
+INVALID = {  # part of the message -> options; the files are those of write_invalid_files
     "unreadable": {"text": "a", "image": ["text.png"]},
     "cut.png: unreadable": {"text": "a", "image": ["cut.png"]},
     "larger than max_pixels": {"text": "a", "image": ["wide.png"]},
@@ -203,7 +206,9 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
     "2 images for one text": {"text": "a", "image": ["fine.png", "fine.png"]},
     "there is nothing to label": {},
     "nothing to label": {"text": " \0\u200b\u202e\t"},
-    "TEXT has 100000 characters, more than cli_label.max_characters (5000)": {"text": "a" * 100_000},
+    "TEXT has 100000 characters, more than cli_label.max_characters (5000)": {
+        "text": "a" * 100_000
+    },
     "TEXT has no text, and this model labels words": {"image": ["fine.png"]},
     "no run": {"text": "a", "run": "nobody"},
     "no run 'flexmuse' among its classifiers": {"text": "a", "run": "flexmuse"},
@@ -223,70 +228,69 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
     "missing.jsonl:2: missing image: no.png": {"file": "missing.jsonl"},
     "outside.jsonl:2: path leaves the folder: ../red.png": {"file": "outside.jsonl"},
     "remote.jsonl:2: remote image": {"file": "remote.jsonl"},
-    "spoilt.jsonl:2: text.png: unreadable image": {"file": "spoilt.jsonl"},
+    "broken_image.jsonl:2: text.png: unreadable image": {"file": "broken_image.jsonl"},
     "surrogate.jsonl:2: not JSON": {"file": "surrogate.jsonl"},
     "picture.jsonl:2 has no text, and this model labels words": {"file": "picture.jsonl"},
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_input_that_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
-    place, tmp_path, capsys, wrong
-):
-    spoil(tmp_path)
-    options = dict(WRONG[wrong])
+@pytest.mark.parametrize("message", INVALID)
+def test_invalid_input_is_one_sentence_and_nothing_is_labeled(place, tmp_path, capsys, message):
+    write_invalid_files(tmp_path)
+    options = dict(INVALID[message])
     options["image"] = [tmp_path / name for name in options.get("image", [])]
     if "file" in options:
         options["file"] = tmp_path / options["file"]
     with pytest.raises(InputError) as error:
-        label.main(given(**options))
-    assert wrong in str(error.value) and "\n" not in str(error.value)
+        label.main(make_options(**options))
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert "Labeling" not in capsys.readouterr().out
 
 
-def test_control_characters_reach_no_terminal(place, capsys, tmp_path):
+def test_control_characters_are_not_printed(place, capsys, tmp_path):
     file = tmp_path / "words.jsonl"
     file.write_text(json.dumps({"words": ["a\x1b[31m", "\x9b2J", "\u202eb", "\0"]}))
-    labeller_lines = said(capsys, file=file)
-    assert not set("".join(labeller_lines)) & set("\x1b\x9b\u202e\0")
-    assert said(capsys, text="\x1b[31m a\udcff \u202eb")[3] == "[31m a b"
+    lines = label_lines(capsys, file=file)
+    assert not set("".join(lines)) & set("\x1b\x9b\u202e\0")
+    assert label_lines(capsys, text="\x1b[31m a\udcff \u202eb")[3] == "[31m a b"
 
 
-def test_a_reader_that_is_not_trained_says_what_to_run(place, monkeypatch):
+def test_an_untrained_run_says_what_to_run(place, monkeypatch):
     monkeypatch.setattr(label, "MODEL_DIRS", {"train_classifier": "data/none"})
     with pytest.raises(InputError, match="polymuse run train_classifier@muse_sentiment"):
-        label.main(given(text="a", run="muse_sentiment"))
+        label.main(make_options(text="a", run="muse_sentiment"))
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "broken",
     ["config.json", "model.safetensors", "encoder/encoder.json", "text_encoder/text_encoder.json"],
 )
-def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, red, spoilt):
+def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, red, broken):
     folder = tmp_path / "model"
     shutil.copytree(get_model_dir(place, "muse_sentiment"), folder)
-    (folder / spoilt).write_bytes((folder / spoilt).read_bytes()[:9])
-    with pytest.raises(InputError) as wrong:
-        label.main(given(text="a", image=[red], model=str(folder)))
-    assert "\n" not in str(wrong.value) and str(wrong.value).startswith("--model: ")
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:9])
+    with pytest.raises(InputError) as error:
+        label.main(make_options(text="a", image=[red], model=str(folder)))
+    assert "\n" not in str(error.value) and str(error.value).startswith("--model: ")
 
 
-def test_a_model_by_folder_and_by_addresses_of_mlflow_labels_the_same(
+def test_a_model_labels_the_same_by_folder_and_by_mlflow_address(
     place, capsys, red, tmp_path, monkeypatch
 ):
-    """And so does mlflow.pyfunc, where there is no params.yaml."""
+    """Also by mlflow.pyfunc in a folder without params.yaml."""
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     logged = {
-        client.get_run(one.source_run_id).info.run_name: one
-        for one in client.search_logged_models([experiment])
+        client.get_run(model.source_run_id).info.run_name: model
+        for model in client.search_logged_models([experiment])
     }
     for name in muse_corpus.CORPUS_KINDS:
         model = logged[f"train_classifier@{name}"]
-        expected = told(capsys, text="the fox sat", image=[red], run=name)
+        expected = label_as_json(capsys, text="the fox sat", image=[red], run=name)
         address = f"models:/{model.model_id}"
-        for one in (address, f"runs:/{model.source_run_id}/model", str(get_model_dir(place, name))):
-            assert told(capsys, text="the fox sat", image=[red], model=one) == expected
+        run_address = f"runs:/{model.source_run_id}/model"
+        for source in (address, run_address, str(get_model_dir(place, name))):
+            assert label_as_json(capsys, text="the fox sat", image=[red], model=source) == expected
         served = mlflow.pyfunc.load_model(address)
         with monkeypatch.context() as elsewhere:
             elsewhere.chdir(tmp_path)
@@ -304,6 +308,23 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_labels_the_same(
             served.predict(long)
 
 
+@pytest.mark.parametrize("name", muse_corpus.CORPUS_KINDS)
+def test_a_model_that_an_earlier_version_logged_loads_and_labels_the_same(
+    place, capsys, red, tmp_path, name
+):
+    """Its MLmodel names the module pipelines.served, its config.json has old keys."""
+    folder = tmp_path / "model"
+    shutil.copytree(get_model_dir(place, name), folder)
+    make_logged_model(folder)
+    (expected,) = label_as_json(capsys, text="the fox sat", image=[red], run=name)
+    (labels,) = label_as_json(capsys, text="the fox sat", image=[red], model=str(folder))
+    assert labels == expected
+    frame = pd.DataFrame({"text": ["the fox sat"], "image": [RED_IMAGE]})
+    (row,) = mlflow.pyfunc.load_model(str(folder)).predict(frame).to_dict("records")
+    assert row.pop("probability", None) == pytest.approx(expected.get("probability"), abs=1e-5)
+    assert row == {key: expected[key] for key in row}
+
+
 def test_the_command_works_from_any_folder(place, red):
     inner = place / "data"
     shutil.copy(red, inner / "mine.png")
@@ -315,7 +336,7 @@ def test_the_command_works_from_any_folder(place, red):
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
 
 
-def test_whoever_reads_its_output_may_stop(place, tmp_path):
+def test_the_reader_of_the_output_may_stop_reading(place, tmp_path):
     file = tmp_path / "lines.txt"
     file.write_text("the fox sat\n" * 500)
     command = f"'{POLYMUSE}' label --file '{file}' --json | head -1"
@@ -323,9 +344,9 @@ def test_whoever_reads_its_output_may_stop(place, tmp_path):
     assert json.loads(done.stdout)["text"] == "the fox sat" and done.stderr == ""
 
 
-def test_a_photo_is_read_whatever_its_form(place, tmp_path, capsys):
+def test_images_of_all_color_modes_are_read(place, tmp_path, capsys):
     for number, mode in enumerate(["L", "RGBA", "P", "1", "CMYK"]):
         path = tmp_path / f"{number}.tiff"
         make_photo(number, 31, 77).convert(mode).save(path)
-        (made,) = told(capsys, text="the fox", image=[path], run="muse_sentiment")
-        assert made["label"] in muse_corpus.SENTIMENTS.values()
+        (labels,) = label_as_json(capsys, text="the fox", image=[path], run="muse_sentiment")
+        assert labels["label"] in muse_corpus.SENTIMENTS.values()

@@ -1,4 +1,4 @@
-"""`polymuse label` of memes, and what MLflow serves, on a tiny reader that lies on disk."""
+"""`polymuse label` of memes and the model that MLflow serves, with a tiny trained model."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ from tests.support import trained_mm_orient_project
 from tests.support.trained_mm_orient_project import RUN_NAME, TASKS, draw_text_image, get_model_dir
 
 FIELDS = ["image", "text", "original", "text_source"]
-JUDGED = ["sentiment", "sentiment_probability", "humour", "humour_probability"]
+TASK_COLUMNS = ["sentiment", "sentiment_probability", "humour", "humour_probability"]
 CAT, MONDAY = draw_text_image("WHEN THE CAT", 0), draw_text_image("MONDAY AGAIN", 1)
 
 
@@ -51,35 +51,36 @@ def place(trained, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two memes, a file that is no picture of a meme, a hidden one, and another folder."""
-    found = tmp_path / "memes"
-    (found / "older").mkdir(parents=True)
-    (found / "cat.png").write_bytes(CAT)
-    (found / "Monday.PNG").write_bytes(MONDAY)
-    (found / "labels.csv").write_text("a,b\n")
-    (found / "._cat.png").write_bytes(b"of a Mac")
-    return found
+    """A folder with two memes, another file, a hidden file and a subfolder."""
+    path = tmp_path / "memes"
+    (path / "older").mkdir(parents=True)
+    (path / "cat.png").write_bytes(CAT)
+    (path / "Monday.PNG").write_bytes(MONDAY)
+    (path / "labels.csv").write_text("a,b\n")
+    (path / "._cat.png").write_bytes(b"of a Mac")
+    return path
 
 
-def given(text: Path | str | None, **options) -> Namespace:
-    absent = dict.fromkeys(("words", "output", "inpainted", "file", "run", "model"))
-    return Namespace(**(absent | {"image": [], "json": False} | options), text=text)
+def make_options(text: Path | str | None, **options) -> Namespace:
+    defaults = dict.fromkeys(("words", "output", "inpainted", "file", "run", "model"))
+    return Namespace(**(defaults | {"image": [], "json": False} | options), text=text)
 
 
-def said(capsys, text: Path, **options) -> tuple[list[str], list[str]]:
+def label_lines(capsys, text: Path, **options) -> tuple[list[str], list[str]]:
     """The lines on standard output and on standard error."""
     capsys.readouterr()
-    label_memes.main(given(text, **options))
+    label_memes.main(make_options(text, **options))
     out, errors = capsys.readouterr()
     return out.splitlines(), errors.splitlines()
 
 
-def told(capsys, text: Path, **options) -> list[dict]:
-    return [json.loads(line) for line in said(capsys, text, json=True, **options)[0]]
+def label_as_json(capsys, text: Path, **options) -> list[dict]:
+    """The JSON objects of the command."""
+    return [json.loads(line) for line in label_lines(capsys, text, json=True, **options)[0]]
 
 
-def test_a_folder_is_shown_with_its_words_and_a_line_of_each_task(place, capsys, folder):
-    out, _ = said(capsys, folder)
+def test_a_folder_is_printed_with_texts_and_a_line_for_each_task(place, capsys, folder):
+    out, _ = label_lines(capsys, folder)
     assert out[:3] == [f"Labeling 2 images with {RUN_NAME}", "", "Monday.PNG: monday again"]
     assert out[5:7] == ["", "cat.png: when the cat"] and len(out) == 9
     for lines in (out[3:5], out[7:9]):
@@ -89,13 +90,13 @@ def test_a_folder_is_shown_with_its_words_and_a_line_of_each_task(place, capsys,
             assert 0 < float(probability) <= 1
 
 
-def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place, capsys, folder):
-    among = told(capsys, folder)
-    assert [one["image"] for one in among] == ["Monday.PNG", "cat.png"]
+def test_labels_do_not_depend_on_other_memes_or_on_how_the_model_is_named(place, capsys, folder):
+    together = label_as_json(capsys, folder)
+    assert [row["image"] for row in together] == ["Monday.PNG", "cat.png"]
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     models = client.search_logged_models([experiment])
-    model = max(models, key=lambda one: one.creation_timestamp)
+    model = max(models, key=lambda model: model.creation_timestamp)
     address = f"models:/{model.model_id}"
     for options in (
         {},
@@ -103,14 +104,14 @@ def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place
         {"model": address},
         {"model": str(get_model_dir(place))},
     ):
-        (alone,) = told(capsys, folder / "cat.png", **options)
-        same(alone, among[1])
+        (alone,) = label_as_json(capsys, folder / "cat.png", **options)
+        assert_same(alone, together[1])
     served = mlflow.pyfunc.load_model(address)
     frame = pd.DataFrame({"text": [None, "Not: this!", "a cat"], "image": [CAT, CAT, None]})
-    found = served.predict(frame).to_dict("records")
-    same({"image": "cat.png", **found[0]}, among[1])
-    assert [one["text"] for one in found] == ["when the cat", "not this", "a cat"]
-    assert served.metadata.get_output_schema().input_names() == list(found[0])
+    served_rows = served.predict(frame).to_dict("records")
+    assert_same({"image": "cat.png", **served_rows[0]}, together[1])
+    assert [row["text"] for row in served_rows] == ["when the cat", "not this", "a cat"]
+    assert served.metadata.get_output_schema().input_names() == list(served_rows[0])
     assert served.predict(frame[:0]).empty
     for row in ({"text": "a@b.org"}, {"image": b""}):
         with pytest.raises(InputError, match="row 0 has neither text nor image: give it one"):
@@ -119,20 +120,23 @@ def test_one_alone_is_labelled_as_among_others_and_by_an_address_of_mlflow(place
         served.predict(pd.DataFrame({"text": ["a" * 5001]}))
 
 
-def same(one: dict, other: dict) -> None:
-    assert list(one) == list(other) == FIELDS + JUDGED
-    for name, value in one.items():
-        assert value == (pytest.approx(other[name], abs=1e-5) if "prob" in name else other[name])
+def assert_same(row: dict, expected: dict) -> None:
+    """The same labels; probabilities up to rounding."""
+    assert list(row) == list(expected) == FIELDS + TASK_COLUMNS
+    for name, value in row.items():
+        is_probability = name.endswith("_probability")
+        wanted = expected[name]
+        assert value == (pytest.approx(wanted, abs=1e-5) if is_probability else wanted)
 
 
-def test_words_of_a_picture_can_be_told(place, capsys, folder):
-    (made,) = told(capsys, folder / "cat.png", words="It's\u202e MINE")
-    assert [made[name] for name in FIELDS] == ["cat.png", "its mine", "It's MINE", "given"]
-    (read,) = told(capsys, folder / "cat.png", words=" \u200b")
+def test_the_text_of_an_image_can_be_given(place, capsys, folder):
+    (given,) = label_as_json(capsys, folder / "cat.png", words="It's\u202e MINE")
+    assert [given[name] for name in FIELDS] == ["cat.png", "its mine", "It's MINE", "given"]
+    (read,) = label_as_json(capsys, folder / "cat.png", words=" \u200b")
     assert (read["text"], read["text_source"]) == ("when the cat", "recognised")
 
 
-def test_what_is_shown_of_words_is_short_and_steers_no_terminal():
+def test_printed_texts_are_short_and_have_no_control_characters():
     meme = PreparedMeme("a\x1b[2J\udcff.png", "word " * 50, "", "given", None, ("paint: Odd",))
     first, *lines = format_meme(meme, {"mood": MemeLabel("bad", 0.126)}).splitlines()[1:]
     assert first.startswith("a[2J?.png: word") and first.endswith("...") and "\x1b" not in first
@@ -142,23 +146,24 @@ def test_what_is_shown_of_words_is_short_and_steers_no_terminal():
     assert format_meme(silent, {}) == "\na.png: (no text)"
 
 
-def test_a_table_has_a_column_of_each_task_and_its_probability(place, capsys, folder, tmp_path):
-    expected = told(capsys, folder)
+def test_a_table_has_columns_for_each_task_and_its_probability(place, capsys, folder, tmp_path):
+    expected = label_as_json(capsys, folder)
     for file in (tmp_path / "out.parquet", tmp_path / "out.CSV"):
-        for _ in range(2):  # over one of its own
-            out, _ = said(capsys, folder, output=file)
+        for _ in range(2):  # it overwrites a table of its own
+            out, _ = label_lines(capsys, folder, output=file)
             assert out == [f"Labeling 2 images with {RUN_NAME}", f"Wrote 2 rows to {file}"]
-        both = told(capsys, folder, output=file)
+        printed_rows = label_as_json(capsys, folder, output=file)
         table = (pd.read_parquet if file.suffix == ".parquet" else pd.read_csv)(file)
-        assert list(table) == FIELDS + JUDGED
-        for one, row, other in zip(both, table.to_dict("records"), expected, strict=True):
-            same(row, other)
-            same(one, other)
+        assert list(table) == FIELDS + TASK_COLUMNS
+        records = table.to_dict("records")
+        for printed, row, wanted in zip(printed_rows, records, expected, strict=True):
+            assert_same(row, wanted)
+            assert_same(printed, wanted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memes", "out.CSV", "out.parquet"]
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
-def test_cells_of_a_csv_become_no_formulas(tmp_path, start):
+def test_cells_of_a_csv_are_not_formulas(tmp_path, start):
     file = tmp_path / "out.csv"
     cell = f'{start}HYPERLINK("a","b")'
     write_table([{"image": cell, "text": "a = b", cell: 0.5}], file)
@@ -176,30 +181,30 @@ def test_cells_of_a_csv_become_no_formulas(tmp_path, start):
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"image": cell}]
 
 
-def test_pictures_are_written_without_their_words(place, capsys, folder, tmp_path):
+def test_images_are_written_without_their_text_and_metadata(place, capsys, folder, tmp_path):
     Image.new("RGB", (60, 40), "red").save(folder / "plain.jpg", exif=b"Exif\0\0secret")
-    out, _ = said(capsys, folder, inpainted=tmp_path / "a/b")
+    out, _ = label_lines(capsys, folder, inpainted=tmp_path / "a/b")
     assert out[-1] == f"Wrote 3 images to {tmp_path}/a/b"
-    made = {path.name: path for path in (tmp_path / "a/b").iterdir()}
-    assert sorted(made) == ["Monday.png", "cat.png", "plain.png"]
-    for name, path in made.items():
+    written = {path.name: path for path in (tmp_path / "a/b").iterdir()}
+    assert sorted(written) == ["Monday.png", "cat.png", "plain.png"]
+    for name, path in written.items():
         assert path.read_bytes().startswith(b"\x89PNG"), name
-    assert b"secret" not in made["plain.png"].read_bytes()
-    assert Image.open(made["plain.png"]).size == (60, 40)
-    assert [one["text"] for one in told(capsys, tmp_path / "a/b")] == ["", "", ""]
+    assert b"secret" not in written["plain.png"].read_bytes()
+    assert Image.open(written["plain.png"]).size == (60, 40)
+    assert [row["text"] for row in label_as_json(capsys, tmp_path / "a/b")] == ["", "", ""]
 
 
-def test_no_picture_is_written_over_another_one(place, capsys, folder):
+def test_no_image_overwrites_a_file(place, capsys, folder):
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
     with pytest.raises(InputError, match=r"cat\.png exists and would be overwritten"):
-        label_memes.main(given(folder, inpainted=folder))
+        label_memes.main(make_options(folder, inpainted=folder))
     (folder / "a.webp").write_bytes(CAT)
-    assert said(capsys, folder / "a.webp", inpainted=folder)[0][0].startswith("Labeling 1")
+    assert label_lines(capsys, folder / "a.webp", inpainted=folder)[0][0].startswith("Labeling 1")
     assert (folder / "a.png").exists()
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_pictures_of_one_stem_keep_their_endings(tmp_path):
+def test_images_with_the_same_stem_keep_their_suffixes(tmp_path):
     files = [Path(name) for name in ("a.jpg", "A.png", "b.png")]
     names = [target.name for target in plan_output_paths(tmp_path / "out", files).values()]
     assert names == ["a.jpg.png", "A.png.png", "b.png"]
@@ -209,11 +214,11 @@ def test_pictures_of_one_stem_keep_their_endings(tmp_path):
         )
 
 
-def test_a_broken_picture_of_a_folder_is_named_and_skipped(place, capsys, folder, tmp_path):
+def test_an_invalid_image_in_a_folder_is_named_and_skipped(place, capsys, folder, tmp_path):
     (folder / "broken.jpg").write_bytes(CAT[:200])
     (folder / "text.gif").write_text("no picture")
     options = {"output": tmp_path / "out.csv", "inpainted": tmp_path / "out"}
-    out, errors = said(capsys, folder, json=True, **options)
+    out, errors = label_lines(capsys, folder, json=True, **options)
     assert [json.loads(line)["image"] for line in out] == ["Monday.PNG", "cat.png"]
     assert f"Labeling 4 images with {RUN_NAME}" in errors
     skipped = [line for line in errors if line.startswith("skipped: ")]
@@ -223,11 +228,11 @@ def test_a_broken_picture_of_a_folder_is_named_and_skipped(place, capsys, folder
     for name in ("cat.png", "Monday.PNG"):
         (folder / name).unlink()
     with pytest.raises(InputError, match="none of its images is valid"):
-        label_memes.main(given(folder))
+        label_memes.main(make_options(folder))
 
 
-def spoil(place: Path) -> None:
-    """Files and folders that cannot be used, and a picture that can."""
+def write_invalid_files(place: Path) -> None:
+    """Invalid files and folders, and a valid image."""
     for name in ("empty", "words", "folder.csv"):
         (place / name).mkdir()
     (place / "words/notes.txt").write_text("words")
@@ -239,7 +244,7 @@ def spoil(place: Path) -> None:
     Image.new("1", (20000, 20000)).save(place / "wide.png")
 
 
-WRONG = {  # what is said -> what is named, and options; files are those of `spoil`
+INVALID = {  # part of the message -> file and options; the files of write_invalid_files
     "cut.png: unreadable image": ("cut.png", {}),
     "note.txt: unreadable image": ("note.txt", {}),
     "larger than max_pixels": ("wide.png", {}),
@@ -262,21 +267,19 @@ WRONG = {  # what is said -> what is named, and options; files are those of `spo
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_cannot_be_used_is_one_sentence_and_nothing_is_labelled(
-    place, tmp_path, capsys, wrong
-):
-    spoil(tmp_path)
-    name, options = WRONG[wrong]
+@pytest.mark.parametrize("message", INVALID)
+def test_invalid_input_is_one_sentence_and_nothing_is_labeled(place, tmp_path, capsys, message):
+    write_invalid_files(tmp_path)
+    name, options = INVALID[message]
     for option in {"file", "output", "inpainted"} & options.keys():
         options = options | {option: tmp_path / options[option]}
     with pytest.raises(InputError) as error:
-        label_memes.main(given(tmp_path / name, **options))
-    assert wrong in str(error.value) and "\n" not in str(error.value)
+        label_memes.main(make_options(tmp_path / name, **options))
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert "Labeling" not in capsys.readouterr().out
 
 
-OF_TEXTS = {  # what is said of a text -> it, and options of memes
+INVALID_TEXTS = {  # part of the message -> text, and options of memes
     "meme.jpg does not exist: name an image": ("meme.jpg", {}),
     "memes/ does not exist": ("memes/", {"words": "a"}),
     "--text is an option for memes, and nothing is not a file": (None, {"words": "a"}),
@@ -287,22 +290,22 @@ OF_TEXTS = {  # what is said of a text -> it, and options of memes
 }
 
 
-@pytest.mark.parametrize("wrong", OF_TEXTS)
-def test_a_text_is_no_meme(place, wrong):
-    text, options = OF_TEXTS[wrong]
+@pytest.mark.parametrize("message", INVALID_TEXTS)
+def test_options_and_models_of_memes_are_rejected_for_texts(place, message):
+    text, options = INVALID_TEXTS[message]
     with pytest.raises(InputError) as error:
-        label.main(given(text, **options))
-    assert wrong in str(error.value) and "\n" not in str(error.value)
+        label.main(make_options(text, **options))
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_reader_of_texts_labels_no_meme(place, tmp_path):
+def test_a_classifier_of_texts_is_rejected_for_memes(place, tmp_path):
     config = {"labels": ["O"], "shapes": {"task": "entities"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="labels texts: give it a text, and an image with"):
         MemeLabeler(tmp_path, "models:/mine/1")
 
 
-def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
+def test_the_default_is_the_first_classifier_for_the_input(place):
     assert label.find_first_classifier(memes=True) == RUN_NAME
     assert label.find_first_classifier(memes=False) == "muse_entities"
     text = (place / "params.yaml").read_text()
@@ -319,7 +322,7 @@ def test_the_first_reader_is_the_first_that_reads_what_is_given(place):
         (place / "params.yaml").write_text(text)
 
 
-def test_what_stands_behind_label_is_a_path_where_there_is_one(tmp_path, monkeypatch):
+def test_the_argument_of_label_is_a_path_if_it_exists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").touch()
     assert cli._parse_text_or_path("a.png") == tmp_path / "a.png"
@@ -329,7 +332,7 @@ def test_what_stands_behind_label_is_a_path_where_there_is_one(tmp_path, monkeyp
 
 
 def test_the_command_works_from_any_folder_and_downloads_nothing(place, folder):
-    """LaMa's weights are asked for, and are not here."""
+    """The weights of LaMa would have to be downloaded."""
     inner = place / "data"
     shutil.copy(folder / "cat.png", inner / "mine.png")
     done = polymuse(inner, "label", "mine.png", "--text", "When", "-o", "out.csv", "--json")

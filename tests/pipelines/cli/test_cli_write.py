@@ -1,4 +1,4 @@
-"""`polymuse write`, on a tiny writer and a tiny encoder that lie on disk."""
+"""`polymuse write` with a tiny trained generator and a tiny encoder."""
 
 import json
 from argparse import Namespace
@@ -46,7 +46,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A project with a gallery, an encoder and a run that has been through train_sft."""
+    """A project with training images, an encoder and a run after train_sft."""
     place = tmp_path_factory.mktemp("write") / "project"
     place.mkdir()
     article_corpus.create_project(place)
@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
         align = place / "data/06_align"
         align.mkdir(parents=True)
         huggingface_encoder.fetch(str(place / "source"), ["en"], align)
-        fill(place / "data", align)
+        write_stage_outputs(place / "data", align)
         run = load_config(generators.GeneratorRun, "generators", "flexmuse")
         folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
         out = place / "data/09_train_sft/flexmuse"
@@ -69,17 +69,20 @@ def trained(tmp_path_factory):
     return place
 
 
-def fill(data: Path, align: Path) -> None:
-    """The articles of tests.support.tiny_flexmuse, a random photo a chunk, as ingest, chunk and embed leave."""
-    files = [png(make_photo(number)) for number in range(8)]
-    found = [image_store.validate_image(content, 10**6) for content in files]
-    image_store.write_images(data / "01_ingest/articles/images", found, 2)
+def write_stage_outputs(data: Path, align: Path) -> None:
+    """Write the articles of tests.support.tiny_flexmuse as ingest, chunk and embed do.
+
+    Each chunk has a random photo.
+    """
+    files = [encode_png(make_photo(number)) for number in range(8)]
+    images = [image_store.validate_image(content, 10**6) for content in files]
+    image_store.write_images(data / "01_ingest/articles/images", images, 2)
     rows = [
-        row | {"image": found[int(row["image"])]["sha256"], "split": split, "record": record}
+        row | {"image": images[int(row["image"])]["sha256"], "split": split, "record": record}
         for split in ("train", "validation")
         for row in tiny_flexmuse.make_chunk_rows()
         if (record := f"{split}-{row['record']}")
-        and (split == "train") == (row["record"] != "r2")  # nothing shown in both is retrieved
+        and (split == "train") == (row["record"] != "r2")  # images in both splits are not retrieved
     ]
     schemas.write_parquet(data / "05_chunk/articles/chunks.parquet", rows, schemas.CHUNKS)
     records = [color_caption_corpus.make_record(row, "articles") for row in rows]
@@ -91,7 +94,7 @@ def fill(data: Path, align: Path) -> None:
     embed.main(params, "articles", *folders, data / "07_embed/articles")
 
 
-def png(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     content = BytesIO()
     image.save(content, "PNG")
     return content.getvalue()
@@ -107,19 +110,19 @@ def place(trained, monkeypatch):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "harbour.png"
-    path.write_bytes(png(make_photo(99)))
+    path.write_bytes(encode_png(make_photo(99)))
     return path
 
 
-def written(target: Path, **given) -> dict:
-    """article.json of what the command wrote for these options."""
-    absent = dict.fromkeys(("topic", "images", "run", "model", "backend", "seed"))
-    write.main(Namespace(**(absent | {"image": [], "output": target} | given)))
+def write_article(target: Path, **options) -> dict:
+    """Run the command with these options; the content of article.json."""
+    defaults = dict.fromkeys(("topic", "images", "run", "model", "backend", "seed"))
+    write.main(Namespace(**(defaults | {"image": [], "output": target} | options)))
     return json.loads((target / "article.json").read_text())
 
 
-class Tags(HTMLParser):
-    """The tags and the text of a page."""
+class PageParser(HTMLParser):
+    """Collects the tags and the text of a page."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -134,135 +137,140 @@ class Tags(HTMLParser):
         self.words.append(data)
 
 
-def test_a_topic_alone_gets_pictures_of_the_training_articles(place, tmp_path):
-    made = written(tmp_path / "out", topic="a red cat")
-    assert made["title"] == "a red cat"
-    assert made["model"] == {"run": "flexmuse", "phase": "sft", "uri": None}
+def test_a_topic_alone_gets_images_of_training_articles(place, tmp_path):
+    article = write_article(tmp_path / "out", topic="a red cat")
+    assert article["title"] == "a red cat"
+    assert article["model"] == {"run": "flexmuse", "phase": "sft", "uri": None}
     assert (
-        len(made["chunks"]) == load_config(write.WriteCommandConfig, "cli_write").default_num_images
+        len(article["chunks"])
+        == load_config(write.WriteCommandConfig, "cli_write").default_num_images
     )
-    for chunk in made["chunks"]:
+    for chunk in article["chunks"]:
         assert chunk["provenance"] == "retrieve"
         assert chunk["source"].startswith("train-r")
         assert -1 <= chunk["similarity"] <= 1
         assert chunk["topic_passed"] is True
-    assert len({chunk["source"] for chunk in made["chunks"]}) == len(made["chunks"])
+    assert len({chunk["source"] for chunk in article["chunks"]}) == len(article["chunks"])
 
 
-def test_a_picture_alone_is_written_about_without_a_title(place, tmp_path, picture):
-    made = written(tmp_path / "out", image=[picture])
-    (chunk,) = made["chunks"]
-    assert made["title"] is None and chunk["similarity"] is None and chunk["topic_passed"] is None
+def test_an_image_alone_gives_an_article_without_a_title(place, tmp_path, picture):
+    article = write_article(tmp_path / "out", image=[picture])
+    (chunk,) = article["chunks"]
+    assert (
+        article["title"] is None and chunk["similarity"] is None and chunk["topic_passed"] is None
+    )
     assert (chunk["provenance"], chunk["source"]) == ("given", "harbour.png")
-    assert "h1" not in [tag for tag, _ in Tags((tmp_path / "out/article.html").read_text()).tags]
+    assert "h1" not in [
+        tag for tag, _ in PageParser((tmp_path / "out/article.html").read_text()).tags
+    ]
 
 
-def test_given_pictures_come_first_in_their_order_and_what_is_missing_is_added(
-    place, tmp_path, picture
-):
+def test_given_images_come_first_in_order_and_missing_ones_are_added(place, tmp_path, picture):
     other = tmp_path / "boat.png"
-    other.write_bytes(png(make_photo(7, 30, 30)))
-    made = written(tmp_path / "out", topic="a cat", image=[picture, other], images=3)
-    assert [chunk["source"] for chunk in made["chunks"]][:2] == ["harbour.png", "boat.png"]
-    assert [chunk["provenance"] for chunk in made["chunks"]] == ["given", "given", "retrieve"]
-    shown = [Image.open(tmp_path / "out" / chunk["picture"]).size for chunk in made["chunks"]]
+    other.write_bytes(encode_png(make_photo(7, 30, 30)))
+    article = write_article(tmp_path / "out", topic="a cat", image=[picture, other], images=3)
+    assert [chunk["source"] for chunk in article["chunks"]][:2] == ["harbour.png", "boat.png"]
+    assert [chunk["provenance"] for chunk in article["chunks"]] == ["given", "given", "retrieve"]
+    shown = [Image.open(tmp_path / "out" / chunk["picture"]).size for chunk in article["chunks"]]
     assert shown[:2] == [(50, 40), (30, 30)]
 
 
-def test_no_pictures_make_one_text(place, tmp_path):
-    made = written(tmp_path / "out", topic="a red cat", images=0)
-    (chunk,) = made["chunks"]
+def test_zero_images_give_one_text(place, tmp_path):
+    article = write_article(tmp_path / "out", topic="a red cat", images=0)
+    (chunk,) = article["chunks"]
     assert chunk["picture"] is None and chunk["similarity"] is None
     assert chunk["topic_passed"] is True
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(article_export.FILES)
 
 
-def test_a_text_from_raw_input_is_the_one_from_cached_features(place, tmp_path):
-    """What predict would write for a chunk of the corpus, from the files that embed wrote."""
+def test_a_text_from_raw_input_equals_that_from_cached_features(place, tmp_path):
+    """The prediction for a chunk of the corpus from the output of embed."""
     from stages.shared.features import store as feature_store
 
-    writer = generators.load_generator(place / "data/09_train_sft/flexmuse/model")
-    cached = feature_store.read_features(place / "data/07_embed/articles")
+    generator = generators.load_generator(place / "data/09_train_sft/flexmuse/model")
+    features = feature_store.read_features(place / "data/07_embed/articles")
     rows = schemas.read_parquet(place / "data/05_chunk/articles/chunks.parquet", schemas.CHUNKS)[:1]
     generation = load_config(generators.GeneratorRun, "generators", "flexmuse").generation
-    chunks = writer.build_dataset(rows, cached)
-    expected = writer.generate(chunks.batch([0]), generation)
-    author = ArticleGenerator(place / "data/09_train_sft/flexmuse/model", "model")
+    chunks = generator.build_dataset(rows, features)
+    expected = generator.generate(chunks.batch([0]), generation)
+    article_generator = ArticleGenerator(place / "data/09_train_sft/flexmuse/model", "model")
     item = GenerationInput(
-        rows[0]["title"], png(make_photo(int(tiny_flexmuse.make_chunk_rows()[0]["image"])))
+        rows[0]["title"], encode_png(make_photo(int(tiny_flexmuse.make_chunk_rows()[0]["image"])))
     )
-    ((text,),) = author.generate([[item]], generation)
+    ((text,),) = article_generator.generate([[item]], generation)
     assert [text.text] == expected.texts[0]
     assert text.similarity == pytest.approx(chunks.batch([0])["sigma"].item(), abs=1e-3)
 
 
-def test_the_same_command_gives_the_same_bytes_and_a_seed_draws_other_texts(place, tmp_path):
+def test_equal_commands_give_equal_bytes_and_another_seed_other_texts(place, tmp_path):
     text = (place / "params.yaml").read_text()
-    drawn = yaml.safe_load(text)
-    drawn["generators"]["flexmuse"]["generation"]["temperature"] = 1.0
-    (place / "params.yaml").write_text(yaml.safe_dump(drawn))
+    params = yaml.safe_load(text)
+    params["generators"]["flexmuse"]["generation"]["temperature"] = 1.0
+    (place / "params.yaml").write_text(yaml.safe_dump(params))
     try:
-        first = written(tmp_path / "a", topic="a red cat", seed=1)
-        written(tmp_path / "b", topic="a red cat", seed=1)
-        other = written(tmp_path / "c", topic="a red cat", seed=2)
+        first = write_article(tmp_path / "a", topic="a red cat", seed=1)
+        write_article(tmp_path / "b", topic="a red cat", seed=1)
+        other = write_article(tmp_path / "c", topic="a red cat", seed=2)
     finally:
         (place / "params.yaml").write_text(text)
     assert article_corpus.read_files(tmp_path / "a") == article_corpus.read_files(tmp_path / "b")
     assert (first["seed"], other["seed"]) == (1, 2)
-    texts = [[chunk["text"] for chunk in made["chunks"]] for made in (first, other)]
+    texts = [[chunk["text"] for chunk in article["chunks"]] for article in (first, other)]
     assert texts[0] != texts[1]
 
 
-def test_a_seed_draws_other_pictures_with_a_backend_that_draws(place, tmp_path):
+def test_another_seed_gives_other_images_with_a_generating_backend(place, tmp_path):
     backend = f"diffusers:{tiny_diffusion.save_pipeline(tmp_path / 'painter')}"
     drawn = {}
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
-        made = written(tmp_path / name, topic="a cat", images=2, backend=backend, seed=seed)
-        assert [chunk["provenance"] for chunk in made["chunks"]] == ["diffusers:painter"] * 2
+        article = write_article(
+            tmp_path / name, topic="a cat", images=2, backend=backend, seed=seed
+        )
+        assert [chunk["provenance"] for chunk in article["chunks"]] == ["diffusers:painter"] * 2
         drawn[name] = article_corpus.read_files(tmp_path / name)
     assert drawn["a"] == drawn["b"]
     assert drawn["a"]["pictures/1.png"] != drawn["c"]["pictures/1.png"]
     assert drawn["a"]["pictures/1.png"] != drawn["a"]["pictures/2.png"]
 
 
-def test_what_the_article_says_names_no_folder_of_this_machine(place, tmp_path, picture):
-    written(tmp_path / "out", topic="a cat", image=[picture], model=str(trained_model(place)))
+def test_an_article_contains_no_folder_of_this_machine(place, tmp_path, picture):
+    write_article(tmp_path / "out", topic="a cat", image=[picture], model=str(get_model_dir(place)))
     for content in article_corpus.read_files(tmp_path / "out").values():
         assert str(tmp_path).encode() not in content and str(place).encode() not in content
 
 
-def trained_model(place: Path) -> Path:
+def get_model_dir(place: Path) -> Path:
     return place / "data/09_train_sft/flexmuse/model"
 
 
-def test_the_final_phase_is_taken_where_there_is_one(place, tmp_path):
+def test_the_last_trained_phase_is_used(place, tmp_path):
     final = place / "data/10_train_preference/flexmuse"
     final.mkdir(parents=True)
-    (final / "model").symlink_to(trained_model(place))
+    (final / "model").symlink_to(get_model_dir(place))
     try:
-        made = written(tmp_path / "out", topic="a cat", images=0)
+        article = write_article(tmp_path / "out", topic="a cat", images=0)
     finally:
         (final / "model").unlink()
-    assert made["model"]["phase"] == "preference"
+    assert article["model"]["phase"] == "preference"
 
 
-def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp_path):
+def test_a_model_writes_the_same_by_folder_and_by_mlflow_address(place, tmp_path):
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     (model,) = client.search_logged_models([experiment], max_results=1)
-    expected = written(tmp_path / "a", topic="a cat", images=0)["chunks"]
+    expected = write_article(tmp_path / "a", topic="a cat", images=0)["chunks"]
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name, content in article_corpus.read_files(trained_model(place)).items():
+    for name, content in article_corpus.read_files(get_model_dir(place)).items():
         (moved / name).parent.mkdir(exist_ok=True)
         (moved / name).write_bytes(content)
     addresses = [f"models:/{model.model_id}", f"runs:/{model.source_run_id}/model", str(moved)]
     for number, address in enumerate(addresses):
-        made = written(tmp_path / f"b{number}", topic="a cat", images=0, model=address)
-        assert made["chunks"] == expected
-        assert made["model"]["uri"] == (address if number < 2 else "elsewhere")
-    frame = pd.DataFrame({"topic": ["a cat", None], "image": [None, png(make_photo(1))]})
+        article = write_article(tmp_path / f"b{number}", topic="a cat", images=0, model=address)
+        assert article["chunks"] == expected
+        assert article["model"]["uri"] == (address if number < 2 else "elsewhere")
+    frame = pd.DataFrame({"topic": ["a cat", None], "image": [None, encode_png(make_photo(1))]})
     served = mlflow.pyfunc.load_model(addresses[0])
     texts = served.predict(frame)
     assert texts[0] == expected[0]["text"] and len(texts) == 2
@@ -272,14 +280,14 @@ def test_a_model_by_folder_and_by_addresses_of_mlflow_writes_the_same(place, tmp
 
 
 @pytest.mark.parametrize("topic", HOSTILE)
-def test_no_topic_adds_a_tag_to_the_page_or_a_mark_to_the_markdown(place, tmp_path, topic):
-    made = written(tmp_path / "out", topic=topic + "\u202e\u200b\ufeff\0", images=0)
-    assert not set(made["title"]) & set("\u202e\u200b\ufeff\0")
-    page = Tags((tmp_path / "out/article.html").read_text())
+def test_topics_are_escaped_in_html_and_markdown(place, tmp_path, topic):
+    article = write_article(tmp_path / "out", topic=topic + "\u202e\u200b\ufeff\0", images=0)
+    assert not set(article["title"]) & set("\u202e\u200b\ufeff\0")
+    page = PageParser((tmp_path / "out/article.html").read_text())
     assert {tag for tag, _ in page.tags} <= PAGE
     allowed = {"lang", "charset", "http-equiv", "content", "name"}
     assert {name for _, attributes in page.tags for name in attributes} <= allowed
-    assert page.words.count(made["title"]) == 2  # in <title> and in <h1>
+    assert page.words.count(article["title"]) == 2  # in <title> and in <h1>
     (heading,) = [
         token
         for token in MarkdownIt("commonmark")
@@ -288,25 +296,25 @@ def test_no_topic_adds_a_tag_to_the_page_or_a_mark_to_the_markdown(place, tmp_pa
         if token.type == "inline" and token.map[0] == 0
     ]
     assert {child.type for child in heading.children} <= {"text", "text_special"}
-    assert "".join(child.content for child in heading.children) == made["title"]
+    assert "".join(child.content for child in heading.children) == article["title"]
 
 
 @pytest.mark.parametrize(
     "text", ["- a", "1. a", "+ a", "=== a", "---", "    a", "> a", "# a", "`a`"]
 )
-def test_no_text_is_a_list_a_quote_or_a_heading(text):
+def test_texts_are_escaped_at_the_start_of_a_markdown_line(text):
     shown = MarkdownIt("commonmark").parse(article_export.escape_markdown(text.strip()))
     assert [token.type for token in shown] == ["paragraph_open", "inline", "paragraph_close"]
     assert "".join(child.content for child in shown[1].children) == text.strip()
 
 
-def test_the_page_lets_nothing_through_but_its_own_style_and_pictures(place, tmp_path, picture):
+def test_the_page_allows_only_its_own_style_and_images(place, tmp_path, picture):
     from base64 import b64encode
     from hashlib import sha256
 
-    written(tmp_path / "out", topic='a "quoted" cat', image=[picture])
+    write_article(tmp_path / "out", topic='a "quoted" cat', image=[picture])
     text = (tmp_path / "out/article.html").read_text()
-    page = Tags(text)
+    page = PageParser(text)
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
     style = text.split("<style>")[1].split("</style>")[0]
     assert policy == (
@@ -320,29 +328,29 @@ def test_the_page_lets_nothing_through_but_its_own_style_and_pictures(place, tmp
     assert "Provided image, harbour.png" in page.words
 
 
-def test_a_large_photo_is_made_smaller_and_loses_what_the_camera_wrote(place, tmp_path):
+def test_a_large_photo_is_downscaled_and_loses_its_metadata(place, tmp_path):
     side = load_config(write.WriteCommandConfig, "cli_write").max_image_size
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "at home", 6  # ImageDescription; Orientation: a quarter turn
     path = tmp_path / "photo.jpg"
     make_photo(1, 2 * side, side).save(path, exif=exif, comment=b"at home")
-    made = written(tmp_path / "out", image=[path])
-    shown = tmp_path / "out" / made["chunks"][0]["picture"]
+    article = write_article(tmp_path / "out", image=[path])
+    shown = tmp_path / "out" / article["chunks"][0]["picture"]
     assert Image.open(shown).size == (side // 2, side)
     assert not Image.open(shown).getexif() and b"at home" not in shown.read_bytes()
 
 
-def spoil(folder: Path) -> None:
-    """Files that are no pictures, and one that is."""
+def write_invalid_files(folder: Path) -> None:
+    """Invalid image files, and a valid one."""
     (folder / "text.png").write_text("no picture")
     with (folder / "huge.bmp").open("wb") as file:
         file.truncate(10**12)  # sparse
     Image.new("1", (20000, 20000)).save(folder / "wide.png")
-    (folder / "fine.png").write_bytes(png(make_photo(0)))
+    (folder / "fine.png").write_bytes(encode_png(make_photo(0)))
     (folder / "empty").mkdir()
 
 
-WRONG = {  # what is said -> the options; files are those of `spoil`
+INVALID = {  # part of the message -> options; the files are those of write_invalid_files
     "unreadable": {"image": ["text.png"]},
     "larger than max_pixels": {"image": ["wide.png"]},
     "ingest.max_pixels": {"image": ["huge.bmp"]},
@@ -365,71 +373,71 @@ WRONG = {  # what is said -> the options; files are those of `spoil`
 }
 
 
-@pytest.mark.parametrize("said", WRONG)
-def test_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(place, tmp_path, said):
-    spoil(tmp_path)
-    files = [tmp_path / name for name in WRONG[said].get("image", [])]
-    with pytest.raises(InputError) as wrong:
-        written(tmp_path / "out", **WRONG[said] | {"image": files})
-    assert said in str(wrong.value) and "\n" not in str(wrong.value)
+@pytest.mark.parametrize("message", INVALID)
+def test_invalid_input_is_one_sentence_and_writes_nothing(place, tmp_path, message):
+    write_invalid_files(tmp_path)
+    files = [tmp_path / name for name in INVALID[message].get("image", [])]
+    with pytest.raises(InputError) as error:
+        write_article(tmp_path / "out", **INVALID[message] | {"image": files})
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_not_trained_says_what_to_run(place, tmp_path, monkeypatch):
+def test_an_untrained_run_says_what_to_run(place, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "PHASE_DIRS", {"sft": "data/none"})
     with pytest.raises(InputError, match="polymuse run train_preference@flexmuse"):
-        written(tmp_path / "out", topic="a")
+        write_article(tmp_path / "out", topic="a")
 
 
-@pytest.mark.parametrize("spoilt", ["config.json", "model.safetensors", "encoder/encoder.json"])
-def test_a_model_folder_that_is_broken_is_one_sentence(place, tmp_path, spoilt):
-    for name, content in article_corpus.read_files(trained_model(place)).items():
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "encoder/encoder.json"])
+def test_a_broken_model_folder_is_one_sentence(place, tmp_path, broken):
+    for name, content in article_corpus.read_files(get_model_dir(place)).items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "model" / name).write_bytes(content if name != spoilt else content[:9])
-    with pytest.raises(InputError) as wrong:
-        written(tmp_path / "out", topic="a", images=0, model=str(tmp_path / "model"))
-    assert "\n" not in str(wrong.value)
+        (tmp_path / "model" / name).write_bytes(content if name != broken else content[:9])
+    with pytest.raises(InputError) as error:
+        write_article(tmp_path / "out", topic="a", images=0, model=str(tmp_path / "model"))
+    assert "\n" not in str(error.value)
 
 
-def test_a_model_of_another_version_names_what_its_config_lacks(place, tmp_path):
-    for name, content in article_corpus.read_files(trained_model(place)).items():
+def test_the_missing_keys_of_a_config_of_another_version_are_named(place, tmp_path):
+    for name, content in article_corpus.read_files(get_model_dir(place)).items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content.replace(b'"d_model"', b'"width"'))
-    with pytest.raises(InputError) as wrong:
+    with pytest.raises(InputError) as error:
         ArticleGenerator(tmp_path / "model", "models:/old/1")
-    assert str(wrong.value) == (
+    assert str(error.value) == (
         "models:/old/1 cannot be loaded (config.json: missing d_model, unknown width): "
         "train it again"
     )
 
 
-def test_what_it_wrote_is_replaced_and_what_it_did_not_write_is_kept(place, tmp_path):
+def test_an_article_is_replaced_and_other_files_are_kept(place, tmp_path):
     out = tmp_path / "out"
-    written(out, topic="one", images=1)
-    assert written(out, topic="two", images=0)["title"] == "two"
+    write_article(out, topic="one", images=1)
+    assert write_article(out, topic="two", images=0)["title"] == "two"
     assert not (out / "pictures").exists()
     (out / "notes.txt").write_text("mine")
     before = article_corpus.read_files(out)
     with pytest.raises(InputError, match="would overwrite"):
-        written(out, topic="three", images=0)
+        write_article(out, topic="three", images=0)
     assert article_corpus.read_files(out) == before
     for target in (out / "notes.txt", out / "notes.txt/a/b"):
         with pytest.raises(InputError, match=r"notes.txt is a file"):
             write.check_target(target)
 
 
-def test_a_backend_that_is_a_folder_is_meant_from_where_the_user_stands(place, picture):
+def test_a_backend_folder_is_relative_to_the_current_folder(place, picture):
     inner = place / "data"
     tiny_diffusion.save_pipeline(inner / "painter")
     options = ["--topic", "a cat", "--images", "1", "--backend", "diffusers:painter"]
     done = polymuse(inner, "write", *options, "-o", "drawn")
     assert done.returncode == 0, done.stderr
-    made = json.loads((inner / "drawn/article.json").read_text())
-    assert made["chunks"][0]["provenance"] == "diffusers:painter"
+    article = json.loads((inner / "drawn/article.json").read_text())
+    assert article["chunks"][0]["provenance"] == "diffusers:painter"
     assert str(place) not in (inner / "drawn/article.json").read_text()
 
 
-def test_the_command_works_from_any_folder_and_says_what_it_wrote(place, picture):
+def test_the_command_works_from_any_folder_and_prints_the_files(place, picture):
     inner = place / "data"
     picture.rename(inner / "mine.png")
     done = polymuse(inner, "write", "--image", "mine.png", "-o", "out")

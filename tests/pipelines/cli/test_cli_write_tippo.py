@@ -1,4 +1,4 @@
-"""`polymuse write` and the served model with a writer of whole articles, and one of captions."""
+"""`polymuse write` and served models with TIPPo on whole articles and on captions."""
 
 import json
 import shutil
@@ -22,22 +22,20 @@ from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.generation import generator as generators
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
-from tests.pipelines.cli.test_cli_write import fill, png, written
+from tests.pipelines.cli.test_cli_write import encode_png, write_article, write_stage_outputs
 from tests.support import article_corpus, color_caption_corpus, tiny_flexmuse
 from tests.support.tiny_clip import make_photo, save_clip, save_published_chinese_clip
 
-ARTICLE = tiny_flexmuse.make_chunk_rows()[
-    :3
-]  # of the train split, three pictures; number k shows photo(k)
-CAPTIONS = {6: "a grey fox", 7: "deep snow"}  # photo -> text
+ARTICLE = tiny_flexmuse.make_chunk_rows()[:3]  # of the train split; image k is photo k
+CAPTIONS = {6: "a grey fox", 7: "deep snow"}  # photo -> caption
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A project whose two runs have learned an article, and two captions, by heart."""
+    """A project with one run that has memorized an article, and one with two captions."""
     place = tmp_path_factory.mktemp("write_tippo") / "project"
     place.mkdir()
-    settings(place)
+    write_params(place)
     (place / "dvc.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -46,8 +44,8 @@ def trained(tmp_path_factory):
         align = place / "data/06_align"
         align.mkdir(parents=True)
         huggingface_encoder.fetch(str(place / "source"), ["en"], align)
-        fill(place / "data", align)
-        fill_captions(place / "data", align)
+        write_stage_outputs(place / "data", align)
+        write_captions(place / "data", align)
         for name in ("tippo", "tippo_captions"):
             run = load_config(generators.GeneratorRun, "generators", name)
             stages = ("05_chunk", "07_embed")
@@ -56,8 +54,8 @@ def trained(tmp_path_factory):
     return place
 
 
-def settings(place: Path) -> None:
-    """params.yaml of a project with two runs of TIPPo and no other."""
+def write_params(place: Path) -> None:
+    """Write params.yaml with two runs of TIPPo and no others."""
     article_corpus.create_project(place)
     params = yaml.safe_load((place / "params.yaml").read_text())
     params["decoders"]["tiny"]["dropout"] = 0.0
@@ -70,11 +68,12 @@ def settings(place: Path) -> None:
     (place / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def fill_captions(data: Path, align: Path) -> None:
-    found = {
-        number: image_store.validate_image(png(make_photo(number)), 10**6) for number in CAPTIONS
+def write_captions(data: Path, align: Path) -> None:
+    images = {
+        number: image_store.validate_image(encode_png(make_photo(number)), 10**6)
+        for number in CAPTIONS
     }
-    image_store.write_images(data / "01_ingest/captions/images", list(found.values()), 2)
+    image_store.write_images(data / "01_ingest/captions/images", list(images.values()), 2)
     rows = [
         {
             "record": f"c{number}",
@@ -82,7 +81,7 @@ def fill_captions(data: Path, align: Path) -> None:
             "split": "train",
             "language": "en",
             "title": "",
-            "image": found[number]["sha256"],
+            "image": images[number]["sha256"],
             "text": text,
             "references": [text],
         }
@@ -106,11 +105,11 @@ def place(trained, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """The files of photos 0 to 7."""
     files = [tmp_path / f"{number}.png" for number in range(8)]
     for number, file in enumerate(files):
-        file.write_bytes(png(make_photo(number)))
+        file.write_bytes(encode_png(make_photo(number)))
     return files
 
 
@@ -118,72 +117,80 @@ def model(place: Path, run: str) -> Path:
     return place / "data/09_train_sft" / run / "model"
 
 
-def test_the_pictures_of_one_call_are_one_article_with_a_text_each(place, tmp_path, pictures):
-    made = written(tmp_path / "out", run="tippo", topic=ARTICLE[0]["title"], image=pictures[:3])
-    assert [chunk["text"] for chunk in made["chunks"]] == [row["text"] for row in ARTICLE]
-    assert made["model"] == {"run": "tippo", "phase": "sft", "uri": None}
-    for chunk in made["chunks"]:
+def test_the_images_of_a_command_are_one_article_with_a_text_each(place, tmp_path, images):
+    article = write_article(
+        tmp_path / "out", run="tippo", topic=ARTICLE[0]["title"], image=images[:3]
+    )
+    assert [chunk["text"] for chunk in article["chunks"]] == [row["text"] for row in ARTICLE]
+    assert article["model"] == {"run": "tippo", "phase": "sft", "uri": None}
+    for chunk in article["chunks"]:
         assert -1 <= chunk["similarity"] <= 1
         assert chunk["topic_passed"] is None  # the paper has no gate
 
 
-def test_more_pictures_than_an_article_holds_are_written_in_parts(place, tmp_path, pictures):
-    made = written(tmp_path / "out", run="tippo", topic="a cat", image=pictures[:6])
-    assert [chunk["source"] for chunk in made["chunks"]] == [file.name for file in pictures[:6]]
-    author = ArticleGenerator(model(place, "tippo"), "model")
-    items = [GenerationInput("a cat", file.read_bytes()) for file in pictures[:6]]
+def test_articles_with_many_images_are_written_in_parts(place, tmp_path, images):
+    article = write_article(tmp_path / "out", run="tippo", topic="a cat", image=images[:6])
+    assert [chunk["source"] for chunk in article["chunks"]] == [file.name for file in images[:6]]
+    article_generator = ArticleGenerator(model(place, "tippo"), "model")
+    items = [GenerationInput("a cat", file.read_bytes()) for file in images[:6]]
     generation = load_config(generators.GeneratorRun, "generators", "tippo").generation
-    parts = author.generate([items[:3], items[3:]], generation)  # no article of training has more
+    parts = article_generator.generate(
+        [items[:3], items[3:]], generation
+    )  # no article of training has more
     whole = [" ".join(text.text.split()) for part in parts for text in part]
-    assert [" ".join(chunk["text"].split()) for chunk in made["chunks"]] == whole
+    assert [" ".join(chunk["text"].split()) for chunk in article["chunks"]] == whole
 
 
-def test_a_topic_alone_and_a_picture_alone_are_enough(place, tmp_path, pictures):
-    made = written(tmp_path / "a", run="tippo", topic=ARTICLE[0]["title"], images=0)
-    (chunk,) = made["chunks"]
+def test_a_topic_or_an_image_alone_is_enough(place, tmp_path, images):
+    article = write_article(tmp_path / "a", run="tippo", topic=ARTICLE[0]["title"], images=0)
+    (chunk,) = article["chunks"]
     assert chunk["picture"] is None and chunk["similarity"] is None
-    (chunk,) = written(tmp_path / "b", run="tippo", image=pictures[:1])["chunks"]
+    (chunk,) = write_article(tmp_path / "b", run="tippo", image=images[:1])["chunks"]
     assert chunk["similarity"] is None and chunk["topic_passed"] is None
-    found = written(tmp_path / "c", run="tippo", topic="a red cat", images=2)["chunks"]
+    found = write_article(tmp_path / "c", run="tippo", topic="a red cat", images=2)["chunks"]
     assert [chunk["provenance"] for chunk in found] == ["retrieve", "retrieve"]
 
 
-def test_articles_of_one_batch_do_not_change_each_other(place, pictures):
-    author = ArticleGenerator(model(place, "tippo"), "model")
+def test_texts_do_not_depend_on_other_articles_of_the_batch(place, images):
+    article_generator = ArticleGenerator(model(place, "tippo"), "model")
     title = ARTICLE[0]["title"]
-    first = [GenerationInput(title, file.read_bytes()) for file in pictures[:3]]
-    second = [GenerationInput("snow", pictures[7].read_bytes())]
+    first = [GenerationInput(title, file.read_bytes()) for file in images[:3]]
+    second = [GenerationInput("snow", images[7].read_bytes())]
     generation = load_config(generators.GeneratorRun, "generators", "tippo").generation
-    together = author.generate([first, second], generation)
-    assert together == [author.generate([article], generation)[0] for article in (first, second)]
+    together = article_generator.generate([first, second], generation)
+    assert together == [
+        article_generator.generate([article], generation)[0] for article in (first, second)
+    ]
 
 
-def test_a_caption_needs_a_picture_and_no_topic(place, tmp_path, pictures, capsys):
-    given = {"run": "tippo_captions", "image": pictures[6:8]}
-    made = written(tmp_path / "a", **given)
-    assert [chunk["text"] for chunk in made["chunks"]] == list(CAPTIONS.values())
-    assert made["title"] is None and "topic" not in capsys.readouterr().out
-    titled = written(tmp_path / "b", topic="a red kite", **given)
+def test_a_caption_needs_an_image_and_no_topic(place, tmp_path, images, capsys):
+    given = {"run": "tippo_captions", "image": images[6:8]}
+    article = write_article(tmp_path / "a", **given)
+    assert [chunk["text"] for chunk in article["chunks"]] == list(CAPTIONS.values())
+    assert article["title"] is None and "topic" not in capsys.readouterr().out
+    titled = write_article(tmp_path / "b", topic="a red kite", **given)
     assert "does not read the topic" in capsys.readouterr().out
-    texts = [[chunk["text"] for chunk in one["chunks"]] for one in (made, titled)]
+    texts = [[chunk["text"] for chunk in one["chunks"]] for one in (article, titled)]
     assert titled["title"] == "a red kite" and texts[0] == texts[1]
 
 
-def test_a_topic_finds_pictures_for_a_model_of_captions_which_cannot_go_without(place, tmp_path):
-    made = written(tmp_path / "a", run="tippo_captions", topic="a cat", images=2)
-    assert [chunk["provenance"] for chunk in made["chunks"]] == ["retrieve", "retrieve"]
+def test_a_caption_model_uses_a_topic_only_to_find_images(place, tmp_path):
+    article = write_article(tmp_path / "a", run="tippo_captions", topic="a cat", images=2)
+    assert [chunk["provenance"] for chunk in article["chunks"]] == ["retrieve", "retrieve"]
     with pytest.raises(InputError, match="--images is 0, and this model was trained on captions"):
-        written(tmp_path / "b", run="tippo_captions", topic="a cat", images=0)
+        write_article(tmp_path / "b", run="tippo_captions", topic="a cat", images=0)
     assert not (tmp_path / "b").exists()
 
 
-def test_a_served_model_takes_each_row_for_an_article_of_one_picture(place, pictures):
+def test_a_served_model_writes_one_article_for_each_row(place, images):
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
     logged = client.search_logged_models([experiment], order_by=[{"field_name": "creation_time"}])
-    # Those of this file are the latest: files of one process share its tracking server.
-    tippo, captions = [mlflow.pyfunc.load_model(f"models:/{one.model_id}") for one in logged[-2:]]
-    contents = [file.read_bytes() for file in pictures]
+    # The models of this file are the latest: all files of a process share the tracking store.
+    tippo, captions = [
+        mlflow.pyfunc.load_model(f"models:/{logged_model.model_id}") for logged_model in logged[-2:]
+    ]
+    contents = [file.read_bytes() for file in images]
     frame = pd.DataFrame({"topic": ["title 1", None], "image": [contents[3], contents[0]]})
     assert tippo.predict(frame)[0] == tiny_flexmuse.make_chunk_rows()[3]["text"]
     (caption,) = captions.predict(pd.DataFrame({"topic": ["a"], "image": [contents[6]]}))
@@ -192,32 +199,32 @@ def test_a_served_model_takes_each_row_for_an_article_of_one_picture(place, pict
         captions.predict(pd.DataFrame({"topic": ["a cat"]}))
 
 
-def test_the_folder_says_what_its_model_was_trained_on(place):
-    said = {}
+def test_config_json_has_topics_and_images_of_the_training_data(place):
+    configs = {}
     for name in ("tippo", "tippo_captions"):
         config = json.loads((model(place, name) / "config.json").read_text())
-        said[name] = config["topics"], config["pictures"]
-    assert said == {"tippo": (True, 3), "tippo_captions": (False, 1)}
+        configs[name] = config["topics"], config["pictures"]
+    assert configs == {"tippo": (True, 3), "tippo_captions": (False, 1)}
 
 
-def test_a_folder_of_an_older_version_says_what_it_lacks(place, tmp_path):
+def test_a_folder_of_an_old_version_names_the_missing_keys(place, tmp_path):
     shutil.copytree(model(place, "tippo"), tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     del config["pictures"], config["topics"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError) as wrong:
+    with pytest.raises(InputError) as error:
         ArticleGenerator(tmp_path / "old", "models:/old/1")
-    assert str(wrong.value) == (
-        "models:/old/1 cannot be loaded (config.json: missing pictures, topics, older versions "
-        "wrote none: run `dvc repro`): train it again"
+    assert str(error.value) == (
+        "models:/old/1 cannot be loaded (config.json: missing pictures, topics, written "
+        "by an older version: run `dvc repro`): train it again"
     )
 
 
-def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_path, monkeypatch):
-    """Tiny ones, in the files that the real ones consist of."""
+def test_the_encoder_and_decoder_of_the_paper_write_chinese(tmp_path, monkeypatch):
+    """With tiny models in the file formats of the real ones."""
     for name in ("project", "clip", "align", "t5"):
         (tmp_path / name).mkdir()
-    settings(tmp_path / "project")
+    write_params(tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     save_published_chinese_clip(tmp_path / "clip")
     huggingface_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
@@ -232,22 +239,23 @@ def test_the_encoder_and_the_decoder_of_the_paper_write_chinese_together(tmp_pat
     encoder = encoders.load_encoder(tmp_path / "align")
     pooled, patches = encoder.encode_images([make_photo(number) for number in range(8)])
     titles, tokens, mask = encoder.encode_texts([ARTICLE[0]["title"]])
-    cached = replace(
+    features = replace(
         tiny_flexmuse.build_features(),
         **{"pooled": pooled.half().numpy(), "patches": patches.half().numpy()},
         **{"text_index": {ARTICLE[0]["title"]: 0}, "text_pooled": titles.half().numpy()},
         **{"tokens": tokens.half().numpy(), "token_mask": mask.numpy()},
     )
-    writer = generators.create_generator(run, rows, cached)
-    generators.save_generator(writer, tmp_path / "model", tmp_path / "align")
-    author = ArticleGenerator(tmp_path / "model", "model")
-    items = author.generator.build_dataset(rows, cached)
-    spelled = torch.tensor([[0, *items.labels[0]]])
-    (texts,) = author.generator.decode_texts(spelled, items.batch([0]))
-    assert (
-        texts == tiny_flexmuse.CHINESE_TEXTS[:3]
-    )  # with the full-width comma that the T5 does not know
-    article = [GenerationInput(ARTICLE[0]["title"], png(make_photo(number))) for number in range(3)]
-    (written_about,) = author.generate([article], run.generation)
-    cached_says = author.generator.generate(items.batch([0]), run.generation).texts[0]
-    assert [text.text for text in written_about] == cached_says
+    generator = generators.create_generator(run, rows, features)
+    generators.save_generator(generator, tmp_path / "model", tmp_path / "align")
+    article_generator = ArticleGenerator(tmp_path / "model", "model")
+    items = article_generator.generator.build_dataset(rows, features)
+    token_ids = torch.tensor([[0, *items.labels[0]]])
+    (texts,) = article_generator.generator.decode_texts(token_ids, items.batch([0]))
+    # The full-width comma, which the T5 does not have, is restored.
+    assert texts == tiny_flexmuse.CHINESE_TEXTS[:3]
+    article = [
+        GenerationInput(ARTICLE[0]["title"], encode_png(make_photo(number))) for number in range(3)
+    ]
+    (from_images,) = article_generator.generate([article], run.generation)
+    from_features = article_generator.generator.generate(items.batch([0]), run.generation).texts[0]
+    assert [text.text for text in from_images] == from_features

@@ -1,4 +1,4 @@
-"""Presets are laid over params.yaml and taken back without a trace."""
+"""Presets change params.yaml and can be undone without a trace."""
 
 import math
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipelines.cli import preset
+from stages.shared.core.config import params_files
 from stages.shared.runtime.stage import InputError
 from tests.support.project_files import ROOT
 
@@ -59,7 +60,7 @@ def test_undo_restores_every_byte(project):
     assert Path("params.yaml").read_bytes() == original
 
 
-def test_presets_are_taken_back_one_by_one_the_last_first(project):
+def test_presets_are_undone_in_reverse_order(project):
     preset.apply_preset("quick")
     quick = params()
     preset.apply_preset("other")
@@ -71,14 +72,14 @@ def test_presets_are_taken_back_one_by_one_the_last_first(project):
         preset.undo_preset()
 
 
-def test_applying_a_preset_twice_is_applying_it_once(project):
+def test_a_preset_that_is_applied_twice_is_undone_once(project):
     preset.apply_preset("quick")
     assert "already" in preset.apply_preset("quick")
     preset.undo_preset()
     assert params() == PARAMS
 
 
-def test_undo_refuses_to_lose_edits_and_says_what_to_do(project):
+def test_undo_stops_if_edits_would_be_lost(project):
     preset.apply_preset("quick")
     Path("params.yaml").write_text(edited := params() + "more: 1\n")
     with pytest.raises(InputError, match=r"edited after preset quick.*undo those edits first"):
@@ -97,15 +98,38 @@ def test_edits_between_two_presets_are_kept(project):
     assert params() == edited
 
 
-def test_a_preset_that_git_took_back_can_still_be_undone(project):
+def test_a_preset_that_git_reverted_can_still_be_undone(project):
     preset.apply_preset("quick")
     Path("params.yaml").write_text(PARAMS)
     preset.undo_preset()
     assert params() == PARAMS
 
 
+def test_a_preset_changes_the_file_that_has_the_key_and_undo_restores_all_files(project):
+    Path("config").mkdir()
+    Path("config/more.yaml").write_text(more := "train:\n  workers: 2  # at once\n")
+    Path("presets/quick.yaml").write_text("train: {steps: 8, workers: 3}\n")
+    assert "params.yaml and config/more.yaml" in preset.apply_preset("quick")
+    assert params() == PARAMS.replace("800 ", "8   ")
+    assert Path("config/more.yaml").read_text() == more.replace("2", "3")
+    preset.undo_preset()
+    assert params() == PARAMS and Path("config/more.yaml").read_text() == more
+
+
+def test_undo_checks_all_files_before_it_restores_one(project):
+    Path("config").mkdir()
+    Path("config/more.yaml").write_text("train: {workers: 2}\n")
+    Path("presets/quick.yaml").write_text("train: {steps: 8, workers: 3}\n")
+    preset.apply_preset("quick")
+    applied = params()
+    Path("config/more.yaml").write_text("train: {workers: 4}\n")
+    with pytest.raises(InputError, match=r"config/more\.yaml was edited after preset quick"):
+        preset.undo_preset()
+    assert params() == applied
+
+
 @pytest.mark.parametrize(
-    ("overlay", "fault"),
+    ("overlay", "message"),
     [
         ("trian: {steps: 8}\ntrain: {step: 8}", "has no trian, train.step"),
         ("train: 8", "has no train:"),
@@ -115,9 +139,9 @@ def test_a_preset_that_git_took_back_can_still_be_undone(project):
         ("a: [", "quick.yaml is not YAML"),
     ],
 )
-def test_a_wrong_overlay_is_one_sentence_and_changes_nothing(project, overlay, fault):
+def test_a_wrong_overlay_is_one_sentence_and_changes_nothing(project, overlay, message):
     Path("presets/quick.yaml").write_text(overlay)
-    with pytest.raises(InputError, match=fault) as error:
+    with pytest.raises(InputError, match=message) as error:
         preset.apply_preset("quick")
     assert "\n" not in str(error.value)
     assert params() == PARAMS
@@ -129,20 +153,25 @@ def test_a_preset_that_does_not_exist_names_those_that_do(project):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in Path("presets").glob("*.yaml")])
-def test_every_preset_of_the_project_fits_params_yaml_and_comes_back(project, name, monkeypatch):
-    root = ROOT
-    original = (root / "params.yaml").read_bytes()
-    Path("params.yaml").write_bytes(original)
-    Path(f"presets/{name}.yaml").write_bytes((root / f"presets/{name}.yaml").read_bytes())
+def test_every_preset_of_the_project_can_be_applied_and_undone(project, name):
+    files = [ROOT / "params.yaml", *(ROOT / "config").glob("*.yaml"), ROOT / f"presets/{name}.yaml"]
+    for file in files:
+        copy = project / file.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    original = {file: file.read_text() for file in params_files()}
     preset.apply_preset(name)
-    changed = params()
-    assert changed != original.decode()
-    assert changed.count("#") == original.decode().count("#")
+    changed = {file: file.read_text() for file in params_files()}
+    assert changed != original
+    comments = [
+        {file: text.count("#") for file, text in texts.items()} for texts in (original, changed)
+    ]
+    assert comments[0] == comments[1]
     preset.undo_preset()
-    assert Path("params.yaml").read_bytes() == original
+    assert {file: file.read_text() for file in params_files()} == original
 
 
-def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published():
+def test_paper_tippo_has_the_published_values():
     overlay = yaml.safe_load(Path("presets/paper_tippo.yaml").read_text())
     preference = overlay["models"]["tippo"]["preference"]
     assert preference["gamma"] == 0.95
@@ -154,30 +183,33 @@ def test_tippo_at_the_size_of_its_paper_has_the_numbers_that_the_paper_published
         assert (iterations, run["preference"]["learning_rate"]) == (20_000, 1e-5)
 
 
-def overlay(name: str) -> dict:
+def read_preset(name: str) -> dict:
     return yaml.safe_load(Path(f"presets/{name}.yaml").read_text())
 
 
-# Of the public code's runs on Twitter-2017 (README, run_t17.sh, defaults of main.py): its names.
+# Values of the public code's runs on Twitter-2017 (README, run_t17.sh, defaults of main.py).
 PUBLIC = {"alpha": 1e-4, "beta": 1e-4, "sigma": 1.0, "theta": 0.1, "batch": 40, "epochs": 10}
-TWEETS, PIXELS, LENGTH = 3373, 32 * 32, 64  # of Twitter-2017's train split; divisors of its loss
+TWEETS, PIXELS, LENGTH = 3373, 32 * 32, 64  # size of the train split; divisors of its loss
 
 
-def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
-    network = overlay("paper_muse")["models"]["muse"]["network"]
-    wanted = {"d_model": 768, "num_heads": 12, "d_ff": 2048, "num_layers": 6, "norm": "post"}
-    wanted |= {"dropout": 0.2, "head_dropout": 0.5, "head": "linear"}  # cross_, crf_dropout
-    wanted |= {"mu": 1 + 1, "eta": 3 + 1}  # replace_start, replace_end: from 0, the last included
-    wanted |= {"theta": PUBLIC["theta"], "sigma": PUBLIC["sigma"], "min_exchanged_tokens": 0}
-    wanted |= {
+def test_the_network_of_paper_muse_has_the_published_values():
+    network = read_preset("paper_muse")["models"]["muse"]["network"]
+    expected = {"d_model": 768, "num_heads": 12, "d_ff": 2048, "num_layers": 6, "norm": "post"}
+    expected |= {"dropout": 0.2, "head_dropout": 0.5, "head": "linear"}  # cross_, crf_dropout
+    expected |= {
+        "mu": 1 + 1,
+        "eta": 3 + 1,
+    }  # replace_start, replace_end: counted from 0, both included
+    expected |= {"theta": PUBLIC["theta"], "sigma": PUBLIC["sigma"], "min_exchanged_tokens": 0}
+    expected |= {
         "exchange": "residual",
         "exchange_count": "quantile",
     }  # skip_connection, use_quantile
-    wanted |= {"image_pooling": "cell", "share_projection": False}
-    wanted |= {"image_drop_prob": 0.0, "text_drop_prob": 0.0}
-    assert {key: network[key] for key in wanted} == wanted
-    captioning, drawing = network["captioning"], network["image_generation"]
-    # A mean over 64 cells there, a sum here.
+    expected |= {"image_pooling": "cell", "share_projection": False}
+    expected |= {"image_drop_prob": 0.0, "text_drop_prob": 0.0}
+    assert {key: network[key] for key in expected} == expected
+    captioning, generation = network["captioning"], network["image_generation"]
+    # The public code takes the mean over 64 cells; here it is the sum.
     decoder = {"embedding_dim": 512, "hidden_size": 512, "attention_dim": 512, "dropout": 0.5}
     assert captioning["decoder"] == decoder | {"doubly_stochastic_weight": 1 / 64}
     assert (captioning["min_count"], captioning["max_length"]) == (2, 64)
@@ -188,38 +220,41 @@ def test_muse_at_the_size_of_its_paper_has_the_numbers_of_the_public_runs():
         "num_mixtures": 10,
         "dropout": 0.5,
     }
-    assert drawing["decoder"] == decoder
-    assert (drawing["max_images_per_batch"], drawing["lr_multiplier"]) == (PUBLIC["batch"], 1.0)
+    assert generation["decoder"] == decoder
+    assert (generation["max_images_per_batch"], generation["lr_multiplier"]) == (
+        PUBLIC["batch"],
+        1.0,
+    )
     # alpha L_it / 64 + beta L_ti / 1024 + sigma L_task / 64, times 64. L_ti: a batch's nats, added,
     # of 3 colours of each of 1024 pixels: bits a dimension times ln 2, 3, 1024 and the batch.
     assert captioning["alpha"] == PUBLIC["alpha"]
     beta = PUBLIC["beta"] * LENGTH / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
-    assert drawing["beta"] == pytest.approx(beta, rel=1e-3)
+    assert generation["beta"] == pytest.approx(beta, rel=1e-3)
 
 
-def test_its_runs_have_the_numbers_of_the_public_ones():
-    readers = overlay("paper_muse")["classifiers"]
-    for run in readers.values():
-        text, picture, training = run["text"], run["image"], run["training"]
+def test_the_runs_of_paper_muse_have_the_published_values():
+    classifiers = read_preset("paper_muse")["classifiers"]
+    for run in classifiers.values():
+        text, image, training = run["text"], run["image"], run["training"]
         assert (text["encoder"], text["num_tuned_layers"], text["lr_multiplier"]) == (
             "bert-base-uncased",
             "all",
             1.0,
         )
         assert (
-            text["max_subwords"] + 2 == LENGTH == picture["grid_size"] ** 2
+            text["max_subwords"] + 2 == LENGTH == image["grid_size"] ** 2
         )  # max_seq_length, cells
-        assert (picture["encoder"], picture["image_size"]) == ("resnet152", 224)
+        assert (image["encoder"], image["image_size"]) == ("resnet152", 224)
         assert (training["batch_size"], training["learning_rate"]) == (PUBLIC["batch"], 1e-4)
         assert (training["warmup_ratio"], training["weight_decay"]) == (0.1, 0.01)
         assert (training["max_grad_norm"], training["eval_steps"]) == (1.0, 100)
     steps = PUBLIC["epochs"] * math.ceil(TWEETS / PUBLIC["batch"])
-    assert readers["muse_entities"]["training"]["max_steps"] == steps
+    assert classifiers["muse_entities"]["training"]["max_steps"] == steps
 
 
-def test_posts_have_the_alpha_and_beta_of_a_task_that_is_weighed_64_times():
-    """sigma 64 L_task / 64 is L_task as it is: the other terms keep their divisors."""
-    network = overlay("paper_muse_posts")["models"]["muse"]["network"]
+def test_paper_muse_posts_has_alpha_and_beta_for_a_task_weight_of_64():
+    """sigma 64 L_task / 64 equals L_task; the other terms keep their divisors."""
+    network = read_preset("paper_muse_posts")["models"]["muse"]["network"]
     assert network["captioning"]["alpha"] == PUBLIC["alpha"] / LENGTH
     beta = PUBLIC["beta"] / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
     assert network["image_generation"]["beta"] == pytest.approx(beta, rel=1e-3)

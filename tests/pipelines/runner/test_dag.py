@@ -1,4 +1,4 @@
-"""The DAG is DVC's own: its stages, its edges and what is stale."""
+"""The DAG has the stages, edges and stale stages of DVC."""
 
 import subprocess
 
@@ -25,13 +25,13 @@ def project(tmp_path, monkeypatch):
     return folder
 
 
-def test_stages_and_edges_of_this_project_are_what_dvc_draws():
-    mermaid = subprocess.run(
+def test_stages_and_edges_of_this_project_are_those_of_dvc_dag():
+    dot = subprocess.run(
         [*tiny_dvc_project.DVC_COMMAND, "dag", "--dot"], capture_output=True, text=True, check=True
     ).stdout
     drawn = {
         tuple(name.strip('" ') for name in line.strip(" ;").split("->"))
-        for line in mermaid.splitlines()
+        for line in dot.splitlines()
         if "->" in line
     }
     graph = dag.load_dag([])
@@ -45,15 +45,15 @@ def test_stages_and_edges_of_this_project_are_what_dvc_draws():
     assert sorted(graph.stages) == sorted(listed.split())
 
 
-def test_each_stage_stands_after_what_it_reads_from():
+def test_each_stage_comes_after_its_dependencies():
     graph = dag.load_dag([])
-    place = {stage: number for number, stage in enumerate(graph.stages)}
+    position = {stage: number for number, stage in enumerate(graph.stages)}
     assert graph.edges
-    assert all(place[before] < place[after] for before, after in graph.edges)
+    assert all(position[before] < position[after] for before, after in graph.edges)
     assert "train_sft@flexmuse" in graph.dependencies("predict@flexmuse")
 
 
-def test_a_section_whose_rows_were_all_deleted_is_named_with_what_to_write(project):
+def test_a_section_without_rows_is_named_with_what_to_write(project):
     with (project / "params.yaml").open("a") as file:
         file.write("\ngenerators:\n")
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_nothing_is_stale_after_a_repro(project):
     assert dag.load_dag([]).stale == []
 
 
-def test_what_changed_and_all_after_it_is_stale(project):
+def test_a_changed_stage_and_all_downstream_are_stale(project):
     stages = {
         "first": make_copy_stage("a"),
         "left": make_copy_stage("b", "a"),
@@ -83,7 +83,7 @@ def test_a_lost_output_makes_its_stage_stale(project):
     assert dag.load_dag([]).stale == ["last"]
 
 
-def test_a_target_brings_what_it_reads_from_and_no_more(project):
+def test_a_target_includes_only_its_dependencies(project):
     (project / "a").unlink()
     graph = dag.load_dag(["left"])
     assert graph.stages == ["first", "left"]
@@ -95,7 +95,7 @@ def test_a_target_that_does_not_exist_is_one_sentence(project):
         dag.load_dag(["lefd"])
 
 
-def test_a_key_of_params_that_dvc_yaml_needs_and_lacks_is_one_sentence(project):
+def test_a_missing_key_of_params_in_dvc_yaml_is_one_sentence(project):
     tiny_dvc_project.write_stages(
         project, first=make_copy_stage("a") | {"cmd": "echo ${run.wokers} > a"}
     )
@@ -103,3 +103,10 @@ def test_a_key_of_params_that_dvc_yaml_needs_and_lacks_is_one_sentence(project):
         dag.load_dag([])
     assert "run.wokers" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_old_names_in_params_are_reported_before_dvc_reads_them(project):
+    with (project / "params.yaml").open("a") as file:
+        file.write("\nwriters: {}\n")
+    with pytest.raises(InputError, match="earlier version: writers is now generators; rename them"):
+        dag.load_dag([])

@@ -1,4 +1,4 @@
-"""Whatever ends a command or its driver, nothing of it is left behind."""
+"""However a command or its driver ends, no process is left."""
 
 import os
 import signal
@@ -19,8 +19,9 @@ from pathlib import Path
 from threading import Event
 from pipelines.cli import run_in_project
 from pipelines.runner import process_group
-run_in_project(lambda: process_group.run_process(["sh", "-c", sys.argv[1]], Path(sys.argv[2]), os.environ,
-                                   print, 300.0, Event()))
+command = ["sh", "-c", sys.argv[1]]
+run_in_project(lambda: process_group.run_process(command, Path(sys.argv[2]), os.environ,
+                                                 print, 300.0, Event()))
 """
 
 SLEEPING_STAGE = """
@@ -43,7 +44,7 @@ def run(command: str, folder: Path, timeout: float = 60, stop: Event | None = No
     return code, lines
 
 
-def test_each_line_arrives_with_its_ending_and_so_does_what_has_none(tmp_path):
+def test_each_line_arrives_with_its_ending(tmp_path):
     code, lines = run(r"printf 'one\ntwo 50%%\rtwo 100%%\n'; echo error >&2; printf end", tmp_path)
     assert code == 0
     assert lines == ["one\n", "two 50%\r", "two 100%\n", "error\n", "end\n"]
@@ -52,13 +53,13 @@ def test_each_line_arrives_with_its_ending_and_so_does_what_has_none(tmp_path):
 def test_a_line_arrives_while_the_command_runs(tmp_path):
     arrived, stop = [], Event()
 
-    def line(text: str) -> None:
-        arrived.append(text)
+    def on_line(line: str) -> None:
+        arrived.append(line)
         stop.set()
 
     command = ["sh", "-c", "echo first; sleep 300"]
     with pytest.raises(process_group.ProcessStopped):
-        process_group.run_process(command, tmp_path, os.environ, line, 60, stop)
+        process_group.run_process(command, tmp_path, os.environ, on_line, 60, stop)
     assert arrived == ["first\n"]
 
 
@@ -67,7 +68,7 @@ def test_the_exit_code_is_that_of_the_command(tmp_path, code):
     assert run(f"exit {code}", tmp_path)[0] == code
 
 
-def test_a_command_that_does_not_exist_says_so(tmp_path):
+def test_a_command_that_does_not_exist_is_one_sentence(tmp_path):
     lines: list[str] = []
     code = process_group.run_process(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
     assert code == 127
@@ -109,17 +110,17 @@ def test_after_a_stop_nothing_new_starts(tmp_path):
 
 
 def test_an_exception_of_the_callback_kills_the_whole_group(tmp_path):
-    def line(text: str) -> None:
-        raise ValueError(text)
+    def on_line(line: str) -> None:
+        raise ValueError(line)
 
     command = ["sh", "-c", f"echo now; {SLEEP_COMMAND}"]
     with pytest.raises(ValueError, match="now"):
-        process_group.run_process(command, tmp_path, os.environ, line, 60, Event())
+        process_group.run_process(command, tmp_path, os.environ, on_line, 60, Event())
     wait_until(lambda: not list_processes(tmp_path))
 
 
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_driver_that_is_killed_leaves_no_orphan(tmp_path, way):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_driver_leaves_no_process(tmp_path, sent):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, SLEEP_COMMAND, str(tmp_path)],
         stdout=subprocess.DEVNULL,
@@ -127,9 +128,9 @@ def test_a_driver_that_is_killed_leaves_no_orphan(tmp_path, way):
         text=True,
     )
     wait_until(lambda: is_sleeping(tmp_path))
-    driver.send_signal(way)
+    driver.send_signal(sent)
     _, errors = driver.communicate(timeout=30)
-    assert driver.returncode == (-way if way == signal.SIGKILL else 128 + way)
+    assert driver.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
     assert "Traceback" not in errors
     wait_until(lambda: not list_processes(tmp_path), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
 

@@ -147,3 +147,21 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, conte
     with pytest.raises(InputError, match=message) as error:
         read_params()
     assert "\n" not in str(error.value)
+
+
+def test_the_sections_of_all_parameter_files_are_merged(tmp_path, monkeypatch):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "params.yaml").write_text("a: {b: {c: 1}}")
+    (tmp_path / "config/one.yaml").write_text("a: {b: {d: 2}}")
+    (tmp_path / "config/two.yaml").write_text("e: 3")
+    monkeypatch.chdir(tmp_path)
+    assert read_params() == {"a": {"b": {"c": 1, "d": 2}}, "e": 3}
+
+
+def test_a_key_that_two_parameter_files_set_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "params.yaml").write_text("a: {b: 1}")
+    (tmp_path / "config/one.yaml").write_text("a: {b: 2}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"config/one\.yaml: a\.b is set in another parameter"):
+        read_params()

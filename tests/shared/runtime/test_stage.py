@@ -1,26 +1,29 @@
+"""Stages write complete outputs, stop with one sentence and die with their parent."""
+
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-from stages.shared.runtime.stage import atomic_output_dir, work_dir
+from stages.shared.runtime.stage import atomic_output_dir, run_stage, work_dir
 from tests.support.project_files import ROOT
 
 
-def python(code, **how):
+def start_python(code, **options):
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **how,
+        **options,
     )
 
 
-def test_an_output_appears_whole_and_only_at_the_end(tmp_path):
+def test_an_output_appears_complete_and_only_at_the_end(tmp_path):
     target = tmp_path / "data" / "out"
     with atomic_output_dir(target) as folder:
         (folder / "a.txt").write_text("new")
@@ -36,7 +39,7 @@ def test_an_output_replaces_what_an_earlier_run_wrote(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
 
 
-def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(tmp_path):
+def test_a_failure_keeps_the_earlier_output_and_leaves_nothing_partial(tmp_path):
     with atomic_output_dir(tmp_path / "out") as folder:
         (folder / "a").write_text("whole")
     with pytest.raises(ZeroDivisionError), atomic_output_dir(tmp_path / "out") as folder:
@@ -46,37 +49,38 @@ def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_run_left_is_not_mixed_into_the_next(tmp_path):
-    left = tmp_path / ".out.partial"
-    left.mkdir()
-    (left / "half").touch()
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    leftover = tmp_path / ".out.partial"
+    leftover.mkdir()
+    (leftover / "half").touch()
     with atomic_output_dir(tmp_path / "out") as folder:
         assert list(folder.iterdir()) == []
 
 
-def test_a_second_writer_of_the_same_output_is_told_so(tmp_path):
+def test_a_second_process_cannot_write_to_the_same_output(tmp_path):
     with atomic_output_dir(tmp_path / "out") as folder:
         (folder / "a").write_text("first")
-        second = python(
+        second = start_python(
             f"""
 from pathlib import Path
 from stages.shared.runtime.stage import atomic_output_dir, stage_process
 with stage_process(), atomic_output_dir(Path({str(tmp_path / "out")!r})): pass
 """
         )
-        said = second.communicate()[1]
+        errors = second.communicate()[1]
     assert second.returncode == 1
-    assert said.startswith("error: ") and "another process" in said and "Traceback" not in said
+    assert errors.startswith("error: ") and "another process" in errors
+    assert "Traceback" not in errors
     assert (tmp_path / "out" / "a").read_text() == "first"
 
 
-def test_two_outputs_are_written_side_by_side(tmp_path):
+def test_two_outputs_can_be_written_at_the_same_time(tmp_path):
     with atomic_output_dir(tmp_path / "a") as first, atomic_output_dir(tmp_path / "b") as second:
         assert first != second
 
 
-def test_a_killed_writer_frees_its_output(tmp_path):
-    writer = python(
+def test_a_killed_process_releases_its_output(tmp_path):
+    writer = start_python(
         f"""
 import time
 from pathlib import Path
@@ -94,24 +98,24 @@ with atomic_output_dir(Path({str(tmp_path / "out")!r})):
     assert (tmp_path / "out" / "a").exists()
 
 
-def test_wrong_input_is_one_sentence_without_a_traceback():
-    process = python(
+def test_an_input_error_is_one_sentence_without_a_traceback():
+    process = start_python(
         "from stages.shared.runtime.stage import InputError, stage_process\n"
         "with stage_process(): raise InputError('params.yaml: a is 1: give 2')"
     )
-    said = process.communicate()[1]
-    assert (process.returncode, said) == (1, "error: params.yaml: a is 1: give 2\n")
+    errors = process.communicate()[1]
+    assert (process.returncode, errors) == (1, "error: params.yaml: a is 1: give 2\n")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
-    process = python(
+def test_other_errors_keep_their_traceback():
+    process = start_python(
         "from stages.shared.runtime.stage import stage_process\nwith stage_process(): assert False"
     )
     assert "Traceback" in process.communicate()[1]
     assert process.returncode == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="uses PR_SET_PDEATHSIG")
 def test_a_stage_dies_with_the_process_that_started_it():
     stage = """
 import time
@@ -120,7 +124,7 @@ with stage_process():
     print("in", flush=True)
     time.sleep(60)
 """
-    driver = python(
+    driver = start_python(
         f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {stage!r}], stdout=subprocess.PIPE, text=True)
@@ -135,8 +139,30 @@ child.wait()
     assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
-def test_home_is_the_variable_or_a_folder_of_the_project_and_absolute(monkeypatch, tmp_path):
+def test_the_work_folder_is_polymuse_home_or_in_the_project(monkeypatch, tmp_path):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
     assert work_dir() == tmp_path
     monkeypatch.delenv("POLYMUSE_HOME")
     assert work_dir() == ROOT / ".polymuse"
+
+
+def test_the_parameters_of_main_are_the_options_of_the_command(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def main(records: Path, batch_size: int) -> None:
+        calls.append((records, batch_size))
+
+    monkeypatch.setattr(sys, "argv", ["main.py", "--records", "in", "--batch-size", "3"])
+    run_stage(main)
+    assert calls == [(Path("in"), 3)]
+    monkeypatch.setattr(sys, "argv", ["main.py", "--records", "in"])
+    with pytest.raises(SystemExit):
+        run_stage(main)
+    assert "--batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["clean", "ingest"])  # a module, a package
+def test_the_usage_line_names_the_command_of_the_stage(stage):
+    command = [sys.executable, "-m", f"stages.{stage}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith(f"usage: python -m stages.{stage} [-h] --"), done.stderr

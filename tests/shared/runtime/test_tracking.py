@@ -1,3 +1,5 @@
+"""Stages are logged to MLflow; a broken server never costs finished work."""
+
 import json
 import os
 import pickle
@@ -27,7 +29,7 @@ from tests.support.project_files import ROOT
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """A store with its tables and no runs; to copy it is faster than to make it."""
+    """A store with tables and without runs; copying it is faster than creating it."""
     path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -43,7 +45,7 @@ def store(database, tmp_path, monkeypatch):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A folder as a training stage leaves it."""
+    """A folder as a training stage writes it."""
     folder = tmp_path / "model"
     (folder / "encoder").mkdir(parents=True)
     (folder / "config.json").write_text('{"model": "flexmuse"}')
@@ -52,10 +54,10 @@ def trained(tmp_path):
 
 
 def runs(store):
-    """name -> run; of equal names the last."""
+    """name -> run; the last one of each name."""
     experiment = store.get_experiment_by_name("polymuse").experiment_id
-    found = store.search_runs([experiment], order_by=["attributes.start_time ASC"])
-    return {run.info.run_name: run for run in found}
+    by_time = store.search_runs([experiment], order_by=["attributes.start_time ASC"])
+    return {run.info.run_name: run for run in by_time}
 
 
 def start(code, **environment):
@@ -70,53 +72,53 @@ def start(code, **environment):
     )
 
 
-def test_a_run_holds_its_params_metrics_by_step_and_ends_finished(store):
+def test_a_run_has_its_params_and_metrics_by_step_and_ends_finished(store):
     with tracking.start_run(
         "train_sft", "flexmuse", {"sft": {"steps": 2, "splits": ["a", "b"]}}
     ) as run:
         run.log_metrics({"loss": 2.0, "lm": 1.5}, 0)
         run.log_metrics({"loss": 1.0}, 1)
-    kept = runs(store)["train_sft@flexmuse"]
-    assert kept.data.params == {"sft.steps": "2", "sft.splits": '["a", "b"]'}
-    history = store.get_metric_history(kept.info.run_id, "loss")
+    logged = runs(store)["train_sft@flexmuse"]
+    assert logged.data.params == {"sft.steps": "2", "sft.splits": '["a", "b"]'}
+    history = store.get_metric_history(logged.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 2.0), (1, 1.0)]
-    assert kept.data.metrics["lm"] == 1.5
-    assert kept.info.status == "FINISHED"
+    assert logged.data.metrics["lm"] == 1.5
+    assert logged.info.status == "FINISHED"
 
 
-def test_more_metrics_and_params_than_one_call_takes_all_arrive(store):
+def test_metrics_and_params_beyond_the_limit_of_one_call_arrive(store):
     with tracking.start_run("train_sft", "a", {f"p{i}": i for i in range(230)}) as run:
         for step in range(1100):
             run.log_metrics({"x": step, "y": -step, "not a number": float("nan")}, step)
-    kept = runs(store)["train_sft@a"]
-    assert len(kept.data.params) == 230
-    assert len(store.get_metric_history(kept.info.run_id, "y")) == 1100
+    logged = runs(store)["train_sft@a"]
+    assert len(logged.data.params) == 230
+    assert len(store.get_metric_history(logged.info.run_id, "y")) == 1100
 
 
-def test_a_long_param_and_an_odd_key_are_cut_to_what_every_server_takes(store):
+def test_long_params_and_unusual_keys_are_adapted_to_all_servers(store):
     with tracking.start_run("predict", "a", {"corpora.食谱(1)": "x" * 9000}):
         pass
     assert runs(store)["predict@a"].data.params == {"corpora.食谱_1_": "x" * 497 + "..."}
 
 
-def test_a_stage_without_key_is_named_by_its_stage_alone(store):
+def test_a_stage_without_rows_is_named_by_the_stage(store):
     with tracking.start_run("report", "", {}):
         pass
     assert list(runs(store)) == ["report"]
 
 
-def test_a_failed_stage_ends_its_run_as_failed_and_an_interrupted_one_as_killed(store):
-    for name, error in {"wrong": InputError("x"), "stopped": KeyboardInterrupt()}.items():
-        with pytest.raises(type(error)), tracking.start_run("evaluate", name, {}) as run:
+def test_a_failed_run_ends_as_failed_and_an_interrupted_one_as_killed(store):
+    for name, exception in {"wrong": InputError("x"), "stopped": KeyboardInterrupt()}.items():
+        with pytest.raises(type(exception)), tracking.start_run("evaluate", name, {}) as run:
             run.log_metrics({"bleu": 0.1}, 0)
-            raise error
-    kept = runs(store)
-    assert kept["evaluate@wrong"].info.status == "FAILED"
-    assert kept["evaluate@stopped"].info.status == "KILLED"
-    assert kept["evaluate@wrong"].data.metrics == {"bleu": 0.1}
+            raise exception
+    logged = runs(store)
+    assert logged["evaluate@wrong"].info.status == "FAILED"
+    assert logged["evaluate@stopped"].info.status == "KILLED"
+    assert logged["evaluate@wrong"].data.metrics == {"bleu": 0.1}
 
 
-def test_a_run_killed_with_its_process_is_marked_when_its_stage_starts_again(store):
+def test_a_killed_run_is_marked_when_its_stage_starts_again(store):
     process = start("""
 import time
 with tracking.start_run("train_sft", "flexmuse", {}):
@@ -141,25 +143,25 @@ def test_a_run_that_is_still_alive_elsewhere_is_left_alone(store):
     assert {run.info.status for run in runs(store).values()} == {"FINISHED"}
 
 
-def test_children_hang_under_their_parent_and_ignore_a_foreign_run_id(store, monkeypatch):
-    with tracking.start_parent_run("make run", {"preset": "smoke"}) as above:
-        monkeypatch.setenv(tracking.PARENT_RUN_ENV, above)
-        monkeypatch.setenv("MLFLOW_RUN_ID", above)
+def test_children_have_their_parent_and_ignore_another_run_id(store, monkeypatch):
+    with tracking.start_parent_run("make run", {"preset": "smoke"}) as parent_id:
+        monkeypatch.setenv(tracking.PARENT_RUN_ENV, parent_id)
+        monkeypatch.setenv("MLFLOW_RUN_ID", parent_id)
         with tracking.start_run("train_sft", "a", {}) as child:
             pass
-        tracking.log_cached_stage("evaluate@a", above)
-        tracking.copy_metrics(above, {"skill": 0.96})
-    kept = runs(store)
-    assert child.run_id != above
-    assert kept["train_sft@a"].data.tags["mlflow.parentRunId"] == above
-    assert kept["evaluate@a"].data.tags["mlflow.parentRunId"] == above
-    assert kept["evaluate@a"].data.tags["polymuse.cached"] == "true"
-    assert kept["make run"].data.metrics == {"skill": 0.96}
-    assert {run.info.status for run in kept.values()} == {"FINISHED"}
+        tracking.log_cached_stage("evaluate@a", parent_id)
+        tracking.copy_metrics(parent_id, {"skill": 0.96})
+    logged = runs(store)
+    assert child.run_id != parent_id
+    assert logged["train_sft@a"].data.tags["mlflow.parentRunId"] == parent_id
+    assert logged["evaluate@a"].data.tags["mlflow.parentRunId"] == parent_id
+    assert logged["evaluate@a"].data.tags["polymuse.cached"] == "true"
+    assert logged["make run"].data.metrics == {"skill": 0.96}
+    assert {run.info.status for run in logged.values()} == {"FINISHED"}
 
 
 def test_a_child_still_open_when_its_parent_ends_was_killed(store):
-    with tracking.start_parent_run("flow", {}) as above:
+    with tracking.start_parent_run("flow", {}) as parent_id:
         process = start(
             """
 import time
@@ -167,7 +169,7 @@ with tracking.start_run("train_sft", "a", {}):
     print("open", flush=True)
     time.sleep(60)
 """,
-            POLYMUSE_PARENT_RUN=above,
+            POLYMUSE_PARENT_RUN=parent_id,
         )
         process.stdout.readline()
         process.kill()
@@ -175,16 +177,19 @@ with tracking.start_run("train_sft", "a", {}):
     assert runs(store)["train_sft@a"].info.status == "KILLED"
 
 
-def test_four_first_processes_share_an_empty_database(tmp_path, monkeypatch):
+def test_concurrent_processes_can_create_the_database(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
     processes = [
-        start(f"""with tracking.start_run("embed", "{i}", {{"a": 1}}) as run: run.log_metrics({{"x": {i}}}, 0)""")
+        start(
+            f'with tracking.start_run("embed", "{i}", {{"a": 1}}) as run:\n'
+            f'    run.log_metrics({{"x": {i}}}, 0)'
+        )
         for i in range(4)
     ]
-    faults = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, faults
-    kept = runs(MlflowClient(tracking.get_tracking_uri()))
-    assert {name: run.data.metrics["x"] for name, run in kept.items()} == {
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    logged = runs(MlflowClient(tracking.get_tracking_uri()))
+    assert {name: run.data.metrics["x"] for name, run in logged.items()} == {
         f"embed@{i}": i for i in range(4)
     }
 
@@ -198,8 +203,8 @@ def test_an_artifact_is_named_by_final_path_hash_and_size_and_not_copied(
     (folder / "weights").write_bytes(b"abc")
     with tracking.start_run("train_sft", "flexmuse", {}) as run:
         run.log_artifact_hash(folder, "model")
-    kept = runs(store)["train_sft@flexmuse"]
-    place = Path(kept.info.artifact_uri.removeprefix("file://"))
+    logged = runs(store)["train_sft@flexmuse"]
+    place = Path(logged.info.artifact_uri.removeprefix("file://"))
     assert [path.name for path in place.rglob("*") if path.is_file()] == ["artifacts.json"]
     assert json.loads((place / "artifacts.json").read_text())["artifacts"] == [
         {
@@ -214,7 +219,7 @@ def test_an_artifact_is_named_by_final_path_hash_and_size_and_not_copied(
 
 @pytest.fixture
 def project(store, tmp_path) -> Path:
-    """One whose stage train_classifier@x, which was tracked, read data/a."""
+    """A project in which train_classifier@x was tracked and depends on data/a."""
     project = tmp_path / "project"
     (project / "data/a").mkdir(parents=True)
     (project / "data/a/rows").write_text("1")
@@ -246,43 +251,43 @@ stages:
 
 def test_the_md5_of_every_dependency_is_that_of_dvc(store, project):
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train_classifier@x"]
-    kept = runs(store)["train_classifier@x"]
+    logged = runs(store)["train_classifier@x"]
     expected = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock["deps"]}
-    assert expected.items() <= kept.data.tags.items()
+    assert expected.items() <= logged.data.tags.items()
     assert len(expected) == 2
-    (given,) = kept.inputs.dataset_inputs
-    assert given.dataset.name == "data/a"
+    (dataset,) = logged.inputs.dataset_inputs
+    assert dataset.dataset.name == "data/a"
     assert (
-        f"dvc.md5.data/a={given.dataset.digest}" == f"dvc.md5.data/a={expected['dvc.md5.data/a']}"
+        f"dvc.md5.data/a={dataset.dataset.digest}" == f"dvc.md5.data/a={expected['dvc.md5.data/a']}"
     )
-    assert kept.data.tags["dvc.stage"] == "train_classifier@x"
+    assert logged.data.tags["dvc.stage"] == "train_classifier@x"
 
 
-def test_dependencies_are_read_after_the_dvc_of_another_stage_has_written_its_lock_file(
+def test_dependencies_are_read_after_another_dvc_has_written_the_lock_file(
     store, project, monkeypatch
 ):
     monkeypatch.chdir(project)
     monkeypatch.setenv("DVC_STAGE", "train_classifier@x")
-    file, torn = Path("dvc.lock"), threading.Event()
-    whole = file.read_bytes()
+    file, truncated = Path("dvc.lock"), threading.Event()
+    content = file.read_bytes()
 
     def rewrite() -> None:
         with Repo().lock:
-            file.write_bytes(whole[: len(whole) // 2])
-            torn.set()
-            time.sleep(4)  # longer than DVC tries to get its lock of its own accord
-            file.write_bytes(whole)
+            file.write_bytes(content[: len(content) // 2])
+            truncated.set()
+            time.sleep(4)  # longer than DVC waits for its lock by default
+            file.write_bytes(content)
 
     with ThreadPoolExecutor() as pool:
         other = pool.submit(rewrite)
-        assert torn.wait(60)
+        assert truncated.wait(60)
         with tracking.start_run("train_classifier", "x", {}):
             other.result()
     tags = runs(store)["train_classifier@x"].data.tags
     assert sum(name.startswith("dvc.md5.") for name in tags) == 2
 
 
-def test_a_default_store_lies_in_the_project_that_made_a_temporary_workspace(tmp_path, monkeypatch):
+def test_the_default_store_is_in_the_project_of_a_temporary_workspace(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project/.dvc/tmp/exps/tmpabc"))
     assert tracking.get_tracking_uri() == f"sqlite:///{tmp_path}/project/mlflow.db"
@@ -298,20 +303,18 @@ def test_a_default_store_lies_in_the_project_that_made_a_temporary_workspace(tmp
 @pytest.mark.parametrize(
     "uri", ["http://me:hunter2@127.0.0.1:9", "postgres://me:hunter2@127.0.0.1:9/x?password=hunter2"]
 )
-def test_a_server_that_cannot_be_used_is_one_sentence_at_once_without_the_password(
-    monkeypatch, uri
-):
+def test_an_unusable_server_is_one_sentence_without_the_password(monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     began = time.monotonic()
-    with pytest.raises(InputError) as wrong, tracking.start_run("report", "", {}):
+    with pytest.raises(InputError) as error, tracking.start_run("report", "", {}):
         pass
-    said = str(wrong.value)
-    assert said.startswith("MLFLOW_TRACKING_URI: ") and "127.0.0.1:9" in said
-    assert "hunter2" not in said and "\n" not in said
+    message = str(error.value)
+    assert message.startswith("MLFLOW_TRACKING_URI: ") and "127.0.0.1:9" in message
+    assert "hunter2" not in message and "\n" not in message
     assert time.monotonic() - began < 30
 
 
-def test_a_file_that_is_no_database_is_one_sentence(tmp_path, monkeypatch):
+def test_a_file_that_is_not_a_database_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_text("not a database " * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with (
@@ -321,9 +324,7 @@ def test_a_file_that_is_no_database_is_one_sentence(tmp_path, monkeypatch):
         pass
 
 
-def test_a_server_that_fails_during_the_work_costs_a_warning_and_metrics_are_sent_again(
-    store, monkeypatch, capsys
-):
+def test_a_server_failure_is_a_warning_and_metrics_are_sent_again(store, monkeypatch, capsys):
     with tracking.start_run("train_sft", "a", {}) as run:
         real = run._client.log_batch
         monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: 1 / 0)
@@ -335,7 +336,7 @@ def test_a_server_that_fails_during_the_work_costs_a_warning_and_metrics_are_sen
     assert capsys.readouterr().err.count("warning: MLflow run train_sft@a") == 1
 
 
-def test_a_password_in_an_address_among_the_params_is_not_kept(store):
+def test_passwords_in_params_are_not_stored(store):
     with tracking.start_run("judge", "a", {"endpoint": "https://me:hunter2@host/v1?key=hunter2"}):
         pass
     assert runs(store)["judge@a"].data.params == {"endpoint": "https://host/v1"}
@@ -343,10 +344,10 @@ def test_a_password_in_an_address_among_the_params_is_not_kept(store):
     assert b"hunter2" not in database.read_bytes()
 
 
-def test_tracking_leaves_every_random_state_as_it_was(store, trained):
+def test_tracking_does_not_change_random_states(store, trained):
     def states():
-        numbers = torch.get_rng_state().numpy().tobytes()
-        return random.getstate(), pickle.dumps(np.random.get_state()), numbers
+        torch_state = torch.get_rng_state().numpy().tobytes()
+        return random.getstate(), pickle.dumps(np.random.get_state()), torch_state
 
     before = states()
     with (
@@ -364,16 +365,16 @@ def test_importing_tracking_does_not_import_mlflow():
     assert process.wait() == 0, process.stderr.read()
 
 
-def test_an_uploaded_file_and_folder_are_among_the_artifacts_of_the_run(store, trained):
+def test_uploaded_files_and_folders_are_artifacts_of_the_run(store, trained):
     with tracking.start_run("predict", "flexmuse", {}) as run:
         run.log_artifact(trained, "copy")
         run.log_artifact(trained / "config.json", "")
     place = Path(runs(store)["predict@flexmuse"].info.artifact_uri.removeprefix("file://"))
-    found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
-    assert found == {"config.json", "copy/config.json", "copy/encoder/encoder.json"}
+    files = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert files == {"config.json", "copy/config.json", "copy/encoder/encoder.json"}
 
 
-def test_a_trained_folder_is_a_model_that_every_kind_of_address_finds(store, trained, tmp_path):
+def test_a_logged_model_is_found_by_every_kind_of_address(store, trained, tmp_path):
     with tracking.start_run("train_sft", "flexmuse", {"sft": {"steps": 2}}) as run:
         run.log_model(trained, "model")
     experiment = store.get_experiment_by_name("polymuse").experiment_id
@@ -383,33 +384,33 @@ def test_a_trained_folder_is_a_model_that_every_kind_of_address_finds(store, tra
     assert [out.model_id for out in store.get_run(run.run_id).outputs.model_outputs] == [
         model.model_id
     ]
-    store.create_registered_model("writer")
-    store.create_model_version("writer", f"models:/{model.model_id}", model_id=model.model_id)
-    addresses = [f"models:/{model.model_id}", f"runs:/{run.run_id}/model", "models:/writer/1"]
+    store.create_registered_model("generator")
+    store.create_model_version("generator", f"models:/{model.model_id}", model_id=model.model_id)
+    addresses = [f"models:/{model.model_id}", f"runs:/{run.run_id}/model", "models:/generator/1"]
     for number, address in enumerate(addresses):
-        found = tracking.download_model(address, tmp_path / f"copy{number}")
+        folder = tracking.download_model(address, tmp_path / f"copy{number}")
         for file in ("config.json", "encoder/encoder.json"):
-            assert (found / file).read_bytes() == (trained / file).read_bytes()
+            assert (folder / file).read_bytes() == (trained / file).read_bytes()
         described = get_model_info(address)
         assert set(described.flavors) == {"polymuse", "python_function"}
         assert described.signature.inputs.input_names() == ["topic", "image"]
 
 
 @pytest.mark.parametrize("address", ["models:/nobody/1", "models:/m-0", "runs:/0/model", "runs:/"])
-def test_an_address_that_leads_to_no_model_is_one_sentence(store, tmp_path, address):
-    with pytest.raises(InputError) as wrong:
+def test_an_address_without_a_model_is_one_sentence(store, tmp_path, address):
+    with pytest.raises(InputError) as error:
         tracking.download_model(address, tmp_path / "copy")
-    assert str(wrong.value).startswith(f"{address}: ") and "\n" not in str(wrong.value)
+    assert str(error.value).startswith(f"{address}: ") and "\n" not in str(error.value)
 
 
-def test_looking_a_model_up_makes_no_store(tmp_path, monkeypatch):
+def test_a_model_lookup_does_not_create_a_store(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(InputError, match="there is no none"):
-        tracking.download_model("models:/writer/1", tmp_path / "copy")
+        tracking.download_model("models:/generator/1", tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_a_server_did_not_take_whole_is_no_ready_one_and_costs_a_warning(
+def test_a_model_whose_upload_fails_is_not_ready_and_gives_a_warning(
     store, trained, monkeypatch, capsys
 ):
     with tracking.start_run("train_sft", "a", {}) as run:
@@ -421,7 +422,7 @@ def test_a_model_that_a_server_did_not_take_whole_is_no_ready_one_and_costs_a_wa
     assert "warning: MLflow run train_sft@a: division by zero" in capsys.readouterr().err
 
 
-def test_a_model_leaves_no_trace_in_the_state_of_mlflow_or_in_its_folder(store, trained):
+def test_logging_a_model_changes_neither_mlflow_nor_its_folder(store, trained):
     before = sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()
     with tracking.start_run("train_sft", "a", {}) as run:
         run.log_model(trained, "model")
