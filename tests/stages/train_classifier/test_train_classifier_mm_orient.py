@@ -180,7 +180,7 @@ def test_a_corpus_without_labels_is_rejected(make_project):
     corpus = mm_orient_corpus.write_meme_corpus(
         folder, change=lambda row: remove_labels(row, "train")
     )
-    with pytest.raises(InputError, match=r"no meme of the train split has a label: give"):
+    with pytest.raises(InputError, match=r"no meme of the train split has a label: add"):
         train_classifier(corpus)
 
 
