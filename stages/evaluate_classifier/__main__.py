@@ -41,7 +41,7 @@ def main(
 ) -> None:
     """Score the predictions of the run `name` with `paper`, its module in this folder."""
     with tracking.start_run(
-        stage="evaluate_classifier", name=name, params={"score": asdict(config)}
+        stage="evaluate_classifier", name=name, params={"evaluate_classifier": asdict(config)}
     ) as tracked:
         with atomic_output_dir(output) as folder:
             metrics, rows = paper.compute_metrics(predictions, load_ceilings(ingest), config)
