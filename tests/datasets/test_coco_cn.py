@@ -1,4 +1,4 @@
-"""COCO-CN as its archive unpacks, with what is wrong in real copies of it."""
+"""COCO-CN as its archive unpacks, with the faults of real copies."""
 
 import re
 
@@ -15,7 +15,7 @@ CAPTIONS = "".join(f"{name}#0\t第{number}张照片里有狗。\n" for number, n
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Eight pictures in the folders of MS-COCO: four of train, two each of val and test."""
+    """Eight images in the folders of MS-COCO: four of train, two each of val and test."""
     source = tmp_path / "coco"
     folder = source / "coco-cn-version1805v1.1"
     folder.mkdir(parents=True)
@@ -28,19 +28,19 @@ def corpus(tmp_path):
 
 
 @pytest.fixture
-def taken(tmp_path, monkeypatch, corpus):
-    """taken(lines...): records and rejects with these lines after the good ones."""
+def ingest_corpus(tmp_path, monkeypatch, corpus):
+    """ingest_corpus(*lines): records and rejections; the lines follow eight valid ones."""
 
     def run(*lines, file=HUMAN, **changes):
         with (corpus / "coco-cn-version1805v1.1" / file).open("ab") as out:
-            out.writelines(one if isinstance(one, bytes) else one.encode() for one in lines)
+            out.writelines(line if isinstance(line, bytes) else line.encode() for line in lines)
         return run_ingest(tmp_path, monkeypatch, "coco_cn", "captions", corpus, **changes)
 
     return run
 
 
-def test_a_picture_has_all_its_captions_and_the_split_of_its_list(taken):
-    records, rejected = taken(f"{IDS[7]}#1\t一只狗\n", f"{IDS[7]}#2\t两只狗\r\n")
+def test_an_image_has_all_its_captions_and_the_split_of_its_list(ingest_corpus):
+    records, rejected = ingest_corpus(f"{IDS[7]}#1\t一只狗\n", f"{IDS[7]}#2\t两只狗\r\n")
     assert rejected == []
     assert [row["split"] for row in records] == ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
     assert records[7]["captions"] == ["第7张照片里有狗。", "一只狗", "两只狗"]
@@ -61,115 +61,118 @@ def test_a_picture_has_all_its_captions_and_the_split_of_its_list(taken):
         (f"{IDS[7]}#1\t第7张照片里有狗。\n", f"duplicate id: .* as {HUMAN}:8"),
     ],
 )
-def test_a_line_of_no_use_is_rejected_by_itself(taken, line, reason):
-    records, rejected = taken(line, f"{IDS[7]}#2\t两只狗\n")
-    [(place, said)] = rejected
+def test_an_unusable_line_is_rejected_by_itself(ingest_corpus, line, reason):
+    records, rejected = ingest_corpus(line, f"{IDS[7]}#2\t两只狗\n")
+    [(place, message)] = rejected
     assert place == f"{HUMAN}:9"
-    assert re.match(reason, said)
+    assert re.match(reason, message)
     assert records[7]["captions"] == ["第7张照片里有狗。", "两只狗"] and len(records) == 8
 
 
-def test_blank_lines_are_no_captions_and_a_mark_at_the_start_belongs_to_none(taken, corpus):
+def test_blank_lines_and_a_byte_order_mark_are_ignored(ingest_corpus, corpus):
     path = corpus / "coco-cn-version1805v1.1" / HUMAN
     path.write_text("\ufeff" + CAPTIONS + "\n \t \n")
-    records, rejected = taken()
+    records, rejected = ingest_corpus()
     assert len(records) == 8 and rejected == []
 
 
-def test_a_picture_in_two_split_lists_is_in_neither(taken, corpus):
+def test_an_image_in_two_split_lists_is_rejected(ingest_corpus, corpus):
     with (corpus / "coco-cn-version1805v1.1" / "coco-cn_test.txt").open("ab") as out:
         out.write(f"{IDS[0]}\n".encode() + b"\xff\xff\n")
-    records, rejected = taken(f"{IDS[0]}#1\t一只狗\n")
-    fault = f"two splits: {IDS[0]} is in coco-cn_train.txt and coco-cn_test.txt"
+    records, rejected = ingest_corpus(f"{IDS[0]}#1\t一只狗\n")
+    reason = f"two splits: {IDS[0]} is in coco-cn_train.txt and coco-cn_test.txt"
     assert rejected == [
         ("coco-cn_test.txt:4", "undecodable line: not utf-8"),
-        (f"{HUMAN}:1", fault),
-        (f"{HUMAN}:9", fault),
+        (f"{HUMAN}:1", reason),
+        (f"{HUMAN}:9", reason),
     ]
     assert len(records) == 7
 
 
-def test_files_of_macos_are_named_and_never_read(taken, corpus):
+def test_apple_double_files_are_listed_but_not_read(ingest_corpus, corpus):
     folder = corpus / "coco-cn-version1805v1.1"
     for path in [
         corpus / "._coco-cn-version1805v1.1",
         folder / f"._{HUMAN}",
         folder / "._coco-cn_train.txt",
-        corpus / "train2014" / f"._{IDS[0]}.jpg",  # a copied folder has one for each picture
+        corpus / "train2014" / f"._{IDS[0]}.jpg",  # in a copied folder, every image has one
     ]:
         path.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
-    records, rejected = taken()
+    records, rejected = ingest_corpus()
     assert [place for place, _ in rejected] == [
         "._coco-cn-version1805v1.1",
         "coco-cn-version1805v1.1/._coco-cn_train.txt",
         f"coco-cn-version1805v1.1/._{HUMAN}",
     ]
-    assert all(said.startswith("AppleDouble file: ") for _, said in rejected) and len(records) == 8
+    assert (
+        all(message.startswith("AppleDouble file: ") for _, message in rejected)
+        and len(records) == 8
+    )
 
 
-def test_a_picture_that_is_missing_or_broken_is_rejected_with_its_first_caption(taken, corpus):
+def test_a_missing_or_corrupt_image_is_rejected_at_its_first_caption(ingest_corpus, corpus):
     (corpus / "train2014" / f"{IDS[0]}.jpg").unlink()
-    (corpus / "val2014" / f"{IDS[1]}.jpg").write_text("no picture")
-    records, rejected = taken(f"{IDS[0]}#1\t一只狗\n")
+    (corpus / "val2014" / f"{IDS[1]}.jpg").write_text("not an image")
+    records, rejected = ingest_corpus(f"{IDS[0]}#1\t一只狗\n")
     assert [place for place, _ in rejected] == [f"{HUMAN}:1", f"{HUMAN}:2"]
     assert rejected[0][1] == f"missing image: {IDS[0]}.jpg"
     assert rejected[1][1].startswith("unreadable image: ") and len(records) == 6
 
 
-def test_an_id_cannot_lead_out_of_the_folder(taken, corpus):
+def test_an_id_cannot_leave_the_folder(ingest_corpus, corpus):
     write_image(corpus.parent / "secret.jpg")
     with (corpus / "coco-cn-version1805v1.1" / "coco-cn_val.txt").open("a") as out:
         out.write("../secret\n")
-    _, rejected = taken("../secret#0\t一只狗\n")
+    _, rejected = ingest_corpus("../secret#0\t一只狗\n")
     assert rejected == [(f"{HUMAN}:9", "path leaves the folder: ../secret.jpg")]
 
 
-@pytest.mark.parametrize("folder", ["images", "", "train2014", "pictures/all"])
-def test_the_pictures_lie_in_a_usual_folder_or_in_one_that_params_name(taken, corpus, folder):
+@pytest.mark.parametrize("folder", ["images", "", "train2014", "photos/all"])
+def test_images_are_found_in_the_usual_and_in_configured_folders(ingest_corpus, corpus, folder):
     for name in IDS:
         path = corpus / name.split("_")[1] / f"{name}.jpg"
         (corpus / folder).mkdir(parents=True, exist_ok=True)
         path.rename(corpus / folder / path.name)
     changes = {"image_folders": [folder]} if "/" in folder else {}
-    records, rejected = taken(**changes)
+    records, rejected = ingest_corpus(**changes)
     assert len(records) == 8 and rejected == []
 
 
 TRANSLATIONS = "".join(f"{name}#zhm#{k} 翻译{k}\n" for name in IDS[6:] for k in range(2))
 
 
-def test_translations_are_separated_by_a_space_as_published(taken, corpus):
-    records, rejected = taken(
+def test_translations_are_separated_by_a_space_as_published(ingest_corpus, corpus):
+    records, rejected = ingest_corpus(
         TRANSLATIONS, file=TRANSLATED, caption_source="both", separator="whitespace"
     )
     assert rejected == [] and len(records) == 8
     assert records[6]["captions"] == ["第6张照片里有狗。", "翻译0", "翻译1"]
 
 
-def test_a_file_without_any_tab_is_wrong_as_a_whole(taken):
+def test_a_file_without_any_tab_is_rejected_as_a_whole(ingest_corpus):
     with pytest.raises(InputError, match=r"none of 4 lines can be read: .*coco_cn\.separator"):
-        taken(TRANSLATIONS, file=TRANSLATED, caption_source="both")
+        ingest_corpus(TRANSLATIONS, file=TRANSLATED, caption_source="both")
 
 
-def test_whitespace_may_be_a_tab_and_a_caption_may_hold_spaces(taken):
+def test_whitespace_may_be_a_tab_and_a_caption_may_hold_spaces(ingest_corpus):
     lines = [f"{IDS[7]}#1 一只 黑 狗\n", f"{IDS[7]}#2\n", f"{IDS[7]}#3  \n"]
-    records, rejected = taken(*lines, separator="whitespace")
+    records, rejected = ingest_corpus(*lines, separator="whitespace")
     assert records[7]["captions"] == ["第7张照片里有狗。", "一只 黑 狗"]
-    assert [said.split(":")[0] for _, said in rejected] == ["no space", "empty text"]
+    assert [message.split(":")[0] for _, message in rejected] == ["no space", "empty text"]
 
 
-def test_translations_alone_are_all_of_test_so_a_hash_decides(taken, corpus):
+def test_translations_exist_for_test_only_so_splits_are_by_hash(ingest_corpus, corpus):
     for split, names in {"train": "", "val": "", "test": "\n".join(IDS)}.items():
         (corpus / "coco-cn-version1805v1.1" / f"coco-cn_{split}.txt").write_text(names)
     lines = [f"{name}#zhm#0 翻译{number}\n" for number, name in enumerate(IDS)]
     changes = {"file": TRANSLATED, "caption_source": "translated", "separator": "whitespace"}
     with pytest.raises(InputError, match="none of 8 records is in train"):
-        taken(*lines, **changes, splits="published")
-    records, rejected = taken(**changes)
+        ingest_corpus(*lines, **changes, splits="published")
+    records, rejected = ingest_corpus(**changes)
     assert rejected == [] and {"train", "test"} <= {row["split"] for row in records}
 
 
-def test_the_extension_has_no_splits_so_a_hash_decides(tmp_path, monkeypatch, corpus):
+def test_the_extension_has_no_splits_so_they_are_by_hash(tmp_path, monkeypatch, corpus):
     (corpus / "coco-cn_ext.icap2020.txt").write_text(CAPTIONS)
     for split in ("train", "val", "test"):
         (corpus / "coco-cn-version1805v1.1" / f"coco-cn_{split}.txt").unlink()
@@ -184,33 +187,33 @@ def test_the_extension_has_no_splits_so_a_hash_decides(tmp_path, monkeypatch, co
     }
 
 
-def test_captions_with_known_typos_are_kept_or_rejected(taken, corpus):
+def test_captions_with_known_typos_are_kept_or_rejected(ingest_corpus, corpus):
     with pytest.raises(InputError, match=r"holds no detected-typos\.txt: put it there, or set"):
-        taken(typos="reject")
+        ingest_corpus(typos="reject")
     path = corpus / "coco-cn-version1805v1.1" / "detected-typos.txt"
     path.write_text("别的\n第7张[照片]里有狗。\n")
-    records, rejected = taken(f"{IDS[7]}#1\t一只狗\n")
+    records, rejected = ingest_corpus(f"{IDS[7]}#1\t一只狗\n")
     assert rejected == []
-    records, rejected = taken(typos="reject")
+    records, rejected = ingest_corpus(typos="reject")
     assert rejected == [(f"{HUMAN}:8", "known typo: detected-typos.txt:2")]
     assert records[7]["captions"] == ["一只狗"]
 
 
-def test_what_is_not_there_is_named(taken, corpus):
+def test_missing_files_are_named(ingest_corpus, corpus):
     with pytest.raises(InputError, match=f"holds no {TRANSLATED}, and no folder in it does"):
-        taken(caption_source="translated")
+        ingest_corpus(caption_source="translated")
     with pytest.raises(InputError, match=f"{TRANSLATED} is missing"):
-        taken(caption_source="both")
+        ingest_corpus(caption_source="both")
     (corpus / "coco-cn-version1805v1.1" / "coco-cn_val.txt").unlink()
     with pytest.raises(InputError, match=r"holds no coco-cn_val\.txt: .* to hash"):
-        taken()
+        ingest_corpus()
     (corpus / "again").mkdir()
     (corpus / "again" / HUMAN).write_text(CAPTIONS)
     with pytest.raises(InputError, match=f"holds {HUMAN} in again and coco-cn-version1805v1.1"):
-        taken()
+        ingest_corpus()
 
 
-def test_articles_and_files_are_none_of_it(tmp_path, monkeypatch, corpus):
+def test_other_kinds_and_single_files_are_rejected(tmp_path, monkeypatch, corpus):
     with pytest.raises(InputError, match="format coco_cn holds captions: change the kind"):
         run_ingest(tmp_path, monkeypatch, "coco_cn", "articles", corpus)
     with pytest.raises(InputError, match="is a file: give the folder"):
@@ -218,7 +221,7 @@ def test_articles_and_files_are_none_of_it(tmp_path, monkeypatch, corpus):
         run_ingest(tmp_path, monkeypatch, "coco_cn", "captions", file)
 
 
-def test_no_bytes_end_the_reading(corpus):
+def test_corrupt_bytes_never_raise_an_unexpected_error(corpus):
     folder = corpus / "coco-cn-version1805v1.1"
     assert_handles_any_bytes("coco_cn", "captions", corpus, folder / HUMAN, CAPTIONS.encode())
     (folder / HUMAN).write_text(CAPTIONS)

@@ -1,4 +1,4 @@
-"""Flickr8k-CN: captions in Chinese or English of one picture a line."""
+"""Flickr8k-CN: Chinese or English captions, one image per line."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from tests.support.published_corpus import (
 )
 
 
-def row(number, split, **more):
-    """A line of pairs.jsonl; zhm stands on lines of test only, as published."""
+def build_row(number, split, **more):
+    """A line of pairs.jsonl; zhm is on test lines only, as published."""
     return {
         "image": f"{number}.jpg",
         "split": split,
@@ -30,24 +30,24 @@ def row(number, split, **more):
     }
 
 
-ROWS = [row(n, split) for n, split in enumerate(["train"] * 4 + ["val"] + ["test"] * 3)]
+ROWS = [build_row(n, split) for n, split in enumerate(["train"] * 4 + ["val"] + ["test"] * 3)]
 
 
 @pytest.fixture
-def taken(tmp_path, monkeypatch):
-    """taken(rows...): records and rejects of a corpus with these lines."""
+def ingest_corpus(tmp_path, monkeypatch):
+    """ingest_corpus(*rows): records and rejections of a corpus with these lines."""
 
     def run(*rows, kind="captions", **changes):
-        source = write(tmp_path / "flickr", *rows)
+        source = write_corpus(tmp_path / "flickr", *rows)
         return run_ingest(tmp_path, monkeypatch, "flickr8k_cn", kind, source, **changes)
 
     return run
 
 
-def write(source, *rows):
+def write_corpus(source, *rows):
     for number in range(10):
         write_image(source / "images" / f"{number}.jpg", number * 20)
-    lines = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in rows]
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (source / "pairs.jsonl").write_bytes(b"\n".join(lines))
     return source
 
@@ -60,40 +60,42 @@ def write(source, *rows):
         (["zhb", "zhc", "zhm"], ["狗0号", "第0只狗", "狗0"], "zh"),
     ],
 )
-def test_params_name_the_lists_and_the_language_follows(taken, lists, captions, language):
-    records, rejected = taken(*ROWS, caption_sets=lists)
+def test_caption_sets_determine_the_captions_and_the_language(
+    ingest_corpus, lists, captions, language
+):
+    records, rejected = ingest_corpus(*ROWS, caption_sets=lists)
     assert rejected == []
     assert records[0]["captions"] == captions and records[0]["source"] == "pairs.jsonl:1"
-    assert {one["language"] for one in records} == {language}
+    assert {record["language"] for record in records} == {language}
     splits = ["train"] * 4 + ["validation"] + ["test"] * 3
-    assert [one["split"] for one in records] == splits
+    assert [record["split"] for record in records] == splits
 
 
 @pytest.mark.parametrize("lists", [["en", "zhc"], []])
-def test_a_corpus_has_one_language(taken, lists):
+def test_a_corpus_has_one_language(ingest_corpus, lists):
     with pytest.raises(InputError, match=r"formats\.flickr8k_cn: caption_sets is .*: give \[en\]"):
-        taken(*ROWS, caption_sets=lists)
+        ingest_corpus(*ROWS, caption_sets=lists)
 
 
-def test_a_part_of_the_corpus_that_is_all_of_train_is_split_by_hash(taken):
-    rows = [row(number, "train") for number in range(10)]
-    records, _ = taken(*rows)
-    assert {one["split"] for one in records} == {"train", "validation", "test"}
-    again, _ = taken(*ROWS, row(8, "train"), row(9, "train"), splits="hash")
-    assert [one["split"] for one in again] == [one["split"] for one in records]
+def test_a_corpus_of_train_images_only_is_split_by_hash(ingest_corpus):
+    rows = [build_row(number, "train") for number in range(10)]
+    records, _ = ingest_corpus(*rows)
+    assert {record["split"] for record in records} == {"train", "validation", "test"}
+    again, _ = ingest_corpus(*ROWS, build_row(8, "train"), build_row(9, "train"), splits="hash")
+    assert [record["split"] for record in again] == [record["split"] for record in records]
     with pytest.raises(InputError, match="none of 10 records is in test"):
-        taken(*rows, splits="published")
+        ingest_corpus(*rows, splits="published")
 
 
-def test_translations_by_people_are_of_test_alone_and_the_rest_is_counted(taken):
-    rows = [row(n, split) for n, split in enumerate(["train"] * 2 + ["test"] * 8)]
-    records, rejected = taken(*rows, caption_sets=["zhm"])
+def test_human_translations_exist_for_test_only_and_other_images_are_counted(ingest_corpus):
+    rows = [build_row(n, split) for n, split in enumerate(["train"] * 2 + ["test"] * 8)]
+    records, rejected = ingest_corpus(*rows, caption_sets=["zhm"])
     assert len(records) == 8 and rejected == []
-    assert {"train", "test"} <= {one["split"] for one in records}
-    omitted = json.loads(Path("taken/omitted.json").read_text())
+    assert {"train", "test"} <= {record["split"] for record in records}
+    omitted = json.loads(Path("output/omitted.json").read_text())
     assert omitted == {"pictures outside test, without zhm": 2}
     with pytest.raises(InputError, match="all 2 images are outside test and have no zhm: name "):
-        taken(*rows[:2], caption_sets=["zhm"])
+        ingest_corpus(*rows[:2], caption_sets=["zhm"])
 
 
 @pytest.mark.parametrize(
@@ -102,27 +104,32 @@ def test_translations_by_people_are_of_test_alone_and_the_rest_is_counted(taken)
         (b"{", "not JSON: "),
         (b"\xff{}", "undecodable line: not utf-8"),
         (b"[]", "wrong field: the line: "),
-        (row(8, "train", zhc="狗"), "wrong field: zhc: "),
-        (row(8, "train", zhc=["狗", 5]), "wrong field: zhc.1: "),
-        (row(8, "training"), "wrong field: split: "),
+        (build_row(8, "train", zhc="狗"), "wrong field: zhc: "),
+        (build_row(8, "train", zhc=["狗", 5]), "wrong field: zhc.1: "),
+        (build_row(8, "training"), "wrong field: split: "),
         ({"zhc": ["狗"]}, "wrong field: image: Field required"),
-        (row(8, "train", zhc=[]), "empty text: no caption in zhc"),
-        (row(77, "train"), "missing image: 77.jpg"),
-        (row(8, "train", image="../../secret.jpg"), "path leaves the folder: "),
-        (row(8, "train", image="https://example.org/a.jpg"), "remote image: "),
-        (row(0, "test", zhc=["另外"]), "duplicate id: the same image as pairs.jsonl:1, split "),
+        (build_row(8, "train", zhc=[]), "empty text: no caption in zhc"),
+        (build_row(77, "train"), "missing image: 77.jpg"),
+        (build_row(8, "train", image="../../secret.jpg"), "path leaves the folder: "),
+        (build_row(8, "train", image="https://example.org/a.jpg"), "remote image: "),
+        (
+            build_row(0, "test", zhc=["另外"]),
+            "duplicate id: the same image as pairs.jsonl:1, split ",
+        ),
     ],
 )
-def test_a_line_of_no_use_is_rejected_and_the_rest_goes_on(tmp_path, taken, line, reason):
+def test_an_unusable_line_is_rejected_and_the_next_one_is_read(
+    tmp_path, ingest_corpus, line, reason
+):
     write_image(tmp_path / "secret.jpg")
-    records, rejected = taken(*ROWS, line, row(9, "train"))
-    [(place, said)] = rejected
-    assert place == "pairs.jsonl:9" and said.startswith(reason)
+    records, rejected = ingest_corpus(*ROWS, line, build_row(9, "train"))
+    [(place, message)] = rejected
+    assert place == "pairs.jsonl:9" and message.startswith(reason)
     assert len(records) == 9 and records[-1]["source"] == "pairs.jsonl:10"
 
 
-def test_a_blank_caption_is_rejected_by_itself(taken):
-    records, rejected = taken(*ROWS[1:], row(0, "train", zhc=["狗", " \u3000", ""]))
+def test_a_blank_caption_is_rejected_by_itself(ingest_corpus):
+    records, rejected = ingest_corpus(*ROWS[1:], build_row(0, "train", zhc=["狗", " \u3000", ""]))
     assert records[-1]["captions"] == ["狗"]
     assert rejected == [
         ("pairs.jsonl:8", "empty text: zhc.1"),
@@ -130,8 +137,10 @@ def test_a_blank_caption_is_rejected_by_itself(taken):
     ]
 
 
-def test_the_file_itself_may_be_named_and_a_folder_without_it_is_told(tmp_path, monkeypatch, taken):
-    source = write(tmp_path / "flickr", *ROWS)
+def test_the_path_may_be_the_file_and_a_folder_without_it_is_rejected(
+    tmp_path, monkeypatch, ingest_corpus
+):
+    source = write_corpus(tmp_path / "flickr", *ROWS)
     for number in range(10):
         (source / "images" / f"{number}.jpg").rename(source / f"{number}.jpg")
     arguments = (tmp_path, monkeypatch, "flickr8k_cn", "captions")
@@ -140,16 +149,16 @@ def test_the_file_itself_may_be_named_and_a_folder_without_it_is_told(tmp_path, 
     with pytest.raises(InputError, match=r"holds no pairs\.jsonl: put it there"):
         run_ingest(*arguments, source / "images")
     with pytest.raises(InputError, match="format flickr8k_cn holds captions: change the kind"):
-        taken(*ROWS, kind="articles")
+        ingest_corpus(*ROWS, kind="articles")
 
 
-def test_no_bytes_end_the_reading(tmp_path):
-    source = write(tmp_path, *ROWS)
+def test_corrupt_bytes_never_raise_an_unexpected_error(tmp_path):
+    source = write_corpus(tmp_path, *ROWS)
     path = source / "pairs.jsonl"
     assert_handles_any_bytes("flickr8k_cn", "captions", source, path, path.read_bytes())
 
 
-def test_a_real_part_of_it_is_taken_in_as_params_are_shipped(tmp_path):
+def test_real_pairs_are_ingested_with_the_default_params(tmp_path):
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "flickr8k_cn"
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with flickr8k_cn")
@@ -161,6 +170,6 @@ def test_a_real_part_of_it_is_taken_in_as_params_are_shipped(tmp_path):
     assert (
         schemas.read_parquet(tmp_path / "out" / "rejected.parquet", schemas.REJECTED_RECORDS) == []
     )
-    assert len(records) == 400 and sum(len(one["captions"]) for one in records) == 2000
-    assert {one["split"] for one in records} == {"train", "validation", "test"}
-    assert {one["language"] for one in records} == {"zh"}
+    assert len(records) == 400 and sum(len(record["captions"]) for record in records) == 2000
+    assert {record["split"] for record in records} == {"train", "validation", "test"}
+    assert {record["language"] for record in records} == {"zh"}

@@ -14,12 +14,12 @@ from stages.shared.data.records import (
 )
 from stages.shared.runtime.stage import InputError
 
-HERE = Path("folder")
+FOLDER = Path("folder")
 
 
-def row(values, kind="articles"):
+def parse_row(values, kind="articles"):
     line = values if isinstance(values, bytes) else json.dumps(values).encode()
-    return parse_line(line, kind, HERE, "a.jsonl:3", ["utf-8"])
+    return parse_line(line, kind, FOLDER, "a.jsonl:3", ["utf-8"])
 
 
 def test_an_article_with_every_field():
@@ -34,31 +34,33 @@ def test_an_article_with_every_field():
         "source": "somewhere",
         "licence": "CC0",
     }
-    assert row(values) == ArticleRecord(
+    assert parse_row(values) == ArticleRecord(
         source="a.jsonl:3",
         key="a7",
         title="T",
         language="zh",
         split="validation",
-        blocks=[ImageFile("images/x.jpg", HERE), "one", ImageFile("y.jpg", HERE), "two"],
+        blocks=[ImageFile("images/x.jpg", FOLDER), "one", ImageFile("y.jpg", FOLDER), "two"],
     )
 
 
-def test_missing_and_null_fields_are_left_open():
-    found = row({"article_id": 5, "title": None, "topic": "Topic", "chunks": [{"text": "one"}, {}]})
-    assert found == ArticleRecord(source="a.jsonl:3", key="5", title="Topic", blocks=["one"])
+def test_missing_and_null_fields_are_left_unset():
+    parsed = parse_row(
+        {"article_id": 5, "title": None, "topic": "Topic", "chunks": [{"text": "one"}, {}]}
+    )
+    assert parsed == ArticleRecord(source="a.jsonl:3", key="5", title="Topic", blocks=["one"])
 
 
-def test_the_reference_stands_for_the_text_only_where_no_chunk_has_one():
-    pictures = [{"image": "a.jpg"}, {"image": "b.jpg", "text": ""}]
-    found = row({"chunks": pictures, "reference": "whole"})
-    assert found.blocks == [ImageFile("a.jpg", HERE), ImageFile("b.jpg", HERE), "whole"]
-    found = row({"chunks": [*pictures, {"text": "own"}], "reference": "whole"})
-    assert "whole" not in found.blocks
+def test_the_reference_is_used_only_if_no_chunk_has_a_text():
+    images = [{"image": "a.jpg"}, {"image": "b.jpg", "text": ""}]
+    parsed = parse_row({"chunks": images, "reference": "whole"})
+    assert parsed.blocks == [ImageFile("a.jpg", FOLDER), ImageFile("b.jpg", FOLDER), "whole"]
+    parsed = parse_row({"chunks": [*images, {"text": "own"}], "reference": "whole"})
+    assert "whole" not in parsed.blocks
 
 
 @pytest.mark.parametrize(
-    ("given", "captions"),
+    ("fields", "captions"),
     [
         ({"captions": ["one", "two"]}, ["one", "two"]),
         ({"caption": "one"}, ["one"]),
@@ -66,22 +68,28 @@ def test_the_reference_stands_for_the_text_only_where_no_chunk_has_one():
         ({}, []),
     ],
 )
-def test_captions_come_as_a_list_or_one(given, captions):
-    found = row({"id": 3, "image": "a.jpg", **given}, "captions")
-    picture = ImageFile("a.jpg", HERE)
-    assert found == CaptionRecord(source="a.jsonl:3", key="3", image=picture, captions=captions)
+def test_captions_may_be_a_list_or_a_single_text(fields, captions):
+    parsed = parse_row({"id": 3, "image": "a.jpg", **fields}, "captions")
+    image = ImageFile("a.jpg", FOLDER)
+    assert parsed == CaptionRecord(source="a.jsonl:3", key="3", image=image, captions=captions)
 
 
-def test_a_tweet_and_a_post_with_every_field_and_with_those_they_need():
-    picture = ImageFile("a.jpg", HERE)
+def test_a_tweet_and_a_post_with_all_and_with_required_fields():
+    image = ImageFile("a.jpg", FOLDER)
     words, tags = ["\u00a0", "York"], ["O", "B-LOC"]
     common = {"id": 3, "split": "dev", "language": "EN", "image": "a.jpg"}
-    told = {"source": "a.jsonl:3", "key": "3", "split": "validation", "language": "en"}
-    tagged, labelled = {"words": words, "tags": tags}, {"text": " one ", "label": "neutral"}
-    assert row(common | tagged, "tweets") == TweetRecord(**told, **tagged, image=picture)
-    assert row(common | labelled, "posts") == PostRecord(**told, **labelled, image=picture)
-    assert row(tagged | {"image": None}, "tweets") == TweetRecord(source="a.jsonl:3", **tagged)
-    assert row(labelled, "posts") == PostRecord(source="a.jsonl:3", **labelled)
+    common_fields = {"source": "a.jsonl:3", "key": "3", "split": "validation", "language": "en"}
+    tagged, labeled = {"words": words, "tags": tags}, {"text": " one ", "label": "neutral"}
+    assert parse_row(common | tagged, "tweets") == TweetRecord(
+        **common_fields, **tagged, image=image
+    )
+    assert parse_row(common | labeled, "posts") == PostRecord(
+        **common_fields, **labeled, image=image
+    )
+    assert parse_row(tagged | {"image": None}, "tweets") == TweetRecord(
+        source="a.jsonl:3", **tagged
+    )
+    assert parse_row(labeled, "posts") == PostRecord(source="a.jsonl:3", **labeled)
 
 
 @pytest.mark.parametrize(
@@ -106,20 +114,25 @@ def test_a_tweet_and_a_post_with_every_field_and_with_those_they_need():
         ({"text": None, "label": "neutral"}, "posts", "wrong field: text: "),
     ],
 )
-def test_a_wrong_line_is_rejected_and_says_where_and_why(line, kind, reason):
-    found = row(line, kind)
-    assert isinstance(found, Rejection) and found.source == "a.jsonl:3"
-    assert found.reason.startswith(reason)
+def test_an_invalid_line_is_rejected_with_place_and_reason(line, kind, reason):
+    parsed = parse_row(line, kind)
+    assert isinstance(parsed, Rejection) and parsed.source == "a.jsonl:3"
+    assert parsed.reason.startswith(reason)
 
 
-def test_lines_are_counted_as_an_editor_does_and_blank_ones_skipped(tmp_path):
+def test_lines_are_numbered_as_in_an_editor_and_blank_lines_are_skipped(tmp_path):
     # U+2028 within a line ends no line; neither does the byte order mark belong to the first.
     first = "\ufeff" + json.dumps({"title": "a\u2028b"}, ensure_ascii=False)
     (tmp_path / "b.jsonl").write_text(first + "\r\n\n  \n{}\nx")
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
     rows = list(read(tmp_path, "articles", JsonlConfig(encodings=["utf-8"])))
-    assert [found.source for found in rows] == ["a.jsonl:1", "b.jsonl:1", "b.jsonl:4", "b.jsonl:5"]
+    assert [row.source for row in rows] == [
+        "a.jsonl:1",
+        "b.jsonl:1",
+        "b.jsonl:4",
+        "b.jsonl:5",
+    ]
     assert rows[1].title == "a\u2028b" and isinstance(rows[3], Rejection)
     assert (
         list(read(tmp_path / "b.jsonl", "articles", JsonlConfig(encodings=["utf-8"]))) == rows[1:]
@@ -132,9 +145,9 @@ def test_the_next_encoding_is_tried_line_by_line(tmp_path):
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     rows = read(tmp_path, "articles", JsonlConfig(encodings=["utf-8", "gb18030"]))
-    assert [found.title for found in rows] == ["中文", "中文"]
+    assert [row.title for row in rows] == ["中文", "中文"]
 
 
-def test_a_folder_without_files_is_named(tmp_path):
+def test_a_folder_without_files_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r"holds no \.jsonl file"):
         list(read(tmp_path, "articles", JsonlConfig(encodings=["utf-8"])))

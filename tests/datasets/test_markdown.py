@@ -7,22 +7,22 @@ from stages.datasets.markdown import MarkdownConfig, parse_markdown, read, split
 from stages.shared.data.records import ArticleRecord, ImageFile, Rejection
 from stages.shared.runtime.stage import InputError
 
-PARAMS = MarkdownConfig(suffixes=[".md", ".markdown"], encodings=["utf-8", "gb18030"])
-HERE = Path("folder")
+CONFIG = MarkdownConfig(suffixes=[".md", ".markdown"], encodings=["utf-8", "gb18030"])
+FOLDER = Path("folder")
 
 
 def blocks(text):
-    """Blocks of a text; a picture as its path in a tuple."""
-    _, found = parse_markdown(text, HERE)
-    assert all(block.folder == HERE for block in found if isinstance(block, ImageFile))
-    return [(block.path,) if isinstance(block, ImageFile) else block for block in found]
+    """The blocks of a text, an image as a tuple with its path."""
+    _, parsed = parse_markdown(text, FOLDER)
+    assert all(block.folder == FOLDER for block in parsed if isinstance(block, ImageFile))
+    return [(block.path,) if isinstance(block, ImageFile) else block for block in parsed]
 
 
 def title(text):
-    return parse_markdown(text, HERE)[0]
+    return parse_markdown(text, FOLDER)[0]
 
 
-def test_pictures_and_texts_come_in_reading_order():
+def test_images_and_texts_are_in_reading_order():
     text = "# T\n\nBefore ![alt](a.png) after.\n\nNext\n\n![](b.png)\n![](c.png)\n\nEnd"
     assert blocks(text) == ["Before", ("a.png",), "after.\n\nNext", ("b.png",), ("c.png",), "End"]
 
@@ -52,7 +52,7 @@ def test_pictures_and_texts_come_in_reading_order():
         ("![](../a.png)", "../a.png"),
     ],
 )
-def test_a_picture_is_found_however_it_is_written(markdown, path):
+def test_an_image_is_found_in_any_syntax(markdown, path):
     assert [block for block in blocks(markdown) if block != "x"] == [(path,)]
 
 
@@ -69,7 +69,7 @@ def test_a_picture_is_found_however_it_is_written(markdown, path):
         "[a](a.png)",
     ],
 )
-def test_what_only_looks_like_a_picture_is_none(markdown):
+def test_code_comments_and_links_are_not_images(markdown):
     assert not any(isinstance(block, tuple) for block in blocks(markdown))
 
 
@@ -98,7 +98,7 @@ def test_text_is_plain_and_readable(markdown, text):
     assert blocks(markdown) == [text]
 
 
-def test_a_list_marker_stays_with_its_words_when_a_picture_stands_between():
+def test_a_list_marker_stays_with_its_text_after_an_image():
     assert blocks("1. ![](a.png) one\n2. two ![](b.png)\n3. ![](c.png)\n\nend") == [
         ("a.png",),
         "1. one\n2. two",
@@ -122,28 +122,28 @@ def test_a_list_marker_stays_with_its_words_when_a_picture_stands_between():
         ("text", ""),
     ],
 )
-def test_the_title_is_the_first_heading_else_of_the_front_matter(markdown, expected):
+def test_the_title_is_the_first_heading_else_that_of_the_front_matter(markdown, expected):
     assert title(markdown) == expected
     assert not any("Meta" in block for block in blocks(markdown))
 
 
-def test_the_title_is_no_part_of_the_text_and_a_rule_is_no_front_matter():
+def test_the_title_is_not_in_the_text_and_a_rule_is_not_front_matter():
     assert blocks("# Title\n\ntext\n\n# Title") == ["text\n\nTitle"]
     assert split_front_matter("---\na rule\n---\ntext") == ("", "---\na rule\n---\ntext")
 
 
-def test_no_text_stops_the_reader():
+def test_random_markup_never_raises():
     pieces = "# |<|<![|<![CDATA[|<!--|<img src=|![](|[|](|)|- |1. |---|```|&#xD800;|<script>|<?|%ZZ"
     pieces = [*pieces.split("|"), "|", "\n", "\n\n", "    ", "中", "&#0;"]
     random = Random(0)
     for _ in range(3000):
         text = "".join(random.choices(pieces, k=random.randint(1, 30)))
-        name, found = parse_markdown(text, HERE)
-        assert all(block.strip() for block in found if isinstance(block, str))
-        assert name == name.strip()
+        title, blocks = parse_markdown(text, FOLDER)
+        assert all(block.strip() for block in blocks if isinstance(block, str))
+        assert title == title.strip()
 
 
-def test_files_are_read_in_order_of_path_with_their_encoding(tmp_path):
+def test_files_are_read_by_path_with_their_encoding(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / ".git").mkdir()
     (tmp_path / "z.md").write_bytes("# 中文\n\n国标".encode("gb18030"))
@@ -154,7 +154,7 @@ def test_files_are_read_in_order_of_path_with_their_encoding(tmp_path):
     (tmp_path / "nul.md").write_bytes(b"a\0b")
     for hidden in [".git/x.md", "._z.md", "notes.txt"]:
         (tmp_path / hidden).write_text("# hidden")
-    rows = list(read(tmp_path, "articles", PARAMS))
+    rows = list(read(tmp_path, "articles", CONFIG))
     assert [(row.source, getattr(row, "title", None)) for row in rows] == [
         ("a.MARKDOWN", "Mark"),
         ("b/no heading.md", "no heading"),
@@ -170,18 +170,18 @@ def test_files_are_read_in_order_of_path_with_their_encoding(tmp_path):
     )
 
 
-def test_a_file_that_links_out_of_the_folder_is_rejected_unread(tmp_path):
+def test_a_link_out_of_the_folder_is_rejected_unread(tmp_path):
     (tmp_path / "secret.md").write_text("# Secret")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.md").symlink_to(tmp_path / "secret.md")
-    (row,) = read(tmp_path / "in", "articles", PARAMS)
+    (row,) = read(tmp_path / "in", "articles", CONFIG)
     assert isinstance(row, Rejection) and row.reason.startswith("path leaves the folder")
 
 
-def test_a_folder_without_markdown_and_an_unknown_encoding_are_named(tmp_path):
+def test_a_folder_without_markdown_and_an_unknown_encoding_are_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(InputError, match=r"holds no Markdown file \(\.md or \.markdown\)"):
-        list(read(tmp_path, "articles", PARAMS))
+        list(read(tmp_path, "articles", CONFIG))
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(
         InputError, match=r"formats\.markdown\.encodings: 'utf-9' is not an encoding"

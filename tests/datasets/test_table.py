@@ -1,4 +1,4 @@
-"""Memes as rows of any table, whose columns and labels params name."""
+"""Memes as rows of a table with configurable columns and labels."""
 
 import csv
 import json
@@ -22,14 +22,14 @@ COLUMNS = {"image": "Name", "text": "Words", "id": None, "split": None, "languag
 LEVEL = {"column": "Level", "labels": {"non-off": "not_offensive", "off": "offensive"}}
 MOOD = {"column": "Mood", "labels": {1: "glad", 0: "sad", "yes": "glad"}}
 TASKS = {"offensive": LEVEL | {"default_label": None}, "mood": MOOD | {"default_label": None}}
-MAP = {"columns": COLUMNS, "tasks": TASKS, "image_suffix": ".png"}
+TABLE_CONFIG = {"columns": COLUMNS, "tasks": TASKS, "image_suffix": ".png"}
 
 
-def row(number):
+def build_row(number):
     return [f"m{number}", f"the words of number {number}", "off", "1"]
 
 
-def write(path, rows, header=HEADER, delimiter=","):
+def write_table(path, rows, header=HEADER, delimiter=","):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=delimiter).writerows([header, *rows])
@@ -37,43 +37,43 @@ def write(path, rows, header=HEADER, delimiter=","):
 
 
 @pytest.fixture
-def taken(tmp_path, monkeypatch):
-    """taken(*rows): records and rejects of a table of ten rows with pictures, and these."""
+def ingest_corpus(tmp_path, monkeypatch):
+    """ingest_corpus(*rows): records and rejections of a table of ten rows and these."""
 
     def run(*rows, file="memes.csv", delimiter=",", **changes):
         source = tmp_path / "table"
-        write(source / file, [*map(row, range(10)), *rows], delimiter=delimiter)
+        write_table(source / file, [*map(build_row, range(10)), *rows], delimiter=delimiter)
         for number in range(20):
             write_image(source / "images" / f"m{number}.png", number)
-        return run_ingest(tmp_path, monkeypatch, "table", "memes", source, **MAP | changes)
+        return run_ingest(tmp_path, monkeypatch, "table", "memes", source, **TABLE_CONFIG | changes)
 
     return run
 
 
 def labels(record):
-    return {one["task"]: one["label"] for one in record["labels"]}
+    return {entry["task"]: entry["label"] for entry in record["labels"]}
 
 
-def written(tmp_path, name):
-    return json.loads((tmp_path / "project" / "taken" / name).read_text())
+def read_output(tmp_path, name):
+    return json.loads((tmp_path / "project" / "output" / name).read_text())
 
 
 @pytest.mark.parametrize(
     ("file", "delimiter"), [("memes.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")]
 )
-def test_params_say_what_the_columns_hold(taken, tmp_path, file, delimiter):
-    records, rejected = taken(file=file, delimiter=delimiter)
-    assert rejected == [] and len(records) == len({one["image"] for one in records}) == 10
+def test_columns_and_delimiters_are_configurable(ingest_corpus, tmp_path, file, delimiter):
+    records, rejected = ingest_corpus(file=file, delimiter=delimiter)
+    assert rejected == [] and len(records) == len({record["image"] for record in records}) == 10
     assert records[2]["text"] == "the words of number 2" and records[2]["source"] == f"{file}:4"
     assert labels(records[2]) == {"offensive": "offensive", "mood": "glad"}
     tasks = {"offensive": ["not_offensive", "offensive"], "mood": ["glad", "sad"]}
-    assert written(tmp_path, "tasks.json") == tasks
+    assert read_output(tmp_path, "tasks.json") == tasks
 
 
-def test_an_empty_cell_is_a_task_that_nobody_judged(taken):
-    records, rejected = taken(["m10", "a", "", " "], ["m11", "b", "non-off", ""])
+def test_an_empty_cell_means_no_annotation(ingest_corpus):
+    records, rejected = ingest_corpus(["m10", "a", "", " "], ["m11", "b", "non-off", ""])
     assert rejected == []
-    assert [labels(one) for one in records[10:]] == [{}, {"offensive": "not_offensive"}]
+    assert [labels(record) for record in records[10:]] == [{}, {"offensive": "not_offensive"}]
 
 
 @pytest.mark.parametrize(
@@ -89,35 +89,38 @@ def test_an_empty_cell_is_a_task_that_nobody_judged(taken):
         (["../../m1", "", "off", "1"], "empty text: the meme has neither text nor a usable image"),
     ],
 )
-def test_a_row_of_no_use_is_rejected_and_says_why(taken, cells, reason):
-    records, rejected = taken(cells)
-    found = [said for place, said in rejected if place == "memes.csv:12"]
-    assert found[-1:] == ([reason] if reason else []) and len(records) == 10 + (reason is None)
+def test_an_unusable_row_is_rejected_with_its_reason(ingest_corpus, cells, reason):
+    records, rejected = ingest_corpus(cells)
+    messages = [message for place, message in rejected if place == "memes.csv:12"]
+    assert messages[-1:] == ([reason] if reason else []) and len(records) == 10 + (reason is None)
 
 
-def test_a_picture_that_is_missing_or_outside_leaves_the_words(taken):
-    records, rejected = taken(["m99", "a", "off", "1"], ["../../x", "b", "off", "1"])
-    assert [said.split(" (")[0] for _, said in rejected] == [
+def test_a_missing_or_outside_image_keeps_the_text(ingest_corpus):
+    records, rejected = ingest_corpus(["m99", "a", "off", "1"], ["../../x", "b", "off", "1"])
+    assert [message.split(" (")[0] for _, message in rejected] == [
         "missing image: m99.png",
         "path leaves the folder: ../../x.png",
     ]
-    assert [one["image"] for one in records[10:]] == [None, None]
+    assert [record["image"] for record in records[10:]] == [None, None]
 
 
-def test_id_split_and_language_may_have_columns(taken, tmp_path):
+def test_id_split_and_language_may_have_columns(ingest_corpus, tmp_path):
     header = [*HEADER, "Key", "Part", "Tongue"]
     rows = [
-        [*row(n), f"0{n}", part, "pt_BR"] for n, part in enumerate(["train", "DEV", "test", ""])
+        [*build_row(n), f"0{n}", part, "pt_BR"]
+        for n, part in enumerate(["train", "DEV", "test", ""])
     ]
     columns = COLUMNS | {"id": "Key", "split": "Part", "language": "Tongue"}
-    taken()
-    write(tmp_path / "table" / "memes.csv", [*rows, [*row(4), "01", "train", ""]], header)
-    write(tmp_path / "table" / "more.csv", [[*row(5), "5", "all", ""]], header)
+    ingest_corpus()
+    write_table(
+        tmp_path / "table" / "memes.csv", [*rows, [*build_row(4), "01", "train", ""]], header
+    )
+    write_table(tmp_path / "table" / "more.csv", [[*build_row(5), "5", "all", ""]], header)
     with pytest.MonkeyPatch.context() as patch:
         about = (tmp_path, patch, "table", "memes", tmp_path / "table")
-        records, rejected = run_ingest(*about, **MAP | {"columns": columns})
-    assert [one["split"] for one in records[:3]] == ["train", "validation", "test"]
-    assert len(records) == 4 and {one["language"] for one in records} == {"pt"}
+        records, rejected = run_ingest(*about, **TABLE_CONFIG | {"columns": columns})
+    assert [record["split"] for record in records[:3]] == ["train", "validation", "test"]
+    assert len(records) == 4 and {record["language"] for record in records} == {"pt"}
     known = "train, validation, test, val, dev, valid"
     assert rejected == [
         ("memes.csv:6", "duplicate id: '01' is already used at memes.csv:3"),
@@ -125,19 +128,21 @@ def test_id_split_and_language_may_have_columns(taken, tmp_path):
     ]
 
 
-def test_files_may_be_the_splits_and_those_of_macos_are_none(taken, tmp_path, monkeypatch):
+def test_files_may_be_the_splits_and_apple_double_files_are_ignored(
+    ingest_corpus, tmp_path, monkeypatch
+):
     source = tmp_path / "table"
-    taken(file="train.csv")
-    write(source / "val.csv", [row(10)])
-    (source / "test.jsonl").write_text(json.dumps(dict(zip(HEADER, row(11), strict=True))))
+    ingest_corpus(file="train.csv")
+    write_table(source / "val.csv", [build_row(10)])
+    (source / "test.jsonl").write_text(json.dumps(dict(zip(HEADER, build_row(11), strict=True))))
     (source / "._val.csv").write_bytes(b"\0\5\x16\7")
-    records, rejected = run_ingest(tmp_path, monkeypatch, "table", "memes", source, **MAP)
+    records, rejected = run_ingest(tmp_path, monkeypatch, "table", "memes", source, **TABLE_CONFIG)
     assert rejected == []
-    assert [one["split"] for one in records] == ["test", *["train"] * 10, "validation"]
+    assert [record["split"] for record in records] == ["test", *["train"] * 10, "validation"]
 
 
-def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch):
-    taken()
+def test_json_lines_may_hold_texts_numbers_and_lists(ingest_corpus, tmp_path, monkeypatch):
+    ingest_corpus()
     source = tmp_path / "table"
     (source / "memes.csv").unlink()
     rows = [
@@ -160,16 +165,16 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
         | {"num_shards": 1, "max_rejected_fraction": 0.95, "test_fraction": 0.5}
     )
     monkeypatch.setattr("tests.support.published_corpus.INGEST_CONFIG", limits)
-    records, rejected = run_ingest(*about, **MAP | {"tasks": tasks})
-    assert [one["text"] for one in records] == ["one\ntwo", "b", "c", "f", ""]
-    assert [list(labels(one).values()) for one in records] == [
+    records, rejected = run_ingest(*about, **TABLE_CONFIG | {"tasks": tasks})
+    assert [record["text"] for record in records] == ["one\ntwo", "b", "c", "f", ""]
+    assert [list(labels(record).values()) for record in records] == [
         ["offensive", "sad"],
         ["glad"],
         ["offensive"],
         ["not_offensive"],
         ["sad"],
     ]
-    assert [(place, said.split(" at ")[0]) for place, said in rejected] == [
+    assert [(place, message.split(" at ")[0]) for place, message in rejected] == [
         ("memes.jsonl:4", "wrong field: Words: give one text, not a list"),
         (
             "memes.jsonl:5",
@@ -180,39 +185,41 @@ def test_lines_of_json_hold_texts_numbers_and_lists(taken, tmp_path, monkeypatch
     ]
 
 
-def test_a_list_that_knows_nothing_is_not_judged_or_judged_otherwise():
+def test_a_list_without_known_values_gets_the_default_label():
     task = TableTaskConfig(column="c", labels={"a": "yes", "b": "yes"}, default_label=None)
     assert parse_label(["c", "a", "b"], task, "t") == "yes" and parse_label([], task, "t") is None
     task = TableTaskConfig(column="c", labels={"a": "yes"}, default_label="no")
     assert parse_label(["c"], task, "t") == "no"
 
 
-def test_without_tasks_memes_are_taken_in_all_the_same(taken, tmp_path):
-    records, rejected = taken(tasks={})
-    assert rejected == [] and len(records) == 10 and all(one["labels"] == [] for one in records)
-    assert written(tmp_path, "tasks.json") == {}
+def test_memes_are_ingested_without_tasks(ingest_corpus, tmp_path):
+    records, rejected = ingest_corpus(tasks={})
+    assert (
+        rejected == [] and len(records) == 10 and all(record["labels"] == [] for record in records)
+    )
+    assert read_output(tmp_path, "tasks.json") == {}
 
 
-def test_columns_that_are_missing_are_named_together(taken, tmp_path, monkeypatch):
+def test_missing_columns_are_named_together(ingest_corpus, tmp_path, monkeypatch):
     columns = COLUMNS | {"id": "Key", "language": "Tongue"}
     with pytest.raises(
         InputError, match=r"has no column Key, Tongue \(its columns: Name, Words, Level"
     ):
-        taken(columns=columns)
+        ingest_corpus(columns=columns)
     with pytest.raises(InputError, match="names neither image nor text: name at least one"):
-        taken(columns=COLUMNS | {"image": None, "text": None})
+        ingest_corpus(columns=COLUMNS | {"image": None, "text": None})
     with pytest.raises(InputError, match=r"holds no \*\.xml: put a table there"):
-        taken(files=["*.xml"])
+        ingest_corpus(files=["*.xml"])
     (tmp_path / "table" / "memes.csv").unlink()
     (tmp_path / "table" / "memes.jsonl").write_text('{"Name": "a", "Words": "b"}\n')
     with pytest.raises(InputError, match=r"no column Level, Mood .*: correct formats\.table of"):
-        run_ingest(tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **MAP)
+        run_ingest(tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **TABLE_CONFIG)
 
 
-def test_no_bytes_end_the_reading(tmp_path):
+def test_corrupt_bytes_never_raise_an_unexpected_error(tmp_path):
     header = ["image", "text", "sentiment"]
     rows = [["a", 'said, "so"\nand', "positive"]] * 5
-    path = write(tmp_path / "memes.csv", rows, header)
+    path = write_table(tmp_path / "memes.csv", rows, header)
     assert_handles_any_bytes("table", "memes", tmp_path, path, path.read_bytes())
     path.unlink()
     good = json.dumps(dict(zip(header, rows[0], strict=True))) + "\n"
@@ -220,12 +227,12 @@ def test_no_bytes_end_the_reading(tmp_path):
     assert_handles_any_bytes("table", "memes", tmp_path, path, good.encode() * 5)
 
 
-def real(name):
+def real_data_dir(name):
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / name
     return source if source.is_dir() else pytest.skip(f"POLYMUSE_REAL_DATA names no folder {name}")
 
 
-def test_real_memes_with_three_tasks_are_taken_in_by_params_alone(tmp_path, monkeypatch):
+def test_real_memes_with_three_tasks_are_ingested(tmp_path, monkeypatch):
     tasks = {
         "sentiment": {
             "column": "Valence",
@@ -243,19 +250,19 @@ def test_real_memes_with_three_tasks_are_taken_in_by_params_alone(tmp_path, monk
         ingest.IngestConfig(**PROJECT_PARAMS["ingest"]),
     )
     records, rejected = run_ingest(
-        tmp_path, monkeypatch, "table", "memes", real("cm_memes"), **changes
+        tmp_path, monkeypatch, "table", "memes", real_data_dir("cm_memes"), **changes
     )
     assert len(records) == 179 and rejected == []
-    assert written(tmp_path, "summary.json")["labels"]["offensive"] == {
+    assert read_output(tmp_path, "summary.json")["labels"]["offensive"] == {
         "train": {"not_offensive": 86, "offensive": 61},
         "validation": {"not_offensive": 4, "offensive": 3},
         "test": {"not_offensive": 15, "offensive": 10},
     }
 
 
-def test_real_memes_that_nobody_judged_are_taken_in_for_inpainting(tmp_path, monkeypatch):
+def test_real_memes_without_annotation_are_ingested(tmp_path, monkeypatch):
     columns = PROJECT_PARAMS["formats"]["table"]["columns"] | {"id": "id", "split": "split"}
-    about = (tmp_path, monkeypatch, "table", "memes", real("propaganda_memes"))
+    about = (tmp_path, monkeypatch, "table", "memes", real_data_dir("propaganda_memes"))
     records, rejected = run_ingest(*about, columns=columns, tasks={})
-    assert len(records) == 55 and rejected == [] and all(one["image"] for one in records)
-    assert sum("\n" in one["text"] for one in records) > 40
+    assert len(records) == 55 and rejected == [] and all(record["image"] for record in records)
+    assert sum("\n" in record["text"] for record in records) > 40

@@ -1,4 +1,4 @@
-"""VIST: stories of five photos, and descriptions of single ones."""
+"""VIST: stories of five photos, and descriptions of single photos."""
 
 import json
 import re
@@ -13,11 +13,11 @@ SIS, DII = "story-in-sequence.json", "description-in-isolation.json"
 
 
 def sentence(story, order, photo, **more):
-    """An annotation as published: a list of one."""
+    """An annotation as published: a list of record."""
     text = f"The {order}. Sentence of {story}."
-    said = {"original_text": text, "text": text.lower().replace(".", " .")}
+    texts = {"original_text": text, "text": text.lower().replace(".", " .")}
     ids = {"album_id": f"a{story}", "photo_flickr_id": str(photo), "story_id": str(story)}
-    return [{**said, **ids, "worker_arranged_photo_order": order, **more}]
+    return [{**texts, **ids, "worker_arranged_photo_order": order, **more}]
 
 
 def description(photo, number, **more):
@@ -26,11 +26,11 @@ def description(photo, number, **more):
 
 
 def story(number, first):
-    """Five sentences, out of order as they are in the real file."""
+    """Five sentences, out of order as in the real file."""
     return [sentence(number, order, first + order) for order in (2, 0, 1, 4, 3)]
 
 
-def write(source, end, albums=(), **annotations):
+def write_corpus(source, end, albums=(), **annotations):
     for number, photo in enumerate(range(100, 120)):
         if number % 5:
             write_image(source / "images" / f"{photo}.jpg", number * 10)
@@ -51,12 +51,12 @@ DESCRIPTIONS = {
 
 
 @pytest.fixture
-def taken(tmp_path, monkeypatch):
-    """taken(kind, split=annotations): records and rejects of a corpus with these files."""
+def ingest_corpus(tmp_path, monkeypatch):
+    """ingest_corpus(kind, files={split: annotations}): records and rejections."""
 
     def run(kind="articles", albums=(), files=None, **changes):
         end = SIS if kind == "articles" else DII
-        source = write(tmp_path / "vist", end, albums, **files)
+        source = write_corpus(tmp_path / "vist", end, albums, **files)
         return run_ingest(tmp_path, monkeypatch, "vist", kind, source, **changes)
 
     return run
@@ -66,29 +66,31 @@ def texts(record):
     return [block["text"] for block in record["blocks"] if block["text"]]
 
 
-def test_a_story_is_an_article_in_the_order_that_its_worker_gave(taken):
+def test_a_story_is_an_article_in_the_annotated_order(ingest_corpus):
     albums = [{"id": "a1", "title": "A fair"}, {"id": "a2", "title": None}, "broken", {"title": 5}]
-    records, rejected = taken(albums=albums, files=STORIES)
+    records, rejected = ingest_corpus(albums=albums, files=STORIES)
     assert rejected == []
     assert texts(records[0]) == [f"The {order}. Sentence of 1." for order in range(5)]
-    pictured = [bool(block["image"]) for block in records[0]["blocks"]]
-    assert pictured == [True, False] * 5
-    assert len({block["image"] for one in records for block in one["blocks"]} - {None}) == 15
-    assert [one["title"] for one in records] == ["A fair", "", ""]
-    assert [one["split"] for one in records] == ["train", "validation", "test"]
-    assert {one["language"] for one in records} == {"en"}
+    has_image = [bool(block["image"]) for block in records[0]["blocks"]]
+    assert has_image == [True, False] * 5
+    assert len({block["image"] for record in records for block in record["blocks"]} - {None}) == 15
+    assert [record["title"] for record in records] == ["A fair", "", ""]
+    assert [record["split"] for record in records] == ["train", "validation", "test"]
+    assert {record["language"] for record in records} == {"en"}
     assert records[0]["source"] == f"train.{SIS}:annotations.0"
 
 
-def test_a_description_is_a_caption_and_a_photo_has_all_of_its_own(taken):
-    records, rejected = taken("captions", files=DESCRIPTIONS)
+def test_all_descriptions_of_a_photo_are_its_captions(ingest_corpus):
+    records, rejected = ingest_corpus("captions", files=DESCRIPTIONS)
     assert rejected == [] and len(records) == 9
     assert records[0]["captions"] == ["Photo 100, seen 0 times.", "Photo 100, seen 3 times."]
-    assert [one["split"] for one in records] == ["train"] * 3 + ["validation"] * 3 + ["test"] * 3
+    assert [record["split"] for record in records] == ["train"] * 3 + ["validation"] * 3 + [
+        "test"
+    ] * 3
 
 
-def test_params_choose_the_text_as_typed_or_in_tokens(taken):
-    records, _ = taken(files=STORIES, text_version="tokenised")
+def test_text_version_selects_the_original_or_tokenised_text(ingest_corpus):
+    records, _ = ingest_corpus(files=STORIES, text_version="tokenised")
     assert texts(records[0])[0] == "the 0 . sentence of 1 ."
 
 
@@ -111,52 +113,58 @@ def test_params_choose_the_text_as_typed_or_in_tokens(taken):
         (sentence(1, 5, "../../x"), "path leaves the folder: ../../x.jpg"),
     ],
 )
-def test_a_broken_annotation_is_rejected_and_its_story_goes_on(taken, annotation, reason):
-    records, rejected = taken(files=STORIES | {"train": [*STORIES["train"], annotation]})
-    [(place, said)] = rejected
-    assert re.match(reason, said)
-    whose = 0 if "image" in reason or "leaves" in reason else 5  # pictures are told by the story
-    assert place == f"train.{SIS}:annotations.{whose}"
+def test_an_invalid_annotation_is_rejected_and_its_story_kept(ingest_corpus, annotation, reason):
+    records, rejected = ingest_corpus(files=STORIES | {"train": [*STORIES["train"], annotation]})
+    [(place, message)] = rejected
+    assert re.match(reason, message)
+    # Faults of images are reported at the first annotation of the story.
+    number = 0 if "image" in reason or "leaves" in reason else 5
+    assert place == f"train.{SIS}:annotations.{number}"
     assert len(records) == 3 and texts(records[0])[0] == "The 0. Sentence of 1."
 
 
-def test_numbers_may_stand_for_ids(taken):
+def test_ids_may_be_numbers(ingest_corpus):
     rows = [sentence(1, order, 100 + order, story_id=1, album_id=7) for order in range(5)]
     for order, row in enumerate(rows):
         row[0]["photo_flickr_id"] = 100 + order
-    records, rejected = taken(albums=[{"id": 7, "title": "Seven"}], files=STORIES | {"train": rows})
+    records, rejected = ingest_corpus(
+        albums=[{"id": 7, "title": "Seven"}], files=STORIES | {"train": rows}
+    )
     assert rejected == [] and records[0]["title"] == "Seven" and len(texts(records[0])) == 5
 
 
-def test_stories_of_one_album_share_photos_but_no_photo_crosses_splits(taken):
+def test_stories_may_share_photos_within_a_split_only(ingest_corpus):
     files = STORIES | {
-        "train": story(1, 100) + story(4, 102),  # photos 102 to 106: two of them stories 1 shares
+        "train": story(1, 100) + story(4, 102),  # photos 102 to 106, of which story 1 shares three
         "val": story(2, 105),
         "test": story(3, 110),
     }
-    records, rejected = taken(files=files)
+    records, rejected = ingest_corpus(files=files)
     assert rejected == [
         (f"val.{SIS}:annotations.0", f"two splits: photo 105 is in train.{SIS} too")
     ]
-    pictures = [(one["split"], {b["image"] for b in one["blocks"]} - {None}) for one in records]
-    assert [split for split, _ in pictures] == ["train", "train", "test"]
+    images_by_story = [
+        (record["split"], {b["image"] for b in record["blocks"]} - {None}) for record in records
+    ]
+    assert [split for split, _ in images_by_story] == ["train", "train", "test"]
     assert (
-        pictures[0][1] & pictures[1][1] and not (pictures[0][1] | pictures[1][1]) & pictures[2][1]
+        images_by_story[0][1] & images_by_story[1][1]
+        and not (images_by_story[0][1] | images_by_story[1][1]) & images_by_story[2][1]
     )
 
 
-def test_a_described_photo_in_two_files_stays_in_the_first(taken):
+def test_a_described_photo_in_two_splits_stays_in_the_first(ingest_corpus):
     files = DESCRIPTIONS | {"test": [*DESCRIPTIONS["test"], description(100, 9)]}
-    records, rejected = taken("captions", files=files)
+    records, rejected = ingest_corpus("captions", files=files)
     assert rejected == [
         (f"test.{DII}:annotations.6", f"two splits: photo 100 is in train.{DII} too")
     ]
     assert len(records) == 9 and "Photo 100, seen 9 times." not in records[0]["captions"]
 
 
-def test_the_same_story_in_two_files_is_one_record(taken):
+def test_the_same_story_in_two_files_is_one_record(ingest_corpus):
     again = [sentence(1, order, 115 + order) for order in range(5)]
-    records, rejected = taken(files=STORIES | {"test": STORIES["test"] + again})
+    records, rejected = ingest_corpus(files=STORIES | {"test": STORIES["test"] + again})
     place = f"train.{SIS}:annotations.0"
     assert rejected == [
         (f"test.{SIS}:annotations.5", f"duplicate id: '1' is already used at {place}")
@@ -164,8 +172,8 @@ def test_the_same_story_in_two_files_is_one_record(taken):
     assert len(records) == 3
 
 
-def test_the_files_may_lie_in_the_folder_of_their_archive(tmp_path, monkeypatch):
-    source = write(tmp_path / "vist", SIS, **STORIES)
+def test_files_may_be_in_the_folder_of_their_archive(tmp_path, monkeypatch):
+    source = write_corpus(tmp_path / "vist", SIS, **STORIES)
     (source / "sis").mkdir()
     for split in SPLITS:
         (source / f"{split}.{SIS}").rename(source / "sis" / f"{split}.{SIS}")
@@ -185,8 +193,8 @@ def test_the_files_may_lie_in_the_folder_of_their_archive(tmp_path, monkeypatch)
         (b'{"annotations": {}}', "holds no list of annotations"),
     ],
 )
-def test_a_file_that_is_no_vist_is_told(tmp_path, monkeypatch, content, sentence):
-    source = write(tmp_path / "vist", SIS, **STORIES)
+def test_a_file_that_is_not_vist_is_rejected(tmp_path, monkeypatch, content, sentence):
+    source = write_corpus(tmp_path / "vist", SIS, **STORIES)
     (source / f"val.{SIS}").write_bytes(content)
     with pytest.raises(InputError, match=f"val.{SIS} {sentence}"):
         run_ingest(tmp_path, monkeypatch, "vist", "articles", source)
@@ -195,7 +203,7 @@ def test_a_file_that_is_no_vist_is_told(tmp_path, monkeypatch, content, sentence
 @pytest.mark.parametrize(
     ("kind", "end", "files"), [("articles", SIS, STORIES), ("captions", DII, DESCRIPTIONS)]
 )
-def test_no_bytes_end_the_reading(tmp_path, kind, end, files):
-    source = write(tmp_path, end, **files)
+def test_corrupt_bytes_never_raise_an_unexpected_error(tmp_path, kind, end, files):
+    source = write_corpus(tmp_path, end, **files)
     path = source / f"train.{end}"
     assert_handles_any_bytes("vist", kind, source, path, path.read_bytes())

@@ -1,4 +1,4 @@
-"""Small corpora of published formats, taken in by ingest."""
+"""Helpers for small corpora in published formats."""
 
 import json
 from importlib import import_module
@@ -11,12 +11,12 @@ from PIL import Image
 from stages.ingest import __main__ as ingest
 from stages.ingest.record_collector import RecordCollector
 from stages.shared.core import schemas
-from stages.shared.core.config import build_config
+from stages.shared.core.config import build_config, read_params
 from stages.shared.data.records import ExtraFile, Record, Rejection
 from stages.shared.runtime.stage import InputError
 
-PROJECT_PARAMS = yaml.safe_load(Path("params.yaml").read_text())
-# Tiny corpora hold more that is wrong than a real one may.
+PROJECT_PARAMS = read_params()
+# Tiny corpora have a larger share of faults than real ones may have.
 INGEST_CONFIG = ingest.IngestConfig(
     **PROJECT_PARAMS["ingest"]
     | {"num_shards": 1, "max_rejected_fraction": 0.95, "test_fraction": 0.4}
@@ -24,14 +24,14 @@ INGEST_CONFIG = ingest.IngestConfig(
 
 
 def write_image(path: Path, number: int = 0) -> None:
-    """A picture that differs from that of any other number below 256."""
+    """Write an image that differs for each number below 256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if path.suffix == ".png" else "JPEG"
     Image.new("L", (16, 16), number).save(path, kind)
 
 
 def run_ingest(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path, **changes):
-    """(records, {source: reason} of what was rejected) of a corpus, `changes` made to params."""
+    """The records and [(source, reason), ...] of the rejections, with `changes` in the params."""
     folder = tmp_path / "project"
     folder.mkdir(exist_ok=True)
     formats = PROJECT_PARAMS["formats"] | {format: PROJECT_PARAMS["formats"][format] | changes}
@@ -39,26 +39,28 @@ def run_ingest(tmp_path: Path, monkeypatch, format: str, kind: str, source: Path
         yaml.safe_dump(PROJECT_PARAMS | {"formats": formats}, sort_keys=False)
     )
     monkeypatch.chdir(folder)
-    target = folder / "taken"
+    target = folder / "output"
     ingest.main(INGEST_CONFIG, "corpus", kind, format, source, target)
     records = schemas.read_parquet(target / "records.parquet", schemas.RECORDS[kind])
     rejected = schemas.read_parquet(target / "rejected.parquet", schemas.REJECTED_RECORDS)
-    counted = json.loads((target / "summary.json").read_text())["rejected"]
-    assert sum(counted.values()) == len(rejected)
+    counts = json.loads((target / "summary.json").read_text())["rejected"]
+    assert sum(counts.values()) == len(rejected)
     return records, [(row["source"], row["reason"]) for row in rejected]
 
 
-def assert_handles_any_bytes(format: str, kind: str, source: Path, file: Path, good: bytes) -> None:
-    """Whatever stands in `file`, the format yields items or says in one sentence what is wrong."""
+def assert_handles_any_bytes(
+    format: str, kind: str, source: Path, file: Path, valid: bytes
+) -> None:
+    """With any bytes in `file`, the format yields items or raises a one-sentence InputError."""
     module = import_module(f"stages.datasets.{format}")
     params = build_config(module.CONFIG, PROJECT_PARAMS["formats"][format], f"formats.{format}")
     random = Random(0)
     for _ in range(300):
-        content = bytearray(good)
+        content = bytearray(valid)
         for _ in range(random.randrange(1, 30)):
-            place = random.randrange(len(content) + 1)
+            position = random.randrange(len(content) + 1)
             junk = random.choice([random.randbytes(3), b"\n", b"\t", b"\0", b'"', b"[", b"#", b" "])
-            content[place : place + random.randrange(3)] = junk
+            content[position : position + random.randrange(3)] = junk
         file.write_bytes(content)
         try:
             items = list(module.read(source, kind, params))
@@ -66,7 +68,7 @@ def assert_handles_any_bytes(format: str, kind: str, source: Path, file: Path, g
             assert "\n" not in str(error)
             continue
         assert all(isinstance(item, Record | Rejection | ExtraFile) for item in items)
-        # What is read can be taken in: ingest decides about each without ending.
+        # Ingest accepts or rejects every item without raising.
         corpus = RecordCollector(source, INGEST_CONFIG, add_image=lambda row: None)
         for item in items:
             corpus.add(item)

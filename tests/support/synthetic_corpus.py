@@ -1,4 +1,4 @@
-"""The sample corpus in small, for the tests of each of its kinds."""
+"""A small config of the synthetic corpus, and helpers for the tests of its kinds."""
 
 from dataclasses import asdict
 
@@ -36,6 +36,7 @@ def build_synthetic_config(**changes) -> SyntheticConfig:
 
 
 def find_extra(items, name: str) -> dict:
+    """The content of the only extra file with this name."""
     (content,) = [
         item.content for item in items if isinstance(item, ExtraFile) and item.name == name
     ]
@@ -43,13 +44,13 @@ def find_extra(items, name: str) -> dict:
 
 
 def get_scene(item) -> dict[str, str]:
-    """What the only picture of a record shows."""
+    """The slot values of a record's only image."""
     assert {fact.position for fact in item.facts} == {0}
     return {fact.slot: fact.value for fact in item.facts}
 
 
 def list_phrase_patterns() -> list[str]:
-    """Every pattern that tweets and posts are made of."""
+    """All patterns of tweets and posts."""
     grouped = [
         tweet_lexicon.ENTITY_SENTENCES,
         tweet_lexicon.STATEMENT_PATTERNS,

@@ -78,7 +78,7 @@ class _CaptionedImage:
 
 def read(source: Path, kind: str, config: CocoCnConfig) -> Iterator[DatasetItem]:
     """Yield the rejections, then one record per image. Raises InputError if a file is missing."""
-    fix = "unpack COCO-CN there, or choose another formats.coco_cn.caption_source in params.yaml"
+    fix = "unpack COCO-CN there, or change formats.coco_cn.caption_source in config/formats.yaml"
     folder = find_corpus_dir(source, [CAPTION_FILES[config.caption_source][0]], fix)
     for path in sorted(
         {*source.glob(f"{APPLE_DOUBLE_PREFIX}*"), *folder.glob(f"{APPLE_DOUBLE_PREFIX}*")}
@@ -118,7 +118,7 @@ def read_splits(
         if not (folder / name).is_file():
             raise InputError(
                 f"{folder} holds no {name}: put it there, or set formats.coco_cn.splits in "
-                "params.yaml to hash"
+                "config/formats.yaml to hash"
             )
         for line in read_lines(folder / name, encodings, ENCODINGS_KEY):
             if isinstance(line, Rejection):
@@ -141,7 +141,7 @@ def read_captions(
     """
     if not path.is_file():
         raise InputError(
-            f"{path} is missing: put it there, or choose another formats.coco_cn.caption_source"
+            f"{path} is missing: put it there, or change formats.coco_cn.caption_source"
         )
     typos = read_typos(path.parent, config.encodings) if config.typos == "reject" else {}
     num_separated = num_lines = 0
@@ -207,7 +207,7 @@ def read_typos(folder: Path, encodings: list[str]) -> dict[str, str]:
     if not (folder / TYPOS_FILE).is_file():
         raise InputError(
             f"{folder} holds no {TYPOS_FILE}: put it there, or set formats.coco_cn.typos in "
-            "params.yaml to keep"
+            "config/formats.yaml to keep"
         )
     lines = (
         line

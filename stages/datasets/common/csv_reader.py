@@ -30,7 +30,7 @@ def read_csv(
     """The columns of a file, and its rows or rejections in order. Blank rows are skipped.
 
     encodings: tried in this order for each cell
-    encodings_key: the key of params.yaml that holds them, for messages
+    encodings_key: the key of config/formats.yaml that holds them, for messages
 
     Raises InputError if the file has no header, or the header names a column twice.
     """
@@ -50,7 +50,7 @@ def read_csv(
     if header is None:
         raise InputError(
             f"{path}: its first line does not name columns in {' or '.join(encodings)}: fix the "
-            f"line, or add its encoding to {encodings_key} of params.yaml"
+            f"line, or add its encoding to {encodings_key} of config/formats.yaml"
         )
     columns = [column.strip() for column in header]
     repeated = [column for column, count in Counter(columns).items() if column and count > 1]

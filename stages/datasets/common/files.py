@@ -63,7 +63,7 @@ def read_lines(
     Only a line feed ends a line.
 
     encodings: tried in this order for each line
-    encodings_key: the key of params.yaml that holds them, for messages
+    encodings_key: the key of config/formats.yaml that holds them, for messages
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

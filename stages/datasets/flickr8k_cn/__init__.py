@@ -85,7 +85,7 @@ def read(source: Path, kind: str, config: Flickr8kCnConfig) -> Iterator[DatasetI
     if num_omitted and not rows:
         raise InputError(
             f"{path}: all {num_omitted} images are outside test and have no {TEST_ONLY_CAPTIONS}: "
-            "name another list in formats.flickr8k_cn.caption_sets of params.yaml"
+            "name another list in formats.flickr8k_cn.caption_sets of config/formats.yaml"
         )
     if num_omitted:
         yield ExtraFile(

@@ -45,7 +45,7 @@ from stages.shared.runtime.stage import InputError
 
 KINDS = ("memes",)
 ENCODINGS_KEY = "formats.memotion.encodings"
-FIX_HINT = "give a Memotion table, or another file in formats.memotion.files of params.yaml"
+FIX_HINT = "give a Memotion table, or another file in formats.memotion.files of config/formats.yaml"
 
 SOURCE_LABELS = {  # the labels in the files, in order
     "sentiment": ["very_negative", "negative", "neutral", "positive", "very_positive"],
@@ -171,7 +171,7 @@ def read(source: Path, kind: str, config: MemotionConfig) -> Iterator[DatasetIte
     Raises InputError if there is no train table, or a table lacks columns.
     """
     names = " or ".join(config.files.train)
-    fix = f"put {names} there, or add another file to formats.memotion.files of params.yaml"
+    fix = f"put {names} there, or add another file to formats.memotion.files of config/formats.yaml"
     root = find_corpus_dir(source, config.files.train, fix)
     directories = list(dict.fromkeys([root, source]))
     paths = {
@@ -412,7 +412,7 @@ def read_ground_truth(
         raise InputError(
             f"{path} has no column Labels next to a column of names "
             f"(its columns: {', '.join(header)[:200]}): give the published ground truth, or remove "
-            "the file from formats.memotion.test_label_files of params.yaml"
+            "the file from formats.memotion.test_label_files of config/formats.yaml"
         )
     ground_truths: dict[str, GroundTruth] = {}
     rejections = []

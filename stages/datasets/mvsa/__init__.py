@@ -134,7 +134,7 @@ def find_label_files(
         )
         root = find_corpus_dir(source, ["train.txt"], fix)
         return root, list(find_split_files(root).items())
-    fix = "put it there, or add another file to formats.mvsa.label_files of params.yaml"
+    fix = "put it there, or add another file to formats.mvsa.label_files of config/formats.yaml"
     root = find_corpus_dir(source, config.label_files, fix)
     path = next(root / name for name in config.label_files if (root / name).is_file())
     return root, [(None, path)]

@@ -172,7 +172,7 @@ def group_scenes_by_category(split: str, config: SyntheticConfig) -> dict[tuple,
             scenes[categories].append(scene)
     if {factors[NUM_TEXT_FACTORS:] for factors in FACTOR_COMBINATIONS} - scenes.keys():
         raise InputError(
-            "params.yaml: formats.synthetic.held_out_images_fraction is "
+            "config/formats.yaml: formats.synthetic.held_out_images_fraction is "
             f"{config.held_out_images_fraction}, which leaves too few scenes for the memes of "
             f"{split}: give a share from 0.05 to 0.9"
         )

@@ -33,7 +33,7 @@ from stages.shared.runtime.stage import InputError
 
 KINDS = ("memes",)
 ENCODINGS_KEY = "formats.table.encodings"
-FIX_HINT = "correct formats.table of params.yaml"
+FIX_HINT = "correct formats.table of config/formats.yaml"
 OBJECT_ADAPTER = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
 SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLIT_ALIASES | {"valid": "validation"}
 
@@ -110,7 +110,7 @@ def find_table_files(source: Path, patterns: list[str]) -> list[Path]:
         return paths
     raise InputError(
         f"{source} holds no {' or '.join(patterns)}: put a table there, or add its name to "
-        "formats.table.files of params.yaml"
+        "formats.table.files of config/formats.yaml"
     )
 
 

@@ -4,7 +4,7 @@ A format is a package `stages/datasets/<format>` with
 
     KINDS = ("captions",)      # kinds of corpora that it reads: articles | captions | tweets |
                                # posts | memes
-    CONFIG = MyFormatConfig    # a config class, filled from formats.<format> of params.yaml
+    CONFIG = MyFormatConfig    # a config class, filled from formats.<format> of config/formats.yaml
 
     def read(source: Path, kind: str, config: MyFormatConfig) -> Iterator[DatasetItem]: ...
 
@@ -149,7 +149,7 @@ class MemeRecord:
 class Rejection:
     """A row that ingest cannot use. `reason` is "category" or "category: details".
 
-    intentional: params.yaml asks to leave the row out, so it does not count towards
+    intentional: the parameters ask to leave the row out, so it does not count towards
         ingest.max_rejected_fraction.
     """
 
@@ -176,7 +176,7 @@ def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
 
     A byte order mark takes precedence over `encodings` and is removed.
 
-    key: the dotted key of params.yaml that holds `encodings`, for messages.
+    key: the dotted key of config/formats.yaml that holds `encodings`, for messages.
 
     Raises InputError if an encoding is unknown.
     """
@@ -185,7 +185,7 @@ def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
             text = content.decode(encoding)
         except LookupError:
             raise InputError(
-                f"params.yaml: {key}: {encoding!r} is not an encoding: give utf-8"
+                f"config/formats.yaml: {key}: {encoding!r} is not an encoding: give utf-8"
             ) from None
         except UnicodeDecodeError:
             continue

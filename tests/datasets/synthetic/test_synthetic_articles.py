@@ -16,7 +16,7 @@ from stages.shared.data.records import ArticleRecord, CaptionRecord
 from stages.shared.metrics.grounding import SceneSlots, find_stated_values, score_slots
 from tests.support.synthetic_corpus import SYNTHETIC_CONFIG, find_extra
 
-ALL = SceneSlots(TOPIC_SLOTS, IMAGE_SLOTS)
+ALL_SLOTS = SceneSlots(TOPIC_SLOTS, IMAGE_SLOTS)
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,19 @@ def items():
     return list(synthetic.read(Path("unused"), "articles", SYNTHETIC_CONFIG))
 
 
-def articles(items) -> list[ArticleRecord]:
+def select_articles(items) -> list[ArticleRecord]:
     return [item for item in items if isinstance(item, ArticleRecord)]
 
 
-def scenes_of(article: ArticleRecord, slots=SLOTS) -> list[dict[str, str]]:
-    found: dict[int, dict[str, str]] = {}
+def get_scenes(article: ArticleRecord, slots=SLOTS) -> list[dict[str, str]]:
+    scenes: dict[int, dict[str, str]] = {}
     for fact in article.facts:
         if fact.slot in slots:
-            found.setdefault(fact.position, {})[fact.slot] = fact.value
-    return list(found.values())
+            scenes.setdefault(fact.position, {})[fact.slot] = fact.value
+    return list(scenes.values())
 
 
-def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):
+def test_a_config_determines_the_corpus_and_another_seed_changes_it(items):
     assert items == list(synthetic.read(Path("unused"), "articles", SYNTHETIC_CONFIG))
     assert items != list(
         synthetic.read(Path("unused"), "articles", replace(SYNTHETIC_CONFIG, seed=1))
@@ -44,86 +44,94 @@ def test_the_same_params_give_the_same_bytes_and_another_seed_others(items):
 
 
 def test_every_text_states_all_its_slots_and_nothing_else(items):
-    for article in articles(items):
+    for article in select_articles(items):
         texts = [block for block in article.blocks if isinstance(block, str)]
-        for text, truth in zip(texts, scenes_of(article), strict=True):
-            assert score_slots(text, truth, ALL) == dict.fromkeys(SLOTS, 1), text
+        for text, truth in zip(texts, get_scenes(article), strict=True):
+            assert score_slots(text, truth, ALL_SLOTS) == dict.fromkeys(SLOTS, 1), text
 
 
-def test_no_title_tells_a_slot_of_the_picture_and_each_tells_its_topic(items):
-    for article in articles(items):
+def test_titles_state_their_topic_slots_and_no_image_slot(items):
+    for article in select_articles(items):
         assert not any(find_stated_values(article.title, values) for values in IMAGE_SLOTS.values())
-        truth = scenes_of(article)[0]
+        truth = get_scenes(article)[0]
         assert find_stated_values(article.title, TOPIC_SLOTS["name"]) == {truth["name"]}
         assert find_stated_values(article.title, TOPIC_SLOTS["goal"]) == {truth["goal"]}
         assert any(words in article.title for words in article_lexicon.TITLE_STYLES[truth["style"]])
 
 
-def test_no_combination_of_the_test_split_is_ever_seen_in_another(items):
+def test_no_combination_of_the_test_split_occurs_in_another_split(items):
     for slots in (TOPIC_SLOTS, IMAGE_SLOTS):
-        seen = {True: set(), False: set()}
-        for article in articles(items):
-            for scene in scenes_of(article, slots):
-                seen[article.split == "test"].add(tuple(scene.values()))
-        assert seen[True] and seen[False]
-        assert not seen[True] & seen[False]
+        combinations = {True: set(), False: set()}
+        for article in select_articles(items):
+            for scene in get_scenes(article, slots):
+                combinations[article.split == "test"].add(tuple(scene.values()))
+        assert combinations[True] and combinations[False]
+        assert not combinations[True] & combinations[False]
 
 
-def test_the_stated_share_of_articles_differs_in_one_slot_only(items):
-    kinds = Counter()
-    for article in articles(items):
-        shown = scenes_of(article, IMAGE_SLOTS)
-        assert 3 <= len(shown) <= 5
-        assert len({tuple(scene.values()) for scene in shown}) == len(shown)
-        changed = {slot for slot in IMAGE_SLOTS if len({scene[slot] for scene in shown}) > 1}
-        kinds[len(changed) == 1] += 1
+def test_the_images_of_a_configured_fraction_of_articles_differ_in_one_slot_only(items):
+    is_single_slot = Counter()
+    for article in select_articles(items):
+        scenes = get_scenes(article, IMAGE_SLOTS)
+        assert 3 <= len(scenes) <= 5
+        assert len({tuple(scene.values()) for scene in scenes}) == len(scenes)
+        changed = {slot for slot in IMAGE_SLOTS if len({scene[slot] for scene in scenes}) > 1}
+        is_single_slot[len(changed) == 1] += 1
         assert bool(article.foils) == (len(changed) == 1 and article.split != "train")
-    assert kinds[True] / sum(kinds.values()) == pytest.approx(0.5, abs=0.15)
+    assert is_single_slot[True] / sum(is_single_slot.values()) == pytest.approx(0.5, abs=0.15)
 
 
-def test_a_foil_is_the_reference_with_one_picture_slot_changed(items):
-    checked = 0
-    for article in articles(items):
-        texts, truths = article.blocks[1::2], scenes_of(article)
+def test_a_foil_is_the_reference_with_one_image_slot_changed(items):
+    num_foils = 0
+    for article in select_articles(items):
+        texts, truths = article.blocks[1::2], get_scenes(article)
         for foil in article.foils:
-            right = score_slots(foil.text, truths[foil.position], ALL)
-            assert right == dict.fromkeys(SLOTS, 1) | {foil.slot: 0}
-            (wrong,) = find_stated_values(foil.text, SLOTS[foil.slot])
+            scores = score_slots(foil.text, truths[foil.position], ALL_SLOTS)
+            assert scores == dict.fromkeys(SLOTS, 1) | {foil.slot: 0}
+            (wrong_value,) = find_stated_values(foil.text, SLOTS[foil.slot])
             values = SLOTS[foil.slot]
-            said = values[truths[foil.position][foil.slot]]
-            undone = [
+            true_phrases = values[truths[foil.position][foil.slot]]
+            originals = [
                 foil.text.replace(new, old)
-                for new in values[wrong]
+                for new in values[wrong_value]
                 if new in foil.text
-                for old in said
+                for old in true_phrases
             ]
-            assert texts[foil.position] in undone  # the same phrasing
-            checked += 1
-    assert checked > 50
+            assert texts[foil.position] in originals  # the same phrasing
+            num_foils += 1
+    assert num_foils > 50
 
 
-def test_realised_ceilings_are_those_of_the_rule_applied_to_the_items(items):
-    """Each unseen slot is answered with one value; the share of items that have it is the score."""
+def test_realised_ceilings_equal_the_accuracy_of_the_rule_on_the_records(items):
+    """Of an invisible slot one value is predicted; the accuracy is the share of that value."""
     ceilings = find_extra(items, "ceilings.json")
     for split in ("validation", "test"):
-        rows = [s for a in articles(items) if a.split == split for s in scenes_of(a)]
-        chances = synthetic.ArticleSampler(split, SYNTHETIC_CONFIG).compute_slot_weights()
-        for inputs, seen in (("topic", TOPIC_SLOTS), ("picture", IMAGE_SLOTS), ("both", SLOTS)):
-            right = 0
-            for row in rows:
-                for slot, value in row.items():
-                    guess = value if slot in seen else max(chances[slot], key=chances[slot].get)
-                    right += guess == value
+        scenes = [s for a in select_articles(items) if a.split == split for s in get_scenes(a)]
+        weights = synthetic.ArticleSampler(split, SYNTHETIC_CONFIG).compute_slot_weights()
+        for inputs, visible_slots in (
+            ("topic", TOPIC_SLOTS),
+            ("picture", IMAGE_SLOTS),
+            ("both", SLOTS),
+        ):
+            num_correct = 0
+            for scene in scenes:
+                for slot, value in scene.items():
+                    prediction = (
+                        value
+                        if slot in visible_slots
+                        else max(weights[slot], key=weights[slot].get)
+                    )
+                    num_correct += prediction == value
             realised = ceilings[split][inputs]["realised"]["total"]
-            assert realised == pytest.approx(right / len(rows) / 8, abs=1e-6)
+            assert realised == pytest.approx(num_correct / len(scenes) / 8, abs=1e-6)
 
 
-def test_captions_have_the_ceiling_of_the_picture_alone_which_tells_all_that_they_say():
-    """The best captions are the references: of each slot the share that they state correctly."""
+def test_captions_have_the_ceiling_of_the_image_alone():
+    """The references are the best captions, so the ceiling is the accuracy of their slots."""
     items = list(synthetic.read(Path("unused"), "captions", SYNTHETIC_CONFIG))
     ceilings = find_extra(items, "ceilings.json")
     for split in ("train", "validation", "test"):
-        rights = [
+        scores = [
             score_slots(
                 caption, {fact.slot: fact.value for fact in item.facts}, SceneSlots({}, IMAGE_SLOTS)
             )
@@ -131,28 +139,28 @@ def test_captions_have_the_ceiling_of_the_picture_alone_which_tells_all_that_the
             if isinstance(item, CaptionRecord) and item.split == split
             for caption in item.captions
         ]
-        by_slot = {slot: sum(r[slot] for r in rights) / len(rights) for slot in IMAGE_SLOTS}
+        by_slot = {slot: sum(r[slot] for r in scores) / len(scores) for slot in IMAGE_SLOTS}
         total = sum(by_slot.values()) / len(IMAGE_SLOTS)
-        shares = {"total": total} | by_slot
-        assert ceilings[split] == {"picture": {"expected": shares, "realised": shares}}
+        accuracies = {"total": total} | by_slot
+        assert ceilings[split] == {"picture": {"expected": accuracies, "realised": accuracies}}
 
 
-def test_expected_ceilings_agree_with_many_draws():
-    process, random = synthetic.ArticleSampler("test", SYNTHETIC_CONFIG), Random(7)
-    drawn: dict[str, Counter] = {slot: Counter() for slot in SLOTS}
+def test_expected_ceilings_match_sampled_frequencies():
+    sampler, random = synthetic.ArticleSampler("test", SYNTHETIC_CONFIG), Random(7)
+    counts_by_slot: dict[str, Counter] = {slot: Counter() for slot in SLOTS}
     for _ in range(20_000):
-        topic, shown, _ = process.sample_article(random)
-        for scene in shown:
+        topic, scenes, _ = sampler.sample_article(random)
+        for scene in scenes:
             for slot, value in (topic | scene).items():
-                drawn[slot][value] += 1
-    chances = process.compute_slot_weights()
-    for slot, counts in drawn.items():
+                counts_by_slot[slot][value] += 1
+    weights = sampler.compute_slot_weights()
+    for slot, counts in counts_by_slot.items():
         for value in SLOTS[slot]:
-            share = chances[slot][value] / sum(chances[slot].values())
+            share = weights[slot][value] / sum(weights[slot].values())
             assert counts[value] / sum(counts.values()) == pytest.approx(share, abs=0.01)
 
 
-def test_captioned_pictures_show_what_their_captions_say():
+def test_captions_state_every_slot_of_their_image():
     items = [
         i
         for i in synthetic.read(Path("x"), "captions", SYNTHETIC_CONFIG)
@@ -172,7 +180,7 @@ SCENE = {"place": "beach", "weather": "rain", "actor": "cat", "activity": "runni
 
 
 @pytest.mark.parametrize(
-    ("thing", "digest"),
+    ("object_name", "digest"),
     [
         ("ball", "a9e40d11e6b07673"),
         ("bicycle", "8aca844cce2f6baa"),
@@ -182,24 +190,24 @@ SCENE = {"place": "beach", "weather": "rain", "actor": "cat", "activity": "runni
         ("kite", "27524004493d77ae"),
     ],
 )
-def test_the_pixels_of_a_scene_stay_what_they_were(thing, digest):
-    drawn = scene_renderer.render_scene(SCENE | {"object": thing}, Random(thing), 32)
-    assert sha256(drawn.image.tobytes()).hexdigest()[:16] == digest
+def test_the_pixels_of_a_scene_do_not_change(object_name, digest):
+    rendered = scene_renderer.render_scene(SCENE | {"object": object_name}, Random(object_name), 32)
+    assert sha256(rendered.image.tobytes()).hexdigest()[:16] == digest
 
 
-def test_a_box_is_where_the_object_was_drawn(monkeypatch):
-    """Drawn at 64 x 64: pixels 8 to 23 by 16 to 47, so shares 8/64 to 24/64 and 16/64 to 48/64."""
+def test_a_box_encloses_the_object(monkeypatch):
+    """At 64 x 64, pixels 8 to 23 by 16 to 47 are the fractions 8/64 to 24/64 by 16/64 to 48/64."""
     monkeypatch.setitem(
         scene_renderer.OBJECT_DRAWERS,
         "ball",
         lambda pen, *_: pen.rectangle([8, 16, 23, 47], fill=(255, 0, 255)),
     )
-    drawn = scene_renderer.render_scene(SCENE | {"object": "ball"}, Random(0), 32)
-    assert drawn.box == (0.125, 0.25, 0.375, 0.75)
+    rendered = scene_renderer.render_scene(SCENE | {"object": "ball"}, Random(0), 32)
+    assert rendered.box == (0.125, 0.25, 0.375, 0.75)
 
 
-def test_every_picture_has_the_box_of_its_object_within_it(items):
-    for article in articles(items):
+def test_every_image_has_the_box_of_its_object(items):
+    for article in select_articles(items):
         assert [(box.position, box.slot) for box in article.boxes] == [
             (position, "object") for position in range(len(article.blocks) // 2)
         ]
@@ -208,8 +216,8 @@ def test_every_picture_has_the_box_of_its_object_within_it(items):
             assert 0.01 < (box.right - box.left) * (box.bottom - box.top) < 0.4
 
 
-def test_no_phrase_of_one_value_stands_inside_a_phrase_of_another():
+def test_no_phrase_of_a_value_contains_a_phrase_of_another_value():
     for values in SLOTS.values():
-        for one, other in combinations(values, 2):
-            for phrase in values[one]:
-                assert not find_stated_values(phrase, {other: values[other]})
+        for value, other_value in combinations(values, 2):
+            for phrase in values[value]:
+                assert not find_stated_values(phrase, {other_value: values[other_value]})

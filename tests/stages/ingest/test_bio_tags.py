@@ -7,7 +7,7 @@ from stages.ingest.bio_tags import find_orphan_tags, get_entity_types
 
 
 @pytest.mark.parametrize(
-    ("tags", "alone", "found"),
+    ("tags", "orphans", "entity_types"),
     [
         ("", [], []),
         ("O O", [], []),
@@ -18,12 +18,12 @@ from stages.ingest.bio_tags import find_orphan_tags, get_entity_types
         ("B-PER B-PER I-PER", [], ["PER", "PER"]),
     ],
 )
-def test_an_i_tag_that_continues_nothing_begins_an_entity(tags, alone, found):
-    assert find_orphan_tags(tags.split()) == alone
-    assert get_entity_types(tags.split()) == found
+def test_an_orphan_i_tag_starts_an_entity(tags, orphans, entity_types):
+    assert find_orphan_tags(tags.split()) == orphans
+    assert get_entity_types(tags.split()) == entity_types
 
 
-def test_entities_are_those_of_seqeval_whatever_the_tags():
+def test_entities_match_seqeval_on_random_tags():
     random = Random(0)
     for _ in range(2000):
         tags = random.choices(["O", "B-A", "I-A", "B-B", "I-B"], k=random.randrange(8))

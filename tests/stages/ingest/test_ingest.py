@@ -8,7 +8,6 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from stages.datasets import markdown
@@ -16,7 +15,7 @@ from stages.ingest import __main__ as ingest
 from stages.ingest.__main__ import IngestConfig, assign_splits_and_languages
 from stages.ingest.record_collector import RecordCollector, assign_split, read_image_file
 from stages.shared.core import schemas
-from stages.shared.core.config import build_config
+from stages.shared.core.config import build_config, load_config
 from stages.shared.data import image_store
 from stages.shared.data.image_store import ImageError
 from stages.shared.data.records import (
@@ -29,28 +28,28 @@ from stages.shared.data.records import (
 )
 from stages.shared.runtime.stage import InputError
 
-MANY = 10**6  # pixels
-LIMITS = IngestConfig(
+MAX_PIXELS = 10**6  # pixels
+CONFIG = IngestConfig(
     num_shards=2,
-    max_pixels=MANY,
+    max_pixels=MAX_PIXELS,
     max_rejected_fraction=0.5,
     validation_fraction=0.2,
     test_fraction=0.2,
 )
-MARKDOWN = markdown.MarkdownConfig(suffixes=[".md"], encodings=["utf-8"])
+MARKDOWN_CONFIG = markdown.MarkdownConfig(suffixes=[".md"], encodings=["utf-8"])
 SPLITS = ["train", "validation", "test"]
 
 
-def encoded(color, kind="PNG", mode="RGB", size=(8, 6)):
+def encode_image(color, kind="PNG", mode="RGB", size=(8, 6)):
     content = BytesIO()
     Image.new(mode, size, color).save(content, kind)
     return content.getvalue()
 
 
 def write_lines(folder, *rows):
-    """articles.jsonl in a folder with one red picture; a row is an object, or bytes as they are."""
+    """Write articles.jsonl next to one red image; a row is an object, or the bytes of its line."""
     folder.mkdir(exist_ok=True)
-    (folder / "red.png").write_bytes(encoded("red"))
+    (folder / "red.png").write_bytes(encode_image("red"))
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (folder / "articles.jsonl").write_bytes(b"\n".join(lines))
     return folder
@@ -60,41 +59,48 @@ def article(text, image="red.png", **more):
     return {"title": f"About {text}", "chunks": [{"image": image, "text": text}], **more}
 
 
-def whole(*rows):
-    """The rows and one good article for each split, so that the stage has nothing else to say."""
+def with_valid_articles(*rows):
+    """The rows after one valid article per split, so that the split check passes."""
     return [article(f"good text for {split}", split=split) for split in SPLITS] + list(rows)
 
 
-def take(source, target, kind="articles", limits=LIMITS):
-    ingest.main(limits, "corpus", kind, "jsonl", source, target)
+def ingest_jsonl(source, target, kind="articles", config=CONFIG):
+    ingest.main(config, "corpus", kind, "jsonl", source, target)
     records = schemas.read_parquet(target / "records.parquet", schemas.RECORDS[kind])
     rejected = schemas.read_parquet(target / "rejected.parquet", schemas.REJECTED_RECORDS)
     return records, rejected
 
 
-def reasons(tmp_path, *rows, **options):
-    records, rejected = take(
-        write_lines(tmp_path / "in", *whole(*rows)), tmp_path / "out", **options
+def collect_reasons(tmp_path, *rows, **options):
+    records, rejected = ingest_jsonl(
+        write_lines(tmp_path / "in", *with_valid_articles(*rows)), tmp_path / "out", **options
     )
     assert len(records) == 3 + len(rows) - len({row["source"] for row in rejected})
     return [row["reason"] for row in rejected]
 
 
-def test_an_article_becomes_a_record_and_its_picture_a_row_of_the_images(tmp_path):
-    records, rejected = take(write_lines(tmp_path / "in", *whole()), tmp_path / "out")
-    (picture,) = image_store.read_images(tmp_path / "out" / "images")
-    assert picture["bytes"] == encoded("red") and (picture["width"], picture["height"]) == (8, 6)
+def test_an_article_becomes_a_record_and_its_image_a_row(tmp_path):
+    records, rejected = ingest_jsonl(
+        write_lines(tmp_path / "in", *with_valid_articles()), tmp_path / "out"
+    )
+    (image,) = image_store.read_images(tmp_path / "out" / "images")
+    assert image["bytes"] == encode_image("red") and (image["width"], image["height"]) == (
+        8,
+        6,
+    )
     record = records[0]
     assert record["title"] == "About good text for train" and record["language"] == "en"
     assert record["source"] == "articles.jsonl:1" and record["split"] == "train"
     assert record["blocks"] == [
-        {"image": picture["sha256"], "text": None},
+        {"image": image["sha256"], "text": None},
         {"image": None, "text": "good text for train"},
     ]
     assert rejected == []
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["records"] == {"train": 1, "validation": 1, "test": 1}
-    assert not list((tmp_path / "out").glob("f*.parquet"))  # facts and foils: only drawn corpora
+    assert not list(
+        (tmp_path / "out").glob("f*.parquet")
+    )  # facts and foils are for synthetic corpora only
 
 
 @pytest.mark.parametrize(
@@ -119,22 +125,22 @@ def test_an_article_becomes_a_record_and_its_picture_a_row_of_the_images(tmp_pat
         ("file:///etc/hostname", "remote image"),
     ],
 )
-def test_a_picture_of_no_use_is_rejected_and_the_article_goes_on(tmp_path, image, reason):
+def test_an_unusable_image_is_rejected_and_its_article_kept(tmp_path, image, reason):
     source = tmp_path / "in"
     source.mkdir()
-    (tmp_path / "secret.png").write_bytes(encoded("black"))
+    (tmp_path / "secret.png").write_bytes(encode_image("black"))
     (source / "link.png").symlink_to(tmp_path / "secret.png")
     (source / "linked").symlink_to(tmp_path)
-    (source / "text.png").write_text("no picture")
+    (source / "text.png").write_text("not an image")
     noise = BytesIO()
     Image.effect_noise((64, 64), 50).save(noise, "JPEG")
     (source / "cut.jpg").write_bytes(noise.getvalue()[:-300])
-    (source / "large.png").write_bytes(encoded("red", size=(2000, 2000)))
+    (source / "large.png").write_bytes(encode_image("red", size=(2000, 2000)))
     with (source / "heavy.png").open("wb") as heavy:
-        heavy.truncate(8 * MANY + 1)
+        heavy.truncate(8 * MAX_PIXELS + 1)
     row = {"title": "t", "chunks": [{"image": image, "text": "one"}, {"image": "red.png"}]}
-    write_lines(source, *whole(row))
-    records, rejected = take(source, tmp_path / "out")
+    write_lines(source, *with_valid_articles(row))
+    records, rejected = ingest_jsonl(source, tmp_path / "out")
     assert [block["text"] for block in records[3]["blocks"]] == ["one", None]
     if reason is None:
         assert rejected == []
@@ -145,10 +151,12 @@ def test_a_picture_of_no_use_is_rejected_and_the_article_goes_on(tmp_path, image
     assert len(list(image_store.read_images(tmp_path / "out" / "images"))) == 1
 
 
-def test_a_link_that_stays_in_the_folder_is_followed(tmp_path):
-    source = write_lines(tmp_path / "in", *whole(article("linked", image="again.png")))
+def test_a_link_within_the_folder_is_followed(tmp_path):
+    source = write_lines(
+        tmp_path / "in", *with_valid_articles(article("linked", image="again.png"))
+    )
     (source / "again.png").symlink_to(source / "red.png")
-    _, rejected = take(source, tmp_path / "out")
+    _, rejected = ingest_jsonl(source, tmp_path / "out")
     assert rejected == []
 
 
@@ -156,7 +164,7 @@ def test_a_loop_of_links_is_a_missing_image(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"missing image|leaves the folder"):
-        read_image_file(ImageFile("a.png", tmp_path), tmp_path, MANY)
+        read_image_file(ImageFile("a.png", tmp_path), tmp_path, MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -170,110 +178,116 @@ def test_a_loop_of_links_is_a_missing_image(tmp_path):
         (b"{", "not JSON"),
     ],
 )
-def test_a_row_of_no_use_is_rejected_with_its_line(tmp_path, row, reason):
-    (found,) = reasons(tmp_path, row)
-    assert found.startswith(reason)
+def test_an_unusable_row_is_rejected_with_its_line(tmp_path, row, reason):
+    (message,) = collect_reasons(tmp_path, row)
+    assert message.startswith(reason)
 
 
-def test_the_second_row_with_the_same_id_of_the_source_is_rejected(tmp_path):
+def test_a_second_row_with_the_same_source_id_is_rejected(tmp_path):
     rows = [article("one", article_id="a1"), article("two", article_id="a1")]
-    assert reasons(tmp_path, *rows) == ["duplicate id: 'a1' is already used at articles.jsonl:4"]
+    assert collect_reasons(tmp_path, *rows) == [
+        "duplicate id: 'a1' is already used at articles.jsonl:4"
+    ]
 
 
-def test_the_id_is_of_the_content_so_neither_place_nor_name_change_it(tmp_path):
-    rows = whole(article("moved", article_id=7))
-    first, _ = take(write_lines(tmp_path / "a", *rows), tmp_path / "out1")
-    second, _ = take(write_lines(tmp_path / "b", *reversed(rows)), tmp_path / "out2")
+def test_the_id_depends_on_the_content_only(tmp_path):
+    rows = with_valid_articles(article("moved", article_id=7))
+    first, _ = ingest_jsonl(write_lines(tmp_path / "a", *rows), tmp_path / "out1")
+    second, _ = ingest_jsonl(write_lines(tmp_path / "b", *reversed(rows)), tmp_path / "out2")
     by_id = [{r["id"]: (r["title"], r["split"]) for r in records} for records in (first, second)]
     assert by_id[0] == by_id[1]
-    changed, _ = take(write_lines(tmp_path / "c", *whole(article("changed"))), tmp_path / "out3")
+    changed, _ = ingest_jsonl(
+        write_lines(tmp_path / "c", *with_valid_articles(article("changed"))), tmp_path / "out3"
+    )
     assert {r["id"] for r in changed} - set(by_id[0]) == {changed[3]["id"]}
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
-    rows = whole(article("x", image="none.png"), article("y", image="text.png"))
+    rows = with_valid_articles(article("x", image="none.png"), article("y", image="text.png"))
     source = write_lines(tmp_path / "in", *rows)
-    (source / "text.png").write_text("no picture")
-    take(source, tmp_path / "one")
-    take(source, tmp_path / "two")
+    (source / "text.png").write_text("not an image")
+    ingest_jsonl(source, tmp_path / "one")
+    ingest_jsonl(source, tmp_path / "two")
     rejected = schemas.read_parquet(tmp_path / "one" / "rejected.parquet", schemas.REJECTED_RECORDS)
     assert rejected[1]["reason"] == "unreadable image: no picture of a known format (text.png)"
     for path in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
-        twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
-        assert path.read_bytes() == twin.read_bytes()
+        other_path = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert path.read_bytes() == other_path.read_bytes()
 
 
-def test_splits_by_hash_have_their_shares_and_do_not_move_when_records_come():
+def test_splits_by_hash_have_their_fractions_and_are_stable():
     names = [f"{i:016x}" for i in range(4000)]
-    splits = [assign_split(name, LIMITS) for name in names]
+    splits = [assign_split(name, CONFIG) for name in names]
     for split, share in [("train", 0.6), ("validation", 0.2), ("test", 0.2)]:
         assert abs(splits.count(split) / 4000 - share) < 0.03
     fewer = [{"id": name, "split": None, "language": "en"} for name in names[::2]]
-    assign_splits_and_languages(fewer, LIMITS)
+    assign_splits_and_languages(fewer, CONFIG)
     assert [record["split"] for record in fewer] == splits[::2]
 
 
-def test_a_larger_test_share_only_takes_records_in():
-    more = replace(LIMITS, test_fraction=0.3)
+def test_a_larger_test_fraction_only_adds_test_records():
+    more = replace(CONFIG, test_fraction=0.3)
     names = [f"{i:016x}" for i in range(500)]
-    before = {name for name in names if assign_split(name, LIMITS) == "test"}
+    before = {name for name in names if assign_split(name, CONFIG) == "test"}
     assert before < {name for name in names if assign_split(name, more) == "test"}
 
 
-def test_an_article_with_a_name_keeps_its_split_when_its_text_is_corrected(tmp_path):
+def test_an_article_with_an_id_keeps_its_split_when_its_text_is_corrected(tmp_path):
     splits = []
     for number, text in enumerate(["a tpyo", "a typo"]):
         rows = [article(f"{text} in {i}", article_id=f"a{i}") for i in range(30)]
-        records, _ = take(write_lines(tmp_path / str(number), *rows), tmp_path / f"out{number}")
+        records, _ = ingest_jsonl(
+            write_lines(tmp_path / str(number), *rows), tmp_path / f"out{number}"
+        )
         splits.append([record["split"] for record in records])
-    assert splits[0] == splits[1] == [assign_split(f"a{i}", LIMITS) for i in range(30)]
+    assert splits[0] == splits[1] == [assign_split(f"a{i}", CONFIG) for i in range(30)]
     assert set(splits[0]) == set(SPLITS)
 
 
 def test_a_markdown_file_keeps_its_split_when_its_text_is_corrected(tmp_path):
-    names = [f"soups/{i}.md" for i in range(20)] + ["soups/\udcff.md"]  # one is no Unicode
+    names = [f"soups/{i}.md" for i in range(20)] + ["soups/\udcff.md"]  # one is not valid Unicode
     for text in ["a tpyo", "a typo"]:
         for name in names:
             (tmp_path / "soups").mkdir(exist_ok=True)
             (tmp_path / name).write_text(f"# Soup\n\n{text} in {name!r}")
-        corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
-        for row in markdown.read(tmp_path, "articles", MARKDOWN):
+        corpus = RecordCollector(tmp_path, CONFIG, add_image=lambda row: None)
+        for row in markdown.read(tmp_path, "articles", MARKDOWN_CONFIG):
             corpus.add(row)
-        found = [record["split"] for record in corpus.records.values()]
-        assert found == [assign_split(name, LIMITS) for name in sorted(names)]
+        splits = [record["split"] for record in corpus.records.values()]
+        assert splits == [assign_split(name, CONFIG) for name in sorted(names)]
 
 
-def test_an_article_without_a_name_is_split_by_its_content(tmp_path):
+def test_an_article_without_an_id_is_split_by_its_content(tmp_path):
     rows = [article(f"text {i}") for i in range(30)]
-    records, _ = take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
-    assert [row["split"] for row in records] == [assign_split(row["id"], LIMITS) for row in records]
+    records, _ = ingest_jsonl(write_lines(tmp_path / "in", *rows), tmp_path / "out")
+    assert [row["split"] for row in records] == [assign_split(row["id"], CONFIG) for row in records]
 
 
-def test_a_text_that_does_not_tell_its_language_gets_the_usual_one_of_the_corpus():
+def test_an_undetected_language_becomes_the_most_frequent_one():
     records = [
         {"id": "a", "split": "train", "language": language} for language in ["zh", None, "en", "zh"]
     ]
-    assign_splits_and_languages(records, LIMITS)
+    assign_splits_and_languages(records, CONFIG)
     assert [record["language"] for record in records] == ["zh", "zh", "en", "zh"]
     alone = [{"id": "a", "split": "train", "language": None}]
-    assign_splits_and_languages(alone, LIMITS)
+    assign_splits_and_languages(alone, CONFIG)
     assert alone[0]["language"] == "und"
 
 
-def captions(tmp_path, *rows):
+def ingest_captions(tmp_path, *rows):
     for color in ["red", "green", "blue", "white"]:
-        (tmp_path / f"{color}.png").write_bytes(encoded(color))
+        (tmp_path / f"{color}.png").write_bytes(encode_image(color))
     lines = [json.dumps({"image": f"{color}.png", **row}) for color, row in rows]
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
-    return take(tmp_path, tmp_path / "out", kind="captions")
+    return ingest_jsonl(tmp_path, tmp_path / "out", kind="captions")
 
 
-def test_rows_with_the_same_picture_become_one_record_with_all_captions(tmp_path):
-    records, rejected = captions(
+def test_rows_with_the_same_image_become_one_record_with_all_captions(tmp_path):
+    records, rejected = ingest_captions(
         tmp_path,
-        ("red", {"id": 1, "caption": "A red picture", "split": "train"}),
+        ("red", {"id": 1, "caption": "A red image", "split": "train"}),
         ("green", {"captions": ["A green one", " ", "Green"], "split": "val"}),
-        ("red", {"id": 1, "captions": ["Red", "A red picture"]}),
+        ("red", {"id": 1, "captions": ["Red", "A red image"]}),
         ("blue", {"caption": "Blue", "split": "test"}),
         ("red", {"caption": "Red"}),
         ("red", {"caption": "Very red", "split": "test"}),
@@ -281,7 +295,7 @@ def test_rows_with_the_same_picture_become_one_record_with_all_captions(tmp_path
         ("white", {"captions": []}),
     )
     assert [record["captions"] for record in records] == [
-        ["A red picture", "Red"],
+        ["A red image", "Red"],
         ["A green one", "Green"],
         ["Blue"],
     ]
@@ -293,8 +307,8 @@ def test_rows_with_the_same_picture_become_one_record_with_all_captions(tmp_path
     ]
 
 
-def test_a_split_that_a_later_row_names_holds_for_the_picture(tmp_path):
-    records, _ = captions(
+def test_a_split_in_a_later_row_applies_to_the_image(tmp_path):
+    records, _ = ingest_captions(
         tmp_path,
         ("red", {"caption": "one"}),
         ("red", {"caption": "two", "split": "test"}),
@@ -305,33 +319,33 @@ def test_a_split_that_a_later_row_names_holds_for_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("WEBP", "RGB"), ("PNG", "RGBA"), ("GIF", "P")])
-def test_pictures_of_many_kinds_are_taken_in(tmp_path, kind, mode):
-    source = write_lines(tmp_path / "in", *whole())
+def test_common_image_formats_are_ingested(tmp_path, kind, mode):
+    source = write_lines(tmp_path / "in", *with_valid_articles())
     (source / "red.png").write_bytes(
-        encoded(1, kind, mode) if mode == "P" else encoded("red", kind, mode)
+        encode_image(1, kind, mode) if mode == "P" else encode_image("red", kind, mode)
     )
-    _, rejected = take(source, tmp_path / "out")
+    _, rejected = ingest_jsonl(source, tmp_path / "out")
     assert rejected == []
 
 
-def test_a_photo_of_a_phone_with_a_second_picture_inside_is_taken_in(tmp_path):
-    source = write_lines(tmp_path / "in", *whole())
+def test_a_phone_photo_with_a_second_embedded_image_is_ingested(tmp_path):
+    source = write_lines(tmp_path / "in", *with_valid_articles())
     content = BytesIO()
     first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
     first.save(content, "MPO", save_all=True, append_images=[second])
     (source / "red.png").write_bytes(content.getvalue())
-    _, rejected = take(source, tmp_path / "out")
-    (picture,) = image_store.read_images(tmp_path / "out" / "images")
-    assert rejected == [] and image_store.decode_image(picture["bytes"]).getpixel((4, 4))[0] > 200
+    _, rejected = ingest_jsonl(source, tmp_path / "out")
+    (image,) = image_store.read_images(tmp_path / "out" / "images")
+    assert rejected == [] and image_store.decode_image(image["bytes"]).getpixel((4, 4))[0] > 200
 
 
 def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(tmp_path):
-    rows = whole(*[article(f"bad {i}", image=f"none{i}.png") for i in range(9)])
+    rows = with_valid_articles(*[article(f"bad {i}", image=f"none{i}.png") for i in range(9)])
     source = write_lines(tmp_path / "in", *rows)
     with pytest.raises(InputError) as error:
-        take(source, tmp_path / "out", limits=replace(LIMITS, max_rejected_fraction=0.1))
+        ingest_jsonl(source, tmp_path / "out", config=replace(CONFIG, max_rejected_fraction=0.1))
     sentence = str(error.value)
-    # 12 articles, each with one picture
+    # 12 articles with one image each
     assert "corpora.corpus: 9 of 24 rows and images were rejected" in sentence
     assert "'missing image' (9; articles.jsonl:4: missing image: none0.png;" in sentence
     assert "ingest.max_rejected_fraction" in sentence and "none3.png" not in sentence
@@ -340,25 +354,27 @@ def test_too_many_rejected_rows_stop_the_stage_with_counts_examples_and_a_list(t
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
 
 
-def test_a_share_of_rejected_rows_at_the_limit_passes(tmp_path):
-    rows = whole(article("bad", image="none.png"))  # 4 articles with a picture each: 1 of 8
-    records, _ = take(
+def test_a_rejected_fraction_at_the_limit_passes(tmp_path):
+    rows = with_valid_articles(
+        article("bad", image="none.png")
+    )  # 4 articles with an image each: 1 of 8
+    records, _ = ingest_jsonl(
         write_lines(tmp_path / "in", *rows),
         tmp_path / "o",
-        limits=replace(LIMITS, max_rejected_fraction=0.125),
+        config=replace(CONFIG, max_rejected_fraction=0.125),
     )
     assert len(records) == 4
 
 
-def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_not(tmp_path):
+def test_train_and_test_must_not_be_empty_but_validation_may(tmp_path):
     rows = [article("a", split="train"), article("b", split="val")]
     with pytest.raises(InputError, match=r"none of 2 records is in test: .*split fractions"):
-        take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
+        ingest_jsonl(write_lines(tmp_path / "in", *rows), tmp_path / "out")
     rows = [article("a", split="dev"), article("b", split="test")]
     with pytest.raises(InputError, match="none of 2 records is in train: "):
-        take(write_lines(tmp_path / "in", *rows), tmp_path / "out")
+        ingest_jsonl(write_lines(tmp_path / "in", *rows), tmp_path / "out")
     rows = [article("a", split="train"), article("b", split="test")]
-    assert len(take(write_lines(tmp_path / "in", *rows), tmp_path / "out")[0]) == 2
+    assert len(ingest_jsonl(write_lines(tmp_path / "in", *rows), tmp_path / "out")[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -375,23 +391,25 @@ def test_nothing_to_train_on_or_to_test_stops_the_stage_and_no_validation_does_n
         ({"format": "markdown", "kind": "captions"}, "but format markdown holds articles: change"),
     ],
 )
-def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, change, sentence):
+def test_invalid_input_gives_one_sentence_without_traceback_or_output(tmp_path, change, sentence):
     for name in ["empty", "blank"]:
         (tmp_path / name).mkdir()
     (tmp_path / "blank" / "a.jsonl").write_text("\n\n")
     shutil.copy("params.yaml", tmp_path)
+    shutil.copytree("config", tmp_path / "config")
+    shutil.copytree("config", tmp_path / "config")
     options = {"name": "corpus", "kind": "articles", "format": "jsonl", "path": "empty"}
     options |= {"output": "data/out", **change}
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "stages.ingest", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and sentence in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr and not list((tmp_path / "data").glob("*"))
+    assert process.returncode == 1 and sentence in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr and not list((tmp_path / "data").glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -408,22 +426,20 @@ def test_wrong_input_is_one_sentence_without_traceback_or_output(tmp_path, chang
 )
 def test_invalid_params_are_rejected_by_name(changes, message):
     with pytest.raises(InputError, match=rf"params\.yaml: {message}"):
-        build_config(IngestConfig, asdict(LIMITS) | changes, "ingest")
+        build_config(IngestConfig, asdict(CONFIG) | changes, "ingest")
 
 
-def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
+def test_a_real_folder_of_chinese_recipes_is_ingested_completely(tmp_path):
     source = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset")) / "howtocook"
     if not source.is_dir():
         pytest.skip("POLYMUSE_REAL_DATA names no folder with howtocook")
-    limits = IngestConfig(**yaml.safe_load(Path("params.yaml").read_text())["ingest"])
-    ingest.main(limits, "recipes", "articles", "markdown", source, tmp_path / "out")
+    config = load_config(IngestConfig, "ingest")
+    ingest.main(config, "recipes", "articles", "markdown", source, tmp_path / "out")
     records = schemas.read_parquet(
         tmp_path / "out" / "records.parquet", schemas.RECORDS["articles"]
     )
-    pictures = [
-        block["image"] for record in records for block in record["blocks"] if block["image"]
-    ]
-    assert len(records) == 29 and len(pictures) == 67
+    images = [block["image"] for record in records for block in record["blocks"] if block["image"]]
+    assert len(records) == 29 and len(images) == 67
     assert {record["language"] for record in records} == {"zh"}
     assert all(record["title"].endswith("的做法") for record in records)
     assert (
@@ -431,16 +447,15 @@ def test_a_real_folder_of_chinese_recipes_is_taken_in_whole(tmp_path):
     )
 
 
-def test_facts_and_boxes_count_the_pictures_that_were_taken_in(tmp_path):
-    taken = []
-    corpus = RecordCollector(tmp_path, LIMITS, taken.append)
+def test_positions_of_facts_and_boxes_count_the_ingested_images(tmp_path):
+    corpus = RecordCollector(tmp_path, CONFIG, add_image=lambda row: None)
     shares = (0.1, 0.2, 0.3, 0.4)
-    red, blue = (ImageBytes(encoded(colour)) for colour in ("red", "blue"))
+    red, blue = (ImageBytes(encode_image(colour)) for colour in ("red", "blue"))
     truth = {
         "facts": [Fact(position, "object", "ball") for position in range(3)],
         "boxes": [SlotBox(position, "object", *shares) for position in range(3)],
     }
-    blocks = [red, "one", ImageBytes(b"no picture"), "two", blue, "three"]
+    blocks = [red, "one", ImageBytes(b"not an image"), "two", blue, "three"]
     corpus.add(ArticleRecord(source="a", title="A", blocks=blocks, **truth))
     first = {name: truth[name][:1] for name in truth}
     corpus.add(CaptionRecord(source="b", image=red, captions=["red"], **first))

@@ -16,41 +16,41 @@ from stages.shared.data.records import (
     TweetRecord,
 )
 from stages.shared.runtime.stage import InputError
-from tests.stages.ingest.test_ingest import LIMITS, encoded
+from tests.stages.ingest.test_ingest import CONFIG, encode_image
 
 TWEET = TweetRecord(source="t:1", words=["at", "York"], tags=["O", "B-LOC"], split="train")
 POST = PostRecord(source="p:1", text=" so good ", label="positive", split="train")
-RED, BROKEN = ImageBytes(encoded("red")), ImageBytes(b"no picture")
+RED, CORRUPT = ImageBytes(encode_image("red")), ImageBytes(b"not an image")
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    return RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
+    return RecordCollector(tmp_path, CONFIG, add_image=lambda row: None)
 
 
-def only(corpus):
+def get_only_record(corpus):
     (record,) = corpus.records.values()
     return record
 
 
 @pytest.mark.parametrize(("item", "kind"), [(TWEET, "tweets"), (POST, "posts")])
 @pytest.mark.parametrize(
-    ("picture", "reason"),
+    ("image", "reason"),
     [
-        (BROKEN, "unreadable image: no picture of a known format"),
+        (CORRUPT, "unreadable image: no picture of a known format"),
         (ImageFile("none.jpg", None), "missing image: none.jpg"),
         (ImageFile("../a.jpg", None), "path leaves the folder: ../a.jpg"),
         (ImageFile("https://a.org/b.jpg", None), "remote image: addresses are not fetched"),
     ],
 )
-def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, picture, reason):
-    if isinstance(picture, ImageFile):
-        picture = replace(picture, folder=tmp_path)
+def test_an_unusable_image_is_rejected_by_itself(tmp_path, corpus, item, kind, image, reason):
+    if isinstance(image, ImageFile):
+        image = replace(image, folder=tmp_path)
     fact = Fact(0, "place", "beach")
-    corpus.add(replace(item, image=picture, facts=[fact]))
-    assert only(corpus)["image"] is None and corpus.num_rows == 2
+    corpus.add(replace(item, image=image, facts=[fact]))
+    assert get_only_record(corpus)["image"] is None and corpus.num_rows == 2
     assert [row["reason"][: len(reason)] for row in corpus.rejected] == [reason]
-    assert corpus.facts == []  # of a picture that is not there
+    assert corpus.facts == []  # the image is missing
     assert summarize_corpus(corpus, kind)["without_picture"]["train"] == 1
     schemas.write_parquet(
         tmp_path / "r.parquet", list(corpus.records.values()), schemas.RECORDS[kind]
@@ -58,10 +58,15 @@ def test_a_picture_of_no_use_is_rejected_alone(tmp_path, corpus, item, kind, pic
 
 
 @pytest.mark.parametrize("item", [TWEET, POST])
-def test_a_good_picture_and_its_facts_are_kept(corpus, item):
+def test_a_valid_image_and_its_facts_are_kept(corpus, item):
     corpus.add(replace(item, image=RED, facts=[Fact(0, "place", "beach")]))
-    assert len(only(corpus)["image"]) == 64 and corpus.rejected == []
-    fact = {"record": only(corpus)["id"], "position": 0, "slot": "place", "value": "beach"}
+    assert len(get_only_record(corpus)["image"]) == 64 and corpus.rejected == []
+    fact = {
+        "record": get_only_record(corpus)["id"],
+        "position": 0,
+        "slot": "place",
+        "value": "beach",
+    }
     assert corpus.facts == [fact]
 
 
@@ -82,18 +87,18 @@ def test_a_good_picture_and_its_facts_are_kept(corpus, item):
         (replace(POST, label="happy"), "unknown label: 'happy' is none of negative, neutral"),
     ],
 )
-def test_an_item_of_no_use_is_rejected(corpus, item, reason):
+def test_an_unusable_item_is_rejected(corpus, item, reason):
     corpus.add(item)
     assert corpus.records == {} and corpus.rejected[0]["reason"].startswith(reason)
 
 
-def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
+def test_the_id_depends_on_text_labels_and_image(corpus):
     items = [
         TWEET,
         replace(TWEET, tags=["O", "B-ORG"]),
         replace(TWEET, words=["At", "York"]),
         replace(TWEET, image=RED),
-        replace(TWEET, image=ImageBytes(encoded("blue"))),
+        replace(TWEET, image=ImageBytes(encode_image("blue"))),
         POST,
         replace(POST, label="neutral"),
         replace(POST, image=RED),
@@ -111,7 +116,7 @@ def test_the_id_is_of_words_tags_or_text_label_and_of_the_picture(corpus):
 
 
 @pytest.mark.parametrize("item", [TWEET, POST])
-def test_where_there_is_no_picture_the_id_of_the_source_stands_for_it(corpus, item):
+def test_without_image_the_source_id_distinguishes_records(corpus, item):
     for key in "ab":
         corpus.add(replace(item, key=key))
     corpus.add(replace(item, key="c", image=RED))
@@ -120,17 +125,17 @@ def test_where_there_is_no_picture_the_id_of_the_source_stands_for_it(corpus, it
     assert [row["id"] for row in corpus.rejected] == ["d"]
 
 
-def test_rows_that_are_left_out_count_for_nothing_and_are_told(corpus):
-    corpus.config = replace(LIMITS, max_rejected_fraction=0.0)
-    meant = Rejection("p:2", "contradiction: the text is positive", "2", intentional=True)
-    corpus.add(meant)
+def test_intentional_rejections_are_not_counted_but_reported(corpus):
+    corpus.config = replace(CONFIG, max_rejected_fraction=0.0)
+    rejection = Rejection("p:2", "contradiction: the text is positive", "2", intentional=True)
+    corpus.add(rejection)
     with pytest.raises(InputError, match="all 1 rows were left out, most often for 'contradicti"):
         check_rejected(corpus, "posts")
     corpus.add(POST)
     check_rejected(corpus, "posts")
     assert summarize_corpus(corpus, "posts")["rejected"] == {"contradiction": 1}
     assert summarize_corpus(corpus, "posts")["labels"]["train"] == {"positive": 1}
-    corpus.add(replace(meant, intentional=False))
+    corpus.add(replace(rejection, intentional=False))
     with pytest.raises(InputError, match="1 of 2 rows and images were rejected"):
         check_rejected(corpus, "posts")
 
@@ -146,7 +151,7 @@ def test_rows_that_are_left_out_count_for_nothing_and_are_told(corpus):
         ("validation", "train"),
     ],
 )
-def test_tweets_and_posts_need_something_to_train_on_and_something_to_score(splits, empty):
+def test_tweets_and_posts_need_train_and_evaluation_records(splits, empty):
     records = [{"split": split} for split in splits.split()]
     for kind in ("tweets", "posts"):
         if empty is None:
@@ -156,7 +161,7 @@ def test_tweets_and_posts_need_something_to_train_on_and_something_to_score(spli
                 check_splits(records, "corpus", kind)
 
 
-def test_the_summary_of_tweets_counts_entities_and_tags_that_stand_alone(corpus):
+def test_the_summary_of_tweets_counts_entities_and_orphan_tags(corpus):
     corpus.add(TWEET)
     corpus.add(replace(TWEET, tags=["I-PER", "I-LOC"], split="test"))
     counts = summarize_corpus(corpus, "tweets")

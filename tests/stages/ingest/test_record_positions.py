@@ -3,12 +3,12 @@ from hashlib import sha256
 from stages import chunk
 from stages.ingest.record_collector import RecordCollector
 from stages.shared.data.records import ArticleRecord, Fact, Foil, ImageBytes
-from tests.stages.ingest.test_ingest import LIMITS, encoded
+from tests.stages.ingest.test_ingest import CONFIG, encode_image
 
 
-def drawn(contents):
-    """An article as `sample` draws it: a text, a fact and a foil for each picture."""
-    blocks = [b for i, one in enumerate(contents) for b in (ImageBytes(one), f"text {i}")]
+def build_article(contents):
+    """An article like those of the synthetic corpus: a text, a fact and a foil per image."""
+    blocks = [b for i, content in enumerate(contents) for b in (ImageBytes(content), f"text {i}")]
     return ArticleRecord(
         source="s",
         title="t",
@@ -18,10 +18,10 @@ def drawn(contents):
     )
 
 
-def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rejected(tmp_path):
-    contents = [encoded("red"), b"no picture", encoded("green"), encoded("blue")]
-    corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
-    corpus.add(drawn(contents))
+def test_facts_follow_their_image_through_ingest_and_chunk(tmp_path):
+    contents = [encode_image("red"), b"not an image", encode_image("green"), encode_image("blue")]
+    corpus = RecordCollector(tmp_path, CONFIG, add_image=lambda row: None)
+    corpus.add(build_article(contents))
     (record,) = corpus.records.values()
     params = chunk.ChunkConfig(
         corpora=["articles"],
@@ -34,17 +34,20 @@ def test_facts_follow_their_picture_through_ingest_and_chunk_when_another_is_rej
         max_similarity=1.0,
         max_rejected_per_chosen=8,
     )
-    hashes = {one["position"]: one["image"] for one in chunk.chunk_article(record, params)}
+    hashes = {
+        chunk_row["position"]: chunk_row["image"]
+        for chunk_row in chunk.chunk_article(record, params)
+    }
     truth = {fact["position"]: fact["value"] for fact in corpus.facts}
     assert truth == {0: "place 0", 1: "place 2", 2: "place 3"}
     for position, number in enumerate([0, 2, 3]):
         assert hashes[position] == sha256(contents[number]).hexdigest()
-    assert corpus.foils == []  # the first text became two
+    assert corpus.foils == []  # two texts were joined
 
 
-def test_foils_of_an_article_whose_pictures_are_all_taken_in_are_kept(tmp_path):
-    corpus = RecordCollector(tmp_path, LIMITS, add_image=lambda row: None)
-    corpus.add(drawn([encoded("red"), encoded("green")]))
+def test_foils_are_kept_if_all_images_of_the_article_are_ingested(tmp_path):
+    corpus = RecordCollector(tmp_path, CONFIG, add_image=lambda row: None)
+    corpus.add(build_article([encode_image("red"), encode_image("green")]))
     assert [(foil["position"], foil["text"]) for foil in corpus.foils] == [
         (0, "foil 0"),
         (1, "foil 1"),
