@@ -63,9 +63,10 @@ def train(
     rows = chunk_dataset.expand_references(chunk_dataset.load_training_chunks(chunk_folder))
     features = feature_store.read_features(feature_folder, chunk_folder / "features")
     generator = generators.create_generator(run, rows, features)
-    excerpt_ratio = getattr(generator.model.network, "excerpt_ratio", 0.0)
-    excerpts = sample_excerpts(rows, excerpt_ratio, run.sft.seed)
-    dataset = generator.build_dataset(rows + excerpts, features)
+    network = generator.model.network
+    if hasattr(network, "excerpt_ratio"):
+        rows = rows + sample_excerpts(rows, network.excerpt_ratio, run.sft.seed)
+    dataset = generator.build_dataset(rows, features)
     rows = chunk_dataset.load_chunks(chunk_folder, "validation", require_image=True)
     validation = generator.build_dataset(chunk_dataset.expand_references(rows), features)
     generator.model.fit_normalization(features, *collect_feature_rows(dataset))

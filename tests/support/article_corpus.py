@@ -1,4 +1,4 @@
-"""A handful of articles on disk as ingest, chunk and embed leave them, for later stages."""
+"""A few articles as ingest, chunk and embed write them, for tests of later stages."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ SLOTS = {"topic": {}, "picture": {"animal": {"cat": ["cat"], "dog": ["dog"]}}}
 
 
 def write_article_corpus(folder: Path, *, slots: bool = True) -> list[Path]:
-    """The folders ingest, chunk and embed: eight chunks in three articles for each split."""
+    """Write the folders ingest, chunk and embed: three articles with eight chunks per split."""
     ingest, chunk, embed = (folder / name for name in ("ingest", "chunk", "embed"))
     for path in (ingest, chunk, embed):
         path.mkdir(parents=True)
@@ -21,25 +21,30 @@ def write_article_corpus(folder: Path, *, slots: bool = True) -> list[Path]:
         for row in tiny_flexmuse.make_chunk_rows():
             rows.append(row | {"record": f"{split}-{row['record']}", "split": split})
         for pair in tiny_flexmuse.make_pairs():
-            place = {"group": 3 * number + pair["group"], "record": f"{split}-{pair['record']}"}
-            pairs.append(pair | place)
+            key = {"group": 3 * number + pair["group"], "record": f"{split}-{pair['record']}"}
+            pairs.append(pair | key)
     schemas.write_parquet(chunk / "chunks.parquet", rows, schemas.CHUNKS)
     schemas.write_parquet(chunk / "pairs.parquet", pairs, schemas.PREFERENCE_PAIRS)
     if slots:
-        _write_truth(ingest, rows)
-    cached = tiny_flexmuse.build_features()
-    pictures = [{"pooled": cached.pooled[row], "patches": cached.patches[row]} for row in range(8)]
+        _write_facts(ingest, rows)
+    features = tiny_flexmuse.build_features()
+    pictures = [
+        {"pooled": features.pooled[row], "patches": features.patches[row]} for row in range(8)
+    ]
     titles = [
-        {"pooled": cached.text_pooled[row], "tokens": cached.tokens[row][cached.token_mask[row]]}
+        {
+            "pooled": features.text_pooled[row],
+            "tokens": features.tokens[row][features.token_mask[row]],
+        }
         for row in range(4)
     ]
-    texts = list(cached.text_index), cached.subwords, titles
-    feature_store.write_features(embed, (list(cached.image_index), pictures), texts)
+    texts = list(features.text_index), features.subwords, titles
+    feature_store.write_features(embed, (list(features.image_index), pictures), texts)
     return [ingest, chunk, embed]
 
 
 def write_encoder_dir(folder: Path) -> Path:
-    """A folder as align leaves it: two files of an encoder, nested, and a report about it."""
+    """A folder as align writes it: two files of an encoder, one nested, and a report."""
     target = folder / "encoder"
     (target / "weights").mkdir(parents=True, exist_ok=True)
     (target / "encoder.json").write_text("{}")
@@ -48,7 +53,7 @@ def write_encoder_dir(folder: Path) -> Path:
     return target
 
 
-def _write_truth(ingest: Path, rows: list[dict]) -> None:
+def _write_facts(ingest: Path, rows: list[dict]) -> None:
     (ingest / "slots.json").write_text(json.dumps(SLOTS))
     facts = [
         {
@@ -74,10 +79,12 @@ def _write_truth(ingest: Path, rows: list[dict]) -> None:
 
 
 def create_project(folder: Path) -> None:
-    """params.yaml as shipped, with training that takes a second."""
+    """Write params.yaml with models that train in a second."""
     import yaml
 
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    from stages.shared.core.config import read_params
+
+    params = read_params()
     params["training"]["checkpoint_interval_seconds"] = 0.0
     params["decoders"]["tiny"] |= {"d_ff": 32, "vocab_size": 400, "dropout": 0.2}
     params["models"]["flexmuse"]["network"] |= {"d_model": 16, "max_topic_tokens": 8}

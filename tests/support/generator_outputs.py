@@ -1,7 +1,8 @@
-"""A finished run in a temporary data folder, in the schemas of stages/shared/core/schemas.py.
+"""The outputs of a finished generator run, in the schemas of stages/shared/core/schemas.py.
 
-One slot the title knows (goal), one the picture (place); three test articles of two chunks and one
-of validation. What was written: SFT gets one of the test places wrong, preference all right.
+One slot is known from the title (goal), one from the image (place). There are three test articles
+and one validation article with two chunks each. SFT gets one of the test places wrong, preference
+none.
 """
 
 import json
@@ -64,15 +65,15 @@ def make_chunk_rows(title: str, language: str) -> list[dict]:
 
 
 def make_predictions(title: str = "Ada and the perfect cake", language: str = "en") -> list[dict]:
-    """Rows of predictions.parquet of both phases, and of one modality for the test articles."""
+    """Rows of predictions.parquet for both phases, and for single inputs of the test articles."""
     rows = []
     for phase in ("sft", "preference"):
         for chunk in make_chunk_rows(title, language):
             place = PLACES[chunk["position"]]
-            mistaken = phase == "sft" and (chunk["record"], chunk["position"]) == ("b", 1)
-            texts = {"both": make_sentence("beach" if mistaken else place)}
+            is_wrong = phase == "sft" and (chunk["record"], chunk["position"]) == ("b", 1)
+            texts = {"both": make_sentence("beach" if is_wrong else place)}
             if chunk["split"] == "test":
-                # The topic alone always says beach, the picture alone never the goal.
+                # The topic alone always gives beach; the image alone gives no goal.
                 texts["topic"] = make_sentence("beach")
                 texts["picture"] = f"Ada hums {SLOTS['picture']['place'][place][0]}."
             row = chunk | {"phase": phase, "masked": 0.0, "sigma": 0.1 * chunk["position"] - 0.02}
@@ -81,18 +82,18 @@ def make_predictions(title: str = "Ada and the perfect cake", language: str = "e
 
 
 def make_foil_rows() -> list[dict]:
-    """Of test articles a and b; in sft the foil of b passes its reference."""
+    """Rows of test articles a and b; in sft the foil of b scores above its reference."""
     rows = []
-    for phase, of_b in (("sft", -1.0), ("preference", -3.0)):
-        for record, foil in (("a", -9.0), ("b", of_b)):
+    for phase, b_log_prob in (("sft", -1.0), ("preference", -3.0)):
+        for record, foil in (("a", -9.0), ("b", b_log_prob)):
             key = {"record": record, "position": 0, "phase": phase}
             rows.append(key | {"slot": "", "log_prob": -2.0})
             rows.append(key | {"slot": "place", "log_prob": foil})
     return rows
 
 
-def write_ingest(folder: Path, known: bool = True) -> None:
-    """01_ingest of one corpus; `known`: with the truth that only sample corpora have."""
+def write_ingest(folder: Path, with_facts: bool = True) -> None:
+    """01_ingest of one corpus; with_facts: with the facts that only synthetic corpora have."""
     colours = [(40 * p, 90, 30 * n) for n in range(len(ARTICLES)) for p in PLACES]
     image_store.write_images(
         folder / "images", [make_image_row(colour) for colour in colours], shards=2
@@ -103,7 +104,7 @@ def write_ingest(folder: Path, known: bool = True) -> None:
         "languages": {"en": 4},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    if not known:
+    if not with_facts:
         return
     (folder / "slots.json").write_text(json.dumps(SLOTS))
     content = {"rule": "a rule", "validation": CEILINGS, "test": CEILINGS}
@@ -126,9 +127,13 @@ def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> 
 
 
 def write_chunks(folder: Path) -> None:
-    """05_chunk of three train articles: two chunks nearly the same, a single one, two unrelated."""
-    alike = {"t": [[1.0, 0.95], [0.95, 1.0]], "u": [[1.0]], "w": [[1.0, 0.04], [0.04, 1.0]]}
-    keys = [(record, position) for record in alike for position in range(len(alike[record]))]
+    """05_chunk of three train articles: two similar chunks, a single one, two unrelated ones."""
+    similarities = {"t": [[1.0, 0.95], [0.95, 1.0]], "u": [[1.0]], "w": [[1.0, 0.04], [0.04, 1.0]]}
+    keys = [
+        (record, position)
+        for record in similarities
+        for position in range(len(similarities[record]))
+    ]
     chunks = [
         {
             "record": record,
@@ -144,14 +149,14 @@ def write_chunks(folder: Path) -> None:
     ]
     schemas.write_parquet(folder / "chunks.parquet", chunks, schemas.CHUNKS)
     rows = [
-        {"record": record, "position": position, "similarities": alike[record][position]}
+        {"record": record, "position": position, "similarities": similarities[record][position]}
         for record, position in keys
     ]
     schemas.write_parquet(folder / "similarities.parquet", rows, schemas.SIMILARITIES)
 
 
 def write_illustrations(folder: Path, rows: list[dict]) -> None:
-    """08_illustrate of one corpus; rows: record, position, image, source and similarity."""
+    """08_illustrate of one corpus; rows have record, position, image, source and similarity."""
     every = {"split": "test", "text": "a title", "backend": "retrieve", "seed": 0}
     schemas.write_parquet(
         folder / "illustrations.parquet", [every | row for row in rows], schemas.ILLUSTRATIONS
@@ -167,8 +172,11 @@ def write_illustrations(folder: Path, rows: list[dict]) -> None:
 
 
 def make_attention_rows() -> list[dict]:
-    """Of both phases: patch p looks at token p of the title, the writer at the last patch while it
-    writes the place, everywhere alike otherwise; 4 patches."""
+    """Rows for both phases and 4 patches.
+
+    Patch p attends to token p of the title. The decoder attends to the last patch at the place, and
+    uniformly elsewhere.
+    """
     rows = []
     for row in make_predictions():
         if (row["split"], row["inputs"]) != ("test", "both"):
@@ -176,18 +184,18 @@ def make_attention_rows() -> list[dict]:
         tokens = row["title"].split()
         fusion = [0.6 if token == patch else 0.1 for patch in range(4) for token in range(5)]
         words = list(re.finditer(r"\s*\S+", row["text"]))
-        of_place = [word[0].strip() in ("beach", "city") for word in words]
-        looks = [p for here in of_place for p in ([0.1, 0.1, 0.1, 0.7] if here else [0.25] * 4)]
+        is_place = [word[0].strip() in ("beach", "city") for word in words]
+        decoder = [p for place in is_place for p in ([0.1, 0.1, 0.1, 0.7] if place else [0.25] * 4)]
         rows.append(
             {name: row[name] for name in ("record", "position", "phase", "text")}
             | {"tokens": tokens, "fusion": fusion}
-            | {"ends": [word.end() for word in words], "decoder": looks}
+            | {"ends": [word.end() for word in words], "decoder": decoder}
         )
     return rows
 
 
 def write_attention(predicted: Path, ingest: Path) -> None:
-    """The gate, fusion and attention of 11_predict, and the boxes of 01_ingest."""
+    """Gate, fusion and attention of 11_predict, and the boxes of 01_ingest."""
     keys = [(record, position) for record, _ in ARTICLES for position in PLACES]
     sigmas = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, None]
     gates = [

@@ -1,4 +1,4 @@
-"""A tiny writer, its features and its batches, for the tests of models and of writing stages."""
+"""A tiny FlexMUSE with features and chunks, for tests of models and generator stages."""
 
 import json
 from io import BytesIO
@@ -68,7 +68,7 @@ def build_t5(vocabulary: int = 40, width: int = 16) -> T5ForConditionalGeneratio
 
 
 def save_t5(folder: Path, tied: bool):
-    """A T5 and its tokenizer as Hugging Face would hand them out."""
+    """Save a T5 and its tokenizer in the format of Hugging Face."""
     tokenizer = train_tokenizer(TEXTS, 300)
     saved = build_t5(len(tokenizer))
     if not tied:  # as in T5 1.1 and mengzi-t5-base
@@ -80,8 +80,8 @@ def save_t5(folder: Path, tied: bool):
 
 
 def save_published_t5(folder: Path) -> T5ForConditionalGeneration:
-    """The files that Langboat/mengzi-t5-base consists of: a T5 1.1 whose vocabulary has more rows
-    than its SentencePiece model and the 100 sentinels, no tokenizer's settings, a pickle."""
+    """Save the same files as Langboat/mengzi-t5-base: a T5 1.1 with more embeddings than tokens and
+    sentinels, a SentencePiece model without tokenizer settings, and pickled weights."""
     trained = BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(CHINESE_TEXTS * 4),
@@ -108,7 +108,7 @@ def save_published_t5(folder: Path) -> T5ForConditionalGeneration:
     saved = T5ForConditionalGeneration(config)
     saved.lm_head.weight = torch.nn.Parameter(torch.randn_like(saved.lm_head.weight))
     stated = json.loads(config.to_json_string(use_diff=False)) | {"tie_word_embeddings": False}
-    stated.pop("scale_decoder_outputs", None)  # of later releases
+    stated.pop("scale_decoder_outputs", None)  # added by later releases of transformers
     (folder / "config.json").write_text(json.dumps(stated))
     torch.save(saved.state_dict(), folder / "pytorch_model.bin")
     return saved
@@ -120,7 +120,7 @@ def build_model(learned: bool = False, vocabulary: int = 40, **changes) -> Model
 
 
 def build_features(learned: bool = False) -> Features:
-    """Eight pictures `0` to `7` and four titles `title 0` to `title 3`."""
+    """Eight images `0` to `7` and four titles `title 0` to `title 3`."""
     random = np.random.default_rng(0)
 
     def unit(rows, width):
@@ -142,12 +142,12 @@ def build_features(learned: bool = False) -> Features:
 
 
 def make_chunk_rows() -> list[dict]:
-    """Three articles of 3, 1 and 4 chunks."""
-    sizes, found, image = (3, 1, 4), [], 0
+    """The chunks of three articles with 3, 1 and 4 chunks."""
+    sizes, rows, image = (3, 1, 4), [], 0
     for article, size in enumerate(sizes):
         for position in range(size):
             text = TEXTS[image % len(TEXTS)] + " here" * (image // len(TEXTS))
-            found.append(
+            rows.append(
                 {
                     "record": f"r{article}",
                     "position": position,
@@ -160,18 +160,18 @@ def make_chunk_rows() -> list[dict]:
                 }
             )
             image += 1
-    return found
+    return rows
 
 
 def make_pairs() -> list[dict]:
-    """Every article a group, and in it every chunk preferred to every other."""
+    """One group per article, in which every chunk may be preferred to every other."""
     return make_pairs_from_groups(
         [[("r0", k) for k in range(3)], [("r1", 0)], [("r2", k) for k in range(4)]]
     )
 
 
 def make_pairs_from_groups(groups: list[list[tuple[str, int]]]) -> list[dict]:
-    """PAIRS of groups of (record, position)."""
+    """PREFERENCE_PAIRS for groups of (record, position)."""
     return [
         {
             "group": number,

@@ -1,4 +1,4 @@
-"""A tiny TIPPo, its features and its articles, for the tests of the model and of its stages."""
+"""A tiny TIPPo with features and articles, for tests of the model and its stages."""
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
@@ -11,7 +11,7 @@ from stages.shared.generation.article_dataset import ArticleDataset
 from stages.shared.generation.chunk_dataset import LengthLimits
 from tests.support import tiny_flexmuse
 
-SIZES = (3, 1, 5)  # pictures of each article
+SIZES = (3, 1, 5)  # images per article
 LIMITS = LengthLimits(max_topic_tokens=8, max_text_tokens=80, max_images=5)
 TINY_DECODER = decoders.DecoderConfig(
     tiny=decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
@@ -72,7 +72,7 @@ def build_preference_config(**changes) -> PreferenceConfig:
 
 
 def build_features(learned: bool = False) -> Features:
-    """Nine pictures `0` to `8`, three titles `title 0` to `title 2`; no two widths are the same."""
+    """Nine images `0` to `8`, three titles `title 0` to `title 2`; all widths differ."""
     random = np.random.default_rng(0)
 
     def unit(rows: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def build_features(learned: bool = False) -> Features:
 
 
 def make_chunk_rows() -> list[dict]:
-    """The chunks of three articles of 3, 1 and 5 pictures."""
+    """The chunks of three articles with 3, 1 and 5 images."""
     places = [(number, position) for number, size in enumerate(SIZES) for position in range(size)]
     return [
         {
@@ -112,15 +112,15 @@ def make_chunk_rows() -> list[dict]:
     ]
 
 
-def build_article_dataset(learned: bool = False, given: list[dict] | None = None) -> ArticleDataset:
-    """The articles of `rows`, or of given ones, in the tokens of a tiny decoder."""
+def build_article_dataset(learned: bool = False, rows: list[dict] | None = None) -> ArticleDataset:
+    """The articles of `rows`, by default of `make_chunk_rows`, for a tiny decoder."""
     _, tokenizer = decoders.create_decoder(
         "tiny", TINY_DECODER, 16, tiny_flexmuse.TEXTS * 4, LIMITS.max_images - 1
     )
-    return ArticleDataset(given or make_chunk_rows(), build_features(learned), tokenizer, LIMITS)
+    return ArticleDataset(rows or make_chunk_rows(), build_features(learned), tokenizer, LIMITS)
 
 
-def build_model(of: ArticleDataset, **changes) -> Model:
-    """A model for the features and the tokens of these articles."""
-    t5 = tiny_flexmuse.build_t5(len(of.tokenizer))  # seeds
-    return Model(build_model_config(**changes), infer_input_dims(of.features), t5)
+def build_model(dataset: ArticleDataset, **changes) -> Model:
+    """A model for the features and the tokenizer of a dataset, with fixed weights."""
+    t5 = tiny_flexmuse.build_t5(len(dataset.tokenizer))  # sets the seed
+    return Model(build_model_config(**changes), infer_input_dims(dataset.features), t5)

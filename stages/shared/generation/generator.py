@@ -23,6 +23,7 @@ from stages.shared.generation import decoders, decoding
 from stages.shared.generation.article_dataset import ArticleDataset, split_paragraphs
 from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
 from stages.shared.modeling.registry import load_paper
+from stages.shared.modeling.saved_config import upgrade_config
 from stages.shared.modeling.state_dict import untied_state_dict
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device, inference_context
@@ -184,7 +185,7 @@ def load_generator(folder: Path) -> TextGenerator:
     Raises InputError if the folder holds no generator or one of another version.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = upgrade_config(json.loads((folder / "config.json").read_text()))
     except FileNotFoundError:
         raise InputError(f"{folder} holds no trained model: run `dvc repro`") from None
     if missing := sorted({"pictures", "topics"} - config.keys()):

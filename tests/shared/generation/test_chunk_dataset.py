@@ -13,7 +13,7 @@ def chunks():
     return tiny_flexmuse.build_chunk_dataset()
 
 
-def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
+def test_labels_are_the_text_and_its_end_token(chunks):
     batch = chunks.batch([2, 1])
     for row, index in enumerate([2, 1]):
         ids = [i for i in batch["labels"][row].tolist() if i != IGNORE_INDEX]
@@ -21,18 +21,20 @@ def test_labels_are_the_text_and_its_end_and_nothing_after(chunks):
         assert chunks.tokenizer.decode(ids[:-1]) == chunks.rows[index]["text"]
 
 
-def test_a_long_text_is_cut_without_an_end_and_counted():
-    short = chunk_dataset.ChunkDataset(
+def test_texts_that_are_too_long_are_truncated_and_counted():
+    truncated = chunk_dataset.ChunkDataset(
         tiny_flexmuse.make_chunk_rows(),
         tiny_flexmuse.build_features(),
         tiny_flexmuse.build_chunk_dataset().tokenizer,
         LengthLimits(8, 2),
     )
-    assert short.num_truncated == 8
-    assert all(len(ids) == 2 and ids[-1] != short.tokenizer.eos_token_id for ids in short.labels)
+    assert truncated.num_truncated == 8
+    assert all(
+        len(ids) == 2 and ids[-1] != truncated.tokenizer.eos_token_id for ids in truncated.labels
+    )
 
 
-def test_features_land_at_their_items_and_padding_is_masked(chunks):
+def test_items_get_their_features_and_padding_is_masked(chunks):
     batch, features = chunks.batch([7, 0]), chunks.features
     torch.testing.assert_close(batch["patches"][0], torch.tensor(features.patches[7]).float())
     assert batch["topic_mask"].sum(1).tolist() == [7, 3]  # titles 2 and 0
@@ -40,11 +42,11 @@ def test_features_land_at_their_items_and_padding_is_masked(chunks):
     assert not batch["topic"][1, 3:].any()
 
 
-def test_sigma_is_the_cosine_of_picture_and_title(chunks):
+def test_sigma_is_the_cosine_of_image_and_title(chunks):
     features = chunks.features
-    picture, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
+    image, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
     sigma = chunk_dataset.compute_similarity(features, "7", "title 2")
-    assert sigma == pytest.approx(picture @ title, abs=1e-6)
+    assert sigma == pytest.approx(image @ title, abs=1e-6)
     assert chunks.batch([7])["sigma"].item() == pytest.approx(sigma)
     assert chunk_dataset.compute_similarity(features, None, "title 2") is None
     assert (
@@ -53,18 +55,18 @@ def test_sigma_is_the_cosine_of_picture_and_title(chunks):
     )
 
 
-def test_an_item_without_picture_or_title_is_marked_and_finite(chunks):
+def test_an_item_without_image_and_title_is_masked_and_finite(chunks):
     row = chunks.rows[0] | {"image": None, "title": ""}
-    bare = chunk_dataset.ChunkDataset(
+    dataset = chunk_dataset.ChunkDataset(
         [row, chunks.rows[1]], chunks.features, chunks.tokenizer, LengthLimits(8, 24)
     )
-    batch = bare.batch([0, 1])
+    batch = dataset.batch([0, 1])
     assert batch["has_picture"].tolist() == batch["has_topic"].tolist() == [False, True]
     assert not batch["patches"][0].any() and batch["sigma"][0] == 0
-    assert batch["topic_mask"].any(1).all()  # attention needs one open place
+    assert batch["topic_mask"].any(1).all()  # attention needs one unmasked position
 
 
-def test_learned_topics_are_characters_of_any_script():
+def test_learned_topics_are_encoded_by_character_in_any_script():
     chunks = tiny_flexmuse.build_chunk_dataset(learned=True)
     row = chunks.rows[0] | {"title": "红烧肉"}
     chinese = chunk_dataset.ChunkDataset(
@@ -76,9 +78,9 @@ def test_learned_topics_are_characters_of_any_script():
     assert batch["topic_ids_mask"].all()
 
 
-def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
+def test_a_batch_of_groups_has_their_indices_and_allowed_pairs(chunks):
     pairs = tiny_flexmuse.make_pairs()
-    pairs[2]["rejected"] = []  # of r0: nobody is rejected for its last chunk
+    pairs[2]["rejected"] = []  # of r0: its last chunk has no rejected chunk
     groups = chunks.build_groups(pairs)  # r1 has no second chunk
     assert [group.indices for group in groups] == [[0, 1, 2], [4, 5, 6, 7]]
     batch = chunks.batch_groups(groups)
@@ -89,7 +91,7 @@ def test_a_batch_keeps_groups_apart_and_only_allowed_pairs(chunks):
     assert batch["allowed"][1].sum() == 12
 
 
-def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
+def test_positions_may_have_gaps_and_groups_may_mix_articles():
     rows = [row | {"position": row["position"] * 2} for row in tiny_flexmuse.make_chunk_rows()]
     chunks = chunk_dataset.ChunkDataset(
         rows,
@@ -104,19 +106,21 @@ def test_positions_may_have_gaps_and_a_group_chunks_of_any_article():
     assert group.allowed.int().tolist() == [[0, 1, 1], [1, 0, 1], [1, 0, 0]]
 
 
-def test_a_chunk_without_picture_leaves_its_group_and_the_pairs_of_the_others_stay(chunks):
-    rows = [row for row in chunks.rows if row["image"] != "1"]  # r0 at 1, which nothing illustrated
-    shown = chunk_dataset.ChunkDataset(rows, chunks.features, chunks.tokenizer, LengthLimits(8, 24))
+def test_a_chunk_without_an_image_is_removed_from_its_group(chunks):
+    rows = [row for row in chunks.rows if row["image"] != "1"]  # without the chunk r0 at position 1
+    with_images = chunk_dataset.ChunkDataset(
+        rows, chunks.features, chunks.tokenizer, LengthLimits(8, 24)
+    )
     pairs = tiny_flexmuse.make_pairs_from_groups(
         [[("r0", 0), ("r0", 1), ("r0", 2)], [("r0", 1), ("r1", 0)]]
     )
     pairs[0]["rejected"] = [1]
-    (group,) = shown.build_groups(pairs)
+    (group,) = with_images.build_groups(pairs)
     assert [rows[row]["image"] for row in group.indices] == ["0", "2"]
     assert group.allowed.int().tolist() == [[0, 0], [1, 0]]
 
 
-def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(tmp_path):
+def test_chunks_are_loaded_by_split_and_training_needs_images(tmp_path):
     rows = [
         *tiny_flexmuse.make_chunk_rows(),
         tiny_flexmuse.make_chunk_rows()[0] | {"split": "test", "image": None},
@@ -130,24 +134,24 @@ def test_chunks_of_a_split_are_read_and_a_split_without_pictures_stops_training(
         chunk_dataset.load_training_chunks(tmp_path)
 
 
-def test_pieces_are_the_tokens_of_the_topic_that_the_model_sees():
+def test_topic_subwords_match_the_tokens_that_the_model_sees():
     chunks = tiny_flexmuse.build_chunk_dataset()
     batch = chunks.batch([0, 3, 4])
     counts = [len(chunks.topic_subwords(chunks.rows[index]["title"])) for index in (0, 3, 4)]
     assert counts == batch["topic_mask"].sum(1).tolist() == [3, 5, 7]
-    short = ChunkDataset(
+    truncated = ChunkDataset(
         tiny_flexmuse.make_chunk_rows(),
         tiny_flexmuse.build_features(),
         chunks.tokenizer,
         LengthLimits(2, 24),
     )
-    assert short.topic_subwords("title 2") == ["t0", "t1"]
-    assert chunks.topic_subwords("") == [""]  # the open position of an item without topic
+    assert truncated.topic_subwords("title 2") == ["t0", "t1"]
+    assert chunks.topic_subwords("") == [""]  # the unmasked position of an item without a topic
 
 
-def test_pieces_of_a_learned_topic_are_those_of_the_decoders_tokenizer():
+def test_subwords_of_a_learned_topic_are_those_of_the_decoder():
     chunks = tiny_flexmuse.build_chunk_dataset(learned=True)
     batch = chunks.batch([0])
-    pieces = chunks.topic_subwords("title 0")
-    assert len(pieces) == batch["topic_ids_mask"].sum() == 8
-    assert pieces[:5] == ["t", "i", "t", "l", "e"]
+    subwords = chunks.topic_subwords("title 0")
+    assert len(subwords) == batch["topic_ids_mask"].sum() == 8
+    assert subwords[:5] == ["t", "i", "t", "l", "e"]

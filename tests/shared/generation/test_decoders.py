@@ -9,7 +9,7 @@ from stages.shared.generation import decoders
 from stages.shared.runtime.stage import InputError
 from tests.support import tiny_flexmuse
 
-TINY = decoders.DecoderConfig(
+CONFIG = decoders.DecoderConfig(
     tiny=decoders.TinyT5Config(vocab_size=400, num_layers=2, d_ff=32, num_heads=4, dropout=0.0)
 )
 
@@ -17,14 +17,14 @@ TINY = decoders.DecoderConfig(
 @pytest.mark.parametrize(
     "text", ["a red cat sleeps", "红烧肉，放糖 2 勺", "naïve 😀 emoji", "two  blanks and\nlines"]
 )
-def test_any_script_survives_a_vocabulary_that_never_saw_it(text):
+def test_text_in_an_unseen_script_survives_encoding_and_decoding(text):
     tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 400)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def test_the_vocabulary_keeps_its_limit_and_shortens_what_recurs():
+def test_a_larger_vocabulary_gives_shorter_texts_within_its_limit():
     tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 300)
     assert len(tokenizer) <= 300
     longer = decoders.train_tokenizer(tiny_flexmuse.TEXTS * 4, 400)
@@ -32,7 +32,7 @@ def test_the_vocabulary_keeps_its_limit_and_shortens_what_recurs():
     assert counts[1] < counts[0] < len(tiny_flexmuse.TEXTS[0])
 
 
-def test_a_script_of_many_characters_keeps_the_limit_and_its_frequent_ones():
+def test_a_large_script_keeps_the_limit_and_its_frequent_characters():
     characters = [chr(0x4E00 + number) for number in range(3000)]  # CJK Unified Ideographs
     texts = ["".join(characters[start : start + 20]) for start in range(0, 3000, 20)]
     texts += ["".join(characters[-300:])] * 3
@@ -44,7 +44,7 @@ def test_a_script_of_many_characters_keeps_the_limit_and_its_frequent_ones():
     assert decoders.train_tokenizer(texts, 1000).get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_least_vocabulary_is_the_bytes_the_special_tokens_and_the_blank():
+def test_the_smallest_vocabulary_is_bytes_special_tokens_and_metaspace():
     tokenizer = decoders.train_tokenizer(tiny_flexmuse.TEXTS, 260)
     ids = tokenizer("红 cat", add_special_tokens=False).input_ids
     assert len(tokenizer) == 260 and tokenizer.decode(ids) == "红 cat"
@@ -52,7 +52,7 @@ def test_the_least_vocabulary_is_the_bytes_the_special_tokens_and_the_blank():
         decoders.train_tokenizer(tiny_flexmuse.TEXTS, 259)
 
 
-def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
+def test_a_t5_with_a_sentencepiece_model_is_loaded(tmp_path):
     trained = BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(tiny_flexmuse.TEXTS * 4),
@@ -66,11 +66,11 @@ def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
     (tmp_path / "spiece.model").write_bytes(trained.getvalue())
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    _, tokenizer = decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
-    pieces = SentencePieceProcessor(model_proto=trained.getvalue())
+    _, tokenizer = decoders.create_decoder(str(tmp_path), CONFIG, 16, [], 0)
+    processor = SentencePieceProcessor(model_proto=trained.getvalue())
     for text in tiny_flexmuse.TEXTS:
         ids = tokenizer(text).input_ids
-        assert ids == [*pieces.encode(text), 1]
+        assert ids == [*processor.encode(text), 1]
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     (tmp_path / "run").mkdir()
     decoders.save_decoder(tmp_path / "run", tiny_flexmuse.build_t5(28), tokenizer)
@@ -78,88 +78,88 @@ def test_a_t5_whose_tokenizer_is_a_sentencepiece_model_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_named_t5_is_loaded_with_its_weights_and_restored_without_them(tmp_path, tied):
+def test_a_named_t5_is_loaded_with_weights_and_restored_from_its_config(tmp_path, tied):
     saved, tokenizer = tiny_flexmuse.save_t5(tmp_path / "named", tied)
     assert torch.equal(saved.lm_head.weight, saved.shared.weight) == tied
-    model, found = decoders.create_decoder(str(tmp_path / "named"), TINY, 16, [], 0)
+    model, loaded = decoders.create_decoder(str(tmp_path / "named"), CONFIG, 16, [], 0)
     for name, weight in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
-    assert found(tiny_flexmuse.TEXTS[0]).input_ids == tokenizer(tiny_flexmuse.TEXTS[0]).input_ids
+    assert loaded(tiny_flexmuse.TEXTS[0]).input_ids == tokenizer(tiny_flexmuse.TEXTS[0]).input_ids
     (tmp_path / "run").mkdir()
-    decoders.save_decoder(tmp_path / "run", model, found)
-    again, tokens = decoders.load_decoder(tmp_path / "run")
-    assert again.config.scale_decoder_outputs == tied
+    decoders.save_decoder(tmp_path / "run", model, loaded)
+    restored, restored_tokenizer = decoders.load_decoder(tmp_path / "run")
+    assert restored.config.scale_decoder_outputs == tied
     if not tied:
-        decoders.untie_lm_head(again)
-    again.load_state_dict(model.state_dict())
-    labels = torch.tensor([tokens(tiny_flexmuse.TEXTS[0]).input_ids])
-    losses = [one.eval()(input_ids=labels, labels=labels).loss for one in (model, again)]
+        decoders.untie_lm_head(restored)
+    restored.load_state_dict(model.state_dict())
+    labels = torch.tensor([restored_tokenizer(tiny_flexmuse.TEXTS[0]).input_ids])
+    losses = [t5.eval()(input_ids=labels, labels=labels).loss for t5 in (model, restored)]
     torch.testing.assert_close(*losses)
 
 
-def test_a_name_that_does_not_exist_is_one_sentence(tmp_path):
+def test_a_name_that_does_not_exist_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="decoder no/such-model cannot be loaded"):
-        decoders.create_decoder("no/such-model", TINY, 16, [], 0)
+        decoders.create_decoder("no/such-model", CONFIG, 16, [], 0)
 
 
-def test_a_file_of_weights_that_is_cut_off_is_one_sentence(tmp_path):
+def test_a_truncated_weights_file_is_an_input_error(tmp_path):
     tiny_flexmuse.build_t5().save_pretrained(tmp_path)
     decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"cannot be loaded: .+") as raised:
-        decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
+        decoders.create_decoder(str(tmp_path), CONFIG, 16, [], 0)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "error", [ImportError("install x\nthen y"), RuntimeError("no"), KeyError()]
 )
-def test_whatever_a_checkpoint_makes_transformers_raise_is_one_sentence(monkeypatch, error):
+def test_any_exception_of_transformers_becomes_an_input_error(monkeypatch, error):
     def fail(*args, **options):
         raise error
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     with pytest.raises(InputError, match=r"decoder x cannot be loaded: (install x|no|KeyError)$"):
-        decoders.create_decoder("x", TINY, 16, [], 0)
+        decoders.create_decoder("x", CONFIG, 16, [], 0)
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused_without_a_report_before(tmp_path, capfd):
+def test_a_checkpoint_that_lacks_weights_is_rejected_without_a_report(tmp_path, capfd):
     from safetensors.torch import load_file, save_file
 
     tiny_flexmuse.build_t5().save_pretrained(tmp_path)
     decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    lacking = {k: v for k, v in weights.items() if "decoder.block.1" not in k}
-    save_file(lacking, tmp_path / "model.safetensors", {"format": "pt"})
+    incomplete = {k: v for k, v in weights.items() if "decoder.block.1" not in k}
+    save_file(incomplete, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"lacks weights of a T5: decoder\.block\.1"):
-        decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
+        decoders.create_decoder(str(tmp_path), CONFIG, 16, [], 0)
     assert "REPORT" not in "".join(capfd.readouterr())
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+def test_a_checkpoint_of_another_architecture_is_rejected(tmp_path):
     decoders.train_tokenizer(tiny_flexmuse.TEXTS, 300).save_pretrained(tmp_path)
     config = {"model_type": "bert", "hidden_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="cannot be loaded"):
-        decoders.create_decoder(str(tmp_path), TINY, 16, [], 0)
+        decoders.create_decoder(str(tmp_path), CONFIG, 16, [], 0)
 
 
-def published(folder):
-    """A decoder as mengzi-t5-base is published, after a run has saved and restored it."""
+def load_published_t5(folder):
+    """A decoder in the format of mengzi-t5-base, loaded, and after save and restore."""
     (folder / "named").mkdir()
     saved = tiny_flexmuse.save_published_t5(folder / "named")
-    model, tokenizer = decoders.create_decoder(str(folder / "named"), TINY, 16, [], 0)
+    model, tokenizer = decoders.create_decoder(str(folder / "named"), CONFIG, 16, [], 0)
     (folder / "run").mkdir()
     decoders.save_decoder(folder / "run", model, tokenizer)
-    again, tokens = decoders.load_decoder(folder / "run")
-    decoders.untie_lm_head(again)
-    again.load_state_dict(model.state_dict())
-    return saved, (model.eval(), tokenizer), (again.eval(), tokens)
+    restored, restored_tokenizer = decoders.load_decoder(folder / "run")
+    decoders.untie_lm_head(restored)
+    restored.load_state_dict(model.state_dict())
+    return saved, (model.eval(), tokenizer), (restored.eval(), restored_tokenizer)
 
 
-def test_mengzi_t5_as_it_is_published_keeps_its_weights_and_generates_the_same(tmp_path):
-    saved, (model, tokenizer), (again, tokens) = published(tmp_path)
+def test_a_published_t5_keeps_its_weights_and_outputs(tmp_path):
+    saved, (model, tokenizer), (restored, restored_tokenizer) = load_published_t5(tmp_path)
     assert (len(tokenizer), model.config.vocab_size) == (142, 170)
     assert (model.config.feed_forward_proj, model.config.scale_decoder_outputs) == (
         "gated-gelu",
@@ -170,26 +170,26 @@ def test_mengzi_t5_as_it_is_published_keeps_its_weights_and_generates_the_same(t
     assert not torch.equal(model.lm_head.weight, model.shared.weight)
     ids = tokenizer(tiny_flexmuse.CHINESE_TEXTS, padding=True, return_tensors="pt")
     assert (
-        tokens(tiny_flexmuse.CHINESE_TEXTS).input_ids
+        restored_tokenizer(tiny_flexmuse.CHINESE_TEXTS).input_ids
         == tokenizer(tiny_flexmuse.CHINESE_TEXTS).input_ids
     )
     options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 2}
-    first, second = (one.generate(**ids, **options) for one in (model, again))
+    first, second = (t5.generate(**ids, **options) for t5 in (model, restored))
     assert torch.equal(first, second) and first.unique().numel() > 2
 
 
-def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
-    _, (_, tokenizer), (_, tokens) = published(tmp_path)
-    for found in (tokenizer, tokens):
-        sentinels = found.convert_tokens_to_ids([f"<extra_id_{k}>" for k in range(100)])
+def test_a_published_t5_has_100_sentinels_of_one_token(tmp_path):
+    _, (_, tokenizer), (_, restored_tokenizer) = load_published_t5(tmp_path)
+    for loaded in (tokenizer, restored_tokenizer):
+        sentinels = loaded.convert_tokens_to_ids([f"<extra_id_{k}>" for k in range(100)])
         assert sentinels == list(range(141, 41, -1))
         parts = [
-            found(text, add_special_tokens=False).input_ids
+            loaded(text, add_special_tokens=False).input_ids
             for text in tiny_flexmuse.CHINESE_TEXTS[:2]
         ]
-        joined = found("<extra_id_0>".join(tiny_flexmuse.CHINESE_TEXTS[:2])).input_ids
-        assert joined == [*parts[0], 141, *parts[1], found.eos_token_id]
-        assert "<" not in found.decode(joined, skip_special_tokens=True)
+        joined = loaded("<extra_id_0>".join(tiny_flexmuse.CHINESE_TEXTS[:2])).input_ids
+        assert joined == [*parts[0], 141, *parts[1], loaded.eos_token_id]
+        assert "<" not in loaded.decode(joined, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_a_published_t5_has_100_sentinels_of_one_token_each(tmp_path):
         "<extra_<extra_id_0>id_1>",
         "<</s>/s>",
         "<<</s>/s>/s>",
-        "\uff1c/s\uff1e",  # in full-width letters, which NFKC makes narrow
+        "\uff1c/s\uff1e",  # in full-width letters, which NFKC maps to ASCII
         "\uff1cextra_id_1\uff1e<pad>",
     ],
 )
-def test_no_text_spells_a_sentinel_or_an_end(tmp_path, text):
-    _, (_, named), (_, restored) = published(tmp_path)
-    _, tiny = decoders.create_decoder("tiny", TINY, 16, tiny_flexmuse.TEXTS * 4, 4)
+def test_no_text_encodes_to_a_special_token(tmp_path, text):
+    _, (_, named), (_, restored) = load_published_t5(tmp_path)
+    _, tiny = decoders.create_decoder("tiny", CONFIG, 16, tiny_flexmuse.TEXTS * 4, 4)
     for tokenizer in (named, restored, tiny):
         special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
         special += decoders.get_sentinel_ids(tokenizer, 4)
@@ -214,22 +214,22 @@ def test_no_text_spells_a_sentinel_or_an_end(tmp_path, text):
         assert plain == tokenizer(tiny_flexmuse.TEXTS[0], add_special_tokens=False).input_ids
 
 
-def test_a_sentencepiece_t5_cannot_spell_a_new_line(tmp_path):
-    """Which is why the paragraphs of an article are parted by sentinels."""
-    _, (_, tokenizer), _ = published(tmp_path)
+def test_a_sentencepiece_t5_cannot_encode_a_line_break(tmp_path):
+    """This is why sentinels separate the paragraphs of an article."""
+    _, (_, tokenizer), _ = load_published_t5(tmp_path)
     ids = tokenizer("米饭\n红烧肉", add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == "米饭 红烧肉"
 
 
-def test_a_row_of_the_vocabulary_that_no_token_has_decodes_to_nothing(tmp_path):
-    _, (_, tokenizer), (_, tokens) = published(tmp_path)
+def test_ids_without_a_token_decode_to_nothing(tmp_path):
+    _, (_, tokenizer), (_, restored_tokenizer) = load_published_t5(tmp_path)
     ids = tokenizer("米饭", add_special_tokens=False).input_ids
-    for found in (tokenizer, tokens):
-        assert found.decode([ids[0], 150, *ids[1:], 169]) == "米饭"
+    for loaded in (tokenizer, restored_tokenizer):
+        assert loaded.decode([ids[0], 150, *ids[1:], 169]) == "米饭"
 
 
-def test_chinese_punctuation_that_a_tokenizer_narrows_is_widened_again(tmp_path):
-    _, (_, tokenizer), _ = published(tmp_path)
+def test_chinese_punctuation_is_restored_after_a_tokenizer_maps_it_to_ascii(tmp_path):
+    _, (_, tokenizer), _ = load_published_t5(tmp_path)
     assert decoders.maps_punctuation_to_ascii(tokenizer)
     assert not decoders.maps_punctuation_to_ascii(
         decoders.train_tokenizer(tiny_flexmuse.CHINESE_TEXTS, 400)
@@ -252,5 +252,5 @@ def test_chinese_punctuation_that_a_tokenizer_narrows_is_widened_again(tmp_path)
         ("カレー,です", "カレー，です"),
     ],
 )
-def test_a_mark_is_widened_where_it_touches_a_chinese_or_japanese_character(narrow, wide):
+def test_punctuation_becomes_full_width_next_to_cjk_characters(narrow, wide):
     assert decoders.restore_full_width(narrow) == wide

@@ -13,7 +13,7 @@ from stages.shared.training.losses import (
 )
 
 
-def test_token_log_probs_match_log_softmax_and_ignored_tokens_carry_none():
+def test_token_log_probs_match_log_softmax_and_are_zero_where_ignored():
     logits, labels = (
         torch.randn(2, 3, 5),
         torch.tensor([[1, IGNORE_INDEX, 2], [IGNORE_INDEX, 4, 0]]),
@@ -48,7 +48,7 @@ def test_info_nce_with_two_equal_captions_matches_loops():
     torch.testing.assert_close(info_nce_loss(a, b, same, 0.3), expected)
 
 
-def test_dpo_by_hand():
+def test_dpo_matches_a_value_derived_by_hand():
     """beta 0.1, one gap of 10: -log sigmoid(1) = log(1 + 1/e)."""
     gaps, allowed = torch.tensor([[10.0]]), torch.tensor([[True]])
     expected = torch.tensor(math.log(1 + math.exp(-1)))
@@ -57,7 +57,7 @@ def test_dpo_by_hand():
 
 
 @pytest.mark.parametrize("loss", [pairwise_dpo_loss, softmax_dpo_loss])
-def test_pairs_that_are_not_allowed_change_nothing_and_pass_no_gradient(loss):
+def test_pairs_that_are_not_allowed_have_no_effect_and_no_gradient(loss):
     gaps = torch.tensor([[1.0, 2.0, 50.0], [7.0, 7.0, 7.0]], requires_grad=True)
     allowed = torch.tensor([[True, True, False], [False, False, False]])
     value = loss(gaps, allowed, 0.5)

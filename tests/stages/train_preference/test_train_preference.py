@@ -26,94 +26,97 @@ from tests.support import article_corpus, tiny_flexmuse
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a corpus and an SFT model."""
-    place = tmp_path_factory.mktemp("preference")
-    article_corpus.create_project(place)
+    project = tmp_path_factory.mktemp("preference")
+    article_corpus.create_project(project)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        _, chunk, embed = article_corpus.write_article_corpus(place)
+        patch.chdir(project)
+        patch.setenv("POLYMUSE_HOME", str(project / "home"))
+        _, chunk, embed = article_corpus.write_article_corpus(project)
         run = load_config(generators.GeneratorRun, "generators", "flexmuse")
         train_sft.main(
-            "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(place)], place / "sft"
+            "flexmuse",
+            run,
+            [chunk, embed, article_corpus.write_encoder_dir(project)],
+            project / "sft",
         )
-    return place
+    return project
 
 
 @pytest.fixture
-def place(trained, monkeypatch):
+def project(trained, monkeypatch):
     monkeypatch.chdir(trained)
     monkeypatch.setenv("POLYMUSE_HOME", str(trained / "home"))
     return trained
 
 
-def folders(place):
+def folders(project):
     names = ("ingest", "chunk/pairs.parquet", "chunk", "embed", "sft/model")
-    return [place / name for name in names]
+    return [project / name for name in names]
 
 
-def test_the_phase_prefers_the_right_chunk_more_than_sft_did(place):
+def test_the_phase_raises_the_preference_for_the_right_chunk(project):
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    train_preference.main("flexmuse", run, folders(place), place / "out")
-    steps = history.read_history(place / "out" / "history.csv")
+    train_preference.main("flexmuse", run, folders(project), project / "out")
+    steps = history.read_history(project / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
     assert steps[-1]["validation_loss"] < steps[0]["validation_loss"]
     assert steps[1]["mscdpo"] == pytest.approx(math.log(2), abs=1e-5)  # policy is reference
     margins = []
-    for folder in (place / "sft" / "model", place / "out" / "model"):
-        writer = generators.load_generator(folder)
-        chunks = writer.build_dataset(
-            tiny_flexmuse.make_chunk_rows(), feature_store.read_features(place / "embed")
+    for folder in (project / "sft" / "model", project / "out" / "model"):
+        generator = generators.load_generator(folder)
+        chunks = generator.build_dataset(
+            tiny_flexmuse.make_chunk_rows(), feature_store.read_features(project / "embed")
         )
         scores = flexmuse.pairwise_log_probs(
-            writer.model, chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
+            generator.model, chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
         )
-        right = scores.diagonal(dim1=1, dim2=2)[..., None] - scores
-        margins.append(right.sum().item())
+        gaps = scores.diagonal(dim1=1, dim2=2)[..., None] - scores
+        margins.append(gaps.sum().item())
     assert margins[1] > margins[0]
 
 
 @pytest.fixture
-def reference(place):
-    """The reference's matrices of these groups, and how many of them the model was asked for."""
+def reference(project):
+    """A function that returns the reference's matrices and how many of them were computed."""
 
-    def score(pairs=None, rows=None, cached=None, sft=place / "sft" / "model", home=None):
-        writer, asked = generators.load_generator(sft), []
-        chunks = writer.build_dataset(
+    def score(pairs=None, rows=None, features=None, sft=project / "sft" / "model", home=None):
+        generator, scored = generators.load_generator(sft), []
+        chunks = generator.build_dataset(
             rows or tiny_flexmuse.make_chunk_rows(),
-            cached or feature_store.read_features(place / "embed"),
+            features or feature_store.read_features(project / "embed"),
         )
         groups = chunks.build_groups(pairs or tiny_flexmuse.make_pairs())
 
-        def counted(model, batch):
-            asked.append(batch)
+        def count_and_score(model, batch):
+            scored.append(batch)
             return flexmuse.pairwise_log_probs(model, batch)
 
-        writer.paper = SimpleNamespace(pairwise_log_probs=counted)
+        generator.paper = SimpleNamespace(pairwise_log_probs=count_and_score)
         store = Store(home, "none") if home else mscdpo.open_reference_store(sft)
-        return ReferenceLogProbs(writer, chunks, groups, store), len(asked)
+        return ReferenceLogProbs(generator, chunks, groups, store), len(scored)
 
     return score
 
 
-def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(map(torch.equal, one, other)) and len(one) == len(other)
+def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, first, second)) and len(first) == len(second)
 
 
-def test_what_the_reference_says_of_a_group_is_computed_once_and_kept_to_the_bit(
+def test_the_reference_scores_a_group_once_and_caches_the_exact_values(
     reference, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    first, asked = reference()
-    again, asked_again = reference()
-    fresh, asked_fresh = reference(home=tmp_path / "other")
-    assert (asked, asked_again, asked_fresh) == (2, 0, 2)
-    assert equal(first.matrices, again.matrices) and equal(first.matrices, fresh.matrices)
+    first, num_computed = reference()
+    again, num_recomputed = reference()
+    elsewhere, num_fresh = reference(home=tmp_path / "other")
+    assert (num_computed, num_recomputed, num_fresh) == (2, 0, 2)
+    assert equal(first.matrices, again.matrices) and equal(first.matrices, elsewhere.matrices)
 
 
-def test_what_the_reference_says_of_a_group_depends_on_nothing_but_the_group(reference, tmp_path):
+def test_the_reference_scores_of_a_group_do_not_depend_on_other_groups(reference, tmp_path):
     both, _ = reference(home=tmp_path / "both")
-    alone, asked = reference(pairs=tiny_flexmuse.make_pairs()[3:], home=tmp_path / "alone")
-    assert asked == 1 and torch.equal(alone.matrices[0], both.matrices[1])
+    alone, num_computed = reference(pairs=tiny_flexmuse.make_pairs()[3:], home=tmp_path / "alone")
+    assert num_computed == 1 and torch.equal(alone.matrices[0], both.matrices[1])
     stacked = both.stack_matrices([0, 1])
     assert stacked.shape == (2, 4, 4)
     assert not stacked[0, 3].any() and not stacked[0, :, 3].any()
@@ -121,80 +124,86 @@ def test_what_the_reference_says_of_a_group_depends_on_nothing_but_the_group(ref
     assert torch.equal(stacked[1], both.matrices[1])
 
 
-def test_an_edited_text_other_pairs_other_features_and_other_weights_are_scored_anew(
-    reference, place, tmp_path, monkeypatch
+def test_changed_texts_pairs_features_and_weights_are_scored_again(
+    reference, project, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     before, _ = reference()
     rows = tiny_flexmuse.make_chunk_rows()
-    rows[0] |= {"text": "two birds run"}  # of r0, so that r2 is still known
-    edited, asked = reference(rows=rows)
-    assert asked == 1 and torch.equal(edited.matrices[1], before.matrices[1])
+    rows[0] |= {"text": "two birds run"}  # of r0, so that r2 is still cached
+    edited, num_computed = reference(rows=rows)
+    assert num_computed == 1 and torch.equal(edited.matrices[1], before.matrices[1])
     rows[0] |= {"text": tiny_flexmuse.make_chunk_rows()[0]["text"], "title": "title 3"}
     assert reference(rows=rows)[1] == 1
     pairs = tiny_flexmuse.make_pairs()
     pairs[0]["rejected"] = [1]
     assert reference(pairs=pairs)[1] == 1
     assert reference(pairs=tiny_flexmuse.make_pairs_from_groups([[("r0", 0), ("r2", 0)]]))[1] == 1
-    cached = feature_store.read_features(place / "embed")
-    cached.patches[7] += 1  # the last picture of r2
-    assert reference(cached=cached)[1] == 1
-    cached = feature_store.read_features(place / "embed")
-    cached.tokens[cached.text_index[rows[7]["title"]], 0] += 1  # of the title of r2 alone
-    assert reference(cached=cached)[1] == 1
+    features = feature_store.read_features(project / "embed")
+    features.patches[7] += 1  # the last image of r2
+    assert reference(features=features)[1] == 1
+    features = feature_store.read_features(project / "embed")
+    features.tokens[features.text_index[rows[7]["title"]], 0] += 1  # only of the title of r2
+    assert reference(features=features)[1] == 1
     retrained = tmp_path / "retrained"
-    writer = generators.load_generator(place / "sft" / "model")
+    generator = generators.load_generator(project / "sft" / "model")
     with torch.no_grad():
-        writer.model.no_picture += 1e-3
-    generators.save_generator(writer, retrained, article_corpus.write_encoder_dir(tmp_path))
+        generator.model.no_picture += 1e-3
+    generators.save_generator(generator, retrained, article_corpus.write_encoder_dir(tmp_path))
     assert reference(sft=retrained)[1] == 2
-    assert reference()[1] == 0  # and what was known before still is
+    assert reference()[1] == 0  # the first values are still cached
 
 
-def test_a_second_run_of_the_phase_asks_the_reference_nothing_and_writes_the_same(
-    place, tmp_path, monkeypatch
+def test_a_second_run_uses_the_cached_reference_and_writes_the_same_files(
+    project, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    asked, matrix = [], flexmuse.pairwise_log_probs
+    scored, pairwise_log_probs = [], flexmuse.pairwise_log_probs
 
-    def counted(model, batch):
-        if "reference" not in batch:  # the policy's batches carry it
-            asked.append(batch)
-        return matrix(model, batch)
+    def count_and_score(model, batch):
+        if "reference" not in batch:  # the policy's batches include it
+            scored.append(batch)
+        return pairwise_log_probs(model, batch)
 
-    monkeypatch.setattr(flexmuse, "pairwise_log_probs", counted)
+    monkeypatch.setattr(flexmuse, "pairwise_log_probs", count_and_score)
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    train_preference.main("flexmuse", run, folders(place), tmp_path / "first")
-    assert len(asked) == 2  # the groups of validation hold the same texts and pictures
+    train_preference.main("flexmuse", run, folders(project), tmp_path / "first")
+    assert len(scored) == 2  # the validation groups have the same texts and images
     shutil.rmtree(tmp_path / "home" / "checkpoints")
-    train_preference.main("flexmuse", run, folders(place), tmp_path / "second")
-    assert len(asked) == 2
+    train_preference.main("flexmuse", run, folders(project), tmp_path / "second")
+    assert len(scored) == 2
     assert article_corpus.read_files(tmp_path / "first") == article_corpus.read_files(
         tmp_path / "second"
     )
 
 
-def test_the_watched_score_is_grounding_where_the_truth_is_known_and_likeness_elsewhere(place):
+def test_the_monitored_score_is_grounding_with_facts_and_similarity_without(project):
     row = {"record": "test-r0", "position": 0, "text": "a red cat sleeps"}
-    score = build_scorer(place / "ingest")
+    score = build_scorer(project / "ingest")
     assert [score(row, text) for text in ("my cat", "my dog", "cat and dog")] == [1, 0, 0]
-    like = build_scorer(place / "elsewhere")
+    similarity = build_scorer(project / "elsewhere")
     row |= {"references": ["two birds", row["text"]]}
-    assert like(row, "a red cat sleeps") == 1 > like(row, "a red cat") > like(row, "xyz") == 0
-    assert like(row, "two birds") == 1  # the best of the references, as rewards take it
+    assert (
+        similarity(row, "a red cat sleeps")
+        == 1
+        > similarity(row, "a red cat")
+        > similarity(row, "xyz")
+        == 0
+    )
+    assert similarity(row, "two birds") == 1  # the best reference counts, as in the rewards
 
 
-def test_a_phase_of_no_steps_is_measured_as_it_starts_and_keeps_the_weights(place):
+def test_a_phase_without_steps_is_validated_and_keeps_the_weights(project):
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
     run = replace(run, preference=replace(run.preference, max_steps=0))
-    train_preference.main("flexmuse", run, folders(place), place / "still")
-    (row,) = history.read_history(place / "still" / "history.csv")
+    train_preference.main("flexmuse", run, folders(project), project / "still")
+    (row,) = history.read_history(project / "still" / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0
     same = "model/model.safetensors"
-    assert (place / "still" / same).read_bytes() == (place / "sft" / same).read_bytes()
+    assert (project / "still" / same).read_bytes() == (project / "sft" / same).read_bytes()
 
 
-def test_a_drop_of_the_watched_score_stops_the_phase(place):
+def test_a_drop_of_the_monitored_score_stops_the_phase(project):
     class HeldOut:
         def __len__(self):
             return 1
@@ -213,15 +222,15 @@ def test_a_drop_of_the_watched_score_stops_the_phase(place):
     assert last.stop and last.loss == 2.0
 
 
-def test_a_corpus_without_pairs_stops_with_a_sentence(place, tmp_path):
+def test_a_corpus_without_pairs_is_an_input_error(project, tmp_path):
     schemas.write_parquet(tmp_path / "pairs.parquet", [], schemas.PREFERENCE_PAIRS)
     run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    changed = folders(place)
+    changed = folders(project)
     changed[1] = tmp_path / "pairs.parquet"
     with pytest.raises(InputError, match="min_similarity"):
         train_preference.main("flexmuse", run, changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_truth_is_read_by_chunk(place):
-    assert grounding.load_facts(place / "ingest")["test-r0", 1] == {"animal": "dog"}
+def test_facts_are_loaded_by_chunk(project):
+    assert grounding.load_facts(project / "ingest")["test-r0", 1] == {"animal": "dog"}
