@@ -2,22 +2,25 @@
 
 python -m pipelines.results_table     run in the project, after `make run`
 
-reads   params.yaml, metrics.json of every run, POLYMUSE_HOME/durations.json
+reads   params.yaml, metrics.json of every run, POLYMUSE_HOME/durations.json (the time of each stage
+        on this machine; if it is missing, config/runner.yaml: run.expected_seconds)
 writes  README.md, between the comments `<!-- results: ... -->` and `<!-- /results -->`
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from pipelines import summary
 from pipelines.cli import run_in_project
+from pipelines.runner.eta import StageDurations
 from stages.shared.core.config import read_params
-from stages.shared.runtime.stage import InputError, work_dir
+from stages.shared.runtime.stage import InputError
 
 README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: .* -->\n).*?(<!-- /results -->)", re.DOTALL)
+GENERATOR_STAGES = ("train_sft", "train_preference", "predict", "evaluate")
+CLASSIFIER_STAGES = ("train_classifier", "classify", "evaluate_classifier")
 MODELS = {"flexmuse": "FlexMUSE", "tippo": "TIPPo", "muse": "MuSE", "mm_orient": "MM-ORIENT"}
 TASKS = {  # kind of the corpus -> what a model is asked for
     "articles": "illustrated articles",
@@ -32,6 +35,7 @@ def build_table() -> str:
     """The table in Markdown, one row per run. Raises InputError if a run has no metrics."""
     params = read_params()
     metrics = summary.load_metrics()
+    durations = StageDurations(params["run"]["expected_seconds"])
     rows = {**(params["generators"] or {}), **(params["classifiers"] or {})}
     if missing := [run for run in rows if run not in metrics]:
         raise InputError(f"{missing[0]} has no metrics.json: run `make run` first")
@@ -41,14 +45,9 @@ def build_table() -> str:
     ]
     for run, row in rows.items():
         kind = params["corpora"][row["corpus"]]["kind"]
-        cells = [
-            f"`{run}`",
-            MODELS[row["model"]],
-            TASKS[kind],
-            *_scores(metrics[run]),
-            _minutes(run),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        stages = GENERATOR_STAGES if run in params["generators"] else CLASSIFIER_STAGES
+        cells = [f"`{run}`", MODELS[row["model"]], TASKS[kind], *_scores(metrics[run])]
+        lines.append(f"| {' | '.join([*cells, _minutes(durations, run, stages)])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +56,7 @@ def _scores(metrics: dict[str, Any]) -> list[str]:
     if "grounding" in metrics:
         score, name = metrics["grounding"]["total"], "grounding"
     else:
-        score, name = metrics["score"]["value"], metrics["score"]["metric"].replace("_", " ")
+        score, name = metrics["score"]["value"], metrics["score"]["metric"].replace("f1", "F1")
     ceilings = metrics["ceilings"]
     ceiling = ceilings.get("both", ceilings.get("picture"))["realised"]
     skill = metrics.get("skill") or metrics["share_of_ceiling"]
@@ -66,12 +65,8 @@ def _scores(metrics: dict[str, Any]) -> list[str]:
     return [f"{name} {score:.3f}", f"{ceiling:.3f}", f"{value:.3f} ± {error:.3f}{of_ceiling}"]
 
 
-def _minutes(run: str) -> str:
-    """What the stages of a run took on this machine, two of them at once."""
-    file = work_dir() / "durations.json"
-    durations = json.loads(file.read_text()) if file.exists() else {}
-    seconds = [took for stage, took in durations.items() if f"@{run} " in stage]
-    return f"{sum(seconds) / 60:.0f}" if seconds else "-"
+def _minutes(durations: StageDurations, run: str, stages: tuple[str, ...]) -> str:
+    return f"{sum(durations.estimate(f'{stage}@{run}') for stage in stages) / 60:.0f}"
 
 
 def main() -> None:
