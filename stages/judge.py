@@ -1,16 +1,18 @@
-"""Let a language model score what each phase wrote, from ten perspectives (arXiv:2508.16230).
+"""Let a language model score the articles of each phase from ten perspectives (arXiv:2508.16230).
 
 python -m stages.judge --run RUN --corpus CORPUS --predictions PREDICTIONS --output OUTPUT
 
 reads   PREDICTIONS/predictions.parquet
-writes  TARGET/judge.json       means with standard errors, the final phase on top, `sft` beneath
-        TARGET/scores.parquet   the scores of each article
+writes  OUTPUT/judge.json       means with standard errors; the final phase at the top level, an
+                                earlier SFT phase under `sft`
+        OUTPUT/scores.parquet   the scores of each article
 
-The ten are {style consistency, context consistency, creativity, richness, coherence} x {reference-
-free, reference-aware}; `incoherence`, lower is better, stands beside them and counts in no mean.
-A test article is judged as a whole: its title and what was written from both inputs, in order.
-Without `judge.model` nobody is asked, nothing leaves the machine, and judge.json says so; the same
-of captions, which are no articles to score for richness or coherence.
+The ten perspectives are {style consistency, context consistency, creativity, richness, coherence} x
+{reference-free, reference-aware}. `incoherence` (lower is better) is reported separately and is not
+part of any mean. A test article is scored as a whole: its title and all paragraphs that were
+generated from both inputs, in order. The judge is disabled by default (`judge.model: none`): no
+request is sent, and judge.json contains the reason. It is also disabled for captions, which have no
+richness or coherence to score.
 
 Where the paper is silent: model, scale, definitions and prompts are ours, in params.yaml.
 """
@@ -24,10 +26,10 @@ from statistics import fmean
 from string import Template
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from stages.shared.core import schemas
-from stages.shared.core.config import config_class, load_config
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
 from stages.shared.metrics.common import (
@@ -38,9 +40,9 @@ from stages.shared.metrics.common import (
     round_metrics,
 )
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
-GeneratorCorpusKind = Literal["articles", "captions"]  # of corpus
+GeneratorCorpusKind = Literal["articles", "captions"]  # kinds of corpora that generators train on
 PERSPECTIVES = [
     "style_consistency",
     "context_consistency",
@@ -48,37 +50,39 @@ PERSPECTIVES = [
     "richness",
     "coherence",
 ]
-INCOHERENCE = "incoherence"  # asked for without the reference
+INCOHERENCE = "incoherence"  # only scored without the reference
 PERSPECTIVES_BY_PROMPT = {"free": [*PERSPECTIVES, INCOHERENCE], "aware": PERSPECTIVES}
-PROMPT_VARIABLES = ("lowest", "highest", "definitions", "keys")  # that a prompt may name with a $
+PROMPT_VARIABLES = ("lowest", "highest", "definitions", "keys")  # written with a $ in prompts
 
 
 @config_class
 class JudgeConfig(llm_client.ChatConfig):
-    max_samples: int
-    min_score: int
-    max_score: int
-    prompts: dict[str, str]  # free | aware
-    definitions: dict[str, dict[str, str]]  # free | aware -> perspective
+    max_samples: int = Field(description="test articles per phase, two questions each")
+    min_score: int = Field(description="lowest score of the scale")
+    max_score: int = Field(description="highest score of the scale")
+    prompts: dict[str, str] = Field(description="free | aware -> instruction with $variables")
+    definitions: dict[str, dict[str, str]] = Field(
+        description="free | aware -> perspective -> text"
+    )
 
     def __post_init__(self) -> None:
         _check_keys("prompts", self.prompts, PERSPECTIVES_BY_PROMPT)
         _check_keys("definitions", self.definitions, PERSPECTIVES_BY_PROMPT)
-        for reference, perspectives in PERSPECTIVES_BY_PROMPT.items():
-            _check_keys(f"definitions.{reference}", self.definitions[reference], perspectives)
-            fill_prompt(self, reference)
+        for prompt, perspectives in PERSPECTIVES_BY_PROMPT.items():
+            _check_keys(f"definitions.{prompt}", self.definitions[prompt], perspectives)
+            fill_prompt(self, prompt)
 
 
-def _check_keys(name: str, given: Any, known: Any) -> None:
-    if set(given) != set(known):
-        raise ValueError(f"{name} has {', '.join(given)}: give {', '.join(known)}")
+def _check_keys(name: str, keys: Any, expected: Any) -> None:
+    if set(keys) != set(expected):
+        raise ValueError(f"{name} has {', '.join(keys)}: give {', '.join(expected)}")
 
 
 @dataclass(frozen=True)
 class JudgedArticle:
-    """What one phase wrote for a test article, beside what a person wrote for it.
+    """A test article as one phase generated it, and its reference text.
 
-    title: "" where the corpus has none. reference: the first, where a chunk has several.
+    title: "" if the corpus has none. reference: made of the first reference of each chunk.
     """
 
     record: str
@@ -87,14 +91,14 @@ class JudgedArticle:
     reference: str
 
 
-def collect_articles(rows: list[dict], phase: str, at_most: int) -> list[JudgedArticle]:
-    """At most so many test articles of a phase, evenly spaced by record; the same of each phase."""
+def collect_articles(rows: list[dict], phase: str, max_articles: int) -> list[JudgedArticle]:
+    """At most `max_articles` test articles, evenly spaced by record; the same in each phase."""
     by_record = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["record"], row["position"])):
         if (row["split"], row["inputs"], row["phase"]) == ("test", "both", phase):
             by_record[row["record"]].append(row)
     records = list(by_record)
-    chosen = [records[i] for i in evenly_spaced_indices(len(records), at_most)]
+    selected = [records[i] for i in evenly_spaced_indices(len(records), max_articles)]
     return [
         JudgedArticle(
             record,
@@ -102,75 +106,78 @@ def collect_articles(rows: list[dict], phase: str, at_most: int) -> list[JudgedA
             "\n\n".join(row["text"] for row in by_record[record]),
             "\n\n".join(row["references"][0] for row in by_record[record]),
         )
-        for record in chosen
+        for record in selected
     ]
 
 
-def fill_prompt(params: JudgeConfig, reference: str) -> str:
-    """The filled prompt. Raises WrongInput if it names a place that there is not."""
-    definitions = params.definitions[reference]
-    places = (
-        params.min_score,
-        params.max_score,
+def fill_prompt(config: JudgeConfig, prompt: str) -> str:
+    """The prompt `free` or `aware` with its variables. Raises ValueError for an unknown one."""
+    definitions = config.definitions[prompt]
+    values = (
+        config.min_score,
+        config.max_score,
         "\n".join(f"- {name}: {' '.join(text.split())}" for name, text in definitions.items()),
         ", ".join(["comment", *definitions]),
     )
     try:
-        template = Template(params.prompts[reference])
-        return template.substitute(dict(zip(PROMPT_VARIABLES, places, strict=True)))
+        template = Template(config.prompts[prompt])
+        return template.substitute(dict(zip(PROMPT_VARIABLES, values, strict=True)))
     except (KeyError, ValueError) as error:
-        known = ", ".join(f"${place}" for place in PROMPT_VARIABLES)
+        known = ", ".join(f"${name}" for name in PROMPT_VARIABLES)
         raise ValueError(
-            f"prompts.{reference}: {error} cannot be filled in: "
-            f"there are {known}, and $$ for a dollar"
+            f"prompts.{prompt}: {error} cannot be filled in: use {known}, and $$ for a dollar sign"
         ) from None
 
 
-def build_answer_schema(params: JudgeConfig, reference: str) -> type[BaseModel]:
-    """The schema of an answer: a comment, to think before scoring, then one score a perspective."""
-    # Strict: true would count as 1.
-    scale = Field(ge=params.min_score, le=params.max_score, strict=True)
-    fields: dict[str, Any] = dict.fromkeys(params.definitions[reference], (int, scale))
-    closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # OpenAI asks for it
-    return create_model(f"scores_{reference}", __config__=closed, comment=(str, ...), **fields)
+def build_answer_schema(config: JudgeConfig, prompt: str) -> type[BaseModel]:
+    """The schema of an answer: a comment, to reason before scoring, then one score each."""
+    # Strict: otherwise `true` would be accepted as 1.
+    score = Field(ge=config.min_score, le=config.max_score, strict=True)
+    fields: dict[str, Any] = dict.fromkeys(config.definitions[prompt], (int, score))
+    closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # required by OpenAI
+    return create_model(f"scores_{prompt}", __config__=closed, comment=(str, ...), **fields)
 
 
-def build_questions(params: JudgeConfig, of: list[JudgedArticle]) -> list[Question]:
-    """Two an article: reference-free, then reference-aware."""
-    asked = [
-        (name, fill_prompt(params, name), build_answer_schema(params, name))
-        for name in PERSPECTIVES_BY_PROMPT
+def build_questions(config: JudgeConfig, articles: list[JudgedArticle]) -> list[Question]:
+    """Two questions per article: reference-free, then reference-aware."""
+    prompts = [
+        (prompt, fill_prompt(config, prompt), build_answer_schema(config, prompt))
+        for prompt in PERSPECTIVES_BY_PROMPT
     ]
     return [
-        Question(told, llm_client.quote_data(**_question_fields(article, reference)), schema)
-        for article in of
-        for reference, told, schema in asked
+        Question(instruction, llm_client.quote_data(**_question_texts(article, prompt)), schema)
+        for article in articles
+        for prompt, instruction, schema in prompts
     ]
 
 
-def _question_fields(article: JudgedArticle, reference: str) -> dict[str, str]:
-    shown = {"title": article.title} if article.title else {}
-    shown["article"] = article.text
-    return shown | {"reference": article.reference} if reference == "aware" else shown
+def _question_texts(article: JudgedArticle, prompt: str) -> dict[str, str]:
+    texts = {"title": article.title} if article.title else {}
+    texts["article"] = article.text
+    return texts | {"reference": article.reference} if prompt == "aware" else texts
 
 
-def build_judgement_rows(of: list[JudgedArticle], phase: str, replies: list[Reply]) -> list[dict]:
-    """Rows of JUDGEMENTS; a question that failed has none."""
-    asked = [(article.record, reference) for article in of for reference in PERSPECTIVES_BY_PROMPT]
+def build_judgement_rows(
+    articles: list[JudgedArticle], phase: str, replies: list[Reply]
+) -> list[dict]:
+    """Rows of JUDGE_SCORES for the replies to `build_questions`; failed questions have no rows."""
+    questions = [
+        (article.record, prompt) for article in articles for prompt in PERSPECTIVES_BY_PROMPT
+    ]
     rows = []
-    for (record, reference), reply in zip(asked, replies, strict=True):
-        key = {"record": record, "phase": phase, "reference": reference}
-        given = reply.value.model_dump() if reply.value else {}
-        comment = given.pop("comment", None)
+    for (record, prompt), reply in zip(questions, replies, strict=True):
+        key = {"record": record, "phase": phase, "reference": prompt}
+        scores = reply.value.model_dump() if reply.value else {}
+        comment = scores.pop("comment", None)
         rows += [
             key | {"perspective": name, "score": float(score), "comment": comment}
-            for name, score in given.items()
+            for name, score in scores.items()
         ]
     return rows
 
 
 def mean_with_error(rows: list[dict]) -> dict[str, float]:
-    """Mean of the scores; standard error clustered by record, not a number below two records."""
+    """Mean score with its standard error clustered by record, which is NaN below two records."""
     scores = [row["score"] for row in rows]
     if not scores:
         return {"mean": float("nan"), "standard_error": float("nan")}
@@ -179,67 +186,78 @@ def mean_with_error(rows: list[dict]) -> dict[str, float]:
 
 
 def compute_overall(rows: list[dict]) -> dict[str, float]:
-    """The mean of the ten perspectives' means, each over the answers that there are to it.
+    """The mean of the means of the ten perspectives, so that failed questions shift no weights.
 
-    So a question that failed shifts no weight from one perspective to another. Not a number if one
-    of the ten has no answer. Standard error: the score s of perspective p, which has n_p, moves the
-    mean of ten by (s - mean_p) / (10 n_p); the moves of a record go together.
+    NaN if a perspective has no score. For the standard error, a score s of perspective p, which has
+    n_p scores, contributes (s - mean_p) / (10 n_p) to the mean of ten; the contributions of a
+    record form a cluster.
     """
-    of = {(reference, name): [] for reference in PERSPECTIVES_BY_PROMPT for name in PERSPECTIVES}
+    by_perspective = {
+        (prompt, name): [] for prompt in PERSPECTIVES_BY_PROMPT for name in PERSPECTIVES
+    }
     for row in rows:
         if row["perspective"] != INCOHERENCE:
-            of[row["reference"], row["perspective"]].append(row)
-    means = {key: mean_with_error(some)["mean"] for key, some in of.items()}
-    middle, count = fmean(means.values()), sum(map(len, of.values()))
-    moved = [
-        row | {"score": middle + count * (row["score"] - means[key]) / (len(of) * len(some))}
-        for key, some in of.items()
-        for row in some
+            by_perspective[row["reference"], row["perspective"]].append(row)
+    means = {key: mean_with_error(group)["mean"] for key, group in by_perspective.items()}
+    overall, count = fmean(means.values()), sum(map(len, by_perspective.values()))
+    # Values with mean `overall`, whose deviations are `count` times the contributions.
+    contributions = [
+        row
+        | {
+            "score": overall
+            + count * (row["score"] - means[key]) / (len(by_perspective) * len(group))
+        }
+        for key, group in by_perspective.items()
+        for row in group
     ]
-    error = mean_with_error(moved)["standard_error"] if all(of.values()) else float("nan")
-    return {"mean": middle, "standard_error": error}
+    is_complete = all(by_perspective.values())
+    error = mean_with_error(contributions)["standard_error"] if is_complete else float("nan")
+    return {"mean": overall, "standard_error": error}
 
 
 def summarize_phase(rows: list[dict], replies: list[Reply]) -> dict[str, Any]:
-    """The figures of one phase. `judged` counts articles."""
+    """The metrics of one phase. `judged` counts articles by prompt."""
     judged = {
-        name: len({r["record"] for r in rows if r["reference"] == name})
-        for name in PERSPECTIVES_BY_PROMPT
+        prompt: len({row["record"] for row in rows if row["reference"] == prompt})
+        for prompt in PERSPECTIVES_BY_PROMPT
     }
     failures = Counter(reply.failure for reply in replies if reply.value is None)
-    found: dict[str, Any] = {"judged": judged, "failures": dict(sorted(failures.items()))}
-    found["overall"] = compute_overall(rows)
-    for reference, names in PERSPECTIVES_BY_PROMPT.items():
-        of = [row for row in rows if row["reference"] == reference]
-        found[reference] = {
-            name: mean_with_error([row for row in of if row["perspective"] == name])
+    metrics: dict[str, Any] = {"judged": judged, "failures": dict(sorted(failures.items()))}
+    metrics["overall"] = compute_overall(rows)
+    for prompt, names in PERSPECTIVES_BY_PROMPT.items():
+        prompt_rows = [row for row in rows if row["reference"] == prompt]
+        metrics[prompt] = {
+            name: mean_with_error([row for row in prompt_rows if row["perspective"] == name])
             for name in names
             if name != INCOHERENCE
         }
-    return found | {
+    return metrics | {
         INCOHERENCE: mean_with_error([row for row in rows if row["perspective"] == INCOHERENCE])
     }
 
 
-def judge_predictions(rows: list[dict], params: JudgeConfig) -> tuple[dict[str, Any], list[dict]]:
+def judge_predictions(rows: list[dict], config: JudgeConfig) -> tuple[dict[str, Any], list[dict]]:
     """The content of judge.json and of scores.parquet."""
-    given = {phase: collect_articles(rows, phase, params.max_samples) for phase in PHASES}
-    asked = build_questions(params, [article for of in given.values() for article in of])
-    replies = llm_client.ask_questions("judge", params, asked)
-    by_phase, scores, rest = {}, [], iter(replies)
-    for phase, of in given.items():
-        if answered := list(islice(rest, len(of) * len(PERSPECTIVES_BY_PROMPT))):
-            found = build_judgement_rows(of, phase, answered)
-            by_phase[phase] = summarize_phase(found, answered)
-            scores += found
+    articles = {phase: collect_articles(rows, phase, config.max_samples) for phase in PHASES}
+    questions = build_questions(
+        config, [article for group in articles.values() for article in group]
+    )
+    replies = llm_client.ask_questions("judge", config, questions)
+    by_phase, scores, remaining = {}, [], iter(replies)
+    for phase, group in articles.items():
+        if phase_replies := list(islice(remaining, len(group) * len(PERSPECTIVES_BY_PROMPT))):
+            score_rows = build_judgement_rows(group, phase, phase_replies)
+            by_phase[phase] = summarize_phase(score_rows, phase_replies)
+            scores += score_rows
     final, *earlier = by_phase
+    unique_replies = dict(zip(questions, replies, strict=True)).values()
     return {
-        "model": params.model,
+        "model": config.model,
         "answered_by": ", ".join(sorted({name for reply in replies for name in reply.models})),
         "answers": "by JSON schema" if all(r.structured for r in replies) else "by prompt alone",
-        "tokens": sum(r.total_tokens for r in dict(zip(asked, replies, strict=True)).values()),
-        "lowest": params.min_score,
-        "highest": params.max_score,
+        "tokens": sum(reply.total_tokens for reply in unique_replies),
+        "lowest": config.min_score,
+        "highest": config.max_score,
         "phase": final,
         **by_phase[final],
         **{name: by_phase[name] for name in earlier},
@@ -252,30 +270,30 @@ def write_results(folder: Path, result: dict[str, Any], scores: list[dict]) -> N
     schemas.write_parquet(folder / "scores.parquet", scores, schemas.JUDGE_SCORES)
 
 
-def find_unavailable_reason(params: JudgeConfig, kind: GeneratorCorpusKind) -> str:
-    """Why nobody is asked about texts of a corpus of this kind; "" where somebody is."""
+def find_unavailable_reason(config: JudgeConfig, kind: GeneratorCorpusKind) -> str:
+    """Why texts of a corpus of this kind are not judged; "" if they are."""
     if kind == "captions":
         return "the perspectives are of whole articles, and this run writes captions"
     return (
-        "judge.model of params.yaml names no model" if params.model == llm_client.NO_MODEL else ""
+        "judge.model of params.yaml names no model" if config.model == llm_client.NO_MODEL else ""
     )
 
 
 def main(
-    params: JudgeConfig, run: str, kind: GeneratorCorpusKind, predictions: Path, target: Path
+    config: JudgeConfig, run: str, kind: GeneratorCorpusKind, predictions: Path, output: Path
 ) -> None:
-    if reason := find_unavailable_reason(params, kind):
-        with atomic_output_dir(target) as folder:
+    if reason := find_unavailable_reason(config, kind):
+        with atomic_output_dir(output) as folder:
             write_results(folder, {"unavailable": reason}, [])
         return
     rows = schemas.read_predictions(predictions)
-    with tracking.start_run(stage="judge", name=run, params={"judge": asdict(params)}) as tracked:
-        with atomic_output_dir(target) as folder:
-            result, scores = judge_predictions(rows, params)
+    with tracking.start_run(stage="judge", name=run, params={"judge": asdict(config)}) as tracked:
+        with atomic_output_dir(output) as folder:
+            result, scores = judge_predictions(rows, config)
             result = round_metrics(result)
             write_results(folder, result, scores)
         tracked.log_metrics(dict(flatten_metrics(result)), step=0)
-        tracked.log_artifact_hash(target / "judge.json", "judge.json")
+        tracked.log_artifact_hash(output / "judge.json", "judge.json")
 
 
 def cli(run: str, corpus: str, predictions: Path, output: Path) -> None:

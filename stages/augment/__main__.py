@@ -1,31 +1,32 @@
-"""Make more of the memes of the train split: paraphrases, each with its picture in another look.
+"""Augment the memes of the train split: paraphrases, each with an augmented image.
 
 python -m stages.augment --ingest INGEST --clean CLEAN --inpaint INPAINT --output OUTPUT
 
 reads   INGEST/tasks.json, CLEAN/records.parquet, INPAINT/pictures.parquet and images,
-        prompt.yaml beside this file
-writes  TARGET/records.parquet  MEMES: every meme, and after it its paraphrases
-        TARGET/images/          their pictures: inpainted, those of paraphrases in another look
-        TARGET/tasks.json       as it was
-        TARGET/summary.json     counts, tokens and cost, rejected paraphrases by reason
+        stages/augment/prompt.yaml
+writes  OUTPUT/records.parquet  MEMES: every meme, followed by its paraphrases
+        OUTPUT/images/          their inpainted images, augmented for paraphrases
+        OUTPUT/tasks.json       a copy
+        OUTPUT/summary.json     counts, tokens and cost, rejected paraphrases by reason
 
-This is what models read (MM-ORIENT, arXiv:2508.16300). A meme without text gets what was recognised
-in its picture, cleaned as stage 02 cleans. A paraphrase is made of the sentence, with case and
-marks, and cleaned then. It keeps labels, language and split of its original and names it as its
-`group`; its `variant` counts those that were written, from 1, with gaps where one was rejected.
-Memes of other splits stay as they are.
+Models are trained on this output (MM-ORIENT, arXiv:2508.16300). A meme without text gets the text
+that was recognized in its image, cleaned like stage 02. A paraphrase is generated from the text
+with case and punctuation, and cleaned afterwards. It has the labels, language and split of its
+original, whose id is its `group`. Its `variant` is its number, from 1, among the generated
+paraphrases, with gaps for rejected ones. Memes of other splits are not augmented.
 """
 
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from stages.augment import filters, image_augmentation, paraphrasers
+from stages.augment.filters import ParaphraseFilterConfig
 from stages.augment.image_augmentation import AugmentationRangesConfig
 from stages.augment.paraphrasers import (
     ParaphraseInput,
@@ -44,14 +45,14 @@ from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
 PROMPT_PATH = Path(__file__).with_name("prompt.yaml")
 NO_IMAGE = {"inpainted": None, "text": None}
-NO_AUGMENTATION = "none"  # `picture.look` that gives a paraphrase the picture of its original
+NO_AUGMENTATION = "none"  # the `image.policy` that gives a paraphrase the image of its original
 
 
 @config_class
 class ImageAugmentationConfig:
-    policy: str  # none, or one of looks
-    jpeg_quality: int | None = Field(ge=1, le=100)  # of JPEG; None: PNG
-    policies: dict[str, AugmentationRangesConfig]
+    policy: str = Field(description="one of policies, or none: the image of the original")
+    jpeg_quality: int | None = Field(ge=1, le=100, description="JPEG quality; null: PNG")
+    policies: dict[str, AugmentationRangesConfig] = Field(description="by name")
 
     def __post_init__(self) -> None:
         if self.policy not in (NO_AUGMENTATION, *self.policies):
@@ -65,19 +66,23 @@ class ImageAugmentationConfig:
 
 @config_class
 class AugmentConfig:
-    corpora: list[str]  # read by dvc.yaml
-    backend: str
-    num_paraphrases: int = Field(ge=1)
-    seed: int
-    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS)
-    filters: filters.ParaphraseFilterConfig
-    openai: paraphrasers.OpenAIParaphraserConfig
-    image: ImageAugmentationConfig
+    corpora: list[str] = Field(description="of kind memes; read by dvc.yaml")
+    backend: str = Field(description="rules | none | openai:MODEL")
+    num_paraphrases: int = Field(ge=1, description="requested per meme")
+    seed: int = Field(description="of rules and image augmentation")
+    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS, description="image files per corpus")
+    filters: ParaphraseFilterConfig = Field(description="limits for paraphrases")
+    openai: paraphrasers.OpenAIParaphraserConfig = Field(description="the backend openai:MODEL")
+    image: ImageAugmentationConfig = Field(description="images of paraphrases")
 
 
 @dataclass
 class ParaphraseCounts:
-    """What became of paraphrases. meant: memes that should have some; unread: by language."""
+    """Counts of paraphrases.
+
+    expected: memes to paraphrase. rejected: by reason. failures: memes without any paraphrase, by
+    reason. drift_unavailable: paraphrases that MiniLM does not support, by language.
+    """
 
     expected: int = 0
     generated: int = 0
@@ -89,91 +94,97 @@ class ParaphraseCounts:
 
 
 class MemeTextCleaner:
-    """Cleaning as stage 02 does it, and as little of it as leaves a sentence."""
+    """The cleaning of stage 02, and a light variant that keeps sentences intact."""
 
-    def __init__(self, rules: text_cleaning.CleanConfig):
-        still = {"case": "keep", "punctuation": "keep", "digits": "keep"}
-        self.config, self.light_config = (
-            rules,
-            replace(rules, memes=replace(rules.memes, **still)),
-        )
+    def __init__(self, config: text_cleaning.CleanConfig):
+        keep = {"case": "keep", "punctuation": "keep", "digits": "keep"}
+        self.config = config
+        self.light_config = replace(config, memes=replace(config.memes, **keep))
 
     def clean(self, text: str, language: str) -> str:
         return text_cleaning.clean_overlay_text(text, language, self.config)
 
     def clean_lightly(self, text: str, language: str) -> str:
-        """Without addresses and names of users and sites, but with case, marks and digits."""
+        """Remove URLs, user names and site names, but keep case, punctuation and digits."""
         return text_cleaning.clean_overlay_text(text, language, self.light_config)
 
 
 def build_originals(
-    rows: list[dict], pictures: dict[str, dict], words: MemeTextCleaner
+    rows: list[dict], images: dict[str, dict], cleaner: MemeTextCleaner
 ) -> tuple[list[dict], dict[str, str]]:
-    """MEMES rows of CLEAN rows, and the sentence of each by id. pictures: INPAINTED by image."""
-    found, sentences = [], {}
+    """MEMES rows of CLEAN_RECORDS rows, and the lightly cleaned text of each by id.
+
+    images: rows of INPAINTED_IMAGES by image.
+    """
+    memes, sentences = [], {}
     for row in rows:
-        picture = pictures[row["image"]] if row["image"] else NO_IMAGE
-        text, whole, source = row["text"], row["original"], "corpus"
-        if not text and (read := words.clean(picture["text"] or "", row["language"])):
-            text, whole, source = read, picture["text"], "recognised"
-        found.append(
+        image = images[row["image"]] if row["image"] else NO_IMAGE
+        text, original, source = row["text"], row["original"], "corpus"
+        if not text and (recognized := cleaner.clean(image["text"] or "", row["language"])):
+            text, original, source = recognized, image["text"], "recognised"
+        memes.append(
             {name: row[name] for name in ("id", "split", "language", "source", "labels")}
             | {"group": row["id"], "variant": 0, "text": text, "text_source": source}
-            | {"image": picture["inpainted"], "pictured": row["image"]}
+            | {"image": image["inpainted"], "pictured": row["image"]}
         )
-        sentences[row["id"]] = words.clean_lightly(whole, row["language"])
-    return found, sentences
+        sentences[row["id"]] = cleaner.clean_lightly(original, row["language"])
+    return memes, sentences
 
 
 def generate_paraphrases(
     memes: list[dict],
     sentences: dict[str, str],
     paraphraser: Paraphraser,
-    params: AugmentConfig,
-    words: MemeTextCleaner,
+    config: AugmentConfig,
+    cleaner: MemeTextCleaner,
 ) -> tuple[dict[str, list[tuple[int, str]]], ParaphraseCounts]:
-    """Of each record that has some, (variant, text); only of the train split.
+    """Paraphrase the memes of the train split that have a text: record -> [(variant, text)].
 
-    What is worded anew is the sentence, which says more than the clean text; then it is cleaned.
+    sentences: the lightly cleaned texts by id, which are paraphrased because they say more than the
+    clean texts. The paraphrases are cleaned afterwards.
     """
-    told = [meme for meme in memes if meme["split"] == "train" and meme["text"]]
-    asked = [ParaphraseInput(meme["id"], sentences[meme["id"]], meme["language"]) for meme in told]
-    elsewhere = {normalize_text(meme["text"]) for meme in memes if meme["split"] != "train"}
-    # Rules keep the meaning by what they are, and a cosine costs more than all else here.
-    least = params.filters.min_semantic_similarity if paraphraser.uses_llm else None
-    counts, meaning = (
-        ParaphraseCounts(expected=len(told)),
-        filters.SemanticSimilarity(params.filters.max_tokens),
-    )
+    originals = [meme for meme in memes if meme["split"] == "train" and meme["text"]]
+    inputs = [
+        ParaphraseInput(meme["id"], sentences[meme["id"]], meme["language"]) for meme in originals
+    ]
+    other_split_texts = {normalize_text(meme["text"]) for meme in memes if meme["split"] != "train"}
+    # Rules preserve the meaning by design, and the cosines would dominate the run time.
+    min_cosine = config.filters.min_semantic_similarity if paraphraser.uses_llm else None
+    counts = ParaphraseCounts(expected=len(originals))
+    similarity = filters.SemanticSimilarity(config.filters.max_tokens)
     kept = {}
-    found = paraphraser.paraphrase(asked)
-    for meme, text, given in zip(told, progress_bar(asked, "filter"), found, strict=True):
-        checked = _filter_by_text(meme, text, given, params.filters, words, elsewhere, counts)
-        checked = _filter_drifted(meme, checked, least, meaning, counts)
-        counts.kept += len(checked)
-        if checked:
-            kept[meme["id"]] = checked
+    results = paraphraser.paraphrase(inputs)
+    for meme, text, result in zip(originals, progress_bar(inputs, "filter"), results, strict=True):
+        variants = _filter_by_text(
+            meme, text, result, config.filters, cleaner, other_split_texts, counts
+        )
+        variants = _filter_drifted(meme, variants, min_cosine, similarity, counts)
+        counts.kept += len(variants)
+        if variants:
+            kept[meme["id"]] = variants
     return kept, counts
 
 
 def _filter_by_text(
     meme: dict,
-    asked: ParaphraseInput,
-    given: ParaphraseResult,
-    numbers: filters.ParaphraseFilterConfig,
-    words: MemeTextCleaner,
-    elsewhere: set[str],
+    paraphrase_input: ParaphraseInput,
+    result: ParaphraseResult,
+    config: ParaphraseFilterConfig,
+    cleaner: MemeTextCleaner,
+    other_split_texts: set[str],
     counts: ParaphraseCounts,
 ) -> list[tuple[int, str]]:
-    """Those that the letters speak for; the others are counted."""
-    if given.failure:
-        counts.failures[given.failure] += 1
+    """Clean the paraphrases and keep those that the literal filters accept; count the others."""
+    if result.failure:
+        counts.failures[result.failure] += 1
     kept: list[tuple[int, str]] = []
-    for variant, sentence in enumerate(given.texts, start=1):
+    for variant, sentence in enumerate(result.texts, start=1):
         counts.generated += 1
-        text, siblings = words.clean(sentence, meme["language"]), [other for _, other in kept]
-        reason = filters.find_rejection_reason(text, meme["text"], siblings, elsewhere, numbers)
-        if filters.is_refusal(sentence) and not filters.is_refusal(asked.text):
+        text, siblings = cleaner.clean(sentence, meme["language"]), [text for _, text in kept]
+        reason = filters.find_rejection_reason(
+            text, meme["text"], siblings, other_split_texts, config
+        )
+        if filters.is_refusal(sentence) and not filters.is_refusal(paraphrase_input.text):
             reason = filters.REFUSAL
         if reason:
             counts.rejected[reason] += 1
@@ -184,33 +195,35 @@ def _filter_by_text(
 
 def _filter_drifted(
     meme: dict,
-    checked: list[tuple[int, str]],
-    least: float | None,
-    meaning: filters.SemanticSimilarity,
+    variants: list[tuple[int, str]],
+    min_cosine: float | None,
+    similarity: filters.SemanticSimilarity,
     counts: ParaphraseCounts,
 ) -> list[tuple[int, str]]:
-    """Those that mean what the original means, or all of them where nobody can tell."""
-    if least is None or not checked:
-        return checked
-    if not meaning.supports_language(meme["language"]):
-        counts.drift_unavailable[meme["language"]] += len(checked)
-        return checked
-    counts.drift_measured += len(checked)
-    cosines = meaning.compute_cosines(meme["text"], [text for _, text in checked])
-    kept = [one for one, cosine in zip(checked, cosines, strict=True) if cosine >= least]
-    counts.rejected[filters.DRIFT] += len(checked) - len(kept)
+    """Keep the variants whose meaning is close to the original's; all if it is not measured."""
+    if min_cosine is None or not variants:
+        return variants
+    if not similarity.supports_language(meme["language"]):
+        counts.drift_unavailable[meme["language"]] += len(variants)
+        return variants
+    counts.drift_measured += len(variants)
+    cosines = similarity.compute_cosines(meme["text"], [text for _, text in variants])
+    kept = [
+        variant for variant, cosine in zip(variants, cosines, strict=True) if cosine >= min_cosine
+    ]
+    counts.rejected[filters.DRIFT] += len(variants) - len(kept)
     return kept
 
 
 def compute_paraphrase_id(group: str, variant: int, text: str) -> str:
-    """Of a paraphrase: a hash of what it is, as an original's."""
+    """The id of a paraphrase: a hash of its content, like the id of an original."""
     return sha256(json.dumps([group, variant, text]).encode()).hexdigest()[:16]
 
 
 def interleave_paraphrases(
-    memes: list[dict], kept: dict[str, list[tuple[int, str]]], name: str
+    memes: list[dict], kept: dict[str, list[tuple[int, str]]], text_source: str
 ) -> Iterator[dict]:
-    """Every meme, and after it its paraphrases, whose image is that of the original."""
+    """Every meme, followed by its paraphrases, which have the image of the original."""
     for meme in memes:
         yield meme
         for variant, text in kept.get(meme["id"], []):
@@ -218,53 +231,57 @@ def interleave_paraphrases(
                 "id": compute_paraphrase_id(meme["id"], variant, text),
                 "variant": variant,
                 "text": text,
-                "text_source": name,
+                "text_source": text_source,
             }
 
 
 def augment_images(
-    rows: list[dict], source: Path, params: AugmentConfig, folder: Path
+    rows: list[dict], source: Path, config: AugmentConfig, folder: Path
 ) -> list[dict]:
-    """The rows with their images, which are written to `folder`, one at a time in memory."""
+    """The rows with augmented images; writes all their images to `folder`.
+
+    One image at a time is in memory. Raises InputError if `source` lacks an image.
+    """
     by_image = defaultdict(list)
     for row in rows:
         if row["image"]:
             by_image[row["image"]].append(row)
-    looks: dict[str, str] = {}
-    with image_store.image_writer(folder, params.num_shards) as write:
-        for picture in progress_bar(image_store.read_images(source), "draw"):
-            using = by_image.pop(picture["sha256"], [])
-            if any(not row["variant"] or not params.image.ranges for row in using):
-                write(picture)
-            for row in using:
-                if row["variant"] and params.image.ranges:
-                    # The variant's picture stays what it is if its text changes.
-                    name = f"{params.seed} {row['group']} {row['variant']}"
-                    drawn = image_store.build_image_row(
-                        image_augmentation.augment_image(
-                            picture["bytes"], params.image.ranges, name, params.image.jpeg_quality
-                        )
+    augmented_images: dict[str, str] = {}
+    with image_store.image_writer(folder, config.num_shards) as write:
+        for image in progress_bar(image_store.read_images(source), "augment images"):
+            image_rows = by_image.pop(image["sha256"], [])
+            if any(not row["variant"] or not config.image.ranges for row in image_rows):
+                write(image)
+            for row in image_rows:
+                if row["variant"] and config.image.ranges:
+                    # Without the text: a variant keeps its image if its text changes.
+                    name = f"{config.seed} {row['group']} {row['variant']}"
+                    content = image_augmentation.augment_image(
+                        image["bytes"], config.image.ranges, name, config.image.jpeg_quality
                     )
-                    write(drawn)
-                    looks[row["id"]] = drawn["sha256"]
+                    augmented = image_store.build_image_row(content)
+                    write(augmented)
+                    augmented_images[row["id"]] = augmented["sha256"]
     if by_image:
-        raise InputError(f"{source} lacks the picture {min(by_image)}: run `dvc repro`")
-    return [row | {"image": looks.get(row["id"], row["image"])} for row in rows]
+        raise InputError(f"{source} lacks the image {min(by_image)}: run `dvc repro`")
+    return [row | {"image": augmented_images.get(row["id"], row["image"])} for row in rows]
 
 
 def summarize_augmentation(
-    rows: list[dict], counts: ParaphraseCounts, paraphraser: Paraphraser, picture: str
+    rows: list[dict], counts: ParaphraseCounts, paraphraser: Paraphraser, image_policy: str
 ) -> dict[str, Any]:
-    def of_splits(variants: Callable[[int], bool]) -> dict[str, int]:
-        found = Counter(row["split"] for row in rows if variants(row["variant"]))
-        return {split: found[split] for split in SPLITS}
+    """The content of summary.json."""
+
+    def count_by_split(selected: list[dict]) -> dict[str, int]:
+        sizes = Counter(row["split"] for row in selected)
+        return {split: sizes[split] for split in SPLITS}
 
     sources = Counter(
         row["text_source"] if row["text"] else "none" for row in rows if not row["variant"]
     )
     return {
-        "memes": of_splits(lambda variant: variant == 0),
-        "paraphrases": of_splits(lambda variant: variant > 0),
+        "memes": count_by_split([row for row in rows if not row["variant"]]),
+        "paraphrases": count_by_split([row for row in rows if row["variant"]]),
         "texts": dict(sorted(sources.items())),
         "paraphraser": paraphraser.compute_statistics(),
         "paraphrased": {
@@ -272,58 +289,57 @@ def summarize_augmentation(
             "without": dict(sorted(counts.failures.items())),
             "given": counts.generated,
             "kept": counts.kept,
-            "rejected": {reason: n for reason, n in sorted(counts.rejected.items()) if n},
+            "rejected": {name: count for name, count in sorted(counts.rejected.items()) if count},
             "drift_measured": counts.drift_measured,
             "drift_unavailable": dict(sorted(counts.drift_unavailable.items())),
         },
-        "picture": picture,
+        "picture": image_policy,
     }
 
 
 def main(
-    params: AugmentConfig,
-    tidying: text_cleaning.CleanConfig,
+    config: AugmentConfig,
+    clean_config: text_cleaning.CleanConfig,
     prompt: ParaphrasePrompt,
-    folders: list[Path],
-    target: Path,
+    ingest: Path,
+    clean: Path,
+    inpaint: Path,
+    output: Path,
 ) -> None:
-    ingest, clean, inpaint = folders
     if not (ingest / "tasks.json").is_file():
         raise InputError(f"{ingest / 'tasks.json'} is missing: run `dvc repro`")
     rows = schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS["memes"])
-    columns = ["image", "inpainted", "text"]
-    found = schemas.read_table(inpaint / "pictures.parquet", schemas.INPAINTED_IMAGES).select(
-        columns
-    )
-    pictures = {row["image"]: row for row in found.to_pylist()}
-    if lacking := {row["image"] for row in rows if row["image"]} - pictures.keys():
-        raise InputError(f"{inpaint}/pictures.parquet lacks {min(lacking)}: run `dvc repro`")
+    table = schemas.read_table(inpaint / "pictures.parquet", schemas.INPAINTED_IMAGES)
+    inpainted = table.select(["image", "inpainted", "text"]).to_pylist()
+    images = {row["image"]: row for row in inpainted}
+    if missing := {row["image"] for row in rows if row["image"]} - images.keys():
+        raise InputError(f"{inpaint}/pictures.parquet lacks {min(missing)}: run `dvc repro`")
 
     paraphraser = paraphrasers.load_paraphraser(
-        params.backend, params.openai, prompt, params.num_paraphrases, params.seed
+        config.backend, config.openai, prompt, config.num_paraphrases, config.seed
     )
-    with tracking.start_run(stage="augment", name=target.name, params=asdict(params)) as tracked:
-        with atomic_output_dir(target) as folder:
-            words = MemeTextCleaner(tidying)
-            memes, sentences = build_originals(rows, pictures, words)
-            kept, counts = generate_paraphrases(memes, sentences, paraphraser, params, words)
-            extra = list(interleave_paraphrases(memes, kept, paraphraser.name))
-            drawn = augment_images(extra, inpaint / "images", params, folder / "images")
-            schemas.write_parquet(folder / "records.parquet", drawn, schemas.MEMES)
+    with tracking.start_run(stage="augment", name=output.name, params=asdict(config)) as tracked:
+        with atomic_output_dir(output) as folder:
+            cleaner = MemeTextCleaner(clean_config)
+            memes, sentences = build_originals(rows, images, cleaner)
+            kept, counts = generate_paraphrases(memes, sentences, paraphraser, config, cleaner)
+            records = list(interleave_paraphrases(memes, kept, paraphraser.name))
+            records = augment_images(records, inpaint / "images", config, folder / "images")
+            schemas.write_parquet(folder / "records.parquet", records, schemas.MEMES)
             shutil.copy(ingest / "tasks.json", folder / "tasks.json")
-            figures = summarize_augmentation(drawn, counts, paraphraser, params.image.policy)
-            text = json.dumps(figures, indent=2, ensure_ascii=False)
+            summary = summarize_augmentation(records, counts, paraphraser, config.image.policy)
+            text = json.dumps(summary, indent=2, ensure_ascii=False)
             (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
         tracked.log_metrics({"given": counts.generated, "kept": counts.kept}, step=0)
-        tracked.log_artifact_hash(target / "summary.json", "summary.json")
+        tracked.log_artifact_hash(output / "summary.json", "summary.json")
 
 
 def cli(ingest: Path, clean: Path, inpaint: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
+    config = load_config(AugmentConfig, "augment")
+    clean_config = load_config(text_cleaning.CleanConfig, "clean")
     prompt = paraphrasers.load_prompt(PROMPT_PATH)
-    cleaning = load_config(text_cleaning.CleanConfig, "clean")
-    folders = [ingest, clean, inpaint]
-    main(load_config(AugmentConfig, "augment"), cleaning, prompt, folders, output)
+    main(config, clean_config, prompt, ingest, clean, inpaint, output)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Questions to a language model by OpenAI's Batch API: cheaper, and answered within a day.
+"""Questions to a language model through OpenAI's Batch API: cheaper, and answered within a day.
 
-Answers go to the store of stages/shared/llm/client.py under the same keys. A batch that was sent stands as
-a file in POLYMUSE_HOME/batches until its answers are stored, so that who is killed waits for it
-again and pays nothing twice. The file is written before the batch is paid for: a kill between the
-two leaves the name of the uploaded requests, by which the batch is found on the server.
+Answers go to the store of stages/shared/llm/client.py under the same keys. A submitted batch is
+recorded as a file in POLYMUSE_HOME/batches until its answers are stored, so that a killed run can
+resume waiting for it, and nothing is paid for twice. The file is written before the batch is
+created: after a kill between the two, it contains the id of the uploaded requests, by which the
+batch is found on the server.
 
-    replies = ask("augment.openai", settings, numbers, questions, "augment.backend")
+    replies = ask_questions("augment.openai", chat_config, batch_config, questions, BACKEND_KEY)
 """
 
 import asyncio
@@ -39,22 +40,25 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Batch
 
-COMPLETIONS_PATH = "/v1/chat/completions"  # what a batch asks
-COMPLETION_WINDOW = "24h"  # the only one that the API knows
-PENDING_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")  # `status` of a batch
+COMPLETIONS_PATH = "/v1/chat/completions"  # the API that a batch calls
+COMPLETION_WINDOW = "24h"  # the only value that the API accepts
+PENDING_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")  # of a batch
 
 
 @config_class
 class BatchRequestConfig:
-    """What a section of params says of batches."""
+    """Limits of the Batch API."""
 
-    max_requests: int = Field(ge=1)  # of one batch at most
-    poll_interval: float = Field(ge=0)  # seconds between two looks at it
+    max_requests: int = Field(ge=1, description="per batch; the API accepts 50000")
+    poll_interval: float = Field(ge=0, description="between two status checks, seconds")
 
 
 @dataclass(frozen=True)
 class SubmittedBatch:
-    """A batch as its file has it. file: the uploaded requests; batch: None until it is known."""
+    """A submitted batch, as its file records it.
+
+    keys: of its requests. file: id of the uploaded requests. batch: its id, None until known.
+    """
 
     keys: list[str]
     file: str
@@ -62,12 +66,11 @@ class SubmittedBatch:
 
     @property
     def path(self) -> Path:
-        return (
-            work_dir() / "batches" / f"{sha256(' '.join(self.keys).encode()).hexdigest()[:32]}.json"
-        )
+        name = sha256(" ".join(self.keys).encode()).hexdigest()[:32]
+        return work_dir() / "batches" / f"{name}.json"
 
     def save(self) -> None:
-        """All of it or nothing, and on the disk before this returns."""
+        """Write the file atomically, and to the disk before this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with partial.open("w") as file:
@@ -79,46 +82,47 @@ class SubmittedBatch:
 
 def ask_questions(
     section: str,
-    settings: ChatConfig,
-    numbers: BatchRequestConfig,
+    chat_config: ChatConfig,
+    batch_config: BatchRequestConfig,
     questions: list[Question],
-    named_by: str,
+    model_param: str,
 ) -> list[Reply]:
-    """As llm.ask(), but no request is sent alone: what a batch leaves open is another batch.
+    """Like `llm.client.ask_questions`, but all requests are sent in batches.
 
-    A batch holds no more requests than `max_tokens_total` leaves room for, even if each of them
-    becomes as long as it can.
+    Requests that follow from the answers of a batch form another batch. A batch contains no more
+    requests than `max_total_tokens` allows even if every answer has its maximum length.
     """
     unique = list(dict.fromkeys(questions))
     failed: dict[str, RequestFailed] = {}
-    batches = _BatchClient(settings, numbers, named_by)
+    batches = _BatchClient(chat_config, batch_config, model_param)
+    # Pending requests count as failed questions until their batch is answered.
+    tolerant = replace(chat_config, max_failed_fraction=1.0)
     while True:
-        looking = replace(settings, max_failed_fraction=1.0)
-        found = _PendingCollector(section, looking, len(unique), named_by, failed)
-        asyncio.run(found.answer_all(unique))
-        if not found.pending:
+        collector = _PendingCollector(section, tolerant, len(unique), model_param, failed)
+        asyncio.run(collector.answer_all(unique))
+        if not collector.pending:
             break
-        failed |= batches.answer_pending(found)
-    last = _PendingCollector(section, settings, len(unique), named_by, failed)
-    by_question = dict(zip(unique, asyncio.run(last.answer_all(unique)), strict=True))
+        failed |= batches.answer_pending(collector)
+    session = _PendingCollector(section, chat_config, len(unique), model_param, failed)
+    by_question = dict(zip(unique, asyncio.run(session.answer_all(unique)), strict=True))
     return [by_question[question] for question in questions]
 
 
 class _PendingCollector(ChatSession):
-    """It sends nothing: a request without stored answer waits, unless it is known to have failed.
+    """A session that sends nothing: requests without a stored answer are collected in `pending`.
 
-    waiting: request by its key.
+    Requests in `failed` are not collected but fail again. Both are by request key.
     """
 
     def __init__(
         self,
         section: str,
-        settings: ChatConfig,
+        config: ChatConfig,
         count: int,
-        named_by: str,
+        model_param: str,
         failed: dict[str, RequestFailed],
     ):
-        super().__init__(section, settings, count, named_by)
+        super().__init__(section, config, count, model_param)
         self.failed, self.pending = failed, {}
 
     async def _request(self, body: dict[str, Any]) -> ChatAnswer:
@@ -130,12 +134,13 @@ class _PendingCollector(ChatSession):
 
 
 class _BatchClient:
-    def __init__(self, settings: ChatConfig, numbers: BatchRequestConfig, named_by: str):
-        self.settings, self.batch_config, self.named_by = settings, numbers, named_by
+    def __init__(self, chat_config: ChatConfig, batch_config: BatchRequestConfig, model_param: str):
+        self.chat_config, self.batch_config = chat_config, batch_config
+        self.model_param = model_param
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        return load_endpoint(self.named_by, llm_client.NO_MODEL)
+        return load_endpoint(self.model_param, llm_client.NO_MODEL)
 
     @cached_property
     def client(self) -> "OpenAI":
@@ -144,46 +149,48 @@ class _BatchClient:
         return OpenAI(
             base_url=self.endpoint.base_url,
             api_key=self.endpoint.api_key,
-            max_retries=self.settings.max_retries,
-            timeout=self.settings.timeout,
+            max_retries=self.chat_config.max_retries,
+            timeout=self.chat_config.timeout,
         )
 
-    def answer_pending(self, asked: _PendingCollector) -> dict[str, RequestFailed]:
-        """Store answers to requests that wait, of batches under way first; what failed of them.
+    def answer_pending(self, session: _PendingCollector) -> dict[str, RequestFailed]:
+        """Store answers to pending requests; returns the requests that failed, by key.
 
-        Raises WrongInput; what was sent is then waited for by the next run.
+        Waits for the open batches with pending requests, or else submits a new batch. Raises
+        InputError; the next run then waits for the submitted batches.
         """
         import openai
 
         try:
-            under_way = [
-                sent for sent in _iter_open_batches() if asked.pending.keys() & set(sent.keys)
+            open_batches = [
+                batch for batch in _iter_open_batches() if session.pending.keys() & set(batch.keys)
             ]
             failed: dict[str, RequestFailed] = {}
-            for sent in under_way or [self._submit(self._select_requests(asked))]:
-                failed |= self._store_answers(sent, asked)
+            for submitted in open_batches or [self._submit(self._select_requests(session))]:
+                failed |= self._store_answers(submitted, session)
             return failed
-        except openai.APIConnectionError:  # and no answer in time
+        except openai.APIConnectionError:  # includes timeouts
             raise InputError(
-                f"{BASE_URL_ENV}: nothing answers there: start that server, or give another address; "
-                "a batch that was sent is waited for by the next run"
+                f"{BASE_URL_ENV}: no server responds: start that server, or give another address; "
+                "the next run waits for the submitted batches"
             ) from None
         except openai.APIStatusError as error:
             raise self._refusal_error(error.status_code, error.message) from None
 
-    def _select_requests(self, asked: _PendingCollector) -> dict[str, dict[str, Any]]:
-        """The first requests that are waiting, as many as one batch may hold."""
-        room, part = self.settings.max_total_tokens - asked.total_tokens, {}
-        for key, body in list(asked.pending.items())[: self.batch_config.max_requests]:
-            # A token has a byte or more, and a few frame each message.
-            room -= len(json.dumps(body, ensure_ascii=False).encode())
-            room -= self.settings.max_completion_tokens
-            if room < 0:
+    def _select_requests(self, session: _PendingCollector) -> dict[str, dict[str, Any]]:
+        """The first pending requests, as many as one batch and the token budget allow."""
+        budget, selected = self.chat_config.max_total_tokens - session.total_tokens, {}
+        for key, body in list(session.pending.items())[: self.batch_config.max_requests]:
+            # An upper bound: a token has at least one byte, and the JSON syntax covers the few
+            # tokens that frame each message.
+            budget -= len(json.dumps(body, ensure_ascii=False).encode())
+            budget -= self.chat_config.max_completion_tokens
+            if budget < 0:
                 break
-            part[key] = body
-        if not part:
-            raise InputError(asked.budget_exceeded_message())
-        return part
+            selected[key] = body
+        if not selected:
+            raise InputError(session.budget_exceeded_message())
+        return selected
 
     def _submit(self, requests: dict[str, dict[str, Any]]) -> SubmittedBatch:
         lines = [
@@ -192,91 +199,93 @@ class _BatchClient:
         ]
         content = "".join(f"{line}\n" for line in lines).encode()
         file = self.client.files.create(file=("requests.jsonl", content), purpose="batch")
-        sent = SubmittedBatch(list(requests), file.id, None)
-        sent.save()
-        return self._create_batch(sent)
+        submitted = SubmittedBatch(list(requests), file.id, None)
+        submitted.save()
+        return self._create_batch(submitted)
 
-    def _create_batch(self, sent: SubmittedBatch) -> SubmittedBatch:
+    def _create_batch(self, submitted: SubmittedBatch) -> SubmittedBatch:
         batch = self.client.batches.create(
-            input_file_id=sent.file, endpoint=COMPLETIONS_PATH, completion_window=COMPLETION_WINDOW
+            input_file_id=submitted.file,
+            endpoint=COMPLETIONS_PATH,
+            completion_window=COMPLETION_WINDOW,
         )
-        sent = replace(sent, batch=batch.id)
-        sent.save()
-        return sent
+        submitted = replace(submitted, batch=batch.id)
+        submitted.save()
+        return submitted
 
     def _store_answers(
-        self, sent: SubmittedBatch, asked: _PendingCollector
+        self, submitted: SubmittedBatch, session: _PendingCollector
     ) -> dict[str, RequestFailed]:
-        """Wait for a batch and store its answers; the requests that it has none to."""
-        batch = self._wait_until_ended(sent)
+        """Wait for a batch and store its answers; returns the requests without one, by key."""
+        batch = self._wait_until_ended(submitted)
         if batch.status == "failed":
-            sent.path.unlink()
-            faults = (batch.errors and batch.errors.data) or []
-            said = "; ".join(fault.message for fault in faults if fault.message)
-            raise self._refusal_error(0, said or "it says no reason")
-        failed = {key: RequestFailed(f"batch {batch.status}") for key in sent.keys}
+            submitted.path.unlink()
+            errors = (batch.errors and batch.errors.data) or []
+            message = "; ".join(error.message for error in errors if error.message)
+            raise self._refusal_error(0, message or "it gives no reason")
+        failed = {key: RequestFailed(f"batch {batch.status}") for key in submitted.keys}
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             rows = []
             for line in _iter_json_lines(self.client.files.content(file).content):
                 key = line.get("custom_id")
                 if key not in failed:
                     continue
-                body = asked.pending.get(key, {"messages": []})
-                found = _parse_answer_line(line, body)
-                if isinstance(found, ChatAnswer):
-                    rows.append((key, found.model_dump_json().encode()))
+                body = session.pending.get(key, {"messages": []})
+                answer = _parse_answer_line(line, body)
+                if isinstance(answer, ChatAnswer):
+                    rows.append((key, answer.model_dump_json().encode()))
                     del failed[key]
                 else:
-                    failed[key] = found
-            asked.store.write(rows)
-        sent.path.unlink()
+                    failed[key] = answer
+            session.store.write(rows)
+        submitted.path.unlink()
         return failed
 
-    def _wait_until_ended(self, sent: SubmittedBatch) -> "Batch":
-        """The batch once it has ended."""
-        batch = self.client.batches.retrieve(sent.batch or self._find_batch_id(sent))
+    def _wait_until_ended(self, submitted: SubmittedBatch) -> "Batch":
+        """Poll a batch until it has ended."""
+        batch = self.client.batches.retrieve(submitted.batch or self._find_batch_id(submitted))
         while batch.status in PENDING_STATUSES:
-            done = batch.request_counts.completed if batch.request_counts else 0
+            count = batch.request_counts.completed if batch.request_counts else 0
             print(
-                f"{self.named_by}: batch {batch.status}, {done} of {len(sent.keys)} answered",
+                f"{self.model_param}: batch {batch.status}, "
+                f"{count} of {len(submitted.keys)} requests answered",
                 file=sys.stderr,
             )
             time.sleep(self.batch_config.poll_interval)
             batch = self.client.batches.retrieve(batch.id)
         return batch
 
-    def _find_batch_id(self, sent: SubmittedBatch) -> str:
-        """The id of the batch of uploaded requests, made now if the last kill came before that."""
-        for batch in self.client.batches.list(limit=100):  # it asks for the next hundred by itself
-            if batch.input_file_id == sent.file:
+    def _find_batch_id(self, submitted: SubmittedBatch) -> str:
+        """The id of the batch of the uploaded requests; creates it if a kill prevented that."""
+        for batch in self.client.batches.list(limit=100):  # iterates over all pages
+            if batch.input_file_id == submitted.file:
                 return batch.id
-        return self._create_batch(sent).batch
+        return self._create_batch(submitted).batch
 
     def _refusal_error(self, status: int, message: str) -> InputError:
-        if status in (401, 403):  # servers repeat parts of a key, so nothing of theirs is shown
+        if status in (401, 403):  # servers repeat parts of a key, so their message is not shown
             return InputError(
-                f"{API_KEY_ENV}: the server does not take it (HTTP {status}): give a valid one"
+                f"{API_KEY_ENV}: the server rejects it (HTTP {status}): give a valid one"
             )
-        said = self.endpoint.redact(message.removeprefix(f"Error code: {status} - "))[
-            :MAX_MESSAGE_CHARACTERS
-        ]
-        reason = f"HTTP {status}: {said}" if status else said
+        message = self.endpoint.redact(message.removeprefix(f"Error code: {status} - "))
+        message = message[:MAX_MESSAGE_CHARACTERS]
+        reason = f"HTTP {status}: {message}" if status else message
         return InputError(
-            f"params.yaml: {self.named_by}: the server refused a batch ({reason}): give the "
-            f"{BASE_URL_ENV} that batches under {work_dir() / 'batches'} were sent to, or take them away "
-            "there, or ask without the Batch API"
+            f"params.yaml: {self.model_param}: the server refused a batch ({reason}): give the "
+            f"{BASE_URL_ENV} to which the batches in {work_dir() / 'batches'} were sent, or delete "
+            "these files, or set use_batch_api to false"
         )
 
 
 def _iter_open_batches() -> Iterator[SubmittedBatch]:
-    """The batches whose answers are not stored."""
+    """The submitted batches whose answers are not stored yet."""
     for path in sorted((work_dir() / "batches").glob("*.json")):
-        with suppress(FileNotFoundError):  # finished by a stage beside this one
+        with suppress(FileNotFoundError):  # just finished by another process
             yield SubmittedBatch(**json.loads(path.read_text()))
 
 
 def _iter_json_lines(content: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects, one a line; a line that is none is no answer."""
+    """The JSON objects, one per line; other lines are skipped."""
     for line in content.splitlines():
         try:
             value = json.loads(line)
@@ -287,7 +296,7 @@ def _iter_json_lines(content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _parse_answer_line(line: dict[str, Any], body: dict[str, Any]) -> ChatAnswer | RequestFailed:
-    """What a line of a batch's output or errors says of its request."""
+    """The answer, or the failure, in a line of a batch's output or error file."""
     response = line.get("response") or {}
     status = response.get("status_code", 0)
     if status != 200:

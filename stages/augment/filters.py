@@ -1,7 +1,7 @@
-"""Which paraphrases are fit to learn from, and for what reason the others are not.
+"""Filters of paraphrases, and the reason why a paraphrase is rejected.
 
-The letters of a text are compared without case and marks; its meaning by the cosine of MiniLM's
-vectors, where MiniLM reads the language.
+Texts are compared literally, ignoring case and punctuation, and semantically, by the cosine of
+MiniLM's embeddings in languages that MiniLM supports.
 """
 
 from collections.abc import Iterable
@@ -12,20 +12,22 @@ from rapidfuzz import fuzz
 from stages.augment.rule_paraphraser import normalize_text
 from stages.shared.core.config import Field, config_class
 
-EMPTY, TOO_LONG, REFUSAL = "empty", "too long", "refusal"
-DUPLICATE_OF_ORIGINAL, DUPLICATE_OF_PARAPHRASE = (
-    "near-duplicate of the original",
-    "near-duplicate of a paraphrase",
-)
-IN_OTHER_SPLIT, DRIFT = "stands in another split", "drift"
+# Reasons for rejection, keys of summary.json.
+EMPTY = "empty"
+TOO_LONG = "too long"
+REFUSAL = "refusal"
+DUPLICATE_OF_ORIGINAL = "near-duplicate of the original"
+DUPLICATE_OF_PARAPHRASE = "near-duplicate of a paraphrase"
+IN_OTHER_SPLIT = "stands in another split"
+DRIFT = "drift"
 
-# What models write in place of a paraphrase, at the start of it.
+# The start of a language model's answer that is a refusal and not a paraphrase.
 CANNOT_PATTERN = r"(?:can'?t|cannot|won'?t|am unable|am not able)"
 REFUSAL_PATTERN = regex.compile(
     rf"\s*(?:i'?m (?:very |so )?sorry\b.{{0,60}}\b{CANNOT_PATTERN}\b"
     rf"|(?:sorry|apologies|unfortunately)\b[^.]{{0,40}}\bi {CANNOT_PATTERN}\b"
-    rf"|i {CANNOT_PATTERN} (?:to )?(?:help|assist|comply|fulfil|provide|paraphrase|rephrase|reword|rewrite|"
-    r"create|generate)|as an ai\b|as a (?:large )?language model\b)",
+    rf"|i {CANNOT_PATTERN} (?:to )?(?:help|assist|comply|fulfil|provide|paraphrase|rephrase"
+    r"|reword|rewrite|create|generate)|as an ai\b|as a (?:large )?language model\b)",
     regex.IGNORECASE,
 )
 
@@ -34,50 +36,58 @@ REFUSAL_PATTERN = regex.compile(
 class ParaphraseFilterConfig:
     """The section `augment.filters`."""
 
-    near_duplicate_threshold: float = Field(gt=0, le=1)  # similarity of letters, 0 to 1, from which two texts are one
-    max_length_ratio: float = Field(ge=0)  # times the length of the original
-    short_text_characters: int = Field(ge=0)  # characters up to which no paraphrase is too long
-    min_semantic_similarity: float | None = Field(ge=-1, le=1)  # least cosine to the original; None: not measured
-    max_tokens: int = Field(ge=2, le=512)  # of a text that MiniLM reads
+    near_duplicate_threshold: float = Field(
+        gt=0, le=1, description="text similarity from which two texts are duplicates"
+    )
+    max_length_ratio: float = Field(ge=0, description="length relative to the original")
+    short_text_characters: int = Field(ge=0, description="length that is never too long")
+    min_semantic_similarity: float | None = Field(
+        ge=-1, le=1, description="MiniLM cosine to the original; null: not measured"
+    )
+    max_tokens: int = Field(ge=2, le=512, description="per text for MiniLM; the rest is cut")
 
 
 def find_rejection_reason(
     text: str,
     original: str,
     siblings: Iterable[str],
-    elsewhere: set[str],
-    numbers: ParaphraseFilterConfig,
+    other_split_texts: set[str],
+    config: ParaphraseFilterConfig,
 ) -> str:
-    """Why a paraphrase is rejected by its letters, "" if it is not.
+    """Why a paraphrase is rejected by its length or its literal similarity; "" if it is not.
 
-    siblings: those of the same original that were not. elsewhere: the bare texts of other splits.
+    siblings: accepted paraphrases of the same original. other_split_texts: the normalized texts of
+    the other splits.
     """
-    mine = normalize_text(text)
-    if not mine:
+    normalized = normalize_text(text)
+    if not normalized:
         return EMPTY
-    if len(text) > max(numbers.short_text_characters, numbers.max_length_ratio * len(original)):
+    if len(text) > max(config.short_text_characters, config.max_length_ratio * len(original)):
         return TOO_LONG
-    if compute_text_similarity(mine, normalize_text(original)) >= numbers.near_duplicate_threshold:
+
+    def is_duplicate(other: str) -> bool:
+        similarity = compute_text_similarity(normalized, normalize_text(other))
+        return similarity >= config.near_duplicate_threshold
+
+    if is_duplicate(original):
         return DUPLICATE_OF_ORIGINAL
-    if any(
-        compute_text_similarity(mine, normalize_text(other)) >= numbers.near_duplicate_threshold
-        for other in siblings
-    ):
+    if any(map(is_duplicate, siblings)):
         return DUPLICATE_OF_PARAPHRASE
-    return IN_OTHER_SPLIT if mine in elsewhere else ""
+    return IN_OTHER_SPLIT if normalized in other_split_texts else ""
 
 
 def is_refusal(text: str) -> bool:
+    """Whether a language model refuses to paraphrase, instead of giving a paraphrase."""
     return bool(REFUSAL_PATTERN.match(text.replace("\u2019", "'")))
 
 
-def compute_text_similarity(one: str, other: str) -> float:
-    """Similarity of letters, 0 to 1: 1 - distance of insertions and deletions / both lengths."""
-    return fuzz.ratio(one, other) / 100
+def compute_text_similarity(a: str, b: str) -> float:
+    """Literal similarity, 0 to 1: 1 - distance by insertions and deletions / sum of lengths."""
+    return fuzz.ratio(a, b) / 100
 
 
 class SemanticSimilarity:
-    """Cosines of MiniLM's vectors; it is loaded at the first text whose language it reads."""
+    """Cosines of MiniLM's embeddings; the model is loaded at the first use."""
 
     def __init__(self, max_tokens: int):
         self.max_tokens, self.embedder = max_tokens, None
@@ -87,8 +97,8 @@ class SemanticSimilarity:
             from stages.shared.similarity import embedders
 
             self.embedder = embedders.MiniLMEmbedder(self.max_tokens)
-        of_original, *rows = self.embedder.embed_normalized([original, *texts])
-        return [float((of_original * row).sum()) for row in rows]
+        original_row, *rows = self.embedder.embed_normalized([original, *texts])
+        return [float((original_row * row).sum()) for row in rows]
 
     @staticmethod
     def supports_language(language: str) -> bool:

@@ -1,12 +1,11 @@
-"""Another look of a picture: flipped, brighter or darker, with more or less contrast and colour.
+"""Image augmentation: horizontal flip, brightness, contrast, hue and saturation.
 
-MM-ORIENT (arXiv:2508.16300): flip left to right, brightness, contrast, hue, saturation, in this
-order, each drawn anew, as tf.image's random_* functions do them; a value that leaves 0 to 1 is cut
-off after each. What is drawn follows from a name alone, so that it is the same wherever and
-in whatever order pictures are made.
+MM-ORIENT (arXiv:2508.16300): in this order, each sampled independently, as tf.image's random_*
+functions do; values are clipped to [0, 1] after each step. All samples are a function of a name
+alone, so that an augmented image does not depend on the order in which images are processed.
 
-Where the paper differs: its code hands pictures with blue first to functions that want red first,
-so that its hues are others. Here everything is RGB.
+Where the paper differs: its code passes BGR images to functions that expect RGB, so that its hues
+are different. Here everything is RGB.
 """
 
 from dataclasses import dataclass
@@ -22,15 +21,15 @@ from stages.shared.data import image_store
 
 @config_class
 class AugmentationRangesConfig:
-    """flip: share of pictures that are flipped; text or arrows in one then read the wrong way."""
+    """The ranges of one augmentation policy; text and arrows in a flipped image are mirrored."""
 
-    flip_prob: float = Field(ge=0, le=1)
-    brightness: float = Field(ge=0, le=1)  # added or taken away at most, of 0 (black) to 1
-    contrast_low: float = Field(ge=0)  # factor of the distance from the mean of each colour
-    contrast_high: float = Field(ge=0)
-    hue: float = Field(ge=0, le=1)  # turned by so much of the colour circle at most
-    saturation_low: float = Field(ge=0)  # factor
-    saturation_high: float = Field(ge=0)
+    flip_prob: float = Field(ge=0, le=1, description="images flipped left to right")
+    brightness: float = Field(ge=0, le=1, description="maximum change, of 0 (black) to 1")
+    contrast_low: float = Field(ge=0, description="factor of the distance from the channel mean")
+    contrast_high: float = Field(ge=0, description="upper end of that factor")
+    hue: float = Field(ge=0, le=1, description="maximum rotation, fraction of the color circle")
+    saturation_low: float = Field(ge=0, description="factor")
+    saturation_high: float = Field(ge=0, description="upper end of that factor")
 
     def __post_init__(self) -> None:
         for name in ("contrast", "saturation"):
@@ -41,7 +40,7 @@ class AugmentationRangesConfig:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What is done to one picture."""
+    """The sampled changes of one image; see AugmentationRangesConfig."""
 
     flip: bool
     brightness: float
@@ -51,7 +50,10 @@ class ImageTransform:
 
 
 def sample_transform(ranges: AugmentationRangesConfig, name: str) -> ImageTransform:
-    """The look that `name` draws; every value is drawn, whatever the ranges are."""
+    """The transform that `name` seeds.
+
+    All values are always sampled, so that a change of one range does not affect the others.
+    """
     random = Random(name)
     return ImageTransform(
         random.random() < ranges.flip_prob,
@@ -63,50 +65,47 @@ def sample_transform(ranges: AugmentationRangesConfig, name: str) -> ImageTransf
 
 
 def augment_image(
-    content: bytes, ranges: AugmentationRangesConfig, name: str, quality: int | None
+    content: bytes, ranges: AugmentationRangesConfig, name: str, jpeg_quality: int | None
 ) -> bytes:
-    """The file of a picture as `name` makes it look: a PNG, or with `quality` (1 to 100) a JPEG."""
-    image = Image.fromarray(
-        apply_transform(
-            np.asarray(image_store.decode_image(content)), sample_transform(ranges, name)
-        )
-    )
+    """The image file with the transform that `name` seeds. jpeg_quality: 1 to 100; None: PNG."""
+    pixels = np.asarray(image_store.decode_image(content))
+    image = Image.fromarray(apply_transform(pixels, sample_transform(ranges, name)))
     file = BytesIO()
-    if quality is None:
+    if jpeg_quality is None:
         image.save(file, "PNG", compress_level=6)
     else:
-        image.save(file, "JPEG", quality=quality, subsampling=0)
+        image.save(file, "JPEG", quality=jpeg_quality, subsampling=0)
     return file.getvalue()
 
 
-def apply_transform(pixels: np.ndarray, look: ImageTransform) -> np.ndarray:
-    """(H, W, 3) of RGB, 0 to 255 -> the same in another look."""
+def apply_transform(pixels: np.ndarray, transform: ImageTransform) -> np.ndarray:
+    """Transform RGB pixels from 0 to 255.  (H, W, 3) -> (H, W, 3)"""
     values = pixels.astype(np.float32) / 255
-    if look.flip:
+    if transform.flip:
         values = values[:, ::-1]
-    values = np.clip(values + np.float32(look.brightness), 0, 1)
+    values = np.clip(values + np.float32(transform.brightness), 0, 1)
     mean = values.mean((0, 1), keepdims=True)
-    values = np.clip((values - mean) * np.float32(look.contrast) + mean, 0, 1)
-    values = adjust_hue_saturation(values, look.hue, look.saturation)
+    values = np.clip((values - mean) * np.float32(transform.contrast) + mean, 0, 1)
+    values = adjust_hue_saturation(values, transform.hue, transform.saturation)
     return np.round(values * 255).astype(np.uint8)
 
 
-def adjust_hue_saturation(values: np.ndarray, turn: float, factor: float) -> np.ndarray:
-    """(..., 3) of RGB, 0 to 1: hue turned by a share of the circle, saturation times a factor.
+def adjust_hue_saturation(values: np.ndarray, rotation: float, factor: float) -> np.ndarray:
+    """Rotate the hue and scale the saturation of RGB values from 0 to 1.  (..., 3) -> (..., 3)
 
-    By way of hue, saturation and value: V = max, S = (max - min) / max; a channel at n = 5, 3, 1 is
-    V - V S max(0, min(k, 4 - k, 1)) with k = (n + 6 hue) mod 6.
+    rotation: fraction of the color circle. Computed in HSV: V = max, S = (max - min) / max; the
+    channel with n = 5, 3, 1 is V - V S max(0, min(k, 4 - k, 1)) with k = (n + 6 hue) mod 6.
     """
     high, low = values.max(-1), values.min(-1)
     spread = high - low
-    safe = np.where(spread > 0, spread, 1)
+    divisor = np.where(spread > 0, spread, 1)
     red, green, blue = np.moveaxis(values, -1, 0)
     sixths = np.where(
         high == red,
-        (green - blue) / safe,
-        np.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        (green - blue) / divisor,
+        np.where(high == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sixths = np.where(spread > 0, sixths, 0) + np.float32(6 * turn)
+    sixths = np.where(spread > 0, sixths, 0) + np.float32(6 * rotation)
     saturation = np.clip(spread / np.where(high > 0, high, 1) * np.float32(factor), 0, 1)
     channels = []
     for n in (5, 3, 1):

@@ -1,9 +1,11 @@
-"""Who words the text of a meme anew: rules without a language model, or a language model.
+"""Paraphrasers of meme texts: rules, or a language model.
 
-    found = load(params.backend, params, prompt).paraphrase([Text("a1", "When ...", "en")])
+    paraphraser = load_paraphraser(config.backend, config.openai, prompt, count, seed)
+    results = paraphraser.paraphrase([ParaphraseInput("a1", "When ...", "en")])
 
-`rules` is stages/augment/rule_paraphraser.py, works offline and knows English alone. `openai:MODEL` is a
-model behind an OpenAI-compatible server, asked by stages/shared/llm/client.py, or by its Batch API.
+`rules` is stages/augment/rule_paraphraser.py; it works offline and only for English. `openai:MODEL`
+is a model behind an OpenAI-compatible server, asked by stages/shared/llm/client.py or through its
+Batch API.
 """
 
 from abc import ABC, abstractmethod
@@ -17,40 +19,40 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from stages.augment import batch_client, rule_paraphraser
-from stages.shared.core.config import Field, config_class
+from stages.shared.core.config import Field, config_class, params_file_of
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
 from stages.shared.runtime.stage import InputError
 
 CONFIG_SECTION, BACKEND_KEY = "augment.openai", "augment.backend"  # of params.yaml
-TOKENS_PER_PRICE = 1_000_000  # tokens
+TOKENS_PER_PRICE = 1_000_000
 
 
 @config_class
 class OpenAIParaphraserConfig:
-    """How a language model is asked; see llm.Settings."""
+    """How a language model is asked; a ChatConfig without the model, prompt and prices."""
 
-    num_few_shot: int = Field(ge=0)  # of the prompt's, that are shown
-    temperature: float | None
-    max_completion_tokens: int = Field(ge=1)
-    concurrency: int = Field(ge=1)
-    max_retries: int = Field(ge=0)
-    timeout: float = Field(gt=0)  # seconds
-    max_attempts: int = Field(ge=1)
-    max_failed_fraction: float = Field(ge=0)  # share of the questions
-    max_total_tokens: int = Field(ge=0)
-    input_token_price: float | None  # of a million tokens; None: unknown
-    output_token_price: float | None
-    use_batch_api: bool
-    batch: batch_client.BatchRequestConfig
+    num_few_shot: int = Field(ge=0, description="examples of prompt.yaml in the prompt")
+    temperature: float | None = Field(description="sampling temperature; null: the server's own")
+    max_completion_tokens: int = Field(ge=1, description="tokens per answer, including reasoning")
+    concurrency: int = Field(ge=1, description="questions in flight")
+    max_retries: int = Field(ge=0, description="per request that meets a busy server")
+    timeout: float = Field(gt=0, description="per answer, seconds")
+    max_attempts: int = Field(ge=1, description="answers per question until one fits the schema")
+    max_failed_fraction: float = Field(ge=0, description="failed questions that stop the stage")
+    max_total_tokens: int = Field(ge=0, description="sent and received, with stored answers")
+    input_token_price: float | None = Field(description="per million tokens; null: unknown")
+    output_token_price: float | None = Field(description="per million tokens; null: unknown")
+    use_batch_api: bool = Field(description="OpenAI's Batch API: cheaper, within a day")
+    batch: batch_client.BatchRequestConfig = Field(description="limits of the Batch API")
 
-    def to_llm_settings(self, model: str) -> llm_client.ChatConfig:
+    def to_chat_config(self, model: str) -> llm_client.ChatConfig:
         names = {field.name for field in fields(llm_client.ChatConfig)}
-        given = {name: value for name, value in vars(self).items() if name in names}
-        return llm_client.ChatConfig(model=model, **given)
+        values = {name: value for name, value in vars(self).items() if name in names}
+        return llm_client.ChatConfig(model=model, **values)
 
     def compute_cost(self, sent: int, received: int) -> float | None:
-        """What these tokens cost, where both prices are known."""
+        """The price of these numbers of tokens; None if a price is unknown."""
         if self.input_token_price is None or self.output_token_price is None:
             return None
         return (
@@ -60,46 +62,53 @@ class OpenAIParaphraserConfig:
 
 @dataclass(frozen=True)
 class PromptExample:
+    """A text and its paraphrases."""
+
     text: str
     paraphrases: list[str]
 
 
 @dataclass(frozen=True)
 class ParaphrasePrompt:
-    """What a language model is told; stages/augment/prompt.yaml."""
+    """The prompt of stages/augment/prompt.yaml."""
 
-    instruction: str  # with $count
+    instruction: str  # contains $count
     examples: list[PromptExample]
 
-    def render(self, count: int, shown: int) -> str:
-        """What a model is told. Raises WrongInput where something is missing."""
-        examples = self.examples[:shown]
-        if len(examples) < shown or any(len(one.paraphrases) < count for one in examples):
+    def render(self, count: int, num_few_shot: int) -> str:
+        """The prompt for `count` paraphrases with its first `num_few_shot` examples.
+
+        Raises InputError if there are too few examples or paraphrases, or for an unknown variable.
+        """
+        examples = self.examples[:num_few_shot]
+        is_short = any(len(example.paraphrases) < count for example in examples)
+        if len(examples) < num_few_shot or is_short:
+            sizes = (len(example.paraphrases) for example in self.examples)
             raise InputError(
-                f"params.yaml: {CONFIG_SECTION}.num_few_shot is {shown} and augment.num_paraphrases {count}: the "
-                f"prompt has {len(self.examples)} examples of "
-                f"{min((len(one.paraphrases) for one in self.examples), default=0)} paraphrases, "
-                "so write more of them there, or ask for less"
+                f"{params_file_of(CONFIG_SECTION)}: {CONFIG_SECTION}.num_few_shot is "
+                f"{num_few_shot} and augment.num_paraphrases {count}: prompt.yaml has "
+                f"{len(self.examples)} examples with {min(sizes, default=0)} paraphrases: add "
+                "more, or lower these numbers"
             )
         try:
-            told = Template(self.instruction).substitute(count=count)
+            instruction = Template(self.instruction).substitute(count=count)
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"the prompt's instruction: {error} cannot be filled in: there is $count, and $$ "
-                "for a dollar"
+                f"prompt.yaml: instruction: {error} cannot be filled in: use $count, and $$ for a "
+                "dollar sign"
             ) from None
         schema = build_answer_schema(count)
-        said = [
-            f"{llm_client.quote_data(text=one.text)}\n"
-            f"{schema(paraphrases=one.paraphrases[:count]).model_dump_json()}"
-            for one in examples
+        shots = [
+            f"{llm_client.quote_data(text=example.text)}\n"
+            f"{schema(paraphrases=example.paraphrases[:count]).model_dump_json()}"
+            for example in examples
         ]
-        return "\n\n".join([told.strip(), *(["Examples:"] if said else []), *said])
+        return "\n\n".join([instruction.strip(), *(["Examples:"] if shots else []), *shots])
 
 
 @dataclass(frozen=True)
 class ParaphraseInput:
-    """Of a record."""
+    """The text of a record. language: ISO 639-1."""
 
     record_id: str
     text: str
@@ -108,24 +117,24 @@ class ParaphraseInput:
 
 @dataclass(frozen=True)
 class ParaphraseResult:
-    """Paraphrases of one text, unchecked. failure: why there are none, else ""."""
+    """Unfiltered paraphrases of one text. failure: why there are none, else ""."""
 
     texts: list[str]
     failure: str = ""
 
 
 class Paraphraser(ABC):
-    """name: what stands in text_source. llm: whether a language model writes."""
+    """name: value of the column text_source. uses_llm: whether it is a language model."""
 
     name: str
     uses_llm: bool
 
     @abstractmethod
     def paraphrase(self, texts: list[ParaphraseInput]) -> list[ParaphraseResult]:
-        """Of each text, in their order."""
+        """Paraphrase each text; results in the order of the texts."""
 
     def compute_statistics(self) -> dict[str, Any]:
-        """What summary.json says of the last call."""
+        """Statistics of the last call, for summary.json."""
         return {"backend": self.name, "llm": self.uses_llm}
 
 
@@ -148,37 +157,34 @@ class RuleParaphraser(Paraphraser):
     def _paraphrase_text(self, text: ParaphraseInput) -> ParaphraseResult:
         if text.language != rule_paraphraser.LANGUAGE:
             return ParaphraseResult([], f"the rules do not know the language: {text.language}")
-        return ParaphraseResult(
-            rule_paraphraser.paraphrase_with_rules(
-                text.text, self.count, f"{self.seed} {text.record_id}"
-            )
-        )
+        name = f"{self.seed} {text.record_id}"
+        return ParaphraseResult(rule_paraphraser.paraphrase_with_rules(text.text, self.count, name))
 
 
 class LLMParaphraser(Paraphraser):
     uses_llm = True
 
     def __init__(
-        self, model: str, numbers: OpenAIParaphraserConfig, prompt: ParaphrasePrompt, count: int
+        self, model: str, config: OpenAIParaphraserConfig, prompt: ParaphrasePrompt, count: int
     ):
-        self.name, self.config = model, numbers
-        self.instruction = prompt.render(count, numbers.num_few_shot)
+        self.name, self.config = model, config
+        self.instruction = prompt.render(count, config.num_few_shot)
         self.schema = build_answer_schema(count)
         self.replies: list[Reply] = []
 
     def paraphrase(self, texts: list[ParaphraseInput]) -> list[ParaphraseResult]:
         questions = [
-            Question(self.instruction, llm_client.quote_data(text=one.text), self.schema)
-            for one in texts
+            Question(self.instruction, llm_client.quote_data(text=text.text), self.schema)
+            for text in texts
         ]
-        settings = self.config.to_llm_settings(self.name)
+        chat_config = self.config.to_chat_config(self.name)
         if self.config.use_batch_api:
             replies = batch_client.ask_questions(
-                CONFIG_SECTION, settings, self.config.batch, questions, BACKEND_KEY
+                CONFIG_SECTION, chat_config, self.config.batch, questions, BACKEND_KEY
             )
         else:
-            replies = llm_client.ask_questions(CONFIG_SECTION, settings, questions, BACKEND_KEY)
-        # Memes of one text are one question, paid once.
+            replies = llm_client.ask_questions(CONFIG_SECTION, chat_config, questions, BACKEND_KEY)
+        # Memes with the same text share one question, which is counted once.
         self.replies = list(dict(zip(questions, replies, strict=True)).values())
         return [
             ParaphraseResult(reply.value.paraphrases)
@@ -191,11 +197,10 @@ class LLMParaphraser(Paraphraser):
         received = sum(reply.completion_tokens for reply in self.replies)
         sent = sum(reply.total_tokens for reply in self.replies) - received
         failures = Counter(reply.failure for reply in self.replies if reply.value is None)
+        structured = all(reply.structured for reply in self.replies)
         return super().compute_statistics() | {
             "answered_by": sorted({name for reply in self.replies for name in reply.models}),
-            "answers": "by JSON schema"
-            if all(reply.structured for reply in self.replies)
-            else "by prompt alone",
+            "answers": "by JSON schema" if structured else "by prompt alone",
             "questions": len(self.replies),
             "failed_questions": dict(sorted(failures.items())),
             "tokens": {"sent": sent, "received": received},
@@ -204,35 +209,35 @@ class LLMParaphraser(Paraphraser):
 
 
 def build_answer_schema(count: int) -> type[BaseModel]:
-    """The schema of an answer."""
-    closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # OpenAI asks for it
-    many = Field(min_length=count, max_length=count)
-    return create_model(f"paraphrases_{count}", __config__=closed, paraphrases=(list[str], many))
+    """The schema of an answer: exactly `count` paraphrases."""
+    closed = ConfigDict(json_schema_extra={"additionalProperties": False})  # required by OpenAI
+    size = Field(min_length=count, max_length=count)
+    return create_model(f"paraphrases_{count}", __config__=closed, paraphrases=(list[str], size))
 
 
 def load_prompt(path: Path) -> ParaphrasePrompt:
-    """Raises WrongInput if the file is no prompt."""
+    """Read a prompt file. Raises InputError if it is not a valid prompt."""
     try:
         return TypeAdapter(ParaphrasePrompt).validate_python(
             yaml.safe_load(path.read_text(encoding="utf-8"))
         )
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"{path.name} is no YAML in UTF-8: restore it from git") from None
+        raise InputError(f"{path.name} is not YAML in UTF-8: restore it from git") from None
     except ValidationError as error:
-        places = sorted({".".join(map(str, fault["loc"])) or "all" for fault in error.errors()})
+        keys = sorted({".".join(map(str, fault["loc"])) or "all" for fault in error.errors()})
         raise InputError(
-            f"{path.name}: missing or wrong: {', '.join(places)}: give an instruction, and "
-            "examples of a text and its paraphrases each"
+            f"{path.name}: missing or wrong: {', '.join(keys)}: give an instruction, and examples "
+            "with a text and its paraphrases each"
         ) from None
 
 
 def load_paraphraser(
-    backend: str, numbers: OpenAIParaphraserConfig, prompt: ParaphrasePrompt, count: int, seed: int
+    backend: str, config: OpenAIParaphraserConfig, prompt: ParaphrasePrompt, count: int, seed: int
 ) -> Paraphraser:
-    """rules | none | openai:MODEL. Raises WrongInput for another one."""
+    """The paraphraser rules | none | openai:MODEL. Raises InputError for another backend."""
     kind, _, model = backend.partition(":")
     if kind == "openai" and model:
-        return LLMParaphraser(model, numbers, prompt, count)
+        return LLMParaphraser(model, config, prompt, count)
     if backend == "rules":
         return RuleParaphraser(count, seed)
     if backend == "none":

@@ -1,9 +1,8 @@
-"""Rules that word a text anew without any language model: the offline paraphraser.
+"""The offline paraphraser: rules that reword English texts without a language model.
 
-What they know is small: parts between commas change places, short forms become long ones and the
-other way round, a few words stand for each other, a filler opens or closes the text, letters and
-the last mark change. They know English alone. Words that carry a feeling, and who it is about, stay
-as they are, because the labels of a meme hang on them.
+The rules reorder clauses between commas, contract and expand short forms, replace a few words by
+synonyms, add a filler at either end, and vary case and final punctuation. Words that express a
+sentiment or name its target are not changed, because the labels of a meme depend on them.
 """
 
 from random import Random
@@ -11,12 +10,10 @@ from random import Random
 import regex
 
 LANGUAGE = "en"  # ISO 639-1
-TRIES_PER_PARAPHRASE = 8  # at a wording that differs from those before it
-CHANGE_PROBABILITY = (
-    0.7  # of wordings that have each of the changes, where the text has a place for it
-)
+TRIES_PER_PARAPHRASE = 8  # until a wording differs from the previous ones
+CHANGE_PROBABILITY = 0.7  # of each rule that applies to the text
 
-TWO_WAY_SYNONYMS = [  # words that stand for each other
+TWO_WAY_SYNONYMS = [  # each replaces the other
     ("do not", "don't"),
     ("does not", "doesn't"),
     ("did not", "didn't"),
@@ -61,7 +58,7 @@ TWO_WAY_SYNONYMS = [  # words that stand for each other
     ("tv", "television"),
     ("ok", "okay"),
 ]
-ONE_WAY_SYNONYMS = {  # where the other way would be wrong: "going to school" is no "gonna school"
+ONE_WAY_SYNONYMS = {  # not reversible: "going to school" must not become "gonna school"
     "gonna": "going to",
     "wanna": "want to",
     "gotta": "got to",
@@ -89,11 +86,11 @@ OPENING_FILLERS = [
     "Anyway,",
 ]
 CLOSING_FILLERS = [", you know", ", I mean", ", okay", ", that is"]
-# A part that opens with one of these hangs on the part before it.
+# A clause that begins with one of these depends on the clause before it.
 DEPENDENT_CLAUSE_PATTERN = regex.compile(
     r"(?i)(?:and|but|or|so|then|yet|nor|for|because|'cause|which|who|that|than|it's|it)\b"
 )
-# Words whose capital is that of a sentence; any other first word may be a name.
+# Words that are only capitalized at the start of a sentence; any other word may be a name.
 SENTENCE_START_PATTERN = regex.compile(
     r"(?:The|A|An|My|Your|His|Her|Our|Their|This|That|These|Those|When|If|While|After|Before|As|It|"
     r"He|She|We|They|You|There|What|Who|How|Why|Where|Once|Every|Some|All|No|Not|Just|Me|One|In|On|"
@@ -104,12 +101,9 @@ SENTENCE_END_PATTERN = regex.compile(r"[.!?:;\n]")
 FINAL_PUNCTUATION_PATTERN = regex.compile(r"(?<=\w)[.\u2026]*$")
 
 
-REPLACEMENTS = (
-    ONE_WAY_SYNONYMS | dict(TWO_WAY_SYNONYMS) | {other: one for one, other in TWO_WAY_SYNONYMS}
-)
-# As whole words, the longest first, with a word after them: the last word may be a stressed one
-# ("yes you are"), which has no short form. A short form before its subject has no long one ("aren't
-# you").
+REPLACEMENTS = ONE_WAY_SYNONYMS | dict(TWO_WAY_SYNONYMS) | {b: a for a, b in TWO_WAY_SYNONYMS}
+# Whole words, the longest first, with a word after them: a final word may be stressed and then has
+# no short form ("yes you are"). A short form before its subject has no long form ("aren't you").
 REPLACEABLE_PATTERN = regex.compile(
     r"(?i)(?<![\w'])(?:"
     + "|".join(regex.escape(word) for word in sorted(REPLACEMENTS, key=len, reverse=True))
@@ -118,27 +112,30 @@ REPLACEABLE_PATTERN = regex.compile(
 
 
 def paraphrase_with_rules(text: str, count: int, name: str) -> list[str]:
-    """At most so many wordings, which differ in more than case and marks; fewer of a bare text.
+    """At most `count` wordings that differ in more than case and punctuation.
 
-    name: what is drawn follows from it and from the text alone.
+    There are fewer if few rules apply. name: seeds the samples, together with the text.
     """
-    found: dict[str, str] = {}
+    wordings: dict[str, str] = {}
     for number in range(count * TRIES_PER_PARAPHRASE):
-        if len(found) == count:
+        if len(wordings) == count:
             break
         wording = _paraphrase_once(text, Random(f"{name} {number} {text}"))
         if normalize_text(wording) != normalize_text(text):
-            found.setdefault(normalize_text(wording), wording)
-    return list(found.values())
+            wordings.setdefault(normalize_text(wording), wording)
+    return list(wordings.values())
 
 
 def normalize_text(text: str) -> str:
-    """The letters and numbers of a text, small, one space between words."""
+    """The letters and digits of a text in lower case, with one space between words."""
     return " ".join(regex.sub(r"[^\p{L}\p{M}\p{N}\s]", "", text.casefold()).split())
 
 
 def _paraphrase_once(text: str, random: Random) -> str:
-    """Some of the changes, in an order in which none undoes another; a filler if nothing else."""
+    """Apply a sample of the rules, in an order in which no rule undoes another.
+
+    Adds a filler if no other rule changed the text.
+    """
     wording = text
     for step in (reorder_clauses, replace_words, add_filler):
         if random.random() < CHANGE_PROBABILITY:
@@ -149,62 +146,64 @@ def _paraphrase_once(text: str, random: Random) -> str:
 
 
 def reorder_clauses(text: str, random: Random) -> str:
-    """From "a, b, c" to "c, a, b" and the like, where it is one sentence of parts that may lead."""
-    body, mark = _split_final_punctuation(text)
-    parts = body.split(", ")
+    """Reorder "a, b, c", for example to "c, a, b", if it is one sentence of independent clauses."""
+    body, punctuation = _split_final_punctuation(text)
+    clauses = body.split(", ")
     if (
-        len(parts) < 2
+        len(clauses) < 2
         or SENTENCE_END_PATTERN.search(body)
-        or any(map(DEPENDENT_CLAUSE_PATTERN.match, parts[1:]))
+        or any(map(DEPENDENT_CLAUSE_PATTERN.match, clauses[1:]))
     ):
         return text
-    begins = parts[0][:1].isupper() and not text.isupper()
-    first = parts.pop(0)
-    # Another part is first, whatever comes after it.
-    front = parts.pop(random.randrange(len(parts)))
-    rest = [_lowercase_first(first), *parts]
+    is_capitalized = clauses[0][:1].isupper() and not text.isupper()
+    old_first = clauses.pop(0)
+    # A different clause comes first, so that the order always changes.
+    new_first = clauses.pop(random.randrange(len(clauses)))
+    rest = [_lowercase_first(old_first), *clauses]
     random.shuffle(rest)
-    return f"{', '.join([_capitalize_first(front) if begins else front, *rest])}{mark}"
+    if is_capitalized:
+        new_first = _capitalize_first(new_first)
+    return f"{', '.join([new_first, *rest])}{punctuation}"
 
 
 def replace_words(text: str, random: Random) -> str:
-    """Words and short forms for others: at each place or not, at one of them at least."""
-    places = list(REPLACEABLE_PATTERN.finditer(text))
-    if not places:
+    """Replace a random half of the words and short forms that have a synonym, at least one."""
+    matches = list(REPLACEABLE_PATTERN.finditer(text))
+    if not matches:
         return text
-    sure = random.choice(places)
-    for place in reversed(places):
-        if random.random() < 0.5 or place == sure:
-            other = _match_case(place[0], REPLACEMENTS[place[0].casefold()])
-            text = text[: place.start()] + other + text[place.end() :]
+    required = random.choice(matches)
+    for match in reversed(matches):
+        if random.random() < 0.5 or match == required:
+            synonym = _match_case(match[0], REPLACEMENTS[match[0].casefold()])
+            text = text[: match.start()] + synonym + text[match.end() :]
     return text
 
 
-def _match_case(model: str, word: str) -> str:
-    """A word in the case of another; i is a word that is always tall."""
-    if len(model) > 1 and model.isupper():
+def _match_case(original: str, word: str) -> str:
+    """A word in the case of the original word; the pronoun I is always upper case."""
+    if len(original) > 1 and original.isupper():
         return word.upper()
     if word.startswith(("i ", "i'")):
         return f"I{word[1:]}"
-    return _capitalize_first(word) if model[0].isupper() else word
+    return _capitalize_first(word) if original[0].isupper() else word
 
 
 def add_filler(text: str, random: Random) -> str:
-    """A filler before the text, or after it."""
+    """Add a filler before or after the text."""
     if random.random() < 0.6:
         opening = random.choice(OPENING_FILLERS)
         return (
             f"{opening.upper()} {text}" if text.isupper() else f"{opening} {_lowercase_first(text)}"
         )
-    body, mark = _split_final_punctuation(text)
+    body, punctuation = _split_final_punctuation(text)
     if not body or not body[-1].isalnum():
         return text
     closing = random.choice(CLOSING_FILLERS)
-    return f"{body}{closing.upper() if text.isupper() else closing}{mark}"
+    return f"{body}{closing.upper() if text.isupper() else closing}{punctuation}"
 
 
 def vary_case_and_punctuation(text: str, random: Random) -> str:
-    """Case and last mark as somebody else would type them; no new ! or ?, which add a feeling."""
+    """Vary case and final punctuation, but never add ! or ?, which would change the sentiment."""
     change = random.randrange(4)
     if change == 1:
         text = text.lower()
@@ -214,7 +213,7 @@ def vary_case_and_punctuation(text: str, random: Random) -> str:
 
 
 def _split_final_punctuation(text: str) -> tuple[str, str]:
-    """A text and what marks its end."""
+    """A text without its final punctuation, and that punctuation."""
     body = text.rstrip(".!?\u2026 ")
     return body, text[len(body) :]
 
@@ -224,5 +223,5 @@ def _capitalize_first(text: str) -> str:
 
 
 def _lowercase_first(text: str) -> str:
-    """With a small first letter, if its capital is that of a sentence."""
+    """Lowercase the first letter if it is only capitalized at the start of a sentence."""
     return text[:1].lower() + text[1:] if SENTENCE_START_PATTERN.match(text) else text

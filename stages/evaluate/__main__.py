@@ -1,17 +1,19 @@
-"""Score what each phase of a run wrote, beside the ceilings where the corpus knows them.
+"""Evaluate the generated texts of each phase of a run, and compare them with known ceilings.
 
 python -m stages.evaluate --run RUN --ingest INGEST --predictions PREDICTIONS --output OUTPUT
 
 reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample corpora only
         PREDICTIONS/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
         attentions.parquet
-writes  TARGET/metrics.json    the final phase on top, `sft` beneath when preference followed it
-        TARGET/items.parquet   the scores of each written text
-        TARGET/rewards.parquet   the rewards of whole written articles, at most so many
+writes  OUTPUT/metrics.json     the final phase at the top level; if that is the preference phase,
+                                the SFT phase under `sft`
+        OUTPUT/items.parquet    the scores of each generated text
+        OUTPUT/rewards.parquet  the rewards of at most `max_reward_samples` articles per split
 
-Figures are of the test split with both inputs, but for `validation` (what is cheap, to choose
-settings by), `single_modality` (the same weights shown the topic or the picture alone) and `foils`.
-`gain` is what the preference phase changed, by pairs of the same article or chunk in both phases.
+Metrics are computed on the test split with both inputs, except for `validation` (cheap metrics, to
+select settings by), `single_modality` (the same weights with only the topic or only the image) and
+`foils`. `gain` is the change by the preference phase, over pairs of the same article or chunk in
+both phases.
 """
 
 import json
@@ -24,7 +26,7 @@ from typing import Any
 from stages.evaluate import reward_gains, text_metrics, text_scores
 from stages.evaluate.text_metrics import CorpusScore, TokenizerName
 from stages.shared.core import schemas
-from stages.shared.core.config import config_class, load_config
+from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.metrics import attention, diagnostics
 from stages.shared.metrics.common import (
     PHASES,
@@ -43,21 +45,23 @@ from stages.shared.metrics.grounding import (
     score_slots,
 )
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
+from stages.shared.runtime.stage import atomic_output_dir, run_stage
 from stages.shared.similarity.embedders import Embedder, RewardConfig, load_embedder
 
 
 @config_class
 class EvaluateConfig:
-    tokenizers: dict[str, list[TokenizerName]]  # by language; the first gives the main figures
-    max_bertscore_samples: int
-    max_reward_samples: int
-    meteor_timeout: float
-    max_below_ceiling: float
-    max_above_ceiling_standard_errors: float
-    max_masked_fraction: float
-    max_attention_entropy: float
-    min_attention_spread: float
+    tokenizers: dict[str, list[TokenizerName]] = Field(
+        description="by language; the first is used for the main scores"
+    )
+    max_bertscore_samples: int = Field(description="test items per phase with BERTScore")
+    max_reward_samples: int = Field(description="articles per split with rewards")
+    meteor_timeout: float = Field(description="seconds until Java counts as broken")
+    max_below_ceiling: float = Field(description="tolerance below the single-modality ceiling")
+    max_above_ceiling_standard_errors: float = Field(description="tolerance above that ceiling")
+    max_masked_fraction: float = Field(description="topics masked by msaGate; above: warning")
+    max_attention_entropy: float = Field(description="of the fusion, 1 uniform; above: warning")
+    min_attention_spread: float = Field(description="of the fusion, 0 one token; below: warning")
 
     def __post_init__(self) -> None:
         for language, names in self.tokenizers.items():
@@ -67,11 +71,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class SampleGroundTruth:
-    """What a sample corpus knows: its slots, their values and boxes by (record, position), the
-    ceilings.
+    """The ground truth of a sample corpus.
 
-    ceilings: split -> inputs -> expected | realised -> slot or total; of captions, whose texts no
-    topic decides, for the picture alone.
+    facts, boxes: by (record, position), then by slot. ceilings: split -> inputs -> expected |
+    realised -> slot or total. Captions, whose texts no topic determines, only have the ceilings of
+    the input `picture`.
     """
 
     slots: SceneSlots
@@ -80,7 +84,7 @@ class SampleGroundTruth:
     boxes: dict[tuple[str, int], dict[str, attention.NormalizedBox]]
 
     def score_rows(self, rows: list[dict]) -> list[dict[str, int]]:
-        """For each row its slots: 1 stated correctly, 0 not."""
+        """The slots of each row: 1 if stated correctly, else 0."""
         keys = ((row["record"], row["position"]) for row in rows)
         return [
             score_slots(row["text"], self.facts[key], self.slots)
@@ -89,15 +93,14 @@ class SampleGroundTruth:
 
 
 def load_ground_truth(ingest: Path) -> SampleGroundTruth | None:
-    """The truth of a sample corpus; None of any other."""
+    """The ground truth of a sample corpus; None for any other corpus."""
     slots = load_slots(ingest)
     if slots is None:
         return None
     path = ingest / "ceilings.json"
-    ceilings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    splits = ("validation", "test")
-    of_split = {split: ceilings.get(split, {}) for split in splits}
-    return SampleGroundTruth(slots, load_facts(ingest), of_split, diagnostics.load_boxes(ingest))
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    ceilings = {split: content.get(split, {}) for split in ("validation", "test")}
+    return SampleGroundTruth(slots, load_facts(ingest), ceilings, diagnostics.load_boxes(ingest))
 
 
 def summarize_grounding(grounding: list[dict[str, int]], rows: list[dict]) -> dict[str, Any]:
@@ -110,25 +113,27 @@ def summarize_grounding(grounding: list[dict[str, int]], rows: list[dict]) -> di
 
 
 def compare_to_ceilings(grounding: dict[str, Any], ceilings: dict[str, dict]) -> dict[str, dict]:
-    """{"skill": ...}; {"share_of_ceiling": ...} where no topic tells anything, and one modality is
-    all there is; nothing where the ceilings are unknown."""
+    """{"skill": ...}, or {"share_of_ceiling": ...} if the image is the only informative input.
+
+    Empty if the ceilings are unknown.
+    """
     realised = {inputs: ceiling["realised"]["total"] for inputs, ceiling in ceilings.items()}
     value, error = grounding["total"], grounding["standard_error"]
     if "topic" in realised:
         return {"skill": compute_skill(value, error, realised)}
     if not realised:
         return {}
-    best = realised["picture"]
-    return {"share_of_ceiling": {"value": value / best, "standard_error": error / best}}
+    ceiling = realised["picture"]
+    return {"share_of_ceiling": {"value": value / ceiling, "standard_error": error / ceiling}}
 
 
 def compare_modality_to_ceiling(
-    grounding: dict[str, Any], ceilings: dict[str, dict], params: EvaluateConfig
+    grounding: dict[str, Any], ceilings: dict[str, dict], config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Grounding from one modality beside its realised ceiling."""
+    """Compare the grounding from one modality with its realised ceiling."""
     value, error = grounding["total"], grounding["standard_error"]
     ceiling = ceilings["realised"]["total"]
-    bounds = params.max_below_ceiling, params.max_above_ceiling_standard_errors
+    bounds = config.max_below_ceiling, config.max_above_ceiling_standard_errors
     return {"grounding": value} | compare_to_ceiling(value, error, ceiling, *bounds)
 
 
@@ -136,100 +141,95 @@ def build_item_rows(
     rows: list[dict], scores: dict[str, CorpusScore], grounding: list[dict[str, int]] | None
 ) -> list[dict]:
     """One row of items.parquet for each prediction row."""
-    names = schemas.ITEM_SCORES.names
-    key = ["record", "position", "split", "phase", "inputs"]
-    out = []
+    columns = schemas.ITEM_SCORES.names
+    keys = ["record", "position", "split", "phase", "inputs"]
+    items = []
     for i, row in enumerate(rows):
-        found = {name: scored.item_scores[i] for name, scored in scores.items() if name in names}
+        item = {name: score.item_scores[i] for name, score in scores.items() if name in columns}
         if grounding is not None:
-            found["grounding"] = mean_slot_score(grounding[i])
-            found["right"] = [slot for slot, right in grounding[i].items() if right]
-            found["wrong"] = [slot for slot, right in grounding[i].items() if not right]
-        out.append(dict.fromkeys(names) | {name: row[name] for name in key} | found)
-    return out
+            item["grounding"] = mean_slot_score(grounding[i])
+            item["right"] = [slot for slot, correct in grounding[i].items() if correct]
+            item["wrong"] = [slot for slot, correct in grounding[i].items() if not correct]
+        items.append(dict.fromkeys(columns) | {name: row[name] for name in keys} | item)
+    return items
 
 
 def score_test(
-    rows: list[dict], truth: SampleGroundTruth | None, params: EvaluateConfig
+    rows: list[dict], truth: SampleGroundTruth | None, config: EvaluateConfig
 ) -> tuple[dict[str, Any], list[dict]]:
-    """Every figure of the test items of one phase with both inputs, and its item rows."""
-    chosen = text_scores.select_primary_tokenizers(params.tokenizers)
-    scores = text_scores.compute_token_scores(rows, chosen, params.meteor_timeout)
+    """All metrics of the test items of one phase with both inputs, and its item rows."""
+    tokenizers = text_scores.select_primary_tokenizers(config.tokenizers)
+    scores = text_scores.compute_token_scores(rows, tokenizers, config.meteor_timeout)
     scores["bert_score"] = text_scores.compute_sampled_bert_score(
-        rows, params.max_bertscore_samples
+        rows, config.max_bertscore_samples
     )
-    result: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "items": len(rows),
         "records": len({row["record"] for row in rows}),
         **text_scores.summarize_scores(scores),
-        "measured_by": text_scores.describe_scorers(rows, chosen, scores),
+        "measured_by": text_scores.describe_scorers(rows, tokenizers, scores),
     }
-    others = text_scores.compute_extra_tokenizer_scores(
-        rows, params.tokenizers, params.meteor_timeout
+    extra_scores = text_scores.compute_extra_tokenizer_scores(
+        rows, config.tokenizers, config.meteor_timeout
     )
-    result |= {"by_tokenizer": others} if others else {}
+    metrics |= {"by_tokenizer": extra_scores} if extra_scores else {}
     if truth is None:
-        return result, build_item_rows(rows, scores, None)
+        return metrics, build_item_rows(rows, scores, None)
     grounding = truth.score_rows(rows)
     ceilings = truth.ceilings["test"]
-    result["grounding"] = summarize_grounding(grounding, rows)
-    result |= compare_to_ceilings(result["grounding"], ceilings)
-    result["ceilings"] = {
+    metrics["grounding"] = summarize_grounding(grounding, rows)
+    metrics |= compare_to_ceilings(metrics["grounding"], ceilings)
+    metrics["ceilings"] = {
         inputs: {rule: values["total"] for rule, values in ceiling.items()}
         for inputs, ceiling in ceilings.items()
     }
-    return result, build_item_rows(rows, scores, grounding)
+    return metrics, build_item_rows(rows, scores, grounding)
 
 
 def score_validation(
-    rows: list[dict], truth: SampleGroundTruth | None, params: EvaluateConfig
+    rows: list[dict], truth: SampleGroundTruth | None, config: EvaluateConfig
 ) -> tuple[dict[str, Any], list[dict]]:
-    """What is cheap: ROUGE-L, grounding and skill of the validation items."""
-    items = text_scores.tokenize_rows(
-        rows, text_scores.select_primary_tokenizers(params.tokenizers)
-    )
-    scores = {"rouge_l": text_metrics.compute_rouge_l(items)}
-    result: dict[str, Any] = {"items": len(rows), **text_scores.summarize_scores(scores)}
+    """The cheap metrics of the validation items (ROUGE-L, grounding, skill), and its item rows."""
+    tokenizers = text_scores.select_primary_tokenizers(config.tokenizers)
+    scores = {"rouge_l": text_metrics.compute_rouge_l(text_scores.tokenize_rows(rows, tokenizers))}
+    metrics: dict[str, Any] = {"items": len(rows), **text_scores.summarize_scores(scores)}
     if truth is None:
-        return result, build_item_rows(rows, scores, None)
+        return metrics, build_item_rows(rows, scores, None)
     grounding = truth.score_rows(rows)
-    result["grounding"] = summarize_grounding(grounding, rows)
-    result |= compare_to_ceilings(result["grounding"], truth.ceilings["validation"])
-    return result, build_item_rows(rows, scores, grounding)
+    metrics["grounding"] = summarize_grounding(grounding, rows)
+    metrics |= compare_to_ceilings(metrics["grounding"], truth.ceilings["validation"])
+    return metrics, build_item_rows(rows, scores, grounding)
 
 
 def score_single_modality(
-    rows: list[dict], inputs: str, truth: SampleGroundTruth, params: EvaluateConfig
+    rows: list[dict], inputs: str, truth: SampleGroundTruth, config: EvaluateConfig
 ) -> tuple[dict[str, Any], list[dict]]:
-    """Grounding from one modality beside its ceiling, and its item rows."""
+    """Grounding from one modality, compared with its ceiling, and its item rows."""
     grounding = truth.score_rows(rows)
-    ceilings = truth.ceilings["test"][inputs]
-    found = compare_modality_to_ceiling(summarize_grounding(grounding, rows), ceilings, params)
-    return found, build_item_rows(rows, {}, grounding)
+    summary = summarize_grounding(grounding, rows)
+    metrics = compare_modality_to_ceiling(summary, truth.ceilings["test"][inputs], config)
+    return metrics, build_item_rows(rows, {}, grounding)
 
 
 def compute_diagnostics(
-    traces: AttentionTraces, truth: SampleGroundTruth | None, params: EvaluateConfig
+    traces: AttentionTraces, truth: SampleGroundTruth | None, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """What gate, fusion and the decoder's attention do, and what of it is suspicious.
-
-    Only of what the run has: not every paper gates its topics.
-    """
-    result: dict[str, Any] = {}
+    """Statistics of gate, fusion and decoder attention, as far as the run has them; warnings."""
+    metrics: dict[str, Any] = {}
     if traces.gates:
-        result["gate"] = diagnostics.summarize_gate(traces.gates)
+        metrics["gate"] = diagnostics.summarize_gate(traces.gates)
     if traces.fusions:
-        result["fusion"] = diagnostics.summarize_fusion(traces.fusions)
+        metrics["fusion"] = diagnostics.summarize_fusion(traces.fusions)
     if truth is not None:
-        found = diagnostics.compute_object_attention(
+        object_attention = diagnostics.compute_object_attention(
             traces.attentions, truth.slots, truth.facts, truth.boxes
         )
-        result |= {"object_attention": found} if found else {}
-    limits = diagnostics.WarningThresholds(
-        params.max_masked_fraction, params.max_attention_entropy, params.min_attention_spread
+        metrics |= {"object_attention": object_attention} if object_attention else {}
+    thresholds = diagnostics.WarningThresholds(
+        config.max_masked_fraction, config.max_attention_entropy, config.min_attention_spread
     )
-    warnings = diagnostics.build_warnings(result.get("gate"), result.get("fusion"), limits)
-    return result | ({"warnings": warnings} if warnings else {})
+    warnings = diagnostics.build_warnings(metrics.get("gate"), metrics.get("fusion"), thresholds)
+    return metrics | ({"warnings": warnings} if warnings else {})
 
 
 def score_phase(
@@ -237,7 +237,7 @@ def score_phase(
     foils: list[dict],
     traces: AttentionTraces,
     truth: SampleGroundTruth | None,
-    params: EvaluateConfig,
+    config: EvaluateConfig,
 ) -> tuple[dict[str, Any], list[dict]]:
     """The metrics of one phase and its item rows."""
 
@@ -245,54 +245,58 @@ def score_phase(
         return [row for row in rows if (row["split"], row["inputs"]) == (split, inputs)]
 
     test = select("test", "both")
-    result, items = score_test(test, truth, params)
-    # Where no topic tells anything, a picture alone is both.
-    apart = truth is not None and "topic" in truth.ceilings["test"]
+    metrics, items = score_test(test, truth, config)
+    # If no topic is informative, the image alone is the same as both inputs.
+    has_single_modalities = truth is not None and "topic" in truth.ceilings["test"]
     for inputs in ("topic", "picture"):
-        if apart and (single := select("test", inputs)):
-            found, more = score_single_modality(single, inputs, truth, params)
-            result.setdefault("single_modality", {})[inputs] = found
-            items += more
-    tested = {(row["record"], row["position"]) for row in test}
-    if foils := [row for row in foils if (row["record"], row["position"]) in tested]:
-        result["foils"] = text_metrics.compute_foil_error(foils)
-    result |= compute_diagnostics(traces, truth, params)
+        if has_single_modalities and (single := select("test", inputs)):
+            scores, item_rows = score_single_modality(single, inputs, truth, config)
+            metrics.setdefault("single_modality", {})[inputs] = scores
+            items += item_rows
+    test_keys = {(row["record"], row["position"]) for row in test}
+    if foils := [row for row in foils if (row["record"], row["position"]) in test_keys]:
+        metrics["foils"] = text_metrics.compute_foil_error(foils)
+    metrics |= compute_diagnostics(traces, truth, config)
     if validation := select("validation", "both"):
-        result["validation"], more = score_validation(validation, truth, params)
-        items += more
-    return result, items
+        metrics["validation"], item_rows = score_validation(validation, truth, config)
+        items += item_rows
+    return metrics, items
 
 
-def build_reward_rows(rows: list[dict], at_most: int, embedder: Embedder | None) -> list[dict]:
-    """Rows of REWARDS: at most so many articles of each split, the same of each phase."""
-    found = []
+def build_reward_rows(rows: list[dict], max_articles: int, embedder: Embedder | None) -> list[dict]:
+    """Rows of REWARDS: at most `max_articles` of each split, the same articles in each phase."""
+    reward_rows = []
     for phase, split in product(PHASES, ("test", "validation")):
-        written = reward_gains.collect_articles(select_rows(rows, phase, split), at_most)
+        articles = reward_gains.collect_articles(select_rows(rows, phase, split), max_articles)
         key = {"phase": phase, "split": split}
-        found += [key | row for row in reward_gains.compute_article_rewards(written, embedder)]
-    return found
+        reward_rows += [
+            key | row for row in reward_gains.compute_article_rewards(articles, embedder)
+        ]
+    return reward_rows
 
 
 def select_rows(rows: list[dict], phase: str, split: str) -> list[dict]:
+    """The rows of a phase and split that were generated from both inputs."""
     key = phase, split, "both"
     return [row for row in rows if (row["phase"], row["split"], row["inputs"]) == key]
 
 
-def add_rewards(result: dict[str, Any], rewards: list[dict], phase: str) -> dict[str, Any]:
-    """The metrics of one phase and the means of its rewards, of test and validation."""
-    of_split = {
+def add_rewards(metrics: dict[str, Any], rewards: list[dict], phase: str) -> dict[str, Any]:
+    """Add the mean rewards of one phase on test and validation to its metrics."""
+    by_split = {
         split: [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
         for split in ("test", "validation")
     }
-    result |= {"rewards": reward_gains.summarize_rewards(of_split["test"])}
-    result["measured_by"] |= reward_gains.describe_rewards(of_split["test"])
-    if "validation" in result:
-        result["validation"] |= {"rewards": reward_gains.summarize_rewards(of_split["validation"])}
-    return result
+    metrics |= {"rewards": reward_gains.summarize_rewards(by_split["test"])}
+    metrics["measured_by"] |= reward_gains.describe_rewards(by_split["test"])
+    if "validation" in metrics:
+        summary = reward_gains.summarize_rewards(by_split["validation"])
+        metrics["validation"] |= {"rewards": summary}
+    return metrics
 
 
 def compute_phase_gains(items: list[dict], rewards: list[dict], split: str) -> dict[str, dict]:
-    """What the preference phase changed of the rewards and of the grounding of one split."""
+    """The gains of the preference phase in rewards and grounding on one split."""
     articles = [
         [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
         for phase in ("sft", "preference")
@@ -309,56 +313,65 @@ def evaluate_predictions(
     traces: AttentionTraces,
     truth: SampleGroundTruth | None,
     embedder: Embedder | None,
-    params: EvaluateConfig,
+    config: EvaluateConfig,
 ) -> tuple[dict[str, Any], dict[str, list[dict]]]:
-    """The content of metrics.json, and the rows of items and rewards."""
-    rewards = build_reward_rows(rows, params.max_reward_samples, embedder)
+    """The content of metrics.json, and the rows of the tables `items` and `rewards`."""
+    rewards = build_reward_rows(rows, config.max_reward_samples, embedder)
     by_phase, items = {}, []
     for phase in PHASES:
-        if of_phase := [row for row in rows if row["phase"] == phase]:
-            of_foils = [row for row in foils if row["phase"] == phase]
-            result, more = score_phase(
-                of_phase, of_foils, traces.select_phase(phase), truth, params
+        if phase_rows := [row for row in rows if row["phase"] == phase]:
+            phase_foils = [row for row in foils if row["phase"] == phase]
+            metrics, item_rows = score_phase(
+                phase_rows, phase_foils, traces.select_phase(phase), truth, config
             )
-            by_phase[phase] = add_rewards(result, rewards, phase)
-            items += more
+            by_phase[phase] = add_rewards(metrics, rewards, phase)
+            items += item_rows
     final, *earlier = by_phase
-    top = by_phase[final]
+    final_metrics = by_phase[final]
     if earlier:
-        top["gain"] = compute_phase_gains(items, rewards, "test")
-        if "validation" in top:
-            top["validation"]["gain"] = compute_phase_gains(items, rewards, "validation")
-    found = {"phase": final, **top, **{name: by_phase[name] for name in earlier}}
-    return found, {"items": items, "rewards": rewards}
+        final_metrics["gain"] = compute_phase_gains(items, rewards, "test")
+        if "validation" in final_metrics:
+            gain = compute_phase_gains(items, rewards, "validation")
+            final_metrics["validation"]["gain"] = gain
+    earlier_metrics = {phase: by_phase[phase] for phase in earlier}
+    return {"phase": final, **final_metrics, **earlier_metrics}, {
+        "items": items,
+        "rewards": rewards,
+    }
 
 
 def main(
-    params: EvaluateConfig, reading: RewardConfig, run: str, folders: list[Path], target: Path
+    config: EvaluateConfig,
+    rewards_config: RewardConfig,
+    run: str,
+    ingest: Path,
+    predictions: Path,
+    output: Path,
 ) -> None:
-    ingest, predictions = folders
     rows = schemas.read_predictions(predictions)
     foils = schemas.read_parquet(predictions / "foils.parquet", schemas.FOIL_SCORES)
     traces = diagnostics.load_traces(predictions)
-    embedder = load_embedder("minilm", [row["language"] for row in rows], reading)
+    embedder = load_embedder("minilm", [row["language"] for row in rows], rewards_config)
     with tracking.start_run(
-        stage="evaluate", name=run, params={"evaluate": asdict(params)}
+        stage="evaluate", name=run, params={"evaluate": asdict(config)}
     ) as tracked:
-        with atomic_output_dir(target) as folder:
+        with atomic_output_dir(output) as folder:
             truth = load_ground_truth(ingest)
-            result, found = evaluate_predictions(rows, foils, traces, truth, embedder, params)
-            result = round_metrics(result)
-            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+            metrics, tables = evaluate_predictions(rows, foils, traces, truth, embedder, config)
+            metrics = round_metrics(metrics)
+            text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
-            schemas.write_parquet(folder / "items.parquet", found["items"], schemas.ITEM_SCORES)
-            schemas.write_parquet(folder / "rewards.parquet", found["rewards"], schemas.REWARDS)
-        tracked.log_metrics(dict(flatten_metrics(result)), step=0)
-        tracked.log_artifact_hash(target / "metrics.json", "metrics.json")
+            schemas.write_parquet(folder / "items.parquet", tables["items"], schemas.ITEM_SCORES)
+            schemas.write_parquet(folder / "rewards.parquet", tables["rewards"], schemas.REWARDS)
+        tracked.log_metrics(dict(flatten_metrics(metrics)), step=0)
+        tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 
 
 def cli(run: str, ingest: Path, predictions: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
-    rewards = load_config(RewardConfig, "rewards")
-    main(load_config(EvaluateConfig, "evaluate"), rewards, run, [ingest, predictions], output)
+    config = load_config(EvaluateConfig, "evaluate")
+    rewards_config = load_config(RewardConfig, "rewards")
+    main(config, rewards_config, run, ingest, predictions, output)
 
 
 if __name__ == "__main__":

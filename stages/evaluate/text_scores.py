@@ -1,7 +1,8 @@
-"""Every score that compares written texts with their references, over rows of PREDICTIONS.
+"""All scores that compare generated texts with their references, from rows of PREDICTIONS.
 
-The scorers are those of metrics.py. Scores by tokens depend on the tokenizer, and Chinese has two
-that the field uses: the first of a language gives the main figures, each further one its own.
+text_metrics.py implements the scores. Those that count tokens depend on the tokenizer, and two
+tokenizers are common for Chinese: the first tokenizer of a language is used for the main scores,
+and each additional one gets scores of its own.
 """
 
 from typing import Any
@@ -16,21 +17,21 @@ from stages.evaluate.text_metrics import (
 from stages.shared.metrics.common import evenly_spaced_indices
 
 PredictionRows = list[dict]  # of PREDICTIONS
-DEFAULT_TOKENIZER: TokenizerName = "words"  # the rule for languages that name none
+DEFAULT_TOKENIZER: TokenizerName = "words"  # for languages that are not in `evaluate.tokenizers`
 
 
 def tokenize_rows(
     rows: PredictionRows, tokenizers: dict[str, TokenizerName]
 ) -> list[TokenizedPrediction]:
-    """The texts and references of the rows, by the tokenizer of each row's language."""
+    """Tokenize texts and references with the tokenizer of each row's language."""
 
-    def cut(text: str, language: str) -> str:
+    def tokenize(text: str, language: str) -> str:
         return tokenize_text(text, tokenizers.get(language, DEFAULT_TOKENIZER))
 
     return [
         TokenizedPrediction(
-            cut(row["text"], row["language"]),
-            [cut(reference, row["language"]) for reference in row["references"]],
+            tokenize(row["text"], row["language"]),
+            [tokenize(reference, row["language"]) for reference in row["references"]],
         )
         for row in rows
     ]
@@ -39,76 +40,82 @@ def tokenize_rows(
 def select_primary_tokenizers(
     tokenizers: dict[str, list[TokenizerName]],
 ) -> dict[str, TokenizerName]:
-    """The tokenizer of each language that the main figures are by."""
+    """The tokenizer of each language for the main scores."""
     return {language: names[0] for language, names in tokenizers.items()}
 
 
 def select_extra_tokenizers(
     tokenizers: dict[str, list[TokenizerName]], rows: PredictionRows
 ) -> dict[TokenizerName, dict[str, TokenizerName]]:
-    """Each further tokenizer of the rows' languages, with the one of every language beside it."""
+    """Each additional tokenizer of the rows' languages -> the tokenizer of every language.
+
+    Languages without that additional tokenizer keep their first one.
+    """
     languages = {row["language"] for row in rows}
-    names = [n for language in sorted(languages) for n in tokenizers.get(language, [])[1:]]
+    extra = [name for code in sorted(languages) for name in tokenizers.get(code, [])[1:]]
     return {
-        name: {language: name if name in of[1:] else of[0] for language, of in tokenizers.items()}
-        for name in dict.fromkeys(names)
+        name: {
+            language: name if name in names[1:] else names[0]
+            for language, names in tokenizers.items()
+        }
+        for name in dict.fromkeys(extra)
     }
 
 
 def compute_token_scores(
-    rows: PredictionRows, tokenizers: dict[str, TokenizerName], seconds: float
+    rows: PredictionRows, tokenizers: dict[str, TokenizerName], meteor_timeout: float
 ) -> dict[str, CorpusScore]:
-    """BLEU, ROUGE-L, METEOR and CIDEr by name; seconds: after which a silent Java is broken."""
+    """BLEU, ROUGE-L, METEOR and CIDEr by name. meteor_timeout: see `compute_meteor`, seconds."""
     items = tokenize_rows(rows, tokenizers)
     languages = [row["language"] for row in rows]
-    most = max(sorted(set(languages)), key=languages.count)
-    name, meteor = text_metrics.compute_meteor(items, most, seconds)
+    main_language = max(sorted(set(languages)), key=languages.count)
+    meteor_name, meteor = text_metrics.compute_meteor(items, main_language, meteor_timeout)
     return text_metrics.compute_bleu(items) | {
         "rouge_l": text_metrics.compute_rouge_l(items),
-        name: meteor,
+        meteor_name: meteor,
         "cider": text_metrics.compute_cider(items),
     }
 
 
-def compute_sampled_bert_score(rows: PredictionRows, at_most: int) -> CorpusScore:
-    """BERTScore of at most so many rows, evenly spaced; the other rows are not measured."""
-    chosen = evenly_spaced_indices(len(rows), at_most)
-    some = text_metrics.compute_bert_score(
-        [rows[i]["text"] for i in chosen],
-        [rows[i]["references"] for i in chosen],
-        [rows[i]["language"] for i in chosen],
+def compute_sampled_bert_score(rows: PredictionRows, max_samples: int) -> CorpusScore:
+    """BERTScore of at most `max_samples` evenly spaced rows; the scores of the others are None."""
+    indices = evenly_spaced_indices(len(rows), max_samples)
+    score = text_metrics.compute_bert_score(
+        [rows[i]["text"] for i in indices],
+        [rows[i]["references"] for i in indices],
+        [rows[i]["language"] for i in indices],
     )
-    by_row = dict(zip(chosen, some.item_scores, strict=True))
-    return CorpusScore(some.value, [by_row.get(i) for i in range(len(rows))], some.measured_by)
+    by_row = dict(zip(indices, score.item_scores, strict=True))
+    return CorpusScore(score.value, [by_row.get(i) for i in range(len(rows))], score.measured_by)
 
 
 def summarize_scores(scores: dict[str, CorpusScore]) -> dict[str, float | str]:
-    """The corpus scores, `unavailable` where there is none."""
+    """The corpus scores; `unavailable` for a score without a value."""
     return {
-        name: "unavailable" if found.value is None else found.value
-        for name, found in scores.items()
+        name: "unavailable" if score.value is None else score.value
+        for name, score in scores.items()
     }
 
 
 def describe_scorers(
     rows: PredictionRows, tokenizers: dict[str, TokenizerName], scores: dict[str, CorpusScore]
 ) -> dict[str, str]:
-    """The tokenizer of each language of the rows, and what measured each score."""
+    """The tokenizer of each language of the rows, and the implementation of each score."""
     languages = sorted({row["language"] for row in rows})
     names = [f"{language}: {tokenizers.get(language, DEFAULT_TOKENIZER)}" for language in languages]
     return {"tokenizer": ", ".join(names)} | {
-        name: found.measured_by for name, found in scores.items()
+        name: score.measured_by for name, score in scores.items()
     }
 
 
 def compute_extra_tokenizer_scores(
-    rows: PredictionRows, tokenizers: dict[str, list[TokenizerName]], seconds: float
+    rows: PredictionRows, tokenizers: dict[str, list[TokenizerName]], meteor_timeout: float
 ) -> dict[str, dict[str, Any]]:
-    """The scores by tokens under each further tokenizer; empty where the languages have none."""
-    found = {}
-    for name, chosen in select_extra_tokenizers(tokenizers, rows).items():
-        scores = compute_token_scores(rows, chosen, seconds)
-        found[name] = summarize_scores(scores) | {
-            "measured_by": describe_scorers(rows, chosen, scores)
+    """The token scores with each additional tokenizer; empty if the languages have none."""
+    result = {}
+    for name, selected in select_extra_tokenizers(tokenizers, rows).items():
+        scores = compute_token_scores(rows, selected, meteor_timeout)
+        result[name] = summarize_scores(scores) | {
+            "measured_by": describe_scorers(rows, selected, scores)
         }
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the Batch API, files included, as a test says."""
+"""A local server with the Batch API and its files; the test supplies its answers."""
 
 import json
 import re
@@ -12,21 +12,19 @@ from tests.support.fake_chat_api import FakeChatHandler, chat_completion
 
 
 class FakeBatchServer(ThreadingHTTPServer):
-    """`answer(body, number)` as of chat_server.Server, for the requests of a batch.
+    """`answer(body, number)` as in FakeChatServer, for the requests of a batch; None: no answer.
 
-    looks: how often a batch is looked at before it has ended. end: its status then.
+    polls_until_done: status checks of a batch before it ends. final_status: its status then.
+    reject(call): (status, headers, body) of the response to a call such as "POST /v1/files", or
+    None to handle it.
     """
 
     daemon_threads = True
 
     def __init__(self, answer: Callable[[dict, int], Any]):
         super().__init__(("127.0.0.1", 0), FakeBatchHandler)
-        self.answer, self.lock, self.polls_until_done, self.final_status = (
-            answer,
-            Lock(),
-            1,
-            "completed",
-        )
+        self.answer, self.lock = answer, Lock()
+        self.polls_until_done, self.final_status = 1, "completed"
         self.uploads: dict[str, list[dict]] = {}
         self.batches: dict[str, dict] = {}
         self.contents: dict[str, str] = {}
@@ -36,7 +34,7 @@ class FakeBatchServer(ThreadingHTTPServer):
 
     @property
     def requests(self) -> list[dict]:
-        """Those of all batches that were made."""
+        """The requests of all created batches."""
         return [
             line["body"]
             for batch in self.batches.values()
@@ -44,17 +42,17 @@ class FakeBatchServer(ThreadingHTTPServer):
         ]
 
     def process_batch(self, batch: dict) -> None:
-        """Answer a batch; what is no answer goes to its errors."""
+        """Answer a batch; failed requests go to its error file."""
         lines = {"output": [], "error": []}
         for number, line in enumerate(self.uploads[batch["input_file_id"]]):
-            given = self.answer(line["body"], number)
-            if given is None:  # left out, as of an expired batch
+            answer = self.answer(line["body"], number)
+            if answer is None:  # not processed, as in an expired batch
                 lines["error"].append(
                     {"custom_id": line["custom_id"], "error": {"code": "batch_expired"}}
                 )
                 continue
             status, _, body = (
-                given if isinstance(given, tuple) else (200, {}, chat_completion(given))
+                answer if isinstance(answer, tuple) else (200, {}, chat_completion(answer))
             )
             row = {
                 "custom_id": line["custom_id"],
@@ -74,8 +72,8 @@ class FakeBatchHandler(FakeChatHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         path = urlsplit(self.path).path
-        if refused := self._record_call(f"POST {path}"):
-            return self._send_response(*refused)
+        if rejection := self._record_call(f"POST {path}"):
+            return self._send_response(*rejection)
         with self.server.lock:
             if path == "/v1/files":
                 return self._upload(content)
@@ -93,14 +91,14 @@ class FakeBatchHandler(FakeChatHandler):
     def _create(self, body: dict) -> None:
         assert (body["endpoint"], body["completion_window"]) == ("/v1/chat/completions", "24h")
         name = f"batch-{len(self.server.batches)}"
-        batch = {"id": name, "object": "batch", "status": "in_progress", "looks": 0} | body
+        batch = {"id": name, "object": "batch", "status": "in_progress", "polls": 0} | body
         self.server.batches[name] = batch
         self._send_response(200, {}, batch)
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
-        if refused := self._record_call(f"GET {path}"):
-            return self._send_response(*refused)
+        if rejection := self._record_call(f"GET {path}"):
+            return self._send_response(*rejection)
         *_, kind, name = path.removesuffix("/content").split("/")
         with self.server.lock:
             if name == "batches":
@@ -113,8 +111,8 @@ class FakeBatchHandler(FakeChatHandler):
             if name not in self.server.batches:
                 return self._send_response(404, {}, {"error": {"message": f"no batch {name}"}})
             batch = self.server.batches[name]
-            batch["looks"] += 1
-            if batch["status"] == "in_progress" and batch["looks"] > self.server.polls_until_done:
+            batch["polls"] += 1
+            if batch["status"] == "in_progress" and batch["polls"] > self.server.polls_until_done:
                 batch["status"] = self.server.final_status
                 self.server.process_batch(batch)
         return self._send_response(200, {}, batch)
@@ -135,4 +133,5 @@ class FakeBatchHandler(FakeChatHandler):
 
 
 def start_server(server: FakeBatchServer) -> None:
+    """Serve in a daemon thread."""
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the chat completions API and answers as a test says."""
+"""A local server with the chat completions API; the test supplies its answers."""
 
 import json
 import time
@@ -8,13 +8,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 
-API_KEY = "sk-secret-of-the-tests"  # no file may hold it
-TOKENS_PER_ANSWER = 100  # that each answer is said to have used
+API_KEY = "sk-secret-of-the-tests"  # no file may contain it
+TOKENS_PER_ANSWER = 100  # the reported usage of each answer
 
 
 class FakeChatServer(ThreadingHTTPServer):
-    """`answer(body, number)` gives the content of the number-th request, from 0, or a (status,
-    headers, body) of its own."""
+    """Records requests. `answer(body, number)` returns the content of the answer to a request.
+
+    number: of the request, from 0. `answer` may also return (status, headers, body).
+    """
 
     daemon_threads = True
 
@@ -39,14 +41,14 @@ class FakeChatHandler(BaseHTTPRequestHandler):
             names = {name.lower(): value for name, value in self.headers.items()}
             self.server.headers.append(names)
             self.server.times.append(time.monotonic())
-        given = self.server.answer(body, number)
+        answer = self.server.answer(body, number)
         status, headers, content = (
-            given if isinstance(given, tuple) else (200, {}, chat_completion(given))
+            answer if isinstance(answer, tuple) else (200, {}, chat_completion(answer))
         )
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        always = {"Content-Type": "application/json", "Content-Length": str(len(raw))}
-        for name, value in (always | headers).items():
+        defaults = {"Content-Type": "application/json", "Content-Length": str(len(raw))}
+        for name, value in (defaults | headers).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(raw)
@@ -56,7 +58,7 @@ class FakeChatHandler(BaseHTTPRequestHandler):
 
 
 def chat_completion(content: str | None, finish: str = "stop", usage: bool = True) -> dict:
-    """A chat completion."""
+    """A chat completion object of the API."""
     message = {"role": "assistant", "content": content}
     completion = {
         "id": "1",
@@ -65,21 +67,23 @@ def chat_completion(content: str | None, finish: str = "stop", usage: bool = Tru
         "model": "judge-2026",
         "choices": [{"index": 0, "finish_reason": finish, "message": message}],
     }
-    used = {
+    usage_fields = {
         "prompt_tokens": TOKENS_PER_ANSWER - 10,
         "completion_tokens": 10,
         "total_tokens": TOKENS_PER_ANSWER,
     }
-    return completion | ({"usage": used} if usage else {})
+    return completion | ({"usage": usage_fields} if usage else {})
 
 
 def error_response(status: int, message: str, code: str | None = None, **headers: str) -> tuple:
+    """(status, headers, body) of an error; underscores in header names become hyphens."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return status, names, {"error": {"message": message, "type": "error", "code": code}}
 
 
 @contextmanager
 def serve_chat(answer: Callable[[dict, int], Any]) -> Iterator[FakeChatServer]:
+    """A running server, which stops at the end of the block."""
     with FakeChatServer(answer) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server

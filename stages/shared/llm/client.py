@@ -1,13 +1,13 @@
-"""Questions to a language model behind an OpenAI-compatible server, answered as checked JSON.
+"""Questions to a language model behind an OpenAI-compatible server, answered as validated JSON.
 
-What was answered is stored under POLYMUSE_HOME by the sha256 of the request (model, messages,
-schema, temperature and length, not the server's address), so that nothing is paid twice, not after
-a kill either. An answer that does not fit its question's schema is asked for again with what was
-wrong with it, `attempts` times in all.
+Answers are stored under POLYMUSE_HOME by the sha256 of their request (model, messages, schema,
+temperature and length, but not the server's address), so that no request is paid for twice, even
+after a kill. If an answer does not match the schema of its question, the question is asked again
+together with the fault, up to `max_attempts` times.
 
-    replies = ask("judge", settings, [Question(instruction, data, schema), ...])
+    replies = ask_questions("judge", config, [Question(instruction, data, schema), ...])
 
-stages/augment/batch_client.py asks the same by the Batch API.
+stages/augment/batch_client.py asks the same questions through the Batch API.
 """
 
 import asyncio
@@ -22,52 +22,47 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from stages.shared.core.config import Field, config_class
+from stages.shared.core.config import Field, config_class, params_file_of
 from stages.shared.data.cache import Store
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, work_dir
 
-if TYPE_CHECKING:  # half a second to import, for nothing where no model is named
+if TYPE_CHECKING:  # the import takes half a second, which is wasted if no model is named
     from openai import APIStatusError, AsyncOpenAI
 
-NO_MODEL = "none"  # the `model` that asks nobody
-_UNKNOWN_FIELD_STATUSES = (
-    400,
-    422,
-)  # what servers say of a request with a field that they do not know
-_QUESTION_ERROR_STATUSES = (
-    *_UNKNOWN_FIELD_STATUSES,
-    408,
-    413,
-)  # as well: too long, or caught by a filter
-_REFUSAL_FINISH = "refusal"  # `finish` of an answer that is one; no server says that
+NO_MODEL = "none"  # the `model` that disables the language model
+# A server that does not know a field of the request answers with one of these.
+_UNKNOWN_FIELD_STATUSES = (400, 422)
+# Faults of a single question: also too long (413), too slow (408), or blocked by a filter (400).
+_QUESTION_ERROR_STATUSES = (*_UNKNOWN_FIELD_STATUSES, 408, 413)
+_REFUSAL_FINISH = "refusal"  # our `finish` of a refusal; servers have no such value
 _EARLY_FINISH_REASONS = {
     "length": "cut off at max_completion_tokens",
     "content_filter": "caught by a filter",
     _REFUSAL_FINISH: "refused by the model",
 }
-MAX_MESSAGE_CHARACTERS = 200  # characters of a server's message that are shown
+MAX_MESSAGE_CHARACTERS = 200  # length of a server's message in our messages
 
 
 @config_class
 class ChatConfig:
-    """What a section of params says of the model that it asks."""
+    """How a language model is asked; part of the section that asks it."""
 
-    model: str
-    temperature: float | None
-    max_completion_tokens: int = Field(ge=1)
-    concurrency: int = Field(ge=1)
-    max_retries: int = Field(ge=0)
-    timeout: float = Field(gt=0)  # seconds
-    max_attempts: int = Field(ge=1)
-    max_total_tokens: int = Field(ge=0)
-    max_failed_fraction: float = Field(ge=0)  # share of the questions
+    model: str = Field(description="model name on the server, or none: no questions")
+    temperature: float | None = Field(description="sampling temperature; null: the server's own")
+    max_completion_tokens: int = Field(ge=1, description="tokens per answer, including reasoning")
+    concurrency: int = Field(ge=1, description="questions in flight")
+    max_retries: int = Field(ge=0, description="per request that meets a busy server")
+    timeout: float = Field(gt=0, description="per answer, seconds")
+    max_attempts: int = Field(ge=1, description="answers per question until one fits the schema")
+    max_total_tokens: int = Field(ge=0, description="sent and received, with stored answers")
+    max_failed_fraction: float = Field(ge=0, description="failed questions that stop the stage")
 
 
 @dataclass(frozen=True)
 class Question:
-    """`instruction` is ours; `data` is what others wrote, as quote() marks it."""
+    """One question. `instruction` is ours; `data` is untrusted text, marked by `quote_data`."""
 
     instruction: str
     data: str
@@ -76,11 +71,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """value: the answer, None where none fitted; failure: why not, else "".
+    """The outcome of one question.
 
-    tokens: of all attempts, `received` of them written by the model. models: as the server names
-    them. structured: whether it took the schema each time, instead of being told of it in words
-    alone.
+    value: the answer, or None if no answer matched the schema. failure: the reason for None, else
+    "". total_tokens: of all attempts; completion_tokens: those of them that the model generated.
+    models: as the server names them. structured: whether every request was sent with the schema,
+    not in words only.
     """
 
     value: BaseModel | None
@@ -99,7 +95,7 @@ class ChatAnswer(BaseModel):
     model: str | None
     tokens: int
     structured: bool
-    received: int = 0  # of tokens; answers that were stored before this was counted have none
+    received: int = 0  # part of tokens; 0 in answers that were stored before it was counted
 
 
 class _Message(BaseModel):
@@ -118,7 +114,7 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """What is read of a server's answer (OpenAI API reference, chat completion object)."""
+    """The fields used of a response (OpenAI API reference, chat completion object)."""
 
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -126,79 +122,85 @@ class _Completion(BaseModel):
 
 
 class RequestFailed(Exception):
-    """One question got no answer; the others go on. status: of HTTP, 0 without one."""
+    """One question got no answer; the others continue. status: HTTP status, 0 without one."""
 
     def __init__(self, reason: str, status: int = 0):
         super().__init__(reason)
         self.status = status
 
 
-def quote_data(**parts: str) -> str:
-    """Texts as data between tags of their names. None can close its tag or open another.
+def quote_data(**texts: str) -> str:
+    """Untrusted texts between tags of their names; no text can close its tag or open another.
 
-    <, > and & are escaped as in XML, which models read as what they stand for.
+    <, > and & are escaped as in XML, which models read correctly.
     """
     return "\n".join(
-        f"<{name}>\n{escape(text, quote=False)}\n</{name}>" for name, text in parts.items()
+        f"<{name}>\n{escape(text, quote=False)}\n</{name}>" for name, text in texts.items()
     )
 
 
 def ask_questions(
-    section: str, settings: ChatConfig, questions: list[Question], named_by: str | None = None
+    section: str,
+    config: ChatConfig,
+    questions: list[Question],
+    model_param: str | None = None,
 ) -> list[Reply]:
-    """One reply a question, in their order. `section` of params.yaml holds the settings.
+    """Ask all questions, identical ones once; replies in the order of the questions.
 
-    named_by: what names the model there, if that is not its `model`; its `none` asks nobody.
-    Raises WrongInput if no server is named or answers, if it wants another key or model, at
-    `max_tokens_total`, or once more than `max_failed` of the questions have failed. Requests under
-    way are waited for and stored before that.
+    section: of params.yaml, which contains `config`. model_param: dotted path of the param that
+    names the model, `SECTION.model` by default; its value `none` disables the model.
+
+    Raises InputError if no server is configured or reachable, if the server rejects the key or the
+    model, if `max_total_tokens` is reached, or if more than `max_failed_fraction` of the questions
+    have failed. Running requests are finished and stored first.
     """
     unique = list(dict.fromkeys(questions))
-    replies = asyncio.run(ChatSession(section, settings, len(unique), named_by).answer_all(unique))
+    session = ChatSession(section, config, len(unique), model_param)
+    replies = asyncio.run(session.answer_all(unique))
     by_question = dict(zip(unique, replies, strict=True))
     return [by_question[question] for question in questions]
 
 
 class ChatSession:
-    """The state of one call of ask()."""
+    """The state of one call of `ask_questions`."""
 
-    def __init__(self, section: str, settings: ChatConfig, count: int, named_by: str | None):
-        self.section, self.settings, self.num_questions = section, settings, count
-        self.named_by = named_by or f"{section}.model"
+    def __init__(self, section: str, config: ChatConfig, count: int, model_param: str | None):
+        self.section, self.config, self.num_questions = section, config, count
+        self.model_param = model_param or f"{section}.model"
         self.store = Store(work_dir() / "store", "answers")
-        self.structured = True  # until the server refuses a schema
-        self.has_completion = False  # once something that it says is a chat completion
+        self.structured = True  # until the server rejects a schema
+        self.has_completion = False  # whether any response was a chat completion
         self.total_tokens, self.num_replies = 0, 0
         self.failures: Counter[str] = Counter()
-        self.fatal_error: BaseException | None = None  # what ends it all
+        self.fatal_error: BaseException | None = None  # ends the session
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """Read at the first request: who has all answers in the store needs no server."""
-        return load_endpoint(self.named_by, NO_MODEL)
+        """Read at the first request: if all answers are stored, no server is needed."""
+        return load_endpoint(self.model_param, NO_MODEL)
 
     @cached_property
     def client(self) -> "AsyncOpenAI":
-        """It waits before a retry as long as Retry-After says, else 0.5 s, doubled up to 8 s.
+        """Before a retry it waits as long as Retry-After says, else 0.5 s, doubled up to 8 s.
 
-        Asked to wait for more than 120 s, it does not retry.
+        It does not retry if Retry-After is more than 120 s.
         """
         from openai import AsyncOpenAI
 
         return AsyncOpenAI(
             base_url=self.endpoint.base_url,
             api_key=self.endpoint.api_key,
-            max_retries=self.settings.max_retries,
-            timeout=self.settings.timeout,
+            max_retries=self.config.max_retries,
+            timeout=self.config.timeout,
         )
 
     async def answer_all(self, questions: list[Question]) -> list[Reply]:
-        slots = asyncio.Semaphore(self.settings.concurrency)
+        slots = asyncio.Semaphore(self.config.concurrency)
         tasks = [
             asyncio.create_task(self._reply_in_slot(slots, question)) for question in questions
         ]
-        for done in progress_bar(asyncio.as_completed(tasks), self.section, len(tasks)):
-            await done
+        for task in progress_bar(asyncio.as_completed(tasks), self.section, len(tasks)):
+            await task
         if "client" in self.__dict__:
             await self.client.close()
         if self.fatal_error:
@@ -206,7 +208,7 @@ class ChatSession:
         return [task.result() for task in tasks]
 
     async def _reply_in_slot(self, slots: asyncio.Semaphore, question: Question) -> Reply | None:
-        """A reply; None where another question, or this one, ended it all."""
+        """The reply, or None if a fatal error of this or another question ended the session."""
         async with slots:
             if self.fatal_error:
                 return None
@@ -217,14 +219,14 @@ class ChatSession:
                 return None
 
     async def _reply(self, question: Question) -> Reply:
-        """Ask until an answer fits."""
+        """Ask until an answer matches the schema, up to `max_attempts` times."""
         messages = [
             {"role": "system", "content": question.instruction},
             {"role": "user", "content": question.data},
         ]
         answers: list[ChatAnswer] = []
         value, failure = None, ""
-        for _ in range(self.settings.max_attempts):
+        for _ in range(self.config.max_attempts):
             try:
                 answers.append(await self._answer(messages, question.schema))
             except RequestFailed as error:
@@ -252,27 +254,26 @@ class ChatSession:
         )
 
     def _count_reply(self, failure: str) -> None:
-        """Raises WrongInput once too many questions have failed."""
+        """Count a reply. Raises InputError if too many questions have failed."""
         self.num_replies += 1
         if not failure:
             return
         self.failures[failure] += 1
-        if (
-            failed := self.failures.total()
-        ) > self.settings.max_failed_fraction * self.num_questions:
-            (most, times), *_ = self.failures.most_common(1)
+        failed = self.failures.total()
+        if failed > self.config.max_failed_fraction * self.num_questions:
+            (reason, count), *_ = self.failures.most_common(1)
             raise InputError(
-                f"params.yaml: {self.named_by}: {failed} of {self.num_questions} questions to "
-                f"{self.settings.model} failed, {times} of them with: {most}; that is more than "
-                f"{self.section}.max_failed_fraction allows, so change what it says, or raise that"
+                f"params.yaml: {self.model_param}: {failed} of {self.num_questions} questions to "
+                f"{self.config.model} failed, {count} of them with: {reason}; give another model, "
+                f"or raise {self.section}.max_failed_fraction"
             )
 
     async def _answer(self, messages: list[dict], schema: type[BaseModel]) -> ChatAnswer:
-        """The next answer to these messages, from the store if it is there. Raises Failed."""
+        """The answer to these messages, stored or requested. Raises RequestFailed, InputError."""
         body = self._build_request(messages, schema)
         key = request_key(body)
         if self.store.missing_keys([key]):
-            if self.total_tokens >= self.settings.max_total_tokens:
+            if self.total_tokens >= self.config.max_total_tokens:
                 raise InputError(self.budget_exceeded_message())
             answer = await self._request(body)
             self.store.write([(key, answer.model_dump_json().encode())])
@@ -282,28 +283,32 @@ class ChatSession:
         return answer
 
     def budget_exceeded_message(self) -> str:
-        most = self.settings.max_total_tokens
         return (
-            f"params.yaml: {self.section}.max_total_tokens is {most}, and {self.total_tokens} tokens "
-            f"answered {self.num_answered} of {self.num_questions} questions: raise it and run again, what was "
-            "answered is kept and costs nothing"
+            f"{params_file_of(self.section)}: {self.section}.max_total_tokens is "
+            f"{self.config.max_total_tokens}, and "
+            f"{self.total_tokens} tokens answered {self.num_answered} of {self.num_questions} "
+            "questions: raise it and run again; stored answers cost nothing"
         )
 
     def _build_request(self, messages: list[dict], schema: type[BaseModel]) -> dict[str, Any]:
-        """The request in full; a server that refuses it may still take _plain() of it."""
-        described = {"name": schema.__name__, "strict": True, "schema": schema.model_json_schema()}
-        body = {
-            "model": self.settings.model,
-            "messages": messages,
-            "response_format": {"type": "json_schema", "json_schema": described},
-            "max_completion_tokens": self.settings.max_completion_tokens,
+        """The full request; a server that rejects it may accept `_to_legacy_request` of it."""
+        json_schema = {
+            "name": schema.__name__,
+            "strict": True,
+            "schema": schema.model_json_schema(),
         }
-        if self.settings.temperature is not None:
-            body["temperature"] = self.settings.temperature
+        body = {
+            "model": self.config.model,
+            "messages": messages,
+            "response_format": {"type": "json_schema", "json_schema": json_schema},
+            "max_completion_tokens": self.config.max_completion_tokens,
+        }
+        if self.config.temperature is not None:
+            body["temperature"] = self.config.temperature
         return body
 
     async def _request(self, body: dict[str, Any]) -> ChatAnswer:
-        """Ask the server; once it takes a request in plain form alone, the rest are plain too."""
+        """Send a request; once the server accepts only a legacy request, send only those."""
         if self.structured:
             try:
                 return await self._send(body, structured=True)
@@ -315,22 +320,23 @@ class ChatSession:
         return answer
 
     async def _send(self, body: dict[str, Any], structured: bool) -> ChatAnswer:
-        """What is no completion is asked for again, as often as a request that met a busy server.
+        """Send a request, again up to `max_retries` times if the response is not a completion.
 
-        Where nothing ever was one, the address is wrong; else an answer broke on its way.
+        If no response of the session was a completion, the address is wrong (InputError); otherwise
+        this response was damaged (RequestFailed).
         """
-        for _ in range(self.settings.max_retries + 1):
+        for _ in range(self.config.max_retries + 1):
             content = await self._fetch_content(body)
             try:
                 answer = parse_completion(json.loads(content), body, structured)
-            except ValueError:  # no JSON, or other JSON
+            except ValueError:  # not JSON, or not a completion
                 continue
             self.has_completion = True
             return answer
         if self.has_completion:
             raise RequestFailed("no chat completion")
         raise InputError(
-            f"{BASE_URL_ENV}: what answers there is no chat completion: give the address of an "
+            f"{BASE_URL_ENV}: the server returns no chat completion: give the address of an "
             "OpenAI-compatible API, which often ends in /v1"
         )
 
@@ -341,35 +347,33 @@ class ChatSession:
             create = self.client.chat.completions.with_raw_response.create
             return (await create(**body)).http_response.content
         except openai.APITimeoutError:
-            raise RequestFailed(f"no answer in {self.settings.timeout:g} s") from None
+            raise RequestFailed(f"no answer in {self.config.timeout:g} s") from None
         except openai.APIConnectionError:
             raise InputError(
-                f"{BASE_URL_ENV}: nothing answers there: start that server, or give another address"
+                f"{BASE_URL_ENV}: no server responds: start that server, or give another address"
             ) from None
         except openai.APIStatusError as error:
             raise self._status_error(error) from None
 
     def _status_error(self, error: "APIStatusError") -> Exception:
-        """Failed where the next question may fare better, else WrongInput."""
+        """RequestFailed if the next question may succeed, else InputError."""
         status, section = error.status_code, self.section
         reason = f"HTTP {status}"
-        if status in (401, 403):  # servers repeat parts of a key, so nothing of theirs is shown
-            return InputError(
-                f"{API_KEY_ENV}: the server does not take it ({reason}): give a valid one"
-            )
+        if status in (401, 403):  # servers repeat parts of a key, so their message is not shown
+            return InputError(f"{API_KEY_ENV}: the server rejects it ({reason}): give a valid one")
         message = error.message.removeprefix(f"Error code: {status} - ")
-        said = self.endpoint.redact(message)[:MAX_MESSAGE_CHARACTERS]
+        message = self.endpoint.redact(message)[:MAX_MESSAGE_CHARACTERS]
         if status in _QUESTION_ERROR_STATUSES or status >= 500:
-            print(f"{section}: {reason}: {said}", file=sys.stderr)
+            print(f"{section}: {reason}: {message}", file=sys.stderr)
             return RequestFailed(reason, status)
         fix = {
-            404: f"give another {self.named_by}, or another {BASE_URL_ENV}",
+            404: f"give another {self.model_param}, or another {BASE_URL_ENV}",
             429: f"wait, or lower {section}.concurrency, and run again; "
-            f"{self.num_answered} of {self.num_questions} questions are answered and kept",
-        }.get(status, f"see what that server asks for, or give another {BASE_URL_ENV}")
+            f"{self.num_answered} of {self.num_questions} questions are answered and stored",
+        }.get(status, f"check the requirements of the server, or give another {BASE_URL_ENV}")
         return InputError(
-            f"params.yaml: {self.named_by}: the server refused {self.settings.model} "
-            f"({reason}: {said}): {fix}"
+            f"params.yaml: {self.model_param}: the server refused {self.config.model} "
+            f"({reason}: {message}): {fix}"
         )
 
     @property
@@ -378,17 +382,17 @@ class ChatSession:
 
 
 def request_key(body: dict[str, Any]) -> str:
-    """Of a request and its answer in the store."""
+    """The key of a request's answer in the store."""
     return sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def parse_completion(content: Any, body: dict[str, Any], structured: bool) -> ChatAnswer:
-    """A chat completion, as JSON, that answers this request. Raises ValueError if it is none."""
+    """The answer in a response to the request `body`. Raises ValueError if it is no completion."""
     completion = _Completion.model_validate(content)
     (choice, *_), usage = completion.choices, completion.usage
     text = choice.message.content or choice.message.refusal or ""
-    text = text.encode(errors="replace").decode()  # half a character has no UTF-8
-    # A token has a byte or more: an upper bound where the server does not say what it used.
+    text = text.encode(errors="replace").decode()  # a lone surrogate has no UTF-8 encoding
+    # Without usage, bytes are an upper bound: a token has at least one byte.
     sent = len(json.dumps(body["messages"], ensure_ascii=False).encode())
     received = len(text.encode())
     return ChatAnswer(
@@ -402,21 +406,21 @@ def parse_completion(content: Any, body: dict[str, Any], structured: bool) -> Ch
 
 
 def _to_legacy_request(body: dict[str, Any]) -> dict[str, Any]:
-    """The request in the words that older and smaller servers know."""
-    kept = {key: value for key, value in body.items() if key != "response_format"}
-    return kept | {"max_tokens": kept.pop("max_completion_tokens")}
+    """The request with only the fields that older and smaller servers know."""
+    fields = {key: value for key, value in body.items() if key != "response_format"}
+    return fields | {"max_tokens": fields.pop("max_completion_tokens")}
 
 
 def parse_answer(answer: ChatAnswer, schema: type[BaseModel]) -> tuple[BaseModel | None, str]:
-    """The last JSON object in an answer as the schema has it, or None and why there is none.
+    """The last JSON object in an answer that matches the schema, or None and the reason.
 
-    The last, because models think aloud before they answer; text around it, such as a code fence,
-    is passed over.
+    The last, because models reason before they answer. Text around it, such as a code fence, is
+    ignored.
     """
     failure = "no JSON object"
-    for found in reversed(_find_json_objects(answer.text)):
+    for content in reversed(_find_json_objects(answer.text)):
         try:
-            return schema.model_validate_json(found), ""
+            return schema.model_validate_json(content), ""
         except ValidationError as error:
             fields = {".".join(map(str, fault["loc"])) or "a character" for fault in error.errors()}
             failure = f"missing or wrong: {', '.join(sorted(fields))}"
@@ -424,13 +428,13 @@ def parse_answer(answer: ChatAnswer, schema: type[BaseModel]) -> tuple[BaseModel
 
 
 def _find_json_objects(text: str) -> list[str]:
-    """The JSON objects in a text that stand in no other one, as they are written."""
-    decoder, found, start = json.JSONDecoder(), [], text.find("{")
+    """The source of the JSON objects in a text that are not inside another object."""
+    decoder, objects, start = json.JSONDecoder(), [], text.find("{")
     while start >= 0:
         try:
             _, end = decoder.raw_decode(text, start)
-            found.append(text[start:end])
+            objects.append(text[start:end])
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
-    return found
+    return objects

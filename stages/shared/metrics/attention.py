@@ -1,57 +1,56 @@
-"""Reading attention: the tokens of a phrase, a box among the patches, how wide a look is.
+"""Attention analysis: the tokens of a phrase, the patches inside a box, and entropy.
 
-P picture tokens, T topic tokens, Y written tokens. Pure functions on plain values and arrays.
+Pure functions on plain values and arrays. P image tokens, T topic tokens, Y generated tokens.
 """
 
 from math import isqrt
 
 import numpy as np
 
-NormalizedBox = tuple[
-    float, float, float, float
-]  # left, top, right, bottom as shares of width and height
+# left, top, right, bottom as fractions of width and height
+NormalizedBox = tuple[float, float, float, float]
 
 
 def compute_token_ends(tokenizer, ids: list[int]) -> list[int]:
-    """How many characters of the text stand once each token is there.  (Y) -> (Y)
+    """The length in characters of the text up to and including each token.  (Y) -> (Y)
 
-    The text is `tokenizer.decode(ids, skip_special_tokens=True)`. It is decoded token by token and
-    compared with the whole: the first bytes of a character, which decode to something else, add
-    nothing until the last one comes.
+    The text is `tokenizer.decode(ids, skip_special_tokens=True)`. Every prefix of the tokens is
+    decoded and compared with it. The first bytes of a multi-byte character decode to a different
+    character, so they add no length until the last byte is there.
     """
-    begun = [ids[: count + 1] for count in range(len(ids))]
-    texts = tokenizer.batch_decode(begun, skip_special_tokens=True)
-    found, longest = [], 0
+    prefixes = [ids[: count + 1] for count in range(len(ids))]
+    texts = tokenizer.batch_decode(prefixes, skip_special_tokens=True)
+    ends, longest = [], 0
     for text in texts:
         longest = max(longest, _common_prefix_length(text, texts[-1]))
-        found.append(longest)
-    return found
+        ends.append(longest)
+    return ends
 
 
-def _common_prefix_length(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _common_prefix_length(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((index for index, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def find_emitting_tokens(ends: list[int], start: int, stop: int) -> list[int]:
-    """The tokens that write a character of text[start:stop].
+    """The indices of the tokens that emit a character of text[start:stop].
 
-    A token that adds nothing (a blank, the first bytes of a character) belongs to what follows it.
+    ends: see `compute_token_ends`. A token that adds no length (a space, the first bytes of a
+    character) counts towards the next token that does.
     """
-    found, before = [], 0
+    tokens, before = [], 0
     for token, end in enumerate(ends):
         reached = next((later for later in ends[token:] if later > before), before)
         if before < stop and start < reached:
-            found.append(token)
+            tokens.append(token)
         before = end
-    return found
+    return tokens
 
 
 def normalized_entropy(weights: np.ndarray) -> np.ndarray:
-    """Entropy of rows over that of equal weights: 0 one position, 1 all alike.  (..., T) -> (...)
+    """Entropy of each row, divided by log T: 0 one position, 1 uniform.  (..., T) -> (...)
 
-    NaN where T is 1: one position says nothing.
+    NaN if T is 1.
     """
     size = weights.shape[-1]
     if size == 1:
@@ -61,14 +60,14 @@ def normalized_entropy(weights: np.ndarray) -> np.ndarray:
 
 
 def compute_spread(weights: np.ndarray) -> float:
-    """`entropy` of the mean row: 0 where all patches look at one and the same token.  (P, T)"""
+    """Normalized entropy of the mean row: 0 if all patches attend to the same token.  (P, T)"""
     return float(normalized_entropy(weights.mean(0)))
 
 
 def grid_size(patches: int) -> int | None:
-    """n of P tokens that are a grid of n x n, row by row, or such a grid after a class token.
+    """n if `patches` tokens are an n x n grid, with or without a class token before it.
 
-    None if they are neither. One cell is no grid: attention inside it has no place.
+    None if they are not. A grid of one cell does not count: attention has no location in it.
     """
     for cells in (patches, patches - 1):
         if cells > 1 and isqrt(cells) ** 2 == cells:
@@ -77,9 +76,9 @@ def grid_size(patches: int) -> int | None:
 
 
 def compute_box_coverage(box: NormalizedBox, patches: int) -> np.ndarray | None:
-    """The share of each picture token's cell that a box covers.  -> (P,)
+    """The fraction of each image token's cell that a box covers.  -> (P,)
 
-    NaN at a class token, which has no place. None if the tokens are no grid.
+    NaN for a class token, which has no location. None if the tokens are not a grid.
     """
     size = grid_size(patches)
     if size is None:
@@ -89,17 +88,17 @@ def compute_box_coverage(box: NormalizedBox, patches: int) -> np.ndarray | None:
     return np.concatenate([np.full(patches - size**2, np.nan), cells])
 
 
-def _overlap(low: float, high: float, side: int) -> np.ndarray:
-    """The share of each of `side` equal parts of [0, 1] that lies in [low, high]."""
-    edges = np.arange(side + 1) / side
-    return (np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)).clip(0) * side
+def _overlap(low: float, high: float, cells: int) -> np.ndarray:
+    """The fraction of each of `cells` equal parts of [0, 1] that lies in [low, high]."""
+    edges = np.arange(cells + 1) / cells
+    return (np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)).clip(0) * cells
 
 
-def compute_attention_mass(weights: np.ndarray, covered: np.ndarray) -> float:
-    """The share of attention inside a box, of all that falls on cells.  (..., P), (P,) of `cover`
+def compute_attention_mass(weights: np.ndarray, coverage: np.ndarray) -> float:
+    """The fraction of the attention on grid cells that is inside a box.  (..., P), (P,)
 
-    Attention that is the same everywhere has the box's area inside it.
+    coverage: see `compute_box_coverage`. For uniform attention this is the area of the box.
     """
-    placed = ~np.isnan(covered)
-    total = weights[..., placed].sum()
-    return float((weights[..., placed] * covered[placed]).sum() / total)
+    in_grid = ~np.isnan(coverage)
+    total = weights[..., in_grid].sum()
+    return float((weights[..., in_grid] * coverage[in_grid]).sum() / total)

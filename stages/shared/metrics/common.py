@@ -1,4 +1,4 @@
-"""Standard errors, skill and bands around ceilings: what every score of the pipeline is given with."""
+"""Standard errors, skill and ceilings, which every score of the pipeline is reported with."""
 
 import math
 from collections import defaultdict
@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 
-PHASES = ["preference", "sft"]  # the first that a run has is its final one
-METRIC_DIGITS = 6  # of a figure in a file of metrics
+PHASES = ["preference", "sft"]  # the first phase that a run has is its final phase
+METRIC_DIGITS = 6  # decimals of the numbers in a metrics file
 
 
-def evenly_spaced_indices(count: int, at_most: int) -> list[int]:
-    """At most so many of the places 0 to count - 1, evenly spaced."""
-    chosen = min(at_most, count)
-    return [i * count // chosen for i in range(chosen)]
+def evenly_spaced_indices(count: int, max_count: int) -> list[int]:
+    """At most `max_count` of the indices 0 to count - 1, evenly spaced."""
+    size = min(max_count, count)
+    return [i * count // size for i in range(size)]
 
 
 def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
-    """Standard error of the mean where the values of a cluster (chunks of an article) go together.
+    """Standard error of the mean of values that are correlated within clusters.
 
-    sqrt(G / (G - 1) sum_g (sum_{i in g} (y_i - mean))^2) / n; with clusters of one it is the usual
-    s / sqrt(n). Not a number with one cluster.
+    A cluster is, for example, the chunks of one article:
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (y_i - mean))^2) / n. With clusters of size one this is the
+    usual s / sqrt(n). NaN if there is only one cluster.
     """
     mean, sums = float(np.mean(values)), defaultdict(float)
     for value, cluster in zip(values, clusters, strict=True):
@@ -33,11 +34,12 @@ def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
 
 
 def compute_skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
-    """How much of what only all inputs together allow was reached; 1 is all of it, 0 none.
+    """The part of the gain from combining all inputs that was reached: 0 is none of it, 1 all.
 
-    (score - best single ceiling) / (both - best single ceiling); ceilings: by inputs, `both` and
-    one or more single ones. They are those of the same items, so they carry no error of their own:
-    the standard error is the score's, scaled. Not a number where one input allows all.
+    (score - best single ceiling) / (both - best single ceiling). `ceilings` maps `both` and one or
+    more single inputs to their ceilings. They are computed on the same items and therefore have no
+    error of their own, so the standard error is that of the score, scaled. NaN if a single input
+    already allows the highest score.
     """
     single = max(value for inputs, value in ceilings.items() if inputs != "both")
     room = ceilings["both"] - single
@@ -49,8 +51,11 @@ def compute_skill(score: float, error: float, ceilings: dict[str, float]) -> dic
 def compare_to_ceiling(
     score: float, error: float, ceiling: float, below: float, above: float
 ) -> dict[str, Any]:
-    """A score from one input beside its realised ceiling: below, it learns too little; above,
-    something leaks. Inside: from ceiling - `below` to ceiling + `above` standard errors."""
+    """Compare a score from one input with the realised ceiling of that input.
+
+    A score below the band means that the model learns too little, a score above it that
+    information leaks. The band is from ceiling - `below` to ceiling + `above` standard errors.
+    """
     low, high = ceiling - below, ceiling + above * error
     return {
         "standard_error": error,
@@ -62,7 +67,7 @@ def compare_to_ceiling(
 
 
 def round_metrics(value: Any) -> Any:
-    """Floats rounded, for diffs that read well; what is not a number is `unavailable`."""
+    """Round all floats, for readable diffs, and replace NaN with `unavailable`."""
     if isinstance(value, dict):
         return {key: round_metrics(inner) for key, inner in value.items()}
     if isinstance(value, float):
@@ -70,9 +75,9 @@ def round_metrics(value: Any) -> Any:
     return value
 
 
-def flatten_metrics(result: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+def flatten_metrics(metrics: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
     """The numbers of nested metrics under dotted names, for MLflow."""
-    for key, value in result.items():
+    for key, value in metrics.items():
         if isinstance(value, dict):
             yield from flatten_metrics(value, f"{prefix}{key}.")
         elif not isinstance(value, str):

@@ -1,6 +1,6 @@
-"""Whether gate, fusion and attention do what they are for: figures of a phase, and warnings.
+"""Diagnostics of gate, fusion and decoder attention: statistics of a phase, and warnings.
 
-A mean over nothing is not a number, which metrics.json calls `unavailable`.
+A mean over no values is NaN, which metrics.json reports as `unavailable`.
 """
 
 import math
@@ -21,7 +21,7 @@ ItemKey = tuple[str, int]  # record, position
 
 @dataclass(frozen=True)
 class WarningThresholds:
-    """From where on a figure is a warning; of params.yaml, `evaluate`."""
+    """The values beyond which a statistic causes a warning; see EvaluateConfig."""
 
     over_masking: float
     uniform_entropy: float
@@ -30,18 +30,18 @@ class WarningThresholds:
 
 @dataclass(frozen=True)
 class AttentionTraces:
-    """Rows of GATES, FUSIONS and ATTENTIONS, the latter two of one phase or of all."""
+    """Rows of GATES, FUSIONS and ATTENTIONS; fusions and attentions are of one phase or of all."""
 
     gates: list[dict]
     fusions: list[dict]
     attentions: list[dict]
 
     def select_phase(self, phase: str) -> "AttentionTraces":
-        chosen = [
+        selected = [
             [row for row in rows if row["phase"] == phase]
             for rows in (self.fusions, self.attentions)
         ]
-        return AttentionTraces(self.gates, *chosen)
+        return AttentionTraces(self.gates, *selected)
 
 
 def load_traces(predictions: Path) -> AttentionTraces:
@@ -53,7 +53,7 @@ def load_traces(predictions: Path) -> AttentionTraces:
 
 
 def load_boxes(ingest: Path) -> dict[ItemKey, dict[str, attention.NormalizedBox]]:
-    """(record, position) -> slot -> where it is seen; empty of a corpus that does not know."""
+    """(record, position) -> slot -> box of its object; empty if the corpus has no boxes."""
     path, boxes = ingest / "boxes.parquet", {}
     for row in schemas.read_parquet(path, schemas.BOXES) if path.exists() else []:
         box = row["left"], row["top"], row["right"], row["bottom"]
@@ -62,21 +62,22 @@ def load_boxes(ingest: Path) -> dict[ItemKey, dict[str, attention.NormalizedBox]
 
 
 def summarize_gate(rows: list[dict]) -> dict[str, Any]:
-    """The share of topics that msaGate masks in training and when writing, and sigma of the test.
+    """The fraction of topics that msaGate masks in training and in prediction, and the mean sigma.
 
-    Of training: the train split by the gate of SFT; mscDPO trains with the gate of writing.
+    In training: on the train split, with the gate of SFT; mscDPO trains with the gate of
+    prediction. Sigma is averaged over the test split.
     """
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for use, split in (("train", "train"), ("predict", "test")):
-        chosen = [row for row in rows if row["use"] == use and row["split"] == split]
-        masked = [1 - row["passed"] for row in chosen if row["passed"] is not None]
+        selected = [row for row in rows if row["use"] == use and row["split"] == split]
+        masked = [1 - row["passed"] for row in selected if row["passed"] is not None]
         modes = sorted({row["mode"] for row in rows if row["use"] == use})
-        found[use] = {"mode": ", ".join(modes), "mask_rate": _mean_of_known(masked)}
-    return found | {"sigma": _mean_of_known([row["sigma"] for row in chosen])}
+        summary[use] = {"mode": ", ".join(modes), "mask_rate": _mean_of_known(masked)}
+    return summary | {"sigma": _mean_of_known([row["sigma"] for row in selected])}
 
 
 def summarize_fusion(rows: list[dict]) -> dict[str, Any]:
-    """Mean and deviation of lambda over items and channels; means of entropy and spread."""
+    """Mean and standard deviation of lambda over items and channels; mean entropy and spread."""
     values = [row["correlation"] for row in rows]
     flat = np.concatenate(values) if values else np.array([math.nan])
     return {
@@ -92,22 +93,23 @@ def compute_object_attention(
     facts: dict[ItemKey, dict[str, str]],
     boxes: dict[ItemKey, dict[str, attention.NormalizedBox]],
 ) -> dict[str, float] | None:
-    """How much the decoder looks at a thing while it writes the thing's word; None if never seen.
+    """How much the decoder attends to an object while it emits the object's word.
 
-    mass: the share of its attention inside the thing's box, over items that state it; area: the
-    box's, which is the mass of looking everywhere alike; ratio: mass / area; standard_error: of the
-    mass, clustered by record.
+    mass: the fraction of its attention inside the object's box, averaged over the items that state
+    the object. area: the mean area of the box, which is the mass of uniform attention. ratio: mass
+    / area. standard_error: of mass, clustered by record. None if no item states its object.
     """
     masses, areas, records = [], [], []
     for row in rows:
         key = row["record"], row["position"]
         for slot, box in boxes.get(key, {}).items():
-            covered = attention.compute_box_coverage(box, len(row["decoder"]) // len(row["ends"]))
+            patches = len(row["decoder"]) // len(row["ends"])
+            coverage = attention.compute_box_coverage(box, patches)
             tokens = find_word_tokens(row, slots.all_slots[slot], facts[key][slot])
-            if covered is None or not tokens:
+            if coverage is None or not tokens:
                 continue
-            looks = np.array(row["decoder"]).reshape(len(row["ends"]), -1)
-            masses.append(attention.compute_attention_mass(looks[tokens], covered))
+            weights = np.array(row["decoder"]).reshape(len(row["ends"]), -1)  # (Y, P)
+            masses.append(attention.compute_attention_mass(weights[tokens], coverage))
             left, top, right, bottom = box
             areas.append((right - left) * (bottom - top))
             records.append(row["record"])
@@ -124,46 +126,49 @@ def compute_object_attention(
 
 
 def find_word_tokens(row: dict, phrases: grounding.SlotPhrases, value: str) -> list[int]:
-    """The tokens of a text that write the last word of the first phrase for `value`.
+    """The tokens of a text that emit the last word of the first phrase for `value`.
 
-    The last, since it names the thing: globe in "a striped globe".
+    The last word names the object: globe in "a striped globe".
     """
-    for said, start, stop in grounding.find_phrases(row["text"], phrases):
-        if said == value:
+    for stated, start, stop in grounding.find_phrases(row["text"], phrases):
+        if stated == value:
             last = row["text"][start:stop].split()[-1]
             return attention.find_emitting_tokens(row["ends"], stop - len(last), stop)
     return []
 
 
 def build_warnings(
-    gate: dict | None, fusion: dict | None, limits: WarningThresholds
+    gate: dict | None, fusion: dict | None, thresholds: WarningThresholds
 ) -> dict[str, str]:
-    """name -> what is wrong and where to look, of what passes its limit; None: the run has none."""
-    found = {}
+    """Warning name -> what is wrong and what to check, for each value beyond its threshold.
+
+    gate, fusion: their summaries; None if the run has no gate or no fusion.
+    """
+    warnings = {}
     masked = [
         f"{gate[use]['mask_rate']:.0%} of the topics {when} (mode {gate[use]['mode']})"
-        for use, when in (("train", "in training"), ("predict", "when writing"))
-        if gate and gate[use]["mask_rate"] > limits.over_masking
+        for use, when in (("train", "in training"), ("predict", "in prediction"))
+        if gate and gate[use]["mask_rate"] > thresholds.over_masking
     ]
     if masked:
-        found["over_masking"] = (
-            f"msaGate masks {' and '.join(masked)}, so titles hardly reach the text: look at the "
+        warnings["over_masking"] = (
+            f"msaGate masks {' and '.join(masked)}, so titles hardly affect the text: look at the "
             "histogram of sigma, and at sigma_map and the gate's modes in models.*.network of "
             "params.yaml"
         )
-    if fusion and fusion["entropy"] > limits.uniform_entropy:
-        found["uniform_attention"] = (
+    if fusion and fusion["entropy"] > thresholds.uniform_entropy:
+        warnings["uniform_attention"] = (
             f"the fusion's attention is nearly uniform (entropy {fusion['entropy']:.2f} of 1), so "
-            "every patch sees the mean of the topic: look at its heat maps and at the loss curve "
-            "of SFT, which may be too short or its learning rate too low"
+            "every patch receives the mean of the topic: look at its heat maps and at the loss "
+            "curve of SFT, which may be too short or its learning rate too low"
         )
-    if fusion and fusion["spread"] < limits.single_spread:
-        found["single_position"] = (
-            f"all patches look at one token of the topic (spread {fusion['spread']:.2f} of 1), so "
-            "the rest of the title is lost: look at the heat maps of the fusion, and lower the "
+    if fusion and fusion["spread"] < thresholds.single_spread:
+        warnings["single_position"] = (
+            f"all patches attend to one token of the topic (spread {fusion['spread']:.2f} of 1), "
+            "so the rest of the title is lost: look at the heat maps of the fusion, and lower the "
             "learning rate of SFT or try another projection in models.*.network of params.yaml"
         )
-    return found
+    return warnings
 
 
 def _mean_of_known(values: list[float | None]) -> float:

@@ -1,8 +1,8 @@
-"""Grounding: which scene slots a text states correctly. Only sample corpora know the truth.
+"""Grounding: which scene slots a text states correctly. Only sample corpora have the ground truth.
 
-A slot (place, weather, ...) takes one of several values, and a value can be said in several
-phrases. slots.json of 01_ingest holds them as {"topic" | "picture": {slot: {value: [phrases]}}}:
-what only the title knows, and what only the picture shows.
+A slot (place, weather, ...) takes one of several values, and several phrases can state a value.
+slots.json of 01_ingest holds them as {"topic" | "picture": {slot: {value: [phrases]}}}: the slots
+that only the title states, and the slots that only the image shows.
 """
 
 import json
@@ -14,12 +14,15 @@ from pathlib import Path
 
 from stages.shared.core import schemas
 
-SlotPhrases = dict[str, list[str]]  # value -> the phrases that say it
+SlotPhrases = dict[str, list[str]]  # value -> the phrases that state it
 
 
 @dataclass(frozen=True)
 class SceneSlots:
-    """The slots of a corpus by where their truth can be seen; slot names differ between the two."""
+    """The slots of a corpus, by the input that contains their values; slot names are unique.
+
+    The field names are the keys of slots.json.
+    """
 
     topic: dict[str, SlotPhrases]
     picture: dict[str, SlotPhrases]
@@ -30,7 +33,7 @@ class SceneSlots:
 
 
 def load_slots(ingest: Path) -> SceneSlots | None:
-    """The slots of a corpus, or None where its truth is unknown (every format but sample)."""
+    """The slots of a corpus, or None if there is no ground truth (all formats but the sample)."""
     path = ingest / "slots.json"
     if not path.exists():
         return None
@@ -38,51 +41,54 @@ def load_slots(ingest: Path) -> SceneSlots | None:
 
 
 def load_facts(ingest: Path) -> dict[tuple[str, int], dict[str, str]]:
-    """What is true of each chunk of a corpus with slots: (record, position) -> {slot: value}."""
-    truth: dict[tuple[str, int], dict[str, str]] = {}
-    for fact in schemas.read_parquet(ingest / "facts.parquet", schemas.FACTS):
-        truth.setdefault((fact["record"], fact["position"]), {})[fact["slot"]] = fact["value"]
-    return truth
+    """The true slot values of each chunk: (record, position) -> {slot: value}."""
+    facts: dict[tuple[str, int], dict[str, str]] = {}
+    for row in schemas.read_parquet(ingest / "facts.parquet", schemas.FACTS):
+        facts.setdefault((row["record"], row["position"]), {})[row["slot"]] = row["value"]
+    return facts
 
 
 def find_stated_values(text: str, phrases: SlotPhrases) -> set[str]:
-    """The values of one slot that the text names, in any spelling of case, width and blanks.
+    """The values of one slot that the text states, ignoring case, character width and spacing.
 
-    A phrase counts between word boundaries only, and not inside a longer phrase of the slot:
-    "heavy rain" does not say "rain".
+    A phrase only matches between word boundaries, and not inside a longer phrase of the slot:
+    "heavy rain" does not state "rain".
     """
     return {value for value, _, _ in find_phrases(_normalize_text(text), phrases)}
 
 
 def find_phrases(text: str, phrases: SlotPhrases) -> list[tuple[str, int, int]]:
-    """(value, start, end) of each phrase in the text as it stands, in order.
+    """(value, start, end) of each phrase in the unmodified text, in order.
 
-    As `stated`, in any spelling of case and blanks; not of width, which would move the places.
+    Matches like `find_stated_values`, ignoring case and spacing, but not character width:
+    normalizing the width would shift the positions.
     """
-    pattern, value_of = _compile_pattern(tuple((value, *said) for value, said in phrases.items()))
-    found = (
+    pattern, value_of = _compile_pattern(
+        tuple((value, *variants) for value, variants in phrases.items())
+    )
+    matches = (
         (value_of.get(_normalize_text(match[0])), *match.span()) for match in pattern.finditer(text)
     )
-    return [place for place in found if place[0] is not None]
+    return [match for match in matches if match[0] is not None]
 
 
-def score_slots(text: str, truth: dict[str, str], slots: SceneSlots) -> dict[str, int]:
-    """For each slot of `truth`: 1 if the text states its true value and no other, else 0."""
+def score_slots(text: str, facts: dict[str, str], slots: SceneSlots) -> dict[str, int]:
+    """For each slot of `facts`: 1 if the text states its true value and no other value, else 0."""
     phrases = slots.all_slots
     return {
         slot: int(find_stated_values(text, phrases[slot]) == {value})
-        for slot, value in truth.items()
+        for slot, value in facts.items()
     }
 
 
 def mean_slot_score(scores: dict[str, int]) -> float:
-    """Share of an item's slots that are stated correctly, 0 to 1."""
+    """The fraction of an item's slots that are stated correctly, 0 to 1."""
     return sum(scores.values()) / len(scores)
 
 
 @cache
 def _compile_pattern(values: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    value_of = {_normalize_text(phrase): value for value, *said in values for phrase in said}
+    value_of = {_normalize_text(text): value for value, *variants in values for text in variants}
     # Alternatives are tried in order, so the longest comes first.
     longest_first = sorted(value_of, key=lambda phrase: (-len(phrase), phrase))
     escaped = (re.escape(phrase).replace(r"\ ", r"\s+") for phrase in longest_first)

@@ -1,9 +1,9 @@
-"""How similar a generated text is to its references, in letters and in meaning.
+"""Literal and semantic similarity of a generated text to its references.
 
-Of several references the best counts. The text of an article is its paragraphs joined by line
-breaks. Embeddings come from MiniLM, on this machine, or from a model behind an OpenAI-compatible
-server. An empty text has no meaning: its cosine is 0. No number is given for a text in a language
-that the embedder does not read.
+The best of several references counts. The text of an article is its paragraphs joined by line
+breaks. Embeddings come from MiniLM on this machine, or from a model behind an OpenAI-compatible
+server. The cosine of an empty text is 0. A text in a language that the embedder does not support
+has no semantic similarity.
 """
 
 import asyncio
@@ -27,47 +27,48 @@ from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import get_device, inference_context
 
-if TYPE_CHECKING:  # half a second to import, for nothing where no model is named
+if TYPE_CHECKING:  # the import takes half a second, which is wasted if no model is named
     from openai import APIStatusError, AsyncOpenAI
 
-_MAX_MESSAGE_LENGTH = 200  # characters of a server's message that are shown
+_MAX_MESSAGE_LENGTH = 200  # characters of a server's message in our messages
 
 
 @config_class
 class EmbeddingServerConfig:
-    """Of the embeddings of `openai:MODEL`."""
+    """How embeddings of `openai:MODEL` are requested; the section `rewards.openai`."""
 
-    batch_size: int  # texts of a request
-    concurrency: int
-    max_retries: int
-    timeout: float  # seconds
+    batch_size: int = Field(description="texts per request")
+    concurrency: int = Field(description="requests in flight")
+    max_retries: int = Field(description="per request that meets a busy server")
+    timeout: float = Field(description="per response, seconds")
 
 
 @config_class
 class RewardConfig:
     """The section `rewards`."""
 
-    max_tokens: int = Field(ge=2, le=512)  # [CLS] and [SEP]; the positions that MiniLM knows
+    # At least [CLS] and [SEP], at most the positions that MiniLM has.
+    max_tokens: int = Field(ge=2, le=512, description="per text for MiniLM; the rest is cut")
     openai: EmbeddingServerConfig
 
 
 def join_paragraphs(paragraphs: Sequence[str]) -> str:
-    """The text of an article, or of a part of one, as it is rewarded."""
+    """The text of an article, or of a part of one, for which rewards are computed."""
     return "\n".join(paragraphs)
 
 
 def join_references(chunks: Sequence[dict]) -> list[str]:
-    """References of the text about these chunks: as many as each of them has."""
+    """References of the joined chunks, as many as the chunk with the fewest references has."""
     return list(map(join_paragraphs, zip(*(chunk["references"] for chunk in chunks), strict=False)))
 
 
-def levenshtein_similarity(written: str, references: Sequence[str]) -> float:
-    """1 - distance / length of the longer text, in characters, in [0, 1]."""
-    return max(Levenshtein.normalized_similarity(written, text) for text in references)
+def levenshtein_similarity(text: str, references: Sequence[str]) -> float:
+    """1 - distance / length of the longer text, in characters, in [0, 1]; best reference."""
+    return max(Levenshtein.normalized_similarity(text, reference) for reference in references)
 
 
 class Embedder(ABC):
-    """The meaning of a text as a vector. languages: ISO 639-1 codes of what it reads; None: any."""
+    """Embeds texts as vectors. languages: supported ISO 639-1 codes; None: any language."""
 
     languages: list[str] | None
 
@@ -78,84 +79,84 @@ class Embedder(ABC):
         return self.languages is None or language in self.languages
 
     def embed_cached(self, texts: Sequence[str]) -> list[Tensor]:
-        """As `rows`, remembered."""
+        """`embed_normalized`, with a cache for texts that are embedded repeatedly."""
         missing = list(dict.fromkeys(text for text in texts if text not in self.cache))
         if missing:
             self.cache |= dict(zip(missing, self.embed_normalized(missing), strict=True))
         return [self.cache[text] for text in texts]
 
     def embed_normalized(self, texts: Sequence[str]) -> Tensor:
-        """-> (B, D) of unit length, zeros for a text of nothing but blanks"""
+        """B texts as unit vectors; a blank text is the zero vector.  -> (B, D)"""
         unique = list(dict.fromkeys(text for text in texts if text.strip()))
         if not unique:
             return torch.zeros(len(texts), 1)
-        found = F.normalize(self.embed(unique), dim=-1)
-        row_of = dict(zip(unique, found, strict=True))
-        return torch.stack([row_of.get(text, torch.zeros_like(found[0])) for text in texts])
+        rows = F.normalize(self.embed(unique), dim=-1)
+        row_of = dict(zip(unique, rows, strict=True))
+        return torch.stack([row_of.get(text, torch.zeros_like(rows[0])) for text in texts])
 
     @abstractmethod
     def embed(self, texts: list[str]) -> Tensor:
-        """Texts with words, each once -> (B, D), float32 on the CPU"""
+        """Embed B distinct texts, none of them blank.  -> (B, D), float32 on the CPU"""
 
 
 def cosine_similarity(
-    embedder: Embedder, written: Sequence[str], references: Sequence[Sequence[str]]
+    embedder: Embedder, texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
     """Cosine of the embeddings of each text and its closest reference, in [-1, 1]."""
-    rows = embedder.embed_normalized(written)
-    best = []
-    for row, texts in zip(rows, references, strict=True):
-        cosines = [(row * other).sum().item() for other in embedder.embed_cached(texts)]
-        best.append(max(cosines))
-    return best
+    closest = []
+    for row, choices in zip(embedder.embed_normalized(texts), references, strict=True):
+        cosines = [(row * reference).sum().item() for reference in embedder.embed_cached(choices)]
+        closest.append(max(cosines))
+    return closest
 
 
 def load_embedder(
-    name: str, languages: Sequence[str | None], params: RewardConfig
+    name: str, languages: Sequence[str | None], config: RewardConfig
 ) -> Embedder | None:
-    """The embedder `name` (minilm | openai:MODEL | none) if it reads most of these texts.
+    """The embedder `name` (minilm | openai:MODEL | none) if it supports most of the texts.
 
-    languages: of every text of a corpus. None, and a line that says why, where it does not.
-    Raises WrongInput for another name.
+    languages: the language of every text of a corpus. Prints the reason and returns None if most
+    texts are not supported. Raises InputError for any other name.
     """
-    found = _create_embedder(name, params)
-    if found is None:
+    embedder = _create_embedder(name, config)
+    if embedder is None:
         return None
-    unread = [str(language) for language in languages if not found.supports_language(language)]
-    if 2 * len(unread) < len(languages):
-        return found
+    unsupported = [str(code) for code in languages if not embedder.supports_language(code)]
+    if 2 * len(unsupported) < len(languages):
+        return embedder
+    codes = ", ".join(sorted(set(unsupported)))
     print(
-        f"rewards: {name} does not read most of the texts ({', '.join(sorted(set(unread)))}): "
-        "the semantic reward is unavailable, the literal one stands alone",
+        f"rewards: {name} does not support the language of most texts ({codes}): "
+        "the semantic reward is unavailable, only the literal reward is used",
         file=sys.stderr,
     )
     return None
 
 
-def _create_embedder(name: str, params: RewardConfig) -> Embedder | None:
+def _create_embedder(name: str, config: RewardConfig) -> Embedder | None:
     if name == "none":
         return None
     if name == "minilm":
-        return MiniLMEmbedder(params.max_tokens)
+        return MiniLMEmbedder(config.max_tokens)
     kind, _, model = name.partition(":")
     if kind == "openai" and model:
-        return OpenAIEmbedder(model, params.openai)
+        return OpenAIEmbedder(model, config.openai)
     raise InputError(
         f"params.yaml: the semantic reward is {name!r}: give minilm, openai:MODEL or none"
     )
 
 
 class MiniLMEmbedder(Embedder):
-    """The mean over the last hidden states of a text's tokens; longer texts are cut.
+    """The mean of the last hidden states of a text's tokens; longer texts are cut.
 
-    One text at a time: padded beside others its last bits would depend on them, and on one core a
-    batch of longer texts is no faster.
+    Texts are embedded one at a time: in a padded batch, the last bits of an embedding would depend
+    on the other texts, and on one core a batch is no faster.
     """
 
     languages: ClassVar = ["en"]
 
     def __init__(self, max_tokens: int):
-        from stages.shared.pretrained import minilm  # half a second to import, too
+        from stages.shared.pretrained import minilm  # the import takes half a second
 
         super().__init__()
         self.model, self.tokenizer = minilm.load_minilm()
@@ -168,7 +169,7 @@ class MiniLMEmbedder(Embedder):
         ids = self.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > self.max_tokens:
             self._warn_truncated(len(ids))
-            ids = [*ids[: self.max_tokens - 1], ids[-1]]  # the last one is [SEP]
+            ids = [*ids[: self.max_tokens - 1], ids[-1]]  # keeps [SEP]
         with inference_context():
             states = self.model(torch.tensor([ids], device=get_device())).last_hidden_state
         return states[0].mean(0).float().cpu()
@@ -177,7 +178,7 @@ class MiniLMEmbedder(Embedder):
         if not self.num_truncated:
             print(
                 f"rewards: a text of {tokens} tokens is cut at {self.max_tokens} "
-                "(rewards.max_tokens) before MiniLM reads it, as are others that long",
+                "(rewards.max_tokens) for MiniLM, like all texts that are longer",
                 file=sys.stderr,
             )
         self.num_truncated += 1
@@ -189,20 +190,20 @@ class _EmbeddingRow(BaseModel):
 
 
 class _EmbeddingResponse(BaseModel):
-    """What is read of a server's answer (OpenAI API reference, embeddings)."""
+    """The fields used of a response (OpenAI API reference, embeddings)."""
 
     data: list[_EmbeddingRow]
 
 
 class OpenAIEmbedder(Embedder):
-    """A model of the embeddings API. Rows are stored by model and text under POLYMUSE_HOME."""
+    """A model of the embeddings API; embeddings are stored by model and text in POLYMUSE_HOME."""
 
     languages = None
 
-    def __init__(self, model: str, numbers: EmbeddingServerConfig):
+    def __init__(self, model: str, config: EmbeddingServerConfig):
         super().__init__()
-        self.name, self.model, self.config = f"openai:{model}", model, numbers
-        # Without the address: a server that moves is asked nothing anew.
+        self.name, self.model, self.config = f"openai:{model}", model, config
+        # Without the server's address: embeddings stay valid if it moves.
         self.store = Store(
             work_dir() / "store", f"embeddings-{sha256(model.encode()).hexdigest()[:32]}"
         )
@@ -216,19 +217,20 @@ class OpenAIEmbedder(Embedder):
             torch.frombuffer(bytearray(row), dtype=torch.float32) for row in self.store.read(keys)
         ]
         if len({len(row) for row in rows}) > 1:
-            raise self._unusable_error("its rows differ in length")
+            raise self._unusable_error("embeddings of different lengths")
         return torch.stack(rows)
 
     async def _request_missing(self, texts: dict[str, str]) -> None:
-        """Ask for texts by their keys. What is under way at the first fault is still stored."""
+        """Request and store the embeddings of texts, given by key.
+
+        Running requests are stored before the first error is raised.
+        """
         from openai import AsyncOpenAI
 
-        server, slots = (
-            load_endpoint("the semantic reward", "minilm"),
-            asyncio.Semaphore(self.config.concurrency),
-        )
-        faults: list[Exception] = []
-        # It waits before a retry as long as Retry-After says.
+        server = load_endpoint("the semantic reward", "minilm")
+        slots = asyncio.Semaphore(self.config.concurrency)
+        errors: list[Exception] = []
+        # Before a retry it waits as long as Retry-After says.
         async with AsyncOpenAI(
             base_url=server.base_url,
             api_key=server.api_key,
@@ -236,65 +238,64 @@ class OpenAIEmbedder(Embedder):
             timeout=self.config.timeout,
         ) as client:
 
-            async def ask(keys: list[str]) -> None:
+            async def request_batch(keys: list[str]) -> None:
                 async with slots:
-                    if faults:
+                    if errors:
                         return
                     try:
                         rows = await self._request(client, server, [texts[key] for key in keys])
                         self.store.write(zip(keys, rows, strict=True))
                     except Exception as error:
-                        faults.append(error)
+                        errors.append(error)
 
-            await asyncio.gather(*map(ask, batched(texts, self.config.batch_size)))
-        if faults:
-            raise faults[0]
+            await asyncio.gather(*map(request_batch, batched(texts, self.config.batch_size)))
+        if errors:
+            raise errors[0]
 
     async def _request(
         self, client: "AsyncOpenAI", server: Endpoint, texts: list[str]
     ) -> list[bytes]:
-        """One row of float32 a text. Raises WrongInput."""
+        """One float32 vector per text, as bytes. Raises InputError."""
         import openai
 
         try:
             raw = client.embeddings.with_raw_response
-            answer = await raw.create(model=self.model, input=texts, encoding_format="float")
+            response = await raw.create(model=self.model, input=texts, encoding_format="float")
         except openai.APITimeoutError:
-            raise self._unusable_error(f"no answer in {self.config.timeout:g} s") from None
+            raise self._unusable_error(f"no response in {self.config.timeout:g} s") from None
         except openai.APIConnectionError:
             raise InputError(
-                f"{BASE_URL_ENV}: nothing answers there: start that server, or give another address"
+                f"{BASE_URL_ENV}: no server responds: start that server, or give another address"
             ) from None
         except openai.APIStatusError as error:
             raise self._status_error(error, server) from None
         try:
-            rows = _EmbeddingResponse.model_validate(json.loads(answer.http_response.content)).data
-        except ValueError:  # no JSON, or other JSON
-            raise self._unusable_error("what it answers is no list of embeddings") from None
+            content = json.loads(response.http_response.content)
+            rows = _EmbeddingResponse.model_validate(content).data
+        except ValueError:  # not JSON, or not embeddings
+            raise self._unusable_error("the response is not a list of embeddings") from None
         rows = sorted(rows, key=lambda row: row.index)
         if [row.index for row in rows] != list(range(len(texts))):
             raise self._unusable_error(f"{len(rows)} embeddings for {len(texts)} texts")
         values = [row.embedding for row in rows]
         if not all(map(_has_direction, values)):
-            raise self._unusable_error("an embedding without a direction")
+            raise self._unusable_error("an embedding of length zero or not finite")
         return [torch.tensor(value, dtype=torch.float32).numpy().tobytes() for value in values]
 
     def _status_error(self, error: "APIStatusError", server: Endpoint) -> InputError:
         reason = f"HTTP {error.status_code}"
-        if error.status_code in (401, 403):  # servers repeat parts of a key
-            return InputError(
-                f"{API_KEY_ENV}: the server does not take it ({reason}): give a valid one"
-            )
+        if error.status_code in (401, 403):  # servers repeat parts of a key, so no message
+            return InputError(f"{API_KEY_ENV}: the server rejects it ({reason}): give a valid one")
         message = error.message.removeprefix(f"Error code: {error.status_code} - ")
         return self._unusable_error(f"{reason}: {server.redact(message)[:_MAX_MESSAGE_LENGTH]}")
 
     def _unusable_error(self, reason: str) -> InputError:
         return InputError(
             f"the semantic reward {self.name} cannot be used ({reason}): check the name, "
-            f"rewards.openai and {BASE_URL_ENV}, and run again; what was embedded is kept"
+            f"rewards.openai and {BASE_URL_ENV}, and run again; finished embeddings are stored"
         )
 
 
 def _has_direction(row: list[float]) -> bool:
-    length = sum(value * value for value in row)
-    return math.isfinite(length) and length > 0
+    squared_length = sum(value * value for value in row)
+    return math.isfinite(squared_length) and squared_length > 0

@@ -1,3 +1,5 @@
+"""Matching of slot phrases in texts, and slot scores."""
+
 import json
 
 import pytest
@@ -35,42 +37,42 @@ def test_phrases_match_whole_words_in_any_case_width_and_spacing(text, values):
     assert find_stated_values(text, WEATHER) == values
 
 
-def test_a_phrase_with_signs_is_taken_literally():
+def test_special_characters_in_a_phrase_are_literal():
     assert find_stated_values("up (a.b)", {"x": ["(a.b)"]}) == {"x"}
     assert find_stated_values("up (aab)", {"x": ["(a.b)"]}) == set()
 
 
-def test_a_slot_is_right_only_if_the_true_value_and_no_other_is_stated():
-    truth = {"weather": "rain", "place": "beach", "goal": "boat"}
+def test_a_slot_is_correct_only_if_the_true_value_and_no_other_is_stated():
+    facts = {"weather": "rain", "place": "beach", "goal": "boat"}
     text = "In rain and snow she carries the boat; no place is named."
-    assert score_slots(text, truth, SLOTS) == {"weather": 0, "place": 0, "goal": 1}
-    assert mean_slot_score(score_slots(text, truth, SLOTS)) == pytest.approx(1 / 3)
+    assert score_slots(text, facts, SLOTS) == {"weather": 0, "place": 0, "goal": 1}
+    assert mean_slot_score(score_slots(text, facts, SLOTS)) == pytest.approx(1 / 3)
 
 
-def test_only_the_slots_of_the_truth_are_scored():
+def test_only_slots_with_a_true_value_are_scored():
     assert score_slots("rain", {"weather": "rain"}, SLOTS) == {"weather": 1}
 
 
 def test_the_order_of_values_and_phrases_changes_nothing():
-    turned = {value: said[::-1] for value, said in reversed(WEATHER.items())}
+    reordered = {value: phrases[::-1] for value, phrases in reversed(WEATHER.items())}
     for text in ("heavy rain", "rain", "wet sky and snow"):
-        assert find_stated_values(text, turned) == find_stated_values(text, WEATHER)
+        assert find_stated_values(text, reordered) == find_stated_values(text, WEATHER)
 
 
-def test_slots_are_read_from_the_corpus_and_absent_where_the_truth_is_unknown(tmp_path):
+def test_slots_are_read_from_the_corpus_and_are_none_without_ground_truth(tmp_path):
     assert load_slots(tmp_path) is None
     content = {"topic": {"goal": GOAL}, "picture": {"weather": WEATHER, "place": PLACE}}
     (tmp_path / "slots.json").write_text(json.dumps(content))
     assert load_slots(tmp_path) == SLOTS
 
 
-def test_places_are_those_of_the_text_as_it_stands():
-    """Case and blanks may differ; a longer phrase hides the shorter one inside it."""
+def test_positions_refer_to_the_unmodified_text():
+    """Case and spacing may differ; a longer phrase hides a shorter phrase inside it."""
     text = "HEAVY\n rain, then Snow; no rainbow, rain"
-    found = find_phrases(text, {"rain": ["rain"], "pour": ["heavy rain"], "snow": ["snow"]})
-    assert [(value, text[start:end]) for value, start, end in found] == [
+    matches = find_phrases(text, {"rain": ["rain"], "pour": ["heavy rain"], "snow": ["snow"]})
+    assert [(value, text[start:end]) for value, start, end in matches] == [
         ("pour", "HEAVY\n rain"),
         ("snow", "Snow"),
         ("rain", "rain"),
     ]
-    assert found[-1][2] == len(text)
+    assert matches[-1][2] == len(text)
