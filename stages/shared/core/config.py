@@ -107,7 +107,8 @@ def load_config(kind: type[T], *section: str) -> T:
         if not isinstance(values, dict) or key not in values:
             present = ", ".join(values) if isinstance(values, dict) else "no section"
             parent = ".".join(section[:depth]) or "the top level"
-            raise InputError(f"{PARAMS_FILE}: {key} is missing in {parent} (there: {present})")
+            file = params_file_of(".".join(section[:depth]))
+            raise InputError(f"{file}: {key} is missing in {parent} (there: {present})")
         values = values[key]
     return build_config(kind, values, ".".join(section))
 
@@ -115,12 +116,29 @@ def load_config(kind: type[T], *section: str) -> T:
 def build_config(kind: type[T], value: Any, name: str) -> T:
     """Validate `value` (plain YAML or JSON) as `kind`: a config class or another type of pydantic.
 
-    name: the dotted path of `value`, for messages. Raises InputError.
+    name: the dotted path of `value` in the parameter files, or the file that holds it (with its
+    folder), for messages. Raises InputError.
     """
     try:  # as JSON: strict validation of Python values rejects dicts for nested config classes
         return _adapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
-        raise InputError(f"{PARAMS_FILE}: {_describe(error, value, name)}") from None
+        file = "" if ".json" in name else f"{params_file_of(name)}: "
+        raise InputError(f"{file}{_describe(error, value, name)}") from None
+
+
+def params_file_of(name: str) -> Path:
+    """The parameter file that has the most of a dotted path of keys; params.yaml if several do."""
+    section = name.split(".")
+
+    def depth(file: Path) -> int:
+        values: Any = _read_file(file)
+        for number, key in enumerate(section):
+            if not isinstance(values, dict) or key not in values:
+                return number
+            values = values[key]
+        return len(section)
+
+    return max((file for file in params_files() if file.exists()), key=depth, default=PARAMS_FILE)
 
 
 @cache

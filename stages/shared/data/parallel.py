@@ -91,8 +91,8 @@ def _map_with_ray(
         ray: Any = import_module("ray")
     except ModuleNotFoundError:
         raise InputError(
-            "params.yaml: parallel.backend is ray, which is not installed: run `pip install ray`, "
-            "or give process"
+            "config/runner.yaml: parallel.backend is ray, which is not installed: run `pip install "
+            "ray`, or give process"
         ) from None
     ray.init(address=os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True)
     remote, pending = ray.remote(as_plain_function(function)), deque()

@@ -167,7 +167,7 @@ def test_label_noise_of_one_half_is_rejected():
 def test_out_of_range_meme_settings_are_rejected(key, value, bound):
     with pytest.raises(InputError) as error:
         build_synthetic_config(**{key: value})
-    message = f"params.yaml: formats.synthetic.{key} is {value}: give {bound}"
+    message = f"config/formats.yaml: formats.synthetic.{key} is {value}: give {bound}"
     assert str(error.value) == message
 
 

@@ -225,7 +225,8 @@ def test_a_misspelt_key_stops_the_run_before_its_first_stage(workspace):
     run = polymuse(workspace, "run")
     assert run.returncode == 1
     assert run.stderr == (
-        "error: params.yaml: evaluate: missing max_bertscore_samples, unknown max_samples\n"
+        "error: config/evaluation.yaml: evaluate: "
+        "missing max_bertscore_samples, unknown max_samples\n"
     )
     assert run.stdout == ""
 
