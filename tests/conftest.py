@@ -48,7 +48,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with both MuSE classifiers trained; tests that edit its files must restore them."""
     from tests.support import trained_muse_project
 

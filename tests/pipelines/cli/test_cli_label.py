@@ -29,10 +29,10 @@ from tests.support.trained_muse_project import RED_IMAGE, get_model_dir
 
 
 @pytest.fixture
-def place(trained_readers, monkeypatch):
-    monkeypatch.chdir(trained_readers)
-    monkeypatch.setenv("POLYMUSE_HOME", str(trained_readers / "home"))
-    return trained_readers
+def place(trained_classifiers, monkeypatch):
+    monkeypatch.chdir(trained_classifiers)
+    monkeypatch.setenv("POLYMUSE_HOME", str(trained_classifiers / "home"))
+    return trained_classifiers
 
 
 @pytest.fixture
@@ -295,12 +295,12 @@ def test_a_model_labels_the_same_by_folder_and_by_mlflow_address(
         with monkeypatch.context() as elsewhere:
             elsewhere.chdir(tmp_path)
             frame = pd.DataFrame({"text": ["the fox sat", "a"], "image": [RED_IMAGE, None]})
-            found = served.predict(frame).to_dict("records")
+            rows = served.predict(frame).to_dict("records")
             assert served.predict(frame[:0]).empty
-            assert served.metadata.get_output_schema().input_names() == list(found[0])
-        sure = found[0].pop("probability", 0.0), expected[0].get("probability", 0.0)
-        assert sure[0] == pytest.approx(sure[1], abs=1e-5) and len(found) == 2
-        assert found[0] == {key: expected[0][key] for key in found[0]}
+            assert served.metadata.get_output_schema().input_names() == list(rows[0])
+        sure = rows[0].pop("probability", 0.0), expected[0].get("probability", 0.0)
+        assert sure[0] == pytest.approx(sure[1], abs=1e-5) and len(rows) == 2
+        assert rows[0] == {key: expected[0][key] for key in rows[0]}
         with pytest.raises(InputError, match="row 1 has neither text nor image"):
             served.predict(pd.DataFrame({"text": ["a", " \u200b"]}))
         long = pd.DataFrame({"text": ["a" * 5001]})

@@ -108,7 +108,7 @@ def place(trained, monkeypatch):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     path = tmp_path / "harbour.png"
     path.write_bytes(encode_png(make_photo(99)))
     return path
@@ -153,8 +153,8 @@ def test_a_topic_alone_gets_images_of_training_articles(place, tmp_path):
     assert len({chunk["source"] for chunk in article["chunks"]}) == len(article["chunks"])
 
 
-def test_an_image_alone_gives_an_article_without_a_title(place, tmp_path, picture):
-    article = write_article(tmp_path / "out", image=[picture])
+def test_an_image_alone_gives_an_article_without_a_title(place, tmp_path, image_file):
+    article = write_article(tmp_path / "out", image=[image_file])
     (chunk,) = article["chunks"]
     assert (
         article["title"] is None and chunk["similarity"] is None and chunk["topic_passed"] is None
@@ -165,10 +165,10 @@ def test_an_image_alone_gives_an_article_without_a_title(place, tmp_path, pictur
     ]
 
 
-def test_given_images_come_first_in_order_and_missing_ones_are_added(place, tmp_path, picture):
+def test_given_images_come_first_in_order_and_missing_ones_are_added(place, tmp_path, image_file):
     other = tmp_path / "boat.png"
     other.write_bytes(encode_png(make_photo(7, 30, 30)))
-    article = write_article(tmp_path / "out", topic="a cat", image=[picture, other], images=3)
+    article = write_article(tmp_path / "out", topic="a cat", image=[image_file, other], images=3)
     assert [chunk["source"] for chunk in article["chunks"]][:2] == ["harbour.png", "boat.png"]
     assert [chunk["provenance"] for chunk in article["chunks"]] == ["given", "given", "retrieve"]
     shown = [Image.open(tmp_path / "out" / chunk["picture"]).size for chunk in article["chunks"]]
@@ -234,8 +234,10 @@ def test_another_seed_gives_other_images_with_a_generating_backend(place, tmp_pa
     assert drawn["a"]["pictures/1.png"] != drawn["a"]["pictures/2.png"]
 
 
-def test_an_article_contains_no_folder_of_this_machine(place, tmp_path, picture):
-    write_article(tmp_path / "out", topic="a cat", image=[picture], model=str(get_model_dir(place)))
+def test_an_article_contains_no_folder_of_this_machine(place, tmp_path, image_file):
+    write_article(
+        tmp_path / "out", topic="a cat", image=[image_file], model=str(get_model_dir(place))
+    )
     for content in article_corpus.read_files(tmp_path / "out").values():
         assert str(tmp_path).encode() not in content and str(place).encode() not in content
 
@@ -308,11 +310,11 @@ def test_texts_are_escaped_at_the_start_of_a_markdown_line(text):
     assert "".join(child.content for child in shown[1].children) == text.strip()
 
 
-def test_the_page_allows_only_its_own_style_and_images(place, tmp_path, picture):
+def test_the_page_allows_only_its_own_style_and_images(place, tmp_path, image_file):
     from base64 import b64encode
     from hashlib import sha256
 
-    write_article(tmp_path / "out", topic='a "quoted" cat', image=[picture])
+    write_article(tmp_path / "out", topic='a "quoted" cat', image=[image_file])
     text = (tmp_path / "out/article.html").read_text()
     page = PageParser(text)
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
@@ -426,7 +428,7 @@ def test_an_article_is_replaced_and_other_files_are_kept(place, tmp_path):
             write.check_target(target)
 
 
-def test_a_backend_folder_is_relative_to_the_current_folder(place, picture):
+def test_a_backend_folder_is_relative_to_the_current_folder(place, image_file):
     inner = place / "data"
     tiny_diffusion.save_pipeline(inner / "painter")
     options = ["--topic", "a cat", "--images", "1", "--backend", "diffusers:painter"]
@@ -437,9 +439,9 @@ def test_a_backend_folder_is_relative_to_the_current_folder(place, picture):
     assert str(place) not in (inner / "drawn/article.json").read_text()
 
 
-def test_the_command_works_from_any_folder_and_prints_the_files(place, picture):
+def test_the_command_works_from_any_folder_and_prints_the_files(place, image_file):
     inner = place / "data"
-    picture.rename(inner / "mine.png")
+    image_file.rename(inner / "mine.png")
     done = polymuse(inner, "write", "--image", "mine.png", "-o", "out")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

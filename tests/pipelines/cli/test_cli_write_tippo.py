@@ -147,8 +147,8 @@ def test_a_topic_or_an_image_alone_is_enough(place, tmp_path, images):
     assert chunk["picture"] is None and chunk["similarity"] is None
     (chunk,) = write_article(tmp_path / "b", run="tippo", image=images[:1])["chunks"]
     assert chunk["similarity"] is None and chunk["topic_passed"] is None
-    found = write_article(tmp_path / "c", run="tippo", topic="a red cat", images=2)["chunks"]
-    assert [chunk["provenance"] for chunk in found] == ["retrieve", "retrieve"]
+    chunks = write_article(tmp_path / "c", run="tippo", topic="a red cat", images=2)["chunks"]
+    assert [chunk["provenance"] for chunk in chunks] == ["retrieve", "retrieve"]
 
 
 def test_texts_do_not_depend_on_other_articles_of_the_batch(place, images):
@@ -164,11 +164,11 @@ def test_texts_do_not_depend_on_other_articles_of_the_batch(place, images):
 
 
 def test_a_caption_needs_an_image_and_no_topic(place, tmp_path, images, capsys):
-    given = {"run": "tippo_captions", "image": images[6:8]}
-    article = write_article(tmp_path / "a", **given)
+    options = {"run": "tippo_captions", "image": images[6:8]}
+    article = write_article(tmp_path / "a", **options)
     assert [chunk["text"] for chunk in article["chunks"]] == list(CAPTIONS.values())
     assert article["title"] is None and "topic" not in capsys.readouterr().out
-    titled = write_article(tmp_path / "b", topic="a red kite", **given)
+    titled = write_article(tmp_path / "b", topic="a red kite", **options)
     assert "does not read the topic" in capsys.readouterr().out
     texts = [[chunk["text"] for chunk in one["chunks"]] for one in (article, titled)]
     assert titled["title"] == "a red kite" and texts[0] == texts[1]

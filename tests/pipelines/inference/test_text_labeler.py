@@ -28,10 +28,10 @@ from tests.support.trained_muse_project import RED_IMAGE, get_model_dir, load_la
 
 
 @pytest.fixture
-def place(trained_readers, monkeypatch):
-    monkeypatch.chdir(trained_readers)
-    monkeypatch.setenv("POLYMUSE_HOME", str(trained_readers / "home"))
-    return trained_readers
+def place(trained_classifiers, monkeypatch):
+    monkeypatch.chdir(trained_classifiers)
+    monkeypatch.setenv("POLYMUSE_HOME", str(trained_classifiers / "home"))
+    return trained_classifiers
 
 
 @pytest.mark.parametrize(
