@@ -1,17 +1,24 @@
-"""One static page: what ran, the metrics beside their ceilings, curves, and articles it wrote.
+"""Write the report: one static page with data, scores, ceilings, curves, attention and examples.
 
 python -m stages.report --data DATA --output OUTPUT
 
-reads   DATA/01_ingest, 06_align, of the corpora and runs that params.yaml names; of writers
-        05_chunk, 08_illustrate, 09_train_sft, 10_train_preference, 11_predict, 12_evaluate,
-        13_judge; of readers 02_clean, 09_train_classifier, 11_classify, 12_evaluate_classifier; of memes 02_clean,
-        03_inpaint, 04_augment
-writes  TARGET/index.html, TARGET/pictures/, TARGET/attention/ (where the examples were looked at),
-        TARGET/exchanges/, TARGET/drawn/ (what the examples of readers exchanged and drew),
-        TARGET/regions/ (where they looked in memes), TARGET/masks/ (of memes)
+reads   params.yaml, for the names of corpora, generators and classifiers, and in DATA
+        all corpora        01_ingest, 06_align
+        article corpora    05_chunk, 08_illustrate
+        meme corpora       02_clean, 03_inpaint, 04_augment
+        generators         09_train_sft, 10_train_preference, 11_predict, 12_evaluate, 13_judge
+        classifiers        02_clean or 04_augment, 09_train_classifier, 11_classify,
+                           12_evaluate_classifier
+writes  OUTPUT/index.html
+        OUTPUT/images/      corpus images, resized
+        OUTPUT/attention/   attention maps of generated texts
+        OUTPUT/exchanges/   images with the cells that MuSE exchanged
+        OUTPUT/sampled/     images that MuSE sampled from a text
+        OUTPUT/regions/     attention maps of meme classifiers
+        OUTPUT/masks/       inpainting masks of memes
 
-The page needs no script and no network. It holds no date, id or path, so that the same results give
-the same bytes. Pictures are drawn anew: what cameras write into files, such as a place, stays out.
+The page needs no script and no network. It contains no date, ID or path, so equal results give
+equal bytes. Images are re-encoded, which removes metadata such as the camera's location.
 """
 
 from dataclasses import asdict, dataclass
@@ -31,13 +38,14 @@ from stages.report import (
     meme_section,
     tagging_examples,
 )
-from stages.report.attention_maps import ChunkKey
+from stages.report.attention_maps import AttentionData, AttentionView, ChunkKey
 from stages.report.classifier_section import ClassifierSection, MuseSection
 from stages.report.generator_section import INPUT_LABELS, GeneratorSection
+from stages.report.loaders import ReportCorpus
 from stages.report.meme_section import MemeSection
 from stages.report.plots import curves, histograms, scatter
-from stages.shared.core import config, schemas
-from stages.shared.core.config import config_class
+from stages.shared.core import schemas
+from stages.shared.core.config import Field, config_class, load_config, read_params
 from stages.shared.data import image_store
 from stages.shared.metrics import alignment, diagnostics, grounding
 from stages.shared.runtime import tracking
@@ -49,299 +57,313 @@ Chart = dict[str, str]  # title and SVG
 
 @config_class
 class ReportConfig:
-    num_examples: int
-    thumbnail_size: int
-    max_pixelated_size: int
-    num_bins: int
-    num_attention_maps: int
-    attention_map_size: int
-    num_review_articles: int
-    near_identical_threshold: float
-    unrelated_threshold: float
-    num_inpainted_memes: int
-    num_paraphrased_memes: int
-    min_graph_density: float
-    max_isolated_fraction: float
-    max_graph_density: float
-    max_attention_entropy: float
+    num_examples: int = Field(ge=0, description="test examples shown for each run")
+    thumbnail_size: int = Field(ge=1, description="longest side of an image, pixels")
+    max_pixelated_size: int = Field(ge=0, description="enlarge images up to this side, pixels")
+    num_bins: int = Field(ge=1, description="bins of every histogram")
+    num_attention_maps: int = Field(ge=0, description="words and topic tokens mapped per text")
+    attention_map_size: int = Field(ge=1, description="longest side of an attention map, pixels")
+    num_review_articles: int = Field(ge=0, description="train articles in the chunk review")
+    near_identical_threshold: float = Field(description="chunk similarity from which to flag, 0-1")
+    unrelated_threshold: float = Field(description="chunk similarity up to which to flag, 0-1")
+    num_inpainted_memes: int = Field(ge=0, description="memes shown before and after inpainting")
+    num_paraphrased_memes: int = Field(ge=0, description="memes shown with their paraphrases")
+    min_graph_density: float = Field(description="warn at this share of linked pairs or less")
+    max_isolated_fraction: float = Field(description="warn at this share of isolated items or more")
+    max_graph_density: float = Field(description="warn at this share of linked pairs or more")
+    max_attention_entropy: float = Field(description="warn at this normalized entropy or more")
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """A picture as a file beside the page; `crisp`: so small that it is shown enlarged."""
+    """An image file of the report."""
 
-    path: str
+    path: str  # relative to index.html
     width: int
     height: int
-    pixelated: bool
+    pixelated: bool  # so small that the page enlarges it without smoothing
 
 
-def save_image(content: bytes, name: str, folder: Path, params: ReportConfig) -> ReportImage:
-    """Write a picture anew, at most `thumbnail` pixels long, to pictures/ of the page's folder."""
+def save_image(content: bytes, sha256: str, folder: Path, config: ReportConfig) -> ReportImage:
+    """Write an image, resized and without metadata, into `folder`/images."""
     image = image_store.decode_image(content)
-    crisp = max(image.size) <= params.max_pixelated_size
-    canvas = image_store.resize_and_strip_metadata(image, params.thumbnail_size)
-    path = f"pictures/{name[:16]}.{'png' if crisp else 'jpg'}"
-    (folder / "pictures").mkdir(exist_ok=True)
-    canvas.save(folder / path)
-    return ReportImage(path, *canvas.size, crisp)
+    pixelated = max(image.size) <= config.max_pixelated_size
+    resized = image_store.resize_and_strip_metadata(image, config.thumbnail_size)
+    path = f"images/{sha256[:16]}.{'png' if pixelated else 'jpg'}"
+    (folder / "images").mkdir(exist_ok=True)
+    resized.save(folder / path)
+    return ReportImage(path, *resized.size, pixelated)
 
 
 def save_images(
-    files: dict[str, bytes], folder: Path, params: ReportConfig
+    files: dict[str, bytes], folder: Path, config: ReportConfig
 ) -> dict[str, ReportImage]:
-    """The same of several pictures, by hash."""
+    """Write all images with `save_image`. Keys are SHA-256 hashes."""
     return {
-        name: save_image(content, name, folder, params) for name, content in sorted(files.items())
+        sha256: save_image(content, sha256, folder, config)
+        for sha256, content in sorted(files.items())
     }
 
 
-def draw_generator_curves(run: GeneratorSection) -> list[Chart]:
-    """Grounding by slot and the curves of training, as far as the run has what they show."""
-    found = []
-    if "grounding" in run.metrics:
-        by_phase = {name: phase["grounding"]["by_slot"] for name, phase in run.phases.items()}
-        ceilings = {
-            f"ceiling, {INPUT_LABELS[inputs]}": run.ceilings[inputs]["realised"]
-            for inputs in ("topic", "picture")
-            if "topic" in run.ceilings
+def draw_generator_curves(generator: GeneratorSection) -> list[Chart]:
+    """Grounding by slot, and the training curves of each phase. Empty charts are left out."""
+    charts = []
+    name = generator.name
+    if "grounding" in generator.metrics:
+        by_phase = {
+            phase: metrics["grounding"]["by_slot"] for phase, metrics in generator.phases.items()
         }
-        svg = curves.draw_slots(f"{run.name} slots", by_phase, ceilings)
-        found.append({"title": "Grounding by slot", "svg": svg})
-    for phase, steps in run.histories.items():
-        if any("loss" in row for row in steps):
-            svg = curves.draw_loss(f"{run.name} {phase} loss", steps, "nats")
-            found.append({"title": f"Loss, {phase}", "svg": svg})
-        if curves.list_monitored_metrics(steps):
-            svg = curves.draw_monitored_metrics(f"{run.name} {phase} watch", steps)
-            found.append({"title": f"Watched while training, {phase}", "svg": svg})
-        for title in curves.list_metric_charts(steps):
-            svg = curves.draw_metric_chart(f"{run.name} {phase} {title}", title, steps)
-            found.append({"title": f"{title}, {phase}", "svg": svg})
-    return found
+        ceilings = {
+            f"ceiling, {INPUT_LABELS[inputs]}": generator.ceilings[inputs]["realised"]
+            for inputs in ("topic", "picture")
+            if "topic" in generator.ceilings
+        }
+        svg = curves.draw_slots(f"{name} slots", by_phase, ceilings)
+        charts.append({"title": "Grounding by slot", "svg": svg})
+    for phase, steps in generator.histories.items():
+        charts += [
+            chart | {"title": f"{chart['title']}, {phase}"}
+            for chart in draw_training_curves(f"{name} {phase}", steps, "nats")
+        ]
+    return charts
+
+
+def draw_classifier_curves(classifier: ClassifierSection) -> list[Chart]:
+    """The training curves of a classifier."""
+    # The checkpoint is selected by 1 - score, which the curve `validation_score` shows already.
+    steps = [
+        {name: value for name, value in row.items() if name != "validation_loss"}
+        for row in classifier.history
+    ]
+    return draw_training_curves(classifier.name, steps, "loss")
+
+
+def draw_training_curves(name: str, steps: curves.HistoryRows, loss_unit: str) -> list[Chart]:
+    """Loss, validation metrics and further metrics by step, as far as `steps` contains them."""
+    charts = []
+    if any("loss" in row for row in steps):
+        svg = curves.draw_loss(f"{name} loss", steps, loss_unit)
+        charts.append({"title": "Loss", "svg": svg})
+    if curves.list_monitored_metrics(steps):
+        svg = curves.draw_monitored_metrics(f"{name} monitor", steps)
+        charts.append({"title": "Validation metrics", "svg": svg})
+    for title in curves.list_metric_charts(steps):
+        svg = curves.draw_metric_chart(f"{name} {title}", title, steps)
+        charts.append({"title": title, "svg": svg})
+    return charts
 
 
 def draw_gate_and_fusion(
-    run: GeneratorSection, seen: attention_maps.AttentionData, bins: int
+    generator: GeneratorSection, data: AttentionData, num_bins: int
 ) -> list[Chart]:
-    """What the gate decided and how the fusion weighed, as far as the run has it."""
-    found = []
-    by_use = seen.gate_rows_by_use()
-    for use, rows in by_use.items():
+    """Gate decisions and distributions of the fusion. Empty for a model without them."""
+    charts = []
+    name = generator.name
+    gate_rows = data.gate_rows_by_use()
+    for use, rows in gate_rows.items():
         modes = ", ".join(sorted({row["mode"] for row in rows}))
-        svg = histograms.draw_gate_decisions(f"{run.name} gate {use}", rows, bins)
-        title = f"Decisions of the gate {histograms.USE_LABELS[use]}: {modes}"
-        found.append({"title": title, "svg": svg})
-    if by_use:
-        svg = histograms.draw_mask_rates(f"{run.name} mask rate", by_use, bins)
-        found.append({"title": "Masked by similarity, beside the map's probability", "svg": svg})
-    for name, label, title, values in [
-        ("lambda", "lambda", "Lambda over channels and items", seen.correlations),
-        ("entropy", "entropy, 1 for uniform", "Entropy of the fusion's attention", seen.entropies),
+        svg = histograms.draw_gate_decisions(f"{name} gate {use}", rows, num_bins)
+        title = f"Gate decisions {histograms.USE_LABELS[use]}, mode {modes}"
+        charts.append({"title": title, "svg": svg})
+    if gate_rows:
+        svg = histograms.draw_mask_rates(f"{name} mask rate", gate_rows, num_bins)
+        charts.append({"title": "Masked topics by similarity", "svg": svg})
+    for salt, x_label, title, values in [
+        ("lambda", "lambda", "Lambda over channels and items", data.correlations),
+        (
+            "entropy",
+            "normalized entropy, 1: uniform",
+            "Entropy of the fusion attention",
+            data.entropies,
+        ),
     ]:
-        if any(len(of_phase) for of_phase in values.values()):
-            svg = histograms.draw_share_histograms(f"{run.name} {name}", label, title, values, bins)
-            found.append({"title": title, "svg": svg})
-    return found
+        if any(len(phase_values) for phase_values in values.values()):
+            svg = histograms.draw_share_histograms(
+                f"{name} {salt}", x_label, title, values, num_bins
+            )
+            charts.append({"title": title, "svg": svg})
+    return charts
 
 
 def draw_attention_views(
-    run: GeneratorSection,
+    generator: GeneratorSection,
     articles: list[dict],
     files: dict[str, bytes],
     data: Path,
     folder: Path,
-    params: ReportConfig,
-) -> dict[ChunkKey, attention_maps.AttentionView]:
-    """The attention of the final phase for every chunk of these articles that has some."""
-    predicted, ingest = data / "11_predict" / run.name, data / "01_ingest" / run.params["corpus"]
+    config: ReportConfig,
+) -> dict[ChunkKey, AttentionView]:
+    """Attention of the final phase for each chunk of `articles` that has recorded attention."""
+    predictions = data / "11_predict" / generator.name
+    ingest = data / "01_ingest" / generator.params["corpus"]
     records = [article["record"] for article in articles]
-    rows = attention_maps.load_attention_rows(predicted, records, run.metrics["phase"])
+    rows = attention_maps.load_attention_rows(predictions, records, generator.metrics["phase"])
     boxes, slots = diagnostics.load_boxes(ingest), grounding.load_slots(ingest)
-    shown = slots.picture if slots else {}
-    middle, looks = loaders.encoder_uses_center_crop(data), {}
+    image_slots = slots.picture if slots else {}
+    center_crop, views = loaders.encoder_uses_center_crop(data), {}
     for number, article in enumerate(articles, start=1):
         for chunk in article["chunks"]:
             key = chunk["key"]
             if key in rows and chunk["image"] in files:
-                picture = image_store.decode_image(files[chunk["image"]])
-                picture.thumbnail((params.attention_map_size, params.attention_map_size))
+                image = image_store.decode_image(files[chunk["image"]])
+                image.thumbnail((config.attention_map_size, config.attention_map_size))
                 example = attention_maps.AttentionExample(
-                    rows[key], picture, middle, boxes.get(key, {}), shown
+                    rows[key], image, center_crop, boxes.get(key, {}), image_slots
                 )
-                name = f"{run.name}/{number}-{key[1]}"
-                looks[key] = attention_maps.draw_attention_view(
-                    example, params.num_attention_maps, folder, name
+                name = f"{generator.name}/{number}-{key[1]}"
+                views[key] = attention_maps.draw_attention_view(
+                    example, config.num_attention_maps, folder, name
                 )
-    return looks
+    return views
 
 
 def build_generator_context(
-    run: GeneratorSection, data: Path, folder: Path, params: ReportConfig
+    generator: GeneratorSection, data: Path, folder: Path, config: ReportConfig
 ) -> dict[str, Any]:
-    """All that the page shows of a run; its pictures are written on the way."""
-    corpus, predicted = run.params["corpus"], data / "11_predict" / run.name
-    articles = run.select_articles(
-        params.num_examples, attention_maps.load_attended_records(predicted)
+    """The template variables of generator.html. Writes the image files."""
+    corpus, predictions = generator.params["corpus"], data / "11_predict" / generator.name
+    articles = generator.select_articles(
+        config.num_examples, attention_maps.load_attended_records(predictions)
     )
-    names = {chunk["image"] for article in articles for chunk in article["chunks"]} - {None}
-    files = loaders.load_images(data, corpus, names)
-    saved = save_images(files, folder, params)
-    seen = attention_maps.load_attention_data(predicted)
+    hashes = {chunk["image"] for article in articles for chunk in article["chunks"]} - {None}
+    files = loaders.load_images(data, corpus, hashes)
+    images = save_images(files, folder, config)
+    attention_data = attention_maps.load_attention_data(predictions)
     return {
-        "run": run,
-        "judged": judge_scores.load_judge_scores(data / "13_judge" / run.name / "judge.json"),
-        "curves": draw_generator_curves(run),
-        "looking": draw_gate_and_fusion(run, seen, params.num_bins),
+        "generator": generator,
+        "judge": judge_scores.load_judge_scores(data / "13_judge" / generator.name / "judge.json"),
+        "curves": draw_generator_curves(generator),
+        "gate_charts": draw_gate_and_fusion(generator, attention_data, config.num_bins),
         "articles": articles,
-        "pictures": saved,
-        "looks": draw_attention_views(run, articles, files, data, folder, params),
-        "illustrated": illustrations.load_illustrations(
+        "images": images,
+        "attention": draw_attention_views(generator, articles, files, data, folder, config),
+        "illustrations": illustrations.load_illustrations(
             data / "08_illustrate" / corpus
         ).rows_by_chunk,
     }
 
 
-def draw_classifier_curves(reader: ClassifierSection) -> list[Chart]:
-    """A reader's loss, and what was watched at validations."""
-    # Weights are chosen by 1 - score, which `validation_score` shows and the loss does not measure.
-    steps = [{k: v for k, v in row.items() if k != "validation_loss"} for row in reader.history]
-    found = []
-    if any("loss" in row for row in steps):
-        svg = curves.draw_loss(f"{reader.name} loss", steps, "loss")
-        found.append({"title": "Loss", "svg": svg})
-    if curves.list_monitored_metrics(steps):
-        svg = curves.draw_monitored_metrics(f"{reader.name} watch", steps)
-        found.append({"title": "Watched while training", "svg": svg})
-    for title in curves.list_metric_charts(steps):
-        svg = curves.draw_metric_chart(f"{reader.name} {title}", title, steps)
-        found.append({"title": title, "svg": svg})
-    return found
+def draw_embeddings(classifier: MuseSection, labels: Path) -> list[Chart]:
+    """Text and image embeddings in the plane, before and after the shared projection."""
+    rows = schemas.read_parquet(labels / "embeddings.parquet", schemas.EMBEDDINGS)
+    charts = []
+    for side in alignment.PROJECTION_SIDES:
+        if not isinstance(classifier.metrics["alignment"][side], str):
+            _, texts, images = alignment.pair_embeddings(rows, side)
+            svg = scatter.draw_scatter(f"{classifier.name} {side}", texts, images)
+            charts.append({"title": f"{side.capitalize()} the shared projection", "svg": svg})
+    return charts
 
 
-def draw_embeddings(reader: MuseSection, labelled: Path) -> list[Chart]:
-    """Texts and pictures on a plane, before and after the shared projection, where they compare."""
-    rows = schemas.read_parquet(labelled / "embeddings.parquet", schemas.EMBEDDINGS)
-    found = []
-    for where in alignment.PROJECTION_SIDES:
-        if not isinstance(reader.metrics["alignment"][where], str):
-            _, texts, pictures = alignment.pair_embeddings(rows, where)
-            svg = scatter.draw_scatter(f"{reader.name} {where}", texts, pictures)
-            found.append({"title": f"{where.capitalize()} the shared projection", "svg": svg})
-    return found
+def classifier_uses_center_crop(classifier: ClassifierSection, data: Path) -> bool:
+    """Whether the classifier's image encoder reads only the center square of an image.
 
-
-def classifier_uses_center_crop(reader: ClassifierSection, data: Path) -> bool:
-    """Whether a reader's picture encoder read the middle square of pictures alone.
-
-    The aligned encoder's patches are of what it sees; other encoders are given the whole picture.
+    This depends on the aligned encoder if its patches are used. A ResNet reads the whole image.
     """
-    return reader.params["image"]["encoder"] == "patches" and loaders.encoder_uses_center_crop(
+    return classifier.params["image"]["encoder"] == "patches" and loaders.encoder_uses_center_crop(
         data
     )
 
 
 def build_classifier_context(
-    reader: MuseSection, kind: str, data: Path, folder: Path, params: ReportConfig
+    classifier: MuseSection, kind: str, data: Path, folder: Path, config: ReportConfig
 ) -> dict[str, Any]:
-    """All that the page shows of a reader; its pictures are written on the way."""
-    corpus, labelled = reader.params["corpus"], data / "11_classify" / reader.name
-    found = tagging_examples.load_tagging_data(
-        data / "02_clean" / corpus, labelled, kind, reader.metrics["split"], params.num_examples
+    """The template variables of classifier.html. Writes the image files."""
+    corpus, labels = classifier.params["corpus"], data / "11_classify" / classifier.name
+    tagging_data = tagging_examples.load_tagging_data(
+        data / "02_clean" / corpus, labels, kind, classifier.metrics["split"], config.num_examples
     )
-    names = {row["image"] for row in found.records.values()} - {None}
-    files = loaders.load_images(data, corpus, names)
-    middle = classifier_uses_center_crop(reader, data)
+    hashes = {row["image"] for row in tagging_data.records.values()} - {None}
+    files = loaders.load_images(data, corpus, hashes)
+    center_crop = classifier_uses_center_crop(classifier, data)
     return {
-        "template": "reader.html",
-        "reader": reader,
-        "curves": draw_classifier_curves(reader),
-        "embeddings": draw_embeddings(reader, labelled),
-        "pictures": save_images(files, folder, params),
-        "items": tagging_examples.build_tagging_examples(
-            found, files, middle, params.attention_map_size, folder, reader.name
+        "template": "classifier.html",
+        "classifier": classifier,
+        "curves": draw_classifier_curves(classifier),
+        "embeddings": draw_embeddings(classifier, labels),
+        "images": save_images(files, folder, config),
+        "examples": tagging_examples.build_tagging_examples(
+            tagging_data, files, center_crop, config.attention_map_size, folder, classifier.name
         ),
     }
 
 
 def build_meme_classifier_context(
-    reader: MemeSection, data: Path, folder: Path, params: ReportConfig
+    classifier: MemeSection, data: Path, folder: Path, config: ReportConfig
 ) -> dict[str, Any]:
-    """The same of a reader of memes."""
-    corpus, records = reader.params["corpus"], data / reader.params["records"]
-    found = meme_section.load_displayed_items(
+    """The template variables of meme_classifier.html. Writes the image files."""
+    corpus, records = classifier.params["corpus"], data / classifier.params["records"]
+    displayed = meme_section.load_displayed_items(
         records / corpus,
-        data / "11_classify" / reader.name,
-        reader.metrics["split"],
-        params.num_examples,
+        data / "11_classify" / classifier.name,
+        classifier.metrics["split"],
+        config.num_examples,
     )
-    files, middle = (
-        loaders.load_images(data, corpus, found.image_hashes),
-        classifier_uses_center_crop(reader, data),
-    )
+    files = loaders.load_images(data, corpus, displayed.image_hashes)
+    center_crop = classifier_uses_center_crop(classifier, data)
     return {
-        "template": "meme_reader.html",
-        "reader": reader,
+        "template": "meme_classifier.html",
+        "classifier": classifier,
         "tasks": schemas.read_json(records / corpus / "tasks.json"),
-        "shown": meme_section.INPUT_COLUMNS,
-        "bounds": meme_section.DiagnosticThresholds(
-            params.min_graph_density,
-            params.max_isolated_fraction,
-            params.max_graph_density,
-            params.max_attention_entropy,
+        "input_labels": meme_section.INPUT_LABELS,
+        "thresholds": meme_section.DiagnosticThresholds(
+            config.min_graph_density,
+            config.max_isolated_fraction,
+            config.max_graph_density,
+            config.max_attention_entropy,
         ),
-        "curves": draw_classifier_curves(reader),
-        "pictures": save_images(files, folder, params),
-        "items": meme_section.build_meme_examples(
-            found, files, middle, params.attention_map_size, folder, reader.name
+        "curves": draw_classifier_curves(classifier),
+        "images": save_images(files, folder, config),
+        "examples": meme_section.build_meme_examples(
+            displayed, files, center_crop, config.attention_map_size, folder, classifier.name
         ),
     }
 
 
 def build_meme_corpus_context(
-    corpus: loaders.ReportCorpus, data: Path, folder: Path, params: ReportConfig
+    corpus: ReportCorpus, data: Path, folder: Path, config: ReportConfig
 ) -> dict[str, Any]:
-    """What was done to the pictures and texts of a memes corpus; its pictures are written."""
-    found = meme_corpus.load_meme_corpus(
-        data, corpus.name, params.num_inpainted_memes, params.num_paraphrased_memes
+    """The template variables of meme_corpus.html. Writes the image files."""
+    corpus_data = meme_corpus.load_meme_corpus(
+        data, corpus.name, config.num_inpainted_memes, config.num_paraphrased_memes
     )
-    files = loaders.load_images(data, corpus.name, found.image_hashes)
+    files = loaders.load_images(data, corpus.name, corpus_data.image_hashes)
     return {
         "corpus": corpus,
-        "found": found,
-        "painting": meme_corpus.build_inpainting_rows(found.inpainting_summary),
-        "augmenting": meme_corpus.build_augmentation_rows(found.augmentation_summary),
-        "masks": meme_corpus.draw_masks(found, files, params.thumbnail_size, folder),
-        "pictures": save_images(files, folder, params),
+        "data": corpus_data,
+        "inpainting_rows": meme_corpus.build_inpainting_rows(corpus_data.inpainting_summary),
+        "augmentation_rows": meme_corpus.build_augmentation_rows(corpus_data.augmentation_summary),
+        "masks": meme_corpus.draw_masks(corpus_data, files, config.thumbnail_size, folder),
+        "images": save_images(files, folder, config),
     }
 
 
 def build_article_corpus_context(
-    corpus: loaders.ReportCorpus, data: Path, params: ReportConfig
+    corpus: ReportCorpus, data: Path, config: ReportConfig
 ) -> dict[str, Any]:
-    """The chunks of an articles corpus to look through, and its illustrations."""
-    bounds = chunk_review.SimilarityThresholds(
-        params.near_identical_threshold, params.unrelated_threshold
+    """The template variables of article_corpus.html: illustrations and the chunk review."""
+    thresholds = chunk_review.SimilarityThresholds(
+        config.near_identical_threshold, config.unrelated_threshold
     )
-    found = illustrations.load_illustrations(data / "08_illustrate" / corpus.name)
-    chart = None
-    if found.similarities_by_backend:
-        chart = histograms.draw_similarity_histogram(
-            f"{corpus.name} likeness", found.similarities_by_backend, params.num_bins
+    illustration_data = illustrations.load_illustrations(data / "08_illustrate" / corpus.name)
+    histogram = None
+    if illustration_data.similarities_by_backend:
+        histogram = histograms.draw_similarity_histogram(
+            f"{corpus.name} similarity", illustration_data.similarities_by_backend, config.num_bins
         )
     return {
         "corpus": corpus,
         "review": chunk_review.load_chunk_review(
-            data / "05_chunk" / corpus.name, params.num_review_articles, bounds
+            data / "05_chunk" / corpus.name, config.num_review_articles, thresholds
         ),
-        "bounds": bounds,
-        "illustrations": found,
-        "likeness": chart,
+        "thresholds": thresholds,
+        "illustrations": illustration_data,
+        "similarity_histogram": histogram,
     }
 
 
 def format_number(value: float | int | str | None) -> str:
-    """A figure for a table cell; a word stays a word, and a count a whole number."""
+    """Format a table cell: floats with 3 decimals, integers with commas, None as a dash."""
     if value is None:
         return "\N{EM DASH}"
     if isinstance(value, int):
@@ -349,8 +371,8 @@ def format_number(value: float | int | str | None) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
 
 
-def render_page(**content: Any) -> str:
-    """The page, everything escaped but our own charts and style sheet."""
+def render_page(**context: Any) -> str:
+    """Render index.html. Everything is escaped except our own SVG charts and style sheet."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -360,55 +382,62 @@ def render_page(**content: Any) -> str:
     )
     environment.filters["number"] = format_number
     style = (HERE / "templates" / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(style=style, **content)
+    return environment.get_template("page.html").render(style=style, **context)
 
 
-def main(settings: ReportConfig, data: Path, target: Path) -> None:
-    everything = config.read_params()
-    with tracking.start_run(
-        stage="report", name="", params={"report": asdict(settings)}
-    ) as tracked:
-        with atomic_output_dir(target) as folder:
-            kinds = {name: row["kind"] for name, row in everything["corpora"].items()}
-            runs = loaders.load_generator_sections(
-                data, everything.get("generators") or {}, everything["corpora"]
+def build_page_context(
+    params: dict[str, Any], data: Path, folder: Path, config: ReportConfig
+) -> dict[str, Any]:
+    """The variables of page.html. Writes the image files into `folder`."""
+    corpora = loaders.load_corpora(data, params["corpora"])
+    generators = loaders.load_generator_sections(
+        data, params.get("generators") or {}, params["corpora"]
+    )
+    classifiers = loaders.load_classifier_sections(data, params.get("classifiers") or {})
+    kinds = {corpus.name: corpus.params["kind"] for corpus in corpora}
+    return {
+        "leaderboards": leaderboard.build_leaderboards(generators, classifiers),
+        "corpora": corpora,
+        "encoder": loaders.load_encoder_info(data),
+        "generators": [
+            build_generator_context(generator, data, folder, config) for generator in generators
+        ],
+        "classifiers": [
+            build_meme_classifier_context(classifier, data, folder, config)
+            if isinstance(classifier, MemeSection)
+            else build_classifier_context(
+                classifier, kinds[classifier.params["corpus"]], data, folder, config
             )
-            readers = loaders.load_classifier_sections(data, everything.get("classifiers") or {})
-            corpora = loaders.load_corpora(data, everything["corpora"])
-            page = render_page(
-                comparisons=leaderboard.build_leaderboards(runs, readers),
-                corpora=corpora,
-                encoder=loaders.load_encoder_info(data),
-                sections=[build_generator_context(run, data, folder, settings) for run in runs],
-                read=[
-                    build_meme_classifier_context(one, data, folder, settings)
-                    if isinstance(one, MemeSection)
-                    else build_classifier_context(
-                        one, kinds[one.params["corpus"]], data, folder, settings
-                    )
-                    for one in readers
-                ],
-                memes=[
-                    build_meme_corpus_context(corpus, data, folder, settings)
-                    for corpus in corpora
-                    if corpus.params["kind"] == "memes"
-                ],
-                chunked=[
-                    build_article_corpus_context(corpus, data, settings)
-                    for corpus in corpora
-                    if corpus.params["kind"] == "articles"
-                ],
-            )
+            for classifier in classifiers
+        ],
+        "meme_corpora": [
+            build_meme_corpus_context(corpus, data, folder, config)
+            for corpus in corpora
+            if kinds[corpus.name] == "memes"
+        ],
+        "article_corpora": [
+            build_article_corpus_context(corpus, data, config)
+            for corpus in corpora
+            if kinds[corpus.name] == "articles"
+        ],
+    }
+
+
+def main(config: ReportConfig, data: Path, output: Path) -> None:
+    params = read_params()
+    with tracking.start_run(stage="report", name="", params={"report": asdict(config)}) as run:
+        with atomic_output_dir(output) as folder:
+            page = render_page(**build_page_context(params, data, folder, config))
             (folder / "index.html").write_text(page, encoding="utf-8")
-        tracked.log_artifact_hash(target / "index.html", "index.html")
-        for name in ("attention", "exchanges", "drawn", "regions", "masks"):
-            if (target / name).exists():
-                tracked.log_artifact(target / name, name)
+        run.log_artifact_hash(output / "index.html", "index.html")
+        for name in ("attention", "exchanges", "sampled", "regions", "masks"):
+            if (output / name).exists():
+                run.log_artifact(output / name, name)
 
 
 def cli(data: Path, output: Path) -> None:
-    """The command of this stage, as dvc.yaml runs it."""
-    main(config.load_config(ReportConfig, "report"), data, output)
+    """The stage command in dvc.yaml."""
+    main(load_config(ReportConfig, "report"), data, output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Where a run looked: its gate's decisions, its fusion, and the attention of its example articles.
+"""Gate decisions, fusion and attention of a generator, and attention maps of its example texts.
 
-reads   11_predict/<run>/gates.parquet, fusions.parquet, attentions.parquet; any may be empty
+reads   11_predict/<run>/gates.parquet, fusions.parquet, attentions.parquet; each may be empty
 """
 
 from dataclasses import dataclass
@@ -18,104 +18,109 @@ from stages.shared.metrics import attention, grounding
 from stages.shared.metrics.attention import NormalizedBox
 from stages.shared.metrics.grounding import SlotPhrases
 
-WORD_PATTERN = regex.compile(r"\p{Han}|[\w'-]+")  # Chinese is not written in words
+WORD_PATTERN = regex.compile(r"\p{Han}|[\w'-]+")  # Chinese has no spaces: one word a character
 ChunkKey = tuple[str, int]  # record and position
 
 
 @dataclass(frozen=True)
 class AttentionData:
-    """What one run's part of 11_predict says of its gate and its fusion."""
+    """Gate decisions and fusion statistics of one run."""
 
-    gates: list[dict]  # GATES of samples with picture and topic, whose similarity is known
-    correlations: dict[str, np.ndarray]  # by phase: lambda of all channels and items
-    entropies: dict[str, np.ndarray]  # by phase: of each item's fusion
+    gates: list[dict]  # GATES of samples with image and topic, whose similarity is known
+    correlations: dict[str, np.ndarray]  # phase -> lambda of all channels and items
+    entropies: dict[str, np.ndarray]  # phase -> normalized entropy of the fusion, by item
 
     def gate_rows_by_use(self) -> dict[str, list[dict]]:
-        """The gate's rows by use, in the order train, predict, as far as there are any."""
-        found = {use: [r for r in self.gates if r["use"] == use] for use in ("train", "predict")}
-        return {use: rows for use, rows in found.items() if rows}
+        """The gate's rows by use, train before predict. Uses without rows are left out."""
+        by_use = {
+            use: [row for row in self.gates if row["use"] == use] for use in ("train", "predict")
+        }
+        return {use: rows for use, rows in by_use.items() if rows}
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A picture of attention as a file beside the page, with its words in text."""
+    """A drawn image file of the report."""
 
-    path: str
+    path: str  # relative to index.html
     width: int
     height: int
     label: str
-    alt_text: str  # its alternative text
+    alt_text: str
 
 
 @dataclass(frozen=True)
 class AttentionView:
-    """The attention of one written text."""
+    """The attention of one generated text."""
 
-    topic_tokens: list[
-        tuple[str, float]
-    ]  # of the topic, with the mean share of the patches' attention
-    fusion: ReportFigure | None  # tokens x patches
-    topic_maps: list[ReportFigure]  # the topic's tokens that are looked at most, over the picture
-    word_maps: list[ReportFigure]  # words of the text, over the picture
-    subwords: list[tuple[str, float]]  # of the text, with how narrowly the decoder looked, 0 to 1
+    topic_tokens: list[tuple[str, float]]  # topic token, mean attention of the patches to it
+    fusion: ReportFigure | None  # topic tokens x patches
+    topic_maps: list[ReportFigure]  # over the image: the topic tokens with the most attention
+    word_maps: list[ReportFigure]  # over the image: words of the text
+    subwords: list[tuple[str, float]]  # subword, sharpness of the decoder's attention, 0 to 1
 
 
 @dataclass(frozen=True)
 class AttentionExample:
-    """What a look is drawn from."""
+    """The data that an AttentionView is drawn from."""
 
-    row: dict  # of ATTENTIONS
+    row: dict  # ATTENTIONS
     image: Image.Image
-    center_crop: bool  # the encoder saw the picture's middle square only
-    boxes: dict[str, NormalizedBox]  # by slot; only sample corpora know them
-    slots: dict[str, SlotPhrases]  # those that a picture shows; only sample corpora have some
+    center_crop: bool  # whether the encoder read only the center square of the image
+    boxes: dict[str, NormalizedBox]  # by slot; synthetic corpora only
+    slots: dict[str, SlotPhrases]  # those that an image shows; synthetic corpora only
 
 
 def load_attention_data(folder: Path) -> AttentionData:
-    """Of 11_predict/<run>."""
+    """Load from 11_predict/<run>."""
     gates = schemas.read_parquet(folder / "gates.parquet", schemas.GATES)
     fusions = schemas.read_table(folder / "fusions.parquet", schemas.FUSIONS)
     correlations, entropies = {}, {}
     for phase in pc.unique(fusions["phase"]).to_pylist():
-        some = fusions.filter(pc.field("phase") == phase)
-        correlations[phase] = _to_float_array(pc.list_flatten(some["correlation"]))
-        entropies[phase] = _to_float_array(some["entropy"])
+        rows = fusions.filter(pc.field("phase") == phase)
+        correlations[phase] = _to_float_array(pc.list_flatten(rows["correlation"]))
+        entropies[phase] = _to_float_array(rows["entropy"])
     decided = [row for row in gates if None not in (row["sigma"], row["passed"])]
     return AttentionData(decided, correlations, entropies)
 
 
 def _to_float_array(column: pa.ChunkedArray) -> np.ndarray:
-    found = column.drop_null().to_numpy().astype(float)
-    return found[~np.isnan(found)]
+    values = column.drop_null().to_numpy().astype(float)
+    return values[~np.isnan(values)]
 
 
 def load_attended_records(folder: Path) -> set[str]:
-    """The records that 11_predict/<run> kept attention of."""
+    """The records with recorded attention in 11_predict/<run>."""
     table = schemas.read_table(folder / "attentions.parquet", schemas.ATTENTIONS)
     return set(pc.unique(table["record"]).to_pylist())
 
 
 def load_attention_rows(folder: Path, records: list[str], phase: str) -> dict[ChunkKey, dict]:
-    """The ATTENTIONS rows of these records and this phase; few of a large file."""
-    wanted = pc.field("record").isin(pa.array(records, pa.string())) & (pc.field("phase") == phase)
-    table = schemas.read_table(folder / "attentions.parquet", schemas.ATTENTIONS, wanted)
+    """The ATTENTIONS rows of some records and one phase. The file is filtered while reading."""
+    is_wanted = pc.field("record").isin(pa.array(records, pa.string())) & (
+        pc.field("phase") == phase
+    )
+    table = schemas.read_table(folder / "attentions.parquet", schemas.ATTENTIONS, is_wanted)
     return {(row["record"], row["position"]): row for row in table.to_pylist()}
 
 
 def draw_attention_view(
     example: AttentionExample, count: int, folder: Path, name: str
 ) -> AttentionView:
-    """Draw one example into FOLDER/attention/NAME-*.png, `count` tokens and words at most."""
+    """Draw the maps of one text into `folder`/attention/`name`-*.png.
+
+    count: at most so many topic tokens, and so many words, get a map.
+    """
     tokens, fusion, decoder = _read_matrices(example.row)
     shares = fusion.mean(axis=0) if len(fusion) else np.zeros(0)
-    whole = None
+    matrix = None
     if len(fusion):
-        about = f"Attention of {len(fusion)} patches (columns) to each token of the topic (rows)"
+        alt_text = f"Attention of {len(fusion)} patches (columns) to each topic token (rows)"
         image = heatmaps.draw_matrix(fusion.T)
-        whole = _save_figure(image, folder, f"{name}-fusion", "patches by tokens", about)
+        matrix = _save_figure(image, folder, f"{name}-fusion", "patches by tokens", alt_text)
     return AttentionView(
         [(token, float(share)) for token, share in zip(tokens, shares, strict=True)],
-        whole,
+        matrix,
         _draw_topic_maps(example, tokens, fusion, count, folder, name),
         _draw_word_maps(example, decoder, count, folder, name),
         compute_subword_sharpness(example.row, decoder),
@@ -123,7 +128,7 @@ def draw_attention_view(
 
 
 def _read_matrices(row: dict) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Tokens (T), fusion (P, T) and decoder (Y, P) of a row; empty where it has none."""
+    """Topic tokens (T), fusion (P, T) and decoder (Y, P) of a row; empty if the row has none."""
     tokens, ends = row["tokens"] or [], row["ends"] or []
     fusion = np.array(row["fusion"] or [], dtype=float)
     decoder = np.array(row["decoder"] or [], dtype=float)
@@ -144,13 +149,15 @@ def _draw_topic_maps(
 ) -> list[ReportFigure]:
     if not tokens or heatmaps.to_grid(fusion[:, 0]) is None:
         return []
-    most = sorted(np.argsort(-fusion.mean(axis=0), kind="stable")[:count].tolist())
+    largest = sorted(np.argsort(-fusion.mean(axis=0), kind="stable")[:count].tolist())
     maps = []
-    for number, token in enumerate(most, start=1):
-        weights = heatmaps.to_grid(fusion[:, token])
+    for number, index in enumerate(largest, start=1):
+        weights = heatmaps.to_grid(fusion[:, index])
         image = heatmaps.draw_overlay(example.image, weights, example.center_crop, None)
-        about = f"The picture, warm where its patches look at the topic's token {tokens[token]}"
-        maps.append(_save_figure(image, folder, f"{name}-token-{number}", tokens[token], about))
+        alt_text = (
+            f"The image; patches with much attention to the topic token {tokens[index]} are orange"
+        )
+        maps.append(_save_figure(image, folder, f"{name}-token-{number}", tokens[index], alt_text))
     return maps
 
 
@@ -160,56 +167,55 @@ def _draw_word_maps(
     if not len(decoder) or heatmaps.to_grid(decoder[0]) is None:
         return []
     maps = []
-    for number, (word, slot) in enumerate(select_spans(example, decoder, count), start=1):
-        text = example.row["text"][slice(*word)]
-        weights = heatmaps.to_grid(
-            decoder[attention.find_emitting_tokens(example.row["ends"], *word)].mean(axis=0)
-        )
+    for number, (span, slot) in enumerate(select_spans(example, decoder, count), start=1):
+        word = example.row["text"][slice(*span)]
+        tokens = attention.find_emitting_tokens(example.row["ends"], *span)
+        weights = heatmaps.to_grid(decoder[tokens].mean(axis=0))
         box = example.boxes.get(slot)
         image = heatmaps.draw_overlay(example.image, weights, example.center_crop, box)
-        about = f"The picture, warm where the writer looked while it wrote {text}"
+        alt_text = f"The image; patches that the decoder attends to for the word {word} are orange"
         if box is not None:
-            about += f"; the frame is around the {slot}"
-        label = f"{text} ({slot})" if slot else text
-        maps.append(_save_figure(image, folder, f"{name}-word-{number}", label, about))
+            alt_text += f"; the frame marks the {slot}"
+        label = f"{word} ({slot})" if slot else word
+        maps.append(_save_figure(image, folder, f"{name}-word-{number}", label, alt_text))
     return maps
 
 
 def select_spans(
     example: AttentionExample, decoder: np.ndarray, count: int
 ) -> list[tuple[tuple[int, int], str]]:
-    """At most `count` spans of the text worth a map, each with its slot, "" for none.
+    """Select at most `count` spans of the text to map, each with its slot ("" for none).
 
-    Where a corpus has slots: the words that name one, slots with a box first. Elsewhere the words
-    with the most peaked attention, in the order of the text.
+    If the corpus has slots: the words that name a slot, slots with a box first. Otherwise: the
+    words with the sharpest attention, in text order.
     """
     text, ends = example.row["text"], example.row["ends"]
     if example.slots:
         slots = sorted(example.slots, key=lambda slot: slot not in example.boxes)  # stable
-        found = [(find_naming_word(text, example.slots[slot]), slot) for slot in slots]
+        candidates = [(find_naming_word(text, example.slots[slot]), slot) for slot in slots]
         spans = [
             (span, slot)
-            for span, slot in found
+            for span, slot in candidates
             if span and attention.find_emitting_tokens(ends, *span)
         ]
         return spans[:count]
     ranked = {}
     for match in WORD_PATTERN.finditer(text):
-        said = attention.find_emitting_tokens(ends, *match.span())
-        if said and match[0] not in ranked:
-            ranked[match[0]] = (-compute_sharpness(decoder[said].mean(axis=0)), match.span())
+        tokens = attention.find_emitting_tokens(ends, *match.span())
+        if tokens and match[0] not in ranked:
+            ranked[match[0]] = (-compute_sharpness(decoder[tokens].mean(axis=0)), match.span())
     return [(span, "") for span in sorted(span for _, span in sorted(ranked.values())[:count])]
 
 
 def find_naming_word(text: str, phrases: SlotPhrases) -> tuple[int, int] | None:
-    """Where the last word stands of the first phrase of a slot: it names the thing."""
+    """The span of the last word of a slot's first phrase in the text: that word is the noun."""
     for _, start, stop in grounding.find_phrases(text, phrases):
         return stop - len(text[start:stop].split()[-1]), stop
     return None
 
 
 def compute_sharpness(weights: np.ndarray) -> float:
-    """1 - entropy of weights (P,): 0 for everywhere alike, 1 for a single patch."""
+    """1 - normalized entropy of weights (P,): 0 if uniform, 1 if on a single patch."""
     total = weights.sum()
     return (
         float(1 - attention.normalized_entropy(weights / total))
@@ -219,21 +225,21 @@ def compute_sharpness(weights: np.ndarray) -> float:
 
 
 def compute_subword_sharpness(row: dict, decoder: np.ndarray) -> list[tuple[str, float]]:
-    """The text cut where its tokens end, each piece with how narrowly the decoder looked."""
+    """The text split at its token ends, each part with the sharpness of the decoder's attention."""
     if not len(decoder):
         return []
-    found, start = [], 0
+    subwords, start = [], 0
     for end, weights in zip(row["ends"] or [], decoder, strict=True):
         if end > start:
-            found.append((row["text"][start:end], compute_sharpness(weights)))
+            subwords.append((row["text"][start:end], compute_sharpness(weights)))
             start = end
     rest = row["text"][start:]
-    return [*found, (rest, 0.0)] if rest else found
+    return [*subwords, (rest, 0.0)] if rest else subwords
 
 
 def _save_figure(
-    image: Image.Image, folder: Path, name: str, label: str, about: str
+    image: Image.Image, folder: Path, name: str, label: str, alt_text: str
 ) -> ReportFigure:
     path = f"attention/{name}.png"
     heatmaps.save_png(image, folder / path)
-    return ReportFigure(path, *image.size, label, about)
+    return ReportFigure(path, *image.size, label, alt_text)

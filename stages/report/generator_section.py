@@ -1,10 +1,10 @@
-"""One run as the page shows it: its tiles, its tables, and what it wrote, as plain values."""
+"""A generator's section of the report: tiles, tables and example articles, as plain values."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-# As a table shows them; METEOR has one of two names, by what measured it.
+# METEOR has one of two names, depending on the implementation that computed it.
 TEXT_SCORE_LABELS = {
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
@@ -12,23 +12,33 @@ TEXT_SCORE_LABELS = {
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
-    "meteor_exact_stem": "METEOR, exact and stem only",
+    "meteor_exact_stem": "METEOR, exact and stem matches",
     "cider": "CIDEr",
     "bert_score": "BERTScore",
 }
 REWARD_LABELS = {"literal": "literal reward", "semantic": "semantic reward"}
-# How far a run came between the best of one modality, or nothing, and the best of all.
 SKILL_LABELS = {
-    "skill": ("Skill", "of what only both modalities together allow"),
-    "share_of_ceiling": ("Share of ceiling", "of what the picture allows"),
+    "skill": ("Skill", "(0: best from one modality alone, 1: best from both)"),
+    "share_of_ceiling": ("Share of ceiling", "(1: the best possible from the image)"),
 }
-INPUT_LABELS = {"topic": "topic alone", "picture": "picture alone", "both": "both"}
+INPUT_LABELS = {"topic": "topic only", "picture": "image only", "both": "topic and image"}
+GATE_AND_FUSION_LABELS = {  # path in the metrics of a phase -> row of the table
+    "gate.train.mask_rate": "share of topics masked in training",
+    "gate.predict.mask_rate": "share of topics masked in generation",
+    "gate.sigma": "sigma (cosine of image and topic), mean",
+    "fusion.correlation.mean": "lambda, mean",
+    "fusion.correlation.deviation": "lambda, standard deviation",
+    "fusion.entropy": "entropy of the fusion attention (1: uniform)",
+    "fusion.spread": "spread of the fusion attention (0: all patches attend to one token)",
+    "object_attention.mass": "share of attention on the object",
+    "object_attention.area": "share of the image area that the object covers",
+}
 PhaseMetrics = dict[str, Any]  # the metrics of one phase
 
 
 @dataclass(frozen=True)
 class GeneratorSection:
-    """One run: its params, metrics, the steps of its training and what it wrote for test items."""
+    """One generator: its params, metrics, training history and test predictions."""
 
     name: str
     params: dict[str, Any]
@@ -38,53 +48,64 @@ class GeneratorSection:
     predictions: list[dict]  # PREDICTIONS of the test split from both inputs
     slot_results: dict[
         tuple[str, int, str], tuple[list[str], list[str]]
-    ]  # item and phase: right, wrong
+    ]  # (record, position, phase) -> correct and wrong slots
     ceilings: dict[str, dict]  # of the test split: inputs -> expected | realised -> slot or total
 
     @cached_property
     def phases(self) -> dict[str, PhaseMetrics]:
-        """The metrics of each phase, in the order of training."""
+        """The metrics of each phase, in training order."""
         final = {self.metrics["phase"]: self.metrics}
         return {"sft": self.metrics["sft"]} | final if "sft" in self.metrics else final
 
     @property
     def lacks_sigma(self) -> bool:
-        """Whether its gate knows the similarity of picture and topic of no test item."""
-        return "gate" in self.metrics and not any(r["sigma"] is not None for r in self.predictions)
+        """Whether the model has a gate, but no test item has a similarity of image and topic."""
+        return "gate" in self.metrics and not any(
+            row["sigma"] is not None for row in self.predictions
+        )
 
     def warnings(self) -> list[str]:
-        """What is suspicious, a sentence each: of the final phase, then of SFT alone."""
-        final = self.metrics.get("warnings", {})
-        earlier = self.metrics.get("sft", {}).get("warnings", {})
-        only_sft = [said for said in earlier.values() if said not in final.values()]
-        return [*final.values(), *(f"After SFT alone: {said}" for said in only_sft)]
+        """Sentences about suspicious metrics: of the final phase, then those of SFT only."""
+        final = self.metrics.get("warnings", {}).values()
+        earlier = self.metrics.get("sft", {}).get("warnings", {}).values()
+        return [*final, *(f"After SFT only: {text}" for text in earlier if text not in final)]
 
     def summary_tiles(self) -> list[dict[str, Any]]:
-        """The few figures to look at first: label, value, standard error and a note; before: of
-        SFT alone; gain: what the preference phase changed, with its standard error."""
-        found, earlier = self.metrics, self.metrics.get("sft", {})
+        """The headline metrics: label, value, note and standard_error.
+
+        A tile may also have `before`, the value after SFT only, and `gain`, the difference made by
+        the preference phase with its standard error.
+        """
+        metrics, earlier = self.metrics, self.metrics.get("sft", {})
         tiles = []
         for name, (label, note) in SKILL_LABELS.items():
-            if name in found:
-                tiles.append({"label": label, "note": note, **found[name]})
-        if "grounding" in found:
-            value, error = found["grounding"]["total"], found["grounding"]["standard_error"]
-            note = "of the scene's slots stated correctly"
-            tile = {"label": "Grounding", "value": value, "standard_error": error, "note": note}
+            if name in metrics:
+                tiles.append({"label": label, "note": note, **metrics[name]})
+        if "grounding" in metrics:
+            tile = {
+                "label": "Grounding",
+                "value": metrics["grounding"]["total"],
+                "standard_error": metrics["grounding"]["standard_error"],
+                "note": "share of the scene's facts (slots) stated correctly",
+            }
+            before = get_nested(earlier, "grounding.total")
+            tiles.append(tile | self._gain_over_sft("grounding", before))
+        if "foils" in metrics:
             tiles.append(
-                tile | self._gain_over_sft("grounding", get_nested(earlier, "grounding.total"))
+                {
+                    "label": "Foil errors",
+                    "value": metrics["foils"]["error"],
+                    "note": f"share of the {metrics['foils']['items']} items whose wrong text is at"
+                    " least as likely as the true one",
+                    "before": get_nested(earlier, "foils.error"),
+                }
             )
-        if "foils" in found:
-            note = f"of {found['foils']['items']} items, a false text was as likely"
-            before = get_nested(earlier, "foils.error")
-            tile = {"label": "Foil errors", "value": found["foils"]["error"], "note": note}
-            tiles.append(tile | {"before": before})
-        if "object_attention" in found:
-            tiles.append(_build_object_attention_tile(found["object_attention"]))
+        if "object_attention" in metrics:
+            tiles.append(_build_object_attention_tile(metrics["object_attention"]))
         tiles += [
             {
                 "label": TEXT_SCORE_LABELS[name],
-                "value": found[name],
+                "value": metrics[name],
                 "note": "",
                 "before": earlier.get(name),
             }
@@ -93,9 +114,9 @@ class GeneratorSection:
         return tiles + self._reward_tiles()
 
     def _reward_tiles(self) -> list[dict[str, Any]]:
-        """A tile for each reward that is measured."""
+        """A tile for each reward that was computed."""
         rewards, earlier = self.metrics["rewards"], self.metrics.get("sft", {})
-        note = f"of {rewards['articles']} whole texts"
+        note = f"mean over {rewards['articles']} whole texts"
         return [
             {"label": label.capitalize(), "value": rewards[name], "note": note}
             | self._gain_over_sft(name, get_nested(earlier, f"rewards.{name}"))
@@ -104,14 +125,14 @@ class GeneratorSection:
         ]
 
     def _gain_over_sft(self, name: str, before: float | None) -> dict[str, Any]:
-        """What a tile says of the phase before, nothing where there is none."""
+        """`before` and `gain` of a tile; empty for a run without a preference phase."""
         gain = get_nested(self.metrics, f"gain.{name}")
         return {} if gain is None else {"before": before, "gain": gain}
 
     def text_score_rows(self) -> list[dict[str, Any]]:
-        """Rows of the table of text scores: name, value by phase, what measured it.
+        """Rows of the text scores: label, values by phase, and what computed them.
 
-        First by the main tokenizer, then by each further one, then the rewards.
+        First with the main tokenizer, then with each further tokenizer, then the rewards.
         """
         rows = self._score_rows(
             {name: name for name in TEXT_SCORE_LABELS}, TEXT_SCORE_LABELS, "measured_by"
@@ -122,27 +143,29 @@ class GeneratorSection:
             paths = {name: f"{block}.{name}" for name in TEXT_SCORE_LABELS}
             rows += self._score_rows(paths, labels, f"{block}.measured_by")
         return rows + self._score_rows(
-            {n: f"rewards.{n}" for n in REWARD_LABELS}, REWARD_LABELS, "measured_by"
+            {name: f"rewards.{name}" for name in REWARD_LABELS}, REWARD_LABELS, "measured_by"
         )
 
     def _score_rows(
         self, paths: dict[str, str], labels: dict[str, str], measured_by: str
     ) -> list[dict[str, Any]]:
-        """Rows of what stands at any of the paths in some phase."""
+        """A row for each path that exists in the metrics of any phase."""
         rows = []
         for name, path in paths.items():
             values = [get_nested(phase, path) for phase in self.phases.values()]
-            known = [phase for phase in self.phases.values() if get_nested(phase, path) is not None]
-            if known:
-                by = get_nested(known[0], f"{measured_by}.{name}")
-                rows.append({"label": labels[name], "values": values, "by": by})
+            scored = [
+                phase for phase in self.phases.values() if get_nested(phase, path) is not None
+            ]
+            if scored:
+                source = get_nested(scored[0], f"{measured_by}.{name}")
+                rows.append({"label": labels[name], "values": values, "measured_by": source})
         return rows
 
     def grounding_rows(self) -> list[dict[str, Any]]:
-        """Rows of the table of grounding: inputs, ceilings, value and verdict by phase."""
+        """Rows of grounding by input: label, ceiling, and value with verdict by phase."""
         ceilings = self.metrics.get("ceilings", {})
-        # Where no topic tells anything, the picture alone is all there is to be seen.
-        labels = INPUT_LABELS if "topic" in ceilings else {"picture": "the picture"}
+        # Without a topic (captions), the image is the only input.
+        labels = INPUT_LABELS if "topic" in ceilings else {"picture": "image"}
         return [
             {
                 "label": label,
@@ -157,43 +180,31 @@ class GeneratorSection:
         ]
 
     def skill_row(self) -> dict[str, Any]:
-        """The last row of that table: skill or share of ceiling, by phase."""
+        """The last row of the grounding table: skill or share of ceiling, by phase."""
         name = next(name for name in SKILL_LABELS if name in self.metrics)
         label, _ = SKILL_LABELS[name]
-        values = [phase[name] for phase in self.phases.values()]
-        return {"label": label.lower(), "best": 1.0, "values": values}
+        return {"label": label.lower(), "values": [phase[name] for phase in self.phases.values()]}
 
     def gate_and_fusion_rows(self) -> list[dict[str, Any]]:
-        """Rows of the table of gate and fusion: label, value by phase, as far as measured."""
-        paths = {
-            "topics masked in training": "gate.train.mask_rate",
-            "topics masked when writing": "gate.predict.mask_rate",
-            "sigma, mean": "gate.sigma",
-            "lambda, mean": "fusion.correlation.mean",
-            "lambda, deviation": "fusion.correlation.deviation",
-            "entropy of the fusion's attention": "fusion.entropy",
-            "spread of the fusion's attention": "fusion.spread",
-            "attention on the object": "object_attention.mass",
-            "the object's share of the picture": "object_attention.area",
-        }
+        """Rows of the gate and fusion metrics: label and values by phase."""
         rows = [
             {"label": label, "values": [get_nested(phase, path) for phase in self.phases.values()]}
-            for label, path in paths.items()
+            for path, label in GATE_AND_FUSION_LABELS.items()
         ]
         return [row for row in rows if any(value is not None for value in row["values"])]
 
-    def select_articles(self, count: int, looked_at: set[str]) -> list[dict[str, Any]]:
-        """The first test articles: title, language and chunks with the text of each phase.
+    def select_articles(self, count: int, attended_records: set[str]) -> list[dict[str, Any]]:
+        """At most `count` test articles: title, language, and chunks with the text of each phase.
 
-        Those whose attention was kept come before others.
+        Articles with recorded attention come first.
         """
-        names = {row["record"] for row in self.predictions}
-        ordered = sorted(names, key=lambda name: (name not in looked_at, name))
-        return [self._build_article(name) for name in ordered[:count]]
+        records = {row["record"] for row in self.predictions}
+        ordered = sorted(records, key=lambda record: (record not in attended_records, record))
+        return [self._build_article(record) for record in ordered[:count]]
 
     def _build_article(self, record: str) -> dict[str, Any]:
         rows = [row for row in self.predictions if row["record"] == record]
-        of_one_phase = [row for row in rows if row["phase"] == rows[0]["phase"]]
+        first = rows[0]
         chunks = [
             {
                 "key": (record, chunk["position"]),
@@ -203,9 +214,11 @@ class GeneratorSection:
                     self._build_text(row) for row in rows if row["position"] == chunk["position"]
                 ],
             }
-            for chunk in sorted(of_one_phase, key=lambda row: row["position"])
+            for chunk in sorted(
+                (row for row in rows if row["phase"] == first["phase"]),
+                key=lambda row: row["position"],
+            )
         ]
-        first = rows[0]
         return {
             "record": record,
             "title": first["title"],
@@ -215,23 +228,23 @@ class GeneratorSection:
 
     def _build_text(self, row: dict) -> dict[str, Any]:
         key = (row["record"], row["position"], row["phase"])
-        right, wrong = self.slot_results.get(key, ([], []))
-        return {"phase": row["phase"], "text": row["text"], "right": right, "wrong": wrong}
+        correct, wrong = self.slot_results.get(key, ([], []))
+        return {"phase": row["phase"], "text": row["text"], "correct": correct, "wrong": wrong}
 
 
-def _build_object_attention_tile(found: dict[str, Any]) -> dict[str, Any]:
-    error = found["standard_error"]  # a word where all items are of one record
+def _build_object_attention_tile(metrics: dict[str, Any]) -> dict[str, Any]:
+    error = metrics["standard_error"]  # a word if all items are from one record
     noise = f" \N{PLUS-MINUS SIGN} {error:.3f}" if isinstance(error, float) else ""
     return {
-        "label": "Looks at the object",
-        "value": found["ratio"],
-        "note": f"times as much as everywhere alike: {found['mass']:.3f}{noise} of the attention on"
-        f" {found['area']:.3f} of the picture, {found['items']} items",
+        "label": "Attention on the object",
+        "value": metrics["ratio"],
+        "note": f"times that of uniform attention: {metrics['mass']:.3f}{noise} of the attention"
+        f" on {metrics['area']:.3f} of the image, {metrics['items']} items",
     }
 
 
 def get_nested(values: dict[str, Any], path: str) -> Any:
-    """What stands at a path of keys, one.inside.other, or None."""
+    """The value at a dotted path such as "gate.train.mode", or None."""
     for key in path.split("."):
         if not isinstance(values, dict) or key not in values:
             return None
@@ -240,7 +253,7 @@ def get_nested(values: dict[str, Any], path: str) -> Any:
 
 
 def _grounding_from_inputs(phase: PhaseMetrics, inputs: str) -> dict[str, Any]:
-    """Grounding from these inputs as {grounding, standard_error, verdict?}; empty if unmeasured."""
+    """Grounding from some inputs: grounding, standard_error, verdict?; empty if not computed."""
     if inputs == "both":
         return {"grounding": phase["grounding"]["total"]} | phase["grounding"]
     return phase.get("single_modality", {}).get(inputs, {})

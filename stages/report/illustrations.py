@@ -1,9 +1,8 @@
-"""The pictures that 08_illustrate found or made for chunks without one, and how well they fit.
+"""Images that 08_illustrate retrieved or generated for chunks without one, and how well they fit.
 
 reads   08_illustrate/<corpus>/illustrations.parquet and summary.json
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +22,22 @@ class IllustrationData:
 
     @property
     def backend_counts(self) -> dict[str, int]:
-        """How many illustrations each backend gave, by name."""
+        """The number of illustrations by backend, in order of name."""
         return dict(sorted(Counter(row["backend"] for row in self.rows).items()))
 
     @property
     def similarities_by_backend(self) -> dict[str, list[float]]:
-        """Of title and illustration where they could be measured, by backend."""
-        found: dict[str, list[float]] = {}
+        """Backend -> known similarities of title and illustration."""
+        similarities: dict[str, list[float]] = {}
         for row in sorted(self.rows, key=lambda row: row["backend"]):
             if row["similarity"] is not None:
-                found.setdefault(row["backend"], []).append(row["similarity"])
-        return found
+                similarities.setdefault(row["backend"], []).append(row["similarity"])
+        return similarities
 
 
 def load_illustrations(folder: Path) -> IllustrationData:
-    """Of 08_illustrate/<corpus>."""
-    rows = schemas.read_parquet(folder / "illustrations.parquet", schemas.ILLUSTRATIONS)
-    return IllustrationData(rows, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    """Load 08_illustrate/<corpus>. Raises InputError if a file is missing."""
+    return IllustrationData(
+        schemas.read_parquet(folder / "illustrations.parquet", schemas.ILLUSTRATIONS),
+        schemas.read_json(folder / "summary.json"),
+    )

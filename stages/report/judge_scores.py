@@ -1,4 +1,4 @@
-"""What a language model gave the articles of a run, as a table shows it.
+"""Scores that a language model gave the articles of a generator, as a table.
 
 reads   13_judge/<run>/judge.json
 """
@@ -18,7 +18,7 @@ PERSPECTIVE_LABELS = {
     "coherence": "coherence",
 }
 REFERENCE_LABELS = {"free": "reference-free", "aware": "reference-aware"}
-JudgeScore = dict[str, Any]  # mean and standard_error; empty where nothing is asked
+JudgeScore = dict[str, Any]  # mean and standard_error; empty for a score that is not asked for
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class JudgeScores:
 
     @property
     def unavailable_reason(self) -> str:
-        """Why there are no scores; "" where there are."""
+        """Why there are no scores; "" if there are."""
         return self.results.get("unavailable", "")
 
     @cached_property
     def phases(self) -> dict[str, dict[str, Any]]:
-        """The figures of each phase, in the order of training."""
+        """The scores of each phase, in training order."""
         final = {self.results["phase"]: self.results}
         return {"sft": self.results["sft"]} | final if "sft" in self.results else final
 
@@ -40,26 +40,29 @@ class JudgeScores:
         return [f"{phase}, {label}" for phase in self.phases for label in REFERENCE_LABELS.values()]
 
     def rows(self) -> list[tuple[str, list[JudgeScore]]]:
-        """Label and a figure for each column: the ten, then incoherence."""
-        ten = [
+        """Label and a score for each column: the five perspectives, then incoherence."""
+        perspectives = [
             (
                 label,
                 [phase[name][key] for phase in self.phases.values() for name in REFERENCE_LABELS],
             )
             for key, label in PERSPECTIVE_LABELS.items()
         ]
-        beside = [cell for phase in self.phases.values() for cell in (phase["incoherence"], {})]
-        return [*ten, ("incoherence, lower is better", beside)]
+        incoherence = [
+            score for phase in self.phases.values() for score in (phase["incoherence"], {})
+        ]
+        return [*perspectives, ("incoherence, lower is better", incoherence)]
 
     def notes(self) -> list[str]:
-        """Of each phase: how many articles were judged, and what failed."""
+        """How many articles were judged in each phase, and how many requests failed."""
         return [
-            f"{name}: {phase['judged']['free']} articles without and {phase['judged']['aware']} "
-            f"with reference, failed questions: {sum(phase['failures'].values())}"
+            f"{name}: {phase['judged']['free']} articles judged without and"
+            f" {phase['judged']['aware']} with the reference, {sum(phase['failures'].values())}"
+            " failed requests"
             for name, phase in self.phases.items()
         ]
 
 
 def load_judge_scores(path: Path) -> JudgeScores:
-    """Raises WrongInput if the file is missing."""
+    """Raises InputError if the file is missing."""
     return JudgeScores(schemas.read_json(path))

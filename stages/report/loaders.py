@@ -1,8 +1,6 @@
-"""What the report shows, read from data/: corpora, encoder, runs, and the pictures of examples.
+"""Load what the report shows from data/: corpora, encoder, runs, and images by hash.
 
-A run is a writer or a reader; `Run` is of a writer.
-
-Only the corpora and runs that params.yaml names are read.
+Only the corpora and runs in params.yaml are loaded.
 """
 
 from dataclasses import dataclass
@@ -20,22 +18,18 @@ from stages.shared.core import schemas
 from stages.shared.data import history
 
 TRAINING_DIRS = {"sft": "09_train_sft", "preference": "10_train_preference"}
-IMAGE_STAGES = (
-    "01_ingest",
-    "03_inpaint",
-    "04_augment",
-    "08_illustrate",
-)  # stages that have pictures
+IMAGE_STAGES = ("01_ingest", "03_inpaint", "04_augment", "08_illustrate")  # these write images
 
 
 @dataclass(frozen=True)
 class ReportCorpus:
     name: str
-    params: dict[str, Any]
+    params: dict[str, Any]  # its row in params.yaml
     summary: dict[str, Any]  # records by split, languages, rejected by reason
 
 
 def load_corpora(data: Path, params: dict[str, dict]) -> list[ReportCorpus]:
+    """Load the corpora. params: the section `corpora` of params.yaml."""
     return [
         ReportCorpus(name, values, schemas.read_json(data / "01_ingest" / name / "summary.json"))
         for name, values in params.items()
@@ -43,15 +37,15 @@ def load_corpora(data: Path, params: dict[str, dict]) -> list[ReportCorpus]:
 
 
 def load_encoder_info(data: Path) -> dict[str, Any]:
-    """What encoder.json and summary.json of 06_align say of the encoder."""
+    """The merged contents of 06_align/encoder.json and summary.json."""
     folder = data / "06_align"
     return schemas.read_json(folder / "encoder.json") | schemas.read_json(folder / "summary.json")
 
 
 def encoder_uses_center_crop(data: Path) -> bool:
-    """Whether the encoder reads the middle square of a picture, or the whole of it squeezed.
+    """Whether the encoder reads only the center square of an image, or squeezes the whole image.
 
-    Kept with the encoder's weights, in the words of the library that they are from.
+    The preprocessing config is stored beside the weights, in the format of their library.
     """
     folder = data / "06_align"
     for name, path in [
@@ -61,17 +55,17 @@ def encoder_uses_center_crop(data: Path) -> bool:
     ]:
         if (folder / name).exists():
             content = schemas.read_json(folder / name)
-            found = (get_nested(content, path) or {}) if path else content
-            size = found.get("size")
-            whole = isinstance(size, dict) and "shortest_edge" not in size
-            return not whole and found.get("resize_mode", "shortest") == "shortest"
+            settings = (get_nested(content, path) or {}) if path else content
+            size = settings.get("size")
+            squeezed = isinstance(size, dict) and "shortest_edge" not in size
+            return not squeezed and settings.get("resize_mode", "shortest") == "shortest"
     return True
 
 
 def load_generator_sections(
     data: Path, params: dict[str, dict], corpora: dict[str, dict]
 ) -> list[GeneratorSection]:
-    """The runs of params.yaml; corpora: its section of them."""
+    """Load the generators. params, corpora: these sections of params.yaml."""
     return [
         _load_generator_section(data, name, values, corpora[values["corpus"]]["kind"])
         for name, values in params.items()
@@ -81,50 +75,56 @@ def load_generator_sections(
 def _load_generator_section(
     data: Path, name: str, params: dict[str, Any], kind: str
 ) -> GeneratorSection:
-    evaluated = data / "12_evaluate" / name
-    predictions = data / "11_predict" / name / "predictions.parquet"
+    evaluation = data / "12_evaluate" / name
     ceilings = data / "01_ingest" / params["corpus"] / "ceilings.json"
-    steps = {phase: data / folder / name / "history.csv" for phase, folder in TRAINING_DIRS.items()}
-    items = schemas.read_parquet(evaluated / "items.parquet", schemas.ITEM_SCORES)
+    histories = {
+        phase: data / folder / name / "history.csv" for phase, folder in TRAINING_DIRS.items()
+    }
+    predictions = schemas.read_parquet(
+        data / "11_predict" / name / "predictions.parquet", schemas.PREDICTIONS
+    )
+    scores = schemas.read_parquet(evaluation / "items.parquet", schemas.ITEM_SCORES)
     return GeneratorSection(
-        name,
-        params,
-        kind,
-        schemas.read_json(evaluated / "metrics.json"),
-        {phase: history.read_history(path) for phase, path in steps.items() if path.exists()},
-        [row for row in schemas.read_parquet(predictions, schemas.PREDICTIONS) if _is_test(row)],
-        {
+        name=name,
+        params=params,
+        kind=kind,
+        metrics=schemas.read_json(evaluation / "metrics.json"),
+        histories={
+            phase: history.read_history(path) for phase, path in histories.items() if path.exists()
+        },
+        predictions=[row for row in predictions if _is_test(row)],
+        slot_results={
             (row["record"], row["position"], row["phase"]): (row["right"], row["wrong"])
-            for row in items
+            for row in scores
             if _is_test(row) and row["right"] is not None
         },
-        schemas.read_json(ceilings)["test"] if ceilings.exists() else {},
+        ceilings=schemas.read_json(ceilings)["test"] if ceilings.exists() else {},
     )
-
-
-def load_classifier_sections(data: Path, params: dict[str, dict]) -> list[ClassifierSection]:
-    """The readers of params.yaml."""
-    return [_load_classifier_section(data, name, values) for name, values in params.items()]
-
-
-def _load_classifier_section(data: Path, name: str, params: dict[str, Any]) -> ClassifierSection:
-    metrics = schemas.read_json(data / "12_evaluate_classifier" / name / "metrics.json")
-    steps = history.read_history(data / "09_train_classifier" / name / "history.csv")
-    family = MemeSection if metrics["task"] == "memes" else MuseSection
-    return family(name, params, metrics, steps)
 
 
 def _is_test(row: dict) -> bool:
     return (row["split"], row["inputs"]) == ("test", "both")
 
 
-def load_images(data: Path, corpus: str, names: set[str]) -> dict[str, bytes]:
-    """The files of these pictures of a corpus, its own and what stages made, by hash."""
-    wanted = pc.field("sha256").isin(pa.array(sorted(names), pa.string()))
-    found = {}
+def load_classifier_sections(data: Path, params: dict[str, dict]) -> list[ClassifierSection]:
+    """Load the classifiers. params: the section `classifiers` of params.yaml."""
+    return [_load_classifier_section(data, name, values) for name, values in params.items()]
+
+
+def _load_classifier_section(data: Path, name: str, params: dict[str, Any]) -> ClassifierSection:
+    metrics = schemas.read_json(data / "12_evaluate_classifier" / name / "metrics.json")
+    steps = history.read_history(data / "09_train_classifier" / name / "history.csv")
+    section = MemeSection if metrics["task"] == "memes" else MuseSection
+    return section(name, params, metrics, steps)
+
+
+def load_images(data: Path, corpus: str, hashes: set[str]) -> dict[str, bytes]:
+    """SHA-256 -> image file, of a corpus and of the stages that add images to it."""
+    is_wanted = pc.field("sha256").isin(pa.array(sorted(hashes), pa.string()))
+    files = {}
     for stage in IMAGE_STAGES:
         folder = data / stage / corpus / "images"
         if folder.exists():
-            table = pq.read_table(folder, columns=["sha256", "bytes"], filters=wanted)
-            found |= {row["sha256"]: row["bytes"] for row in table.to_pylist()}
-    return found
+            table = pq.read_table(folder, columns=["sha256", "bytes"], filters=is_wanted)
+            files |= {row["sha256"]: row["bytes"] for row in table.to_pylist()}
+    return files

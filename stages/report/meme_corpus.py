@@ -1,6 +1,7 @@
-"""A corpus of memes: pictures before and after their words were taken out, and paraphrases.
+"""A meme corpus: images before and after inpainting, and paraphrases.
 
-reads   02_clean/<corpus>/records.parquet; 03_inpaint/<corpus>/pictures.parquet, summary.json;
+reads   02_clean/<corpus>/records.parquet
+        03_inpaint/<corpus>/pictures.parquet, summary.json
         04_augment/<corpus>/records.parquet, summary.json
 """
 
@@ -17,88 +18,95 @@ from stages.report.plots import heatmaps
 from stages.shared.core import schemas
 from stages.shared.data import image_store
 
-SummaryRow = tuple[str, Any]  # what it is, and a text or counts by name
+SummaryRow = tuple[str, Any]  # label, and a text or counts by name
 
 
 @dataclass(frozen=True)
 class InpaintedImage:
-    """A picture whose words were taken out."""
+    """An image whose overlay text was removed."""
 
-    row: dict  # INPAINTED
-    text: str  # of a meme that shows it, as the corpus gives it; "" if it gives none
+    row: dict  # INPAINTED_IMAGES
+    text: str  # of a meme with this image, in the corpus; may be ""
     language: str
 
 
 @dataclass(frozen=True)
 class ParaphrasedMeme:
-    """A meme of the train split and what it was reworded to, MEMES rows."""
+    """A train meme and its paraphrases, MEMES rows."""
 
     original: dict
     variants: list[dict]
 
     @property
     def labels(self) -> dict[str, str]:
-        return {one["task"]: one["label"] for one in self.original["labels"]}
+        return {label["task"]: label["label"] for label in self.original["labels"]}
 
 
 @dataclass(frozen=True)
 class MemeCorpusData:
-    """What 03_inpaint and 04_augment hold of a corpus, as far as it is shown."""
+    """The examples and summaries of 03_inpaint and 04_augment."""
 
-    inpainting_summary: dict[str, Any]  # their summaries
+    inpainting_summary: dict[str, Any]
     augmentation_summary: dict[str, Any]
     inpainted: list[InpaintedImage]
     paraphrased: list[ParaphrasedMeme]
 
     @property
     def image_hashes(self) -> set[str]:
-        """The sha256 of every picture that is shown."""
-        before_after = [one.row[side] for one in self.inpainted for side in ("image", "inpainted")]
-        memes = [row for one in self.paraphrased for row in (one.original, *one.variants)]
-        return {*before_after, *(row["image"] for row in memes)} - {None}
+        """The SHA-256 of all images that are shown."""
+        inpainted = [
+            example.row[name] for example in self.inpainted for name in ("image", "inpainted")
+        ]
+        memes = [
+            row for example in self.paraphrased for row in (example.original, *example.variants)
+        ]
+        return {*inpainted, *(row["image"] for row in memes)} - {None}
 
 
-def load_meme_corpus(data: Path, corpus: str, inpainted: int, paraphrased: int) -> MemeCorpusData:
-    """inpainted, paraphrased: how many at most are shown, evenly spaced over all.
+def load_meme_corpus(
+    data: Path, corpus: str, num_inpainted: int, num_paraphrased: int
+) -> MemeCorpusData:
+    """Load the summaries and evenly spaced examples.
 
-    Inpainted pictures are in the order of the share that is masked: the least and the most of it
-    is among them. Memes are in the order of the corpus.
+    Inpainted images are ordered by masked area, and the smallest and the largest are included.
+    Paraphrased memes are in the order of the corpus.
     """
-    painting, augmenting = data / "03_inpaint" / corpus, data / "04_augment" / corpus
-    told: dict[str, dict] = {}
+    inpainting, augmentation = data / "03_inpaint" / corpus, data / "04_augment" / corpus
+    record_by_image: dict[str, dict] = {}
     for row in schemas.read_parquet(
         data / "02_clean" / corpus / "records.parquet", schemas.CLEAN_RECORDS["memes"]
     ):
-        told.setdefault(row["image"], row)
-    rows = [
+        record_by_image.setdefault(row["image"], row)
+    masked_images = [
         row
-        for row in schemas.read_parquet(painting / "pictures.parquet", schemas.INPAINTED_IMAGES)
+        for row in schemas.read_parquet(inpainting / "pictures.parquet", schemas.INPAINTED_IMAGES)
         if row["mask"] is not None
     ]
-    chosen = sample_evenly(sorted(rows, key=lambda row: (row["masked"], row["image"])), inpainted)
+    masked_images.sort(key=lambda row: (row["masked"], row["image"]))
     groups: dict[str, list[dict]] = {}
-    for row in schemas.read_parquet(augmenting / "records.parquet", schemas.MEMES):
+    for row in schemas.read_parquet(augmentation / "records.parquet", schemas.MEMES):
         groups.setdefault(row["group"], []).append(row)
-    reworded = [
-        ParaphrasedMeme(original, variants)
-        for original, *variants in (
-            sorted(group, key=lambda row: row["variant"]) for group in groups.values()
-        )
-        if variants
+    sorted_groups = (sorted(group, key=lambda row: row["variant"]) for group in groups.values())
+    paraphrased = [
+        ParaphrasedMeme(original, variants) for original, *variants in sorted_groups if variants
     ]
     return MemeCorpusData(
-        schemas.read_json(painting / "summary.json"),
-        schemas.read_json(augmenting / "summary.json"),
+        schemas.read_json(inpainting / "summary.json"),
+        schemas.read_json(augmentation / "summary.json"),
         [
-            InpaintedImage(row, told[row["image"]]["original"], told[row["image"]]["language"])
-            for row in chosen
+            InpaintedImage(
+                row,
+                record_by_image[row["image"]]["original"],
+                record_by_image[row["image"]]["language"],
+            )
+            for row in sample_evenly(masked_images, num_inpainted)
         ],
-        sample_evenly(reworded, paraphrased),
+        sample_evenly(paraphrased, num_paraphrased),
     )
 
 
 def sample_evenly(rows: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the rows, evenly spaced, the first and the last among them."""
+    """At most `count` evenly spaced rows, including the first and the last."""
     if len(rows) <= count:
         return list(rows)
     if count < 2:
@@ -107,77 +115,82 @@ def sample_evenly(rows: Sequence[Any], count: int) -> list[Any]:
 
 
 def draw_masks(
-    memes: MemeCorpusData, files: dict[str, bytes], side: int, folder: Path
+    data: MemeCorpusData, files: dict[str, bytes], side: int, folder: Path
 ) -> dict[str, ReportFigure]:
-    """Each inpainted picture with mask and boxes over it, written into FOLDER/masks, by sha256.
+    """Draw mask and text boxes over each inpainted image into `folder`/masks.
 
-    files: pictures by hash; side: longest of what is drawn.
+    files: image files by SHA-256. side: longest side of a drawn image, pixels. Returns the figures
+    by SHA-256 of the image.
     """
-    drawn = {}
-    for one in memes.inpainted:
-        name, mask = one.row["image"], Image.open(BytesIO(one.row["mask"]), formats=["PNG"])
-        picture = heatmaps.draw_mask(
-            image_store.decode_image(files[name]), mask, one.row["quads"], side
-        )
-        path = f"masks/{name[:16]}.png"
-        heatmaps.save_png(picture, folder / path)
-        about = f"The same picture, warm where it is masked; {len(one.row['quads'])} boxes of text"
-        drawn[name] = ReportFigure(path, *picture.size, "mask", about)
-    return drawn
+    figures = {}
+    for example in data.inpainted:
+        sha256, quads = example.row["image"], example.row["quads"]
+        mask = Image.open(BytesIO(example.row["mask"]), formats=["PNG"])
+        image = heatmaps.draw_mask(image_store.decode_image(files[sha256]), mask, quads, side)
+        path = f"masks/{sha256[:16]}.png"
+        heatmaps.save_png(image, folder / path)
+        alt_text = f"The same image; the mask is orange, {len(quads)} text boxes are framed"
+        figures[sha256] = ReportFigure(path, *image.size, "mask", alt_text)
+    return figures
 
 
 def build_inpainting_rows(summary: dict[str, Any]) -> list[SummaryRow]:
-    """Rows of the table of what 03_inpaint did."""
+    """Rows of the summary of 03_inpaint."""
     masked = summary["masked"]
-    facts: list[SummaryRow] = [
-        ("pictures", f"{summary['pictures']:,}"),
-        ("with text in them", f"{summary['with_text']:,}"),
-        ("left as they were", f"{summary['passed_through']:,}"),
-        ("masked in the mean", "nothing" if masked is None else f"{100 * masked:.1f} % of pixels"),
-        ("text read in them", f"{summary['recognised']:,}"),
+    rows: list[SummaryRow] = [
+        ("images", f"{summary['pictures']:,}"),
+        ("images with text", f"{summary['with_text']:,}"),
+        ("images left unchanged", f"{summary['passed_through']:,}"),
+        ("mean masked area", "none" if masked is None else f"{100 * masked:.1f} % of the pixels"),
+        ("texts recognized", f"{summary['recognised']:,}"),
     ]
-    return facts + ([("failed", summary["failed"])] if summary["failed"] else [])
+    return rows + ([("failed", summary["failed"])] if summary["failed"] else [])
 
 
 def build_augmentation_rows(summary: dict[str, Any]) -> list[SummaryRow]:
-    """Rows of the table of what 04_augment did."""
-    told, by = summary["paraphrased"], summary["paraphraser"]
-    facts: list[SummaryRow] = [
+    """Rows of the summary of 04_augment."""
+    counts, paraphraser = summary["paraphrased"], summary["paraphraser"]
+    rows: list[SummaryRow] = [
         ("memes", summary["memes"]),
-        ("texts from", summary["texts"]),
-        ("paraphrased by", f"{by['backend']}, {describe_paraphraser(by)}"),
+        ("source of the texts", summary["texts"]),
+        ("paraphraser", f"{paraphraser['backend']} ({describe_paraphraser(paraphraser)})"),
         ("paraphrases", summary["paraphrases"]),
         (
-            "given",
-            f"{told['given']:,} for {told['memes']:,} memes, of which {told['kept']:,} were kept",
+            "candidates",
+            f"{counts['given']:,} for {counts['memes']:,} memes, {counts['kept']:,} kept",
         ),
-        ("rejected", told["rejected"]),
+        ("candidates rejected", counts["rejected"]),
     ]
-    if told["without"]:
-        facts.append(("memes without", told["without"]))
-    facts.append(
+    if counts["without"]:
+        rows.append(("memes without paraphrase", counts["without"]))
+    num_compared = counts["drift_measured"]
+    rows.append(
         (
-            "meaning compared",
-            f"of {told['drift_measured']:,}" if told["drift_measured"] else "of none",
+            "meaning compared with the original",
+            f"{num_compared:,} candidates" if num_compared else "never",
         )
     )
-    if told["drift_unavailable"]:
-        facts.append(("not, by language", told["drift_unavailable"]))
-    if by["llm"]:
-        cost = "unknown" if by["cost"] is None else f"{by['cost']:.2f}"
-        tokens = f"{by['tokens']['sent']:,} sent, {by['tokens']['received']:,} received"
-        facts += [
-            ("answered by", ", ".join(by["answered_by"]) or "nobody"),
-            ("questions", f"{by['questions']:,}, answers {by['answers']}"),
-            ("tokens", f"{tokens}; cost {cost}"),
-        ]
-        if by["failed_questions"]:
-            facts.append(("failed questions", by["failed_questions"]))
-    return [*facts, ("pictures of paraphrases", f"look {summary['picture']}")]
+    if counts["drift_unavailable"]:
+        rows.append(("meaning not compared, by language", counts["drift_unavailable"]))
+    if paraphraser["llm"]:
+        rows += _llm_rows(paraphraser)
+    return [*rows, ("image augmentation policy", summary["picture"])]
+
+
+def _llm_rows(paraphraser: dict[str, Any]) -> list[SummaryRow]:
+    tokens = paraphraser["tokens"]
+    cost = "unknown" if paraphraser["cost"] is None else f"{paraphraser['cost']:.2f}"
+    rows: list[SummaryRow] = [
+        ("models that answered", ", ".join(paraphraser["answered_by"]) or "none"),
+        ("requests", f"{paraphraser['questions']:,}, answers {paraphraser['answers']}"),
+        ("tokens", f"{tokens['sent']:,} sent, {tokens['received']:,} received; cost {cost}"),
+    ]
+    if paraphraser["failed_questions"]:
+        rows.append(("failed requests", paraphraser["failed_questions"]))
+    return rows
 
 
 def describe_paraphraser(paraphraser: dict[str, Any]) -> str:
-    """What wrote the paraphrases, plainly."""
     if paraphraser["llm"]:
         return "a language model"
-    return "nobody" if paraphraser["backend"] == "none" else "fixed lists: no language model"
+    return "disabled" if paraphraser["backend"] == "none" else "fixed word lists"

@@ -1,7 +1,7 @@
-"""A reader of memes as the page shows it: its tiles, tables and warnings, and items.
+"""A meme classifier's section of the report: tiles, tables, warnings and examples.
 
-reads   04_augment/<corpus>/records.parquet, or where the reader's records are
-        11_classify/<reader>/labels.parquet, looks.parquet
+reads   records.parquet of 02_clean/<corpus> or 04_augment/<corpus>, as the run's params say
+        11_classify/<run>/labels.parquet, looks.parquet
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from stages.report import classifier_section
 from stages.report.attention_maps import ReportFigure
 from stages.report.classifier_section import (
     AVERAGE_LABELS,
-    INPUT_LABELS,
     ClassifierSection,
     MetricValue,
     build_parameter_tile,
@@ -24,37 +24,41 @@ from stages.shared.core import schemas
 from stages.shared.data import image_store
 from stages.shared.metrics import attention
 
-INPUT_COLUMNS = {
-    inputs: INPUT_LABELS[inputs] for inputs in ("both", "text", "picture")
-}  # their columns
-MODALITY_LABELS = {"t": "texts", "i": "pictures"}
-ATTENTION_LABELS = {"words": "words", "regions": "regions of the picture"}
+INPUT_LABELS = {  # in the order of the table's columns
+    inputs: classifier_section.INPUT_LABELS[inputs] for inputs in ("both", "text", "picture")
+}
+NODE_LABELS = {"t": "texts", "i": "images"}
+MODALITY_LABELS = {"t": "text", "i": "image"}
+ATTENTION_LABELS = {"words": "subwords", "regions": "image regions"}
 LabelsByTask = dict[str, list[str]]  # task -> its labels, in order
 
 
 @dataclass(frozen=True)
 class DiagnosticThresholds:
-    """Of graphs and of attention: beyond them they tell nothing."""
+    """Limits at which a relation graph or the attention carries no information."""
 
-    inert_density: float  # share of pairs, and less
-    inert_isolated: float  # share of items without a neighbour, and more
-    complete_density: float
-    even_attention: float
+    min_graph_density: float  # share of linked pairs
+    max_isolated_fraction: float  # share of items without a neighbor
+    max_graph_density: float
+    max_attention_entropy: float  # normalized: 1 is uniform
 
     def flag_graph(self, density: float, isolated: float) -> str:
-        """What to say of a graph: inert, nearly complete or nothing."""
-        if density <= self.inert_density or isolated >= self.inert_isolated:
-            return "inert"
-        return "nearly complete" if density >= self.complete_density else ""
+        """ "too sparse", "nearly complete" or ""."""
+        if density <= self.min_graph_density or isolated >= self.max_isolated_fraction:
+            return "too sparse"
+        return "nearly complete" if density >= self.max_graph_density else ""
 
 
 class MemeSection(ClassifierSection):
-    """A reader of memes, of several tasks."""
+    """A classifier of memes with several tasks."""
 
     @property
     def splits(self) -> dict[str, dict[str, Any]]:
-        """As of every reader; the mean accuracy with its error, which stands beside `score`."""
-        return {name: of | {"accuracy": of["score"]} for name, of in super().splits.items()}
+        """As in other classifiers, with the mean accuracy as `accuracy` as well as `score`."""
+        return {
+            split: metrics | {"accuracy": metrics["score"]}
+            for split, metrics in super().splits.items()
+        }
 
     @property
     def tasks(self) -> dict[str, dict[str, Any]]:
@@ -62,135 +66,148 @@ class MemeSection(ClassifierSection):
 
     @property
     def single_modality(self) -> dict[str, dict[str, Any]]:
-        """The figures from one input, by it; empty where no item has a picture."""
+        """The metrics from one input, by input. Empty if no item has an image."""
         return self.metrics.get("single_modality", {})
 
     @property
     def has_ceilings(self) -> bool:
-        return any("ceilings" in found for found in self.tasks.values())
+        return any("ceilings" in metrics for metrics in self.tasks.values())
 
     def summary_tiles(self) -> list[MetricValue]:
-        """The few figures to look at first, means over the tasks."""
-        found, mean = self.metrics, f"mean of {len(self.tasks)} tasks"
+        """The headline metrics, means over the tasks."""
+        metrics, mean = self.metrics, f"mean of {len(self.tasks)} tasks"
         tiles = []
-        if "skill" in found:
-            note = f"{mean}, of what only text and picture together allow"
-            tiles.append({"label": "Skill", "note": note, **found["skill"]})
-        note = f"{mean}, {found['items']:,} items of the {found['split']} split"
-        tiles.append({"label": "Accuracy", "note": note} | select_value_and_error(found["score"]))
+        if "skill" in metrics:
+            note = f"{mean} (0: best from one modality alone, 1: best from both)"
+            tiles.append({"label": "Skill", "note": note, **metrics["skill"]})
+        note = f"{mean}, {metrics['items']:,} items of the {metrics['split']} split"
+        tiles.append({"label": "Accuracy", "note": note} | select_value_and_error(metrics["score"]))
         for name, label in AVERAGE_LABELS.items():
-            tiles.append({"label": label, "note": mean, **found[name]})
-        return [*tiles, build_parameter_tile(found["parameters"])]
+            tiles.append({"label": label, "note": mean, **metrics[name]})
+        return [*tiles, build_parameter_tile(metrics["parameters"])]
 
     def task_rows(self) -> list[MetricValue]:
-        """Rows of the table of tasks; the last one is their mean.
+        """Rows of scores by task, with their mean at the end.
 
-        score and alone (by input) with their ceilings, skill, averages of F1; None where unknown.
+        score and single_modality (by input) with their ceilings, skill and averaged F1; None where
+        unknown.
         """
         rows = [
             _build_task_row(
                 task,
-                found,
-                {inputs: of["tasks"].get(task) for inputs, of in self.single_modality.items()},
+                metrics,
+                {
+                    inputs: single["tasks"].get(task)
+                    for inputs, single in self.single_modality.items()
+                },
             )
-            for task, found in self.tasks.items()
+            for task, metrics in self.tasks.items()
         ]
-        return [
-            *rows,
-            _build_task_row("mean", self.metrics, self.single_modality) | {"total": True},
-        ]
+        mean = _build_task_row("mean", self.metrics, self.single_modality) | {"total": True}
+        return [*rows, mean]
 
     def confusion_matrices(self, tasks: LabelsByTask) -> dict[str, dict[str, dict[str, int]]]:
-        """Task -> gold -> predicted -> count, labels in the order of the corpus."""
+        """Task -> gold -> predicted -> count. Labels are in the order of the corpus."""
         return {
-            task: _order_labels(of["confusion"], tasks[task]) for task, of in self.tasks.items()
+            task: _order_labels(metrics["confusion"], tasks[task])
+            for task, metrics in self.tasks.items()
         }
 
-    def graph_rows(self, bounds: DiagnosticThresholds) -> list[MetricValue]:
-        """Rows of the table of relation graphs; empty of a model without."""
-        found = self.metrics["behaviour"]
+    def graph_rows(self, thresholds: DiagnosticThresholds) -> list[MetricValue]:
+        """Rows of the relation graphs. Empty for a model without graphs."""
+        diagnostics = self.metrics["behaviour"]
         rows = []
         for graph in curves.GRAPHS:
-            density, isolated = (found.get(f"{name}_{graph}") for name in ("density", "isolated"))
+            density, isolated = (
+                diagnostics.get(f"{name}_{graph}") for name in ("density", "isolated")
+            )
             if density is not None:
-                nodes, by = (MODALITY_LABELS[letter] for letter in graph)
-                flag = bounds.flag_graph(density, isolated)
-                label = f"{nodes}, linked where {by} are alike"
-                row = {"name": graph, "label": label, "density": density, "isolated": isolated}
-                rows.append(row | {"flag": flag})
+                nodes, modality = NODE_LABELS[graph[0]], MODALITY_LABELS[graph[1]]
+                rows.append(
+                    {
+                        "name": graph,
+                        "label": f"{nodes}, linked by {modality} similarity",
+                        "density": density,
+                        "isolated": isolated,
+                        "flag": thresholds.flag_graph(density, isolated),
+                    }
+                )
         return rows
 
-    def attention_entropy_rows(self, bounds: DiagnosticThresholds) -> list[MetricValue]:
-        """Rows of the table of attention: label, value, whether it is nearly a mean."""
-        found = self.metrics["behaviour"]
+    def attention_entropy_rows(self, thresholds: DiagnosticThresholds) -> list[MetricValue]:
+        """Rows of the attention: label, normalized entropy, and whether it is nearly uniform."""
+        diagnostics = self.metrics["behaviour"]
         return [
-            {"label": label, "value": value, "even": value >= bounds.even_attention}
+            {"label": label, "value": value, "uniform": value >= thresholds.max_attention_entropy}
             for name, label in ATTENTION_LABELS.items()
-            if (value := found.get(f"evenness_{name}")) is not None
+            if (value := diagnostics.get(f"evenness_{name}")) is not None
         ]
 
-    def warnings(self, bounds: DiagnosticThresholds) -> list[str]:
-        """What the graphs and the attention cannot tell."""
-        said = {
-            "inert": "is inert: it gives most items nothing but themselves",
-            "nearly complete": "is nearly complete: it gives all items about the same",
+    def warnings(self, thresholds: DiagnosticThresholds) -> list[str]:
+        """Sentences about graphs and attention that carry no information."""
+        effects = {
+            "too sparse": "most items have no neighbor, so their features hardly change",
+            "nearly complete": "all items receive about the same features",
         }
         graphs = [
-            f"graph {row['name']} {said[row['flag']]} (density {row['density']:.3f},"
-            f" {100 * row['isolated']:.1f} % of items without a neighbour)"
-            for row in self.graph_rows(bounds)
+            f"relation graph {row['name']} is {row['flag']}: {effects[row['flag']]} (density"
+            f" {row['density']:.3f}, {100 * row['isolated']:.1f} % of items without a neighbor)"
+            for row in self.graph_rows(thresholds)
             if row["flag"]
         ]
         return graphs + [
-            f"the attention to {row['label']} is nearly a mean: its evenness is"
-            f" {row['value']:.3f}, 1 is the same weight everywhere"
-            for row in self.attention_entropy_rows(bounds)
-            if row["even"]
+            f"the attention over {row['label']} is nearly uniform: its normalized entropy is"
+            f" {row['value']:.3f} (1: uniform)"
+            for row in self.attention_entropy_rows(thresholds)
+            if row["uniform"]
         ]
 
 
 def _build_task_row(
-    label: str, found: dict[str, Any], alone: dict[str, MetricValue | None]
+    label: str, metrics: dict[str, Any], single_modality: dict[str, MetricValue | None]
 ) -> MetricValue:
-    ceilings = found.get("ceilings")
+    ceilings = metrics.get("ceilings")
     return {
         "label": label,
-        "items": found["items"],
-        "score": _with_ceiling(found["score"], ceilings, "both"),
-        "alone": {inputs: _with_ceiling(one, ceilings, inputs) for inputs, one in alone.items()},
-        "skill": found.get("skill"),
-        **{name: {"standard_error": None} | found[name] for name in AVERAGE_LABELS},
+        "items": metrics["items"],
+        "score": _with_ceiling(metrics["score"], ceilings, "both"),
+        "single_modality": {
+            inputs: _with_ceiling(score, ceilings, inputs)
+            for inputs, score in single_modality.items()
+        },
+        "skill": metrics.get("skill"),
+        **{name: {"standard_error": None} | metrics[name] for name in AVERAGE_LABELS},
     }
 
 
 def _with_ceiling(
-    figure: MetricValue | None, ceilings: dict | None, inputs: str
+    score: MetricValue | None, ceilings: dict | None, inputs: str
 ) -> MetricValue | None:
-    if figure is None:
+    if score is None:
         return None
-    return figure | {"of": ceilings[inputs]["realised"] if ceilings else None}
+    return score | {"ceiling": ceilings[inputs]["realised"] if ceilings else None}
 
 
 def _order_labels(
     confusion: dict[str, dict[str, int]], labels: list[str]
 ) -> dict[str, dict[str, int]]:
-    names = [name for name in labels if name in confusion]
-    return {gold: {name: confusion[gold][name] for name in names} for gold in names}
+    used = [label for label in labels if label in confusion]
+    return {gold: {label: confusion[gold][label] for label in used} for gold in used}
 
 
-# ------------------------------------------------------------------------------- items
+# ---------------------------------------------------------------------------- examples
 @dataclass(frozen=True)
 class LabelPrediction:
-    """The label that was said of one task; right: None where nobody judged."""
+    """The predicted label of one task."""
 
     label: str
     probability: float
-    correct: bool | None
+    correct: bool | None  # None without a gold label
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task of an item: its gold label, if somebody judged, and what was said by inputs."""
+    """One task of an item: its gold label (None if unknown) and the predictions by input."""
 
     task: str
     gold: str | None
@@ -199,103 +216,103 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class MemeExample:
-    """evenness: of the attention, by modality, as far as there is some; 1 is a mean."""
-
     row: dict  # MEMES
     task_results: list[TaskResult]
-    subwords: list[tuple[str, float, bool]]  # of the text, beside the piece with the largest weight
-    heatmap: ReportFigure | None  # of regions, where they are a grid
-    normalized_entropy: dict[str, float]
+    subwords: list[tuple[str, float, bool]]  # subword, attention over the item's maximum, False
+    heatmap: ReportFigure | None  # attention over regions, if they form a grid
+    normalized_entropy: dict[str, float]  # of the attention, by modality; 1: uniform
 
 
 @dataclass(frozen=True)
 class DisplayedItems:
-    """What 11_classify holds of the items that are shown."""
+    """The records of the shown items and what 11_classify holds of them, by record."""
 
-    records: dict[str, dict]  # MEMES, by record
-    labels: dict[str, list[dict]]  # LABELS
-    attentions: dict[str, dict[str, dict]]  # LOOKS by record and modality
+    records: dict[str, dict]  # MEMES
+    labels: dict[str, list[dict]]  # LABEL_PREDICTIONS
+    attentions: dict[str, dict[str, dict]]  # ATTENTION_MAPS, by modality
 
     @property
     def image_hashes(self) -> set[str]:
-        """The sha256 of their pictures, as the corpus has them and as the model read them."""
+        """The SHA-256 of the images, as in the corpus and as the classifier read them."""
         rows = self.records.values()
         return {row[name] for row in rows for name in ("image", "pictured")} - {None}
 
 
-def load_displayed_items(records: Path, label: Path, split: str, count: int) -> DisplayedItems:
-    """At most `count` items of a split, those that were looked into before others."""
+def load_displayed_items(records: Path, labels: Path, split: str, count: int) -> DisplayedItems:
+    """Load at most `count` items of a split. Items with recorded attention come first."""
     rows = {
         row["id"]: row for row in schemas.read_parquet(records / "records.parquet", schemas.MEMES)
     }
-    looks: dict[str, dict[str, dict]] = {}
-    for row in schemas.read_parquet(label / "looks.parquet", schemas.ATTENTION_MAPS):
-        looks.setdefault(row["record"], {})[row["modality"]] = row
-    labels: dict[str, list[dict]] = {}
-    for row in schemas.read_parquet(label / "labels.parquet", schemas.LABEL_PREDICTIONS):
+    attentions: dict[str, dict[str, dict]] = {}
+    for row in schemas.read_parquet(labels / "looks.parquet", schemas.ATTENTION_MAPS):
+        attentions.setdefault(row["record"], {})[row["modality"]] = row
+    labels_by_record: dict[str, list[dict]] = {}
+    for row in schemas.read_parquet(labels / "labels.parquet", schemas.LABEL_PREDICTIONS):
         if row["split"] == split:
-            labels.setdefault(row["record"], []).append(row)
-    names = sorted(labels, key=lambda name: (name not in looks, name))[:count]
+            labels_by_record.setdefault(row["record"], []).append(row)
+    names = sorted(labels_by_record, key=lambda name: (name not in attentions, name))[:count]
     return DisplayedItems(
         {name: rows[name] for name in names},
-        {name: labels[name] for name in names},
-        {name: looks.get(name, {}) for name in names},
+        {name: labels_by_record[name] for name in names},
+        {name: attentions.get(name, {}) for name in names},
     )
 
 
 def build_meme_examples(
-    found: DisplayedItems, files: dict[str, bytes], middle: bool, side: int, folder: Path, name: str
+    items: DisplayedItems,
+    files: dict[str, bytes],
+    center_crop: bool,
+    side: int,
+    folder: Path,
+    name: str,
 ) -> list[MemeExample]:
-    """Every item, its heat map written into FOLDER/regions.
+    """Build the examples. Writes their heat maps into `folder`/regions/`name`.
 
-    files: pictures by hash; middle: only their middle square was read; side: longest of a map.
+    files: image files by SHA-256. center_crop: whether the classifier read only the center square.
+    side: longest side of a heat map, pixels.
     """
-    shown = []
-    for number, (record, row) in enumerate(found.records.items(), start=1):
-        looks = found.attentions[record]
+    examples = []
+    for number, (record, row) in enumerate(items.records.items(), start=1):
+        attentions = items.attentions[record]
         weights = {
-            modality: np.array(look["weights"], dtype=float) for modality, look in looks.items()
+            modality: np.array(attention_row["weights"], dtype=float)
+            for modality, attention_row in attentions.items()
         }
-        drawn = None
+        heatmap = None
         if "picture" in weights and row["image"] in files:
-            content = files[row["image"]]
-            drawn = _draw_heatmap(
-                content, weights["picture"], middle, side, folder, f"{name}/{number}"
+            path = f"regions/{name}/{number}.png"
+            heatmap = _draw_heatmap(
+                files[row["image"]], weights["picture"], center_crop, side, folder, path
             )
-        shown.append(
+        subwords = []
+        if "text" in weights:
+            subwords = _compute_subword_shares(attentions["text"]["tokens"], weights["text"])
+        entropies = {
+            modality: compute_normalized_entropy(values) for modality, values in weights.items()
+        }
+        examples.append(
             MemeExample(
                 row,
-                build_task_results(row, found.labels[record]),
-                _compute_subword_shares(looks["text"]["tokens"], weights["text"])
-                if "text" in looks
-                else [],
-                drawn,
-                {
-                    modality: even
-                    for modality, of in weights.items()
-                    if (even := compute_normalized_entropy(of)) is not None
-                },
+                build_task_results(row, items.labels[record]),
+                subwords,
+                heatmap,
+                {key: entropy for key, entropy in entropies.items() if entropy is not None},
             )
         )
-    return shown
+    return examples
 
 
 def _draw_heatmap(
-    content: bytes, weights: np.ndarray, middle: bool, side: int, folder: Path, name: str
+    content: bytes, weights: np.ndarray, center_crop: bool, side: int, folder: Path, path: str
 ) -> ReportFigure | None:
     grid = heatmaps.to_grid(weights)
     if grid is None:
         return None
-    picture = heatmaps.draw_overlay(
-        image_store.resize_and_strip_metadata(image_store.decode_image(content), side),
-        grid,
-        middle,
-        None,
-    )
-    path = f"regions/{name}.png"
-    heatmaps.save_png(picture, folder / path)
-    about = "The picture as it was read, warm where the attention to its regions is"
-    return ReportFigure(path, *picture.size, "regions", about)
+    image = image_store.resize_and_strip_metadata(image_store.decode_image(content), side)
+    overlay = heatmaps.draw_overlay(image, grid, center_crop, None)
+    heatmaps.save_png(overlay, folder / path)
+    alt_text = "The image that the classifier read; regions with much attention are orange"
+    return ReportFigure(path, *overlay.size, "regions", alt_text)
 
 
 def _compute_subword_shares(
@@ -307,7 +324,7 @@ def _compute_subword_shares(
 
 
 def compute_normalized_entropy(weights: np.ndarray) -> float | None:
-    """Of weights (N,): 1 all alike, 0 one alone; None where there is nothing to choose."""
+    """Entropy of weights (N,), 0 to 1: 1 if uniform. None if N < 2 or all weights are 0."""
     total = weights.sum()
     return (
         float(attention.normalized_entropy(weights / total))
@@ -317,28 +334,32 @@ def compute_normalized_entropy(weights: np.ndarray) -> float | None:
 
 
 def build_task_results(row: dict, labels: list[dict]) -> list[TaskResult]:
-    """What was said of each task of a meme (MEMES).
+    """The results of each task of a meme (MEMES).
 
-    Of a meme that lacks text or picture, what was predicted from both is from the other alone.
+    For a meme without text or without image, the prediction from both inputs is shown as that from
+    the input which it has.
     """
-    names = {inputs: inputs for inputs in INPUT_COLUMNS}
+    sources = {inputs: inputs for inputs in INPUT_LABELS}
     if not (row["text"] and row["image"]):
-        names = {"text": "both"} if row["text"] else {"picture": "both"}
+        sources = {"text": "both"} if row["text"] else {"picture": "both"}
     by_task: dict[str, dict[str, dict]] = {}
     for label in labels:
         by_task.setdefault(label["task"], {})[label["inputs"]] = label
     return [
         TaskResult(
             task,
-            next(iter(found["both"]["gold"]), None),
-            {inputs: _build_prediction(found.get(names.get(inputs))) for inputs in INPUT_COLUMNS},
+            next(iter(by_inputs["both"]["gold"]), None),
+            {
+                inputs: _build_prediction(by_inputs.get(sources.get(inputs)))
+                for inputs in INPUT_LABELS
+            },
         )
-        for task, found in by_task.items()
+        for task, by_inputs in by_task.items()
     ]
 
 
 def _build_prediction(label: dict | None) -> LabelPrediction | None:
     if label is None:
         return None
-    right = label["gold"] == label["predicted"] if label["gold"] else None
-    return LabelPrediction(label["predicted"][0], label["probability"][0], right)
+    correct = label["gold"] == label["predicted"] if label["gold"] else None
+    return LabelPrediction(label["predicted"][0], label["probability"][0], correct)

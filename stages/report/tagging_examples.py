@@ -1,7 +1,7 @@
-"""The items of a reader as the page shows them: labels, the exchange, and what its decoders made.
+"""Examples of a classifier of tweets or posts: labels, feature exchange and decoder outputs.
 
 reads   02_clean/<corpus>/records.parquet
-        11_classify/<reader>/labels.parquet, exchanges.parquet, regularised.parquet, drawn.parquet
+        11_classify/<run>/labels.parquet, exchanges.parquet, regularised.parquet, drawn.parquet
 """
 
 from dataclasses import dataclass
@@ -21,33 +21,32 @@ from stages.shared.metrics.classification import extract_lenient_entities
 
 @dataclass(frozen=True)
 class TextSegment:
-    """Some words in a row of what was labelled; kind "": in no entity; right: as the gold ones."""
+    """Consecutive words that are one entity, or that are in no entity."""
 
     text: str
-    entity_type: str
-    correct: bool
+    entity_type: str  # "" outside entities
+    correct: bool  # whether the gold labels have the same entity
 
 
 @dataclass(frozen=True)
 class ExamplePrediction:
-    """The labels of one item from some inputs."""
+    """The gold labels of an item, or its predictions from some inputs."""
 
-    inputs: str  # "gold": what is to be said
-    segments: list[TextSegment]  # of a tweet's words
+    inputs: str  # "gold" or a label of the inputs
+    segments: list[TextSegment]  # of a tweet
     label: str  # of a post
-    probability: float | None  # of that label
+    probability: float | None  # of `label`
     correct: bool
 
 
 @dataclass(frozen=True)
 class ExchangeLayer:
-    """What one layer exchanged. A piece: what it spells, its share of the attention of cls relative
-    to the largest, and whether it was exchanged."""
+    """What one layer of MuSE exchanged between text and image."""
 
     number: int
-    subwords: list[tuple[str, float, bool]]
-    cells: tuple[int, int]  # exchanged, of how many
-    heatmap: ReportFigure | None  # of the cells, where they are a grid
+    subwords: list[tuple[str, float, bool]]  # subword, CLS attention over its maximum, exchanged?
+    cells: tuple[int, int]  # exchanged cells, all cells
+    heatmap: ReportFigure | None  # of the cells, if they form a grid
 
     @property
     def num_exchanged(self) -> int:
@@ -59,92 +58,100 @@ class TaggingExample:
     record: str
     language: str
     text: str
-    image: str | None
+    image: str | None  # SHA-256
     predictions: list[ExamplePrediction]
     layers: list[ExchangeLayer]
-    decoder_outputs: dict[str, Any]  # caption_nats, drawing_bits, caption; of nothing: empty
-    drawings: list[ReportFigure]
+    decoder_outputs: dict[str, Any]  # caption_nats, drawing_bits, caption; empty if there are none
+    sampled_images: list[ReportFigure]
 
 
 @dataclass(frozen=True)
 class TaggingData:
-    """What 11_classify holds of the items that are shown."""
+    """The records of the shown items and what 11_classify holds of them."""
 
-    records: dict[str, dict]  # CLEAN, by record
-    labels: list[dict]
-    exchanges: list[dict]
-    decoder_outputs: dict[str, dict]
-    drawings: list[dict]
+    records: dict[str, dict]  # record -> CLEAN_RECORDS
+    labels: list[dict]  # LABEL_PREDICTIONS
+    exchanges: list[dict]  # EXCHANGES
+    decoder_outputs: dict[str, dict]  # record -> REGULARIZER_OUTPUTS
+    sampled_images: list[dict]  # SAMPLED_IMAGES
 
 
-def load_tagging_data(clean: Path, label: Path, kind: str, split: str, count: int) -> TaggingData:
-    """At most `count` items of a split, those whose exchange was kept before others."""
+def load_tagging_data(clean: Path, labels: Path, kind: str, split: str, count: int) -> TaggingData:
+    """Load at most `count` items of a split. Items with recorded exchanges come first."""
     records = {
         row["id"]: row
         for row in schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS[kind])
     }
-    exchanges = schemas.read_parquet(label / "exchanges.parquet", schemas.EXCHANGES)
-    labels = schemas.read_parquet(label / "labels.parquet", schemas.LABEL_PREDICTIONS)
-    seen = {row["record"] for row in exchanges}
+    exchanges = schemas.read_parquet(labels / "exchanges.parquet", schemas.EXCHANGES)
+    label_rows = schemas.read_parquet(labels / "labels.parquet", schemas.LABEL_PREDICTIONS)
+    recorded = {row["record"] for row in exchanges}
     names = sorted(
-        {r["record"] for r in labels if r["split"] == split}, key=lambda n: (n not in seen, n)
+        {row["record"] for row in label_rows if row["split"] == split},
+        key=lambda name: (name not in recorded, name),
     )
-    shown = dict.fromkeys(names[:count])
+    selected = dict.fromkeys(names[:count])
 
-    def of(rows: list[dict]) -> list[dict]:
-        return [row for row in rows if row["record"] in shown]
+    def select(rows: list[dict]) -> list[dict]:
+        return [row for row in rows if row["record"] in selected]
 
-    regularised = of(
-        schemas.read_parquet(label / "regularised.parquet", schemas.REGULARIZER_OUTPUTS)
+    decoder_outputs = select(
+        schemas.read_parquet(labels / "regularised.parquet", schemas.REGULARIZER_OUTPUTS)
     )
     return TaggingData(
-        {name: records[name] for name in shown},
-        of(labels),
-        of(exchanges),
-        {row["record"]: row for row in regularised},
-        of(schemas.read_parquet(label / "drawn.parquet", schemas.SAMPLED_IMAGES)),
+        {name: records[name] for name in selected},
+        select(label_rows),
+        select(exchanges),
+        {row["record"]: row for row in decoder_outputs},
+        select(schemas.read_parquet(labels / "drawn.parquet", schemas.SAMPLED_IMAGES)),
     )
 
 
 def build_tagging_examples(
-    found: TaggingData, files: dict[str, bytes], middle: bool, side: int, folder: Path, name: str
+    data: TaggingData,
+    files: dict[str, bytes],
+    center_crop: bool,
+    side: int,
+    folder: Path,
+    name: str,
 ) -> list[TaggingExample]:
-    """Every item, its maps and drawings written into FOLDER/exchanges and FOLDER/drawn.
+    """Build the examples. Writes images into `folder`/exchanges/`name` and `folder`/sampled/`name`.
 
-    files: pictures by hash; middle: only their middle square was read; side: longest of a map.
+    files: image files by SHA-256. center_crop: whether the classifier read only the center square.
+    side: longest side of a map, pixels.
     """
-    shown = []
-    for number, (record, row) in enumerate(found.records.items(), start=1):
-        picture = None
+    examples = []
+    for number, (record, row) in enumerate(data.records.items(), start=1):
+        image = None
         if row["image"] in files:
-            picture = image_store.decode_image(files[row["image"]])
-            picture.thumbnail((side, side))
-        shown.append(
+            image = image_store.decode_image(files[row["image"]])
+            image.thumbnail((side, side))
+        labels = [label for label in data.labels if label["record"] == record]
+        exchanges = [exchange for exchange in data.exchanges if exchange["record"] == record]
+        samples = [sample for sample in data.sampled_images if sample["record"] == record]
+        examples.append(
             TaggingExample(
                 record,
                 row["language"],
                 " ".join(row["words"]) if "words" in row else row["text"],
                 row["image"],
-                build_predictions(
-                    row, [label for label in found.labels if label["record"] == record]
-                ),
-                _build_layers(record, found.exchanges, picture, middle, folder, f"{name}/{number}"),
-                found.decoder_outputs.get(record, {}),
-                _save_drawings(record, found.drawings, folder, f"{name}/{number}"),
+                build_predictions(row, labels),
+                _build_layers(exchanges, image, center_crop, folder, f"{name}/{number}"),
+                data.decoder_outputs.get(record, {}),
+                _save_sampled_images(samples, folder, f"{name}/{number}"),
             )
         )
-    return shown
+    return examples
 
 
 def build_predictions(row: dict, labels: list[dict]) -> list[ExamplePrediction]:
-    """The gold labels of a record (CLEAN), then what was predicted from each inputs.
+    """The gold labels of a record (CLEAN_RECORDS), then the predictions from each input.
 
-    Of a record without picture, what was predicted from both is from its text.
+    For a record without image, the prediction from both inputs is shown as that from the text.
     """
     gold = labels[0]["gold"]
     by_inputs = {label["inputs"]: label for label in labels}
     names = INPUT_LABELS if row["image"] else {"both": INPUT_LABELS["text"]}
-    found = [("gold", gold, None)] + [
+    predictions = [("gold", gold, None)] + [
         (names[inputs], by_inputs[inputs]["predicted"], by_inputs[inputs]["probability"])
         for inputs in ("both", "text", "picture")
         if inputs in by_inputs and inputs in names
@@ -158,75 +165,78 @@ def build_predictions(row: dict, labels: list[dict]) -> list[ExamplePrediction]:
                 None,
                 extract_lenient_entities(tags) == extract_lenient_entities(gold),
             )
-            for inputs, tags, _ in found
+            for inputs, tags, _ in predictions
         ]
     return [
         ExamplePrediction(
             inputs, [], tags[0], probability[0] if probability else None, tags == gold
         )
-        for inputs, tags, probability in found
+        for inputs, tags, probability in predictions
     ]
 
 
 def split_segments(words: list[str], tags: list[str], gold: list[str]) -> list[TextSegment]:
-    """The words cut at the entities of these tags, read leniently."""
-    right, found, start = extract_lenient_entities(gold), [], 0
-    for kind, first, stop in sorted(extract_lenient_entities(tags), key=lambda entity: entity[1]):
+    """Split the words at the entities of `tags`, with lenient decoding of BIO tags."""
+    gold_entities, segments, start = extract_lenient_entities(gold), [], 0
+    entities = sorted(extract_lenient_entities(tags), key=lambda entity: entity[1])
+    for entity_type, first, stop in entities:
         if first > start:
-            found.append(TextSegment(" ".join(words[start:first]), "", True))
-        found.append(TextSegment(" ".join(words[first:stop]), kind, (kind, first, stop) in right))
+            segments.append(TextSegment(" ".join(words[start:first]), "", True))
+        correct = (entity_type, first, stop) in gold_entities
+        segments.append(TextSegment(" ".join(words[first:stop]), entity_type, correct))
         start = stop
-    return [*found, TextSegment(" ".join(words[start:]), "", True)] if start < len(words) else found
+    if start < len(words):
+        segments.append(TextSegment(" ".join(words[start:]), "", True))
+    return segments
 
 
 def _build_layers(
-    record: str,
     exchanges: list[dict],
-    picture: Image.Image | None,
-    middle: bool,
+    image: Image.Image | None,
+    center_crop: bool,
     folder: Path,
     name: str,
 ) -> list[ExchangeLayer]:
-    rows = {(r["layer"], r["modality"]): r for r in exchanges if r["record"] == record}
+    """exchanges: EXCHANGES rows of one record."""
+    rows = {(row["layer"], row["modality"]): row for row in exchanges}
     layers = []
     for number in sorted({layer for layer, _ in rows}):
-        of_text, of_picture = rows.get((number, "text")), rows.get((number, "picture"))
-        cells, drawn = (0, 0), None
-        if of_picture:
-            weights, places = np.array(of_picture["weights"], dtype=float), of_picture["exchanged"]
-            cells = len(places), len(weights)
-            if picture and heatmaps.to_grid(weights) is not None:
-                image = heatmaps.draw_exchanges(picture, weights, places, middle)
-                about = (
-                    f"The picture, warm where cls looks in layer {number}; the {len(places)} cells"
-                    " in frames were exchanged"
+        text_row, image_row = rows.get((number, "text")), rows.get((number, "picture"))
+        cells, heatmap = (0, 0), None
+        if image_row:
+            weights, indices = np.array(image_row["weights"], dtype=float), image_row["exchanged"]
+            cells = len(indices), len(weights)
+            if image and heatmaps.to_grid(weights) is not None:
+                drawn = heatmaps.draw_exchanges(image, weights, indices, center_crop)
+                alt_text = (
+                    f"The image; cells with much CLS attention in layer {number} are orange; the"
+                    f" {len(indices)} framed cells were exchanged"
                 )
                 path = f"exchanges/{name}-{number}.png"
-                drawn = ReportFigure(path, *image.size, f"layer {number}", about)
-                heatmaps.save_png(image, folder / path)
-        layers.append(
-            ExchangeLayer(number, compute_subword_shares(of_text) if of_text else [], cells, drawn)
-        )
+                heatmap = ReportFigure(path, *drawn.size, f"layer {number}", alt_text)
+                heatmaps.save_png(drawn, folder / path)
+        subwords = compute_subword_shares(text_row) if text_row else []
+        layers.append(ExchangeLayer(number, subwords, cells, heatmap))
     return layers
 
 
 def compute_subword_shares(row: dict) -> list[tuple[str, float, bool]]:
-    """The pieces of an EXCHANGES row of a text as a `Layer` holds them."""
+    """The `subwords` of an ExchangeLayer, from the EXCHANGES row of a text."""
     largest, exchanged = max(row["weights"], default=0.0) or 1.0, set(row["exchanged"])
     return [
-        (token, weight / largest, place in exchanged)
-        for place, (token, weight) in enumerate(zip(row["tokens"], row["weights"], strict=True))
+        (token, weight / largest, index in exchanged)
+        for index, (token, weight) in enumerate(zip(row["tokens"], row["weights"], strict=True))
     ]
 
 
-def _save_drawings(record: str, rows: list[dict], folder: Path, name: str) -> list[ReportFigure]:
-    found = []
-    for row in sorted(rows, key=lambda row: row["number"]):
-        if row["record"] == record:
-            picture = image_store.decode_image(row["picture"])
-            path = f"drawn/{name}-{row['number']}.png"
-            about = f"Picture {row['number'] + 1} that was drawn from the text"
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            image_store.resize_and_strip_metadata(picture, max(picture.size)).save(folder / path)
-            found.append(ReportFigure(path, *picture.size, "", about))
-    return found
+def _save_sampled_images(samples: list[dict], folder: Path, name: str) -> list[ReportFigure]:
+    """samples: SAMPLED_IMAGES rows of one record."""
+    figures = []
+    for row in sorted(samples, key=lambda row: row["number"]):
+        image = image_store.decode_image(row["picture"])
+        path = f"sampled/{name}-{row['number']}.png"
+        alt_text = f"Image {row['number'] + 1} that was sampled from the text"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        image_store.resize_and_strip_metadata(image, max(image.size)).save(folder / path)
+        figures.append(ReportFigure(path, *image.size, "", alt_text))
+    return figures

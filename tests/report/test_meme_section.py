@@ -1,4 +1,4 @@
-"""The report on memes: pictures without words, paraphrases, what MM-ORIENT made of them."""
+"""The report on memes: inpainting, paraphrases and MM-ORIENT classifiers."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.evaluate_classifier import __main__ as score
+from stages.evaluate_classifier import __main__ as evaluate_classifier
 from stages.evaluate_classifier import mm_orient
 from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.report import meme_corpus, meme_section
@@ -21,228 +21,239 @@ from stages.report.plots import curves, heatmaps
 from stages.shared.core import schemas
 from stages.shared.runtime.stage import InputError
 from tests.support import mm_orient_outputs
-from tests.support.report_project import XSS_TEXT, ParsedPage, create_project, render_page
+from tests.support.report_project import (
+    XSS_TEXT,
+    ParsedPage,
+    create_project,
+    page_text,
+    render_page,
+)
 
-SCORING = EvaluateClassifierConfig(
+EVALUATE_CONFIG = EvaluateClassifierConfig(
     num_bootstrap_samples=20, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
 )
-BOUNDS = meme_section.DiagnosticThresholds(
-    inert_density=0.001, inert_isolated=0.5, complete_density=0.8, even_attention=0.95
+THRESHOLDS = meme_section.DiagnosticThresholds(
+    min_graph_density=0.001,
+    max_isolated_fraction=0.5,
+    max_graph_density=0.8,
+    max_attention_entropy=0.95,
 )
-READER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "image": {"encoder": "resnet18"}}
-NAMED = {
+CLASSIFIER = {"model": "mm_orient", "text": {"encoder": "tokens"}, "image": {"encoder": "resnet18"}}
+PARAMS = {
     "corpora": {"memes": {"kind": "memes", "format": "synthetic", "path": "somewhere"}},
-    "classifiers": {"orient": READER | {"corpus": "memes", "records": "04_augment"}},
+    "classifiers": {"orient": CLASSIFIER | {"corpus": "memes", "records": "04_augment"}},
 }
 
 
-def rescore(
-    place: Path, rows: list[dict], figures: dict[str, float] = mm_orient_outputs.DIAGNOSTICS
+def write_and_evaluate_labels(
+    project: Path, rows: list[dict], diagnostics: dict[str, float] = mm_orient_outputs.DIAGNOSTICS
 ) -> None:
-    """Put these labels in the place of the reader's and score them."""
-    data, folder = place / "data", place / "data/11_classify/orient"
-    mm_orient_outputs.write_classifier_outputs(folder, rows, figures)
-    ingest, target = data / "01_ingest/memes", data / "12_evaluate_classifier/orient"
-    score.main("orient", mm_orient, SCORING, ingest, folder, target)
+    """Replace the classifier's labels and diagnostics, and evaluate them."""
+    data, folder = project / "data", project / "data/11_classify/orient"
+    mm_orient_outputs.write_classifier_outputs(folder, rows, diagnostics)
+    ingest, output = data / "01_ingest/memes", data / "12_evaluate_classifier/orient"
+    evaluate_classifier.main("orient", mm_orient, EVALUATE_CONFIG, ingest, folder, output)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A reader of memes and no other run."""
+def shared_project(tmp_path_factory):
+    """A project with a meme classifier and no other run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
-        place = create_project(tmp_path_factory.mktemp("memes"), patch)
-        mm_orient_outputs.write_corpus(place / "data", "memes")
-        mm_orient_outputs.write_ceilings(place / "data/01_ingest/memes")
-        mm_orient_outputs.write_training(place / "data/09_train_classifier/orient")
-        rescore(place, mm_orient_outputs.make_label_rows())
-        (place / "params.yaml").write_text(yaml.safe_dump(NAMED))
-        render_page(place)
-        yield place
+        patch.setattr(evaluate_classifier.tracking, "start_run", lambda **_: nullcontext(Mock()))
+        project = create_project(tmp_path_factory.mktemp("memes"), patch)
+        mm_orient_outputs.write_corpus(project / "data", "memes")
+        mm_orient_outputs.write_ceilings(project / "data/01_ingest/memes")
+        mm_orient_outputs.write_training(project / "data/09_train_classifier/orient")
+        write_and_evaluate_labels(project, mm_orient_outputs.make_label_rows())
+        (project / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+        render_page(project)
+        yield project
 
 
 @pytest.fixture(scope="module")
-def content(built):
-    return (built / "data/14_report/index.html").read_text()
+def page(shared_project):
+    return (shared_project / "data/14_report/index.html").read_text()
 
 
 @pytest.fixture
-def place(built, tmp_path, monkeypatch):
-    """A copy of it, to change."""
+def project(shared_project, tmp_path, monkeypatch):
+    """A copy of the shared project, to change."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(score.tracking, "start_run", lambda **given: nullcontext(Mock()))
-    copied = shutil.copytree(built, tmp_path / "place")
+    monkeypatch.setattr(evaluate_classifier.tracking, "start_run", lambda **_: nullcontext(Mock()))
+    copied = shutil.copytree(shared_project, tmp_path / "project")
     monkeypatch.setattr("stages.shared.core.config.PARAMS_FILE", copied / "params.yaml")
     return copied
 
 
-def text(content: str) -> str:
-    return " ".join(ParsedPage(content).text.split())
+def test_each_task_has_scores_with_ceilings_and_the_last_row_is_the_mean(page):
+    """From both inputs, 3 of 4 humor labels and all 3 sentiment labels are correct.
 
-
-def test_each_task_stands_beside_its_ceilings_and_the_mean_below(content):
-    """Humour is right on 3 of 4 from both; of three judged sentiments all are.
-
-    Text alone misses c and d in humour, a in sentiment; the picture misses a, and c.
+    Text only: humor of c and d and sentiment of a are wrong. Image only: humor of a and sentiment
+    of c are wrong.
     """
-    shown = text(content).split("Accuracy of each task")[1].split("What was taken")[0]
+    text = page_text(page).split("Accuracy by task")[1].split("Confusion matrices")[0]
     error = r"\u00b1 0\.\d+"
     humour = (
         rf"humour 0\.750 {error} of 1\.000 0\.500 {error} inside of 0\.500"
         rf" 0\.750 {error} inside of 0\.250 0\.500 {error}"
     )
-    assert re.search(humour, shown), shown
-    assert re.search(rf"sentiment 1\.000 {error} of 1\.000 0\.667", shown)
-    assert re.search(rf"mean 0\.875 {error} of 1\.000 0\.583", shown)
-    assert re.search(rf"mean .* 0\.750 {error} 0\.\d+ 0\.\d+ 4\b", shown)
+    assert re.search(humour, text), text
+    assert re.search(rf"sentiment 1\.000 {error} of 1\.000 0\.667", text)
+    assert re.search(rf"mean 0\.875 {error} of 1\.000 0\.583", text)
+    assert re.search(rf"mean .* 0\.750 {error} 0\.\d+ 0\.\d+ 4\b", text)
 
 
-def test_the_first_figures_are_means_over_the_tasks(content):
-    tiles = text(content).split("Skill")[1].split("Accuracy of each task")[0].strip()
+def test_summary_tiles_are_means_over_the_tasks(page):
+    tiles = page_text(page).split("Skill")[1].split("Accuracy by task")[0].strip()
     assert tiles.startswith("0.750 \u00b1") and "mean of 2 tasks" in tiles
     assert "Accuracy0.875" in tiles.replace(" ", "") and "4 items of the test split" in tiles
-    assert "120" in tiles and "1,000 more as they were" in tiles
+    assert "120" in tiles and "1,000 more are frozen" in tiles
 
 
-def test_labels_of_a_confusion_stand_in_the_order_of_the_corpus(content):
-    shown = text(content)
-    assert "gold not_funny funny not_funny 1 1 funny 0 2" in shown
-    assert "gold neutral bad good neutral 1 0 0 bad 0 1 0 good 0 0 1" in shown
+def test_labels_of_a_confusion_matrix_are_in_the_order_of_the_corpus(page):
+    text = page_text(page)
+    assert "gold not_funny funny not_funny 1 1 funny 0 2" in text
+    assert "gold neutral bad good neutral 1 0 0 bad 0 1 0 good 0 0 1" in text
 
 
-def test_graphs_and_attention_that_tell_nothing_are_warned_of(content):
-    shown = text(content)
-    assert "graph ti is inert" in shown and "graph it is nearly complete" in shown
-    assert "graph tt" not in shown and "graph ii" not in shown
-    assert "the attention to regions of the picture is nearly a mean" in shown
-    assert "the attention to words" not in shown
-    assert re.search(r"ti texts, linked where pictures are alike inert 0\.001 0\.250", shown)
+def test_uninformative_graphs_and_attention_have_warnings(page):
+    text = page_text(page)
+    assert "graph ti is too sparse" in text and "graph it is nearly complete" in text
+    assert "graph tt" not in text and "graph ii" not in text
+    assert "the attention over image regions is nearly uniform" in text
+    assert "the attention over subwords" not in text
+    assert re.search(r"ti texts, linked by image similarity too sparse 0\.001 0\.250", text)
 
 
-def test_a_graph_whose_items_are_mostly_alone_is_inert_however_dense():
-    assert BOUNDS.flag_graph(0.3, 0.5) == BOUNDS.flag_graph(0.001, 0.0) == "inert"
-    assert BOUNDS.flag_graph(0.8, 0.0) == "nearly complete"
-    assert BOUNDS.flag_graph(0.05, 0.1) == ""
+def test_a_graph_with_many_isolated_items_is_too_sparse_at_any_density():
+    assert THRESHOLDS.flag_graph(0.3, 0.5) == THRESHOLDS.flag_graph(0.001, 0.0) == "too sparse"
+    assert THRESHOLDS.flag_graph(0.8, 0.0) == "nearly complete"
+    assert THRESHOLDS.flag_graph(0.05, 0.1) == ""
 
 
-def test_a_model_without_graphs_and_attention_says_so(place):
-    rescore(place, mm_orient_outputs.make_label_rows(), {})
-    page = render_page(place)
-    assert "no relation graphs" in page and "attends to nothing" in page
+def test_a_model_without_graphs_and_attention_has_no_warnings(project):
+    write_and_evaluate_labels(project, mm_orient_outputs.make_label_rows(), {})
+    page = render_page(project)
+    assert "no relation graphs" in page and "this model has no attention" in page
     assert 'class="warnings"' not in page
 
 
-def test_curves_show_every_task_the_graphs_and_the_attention(content):
-    for title in ("Density of relation graphs", "Without a neighbour", "Evenness of attention"):
-        assert f"<figcaption>{title}</figcaption>" in content
-    for series in ("validation score humour", "validation density tt", "validation evenness words"):
-        assert series in content
+def test_curves_show_all_tasks_graphs_and_attention(page):
+    for title in (
+        "Density of relation graphs",
+        "Isolated items of relation graphs",
+        "Entropy of attention",
+    ):
+        assert f"<figcaption>{title}</figcaption>" in page
+    for series in ("validation: score humour", "validation: density tt", "validation: subwords"):
+        assert series in page
 
 
-def test_a_chart_of_many_tasks_draws_all_of_them():
+def test_a_chart_of_many_loss_terms_draws_all_of_them():
     steps = [{"step": n, "loss": 9.0 - n, **{f"task {t}": 1.0 for t in range(7)}} for n in (1, 2)]
     svg = curves.draw_loss("many", steps, "loss")
     assert all(f"task {t}" in svg for t in range(7))
 
 
-def test_items_show_what_was_said_from_each_input_with_its_probability(content):
+def test_examples_show_the_prediction_from_each_input_with_its_probability(page):
     cell = '<span class="entity {}">{}</span> <span class="error">0.750</span>'
-    assert cell.format("right", "good") in content
-    rows = re.findall(r"<tr>\s*<th scope=\"row\">humour</th>(.*?)</tr>", content, re.DOTALL)
-    said = [re.findall(r"entity ?(\w*)\">(\w+)|(&mdash;)", row) for row in rows[-2:]]
-    # The examples are a and b, which were looked into; b has no wrong one, a one from the picture.
-    assert [kind for kind, _, _ in said[0]] == ["right", "right", "wrong"]
-    assert [kind for kind, _, _ in said[1]] == ["right", "right", "right"]
-    # Nobody judged the sentiment of b.
-    assert '<span class="entity">neutral</span>' in content
+    assert cell.format("correct", "good") in page
+    rows = re.findall(r"<tr>\s*<th scope=\"row\">humour</th>(.*?)</tr>", page, re.DOTALL)
+    predictions = [re.findall(r"entity ?(\w*)\">(\w+)|(&mdash;)", row) for row in rows[-2:]]
+    # The examples are a and b, which have recorded attention. One prediction of a is wrong.
+    assert [verdict for verdict, _, _ in predictions[0]] == ["correct", "correct", "wrong"]
+    assert [verdict for verdict, _, _ in predictions[1]] == ["correct", "correct", "correct"]
+    # b has no gold label for sentiment.
+    assert '<span class="entity">neutral</span>' in page
 
 
-def test_of_a_meme_without_picture_or_text_only_the_other_speaks():
+def test_a_meme_without_image_or_text_has_predictions_from_the_other_only():
     rows = {row["id"]: row for row in mm_orient_outputs.make_meme_rows()}
-    for record, silent in (("c", {"both", "text"}), ("d", {"both", "picture"})):
+    for record, missing in (("c", {"both", "text"}), ("d", {"both", "picture"})):
         labels = [row for row in mm_orient_outputs.make_label_rows() if row["record"] == record]
         humour = meme_section.build_task_results(rows[record], labels)[0]
-        assert {inputs for inputs, said in humour.predictions.items() if said is None} == silent
+        assert {inputs for inputs, label in humour.predictions.items() if label is None} == missing
     assert humour.predictions["text"] == meme_section.LabelPrediction("funny", 0.75, False)
 
 
-def test_words_are_shaded_and_regions_warm_by_attention(built, content):
-    assert '<span style="--share:1.00">cat</span>' in content
-    assert '<span style="--share:0.25">my</span>' in content
-    drawn = Image.open(built / "data/14_report/regions/orient/1.png").convert("RGB")
-    assert drawn.size == (40, 30)
-    red = np.asarray(drawn, dtype=int)[..., 0]
+def test_subwords_and_regions_are_colored_by_attention(shared_project, page):
+    assert '<span style="--share:1.00">cat</span>' in page
+    assert '<span style="--share:0.25">my</span>' in page
+    heatmap = Image.open(shared_project / "data/14_report/regions/orient/1.png").convert("RGB")
+    assert heatmap.size == (40, 30)
+    red = np.asarray(heatmap, dtype=int)[..., 0]
     assert (red[16:, 21:] > red[:14, :19].max()).all()  # lower right
-    # 1.75 bits of 2, of its words as of its regions.
-    assert content.count("evenness 0.875") == 2
+    # 1.75 of 2 bits, for the subwords and for the regions.
+    assert page.count("entropy 0.875") == 2
 
 
-def test_pictures_stand_before_under_their_mask_and_after(built, content):
-    page = ParsedPage(content)
-    triple = content.split('<div class="triple">')[1].split("</div>")[0]
+def test_inpainted_images_are_shown_before_with_mask_and_after(shared_project, page):
+    parsed = ParsedPage(page)
+    triple = page.split('<div class="triple">')[1].split("</div>")[0]
     sources = re.findall(r'src="([^"]+)"', triple)
     names = [mm_orient_outputs.image_hash("b", stage)[:16] for stage in (0, 0, 1)]
     assert [re.search(r"/(\w+)\.", path)[1] for path in sources] == names
-    shown = text(content).split("Before, mask, after")[1]
-    # From the least that is masked to the most.
-    assert shown.index("12.5 % masked, 1 box") < shown.index("25.0 %") < shown.index("50.0 %")
-    assert "SUCH WORK" in shown
-    for image in page.find_all("img"):
-        assert (built / "data/14_report" / image["src"]).is_file()
+    text = page_text(page).split("before, mask, after")[1]
+    # In order of masked area.
+    assert text.index("12.5 % masked, 1 text box") < text.index("25.0 %") < text.index("50.0 %")
+    assert "SUCH WORK" in text
+    for image in parsed.find_all("img"):
+        assert (shared_project / "data/14_report" / image["src"]).is_file()
 
 
-def test_the_mask_lies_over_the_picture_and_the_box_is_framed():
-    """40 x 30 drawn at 20 x 15: the left half masked; the box's lower edge is at 8 / 2."""
-    picture = Image.new("RGB", (40, 30), "white")
+def test_the_mask_is_colored_and_the_text_box_is_framed():
+    """40 x 30 drawn at 20 x 15. The left half is masked; the lower edge of the box is at 8 / 2."""
+    image = Image.new("RGB", (40, 30), "white")
     mask = Image.open(BytesIO(mm_orient_outputs.make_mask_png("a")))
     quad = [0.0, 0.0, 8.0, 0.0, 8.0, 8.0, 0.0, 8.0]
-    drawn = heatmaps.draw_mask(picture, mask, [quad], 20)
-    assert drawn.size == (20, 15) and picture.size == (40, 30)
-    pixels = np.asarray(drawn, dtype=int)
-    warm = pixels[..., 0] > pixels[..., 2]
+    overlay = heatmaps.draw_mask(image, mask, [quad], 20)
+    assert overlay.size == (20, 15) and image.size == (40, 30)
+    pixels = np.asarray(overlay, dtype=int)
+    colored = pixels[..., 0] > pixels[..., 2]
     frame = (pixels == (0, 255, 255)).all(-1)
     assert frame[4, :5].all() and frame[:5, 4].all() and not frame[6:].any()
-    assert (warm | frame)[:, :10].all() and not warm[:, 10:].any()
+    assert (colored | frame)[:, :10].all() and not colored[:, 10:].any()
 
 
-def test_what_inpainting_and_paraphrasing_did_is_counted(content):
-    shown = text(content).replace("\N{NO-BREAK SPACE}", " ")
-    assert "masked in the mean 25.0 % of pixels" in shown
-    assert "failed paint: ValueError: odd 1" in shown
-    assert "paraphrased by rules, fixed lists: no language model" in shown
-    assert "given 5 for 2 memes, of which 2 were kept" in shown and "rejected drift 3" in shown
-    assert "memes without no rule fits 1" in shown
+def test_inpainting_and_paraphrasing_are_summarized(page):
+    text = page_text(page).replace("\N{NO-BREAK SPACE}", " ")
+    assert "mean masked area 25.0 % of the pixels" in text
+    assert "failed paint: ValueError: odd 1" in text
+    assert "paraphraser rules (fixed word lists)" in text
+    assert "candidates 5 for 2 memes, 2 kept" in text
+    assert "candidates rejected drift 3" in text
+    assert "memes without paraphrase no rule fits 1" in text
 
 
-def test_a_language_model_is_named_with_its_tokens_and_cost():
-    facts = dict(
+def test_a_language_model_is_listed_with_its_tokens_and_cost():
+    rows = dict(
         meme_corpus.build_augmentation_rows(
             mm_orient_outputs.AUGMENTATION_SUMMARY
             | {"paraphraser": mm_orient_outputs.LLM_PARAPHRASER}
         )
     )
-    assert facts["paraphrased by"] == "openai:some-model, a language model"
-    assert facts["tokens"] == "1,200 sent, 300 received; cost 0.12"
-    assert facts["failed questions"] == {"too long": 1}
-    nobody = mm_orient_outputs.AUGMENTATION_SUMMARY | {
+    assert rows["paraphraser"] == "openai:some-model (a language model)"
+    assert rows["tokens"] == "1,200 sent, 300 received; cost 0.12"
+    assert rows["failed requests"] == {"too long": 1}
+    disabled = mm_orient_outputs.AUGMENTATION_SUMMARY | {
         "paraphraser": {"backend": "none", "llm": False}
     }
-    assert dict(meme_corpus.build_augmentation_rows(nobody))["paraphrased by"] == "none, nobody"
+    assert dict(meme_corpus.build_augmentation_rows(disabled))["paraphraser"] == "none (disabled)"
 
 
-def test_paraphrases_stand_beside_their_original_with_their_pictures(content):
-    strip = content.split('<ol class="variants"')[1].split("</ol>")[0]
-    assert [*re.findall(r"<p>(.*?)</p>", strip)] == [
+def test_paraphrases_are_shown_with_their_original_and_their_images(page):
+    variants = page.split('<ol class="variants"')[1].split("</ol>")[0]
+    assert [*re.findall(r"<p>(.*?)</p>", variants)] == [
         "rain all day",
         *mm_orient_outputs.VARIANTS.values(),
     ]
     names = [mm_orient_outputs.image_hash("t", stage)[:16] for stage in (1, 2, 4)]
-    assert re.findall(r'src="pictures/(\w+)\.', strip) == names
-    assert "3, by rules" in strip and "original, of the corpus" in strip
-    assert content.count('class="variants"') == 1  # u has none
+    assert re.findall(r'src="images/(\w+)\.', variants) == names
+    assert "paraphrase 3 by rules" in variants and "original, from the corpus" in variants
+    assert page.count('class="variants"') == 1  # u has none
 
 
-def test_examples_are_evenly_spaced_with_both_ends():
+def test_examples_are_evenly_spaced_and_include_both_ends():
     assert meme_corpus.sample_evenly(range(10), 4) == [0, 3, 6, 9]
     assert meme_corpus.sample_evenly([1, 2], 5) == [1, 2]
     assert (
@@ -250,69 +261,73 @@ def test_examples_are_evenly_spaced_with_both_ends():
     )
 
 
-def test_memes_without_ceilings_have_scores_alone(place):
-    (place / "data/01_ingest/memes/ceilings.json").unlink()
-    rescore(place, mm_orient_outputs.make_label_rows())
-    shown = text(render_page(place)).split("Accuracy of each task")[1].split("What was taken")[0]
-    assert "ceiling" not in shown and "skill" not in shown and " of 1.000" not in shown
-    assert "0.875" in shown
+def test_without_ceilings_memes_have_only_scores(project):
+    (project / "data/01_ingest/memes/ceilings.json").unlink()
+    write_and_evaluate_labels(project, mm_orient_outputs.make_label_rows())
+    text = (
+        page_text(render_page(project)).split("Accuracy by task")[1].split("Confusion matrices")[0]
+    )
+    assert "ceiling" not in text and "skill" not in text and " of 1.000" not in text
+    assert "0.875" in text
 
 
-def test_the_comparison_has_the_means_of_each_split(content):
-    table = text(content).split("Runs side by side")[1].split("What ran")[0]
+def test_the_leaderboard_has_the_means_of_each_split(page):
+    table = page_text(page).split("Leaderboard")[2].split("Corpora")[0]
     assert re.search(r"orient test 0\.750 \u00b1 0\.\d+ 0\.875 \u00b1 0\.\d+ of 1\.000", table)
     assert "orient validation" in table
 
 
-def test_words_and_labels_of_memes_cannot_become_markup(place):
-    data = place / "data"
-    made = data / "04_augment/memes/records.parquet"
+def test_texts_and_labels_of_memes_are_escaped(project):
+    data = project / "data"
+    augmented = data / "04_augment/memes/records.parquet"
     rows = [
         row | {"text": row["text"] and XSS_TEXT, "text_source": XSS_TEXT}
-        for row in schemas.read_parquet(made, schemas.MEMES)
+        for row in schemas.read_parquet(augmented, schemas.MEMES)
     ]
-    schemas.write_parquet(made, rows, schemas.MEMES)
+    schemas.write_parquet(augmented, rows, schemas.MEMES)
     clean = data / "02_clean/memes/records.parquet"
-    told = schemas.read_parquet(clean, schemas.CLEAN_RECORDS["memes"])
+    records = schemas.read_parquet(clean, schemas.CLEAN_RECORDS["memes"])
     schemas.write_parquet(
-        clean, [row | {"original": XSS_TEXT} for row in told], schemas.CLEAN_RECORDS["memes"]
+        clean, [row | {"original": XSS_TEXT} for row in records], schemas.CLEAN_RECORDS["memes"]
     )
     path = data / "03_inpaint/memes/summary.json"
     path.write_text(json.dumps(mm_orient_outputs.INPAINTING_SUMMARY | {"failed": {XSS_TEXT: 1}}))
-    rescore(place, mm_orient_outputs.make_label_rows())
-    looks = [
+    write_and_evaluate_labels(project, mm_orient_outputs.make_label_rows())
+    attentions = [
         row | {"tokens": [XSS_TEXT] * len(row["tokens"])}
         for row in mm_orient_outputs.make_attention_rows()
     ]
-    schemas.write_parquet(data / "11_classify/orient/looks.parquet", looks, schemas.ATTENTION_MAPS)
-    page = ParsedPage(render_page(place))
+    schemas.write_parquet(
+        data / "11_classify/orient/looks.parquet", attentions, schemas.ATTENTION_MAPS
+    )
+    page = ParsedPage(render_page(project))
     assert not page.find_all("script")
-    # Three pictures' words; a reason; an original, two paraphrases and what made them; six pieces.
+    # 3 texts of images, a reason, an original, 2 paraphrases and their sources, 6 subwords.
     assert page.text.count(XSS_TEXT) == 3 + 1 + 3 + 2 + 6
 
 
-def test_the_same_results_give_the_same_bytes_without_paths_and_dates(place):
-    def content() -> dict[str, bytes]:
-        found = (place / "data/14_report").rglob("*")
-        return {str(path): path.read_bytes() for path in found if path.is_file()}
+def test_the_same_results_give_the_same_bytes_without_paths_and_dates(project):
+    def read_files() -> dict[str, bytes]:
+        paths = (project / "data/14_report").rglob("*")
+        return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
-    page = render_page(place)
-    first = content()
-    render_page(place)
-    assert content() == first
-    assert str(place) not in page
+    page = render_page(project)
+    first = read_files()
+    render_page(project)
+    assert read_files() == first
+    assert str(project) not in page
     assert not re.search(r"\b20\d\d-\d\d-\d\d|\b[0-9a-f]{32,}\b", page)
 
 
-def test_every_tag_is_closed_and_every_id_is_there_once(content):
-    page = ParsedPage(content)
-    assert page.open_tags == []
-    ids = [found["id"] for _, found in page.tags if "id" in found]
+def test_every_tag_is_closed_and_every_id_is_unique(page):
+    parsed = ParsedPage(page)
+    assert parsed.open_tags == []
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {link["href"].removeprefix("#") for link in page.find_all("a")} <= set(ids)
+    assert {link["href"].removeprefix("#") for link in parsed.find_all("a")} <= set(ids)
 
 
-def test_a_corpus_whose_words_were_not_taken_out_is_named(place):
-    shutil.rmtree(place / "data/03_inpaint/memes")
+def test_a_corpus_without_inpainting_is_an_input_error(project):
+    shutil.rmtree(project / "data/03_inpaint/memes")
     with pytest.raises(InputError, match=r"03_inpaint/memes.* run `dvc repro`"):
-        render_page(place)
+        render_page(project)

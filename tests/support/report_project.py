@@ -1,4 +1,4 @@
-"""A project with one evaluated run, the report on it, and the page as tags and text."""
+"""A project with one evaluated generator, its report, and the report's page as tags and text."""
 
 import json
 import shutil
@@ -52,15 +52,15 @@ HISTORY = [
 
 
 def create_project(tmp_path: Path, monkeypatch) -> Path:
-    """A data folder with one corpus, one run and one of each that params.yaml does not name."""
+    """A project with a corpus and a generator, and one of each that params.yaml does not name."""
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(evaluate.tracking, "start_run", lambda **given: nullcontext(Mock()))
+    monkeypatch.setattr(evaluate.tracking, "start_run", lambda **_: nullcontext(Mock()))
     monkeypatch.setattr(config, "PARAMS_FILE", tmp_path / "params.yaml")
-    named = {
+    params = {
         "corpora": {"articles": {"kind": "articles", "format": "synthetic", "path": "somewhere"}},
         "generators": {"muse": {"model": "flexmuse", "corpus": "articles", "decoder": "tiny"}},
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(named))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     data = tmp_path / "data"
     generator_outputs.write_ingest(data / "01_ingest/articles")
     shutil.copytree(data / "01_ingest/articles", data / "01_ingest/unnamed_corpus")
@@ -79,33 +79,37 @@ def create_project(tmp_path: Path, monkeypatch) -> Path:
     generator_outputs.write_attention(data / "11_predict/muse", data / "01_ingest/articles")
     write_and_evaluate_predictions(data, generator_outputs.make_predictions())
     (data / "13_judge/muse").mkdir(parents=True)
-    write_judge_results(data, {"unavailable": "nobody was asked"})
+    write_judge_results(data, {"unavailable": "the judge is disabled"})
     return tmp_path
 
 
-def write_judge_results(data: Path, found: dict) -> None:
-    """Put this in the place of what a language model gave the run."""
-    (data / "13_judge/muse/judge.json").write_text(json.dumps(found))
+def write_judge_results(data: Path, results: dict) -> None:
+    """Replace the run's judge scores."""
+    (data / "13_judge/muse/judge.json").write_text(json.dumps(results))
 
 
 def write_and_evaluate_predictions(data: Path, rows: list[dict]) -> None:
-    """Put these predictions in the place of the run's and evaluate them."""
-    generator_outputs.write_predictions(
-        data / "11_predict/muse", rows, generator_outputs.make_foil_rows()
-    )
-    folders = [data / "01_ingest/articles", data / "11_predict/muse"]
+    """Replace the run's predictions and evaluate them."""
+    predictions = data / "11_predict/muse"
+    generator_outputs.write_predictions(predictions, rows, generator_outputs.make_foil_rows())
     evaluate.main(
         EVALUATE_CONFIG,
         generator_outputs.REWARDS_CONFIG,
         "muse",
-        folders,
+        data / "01_ingest/articles",
+        predictions,
         data / "12_evaluate/muse",
     )
 
 
-def render_page(place: Path) -> str:
-    report.main(REPORT_CONFIG, place / "data", place / "data/14_report")
-    return (place / "data/14_report/index.html").read_text()
+def render_page(project: Path) -> str:
+    report.main(REPORT_CONFIG, project / "data", project / "data/14_report")
+    return (project / "data/14_report/index.html").read_text()
+
+
+def page_text(html: str) -> str:
+    """The text of a page with single spaces."""
+    return " ".join(ParsedPage(html).text.split())
 
 
 class ParsedPage(HTMLParser):
@@ -113,10 +117,10 @@ class ParsedPage(HTMLParser):
 
     VOID = frozenset({"meta", "img", "path", "use", "rect", "wbr"})
 
-    def __init__(self, content: str):
+    def __init__(self, html: str):
         super().__init__()
         self.tags, self.text, self.open_tags = [], "", []
-        self.feed(content)
+        self.feed(html)
         self.close()
 
     def handle_starttag(self, tag, attributes):
