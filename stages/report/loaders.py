@@ -45,7 +45,7 @@ def load_encoder_info(data: Path) -> dict[str, Any]:
 def encoder_uses_center_crop(data: Path) -> bool:
     """Whether the encoder reads only the center square of an image, or squeezes the whole image.
 
-    The preprocessing config is stored beside the weights, in the format of their library.
+    The preprocessing config is stored with the weights, in the format of their library.
     """
     folder = data / "06_align"
     for name, path in [

@@ -119,6 +119,19 @@ def test_shared_code_is_used_by_at_least_two_stages():
     assert too_few == {}
 
 
+def test_class_names_are_unique():
+    """Except those that every paper's model.py defines, which are used through its module."""
+    of_papers = {"Model", "ModelConfig", "InputDims", "PreferenceConfig"}
+    classes = Counter(
+        node.name
+        for file in CODE
+        if file.parts[0] in ("stages", "pipelines")
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in classes.items() if count > 1} <= of_papers
+
+
 def test_no_paper_imports_another():
     for file in STAGE_CODE:
         if file.parts[:2] == ("stages", "models"):

@@ -183,7 +183,7 @@ def test_the_checkpoint_key_depends_on_the_training_params(make_project, monkeyp
     keys = []
 
     def fit(*args, key, **more):
-        keys.append((key, more["rates"]))
+        keys.append((key, more["lr_multipliers"]))
         return []
 
     monkeypatch.setattr(train, "fit", fit)
