@@ -293,7 +293,7 @@ def test_values_of_a_classifier_of_memes_have_bounds(params, path, value, messag
             2,
             "policies.mild.flip_prob is 2: give 1 or less",
         ),
-        ("augment.image.policies.mild.contrast_low", 9, "give two factors from 0, the lower one"),
+        ("augment.image.policies.mild.contrast_low", 9, "give contrast_high (1.2) or less"),
         (
             "clean.memes.remove_domains",
             ["com", "."],

@@ -286,7 +286,7 @@ def test_every_attention_map_has_an_alt_text_and_a_caption(project):
     assert all(image["alt"] and image["width"] and image["height"] for image in maps)
     framed = [image["alt"] for image in maps if "frame" in image["alt"]]
     assert len(framed) == 4 and "for the word beach are orange; the frame" in framed[0]
-    assert "beach (project)" in page.text
+    assert "beach (place)" in page.text
 
 
 def test_articles_with_recorded_attention_come_first(project):

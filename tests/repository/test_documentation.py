@@ -190,6 +190,12 @@ def test_every_key_of_params_exists():
         assert [key for key in keys if not has_key(PARAMS, key)] == [], page
         for block in blocks(text, "yaml"):
             sections = yaml.safe_load(block)
+            added = sections.get("corpora", {}).keys() - PARAMS["corpora"].keys()
+            for name in added:  # a corpus of the user, with the keys of every corpus
+                assert sections["corpora"].pop(name).keys() == PARAMS["corpora"]["captions"].keys()
+            table = PARAMS["formats"]["table"]["tasks"]["sentiment"]
+            for task in sections.get("formats", {}).get("table", {}).pop("tasks", {}).values():
+                assert task.keys() == table.keys()  # tasks are named by the user
             assert [key for key in list_keys(sections) if not has_key(PARAMS, key)] == [], page
 
 

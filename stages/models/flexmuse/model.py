@@ -87,7 +87,7 @@ class ModelConfig:
 class PreferenceConfig:
     """Hyperparameters of mscDPO."""
 
-    beta: float = Field(gt=0, description="strength of the tie to the SFT model")
+    beta: float = Field(ge=0, description="strength of the tie to the SFT model; 0: none")
     loss_type: Literal["pairwise", "softmax"] = Field(description="DPO per pair, or S-DPO")
     length_normalized: bool = Field(description="log-probability per token instead of per text")
     sft_weight: float = Field(ge=0, description="weight of the NLL per token of the chosen text")

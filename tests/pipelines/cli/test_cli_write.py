@@ -364,7 +364,7 @@ INVALID = {  # part of the message -> options; the files are those of write_inva
     "-1 images": {"topic": "a", "images": -1},
     "1000000 images": {"topic": "a", "images": 10**6},
     "raise it": {"image": ["fine.png", "fine.png"], "images": 1},
-    "need a --topic": {"image": ["fine.png"], "images": 2},
+    "needs a --topic": {"image": ["fine.png"], "images": 2},
     "is 'oracle'": {"topic": "a", "backend": "oracle"},
     "is 'diffusers'": {"topic": "a", "images": 0, "backend": "diffusers"},
     "--seed": {"topic": "a", "seed": -1},

@@ -397,7 +397,6 @@ def test_invalid_input_gives_one_sentence_without_traceback_or_output(tmp_path, 
     (tmp_path / "blank" / "a.jsonl").write_text("\n\n")
     shutil.copy("params.yaml", tmp_path)
     shutil.copytree("config", tmp_path / "config")
-    shutil.copytree("config", tmp_path / "config")
     options = {"name": "corpus", "kind": "articles", "format": "jsonl", "path": "empty"}
     options |= {"output": "data/out", **change}
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
