@@ -33,7 +33,7 @@ from stages.shared.runtime.stage import InputError, allow_downloads, atomic_outp
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.batching import Batch, shuffled_batch
 from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import ValidationResult, fit, seed_everything
+from stages.shared.training.loop import TrainingConfig, ValidationResult, fit, seed_everything
 from stages.shared.training.losses import info_nce_loss
 from stages.shared.training.schedule import Schedule
 
@@ -215,6 +215,7 @@ def train_tiny_encoder(
     text_batch_size: int,
     folder: Path,
     log: LogMetrics,
+    checkpoint_interval_seconds: float,
 ) -> None:
     """Train the tiny encoder and save it in `folder`, with history.csv.
 
@@ -242,6 +243,7 @@ def train_tiny_encoder(
         schedule,
         name="align",
         key=fingerprint([config, examples, tower.text_fingerprint], []),
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=build_validation(validation_pairs, schedule.batch_size)
         if validation_pairs
         else None,
@@ -299,7 +301,13 @@ def main(
         with atomic_output_dir(output) as folder:
             if config.encoder == "tiny":
                 train_tiny_encoder(
-                    config.tiny, chunks, ingest, embed.text_batch_size, folder, tracked.log_metrics
+                    config.tiny,
+                    chunks,
+                    ingest,
+                    embed.text_batch_size,
+                    folder,
+                    tracked.log_metrics,
+                    load_config(TrainingConfig, "training").checkpoint_interval_seconds,
                 )
             else:
                 fetch_encoder(config.encoder, config.languages, folder)

@@ -27,7 +27,7 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 from stages.shared.training.batching import Batch, shuffled_batch, to_device
 from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import ValidationResult, fit, seed_everything
+from stages.shared.training.loop import TrainingConfig, ValidationResult, fit, seed_everything
 
 
 def build_validator(
@@ -56,7 +56,12 @@ def build_validator(
 
 
 def train(
-    name: str, run: generators.GeneratorRun, chunk_folder: Path, feature_folder: Path, log: Callable
+    name: str,
+    run: generators.GeneratorRun,
+    chunk_folder: Path,
+    feature_folder: Path,
+    log: Callable,
+    checkpoint_interval_seconds: float,
 ) -> tuple[generators.TextGenerator, list[dict[str, float]], ChunkDataset | ArticleDataset]:
     """Train a new generator.  -> the generator, the rows of history.csv, the training dataset"""
     seed_everything(run.sft.seed)
@@ -85,6 +90,7 @@ def train(
         key=fingerprint(
             [run.sft, generator.config, generator.model], [chunk_folder, feature_folder]
         ),
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=validate if len(validation) else None,
         log=log,
     )
@@ -104,6 +110,7 @@ def collect_feature_rows(dataset: ChunkDataset | ArticleDataset) -> tuple[list[i
 def main(name: str, run: generators.GeneratorRun, folders: list[Path], output: Path) -> None:
     """folders: chunks, features and encoder"""
     chunk_folder, feature_folder, encoder = folders
+    checkpoint_interval = load_config(TrainingConfig, "training").checkpoint_interval_seconds
     params = asdict(run) | {
         "network": asdict(generators.load_model_config(run)),
         "decoders": asdict(generators.load_decoder_config()),
@@ -111,7 +118,7 @@ def main(name: str, run: generators.GeneratorRun, folders: list[Path], output: P
     with tracking.start_run(stage="train_sft", name=name, params=params) as tracked:
         with atomic_output_dir(output) as folder:
             generator, steps, dataset = train(
-                name, run, chunk_folder, feature_folder, tracked.log_metrics
+                name, run, chunk_folder, feature_folder, tracked.log_metrics, checkpoint_interval
             )
             generators.save_generator(generator, folder / "model", encoder)
             history.write_history(folder / "history.csv", steps)

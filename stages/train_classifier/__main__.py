@@ -11,7 +11,8 @@ The weights with the best validation score are kept; without validation items, t
 paper has a module in this folder with
 
     RUN_CONFIG                               config class of a row of params.yaml: classifiers
-    train(name, run, folders, kind, log)     -> the classifier, the rows of history.csv, the dataset
+    train(name, run, folders, kind, log, checkpoint_interval_seconds)
+                                             -> the classifier, the rows of history.csv, the dataset
     save(classifier, folder, encoder)        write a folder that loads by path
 """
 
@@ -26,6 +27,7 @@ from stages.shared.core.config import load_config
 from stages.shared.data import history
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
+from stages.shared.training.loop import TrainingConfig
 
 
 def logged_params(run: Any) -> dict[str, Any]:
@@ -39,12 +41,15 @@ def main(name: str, trainer: ModuleType, folders: list[Path], kind: str, output:
     trainer: the module of the paper; folders: IMAGES, RECORDS, FEATURES, ENCODER; kind: of corpus
     """
     *sources, encoder = folders
+    checkpoint_interval = load_config(TrainingConfig, "training").checkpoint_interval_seconds
     run = load_config(trainer.RUN_CONFIG, "classifiers", name)
     with tracking.start_run(
         stage="train_classifier", name=name, params=logged_params(run)
     ) as tracked:
         with atomic_output_dir(output) as folder:
-            classifier, rows, items = trainer.train(name, run, sources, kind, tracked.log_metrics)
+            classifier, rows, items = trainer.train(
+                name, run, sources, kind, tracked.log_metrics, checkpoint_interval
+            )
             trainer.save(classifier, folder / "model", encoder)
             history.write_history(folder / "history.csv", rows)
         counts = {"items": len(items), "items_cut": items.num_truncated}

@@ -63,7 +63,12 @@ def build_validator(
 
 
 def train(
-    name: str, run: MmOrientRun, folders: list[Path], kind: str, log: LogFunction
+    name: str,
+    run: MmOrientRun,
+    folders: list[Path],
+    kind: str,
+    log: LogFunction,
+    checkpoint_interval_seconds: float,
 ) -> tuple[MmOrientClassifier, list[dict[str, float]], MemeDataset]:
     """Train a classifier.  -> the classifier, a history row per step, the train dataset
 
@@ -103,6 +108,7 @@ def train(
         run.training,
         name=f"train_classifier@{name}",
         key=fingerprint(hashed, folders),
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=validate,
         log=log,
     )

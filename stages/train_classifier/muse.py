@@ -56,7 +56,12 @@ def build_validator(
 
 
 def train(
-    name: str, run: MuseRun, folders: list[Path], kind: muse_dataset.CorpusKind, log: LogFunction
+    name: str,
+    run: MuseRun,
+    folders: list[Path],
+    kind: muse_dataset.CorpusKind,
+    log: LogFunction,
+    checkpoint_interval_seconds: float,
 ) -> tuple[MuseClassifier, list[dict[str, float]], TextImageDataset]:
     """Train a classifier.  -> the classifier, a history row per step, the train dataset
 
@@ -93,6 +98,7 @@ def train(
         name=f"train_classifier@{name}",
         key=fingerprint([run, classifier.config, classifier.model], folders),
         lr_multipliers=muse_checkpoint.lr_multipliers(run),
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=validate,
         log=log,
     )

@@ -9,7 +9,8 @@ writes  OUTPUT/model, OUTPUT/history.csv
 
 The objective of each paper is a module of this folder, named like the model, with a function
 
-    train(name, run, folders, generator, log) -> the rows of history.csv
+    train(name, run, folders, generator, log, checkpoint_interval_seconds)
+        -> the rows of history.csv
 """
 
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from stages.shared.features.encoder_files import ENCODER_DIR
 from stages.shared.generation import generator as generators
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
+from stages.shared.training.loop import TrainingConfig
 
 
 def main(name: str, run: generators.GeneratorRun, folders: list[Path], output: Path) -> None:
@@ -32,7 +34,12 @@ def main(name: str, run: generators.GeneratorRun, folders: list[Path], output: P
             sft = folders[-1]
             generator = generators.load_generator(sft)
             objective = import_module(f"stages.train_preference.{run.model}")
-            steps = objective.train(name, run, folders, generator, tracked.log_metrics)
+            checkpoint_interval = load_config(
+                TrainingConfig, "training"
+            ).checkpoint_interval_seconds
+            steps = objective.train(
+                name, run, folders, generator, tracked.log_metrics, checkpoint_interval
+            )
             generators.save_generator(generator, folder / "model", sft / ENCODER_DIR)
             history.write_history(folder / "history.csv", steps)
         tracked.log_artifact_hash(output / "model", "model")

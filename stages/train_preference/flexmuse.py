@@ -151,6 +151,7 @@ def train(
     folders: list[Path],
     generator: generators.TextGenerator,
     log: Callable,
+    checkpoint_interval_seconds: float,
 ) -> list[dict[str, float]]:
     """Train `generator`, which keeps its best weights.  -> the rows of history.csv
 
@@ -191,6 +192,7 @@ def train(
         run.preference,
         name=f"train_preference@{name}",
         key=fingerprint([run.preference, run.quality_monitor, run.generation, config], folders),
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=build_validator(validation, loss, monitor, run),
         log=log,
     )

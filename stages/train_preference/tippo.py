@@ -391,6 +391,7 @@ def train(
     folders: list[Path],
     generator: generators.TextGenerator,
     log: Callable,
+    checkpoint_interval_seconds: float,
 ) -> list[dict[str, float]]:
     """Train `generator`, which keeps its best weights.  -> the rows of history.csv"""
     ingest, _, chunk_folder, feature_folder, _ = folders
@@ -423,6 +424,7 @@ def train(
         key=fingerprint(
             [run.preference, run.quality_monitor, run.generation, config, reward_config], folders
         ),
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=build_validator(polish, validation, build_scorer(ingest)),
         phase=polish,
         log=log,

@@ -92,6 +92,7 @@ def test_a_batch_can_be_memorized():
         replace(SCHEDULE, max_steps=60),
         name="memorize",
         key="test",
+        checkpoint_interval_seconds=60.0,
     )
     minimum = math.log(2)  # two images share each text: two columns per row are equally right
     assert steps[0]["loss"] > minimum + 0.5

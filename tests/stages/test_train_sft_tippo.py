@@ -38,7 +38,8 @@ def train(project, **network):
     params["models"]["tippo"]["network"] |= small | network
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     run = load_config(generators.GeneratorRun, "generators", "tippo")
-    return train_sft.train("tippo", run, project / "chunk", project / "embed", lambda *_: None)
+    folders = project / "chunk", project / "embed"
+    return train_sft.train("tippo", run, *folders, lambda *_: None, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def load_run_config() -> mm_orient_checkpoint.MmOrientRun:
 
 def train_classifier(folders: list[Path]):
     """Train in the current project; return the classifier, its history and the train split."""
-    return train.train(RUN_NAME, load_run_config(), folders, "memes", lambda row, step: None)
+    return train.train(RUN_NAME, load_run_config(), folders, "memes", lambda row, step: None, 0.0)
 
 
 def save_trained_classifier(folder: Path, folders: list[Path]) -> tuple[MmOrientClassifier, Path]:

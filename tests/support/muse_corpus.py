@@ -173,7 +173,7 @@ def load_run_config(name: str) -> muse_checkpoint.MuseRun:
 def train_classifier(name: str, folders: list[Path]) -> MuseClassifier:
     """Train a run on a corpus of `write_corpus`, with the params of the working directory."""
     classifier, _, _ = train.train(
-        name, load_run_config(name), folders, CORPUS_KINDS[name], lambda row, step: None
+        name, load_run_config(name), folders, CORPUS_KINDS[name], lambda row, step: None, 0.0
     )
     return classifier
 

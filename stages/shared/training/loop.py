@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stages.shared.core.config import Field, config_class, load_config
+from stages.shared.core.config import Field, config_class
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import inference_context, supports_bf16
@@ -96,6 +96,7 @@ def fit(
     *,
     name: str,
     key: str,
+    checkpoint_interval_seconds: float,
     validate: Callable[[nn.Module], ValidationResult] | None = None,
     phase: TrainingPhase | None = None,
     lr_multipliers: Mapping[str, float] = UNIFORM_LR,
@@ -104,6 +105,7 @@ def fit(
     """Minimize the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
 
     name, key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
+    checkpoint_interval_seconds: shortest time between two checkpoints.
     validate: called before the first step, every `eval_steps` steps and at the end. The weights
     with its lowest loss are kept; `patience` calls without a lower loss end the run.
     phase: its state is part of the checkpoint; `batch_at` may then depend on earlier weights.
@@ -120,13 +122,12 @@ def fit(
     if state := checkpoint.read():
         trainer.load_state_dict(state)
     last_saved = time.monotonic()
-    interval = load_config(TrainingConfig, "training").checkpoint_interval_seconds
     steps = range(trainer.step, schedule.max_steps)
     for step in progress_bar(steps, name, schedule.max_steps, trainer.step):
         if trainer.stopped:
             break
         trainer.train_step(batch_at(step))
-        if time.monotonic() - last_saved > interval:
+        if time.monotonic() - last_saved > checkpoint_interval_seconds:
             checkpoint.write(trainer.state_dict())
             last_saved = time.monotonic()
     if not schedule.max_steps:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter, OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
+from stages.shared.training import loop
 from stages.shared.training.batching import length_bucketed_batch, shuffled_batch
 from stages.shared.training.checkpoint import Checkpoint, fingerprint
-from stages.shared.training.loop import ValidationResult, _parameter_groups, fit
+from stages.shared.training.loop import ValidationResult, _parameter_groups
 from stages.shared.training.schedule import Schedule
 from tests.support.project_files import ROOT
 
-PARAMS = "training:\n  checkpoint_interval_seconds: {seconds}\n"
+fit = partial(loop.fit, checkpoint_interval_seconds=0.0)  # a checkpoint after every step
 
 
 def schedule(**changes) -> Schedule:
@@ -56,7 +58,6 @@ def test_values_out_of_bounds_are_rejected(changes, message):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text(PARAMS.format(seconds=0.0))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     return tmp_path
@@ -355,8 +356,7 @@ def test_a_killed_process_resumes_to_the_same_bits(project):
     script.write_text(
         textwrap.dedent("""
         import sys, time, torch
-        from tests.shared.training.test_loop import regression, schedule
-        from stages.shared.training.loop import fit
+        from tests.shared.training.test_loop import fit, regression, schedule
         model, loss, batch_at = regression()
         def slow(step):
             print(step, flush=True)

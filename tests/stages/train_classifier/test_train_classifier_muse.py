@@ -37,7 +37,12 @@ def make_project(tmp_path, monkeypatch):
 def fit_run(name: str, folders: list[Path]):
     """Classifier, history and dataset of a run of the project in the working directory."""
     return train.train(
-        name, muse_corpus.load_run_config(name), folders, CORPUS_KINDS[name], lambda row, step: None
+        name,
+        muse_corpus.load_run_config(name),
+        folders,
+        CORPUS_KINDS[name],
+        lambda row, step: None,
+        0.0,
     )
 
 
