@@ -32,6 +32,7 @@ from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
+from stages.shared.llm.config import NO_MODEL, ChatConfig
 from stages.shared.metrics.common import (
     PHASES,
     clustered_standard_error,
@@ -56,7 +57,7 @@ PROMPT_VARIABLES = ("lowest", "highest", "definitions", "keys")  # written with 
 
 
 @config_class
-class JudgeConfig(llm_client.ChatConfig):
+class JudgeConfig(ChatConfig):
     max_samples: int = Field(description="test articles per phase, two questions each")
     min_score: int = Field(description="lowest score of the scale")
     max_score: int = Field(description="highest score of the scale")
@@ -274,9 +275,7 @@ def find_unavailable_reason(config: JudgeConfig, kind: GeneratorCorpusKind) -> s
     """Why texts of a corpus of this kind are not judged; "" if they are."""
     if kind == "captions":
         return "the perspectives are of whole articles, and this run writes captions"
-    return (
-        "judge.model of params.yaml names no model" if config.model == llm_client.NO_MODEL else ""
-    )
+    return "judge.model of params.yaml names no model" if config.model == NO_MODEL else ""
 
 
 def main(

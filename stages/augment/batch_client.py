@@ -1,6 +1,6 @@
 """Questions to a language model through OpenAI's Batch API: cheaper, and answered within a day.
 
-Answers go to the store of stages/shared/llm/client.py under the same keys. A submitted batch is
+Answers go to the cache of stages/shared/llm/answers.py under the same keys. A submitted batch is
 recorded as a file in POLYMUSE_HOME/batches until its answers are stored, so that a killed run can
 resume waiting for it, and nothing is paid for twice. The file is written before the batch is
 created: after a kill between the two, it contains the id of the uploaded requests, by which the
@@ -23,17 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.shared.core.config import Field, config_class
-from stages.shared.llm import client as llm_client
-from stages.shared.llm.client import (
-    MAX_MESSAGE_CHARACTERS,
-    ChatAnswer,
-    ChatConfig,
-    ChatSession,
-    Question,
-    Reply,
-    RequestFailed,
-)
+from stages.shared.llm.answers import AnswerCache, ChatAnswer, request_key
+from stages.shared.llm.budget import Budget
+from stages.shared.llm.client import ChatSession, Question, Reply
+from stages.shared.llm.completions import parse_completion
+from stages.shared.llm.config import NO_MODEL, ChatConfig
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
+from stages.shared.llm.transport import MAX_MESSAGE_CHARACTERS, RequestFailed
 from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
@@ -98,35 +94,30 @@ def ask_questions(
     # Pending requests count as failed questions until their batch is answered.
     tolerant = replace(chat_config, max_failed_fraction=1.0)
     while True:
-        collector = _PendingCollector(section, tolerant, len(unique), model_param, failed)
-        asyncio.run(collector.answer_all(unique))
+        budget = Budget(section, tolerant, len(unique), model_param)
+        collector = _RequestCollector(failed)
+        asyncio.run(ChatSession(tolerant, budget, collector.complete).reply_all(unique))
         if not collector.pending:
             break
-        failed |= batches.answer_pending(collector)
-    session = _PendingCollector(section, chat_config, len(unique), model_param, failed)
-    by_question = dict(zip(unique, asyncio.run(session.answer_all(unique)), strict=True))
+        failed |= batches.answer_pending(collector.pending, budget)
+    budget = Budget(section, chat_config, len(unique), model_param)
+    session = ChatSession(chat_config, budget, collector.complete)
+    by_question = dict(zip(unique, asyncio.run(session.reply_all(unique)), strict=True))
     return [by_question[question] for question in questions]
 
 
-class _PendingCollector(ChatSession):
-    """A session that sends nothing: requests without a stored answer are collected in `pending`.
+class _RequestCollector:
+    """Sends nothing: requests are collected in `pending`.
 
     Requests in `failed` are not collected but fail again. Both are by request key.
     """
 
-    def __init__(
-        self,
-        section: str,
-        config: ChatConfig,
-        count: int,
-        model_param: str,
-        failed: dict[str, RequestFailed],
-    ):
-        super().__init__(section, config, count, model_param)
-        self.failed, self.pending = failed, {}
+    def __init__(self, failed: dict[str, RequestFailed]):
+        self.failed = failed
+        self.pending: dict[str, dict[str, Any]] = {}
 
-    async def _request(self, body: dict[str, Any]) -> ChatAnswer:
-        key = llm_client.request_key(body)
+    async def complete(self, body: dict[str, Any]) -> ChatAnswer:
+        key = request_key(body)
         if key in self.failed:
             raise self.failed[key]
         self.pending[key] = body
@@ -137,10 +128,11 @@ class _BatchClient:
     def __init__(self, chat_config: ChatConfig, batch_config: BatchRequestConfig, model_param: str):
         self.chat_config, self.batch_config = chat_config, batch_config
         self.model_param = model_param
+        self.cache = AnswerCache()
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        return load_endpoint(self.model_param, llm_client.NO_MODEL)
+        return load_endpoint(self.model_param, NO_MODEL)
 
     @cached_property
     def client(self) -> "OpenAI":
@@ -153,21 +145,24 @@ class _BatchClient:
             timeout=self.chat_config.timeout,
         )
 
-    def answer_pending(self, session: _PendingCollector) -> dict[str, RequestFailed]:
-        """Store answers to pending requests; returns the requests that failed, by key.
+    def answer_pending(
+        self, pending: dict[str, dict[str, Any]], budget: Budget
+    ) -> dict[str, RequestFailed]:
+        """Store answers to pending requests (by key); returns the requests that failed, by key.
 
-        Waits for the open batches with pending requests, or else submits a new batch. Raises
-        InputError; the next run then waits for the submitted batches.
+        Waits for the open batches with pending requests, or else submits a new batch. budget: of
+        the session that collected the requests. Raises InputError; the next run then waits for the
+        submitted batches.
         """
         import openai
 
         try:
             open_batches = [
-                batch for batch in _iter_open_batches() if session.pending.keys() & set(batch.keys)
+                batch for batch in _iter_open_batches() if pending.keys() & set(batch.keys)
             ]
             failed: dict[str, RequestFailed] = {}
-            for submitted in open_batches or [self._submit(self._select_requests(session))]:
-                failed |= self._store_answers(submitted, session)
+            for submitted in open_batches or [self._submit(self._select_requests(pending, budget))]:
+                failed |= self._store_answers(submitted, pending)
             return failed
         except openai.APIConnectionError:  # includes timeouts
             raise InputError(
@@ -177,19 +172,21 @@ class _BatchClient:
         except openai.APIStatusError as error:
             raise self._refusal_error(error.status_code, error.message) from None
 
-    def _select_requests(self, session: _PendingCollector) -> dict[str, dict[str, Any]]:
+    def _select_requests(
+        self, pending: dict[str, dict[str, Any]], budget: Budget
+    ) -> dict[str, dict[str, Any]]:
         """The first pending requests, as many as one batch and the token budget allow."""
-        budget, selected = self.chat_config.max_total_tokens - session.total_tokens, {}
-        for key, body in list(session.pending.items())[: self.batch_config.max_requests]:
+        remaining, selected = self.chat_config.max_total_tokens - budget.total_tokens, {}
+        for key, body in list(pending.items())[: self.batch_config.max_requests]:
             # An upper bound: a token has at least one byte, and the JSON syntax covers the few
             # tokens that frame each message.
-            budget -= len(json.dumps(body, ensure_ascii=False).encode())
-            budget -= self.chat_config.max_completion_tokens
-            if budget < 0:
+            remaining -= len(json.dumps(body, ensure_ascii=False).encode())
+            remaining -= self.chat_config.max_completion_tokens
+            if remaining < 0:
                 break
             selected[key] = body
         if not selected:
-            raise InputError(session.budget_exceeded_message())
+            raise budget.token_error()
         return selected
 
     def _submit(self, requests: dict[str, dict[str, Any]]) -> SubmittedBatch:
@@ -214,7 +211,7 @@ class _BatchClient:
         return submitted
 
     def _store_answers(
-        self, submitted: SubmittedBatch, session: _PendingCollector
+        self, submitted: SubmittedBatch, pending: dict[str, dict[str, Any]]
     ) -> dict[str, RequestFailed]:
         """Wait for a batch and store its answers; returns the requests without one, by key."""
         batch = self._wait_until_ended(submitted)
@@ -225,19 +222,19 @@ class _BatchClient:
             raise self._refusal_error(0, message or "it gives no reason")
         failed = {key: RequestFailed(f"batch {batch.status}") for key in submitted.keys}
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            rows = []
+            answers: dict[str, ChatAnswer] = {}
             for line in _iter_json_lines(self.client.files.content(file).content):
                 key = line.get("custom_id")
                 if key not in failed:
                     continue
-                body = session.pending.get(key, {"messages": []})
+                body = pending.get(key, {"messages": []})
                 answer = _parse_answer_line(line, body)
                 if isinstance(answer, ChatAnswer):
-                    rows.append((key, answer.model_dump_json().encode()))
+                    answers[key] = answer
                     del failed[key]
                 else:
                     failed[key] = answer
-            session.store.write(rows)
+            self.cache.write(answers)
         submitted.path.unlink()
         return failed
 
@@ -305,6 +302,6 @@ def _parse_answer_line(line: dict[str, Any], body: dict[str, Any]) -> ChatAnswer
             f"HTTP {status}" if status else str(error.get("code", "no answer")), status
         )
     try:
-        return llm_client.parse_completion(response.get("body"), body, structured=True)
+        return parse_completion(response.get("body"), body, structured=True)
     except ValueError:
         return RequestFailed("no chat completion")

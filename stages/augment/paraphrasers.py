@@ -22,6 +22,7 @@ from stages.augment import batch_client, rule_paraphraser
 from stages.shared.core.config import Field, config_class, params_file_of
 from stages.shared.llm import client as llm_client
 from stages.shared.llm.client import Question, Reply
+from stages.shared.llm.config import ChatConfig
 from stages.shared.runtime.stage import InputError
 
 CONFIG_SECTION, BACKEND_KEY = "augment.openai", "augment.backend"  # of params.yaml
@@ -46,10 +47,10 @@ class OpenAIParaphraserConfig:
     use_batch_api: bool = Field(description="OpenAI's Batch API: cheaper, within a day")
     batch: batch_client.BatchRequestConfig = Field(description="limits of the Batch API")
 
-    def to_chat_config(self, model: str) -> llm_client.ChatConfig:
-        names = {field.name for field in fields(llm_client.ChatConfig)}
+    def to_chat_config(self, model: str) -> ChatConfig:
+        names = {field.name for field in fields(ChatConfig)}
         values = {name: value for name, value in vars(self).items() if name in names}
-        return llm_client.ChatConfig(model=model, **values)
+        return ChatConfig(model=model, **values)
 
     def compute_cost(self, sent: int, received: int) -> float | None:
         """The price of these numbers of tokens; None if a price is unknown."""

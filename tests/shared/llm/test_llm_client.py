@@ -14,7 +14,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from stages.shared.llm import client as llm_client
-from stages.shared.llm.client import ChatConfig, Question
+from stages.shared.llm.answers import ChatAnswer, parse_answer
+from stages.shared.llm.client import Question
+from stages.shared.llm.config import ChatConfig
 from stages.shared.runtime.stage import InputError
 from tests.support.fake_chat_api import API_KEY, TOKENS_PER_ANSWER, chat_completion, error_response
 
@@ -180,8 +182,8 @@ def test_a_question_without_a_valid_answer_fails_after_max_attempts(serve, compl
     ],
 )
 def test_text_around_the_answer_is_ignored(text):
-    answer = llm_client.ChatAnswer(text=text, finish="stop", model=None, tokens=1, structured=False)
-    value, failure = llm_client.parse_answer(answer, Score)
+    answer = ChatAnswer(text=text, finish="stop", model=None, tokens=1, structured=False)
+    value, failure = parse_answer(answer, Score)
     assert (value.score, failure) == (7, "")
 
 
@@ -289,6 +291,7 @@ def test_another_model_temperature_or_length_is_another_request(serve, changes):
 
 ASK_QUESTIONS = """
 from stages.shared.llm import client
+from stages.shared.llm.config import ChatConfig
 from stages.shared.core.config import build_config
 from pydantic import BaseModel
 import sys, json
@@ -296,7 +299,7 @@ import sys, json
 class Score(BaseModel):
     score: int
 
-config = build_config(client.ChatConfig, json.loads(sys.argv[1]), "judge")
+config = build_config(ChatConfig, json.loads(sys.argv[1]), "judge")
 texts = map(str, range(20))
 questions = [client.Question("Score it.", client.quote_data(text=text), Score) for text in texts]
 print(len(client.ask_questions("judge", config, questions)))

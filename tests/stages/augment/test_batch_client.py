@@ -13,7 +13,8 @@ import pytest
 from stages.augment import batch_client
 from stages.augment.batch_client import BatchRequestConfig
 from stages.shared.llm import client as llm_client
-from stages.shared.llm.client import ChatConfig, Question
+from stages.shared.llm.client import Question
+from stages.shared.llm.config import ChatConfig
 from stages.shared.runtime.stage import InputError, work_dir
 from tests.shared.llm.test_llm_client import GOOD, Score, question_text
 from tests.support.fake_batch_api import FakeBatchServer, start_server
