@@ -18,7 +18,7 @@ If the source names no split, a hash assigns it: the hash of a record's key (its
 source), so that a record keeps its split when its text is corrected. A record without key is
 assigned by its id, and so is a captioned image, since all of its captions share a split.
 
-stages/ingest/record_collector.py documents ids and unusable images.
+stages/ingest/record_builders.py documents ids, stages/ingest/record_collector.py unusable images.
 """
 
 import json

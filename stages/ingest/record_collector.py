@@ -1,23 +1,12 @@
-"""Collect the records of a corpus: ids, duplicates, images and rejected rows.
+"""Collect the records of a corpus: duplicates, images and rejected rows.
 
-A record's id is a hash of its content:
-
-    article          title, texts and images
-    captioned image  the image
-    tweet            words, tags and image
-    post             text, label and image
-    meme             text and image
-
-The same article twice is therefore one record, and rows that caption the same image become one
-record with all captions; neither can be in two splits. Two tweets, posts or memes with the same
-text may differ in their image only; if it is unusable, the source's own id replaces it in the hash.
+stages/ingest/record_builders.py checks and builds the records and documents their ids.
 
 An unusable image is rejected by itself, as if the author had not placed it. An article keeps its
 text and its other images, and the positions of facts and foils count those. A tweet, a post or a
 meme continues without image, unless it has no text either. A captioned image is rejected entirely.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -25,12 +14,26 @@ from pathlib import Path
 
 import regex
 
+from stages.ingest.record_builders import (
+    BuiltRecord,
+    RecordRejected,
+    build_article,
+    build_captioned,
+    build_meme,
+    build_post,
+    build_tweet,
+    check_article,
+    check_captioned,
+    check_meme,
+    check_post,
+    check_tweet,
+    merge_captions,
+)
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
 from stages.shared.data.image_store import ImageError
 from stages.shared.data.language import detect_language
 from stages.shared.data.records import (
-    SENTIMENT_LABELS,
     ArticleRecord,
     CaptionRecord,
     DatasetItem,
@@ -46,7 +49,6 @@ from stages.shared.data.records import (
 
 URL_PATTERN = regex.compile(r"//|(?:https?|ftp|file|data|blob|cid):", regex.IGNORECASE)
 MAX_BYTES_PER_PIXEL = 8  # RGBA with 16 bits: image files are hardly larger, whatever their format
-TAG_PATTERN = regex.compile(r"O|[BI]-\S+")
 
 
 @config_class
@@ -63,10 +65,6 @@ class IngestConfig:
                 f"validation_fraction {self.validation_fraction} and test_fraction "
                 f"{self.test_fraction} leave no training data: give a sum below 1"
             )
-
-
-class RecordRejected(Exception):
-    """A row that cannot be ingested; the message is the reason."""
 
 
 @dataclass
@@ -95,159 +93,60 @@ class RecordCollector:
         else:
             self.num_rows += 1
             try:
-                self._add_item(item)
+                self._add_record(item)
             except (RecordRejected, ImageError) as error:
                 self._reject(item, str(error))
 
-    def _add_item(self, item: Record | Rejection) -> None:
+    def _add_record(self, item: Record | Rejection) -> None:
+        if isinstance(item, Rejection):
+            raise RecordRejected(item.reason)
+        built = self._build_record(item)
+        existing = self.records.get(built.id)
+        if existing and isinstance(item, CaptionRecord):
+            self._check_key(item, built.id)
+            self.records[built.id] = merge_captions(existing, item, built.values["captions"])
+            return
+        if existing:
+            raise RecordRejected(f"duplicate id: the same {built.noun} as {existing['source']}")
+        self._check_key(item, built.id)
+        self.records[built.id] = {
+            "id": built.id,
+            "source": make_printable(item.source),
+            "language": item.language or detect_language(built.text),
+            "split": self._choose_split(item, built.id),
+            **built.values,
+        }
+        self.facts += [{"record": built.id, **asdict(fact)} for fact in built.facts]
+        self.boxes += [{"record": built.id, **asdict(box)} for box in built.boxes]
+        self.foils += [{"record": built.id, **asdict(foil)} for foil in built.foils]
+
+    def _build_record(self, item: Record) -> BuiltRecord:
+        """Check an item, store its images and build its record."""
         match item:
             case ArticleRecord():
-                self._add_article(item)
+                check_article(item)
+                images = [block for block in item.blocks if not isinstance(block, str)]
+                return build_article(
+                    item, [self._add_optional_image(image, item) for image in images]
+                )
             case CaptionRecord():
-                self._add_captioned(item)
+                check_captioned(item)
+                return build_captioned(item, self._load_image(item.image))
             case TweetRecord():
-                self._add_tweet(item)
+                check_tweet(item)
+                return build_tweet(item, self._add_optional_image(item.image, item))
             case PostRecord():
-                self._add_post(item)
+                check_post(item)
+                return build_post(item, self._add_optional_image(item.image, item))
             case MemeRecord():
-                self._add_meme(item)
-            case Rejection():
-                raise RecordRejected(item.reason)
+                check_meme(item)
+                return build_meme(item, self._add_optional_image(item.image, item))
 
-    def _add_article(self, item: ArticleRecord) -> None:
-        title = validate_text(item.title)
-        texts = [validate_text(block) for block in item.blocks if isinstance(block, str)]
-        if not any(texts):
-            raise RecordRejected("empty text: the article has none")
-        kept_blocks = [self._build_blocks(block, item) for block in item.blocks]
-        blocks = [block for kept in kept_blocks for block in kept]
-        content = [title, [[block["image"], block["text"]] for block in blocks]]
-        record_id = self._create_id("article", content)
-        values = self._resolve_language_and_split(item, record_id, " ".join([title, *texts]))
-        self._store_record(item, record_id, values | {"title": title, "blocks": blocks})
-        self._add_annotations(item, record_id, kept_blocks)
-
-    def _add_annotations(
-        self, item: ArticleRecord, record_id: str, kept_blocks: list[list[dict]]
-    ) -> None:
-        """Keep an article's facts, boxes and foils.
-
-        kept_blocks: for each of item.blocks the block that was built from it, or none.
-        """
-        is_kept = [
-            bool(kept)
-            for block, kept in zip(item.blocks, kept_blocks, strict=True)
-            if not isinstance(block, str)
-        ]
-        positions = [position for position, kept in enumerate(is_kept) if kept]
-        for rows, annotations in ((self.facts, item.facts), (self.boxes, item.boxes)):
-            rows += [
-                {"record": record_id, **asdict(annotation)}
-                | {"position": positions.index(annotation.position)}
-                for annotation in annotations
-                if annotation.position in positions
-            ]
-        if all(is_kept):  # else texts are joined, and a foil differs from its text in more
-            self.foils += [{"record": record_id, **asdict(foil)} for foil in item.foils]
-
-    def _build_blocks(self, block: ImageBytes | ImageFile | str, item: ArticleRecord) -> list[dict]:
-        """One block, or none if `block` is a blank text or an unusable image."""
-        if isinstance(block, str):
-            return [{"image": None, "text": block.strip()}] if block.strip() else []
-        image = self._add_optional_image(block, item)
-        return [{"image": image, "text": None}] if image else []
-
-    def _add_captioned(self, item: CaptionRecord) -> None:
-        captions = [text for text in map(validate_text, item.captions) if text]
-        if not captions:
-            raise RecordRejected("empty text: the image has no caption")
-        image = self._load_image(item.image)
-        record_id = compute_record_id(image)
-        if record_id in self.records:
-            self._merge_captions(item, self.records[record_id], captions)
-            return
-        language = item.language or detect_language(" ".join(captions))
-        values = {"image": image, "captions": captions, "language": language, "split": item.split}
-        self._store_record(item, record_id, values)
-        self.facts += [{"record": record_id, **asdict(fact)} for fact in item.facts]
-        self.boxes += [{"record": record_id, **asdict(box)} for box in item.boxes]
-
-    def _merge_captions(self, item: CaptionRecord, record: dict, captions: list[str]) -> None:
-        """Add a row's captions to the record of the same image."""
-        self._check_key(item, record["id"])
-        split = record["split"] or item.split
-        if item.split not in (None, split):
-            raise RecordRejected(
-                f"duplicate id: the same image as {record['source']}, split {split}"
-            )
-        new_captions = [caption for caption in captions if caption not in record["captions"]]
-        if not new_captions:
-            raise RecordRejected(f"duplicate id: the same image and captions as {record['source']}")
-        record["captions"] += new_captions
-        record["split"] = split
-
-    def _add_tweet(self, item: TweetRecord) -> None:
-        validate_tags(item)
-        values = {"words": item.words, "tags": item.tags}
-        self._add_text_with_image(item, "tweet", values, " ".join(item.words))
-
-    def _add_post(self, item: PostRecord) -> None:
-        text = validate_text(item.text)
-        if not text:
-            raise RecordRejected("empty text: the post has none")
-        if item.label not in SENTIMENT_LABELS:
-            raise RecordRejected(
-                f"unknown label: {item.label[:60]!r} is none of {', '.join(SENTIMENT_LABELS)}"
-            )
-        self._add_text_with_image(item, "post", {"text": text, "label": item.label}, text)
-
-    def _add_meme(self, item: MemeRecord) -> None:
-        text = validate_text(item.text)
-        image = item.image and self._add_optional_image(item.image, item)
-        if not text and not image:
-            raise RecordRejected("empty text: the meme has neither text nor a usable image")
-        record_id = self._create_id("meme", [text, image or item.key])
-        labels = [{"task": task, "label": label} for task, label in item.labels.items()]
-        values = self._resolve_language_and_split(item, record_id, text)
-        self._store_record(
-            item, record_id, values | {"image": image, "text": text, "labels": labels}
-        )
-        if image:
-            self.facts += [{"record": record_id, **asdict(fact)} for fact in item.facts]
-            self.boxes += [{"record": record_id, **asdict(box)} for box in item.boxes]
-
-    def _add_text_with_image(
-        self, item: TweetRecord | PostRecord, noun: str, values: dict, text: str
-    ) -> None:
-        """Add a tweet or post: `values` and its image. The language is detected from `text`."""
-        image = item.image and self._add_optional_image(item.image, item)
-        record_id = self._create_id(noun, [*values.values(), image or item.key])
-        common = self._resolve_language_and_split(item, record_id, text)
-        self._store_record(item, record_id, common | {"image": image} | values)
-        if image:
-            self.facts += [{"record": record_id, **asdict(fact)} for fact in item.facts]
-
-    def _create_id(self, noun: str, content: list) -> str:
-        """The id of a record with this content. Raises RecordRejected if the record exists."""
-        record_id = compute_record_id(json.dumps(content))
-        if record_id in self.records:
-            source = self.records[record_id]["source"]
-            raise RecordRejected(f"duplicate id: the same {noun} as {source}")
-        return record_id
-
-    def _resolve_language_and_split(
-        self, item: ArticleRecord | TweetRecord | PostRecord | MemeRecord, record_id: str, text: str
-    ) -> dict:
-        """The language, None if it cannot be detected, and the split."""
-        return {
-            "language": item.language or detect_language(text),
-            "split": item.split or assign_split(item.key or record_id, self.config),
-        }
-
-    def _store_record(self, item: Record, record_id: str, values: dict) -> None:
-        self._check_key(item, record_id)
-        source = make_printable(item.source)
-        self.records[record_id] = {"id": record_id, "source": source, **values}
+    def _choose_split(self, item: Record, record_id: str) -> str | None:
+        """None: chosen when all captions of an image are known, as they may name its split."""
+        if isinstance(item, CaptionRecord):
+            return item.split
+        return item.split or assign_split(item.key or record_id, self.config)
 
     def _check_key(self, item: Record, record_id: str) -> None:
         """Raises RecordRejected if another record has the same id in the source."""
@@ -256,8 +155,13 @@ class RecordCollector:
         source = self.records[self.ids_by_key[item.key]]["source"]
         raise RecordRejected(f"duplicate id: {item.key[:60]!r} is already used at {source}")
 
-    def _add_optional_image(self, image: ImageBytes | ImageFile, item: Record) -> str | None:
-        """Hash of an image that its record can do without; None if the image is rejected."""
+    def _add_optional_image(self, image: ImageBytes | ImageFile | None, item: Record) -> str | None:
+        """Hash of an image that its record can do without.
+
+        None if there is none, or if it is rejected.
+        """
+        if image is None:
+            return None
         self.num_rows += 1
         try:
             return self._load_image(image)
@@ -309,38 +213,9 @@ def read_image_file(image: ImageFile, root: Path, max_pixels: int) -> bytes:
         raise ImageError(f"missing image: {name!r} cannot be read") from None
 
 
-def validate_tags(item: TweetRecord) -> None:
-    """Raises RecordRejected unless every word is non-empty and has a tag O, B-TYPE or I-TYPE."""
-    if not item.words:
-        raise RecordRejected("empty text: the tweet has no word")
-    if len(item.words) != len(item.tags):
-        raise RecordRejected(f"wrong count: {len(item.words)} words have {len(item.tags)} tags")
-    for number, (word, tag) in enumerate(zip(item.words, item.tags, strict=True), start=1):
-        validate_text(word)  # its result is not used: a word of blanks keeps its tag
-        if not word:
-            raise RecordRejected(f"empty text: word {number} has no character")
-        if not TAG_PATTERN.fullmatch(tag):
-            raise RecordRejected(
-                f"unknown tag: {tag[:60]!r} of word {number} is none of O, B-TYPE, I-TYPE"
-            )
-
-
-def validate_text(text: str) -> str:
-    """The text without surrounding whitespace. Raises RecordRejected if it is not valid Unicode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RecordRejected("undecodable text: it contains half a surrogate pair") from None
-    return text.strip()
-
-
 def make_printable(name: str) -> str:
     """Replace the characters of a file name that are not valid Unicode."""
     return name.encode(errors="replace").decode()
-
-
-def compute_record_id(content: str) -> str:
-    return sha256(content.encode()).hexdigest()[:16]
 
 
 def assign_split(key: str, config: IngestConfig) -> str:
