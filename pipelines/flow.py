@@ -21,10 +21,13 @@ from pipelines.runner import dag, dvc_repro, process_group
 from pipelines.runner.eta import StageDurations
 from pipelines.runner.scheduler import StageScheduler
 from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.tracking import TrackingRun
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)  # only DVC decides what is cached
-def reproduce(stage: str, parent: str, threads: int, timeout: float, stop: Event) -> State | None:
+def reproduce(
+    stage: str, parent: TrackingRun, threads: int, timeout: float, stop: Event
+) -> State | None:
     """Run one stage and log its output; the stage never outlives the task."""
     log = get_run_logger()
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 
 from pipelines import summary
 from pipelines.runner import dag, process_group
@@ -16,8 +16,6 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.data import parallel
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
-
-_RECORD_LOCK = Lock()  # DVC's Repo changes the umask of the process for a moment
 
 
 @config_class
@@ -57,21 +55,17 @@ def check_params(graph: dag.Dag) -> None:
 
 
 @contextmanager
-def track_parent_run(name: str) -> Iterator[str]:
+def track_parent_run(name: str) -> Iterator[tracking.TrackingRun]:
     """The parent of the MLflow runs of stages in this block; it receives the summary metrics."""
     with tracking.start_parent_run(name, config.read_params()) as parent:
-        os.environ[tracking.PARENT_RUN_ENV] = parent
-        try:
-            yield parent
-            tracking.copy_metrics(parent, summary.collect_metrics())
-        finally:
-            del os.environ[tracking.PARENT_RUN_ENV]
+        yield parent
+        parent.log_metrics(summary.collect_metrics(), 0)
 
 
 def reproduce_stage(
     stage: str,
     on_line: Callable[[str], None],
-    parent: str,
+    parent: tracking.TrackingRun,
     threads: int,
     timeout: float,
     stop: Event,
@@ -80,7 +74,7 @@ def reproduce_stage(
 
     Other stages may run at the same time. OMP_NUM_THREADS is set to `threads` unless it is set
     already. A stage that DVC restores from its run cache does not execute, so that it is recorded
-    here, under the MLflow run `parent`. Raises InputError with the error message of the stage,
+    here, as a child of `parent`. Raises InputError with the error message of the stage,
     TimeoutError after `timeout` seconds and ProcessStopped once `stop` is set.
     """
     errors = ErrorCollector()
@@ -102,8 +96,7 @@ def reproduce_stage(
     if code:
         raise InputError(errors.to_sentence(command, code))
     if outcome and outcome[0].startswith(cached):
-        with _RECORD_LOCK:
-            tracking.log_cached_stage(stage, parent)
+        tracking.log_cached_stage(stage, parent)
 
 
 class ErrorCollector:

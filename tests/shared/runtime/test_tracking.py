@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.store_server import SERVER_ENV
 from tests.support.project_files import ROOT
 
 
@@ -144,13 +145,13 @@ def test_a_run_that_is_still_alive_elsewhere_is_left_alone(store):
 
 
 def test_children_have_their_parent_and_ignore_another_run_id(store, monkeypatch):
-    with tracking.start_parent_run("make run", {"preset": "smoke"}) as parent_id:
-        monkeypatch.setenv(tracking.PARENT_RUN_ENV, parent_id)
+    with tracking.start_parent_run("make run", {"preset": "smoke"}) as parent:
+        parent_id = parent.run_id
         monkeypatch.setenv("MLFLOW_RUN_ID", parent_id)
         with tracking.start_run("train_sft", "a", {}) as child:
             pass
-        tracking.log_cached_stage("evaluate@a", parent_id)
-        tracking.copy_metrics(parent_id, {"skill": 0.96})
+        tracking.log_cached_stage("evaluate@a", parent)
+        parent.log_metrics({"skill": 0.96}, 0)
     logged = runs(store)
     assert child.run_id != parent_id
     assert logged["train_sft@a"].data.tags["mlflow.parentRunId"] == parent_id
@@ -160,16 +161,111 @@ def test_children_have_their_parent_and_ignore_another_run_id(store, monkeypatch
     assert {run.info.status for run in logged.values()} == {"FINISHED"}
 
 
+def test_a_stage_of_a_driver_uses_its_store_and_never_imports_mlflow(
+    store, trained, project, monkeypatch
+):
+    monkeypatch.chdir(project)
+    code = f"""
+import sys
+from pathlib import Path
+with tracking.start_run("train_classifier", "x", {{"steps": 3}}) as run:
+    run.log_metrics({{"loss": 1.5}}, 1)
+    run.log_artifact(Path("{trained}"), "copy")
+    run.log_artifact_hash(Path("{trained}"), "model")
+    run.log_model(Path("{trained}"), "model")
+assert not {{"mlflow", "dvc", "numpy"}} & set(sys.modules)
+"""
+    with tracking.start_parent_run("run", {}) as parent:
+        process = start(code, DVC_STAGE="train_classifier@x", DVC_ROOT=str(project))
+        _, errors = process.communicate()
+        assert (process.returncode, errors) == (0, "")
+    logged = runs(store)["train_classifier@x"]
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params == {"steps": "3"} and logged.data.metrics == {"loss": 1.5}
+    assert logged.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert {"dvc.md5.data/a", "dvc.md5.work.py"} <= logged.data.tags.keys()
+    assert [len(logged.outputs.model_outputs), len(logged.inputs.dataset_inputs)] == [1, 1]
+    assert {file.path for file in store.list_artifacts(logged.info.run_id)} == {
+        "artifacts.json",
+        "copy",
+    }
+
+
+def test_many_stages_of_a_driver_log_at_once(store):
+    code = """
+with tracking.start_run("embed", "{i}", {{"a": 1}}) as run:
+    for step in range(50):
+        run.log_metrics({{"x": {i}}}, step)
+        run._flush_metrics()
+"""
+    with tracking.start_parent_run("run", {}):
+        processes = [start(code.format(i=i)) for i in range(6)]
+        assert [process.communicate()[1] for process in processes] == [""] * 6
+    logged = runs(store)
+    assert [logged[f"embed@{i}"].data.metrics["x"] for i in range(6)] == list(range(6))
+
+
+def test_a_failure_in_the_store_of_the_driver_is_a_warning_of_the_stage(
+    store, trained, monkeypatch
+):
+    code = f"""
+from pathlib import Path
+with tracking.start_run("train_sft", "a", {{}}) as run:
+    run.log_model(Path("{trained}"), "model")
+"""
+    with tracking.start_parent_run("run", {}) as parent:
+        monkeypatch.setattr(parent._store.client, "log_model_artifacts", lambda *_: 1 / 0)
+        _, errors = start(code).communicate()
+    assert errors == "warning: MLflow run train_sft@a: division by zero\n"
+    assert runs(store)["train_sft@a"].info.status == "FINISHED"
+
+
+def test_a_stage_survives_the_end_of_its_driver(store):
+    code = """
+import sys
+with tracking.start_run("train_sft", "a", {}) as run:
+    print("open", flush=True)
+    sys.stdin.readline()
+    run.log_metrics({"loss": 1.0}, 0)
+"""
+    driver = start(f"""
+import subprocess, sys, time
+with tracking.start_parent_run("run", {{}}):
+    stage = subprocess.Popen(
+        [sys.executable, "-c", 'from stages.shared.runtime import tracking\\n' + {code!r}],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    stage.stdout.readline()
+    print(stage.pid, flush=True)
+    time.sleep(60)
+""")
+    assert driver.stdout.readline().strip().isdigit()
+    driver.kill()  # closes the standard input of the stage
+    assert "the process that started this stage has ended" in driver.stderr.read()
+
+
+@pytest.mark.parametrize("address", ["00@/nowhere/tracking", "wrong key"])
+def test_a_stage_that_cannot_reach_the_driver_uses_its_own_store(store, monkeypatch, address):
+    with tracking.start_parent_run("run", {}):
+        if address == "wrong key":
+            _, _, socket = os.environ[SERVER_ENV].partition("@")
+            address = f"00@{socket}"
+        _, errors = start(
+            'with tracking.start_run("embed", "a", {"a": 1}): pass',
+            POLYMUSE_TRACKING_SERVER=address,
+        ).communicate()
+    assert errors == ""
+    assert runs(store)["embed@a"].data.params == {"a": "1"}
+
+
 def test_a_child_still_open_when_its_parent_ends_was_killed(store):
-    with tracking.start_parent_run("flow", {}) as parent_id:
+    with tracking.start_parent_run("flow", {}):
         process = start(
             """
 import time
 with tracking.start_run("train_sft", "a", {}):
     print("open", flush=True)
     time.sleep(60)
-""",
-            POLYMUSE_PARENT_RUN=parent_id,
+"""
         )
         process.stdout.readline()
         process.kill()
@@ -326,12 +422,12 @@ def test_a_file_that_is_not_a_database_is_one_sentence(tmp_path, monkeypatch):
 
 def test_a_server_failure_is_a_warning_and_metrics_are_sent_again(store, monkeypatch, capsys):
     with tracking.start_run("train_sft", "a", {}) as run:
-        real = run._client.log_batch
-        monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: 1 / 0)
-        run.log_metrics({"x": 1.0}, 0)
-        run._flush_metrics()
-        run._flush_metrics()
-        monkeypatch.setattr(run._client, "log_batch", real)
+        client = run._store.client
+        with monkeypatch.context() as broken:
+            broken.setattr(client, "log_batch", lambda *_, **__: 1 / 0)
+            run.log_metrics({"x": 1.0}, 0)
+            run._flush_metrics()
+            run._flush_metrics()
     assert runs(store)["train_sft@a"].data.metrics == {"x": 1.0}
     assert capsys.readouterr().err.count("warning: MLflow run train_sft@a") == 1
 
@@ -414,7 +510,7 @@ def test_a_model_whose_upload_fails_is_not_ready_and_gives_a_warning(
     store, trained, monkeypatch, capsys
 ):
     with tracking.start_run("train_sft", "a", {}) as run:
-        monkeypatch.setattr(run._client, "log_model_artifact", lambda *_: 1 / 0)
+        monkeypatch.setattr(run._store.client, "log_model_artifact", lambda *_: 1 / 0)
         run.log_model(trained, "model")
     assert runs(store)["train_sft@a"].info.status == "FINISHED"
     experiment = store.get_experiment_by_name("polymuse").experiment_id

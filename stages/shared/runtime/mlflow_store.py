@@ -1,0 +1,301 @@
+"""The MLflow tracking store: all calls of MLflow that runs need.
+
+Arguments and results are plain values, so that a stage can use the store of its driver instead of
+one of its own (stages/shared/runtime/store_server.py): importing MLflow takes seconds of CPU.
+
+reads   MLFLOW_TRACKING_URI (default: mlflow.db in the project)
+writes  the tracking store
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from filelock import FileLock
+
+from stages.shared.runtime.stage import InputError, work_dir
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT_NAME = "polymuse"
+SQLITE_PREFIX = "sqlite:///"
+PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
+MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
+
+# Defaults; values of the user's environment have precedence.
+_MLFLOW_ENV_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's default of 7 takes minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # jitter would use the stage's random state
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address may contain a password
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_METRICS_PER_BATCH = 1000  # limit of one call of MLflow's API
+_ENTRIES_PER_BATCH = 100  # limit for params and for tags
+_MAX_VALUE_LENGTH = 500  # characters of a param, the limit of the oldest servers
+_MAX_KEY_LENGTH = 250  # characters of a key
+_REPO_LOCK = Lock()  # DVC's Repo changes the umask of the process for a moment
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TrackingError(Exception):
+    """A call of the store failed. The message is the reason, without passwords."""
+
+
+def _raises_tracking_error(call: Callable[P, T]) -> Callable[P, T]:
+    """Turn every exception of MLflow, its drivers and sockets into a TrackingError."""
+
+    @wraps(call)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            raise TrackingError(error_reason(error)) from None
+
+    return wrapper
+
+
+class MlflowStore:
+    """The store at MLFLOW_TRACKING_URI. Raises InputError if it cannot be used.
+
+    Methods raise TrackingError.
+    """
+
+    def __init__(self) -> None:
+        for name, value in _MLFLOW_ENV_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        uri = get_tracking_uri()
+        database = Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
+        lock = Path(f"{database}.lock") if database else work_dir() / "locks" / "tracking"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock):  # concurrent creation of the tables fails
+                self.client = MlflowClient(uri)
+                self.experiment = _get_or_create_experiment(self.client, database)
+        except Exception as error:  # drivers, sockets and databases have their own types
+            raise InputError(
+                f"MLFLOW_TRACKING_URI: {redact_secrets(uri)} cannot be used "
+                f"({error_reason(error)}): start that server, or unset the variable to use "
+                "mlflow.db"
+            ) from None
+
+    @_raises_tracking_error
+    def create_run(
+        self, name: str, params: dict[str, Any], tags: dict[str, str], dvc_stage: str, dvc_root: str
+    ) -> str:
+        """Create a run with its params, tags and datasets; returns its id.
+
+        dvc_stage: whose inputs are recorded; "" outside of DVC. dvc_root: its project; "" for that
+        of the current folder.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        inputs = _input_hashes(dvc_stage, dvc_root)
+        tags = tags | {f"dvc.md5.{path}": md5 for path, md5 in inputs.items()}
+        tags |= _source_tags(dvc_stage)
+        run_params = [
+            Param(_sanitize_key(key), _truncate_value(value))
+            for key, value in _flatten(params).items()
+        ]
+        context = [InputTag("mlflow.data.context", "input")]
+        datasets = [
+            DatasetInput(Dataset(path, md5, "local", json.dumps({"uri": path})), context)
+            for path, md5 in inputs.items()
+            if path.startswith("data/")
+        ]
+        # The tags are created with the run, so that a run killed before its params has a parent.
+        all_tags = {_sanitize_key(key): value for key, value in tags.items()}
+        run = self.client.create_run(self.experiment, run_name=name, tags=all_tags)
+        for start in range(0, len(run_params), _ENTRIES_PER_BATCH):
+            batch = run_params[start : start + _ENTRIES_PER_BATCH]
+            self.client.log_batch(run.info.run_id, params=batch)
+        if datasets:
+            self.client.log_inputs(run.info.run_id, datasets)
+        return run.info.run_id
+
+    @_raises_tracking_error
+    def log_metrics(self, run_id: str, rows: list[MetricRow]) -> None:
+        """Log metrics to a run."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(_sanitize_key(key), value, now, step) for key, value, now, step in rows]
+        for start in range(0, len(metrics), _METRICS_PER_BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
+
+    @_raises_tracking_error
+    def log_artifact(self, run_id: str, path: Path, name: str) -> None:
+        """Upload a file, or the files of a folder, into the folder `name` of the artifacts."""
+        upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        upload(run_id, str(path), name or None)
+
+    @_raises_tracking_error
+    def log_dict(self, run_id: str, content: dict[str, Any], name: str) -> None:
+        """Upload `content` as the JSON file `name`."""
+        self.client.log_dict(run_id, content, name)
+
+    @_raises_tracking_error
+    def log_model(self, run_id: str, folder: Path, name: str) -> None:
+        """Upload a model folder as an MLflow model."""
+        from stages.shared.runtime import model_logging
+
+        model_logging.log_model(self.client, run_id, folder, name)
+
+    @_raises_tracking_error
+    def end_run(self, run_id: str, status: str) -> None:
+        """End a run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    @_raises_tracking_error
+    def mark_killed(self, run_id: str) -> None:
+        """Mark a run that is still open as KILLED, with its open children."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.client.set_terminated(run_id, "KILLED")
+                self.kill_children(run_id)
+        except MlflowException:  # the run is in another store, or was deleted
+            pass
+
+    @_raises_tracking_error
+    def kill_children(self, run_id: str) -> None:
+        """Mark the open children of a run as KILLED."""
+        open_children = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+        for child in self.client.search_runs([self.experiment], open_children):
+            self.client.set_terminated(child.info.run_id, "KILLED")
+
+
+def download_model(address: str, folder: Path) -> Path:
+    """Copy the model at models:/... or runs:/ID/NAME to `folder`. Raises InputError."""
+    uri = get_tracking_uri()
+    if (
+        uri.startswith(SQLITE_PREFIX)
+        and not (database := Path(uri.removeprefix(SQLITE_PREFIX))).exists()
+    ):
+        raise InputError(
+            f"{address}: there is no {database.name} yet: train a model, or name a folder"
+        )
+    for name, value in _MLFLOW_ENV_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from stages.shared.runtime import model_logging
+
+    try:
+        return model_logging.download_model(uri, address, folder)
+    except Exception as error:  # stores, servers and addresses have their own types
+        raise InputError(
+            f"{address}: {redact_secrets(uri)} has no such model ({error_reason(error)}): see "
+            "the Models page of `polymuse ui` for the address"
+        ) from None
+
+
+def get_tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db of the project; the path of a database file is absolute.
+
+    Pass it as MLFLOW_TRACKING_URI to stages that run in another folder.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}mlflow.db"
+    if uri.startswith(SQLITE_PREFIX):
+        return f"{SQLITE_PREFIX}{_project_root() / uri.removeprefix(SQLITE_PREFIX)}"
+    return uri
+
+
+def _project_root() -> Path:
+    """The folder of dvc.yaml; in a temporary workspace of `dvc exp`, that of the project."""
+    current = Path.cwd()
+    roots = (folder for folder in [current, *current.parents] if (folder / "dvc.yaml").exists())
+    root = Path(os.environ.get("DVC_ROOT") or next(roots, current)).absolute()
+    project, is_workspace, _ = root.as_posix().partition("/.dvc/tmp/exps/")
+    return Path(project) if is_workspace else root
+
+
+def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
+    if experiment is None:
+        location = (database.parent / "mlartifacts").as_uri() if database else None
+        try:
+            return client.create_experiment(EXPERIMENT_NAME, artifact_location=location)
+        except MlflowException:  # another machine has created it meanwhile
+            experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise ValueError(
+            f"experiment {EXPERIMENT_NAME} was deleted, restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`"
+        )
+    return experiment.experiment_id
+
+
+def _input_hashes(dvc_stage: str, dvc_root: str) -> dict[str, str]:
+    """path -> md5 of the dependencies of a stage, as DVC computes it; empty outside of DVC."""
+    if not dvc_stage:
+        return {}
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        # DVC releases its lock while a stage runs, so that another DVC may rewrite dvc.lock.
+        with _REPO_LOCK, Repo(dvc_root or None, _wait_for_lock=True) as repo, repo.lock:
+            deps = repo.stage.load_one(name=dvc_stage).deps
+            hashes = {dep.def_path: dep.get_hash() for dep in deps if dep.exists}
+    except DvcException:  # dvc.yaml was edited after DVC started this stage
+        return {}
+    return {path: hashed.value for path, hashed in hashes.items() if hashed.name == "md5"}
+
+
+def _source_tags(dvc_stage: str) -> dict[str, str]:
+    """Tags for the source of a run: stage and commit, without user and machine."""
+    source = {"dvc.stage": dvc_stage} if dvc_stage else {}
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git is not installed
+        return source
+    if commit.returncode == 0:
+        source["mlflow.source.git.commit"] = commit.stdout.strip()
+    return source
+
+
+def _flatten(params: dict[str, Any], parent: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}; lists and None as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{parent}{key}.")
+        else:
+            flat[f"{parent}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _sanitize_key(name: str) -> str:
+    return re.sub(r"[^\w./ :-]", "_", name)[:_MAX_KEY_LENGTH]
+
+
+def _truncate_value(value: str) -> str:
+    value = redact_secrets(value)
+    return value if len(value) <= _MAX_VALUE_LENGTH else f"{value[: _MAX_VALUE_LENGTH - 3]}..."
+
+
+def redact_secrets(text: str) -> str:
+    """`text` with addresses stripped of user, password and query."""
+    return re.sub(r"(\w+://)[^/\s]*@", r"\1", re.sub(r"(\w+://[^\s?]*)\?\S*", r"\1", text))
+
+
+def error_reason(error: Exception) -> str:
+    text = redact_secrets(" ".join(str(error).split()))
+    if "failed with exception" in text or "Max retries" in text:
+        return "it does not answer"
+    return text[:200] or type(error).__name__
