@@ -4,8 +4,8 @@ polymuse run [TARGET...]      bring all stages, or the named ones, up to date
 polymuse write -o FOLDER      write an article from --topic TEXT, --image FILE..., or both
 polymuse label TEXT           label a tweet or post, with or without its --image
 polymuse label FILE|FOLDER    label one meme, or every meme in a folder
-polymuse params [SECTION]     show params.yaml with the meaning of each value
-polymuse preset [NAME]        apply presets/NAME.yaml to params.yaml, or list the presets
+polymuse params [SECTION]     show every parameter with its value and meaning
+polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
 polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
@@ -52,12 +52,17 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     run = verbs.add_parser("run", help="bring all stages, or the named ones, up to date")
-    run.add_argument("targets", nargs="*", metavar="TARGET", help="e.g. evaluate@flexmuse")
+    run.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="a stage of dvc.yaml, such as evaluate@flexmuse; default: all",
+    )
     run.set_defaults(verb=_run)
     _add_write(verbs.add_parser("write", help="write an article from a topic, images, or both"))
     _add_label(verbs.add_parser("label", help="label tweets, posts or memes"))
-    _add_params(verbs.add_parser("params", help="show params.yaml with the meaning of each value"))
-    preset = verbs.add_parser("preset", help="apply presets/NAME.yaml to params.yaml")
+    _add_params(verbs.add_parser("params", help="show every parameter with its value and meaning"))
+    preset = verbs.add_parser("preset", help="apply a preset to params.yaml and config/")
     choice = preset.add_mutually_exclusive_group()
     choice.add_argument("name", nargs="?", metavar="NAME", help="default: list the presets")
     choice.add_argument("--undo", action="store_true", help="undo the last preset")
@@ -71,11 +76,22 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     """Add the options of `write`. Paths are relative to the user's folder, not the project's."""
     option = write.add_argument
     option("--topic", metavar="TEXT", help="what to write about")
-    option("--image", metavar="FILE", type=_resolve_path, nargs="+", action="extend", default=[])
+    option(
+        "--image",
+        metavar="FILE",
+        type=_resolve_path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="images to write about, in this order",
+    )
     option("--images", metavar="N", type=int, help="total number of images; 0: text only")
     option("--run", metavar="NAME", help="a generator of params.yaml; default: the first")
     option(
-        "--model", metavar="ADDRESS", type=_parse_model, help="a folder, models:/... or runs:/..."
+        "--model",
+        metavar="ADDRESS",
+        type=_parse_model,
+        help="a model folder, or an MLflow address models:/... or runs:/...",
     )
     option(
         "--backend",
@@ -84,7 +100,14 @@ def _add_write(write: argparse.ArgumentParser) -> None:
         help="what retrieves or generates missing images; default: illustrate.backend",
     )
     option("--seed", metavar="N", type=int, help="seed of sampling; default: that of the run")
-    option("-o", "--output", metavar="FOLDER", type=_resolve_path, required=True)
+    option(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        type=_resolve_path,
+        required=True,
+        help="folder to write the article to",
+    )
     write.set_defaults(verb=_write)
 
 
@@ -92,13 +115,24 @@ def _add_label(label: argparse.ArgumentParser) -> None:
     option = label.add_argument
     what = "a tweet or post; or the image file of a meme, or a folder of memes"
     option("text", metavar="TEXT", type=_parse_text_or_path, nargs="?", help=what)
-    option("--image", metavar="FILE", type=_resolve_path, action="append", default=[])
-    option("--file", metavar="FILE", type=_resolve_path, help=".txt, one text a line, or .jsonl")
+    option(
+        "--image",
+        metavar="FILE",
+        type=_resolve_path,
+        action="append",
+        default=[],
+        help="the image of TEXT",
+    )
+    option(
+        "--file", metavar="FILE", type=_resolve_path, help=".txt with one text per line, or .jsonl"
+    )
     model = label.add_mutually_exclusive_group()
-    model.add_argument("--run", metavar="NAME", help="a classifier of params.yaml; default: first")
-    address = "a folder, models:/... or runs:/..."
+    model.add_argument(
+        "--run", metavar="NAME", help="a classifier of params.yaml; default: the first of its kind"
+    )
+    address = "a model folder, or an MLflow address models:/... or runs:/..."
     model.add_argument("--model", metavar="ADDRESS", type=_parse_model, help=address)
-    option("--json", action="store_true", help="print one JSON object a line")
+    option("--json", action="store_true", help="print one JSON object per line")
     memes = label.add_argument_group("memes")
     option = memes.add_argument
     option("--text", metavar="TEXT", dest="words", help="overlay text of one meme; default: OCR")
@@ -122,7 +156,7 @@ def _add_params(params: argparse.ArgumentParser) -> None:
         "--schema",
         metavar="FILE",
         type=_resolve_path,
-        help="write a JSON schema of params.yaml for editors instead",
+        help="write a JSON schema for editors to FILE instead",
     )
     params.set_defaults(verb=_params)
 

@@ -66,11 +66,13 @@ class ImageAugmentationConfig:
 
 @config_class
 class AugmentConfig:
-    corpora: list[str] = Field(description="of kind memes; read by dvc.yaml")
+    corpora: list[str] = Field(description="corpora of kind memes")
     backend: str = Field(description="rules | none | openai:MODEL")
     num_paraphrases: int = Field(ge=1, description="requested per meme")
     seed: int = Field(description="of rules and image augmentation")
-    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS, description="image files per corpus")
+    num_shards: int = Field(
+        ge=1, le=image_store.MAX_SHARDS, description="Parquet files that hold the images"
+    )
     filters: ParaphraseFilterConfig = Field(description="limits for paraphrases")
     openai: paraphrasers.OpenAIParaphraserConfig = Field(description="the backend openai:MODEL")
     image: ImageAugmentationConfig = Field(description="images of paraphrases")

@@ -39,8 +39,10 @@ class ParaphraseFilterConfig:
     near_duplicate_threshold: float = Field(
         gt=0, le=1, description="text similarity from which two texts are duplicates"
     )
-    max_length_ratio: float = Field(ge=0, description="length relative to the original")
-    short_text_characters: int = Field(ge=0, description="length that is never too long")
+    max_length_ratio: float = Field(ge=0, description="maximum length relative to the original")
+    short_text_characters: int = Field(
+        ge=0, description="a text up to this length is never too long, characters"
+    )
     min_semantic_similarity: float | None = Field(
         ge=-1, le=1, description="MiniLM cosine to the original; null: not measured"
     )

@@ -15,10 +15,8 @@ Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
 class EvaluateClassifierConfig:
     num_bootstrap_samples: int = Field(ge=2, description="resamples for the standard errors of F1")
     seed: int = Field(description="seed of the resampling")
-    max_below_ceiling: float = Field(description="distance a single-input score may be below")
-    max_above_ceiling_standard_errors: float = Field(
-        description="standard errors a single-input score may be above"
-    )
+    max_below_ceiling: float = Field(description="tolerance below the single-modality ceiling")
+    max_above_ceiling_standard_errors: float = Field(description="tolerance above that ceiling")
 
 
 def load_ceilings(ingest: Path) -> dict[str, Any]:

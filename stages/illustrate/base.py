@@ -56,7 +56,7 @@ class IllustrateConfig:
 
     backend: str = Field(description="retrieve | diffusers:NAME | openai:MODEL")
     seed: int = Field(description="seed of generated images")
-    num_shards: int = Field(description="Parquet files for the images of a corpus")
+    num_shards: int = Field(description="Parquet files that hold the images")
     diffusers: DiffusersIllustratorConfig = Field(description="options of diffusers:NAME")
     openai: OpenAIIllustratorConfig = Field(description="options of openai:MODEL")
 

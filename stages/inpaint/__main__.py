@@ -42,8 +42,10 @@ class InpaintConfig:
     """The section `inpaint`."""
 
     corpora: list[str] = Field(description="corpora of kind memes")
-    num_shards: int = Field(ge=1, le=image_store.MAX_SHARDS, description="files of the images")
-    batch_size: int = Field(ge=1, description="images per task of a worker")
+    num_shards: int = Field(
+        ge=1, le=image_store.MAX_SHARDS, description="Parquet files that hold the images"
+    )
+    batch_size: int = Field(ge=1, description="images per batch of a worker")
     ocr: Literal["when_missing", "always", "never"] = Field(
         description="read an image's text; when_missing: if the meme has none"
     )

@@ -21,13 +21,19 @@ FillFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image (H, W, 3)
 class TextMaskConfig:
     """The section `inpaint.mask`. Lengths are fractions of the text height of a line."""
 
-    margin: float = Field(ge=0, description="growth of a line's box on each side")
-    border_width: float = Field(ge=0, description="border sampled for the background, each side")
-    min_uniform_fraction: float = Field(ge=0, description="border in one color: mask letters only")
-    color_tolerance: int = Field(ge=0, description="difference within one color, of 255")
-    dilation: float = Field(ge=0, description="growth of letters on uniform background")
+    margin: float = Field(ge=0, description="growth of a line's box on each side, in text heights")
+    border_width: float = Field(
+        ge=0, description="border that shows the background, each side, in text heights"
+    )
+    min_uniform_fraction: float = Field(
+        ge=0, description="border share in one color from which only letters are masked"
+    )
+    color_tolerance: int = Field(ge=0, description="maximum difference within one color, 0 to 255")
+    dilation: float = Field(
+        ge=0, description="growth of letters on a uniform background, in text heights"
+    )
     line_extension: float = Field(
-        ge=0, description="reach for dots and quotes beyond a line's ends"
+        ge=0, description="reach beyond a line's ends for dots and quotes, in text heights"
     )
 
 

@@ -33,18 +33,28 @@ class TextDetectionConfig:
     max_upscale: float = Field(gt=0, description="maximum scale factor of small images")
     pixel_threshold: float = Field(ge=0, le=1, description="minimum score of a text pixel")
     box_threshold: float = Field(ge=0, le=1, description="minimum mean score of a box")
-    unclip_ratio: float = Field(ge=0, description="growth of a box: the network marks line cores")
-    max_line_height: float = Field(ge=0, description="taller boxes are dropped")
-    verify_above_height: float = Field(ge=0, description="taller boxes must be readable")
-    verify_below_score: float = Field(ge=0, le=1, description="less certain boxes, too")
-    min_recognition_score: float = Field(ge=0, le=1, description="minimum for a readable box")
+    unclip_ratio: float = Field(
+        ge=0, description="growth of a box; the network marks only the core of a line"
+    )
+    max_line_height: float = Field(
+        ge=0, description="taller boxes are dropped; fraction of the longer image side"
+    )
+    verify_above_height: float = Field(ge=0, description="taller boxes must be readable; same unit")
+    verify_below_score: float = Field(
+        ge=0, le=1, description="boxes below this score must be readable, too"
+    )
+    min_recognition_score: float = Field(
+        ge=0, le=1, description="minimum recognition score of a readable box"
+    )
 
 
 @config_class
 class TextRecognitionConfig:
     """The section `inpaint.recognition`."""
 
-    min_score: float = Field(ge=0, le=1, description="boxes read with less are left out")
+    min_score: float = Field(
+        ge=0, le=1, description="boxes recognized with a lower score are left out"
+    )
 
 
 # A RapidOCR instance keeps state between calls, so threads must not share one.

@@ -59,13 +59,21 @@ Chart = dict[str, str]  # title and SVG
 class ReportConfig:
     num_examples: int = Field(ge=0, description="test examples shown for each run")
     thumbnail_size: int = Field(ge=1, description="longest side of an image, pixels")
-    max_pixelated_size: int = Field(ge=0, description="enlarge images up to this side, pixels")
+    max_pixelated_size: int = Field(
+        ge=0, description="images up to this side are enlarged unsmoothed, pixels"
+    )
     num_bins: int = Field(ge=1, description="bins of every histogram")
-    num_attention_maps: int = Field(ge=0, description="words and topic tokens mapped per text")
+    num_attention_maps: int = Field(
+        ge=0, description="attention maps of words and of topic tokens per text"
+    )
     attention_map_size: int = Field(ge=1, description="longest side of an attention map, pixels")
     num_review_articles: int = Field(ge=0, description="train articles in the chunk review")
-    near_identical_threshold: float = Field(description="chunk similarity from which to flag, 0-1")
-    unrelated_threshold: float = Field(description="chunk similarity up to which to flag, 0-1")
+    near_identical_threshold: float = Field(
+        description="chunk similarity from which a pair is flagged, 0 to 1"
+    )
+    unrelated_threshold: float = Field(
+        description="chunk similarity up to which a pair is flagged, 0 to 1"
+    )
     num_inpainted_memes: int = Field(ge=0, description="memes shown before and after inpainting")
     num_paraphrased_memes: int = Field(ge=0, description="memes shown with their paraphrases")
     min_graph_density: float = Field(description="warn at this share of linked pairs or less")

@@ -119,11 +119,19 @@ class MemotionPathsConfig:
 class MemotionLabelsConfig:
     """The label set of each task."""
 
-    sentiment: Literal["three", "five", "none"] = Field(description="three: subtask A")
-    humour: Literal["levels", "binary", "none"] = Field(description="binary: B, levels: C")
-    sarcasm: Literal["levels", "binary", "none"] = Field(description="binary: B, levels: C")
-    offensive: Literal["levels", "binary", "none"] = Field(description="binary: B, levels: C")
-    motivational: Literal["binary", "none"] = Field(description="binary: B")
+    sentiment: Literal["three", "five", "none"] = Field(
+        description="five classes, or three as in subtask A"
+    )
+    humour: Literal["levels", "binary", "none"] = Field(
+        description="levels as in subtask C, binary as in B"
+    )
+    sarcasm: Literal["levels", "binary", "none"] = Field(
+        description="levels as in subtask C, binary as in B"
+    )
+    offensive: Literal["levels", "binary", "none"] = Field(
+        description="levels as in subtask C, binary as in B"
+    )
+    motivational: Literal["binary", "none"] = Field(description="binary as in subtask B")
 
     def get_enabled_tasks(self) -> dict[str, str]:
         """Task -> label set, without omitted tasks."""

@@ -69,7 +69,7 @@ class TableConfig:
     columns: TableColumnsConfig = Field(description="column names")
     image_folder: str = Field(description="image folder within the corpus")
     image_suffix: str = Field(description="appended to image names, such as .png")
-    tasks: dict[str, TableTaskConfig] = Field(description="labels by task; {}: unlabelled corpus")
+    tasks: dict[str, TableTaskConfig] = Field(description="labels by task; {}: unlabeled corpus")
     encodings: list[str] = Field(description="tried in this order for each cell or line")
 
     def __post_init__(self) -> None:
