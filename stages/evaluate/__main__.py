@@ -54,14 +54,22 @@ class EvaluateConfig:
     tokenizers: dict[str, list[TokenizerName]] = Field(
         description="by language; the first is used for the main scores"
     )
-    max_bertscore_samples: int = Field(description="test items per phase with BERTScore")
-    max_reward_samples: int = Field(description="articles per split with rewards")
-    meteor_timeout: float = Field(description="seconds until Java counts as broken")
+    max_bertscore_samples: int = Field(
+        description="test items per phase that BERTScore is computed for"
+    )
+    max_reward_samples: int = Field(description="articles per split that rewards are computed for")
+    meteor_timeout: float = Field(description="timeout of METEOR's Java process, seconds")
     max_below_ceiling: float = Field(description="tolerance below the single-modality ceiling")
     max_above_ceiling_standard_errors: float = Field(description="tolerance above that ceiling")
-    max_masked_fraction: float = Field(description="topics masked by msaGate; above: warning")
-    max_attention_entropy: float = Field(description="of the fusion, 1 uniform; above: warning")
-    min_attention_spread: float = Field(description="of the fusion, 0 one token; below: warning")
+    max_masked_fraction: float = Field(
+        description="warn if msaGate masks a larger share of the topics"
+    )
+    max_attention_entropy: float = Field(
+        description="warn if the fusion's normalized entropy is higher; 1: uniform"
+    )
+    min_attention_spread: float = Field(
+        description="warn if the fusion's attention spread is lower; 0: one token"
+    )
 
     def __post_init__(self) -> None:
         for language, names in self.tokenizers.items():
@@ -71,7 +79,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class SampleGroundTruth:
-    """The ground truth of a sample corpus.
+    """The ground truth of a synthetic corpus.
 
     facts, boxes: by (record, position), then by slot. ceilings: split -> inputs -> expected |
     realised -> slot or total. Captions, whose texts no topic determines, only have the ceilings of
@@ -93,7 +101,7 @@ class SampleGroundTruth:
 
 
 def load_ground_truth(ingest: Path) -> SampleGroundTruth | None:
-    """The ground truth of a sample corpus; None for any other corpus."""
+    """The ground truth of a synthetic corpus; None for any other corpus."""
     slots = load_slots(ingest)
     if slots is None:
         return None
