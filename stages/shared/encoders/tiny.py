@@ -134,8 +134,8 @@ class MiniLMTower(TextTower):
 
     def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
-        self.model, self.tokenizer = minilm.load_minilm()
-        self.hidden_size = self.model.config.hidden_size
+        self.model, self.tokenizer = minilm.load_minilm(), minilm.load_tokenizer(max_tokens)
+        self.hidden_size = self.model.hidden_size
         # max_tokens determines where texts are truncated.
         self.text_fingerprint = f"{fingerprint_folder(minilm.get_model_dir())}-{max_tokens}"
 
@@ -144,23 +144,21 @@ class MiniLMTower(TextTower):
 
     def input_ids(self, texts: list[str]) -> list[list[int]]:
         """The token ids of each text, truncated and not padded."""
-        return self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
 
     def subwords(self, texts: list[str]) -> list[list[str]]:
-        return [self.tokenizer.convert_ids_to_tokens(ids) for ids in self.input_ids(texts)]
+        return [encoding.tokens for encoding in self.tokenizer.encode_batch(texts)]
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        return self.tokenizer(
-            texts,
-            padding="max_length",
-            max_length=max(self.padded_lengths(texts)),
-            truncation=True,
-            return_tensors="pt",
-        ).data
+        ids = self.input_ids(texts)
+        length = max(padded_length(len(text), self.max_tokens) for text in ids)
+        padded = torch.tensor([text + [0] * (length - len(text)) for text in ids])  # [PAD] is 0
+        counts = torch.tensor([[len(text)] for text in ids])
+        return {"input_ids": padded, "attention_mask": (torch.arange(length) < counts).long()}
 
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        states = self.model(**tokens).last_hidden_state  # (B, L, 384)
         mask = tokens["attention_mask"]
+        states = self.model(tokens["input_ids"], mask)  # (B, L, 384)
         weights = mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1), states, mask
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from stages.shared.core.config import Field, config_class
 from stages.shared.data.cache import Store, batched
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
+from stages.shared.pretrained import minilm
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import get_device, inference_context
 
@@ -156,22 +157,20 @@ class MiniLMEmbedder(Embedder):
     languages: ClassVar = ["en"]
 
     def __init__(self, max_tokens: int):
-        from stages.shared.pretrained import minilm  # the import takes half a second
-
         super().__init__()
-        self.model, self.tokenizer = minilm.load_minilm()
+        self.model, self.tokenizer = minilm.load_minilm(), minilm.load_tokenizer()
         self.max_tokens, self.num_truncated = max_tokens, 0
 
     def embed(self, texts: list[str]) -> Tensor:
         return torch.stack([self._embed_one(text) for text in texts])
 
     def _embed_one(self, text: str) -> Tensor:
-        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        ids = self.tokenizer.encode(text).ids
         if len(ids) > self.max_tokens:
             self._warn_truncated(len(ids))
             ids = [*ids[: self.max_tokens - 1], ids[-1]]  # keeps [SEP]
         with inference_context():
-            states = self.model(torch.tensor([ids], device=get_device())).last_hidden_state
+            states = self.model(torch.tensor([ids], device=get_device()))
         return states[0].mean(0).float().cpu()
 
     def _warn_truncated(self, tokens: int) -> None:

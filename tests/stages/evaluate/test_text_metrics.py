@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from stages.evaluate import text_metrics
+from stages.evaluate import bert_score, text_metrics
 from stages.evaluate.text_metrics import TokenizedPrediction
 from stages.shared.metrics.common import (
     clustered_standard_error,
@@ -17,9 +17,17 @@ from stages.shared.metrics.common import (
     compute_skill,
     round_metrics,
 )
+from stages.shared.pretrained import minilm
 
 CAT = TokenizedPrediction("the cat sat on the mat", ["the cat is on the mat"])
 DOG = TokenizedPrediction("a dog runs", ["a big dog runs fast", "dogs run"])
+
+
+def compute_meteor(items, language, timeout):
+    with text_metrics.MeteorJar(timeout) as jar:
+        return text_metrics.compute_meteor(items, language, jar)
+
+
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR's jar needs Java")
 
 
@@ -126,7 +134,7 @@ def test_meteor_exact_stem_matches_values_derived_by_hand():
 
 def test_the_score_without_java_is_not_called_meteor(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    name, score = text_metrics.compute_meteor([CAT], "en", timeout=5)
+    name, score = compute_meteor([CAT], "en", timeout=5)
     assert name == "meteor_exact_stem"
     assert score == text_metrics._compute_meteor_exact_stem([CAT])
 
@@ -142,9 +150,19 @@ def test_a_broken_java_neither_stops_nor_blocks_the_stage(monkeypatch, tmp_path,
     java.chmod(java.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     start = time.monotonic()
-    name, _ = text_metrics.compute_meteor([CAT] * 500, "en", timeout=2)
+    name, _ = compute_meteor([CAT] * 500, "en", timeout=2)
     assert name == "meteor_exact_stem"
     assert time.monotonic() - start < 20
+
+
+@needs_java
+def test_one_java_process_scores_several_corpora_alike():
+    with text_metrics.MeteorJar(timeout=120) as jar:
+        first, second, again = (jar.score(items, "en") for items in ([CAT], [DOG, CAT], [CAT]))
+        assert len(jar._processes) == 1
+    assert first == again
+    assert second.item_scores[1] == first.item_scores[0]
+    assert all(process.poll() is not None for process in jar._processes.values())
 
 
 @needs_java
@@ -152,7 +170,7 @@ def test_meteor_equals_that_of_the_wrapper_of_pycocoevalcap():
     from pycocoevalcap.meteor.meteor import Meteor
 
     items = [CAT, DOG, TokenizedPrediction("", ["a"])]
-    name, ours = text_metrics.compute_meteor(items, "en", timeout=120)
+    name, ours = compute_meteor(items, "en", timeout=120)
     value, scores = Meteor().compute_score(*text_metrics._to_coco_format(items))
     assert name == "meteor"
     assert ours.value == pytest.approx(value)
@@ -161,11 +179,32 @@ def test_meteor_equals_that_of_the_wrapper_of_pycocoevalcap():
 
 @needs_java
 def test_meteor_without_resources_for_the_language_reports_exact_matches_only():
-    name, result = text_metrics.compute_meteor(
-        [TokenizedPrediction("加 入 糖", ["加 入 糖"])], "zh", timeout=60
-    )
+    name, result = compute_meteor([TokenizedPrediction("加 入 糖", ["加 入 糖"])], "zh", timeout=60)
     assert (name, result.value) == ("meteor", pytest.approx(1))
     assert "exact matches only" in result.measured_by
+
+
+def test_bert_score_equals_that_of_the_package():
+    from bert_score import BERTScorer
+
+    texts = ["A girl bakes bread.", "Rain falls on the city.", "x" * 9, "a " * 600, " A cat! "]
+    references = [
+        ["A boy eats bread.", "No."],
+        ["A cat sleeps.", "It rains on a town, and it rains."],
+        ["A cat."],
+        ["b " * 700],
+        ["The cat sat."],
+    ]
+    scorer = BERTScorer(model_type=str(minilm.get_model_dir()), num_layers=6)
+    _, _, expected = scorer.score(texts, references)
+    assert bert_score.compute_f1(texts, references) == pytest.approx(expected.tolist(), abs=2e-6)
+
+
+def test_bert_score_of_a_text_without_tokens_is_zero():
+    assert bert_score.compute_f1(["", "a cat"], [["a cat"], [" ", "a cat"]]) == pytest.approx(
+        [0, 1], abs=1e-6
+    )
+    assert bert_score.compute_f1(["a cat"], [[" "]]) == [0]
 
 
 def test_bert_score_is_one_for_equal_texts_and_zero_for_empty_ones():
