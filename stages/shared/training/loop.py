@@ -98,6 +98,7 @@ def fit(
     key: str,
     checkpoint_interval_seconds: float,
     validate: Callable[[nn.Module], ValidationResult] | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
     phase: TrainingPhase | None = None,
     lr_multipliers: Mapping[str, float] = UNIFORM_LR,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
@@ -108,6 +109,7 @@ def fit(
     checkpoint_interval_seconds: shortest time between two checkpoints.
     validate: called before the first step, every `eval_steps` steps and at the end. The weights
     with its lowest loss are kept; `patience` calls without a lower loss end the run.
+    after_step: called with `model` after each optimizer step, e.g. to update running statistics.
     phase: its state is part of the checkpoint; `batch_at` may then depend on earlier weights.
     lr_multipliers: factors on the learning rate by prefix of the weights' names in `model`, such as
     "text."; the longest matching prefix counts. Include them in the key.
@@ -117,7 +119,7 @@ def fit(
     and validation_* after a validation. Without any step it returns the row of step 0.
     Raises InputError if the loss is not finite.
     """
-    trainer = _Trainer(model, loss, schedule, validate, phase, lr_multipliers, log)
+    trainer = _Trainer(model, loss, schedule, validate, after_step, phase, lr_multipliers, log)
     checkpoint = Checkpoint(name, key)
     if state := checkpoint.read():
         trainer.load_state_dict(state)
@@ -139,14 +141,14 @@ def fit(
 class _Trainer:
     """One training run, with all the state that a checkpoint must hold."""
 
-    def __init__(self, model, loss, schedule, validate, phase, lr_multipliers, log):
+    def __init__(self, model, loss, schedule, validate, after_step, phase, lr_multipliers, log):
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(mixed_precision="bf16" if supports_bf16() else "no")
         if self.accelerator.num_processes > 1:
             raise InputError("training supports a single process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
-        self.phase = phase
+        self.after_step, self.phase = after_step, phase
         self.trainable_parameters = [
             weight for weight in model.parameters() if weight.requires_grad
         ]
@@ -172,6 +174,8 @@ class _Trainer:
         self.accelerator.backward(total)
         self.accelerator.clip_grad_norm_(self.trainable_parameters, self.schedule.max_grad_norm)
         self.optimizer.step()
+        if self.after_step:
+            self.after_step(self.model)
         self.step += 1
         row = {"step": self.step, "loss": total.item(), "learning_rate": learning_rate}
         row |= {term: value.item() for term, value in terms.items()}

@@ -86,6 +86,33 @@ def test_a_batch_is_memorized_and_every_loss_term_is_in_the_history(project):
     assert rows[-1]["error"] == rows[-1]["loss"] < 0.01 < rows[0]["loss"]
 
 
+def test_after_step_follows_the_update_and_precedes_the_validation(project):
+    model, loss, batch_at = regression()
+    events, weights = [], model.weight.detach().clone()
+
+    def after_step(current):
+        assert current is model and not torch.equal(current.weight, weights)
+        weights.copy_(current.weight.detach())
+        events.append("step")
+
+    def validate(current):
+        events.append("validation")
+        return ValidationResult({}, 1.0)
+
+    config = schedule(max_steps=2, eval_steps=1, warmup_ratio=0.0)
+    fit(
+        model,
+        loss,
+        batch_at,
+        config,
+        name="hook",
+        key="k",
+        validate=validate,
+        after_step=after_step,
+    )
+    assert events == ["validation", "step", "validation", "step", "validation"]
+
+
 @pytest.mark.parametrize(
     ("validated", "expected"), [(True, {"step": 0, "validation_loss": 3.0}), (False, {"step": 0})]
 )
@@ -439,16 +466,16 @@ def test_a_loss_that_is_not_finite_is_an_input_error(project):
 def test_the_fingerprint_depends_on_configs_weights_dropout_and_inputs(tmp_path):
     (tmp_path / "a").write_text("1")
     torch.manual_seed(0)
-    keys = {fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path])}
+    keys = {fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path], "align")}
     torch.manual_seed(0)
-    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))
+    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path], "align"))
     assert len(keys) == 1
     torch.manual_seed(0)
-    keys.add(fingerprint([schedule(max_steps=31), nn.Linear(2, 2)], [tmp_path]))
-    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))  # other weights
+    keys.add(fingerprint([schedule(max_steps=31), nn.Linear(2, 2)], [tmp_path], "align"))
+    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path], "align"))  # other weights
     for rate in (0.1, 0.2):
-        keys.add(fingerprint([schedule(), nn.Dropout(rate)], [tmp_path]))
+        keys.add(fingerprint([schedule(), nn.Dropout(rate)], [tmp_path], "align"))
     (tmp_path / "a").write_text("2")
     torch.manual_seed(0)
-    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path]))
+    keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path], "align"))
     assert len(keys) == 6
