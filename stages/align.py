@@ -242,7 +242,7 @@ def train_tiny_encoder(
         lambda step: augmented_batch(pairs, schedule, step),
         schedule,
         name="align",
-        key=fingerprint([config, examples, tower.text_fingerprint], []),
+        key=fingerprint([config, examples, tower.text_fingerprint], [], "align"),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=build_validation(validation_pairs, schedule.batch_size)
         if validation_pairs

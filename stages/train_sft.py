@@ -88,7 +88,10 @@ def train(
         run.sft,
         name=f"train_sft@{name}",
         key=fingerprint(
-            [run.sft, generator.config, generator.model], [chunk_folder, feature_folder]
+            [run.sft, generator.config, generator.model],
+            [chunk_folder, feature_folder],
+            "train_sft",
+            run.model,
         ),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=validate if len(validation) else None,

@@ -107,7 +107,7 @@ def train(
         batch_at,
         run.training,
         name=f"train_classifier@{name}",
-        key=fingerprint(hashed, folders),
+        key=fingerprint(hashed, folders, "train_classifier", run.model),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=validate,
         log=log,

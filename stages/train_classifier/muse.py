@@ -96,7 +96,9 @@ def train(
         batch_at,
         run.training,
         name=f"train_classifier@{name}",
-        key=fingerprint([run, classifier.config, classifier.model], folders),
+        key=fingerprint(
+            [run, classifier.config, classifier.model], folders, "train_classifier", run.model
+        ),
         lr_multipliers=muse_checkpoint.lr_multipliers(run),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=validate,

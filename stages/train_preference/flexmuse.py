@@ -33,7 +33,8 @@ from stages.train_preference.quality_monitor import build_monitor, build_scorer
 def open_reference_store(sft: Path) -> Store:
     """The cache for one SFT model, one precision and one version of the code."""
     precision = "bf16" if supports_bf16() else "fp32"
-    return Store(work_dir() / "store", f"reference-{fingerprint([precision], [sft])}")
+    key = fingerprint([precision], [sft], "train_preference", "flexmuse")
+    return Store(work_dir() / "store", f"reference-{key}")
 
 
 def hash_batch(batch: Batch) -> str:
@@ -191,7 +192,12 @@ def train(
         batch_at,
         run.preference,
         name=f"train_preference@{name}",
-        key=fingerprint([run.preference, run.quality_monitor, run.generation, config], folders),
+        key=fingerprint(
+            [run.preference, run.quality_monitor, run.generation, config],
+            folders,
+            "train_preference",
+            run.model,
+        ),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=build_validator(validation, loss, monitor, run),
         log=log,

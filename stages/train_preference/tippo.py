@@ -422,7 +422,10 @@ def train(
         run.preference,
         name=f"train_preference@{name}",
         key=fingerprint(
-            [run.preference, run.quality_monitor, run.generation, config, reward_config], folders
+            [run.preference, run.quality_monitor, run.generation, config, reward_config],
+            folders,
+            "train_preference",
+            run.model,
         ),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
         validate=build_validator(polish, validation, build_scorer(ingest)),

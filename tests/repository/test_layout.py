@@ -13,7 +13,8 @@ import yaml
 from dvc.repo import Repo
 
 from stages.shared.runtime.progress import progress_bar
-from tests.support.import_graph import DAG, PARAMS, RUNTIME, closure, direct, entry_point, row
+from stages.shared.training.stage_code import RUNTIME
+from tests.support.import_graph import DAG, PARAMS, closure, direct, entry_point, row
 from tests.support.project_files import list_project_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep")  # from pygtrie in DVC
@@ -113,7 +114,7 @@ def test_shared_code_is_used_by_at_least_two_stages():
             users[path].add(address.split("@")[0])
     for file in CODE:
         if file.parts[0] == "pipelines" and file.name != "validate_params.py":
-            for path in direct(file, ()) & users.keys():
+            for path in direct(file, {}) & users.keys():
                 users[path].add(file.stem)
     too_few = {str(path): names for path, names in users.items() if len(names) < 2}
     assert too_few == {}

@@ -1,7 +1,6 @@
 """Checkpoints of training runs under POLYMUSE_HOME, and the key that identifies a run."""
 
 import os
-import sys
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,17 +11,18 @@ from torch import nn
 
 from stages.shared.runtime.stage import work_dir
 from stages.shared.torch_setup.devices import get_device
+from stages.shared.training.stage_code import RUNTIME, entry_point, imported_files
 
-# Code that cannot change a result.
-RESULT_NEUTRAL_MODULES = Path("stages/shared/runtime")
+PROJECT_ROOT = Path(__file__).parents[3]
 
 
-def fingerprint(values: list[Any], inputs: list[Path]) -> str:
-    """Key of a training run: its configs, its input files, and the code that is loaded.
+def fingerprint(values: list[Any], inputs: list[Path], stage: str, model: str = "") -> str:
+    """Key of a training run: its configs, its input files, and the code of its stage.
 
     values: configs, plain values and modules. A module counts by its printed form, which includes
     sizes and dropout, and by its weights.
     inputs: files and folders, hashed with all their contents.
+    stage, model: of the run; their files are hashed, see `hash_stage_code`.
     """
     digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {get_device()}".encode())
     for value in values:
@@ -33,15 +33,21 @@ def fingerprint(values: list[Any], inputs: list[Path]) -> str:
     for source in inputs:
         for path in sorted(path for path in [source, *source.rglob("*")] if path.is_file()):
             digest.update(str(path.relative_to(source)).encode() + path.read_bytes())
-    for path in sorted(Path("stages").rglob("*.py")):
-        if RESULT_NEUTRAL_MODULES not in path.parents and _is_loaded(path):
-            digest.update(path.read_bytes())
+    digest.update(hash_stage_code(stage, model, PROJECT_ROOT).encode())
     return digest.hexdigest()[:24]
 
 
-def _is_loaded(path: Path) -> bool:
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return str(path.absolute()) in files
+def hash_stage_code(stage: str, model: str, root: Path) -> str:
+    """sha256 of the files that a stage of the project in `root` imports and that affect results.
+
+    model: of the run; its modules are imported by name. Which other modules the process has
+    imported does not matter.
+    """
+    files = imported_files(entry_point(stage, root), {"model": model} if model else {}, root)
+    digest = sha256()
+    for path in sorted(path for path in files if RUNTIME not in path.parents):
+        digest.update(str(path).encode() + (root / path).read_bytes())
+    return digest.hexdigest()
 
 
 class Checkpoint:
