@@ -8,13 +8,12 @@ reads   CHUNKS/chunks.parquet, FEATURES and CHUNKS/features (stages/shared/featu
 writes  OUTPUT/model (with a copy of the encoder), OUTPUT/history.csv
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.shared.core.config import load_config
 from stages.shared.data import history
@@ -23,15 +22,68 @@ from stages.shared.generation import chunk_dataset
 from stages.shared.generation import generator as generators
 from stages.shared.generation.article_dataset import ArticleDataset, sample_excerpts
 from stages.shared.generation.chunk_dataset import ChunkDataset
+from stages.shared.generation.decoders import DecoderConfig
+from stages.shared.generation.paper import (
+    GeneratorModelConfig,
+    GeneratorPaper,
+    load_generator_paper,
+)
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 from stages.shared.training.batching import Batch, shuffled_batch, to_device
 from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import TrainingConfig, ValidationResult, fit, seed_everything
+from stages.shared.training.loop import (
+    LossTerms,
+    TrainingConfig,
+    ValidationResult,
+    fit,
+    seed_everything,
+)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """The sections of params.yaml that the stage reads."""
+
+    run: generators.GeneratorRun
+    network: GeneratorModelConfig
+    decoders: DecoderConfig
+    checkpoint_interval_seconds: float
+
+
+def load_sft_config(run: str) -> SftConfig:
+    """The config of a row of `generators`. Raises InputError."""
+    row = load_config(generators.GeneratorRun, "generators", run)
+    model_config = load_generator_paper(row.model).ModelConfig
+    return SftConfig(
+        row,
+        load_config(model_config, "models", row.model, "network"),
+        load_config(DecoderConfig, "decoders"),
+        load_config(TrainingConfig, "training").checkpoint_interval_seconds,
+    )
+
+
+class SftObjective:
+    """A paper's SFT loss as `fit` calls it.
+
+    It keeps the statistics of a batch from the loss until the optimizer has stepped.
+    """
+
+    def __init__(self, paper: GeneratorPaper):
+        self.paper = paper
+        self.statistics: Mapping[str, Tensor] = {}
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossTerms:
+        result = self.paper.sft_loss(model, batch)
+        self.statistics = result.statistics
+        return result.terms
+
+    def after_step(self, model: nn.Module) -> None:
+        self.paper.after_step(model, self.statistics)
 
 
 def build_validator(
-    dataset: ChunkDataset | ArticleDataset, paper: ModuleType, batch_size: int
+    dataset: ChunkDataset | ArticleDataset, paper: GeneratorPaper, batch_size: int
 ) -> Callable[[nn.Module], ValidationResult]:
     """A function that computes the mean loss per token and the paper's diagnostics."""
 
@@ -43,7 +95,7 @@ def build_validator(
             indices = list(range(start, min(start + batch_size, len(dataset))))
             batch = to_device(dataset.batch(indices), device)
             num_tokens = (batch["labels"] >= 0).sum().item()
-            total += sum(paper.sft_loss(model, batch).values()).item() * num_tokens
+            total += sum(paper.sft_loss(model, batch).terms.values()).item() * num_tokens
             count += num_tokens
             diagnostics.append(paper.diagnostics(model, batch))
         metrics = {
@@ -56,45 +108,41 @@ def build_validator(
 
 
 def train(
-    name: str,
-    run: generators.GeneratorRun,
-    chunk_folder: Path,
-    feature_folder: Path,
-    log: Callable,
-    checkpoint_interval_seconds: float,
+    name: str, config: SftConfig, *, chunks: Path, features: Path, log: Callable
 ) -> tuple[generators.TextGenerator, list[dict[str, float]], ChunkDataset | ArticleDataset]:
-    """Train a new generator.  -> the generator, the rows of history.csv, the training dataset"""
+    """Train a new generator.  -> the generator, the rows of history.csv, the training dataset
+
+    chunks, features: folders of the stages chunk or illustrate, and embed
+    """
+    run, network = config.run, config.network
     seed_everything(run.sft.seed)
-    rows = chunk_dataset.expand_references(chunk_dataset.load_training_chunks(chunk_folder))
-    features = feature_store.read_features(feature_folder, chunk_folder / "features")
-    generator = generators.create_generator(run, rows, features)
-    network = generator.model.network
-    if hasattr(network, "excerpt_ratio"):
-        rows = rows + sample_excerpts(rows, network.excerpt_ratio, run.sft.seed)
-    dataset = generator.build_dataset(rows, features)
-    rows = chunk_dataset.load_chunks(chunk_folder, "validation", require_image=True)
-    validation = generator.build_dataset(chunk_dataset.expand_references(rows), features)
-    generator.model.fit_normalization(features, *collect_feature_rows(dataset))
+    rows = chunk_dataset.expand_references(chunk_dataset.load_training_chunks(chunks))
+    cached = feature_store.read_features(features, chunks / "features")
+    generator = generators.create_generator(run, network, config.decoders, rows, cached)
+    rows = rows + sample_excerpts(rows, network.excerpt_ratio, run.sft.seed)
+    dataset = generator.build_dataset(rows, cached)
+    rows = chunk_dataset.load_chunks(chunks, "validation", require_image=True)
+    validation = generator.build_dataset(chunk_dataset.expand_references(rows), cached)
+    generator.model.fit_normalization(cached, *collect_feature_rows(dataset))
 
     def batch_at(step: int) -> Batch:
         indices = shuffled_batch(len(dataset), run.sft.batch_size, run.sft.seed, step)
         return dataset.batch(indices) | {"progress": torch.tensor(step / run.sft.max_steps)}
 
+    objective = SftObjective(generator.paper)
     validate = build_validator(validation, generator.paper, run.sft.batch_size)
     steps = fit(
         generator.model,
-        generator.paper.sft_loss,
+        objective.loss,
         batch_at,
         run.sft,
         name=f"train_sft@{name}",
         key=fingerprint(
-            [run.sft, generator.config, generator.model],
-            [chunk_folder, feature_folder],
-            "train_sft",
-            run.model,
+            [run.sft, generator.config, generator.model], [chunks, features], "train_sft", run.model
         ),
-        checkpoint_interval_seconds=checkpoint_interval_seconds,
+        checkpoint_interval_seconds=config.checkpoint_interval_seconds,
         validate=validate if len(validation) else None,
+        after_step=objective.after_step,
         log=log,
     )
     return generator, steps, dataset
@@ -110,31 +158,31 @@ def collect_feature_rows(dataset: ChunkDataset | ArticleDataset) -> tuple[list[i
     return sorted(images), sorted(texts)
 
 
-def main(name: str, run: generators.GeneratorRun, folders: list[Path], output: Path) -> None:
-    """folders: chunks, features and encoder"""
-    chunk_folder, feature_folder, encoder = folders
-    checkpoint_interval = load_config(TrainingConfig, "training").checkpoint_interval_seconds
-    params = asdict(run) | {
-        "network": asdict(generators.load_model_config(run)),
-        "decoders": asdict(generators.load_decoder_config()),
+def main(
+    name: str, config: SftConfig, *, chunks: Path, features: Path, encoder: Path, output: Path
+) -> None:
+    """Train the run `name` and write its model and history."""
+    params = asdict(config.run) | {
+        "network": asdict(config.network),
+        "decoders": asdict(config.decoders),
     }
     with tracking.start_run(stage="train_sft", name=name, params=params) as tracked:
         with atomic_output_dir(output) as folder:
             generator, steps, dataset = train(
-                name, run, chunk_folder, feature_folder, tracked.log_metrics, checkpoint_interval
+                name, config, chunks=chunks, features=features, log=tracked.log_metrics
             )
             generators.save_generator(generator, folder / "model", encoder)
             history.write_history(folder / "history.csv", steps)
         counts = {"texts": len(dataset), "texts_cut": dataset.num_truncated}
-        tracked.log_metrics(counts, run.sft.max_steps)
+        tracked.log_metrics(counts, config.run.sft.max_steps)
         tracked.log_artifact_hash(output / "model", "model")
         tracked.log_model(output / "model", "model")
 
 
 def cli(run: str, chunks: Path, features: Path, encoder: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
-    config = load_config(generators.GeneratorRun, "generators", run)
-    main(run, config, [chunks, features, encoder], output)
+    config = load_sft_config(run)
+    main(run, config, chunks=chunks, features=features, encoder=encoder, output=output)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.inference.model_bundle import ModelBundle
-from stages.predict.attention_traces import has_gate
 from stages.shared.features.store import Features
 from stages.shared.generation import generator as generators
 from stages.shared.generation.chunk_dataset import compute_similarity
 from stages.shared.generation.generator import GenerationConfig
+from stages.shared.generation.paper import has_gate
 from stages.shared.training.loop import seed_everything
 
 
@@ -70,7 +70,7 @@ class ArticleGenerator:
             output = self.generator.generate(dataset.batch(indices), generation)
             gates = (
                 output.encoder_output.gate.tolist()
-                if has_gate(self.generator)
+                if has_gate(self.generator.paper)
                 else [None] * len(indices)
             )
             for index, texts, gate in zip(indices, output.texts, gates, strict=True):

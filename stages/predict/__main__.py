@@ -30,6 +30,7 @@ from stages.shared.generation import generator as generators
 from stages.shared.generation.article_dataset import ArticleDataset
 from stages.shared.generation.chunk_dataset import ChunkDataset
 from stages.shared.generation.decoding import compute_log_probs
+from stages.shared.generation.paper import has_gate
 from stages.shared.modeling.topics import pad_sequences
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
@@ -85,7 +86,7 @@ def build_prediction_rows(
 ) -> list[dict]:
     """Rows of PREDICTIONS for a batch, without the phase."""
     gates = [None] * len(indices)
-    if attention_traces.has_gate(generator):
+    if has_gate(generator.paper):
         gates = generation.encoder_output.gate.tolist()
     rows = []
     for index, texts, gate in zip(indices, generation.texts, gates, strict=True):
@@ -200,9 +201,7 @@ def predict_phase(
     for split, dataset in splits.items():
         attention_items = select_attention_items(dataset, config.max_attention_samples)
         for inputs in select_inputs(dataset, split):
-            has_traces = (split, inputs) == ("test", "both") and attention_traces.has_gate(
-                generator
-            )
+            has_traces = (split, inputs) == ("test", "both") and has_gate(generator.paper)
             for indices, generation in generate_batches(
                 generator, dataset, inputs, generation_config
             ):
@@ -227,14 +226,20 @@ def predict_phase(
 
 
 def main(
-    config: PredictConfig, run: generators.GeneratorRun, folders: list[Path], output: Path
+    config: PredictConfig,
+    run: generators.GeneratorRun,
+    *,
+    ingest: Path,
+    chunks: Path,
+    features: Path,
+    sft: Path,
+    preference: Path,
+    output: Path,
 ) -> None:
-    """folders: ingest, chunks, features, the SFT model and the model of the preference phase"""
-    ingest, chunk_folder, feature_folder, *models = folders
-    features = feature_store.read_features(feature_folder, chunk_folder / "features")
+    """sft, preference: the models of the two phases"""
+    cached = feature_store.read_features(features, chunks / "features")
     rows = {
-        split: chunk_dataset.load_chunks(chunk_folder, split, require_image=False)
-        for split in SPLITS
+        split: chunk_dataset.load_chunks(chunks, split, require_image=False) for split in SPLITS
     }
     foils = []
     if (ingest / "foils.parquet").exists():
@@ -242,10 +247,10 @@ def main(
     tables: dict[str, list[dict]] = {name: [] for name in TABLE_SCHEMAS}
     seed_everything(run.generation.seed)
     with atomic_output_dir(output) as folder:
-        for phase, model in zip(("sft", "preference"), models, strict=True):
+        for phase, model in (("sft", sft), ("preference", preference)):
             generator = generators.load_generator(model)
             splits = {
-                split: generator.build_dataset(rows[split], features) for split in config.splits
+                split: generator.build_dataset(rows[split], cached) for split in config.splits
             }
             phase_tables = predict_phase(generator, splits, foils, config, run.generation)
             for name in TABLE_SCHEMAS:
@@ -256,7 +261,7 @@ def main(
         gates = attention_traces.build_gate_rows(
             generator,
             [row for split in SPLITS for row in rows[split]],
-            features,
+            cached,
             run.generation.seed,
         )
         schemas.write_parquet(folder / "gates.parquet", gates, schemas.GATES)
@@ -270,7 +275,16 @@ def cli(
     """The command of this stage, as dvc.yaml runs it."""
     config = load_config(PredictConfig, "predict")
     generator_run = load_config(generators.GeneratorRun, "generators", run)
-    main(config, generator_run, [ingest, chunks, features, sft, preference], output)
+    main(
+        config,
+        generator_run,
+        ingest=ingest,
+        chunks=chunks,
+        features=features,
+        sft=sft,
+        preference=preference,
+        output=output,
+    )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,9 @@ from torch import Tensor
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset
 from stages.shared.generation.generator import Generation, TextGenerator
+from stages.shared.generation.paper import has_gate
 from stages.shared.metrics import attention
 from stages.shared.torch_setup.devices import inference_context
-
-
-def has_gate(generator: TextGenerator) -> bool:
-    """Whether the paper has FlexMUSE's gate and fusion; other papers have no traces."""
-    return hasattr(generator.paper, "gate")
 
 
 def build_gate_rows(
@@ -24,9 +20,9 @@ def build_gate_rows(
     The decisions are sampled here with `seed`; those of training are sampled anew at each step. A
     paper without a gate has no rows.
     """
-    if not has_gate(generator):
+    paper, network, rows = generator.paper, generator.model.network, []
+    if not has_gate(paper):
         return []
-    network, rows = generator.model.network, []
     similarities = [
         chunk_dataset.compute_similarity(features, chunk["image"], chunk["title"])
         for chunk in chunks
@@ -36,8 +32,8 @@ def build_gate_rows(
     for use, mode in (("train", network.gate_train), ("predict", network.gate_predict)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            passed = generator.paper.gate(sigma, mode, network).tolist()
-        probabilities = generator.paper.mask_probability(sigma, mode, network).tolist()
+            passed = paper.gate(sigma, mode, network).tolist()
+        probabilities = paper.mask_probability(sigma, mode, network).tolist()
         for place, chunk in enumerate(chunks):
             key = {name: chunk[name] for name in ("record", "position", "split")}
             rows.append(

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stages.models.flexmuse import model as flexmuse
 from stages.shared.core import schemas
 from stages.shared.data.cache import Store
 from stages.shared.features import store as feature_store
@@ -27,6 +28,7 @@ from stages.shared.torch_setup.devices import inference_context, supports_bf16
 from stages.shared.training.batching import Batch, shuffled_batch, to_device
 from stages.shared.training.checkpoint import fingerprint
 from stages.shared.training.loop import LossTerms, ValidationResult, fit
+from stages.train_preference.inputs import PhaseConfig, PhaseInputs
 from stages.train_preference.quality_monitor import build_monitor, build_scorer
 
 
@@ -73,7 +75,7 @@ class ReferenceLogProbs:
         def compute(batches: list[Batch]) -> list[bytes]:
             with inference_context():
                 matrices = [
-                    generator.paper.pairwise_log_probs(generator.model, to_device(batch, device))
+                    flexmuse.pairwise_log_probs(generator.model, to_device(batch, device))
                     for batch in batches
                 ]
             return [matrix[0].float().cpu().numpy().tobytes() for matrix in matrices]
@@ -148,57 +150,51 @@ def build_validator(
 
 def train(
     name: str,
-    run: generators.GeneratorRun,
-    folders: list[Path],
+    config: PhaseConfig,
+    inputs: PhaseInputs,
     generator: generators.TextGenerator,
     log: Callable,
-    checkpoint_interval_seconds: float,
 ) -> list[dict[str, float]]:
     """Train `generator`, which keeps its best weights.  -> the rows of history.csv
 
     Raises InputError if the train split has no preference pairs.
     """
-    ingest, pair_file, chunk_folder, feature_folder, sft = folders
-    features = feature_store.read_features(feature_folder, chunk_folder / "features")
-    pairs = schemas.read_parquet(pair_file, schemas.PREFERENCE_PAIRS)
-    rows = chunk_dataset.load_training_chunks(chunk_folder)
-    store = open_reference_store(sft)
+    run = config.run
+    features = feature_store.read_features(inputs.features, inputs.chunks / "features")
+    pairs = schemas.read_parquet(inputs.pairs, schemas.PREFERENCE_PAIRS)
+    rows = chunk_dataset.load_training_chunks(inputs.chunks)
+    store = open_reference_store(inputs.sft)
     dataset = GroupDataset(generator, rows, features, pairs, store)
     if not len(dataset):
         raise InputError(
-            f"{pair_file}: the train split has no preference pairs: widen chunk.min_similarity and "
-            "chunk.max_similarity, set chunk.single_chunk_articles to others, or add articles with "
-            "more images"
+            f"{inputs.pairs}: the train split has no preference pairs: widen chunk.min_similarity "
+            "and chunk.max_similarity, set chunk.single_chunk_articles to others, or add articles "
+            "with more images"
         )
-    rows = chunk_dataset.load_chunks(chunk_folder, "validation", require_image=True)
+    rows = chunk_dataset.load_chunks(inputs.chunks, "validation", require_image=True)
     validation = GroupDataset(generator, rows, features, pairs, store)
     if not len(validation):  # a small corpus: validate on the training groups
         validation = dataset
     monitored_rows = validation.chunks.rows[: run.quality_monitor.max_eval_samples]
     monitored = generator.build_dataset(monitored_rows, features)
-    config = generators.load_preference_config(run)
 
     def loss(model: nn.Module, batch: Batch) -> LossTerms:
-        return generator.paper.preference_loss(model, batch, batch["reference"], config)
+        return flexmuse.preference_loss(model, batch, batch["reference"], config.objective)
 
     def batch_at(step: int) -> Batch:
         schedule = run.preference
         return dataset.batch(shuffled_batch(len(dataset), schedule.batch_size, schedule.seed, step))
 
-    monitor = build_monitor(generator, monitored, run, build_scorer(ingest))
+    monitor = build_monitor(generator, monitored, run, build_scorer(inputs.ingest))
+    configs = [run.preference, run.quality_monitor, run.generation, config.objective]
     return fit(
         generator.model,
         loss,
         batch_at,
         run.preference,
         name=f"train_preference@{name}",
-        key=fingerprint(
-            [run.preference, run.quality_monitor, run.generation, config],
-            folders,
-            "train_preference",
-            run.model,
-        ),
-        checkpoint_interval_seconds=checkpoint_interval_seconds,
+        key=fingerprint(configs, inputs.paths, "train_preference", run.model),
+        checkpoint_interval_seconds=config.checkpoint_interval_seconds,
         validate=build_validator(validation, loss, monitor, run),
         log=log,
     )

@@ -28,8 +28,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +45,6 @@ from stages.models.tippo.model import (
     reward_discounts,
     total_return,
 )
-from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation import generator as generators
@@ -58,6 +56,7 @@ from stages.shared.training.batching import Batch, shuffled_batch, to_device
 from stages.shared.training.checkpoint import fingerprint
 from stages.shared.training.loop import LossTerms, ValidationResult, fit, seed_everything
 from stages.shared.training.losses import IGNORE_INDEX, token_log_probs
+from stages.train_preference.inputs import PhaseConfig, PhaseInputs
 from stages.train_preference.quality_monitor import (
     TextScorer,
     build_scorer,
@@ -140,6 +139,49 @@ def compute_rollout_log_probs(model: Model, batch: Batch, temperature: float) ->
     return torch.cat(log_probs)[order.argsort()]
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """The R texts of one iteration: `num_generations` for each of B articles.
+
+    old and reference hold log p of each token under the policy that sampled it and under the SFT
+    model, at the sampling temperature and 0 after the end.
+    """
+
+    articles: list[int]  # B indices in the training dataset
+    text_of: Tensor  # (R,) the index in `articles` of each text's article
+    labels: Tensor  # (R, Y)
+    old: Tensor  # (R, Y)
+    reference: Tensor  # (R, Y)
+    advantage: Tensor  # (R,)
+    metrics: dict[str, float]  # of the iteration
+
+    @property
+    def tensors(self) -> Batch:
+        """What the loss reads besides the articles."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def compute_rollout_metrics(
+    text_rewards: Rewards, returns: Tensor, old: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """Mean rewards, return, entropy (nats per token) and length of an iteration's texts."""
+    tokens = labels != IGNORE_INDEX
+    metrics = {f"reward_{name}": values.mean().item() for name, values in text_rewards.items()}
+    return metrics | {
+        "return": returns.mean().item(),
+        "entropy": -(old.sum() / tokens.sum()).item(),  # -log p of the sampled tokens
+        "tokens": tokens.sum(1).float().mean().item(),
+    }
+
+
+@dataclass(frozen=True)
+class PhaseStart:
+    """The first validation, which later ones are compared with."""
+
+    metrics: dict[str, float]  # watch, characters; entropy of the first iteration
+    rewards: Rewards  # (N,) of the monitored articles
+
+
 class PolishPPO:
     """Batches, loss and state of the phase, as `fit` needs them."""
 
@@ -148,10 +190,10 @@ class PolishPPO:
         generator: generators.TextGenerator,
         train_dataset: RewardedDataset,
         run: generators.GeneratorRun,
+        config: PreferenceConfig,
         log: Callable,
     ):
         self.generator, self.train_dataset, self.run, self.log = generator, train_dataset, run, log
-        config: PreferenceConfig = generators.load_preference_config(run)
         self.config = config
         # Otherwise texts are compared with others about their article.
         self.uses_window_baseline = config.baseline == "window"
@@ -163,75 +205,51 @@ class PolishPPO:
             )
         self.reference_model = copy.deepcopy(generator.model).eval().requires_grad_(False)
         self.num_iterations = -(-run.preference.max_steps // config.num_ppo_epochs)  # M
+        self.rollouts: Rollouts | None = None  # of the current iteration
+        self.update_metrics: dict[str, float] = {}  # of its latest step
         self.reward_window: list[Rewards] = []  # of the last iterations
-        self.rollouts: Batch = {}  # the texts of the current iteration
-        self.prompt_indices: list[int] = []  # their articles
-        self.metrics: dict[str, float] = {}  # of the current iteration and the latest step
-        self.start_metrics: dict[str, float] = {}  # what a collapse is measured against
-        self.start_rewards: Rewards = {}  # (N,) of the monitored articles before step 0
+        self.first_entropy: float | None = None
+        self.start: PhaseStart | None = None
         self.start_time = time.monotonic()  # of this process
         self.rollout_seconds = 0.0
 
     def batch_at(self, step: int) -> Batch:
         """The articles and rollouts of a step; the first step of an iteration samples new ones."""
         if self.uses_window_baseline and not self.reward_window:
-            self.run_iteration(0)
+            self.start_iteration(0)
         if step % self.config.num_ppo_epochs == 0:
-            self.run_iteration(step // self.config.num_ppo_epochs + 1)
+            self.start_iteration(step // self.config.num_ppo_epochs + 1)
             share = self.rollout_seconds / (time.monotonic() - self.start_time)
             self.log({"share_of_time_in_rollouts": share}, step)
-        return self.train_dataset.dataset.batch(self.prompt_indices) | self.rollouts
+        return self.train_dataset.dataset.batch(self.rollouts.articles) | self.rollouts.tensors
 
-    def run_iteration(self, number: int) -> None:
-        """Sample texts, compute their rewards and their advantages."""
-        schedule, config = self.run.preference, self.config
-        self.prompt_indices = shuffled_batch(
+    def start_iteration(self, number: int) -> None:
+        """Replace the rollouts by texts of the current policy, and store their rewards."""
+        self.rollouts, text_rewards = self.sample_rollouts(number)
+        self.update_metrics = {}
+        if self.first_entropy is None:
+            self.first_entropy = self.rollouts.metrics["entropy"]
+        if self.uses_window_baseline:
+            window = [*self.reward_window, text_rewards]
+            self.reward_window = window[-self.config.baseline_window :]
+
+    def sample_rollouts(self, number: int) -> tuple[Rollouts, Rewards]:
+        """Sample the texts of an iteration, compute their rewards and advantages."""
+        schedule, num_generations = self.run.preference, self.config.num_generations
+        articles = shuffled_batch(
             len(self.train_dataset), schedule.batch_size, schedule.seed, number
         )
-        text_of = torch.arange(schedule.batch_size).repeat_interleave(config.num_generations)
-        indices = [self.prompt_indices[place] for place in text_of.tolist()]
+        text_of = torch.arange(schedule.batch_size).repeat_interleave(num_generations)
+        indices = [articles[place] for place in text_of.tolist()]
         seed_everything(schedule.seed, number)
         labels, texts = self.sample_texts(indices)
         text_rewards = self.train_dataset.compute_rewards(indices, texts)
-        self.rollouts = self.add_log_probs({"text_of": text_of, "labels": labels})
-        self.rollouts["advantage"] = self.compute_advantages(text_rewards, number).float()
-        if self.uses_window_baseline:
-            self.reward_window = [*self.reward_window, text_rewards][-config.baseline_window :]
-        tokens = labels != IGNORE_INDEX
-        self.metrics = {
-            f"reward_{name}": values.mean().item() for name, values in text_rewards.items()
-        }
-        self.metrics |= {
-            "return": self.compute_returns(text_rewards, number).mean().item(),
-            # Nats per token: -log p of the sampled tokens.
-            "entropy": -(self.rollouts["old"].sum() / tokens.sum()).item(),
-            "tokens": tokens.sum(1).float().mean().item(),
-        }
-        self.start_metrics = {"entropy": self.metrics["entropy"]} | self.start_metrics
-
-    def compute_returns(self, text_rewards: Rewards, number: int) -> Tensor:
-        """G_m of each text; the literal reward if it is the only one.  (R,)"""
-        literal = text_rewards["literal"]
-        if "semantic" not in text_rewards:
-            return literal
-        return total_return(
-            literal, text_rewards["semantic"], number, self.num_iterations, self.config
-        )
-
-    def compute_advantages(self, text_rewards: Rewards, number: int) -> Tensor:
-        """The advantage of each text; 0 while the window is empty.  (R,)"""
-        config = self.config
-        if not self.uses_window_baseline:
-            advantages = {
-                name: compute_article_advantages(values, config)
-                for name, values in text_rewards.items()
-            }
-            return compute_article_advantages(self.compute_returns(advantages, number), config)
+        old, reference = self.compute_log_probs(articles, text_of, labels)
+        advantage = self.compute_advantages(text_rewards, number).float()
         returns = self.compute_returns(text_rewards, number)
-        if not self.reward_window:
-            return torch.zeros_like(returns)
-        past = torch.cat([self.compute_returns(entry, number) for entry in self.reward_window])
-        return compute_advantage(returns, *compute_return_statistics(past, config.advantage_scale))
+        metrics = compute_rollout_metrics(text_rewards, returns, old, labels)
+        rollouts = Rollouts(articles, text_of, labels, old, reference, advantage, metrics)
+        return rollouts, text_rewards
 
     def sample_texts(self, indices: list[int]) -> tuple[Tensor, list[list[str]]]:
         """One text per item, in one batch: its labels, and the texts of its chunks."""
@@ -246,22 +264,49 @@ class PolishPPO:
         self.rollout_seconds += time.monotonic() - start
         return labels, generation.texts
 
-    def add_log_probs(self, rollouts: Batch) -> Batch:
-        """The rollouts with each token's log p under the current policy and the SFT model."""
-        batch = self.train_dataset.dataset.batch(self.prompt_indices) | rollouts
+    def compute_log_probs(
+        self, articles: list[int], text_of: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log p of each token under the current policy and the SFT model.  -> (R, Y), (R, Y)"""
+        batch = self.train_dataset.dataset.batch(articles) | {"text_of": text_of, "labels": labels}
         batch = to_device(batch, next(self.generator.model.parameters()).device)
         with inference_context():
-            old = compute_rollout_log_probs(self.generator.model, batch, self.config.temperature)
-            reference = compute_rollout_log_probs(
-                self.reference_model, batch, self.config.temperature
+            old, reference = (
+                compute_rollout_log_probs(model, batch, self.config.temperature)
+                for model in (self.generator.model, self.reference_model)
             )
-        return rollouts | {
-            "old": old.float().cpu().clone(),
-            "reference": reference.float().cpu().clone(),
+        return old.float().cpu().clone(), reference.float().cpu().clone()
+
+    def compute_returns(self, text_rewards: Rewards, number: int) -> Tensor:
+        """G_m of each text; the literal reward if it is the only one.  (R,)"""
+        literal = text_rewards["literal"]
+        if "semantic" not in text_rewards:
+            return literal
+        return total_return(
+            literal, text_rewards["semantic"], number, self.num_iterations, self.config
+        )
+
+    def compute_advantages(self, text_rewards: Rewards, number: int) -> Tensor:
+        """The advantage of each text over what it is compared with.  (R,)"""
+        if self.uses_window_baseline:
+            return self.compute_window_advantages(text_rewards, number)
+        advantages = {
+            name: compute_article_advantages(values, self.config)
+            for name, values in text_rewards.items()
         }
+        return compute_article_advantages(self.compute_returns(advantages, number), self.config)
+
+    def compute_window_advantages(self, text_rewards: Rewards, number: int) -> Tensor:
+        """Eq. 6 over the returns of the last iterations; 0 while there are none.  (R,)"""
+        returns = self.compute_returns(text_rewards, number)
+        if not self.reward_window:
+            return torch.zeros_like(returns)
+        past = torch.cat([self.compute_returns(entry, number) for entry in self.reward_window])
+        statistics = compute_return_statistics(past, self.config.advantage_scale)
+        return compute_advantage(returns, *statistics)
 
     def loss(self, model: Model, batch: Batch) -> LossTerms:
-        """policy_loss, with its diagnostics stored in `metrics`."""
+        """policy_loss, with its diagnostics stored in `update_metrics`."""
         model.eval()  # fit calls train(); with dropout it would not be the policy that sampled
         new = compute_rollout_log_probs(model, batch, self.config.temperature)
         mask = batch["labels"] != IGNORE_INDEX
@@ -269,29 +314,34 @@ class PolishPPO:
         terms = policy_loss(new, old, reference, batch["advantage"], mask, self.config)
         with torch.no_grad():
             is_clipped = ((new - old).exp() - 1).abs() > self.config.clip_range
-            self.metrics |= {
+            self.update_metrics = {
                 "clip_share": (is_clipped & mask).sum().item() / mask.sum().item(),
                 "kl_to_sft": kl_estimate(new, reference)[mask].mean().item(),
             }
         return terms
 
+    def step_metrics(self) -> dict[str, float]:
+        return (self.rollouts.metrics if self.rollouts else {}) | self.update_metrics
+
     def state_dict(self) -> dict:
         return {
-            "past": self.reward_window,
-            "rollouts": self.rollouts,
-            "earned": self.start_rewards,
-            "plain": [self.prompt_indices, self.metrics, self.start_metrics],
+            "rollouts": vars(self.rollouts) if self.rollouts else None,
+            "update_metrics": self.update_metrics,
+            "reward_window": self.reward_window,
+            "first_entropy": self.first_entropy,
+            "start": vars(self.start) if self.start else None,
         }
 
     def load_state_dict(self, state: dict) -> None:
         cpu = torch.device("cpu")
-        self.reward_window = [to_device(entry, cpu) for entry in state["past"]]
-        self.rollouts = to_device(state["rollouts"], cpu)
-        self.start_rewards = to_device(state["earned"], cpu)
-        self.prompt_indices, self.metrics, self.start_metrics = state["plain"]
-
-    def step_metrics(self) -> dict[str, float]:
-        return self.metrics
+        rollouts, start = state["rollouts"], state["start"]
+        self.rollouts = Rollouts(**to_device(rollouts, cpu)) if rollouts else None
+        self.update_metrics = state["update_metrics"]
+        self.reward_window = [to_device(entry, cpu) for entry in state["reward_window"]]
+        self.first_entropy = state["first_entropy"]
+        self.start = (
+            PhaseStart(start["metrics"], to_device(start["rewards"], cpu)) if start else None
+        )
 
 
 def find_collapse_reason(
@@ -347,23 +397,24 @@ def build_validator(
         texts = generate_texts(polish.generator, validation.dataset, indices, polish.run.generation)
         text_rewards = validation.compute_rewards(indices, texts)
         metrics = {f"reward_{name}": values.mean().item() for name, values in text_rewards.items()}
-        polish.start_rewards = polish.start_rewards or text_rewards
-        loss = -compute_sure_gain(
-            text_rewards, polish.start_rewards, polish.config.min_gain_standard_errors
-        )
         metrics["watch"] = compute_mean_score(validation.dataset, indices, texts, score)
         characters = [len(embedders.join_paragraphs(paragraphs)) for paragraphs in texts]
         metrics["characters"] = sum(characters) / len(characters)
-        polish.start_metrics = metrics | polish.start_metrics
+        if polish.start is None:
+            entropy = {} if polish.first_entropy is None else {"entropy": polish.first_entropy}
+            polish.start = PhaseStart(metrics | entropy, text_rewards)
+        gain = compute_sure_gain(
+            text_rewards, polish.start.rewards, polish.config.min_gain_standard_errors
+        )
         reason = find_collapse_reason(
-            polish.metrics | metrics,
-            polish.start_metrics,
+            polish.step_metrics() | metrics,
+            polish.start.metrics,
             polish.run.quality_monitor.max_score_drop,
             polish.config,
         )
         if reason:
             print(f"PolishPPO ends: {reason}; the best weights are kept", file=sys.stderr)
-        return ValidationResult(metrics, loss, stop=bool(reason))
+        return ValidationResult(metrics, -gain, stop=bool(reason))
 
     return validate
 
@@ -387,48 +438,41 @@ def warn_vanishing_discounts(config: PreferenceConfig, num_iterations: int) -> N
 
 def train(
     name: str,
-    run: generators.GeneratorRun,
-    folders: list[Path],
+    config: PhaseConfig,
+    inputs: PhaseInputs,
     generator: generators.TextGenerator,
     log: Callable,
-    checkpoint_interval_seconds: float,
 ) -> list[dict[str, float]]:
     """Train `generator`, which keeps its best weights.  -> the rows of history.csv"""
-    ingest, _, chunk_folder, feature_folder, _ = folders
-    features = feature_store.read_features(feature_folder, chunk_folder / "features")
-    config: PreferenceConfig = generators.load_preference_config(run)
-    reward_config = load_config(embedders.RewardConfig, "rewards")
-    rows = chunk_dataset.load_training_chunks(chunk_folder)
+    run, objective = config.run, config.objective
+    features = feature_store.read_features(inputs.features, inputs.chunks / "features")
+    rows = chunk_dataset.load_training_chunks(inputs.chunks)
     languages = [row["language"] for row in rows]
-    embedder = embedders.load_embedder(config.semantic_reward, languages, reward_config)
+    embedder = embedders.load_embedder(objective.semantic_reward, languages, config.rewards)
 
     def build_rewarded_dataset(rows: list[dict]) -> RewardedDataset:
         if embedder is not None:
             rows = [row for row in rows if embedder.supports_language(row["language"])]
         dataset = generator.build_dataset(rows, features)
-        return RewardedDataset(dataset, embedder, config.literal_reward == "raw")
+        return RewardedDataset(dataset, embedder, objective.literal_reward == "raw")
 
     train_dataset = build_rewarded_dataset(rows)
-    rows = chunk_dataset.load_chunks(chunk_folder, "validation", require_image=True)
+    rows = chunk_dataset.load_chunks(inputs.chunks, "validation", require_image=True)
     validation = build_rewarded_dataset(rows)
     if not len(validation):  # a small corpus: validate on the training articles
         validation = train_dataset
-    polish = PolishPPO(generator, train_dataset, run, log)
-    warn_vanishing_discounts(config, polish.num_iterations)
+    polish = PolishPPO(generator, train_dataset, run, objective, log)
+    warn_vanishing_discounts(objective, polish.num_iterations)
+    configs = [run.preference, run.quality_monitor, run.generation, objective, config.rewards]
     return fit(
         generator.model,
         polish.loss,
         polish.batch_at,
         run.preference,
         name=f"train_preference@{name}",
-        key=fingerprint(
-            [run.preference, run.quality_monitor, run.generation, config, reward_config],
-            folders,
-            "train_preference",
-            run.model,
-        ),
-        checkpoint_interval_seconds=checkpoint_interval_seconds,
-        validate=build_validator(polish, validation, build_scorer(ingest)),
+        key=fingerprint(configs, inputs.paths, "train_preference", run.model),
+        checkpoint_interval_seconds=config.checkpoint_interval_seconds,
+        validate=build_validator(polish, validation, build_scorer(inputs.ingest)),
         phase=polish,
         log=log,
     )

@@ -23,13 +23,10 @@ def project(tmp_path, monkeypatch):
 
 
 def train(project, target: str):
-    ingest, chunk, embed = (project / name for name in ("ingest", "chunk", "embed"))
-    if not ingest.exists():
+    if not (project / "ingest").exists():
         article_corpus.write_article_corpus(project)
-    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    train_sft.main(
-        "flexmuse", run, [chunk, embed, article_corpus.write_encoder_dir(project)], project / target
-    )
+    encoder = article_corpus.write_encoder_dir(project)
+    train_sft.cli("flexmuse", project / "chunk", project / "embed", encoder, project / target)
     return project / target
 
 

@@ -6,9 +6,7 @@ import yaml
 
 from stages import train_sft
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
-from stages.shared.generation import generator as generators
 from tests.support import article_corpus
 
 STEPS = 8
@@ -37,9 +35,13 @@ def train(project, **network):
     small = {"d_model": 16, "max_topic_tokens": 8, "max_images": 4}
     params["models"]["tippo"]["network"] |= small | network
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    run = load_config(generators.GeneratorRun, "generators", "tippo")
-    folders = project / "chunk", project / "embed"
-    return train_sft.train("tippo", run, *folders, lambda *_: None, 0.0)
+    return train_sft.train(
+        "tippo",
+        train_sft.load_sft_config("tippo"),
+        chunks=project / "chunk",
+        features=project / "embed",
+        log=lambda *_: None,
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ Where the paper is silent:
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,12 +41,14 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
+from stages.shared.generation.paper import SftLoss
 from stages.shared.modeling.layers import ElementwiseScale, Standardizer
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss, softmax_dpo_loss
 
 Dataset = chunk_dataset.ChunkDataset
 KINDS = ("articles",)  # of corpora; captions have no chunks to form preference pairs
+HAS_GATE = True
 GateMode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]
 
 
@@ -81,6 +84,16 @@ class ModelConfig:
             raise ValueError("image_drop_prob + topic_drop_prob must not exceed 1")
         if self.fusion == "concatenation" and self.append_topic:
             raise ValueError("append_topic must be false: a concatenation already holds the topic")
+
+    @property
+    def max_images(self) -> int:
+        """Images per text: an item is one chunk."""
+        return 1
+
+    @property
+    def excerpt_ratio(self) -> float:
+        """A chunk has no excerpts."""
+        return 0.0
 
 
 @config_class
@@ -304,14 +317,18 @@ class Model(nn.Module):
         return attention[..., : self.shapes.patches]
 
 
-def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
+def sft_loss(model: Model, batch: dict) -> SftLoss:
     """L_SFT (section 3.4): the mean negative log-likelihood of a token in nats."""
     if model.training:
         batch = drop_modality(batch, model.network.image_drop_prob, model.network.topic_drop_prob)
     mode = model.network.gate_train if model.training else model.network.gate_predict
     encoder_output = model.encode(batch, mode)
     num_tokens = (batch["labels"] != IGNORE_INDEX).sum()
-    return {"ntp": -model.log_probs(encoder_output, batch["labels"]).sum() / num_tokens}
+    return SftLoss({"ntp": -model.log_probs(encoder_output, batch["labels"]).sum() / num_tokens})
+
+
+def after_step(model: Model, statistics: Mapping[str, Tensor]) -> None:
+    """Does nothing: the model has no running statistics."""
 
 
 @torch.inference_mode()

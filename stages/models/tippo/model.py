@@ -60,6 +60,7 @@ PolishPPO:
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +72,7 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import decoding
 from stages.shared.generation.article_dataset import ArticleDataset
+from stages.shared.generation.paper import SftLoss
 from stages.shared.modeling.layers import (
     ElementwiseScale,
     Standardizer,
@@ -86,6 +88,7 @@ Dataset = ArticleDataset
 EMBEDDING_INIT_STD = 1.0
 EPSILON = 1e-8  # eq. 6
 KINDS = ("articles", "captions")  # of corpora
+HAS_GATE = False
 
 
 @config_class
@@ -380,16 +383,6 @@ class Model(nn.Module):
             common = total.sum(0) / count.sum()
         return torch.where(count > 1, total / count.clamp(min=1), common)  # (1 / N) sum_i S_i
 
-    @torch.no_grad()
-    def update_running_state(self, signals: Signals, balance: Tensor) -> None:
-        """Store l1 of a training step and update the running mean of images, for generation."""
-        self.balance.copy_(balance)
-        if signals.image_mask.any():
-            mean = signals.images[signals.image_mask].mean(0)
-            has_mean = self.common.any()  # all zeros before the first image
-            momentum = self.network.prototype_momentum if has_mean else 1.0
-            self.common.lerp_(mean.to(self.common), momentum)
-
     def augment(
         self, batch: dict, signals: Signals, balance: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -486,19 +479,20 @@ def contrastive_loss(
     return (losses * weights).sum() / weights.sum()
 
 
-def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
+def sft_loss(model: Model, batch: dict) -> SftLoss:
     """L_SFT (section 2): the mean negative log-likelihood of a token in nats, and L_C.
 
-    In training the batch has `progress`, m / M, and the model's running state is updated.
+    In training the batch has `progress`, m / M.
     """
-    network, is_training = model.network, model.training
-    if is_training:
+    network, statistics = model.network, {}
+    if model.training:
         batch = drop_modality(batch, network.image_drop_prob, network.topic_drop_prob)
-    signals = model.compute_signals(batch, use_batch_mean=is_training)
-    balance = inference_lambda(model.balance, network)
-    if is_training:
+        signals = model.compute_signals(batch, use_batch_mean=True)
         balance = training_lambda(batch["progress"], network)
-        model.update_running_state(signals, balance)
+        statistics = compute_statistics(signals, balance)
+    else:
+        signals = model.compute_signals(batch)
+        balance = inference_lambda(model.balance, network)
     output = model.fuse(batch, signals, balance)
     log_probs = decoding.compute_log_probs(model.t5, output.hidden, output.mask, batch["labels"])
     terms = {"ntp": -log_probs.sum() / (batch["labels"] != IGNORE_INDEX).sum()}
@@ -507,7 +501,29 @@ def sft_loss(model: Model, batch: dict) -> dict[str, Tensor]:
         item = signals.image_mask.nonzero()[:, 0]
         loss = contrastive_loss(images, signals.prototype.mean(1)[item], item, network)
         terms["contrast"] = network.contrastive_weight * loss
-    return terms
+    return SftLoss(terms, statistics)
+
+
+@torch.no_grad()
+def compute_statistics(signals: Signals, balance: Tensor) -> dict[str, Tensor]:
+    """What `after_step` needs of a training step.
+
+    -> balance () l1; image_mean (L, D) the mean of the images, if there are any
+    """
+    statistics = {"balance": balance}
+    if signals.image_mask.any():
+        statistics["image_mean"] = signals.images[signals.image_mask].mean(0)
+    return statistics
+
+
+@torch.no_grad()
+def after_step(model: Model, statistics: Mapping[str, Tensor]) -> None:
+    """Store l1 of a training step and update the running mean of images, for generation."""
+    model.balance.copy_(statistics["balance"])
+    if "image_mean" in statistics:
+        has_mean = model.common.any()  # all zeros before the first image
+        momentum = model.network.prototype_momentum if has_mean else 1.0
+        model.common.lerp_(statistics["image_mean"].to(model.common), momentum)
 
 
 def diagnostics(model: Model, batch: dict) -> dict[str, Tensor]:

@@ -10,19 +10,23 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.shared.core.config import Field, build_config, config_class, load_config
+from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders, decoding
 from stages.shared.generation.article_dataset import ArticleDataset, split_paragraphs
 from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
-from stages.shared.modeling.registry import load_paper
+from stages.shared.generation.paper import (
+    EncoderOutput,
+    GeneratorModelConfig,
+    GeneratorPaper,
+    load_generator_paper,
+)
 from stages.shared.modeling.saved_config import upgrade_config
 from stages.shared.modeling.state_dict import untied_state_dict
 from stages.shared.runtime.stage import InputError
@@ -74,14 +78,14 @@ class Generation:
 
     texts: list[list[str]]  # per item, one text per chunk
     token_ids: Tensor  # (B, Y + 1), starting with the start token
-    encoder_output: object  # of the paper's model
+    encoder_output: EncoderOutput
 
 
 @dataclass
 class TextGenerator:
     """A model with its tokenizer and config."""
 
-    paper: ModuleType  # stages/models/<model>/model.py
+    paper: GeneratorPaper  # stages/models/<model>/model.py
     model: torch.nn.Module
     tokenizer: object
     config: dict  # config.json
@@ -89,9 +93,9 @@ class TextGenerator:
     @property
     def limits(self) -> LengthLimits:
         """Maximum sizes of inputs and texts; at most as many images as in training."""
-        network = self.config["network"]
-        max_images = min(network.get("max_images", 1), self.config["pictures"])
-        return LengthLimits(network["max_topic_tokens"], self.config["max_tokens"], max_images)
+        network = self.model.network
+        max_images = min(network.max_images, self.config["pictures"])
+        return LengthLimits(network.max_topic_tokens, self.config["max_tokens"], max_images)
 
     def build_dataset(self, rows: list[dict], features: Features) -> ChunkDataset | ArticleDataset:
         """Rows of CHUNKS as the items that the model generates one text for: chunks or articles."""
@@ -129,31 +133,22 @@ class TextGenerator:
         return texts
 
 
-def load_model_config(run: GeneratorRun):
-    """The ModelConfig of a run's paper: what the weights depend on."""
-    return load_config(load_paper(run.model).ModelConfig, "models", run.model, "network")
-
-
-def load_preference_config(run: GeneratorRun):
-    """The PreferenceConfig of a run's paper."""
-    return load_config(load_paper(run.model).PreferenceConfig, "models", run.model, "preference")
-
-
-def load_decoder_config() -> decoders.DecoderConfig:
-    """The section `decoders`."""
-    return load_config(decoders.DecoderConfig, "decoders")
-
-
-def create_generator(run: GeneratorRun, rows: list[dict], features: Features) -> TextGenerator:
+def create_generator(
+    run: GeneratorRun,
+    network: GeneratorModelConfig,
+    decoder_config: decoders.DecoderConfig,
+    rows: list[dict],
+    features: Features,
+) -> TextGenerator:
     """A new generator for the shapes of `features`.
 
-    rows: training chunks; a tiny decoder learns its vocabulary from their texts.
+    network: the ModelConfig of the run's paper. rows: training chunks; a tiny decoder learns its
+    vocabulary from their texts.
     """
-    paper, network = load_paper(run.model), load_model_config(run)
-    num_sentinels = getattr(network, "max_images", 1) - 1
+    paper = load_generator_paper(run.model)
     texts = [row["text"] for row in rows]
     t5, tokenizer = decoders.create_decoder(
-        run.decoder, load_decoder_config(), network.d_model, texts, num_sentinels
+        run.decoder, decoder_config, network.d_model, texts, network.max_images - 1
     )
     shapes = paper.infer_input_dims(features)
     chunks = {(row["record"], row["position"]) for row in rows}
@@ -193,7 +188,7 @@ def load_generator(folder: Path) -> TextGenerator:
             f"{folder}/config.json: missing {', '.join(missing)}, written by an older version: run "
             "`dvc repro`"
         )
-    paper = load_paper(config["model"])
+    paper = load_generator_paper(config["model"])
     t5, tokenizer = decoders.load_decoder(folder)
     network = build_config(paper.ModelConfig, config["network"], f"{folder}/config.json")
     weights = load_file(folder / "model.safetensors")

@@ -89,7 +89,7 @@ def test_a_corpus_without_titles_still_trains():
     )
     model = build_model(dataset)
     model.fit_normalization(dataset.features, list(range(5)), [])
-    assert torch.isfinite(flexmuse.sft_loss(model.train(), dataset.batch([0, 1]))["ntp"])
+    assert torch.isfinite(flexmuse.sft_loss(model.train(), dataset.batch([0, 1])).terms["ntp"])
 
 
 def test_the_sampled_gate_masks_with_probability_sigma():
@@ -210,14 +210,14 @@ def test_every_weight_gets_a_gradient_and_one_batch_can_be_memorized(changes, le
     torch.manual_seed(0)
     has_gradient = {name: False for name, _ in model.named_parameters()}
     for _ in range(150):
-        loss = flexmuse.sft_loss(model.train(), batch)["ntp"]
+        loss = flexmuse.sft_loss(model.train(), batch).terms["ntp"]
         optimizer.zero_grad()
         loss.backward()
         for name, weight in model.named_parameters():
             has_gradient[name] |= weight.grad is not None and bool(weight.grad.any())
         optimizer.step()
     assert all(has_gradient.values()), has_gradient
-    assert flexmuse.sft_loss(model.eval(), batch)["ntp"].item() < 0.3
+    assert flexmuse.sft_loss(model.eval(), batch).terms["ntp"].item() < 0.3
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -236,14 +236,14 @@ def test_sft_loss_is_the_mean_over_tokens(chunks, batch):
     model = build_model(chunks).eval()
     output = model.encode(batch, "always_pass")
     expected = -model.log_probs(output, batch["labels"]).sum() / (batch["labels"] >= 0).sum()
-    torch.testing.assert_close(flexmuse.sft_loss(model, batch)["ntp"], expected)
+    torch.testing.assert_close(flexmuse.sft_loss(model, batch).terms["ntp"], expected)
 
 
 def test_a_memorized_batch_is_generated(chunks, batch):
     model = build_model(chunks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(200):
-        loss = flexmuse.sft_loss(model.train(), batch)["ntp"]
+        loss = flexmuse.sft_loss(model.train(), batch).terms["ntp"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -323,13 +323,13 @@ def test_loss_and_text_on_cuda_match_the_cpu(chunks, batch):
     from stages.shared.training.batching import to_device
 
     model = build_model(chunks).eval()
-    cpu_loss = flexmuse.sft_loss(model, batch)["ntp"]
+    cpu_loss = flexmuse.sft_loss(model, batch).terms["ntp"]
     text = generate_ids(model, model.encode(batch, "always_pass"), 8, 1, 0.0, 1.0)
     model, cuda_batch = model.cuda(), to_device(batch, torch.device("cuda"))
-    cuda_loss = flexmuse.sft_loss(model, cuda_batch)["ntp"]
+    cuda_loss = flexmuse.sft_loss(model, cuda_batch).terms["ntp"]
     torch.testing.assert_close(cuda_loss.cpu(), cpu_loss, atol=1e-3, rtol=0)
     with torch.autocast("cuda", torch.bfloat16):
-        bf16_loss = flexmuse.sft_loss(model, cuda_batch)["ntp"]
+        bf16_loss = flexmuse.sft_loss(model, cuda_batch).terms["ntp"]
     assert abs(bf16_loss.item() - cpu_loss.item()) < 0.1
     output = model.encode(cuda_batch, "always_pass")
     assert torch.equal(generate_ids(model, output, 8, 1, 0.0, 1.0).cpu(), text)

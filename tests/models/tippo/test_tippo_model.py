@@ -302,27 +302,32 @@ def test_a_single_image_uses_the_batch_mean_in_training_and_the_running_mean_els
 
 def test_training_stores_its_lambda_and_a_running_mean_of_images(dataset, batch):
     model = build_fitted_model(dataset, prototype_momentum=0.25).train()
-    before = model.common.clone()
-    tippo.sft_loss(model, batch | {"progress": HALF.double()})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = tippo.sft_loss(model, batch | {"progress": HALF.double()})
+    unchanged = model.state_dict()  # the loss itself stores nothing
+    assert all(torch.equal(value, unchanged[name]) for name, value in before.items())
+    tippo.after_step(model, loss.statistics)
     assert model.balance == 0.5
     signals = model.compute_signals(batch)
     mean = signals.images[signals.image_mask].mean(0)
-    torch.testing.assert_close(model.common, 0.75 * before + 0.25 * mean)
+    torch.testing.assert_close(model.common, 0.75 * before["common"] + 0.25 * mean)
     stored = model.state_dict()
     assert stored["balance"] == 0.5 and torch.equal(stored["common"], model.common)
-    tippo.sft_loss(model.eval(), batch)
-    assert torch.equal(stored["common"], model.common)  # validation changes nothing
+    assert not tippo.sft_loss(model.eval(), batch).statistics  # validation changes nothing
+    assert torch.equal(stored["common"], model.common)
 
 
 def test_the_running_mean_starts_at_the_first_mean(dataset, batch):
     model = tiny_tippo.build_model(dataset, prototype_momentum=0.25).double().train()
     assert not model.common.any()
     blind = batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
-    tippo.sft_loss(model, blind | {"progress": HALF.double()})
+    loss = tippo.sft_loss(model, blind | {"progress": HALF.double()})
+    tippo.after_step(model, loss.statistics)
     assert not model.common.any()  # no image yet
     means = []
     for current in (batch, batch | {"pooled": -batch["pooled"]}):
-        tippo.sft_loss(model, current | {"progress": HALF.double()})
+        loss = tippo.sft_loss(model, current | {"progress": HALF.double()})
+        tippo.after_step(model, loss.statistics)
         signals = model.compute_signals(current)
         means.append(signals.images[signals.image_mask].mean(0))
         expected = means[0] if len(means) == 1 else 0.75 * means[0] + 0.25 * means[1]
@@ -334,8 +339,9 @@ def test_a_batch_without_images_trains_on_the_stored_prototype(dataset, batch):
     model = build_fitted_model(dataset).train()
     blind = batch | {"has_picture": torch.zeros_like(batch["has_picture"])}
     before = model.common.clone()
-    terms = tippo.sft_loss(model, blind | {"progress": HALF.double()})
-    assert torch.isfinite(terms["ntp"]) and terms["contrast"] == 0
+    loss = tippo.sft_loss(model, blind | {"progress": HALF.double()})
+    tippo.after_step(model, loss.statistics)
+    assert torch.isfinite(loss.terms["ntp"]) and loss.terms["contrast"] == 0
     assert torch.equal(model.common, before)
 
 
@@ -393,9 +399,13 @@ def test_without_a_prototype_only_the_topic_weighs_images(dataset, batch):
 
 def test_the_contrastive_loss_is_an_optional_term(dataset, batch):
     batch = batch | {"progress": HALF.double()}
-    with_it = tippo.sft_loss(build_fitted_model(dataset, contrastive_weight=3.0).train(), batch)
-    once = tippo.sft_loss(build_fitted_model(dataset).train(), batch)
-    without = tippo.sft_loss(build_fitted_model(dataset, use_contrastive=False).train(), batch)
+    with_it = tippo.sft_loss(
+        build_fitted_model(dataset, contrastive_weight=3.0).train(), batch
+    ).terms
+    once = tippo.sft_loss(build_fitted_model(dataset).train(), batch).terms
+    without = tippo.sft_loss(
+        build_fitted_model(dataset, use_contrastive=False).train(), batch
+    ).terms
     assert without.keys() == {"ntp"}
     torch.testing.assert_close(with_it["contrast"], 3 * once["contrast"])
     torch.testing.assert_close(with_it["ntp"], without["ntp"])
@@ -405,7 +415,7 @@ def test_the_token_loss_is_the_mean_over_tokens(dataset, batch):
     model = build_fitted_model(dataset)
     tokens = (batch["labels"] != IGNORE_INDEX).sum()
     expected = -log_probs(model, batch).sum() / tokens
-    torch.testing.assert_close(tippo.sft_loss(model, batch)["ntp"], expected)
+    torch.testing.assert_close(tippo.sft_loss(model, batch).terms["ntp"], expected)
 
 
 @pytest.mark.parametrize(

@@ -146,9 +146,10 @@ def test_every_weight_gets_a_gradient_from_sft_and_from_generation(
     model = tiny_tippo.build_model(
         dataset, fusion=fusion, image_features=image_features, softmax_axis=axis
     )
-    terms = tippo.sft_loss(model.train(), batch | {"progress": HALF})
-    sum(terms.values()).backward()
+    loss = tippo.sft_loss(model.train(), batch | {"progress": HALF})
+    sum(loss.terms.values()).backward()
     assert untrained_weights(model) == []
+    tippo.after_step(model, loss.statistics)
     model.zero_grad()
     output = model.encode(batch)  # the stored l1 is 1/2
     decoding.compute_log_probs(
@@ -165,7 +166,7 @@ def test_excerpts_train_the_patch_adapter_that_single_images_need(dataset):
         )
         model = tiny_tippo.build_model(augmented).train()
         batch = augmented.batch(list(range(len(augmented)))) | {"progress": HALF}
-        sum(tippo.sft_loss(model, batch).values()).backward()
+        sum(tippo.sft_loss(model, batch).terms.values()).backward()
         assert (
             any(name.startswith("adapt_patches.") for name in untrained_weights(model))
             is is_untrained
@@ -181,7 +182,7 @@ def untrained_weights(model):
 def test_a_branch_with_lambda_zero_gets_no_gradient(dataset, progress, idle):
     model = tiny_tippo.build_model(dataset).train()
     batch = dataset.batch([0, 1, 2]) | {"progress": torch.tensor(progress)}
-    sum(tippo.sft_loss(model, batch).values()).backward()
+    sum(tippo.sft_loss(model, batch).terms.values()).backward()
     grads = [query.weight.grad.any().item() for query in model.align.queries]
     assert grads == [idle != 0, idle != 1]
 
@@ -192,11 +193,12 @@ def test_one_batch_can_be_memorized(dataset):
     batch = dataset.batch([0, 1, 2])
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(120):
-        loss = tippo.sft_loss(model, batch | {"progress": torch.tensor(step / 120)})["ntp"]
+        loss = tippo.sft_loss(model, batch | {"progress": torch.tensor(step / 120)})
         optimizer.zero_grad()
-        loss.backward()
+        loss.terms["ntp"].backward()
         optimizer.step()
-    assert loss < 0.1
+        tippo.after_step(model, loss.statistics)
+    assert loss.terms["ntp"] < 0.1
     output = model.eval().encode(batch)
     ids = decoding.generate(model.t5, output.hidden, output.mask, 80, 1, 0.0, 1.0)
     texts = dataset.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -208,9 +210,9 @@ def test_a_missing_image_is_excluded_from_the_contrastive_loss(dataset):
     model = tiny_tippo.build_model(dataset).train()
     masks = {"has_picture": torch.zeros(3, 5, dtype=torch.bool), "progress": HALF}
     masks["has_picture"][1, 0] = True
-    assert tippo.sft_loss(model, batch | masks)["contrast"] == 0
+    assert tippo.sft_loss(model, batch | masks).terms["contrast"] == 0
     masks["has_picture"][0, 0] = True
-    assert tippo.sft_loss(model, batch | masks)["contrast"] > 0
+    assert tippo.sft_loss(model, batch | masks).terms["contrast"] > 0
 
 
 def test_diagnostics_of_an_idle_and_a_sharp_branch(dataset):

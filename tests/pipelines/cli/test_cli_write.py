@@ -62,10 +62,9 @@ def trained(tmp_path_factory):
         align.mkdir(parents=True)
         huggingface_encoder.fetch(str(place / "source"), ["en"], align)
         write_stage_outputs(place / "data", align)
-        run = load_config(generators.GeneratorRun, "generators", "flexmuse")
         folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
         out = place / "data/09_train_sft/flexmuse"
-        train_sft.main("flexmuse", run, [*folders, align], out)
+        train_sft.cli("flexmuse", *folders, encoder=align, output=out)
     return place
 
 

@@ -50,7 +50,8 @@ def trained(tmp_path_factory):
             run = load_config(generators.GeneratorRun, "generators", name)
             stages = ("05_chunk", "07_embed")
             folders = [place / "data" / stage / run.corpus for stage in stages]
-            train_sft.main(name, run, [*folders, align], place / "data/09_train_sft" / name)
+            out = place / "data/09_train_sft" / name
+            train_sft.cli(name, *folders, encoder=align, output=out)
     return place
 
 
@@ -229,9 +230,8 @@ def test_the_encoder_and_decoder_of_the_paper_write_chinese(tmp_path, monkeypatc
     save_published_chinese_clip(tmp_path / "clip")
     huggingface_encoder.fetch(str(tmp_path / "clip"), ["zh"], tmp_path / "align")
     tiny_flexmuse.save_published_t5(tmp_path / "t5")
-    run = replace(
-        load_config(generators.GeneratorRun, "generators", "tippo"), decoder=str(tmp_path / "t5")
-    )
+    config = train_sft.load_sft_config("tippo")
+    run = replace(config.run, decoder=str(tmp_path / "t5"))
     rows = [
         row | {"text": text}
         for row, text in zip(ARTICLE, tiny_flexmuse.CHINESE_TEXTS, strict=False)
@@ -245,7 +245,7 @@ def test_the_encoder_and_decoder_of_the_paper_write_chinese(tmp_path, monkeypatc
         **{"text_index": {ARTICLE[0]["title"]: 0}, "text_pooled": titles.half().numpy()},
         **{"tokens": tokens.half().numpy(), "token_mask": mask.numpy()},
     )
-    generator = generators.create_generator(run, rows, features)
+    generator = generators.create_generator(run, config.network, config.decoders, rows, features)
     generators.save_generator(generator, tmp_path / "model", tmp_path / "align")
     article_generator = ArticleGenerator(tmp_path / "model", "model")
     items = article_generator.generator.build_dataset(rows, features)

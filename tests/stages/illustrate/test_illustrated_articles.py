@@ -18,7 +18,6 @@ from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
 from stages.shared.generation import chunk_dataset
-from stages.shared.generation import generator as generators
 from stages.shared.runtime.stage import InputError
 from tests.support import article_corpus, tiny_diffusion
 from tests.support.color_caption_corpus import COLORS, make_image
@@ -76,12 +75,17 @@ def prepare(place: Path, without_image: set[tuple[str, int]], **changes: object)
 
 def train_and_predict(place: Path) -> None:
     """Run the stages train_sft and predict."""
-    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    sources = [place / name for name in ("illustrate", "embed", "align")]
-    train_sft.main("flexmuse", run, sources, place / "sft")
+    sources = {"chunks": place / "illustrate", "features": place / "embed"}
+    train_sft.cli("flexmuse", **sources, encoder=place / "align", output=place / "sft")
     model = place / "sft" / "model"
-    sources = [place / "ingest", place / "illustrate", place / "embed", model, model]
-    predict.main(load_config(predict.PredictConfig, "predict"), run, sources, place / "out")
+    predict.cli(
+        "flexmuse",
+        ingest=place / "ingest",
+        **sources,
+        sft=model,
+        preference=model,
+        output=place / "out",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -31,19 +31,18 @@ def project(tmp_path_factory):
         no_image = rows[-1] | {"record": "bare", "position": 0, "image": None}
         schemas.write_parquet(chunk / "chunks.parquet", [*rows, no_image], schemas.CHUNKS)
         run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-        train_sft.main(
-            "flexmuse",
-            run,
-            [chunk, embed, article_corpus.write_encoder_dir(project)],
-            project / "sft",
-        )
+        encoder = article_corpus.write_encoder_dir(project)
+        train_sft.cli("flexmuse", chunk, embed, encoder, output=project / "sft")
         model = project / "sft" / "model"
-        sources = [ingest, chunk, embed, model, model]
         predict.main(
             PredictConfig(splits=["validation", "test"], max_attention_samples=4),
             run,
-            sources,
-            project / "out",
+            ingest=ingest,
+            chunks=chunk,
+            features=embed,
+            sft=model,
+            preference=model,
+            output=project / "out",
         )
     return project
 

@@ -20,6 +20,7 @@ from stages.shared.similarity import embedders
 from stages.shared.training.losses import IGNORE_INDEX
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import tippo
+from stages.train_preference.inputs import PhaseInputs
 from tests.support import article_corpus, tiny_flexmuse, tiny_tippo
 
 CONFIG = tiny_tippo.build_preference_config(
@@ -52,10 +53,8 @@ def trained(tmp_path_factory):
         patch.chdir(project)
         patch.setenv("POLYMUSE_HOME", str(project / "home"))
         _, chunk, embed = article_corpus.write_article_corpus(project)
-        run = load_config(generators.GeneratorRun, "generators", "tippo")
-        train_sft.main(
-            "tippo", run, [chunk, embed, article_corpus.write_encoder_dir(project)], project / "sft"
-        )
+        encoder = article_corpus.write_encoder_dir(project)
+        train_sft.cli("tippo", chunk, embed, encoder, output=project / "sft")
     return project
 
 
@@ -82,30 +81,22 @@ def change(**changes) -> None:
     file.write_text(yaml.safe_dump(params))
 
 
-def folders(project: Path) -> list[Path]:
-    names = ("ingest", "chunk/pairs.parquet", "chunk", "embed", "sft/model")
-    return [project / name for name in names]
-
-
 def polish(project: Path, out: Path) -> list[dict[str, float]]:
-    train_preference.main(
-        "tippo", load_config(generators.GeneratorRun, "generators", "tippo"), folders(project), out
-    )
+    names = ("ingest", "chunk/pairs.parquet", "chunk", "embed", "sft/model")
+    inputs = PhaseInputs(*(project / name for name in names))
+    train_preference.main("tippo", train_preference.load_phase_config("tippo"), inputs, out)
     return history.read_history(out / "history.csv")
 
 
 def build_phase(project: Path) -> tippo.PolishPPO:
     """The phase before its first step, with literal rewards only."""
-    generator, run = (
-        generators.load_generator(project / "sft" / "model"),
-        load_config(generators.GeneratorRun, "generators", "tippo"),
-    )
+    generator = generators.load_generator(project / "sft" / "model")
+    config = train_preference.load_phase_config("tippo")
     dataset = generator.build_dataset(
         tiny_flexmuse.make_chunk_rows(), feature_store.read_features(project / "embed")
     )
-    return tippo.PolishPPO(
-        generator, tippo.RewardedDataset(dataset, None, False), run, lambda *_: None
-    )
+    rewarded = tippo.RewardedDataset(dataset, None, False)
+    return tippo.PolishPPO(generator, rewarded, config.run, config.objective, lambda *_: None)
 
 
 def record_rewards(phase: tippo.PolishPPO) -> list[dict[str, torch.Tensor]]:
@@ -142,7 +133,7 @@ def test_the_window_advantage_matches_a_loop(project):
         )
         assert len(past_returns) == 12  # two iterations, two articles, three texts each
         for value, advantage in zip(
-            returns.tolist(), phase.rollouts["advantage"].tolist(), strict=True
+            returns.tolist(), phase.rollouts.advantage.tolist(), strict=True
         ):
             assert advantage == pytest.approx(
                 (value - mean) / (deviation + 1e-8), rel=1e-4, abs=1e-4

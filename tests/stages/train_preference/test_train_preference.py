@@ -1,7 +1,6 @@
 import math
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from stages.shared.runtime.stage import InputError
 from stages.train_preference import __main__ as train_preference
 from stages.train_preference import flexmuse as mscdpo
 from stages.train_preference.flexmuse import ReferenceLogProbs
+from stages.train_preference.inputs import PhaseInputs
 from stages.train_preference.quality_monitor import build_scorer
 from tests.support import article_corpus, tiny_flexmuse
 
@@ -32,13 +32,8 @@ def trained(tmp_path_factory):
         patch.chdir(project)
         patch.setenv("POLYMUSE_HOME", str(project / "home"))
         _, chunk, embed = article_corpus.write_article_corpus(project)
-        run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-        train_sft.main(
-            "flexmuse",
-            run,
-            [chunk, embed, article_corpus.write_encoder_dir(project)],
-            project / "sft",
-        )
+        encoder = article_corpus.write_encoder_dir(project)
+        train_sft.cli("flexmuse", chunk, embed, encoder, output=project / "sft")
     return project
 
 
@@ -49,14 +44,14 @@ def project(trained, monkeypatch):
     return trained
 
 
-def folders(project):
+def phase_inputs(project) -> PhaseInputs:
     names = ("ingest", "chunk/pairs.parquet", "chunk", "embed", "sft/model")
-    return [project / name for name in names]
+    return PhaseInputs(*(project / name for name in names))
 
 
 def test_the_phase_raises_the_preference_for_the_right_chunk(project):
-    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    train_preference.main("flexmuse", run, folders(project), project / "out")
+    config = train_preference.load_phase_config("flexmuse")
+    train_preference.main("flexmuse", config, phase_inputs(project), project / "out")
     steps = history.read_history(project / "out" / "history.csv")
     assert steps[0]["step"] == 0 and "validation_watch" in steps[0]
     assert steps[-1]["validation_loss"] < steps[0]["validation_loss"]
@@ -76,7 +71,7 @@ def test_the_phase_raises_the_preference_for_the_right_chunk(project):
 
 
 @pytest.fixture
-def reference(project):
+def reference(project, monkeypatch):
     """A function that returns the reference's matrices and how many of them were computed."""
 
     def score(pairs=None, rows=None, features=None, sft=project / "sft" / "model", home=None):
@@ -87,13 +82,16 @@ def reference(project):
         )
         groups = chunks.build_groups(pairs or tiny_flexmuse.make_pairs())
 
+        pairwise_log_probs = flexmuse.pairwise_log_probs
+
         def count_and_score(model, batch):
             scored.append(batch)
-            return flexmuse.pairwise_log_probs(model, batch)
+            return pairwise_log_probs(model, batch)
 
-        generator.paper = SimpleNamespace(pairwise_log_probs=count_and_score)
         store = Store(home, "none") if home else mscdpo.open_reference_store(sft)
-        return ReferenceLogProbs(generator, chunks, groups, store), len(scored)
+        with monkeypatch.context() as patch:
+            patch.setattr(flexmuse, "pairwise_log_probs", count_and_score)
+            return ReferenceLogProbs(generator, chunks, groups, store), len(scored)
 
     return score
 
@@ -166,11 +164,11 @@ def test_a_second_run_uses_the_cached_reference_and_writes_the_same_files(
         return pairwise_log_probs(model, batch)
 
     monkeypatch.setattr(flexmuse, "pairwise_log_probs", count_and_score)
-    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    train_preference.main("flexmuse", run, folders(project), tmp_path / "first")
+    config = train_preference.load_phase_config("flexmuse")
+    train_preference.main("flexmuse", config, phase_inputs(project), tmp_path / "first")
     assert len(scored) == 2  # the validation groups have the same texts and images
     shutil.rmtree(tmp_path / "home" / "checkpoints")
-    train_preference.main("flexmuse", run, folders(project), tmp_path / "second")
+    train_preference.main("flexmuse", config, phase_inputs(project), tmp_path / "second")
     assert len(scored) == 2
     assert article_corpus.read_files(tmp_path / "first") == article_corpus.read_files(
         tmp_path / "second"
@@ -194,9 +192,10 @@ def test_the_monitored_score_is_grounding_with_facts_and_similarity_without(proj
 
 
 def test_a_phase_without_steps_is_validated_and_keeps_the_weights(project):
-    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    run = replace(run, preference=replace(run.preference, max_steps=0))
-    train_preference.main("flexmuse", run, folders(project), project / "still")
+    config = train_preference.load_phase_config("flexmuse")
+    run = replace(config.run, preference=replace(config.run.preference, max_steps=0))
+    config = replace(config, run=run)
+    train_preference.main("flexmuse", config, phase_inputs(project), project / "still")
     (row,) = history.read_history(project / "still" / "history.csv")
     assert row["step"] == 0 and row["validation_loss"] > 0
     same = "model/model.safetensors"
@@ -224,11 +223,10 @@ def test_a_drop_of_the_monitored_score_stops_the_phase(project):
 
 def test_a_corpus_without_pairs_is_an_input_error(project, tmp_path):
     schemas.write_parquet(tmp_path / "pairs.parquet", [], schemas.PREFERENCE_PAIRS)
-    run = load_config(generators.GeneratorRun, "generators", "flexmuse")
-    changed = folders(project)
-    changed[1] = tmp_path / "pairs.parquet"
+    config = train_preference.load_phase_config("flexmuse")
+    inputs = replace(phase_inputs(project), pairs=tmp_path / "pairs.parquet")
     with pytest.raises(InputError, match="min_similarity"):
-        train_preference.main("flexmuse", run, changed, tmp_path / "out")
+        train_preference.main("flexmuse", config, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -143,7 +143,7 @@ def test_the_initial_loss_is_log_two_and_the_sft_term_is_the_weighted_token_loss
     )
     terms = flexmuse.preference_loss(model, batch, reference, config)
     assert terms["mscdpo"].item() == pytest.approx(math.log(2), abs=1e-5)
-    expected = 0.5 * flexmuse.sft_loss(model, batch)["ntp"]
+    expected = 0.5 * flexmuse.sft_loss(model, batch).terms["ntp"]
     torch.testing.assert_close(terms["ntp"], expected)
     passed = model.encode(batch, gate_predict).gate
     assert passed.min() == (gate_predict == "always_pass") and passed.max() == 1
