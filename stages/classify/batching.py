@@ -1,13 +1,14 @@
 """Batches of a split for prediction, from both inputs or from one."""
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from stages.shared.runtime.progress import progress_bar
-from stages.shared.training.batching import Batch, to_device
+from stages.shared.training.batching import Batch, BatchDataset, evaluation_batches
 
 CLASSIFIED_SPLITS = ("validation", "test")
 INPUT_MODES = ("both", "text", "picture")
@@ -15,10 +16,6 @@ INPUT_MODES = ("both", "text", "picture")
 
 class HasModel(Protocol):
     model: nn.Module
-
-
-class BatchSource(Protocol):
-    def batch(self, indices: list[int]) -> Batch: ...
 
 
 def mask_inputs(batch: Batch, inputs: str) -> Batch:
@@ -30,10 +27,9 @@ def mask_inputs(batch: Batch, inputs: str) -> Batch:
 
 
 def iter_batches(
-    classifier: HasModel, items: BatchSource, indices: list[int], batch_size: int
+    classifier: HasModel, items: BatchDataset, indices: list[int], batch_size: int
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Item indices and their batch, on the model's device."""
+    """Item indices and their batch, on the model's device, with a progress bar."""
     device = next(classifier.model.parameters()).device
-    for start in progress_bar(range(0, len(indices), batch_size), "classify"):
-        batch_indices = indices[start : start + batch_size]
-        yield batch_indices, to_device(items.batch(batch_indices), device)
+    batches = evaluation_batches(items, batch_size, device, indices)
+    return progress_bar(batches, "classify", ceil(len(indices) / batch_size))

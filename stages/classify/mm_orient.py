@@ -13,10 +13,11 @@ from stages.classify.batching import CLASSIFIED_SPLITS, INPUT_MODES, iter_batche
 from stages.classify.config import ClassifyConfig
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
+from stages.models.mm_orient import model as mm_orient_model
 from stages.models.mm_orient.checkpoint import MmOrientClassifier, MmOrientRun
 from stages.models.mm_orient.dataset import UNLABELED, MemeDataset
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.metrics.common import evenly_spaced_indices
 from stages.shared.torch_setup.devices import inference_context
@@ -26,6 +27,7 @@ TABLES = {
     "behaviour": schemas.DIAGNOSTICS,
     "looks": schemas.ATTENTION_MAPS,
 }
+RUN_CONFIG = MmOrientRun
 Rows = list[dict]
 
 
@@ -82,7 +84,7 @@ def attention_rows(
     """ATTENTION_MAPS of some items: attention to subwords of the text and regions of the image."""
     rows = []
     for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
-        maps = classifier.paper.attention_maps(classifier.model, batch)
+        maps = mm_orient_model.attention_maps(classifier.model, batch)
         for position, index in enumerate(batch_indices):
             row, tokens = items.rows[index], items.subwords(index)
             key = {"record": row["id"]}
@@ -107,19 +109,14 @@ def choose_scored_split(splits: dict[str, MemeDataset]) -> str:
 
 
 def classify(
-    name: str, kind: str, folders: list[Path], config: ClassifyConfig
+    corpus: CorpusFolders, model: Path, kind: str, config: ClassifyConfig, batch_size: int
 ) -> tuple[dict[str, Rows], dict[str, int]]:
-    """Rows of each table of TABLES, and the parameter counts of the model.
-
-    folders: IMAGES, RECORDS, FEATURES and MODEL
-    """
-    images, records, feature_folder, model = folders
-    features = feature_store.read_features(feature_folder)
-    rows = meme_dataset.load_splits(records)
+    """Rows of each table of TABLES, and the parameter counts of the model."""
+    features = feature_store.read_features(corpus.features)
+    rows = meme_dataset.load_splits(corpus.records)
     classifier = mm_orient_checkpoint.restore(model)
-    batch_size = load_config(MmOrientRun, "classifiers", name).eval_batch_size
     splits = {
-        split: classifier.build_dataset(rows[split], features, images)
+        split: classifier.build_dataset(rows[split], features, corpus.images)
         for split in CLASSIFIED_SPLITS
     }
     scored_split = choose_scored_split(splits)

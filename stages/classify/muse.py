@@ -16,11 +16,12 @@ from stages.classify.batching import CLASSIFIED_SPLITS, INPUT_MODES, iter_batche
 from stages.classify.config import ClassifyConfig
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
+from stages.models.muse import model as muse_model
 from stages.models.muse import pixelcnn
 from stages.models.muse.checkpoint import MuseClassifier, MuseRun
 from stages.models.muse.dataset import TextImageDataset
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core import schemas
-from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.metrics.common import evenly_spaced_indices
 from stages.shared.torch_setup.devices import inference_context
@@ -33,6 +34,7 @@ TABLES = {
     "drawn": schemas.SAMPLED_IMAGES,
     "embeddings": schemas.EMBEDDINGS,
 }
+RUN_CONFIG = MuseRun
 Rows = list[dict]
 
 
@@ -77,7 +79,7 @@ def regularizer_rows(
     """REGULARIZER_OUTPUTS of all items of a split; captions: by index, of some of them."""
     rows = []
     for indices, batch in iter_batches(classifier, items, list(range(len(items))), batch_size):
-        outputs = classifier.paper.evaluate_regularizers(classifier.model, batch)
+        outputs = muse_model.evaluate_regularizers(classifier.model, batch)
         values = {name: output.tolist() for name, output in outputs.items()}
         for position, index in enumerate(indices):
             row = {"record": items.rows[index]["id"], "split": split}
@@ -100,7 +102,7 @@ def generate_captions(
         return {}
     vocabulary, captions = classifier.codec.vocabulary, {}
     for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
-        word_ids = classifier.paper.generate_captions(classifier.model, batch)
+        word_ids = muse_model.generate_captions(classifier.model, batch)
         captions |= {
             index: " ".join(vocabulary.decode(ids))
             for index, ids in zip(batch_indices, word_ids, strict=True)
@@ -114,7 +116,7 @@ def exchange_rows(
     """EXCHANGES of some items: two rows, of text and image, per item and layer."""
     rows = []
     for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
-        for trace in classifier.paper.attention_maps(classifier.model, batch):
+        for trace in muse_model.attention_maps(classifier.model, batch):
             text_trace, image_trace = zip(trace.weights, trace.exchanged, strict=True)
             for position, index in enumerate(batch_indices):
                 tokens = items.subwords[index].tokens
@@ -141,7 +143,7 @@ def generated_image_rows(
     keys = [(index, n) for index in indices for n in range(config.num_images_per_prompt)]
     batch = to_device(items.batch([index for index, _ in keys]), device)
     generator = torch.Generator(device).manual_seed(config.seed)
-    images = classifier.paper.generate_images(classifier.model, batch, generator)
+    images = muse_model.generate_images(classifier.model, batch, generator)
     return [
         {"record": items.rows[index]["id"], "number": n, "picture": encode_png(image)}
         for (index, n), image in zip(keys, images, strict=True)
@@ -162,7 +164,7 @@ def embedding_rows(
     """EMBEDDINGS of some items, all with an image."""
     rows = []
     for batch_indices, batch in iter_batches(classifier, items, indices, batch_size):
-        embeddings = classifier.paper.pooled_embeddings(classifier.model, batch)
+        embeddings = muse_model.pooled_embeddings(classifier.model, batch)
         for where, (text, image) in embeddings.items():
             for modality, vectors in (("text", text), ("picture", image)):
                 rows += [
@@ -184,21 +186,20 @@ def select_examples(items: TextImageDataset, max_count: int) -> list[int]:
 
 
 def classify(
-    name: str, kind: muse_dataset.CorpusKind, folders: list[Path], config: ClassifyConfig
+    corpus: CorpusFolders,
+    model: Path,
+    kind: muse_dataset.CorpusKind,
+    config: ClassifyConfig,
+    batch_size: int,
 ) -> tuple[dict[str, Rows], dict[str, int]]:
-    """Rows of each table of TABLES, and the parameter counts of the model.
-
-    folders: IMAGES, RECORDS, FEATURES and MODEL
-    """
-    ingest, clean, feature_folder, model = folders
-    features = feature_store.read_features(feature_folder)
-    rows = muse_dataset.load_splits(clean, kind)
+    """Rows of each table of TABLES, and the parameter counts of the model."""
+    features = feature_store.read_features(corpus.features)
+    rows = muse_dataset.load_splits(corpus.records, kind)
     classifier = muse_checkpoint.restore(model)
     splits = {
-        split: classifier.build_dataset(rows[split], features, ingest)
+        split: classifier.build_dataset(rows[split], features, corpus.images)
         for split in CLASSIFIED_SPLITS
     }
-    batch_size = load_config(MuseRun, "classifiers", name).eval_batch_size
     with inference_context():
         tables = build_tables(classifier, splits, config, batch_size)
     return tables, classifier.config["parameters"]

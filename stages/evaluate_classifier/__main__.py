@@ -10,18 +10,15 @@ writes  OUTPUT/metrics.json
 
 The metrics are of all test items from both inputs, or of the validation items if the corpus has no
 test items; `split` tells which. `single_modality` has the same items from text or image alone, and
-`validation` the metrics to select settings by. Each paper has a module in this folder with
-
-    compute_metrics(predictions, ceilings, config) -> content of metrics.json, rows of items.parquet
-
-whose arguments are the folder PREDICTIONS and the content of ceilings.json, empty without one.
+`validation` the metrics to select settings by. Each paper has a module in this folder, see
+`MetricsModule`.
 """
 
 import json
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from typing import Any, Protocol
 
 from stages.evaluate_classifier.common import EvaluateClassifierConfig, load_ceilings
 from stages.shared.core import schemas
@@ -31,9 +28,22 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 
 
+class MetricsModule(Protocol):
+    """The module of a paper in this folder."""
+
+    def compute_metrics(
+        self, predictions: Path, ceilings: dict[str, Any], config: EvaluateClassifierConfig
+    ) -> tuple[dict[str, Any], list[dict]]:
+        """The content of metrics.json and the rows of items.parquet.
+
+        predictions: the folder; ceilings: the content of ceilings.json, empty without one
+        """
+        ...
+
+
 def main(
     name: str,
-    paper: ModuleType,
+    paper: MetricsModule,
     config: EvaluateClassifierConfig,
     ingest: Path,
     predictions: Path,
@@ -56,7 +66,7 @@ def main(
 def cli(run: str, ingest: Path, predictions: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
     model = load_config(str, "classifiers", run, "model")
-    paper = import_module(f"stages.evaluate_classifier.{model}")
+    paper: Any = import_module(f"stages.evaluate_classifier.{model}")
     config = load_config(EvaluateClassifierConfig, "evaluate_classifier")
     main(run, paper, config, ingest, predictions, output)
 

@@ -3,25 +3,28 @@
 The weights with the best validation accuracy, averaged over the tasks, are kept.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
+from stages.models.mm_orient import model as mm_orient_model
 from stages.models.mm_orient.checkpoint import MmOrientClassifier, MmOrientRun, save
 from stages.models.mm_orient.dataset import UNLABELED, MemeDataset
+from stages.models.mm_orient.model import ModelConfig
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.features import store as feature_store
-from stages.shared.runtime.stage import InputError
 from stages.shared.training.batching import Batch, shuffled_batch, to_device
-from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import ValidationResult, average_item_metrics, fit, seed_everything
+from stages.shared.training.loop import UNIFORM_LR, ValidationResult
+from stages.train_classifier.common import (
+    TrainingSetup,
+    Validator,
+    check_train_split,
+    predict_with_diagnostics,
+)
 
-__all__ = ["RUN_CONFIG", "save", "train"]  # used by stages/train_classifier/__main__.py
+__all__ = ["RUN_CONFIG", "prepare", "save"]  # used by stages/train_classifier/__main__.py
 RUN_CONFIG = MmOrientRun
-LogFunction = Callable[[dict[str, float], int], None]
 
 
 def compute_accuracies(predicted: Tensor, labels: Tensor) -> dict[int, float]:
@@ -40,76 +43,52 @@ def compute_accuracies(predicted: Tensor, labels: Tensor) -> dict[int, float]:
 
 def build_validator(
     classifier: MmOrientClassifier, items: MemeDataset, batch_size: int
-) -> Callable[[nn.Module], ValidationResult]:
+) -> Validator:
     """A function that evaluates a model on all items; its loss is 1 - mean accuracy."""
     tasks = list(items.tasks)
 
     def validate(model: nn.Module) -> ValidationResult:
-        device = next(model.parameters()).device
-        predicted, diagnostics = [], []
-        for start in range(0, len(items), batch_size):
-            indices = list(range(start, min(start + batch_size, len(items))))
-            batch = to_device(items.batch(indices), device)
-            label_ids = classifier.paper.predict(model, batch).labels
-            predicted.append(torch.stack([label_ids[task] for task in tasks], 1).cpu())
-            diagnostics.append(classifier.paper.diagnostics(model, batch))
+        predictions, diagnostics = predict_with_diagnostics(
+            classifier.paper, model, items, batch_size
+        )
+        predicted = [
+            torch.stack([label_ids[task] for task in tasks], 1).cpu()
+            for _, label_ids in predictions
+        ]
         accuracies = compute_accuracies(torch.cat(predicted), items.labels)
         score = sum(accuracies.values()) / len(accuracies)
         by_task = {f"score_{tasks[index]}": value for index, value in accuracies.items()}
-        metrics = {"score": score, **by_task, **average_item_metrics(diagnostics)}
-        return ValidationResult(metrics, 1 - score)
+        return ValidationResult({"score": score, **by_task, **diagnostics}, 1 - score)
 
     return validate
 
 
-def train(
-    name: str,
-    run: MmOrientRun,
-    folders: list[Path],
-    kind: str,
-    log: LogFunction,
-    checkpoint_interval_seconds: float,
-) -> tuple[MmOrientClassifier, list[dict[str, float]], MemeDataset]:
-    """Train a classifier.  -> the classifier, a history row per step, the train dataset
+def prepare(
+    run: MmOrientRun, network: ModelConfig, corpus: CorpusFolders, kind: str
+) -> TrainingSetup:
+    """A new classifier, fitted to the statistics of the train split, and its data.
 
-    folders: IMAGES, RECORDS and FEATURES; log: called with the metrics of a step and its number.
     Raises InputError if the train split is empty or has no label.
     """
-    images, records, feature_folder = folders
-    seed_everything(run.training.seed)
-    rows = meme_dataset.load_splits(records)
-    if not rows["train"]:
-        raise InputError(
-            f"{records / 'records.parquet'} has no record of the train split: add some to the "
-            "corpus"
-        )
-    features = feature_store.read_features(feature_folder)
-    tasks = meme_dataset.load_tasks(records)
-    classifier = mm_orient_checkpoint.create(run, rows["train"], tasks, features)
-    items = classifier.build_dataset(rows["train"], features, images)
-    validation = classifier.build_dataset(rows["validation"], features, images)
+    rows = meme_dataset.load_splits(corpus.records)
+    check_train_split(rows["train"], corpus.records)
+    features = feature_store.read_features(corpus.features)
+    tasks = meme_dataset.load_tasks(corpus.records)
+    classifier = mm_orient_checkpoint.create(run, network, rows["train"], tasks, features)
+    items = classifier.build_dataset(rows["train"], features, corpus.images)
+    validation = classifier.build_dataset(rows["validation"], features, corpus.images)
     validate = None
     if len(validation) and (validation.labels != UNLABELED).any():
         validate = build_validator(classifier, validation, run.eval_batch_size)
-    paper, device = classifier.paper, next(classifier.model.parameters()).device
+    device = next(classifier.model.parameters()).device
     all_items = to_device(items.pooled_batch(list(range(len(items)))), device)
-    paper.fit_statistics(classifier.model, all_items)
+    mm_orient_model.fit_statistics(classifier.model, all_items)
 
     def batch_at(step: int) -> Batch:
         return items.batch(
             shuffled_batch(len(items), run.training.batch_size, run.training.seed, step)
         )
 
-    hashed = [run, classifier.config, classifier.model, *classifier.frozen_modules()]
-    history = fit(
-        classifier.model,
-        paper.compute_loss,
-        batch_at,
-        run.training,
-        name=f"train_classifier@{name}",
-        key=fingerprint(hashed, folders, "train_classifier", run.model),
-        checkpoint_interval_seconds=checkpoint_interval_seconds,
-        validate=validate,
-        log=log,
+    return TrainingSetup(
+        classifier, items, batch_at, validate, UNIFORM_LR, classifier.frozen_modules()
     )
-    return classifier, history, items

@@ -4,25 +4,27 @@ A batch has texts of similar length, because most of the time of a step goes int
 The weights with the best validation score are kept: F1 of the entities, or accuracy.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 from torch import nn
 
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import MuseClassifier, MuseRun, save
 from stages.models.muse.dataset import Task, TextImageDataset
+from stages.models.muse.model import ModelConfig
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.features import store as feature_store
 from stages.shared.metrics import classification as classification_metrics
-from stages.shared.runtime.stage import InputError
-from stages.shared.training.batching import Batch, length_bucketed_batch, to_device
-from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import ValidationResult, average_item_metrics, fit, seed_everything
+from stages.shared.training.batching import Batch, length_bucketed_batch
+from stages.shared.training.loop import ValidationResult
+from stages.train_classifier.common import (
+    TrainingSetup,
+    Validator,
+    check_train_split,
+    predict_with_diagnostics,
+)
 
-__all__ = ["RUN_CONFIG", "save", "train"]  # used by stages/train_classifier/__main__.py
+__all__ = ["RUN_CONFIG", "prepare", "save"]  # used by stages/train_classifier/__main__.py
 RUN_CONFIG = MuseRun
-LogFunction = Callable[[dict[str, float], int], None]
 
 
 def selection_score(task: Task, gold: list[list[str]], predicted: list[list[str]]) -> float:
@@ -35,51 +37,32 @@ def selection_score(task: Task, gold: list[list[str]], predicted: list[list[str]
 
 def build_validator(
     classifier: MuseClassifier, items: TextImageDataset, batch_size: int
-) -> Callable[[nn.Module], ValidationResult]:
+) -> Validator:
     """A function that evaluates a model on all items; its loss is 1 - score."""
+    gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
 
     def validate(model: nn.Module) -> ValidationResult:
-        device = next(model.parameters()).device
+        predictions, metrics = predict_with_diagnostics(classifier.paper, model, items, batch_size)
         predicted: list[list[str]] = []
-        diagnostics = []
-        for start in range(0, len(items), batch_size):
-            indices = list(range(start, min(start + batch_size, len(items))))
-            batch = to_device(items.batch(indices), device)
-            label_ids = classifier.paper.predict(model, batch).labels
+        for indices, label_ids in predictions:
             predicted += classifier.decode_labels(label_ids, items, indices)
-            diagnostics.append(classifier.paper.diagnostics(model, batch))
-        gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
         score = selection_score(classifier.codec.task, gold, predicted)
-        return ValidationResult({"score": score, **average_item_metrics(diagnostics)}, 1 - score)
+        return ValidationResult({"score": score, **metrics}, 1 - score)
 
     return validate
 
 
-def train(
-    name: str,
-    run: MuseRun,
-    folders: list[Path],
-    kind: muse_dataset.CorpusKind,
-    log: LogFunction,
-    checkpoint_interval_seconds: float,
-) -> tuple[MuseClassifier, list[dict[str, float]], TextImageDataset]:
-    """Train a classifier.  -> the classifier, a history row per step, the train dataset
-
-    folders: IMAGES, RECORDS and FEATURES; log: called with the metrics of a step and its number.
-    Raises InputError if the train split is empty.
-    """
-    ingest, clean, feature_folder = folders
-    seed_everything(run.training.seed)
-    rows = muse_dataset.load_splits(clean, kind)
-    if not rows["train"]:
-        raise InputError(
-            f"{clean / 'records.parquet'} has no record of the train split: add some to the corpus"
-        )
-    features = feature_store.read_features(feature_folder)
+def prepare(
+    run: MuseRun, network: ModelConfig, corpus: CorpusFolders, kind: muse_dataset.CorpusKind
+) -> TrainingSetup:
+    """A new classifier and its data. Raises InputError if the train split is empty."""
+    rows = muse_dataset.load_splits(corpus.records, kind)
+    check_train_split(rows["train"], corpus.records)
+    features = feature_store.read_features(corpus.features)
     task = muse_dataset.TASK_BY_CORPUS_KIND[kind]
-    classifier = muse_checkpoint.create(run, rows["train"], task, features)
-    items = classifier.build_dataset(rows["train"], features, ingest)
-    validation = classifier.build_dataset(rows["validation"], features, ingest)
+    classifier = muse_checkpoint.create(run, network, rows["train"], task, features)
+    items = classifier.build_dataset(rows["train"], features, corpus.images)
+    validation = classifier.build_dataset(rows["validation"], features, corpus.images)
     validate = None
     if len(validation):
         validate = build_validator(classifier, validation, run.eval_batch_size)
@@ -90,18 +73,5 @@ def train(
             length_bucketed_batch(lengths, run.training.batch_size, run.training.seed, step)
         )
 
-    history = fit(
-        classifier.model,
-        classifier.paper.compute_loss,
-        batch_at,
-        run.training,
-        name=f"train_classifier@{name}",
-        key=fingerprint(
-            [run, classifier.config, classifier.model], folders, "train_classifier", run.model
-        ),
-        lr_multipliers=muse_checkpoint.lr_multipliers(run),
-        checkpoint_interval_seconds=checkpoint_interval_seconds,
-        validate=validate,
-        log=log,
-    )
-    return classifier, history, items
+    lr_multipliers = muse_checkpoint.lr_multipliers(run, network)
+    return TrainingSetup(classifier, items, batch_at, validate, lr_multipliers, frozen_modules=[])

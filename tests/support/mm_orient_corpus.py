@@ -15,10 +15,12 @@ import yaml
 
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient.checkpoint import MmOrientClassifier
+from stages.shared.backbones.classifier import CorpusFolders, load_model_config
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config, read_params
 from stages.shared.data import image_store
 from stages.shared.features import store as feature_store
+from stages.train_classifier import common
 from stages.train_classifier import mm_orient as train
 from tests.support import tiny_bert
 from tests.support.article_corpus import write_encoder_dir
@@ -159,7 +161,16 @@ def load_run_config() -> mm_orient_checkpoint.MmOrientRun:
 
 def train_classifier(folders: list[Path]):
     """Train in the current project; return the classifier, its history and the train split."""
-    return train.train(RUN_NAME, load_run_config(), folders, "memes", lambda row, step: None, 0.0)
+    return common.train(
+        RUN_NAME,
+        train,
+        load_run_config(),
+        load_model_config("mm_orient"),
+        CorpusFolders(*folders),
+        "memes",
+        checkpoint_interval_seconds=0.0,
+        log=lambda row, step: None,
+    )
 
 
 def save_trained_classifier(folder: Path, folders: list[Path]) -> tuple[MmOrientClassifier, Path]:

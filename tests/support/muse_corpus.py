@@ -15,10 +15,12 @@ from torch import nn
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import MuseClassifier
+from stages.shared.backbones.classifier import CorpusFolders, load_model_config
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config, read_params
 from stages.shared.data import image_store
 from stages.shared.features import store as feature_store
+from stages.train_classifier import common as train_classifier_common
 from stages.train_classifier import muse as train
 from tests.support import tiny_bert
 from tests.support.article_corpus import write_encoder_dir
@@ -172,10 +174,24 @@ def load_run_config(name: str) -> muse_checkpoint.MuseRun:
 
 def train_classifier(name: str, folders: list[Path]) -> MuseClassifier:
     """Train a run on a corpus of `write_corpus`, with the params of the working directory."""
-    classifier, _, _ = train.train(
-        name, load_run_config(name), folders, CORPUS_KINDS[name], lambda row, step: None, 0.0
-    )
+    classifier, _, _ = fit_run(name, folders)
     return classifier
+
+
+def fit_run(
+    name: str, folders: list[Path]
+) -> tuple[MuseClassifier, list[dict[str, float]], muse_dataset.TextImageDataset]:
+    """Classifier, history and dataset of a run, with the params of the working directory."""
+    return train_classifier_common.train(
+        name,
+        train,
+        load_run_config(name),
+        load_model_config("muse"),
+        CorpusFolders(*folders),
+        CORPUS_KINDS[name],
+        checkpoint_interval_seconds=0.0,
+        log=lambda row, step: None,
+    )
 
 
 def save_trained_classifier(name: str, folder: Path, folders: list[Path]) -> Path:

@@ -16,6 +16,7 @@ from stages.classify import __main__ as classify
 from stages.classify import mm_orient as classify_mm_orient
 from stages.classify.config import ClassifyConfig
 from stages.inpaint import __main__ as inpaint
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config, read_params
 from stages.shared.data import image_store, parallel, text_cleaning
@@ -115,8 +116,11 @@ def create_trained_project(
     align.mkdir(parents=True)
     huggingface_encoder.fetch(str(folder / "source"), list(languages), align)
     embed.main(load_config(extract.EmbedConfig, "embed"), "memes", corpus, corpus, align, features)
-    folders, output = [corpus, corpus, features, align], data / "09_train_classifier" / RUN_NAME
-    train_classifier.main(RUN_NAME, train_mm_orient, folders, "memes", output)
+    folders, output = (
+        CorpusFolders(corpus, corpus, features),
+        data / "09_train_classifier" / RUN_NAME,
+    )
+    train_classifier.main(RUN_NAME, train_mm_orient, folders, align, "memes", output)
     return folder
 
 
@@ -154,8 +158,10 @@ def classify_test_split(folder: Path) -> list[dict]:
     """Predictions of `classify` for the test split, from text and image."""
     data = folder / "data"
     corpus, output = data / "04_augment/memes", data / "11_classify" / RUN_NAME
-    folders = [corpus, corpus, data / "07_embed/memes", get_model_dir(folder)]
+    folders = CorpusFolders(corpus, corpus, data / "07_embed/memes")
     config = load_config(ClassifyConfig, "classify")
-    classify.main(RUN_NAME, classify_mm_orient, folders, "memes", config, output)
+    batch_size = load_config(int, "classifiers", RUN_NAME, "eval_batch_size")
+    model = get_model_dir(folder)
+    classify.main(classify_mm_orient, folders, model, "memes", config, batch_size, output)
     rows = schemas.read_parquet(output / "labels.parquet", schemas.LABEL_PREDICTIONS)
     return [row for row in rows if row["split"] == "test" and row["inputs"] == "both"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipelines.inference.input_rules import load_input_rules
 from pipelines.inference.text_labeler import TextLabeler
 from stages import embed
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core.config import load_config
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
@@ -36,9 +37,9 @@ def create_trained_project(folder: Path, patch) -> Path:
         ingest, clean, _ = muse_corpus.write_corpus(folder / "given", kind)
         features = folder / "data/07_embed" / kind
         embed.main(load_config(extract.EmbedConfig, "embed"), kind, ingest, clean, align, features)
-        folders = [ingest, clean, features, align]
+        corpus = CorpusFolders(ingest, clean, features)
         output = folder / "data/09_train_classifier" / name
-        train.main(name, train_muse, folders, kind, output)
+        train.main(name, train_muse, corpus, align, kind, output)
     return folder
 
 

@@ -1,16 +1,13 @@
 """A trained MM-ORIENT classifier: create, save and restore it.
 
-The model folder holds model.safetensors, config.json (encoders, network, input dimensions, tasks
-and labels, whether the aligned encoder supports the texts, parameter counts) and, in encoder/, a
-copy of the aligned encoder that computed the features. Depending on the run it also holds a text
-encoder in text_encoder/, a toxicity model in toxicity/ and ResNet weights in regions.safetensors.
-Restoring it needs neither params.yaml nor a network connection.
+The files of a saved classifier are those in stages/shared/backbones/classifier.py. config.json also
+has the tasks and whether the aligned encoder supports the texts. Depending on the run the folder
+has the weights of a text encoder in text_encoder/, a toxicity model in toxicity/ and ResNet weights
+in regions.safetensors.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -18,23 +15,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.models.mm_orient import dataset as meme_dataset
+from stages.models.mm_orient import model as mm_orient_model
 from stages.models.mm_orient import text_features
 from stages.models.mm_orient.dataset import ImageFeatures, MemeDataset, TaskLabels, TextFeatures
+from stages.models.mm_orient.model import InputDims, MmOrientPredictions, ModelConfig
 from stages.models.mm_orient.region_features import RegionExtractor
 from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.bert import TextEncoder
 from stages.shared.backbones.classifier import (
     PRECOMPUTED_PATCHES,
     TEXT_ENCODER_DIR,
+    WEIGHTS_FILE,
+    ClassifierPaper,
     check_language,
     count_parameters,
-    load_model_config,
+    load_weights,
     read_model_config,
+    save_classifier,
+    state_dict_to_save,
 )
 from stages.shared.core.config import Field, build_config, config_class
-from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
-from stages.shared.modeling.registry import load_paper
 from stages.shared.modeling.state_dict import untied_state_dict
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
@@ -82,12 +83,12 @@ class MmOrientRun:
 class MmOrientClassifier:
     """A model with its encoders and config.
 
-    paper: the module of the model. text_encoder, region_extractor: None if the features that
-    `embed` cached are used instead. config: the content of config.json.
+    text_encoder, region_extractor: None if the features that `embed` cached are used instead.
+    config: the content of config.json.
     """
 
-    paper: ModuleType
-    model: torch.nn.Module
+    paper: ClassifierPaper[MmOrientPredictions]
+    model: mm_orient_model.Model
     text_encoder: TextEncoder | None
     region_extractor: RegionExtractor | None
     task_feature_config: text_features.TaskFeatureConfig
@@ -196,14 +197,17 @@ def load_text_clip(texts: list[str], features: Features, width: int) -> dict[str
 
 
 def create(
-    run: MmOrientRun, rows: list[dict], tasks: TaskLabels, features: Features
+    run: MmOrientRun,
+    network: ModelConfig,
+    rows: list[dict],
+    tasks: TaskLabels,
+    features: Features,
 ) -> MmOrientClassifier:
     """An untrained classifier for the tasks that have a label in the train split.
 
     rows: the train split. Raises InputError if no row has a label, or if no encoder supports the
     language of the texts.
     """
-    paper, network = load_paper(run.model), load_model_config(run)
     learned_tasks = meme_dataset.filter_labeled_tasks(rows, tasks)
     if not learned_tasks:
         raise InputError("no meme of the train split has a label: add labels to the corpus")
@@ -215,14 +219,14 @@ def create(
         else build_region_extractor(run.image, "default")
     )
     regions = region_shape(region_extractor, features)
-    dims = paper.InputDims(
+    dims = InputDims(
         tasks={task: len(labels) for task, labels in learned_tasks.items()},
         text_width=text_encoder.width if text_encoder else tokens_width(rows, features),
         region_width=regions[1],
         pooled_width=pooled_width(features),
         task_features=text_features.feature_dim(run.task_features),
     )
-    model = paper.Model(network, dims).to(get_device())
+    model = mm_orient_model.Model(network, dims).to(get_device())
     config = {
         "model": run.model,
         "text": asdict(run.text),
@@ -237,7 +241,7 @@ def create(
         "parameters": count_parameters(model),
     }
     return MmOrientClassifier(
-        paper, model, text_encoder, region_extractor, run.task_features, config
+        mm_orient_model, model, text_encoder, region_extractor, run.task_features, config
     )
 
 
@@ -272,25 +276,13 @@ def pooled_width(features: Features) -> int:
 
 def save(classifier: MmOrientClassifier, folder: Path, encoder: Path) -> None:
     """Write the model and its encoders to `folder`. encoder: folder of the aligned encoder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(classifier.config, indent=1, ensure_ascii=False))
-    save_file(untied_state_dict(classifier.model), folder / "model.safetensors")
-    if classifier.text_encoder is not None:
-        classifier.text_encoder.save(folder / TEXT_ENCODER_DIR)
-        if weights := state_dict_to_save(classifier.text_encoder):
-            save_file(weights, folder / TEXT_ENCODER_DIR / "model.safetensors")
+    save_classifier(folder, classifier, classifier.text_encoder, encoder)
+    encoder_weights = classifier.text_encoder and state_dict_to_save(classifier.text_encoder)
+    if encoder_weights:
+        save_file(encoder_weights, folder / TEXT_ENCODER_DIR / WEIGHTS_FILE)
     if classifier.region_extractor is not None:
         save_file(untied_state_dict(classifier.region_extractor.net), folder / REGION_WEIGHTS_FILE)
     text_features.save_toxicity_model(classifier.task_feature_config, folder / TOXICITY_DIR)
-    copy_encoder(encoder, folder)
-
-
-def state_dict_to_save(encoder: TextEncoder) -> dict[str, torch.Tensor]:
-    """Weights of a text encoder, without those that an installed package provides."""
-    excluded = encoder.excluded_weights()
-    return {
-        name: value for name, value in untied_state_dict(encoder).items() if name not in excluded
-    }
 
 
 def restore(folder: Path) -> MmOrientClassifier:
@@ -298,16 +290,12 @@ def restore(folder: Path) -> MmOrientClassifier:
 
     Raises InputError if `folder` holds no model or weights that do not fit its config.
     """
-    config = read_model_config(folder)
-    paper, source = load_paper(config["model"]), f"{folder}/config.json"
-    model = paper.Model(
-        build_config(paper.ModelConfig, config["network"], source),
-        build_config(paper.InputDims, config["shapes"], source),
+    config, source = read_model_config(folder), f"{folder}/config.json"
+    model = mm_orient_model.Model(
+        build_config(ModelConfig, config["network"], source),
+        build_config(InputDims, config["shapes"], source),
     )
-    weights = load_file(folder / "model.safetensors")
-    if weights.keys() != untied_state_dict(model).keys():
-        raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
-    model.load_state_dict(weights)
+    load_weights(model, folder)
     text_encoder = (
         restore_text_encoder(folder / TEXT_ENCODER_DIR)
         if config["text"]["encoder"] != PRECOMPUTED_TOKENS
@@ -321,7 +309,12 @@ def restore(folder: Path) -> MmOrientClassifier:
     if task_features.toxicity_model != text_features.NO_MODEL:
         task_features = replace(task_features, toxicity_model=str(folder / TOXICITY_DIR))
     return MmOrientClassifier(
-        paper, model.to(get_device()).eval(), text_encoder, region_extractor, task_features, config
+        mm_orient_model,
+        model.to(get_device()).eval(),
+        text_encoder,
+        region_extractor,
+        task_features,
+        config,
     )
 
 
@@ -329,6 +322,6 @@ def restore_text_encoder(folder: Path) -> TextEncoder:
     """Load a text encoder that `save` wrote, in evaluation mode."""
     encoder = bert.restore(folder)
     # Absent if all weights come from an installed package.
-    if (weights := folder / "model.safetensors").exists():
+    if (weights := folder / WEIGHTS_FILE).exists():
         encoder.load_state_dict(load_file(weights), strict=False)
     return encoder.eval()

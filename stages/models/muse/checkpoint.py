@@ -1,24 +1,18 @@
 """A MuSE classifier of one corpus of tweets or posts: create, save and restore it.
 
-A saved classifier is a folder that loads by path, without params.yaml or network access:
-
-    model.safetensors   weights, except those of an installed package
-    config.json         model, encoders, network, input dimensions, labels, caption vocabulary,
-                        training data and parameter counts
-    text_encoder/       tokenizer and configuration of the text encoder
-    encoder/            the aligned encoder, if the classifier reads its patches
+The files of a saved classifier are those in stages/shared/backbones/classifier.py. config.json also
+has the caption vocabulary and the training data; the weights of the text encoder are those of the
+model.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stages.models.muse import model as muse_model
 from stages.models.muse.dataset import (
     OUTSIDE_TAG,
     LabelCodec,
@@ -27,25 +21,24 @@ from stages.models.muse.dataset import (
     collect_labels,
     get_caption_words,
 )
+from stages.models.muse.model import InputDims, ModelConfig, MusePredictions
 from stages.models.muse.patch_pooling import PatchPooling
 from stages.models.muse.show_attend_tell import Vocabulary
 from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.classifier import (
     PRECOMPUTED_PATCHES,
     TEXT_ENCODER_DIR,
+    ClassifierPaper,
     check_language,
     count_parameters,
-    load_model_config,
+    load_weights,
     read_model_config,
+    save_classifier,
 )
 from stages.shared.backbones.resnet import ResNet
 from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.data import image_store
-from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
-from stages.shared.modeling.registry import load_paper
-from stages.shared.modeling.state_dict import untied_state_dict
-from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.schedule import Schedule
 
@@ -89,8 +82,8 @@ class MuseRun:
 class MuseClassifier:
     """A model with everything that is needed to use and to save it."""
 
-    paper: ModuleType  # stages/models/muse/model.py
-    model: torch.nn.Module
+    paper: ClassifierPaper[MusePredictions]
+    model: muse_model.Model
     codec: LabelCodec
     config: dict  # the content of config.json
 
@@ -115,7 +108,7 @@ class MuseClassifier:
         return names
 
 
-def lr_multipliers(run: MuseRun) -> dict[str, float]:
+def lr_multipliers(run: MuseRun, network: ModelConfig) -> dict[str, float]:
     """Learning rate factors by prefix of the weights' names.
 
     Pretrained weights learn slower; the image decoder, which only regularizes, learns faster.
@@ -123,17 +116,18 @@ def lr_multipliers(run: MuseRun) -> dict[str, float]:
     return {
         "text_encoder.": run.text.lr_multiplier,
         "image_encoder.": run.image.lr_multiplier,
-        "drawer.": load_model_config(run).image_generation.lr_multiplier,
+        "drawer.": network.image_generation.lr_multiplier,
     }
 
 
-def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> MuseClassifier:
+def create(
+    run: MuseRun, network: ModelConfig, rows: list[dict], task: Task, features: Features
+) -> MuseClassifier:
     """A new classifier, whose labels and caption vocabulary come from these train rows.
 
     Raises InputError if the text encoder does not support the language of most rows.
     """
     check_language(run, rows)
-    module, network = load_paper(run.model), load_model_config(run)
     text_encoder = bert.load(run.text.encoder, run.text.num_tuned_layers, run.text.max_subwords)
     labels = collect_labels(rows, task)
     vocabulary = Vocabulary(map(get_caption_words, rows), network.captioning.min_count)
@@ -141,7 +135,7 @@ def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> Mu
     image_encoder = build_image_encoder(run.image, patches.shape[1:])
     if run.image.encoder == PRECOMPUTED_PATCHES:
         image_encoder.fit_normalization(patches)
-    shapes = module.InputDims(
+    shapes = InputDims(
         task=task,
         labels=len(labels),
         text_width=text_encoder.width,
@@ -149,7 +143,7 @@ def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> Mu
         cell_width=image_encoder.width,
         words=len(vocabulary),
     )
-    model = module.Model(network, shapes, text_encoder, image_encoder)
+    model = muse_model.Model(network, shapes, text_encoder, image_encoder)
     config = {
         "model": run.model,
         "text": asdict(run.text),
@@ -162,7 +156,7 @@ def create(run: MuseRun, rows: list[dict], task: Task, features: Features) -> Mu
         "vocabulary": vocabulary.to_json(),
         "parameters": count_parameters(model),
     }
-    return _build_classifier(module, model.to(get_device()), config)
+    return _build_classifier(model.to(get_device()), config)
 
 
 def collect_patches(rows: list[dict], features: Features, grid: int) -> Tensor:
@@ -183,7 +177,7 @@ def build_image_encoder(image: MuseImageConfig, patches: tuple[int, int]) -> Res
     return ResNet(image.encoder, image.weights, image.grid_size)
 
 
-def _build_classifier(module: ModuleType, model: torch.nn.Module, config: dict) -> MuseClassifier:
+def _build_classifier(model: muse_model.Model, config: dict) -> MuseClassifier:
     network = model.network
     image = build_config(MuseImageConfig, config["picture"], "config.json")
     generator = network.image_generation.decoder if network.use_image_generation else None
@@ -196,24 +190,15 @@ def _build_classifier(module: ModuleType, model: torch.nn.Module, config: dict) 
         drawing_size=generator.image_size if generator else None,
         image_size=None if image.encoder == PRECOMPUTED_PATCHES else image.image_size,
     )
-    return MuseClassifier(module, model, codec, config)
+    return MuseClassifier(muse_model, model, codec, config)
 
 
 def save(classifier: MuseClassifier, folder: Path, encoder: Path) -> None:
     """Write the classifier and, if it reads patches, a copy of the aligned encoder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(classifier.config, indent=1, ensure_ascii=False)
-    (folder / "config.json").write_text(config)
-    classifier.model.text_encoder.save(folder / TEXT_ENCODER_DIR)
-    save_file(state_dict_to_save(classifier.model), folder / "model.safetensors")
-    if classifier.codec.image_size is None:
-        copy_encoder(encoder, folder)
-
-
-def state_dict_to_save(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict without the weights of an installed package."""
-    excluded = {f"text_encoder.{name}" for name in model.text_encoder.excluded_weights()}
-    return {name: value for name, value in untied_state_dict(model).items() if name not in excluded}
+    reads_patches = classifier.codec.image_size is None
+    save_classifier(
+        folder, classifier, classifier.codec.text_encoder, encoder if reads_patches else None
+    )
 
 
 def restore(folder: Path) -> MuseClassifier:
@@ -221,17 +206,13 @@ def restore(folder: Path) -> MuseClassifier:
 
     Raises InputError if the folder has no model, or weights of another one.
     """
-    config = read_model_config(folder)
-    module, config_file = load_paper(config["model"]), f"{folder}/config.json"
+    config, config_file = read_model_config(folder), f"{folder}/config.json"
     image = build_config(MuseImageConfig, config["picture"], config_file)
-    model = module.Model(
-        build_config(module.ModelConfig, config["network"], config_file),
-        build_config(module.InputDims, config["shapes"], config_file),
+    model = muse_model.Model(
+        build_config(ModelConfig, config["network"], config_file),
+        build_config(InputDims, config["shapes"], config_file),
         bert.restore(folder / TEXT_ENCODER_DIR),
         build_image_encoder(replace(image, weights="none"), config["patches"]),
     )
-    weights = load_file(folder / "model.safetensors")
-    if weights.keys() != state_dict_to_save(model).keys():
-        raise InputError(f"{folder} holds weights of another model: run `dvc repro`")
-    model.load_state_dict(weights, strict=False)  # bert.restore loaded those of the package
-    return _build_classifier(module, model.to(get_device()).eval(), config)
+    load_weights(model, folder)
+    return _build_classifier(model.to(get_device()).eval(), config)

@@ -1,13 +1,20 @@
-"""Which items a training step sees, and moving batches to a device."""
+"""The items of a training step, batches for evaluation, and moving batches to a device."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Batch = dict[str, Any]  # tensors; the first dimension is the batch
 BUCKET_BATCHES = 8  # batches per length bucket
+
+
+class BatchDataset(Protocol):
+    """A dataset that makes batches of its items."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: list[int]) -> Batch: ...
 
 
 def shuffled_batch(num_items: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -47,3 +54,19 @@ def _epoch_permutation(num_items: int, seed: int, epoch: int) -> list[int]:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; other values are kept."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def evaluation_batches(
+    dataset: BatchDataset,
+    batch_size: int,
+    device: torch.device,
+    indices: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yields item indices and their batch on `device`, in order; the last batch may be smaller.
+
+    indices: of the items; None for all items of the dataset.
+    """
+    indices = range(len(dataset)) if indices is None else indices
+    for start in range(0, len(indices), batch_size):
+        batch_indices = list(indices[start : start + batch_size])
+        yield batch_indices, to_device(dataset.batch(batch_indices), device)

@@ -11,6 +11,7 @@ from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import MuseClassifier
 from stages.shared.backbones import resnet
+from stages.shared.backbones.classifier import load_model_config
 from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import InputError
 from tests.support import muse_corpus
@@ -177,7 +178,11 @@ def create_classifier(
     ]
     task = muse_dataset.TASK_BY_CORPUS_KIND[CORPUS_KINDS[name]]
     return muse_checkpoint.create(
-        muse_corpus.load_run_config(name), rows, task, feature_store.read_features(embed)
+        muse_corpus.load_run_config(name),
+        load_model_config("muse"),
+        rows,
+        task,
+        feature_store.read_features(embed),
     )
 
 
@@ -251,7 +256,8 @@ def test_a_resnet_has_the_cells_of_its_grid(make_project):
 
 def test_pretrained_weights_have_their_own_learning_rates(make_project):
     folder = make_project({"classifiers.muse_sentiment.text.lr_multiplier": 0.25})
-    multipliers = muse_checkpoint.lr_multipliers(muse_corpus.load_run_config("muse_sentiment"))
+    run = muse_corpus.load_run_config("muse_sentiment")
+    multipliers = muse_checkpoint.lr_multipliers(run, load_model_config("muse"))
     assert multipliers == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
     names = [name for name, _ in create_classifier(folder).model.named_parameters()]
     for prefix in multipliers.keys() - {"image_encoder."}:  # the patch encoder has no weights

@@ -20,6 +20,7 @@ from pipelines.inference.text_labeler import (
 )
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
+from stages.shared.backbones.classifier import load_model_config
 from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import inference_context
@@ -171,7 +172,11 @@ def make_untrained(folder: Path, name: str, kind: str, images: bool = True) -> T
     rows = rows if images else [row | {"image": None} for row in rows]
     features = feature_store.read_features(place / "data/07_embed" / kind)
     classifier = muse_checkpoint.create(
-        muse_corpus.load_run_config(name), rows, muse_dataset.TASK_BY_CORPUS_KIND[kind], features
+        muse_corpus.load_run_config(name),
+        load_model_config("muse"),
+        rows,
+        muse_dataset.TASK_BY_CORPUS_KIND[kind],
+        features,
     )
     muse_checkpoint.save(classifier, folder, place / "data/06_align")
     return load_labeler(folder)

@@ -12,6 +12,7 @@ from stages.classify.batching import INPUT_MODES
 from stages.classify.config import ClassifyConfig
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
@@ -80,14 +81,13 @@ def run_stage(models, monkeypatch, tmp_path):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
         root = tmp_path / f"corpus {len(list(tmp_path.iterdir()))}"
-        corpus = [*mm_orient_corpus.write_meme_corpus(root, splits, change=change), model]
-        monkeypatch.setattr(classify_mm_orient, "load_config", lambda *key: FakeRun(size))
         stage.main(
-            RUN_NAME,
             classify_mm_orient,
-            corpus,
+            CorpusFolders(*mm_orient_corpus.write_meme_corpus(root, splits, change=change)),
+            model,
             "memes",
             load_config(ClassifyConfig, "classify"),
+            size,
             root / "out",
         )
         assert json.loads((root / "out/parameters.json").read_text())["trained"] > 0
@@ -97,11 +97,6 @@ def run_stage(models, monkeypatch, tmp_path):
         }
 
     return run
-
-
-class FakeRun:
-    def __init__(self, eval_batch_size: int):
-        self.eval_batch_size = eval_batch_size
 
 
 def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:

@@ -11,6 +11,8 @@ from stages.classify import muse as classify_muse
 from stages.classify.config import ClassifyConfig
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
+from stages.models.muse import model as muse_model
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
@@ -199,7 +201,7 @@ def test_exchanges_are_those_of_the_model_without_padding(load_run):
     assert len(rows) == len(examples) * 2 * 2  # of two layers and modalities
     for index in examples:
         batch = items.batch([index])  # without padding
-        for trace in classifier.paper.attention_maps(classifier.model, batch):
+        for trace in muse_model.attention_maps(classifier.model, batch):
             text, image = (
                 rows[items.rows[index]["id"], trace.layer, modality]
                 for modality in ("text", "picture")
@@ -223,7 +225,7 @@ def test_regularizer_outputs_are_those_of_the_model_and_null_without_image(load_
             if index == muse_corpus.WITHOUT_IMAGE:
                 assert output["caption_nats"] is output["drawing_bits"] is output["caption"] is None
                 continue
-            outputs = classifier.paper.evaluate_regularizers(classifier.model, items.batch([index]))
+            outputs = muse_model.evaluate_regularizers(classifier.model, items.batch([index]))
             for name in ("caption_nats", "drawing_bits"):
                 assert output[name] == pytest.approx(outputs[name].item(), rel=1e-3)
 
@@ -239,7 +241,7 @@ def test_examples_of_the_scored_split_have_a_generated_caption(load_run):
     captioned = {name for name, caption in captions.items() if caption is not None}
     assert captioned == {items.rows[index]["id"] for index in examples}
     for index in examples:
-        (ids,) = classifier.paper.generate_captions(classifier.model, items.batch([index]))
+        (ids,) = muse_model.generate_captions(classifier.model, items.batch([index]))
         assert captions[items.rows[index]["id"]] == " ".join(
             classifier.codec.vocabulary.decode(ids)
         )
@@ -254,7 +256,7 @@ def test_embeddings_are_those_of_the_model_before_and_after_the_projection(load_
     )
     assert len(rows) == len(examples) * 2 * 2
     for index in examples:
-        for where, pair in classifier.paper.pooled_embeddings(
+        for where, pair in muse_model.pooled_embeddings(
             classifier.model, items.batch([index])
         ).items():
             for modality, vectors in zip(("text", "picture"), pair, strict=True):
@@ -307,9 +309,15 @@ def test_the_stage_writes_every_table_and_is_reproducible(models, monkeypatch, n
     monkeypatch.setenv("POLYMUSE_HOME", str(folder / "home"))
 
     def main(output: str) -> Path:
-        folders = [*corpus, folder / "models" / name]
-        config = load_config(ClassifyConfig, "classify")
-        stage.main(name, classify_muse, folders, CORPUS_KINDS[name], config, folder / output)
+        stage.main(
+            classify_muse,
+            CorpusFolders(*corpus),
+            folder / "models" / name,
+            CORPUS_KINDS[name],
+            load_config(ClassifyConfig, "classify"),
+            SIZE,
+            folder / output,
+        )
         return folder / output
 
     first = main("first")

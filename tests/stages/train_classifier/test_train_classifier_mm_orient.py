@@ -9,11 +9,13 @@ from safetensors.torch import load_file
 
 from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
+from stages.shared.backbones.classifier import CorpusFolders, load_model_config
 from stages.shared.data import history
 from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import InputError
 from stages.shared.training import loop as training_loop
 from stages.train_classifier import __main__ as stage
+from stages.train_classifier import common
 from stages.train_classifier import mm_orient as train
 from tests.support import mm_orient_corpus
 from tests.support.article_corpus import read_files, write_encoder_dir
@@ -79,11 +81,12 @@ def test_the_tiny_corpus_is_memorized(make_project):
 
 def test_training_is_reproducible_and_depends_on_the_seed(make_project, monkeypatch):
     folder = make_project()
-    corpus = [*mm_orient_corpus.write_meme_corpus(folder), write_encoder_dir(folder)]
+    corpus = CorpusFolders(*mm_orient_corpus.write_meme_corpus(folder))
+    encoder = write_encoder_dir(folder)
 
     def main(output: str) -> Path:
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / f"home of {output}"))
-        stage.main(RUN_NAME, train, corpus, "memes", folder / output)
+        stage.main(RUN_NAME, train, corpus, encoder, "memes", folder / output)
         return folder / output
 
     first = main("first")
@@ -122,7 +125,8 @@ def test_the_history_has_each_task_and_diagnostics(make_project):
     stage.main(
         RUN_NAME,
         train,
-        [*mm_orient_corpus.write_meme_corpus(folder), write_encoder_dir(folder)],
+        CorpusFolders(*mm_orient_corpus.write_meme_corpus(folder)),
+        write_encoder_dir(folder),
         "memes",
         folder / "out",
     )
@@ -205,7 +209,7 @@ def test_the_checkpoint_key_depends_on_the_training_params(make_project, monkeyp
         keys.append(key)
         return []
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(common, "fit", fit)
     corpus = mm_orient_corpus.write_meme_corpus(make_project())
     bert_changes = prefix_run_changes(text__encoder=str(corpus[0].parents[1] / "bert"))
     for changes in (
@@ -234,7 +238,7 @@ def test_the_checkpoint_key_depends_on_the_training_params(make_project, monkeyp
 
 def test_the_tracked_run_has_the_params_of_run_and_model(make_project):
     make_project()
-    params = stage.logged_params(mm_orient_corpus.load_run_config())
+    params = stage.logged_params(mm_orient_corpus.load_run_config(), load_model_config(RUN_NAME))
     assert params["corpus"] == "memes" and params["training"]["max_steps"] == 12
     assert params["network"]["relations"]["memory_bank_size"] == 8
     assert set(TASKS) - set(LEARNED_TASKS) == {"sarcasm"}

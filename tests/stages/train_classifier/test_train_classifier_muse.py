@@ -7,16 +7,18 @@ from safetensors.torch import load_file
 
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
+from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.data import history
 from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import InputError
 from stages.shared.training import loop as training_loop
 from stages.train_classifier import __main__ as stage
+from stages.train_classifier import common
 from stages.train_classifier import muse as train
 from tests.support import muse_corpus
 from tests.support.article_corpus import read_files, write_encoder_dir
 from tests.support.kill_and_resume import run_killed_and_uninterrupted
-from tests.support.muse_corpus import CORPUS_KINDS
+from tests.support.muse_corpus import CORPUS_KINDS, fit_run
 from tests.support.project_files import ROOT
 
 
@@ -32,18 +34,6 @@ def make_project(tmp_path, monkeypatch):
         return tmp_path
 
     return make
-
-
-def fit_run(name: str, folders: list[Path]):
-    """Classifier, history and dataset of a run of the project in the working directory."""
-    return train.train(
-        name,
-        muse_corpus.load_run_config(name),
-        folders,
-        CORPUS_KINDS[name],
-        lambda row, step: None,
-        0.0,
-    )
 
 
 def compute_score(classifier, items) -> float:
@@ -80,11 +70,12 @@ def test_the_tiny_corpus_is_memorized(make_project, name):
 
 def test_training_is_reproducible_and_depends_on_the_seed(make_project, monkeypatch):
     folder = make_project()
-    corpus = [*muse_corpus.write_corpus(folder, "tweets"), write_encoder_dir(folder)]
+    corpus = CorpusFolders(*muse_corpus.write_corpus(folder, "tweets"))
+    encoder = write_encoder_dir(folder)
 
     def main(output: str) -> Path:
         monkeypatch.setenv("POLYMUSE_HOME", str(folder / f"home of {output}"))
-        stage.main("muse_entities", train, corpus, "tweets", folder / output)
+        stage.main("muse_entities", train, corpus, encoder, "tweets", folder / output)
         return folder / output
 
     first = main("first")
@@ -123,10 +114,9 @@ def test_the_weights_with_the_best_score_of_validation_are_kept(make_project):
 
 def test_the_history_has_the_loss_terms_and_diagnostics(make_project):
     folder = make_project()
-    corpus = muse_corpus.write_corpus(folder, "posts")
-    stage.main(
-        "muse_sentiment", train, [*corpus, write_encoder_dir(folder)], "posts", folder / "out"
-    )
+    corpus = CorpusFolders(*muse_corpus.write_corpus(folder, "posts"))
+    encoder = write_encoder_dir(folder)
+    stage.main("muse_sentiment", train, corpus, encoder, "posts", folder / "out")
     steps = history.read_history(folder / "out" / "history.csv")
     assert [row["step"] for row in steps] == list(range(13))
     assert {"task", "captioning", "drawing", "learning_rate"} <= steps[1].keys()
@@ -192,7 +182,7 @@ def test_the_checkpoint_key_depends_on_the_training_params(make_project, monkeyp
         keys.append((key, more["lr_multipliers"]))
         return []
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(common, "fit", fit)
     corpus = muse_corpus.write_corpus(make_project(), "posts")
     for changes in (
         {},
