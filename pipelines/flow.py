@@ -67,7 +67,7 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
 
     Raises InputError unless all tasks complete; a task can also crash or be cancelled.
     """
-    schedule = StageScheduler(graph, StageDurations(settings.expected_seconds).estimate)
+    schedule = StageScheduler(graph, StageDurations(settings.cpu_budget).estimate)
     tasks: dict[str, PrefectFuture] = {}
     running: dict[PrefectFuture, str] = {}
     pool = ThreadPoolTaskRunner(max_workers=settings.workers)
@@ -102,7 +102,7 @@ def main() -> None:
     state = build(return_state=True)
     if not state.is_completed():
         raise InputError(state.message)
-    print(summary.format_table())
+    print(summary.format_summary(dvc_repro.load_runner_config().expected_skill, ""))
 
 
 if __name__ == "__main__":

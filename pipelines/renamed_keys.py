@@ -249,7 +249,8 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
     "classifiers.*.training": SCHEDULE_KEYS,
     "classifiers.*.task_features": saved_config.TASK_FEATURE_KEYS,
     "formats": {"sample": "synthetic"},
-    "run.expected_seconds": {
+    "run": {"expected_seconds": "cpu_budget"},
+    "run.cpu_budget": {
         "train": "train_classifier",
         "label": "classify",
         "score": "evaluate_classifier",

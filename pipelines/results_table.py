@@ -3,7 +3,7 @@
 python -m pipelines.results_table     run in the project, after `make run`
 
 reads   params.yaml, metrics.json of every run, POLYMUSE_HOME/durations.json (the time of each stage
-        on this machine; if it is missing, config/runner.yaml: run.expected_seconds)
+        on this machine; if it is missing, config/runner.yaml: run.cpu_budget)
 writes  README.md, between the comments `<!-- results: ... -->` and `<!-- /results -->`
 """
 
@@ -35,7 +35,7 @@ def build_table() -> str:
     """The table in Markdown, one row per run. Raises InputError if a run has no metrics."""
     params = read_params()
     metrics = summary.load_metrics()
-    durations = StageDurations(params["run"]["expected_seconds"])
+    durations = StageDurations(params["run"]["cpu_budget"])
     rows = {**(params["generators"] or {}), **(params["classifiers"] or {})}
     if missing := [run for run in rows if run not in metrics]:
         raise InputError(f"{missing[0]} has no metrics.json: run `make run` first")

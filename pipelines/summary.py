@@ -4,6 +4,7 @@ reads   data/12_evaluate/RUN/metrics.json, data/12_evaluate_classifier/RUN/metri
 """
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,98 @@ def build_rows() -> list[dict[str, str]]:
     ]
 
 
-def format_table() -> str:
-    """The rows as an aligned table, followed by the warnings and the path of the report."""
+def format_summary(expected_skill: dict[str, float], usage: str) -> str:
+    """What a run ends with: metrics, how they compare, CPU time, the report and what to try next.
+
+    expected_skill: the lowest expected skill by run. usage: of `format_usage`; "" if nothing ran.
+    """
     rows = build_rows()
     if not rows:
         return "No run has been evaluated yet."
+    lines = [format_table(rows), "", *filter(None, [compare_skill(expected_skill), usage])]
+    if REPORT_PATH.exists():
+        lines += ["", f"report: {REPORT_PATH.absolute()}"]
+    if commands := suggest_commands():
+        lines += ["", "Try next:", *(f"  {command}" for command in commands)]
+    return "\n".join(lines)
+
+
+def format_table(rows: list[dict[str, str]]) -> str:
+    """The rows as an aligned table, followed by the warnings."""
     cells = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    lines += list_warnings()
-    if REPORT_PATH.exists():
-        lines += ["", f"report: {REPORT_PATH.absolute()}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *list_warnings()])
+
+
+def compare_skill(expected: dict[str, float]) -> str:
+    """One sentence: the runs below the expected skill, and single inputs outside their bands.
+
+    Empty for corpora whose ceilings are not known.
+    """
+    metrics = load_metrics()
+    skills = {
+        run: value
+        for run, values in metrics.items()
+        if expected.get(run)  # 0: nothing is expected
+        and (path := _first_path(values, [("skill", "value"), ("share_of_ceiling", "value")]))
+        and (value := _get_nested(values, path)) is not None
+    }
+    if not skills:
+        return ""
+    notes = [
+        f"{run} is below the expected skill ({value:.3f}, expected {expected[run]:g})"
+        for run, value in skills.items()
+        if value < expected[run]
+    ]
+    notes += [
+        f"{run} from the {path} alone is {verdict} its band"
+        for run, values in metrics.items()
+        for path, verdict in _find_verdicts(values.get("single_modality", {}))
+        if verdict != "inside"
+    ]
+    if not notes:
+        return f"The skill of {', '.join(skills)} is at least what is expected."
+    return f"{'; '.join(notes)}."
+
+
+def _find_verdicts(metrics: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """(inputs, verdict) of each comparison with a ceiling; inputs may be followed by a task."""
+    for key, value in metrics.items():
+        if key == "verdict":
+            yield path, value
+        elif isinstance(value, dict):
+            yield from _find_verdicts(value, f"{path} {key}".strip())
+
+
+def format_usage(cpu_seconds: dict[str, float], budget: Callable[[str], float]) -> str:
+    """One line: CPU seconds used and planned, and the stages that took much more than planned."""
+    used, planned = sum(cpu_seconds.values()), sum(map(budget, cpu_seconds))
+    line = f"CPU time: {used:,.0f} s used, {planned:,.0f} s planned"
+    over = [
+        f"{stage} {seconds:.0f} s ({budget(stage):g})"
+        for stage, seconds in cpu_seconds.items()
+        if seconds > 1.5 * budget(stage) + 5
+    ]
+    return f"{line}; above the plan: {', '.join(over)}" if over else line
+
+
+def suggest_commands() -> list[str]:
+    """Commands that use what the current folder's project has trained."""
+    params = config.read_params()
+    commands = []
+    if any((GENERATOR_METRICS_DIR / run).exists() for run in params.get("generators") or {}):
+        commands.append('polymuse write --topic "a red kite by the sea" -o article')
+    kinds = {
+        params["corpora"][row["corpus"]]["kind"]
+        for run, row in (params.get("classifiers") or {}).items()
+        if (CLASSIFIER_METRICS_DIR / run).exists()
+    }
+    if kinds & {"tweets", "posts"}:
+        commands.append('polymuse label "what a lovely morning in Paris"')
+    elif "memes" in kinds:
+        commands.append("polymuse label MEME.jpg")
+    return [*commands, "polymuse ui"] if commands else []
 
 
 def list_warnings() -> list[str]:

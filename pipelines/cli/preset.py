@@ -48,7 +48,8 @@ def apply_preset(name: str) -> str:
     for file in changed:
         _write_atomically(Path(file), after[file])
     return (
-        f"{' and '.join(changed)} now has the values of preset {name}; "
+        f"{' and '.join(changed)} now {'has' if len(changed) == 1 else 'have'} the values of "
+        f"preset {name}; "
         "undo with `polymuse preset --undo`"
     )
 

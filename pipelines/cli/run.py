@@ -1,18 +1,17 @@
 """`polymuse run`: run the stale stages, `run.workers` at once, and print the metrics."""
 
 import math
-import sys
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 
 from pipelines import summary
+from pipelines.cli.display import create_display
 from pipelines.runner import dag, dvc_repro, process_group
 from pipelines.runner.eta import RunProgress, StageDurations
 from pipelines.runner.scheduler import StageScheduler
 from stages.shared.runtime.stage import InputError
-
-ERASE_LINE = "\x1b[K"  # erases the rest of a longer progress bar (ECMA-48: erase in line)
 
 
 def main(targets: list[str]) -> None:
@@ -22,28 +21,30 @@ def main(targets: list[str]) -> None:
     """
     settings = dvc_repro.load_runner_config()
     graph = dag.load_dag(targets)
+    usage = ""
     if graph.stale:
         dvc_repro.check_params(graph)
-        run_stages(graph, settings)
+        usage = run_stages(graph, settings)
     else:
         print("Everything is up to date.")
-    print(summary.format_table())
+    print(summary.format_summary(settings.expected_skill, usage))
 
 
-def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
-    """Run every stale stage and print its output, with a headline at its start.
+def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
+    """Run every stale stage and show its progress; returns a line about the CPU time.
 
     After a failure no further stage starts; the running ones finish, then InputError is raised.
     """
-    durations = StageDurations(settings.expected_seconds)
+    os.environ.setdefault("TQDM_MININTERVAL", "1")  # seconds between updates of a stage's bars
+    durations = StageDurations(settings.cpu_budget)
     schedule = StageScheduler(graph, durations.estimate)
     progress = RunProgress(schedule.critical_path_seconds, durations, settings.workers)
-    erase = ERASE_LINE if sys.stdout.isatty() else ""
+    cpu_seconds: dict[str, float] = {}
     first_error: InputError | None = None
-    running: dict[str, Future] = {}
+    running: dict[str, Future[float]] = {}
     lines: SimpleQueue[tuple[str, str]] = SimpleQueue()  # (stage, line); "" when the stage ends
 
-    def begin(stage: str) -> Future:
+    def begin(stage: str) -> Future[float]:
         future = pool.submit(reproduce, stage, lambda line: lines.put((stage, line)))
         future.add_done_callback(lambda _: lines.put((stage, "")))
         return future
@@ -51,6 +52,7 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
     pool = ThreadPoolExecutor(settings.workers)
     with (
         dvc_repro.track_parent_run("run") as parent,
+        create_display() as display,
         pool,
         process_group.stop_event_scope() as stop,
     ):
@@ -67,17 +69,19 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
             stage, line = lines.get()
             if line.strip():
                 if headline := progress.start_message(stage, line):
-                    print(erase + headline, flush=True)
-                print(f"{erase}{stage} | {line}", end="", flush=True)
+                    display.start(stage, headline)
+                display.show_output(stage, line)
             elif not line:
                 try:
-                    running.pop(stage).result()
-                    progress.record_end(stage)
+                    cpu_seconds[stage] = running.pop(stage).result()
+                    if seconds := progress.record_end(stage):
+                        display.end(stage, seconds)
                     schedule.mark_done(stage)
                 except InputError as error:
                     first_error = first_error or error
                     if running:
-                        waiting = ", ".join(running)
-                        print(f"{erase}{stage} | failed; waiting for {waiting}", flush=True)
+                        display.show(f"{stage} | failed; waiting for {', '.join(running)}")
         if first_error:
             raise first_error
+        executed = {stage: cpu_seconds[stage] for stage in progress.finished}
+        return summary.format_usage(executed, durations.budget)

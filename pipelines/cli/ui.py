@@ -33,10 +33,10 @@ def serve(*commands: list[str]) -> None:
     stop = Event()
 
     def run(command: list[str]) -> str:
-        code = process_group.run_process(
+        result = process_group.run_process(
             command, Path.cwd(), os.environ, _print_line, math.inf, stop
         )
-        return f"{' '.join(command[:2])} ended with exit code {code}: see its output above"
+        return f"{' '.join(command[:2])} ended with exit code {result.code}: see its output above"
 
     with ThreadPoolExecutor(len(commands)) as pool:
         try:

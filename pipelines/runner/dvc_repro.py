@@ -26,8 +26,11 @@ class RunnerConfig:
     stage_timeout: float = Field(description="seconds after which the flow ends a stage")
     mlflow_port: int = Field(description="port of MLflow in `polymuse ui`")
     prefect_port: int = Field(description="port of Prefect in `polymuse ui`")
-    expected_seconds: dict[str, float] = Field(
-        description="expected seconds of a stage before its first run"
+    cpu_budget: dict[str, float] = Field(
+        description="planned CPU seconds of a stage, by its name or that of a row"
+    )
+    expected_skill: dict[str, float] = Field(
+        description="lowest skill that is expected of a run, or its share of the ceiling"
     )
 
     def threads_per_stage(self) -> int:
@@ -47,11 +50,11 @@ def check_params(graph: dag.Dag) -> None:
     errors = ErrorCollector()
     # In a process of its own, because it imports every stage and their libraries.
     command = [sys.executable, "-m", "pipelines.validate_params"]
-    code = process_group.run_process(
+    result = process_group.run_process(
         command, Path.cwd(), os.environ, errors.collect, math.inf, Event()
     )
-    if code:
-        raise InputError(errors.to_sentence(command, code))
+    if result.code:
+        raise InputError(errors.to_sentence(command, result.code))
 
 
 @contextmanager
@@ -69,13 +72,14 @@ def reproduce_stage(
     threads: int,
     timeout: float,
     stop: Event,
-) -> None:
+) -> float:
     """Bring one stage of the current folder up to date; call `on_line` with each output line.
 
     Other stages may run at the same time. OMP_NUM_THREADS is set to `threads` unless it is set
     already. A stage that DVC restores from its run cache does not execute, so that it is recorded
-    here, as a child of `parent`. Raises InputError with the error message of the stage,
-    TimeoutError after `timeout` seconds and ProcessStopped once `stop` is set.
+    here, as a child of `parent`. Returns the CPU seconds that the stage and DVC took. Raises
+    InputError with the error message of the stage, TimeoutError after `timeout` seconds and
+    ProcessStopped once `stop` is set.
     """
     errors = ErrorCollector()
     cached = f"Stage '{stage}' is cached"
@@ -91,12 +95,15 @@ def reproduce_stage(
         on_line(line)
 
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    code = process_group.run_process(command, Path.cwd(), environment, follow, timeout, stop)
-    if code:
-        raise InputError(errors.to_sentence(command, code))
+    # Without the bars of transformers, which loads the weights in no time.
+    defaults = {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = defaults | os.environ
+    result = process_group.run_process(command, Path.cwd(), environment, follow, timeout, stop)
+    if result.code:
+        raise InputError(errors.to_sentence(command, result.code))
     if outcome and outcome[0].startswith(cached):
         tracking.log_cached_stage(stage, parent)
+    return result.cpu_seconds
 
 
 class ErrorCollector:

@@ -10,23 +10,30 @@ import time
 from stages.shared.runtime.stage import work_dir
 
 STAGE_START_PATTERN = re.compile(r"Running stage '(.+)':")
+PRIOR_SECONDS = 20.0  # weight of "this machine is as fast as planned", in planned seconds
 
 
 class StageDurations:
-    """Measured durations of stages on this machine, with `run.expected_seconds` as the default.
+    """Measured durations of stages on this machine, with `run.cpu_budget` as the default.
 
-    Durations are stored per expected value: a preset with other expected values, such as smoke,
-    has measurements of its own.
+    A stage runs on as many threads as share the cores with the others, so that its CPU seconds are
+    an estimate of its duration beside other stages. Durations are stored per budget: a preset with
+    other budgets, such as smoke, has measurements of its own.
     """
 
-    def __init__(self, expected: dict[str, float]):
-        self.expected_seconds = expected  # by stage@row or by stage
+    def __init__(self, budgets: dict[str, float]):
+        self.budgets = budgets  # by stage@row or by stage
         self.file = work_dir() / "durations.json"
         self.measured_seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def estimate(self, stage: str) -> float:
         """Expected duration of `stage` in seconds; 0 if params.yaml does not name it."""
-        return self.measured_seconds.get(self._key(stage), self._expected(stage))
+        return self.measured_seconds.get(self._key(stage), self.budget(stage))
+
+    def budget(self, stage: str) -> float:
+        """Planned CPU seconds of `stage`; 0 if params.yaml does not name it."""
+        name, _, _ = stage.partition("@")
+        return self.budgets.get(stage, self.budgets.get(name, 0.0))
 
     def record(self, stage: str, seconds: float) -> None:
         """Store the measured duration of `stage`."""
@@ -37,11 +44,7 @@ class StageDurations:
         partial.rename(self.file)
 
     def _key(self, stage: str) -> str:
-        return f"{stage} expected {self._expected(stage):g}"
-
-    def _expected(self, stage: str) -> float:
-        name, _, _ = stage.partition("@")
-        return self.expected_seconds.get(stage, self.expected_seconds.get(name, 0.0))
+        return f"{stage} expected {self.budget(stage):g}"
 
 
 class RunProgress:
@@ -53,8 +56,11 @@ class RunProgress:
 
     def __init__(self, critical_path: dict[str, float], durations: StageDurations, workers: int):
         self.critical_path_seconds, self.durations, self.workers = critical_path, durations, workers
+        # Before the first stage ends, so that `record` does not change what a run is compared with.
+        self.estimates = {stage: durations.estimate(stage) for stage in critical_path}
         self.pending = list(critical_path)
         self.started_at: dict[str, float] = {}  # running stages
+        self.finished: dict[str, float] = {}  # seconds of the stages that were executed
 
     def start_message(self, stage: str, line: str) -> str:
         """The headline if `line` is where `stage` starts to execute, else an empty string."""
@@ -66,25 +72,39 @@ class RunProgress:
         number, left = total - len(self.pending), format_clock(self.remaining_seconds())
         return f"stage {number} of {total}: {stage}, about {left} left"
 
-    def record_end(self, stage: str) -> None:
-        """Store the duration of a stage, unless DVC skipped it or restored it from its cache."""
-        if stage in self.started_at:
-            self.durations.record(stage, time.monotonic() - self.started_at.pop(stage))
-        else:
+    def record_end(self, stage: str) -> float | None:
+        """Store the duration of a stage and return it.
+
+        None for a stage that DVC skipped or restored from its cache.
+        """
+        if stage not in self.started_at:
             self.pending.remove(stage)
+            return None
+        seconds = time.monotonic() - self.started_at.pop(stage)
+        self.finished[stage] = seconds
+        self.durations.record(stage, seconds)
+        return seconds
 
     def remaining_seconds(self) -> float:
         """Estimated seconds left: work divided by workers, but at least the critical path."""
+        slowdown = self._slowdown()
+        estimates = {stage: seconds * slowdown for stage, seconds in self.estimates.items()}
         now = time.monotonic()
         elapsed = {stage: now - start for stage, start in self.started_at.items()}
         elapsed |= dict.fromkeys(self.pending, 0.0)
-        estimates = {stage: self.durations.estimate(stage) for stage in elapsed}
         work = sum(max(0.0, estimates[stage] - elapsed[stage]) for stage in elapsed)
         longest = max(
-            self.critical_path_seconds[stage] - min(elapsed[stage], estimates[stage])
+            self.critical_path_seconds[stage] * slowdown - min(elapsed[stage], estimates[stage])
             for stage in elapsed
         )
         return max(longest, work / self.workers)
+
+    def _slowdown(self) -> float:
+        """Measured over estimated seconds of the stages of this run that have ended."""
+        known = [stage for stage in self.finished if self.estimates[stage]]
+        measured = sum(self.finished[stage] for stage in known)
+        estimated = sum(self.estimates[stage] for stage in known)
+        return (PRIOR_SECONDS + measured) / (PRIOR_SECONDS + estimated)
 
 
 def format_clock(seconds: float) -> str:

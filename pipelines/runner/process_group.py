@@ -13,12 +13,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 
 WATCHDOG = Path(__file__).with_name("parent_watchdog.py")
 POLL_SECONDS = 0.1  # between two checks of the clock, the process and `stop`
+
+
+@dataclass(frozen=True)
+class ProcessResult:
+    """How a command ended. cpu_seconds: user and system time of its processes."""
+
+    code: int
+    cpu_seconds: float
 
 
 class ProcessStopped(Exception):
@@ -42,8 +51,8 @@ def run_process(
     on_line: Callable[[str], None],
     timeout: float,
     stop: Event,
-) -> int:
-    """Run `command` in `folder`; `on_line` receives each line of output. Returns the exit code.
+) -> ProcessResult:
+    """Run `command` in `folder`; `on_line` receives each line of output.
 
     A line includes its ending: a line feed or, in progress bars, a carriage return. Raises
     TimeoutError after `timeout` seconds and ProcessStopped once `stop` is set.
@@ -67,8 +76,8 @@ def run_process(
         for line in _read_lines(child, time.monotonic() + timeout, stop):
             on_line(line)
     finally:
-        _kill_group(child)
-    return child.returncode
+        cpu_seconds = _kill_group(child)
+    return ProcessResult(child.returncode, cpu_seconds)
 
 
 def _read_lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterator[str]:
@@ -99,8 +108,11 @@ def _has_exited(child: subprocess.Popen) -> bool:
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _kill_group(child: subprocess.Popen) -> None:
+def _kill_group(child: subprocess.Popen) -> float:
+    """Kill and reap the group; returns the CPU seconds of its processes."""
     with suppress(ProcessLookupError, PermissionError):  # macOS: the group has only zombies
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
     child.stdout.close()
+    return usage.ru_utime + usage.ru_stime

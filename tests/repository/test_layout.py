@@ -225,11 +225,11 @@ def test_every_key_of_params_is_used_by_the_code():
 
 
 def test_every_stage_has_an_expected_duration():
-    expected = list(PARAMS["run"]["expected_seconds"])
+    expected = list(PARAMS["run"]["cpu_budget"])
     assert [name for name in expected if "@" not in name] == list(DAG)
     assert {name for name in expected if "@" in name} <= set(STAGES)
     # Without a value in smoke, the duration of a full run would be expected.
-    smoke = yaml.safe_load(Path("presets/smoke.yaml").read_text())["run"]["expected_seconds"]
+    smoke = yaml.safe_load(Path("presets/smoke.yaml").read_text())["run"]["cpu_budget"]
     assert list(smoke) == expected
 
 

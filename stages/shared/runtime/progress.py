@@ -1,5 +1,6 @@
-"""Progress bars: live on a terminal, a line every ten seconds in a log."""
+"""Progress bars: live on a terminal, a line every ten seconds (TQDM_MININTERVAL) in a log."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -16,5 +17,5 @@ def progress_bar(
 
     what: the label of the bar. start: number of items that an earlier run has processed.
     """
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds between two updates
+    interval = 0.2 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", "10"))
     yield from tqdm(items, what, total, initial=start, mininterval=interval, dynamic_ncols=True)

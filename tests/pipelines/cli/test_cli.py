@@ -15,7 +15,7 @@ import yaml
 
 from pipelines import project, summary
 from pipelines.runner import dag
-from pipelines.runner.eta import RunProgress, StageDurations
+from pipelines.runner.eta import RunProgress, StageDurations, format_clock
 from pipelines.runner.scheduler import StageScheduler
 from tests.support import tiny_dvc_project
 from tests.support.tiny_dvc_project import (
@@ -64,7 +64,7 @@ def test_the_command_can_be_run_as_a_module():
 def write_metrics(folder: Path, run: str, metrics: dict) -> None:
     """Write the metrics of a run as `evaluate` does, and add the run to params.yaml."""
     target, file = folder / summary.GENERATOR_METRICS_DIR / run, folder / "params.yaml"
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     (target / "metrics.json").write_text(json.dumps(metrics))
     params = yaml.safe_load(file.read_text()) if file.exists() else {}
     params["generators"] = params.get("generators", {}) | {run: {}}
@@ -75,10 +75,10 @@ def search_runs(filter_string: str) -> tuple:
     """A client of MLflow, and the runs that match the filter, newest first."""
     from mlflow.tracking import MlflowClient
 
-    from stages.shared.runtime import tracking
+    from stages.shared.runtime import mlflow_store
 
-    client = MlflowClient(tracking.get_tracking_uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
+    client = MlflowClient(mlflow_store.get_tracking_uri())
+    experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
     return client, client.search_runs([experiment], filter_string)
 
 
@@ -93,7 +93,7 @@ def test_a_run_announces_its_stages_prints_their_output_and_ends_with_the_metric
         "last": make_copy_stage("b", "a") | {"cmd": "echo hello; cp a b"},
     }
     folder = tiny_dvc_project.create_project(
-        tmp_path / "project", {"expected_seconds": {"last": 61}}, **stages
+        tmp_path / "project", {"cpu_budget": {"last": 61}}, **stages
     )
     write_metrics(folder, "flexmuse", METRICS)
     run = polymuse(folder, "run")
@@ -104,7 +104,15 @@ def test_a_run_announces_its_stages_prints_their_output_and_ends_with_the_metric
     ]
     assert "last | hello" in run.stdout.splitlines()
     assert "dvc push" not in run.stdout  # advice of DVC after every stage
-    assert "flexmuse  0.961" in run.stdout.splitlines()[-1]
+    lines = run.stdout.splitlines()
+    assert any(line.startswith("first: done in 0:") for line in lines)
+    assert any(line.startswith("flexmuse  0.961") for line in lines)
+    assert "The skill of flexmuse is at least what is expected." in lines
+    assert any(line.startswith("CPU time: ") and line.endswith(" s planned") for line in lines)
+    assert lines[-3:-1] == [
+        "Try next:",
+        '  polymuse write --topic "a red kite by the sea" -o article',
+    ]
 
     began = time.monotonic()
     again = polymuse(folder, "run")
@@ -265,7 +273,7 @@ def test_the_summary_has_a_row_for_each_run_and_dashes_for_missing_values(tmp_pa
     write_metrics(tmp_path, "recipes", {"rouge_l": 0.125})
     Path("data/14_report").mkdir()
     summary.REPORT_PATH.write_text("page")
-    assert summary.format_table().splitlines() == [
+    assert summary.format_table(summary.build_rows()).splitlines() == [
         "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr",
         "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250",
         "recipes   -      -      -          -        0.125    -",
@@ -283,7 +291,7 @@ def test_the_summary_of_captions_has_their_share_of_the_image_ceiling(tmp_path, 
     ceilings = {"picture": {"expected": 1.0, "realised": 1.0}}
     captions = {"share_of_ceiling": share, "ceilings": ceilings, "rouge_l": 0.25}
     write_metrics(tmp_path, "tippo_captions", captions)
-    assert summary.format_table().splitlines() == [
+    assert summary.format_table(summary.build_rows()).splitlines() == [
         "run             skill  of ceiling  ± se   grounding  ceiling  ROUGE-L  CIDEr  literal  "
         "semantic",
         "flexmuse        0.961  -           0.012  0.950      0.976    0.500    3.250  0.750    "
@@ -309,7 +317,7 @@ def test_the_summary_of_memes_has_the_means_over_tasks(tmp_path, monkeypatch):
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(json.dumps(metrics))
     Path("params.yaml").write_text("classifiers: {mm_orient: {}}")
-    assert summary.format_table().splitlines() == [
+    assert summary.format_table(summary.build_rows()).splitlines() == [
         "run        skill  ± se   ceiling  accuracy  weighted F1",
         "mm_orient  0.900  0.010  0.938    0.750     0.750",
     ]
@@ -321,7 +329,10 @@ def test_a_run_that_is_not_in_params_has_no_row(tmp_path, monkeypatch):
     for run in ("flexmuse", "recipes"):
         write_metrics(tmp_path, run, {"rouge_l": 0.125})
     Path("params.yaml").write_text("generators: {recipes: {}}")
-    assert summary.format_table().splitlines() == ["run      ROUGE-L", "recipes  0.125"]
+    assert summary.format_table(summary.build_rows()).splitlines() == [
+        "run      ROUGE-L",
+        "recipes  0.125",
+    ]
 
 
 def test_warnings_of_the_final_phase_follow_the_table(tmp_path, monkeypatch):
@@ -331,7 +342,7 @@ def test_warnings_of_the_final_phase_follow_the_table(tmp_path, monkeypatch):
         tmp_path, "flexmuse", METRICS | {"warnings": warnings, "sft": {"warnings": {"a": "b"}}}
     )
     write_metrics(tmp_path, "recipes", {"rouge_l": 0.125})
-    assert summary.format_table().splitlines()[3:] == [
+    assert summary.format_table(summary.build_rows()).splitlines()[3:] == [
         "flexmuse: look at sigma",
         "flexmuse: look at the maps",
     ]
@@ -365,7 +376,8 @@ def test_skipped_and_restored_stages_count_as_done(tmp_path, monkeypatch):
     assert progress.start_message("b", "Running stage 'b':\n") == "stage 2 of 3: b, about 1:05 left"
     assert progress.start_message("b", "Running stage 'b':\n") == ""  # printed by the stage itself
     progress.record_end("b")
-    assert progress.start_message("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:05 left"
+    # b took no time instead of 60 s, which counts 60 of 80 s.
+    assert progress.start_message("c", "Running stage 'c':\n") == "stage 3 of 3: c, about 0:01 left"
     assert StageDurations({"a": 100}).estimate("a") == 100
     assert math.isclose(StageDurations({"b": 60}).estimate("b"), 0, abs_tol=1)
 
@@ -379,6 +391,45 @@ def test_the_time_left_is_the_critical_path_or_the_work_per_worker(
     progress = RunProgress({"long": 70, "other": 30, "short": 20, "last": 10}, durations, workers)
     headline = progress.start_message("long", "Running stage 'long':\n")
     assert headline == f"stage 1 of 4: long, about {left} left"
+
+
+def test_the_time_left_follows_the_speed_of_the_machine(tmp_path, monkeypatch):
+    """Stages take twice as long as planned: 20 s are planned, (20 + 200) / (20 + 100) = 1.83."""
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    clock = 0.0
+    monkeypatch.setattr("pipelines.runner.eta.time.monotonic", lambda: clock)
+    progress = RunProgress({"a": 220, "b": 120}, StageDurations({"a": 100, "b": 120}), 1)
+    assert progress.start_message("a", "Running stage 'a':\n").endswith("about 3:40 left")
+    clock = 200.0
+    assert progress.record_end("a") == 200
+    left = 120 * (20 + 200) / (20 + 100)
+    assert progress.start_message("b", "Running stage 'b':\n").endswith(
+        f"{format_clock(left)} left"
+    )
+
+
+def test_the_skill_of_each_run_is_compared_with_what_is_expected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("generators: {flexmuse: {}}")
+    band = {"picture": {"verdict": "inside"}, "topic": {"verdict": "above"}}
+    write_metrics(tmp_path, "flexmuse", METRICS)
+    Path("params.yaml").write_text("generators: {flexmuse: {}}")
+    expected = {"flexmuse": 0.9}
+    assert summary.compare_skill(expected) == "The skill of flexmuse is at least what is expected."
+    assert summary.compare_skill({}) == summary.compare_skill({"flexmuse": 0}) == ""
+    write_metrics(tmp_path, "flexmuse", METRICS | {"single_modality": band})
+    assert summary.compare_skill({"flexmuse": 0.97}) == (
+        "flexmuse is below the expected skill (0.961, expected 0.97); "
+        "flexmuse from the topic alone is above its band."
+    )
+
+
+def test_the_cpu_time_names_the_stages_far_above_their_plan():
+    used = {"a": 10.0, "b": 1021.0, "c": 8.0}
+    budget = {"a": 9.0, "b": 600.0, "c": 2.0}.get
+    assert summary.format_usage(used, budget) == (
+        "CPU time: 1,039 s used, 611 s planned; above the plan: b 1021 s (600)"
+    )
 
 
 def test_the_longest_path_starts_first_and_each_stage_after_its_dependencies():

@@ -19,7 +19,7 @@ from pipelines.inference.text_labeler import (
     build_input_from_text,
     extract_entities,
 )
-from stages.shared.runtime import tracking
+from stages.shared.runtime import mlflow_store, tracking
 from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import POLYMUSE, polymuse
 from tests.support import muse_corpus
@@ -279,7 +279,7 @@ def test_a_model_labels_the_same_by_folder_and_by_mlflow_address(
 ):
     """Also by mlflow.pyfunc in a folder without params.yaml."""
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
+    experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
     logged = {
         client.get_run(model.source_run_id).info.run_name: model
         for model in client.search_logged_models([experiment])

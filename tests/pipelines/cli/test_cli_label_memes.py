@@ -23,7 +23,7 @@ from pipelines.cli.label_memes import (
     write_table,
 )
 from pipelines.inference.meme_labeler import MemeLabel, MemeLabeler, PreparedMeme
-from stages.shared.runtime import tracking
+from stages.shared.runtime import mlflow_store, tracking
 from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import polymuse
 from tests.support import trained_mm_orient_project
@@ -94,7 +94,7 @@ def test_labels_do_not_depend_on_other_memes_or_on_how_the_model_is_named(place,
     together = label_as_json(capsys, folder)
     assert [row["image"] for row in together] == ["Monday.PNG", "cat.png"]
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
+    experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
     models = client.search_logged_models([experiment])
     model = max(models, key=lambda model: model.creation_timestamp)
     address = f"models:/{model.model_id}"

@@ -23,7 +23,7 @@ from stages.shared.data import image_store
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.generation import generator as generators
-from stages.shared.runtime import tracking
+from stages.shared.runtime import mlflow_store, tracking
 from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli import polymuse
 from tests.support import article_corpus, color_caption_corpus, tiny_diffusion, tiny_flexmuse
@@ -258,7 +258,7 @@ def test_the_last_trained_phase_is_used(place, tmp_path):
 
 def test_a_model_writes_the_same_by_folder_and_by_mlflow_address(place, tmp_path):
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
+    experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
     (model,) = client.search_logged_models([experiment], max_results=1)
     expected = write_article(tmp_path / "a", topic="a cat", images=0)["chunks"]
     moved = tmp_path / "elsewhere"

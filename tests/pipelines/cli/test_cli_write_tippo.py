@@ -20,7 +20,7 @@ from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import huggingface as huggingface_encoder
 from stages.shared.generation import generator as generators
-from stages.shared.runtime import tracking
+from stages.shared.runtime import mlflow_store, tracking
 from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli.test_cli_write import encode_png, write_article, write_stage_outputs
 from tests.support import article_corpus, color_caption_corpus, tiny_flexmuse
@@ -185,7 +185,7 @@ def test_a_caption_model_uses_a_topic_only_to_find_images(place, tmp_path):
 
 def test_a_served_model_writes_one_article_for_each_row(place, images):
     client = mlflow.MlflowClient(tracking.get_tracking_uri())
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT_NAME).experiment_id
+    experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
     logged = client.search_logged_models([experiment], order_by=[{"field_name": "creation_time"}])
     # The models of this file are the latest: all files of a process share the tracking store.
     tippo, captions = [

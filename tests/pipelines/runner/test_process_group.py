@@ -38,10 +38,10 @@ def run(command: str, folder: Path, timeout: float = 60, stop: Event | None = No
     """Exit code and lines of a shell command."""
     lines: list[str] = []
     stop = stop or Event()
-    code = process_group.run_process(
+    result = process_group.run_process(
         ["sh", "-c", command], folder, os.environ, lines.append, timeout, stop
     )
-    return code, lines
+    return result.code, lines
 
 
 def test_each_line_arrives_with_its_ending(tmp_path):
@@ -70,9 +70,17 @@ def test_the_exit_code_is_that_of_the_command(tmp_path, code):
 
 def test_a_command_that_does_not_exist_is_one_sentence(tmp_path):
     lines: list[str] = []
-    code = process_group.run_process(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
-    assert code == 127
+    result = process_group.run_process(["no-such"], tmp_path, os.environ, lines.append, 60, Event())
+    assert result.code == 127
     assert lines == ["error: no-such cannot be started: No such file or directory\n"]
+
+
+def test_the_cpu_time_includes_that_of_children(tmp_path):
+    busy = "import time; end = time.process_time() + 1\nwhile time.process_time() < end: pass"
+    command = ["sh", "-c", f'{sys.executable} -c "{busy}"; exit 0']
+    result = process_group.run_process(command, tmp_path, os.environ, print, 60, Event())
+    assert result.code == 0
+    assert 1 <= result.cpu_seconds < 5
 
 
 def test_children_that_outlive_their_command_are_killed(tmp_path):
