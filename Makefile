@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui bench help
+.PHONY: run test lint ui bench profile help
 
 run: $(INSTALLED)  ## install, run every stale stage, print scores and the path of the report
 	@$(BIN)/polymuse run
@@ -19,6 +19,9 @@ lint: $(INSTALLED)  ## check style and types
 
 bench: $(INSTALLED)  ## measure against peer implementations
 	$(BIN)/python -m benchmarks
+
+profile: $(INSTALLED)  ## profile a stage, e.g. STAGE=embed@memes
+	@$(BIN)/python -m pipelines.profile_stage $(STAGE)
 
 ui: $(INSTALLED)  ## serve MLflow and Prefect until Ctrl-C
 	@$(BIN)/polymuse ui
