@@ -13,7 +13,7 @@ import regex
 from PIL import Image
 
 from stages.ingest.record_collector import MAX_BYTES_PER_PIXEL
-from stages.shared.core import config
+from stages.shared.core.config import CURRENT_FOLDER, load_config
 from stages.shared.data import image_store, text_cleaning
 from stages.shared.data.language import detect_language
 from stages.shared.data.records import UNDETERMINED_LANGUAGE
@@ -108,12 +108,12 @@ def image_suffixes() -> set[str]:
     return {suffix for suffix, name in formats.items() if name in image_store.FORMATS}
 
 
-def load_input_rules(section: str) -> InputRules:
-    """The rules of the current project. section: cli_write or cli_label. Raises InputError."""
+def load_input_rules(section: str, folder: Path = CURRENT_FOLDER) -> InputRules:
+    """The rules of the project in `folder`. section: cli_write or cli_label. Raises InputError."""
     return InputRules(
-        config.load_config(text_cleaning.CleanConfig, "clean"),
-        config.load_config(int, section, "max_characters"),
-        config.load_config(int, "ingest", "max_pixels"),
+        load_config(text_cleaning.CleanConfig, "clean", folder=folder),
+        load_config(int, section, "max_characters", folder=folder),
+        load_config(int, "ingest", "max_pixels", folder=folder),
         section,
     )
 

@@ -18,7 +18,6 @@ The rules are read from params.yaml of the current folder's project, else from t
 """
 
 import json
-from contextlib import chdir
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from pipelines.inference.meme_labeler import MemeInput, MemeLabeler, prepare_mem
 from pipelines.inference.model_bundle import detect_family, is_meme_classifier
 from pipelines.inference.text_labeler import TextLabeler, build_input_from_text
 from stages.inpaint import __main__ as inpaint
-from stages.shared.core import config as params_file
+from stages.shared.core.config import load_config
 from stages.shared.data.cache import batched
 from stages.shared.generation.generator import GenerationConfig
 from stages.shared.runtime.stage import InputError
@@ -144,10 +143,10 @@ def _load_pyfunc(folder: str) -> ServedGenerator | ServedTextLabeler | ServedMem
     config = json.loads((path / "config.json").read_text())
     if detect_family(config) == "generators":
         return ServedGenerator(ArticleGenerator(path, folder), load_nearest_rules("cli_write"))
-    rules = load_nearest_rules("cli_label")
-    with chdir(find_nearest_project()):
-        batch_size = params_file.load_config(int, "cli_label", "batch_size")
-        inpaint_config = params_file.load_config(inpaint.InpaintConfig, "inpaint")
+    nearest = find_nearest_project()
+    rules = load_input_rules("cli_label", nearest)
+    batch_size = load_config(int, "cli_label", "batch_size", folder=nearest)
+    inpaint_config = load_config(inpaint.InpaintConfig, "inpaint", folder=nearest)
     if is_meme_classifier(config):
         return ServedMemeLabeler(MemeLabeler(path, folder), rules, inpaint_config, batch_size)
     return ServedTextLabeler(TextLabeler(path, folder, rules.build_cleaner), rules, batch_size)
@@ -155,8 +154,7 @@ def _load_pyfunc(folder: str) -> ServedGenerator | ServedTextLabeler | ServedMem
 
 def load_nearest_rules(section: str) -> InputRules:
     """The input rules of the nearest project."""
-    with chdir(find_nearest_project()):
-        return load_input_rules(section)
+    return load_input_rules(section, find_nearest_project())
 
 
 def find_nearest_project() -> Path:

@@ -28,6 +28,7 @@ __all__ = ["Field", "build_config", "config_class", "load_config", "read_params"
 
 T = TypeVar("T")
 PARAMS_FILE = Path("params.yaml")
+CURRENT_FOLDER = Path()
 _TYPES = {  # pydantic's error types -> what to give
     "int_type": "int",
     "int_from_float": "int",
@@ -58,17 +59,20 @@ def config_class(cls: type[T]) -> type[T]:
     return pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
 
 
-def params_files() -> list[Path]:
-    """params.yaml, which holds what users tune, then the other parameter files in config/."""
-    return [PARAMS_FILE, *sorted((PARAMS_FILE.parent / "config").glob("*.yaml"))]
+def params_files(folder: Path = CURRENT_FOLDER) -> list[Path]:
+    """params.yaml, which holds what users tune, then the other parameter files in config/.
+
+    folder: of the project
+    """
+    return [folder / PARAMS_FILE, *sorted((folder / "config").glob("*.yaml"))]
 
 
-def read_params() -> dict[str, Any]:
-    """The sections of all parameter files, merged.
+def read_params(folder: Path = CURRENT_FOLDER) -> dict[str, Any]:
+    """The sections of all parameter files of the project in `folder`, merged.
 
     Raises InputError if a file is missing or not valid YAML, or if two files set the same key.
     """
-    first, *others = params_files()
+    first, *others = params_files(folder)
     params = _read_file(first)
     for file in others:
         _merge(params, _read_file(file), file, "")
@@ -97,37 +101,41 @@ def _merge(params: dict[str, Any], other: dict[str, Any], file: Path, parent: st
             params[key] = value
 
 
-def load_config(kind: type[T], *section: str) -> T:
+def load_config(kind: type[T], *section: str, folder: Path = CURRENT_FOLDER) -> T:
     """The section at a path of keys as `kind`, e.g. load_config(Schedule, "align", "schedule").
 
-    Raises InputError that names every missing or unknown key and every wrong value.
+    folder: of the project. Raises InputError that names every missing or unknown key and every
+    wrong value.
     """
-    values: Any = read_params()
+    values: Any = read_params(folder)
     for depth, key in enumerate(section):
         if not isinstance(values, dict) or key not in values:
             present = ", ".join(values) if isinstance(values, dict) else "no section"
             parent = ".".join(section[:depth]) or "the top level"
-            file = params_file_of(".".join(section[:depth]))
+            file = params_file_of(".".join(section[:depth]), folder)
             raise InputError(f"{file}: {key} is missing in {parent} (there: {present})")
         values = values[key]
-    return build_config(kind, values, ".".join(section))
+    return build_config(kind, values, ".".join(section), folder)
 
 
-def build_config(kind: type[T], value: Any, name: str) -> T:
+def build_config(kind: type[T], value: Any, name: str, folder: Path = CURRENT_FOLDER) -> T:
     """Validate `value` (plain YAML or JSON) as `kind`: a config class or another type of pydantic.
 
     name: the dotted path of `value` in the parameter files, or the file that holds it (with its
-    folder), for messages. Raises InputError.
+    folder), for messages. folder: of the project. Raises InputError.
     """
     try:  # as JSON: strict validation of Python values rejects dicts for nested config classes
         return _adapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
-        file = "" if ".json" in name else f"{params_file_of(name)}: "
+        file = "" if ".json" in name else f"{params_file_of(name, folder)}: "
         raise InputError(f"{file}{_describe(error, value, name)}") from None
 
 
-def params_file_of(name: str) -> Path:
-    """The parameter file that has the most of a dotted path of keys; params.yaml if several do."""
+def params_file_of(name: str, folder: Path = CURRENT_FOLDER) -> Path:
+    """The parameter file that has the most of a dotted path of keys; params.yaml if several do.
+
+    folder: of the project
+    """
     section = name.split(".")
 
     def depth(file: Path) -> int:
@@ -138,7 +146,8 @@ def params_file_of(name: str) -> Path:
             values = values[key]
         return len(section)
 
-    return max((file for file in params_files() if file.exists()), key=depth, default=PARAMS_FILE)
+    files = [file for file in params_files(folder) if file.exists()]
+    return max(files, key=depth, default=folder / PARAMS_FILE)
 
 
 @cache
