@@ -30,7 +30,7 @@ from stages.shared.generation.paper import (
 )
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
-from stages.shared.training.batching import Batch, shuffled_batch, to_device
+from stages.shared.training.batching import Batch, evaluation_batches, shuffled_batch
 from stages.shared.training.checkpoint import fingerprint
 from stages.shared.training.loop import (
     LossTerms,
@@ -91,9 +91,7 @@ def build_validator(
         device = next(model.parameters()).device
         total = count = 0.0
         diagnostics = []
-        for start in range(0, len(dataset), batch_size):
-            indices = list(range(start, min(start + batch_size, len(dataset))))
-            batch = to_device(dataset.batch(indices), device)
+        for _, batch in evaluation_batches(dataset, batch_size, device):
             num_tokens = (batch["labels"] >= 0).sum().item()
             total += sum(paper.sft_loss(model, batch).terms.values()).item() * num_tokens
             count += num_tokens

@@ -25,7 +25,12 @@ from stages.shared.generation import generator as generators
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import inference_context, supports_bf16
-from stages.shared.training.batching import Batch, shuffled_batch, to_device
+from stages.shared.training.batching import (
+    Batch,
+    evaluation_batches,
+    shuffled_batch,
+    to_device,
+)
 from stages.shared.training.checkpoint import fingerprint
 from stages.shared.training.loop import LossTerms, ValidationResult, fit
 from stages.train_preference.inputs import PhaseConfig, PhaseInputs
@@ -136,11 +141,9 @@ def build_validator(
     def validate(model: nn.Module) -> ValidationResult:
         device = next(model.parameters()).device
         total = count = 0.0
-        for start in range(0, len(validation), run.preference.batch_size):
-            end = min(start + run.preference.batch_size, len(validation))
-            batch = to_device(validation.batch(list(range(start, end))), device)
-            total += sum(loss(model, batch).values()).item() * (end - start)
-            count += end - start
+        for indices, batch in evaluation_batches(validation, run.preference.batch_size, device):
+            total += sum(loss(model, batch).values()).item() * len(indices)
+            count += len(indices)
         score = monitor()
         has_dropped = start_score - score > run.quality_monitor.max_score_drop
         return ValidationResult({"watch": score}, total / count, stop=has_dropped)
