@@ -35,11 +35,6 @@ ONLY_SOME_ROWS = {
         "stages/shared/modeling",
     },
     "classify": {"stages/shared/training", "stages/shared/modeling"},
-    "train_preference": {  # rewards of TIPPo
-        "stages/shared/llm/endpoint.py",
-        "stages/shared/pretrained/minilm.py",
-        "stages/shared/similarity",
-    },
     "evaluate_classifier": {"stages/shared/metrics/alignment.py"},
 }
 
