@@ -49,7 +49,8 @@ class RunDisplay(AbstractContextManager, ABC):
         """Show a line of a stage's output: a progress bar or a message."""
         text = line.strip()
         if bar := BAR_PATTERN.match(line):
-            self.update(stage, bar["what"], int(bar["done"]), int(bar["total"]))
+            what = "" if bar["what"] == stage else bar["what"]
+            self.update(stage, what, int(bar["done"]), int(bar["total"]))
         elif not any(
             pattern.match(text)
             for pattern in (STAGE_START_PATTERN, DVC_PATTERN, UNKNOWN_BAR_PATTERN)
@@ -74,7 +75,9 @@ class LogDisplay(RunDisplay):
         now = time.monotonic()
         if now - self._shown_at.get(stage, -LOG_PROGRESS_SECONDS) >= LOG_PROGRESS_SECONDS:
             self._shown_at[stage] = now
-            self.show(f"{stage} | {what or 'progress'}: {done} of {total}")
+            self.show(
+                f"{stage} | {what}: {done} of {total}" if what else f"{stage} | {done} of {total}"
+            )
 
 
 class TerminalDisplay(RunDisplay):

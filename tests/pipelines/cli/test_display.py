@@ -56,9 +56,10 @@ def test_messages_of_a_stage_are_shown_with_its_name(line, capsys):
     assert capsys.readouterr().out == f"embed@memes | {line}"
 
 
-def test_a_bar_without_description_is_called_progress(capsys):
-    LogDisplay().show_output("judge", draw_bars(3, None)[1])
-    assert capsys.readouterr().out == "judge | progress: 1 of 3\n"
+@pytest.mark.parametrize("description", [None, "judge"])
+def test_the_bar_of_a_whole_stage_is_not_named_twice(description, capsys):
+    LogDisplay().show_output("judge", draw_bars(3, description)[1])
+    assert capsys.readouterr().out == "judge | 1 of 3\n"
 
 
 def test_a_terminal_has_one_bar_for_each_running_stage(monkeypatch):
