@@ -157,7 +157,7 @@ def test_a_broken_java_neither_stops_nor_blocks_the_stage(monkeypatch, tmp_path,
 
 @needs_java
 def test_one_java_process_scores_several_corpora_alike():
-    with text_metrics.MeteorJar(timeout=120) as jar:
+    with text_metrics.MeteorJar(timeout=300) as jar:
         first, second, again = (jar.score(items, "en") for items in ([CAT], [DOG, CAT], [CAT]))
         assert len(jar._processes) == 1
     assert first == again
@@ -170,7 +170,7 @@ def test_meteor_equals_that_of_the_wrapper_of_pycocoevalcap():
     from pycocoevalcap.meteor.meteor import Meteor
 
     items = [CAT, DOG, TokenizedPrediction("", ["a"])]
-    name, ours = compute_meteor(items, "en", timeout=120)
+    name, ours = compute_meteor(items, "en", timeout=300)
     value, scores = Meteor().compute_score(*text_metrics._to_coco_format(items))
     assert name == "meteor"
     assert ours.value == pytest.approx(value)
