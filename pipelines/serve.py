@@ -9,7 +9,7 @@ import argparse
 import os
 
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.flows import EntrypointType
+from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from pipelines.cli import run_in_project

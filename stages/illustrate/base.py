@@ -245,6 +245,6 @@ def load_illustrator(backend: str, config: IllustrateConfig, gallery: ImageGalle
             from stages.illustrate import retrieval as module
         case "diffusers":
             from stages.illustrate import diffusion as module
-        case "openai":
+        case _:
             from stages.illustrate import openai_images as module
     return module.load(name, config, gallery)

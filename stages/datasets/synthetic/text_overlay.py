@@ -88,6 +88,7 @@ def fit_text(
 ) -> list[OverlayTextBlock]:
     """Wrap the texts in the largest size with at most four lines in total, else in the smallest."""
     max_lines = 4 // len(texts)
+    blocks: list[OverlayTextBlock] = []
     for size in range(round(width * MAX_FONT_SIZE), round(width * MIN_FONT_SIZE) - 1, -1):
         sized_font = font(size)
         blocks = [

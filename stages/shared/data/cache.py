@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-ItemT = TypeVar("Item")
+ItemT = TypeVar("ItemT")
 
 LOCK_TIMEOUT_SECONDS = 600.0  # a write of another process takes milliseconds
 KEYS_PER_QUERY = 500  # below SQLite's limit of variables per statement

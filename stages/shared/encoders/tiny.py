@@ -14,8 +14,6 @@ from itertools import pairwise
 from math import gcd
 from pathlib import Path
 
-import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -26,7 +26,7 @@ from stages.shared.runtime.stage import InputError
 FeatureRow = dict[str, np.ndarray]
 # texts, the subwords of each, a feature row of each
 TextFeatures = tuple[list[str], list[list[str]], Iterable[FeatureRow]]
-NameT = TypeVar("Name")
+NameT = TypeVar("NameT")
 IMAGE_FIELDS = ("image_index", "pooled", "patches")  # of Features
 ROWS_PER_BATCH = 512  # in memory while writing or reading
 

@@ -71,7 +71,7 @@ def levenshtein_similarity(text: str, references: Sequence[str]) -> float:
 class Embedder(ABC):
     """Embeds texts as vectors. languages: supported ISO 639-1 codes; None: any language."""
 
-    languages: list[str] | None
+    languages: ClassVar[list[str] | None]
 
     def __init__(self) -> None:
         self.cache: dict[str, Tensor] = {}  # references recur at every epoch
@@ -154,7 +154,7 @@ class MiniLMEmbedder(Embedder):
     on the other texts, and on one core a batch is no faster.
     """
 
-    languages: ClassVar = ["en"]
+    languages = minilm.LANGUAGES
 
     def __init__(self, max_tokens: int):
         super().__init__()
