@@ -52,7 +52,9 @@ def format_summary(expected_skill: dict[str, float], usage: str) -> str:
     rows = build_rows()
     if not rows:
         return "No run has been evaluated yet."
-    lines = [format_table(rows), "", *filter(None, [compare_skill(expected_skill), usage])]
+    lines = [format_table(rows)]
+    if remarks := [line for line in (compare_skill(expected_skill), usage) if line]:
+        lines += ["", *remarks]
     if REPORT_PATH.exists():
         lines += ["", f"report: {REPORT_PATH.absolute()}"]
     if commands := suggest_commands():

@@ -277,8 +277,14 @@ def test_the_summary_has_a_row_for_each_run_and_dashes_for_missing_values(tmp_pa
         "run       skill  ± se   grounding  ceiling  ROUGE-L  CIDEr",
         "flexmuse  0.961  0.012  0.950      0.976    0.500    3.250",
         "recipes   -      -      -          -        0.125    -",
+    ]
+    assert summary.format_summary({}, "").splitlines()[3:] == [
         "",
         f"report: {tmp_path}/data/14_report/index.html",
+        "",
+        "Try next:",
+        '  polymuse write --topic "a red kite by the sea" -o article',
+        "  polymuse ui",
     ]
     assert summary.collect_metrics()["flexmuse.ceilings.both.realised"] == 0.9756
     assert "flexmuse.bert_score" not in summary.collect_metrics()
