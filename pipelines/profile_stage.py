@@ -51,7 +51,7 @@ def main() -> None:
     for order in ("cumulative", "tottime"):
         statistics.sort_stats(order).print_stats(NUM_FUNCTIONS)
     print(
-        f"CPU time {usage.ru_utime + usage.ru_stime:.1f} s, peak memory {usage.ru_maxrss >> 10} MB"
+        f"CPU time {usage.ru_utime + usage.ru_stime:.1f} s, peak memory {usage.ru_maxrss >> 10} MiB"
     )
     print(f"profile: {target}")
 

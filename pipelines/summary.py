@@ -76,11 +76,12 @@ def compare_skill(expected: dict[str, float]) -> str:
     Empty for corpora whose ceilings are not known.
     """
     metrics = load_metrics()
+    paths = COLUMNS["skill"] + COLUMNS["of ceiling"]
     skills = {
         run: value
         for run, values in metrics.items()
         if expected.get(run)  # 0: nothing is expected
-        and (path := _first_path(values, [("skill", "value"), ("share_of_ceiling", "value")]))
+        and (path := _first_path(values, paths))
         and (value := _get_nested(values, path)) is not None
     }
     if not skills:

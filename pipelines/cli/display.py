@@ -81,7 +81,7 @@ class LogDisplay(RunDisplay):
 
 
 class TerminalDisplay(RunDisplay):
-    """One bar for each running stage and the time left, below the lines that stay."""
+    """One bar for each running stage, below the lines that stay."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

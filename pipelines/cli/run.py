@@ -73,8 +73,9 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
                 display.show_output(stage, line)
             elif not line:
                 try:
-                    cpu_seconds[stage] = running.pop(stage).result()
-                    if seconds := progress.record_end(stage):
+                    used = running.pop(stage).result()
+                    if (seconds := progress.record_end(stage)) is not None:
+                        cpu_seconds[stage] = used
                         display.end(stage, seconds)
                     schedule.mark_done(stage)
                 except InputError as error:
@@ -83,5 +84,4 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
                         display.show(f"{stage} | failed; waiting for {', '.join(running)}")
         if first_error:
             raise first_error
-        executed = {stage: cpu_seconds[stage] for stage in progress.finished}
-        return summary.format_usage(executed, durations.budget)
+        return summary.format_usage(cpu_seconds, durations.budget)

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from stages.shared.pretrained import minilm
@@ -21,26 +22,26 @@ MAX_TOKENS = 512  # MiniLM has no more positions; the rest of a text is cut
 
 def compute_f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """The F1 of each text and its closest reference, at most 1; 0 if either has no token."""
-    embed = cache(_Embedder())  # references recur in several texts
-    scores = []
-    for text, choices in zip(texts, references, strict=True):
-        candidate = embed(text.strip())
-        scores.append(max(_match(candidate, embed(choice.strip())) for choice in choices))
-    return scores
+    return [
+        max(_match(_embed(text.strip()), _embed(choice.strip())) for choice in choices)
+        for text, choices in zip(texts, references, strict=True)
+    ]
 
 
-class _Embedder:
+@cache
+def _load() -> tuple[minilm.MiniLM, Tokenizer]:
+    return minilm.load_minilm(), minilm.load_tokenizer(MAX_TOKENS)
+
+
+@cache  # references recur: in several texts, and in both phases of a run
+def _embed(text: str) -> tuple[Tensor, Tensor]:
     """A text as unit vectors of its tokens (L, 384), and which of them are words (L,)."""
-
-    def __init__(self) -> None:
-        self.model, self.tokenizer = minilm.load_minilm(), minilm.load_tokenizer(MAX_TOKENS)
-
-    def __call__(self, text: str) -> tuple[Tensor, Tensor]:
-        encoding = self.tokenizer.encode(text)
-        with inference_context():
-            states = self.model(torch.tensor([encoding.ids], device=get_device()))[0]
-        is_word = torch.tensor(encoding.special_tokens_mask) == 0
-        return F.normalize(states.float().cpu(), dim=-1), is_word
+    model, tokenizer = _load()
+    encoding = tokenizer.encode(text)
+    with inference_context():
+        states = model(torch.tensor([encoding.ids], device=get_device()))[0]
+    is_word = torch.tensor(encoding.special_tokens_mask) == 0
+    return F.normalize(states.float().cpu(), dim=-1), is_word
 
 
 def _match(candidate: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> float:

@@ -71,12 +71,11 @@ class MlflowStore:
     """
 
     def __init__(self) -> None:
-        for name, value in _MLFLOW_ENV_DEFAULTS.items():
-            os.environ.setdefault(name, value)
+        _set_environment_defaults()
         from mlflow.tracking import MlflowClient
 
         uri = get_tracking_uri()
-        database = Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
+        database = _database_path(uri)
         lock = Path(f"{database}.lock") if database else work_dir() / "locks" / "tracking"
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -179,15 +178,12 @@ class MlflowStore:
 def download_model(address: str, folder: Path) -> Path:
     """Copy the model at models:/... or runs:/ID/NAME to `folder`. Raises InputError."""
     uri = get_tracking_uri()
-    if (
-        uri.startswith(SQLITE_PREFIX)
-        and not (database := Path(uri.removeprefix(SQLITE_PREFIX))).exists()
-    ):
+    database = _database_path(uri)
+    if database is not None and not database.exists():
         raise InputError(
             f"{address}: there is no {database.name} yet: train a model, or name a folder"
         )
-    for name, value in _MLFLOW_ENV_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    _set_environment_defaults()
     from stages.shared.runtime import model_logging
 
     try:
@@ -208,6 +204,16 @@ def get_tracking_uri() -> str:
     if uri.startswith(SQLITE_PREFIX):
         return f"{SQLITE_PREFIX}{_project_root() / uri.removeprefix(SQLITE_PREFIX)}"
     return uri
+
+
+def _set_environment_defaults() -> None:
+    for name, value in _MLFLOW_ENV_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def _database_path(uri: str) -> Path | None:
+    """The file of an SQLite store; None for any other store."""
+    return Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
 
 
 def _project_root() -> Path:
@@ -295,6 +301,7 @@ def redact_secrets(text: str) -> str:
 
 
 def error_reason(error: Exception) -> str:
+    """The message of an error on one line, without passwords, at most 200 characters."""
     text = redact_secrets(" ".join(str(error).split()))
     if "failed with exception" in text or "Max retries" in text:
         return "it does not answer"
