@@ -91,10 +91,6 @@ MODEL_SECTIONS = {
     for name, paper in MODEL_MODULES.items()
 }
 SECTIONS = {
-    name: make_section_class(name, list_section_parts(paper))
-    for name, paper in MODEL_MODULES.items()
-}
-SECTIONS = {
     "corpora": dict[str, CorpusConfig],
     "formats": make_section_class(
         "formats", [(name, module.CONFIG) for name, module in FORMATS.items()]

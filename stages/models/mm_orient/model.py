@@ -61,7 +61,6 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn.conv import SAGEConv
 
 from stages.models.mm_orient import relation_graph
 from stages.models.mm_orient.dataset import UNLABELED
@@ -291,6 +290,8 @@ class CrossModalRelations(nn.Module):
 
     def __init__(self, width: int, network: ModelConfig):
         super().__init__()
+        from torch_geometric.nn.conv import SAGEConv  # the import takes two seconds
+
         self.config = config = network.relations
         self.layers = nn.ModuleDict(
             {name: SAGEConv(width, config.output_dim, "mean", normalize=True) for name in GRAPHS}

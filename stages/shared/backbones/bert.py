@@ -18,28 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
-
-import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging
 
 from stages.shared.features.encoder_files import fingerprint_folder
-from stages.shared.pretrained import hub, minilm
+from stages.shared.pretrained import minilm
 from stages.shared.pretrained.feature_cache import (
     compute_missing_by_length,
     open_feature_cache,
@@ -49,6 +37,9 @@ from stages.shared.pretrained.feature_cache import (
 )
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error
 from stages.shared.torch_setup.devices import get_device, inference_context
+
+if TYPE_CHECKING:  # importing transformers takes a second
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SUPPORTED_MODEL_TYPES = {"bert", "camembert", "roberta", "xlm-roberta"}  # model_type of config.json
 MINILM = "minilm"
@@ -92,8 +83,8 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        bert: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        bert: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
         source: str,
         num_tuned_layers: TunedLayers,
         max_subwords: int,
@@ -276,13 +267,21 @@ def _without_folder(config: dict) -> dict:
     return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
+def _silence_transformers() -> None:
+    """Import transformers without its report of loaded weights: errors are one sentence."""
+    import stages.shared.torch_setup.torchvision_ops  # noqa: F401, I001  (before transformers)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
 def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEncoder:
     """Load `minilm`, or a BERT by Hugging Face name (which may be downloaded) or folder.
 
     Raises InputError if the model is not available, has another model type, or lacks weights,
     layers or positions.
     """
-    logging.set_verbosity_error()  # no report of the weights: errors are one sentence
+    _silence_transformers()
     if name == MINILM:
         bert, tokenizer = _load_minilm()
     else:
@@ -290,14 +289,20 @@ def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEnc
     return TextEncoder(bert, tokenizer, name, num_tuned_layers, max_subwords).to(get_device())
 
 
-def _load_minilm() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_minilm() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """MiniLM as a BERT of transformers, whose last layers can be trained."""
+    from transformers import AutoModel, AutoTokenizer
+
     bert = AutoModel.from_pretrained(minilm.get_model_dir(), **MODEL_KWARGS)
     tokenizer = AutoTokenizer.from_pretrained(minilm.get_model_dir())
     return bert.eval().requires_grad_(False).to(get_device()), tokenizer
 
 
-def _load_pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from transformers import AutoTokenizer
+
+    from stages.shared.pretrained import hub
+
     param = f"params.yaml: text encoder {name}"
     allow_downloads()
     bert = hub.load_pretrained_model(
@@ -317,7 +322,9 @@ def restore(folder: Path) -> TextEncoder:
     Only the weights of `excluded_weights` are loaded; the caller loads the others. Raises
     InputError if the installed MiniLM differs from the one used in training.
     """
-    logging.set_verbosity_error()
+    _silence_transformers()
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
     config = json.loads((folder / CONFIG_FILE).read_text())
     if config["minilm"]:
         if fingerprint_folder(minilm.get_model_dir()) != config["minilm"]:

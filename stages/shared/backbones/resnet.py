@@ -10,16 +10,12 @@ B images of side S, C channels: 512 for resnet18 and resnet34, 2048 for the othe
 """
 
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
-import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before torchvision)
-
 import numpy as np
-
-# isort: split
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -45,7 +41,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: ResNetName, weights: ResNetWeights, grid: int):
         super().__init__()
-        net = torchvision.models.get_model(name)
+        net = _import_torchvision_models().get_model(name)
         if weights == "default":
             _load_pretrained_weights(net, name)
         self.grid, self.cells, self.width = grid, grid**2, net.fc.in_features
@@ -83,9 +79,17 @@ def normalize_pixels(pixels: Tensor) -> Tensor:
     return (pixels / 255 - mean[:, None, None]) / std[:, None, None]
 
 
+def _import_torchvision_models() -> ModuleType:
+    """torchvision.models, whose import takes two seconds."""
+    import stages.shared.torch_setup.torchvision_ops  # noqa: F401, I001  (before torchvision)
+    from torchvision import models
+
+    return models
+
+
 def _load_pretrained_weights(net: nn.Module, name: str) -> None:
     """Load torchvision's weights from torch's cache; download them first unless offline."""
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    url = _import_torchvision_models().get_model_weights(name).DEFAULT.url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not allow_downloads() and not file.exists():
         raise InputError(

@@ -5,15 +5,15 @@ A generator gives the T5's decoder B sequences of L vectors to attend to: hidden
 pass through it (`inputs_embeds`).
 """
 
-from typing import Literal
-
-import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from stages.shared.training.losses import token_log_probs
+
+if TYPE_CHECKING:  # importing transformers takes a second
+    from transformers.modeling_outputs import BaseModelOutput
 
 Connection = Literal["encoder_outputs", "inputs_embeds"]
 
@@ -32,10 +32,16 @@ def encode_inputs(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Conne
     return t5.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
 
 
+def _as_encoder_outputs(hidden: Tensor) -> "BaseModelOutput":
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=hidden)
+
+
 def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     """Logits of each token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
     return t5(  # passing labels would compute a cross-entropy as well
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        encoder_outputs=_as_encoder_outputs(hidden),
         attention_mask=mask,
         decoder_input_ids=t5._shift_right(labels),
     ).logits
@@ -63,7 +69,7 @@ def generate(
     # Without top_k=0 transformers samples from the 50 most probable tokens only.
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     return t5.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        encoder_outputs=_as_encoder_outputs(hidden),
         attention_mask=mask,
         max_new_tokens=max_tokens,
         num_beams=num_beams,
@@ -82,7 +88,7 @@ def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Te
     t5.set_attn_implementation("eager")  # the only one that returns its weights
     try:
         output = t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            encoder_outputs=_as_encoder_outputs(hidden),
             attention_mask=mask,
             decoder_input_ids=ids[:, :-1],
             output_attentions=True,

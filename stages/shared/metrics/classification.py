@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from seqeval.metrics.sequence_labeling import get_entities
-from seqeval.scheme import IOB2, Tokens
 
 from stages.shared.metrics.common import clustered_standard_error
 
@@ -31,11 +29,15 @@ NO_ENTITY = "(none)"  # in the confusion table: no entity at this position
 
 def extract_lenient_entities(tags: list[str]) -> set[Entity]:
     """The entities of one item's tags by seqeval's default rule."""
+    from seqeval.metrics.sequence_labeling import get_entities  # imports scikit-learn
+
     return {(kind, first, last + 1) for kind, first, last in get_entities(tags)}
 
 
 def extract_strict_entities(tags: list[str]) -> set[Entity]:
     """The entities of one item's tags by seqeval's mode `strict`."""
+    from seqeval.scheme import IOB2, Tokens
+
     return {(entity.tag, entity.start, entity.end) for entity in Tokens(tags, IOB2).entities}
 
 

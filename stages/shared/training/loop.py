@@ -153,7 +153,7 @@ class _Trainer:
             weight for weight in model.parameters() if weight.requires_grad
         ]
         groups = _parameter_groups(model, schedule, lr_multipliers)
-        optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(
             ModelWithLoss(model, loss), optimizer
         )
