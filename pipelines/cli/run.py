@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from pipelines import summary
 from pipelines.cli.display import create_display
-from pipelines.runner import dag, dvc_repro, process_group
+from pipelines.runner import dag, dvc_repro, process_group, up_to_date
 from pipelines.runner.eta import RunProgress, StageDurations
 from pipelines.runner.scheduler import StageScheduler
 from stages.shared.runtime.stage import InputError
@@ -20,9 +20,9 @@ def main(targets: list[str]) -> None:
     Raises InputError with the message of the first stage that failed.
     """
     settings = dvc_repro.load_runner_config()
-    graph = dag.load_dag(targets)
     usage = ""
-    if graph.stale:
+    unchanged = not targets and up_to_date.is_up_to_date()
+    if not unchanged and (graph := dag.load_dag(targets)).stale:
         dvc_repro.check_params(graph)
         usage = run_stages(graph, settings)
     else:

@@ -1,15 +1,18 @@
 """The DAG of DVC: its stages, their dependencies, and which stages are stale."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
+from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipelines import renamed_keys
+from pipelines.runner import up_to_date
 from stages.shared.core import config
 from stages.shared.runtime.stage import InputError
 
@@ -42,9 +45,13 @@ def load_dag(targets: Sequence[str]) -> Dag:
         repo = Repo(_wait_for_lock=True)
         graph = repo.index.graph.reverse()  # DVC's edges point from a stage to its dependencies
         selected = [stage for target in targets for stage in repo.stage.collect(target)]
+        paths = _list_files(repo)
+        fingerprint = up_to_date.fingerprint_files(paths) if paths else ""
         status = repo.status()
     except DvcException as error:
         raise InputError(f"DVC cannot read the project: {_format_error(error)}") from None
+    if fingerprint and not status:
+        up_to_date.record(paths, fingerprint)
     if selected:
         ancestors = (nx.ancestors(graph, stage) for stage in selected)
         graph = graph.subgraph(set(selected).union(*ancestors))
@@ -57,6 +64,15 @@ def load_dag(targets: Sequence[str]) -> Dag:
         stale=[name for name, stage in stages.items() if stage in stale],
         commands={name: stage.cmd for name, stage in stages.items()},
     )
+
+
+def _list_files(repo: Repo) -> list[str]:
+    """All dependencies and outputs, relative to the project; [] if some are not local."""
+    files = [*repo.index.deps, *repo.index.outs]
+    files = [file for file in files if not isinstance(file, ParamsDependency)]
+    if not all(file.protocol == "local" for file in files):
+        return []
+    return sorted({os.path.relpath(file.fs_path) for file in files})
 
 
 def _check_empty_sections(params: dict[str, Any]) -> None:
