@@ -5,7 +5,7 @@ A generator gives the T5's decoder B sequences of L vectors to attend to: hidden
 pass through it (`inputs_embeds`).
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
@@ -15,24 +15,31 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from stages.shared.training.losses import token_log_probs
 
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
 Connection = Literal["encoder_outputs", "inputs_embeds"]
 
 
-def drop_bypassed_encoder(t5: nn.Module, connection: Connection) -> None:
+def drop_bypassed_encoder(t5: "T5ForConditionalGeneration", connection: Connection) -> None:
     """Remove the T5's encoder where it is bypassed, so that no weights are unused."""
     if connection == "encoder_outputs":
         t5.encoder.block = nn.ModuleList()
-        t5.encoder.final_layer_norm = nn.Identity()
+        t5.encoder.add_module("final_layer_norm", nn.Identity())
 
 
-def encode_inputs(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) -> Tensor:
+def encode_inputs(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, connection: Connection
+) -> Tensor:
     """The vectors that the decoder attends to.  (B, L, D), (B, L) -> (B, L, D)"""
     if connection == "encoder_outputs":
         return hidden
     return t5.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
 
 
-def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+def compute_logits(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, labels: Tensor
+) -> Tensor:
     """Logits of each token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
     return t5(  # passing labels would compute a cross-entropy as well
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
@@ -41,14 +48,16 @@ def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) 
     ).logits
 
 
-def compute_log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+def compute_log_probs(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, labels: Tensor
+) -> Tensor:
     """log p of each label token in nats, 0 at IGNORE_INDEX.  labels (B, Y) -> (B, Y)"""
     return token_log_probs(compute_logits(t5, hidden, mask, labels), labels)
 
 
 @torch.inference_mode()
 def generate(
-    t5: nn.Module,
+    t5: "T5ForConditionalGeneration",
     hidden: Tensor,
     mask: Tensor,
     max_tokens: int,
@@ -62,7 +71,7 @@ def generate(
     """
     # Without top_k=0 transformers samples from the 50 most probable tokens only.
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    return t5.generate(
+    return t5.generate(  # pyright: ignore[reportAttributeAccessIssue] (its own protocol)
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=mask,
         max_new_tokens=max_tokens,
@@ -73,7 +82,9 @@ def generate(
 
 
 @torch.inference_mode()
-def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+def compute_cross_attention(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, ids: Tensor
+) -> Tensor:
     """The decoder's cross-attention weights at each generated token.
 
     ids (B, Y + 1), starting with the start token -> (B, Y, L), the mean over layers and heads
@@ -88,6 +99,7 @@ def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Te
             output_attentions=True,
         )
     finally:
-        t5.set_attn_implementation(implementation)
+        if implementation is not None:
+            t5.set_attn_implementation(implementation)
     weights = torch.stack(output.cross_attentions)  # (layers, B, heads, Y, L)
     return weights.float().mean((0, 2))
