@@ -46,6 +46,7 @@ class ResNet(nn.Module):
     def __init__(self, name: ResNetName, weights: ResNetWeights, grid: int):
         super().__init__()
         net = torchvision.models.get_model(name)
+        assert isinstance(net, torchvision.models.ResNet)
         if weights == "default":
             _load_pretrained_weights(net, name)
         self.grid, self.cells, self.width = grid, grid**2, net.fc.in_features
@@ -85,7 +86,7 @@ def normalize_pixels(pixels: Tensor) -> Tensor:
 
 def _load_pretrained_weights(net: nn.Module, name: str) -> None:
     """Load torchvision's weights from torch's cache; download them first unless offline."""
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    url = torchvision.models.get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not allow_downloads() and not file.exists():
         raise InputError(
