@@ -44,7 +44,9 @@ def main() -> None:
         raise InputError(
             "PREFECT_API_URL is not set: set it to the address that `prefect server start` prints"
         )
-    build.serve("polymuse", schedule=schedule, limit=1, entrypoint_type=EntrypointType.MODULE_PATH)
+    build.serve(
+        "polymuse", schedules=[schedule], limit=1, entrypoint_type=EntrypointType.MODULE_PATH
+    )
 
 
 if __name__ == "__main__":

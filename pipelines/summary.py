@@ -81,8 +81,7 @@ def compare_skill(expected: dict[str, float]) -> str:
         run: value
         for run, values in metrics.items()
         if expected.get(run)  # 0: nothing is expected
-        and (path := _first_path(values, paths))
-        and (value := _get_nested(values, path)) is not None
+        for _, value in _first_value(values, paths)
     }
     if not skills:
         return ""
@@ -153,10 +152,10 @@ def list_warnings() -> list[str]:
 def collect_metrics() -> dict[str, float]:
     """The metrics of the table by dotted name, e.g. flexmuse.skill.value."""
     return {
-        ".".join([run, *path]): _get_nested(metrics, path)
+        ".".join([run, *path]): value
         for run, metrics in load_metrics().items()
         for paths in COLUMNS.values()
-        if (path := _first_path(metrics, paths))
+        for path, value in _first_value(metrics, paths)
     }
 
 
@@ -164,17 +163,20 @@ def _metrics_by_title() -> dict[str, dict[str, float]]:
     """run -> title -> value; metrics that do not apply to a corpus are missing."""
     return {
         run: {
-            title: _get_nested(metrics, path)
+            title: value
             for title, paths in COLUMNS.items()
-            if (path := _first_path(metrics, paths))
+            for _, value in _first_value(metrics, paths)
         }
         for run, metrics in load_metrics().items()
     }
 
 
-def _first_path(metrics: dict[str, Any], paths: list[MetricPath]) -> MetricPath | None:
-    """The first of `paths` that has a value in `metrics`."""
-    return next((path for path in paths if _get_nested(metrics, path) is not None), None)
+def _first_value(
+    metrics: dict[str, Any], paths: list[MetricPath]
+) -> list[tuple[MetricPath, float]]:
+    """The first of `paths` that has a value in `metrics`, with that value; or nothing."""
+    values = [(path, _get_nested(metrics, path)) for path in paths]
+    return [(path, value) for path, value in values if value is not None][:1]
 
 
 def load_metrics() -> dict[str, dict[str, Any]]:

@@ -227,12 +227,15 @@ def train_tiny_encoder(
     examples = {
         split: select_examples(chunks, split, tower.languages) for split in ("train", "validation")
     }
-    pairs, validation_pairs = (
-        build_pairs(part, ingest / "images", encoder_config.image_size, tower, text_batch_size)
-        if part
-        else None
-        for part in examples.values()
-    )
+
+    def build(split: str) -> ImageTextPairs:
+        size = encoder_config.image_size
+        return build_pairs(examples[split], ingest / "images", size, tower, text_batch_size)
+
+    pairs = build("train")
+    validate = None
+    if examples["validation"]:
+        validate = build_validation(build("validation"), schedule.batch_size)
     seed_everything(schedule.seed)
     model = Aligner(encoder_config, tower.hidden_size, config.initial_temperature)
     model = model.to(get_device())
@@ -244,9 +247,7 @@ def train_tiny_encoder(
         name="align",
         key=fingerprint([config, examples, tower.text_fingerprint], [], "align"),
         checkpoint_interval_seconds=checkpoint_interval_seconds,
-        validate=build_validation(validation_pairs, schedule.batch_size)
-        if validation_pairs
-        else None,
+        validate=validate,
         log=log,
     )
     tiny_encoder.save(folder, encoder_config, model.tower, tower)

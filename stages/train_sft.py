@@ -38,6 +38,7 @@ from stages.shared.training.loop import (
     ValidationResult,
     fit,
     seed_everything,
+    sum_terms,
 )
 
 
@@ -93,7 +94,7 @@ def build_validator(
         diagnostics = []
         for _, batch in evaluation_batches(dataset, batch_size, device):
             num_tokens = (batch["labels"] >= 0).sum().item()
-            total += sum(paper.sft_loss(model, batch).terms.values()).item() * num_tokens
+            total += sum_terms(paper.sft_loss(model, batch).terms).item() * num_tokens
             count += num_tokens
             diagnostics.append(paper.diagnostics(model, batch))
         metrics = {
@@ -107,7 +108,7 @@ def build_validator(
 
 def train(
     name: str, config: SftConfig, *, chunks: Path, features: Path, log: Callable
-) -> tuple[generators.TextGenerator, list[dict[str, float]], ChunkDataset | ArticleDataset]:
+) -> tuple[generators.AnyGenerator, list[dict[str, float]], ChunkDataset | ArticleDataset]:
     """Train a new generator.  -> the generator, the rows of history.csv, the training dataset
 
     chunks, features: folders of the stages chunk or illustrate, and embed
@@ -151,8 +152,8 @@ def collect_feature_rows(dataset: ChunkDataset | ArticleDataset) -> tuple[list[i
     features = dataset.features
     chunks = [chunk for index in range(len(dataset)) for chunk in dataset.get_chunks(index)]
     images = {features.image_index[chunk["image"]] for chunk in chunks}
-    text_index = features.text_index or {}
-    texts = {text_index[chunk["title"]] for chunk in chunks if chunk["title"] in text_index}
+    index = features.text_index
+    texts = {index[chunk["title"]] for chunk in chunks if chunk["title"] in index}
     return sorted(images), sorted(texts)
 
 

@@ -280,10 +280,10 @@ def label_requests(
         for request in batch:
             image = request.load_image and request.load_image()
             text = (request.text or "") if request.has_text else ""
-            build_input = (
-                build_input_from_words if isinstance(text, list) else build_input_from_text
-            )
-            items.append(build_input(text, image))
+            if isinstance(text, list):
+                items.append(build_input_from_words(text, image))
+            else:
+                items.append(build_input_from_text(text, image))
         yield from zip(batch, items, labeler.label(items), strict=True)
 
 

@@ -76,7 +76,7 @@ def main(options: Namespace) -> None:
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
             elif not options.output:
                 print(format_meme(meme, labels), flush=True)
-            if targets:
+            if targets and meme.image:
                 write_image(meme.image, targets[meme.name])
     write_and_report(options, rows, len(files), log)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import TypeAdapter
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from pipelines import renamed_keys, validate_params
 from stages.shared.core.config import PARAMS_FILE, read_params
@@ -78,7 +79,7 @@ def _section_type(kind: Any) -> Any:
 
 def _member(kind: Any, name: str, meaning: str) -> tuple[Any, str]:
     """Type and meaning of the key `name` in a section of type `kind`."""
-    if is_dataclass(kind):
+    if is_pydantic_dataclass(kind):
         field = kind.__pydantic_fields__.get(name)
         return (field.annotation, field.description or "") if field else (None, "")
     if get_origin(kind) is dict:

@@ -191,12 +191,13 @@ def add_illustrations(
     settings = config.load_config(illustrators.IllustrateConfig, "illustrate")
     backend = settings.backend if backend is None else backend
     illustrators.get_backend_kind(backend)  # rejects unknown names even if no image is missing
-    if not inputs.num_missing:
+    if inputs.topic is None or not inputs.num_missing:
         return inputs
     folders = [f"data/{stage}/{run.corpus}" for stage in ("01_ingest", "05_chunk")]
     folders += ["data/06_align", f"data/07_embed/{run.corpus}"]
     batch_size = config.load_config(int, "embed", "text_batch_size")
-    gallery = illustrators.ImageGallery(*map(Path, folders), batch_size)
+    ingest, chunk, align, embed = map(Path, folders)
+    gallery = illustrators.ImageGallery(ingest, chunk, align, embed, batch_size)
     illustrator = illustrators.load_illustrator(backend, settings, gallery)
     if illustrator.unavailable_reason:
         raise InputError(

@@ -11,7 +11,7 @@ from stages.shared.features.store import Features
 from stages.shared.generation import generator as generators
 from stages.shared.generation.chunk_dataset import compute_similarity
 from stages.shared.generation.generator import GenerationConfig
-from stages.shared.generation.paper import has_gate
+from stages.shared.generation.paper import GatedEncoderOutput
 from stages.shared.training.loop import seed_everything
 
 
@@ -67,13 +67,12 @@ class ArticleGenerator:
         results: list[list[GeneratedText]] = [[] for _ in articles]
         for start in range(0, len(dataset), generation.batch_size):
             indices = list(range(start, min(start + generation.batch_size, len(dataset))))
-            output = self.generator.generate(dataset.batch(indices), generation)
-            gates = (
-                output.encoder_output.gate.tolist()
-                if has_gate(self.generator.paper)
-                else [None] * len(indices)
-            )
-            for index, texts, gate in zip(indices, output.texts, gates, strict=True):
+            generated = self.generator.generate(dataset.batch(indices), generation)
+            output = generated.encoder_output
+            gates = [None] * len(indices)
+            if isinstance(output, GatedEncoderOutput):
+                gates = output.gate.tolist()
+            for index, texts, gate in zip(indices, generated.texts, gates, strict=True):
                 for row, text in zip(dataset.get_chunks(index), texts, strict=True):
                     sigma = compute_similarity(features, row["image"], row["title"])
                     result = GeneratedText(text, sigma, gate if row["title"] else None)
@@ -108,8 +107,7 @@ class ArticleGenerator:
             "patches": np.stack([patches for _, patches in encoded]) if encoded else empty,
         }
         if not shapes.topic_width:
-            names = ("text_index", "text_pooled", "tokens", "token_mask", "subwords")
-            return Features(text_kind="learned", **dict.fromkeys(names), **image_features)
+            return Features(text_kind="learned", **image_features)
         width = self.generator.config["shapes"].get("pooled_width", 1)
         return Features(
             text_kind="encoder",

@@ -79,9 +79,11 @@ def _prepare_meme(
     failures: list[str] = []
 
     def run(
-        step: Callable[[inpaint.InpaintConfig, inpaint.InpaintJob], bytes], boxes=None
+        step: Callable[[inpaint.InpaintConfig, inpaint.InpaintJob], bytes],
+        image: bytes,
+        boxes: text_removal.TextBoxes = text_removal.NO_BOXES,
     ) -> bytes | None:
-        job = inpaint.InpaintJob(meme.name, meme.image, boxes)
+        job = inpaint.InpaintJob(meme.name, image, boxes)
         (result,) = inpaint.run_step(partial(step, params), [job])
         if result.failure:
             failures.append(f"{step.__name__}: {result.failure}")
@@ -90,13 +92,13 @@ def _prepare_meme(
     original, image = strip_invisible(meme.overlay_text), meme.image
     text, source = rules.clean_overlay(original), "given"
     removes_text = params.inpainting.backend != "none"
-    detection = run(inpaint.find) if image and (not text or removes_text) else None
+    detection = run(inpaint.find, image) if image and (not text or removes_text) else None
     boxes = text_removal.unpack_boxes(detection) if detection else None
-    if boxes and len(boxes.quads):
-        if not text and (recognized := run(inpaint.read, boxes)):
+    if image and boxes and len(boxes.quads):
+        if not text and (recognized := run(inpaint.read, image, boxes)):
             original, source = strip_invisible(recognized.decode()), "recognised"
             text = rules.clean_overlay(original)
-        if removes_text and (inpainted := run(inpaint.paint, boxes)):
+        if removes_text and (inpainted := run(inpaint.paint, image, boxes)):
             image = text_removal.unpack_inpaint_result(inpainted).content
     source = source if text else "none"
     return PreparedMeme(meme.name, text, original, source, image, tuple(failures))
@@ -151,7 +153,12 @@ class MemeLabeler:
         files = {_hash_image(meme.image): meme.image for meme in memes if meme.image}
         texts = list(dict.fromkeys(meme.text for meme in memes if meme.text))
         rows = [
-            {"text": meme.text, "image": _hash_image(meme.image), "labels": []} for meme in memes
+            {
+                "text": meme.text,
+                "image": _hash_image(meme.image) if meme.image else None,
+                "labels": [],
+            }
+            for meme in memes
         ]
         with self._temporary_image_dir(files) as folder:
             features = self._encode_features(files, texts)
@@ -178,8 +185,7 @@ class MemeLabeler:
             "patches": np.stack([patches for _, patches in encoded]) if encoded else empty[:, None],
         }
         if not self.uses_text_encoder:
-            names = ("text_index", "text_pooled", "tokens", "token_mask", "subwords")
-            return Features(text_kind="learned", **dict.fromkeys(names), **image_features)
+            return Features(text_kind="learned", **image_features)
         text_features = self.bundle.encode_texts(texts, 1, self.pooled_dim)
         return Features(text_kind="encoder", **text_features, **image_features)
 
@@ -196,5 +202,5 @@ class MemeLabeler:
             yield Path(folder)
 
 
-def _hash_image(image: bytes | None) -> str | None:
-    return sha256(image).hexdigest() if image else None
+def _hash_image(image: bytes) -> str:
+    return sha256(image).hexdigest()

@@ -150,7 +150,9 @@ class TextLabeler:
             return []
         rows = [self._build_clean_row(item) for item in items]
         files = {
-            row["image"]: item.image for row, item in zip(rows, items, strict=True) if row["image"]
+            row["image"]: item.image
+            for row, item in zip(rows, items, strict=True)
+            if item.image and row["image"]
         }
         dataset = TextImageDataset(rows, self.classifier.codec, self._encode_features(files), files)
         indices = list(range(len(items)))
@@ -180,8 +182,7 @@ class TextLabeler:
         for row, (_, image_patches) in enumerate(encoded):
             patches[row] = image_patches
         index = {name: row for row, name in enumerate(files)}
-        no_texts = dict.fromkeys(("text_index", "text_pooled", "tokens", "token_mask", "subwords"))
-        return Features(index, np.zeros((len(patches), 0)), patches, "learned", **no_texts)
+        return Features(index, np.zeros((len(patches), 0)), patches, "learned")
 
     def _to_labels(
         self, item: LabelInput, names: list[str], probability: list[float], num_truncated: int

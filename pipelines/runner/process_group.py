@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from threading import Event
+from typing import IO
 
 WATCHDOG = Path(__file__).with_name("parent_watchdog.py")
 POLL_SECONDS = 0.1  # between two checks of the clock, the process and `stop`
@@ -48,7 +49,7 @@ def run_process(
     command: list[str],
     folder: Path,
     environment: Mapping[str, str],
-    on_line: Callable[[str], None],
+    on_line: Callable[[str], object],
     timeout: float,
     stop: Event,
 ) -> ProcessResult:
@@ -72,25 +73,30 @@ def run_process(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    output = child.stdout
+    assert output is not None  # it is a pipe
     try:
-        for line in _read_lines(child, time.monotonic() + timeout, stop):
+        for line in _read_lines(child, output, time.monotonic() + timeout, stop):
             on_line(line)
     finally:
         cpu_seconds = _kill_group(child)
+        output.close()
     return ProcessResult(child.returncode, cpu_seconds)
 
 
-def _read_lines(child: subprocess.Popen, deadline: float, stop: Event) -> Iterator[str]:
+def _read_lines(
+    child: subprocess.Popen[bytes], output: IO[bytes], deadline: float, stop: Event
+) -> Iterator[str]:
     """The output of the command, line by line, until it ends."""
-    os.set_blocking(child.stdout.fileno(), False)
+    os.set_blocking(output.fileno(), False)
     pending = b""
     with DefaultSelector() as selector:
-        selector.register(child.stdout, EVENT_READ)
+        selector.register(output, EVENT_READ)
         exited = False
         while not exited:
             exited = _has_exited(child)  # checked before reading, so that no output is lost
             selector.select(0 if exited else POLL_SECONDS)
-            content = child.stdout.read()
+            content = output.read()
             if content == b"":  # output closed: only wait for the exit
                 time.sleep(0 if exited else POLL_SECONDS)
             *complete, pending = re.split(rb"(?<=[\r\n])", pending + (content or b""))
@@ -114,5 +120,4 @@ def _kill_group(child: subprocess.Popen) -> float:
         os.killpg(child.pid, signal.SIGKILL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
-    child.stdout.close()
     return usage.ru_utime + usage.ru_stime

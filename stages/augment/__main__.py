@@ -44,7 +44,7 @@ from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
 PROMPT_PATH = Path(__file__).with_name("prompt.yaml")
-NO_IMAGE = {"inpainted": None, "text": None}
+NO_IMAGE: dict[str, Any] = {"inpainted": None, "text": None}
 NO_AUGMENTATION = "none"  # the `image.policy` that gives a paraphrase the image of its original
 
 

@@ -198,17 +198,17 @@ class _BatchClient:
         file = self.client.files.create(file=("requests.jsonl", content), purpose="batch")
         submitted = SubmittedBatch(list(requests), file.id, None)
         submitted.save()
-        return self._create_batch(submitted)
+        return replace(submitted, batch=self._create_batch(submitted))
 
-    def _create_batch(self, submitted: SubmittedBatch) -> SubmittedBatch:
+    def _create_batch(self, submitted: SubmittedBatch) -> str:
+        """Create the batch of the uploaded requests and record it; returns its id."""
         batch = self.client.batches.create(
             input_file_id=submitted.file,
             endpoint=COMPLETIONS_PATH,
             completion_window=COMPLETION_WINDOW,
         )
-        submitted = replace(submitted, batch=batch.id)
-        submitted.save()
-        return submitted
+        replace(submitted, batch=batch.id).save()
+        return batch.id
 
     def _store_answers(
         self, submitted: SubmittedBatch, pending: dict[str, dict[str, Any]]
@@ -257,7 +257,7 @@ class _BatchClient:
         for batch in self.client.batches.list(limit=100):  # iterates over all pages
             if batch.input_file_id == submitted.file:
                 return batch.id
-        return self._create_batch(submitted).batch
+        return self._create_batch(submitted)
 
     def _refusal_error(self, status: int, message: str) -> InputError:
         if status in (401, 403):  # servers repeat parts of a key, so their message is not shown

@@ -188,7 +188,7 @@ class LLMParaphraser(Paraphraser):
         # Memes with the same text share one question, which is counted once.
         self.replies = list(dict(zip(questions, replies, strict=True)).values())
         return [
-            ParaphraseResult(reply.value.paraphrases)
+            ParaphraseResult(reply.value.model_dump()["paraphrases"])
             if reply.value
             else ParaphraseResult([], reply.failure)
             for reply in replies

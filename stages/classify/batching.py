@@ -15,7 +15,8 @@ INPUT_MODES = ("both", "text", "picture")
 
 
 class HasModel(Protocol):
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
 
 def mask_inputs(batch: Batch, inputs: str) -> Batch:

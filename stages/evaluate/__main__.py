@@ -153,7 +153,9 @@ def build_item_rows(
     keys = ["record", "position", "split", "phase", "inputs"]
     items = []
     for i, row in enumerate(rows):
-        item = {name: score.item_scores[i] for name, score in scores.items() if name in columns}
+        item: dict[str, Any] = {
+            name: score.item_scores[i] for name, score in scores.items() if name in columns
+        }
         if grounding is not None:
             item["grounding"] = mean_slot_score(grounding[i])
             item["right"] = [slot for slot, correct in grounding[i].items() if correct]
@@ -257,12 +259,12 @@ def score_phase(
     test = select("test", "both")
     metrics, items = score_test(test, truth, meteor_jar, config)
     # If no topic is informative, the image alone is the same as both inputs.
-    has_single_modalities = truth is not None and "topic" in truth.ceilings["test"]
-    for inputs in ("topic", "picture"):
-        if has_single_modalities and (single := select("test", inputs)):
-            scores, item_rows = score_single_modality(single, inputs, truth, config)
-            metrics.setdefault("single_modality", {})[inputs] = scores
-            items += item_rows
+    if truth is not None and "topic" in truth.ceilings["test"]:
+        for inputs in ("topic", "picture"):
+            if single := select("test", inputs):
+                scores, item_rows = score_single_modality(single, inputs, truth, config)
+                metrics.setdefault("single_modality", {})[inputs] = scores
+                items += item_rows
     test_keys = {(row["record"], row["position"]) for row in test}
     if foils := [row for row in foils if (row["record"], row["position"]) in test_keys]:
         metrics["foils"] = text_metrics.compute_foil_error(foils)
@@ -307,14 +309,13 @@ def add_rewards(metrics: dict[str, Any], rewards: list[dict], phase: str) -> dic
 
 def compute_phase_gains(items: list[dict], rewards: list[dict], split: str) -> dict[str, dict]:
     """The gains of the preference phase in rewards and grounding on one split."""
-    articles = [
+    before, after = (
         [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
         for phase in ("sft", "preference")
-    ]
-    chunks = [select_rows(items, phase, split) for phase in ("sft", "preference")]
-    return reward_gains.compute_gains(
-        *articles, [*reward_gains.REWARD_DESCRIPTIONS]
-    ) | reward_gains.compute_gains(*chunks, ["grounding"])
+    )
+    gains = reward_gains.compute_gains(before, after, [*reward_gains.REWARD_DESCRIPTIONS])
+    before, after = (select_rows(items, phase, split) for phase in ("sft", "preference"))
+    return gains | reward_gains.compute_gains(before, after, ["grounding"])
 
 
 def evaluate_predictions(

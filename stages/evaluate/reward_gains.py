@@ -47,18 +47,17 @@ def compute_article_rewards(articles: list[dict], embedder: Embedder | None) -> 
 
     semantic is None without an embedder, or if the embedder does not support the language.
     """
-    supported = [
-        article
-        for article in articles
-        if embedder is not None and embedder.supports_language(article["language"])
-    ]
     semantic = {}
-    if supported:
-        texts = [article["text"] for article in supported]
-        references = [article["references"] for article in supported]
-        cosines = embedders.cosine_similarity(embedder, texts, references)
-        records = (article["record"] for article in supported)
-        semantic = dict(zip(records, cosines, strict=True))
+    if embedder is not None:
+        supported = [
+            article for article in articles if embedder.supports_language(article["language"])
+        ]
+        if supported:
+            texts = [article["text"] for article in supported]
+            references = [article["references"] for article in supported]
+            cosines = embedders.cosine_similarity(embedder, texts, references)
+            records = (article["record"] for article in supported)
+            semantic = dict(zip(records, cosines, strict=True))
     return [
         {
             "record": article["record"],

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -49,7 +49,7 @@ class CorpusScore:
     """
 
     value: float | None
-    item_scores: list[float | None]
+    item_scores: Sequence[float | None]
     measured_by: str
 
 
@@ -121,7 +121,7 @@ class MeteorJar:
         """timeout: seconds for a corpus, after which Java counts as broken"""
         self.timeout = timeout
         self.is_broken = False
-        self._processes: dict[str, Popen] = {}  # by options
+        self._processes: dict[str, Popen[bytes]] = {}  # by options
 
     def __enter__(self) -> Self:
         return self
@@ -146,14 +146,14 @@ class MeteorJar:
                 for item in items
             ]
             scores = [float(_send_command(java, " ||| ".join(["EVAL", *stats])))]
-            scores += [float(java.stdout.readline()) for _ in items]
+            scores += [float(_read_line(java)) for _ in items]
         finally:
             watchdog.cancel()
         matches = "" if language == "en" else ", exact matches only"
         return CorpusScore(scores[-1], scores[:-1], f"meteor-1.5.jar {options}{matches}")
 
 
-def _start_meteor(options: list[str]) -> Popen:
+def _start_meteor(options: Sequence[str]) -> Popen[bytes]:
     import pycocoevalcap.meteor
 
     (folder,) = pycocoevalcap.meteor.__path__
@@ -162,15 +162,21 @@ def _start_meteor(options: list[str]) -> Popen:
     return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
 
 
-def _kill_group(java: Popen) -> None:
+def _kill_group(java: Popen[bytes]) -> None:
     """Kill the group: `java` may be a script whose child would keep the pipe open."""
     with suppress(ProcessLookupError):
         os.killpg(java.pid, signal.SIGKILL)
 
 
-def _send_command(java: Popen, line: str) -> str:
+def _send_command(java: Popen[bytes], line: str) -> str:
+    assert java.stdin is not None  # it is a pipe
     java.stdin.write(f"{line}\n".encode())
     java.stdin.flush()
+    return _read_line(java)
+
+
+def _read_line(java: Popen[bytes]) -> str:
+    assert java.stdout is not None  # it is a pipe
     return java.stdout.readline().decode().strip()
 
 
@@ -206,7 +212,7 @@ def _compute_meteor_exact_stem(items: list[TokenizedPrediction]) -> CorpusScore:
             [reference.split() for reference in item.references],
             item.text.split(),
             stemmer=stemmer,
-            wordnet=synonyms,
+            wordnet=synonyms,  # pyright: ignore[reportArgumentType] (it needs `synsets` alone)
         )
         for item in items
     ]

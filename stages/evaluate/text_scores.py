@@ -53,7 +53,9 @@ def select_extra_tokenizers(
     Languages without that additional tokenizer keep their first one.
     """
     languages = {row["language"] for row in rows}
-    extra = [name for code in sorted(languages) for name in tokenizers.get(code, [])[1:]]
+    extra: list[TokenizerName] = [
+        name for code in sorted(languages) for name in tokenizers.get(code, [])[1:]
+    ]
     return {
         name: {
             language: name if name in names[1:] else names[0]

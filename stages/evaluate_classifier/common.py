@@ -39,9 +39,9 @@ def compute_task_metrics(rows: list[dict], config: EvaluateClassifierConfig) -> 
         value, error = metrics["lenient"]["f1"], metrics["lenient"]["standard_error"]
         score = {"metric": "f1", "rule": "lenient", "value": value, "standard_error": error}
         return {"score": score, **metrics, "measured_by": classification_metrics.MEASURED_BY}
-    labels = ([label for (label,) in side] for side in (gold, predicted))
+    gold, predicted = ([label for (label,) in side] for side in (gold, predicted))
     metrics = classification_metrics.compute_class_scores(
-        *labels, config.num_bootstrap_samples, config.seed
+        gold, predicted, config.num_bootstrap_samples, config.seed
     )
     return {"score": {"metric": "accuracy", **metrics["accuracy"]}, **metrics}
 

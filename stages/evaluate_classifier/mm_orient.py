@@ -155,7 +155,7 @@ def compute_metrics(
     rows = load_labels(predictions)
     split = "test" if group_by_task(rows, "test", "both") else "validation"
     split_ceilings = ceilings.get(split, {})
-    result = {"task": "memes", "split": split}
+    result: dict[str, Any] = {"task": "memes", "split": split}
     result |= compute_split_metrics(group_by_task(rows, split, "both"), split_ceilings, config)
     for inputs in ("text", "picture"):
         if by_task := group_by_task(rows, split, inputs):

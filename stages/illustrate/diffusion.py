@@ -30,7 +30,7 @@ from stages.shared.runtime.stage import InputError, allow_downloads
 from stages.shared.torch_setup.devices import get_device, get_precision, supports_bf16
 
 try:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
 except ImportError as error:
     raise InputError(
@@ -71,7 +71,7 @@ class DiffusersIllustrator(GeneratingIllustrator):
         for request in progress_bar(requests, "generate images"):
             noise = torch.Generator("cpu").manual_seed(int(request.key[:15], 16))
             try:
-                output = self.pipeline(
+                output = self.pipeline(  # pyright: ignore[reportCallIssue] (a subclass)
                     request.text,
                     num_inference_steps=self.config.num_inference_steps,
                     guidance_scale=self.config.guidance_scale,

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
 from threading import Event
+from typing import Literal
 
-from openai import APIError, AuthenticationError, OpenAI, PermissionDeniedError
+from openai import APIError, AuthenticationError, Omit, OpenAI, PermissionDeniedError, omit
 
 from stages.illustrate.base import (
     GeneratingIllustrator,
@@ -43,7 +44,7 @@ class OpenAIIllustrator(GeneratingIllustrator):
         self.fingerprint = sha256(key.encode()).hexdigest()
         # GPT image models always respond with base64 and reject the parameter.
         gpt = "gpt-image" in model or "chatgpt-image" in model
-        self.extra_arguments = {} if gpt else {"response_format": "b64_json"}
+        self.response_format: Literal["b64_json"] | Omit = omit if gpt else "b64_json"
 
     def generate(self, requests: list[ImageRequest]) -> Iterator[tuple[ImageRequest, bytes]]:
         """As in the base class. After a failed request no new one is sent.
@@ -76,9 +77,14 @@ class OpenAIIllustrator(GeneratingIllustrator):
         """An image file, or None if the server refuses the text. Raises InputError."""
         try:
             response = self.client.images.generate(
-                model=self.model, prompt=text, n=1, size=self.config.size, **self.extra_arguments
+                model=self.model,
+                prompt=text,
+                n=1,
+                size=self.config.size,
+                response_format=self.response_format,
             )
-            content = b64decode(response.data[0].b64_json, validate=True)
+            images = [image.b64_json for image in response.data or [] if image.b64_json]
+            content = b64decode(images[0], validate=True)
             image_store.validate_image(content, self.config.max_pixels)
         except (AuthenticationError, PermissionDeniedError) as error:
             # Servers quote parts of the key, so their message is not shown.

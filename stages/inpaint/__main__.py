@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
+from inspect import getfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from stages.inpaint import inpainters, masks, text_detection, text_removal
 from stages.inpaint.inpainters import InpainterConfig
 from stages.inpaint.masks import TextMaskConfig
 from stages.inpaint.text_detection import TextDetectionConfig, TextRecognitionConfig
-from stages.inpaint.text_removal import TextBoxes
+from stages.inpaint.text_removal import NO_BOXES, TextBoxes
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data import image_store, parallel
@@ -60,7 +61,7 @@ class InpaintJob(NamedTuple):
 
     name: str  # sha256 of the content
     content: bytes
-    boxes: TextBoxes | None  # None in the step `find`
+    boxes: TextBoxes  # NO_BOXES in the step `find`
 
 
 class StepResult(NamedTuple):
@@ -115,7 +116,7 @@ def fingerprints(config: InpaintConfig) -> dict[str, str]:
     }
     if config.inpainting.backend != "none":
         parts["paint"] = [detection, repr(config.mask), inpainters.fingerprint(config.inpainting)]
-    code = b"".join(Path(module.__file__).read_bytes() for module in FINGERPRINTED_MODULES)
+    code = b"".join(Path(getfile(module)).read_bytes() for module in FINGERPRINTED_MODULES)
     return {
         step: sha256(code + "\n".join(settings).encode()).hexdigest()
         for step, settings in parts.items()
@@ -170,7 +171,7 @@ class CachedStepRunner:
     ) -> set[str]:
         """Run the step, store its rows and return the names of failed images."""
         jobs = (
-            InpaintJob(row["sha256"], row["bytes"], boxes[row["sha256"]] if boxes else None)
+            InpaintJob(row["sha256"], row["bytes"], boxes[row["sha256"]] if boxes else NO_BOXES)
             for row in image_store.read_images(self.folder)
             if row["sha256"] in names
         )

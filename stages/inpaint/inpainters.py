@@ -145,7 +145,8 @@ def _fill_with_lama(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     with _load_lock:
         model = _load_lama(find_lama_weights())
-    with torch.jit.optimized_execution(False):  # profiling would slow down the second call
+    # Profiling would slow down the second call.
+    with torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage] (public)
         result = model(Image.fromarray(image, "RGB"), Image.fromarray(mask, "L"))
     height, width = mask.shape
     return np.asarray(result)[:height, :width]  # the result is padded to a multiple of 8

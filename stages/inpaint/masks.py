@@ -101,7 +101,7 @@ def keep_enclosed_shapes(shapes: np.ndarray, region: np.ndarray) -> np.ndarray:
 
     This keeps dots and quotes that a line's box misses, and drops the edge of an adjacent photo.
     """
-    edge = region & ~cv2.erode(region, np.ones((3, 3), np.uint8))
+    edge = region & cv2.bitwise_not(cv2.erode(region, np.ones((3, 3), np.uint8)))
     _, labels = cv2.connectedComponents(shapes)
     crossing = np.unique(labels[edge > 0])
     return np.where((labels > 0) & ~np.isin(labels, crossing), shapes, 0).astype(np.uint8)

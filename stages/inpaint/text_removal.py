@@ -32,6 +32,9 @@ class TextBoxes(NamedTuple):
         return save({"quads": np.ascontiguousarray(self.quads), "scores": self.scores})
 
 
+NO_BOXES = TextBoxes(np.zeros((0, 4, 2), np.float32), np.zeros(0, np.float32))
+
+
 class InpaintResult(NamedTuple):
     content: bytes  # an image file
     mask: bytes  # PNG, mode L: 255 where the image was inpainted

@@ -30,7 +30,7 @@ from stages.shared.generation import generator as generators
 from stages.shared.generation.article_dataset import ArticleDataset
 from stages.shared.generation.chunk_dataset import ChunkDataset
 from stages.shared.generation.decoding import compute_log_probs
-from stages.shared.generation.paper import has_gate
+from stages.shared.generation.paper import GatedEncoderOutput, has_gate
 from stages.shared.modeling.topics import pad_sequences
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
@@ -65,7 +65,7 @@ def mask_inputs(batch: Batch, inputs: str) -> Batch:
 
 
 def generate_batches(
-    generator: generators.TextGenerator,
+    generator: generators.AnyGenerator,
     dataset: ChunkDataset | ArticleDataset,
     inputs: str,
     config: generators.GenerationConfig,
@@ -78,25 +78,26 @@ def generate_batches(
 
 
 def build_prediction_rows(
-    generator: generators.TextGenerator,
+    generator: generators.AnyGenerator,
     dataset: ChunkDataset | ArticleDataset,
     indices: list[int],
     generation: generators.Generation,
     inputs: str,
 ) -> list[dict]:
     """Rows of PREDICTIONS for a batch, without the phase."""
+    output, rows = generation.encoder_output, []
     gates = [None] * len(indices)
-    if has_gate(generator.paper):
-        gates = generation.encoder_output.gate.tolist()
-    rows = []
+    if isinstance(output, GatedEncoderOutput):
+        gates = output.gate.tolist()
     for index, texts, gate in zip(indices, generation.texts, gates, strict=True):
         for chunk, text in zip(dataset.get_chunks(index), texts, strict=True):
             key = {name: chunk[name] for name in schemas.CHUNKS.names if name != "text"}
             sigma = chunk_dataset.compute_similarity(
                 dataset.features, chunk["image"], chunk["title"]
             )
-            has_decision = gate is not None and chunk["title"] and inputs != "picture"
-            masked = 1 - gate if has_decision else None
+            masked = None
+            if gate is not None and chunk["title"] and inputs != "picture":
+                masked = 1 - gate
             rows.append(key | {"inputs": inputs, "text": text, "sigma": sigma, "masked": masked})
     return rows
 
@@ -142,7 +143,7 @@ def build_foil_comparisons(
 
 
 def score_foils(
-    generator: generators.TextGenerator,
+    generator: generators.AnyGenerator,
     dataset: ChunkDataset | ArticleDataset,
     foils: list[dict],
     batch_size: int,
@@ -190,7 +191,7 @@ def select_attention_items(
 
 
 def predict_phase(
-    generator: generators.TextGenerator,
+    generator: generators.AnyGenerator,
     splits: dict[str, ChunkDataset | ArticleDataset],
     foils: list[dict],
     config: PredictConfig,
@@ -211,7 +212,7 @@ def predict_phase(
                 if not has_traces:
                     continue
                 tables["fusions"] += attention_traces.build_fusion_rows(
-                    [dataset.rows[i] for i in indices], generation
+                    [dataset.get_chunks(i)[0] for i in indices], generation
                 )
                 places = [place for place, i in enumerate(indices) if i in attention_items]
                 if places:

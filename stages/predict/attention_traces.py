@@ -6,23 +6,25 @@ from torch import Tensor
 
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset
-from stages.shared.generation.generator import Generation, TextGenerator
-from stages.shared.generation.paper import has_gate
+from stages.shared.generation.article_dataset import ArticleDataset
+from stages.shared.generation.generator import AnyGenerator, Generation
+from stages.shared.generation.paper import GatedEncoderOutput, GatedModel, has_gate
 from stages.shared.metrics import attention
 from stages.shared.torch_setup.devices import inference_context
 
 
 def build_gate_rows(
-    generator: TextGenerator, chunks: list[dict], features: Features, seed: int
+    generator: AnyGenerator, chunks: list[dict], features: Features, seed: int
 ) -> list[dict]:
     """Rows of GATES: the gate of training and that of generation for each chunk.
 
     The decisions are sampled here with `seed`; those of training are sampled anew at each step. A
     paper without a gate has no rows.
     """
-    paper, network, rows = generator.paper, generator.model.network, []
-    if not has_gate(paper):
+    paper, model, rows = generator.paper, generator.model, []
+    if not has_gate(paper) or not isinstance(model, GatedModel):
         return []
+    network = model.network
     similarities = [
         chunk_dataset.compute_similarity(features, chunk["image"], chunk["title"])
         for chunk in chunks
@@ -46,16 +48,20 @@ def build_gate_rows(
 
 
 def build_fusion_rows(chunks: list[dict], generation: Generation) -> list[dict]:
-    """Rows of FUSIONS for the chunks of a batch, without the phase; none for a concatenation.
+    """Rows of FUSIONS for the chunks of a batch, without the phase.
 
+    A paper without a gate and a concatenation have no rows.
     Entropy and spread are null if the topic is masked, because its attention is then uniform by
     design, and if it has a single token.
     """
     output, rows = generation.encoder_output, []
-    if output.correlation is None:
+    if not isinstance(output, GatedEncoderOutput):
+        return []
+    if output.correlation is None or output.attention is None:
         return []
     correlation = _to_numpy(output.correlation.mean(1)).astype(np.float16)
-    for place, (chunk, weights) in enumerate(zip(chunks, _fusion_attention(output), strict=True)):
+    attention_maps = _remove_padding(output.attention, output.topic_mask)
+    for place, (chunk, weights) in enumerate(zip(chunks, attention_maps, strict=True)):
         is_measured = weights.shape[1] > 1 and output.gate[place].item() > 0
         entropy = float(attention.normalized_entropy(weights).mean()) if is_measured else None
         rows.append(
@@ -71,25 +77,27 @@ def build_fusion_rows(chunks: list[dict], generation: Generation) -> list[dict]:
 
 
 def build_attention_rows(
-    generator: TextGenerator,
-    dataset: chunk_dataset.ChunkDataset,
+    generator: AnyGenerator,
+    dataset: chunk_dataset.ChunkDataset | ArticleDataset,
     indices: list[int],
     generation: Generation,
 ) -> list[dict]:
     """Rows of ATTENTIONS for the chunks at `indices`, without the phase.
 
-    Takes one pass of the decoder over the generated texts.
+    Takes one pass of the decoder over the generated texts. A paper without a gate has no rows.
     """
+    model, output, rows = generator.model, generation.encoder_output, []
+    if not isinstance(model, GatedModel) or not isinstance(output, GatedEncoderOutput):
+        return []
     with inference_context():
-        decoder_weights = _to_numpy(
-            generator.model.attention_maps(generation.encoder_output, generation.token_ids)
-        )  # (B, Y, P)
-    fusion_weights = _fusion_attention(generation.encoder_output)
+        decoder_weights = _to_numpy(model.attention_maps(output, generation.token_ids))  # (B, Y, P)
+    fusion_weights = [None] * len(indices)  # of a concatenation
+    if output.attention is not None:
+        fusion_weights = _remove_padding(output.attention, output.topic_mask)
     end = generator.tokenizer.eos_token_id
-    rows = []
     for place, (index, weights) in enumerate(zip(indices, fusion_weights, strict=True)):
-        chunk = dataset.rows[index]
-        tokens = dataset.topic_subwords(chunk["title"])
+        (chunk,) = dataset.get_chunks(index)
+        tokens = dataset.topics.subwords(chunk["title"])
         assert weights is None or len(tokens) == weights.shape[1]
         ids = _truncate_after(generation.token_ids[place, 1:].tolist(), end)
         rows.append(
@@ -113,12 +121,10 @@ def select_items(generation: Generation, places: list[int]) -> Generation:
     return Generation(texts, generation.token_ids[index], generation.encoder_output.select(index))
 
 
-def _fusion_attention(output) -> list[np.ndarray | None]:
-    """The fusion's attention (P, T) of each item without padding; None for a concatenation."""
-    if output.attention is None:
-        return [None] * len(output.gate)
-    pairs = zip(_to_numpy(output.attention), output.topic_mask.cpu().numpy(), strict=True)
-    return [weights[:, mask] for weights, mask in pairs]
+def _remove_padding(weights: Tensor, topic_mask: Tensor) -> list[np.ndarray]:
+    """The fusion's attention of each item without padding.  (B, P, T), (B, T) -> (P, tokens)"""
+    pairs = zip(_to_numpy(weights), topic_mask.cpu().numpy(), strict=True)
+    return [item_weights[:, mask] for item_weights, mask in pairs]
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:

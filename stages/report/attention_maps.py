@@ -76,9 +76,11 @@ def load_attention_data(folder: Path) -> AttentionData:
     gates = schemas.read_parquet(folder / "gates.parquet", schemas.GATES)
     fusions = schemas.read_table(folder / "fusions.parquet", schemas.FUSIONS)
     correlations, entropies = {}, {}
-    for phase in pc.unique(fusions["phase"]).to_pylist():
+    for phase in fusions["phase"].unique().to_pylist():
         rows = fusions.filter(pc.field("phase") == phase)
-        correlations[phase] = _to_float_array(pc.list_flatten(rows["correlation"]))
+        correlations[phase] = _to_float_array(
+            pc.call_function("list_flatten", [rows["correlation"]])
+        )
         entropies[phase] = _to_float_array(rows["entropy"])
     decided = [row for row in gates if None not in (row["sigma"], row["passed"])]
     return AttentionData(decided, correlations, entropies)
@@ -92,7 +94,7 @@ def _to_float_array(column: pa.ChunkedArray) -> np.ndarray:
 def load_attended_records(folder: Path) -> set[str]:
     """The records with recorded attention in 11_predict/<run>."""
     table = schemas.read_table(folder / "attentions.parquet", schemas.ATTENTIONS)
-    return set(pc.unique(table["record"]).to_pylist())
+    return set(table["record"].unique().to_pylist())
 
 
 def load_attention_rows(folder: Path, records: list[str], phase: str) -> dict[ChunkKey, dict]:
@@ -147,12 +149,14 @@ def _draw_topic_maps(
     folder: Path,
     name: str,
 ) -> list[ReportFigure]:
-    if not tokens or heatmaps.to_grid(fusion[:, 0]) is None:
+    if not tokens:
         return []
     largest = sorted(np.argsort(-fusion.mean(axis=0), kind="stable")[:count].tolist())
     maps = []
     for number, index in enumerate(largest, start=1):
         weights = heatmaps.to_grid(fusion[:, index])
+        if weights is None:
+            return []
         image = heatmaps.draw_overlay(example.image, weights, example.center_crop, None)
         alt_text = (
             f"The image; patches with much attention to the topic token {tokens[index]} are orange"
@@ -164,13 +168,15 @@ def _draw_topic_maps(
 def _draw_word_maps(
     example: AttentionExample, decoder: np.ndarray, count: int, folder: Path, name: str
 ) -> list[ReportFigure]:
-    if not len(decoder) or heatmaps.to_grid(decoder[0]) is None:
+    if not len(decoder):
         return []
     maps = []
     for number, (span, slot) in enumerate(select_spans(example, decoder, count), start=1):
         word = example.row["text"][slice(*span)]
         tokens = attention.find_emitting_tokens(example.row["ends"], *span)
         weights = heatmaps.to_grid(decoder[tokens].mean(axis=0))
+        if weights is None:
+            return []
         box = example.boxes.get(slot)
         image = heatmaps.draw_overlay(example.image, weights, example.center_crop, box)
         alt_text = f"The image; patches that the decoder attends to for the word {word} are orange"

@@ -243,7 +243,7 @@ def _build_object_attention_tile(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def get_nested(values: dict[str, Any], path: str) -> Any:
+def get_nested(values: object, path: str) -> Any:
     """The value at a dotted path such as "gate.train.mode", or None."""
     for key in path.split("."):
         if not isinstance(values, dict) or key not in values:

@@ -1,5 +1,6 @@
 """Leaderboards: all runs on a corpus in one table. Scores on different corpora do not compare."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class Leaderboard:
 
 
 def build_leaderboards(
-    generators: list[GeneratorSection], classifiers: list[ClassifierSection]
+    generators: list[GeneratorSection], classifiers: Sequence[ClassifierSection]
 ) -> list[Leaderboard]:
     """One leaderboard for each corpus, in the order of the first run; generators come first."""
     return [

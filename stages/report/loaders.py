@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.report.classifier_section import ClassifierSection, MuseSection
+from stages.report.classifier_section import MuseSection
 from stages.report.generator_section import GeneratorSection, get_nested
 from stages.report.meme_section import MemeSection
 from stages.shared.core import schemas
@@ -106,12 +106,16 @@ def _is_test(row: dict) -> bool:
     return (row["split"], row["inputs"]) == ("test", "both")
 
 
-def load_classifier_sections(data: Path, params: dict[str, dict]) -> list[ClassifierSection]:
+def load_classifier_sections(
+    data: Path, params: dict[str, dict]
+) -> list[MemeSection | MuseSection]:
     """Load the classifiers. params: the section `classifiers` of params.yaml."""
     return [_load_classifier_section(data, name, values) for name, values in params.items()]
 
 
-def _load_classifier_section(data: Path, name: str, params: dict[str, Any]) -> ClassifierSection:
+def _load_classifier_section(
+    data: Path, name: str, params: dict[str, Any]
+) -> MemeSection | MuseSection:
     metrics = schemas.read_json(data / "12_evaluate_classifier" / name / "metrics.json")
     steps = history.read_history(data / "09_train_classifier" / name / "history.csv")
     section = MemeSection if metrics["task"] == "memes" else MuseSection

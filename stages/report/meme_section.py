@@ -4,6 +4,7 @@ reads   records.parquet of 02_clean/<corpus> or 04_augment/<corpus>, as the run'
         11_classify/<run>/labels.parquet, looks.parquet
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ class MemeSection(ClassifierSection):
 
 
 def _build_task_row(
-    label: str, metrics: dict[str, Any], single_modality: dict[str, MetricValue | None]
+    label: str, metrics: dict[str, Any], single_modality: Mapping[str, MetricValue | None]
 ) -> MetricValue:
     ceilings = metrics.get("ceilings")
     return {
@@ -350,7 +351,7 @@ def build_task_results(row: dict, labels: list[dict]) -> list[TaskResult]:
             task,
             next(iter(by_inputs["both"]["gold"]), None),
             {
-                inputs: _build_prediction(by_inputs.get(sources.get(inputs)))
+                inputs: _build_prediction(by_inputs.get(sources.get(inputs, "")))
                 for inputs in INPUT_LABELS
             },
         )

@@ -24,7 +24,10 @@ Validator = Callable[[nn.Module], ValidationResult]
 class TrainDataset(BatchDataset, Protocol):
     """The items of the train split."""
 
-    num_truncated: int  # items whose text was truncated
+    @property
+    def num_truncated(self) -> int:
+        """Items whose text was truncated."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.models.flexmuse import model as flexmuse
 from stages.shared.core import schemas
@@ -32,9 +32,11 @@ from stages.shared.training.batching import (
     to_device,
 )
 from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import LossTerms, ValidationResult, fit
+from stages.shared.training.loop import LossTerms, ValidationResult, fit, sum_terms
 from stages.train_preference.inputs import PhaseConfig, PhaseInputs
 from stages.train_preference.quality_monitor import build_monitor, build_scorer
+
+FlexMuseGenerator = generators.TextGenerator[flexmuse.Model, chunk_dataset.ChunkDataset]
 
 
 def open_reference_store(sft: Path) -> Store:
@@ -63,7 +65,7 @@ class ReferenceLogProbs:
 
     def __init__(
         self,
-        generator: generators.TextGenerator,
+        generator: FlexMuseGenerator,
         chunks: chunk_dataset.ChunkDataset,
         groups: list[chunk_dataset.ChunkGroup],
         store: Store,
@@ -106,7 +108,7 @@ class GroupDataset:
 
     def __init__(
         self,
-        generator: generators.TextGenerator,
+        generator: FlexMuseGenerator,
         rows: list[dict],
         features: Features,
         pairs: list[dict],
@@ -128,21 +130,21 @@ class GroupDataset:
 
 def build_validator(
     validation: GroupDataset,
-    loss: Callable[[nn.Module, Batch], LossTerms],
+    loss: Callable[[flexmuse.Model, Batch], LossTerms],
     monitor: Callable[[], float],
     run: generators.GeneratorRun,
-) -> Callable[[nn.Module], ValidationResult]:
+) -> Callable[[flexmuse.Model], ValidationResult]:
     """A function that computes the mean loss per group and the monitored score of texts.
 
     It stops the phase when the score has dropped by more than `max_score_drop` from its start.
     """
     start_score = monitor()
 
-    def validate(model: nn.Module) -> ValidationResult:
+    def validate(model: flexmuse.Model) -> ValidationResult:
         device = next(model.parameters()).device
         total = count = 0.0
         for indices, batch in evaluation_batches(validation, run.preference.batch_size, device):
-            total += sum(loss(model, batch).values()).item() * len(indices)
+            total += sum_terms(loss(model, batch)).item() * len(indices)
             count += len(indices)
         score = monitor()
         has_dropped = start_score - score > run.quality_monitor.max_score_drop
@@ -155,7 +157,7 @@ def train(
     name: str,
     config: PhaseConfig,
     inputs: PhaseInputs,
-    generator: generators.TextGenerator,
+    generator: FlexMuseGenerator,
     log: Callable,
 ) -> list[dict[str, float]]:
     """Train `generator`, which keeps its best weights.  -> the rows of history.csv
@@ -181,7 +183,7 @@ def train(
     monitored_rows = validation.chunks.rows[: run.quality_monitor.max_eval_samples]
     monitored = generator.build_dataset(monitored_rows, features)
 
-    def loss(model: nn.Module, batch: Batch) -> LossTerms:
+    def loss(model: flexmuse.Model, batch: Batch) -> LossTerms:
         return flexmuse.preference_loss(model, batch, batch["reference"], config.objective)
 
     def batch_at(step: int) -> Batch:

@@ -37,7 +37,7 @@ def build_scorer(ingest: Path) -> TextScorer:
 
 
 def generate_texts(
-    generator: generators.TextGenerator,
+    generator: generators.AnyGenerator,
     dataset: ChunkDataset | ArticleDataset,
     indices: list[int],
     generation: generators.GenerationConfig,
@@ -65,7 +65,7 @@ def compute_mean_score(
 
 
 def build_monitor(
-    generator: generators.TextGenerator,
+    generator: generators.AnyGenerator,
     dataset: ChunkDataset | ArticleDataset,
     run: generators.GeneratorRun,
     score: TextScorer,

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.models.tippo import rewards
 from stages.models.tippo.model import (
@@ -65,6 +65,7 @@ from stages.train_preference.quality_monitor import (
 )
 
 FORWARD_BATCH_SIZE = 32  # texts
+TippoGenerator = generators.TextGenerator[Model, ArticleDataset]
 Rewards = dict[str, Tensor]  # literal, and semantic if there is an embedder: one value per text
 
 
@@ -187,7 +188,7 @@ class PolishPPO:
 
     def __init__(
         self,
-        generator: generators.TextGenerator,
+        generator: TippoGenerator,
         train_dataset: RewardedDataset,
         run: generators.GeneratorRun,
         config: PreferenceConfig,
@@ -217,21 +218,24 @@ class PolishPPO:
         """The articles and rollouts of a step; the first step of an iteration samples new ones."""
         if self.uses_window_baseline and not self.reward_window:
             self.start_iteration(0)
-        if step % self.config.num_ppo_epochs == 0:
-            self.start_iteration(step // self.config.num_ppo_epochs + 1)
+        rollouts = self.rollouts
+        if rollouts is None or step % self.config.num_ppo_epochs == 0:
+            rollouts = self.start_iteration(step // self.config.num_ppo_epochs + 1)
             share = self.rollout_seconds / (time.monotonic() - self.start_time)
             self.log({"share_of_time_in_rollouts": share}, step)
-        return self.train_dataset.dataset.batch(self.rollouts.articles) | self.rollouts.tensors
+        return self.train_dataset.dataset.batch(rollouts.articles) | rollouts.tensors
 
-    def start_iteration(self, number: int) -> None:
+    def start_iteration(self, number: int) -> Rollouts:
         """Replace the rollouts by texts of the current policy, and store their rewards."""
-        self.rollouts, text_rewards = self.sample_rollouts(number)
+        rollouts, text_rewards = self.sample_rollouts(number)
+        self.rollouts = rollouts
         self.update_metrics = {}
         if self.first_entropy is None:
-            self.first_entropy = self.rollouts.metrics["entropy"]
+            self.first_entropy = rollouts.metrics["entropy"]
         if self.uses_window_baseline:
             window = [*self.reward_window, text_rewards]
             self.reward_window = window[-self.config.baseline_window :]
+        return rollouts
 
     def sample_rollouts(self, number: int) -> tuple[Rollouts, Rewards]:
         """Sample the texts of an iteration, compute their rewards and advantages."""
@@ -389,11 +393,11 @@ def compute_sure_gain(current: Rewards, start: Rewards, num_standard_errors: flo
 
 def build_validator(
     polish: PolishPPO, validation: RewardedDataset, score: TextScorer
-) -> Callable[[nn.Module], ValidationResult]:
+) -> Callable[[Model], ValidationResult]:
     """A function that rewards texts for the first validation items and detects a collapse."""
     indices = list(range(min(len(validation), polish.run.quality_monitor.max_eval_samples)))
 
-    def validate(model: nn.Module) -> ValidationResult:
+    def validate(model: Model) -> ValidationResult:
         texts = generate_texts(polish.generator, validation.dataset, indices, polish.run.generation)
         text_rewards = validation.compute_rewards(indices, texts)
         metrics = {f"reward_{name}": values.mean().item() for name, values in text_rewards.items()}
@@ -440,7 +444,7 @@ def train(
     name: str,
     config: PhaseConfig,
     inputs: PhaseInputs,
-    generator: generators.TextGenerator,
+    generator: TippoGenerator,
     log: Callable,
 ) -> list[dict[str, float]]:
     """Train `generator`, which keeps its best weights.  -> the rows of history.csv"""

@@ -159,7 +159,8 @@ def test_chunks_without_image_are_skipped(tmp_path, encoder_folder):
 def test_an_unsupported_language_has_no_text_features(tmp_path, encoder_folder):
     color_caption_corpus.write_caption_corpus(tmp_path, language="zh")
     features = run(tmp_path, encoder_folder)
-    assert (features.text_kind, features.tokens, features.pooled.shape[1]) == ("learned", None, 384)
+    assert features.text_kind == "learned"
+    assert (features.tokens.size, features.pooled.shape[1]) == (0, 384)
 
 
 @pytest.mark.parametrize(

@@ -128,16 +128,21 @@ def build_features(learned: bool = False) -> Features:
         return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype("f2")
 
     mask = np.arange(7)[None] < np.array([3, 5, 7, 2])[:, None]
+    images = {
+        "image_index": {str(number): number for number in range(8)},
+        "pooled": unit(8, 5),
+        "patches": random.normal(size=(8, 4, 6)).astype("f2"),
+    }
+    if learned:
+        return Features(text_kind="learned", **images)
     return Features(
-        image_index={str(number): number for number in range(8)},
-        pooled=unit(8, 5),
-        patches=random.normal(size=(8, 4, 6)).astype("f2"),
-        text_index={} if learned else {f"title {number}": number for number in range(4)},
-        text_pooled=None if learned else unit(4, 5),
-        tokens=None if learned else (random.normal(size=(4, 7, 5)) * mask[..., None]).astype("f2"),
-        token_mask=None if learned else mask,
-        subwords=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
-        text_kind="learned" if learned else "encoder",
+        text_kind="encoder",
+        text_index={f"title {number}": number for number in range(4)},
+        text_pooled=unit(4, 5),
+        tokens=(random.normal(size=(4, 7, 5)) * mask[..., None]).astype("f2"),
+        token_mask=mask,
+        subwords=[[f"t{place}" for place in range(n)] for n in mask.sum(1)],
+        **images,
     )
 
 

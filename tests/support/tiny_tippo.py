@@ -81,16 +81,21 @@ def build_features(learned: bool = False) -> Features:
 
     mask = np.arange(6)[None] < np.array([3, 6, 2])[:, None]
     tokens = random.normal(size=(3, 6, 7)) * mask[..., None]
+    images = {
+        "image_index": {str(number): number for number in range(9)},
+        "pooled": unit(9),
+        "patches": random.normal(size=(9, 4, 6)).astype("f2"),
+    }
+    if learned:
+        return Features(text_kind="learned", **images)
     return Features(
-        image_index={str(number): number for number in range(9)},
-        pooled=unit(9),
-        patches=random.normal(size=(9, 4, 6)).astype("f2"),
-        text_index={} if learned else {f"title {number}": number for number in range(3)},
-        text_pooled=None if learned else unit(3),
-        tokens=None if learned else tokens.astype("f2"),
-        token_mask=None if learned else mask,
-        subwords=None if learned else [[f"t{place}" for place in range(n)] for n in mask.sum(1)],
-        text_kind="learned" if learned else "encoder",
+        text_kind="encoder",
+        text_index={f"title {number}": number for number in range(3)},
+        text_pooled=unit(3),
+        tokens=tokens.astype("f2"),
+        token_mask=mask,
+        subwords=[[f"t{place}" for place in range(n)] for n in mask.sum(1)],
+        **images,
     )
 
 

@@ -124,5 +124,10 @@ def _read_row(lines: list[str], start: int, delimiter: str) -> tuple[list[str] |
 
 
 def _decode_cells(cells: list[str], encodings: list[str], encodings_key: str) -> list[str] | None:
-    texts = [decode_text(cell.encode("latin-1"), encodings, encodings_key) for cell in cells]
-    return None if None in texts else texts
+    texts = []
+    for cell in cells:
+        text = decode_text(cell.encode("latin-1"), encodings, encodings_key)
+        if text is None:
+            return None
+        texts.append(text)
+    return texts

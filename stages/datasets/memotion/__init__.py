@@ -67,7 +67,8 @@ GROUND_TRUTH_SENTIMENTS = {"-1": "negative", "0": "neutral", "1": "positive"}
 _COMMON_COLUMN_NAMES = {name: (name,) for name in ("offensive", "motivational")} | {
     "humour": ("humour", "humor")
 }
-COLUMN_NAMES = {  # by version: field -> its column names, in lower case, "_" for a space
+# By version: field -> its column names, in lower case, "_" for a space.
+COLUMN_NAMES: dict[int, dict[str, tuple[str, ...]]] = {
     1: _COMMON_COLUMN_NAMES
     | {
         "name": ("image_name",),

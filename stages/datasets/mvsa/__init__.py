@@ -170,37 +170,42 @@ def merge_annotations(labels: list[str], merge: str) -> SentimentLabel | MvsaLab
     """
     if not labels or labels[0] in NO_LABEL_VALUES:
         return MvsaLabelRejection("no label: the row has none", intentional=True)
-    if unknown := [label for label in labels if label not in SENTIMENT_LABELS]:
+    names: dict[str, SentimentLabel] = {label: label for label in SENTIMENT_LABELS}
+    known: list[SentimentLabel] = [names[label] for label in labels if label in names]
+    if unknown := [label for label in labels if label not in names]:
         return MvsaLabelRejection(
             f"unknown label: {unknown[0][:60]!r} is none of {', '.join(SENTIMENT_LABELS)}"
         )
-    if len(labels) == 1:
-        return labels[0]
+    if len(known) == 1:
+        return known[0]
     if len(labels) % 2:
         return MvsaLabelRejection(
             f"wrong count: {len(labels)} labels, but each annotator gives two"
         )
-    votes = {"text": labels[0::2], "picture": labels[1::2]}
+    votes = {"text": known[0::2], "picture": known[1::2]}
     if merge in votes:
         votes = {merge: votes[merge]}
-    majorities = {modality: majority_vote(votes[modality]) for modality in votes}
+    majorities: dict[str, SentimentLabel | None] = {
+        modality: majority_vote(votes[modality]) for modality in votes
+    }
     if tied := [modality for modality, label in majorities.items() if label is None]:
         name = "image" if tied[0] == "picture" else "text"
         reason = f"no majority: the {name} is {', '.join(votes[tied[0]])}"
         return MvsaLabelRejection(reason, intentional=True)
-    if label := combine_text_and_image_labels(set(majorities.values()), merge):
+    chosen: set[SentimentLabel] = {label for label in majorities.values() if label}
+    if label := combine_text_and_image_labels(chosen, merge):
         return label
     reason = f"contradiction: the text is {majorities['text']}, the image {majorities['picture']}"
     return MvsaLabelRejection(reason, intentional=True)
 
 
-def majority_vote(labels: list[str]) -> str | None:
+def majority_vote(labels: list[SentimentLabel]) -> SentimentLabel | None:
     """The label that more than half of the annotators chose, or None."""
     label, count = Counter(labels).most_common(1)[0]
     return label if 2 * count > len(labels) else None
 
 
-def combine_text_and_image_labels(labels: set[str], merge: str) -> str | None:
+def combine_text_and_image_labels(labels: set[SentimentLabel], merge: str) -> SentimentLabel | None:
     """The one label of text and image, or None if they contradict each other.
 
     neutral_yields: a label other than neutral wins over neutral, as in MultiSentiNet (Xu & Mao,

@@ -16,7 +16,7 @@ tweets.py, posts.py and memes.py generate the other kinds; caption_matching.py g
 the style `captioned`.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ from stages.shared.data.records import (
 KINDS = ("articles", "captions", "tweets", "posts", "memes")
 CONFIG = SyntheticConfig
 MIN_IMAGES, MAX_IMAGES = 3, 5  # images of an article
-SlotWeights = dict[str, Counter]  # slot -> {value: weight}
+SlotWeights = dict[str, defaultdict[str, float]]  # slot -> {value: weight}
 CEILING_RULE = "states what it sees, and of each other slot the value most probable in the split"
 VISIBLE_SLOTS = {  # by kind of corpus: inputs -> slots that they show
     "articles": {"topic": set(TOPIC_SLOTS), "picture": set(IMAGE_SLOTS), "both": set(SLOTS)},
@@ -88,7 +88,7 @@ class ArticleSampler:
     def compute_slot_weights(self) -> SlotWeights:
         """The weight of each slot value in an image of this split, by enumeration."""
         counts = range(MIN_IMAGES, MAX_IMAGES + 1)
-        weights: SlotWeights = {slot: Counter() for slot in SLOTS}
+        weights: SlotWeights = {slot: defaultdict(float) for slot in SLOTS}
         for topic in self.topics:
             _add_weight(weights, topic, 1.0)
         weight = (1 - self.single_slot_fraction) * sum(counts) / len(counts) / len(self.scenes)
@@ -117,7 +117,7 @@ def _generate_articles(config: SyntheticConfig) -> Iterator[DatasetItem]:
     for split in SPLITS:
         sampler, random = ArticleSampler(split, config), Random(f"{config.seed} articles {split}")
         num_images, number = getattr(config, split), 0
-        counts: SlotWeights = {slot: Counter() for slot in SLOTS}
+        counts: SlotWeights = {slot: defaultdict(float) for slot in SLOTS}
         while sum(counts["name"].values()) < num_images:
             topic, scenes, one_slot = sampler.sample_article(random)
             for scene in scenes:
@@ -173,8 +173,8 @@ def _generate_captions(config: SyntheticConfig) -> Iterator[DatasetItem]:
     ceilings: dict[str, Any] = {"rule": CEILING_RULE}
     for split in SPLITS:
         sampler, random = ArticleSampler(split, config), Random(f"{config.seed} captions {split}")
-        weights: SlotWeights = {slot: Counter() for slot in IMAGE_SLOTS}
-        counts: SlotWeights = {slot: Counter() for slot in IMAGE_SLOTS}
+        weights: SlotWeights = {slot: defaultdict(float) for slot in IMAGE_SLOTS}
+        counts: SlotWeights = {slot: defaultdict(float) for slot in IMAGE_SLOTS}
         for scene in sampler.scenes:
             _add_weight(weights, scene, 1.0)
         for number in range(round(getattr(config, split) * config.caption_ratio)):

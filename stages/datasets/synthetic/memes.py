@@ -17,7 +17,7 @@ the generated memes.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -60,7 +60,7 @@ TONE_SENTIMENT = {"complaint": -1, "plain": 0, "praise": 1}
 # By tone: the level in bad weather, and in any other weather.
 SARCASM_LEVELS = {"complaint": (1, 2), "plain": (1, 0), "praise": (3, 0)}
 # The category of each slot value. Bicycles and sleeping actors are excluded.
-SLOT_CATEGORIES: dict[str, dict[str, str | int]] = {
+SLOT_CATEGORIES: dict[str, Mapping[str, str | int]] = {
     "weather": tweet_lexicon.WEATHER_SENTIMENT,
     "place": {"mountain": "steep", "forest": "steep", "city": "steep"}
     | {"beach": "flat", "meadow": "flat", "desert": "flat"},

@@ -24,15 +24,23 @@ from stages.datasets.synthetic.config import (
     enumerate_combinations,
     render_image,
 )
-from stages.shared.data.records import SPLITS, DatasetItem, ExtraFile, PostRecord
+from stages.shared.data.records import (
+    SPLITS,
+    DatasetItem,
+    ExtraFile,
+    PostRecord,
+    SentimentLabel,
+)
 
 CEILING_RULE = (
     "the label most probable in the process given the mood and tone of the text, or the scene"
 )
-SENTIMENTS = ("negative", "neutral", "positive")
+SENTIMENTS: tuple[SentimentLabel, ...] = ("negative", "neutral", "positive")
 # Neutral is more frequent, so that there is one best guess without the other modality.
-WEIGHTED_SENTIMENTS = ["negative"] * 3 + ["neutral"] * 4 + ["positive"] * 3
-PostFactors = tuple[str, str, str]  # text mood, text tone, image mood
+WEIGHTED_SENTIMENTS: list[SentimentLabel] = [
+    mood for mood, weight in zip(SENTIMENTS, (3, 4, 3), strict=True) for _ in range(weight)
+]
+PostFactors = tuple[SentimentLabel, str, SentimentLabel]  # text mood, text tone, image mood
 FACTOR_COMBINATIONS: list[PostFactors] = list(
     product(WEIGHTED_SENTIMENTS, tweet_lexicon.TONE_PATTERNS, WEIGHTED_SENTIMENTS)
 )
@@ -87,7 +95,9 @@ def compute_scene_sentiment(scene: SlotValues) -> str:
     return SENTIMENTS[1 + (total > 0) - (total < 0)]
 
 
-def compute_label(text_mood: str, tone: str, image_mood: str) -> str:
+def compute_label(
+    text_mood: SentimentLabel, tone: str, image_mood: SentimentLabel
+) -> SentimentLabel:
     if text_mood == "neutral":
         return image_mood
     return text_mood if tone == "emphatic" or image_mood == "neutral" else image_mood

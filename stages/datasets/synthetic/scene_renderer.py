@@ -74,7 +74,9 @@ def render_scene(scene: dict[str, str], random: Random, size: int, scale: int = 
     pen = ScaledDraw(image, scale)
     horizon = side * random.uniform(0.45, 0.58)
     shade = 0.75 if scene["weather"] == "storm" else 1.0
-    ground = _jitter_color(tuple(int(c * shade) for c in GROUND_COLORS[scene["place"]]), random)
+    ground = _jitter_color(
+        _map_color(lambda c: int(c * shade), GROUND_COLORS[scene["place"]]), random
+    )
     pen.rectangle([0, horizon, side, side], fill=ground)
     PLACE_DRAWERS[scene["place"]](pen, side, horizon, random)
     _draw_clutter(pen, side, horizon, random)
@@ -84,12 +86,13 @@ def render_scene(scene: dict[str, str], random: Random, size: int, scale: int = 
     base, height = side * random.uniform(0.82, 0.94), side * random.uniform(0.26, 0.34)
     without_object = image.copy()
     OBJECT_DRAWERS[scene["object"]](pen, side * object_x, base, height, random)
-    box = ImageChops.difference(without_object, image).getbbox()
+    box = ImageChops.difference(without_object, image).getbbox() or (0, 0, 0, 0)
+    left_edge, top, right, bottom = (edge / image.width for edge in box)
     _draw_actor(image, scale, scene["actor"], scene["activity"], side * actor_x, random)
     WEATHER_DRAWERS[scene["weather"]](pen, side, random)
     return RenderedScene(
         _downscale_and_add_noise(image, size * scale, random),
-        tuple(edge / image.width for edge in box),
+        (left_edge, top, right, bottom),
     )
 
 
@@ -101,7 +104,12 @@ def _downscale_and_add_noise(image: Image.Image, size: int, random: Random) -> I
 
 
 def _jitter_color(color: Color, random: Random, spread: int = 16) -> Color:
-    return tuple(max(0, min(255, c + random.randint(-spread, spread))) for c in color)
+    return _map_color(lambda c: max(0, min(255, c + random.randint(-spread, spread))), color)
+
+
+def _map_color(function: Callable[[int], int], color: Color) -> Color:
+    red, green, blue = map(function, color)
+    return red, green, blue
 
 
 def _centered_box(
@@ -217,7 +225,7 @@ def _draw_snow(pen: ScaledDraw, side: int, random: Random) -> None:
 
 def _draw_storm(pen: ScaledDraw, side: int, random: Random) -> None:
     x = random.uniform(0.15, 0.85) * side
-    bolt = [(x, 0)]
+    bolt = [(x, 0.0)]
     for part in range(1, 5):
         bolt.append((x + side * random.uniform(-0.08, 0.08), side * 0.1 * part))
     pen.line(bolt, fill=(255, 255, 140), width=4)

@@ -10,6 +10,7 @@ The fonts are those of matplotlib and Pillow.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -127,17 +128,36 @@ def _render_text(clean: Image.Image, blocks: list[OverlayTextBlock], style: str)
         stroke_width = max(1, round(size * OUTLINE_WIDTH)) if style == "outlined" else 0
         band = (0, int(block.top), clean.width, int(block.top + block.height))
         is_dark = style == "bar" or (style == "plain" and _is_bright(clean.crop(band)))
-        color = {"fill": "black" if is_dark else "white", "stroke_fill": "black"}
+        fill = "black" if is_dark else "white"
         for number, line in enumerate(block.lines):
             position = clean.width / 2, block.top + number * size * LINE_SPACING
-            text = {"xy": position, "text": line, "font": block.font, "anchor": "ma"}
-            text["stroke_width"] = stroke_width
-            ImageDraw.Draw(image).text(**text, **color)
+            draw = partial(_draw_line, position, line, block.font, stroke_width)
+            draw(image, fill, "black")
             line_mask = Image.new("L", clean.size)
-            ImageDraw.Draw(line_mask).text(**text, fill=255, stroke_fill=255)
+            draw(line_mask, 255, 255)
             line_bounds.append(line_mask.getbbox())
             text_mask.paste(255, mask=line_mask)
     return OverlaidImage(image, clean, np.asarray(text_mask) > 0, line_bounds)
+
+
+def _draw_line(
+    position: tuple[float, float],
+    line: str,
+    font: Font,
+    stroke_width: int,
+    image: Image.Image,
+    fill: str | int,
+    stroke_fill: str | int,
+) -> None:
+    ImageDraw.Draw(image).text(
+        position,
+        line,
+        font=font,
+        anchor="ma",
+        stroke_width=stroke_width,
+        fill=fill,
+        stroke_fill=stroke_fill,
+    )
 
 
 def _is_bright(image: Image.Image) -> bool:
@@ -149,11 +169,17 @@ def _load_matplotlib_font(name: str) -> Callable[[int], Font]:
     return lambda size: ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
+def _load_pillow_font(size: int) -> Font:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, Font)  # Pillow's wheels have FreeType
+    return font
+
+
 FONTS: dict[str, list[Callable[[int], Font]]] = {
     "outlined": [_load_matplotlib_font("DejaVuSans-Bold.ttf")],
     "plain": [
         _load_matplotlib_font("DejaVuSans-Bold.ttf"),
         _load_matplotlib_font("DejaVuSerif-Bold.ttf"),
     ],
-    "bar": [_load_matplotlib_font("DejaVuSans.ttf"), ImageFont.load_default],
+    "bar": [_load_matplotlib_font("DejaVuSans.ttf"), _load_pillow_font],
 }

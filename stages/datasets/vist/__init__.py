@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -89,11 +89,14 @@ ANNOTATION_ADAPTERS = {
 }
 
 
+RowT_co = TypeVar("RowT_co", bound=_DescriptionRow, covariant=True)
+
+
 @dataclass(frozen=True)
-class _AnnotatedText:
+class _AnnotatedText(Generic[RowT_co]):
     source: str  # file:annotations.NUMBER
     text: str
-    row: _DescriptionRow
+    row: RowT_co
 
 
 def read(source: Path, kind: str, config: VistConfig) -> Iterator[DatasetItem]:
@@ -194,7 +197,7 @@ def parse_annotations(
 
 
 def build_article(
-    sentences: list[_AnnotatedText],
+    sentences: list[_AnnotatedText[_SentenceRow]],
     images: dict[str, ImageFile],
     titles: dict[str, str],
     common: dict,
@@ -203,7 +206,7 @@ def build_article(
 
     common: the fields that articles and captions share
     """
-    by_position: dict[int, _AnnotatedText] = {}
+    by_position: dict[int, _AnnotatedText[_SentenceRow]] = {}
     for sentence in sentences:
         first = by_position.setdefault(sentence.row.worker_arranged_photo_order, sentence)
         if first is not sentence:

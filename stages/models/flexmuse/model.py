@@ -31,8 +31,8 @@ Where the paper is silent:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,13 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
-from stages.shared.generation.paper import SftLoss
+from stages.shared.generation.paper import EncoderOutput, GatedModel, SftLoss
 from stages.shared.modeling.layers import ElementwiseScale, Standardizer
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss, softmax_dpo_loss
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
 
 Dataset = chunk_dataset.ChunkDataset
 KINDS = ("articles",)  # of corpora; captions have no chunks to form preference pairs
@@ -137,10 +140,8 @@ class FlexMuseEncoderOutput:
 
     def select(self, index: Tensor) -> "FlexMuseEncoderOutput":
         """The items at `index`, in that order; an item may occur several times."""
-        values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return FlexMuseEncoderOutput(
-            *(value if value is None else value[index] for value in values)
-        )
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value[index] for name, value in values.items()})
 
 
 def map_sigma(sigma: Tensor, network: ModelConfig) -> Tensor:
@@ -231,12 +232,11 @@ class ConcatFusion(nn.Module):
         return self.norm(torch.cat([image, topic], dim=1)), None, None
 
 
-class Model(nn.Module):
+class Model(GatedModel[ModelConfig, InputDims]):
     """FlexMUSE around a T5 (transformers T5ForConditionalGeneration)."""
 
-    def __init__(self, network: ModelConfig, shapes: InputDims, t5: nn.Module):
-        super().__init__()
-        self.network, self.shapes, self.t5 = network, shapes, t5
+    def __init__(self, network: ModelConfig, shapes: InputDims, t5: "T5ForConditionalGeneration"):
+        super().__init__(network, shapes, t5)
         width = t5.config.d_model
         self.standardise_picture = Standardizer(shapes.patch_width)
         self.project_picture = nn.Linear(shapes.patch_width, width)
@@ -296,14 +296,14 @@ class Model(nn.Module):
         hidden = decoding.encode_inputs(self.t5, hidden, mask, self.network.t5_input)
         return FlexMuseEncoderOutput(hidden, mask, g, topic_mask, lambda_, attention)
 
-    def log_probs(self, encoder_output: FlexMuseEncoderOutput, labels: Tensor) -> Tensor:
+    def log_probs(self, encoder_output: EncoderOutput, labels: Tensor) -> Tensor:
         """log p(y | Z^F) in nats, summed over tokens.  (B, Y) -> (B,)"""
         log_probs = decoding.compute_log_probs(
             self.t5, encoder_output.hidden, encoder_output.mask, labels
         )
         return log_probs.sum(-1)
 
-    def attention_maps(self, encoder_output: FlexMuseEncoderOutput, ids: Tensor) -> Tensor:
+    def attention_maps(self, encoder_output: EncoderOutput, ids: Tensor) -> Tensor:
         """The decoder's cross-attention to image patches at each generated token.
 
         ids (B, Y + 1), starting with the start token -> (B, Y, P), the mean over layers and heads.

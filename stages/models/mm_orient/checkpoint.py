@@ -146,7 +146,7 @@ class MmOrientClassifier:
 
 def check_texts_supported(texts: list[str], features: Features) -> None:
     """Raises InputError if there are texts but `embed` computed no text features."""
-    if texts and features.text_index is None:
+    if texts and features.text_kind == "learned":
         raise InputError(
             "the encoder of 06_align does not support these texts: set text.encoder of the "
             "classifier in params.yaml to a BERT that does, or embed.min_supported_fraction to 0"
@@ -174,7 +174,7 @@ def encode_texts(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
     """Subwords and token features from a frozen text encoder, as arguments of TextFeatures."""
     words = [text.split() for text in texts]
     tokenized = [encoder.tokenize(text_words) for text_words in words]
-    states = encoder.encode_frozen([subwords.ids for subwords in tokenized])
+    states = encoder.compute_frozen_states([subwords.ids for subwords in tokenized])
     truncated = [
         len(text_words) - subwords.num_words
         for text_words, subwords in zip(words, tokenized, strict=True)
@@ -191,7 +191,7 @@ def encode_texts(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
 
 def load_text_clip(texts: list[str], features: Features, width: int) -> dict[str, np.ndarray]:
     """E_t (width,) by text; zeros if the aligned encoder does not support the texts."""
-    if features.text_index is None:
+    if features.text_kind == "learned":
         return dict.fromkeys(texts, np.zeros(width, np.float16))
     return {text: features.text_pooled[features.text_index[text]] for text in texts}
 
@@ -213,11 +213,7 @@ def create(
         raise InputError("no meme of the train split has a label: add labels to the corpus")
     check_language(run, rows)
     text_encoder = None if run.text.encoder == PRECOMPUTED_TOKENS else load_text_encoder(run.text)
-    region_extractor = (
-        None
-        if run.image.encoder == PRECOMPUTED_PATCHES
-        else build_region_extractor(run.image, "default")
-    )
+    region_extractor = build_region_extractor(run.image, "default")
     regions = region_shape(region_extractor, features)
     dims = InputDims(
         tasks={task: len(labels) for task, labels in learned_tasks.items()},
@@ -251,7 +247,10 @@ def load_text_encoder(config: MmOrientTextConfig) -> TextEncoder:
 
 def build_region_extractor(
     config: MmOrientImageConfig, weights: resnet.ResNetWeights
-) -> RegionExtractor:
+) -> RegionExtractor | None:
+    """None for the patches of the aligned encoder."""
+    if config.encoder == PRECOMPUTED_PATCHES:
+        return None
     return RegionExtractor(config.encoder, weights, config.image_size, config.grid_size)
 
 
@@ -270,7 +269,7 @@ def region_shape(extractor: RegionExtractor | None, features: Features) -> list[
 
 def pooled_width(features: Features) -> int:
     """D of the aligned encoder; 1 if there are neither image nor text features."""
-    pooled = features.pooled if features.text_pooled is None else features.text_pooled
+    pooled = features.pooled if features.text_kind == "learned" else features.text_pooled
     return pooled.shape[1] or 1
 
 
@@ -301,9 +300,9 @@ def restore(folder: Path) -> MmOrientClassifier:
         if config["text"]["encoder"] != PRECOMPUTED_TOKENS
         else None
     )
-    image, region_extractor = build_config(MmOrientImageConfig, config["picture"], source), None
-    if image.encoder != PRECOMPUTED_PATCHES:
-        region_extractor = build_region_extractor(image, "none")
+    image = build_config(MmOrientImageConfig, config["picture"], source)
+    region_extractor = build_region_extractor(image, "none")
+    if region_extractor is not None:
         region_extractor.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))
     task_features = build_config(text_features.TaskFeatureConfig, config["task_features"], source)
     if task_features.toxicity_model != text_features.NO_MODEL:

@@ -136,7 +136,7 @@ class MemeDataset:
         lengths = [0 if text is None else len(self.texts.tokens[text]) for text in texts]
         tokens = torch.zeros(len(texts), max(1, *lengths), self.texts.width)
         for index, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-            if length:
+            if text is not None and length:
                 tokens[index, :length] = torch.from_numpy(self.texts.tokens[text]).float()
         mask = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
         return {"tokens": tokens, "token_mask": mask}

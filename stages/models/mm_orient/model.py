@@ -66,7 +66,7 @@ from stages.models.mm_orient import relation_graph
 from stages.models.mm_orient.dataset import UNLABELED
 from stages.models.mm_orient.feature_noise import add_noise, create_generators
 from stages.shared.core.config import Field, config_class
-from stages.shared.modeling.layers import Standardizer
+from stages.shared.modeling.layers import Standardizer, map_pair
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.batching import Batch
 from stages.shared.training.loop import LossTerms
@@ -248,6 +248,8 @@ class AttentionScorer(nn.Module):
 class Hima(nn.Module):
     """Hierarchical attention over one modality."""
 
+    bias: Tensor  # running mean of z
+
     def __init__(self, width: int, network: ModelConfig):
         super().__init__()
         self.network = network
@@ -256,7 +258,7 @@ class Hima(nn.Module):
         self.first = AttentionScorer(width, network) if first else None
         self.second = AttentionScorer(width, network) if second else None
         self.width = width * (2 if second else 1)
-        self.register_buffer("bias", torch.zeros(width))  # running mean of z
+        self.register_buffer("bias", torch.zeros(width))
 
     def forward(self, q: Tensor, mask: Tensor, available: Tensor) -> HimaOutput:
         """q (B, N, D), mask (B, N) of valid positions, available (B,) items with this modality."""
@@ -288,6 +290,12 @@ class Hima(nn.Module):
 class CrossModalRelations(nn.Module):
     """Four graphs with one GraphSAGE layer each, and the bank of items used at evaluation."""
 
+    thresholds: Tensor  # of the similarity, by graph
+    bank_t: Tensor
+    bank_i: Tensor
+    bank_has_t: Tensor
+    bank_has_i: Tensor
+
     def __init__(self, width: int, network: ModelConfig):
         super().__init__()
         from torch_geometric.nn.conv import SAGEConv  # the import takes two seconds
@@ -306,8 +314,7 @@ class CrossModalRelations(nn.Module):
 
     def bank(self) -> tuple[ModalityPair, ModalityPair]:
         """E_t, E_i (N, D) and which rows are available (N,). Unused rows are not available."""
-        pooled = tuple(getattr(self, f"bank_{m}") for m in MODALITIES)
-        return pooled, tuple(getattr(self, f"bank_has_{m}") for m in MODALITIES)
+        return (self.bank_t, self.bank_i), (self.bank_has_t, self.bank_has_i)
 
     @torch.no_grad()
     def fit_bank(self, pooled: ModalityPair, available: ModalityPair) -> None:
@@ -343,7 +350,7 @@ class CrossModalRelations(nn.Module):
 
     def forward(self, pooled: ModalityPair, available: ModalityPair) -> RelationOutput:
         with torch.autocast(available[0].device.type, enabled=False):
-            pooled = tuple(x.to(self.bank_t.dtype) for x in pooled)
+            pooled = map_pair(lambda x: x.to(self.bank_t.dtype), pooled)
             by_graph = [self.relation_features(pooled, available, graph) for graph in GRAPHS]
         vectors, neighbor_counts = zip(*by_graph, strict=True)
         candidates = available if self.within_batch else self.bank()[1]
@@ -391,6 +398,8 @@ class Model(nn.Module):
     has_text, has_picture (B,) bool
     labels (B, T)    label indices in the order of the tasks, UNLABELED where there is none
     """
+
+    label_weights: Tensor  # (T, largest number of labels)
 
     def __init__(self, network: ModelConfig, shapes: InputDims):
         super().__init__()
@@ -576,8 +585,9 @@ def diagnostics(model: Model, batch: Batch) -> dict[str, Tensor]:
         for index, graph in enumerate(GRAPHS):
             metrics[f"density_{graph}"] = density[:, index]
             metrics[f"isolated_{graph}"] = isolated[:, index]
-    if model.network.inputs == "full" and model.network.has_first_level:
-        for name, hima in (("words", features.text), ("regions", features.image)):
+    has_weights = model.network.inputs == "full" and model.network.has_first_level
+    for name, hima in (("words", features.text), ("regions", features.image)):
+        if hima and has_weights:
             metrics[f"evenness_{name}"] = normalized_entropy(hima.weights, hima.mask)
     return metrics
 

@@ -150,7 +150,7 @@ def compute_features(texts: list[str], config: TaskFeatureConfig) -> np.ndarray:
 def _compute_toxicity_features(texts: list[str], encoder: TextEncoder) -> np.ndarray:
     """Mean of the last hidden states of each text; zeros for a text without subwords.  -> (N, D)"""
     rows = [encoder.tokenize(text.split()).ids for text in texts]
-    states = encoder.encode_frozen(rows)
+    states = encoder.compute_frozen_states(rows)
     features = np.zeros((len(texts), encoder.width), np.float32)
     for index, (row, state) in enumerate(zip(rows, states, strict=True)):
         if row:

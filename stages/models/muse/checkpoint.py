@@ -132,8 +132,9 @@ def create(
     labels = collect_labels(rows, task)
     vocabulary = Vocabulary(map(get_caption_words, rows), network.captioning.min_count)
     patches = collect_patches(rows, features, run.image.grid_size)
-    image_encoder = build_image_encoder(run.image, patches.shape[1:])
-    if run.image.encoder == PRECOMPUTED_PATCHES:
+    _, num_patches, patch_width = patches.shape
+    image_encoder = build_image_encoder(run.image, (num_patches, patch_width))
+    if isinstance(image_encoder, PatchPooling):
         image_encoder.fit_normalization(patches)
     shapes = InputDims(
         task=task,

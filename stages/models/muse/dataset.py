@@ -106,11 +106,11 @@ class TextImageDataset:
         self.captions = [
             codec.vocabulary.encode(get_caption_words(row), codec.max_caption_ids) for row in rows
         ]
-        target_files = {} if codec.drawing_size is None else files
-        self.drawings = {
-            name: resnet.load_pixels(content, codec.drawing_size)
-            for name, content in target_files.items()
-        }
+        self.drawings = {}
+        if size := codec.drawing_size:
+            self.drawings = {
+                name: resnet.load_pixels(content, size) for name, content in files.items()
+            }
         self.num_truncated = sum(self.num_truncated_words(index) > 0 for index in range(len(rows)))
 
     def cache_hidden_states(self) -> "TextImageDataset":

@@ -55,7 +55,7 @@ without images: text encoder, dropout, linear layer, CRF.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +65,15 @@ from torchcrf import CRF
 from stages.models.muse import pixelcnn, show_attend_tell
 from stages.models.muse.transformer import TransformerLayer
 from stages.shared.core.config import Field, config_class
-from stages.shared.modeling.layers import gather_rows, masked_mean, scatter_rows
+from stages.shared.modeling.layers import gather_rows, map_pair, masked_mean, scatter_rows
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.batching import Batch
 from stages.shared.training.loop import LossTerms
+
+if TYPE_CHECKING:
+    from stages.models.muse.patch_pooling import PatchPooling
+    from stages.shared.backbones.bert import TextEncoder
+    from stages.shared.backbones.resnet import ResNet
 
 KINDS = ("tweets", "posts")  # supported kinds of corpora
 ModalityPair = tuple[Tensor, Tensor]  # of the text and of the image
@@ -154,6 +159,11 @@ class ModelConfig:
         """Whether the modalities interact in a layer, counted from 1."""
         return self.mu <= layer <= self.eta
 
+    @property
+    def has_projection(self) -> bool:
+        """Whether the model has Lin."""
+        return self.use_captioning or self.use_image_generation or self.share_projection
+
 
 @config_class
 class InputDims:
@@ -171,7 +181,13 @@ class InputDims:
 class MuseEncoderOutput:
     text_states: Tensor  # (B, L, D_t) of the text encoder
     mask: Tensor  # (B, L) true at subwords
-    streams: ModalityPair | None  # H_t (B, L, D), H_v (B, P, D); None for fusion text
+    projected: ModalityPair | None  # None for fusion text
+
+    @property
+    def streams(self) -> ModalityPair:
+        """H_t (B, L, D), H_v (B, P, D); there are none for fusion text."""
+        assert self.projected is not None
+        return self.projected
 
 
 @dataclass
@@ -215,16 +231,18 @@ def exchange_tokens(
     streams (B, 1 + L, D) and (B, 1 + P, D) with cls first, and their masks; selected (B, L), (B, P)
     """
     first = 0 if network.padding_mask == "ignored" else 1  # whether cls is part of the mean
-    means = [masked_mean(x[:, first:], m[:, first:]) for x, m in zip(streams, masks, strict=True)]
-    changed = []
-    for x, tokens, other in zip(streams, selected, reversed(means), strict=True):
+    text_mean, image_mean = (
+        masked_mean(x[:, first:], mask[:, first:]) for x, mask in zip(streams, masks, strict=True)
+    )
+
+    def exchange(x: Tensor, tokens: Tensor, other: Tensor) -> Tensor:
         where = F.pad(tokens, (1, 0))[..., None]  # cls is never exchanged
         other = other[:, None].to(x.dtype)
         if network.exchange == "residual":
-            changed.append(torch.addcmul(x, where.to(x.dtype), other))
-        else:
-            changed.append(torch.where(where, other, x))
-    return tuple(changed)
+            return torch.addcmul(x, where.to(x.dtype), other)
+        return torch.where(where, other, x)
+
+    return map_pair(exchange, streams, selected, (image_mean, text_mean))
 
 
 class CrossTransformer(nn.Module):
@@ -274,36 +292,37 @@ class CrossTransformer(nn.Module):
 
         has_both (B,): whether an item has text and image
         """
-        selected = tuple(
-            select_exchange_tokens(self.exchange_scores(w, x, layer), mask[:, 1:], self.network)
-            & has_both[:, None]
-            for x, mask, w in zip(streams, masks, weights, strict=True)
-        )
+
+        def select(x: Tensor, mask: Tensor, w: Tensor) -> Tensor:
+            scores = self.exchange_scores(w, x, layer)
+            return select_exchange_tokens(scores, mask[:, 1:], self.network) & has_both[:, None]
+
+        selected = map_pair(select, streams, masks, weights)
         return exchange_tokens(streams, masks, selected, self.network), selected
 
     def apply_self_attention(
         self, layer: TransformerLayer, streams: ModalityPair, masks: ModalityPair, joint: bool
     ) -> tuple[ModalityPair, ModalityPair]:
         """Self-attention of each modality, or of both as one sequence.  -> X', weights of cls"""
-        if not joint:
-            attended = [
-                layer.self_attention(x, mask) for x, mask in zip(streams, masks, strict=True)
-            ]
-            return tuple(zip(*attended, strict=True))
-        lengths = [x.shape[1] for x in streams]
-        x, weights = layer.self_attention(torch.cat(streams, 1), torch.cat(masks, 1))
-        return x.split(lengths, 1), weights.split(lengths, 1)
+        if joint:
+            lengths = [x.shape[1] for x in streams]
+            x, weights = layer.self_attention(torch.cat(streams, 1), torch.cat(masks, 1))
+            (text, image), (w_text, w_image) = x.split(lengths, 1), weights.split(lengths, 1)
+        else:
+            (text, w_text), (image, w_image) = map(layer.self_attention, streams, masks)
+        return (text, image), (w_text, w_image)
 
     def forward(
         self, streams: ModalityPair, masks: ModalityPair, has_both: Tensor
     ) -> tuple[ModalityPair, list[LayerTrace]]:
         """(X_t, X_v), their masks, has_both (B,) -> (Y_t, Y_v), one trace per layer"""
         if self.network.padding_mask == "ignored":
-            masks = tuple(torch.ones_like(mask) for mask in masks)
+            masks = map_pair(torch.ones_like, masks)
         fusion, traces = self.network.fusion, []
         for number, layer in enumerate(self.layers, 1):
+            assert isinstance(layer, TransformerLayer)
             fuses = self.network.is_fusion_layer(number)
-            exchanged = tuple(torch.zeros_like(mask[:, 1:]) for mask in masks)
+            exchanged = map_pair(lambda mask: torch.zeros_like(mask[:, 1:]), masks)
             joint = fuses and fusion == "concatenation"
             streams, weights = self.apply_self_attention(layer, streams, masks, joint)
             if fuses and fusion == "cross_attention":
@@ -314,9 +333,10 @@ class CrossTransformer(nn.Module):
                 )
             elif fuses and fusion == "exchange":
                 streams, exchanged = self.apply_exchange(streams, masks, weights, has_both, number)
-            streams = tuple(map(layer.feed_forward, streams))
-            traces.append(LayerTrace(number, tuple(w[:, 1:] for w in weights), exchanged))
-        return tuple(map(self.norm, streams)), traces
+            streams = map_pair(layer.feed_forward, streams)
+            weights = map_pair(lambda w: w[:, 1:], weights)
+            traces.append(LayerTrace(number, weights, exchanged))
+        return map_pair(self.norm, streams), traces
 
 
 class ClassificationHead(nn.Module):
@@ -344,8 +364,8 @@ class Model(nn.Module):
         self,
         network: ModelConfig,
         shapes: InputDims,
-        text_encoder: nn.Module,
-        image_encoder: nn.Module,
+        text_encoder: "TextEncoder",
+        image_encoder: "ResNet | PatchPooling",
     ):
         super().__init__()
         self.network, self.shapes, self.text_encoder = network, shapes, text_encoder
@@ -370,10 +390,8 @@ class Model(nn.Module):
             nn.init.kaiming_normal_(torch.empty(1, d), mode="fan_out") for _ in range(2)
         )
         self.transformer = CrossTransformer(network)
-        needs_projection = (
-            network.use_captioning or network.use_image_generation or network.share_projection
-        )
-        self.share = nn.Linear(d, d) if needs_projection else None  # Lin
+        if network.has_projection:
+            self.share = nn.Linear(d, d)  # Lin
         if network.use_captioning:
             self.captioner = show_attend_tell.ShowAttendTell(
                 network.captioning.decoder, shapes.words, d
@@ -408,13 +426,15 @@ class Model(nn.Module):
     ) -> tuple[ModalityPair, list[LayerTrace]]:
         """(Y_t (B, 1 + L, D), Y_v (B, 1 + P, D)), one trace per layer."""
         image_mask = torch.ones_like(encoded.streams[1][..., 0], dtype=torch.bool)
-        masks = tuple(F.pad(mask, (1, 0), value=True) for mask in (encoded.mask, image_mask))
+        masks = map_pair(lambda mask: F.pad(mask, (1, 0), value=True), (encoded.mask, image_mask))
         streams = encoded.streams
         if self.network.share_projection:
-            streams = tuple(map(self.share, streams))
-        with_cls = tuple(
-            torch.cat([cls.to(h.dtype).expand(len(h), 1, -1), h], 1)
-            for cls, h in zip(self.cls, streams, strict=True)
+            streams = map_pair(self.share, streams)
+        text_cls, image_cls = self.cls
+        with_cls = map_pair(
+            lambda cls, h: torch.cat([cls.to(h.dtype).expand(len(h), 1, -1), h], 1),
+            (text_cls, image_cls),
+            streams,
         )
         has_both = batch["has_text"] & batch["has_picture"] & encoded.mask.any(1)
         return self.transformer(with_cls, masks, has_both)
@@ -430,15 +450,16 @@ class Model(nn.Module):
 
     def compute_logits(self, batch: Batch, encoded: MuseEncoderOutput) -> Tensor:
         """Emissions of the CRF (B, W, labels), or logits (B, labels)."""
-        is_tagging, first = self.shapes.task == "entities", batch.get("first")
+        is_tagging = self.shapes.task == "entities"
         if self.network.fusion == "text":
             states = encoded.text_states
             if is_tagging:
-                return self.head(gather_rows(states, first))
+                return self.head(gather_rows(states, batch["first"]))
             return self.head(masked_mean(states, encoded.mask))
         (text, image), _ = self.apply_cross_transformer(batch, encoded)
         if not is_tagging:
             return self.head(torch.cat([text[:, 0], image[:, 0]], -1))
+        first = batch["first"]
         words = gather_rows(text[:, 1:], first)
         return self.head(torch.cat([words, self.image_context(words, image[:, 1:], first)], -1))
 
@@ -460,9 +481,9 @@ def pool_modalities(model: Model, encoded: MuseEncoderOutput) -> dict[str, Modal
     """Mean subword and mean cell (B, D) `before` Lin and, if the model has it, `after` Lin."""
     text, image = encoded.streams
     before = masked_mean(text, encoded.mask), image.mean(1)
-    if model.share is None:
+    if not model.network.has_projection:
         return {"before": before}
-    return {"before": before, "after": tuple(map(model.share, before))}
+    return {"before": before, "after": map_pair(model.share, before)}
 
 
 def scatter_to_batch(values: Tensor, items: Tensor, batch: Batch) -> Tensor:
@@ -560,7 +581,7 @@ def diagnostics(model: Model, batch: Batch) -> dict[str, Tensor]:
         for modality, (name, size) in enumerate(sizes.items()):
             shares = torch.stack([tokens[modality].sum(1) for tokens in exchanged]) / size
             values[f"exchanged_{name}"] = scatter_to_batch(shares.mean(0)[items], items, batch)
-    if model.share is not None:
+    if network.has_projection:
         likeness = F.cosine_similarity(*pool_modalities(model, encoded)["after"])
         values["likeness"] = scatter_to_batch(likeness[items], items, batch)
     image_items = items[: network.image_generation.max_images_per_batch]

@@ -18,7 +18,7 @@ g starts at 1 and s at exp(-2), a fraction of the value range: rendered scenes a
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ MIN_LOG_S, INIT_LOG_S = -7.0, -2.0
 UNIFORM_EPS = 1e-7  # keeps the logit of a float32 near 0 or 1 finite
 NUM_SCALES = 3  # resolutions, each half the previous one
 DOWNSAMPLING = 2 ** (NUM_SCALES - 1)
+ConvT = TypeVar("ConvT", nn.Conv2d, nn.ConvTranspose2d)
 KernelSize = tuple[int, int]  # height, width
 Padding = tuple[int, int, int, int]  # left, right, top, bottom; negative values crop
 Shift = tuple[KernelSize, Padding]
@@ -133,18 +134,18 @@ def sample_pixel(theta: Tensor, uniform: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------- network
-def apply_weight_norm(conv: nn.Module) -> nn.Module:
+def apply_weight_norm(conv: ConvT) -> ConvT:
     """w = g v / |v| for each filter (arXiv:1602.07868), initialized with g = 1 and bias 0."""
     filters = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
-    conv = weight_norm(conv, dim=filters)
-    g, v = conv.parametrizations.weight.parameters()
+    weight_norm(conv, dim=filters)
+    g, v = conv.get_submodule("parametrizations.weight").parameters()
     nn.init.ones_(g)
     nn.init.normal_(v, std=0.05)  # shorter than w, so that Adam's steps rotate it faster
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 
-def conv1x1(inputs: int, outputs: int) -> nn.Module:
+def conv1x1(inputs: int, outputs: int) -> nn.Conv2d:
     """A "network in network": a linear map of each pixel."""
     return apply_weight_norm(nn.Conv2d(inputs, outputs, 1))
 
@@ -161,7 +162,7 @@ class ShiftedConv(nn.Module):
         return self.conv(F.pad(x, self.padding))
 
 
-def upsampling_conv(filters: int, kernel: KernelSize) -> nn.Module:
+def upsampling_conv(filters: int, kernel: KernelSize) -> nn.ConvTranspose2d:
     """A transposed convolution to twice the size, with the shift of the downsampling pass."""
     crop = (0, kernel[1] - 2)  # a kernel of width 3 is one column too wide on both sides
     conv = nn.ConvTranspose2d(filters, filters, kernel, 2, padding=crop, output_padding=crop)
@@ -251,7 +252,8 @@ class PixelCNN(nn.Module):
         nn.init.normal_(self.condition.weight, std=0.05)
         mixtures = config.num_mixtures
         self.theta = conv1x1(filters, 10 * mixtures)
-        nn.init.constant_(self.theta.bias[4 * mixtures : 7 * mixtures], INIT_LOG_S)
+        bias = self.theta.get_parameter("bias")
+        nn.init.constant_(bias[4 * mixtures : 7 * mixtures], INIT_LOG_S)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """theta (B, 10 K, S, S). x (B, 3, S, S), h (B, D)"""
@@ -270,7 +272,7 @@ class PixelCNN(nn.Module):
         Stream u runs once a row, and rows below the current one are left out.
         """
         assert not self.training  # dropout would change the samples
-        x = self.theta.bias.new_zeros(len(h), 3, self.size, self.size)
+        x = self.condition.weight.new_zeros(len(h), 3, self.size, self.size)
         shape = (self.size, self.size, len(h), 4)
         uniform = torch.rand(shape, generator=generator, device=generator.device).to(x)
         with parametrize.cached():
@@ -296,7 +298,7 @@ class PixelCNN(nn.Module):
     def _run_ul_stream(self, x: Tensor, u: list[Tensor], h: Tensor) -> Tensor:
         """theta (B, 10 K, S, S) from stream ul, which reads the maps of stream u."""
         active = self.ul(self.ul_above(x) + self.ul_left(x), iter(h), u)[-1]
-        last = active[:, : active.shape[1] // 2].to(self.theta.bias.dtype)
+        last = active[:, : active.shape[1] // 2].to(self.condition.weight.dtype)
         with torch.autocast(last.device.type, enabled=False):  # bfloat16 has fewer levels
             return self.theta(last)
 

@@ -61,8 +61,8 @@ PolishPPO:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
 from stages.shared.generation import decoding
 from stages.shared.generation.article_dataset import ArticleDataset
-from stages.shared.generation.paper import SftLoss
+from stages.shared.generation.paper import GeneratorModel, SftLoss
 from stages.shared.modeling.layers import (
     ElementwiseScale,
     Standardizer,
@@ -81,6 +81,9 @@ from stages.shared.modeling.layers import (
 )
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.losses import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
 
 Dataset = ArticleDataset
 # Standard deviation of kind and position embeddings: that of the signals they are added to. With
@@ -191,8 +194,8 @@ class TippoEncoderOutput:
 
     def select(self, index: Tensor) -> "TippoEncoderOutput":
         """The items at `index`, in that order; an item may occur several times."""
-        values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return TippoEncoderOutput(*(value if value is None else value[index] for value in values))
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value[index] for name, value in values.items()})
 
 
 @dataclass
@@ -282,12 +285,14 @@ class Difference(nn.Module):
         return difference + self.refine(difference)  # eq. 4
 
 
-class Model(nn.Module):
+class Model(GeneratorModel[ModelConfig, InputDims]):
     """TIPPo around a T5 (transformers T5ForConditionalGeneration)."""
 
-    def __init__(self, network: ModelConfig, shapes: InputDims, t5: nn.Module):
-        super().__init__()
-        self.network, self.shapes, self.t5 = network, shapes, t5
+    common: Tensor  # (L, D) running mean of images
+    balance: Tensor  # () l1 of the last training step
+
+    def __init__(self, network: ModelConfig, shapes: InputDims, t5: "T5ForConditionalGeneration"):
+        super().__init__(network, shapes, t5)
         width, is_pooled = t5.config.d_model, network.image_features == "pooled"
         num_tokens = 1 if is_pooled else shapes.patches  # L
         if is_pooled:
@@ -312,8 +317,8 @@ class Model(nn.Module):
         else:
             self.kind = nn.Parameter(EMBEDDING_INIT_STD * torch.randn(num_kinds, width))
         self.position = nn.Parameter(EMBEDDING_INIT_STD * torch.randn(network.max_images, width))
-        self.register_buffer("common", torch.zeros(num_tokens, width))  # running mean of images
-        self.register_buffer("balance", torch.zeros(()))  # l1 of the last training step
+        self.register_buffer("common", torch.zeros(num_tokens, width))
+        self.register_buffer("balance", torch.zeros(()))
         decoding.drop_bypassed_encoder(t5, network.t5_input)
 
     def fit_normalization(self, features: Features, images: list[int], texts: list[int]) -> None:
@@ -442,8 +447,8 @@ class Model(nn.Module):
                 blocks.append((tokens + kind + position, mask, rank))
         hidden, mask = pack_sequences(blocks)
         hidden = decoding.encode_inputs(self.t5, hidden, mask, self.network.t5_input)
-        balance = balance.expand(len(present)) if self.network.use_daa else None
-        return TippoEncoderOutput(hidden, mask, balance, image_weights, patch_weights)
+        item_balance = balance.expand(len(present)) if self.network.use_daa else None
+        return TippoEncoderOutput(hidden, mask, item_balance, image_weights, patch_weights)
 
 
 def contrastive_loss(
@@ -537,7 +542,7 @@ def diagnostics(model: Model, batch: dict) -> dict[str, Tensor]:
     image_mask = signals.image_mask.to(signals.images.dtype)
     cosine = F.cosine_similarity(signals.images.mean(2), signals.prototype.mean(1)[:, None], -1)
     values = {"likeness": (cosine * image_mask).sum(1) / image_mask.sum(1).clamp(min=1)}
-    if model.network.use_daa:
+    if output.images is not None and output.patches is not None and output.balance is not None:
         images = output.images.amax(-1) * image_mask.sum(1, keepdim=True)  # (B, branches)
         patches = output.patches.amax(-1) * output.patches.shape[-1]  # (B, N, branches)
         patches = patches.sum(1) / (patches > 0).sum(1).clamp(min=1)

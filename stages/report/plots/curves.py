@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from itertools import cycle
 from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 HistoryRows = list[dict[str, float]]  # rows of history.csv, without empty cells
 
@@ -72,7 +76,7 @@ _LEGEND_LABELS = {  # history column without `validation_` -> words, if the colu
 _LINE_STYLES = ("-", "--", ":")  # the next one is used when the colors are used up
 _SMOOTHING_PARTS = 20  # a running mean covers 1 / 20 of the steps
 _FIGURE_SIZE = (5.2, 2.9)  # inches of 72 px, about the size on the page, so text stays readable
-_STYLE = {
+_STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.parse_math": False,  # a name may contain a dollar sign
@@ -99,7 +103,7 @@ def render_svg(salt: str, description: str, paint: Callable[[Axes], None]) -> st
 
     salt: salts the IDs in the SVG; must be unique on the page. description: the ARIA label.
     """
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=_FIGURE_SIZE, layout="constrained")
         paint(figure.add_subplot())
         file = StringIO()
@@ -222,7 +226,7 @@ def _plot_line(
     column: str,
     color: str,
     labeled: bool = True,
-    **style: float | str,
+    **style: Any,
 ) -> None:
     points = [(row["step"], row[column]) for row in steps if column in row]
     if points:

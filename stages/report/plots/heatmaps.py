@@ -109,6 +109,8 @@ def draw_exchanges(
     indices: of the exchanged weights, from 0.
     """
     grid = to_grid(weights)
+    if grid is None:
+        raise ValueError(f"{len(weights)} weights form no grid")
     overlay, side = draw_overlay(image, grid, center_crop, None), len(grid)
     left, top, right, bottom = _covered_area(image, center_crop)
     tint = Image.new("RGB", overlay.size, _BOX_COLOR)
@@ -116,12 +118,12 @@ def draw_exchanges(
     for cell in [index - num_before for index in indices if index >= num_before]:
         row, column = divmod(cell, side)
         # The pixels that `draw_overlay` assigns to this cell.
-        edges = [
+        edges = (
             left - (-column * (right - left) // side),
             top - (-row * (bottom - top) // side),
             left - (-(column + 1) * (right - left) // side),
             top - (-(row + 1) * (bottom - top) // side),
-        ]
+        )
         tinted = Image.blend(overlay.crop(edges), tint.crop(edges), _TINT_OPACITY)
         overlay.paste(tinted, edges[:2])
         frame = [edges[0], edges[1], edges[2] - 1, edges[3] - 1]

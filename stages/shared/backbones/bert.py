@@ -91,7 +91,8 @@ class TextEncoder(nn.Module):
     ):
         super().__init__()
         self.bert, self.tokenizer, self.source = bert, tokenizer, source
-        self.num_tuned_layers, self.max_subwords = num_tuned_layers, max_subwords
+        self.num_tuned_layers: TunedLayers = num_tuned_layers
+        self.max_subwords = max_subwords
         self.width: int = bert.config.hidden_size
         self._check_limits()
         bert.requires_grad_(True)
@@ -100,7 +101,7 @@ class TextEncoder(nn.Module):
         self.train()
 
     def _check_limits(self) -> None:
-        layers, positions = len(self.bert.encoder.layer), _max_positions(self.bert.config)
+        layers, positions = len(self._layers()), _max_positions(self.bert.config)
         if self.num_tuned_layers != "all" and self.num_tuned_layers not in range(layers + 1):
             raise InputError(
                 f"params.yaml: text encoder {self.source} has {layers} layers, and "
@@ -112,14 +113,20 @@ class TextEncoder(nn.Module):
                 f"subwords, and max_subwords is {self.max_subwords}: give a number in this range"
             )
 
+    def _embeddings(self) -> nn.Module:
+        return self.bert.get_submodule("embeddings")
+
+    def _layers(self) -> list[nn.Module]:
+        return list(self.bert.get_submodule("encoder.layer").children())
+
     def _frozen_parts(self) -> list[nn.Module]:
         if self.num_tuned_layers == "all":
             return []
-        layers = self.bert.encoder.layer
-        return [self.bert.embeddings, *layers[: len(layers) - self.num_tuned_layers]]
+        layers = self._layers()
+        return [self._embeddings(), *layers[: len(layers) - self.num_tuned_layers]]
 
-    def _tuned_layers(self) -> nn.ModuleList:
-        layers = self.bert.encoder.layer
+    def _tuned_layers(self) -> list[nn.Module]:
+        layers = self._layers()
         if self.num_tuned_layers == "all":
             return layers
         return layers[len(layers) - self.num_tuned_layers :]
@@ -149,7 +156,8 @@ class TextEncoder(nn.Module):
                 break
             word_starts.append(len(ids))
             ids += word_ids
-        return SubwordEncoding(ids, word_starts, self.tokenizer.convert_ids_to_tokens(ids))
+        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        return SubwordEncoding(ids, word_starts, tokens)  # pyright: ignore[reportArgumentType] (a list)
 
     def prepare_inputs(
         self, rows: list[list[int]], hidden: list[np.ndarray] | None
@@ -176,12 +184,14 @@ class TextEncoder(nn.Module):
         return ids
 
     def encode_frozen(self, rows: list[list[int]]) -> list[np.ndarray] | None:
-        """The input of the first tuned layer, fp16 (L + 2, D) per text; None if all is tuned.
+        """`compute_frozen_states`; None if all is tuned."""
+        return None if self.num_tuned_layers == "all" else self.compute_frozen_states(rows)
+
+    def compute_frozen_states(self, rows: list[list[int]]) -> list[np.ndarray]:
+        """The input of the first tuned layer, fp16 (L + 2, D) per text.
 
         Cached under POLYMUSE_HOME.
         """
-        if self.num_tuned_layers == "all":
-            return None
         self.to(get_device())  # the cache's name contains the device
         store = open_feature_cache("hidden", self._fingerprint(), TEXT_BATCH_SIZE)
         keys = [sha256(np.array(row, np.int32).tobytes()).hexdigest() for row in rows]
@@ -215,7 +225,7 @@ class TextEncoder(nn.Module):
     def forward_frozen(self, ids: Tensor, valid: Tensor) -> Tensor:
         """The input of the first tuned layer.  ids, valid (B, L + 2) -> (B, L + 2, D)"""
         with torch.set_grad_enabled(self.num_tuned_layers == "all" and torch.is_grad_enabled()):
-            states = self.bert.embeddings(input_ids=ids)
+            states = self._embeddings()(input_ids=ids)
             for layer in self._frozen_parts()[1:]:
                 states = layer(states, valid[:, None, None])
         return states

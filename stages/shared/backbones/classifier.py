@@ -54,9 +54,12 @@ class ClassifierPaper(Protocol[PredictionsT_co]):
 class Classifier(Protocol):
     """A model with its paper and the content of its config.json."""
 
-    paper: ClassifierPaper[Any]
-    model: nn.Module
-    config: dict[str, Any]
+    @property
+    def paper(self) -> ClassifierPaper[Any]: ...
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ class ResNet(nn.Module):
 
     def __init__(self, name: ResNetName, weights: ResNetWeights, grid: int):
         super().__init__()
-        net = _import_torchvision_models().get_model(name)
+        models = _import_torchvision_models()
+        net = models.get_model(name)
+        assert isinstance(net, models.ResNet)
         if weights == "default":
             _load_pretrained_weights(net, name)
         self.grid, self.cells, self.width = grid, grid**2, net.fc.in_features
@@ -89,7 +91,7 @@ def _import_torchvision_models() -> ModuleType:
 
 def _load_pretrained_weights(net: nn.Module, name: str) -> None:
     """Load torchvision's weights from torch's cache; download them first unless offline."""
-    url = _import_torchvision_models().get_model_weights(name).DEFAULT.url
+    url = _import_torchvision_models().get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not allow_downloads() and not file.exists():
         raise InputError(

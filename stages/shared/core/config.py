@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, overload
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -57,7 +57,8 @@ def config_class(cls: type[T]) -> type[T]:
     `asdict`, `replace` and `fields` of dataclasses work on it.
     """
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
+    make = pydantic_dataclass(frozen=True, kw_only=True, config=strict)
+    return make(cls)  # pyright: ignore[reportReturnType] (typed as a protocol of pydantic)
 
 
 def params_files(folder: Path = CURRENT_FOLDER) -> list[Path]:
@@ -108,7 +109,11 @@ def _merge(params: dict[str, Any], other: dict[str, Any], file: Path, parent: st
             params[key] = value
 
 
-def load_config(kind: type[T], *section: str, folder: Path = CURRENT_FOLDER) -> T:
+@overload
+def load_config(kind: type[T], *section: str, folder: Path = CURRENT_FOLDER) -> T: ...
+@overload
+def load_config(kind: object, *section: str, folder: Path = CURRENT_FOLDER) -> Any: ...
+def load_config(kind: Any, *section: str, folder: Path = CURRENT_FOLDER) -> Any:
     """The section at a path of keys as `kind`, e.g. load_config(Schedule, "align", "schedule").
 
     folder: of the project. Raises InputError that names every missing or unknown key and every
@@ -174,7 +179,8 @@ def _describe(error: ValidationError, value: Any, name: str) -> str:
             *parent, key = details["loc"]
             keys.setdefault(_dotted(name, parent), []).append(f"{problem} {key}")
         elif details["type"] == "value_error":
-            values.setdefault(_dotted(name, path), []).append(f": {details['ctx']['error']}")
+            problem = details.get("ctx", {}).get("error")
+            values.setdefault(_dotted(name, path), []).append(f": {problem}")
         else:
             values.setdefault(_dotted(name, path), []).append(_describe_value(details))
     sentences = [f"{section}: {', '.join(sorted(listed))}" for section, listed in keys.items()]
@@ -207,12 +213,19 @@ def _real_path(location: Sequence[str | int], value: Any) -> list[str | int]:
     """The part of `location` that exists in `value`: pydantic appends the types of a union."""
     path: list[str | int] = []
     for key in location:
-        inside = isinstance(value, Mapping) and key in value
-        if not inside and not (isinstance(value, list) and isinstance(key, int)):
+        children = _children(value)
+        if key not in children:
             break
-        value = value[key]
+        value = children[key]
         path.append(key)
     return path
+
+
+def _children(value: Any) -> Mapping[Any, Any]:
+    """The values in a section by key or in a list by index; none in a plain value."""
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return value if isinstance(value, Mapping) else {}
 
 
 def _dotted(name: str, path: Sequence[str | int]) -> str:

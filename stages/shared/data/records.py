@@ -15,6 +15,7 @@ raises InputError only if the source as a whole is unusable.
 """
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,7 +25,7 @@ from stages.shared.runtime.stage import InputError
 SPLITS = ("train", "validation", "test")
 UNDETERMINED_LANGUAGE = "und"  # BCP 47
 SentimentLabel = Literal["negative", "neutral", "positive"]  # of a post
-SENTIMENT_LABELS = get_args(SentimentLabel)
+SENTIMENT_LABELS: tuple[SentimentLabel, ...] = get_args(SentimentLabel)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Foil:
 class ArticleRecord:
     source: str  # where the row is: file, or file:line
     title: str
-    blocks: list[ImageBytes | ImageFile | str]  # in reading order
+    blocks: Sequence[ImageBytes | ImageFile | str]  # in reading order
     # The id or path in the source; a second row with the same key is rejected.
     key: str | None = None
     language: str | None = None  # ISO 639-1; None: ingest detects it
@@ -180,7 +181,8 @@ def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
 
     Raises InputError if an encoding is unknown.
     """
-    for encoding in [_bom_encoding(content)] if _bom_encoding(content) else encodings:
+    marked = _bom_encoding(content)
+    for encoding in [marked] if marked else encodings:
         try:
             text = content.decode(encoding)
         except LookupError:

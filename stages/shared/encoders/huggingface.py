@@ -12,7 +12,7 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 
 # isort: split
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 
 from stages.shared.encoders.base import Encoder, save_encoder_config
@@ -32,7 +32,8 @@ class HuggingFaceEncoder(Encoder):
     """A CLIP, Chinese-CLIP or SigLIP model from a folder that `fetch` wrote."""
 
     def __init__(self, folder: Path, languages: list[str]):
-        self.model = _load_model(str(folder)).requires_grad_(False).eval().to(get_device())
+        self.model = _load_model(str(folder)).requires_grad_(False).eval()
+        self.model.to(get_device())  # pyright: ignore[reportArgumentType] (transformers' decorator)
         self.model_type = self.model.config.model_type
         self.processor = AutoProcessor.from_pretrained(folder)
         self.max_length = min(
@@ -43,14 +44,18 @@ class HuggingFaceEncoder(Encoder):
         self.languages = languages
         self.fingerprint = self.text_fingerprint = fingerprint_folder(folder)
 
+    def _module(self, name: str) -> nn.Module:
+        """A tower of the model, or its projection."""
+        return self.model.get_submodule(name)
+
     def preprocess_image(self, image: Image.Image) -> Tensor:
         return self.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model.vision_model(pixel_values=pixels)
+        output = self._module("vision_model")(pixel_values=pixels)
         pooled = output.pooler_output
         if self.model_type != "siglip":  # SigLIP's towers have no projection
-            pooled = self.model.visual_projection(pooled)
+            pooled = self._module("visual_projection")(pooled)
         return pooled, output.last_hidden_state
 
     def padded_lengths(self, texts: list[str]) -> list[int]:
@@ -82,13 +87,13 @@ class HuggingFaceEncoder(Encoder):
     def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         mask = tokens["attention_mask"]
         if self.model_type == "siglip":
-            output = self.model.text_model(input_ids=tokens["input_ids"])
+            output = self._module("text_model")(input_ids=tokens["input_ids"])
             return output.pooler_output, output.last_hidden_state, mask
-        output = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=mask)
+        output = self._module("text_model")(input_ids=tokens["input_ids"], attention_mask=mask)
         states = output.last_hidden_state
         # Chinese-CLIP has no pooler: its first token is projected.
         pooled = states[:, 0] if self.model_type == "chinese_clip" else output.pooler_output
-        return self.model.text_projection(pooled), states, mask
+        return self._module("text_projection")(pooled), states, mask
 
 
 def fetch(name: str, languages: list[str], folder: Path) -> None:

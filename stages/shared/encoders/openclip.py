@@ -6,11 +6,14 @@ preprocessing of the weights. `load` reads that folder and needs no network.
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before open_clip)
 
 # isort: split
 import open_clip
+from open_clip.hf_model import ClsPooler, HFTextEncoder
+from open_clip.model import get_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -31,38 +34,42 @@ class OpenClipEncoder(Encoder):
     def __init__(self, folder: Path, languages: list[str]):
         name = f"{LOCAL_DIR_PREFIX}{folder.absolute()}"
         self.model = _create_model(name).requires_grad_(False).eval().to(get_device())
-        self.preprocess = image_transform_v2(
-            PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
-        )
+        preprocess_config = PreprocessCfg(**get_model_preprocess_cfg(self.model))
+        self.preprocess = image_transform_v2(preprocess_config, is_train=False)
         self.tokenizer = open_clip.get_tokenizer(name)
         text = getattr(self.model, "text", None)  # open_clip.CLIP has no text module
-        self.hf_text_tower = text if isinstance(text, open_clip.hf_model.HFTextEncoder) else None
+        self.hf_text_tower = text if isinstance(text, HFTextEncoder) else None
         self.pad_token_id = (
-            self.hf_text_tower.config.pad_token_id
+            self.hf_text_tower.config.pad_token_id  # pyright: ignore[reportAttributeAccessIssue]
             if self.hf_text_tower
             else getattr(text, "pad_id", 0)
         )
         # A Hugging Face tower with ClsPooler leaves the pooled first token out of its states.
         self.num_pooled_tokens = int(
-            self.hf_text_tower is not None
-            and type(self.hf_text_tower.pooler) is open_clip.hf_model.ClsPooler
+            self.hf_text_tower is not None and type(self.hf_text_tower.pooler) is ClsPooler
         )
         self.languages = languages
         self.fingerprint = self.text_fingerprint = fingerprint_folder(folder)
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
-        return self.preprocess(image)
+        return self.preprocess(image)  # pyright: ignore[reportCallIssue, reportReturnType]
+
+    def _forward_intermediates(self, **inputs: Any) -> dict[str, Any]:
+        """Pooled features and the normalized states of the last layer."""
+        return self.model.forward_intermediates(  # pyright: ignore[reportCallIssue]
+            **inputs, normalize_intermediates=True
+        )
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model.forward_intermediates(
-            image=pixels, image_indices=1, normalize_intermediates=True
-        )
+        output = self._forward_intermediates(image=pixels, image_indices=1)
         patches = output["image_intermediates"][-1]  # (B, Dp, H', W'), without class tokens
         return output["image_features"], patches.flatten(2).transpose(1, 2)
 
     def padded_lengths(self, texts: list[str]) -> list[int]:
         """The context length for all texts, as in the training of these models."""
-        return [self.tokenizer.context_length] * len(texts)
+        length = self.tokenizer.context_length
+        assert length is not None
+        return [length] * len(texts)
 
     def subwords(self, texts: list[str]) -> list[list[str]]:
         ids = self.tokenizer(texts)
@@ -87,9 +94,7 @@ class OpenClipEncoder(Encoder):
             self.hf_text_tower.output_tokens = True
             pooled, states = self.hf_text_tower(ids)
         else:
-            output = self.model.forward_intermediates(
-                text=ids, text_indices=1, normalize_intermediates=True
-            )
+            output = self._forward_intermediates(text=ids, text_indices=1)
             pooled, states = output["text_features"], output["text_intermediates"][-1]
         mask = _mask_up_to_last(ids != self.pad_token_id)
         return pooled, states, mask[:, self.num_pooled_tokens :]
@@ -113,13 +118,13 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
         raise _model_load_error(name, error) from None
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
-    save_config_for_hf(model, folder / open_clip.constants.HF_CONFIG_NAME, config)
+    save_config_for_hf(model, str(folder / open_clip.constants.HF_CONFIG_NAME), config)
     if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
         tokenizer.save_pretrained(folder)
     save_encoder_config(folder, "openclip", languages, name=_public_name(name))
 
 
-def _create_model_from_folder(name: str) -> tuple[nn.Module, dict]:
+def _create_model_from_folder(name: str) -> tuple[nn.Module, dict | None]:
     model = _create_model(name)  # first: it reports what is wrong with the folder
     return model, open_clip.get_model_config(name)
 
@@ -150,7 +155,7 @@ def _create_model_by_name(name: str) -> tuple[nn.Module, dict]:
     return model, config
 
 
-def _create_model(name: str, **options: object) -> nn.Module:
+def _create_model(name: str, **options: Any) -> nn.Module:
     """As open_clip.create_model, but missing weights are an error instead of random weights."""
     try:
         return open_clip.create_model(name, require_pretrained=True, **options)

@@ -219,7 +219,9 @@ def load(folder: Path, config: dict) -> TinyEncoder:
 
     Raises InputError if it was trained against a MiniLM other than the installed one.
     """
-    sizes = {EARLIER_KEYS.get(key, key): size for key, size in config["sizes"].items()}
+    sizes: dict[str, int] = {
+        EARLIER_KEYS.get(key) or key: size for key, size in config["sizes"].items()
+    }
     encoder_config = TinyEncoderConfig(**sizes)
     text_tower = MiniLMTower(encoder_config.max_tokens)
     if text_tower.text_fingerprint != config["text_fingerprint"]:

@@ -12,7 +12,7 @@ separate files, so that reading only pooled features is cheap.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -33,22 +33,31 @@ ROWS_PER_BATCH = 512  # in memory while writing or reading
 
 @dataclass(frozen=True)
 class Features:
-    """N images and M texts of at most L tokens; rows are indexed by sha256 and by text."""
+    """N images and M texts of at most L tokens; rows are indexed by sha256 and by text.
+
+    What the texts have is empty if their features are learned.
+    """
 
     image_index: dict[str, int]
     pooled: np.ndarray  # (N, D) fp16, unit length
     patches: np.ndarray  # (N, P, Dp) fp16
     text_kind: Literal["encoder", "learned"]  # learned: language not supported
-    text_index: dict[str, int] | None
-    text_pooled: np.ndarray | None  # (M, D) fp16, unit length
-    tokens: np.ndarray | None  # (M, L, Dt) fp16, zero where masked
-    token_mask: np.ndarray | None  # (M, L) bool, true at tokens
-    subwords: list[list[str]] | None  # the tokens of each text as strings
+    text_index: dict[str, int] = field(default_factory=dict)
+    text_pooled: np.ndarray = field(  # (M, D) fp16, unit length
+        default_factory=lambda: np.zeros((0, 0), np.float16)
+    )
+    tokens: np.ndarray = field(  # (M, L, Dt) fp16, zero where masked
+        default_factory=lambda: np.zeros((0, 0, 0), np.float16)
+    )
+    token_mask: np.ndarray = field(  # (M, L) bool, true at tokens
+        default_factory=lambda: np.zeros((0, 0), np.bool_)
+    )
+    subwords: list[list[str]] = field(default_factory=list)  # the tokens of each text as strings
 
     @property
     def token_width(self) -> int:
         """Dt; 0 where text features are learned."""
-        return 0 if self.tokens is None else self.tokens.shape[2]
+        return self.tokens.shape[2]
 
 
 def write_features(
@@ -134,15 +143,7 @@ def _read_folder(folder: Path) -> Features:
         else np.zeros((0, 0, 0), np.float16),
     }
     if text_kind == "learned":
-        return Features(
-            text_kind=text_kind,
-            text_index=None,
-            text_pooled=None,
-            tokens=None,
-            token_mask=None,
-            subwords=None,
-            **images,
-        )
+        return Features(text_kind=text_kind, **images)
     table = pq.read_table(folder / "texts.parquet", columns=["text", "length", "pieces"])
     tokens, mask = _pad_tokens(
         _read_array(folder / "tokens.parquet", "token"), table.column("length").to_numpy()

@@ -65,7 +65,13 @@ def sample_excerpts(rows: list[dict], ratio: float, seed: int) -> list[dict]:
 class ArticleDataset:
     """Rows of chunks.parquet with their features, grouped into articles and indexed from 0."""
 
-    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: LengthLimits):
+    def __init__(
+        self,
+        rows: list[dict],
+        features: Features,
+        tokenizer: decoders.DecoderTokenizer,
+        limits: LengthLimits,
+    ):
         self.rows = group_into_articles(rows, limits.max_images)
         self.features, self.tokenizer, self.limits = features, tokenizer, limits
         self.sentinel_ids = decoders.get_sentinel_ids(tokenizer, limits.max_images - 1)
@@ -130,7 +136,9 @@ def _gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     return gathered
 
 
-def split_paragraphs(ids: list[int], tokenizer, sentinel_ids: list[int], count: int) -> list[str]:
+def split_paragraphs(
+    ids: list[int], tokenizer: decoders.DecoderTokenizer, sentinel_ids: list[int], count: int
+) -> list[str]:
     """Decode generated ids up to the end token as `count` paragraphs, split at sentinels.
 
     Missing paragraphs are empty; surplus ones are joined to the last.

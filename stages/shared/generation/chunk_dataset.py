@@ -55,7 +55,13 @@ class LengthLimits:
 class ChunkDataset:
     """Rows of chunks.parquet with their features, indexed from 0: each chunk is an item."""
 
-    def __init__(self, rows: list[dict], features: Features, tokenizer, limits: LengthLimits):
+    def __init__(
+        self,
+        rows: list[dict],
+        features: Features,
+        tokenizer: decoders.DecoderTokenizer,
+        limits: LengthLimits,
+    ):
         self.rows, self.features, self.tokenizer = rows, features, tokenizer
         self.limits = limits
         self.patches = torch.from_numpy(features.patches)
@@ -79,10 +85,6 @@ class ChunkDataset:
     def labels_until(self, index: int, place: int, text: str | None = None) -> list[int]:
         """Ids of an item's text, or of `text` instead; `place` is 0 (see ArticleDataset)."""
         return self.labels[index] if text is None else self.encode(text)
-
-    def topic_subwords(self, title: str) -> list[str]:
-        """The subwords of a topic as the model sees them."""
-        return self.topics.subwords(title)
 
     def batch(self, indices: list[int]) -> Batch:
         """The batch described in the module docstring."""
@@ -109,24 +111,27 @@ class ChunkDataset:
         row_of = {(row["record"], row["position"]): index for index, row in enumerate(self.rows)}
         groups = []
         for _, members in groupby(pairs, key=itemgetter("group")):
-            chunks = [(row_of.get((m["record"], m["position"])), m["rejected"]) for m in members]
-            places = [place for place, (index, _) in enumerate(chunks) if index is not None]
-            allowed = torch.tensor([[j in chunks[k][1] for j in places] for k in places])
+            rejected, indices = {}, {}  # by the chunk's place in its group
+            for place, member in enumerate(members):
+                key = member["record"], member["position"]
+                if key in row_of:
+                    rejected[place], indices[place] = member["rejected"], row_of[key]
+            allowed = torch.tensor([[j in rejected[k] for j in indices] for k in indices])
             if allowed.any():
-                groups.append(ChunkGroup([chunks[place][0] for place in places], allowed))
+                groups.append(ChunkGroup(list(indices.values()), allowed))
         return groups
 
     def batch_groups(self, groups: list[ChunkGroup]) -> Batch:
         """A batch of whole groups, one item per chunk."""
         indices = [index for group in groups for index in group.indices]
         batch = self.batch(indices)
-        sizes = torch.tensor([len(group.indices) for group in groups])
-        max_size = int(sizes.max())
+        sizes = [len(group.indices) for group in groups]
+        max_size = max(sizes)
         allowed = torch.zeros(len(groups), max_size, max_size, dtype=torch.bool)
         for matrix, group in zip(allowed, groups, strict=True):
             matrix[: len(group.indices), : len(group.indices)] = group.allowed
         return batch | {
-            "group": torch.arange(len(groups)).repeat_interleave(sizes),
+            "group": torch.arange(len(groups)).repeat_interleave(torch.tensor(sizes)),
             "place": torch.cat([torch.arange(size) for size in sizes]),
             "allowed": allowed,
             "u": torch.tensor([hash_to_uniform(self.rows[index]) for index in indices]),
@@ -141,13 +146,10 @@ def hash_to_uniform(row: dict) -> float:
 
 def compute_similarity(features: Features, image: str | None, title: str) -> float | None:
     """sigma, the cosine of image and title; None if either has no pooled feature."""
-    if features.text_kind != "encoder":
+    if image not in features.image_index or title not in features.text_index:
         return None
-    image_row, text_row = features.image_index.get(image), features.text_index.get(title)
-    if image_row is None or text_row is None:
-        return None
-    image_features = features.pooled[image_row].astype("f4")
-    return float(image_features @ features.text_pooled[text_row].astype("f4"))
+    image_features = features.pooled[features.image_index[image]].astype("f4")
+    return float(image_features @ features.text_pooled[features.text_index[title]].astype("f4"))
 
 
 def load_chunks(folder: Path, split: str, *, require_image: bool) -> list[dict]:

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
@@ -20,6 +21,10 @@ from stages.shared.core.config import Field, config_class
 
 # isort: split
 from stages.shared.runtime.stage import InputError, allow_downloads
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import T5ForConditionalGeneration
 
 PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = "<pad>", "</s>", "<unk>"  # in T5's order: ids 0, 1, 2
 METASPACE = "▁"  # stands for a space, and precedes a text
@@ -31,6 +36,26 @@ _ASCII_PUNCTUATION = r"(?:\.\.\.|[,!?:;()])+"
 _PUNCTUATION_BESIDE_CJK = regex.compile(
     rf"(?<={_CJK_CHARACTER}){_ASCII_PUNCTUATION}|{_ASCII_PUNCTUATION}(?={_CJK_CHARACTER})"
 )
+
+
+class DecoderTokenizer(Protocol):
+    """What generators use of a tokenizer of transformers."""
+
+    eos_token_id: int
+    unk_token_id: int | None
+    all_special_ids: list[int]
+
+    def __len__(self) -> int: ...
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+    def decode(self, token_ids: list[int]) -> str: ...
+    def batch_decode(self, sequences: list[list[int]], skip_special_tokens: bool) -> list[str]: ...
+    def add_special_tokens(self, tokens: dict[str, list[str]]) -> int: ...
+    def save_pretrained(self, folder: Path) -> Any: ...
 
 
 @config_class
@@ -53,7 +78,7 @@ class DecoderConfig:
 
 def create_decoder(
     name: str, config: DecoderConfig, d_model: int, texts: list[str], num_sentinels: int
-):
+) -> tuple["T5ForConditionalGeneration", DecoderTokenizer]:
     """A T5 and its tokenizer: `tiny` (new, of width d_model, for `texts`), or by name or folder.
 
     Raises InputError if the named model cannot be loaded, lacks weights of a T5, or has fewer than
@@ -80,7 +105,7 @@ def create_decoder(
     return t5, tokenizer
 
 
-def get_sentinel_ids(tokenizer, count: int) -> list[int]:
+def get_sentinel_ids(tokenizer: DecoderTokenizer, count: int) -> list[int]:
     """The ids of the first `count` sentinels. Raises InputError if there are fewer."""
     ids = tokenizer.convert_tokens_to_ids(_sentinel_tokens(count))
     if tokenizer.unk_token_id in ids or None in ids:
@@ -91,7 +116,7 @@ def get_sentinel_ids(tokenizer, count: int) -> list[int]:
     return ids
 
 
-def encode_text(text: str, tokenizer) -> list[int]:
+def encode_text(text: str, tokenizer: DecoderTokenizer) -> list[int]:
     """The token ids of a text, without an end token.
 
     Special tokens that the text spells out are removed, because they would be taken for generated
@@ -103,7 +128,7 @@ def encode_text(text: str, tokenizer) -> list[int]:
 
 
 @cache
-def _special_ids(tokenizer) -> frozenset[int]:
+def _special_ids(tokenizer: DecoderTokenizer) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
@@ -111,7 +136,7 @@ def _sentinel_tokens(count: int) -> list[str]:
     return [f"<extra_id_{number}>" for number in range(count)]
 
 
-def train_tokenizer(texts: list[str], vocab_size: int):
+def train_tokenizer(texts: list[str], vocab_size: int) -> DecoderTokenizer:
     """A transformers tokenizer: BPE with byte fallback and at most `vocab_size` tokens.
 
     Raises InputError if `vocab_size` is too small for the bytes and the special tokens.
@@ -140,7 +165,7 @@ def train_tokenizer(texts: list[str], vocab_size: int):
         min_frequency=2,
     )
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # pyright: ignore[reportReturnType] (its types are wider)
         tokenizer_object=_without_special_bytes(bpe),
         pad_token=PAD_TOKEN,
         eos_token=EOS_TOKEN,
@@ -159,7 +184,7 @@ def _select_alphabet(texts: list[str], max_size: int) -> list[str]:
     return [METASPACE, *by_frequency][:max_size]
 
 
-def _without_special_bytes(bpe):
+def _without_special_bytes(bpe: "Tokenizer") -> "Tokenizer":
     """The tokenizer with its byte tokens no longer special, so that decoding does not skip them.
 
     They had to be special to enter the vocabulary.
@@ -173,7 +198,9 @@ def _without_special_bytes(bpe):
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _create_tiny_t5(config: TinyT5Config, d_model: int, vocab_size: int):
+def _create_tiny_t5(
+    config: TinyT5Config, d_model: int, vocab_size: int
+) -> "T5ForConditionalGeneration":
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(
@@ -189,12 +216,12 @@ def _create_tiny_t5(config: TinyT5Config, d_model: int, vocab_size: int):
             dropout_rate=config.dropout,
             pad_token_id=0,
             eos_token_id=1,
-            decoder_start_token_id=0,
+            decoder_start_token_id=0,  # pyright: ignore[reportCallIssue] (a keyword argument)
         )
     )
 
 
-def _load_pretrained_t5(name: str):
+def _load_pretrained_t5(name: str) -> tuple["T5ForConditionalGeneration", DecoderTokenizer]:
     allow_downloads()
     from transformers import AutoTokenizer, T5ForConditionalGeneration
     from transformers.utils import logging
@@ -202,7 +229,8 @@ def _load_pretrained_t5(name: str):
     logging.set_verbosity_error()  # faults are reported below
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model, report = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+        loaded = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+        model, report = loaded  # pyright: ignore[reportGeneralTypeIssues] (with the loading info)
     except Exception as error:  # parsers of third-party files raise any exception
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
@@ -212,7 +240,7 @@ def _load_pretrained_t5(name: str):
     return model, tokenizer
 
 
-def load_decoder(folder: Path):
+def load_decoder(folder: Path) -> tuple["T5ForConditionalGeneration", DecoderTokenizer]:
     """The T5 (without its weights) and the tokenizer that `save_decoder` wrote; works offline.
 
     The T5 has no dropout, not even in training: a preference policy must start equal to its
@@ -230,20 +258,22 @@ def load_decoder(folder: Path):
     return t5, AutoTokenizer.from_pretrained(folder)
 
 
-def untie_lm_head(t5) -> None:
+def untie_lm_head(t5: "T5ForConditionalGeneration") -> None:
     """Give the output layer its own weights: transformers ties those of every new T5."""
     from torch.nn import Parameter
 
     t5.lm_head.weight = Parameter(t5.lm_head.weight.detach().clone())
 
 
-def save_decoder(folder: Path, t5, tokenizer) -> None:
+def save_decoder(
+    folder: Path, t5: "T5ForConditionalGeneration", tokenizer: DecoderTokenizer
+) -> None:
     """Write the T5's config and the tokenizer; the weights are saved with the whole model."""
     t5.config.to_json_file(folder / "t5.json")
     tokenizer.save_pretrained(folder)
 
 
-def maps_punctuation_to_ascii(tokenizer) -> bool:
+def maps_punctuation_to_ascii(tokenizer: DecoderTokenizer) -> bool:
     """Whether a tokenizer replaces Chinese punctuation by ASCII characters.
 
     The NFKC of most SentencePiece models does, for example that of mengzi-t5-base.

@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from stages.shared.training.losses import token_log_probs
 
 if TYPE_CHECKING:  # importing transformers takes a second
+    from transformers import T5ForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
 
 Connection = Literal["encoder_outputs", "inputs_embeds"]
 
 
-def drop_bypassed_encoder(t5: nn.Module, connection: Connection) -> None:
+def drop_bypassed_encoder(t5: "T5ForConditionalGeneration", connection: Connection) -> None:
     """Remove the T5's encoder where it is bypassed, so that no weights are unused."""
     if connection == "encoder_outputs":
         t5.encoder.block = nn.ModuleList()
-        t5.encoder.final_layer_norm = nn.Identity()
+        t5.encoder.add_module("final_layer_norm", nn.Identity())
 
 
-def encode_inputs(t5: nn.Module, hidden: Tensor, mask: Tensor, connection: Connection) -> Tensor:
+def encode_inputs(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, connection: Connection
+) -> Tensor:
     """The vectors that the decoder attends to.  (B, L, D), (B, L) -> (B, L, D)"""
     if connection == "encoder_outputs":
         return hidden
@@ -38,7 +41,9 @@ def _as_encoder_outputs(hidden: Tensor) -> "BaseModelOutput":
     return BaseModelOutput(last_hidden_state=hidden)
 
 
-def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+def compute_logits(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, labels: Tensor
+) -> Tensor:
     """Logits of each token given those before it.  labels (B, Y) -> (B, Y, vocabulary)"""
     return t5(  # passing labels would compute a cross-entropy as well
         encoder_outputs=_as_encoder_outputs(hidden),
@@ -47,14 +52,16 @@ def compute_logits(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) 
     ).logits
 
 
-def compute_log_probs(t5: nn.Module, hidden: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+def compute_log_probs(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, labels: Tensor
+) -> Tensor:
     """log p of each label token in nats, 0 at IGNORE_INDEX.  labels (B, Y) -> (B, Y)"""
     return token_log_probs(compute_logits(t5, hidden, mask, labels), labels)
 
 
 @torch.inference_mode()
 def generate(
-    t5: nn.Module,
+    t5: "T5ForConditionalGeneration",
     hidden: Tensor,
     mask: Tensor,
     max_tokens: int,
@@ -68,7 +75,7 @@ def generate(
     """
     # Without top_k=0 transformers samples from the 50 most probable tokens only.
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    return t5.generate(
+    return t5.generate(  # pyright: ignore[reportAttributeAccessIssue] (its own protocol)
         encoder_outputs=_as_encoder_outputs(hidden),
         attention_mask=mask,
         max_new_tokens=max_tokens,
@@ -79,7 +86,9 @@ def generate(
 
 
 @torch.inference_mode()
-def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+def compute_cross_attention(
+    t5: "T5ForConditionalGeneration", hidden: Tensor, mask: Tensor, ids: Tensor
+) -> Tensor:
     """The decoder's cross-attention weights at each generated token.
 
     ids (B, Y + 1), starting with the start token -> (B, Y, L), the mean over layers and heads
@@ -94,6 +103,7 @@ def compute_cross_attention(t5: nn.Module, hidden: Tensor, mask: Tensor, ids: Te
             output_attentions=True,
         )
     finally:
-        t5.set_attn_implementation(implementation)
+        if implementation is not None:
+            t5.set_attn_implementation(implementation)
     weights = torch.stack(output.cross_attentions)  # (layers, B, heads, Y, L)
     return weights.float().mean((0, 2))

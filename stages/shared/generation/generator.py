@@ -10,8 +10,8 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from stages.shared.generation.article_dataset import ArticleDataset, split_parag
 from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
 from stages.shared.generation.paper import (
     EncoderOutput,
+    GeneratorInputDims,
+    GeneratorModel,
     GeneratorModelConfig,
     GeneratorPaper,
     load_generator_paper,
@@ -33,6 +35,11 @@ from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device, inference_context
 from stages.shared.training.batching import Batch, to_device
 from stages.shared.training.schedule import Schedule
+
+ModelT_co = TypeVar(
+    "ModelT_co", bound=GeneratorModel[GeneratorModelConfig, GeneratorInputDims], covariant=True
+)
+DatasetT_co = TypeVar("DatasetT_co", bound=ChunkDataset | ArticleDataset, covariant=True)
 
 
 @config_class
@@ -82,12 +89,12 @@ class Generation:
 
 
 @dataclass
-class TextGenerator:
+class TextGenerator(Generic[ModelT_co, DatasetT_co]):
     """A model with its tokenizer and config."""
 
     paper: GeneratorPaper  # stages/models/<model>/model.py
-    model: torch.nn.Module
-    tokenizer: object
+    model: ModelT_co
+    tokenizer: decoders.DecoderTokenizer
     config: dict  # config.json
 
     @property
@@ -97,7 +104,7 @@ class TextGenerator:
         max_images = min(network.max_images, self.config["pictures"])
         return LengthLimits(network.max_topic_tokens, self.config["max_tokens"], max_images)
 
-    def build_dataset(self, rows: list[dict], features: Features) -> ChunkDataset | ArticleDataset:
+    def build_dataset(self, rows: list[dict], features: Features) -> DatasetT_co:
         """Rows of CHUNKS as the items that the model generates one text for: chunks or articles."""
         return self.paper.Dataset(rows, features, self.tokenizer, self.limits)
 
@@ -133,13 +140,19 @@ class TextGenerator:
         return texts
 
 
+# The generator of any paper.
+AnyGenerator = TextGenerator[
+    GeneratorModel[GeneratorModelConfig, GeneratorInputDims], ChunkDataset | ArticleDataset
+]
+
+
 def create_generator(
     run: GeneratorRun,
     network: GeneratorModelConfig,
     decoder_config: decoders.DecoderConfig,
     rows: list[dict],
     features: Features,
-) -> TextGenerator:
+) -> AnyGenerator:
     """A new generator for the shapes of `features`.
 
     network: the ModelConfig of the run's paper. rows: training chunks; a tiny decoder learns its
@@ -165,7 +178,7 @@ def create_generator(
     return TextGenerator(paper, model, tokenizer, config)
 
 
-def save_generator(generator: TextGenerator, folder: Path, encoder: Path) -> None:
+def save_generator(generator: AnyGenerator, folder: Path, encoder: Path) -> None:
     """Write the generator and a copy of the encoder that computed its features."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(generator.config, indent=1))
@@ -174,7 +187,7 @@ def save_generator(generator: TextGenerator, folder: Path, encoder: Path) -> Non
     copy_encoder(encoder, folder)
 
 
-def load_generator(folder: Path) -> TextGenerator:
+def load_generator(folder: Path) -> AnyGenerator:
     """The generator that `save_generator` wrote, in evaluation mode.
 
     Raises InputError if the folder holds no generator or one of another version.

@@ -6,7 +6,17 @@ else is its own is imported by its module in stages/train_preference.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
 from torch import Tensor, nn
 
@@ -14,9 +24,14 @@ from stages.shared.features.store import Features
 from stages.shared.modeling.registry import load_paper
 from stages.shared.training.batching import Batch
 
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration
+
 
 class GeneratorModelConfig(Protocol):
     """Hyperparameters that the weights depend on: the section `network` of a paper."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def d_model(self) -> int:
@@ -39,6 +54,41 @@ class GeneratorModelConfig(Protocol):
         ...
 
 
+class GatedModelConfig(GeneratorModelConfig, Protocol):
+    """Hyperparameters of a paper with a gate."""
+
+    @property
+    def gate_train(self) -> str:
+        """Mode of the gate in training."""
+        ...
+
+    @property
+    def gate_predict(self) -> str:
+        """Mode of the gate in generation."""
+        ...
+
+
+class GeneratorInputDims(Protocol):
+    """Shapes of a model's input, read from the features."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        ...
+
+    @property
+    def patch_width(self) -> int:
+        """Width of their features."""
+        ...
+
+    @property
+    def topic_width(self) -> int:
+        """Width of topic tokens; 0 where topics are embedded from the decoder's tokens."""
+        ...
+
+
 class EncoderOutput(Protocol):
     """What a model encodes a batch of B items to."""
 
@@ -48,6 +98,54 @@ class EncoderOutput(Protocol):
     def select(self, index: Tensor) -> "EncoderOutput":
         """The items at `index`, in that order; an item may occur several times."""
         ...
+
+
+@runtime_checkable
+class GatedEncoderOutput(EncoderOutput, Protocol):
+    """The encoder output of a paper with a gate, with the values that led to it.
+
+    correlation and attention are None if the fusion has neither.
+    """
+
+    gate: Tensor  # (B,)
+    topic_mask: Tensor  # (B, T)
+    correlation: Tensor | None  # (B, 1 or P, D)
+    attention: Tensor | None  # (B, P, T) from patches to topic tokens
+
+
+NetworkT_co = TypeVar("NetworkT_co", bound=GeneratorModelConfig, covariant=True)
+GatedNetworkT_co = TypeVar("GatedNetworkT_co", bound=GatedModelConfig, covariant=True)
+ShapesT_co = TypeVar("ShapesT_co", bound=GeneratorInputDims, covariant=True)
+
+
+class GeneratorModel(nn.Module, Generic[NetworkT_co, ShapesT_co]):
+    """A model that generates texts around a T5."""
+
+    def __init__(self, network: NetworkT_co, shapes: ShapesT_co, t5: "T5ForConditionalGeneration"):
+        super().__init__()
+        self.network, self.shapes, self.t5 = network, shapes, t5
+
+    def fit_normalization(self, features: Features, images: list[int], texts: list[int]) -> None:
+        """Set the statistics to those of the training split.
+
+        images, texts: its rows in the features, each listed once.
+        """
+        raise NotImplementedError
+
+    def encode(self, batch: Batch) -> EncoderOutput:
+        """The decoder's input for each item, as in generation."""
+        raise NotImplementedError
+
+
+class GatedModel(GeneratorModel[GatedNetworkT_co, ShapesT_co]):
+    """The model of a paper with a gate, whose attention to images can be traced."""
+
+    def attention_maps(self, encoder_output: EncoderOutput, ids: Tensor) -> Tensor:
+        """The decoder's cross-attention to image patches at each generated token.
+
+        ids (B, Y + 1), starting with the start token -> (B, Y, P)
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -66,13 +164,12 @@ class SftLoss:
 class GeneratorPaper(Protocol):
     """The module of a paper whose model generates texts.
 
-    Model: nn.Module, built from (ModelConfig, InputDims, T5), with `encode(batch) -> EncoderOutput`
-    and `fit_normalization`. Dataset: ChunkDataset or ArticleDataset.
+    Model is built from (ModelConfig, InputDims, T5). Dataset: ChunkDataset or ArticleDataset.
     """
 
     KINDS: tuple[str, ...]  # supported kinds of corpora
     HAS_GATE: bool  # whether it is a GatedPaper
-    Model: type
+    Model: type[GeneratorModel[Any, Any]]
     ModelConfig: type
     InputDims: type
     PreferenceConfig: type
@@ -101,8 +198,7 @@ class GeneratorPaper(Protocol):
 class GatedPaper(GeneratorPaper, Protocol):
     """A paper whose gate decides how much of the topic passes, and whose fusion can be traced.
 
-    Its encoder output also has gate (B,), topic_mask, correlation and attention, see
-    FlexMuseEncoderOutput; its ModelConfig has gate_train and gate_predict.
+    Its Model is a GatedModel, whose encoder output is a GatedEncoderOutput.
     """
 
     def gate(self, sigma: Tensor, mode: str, network: Any) -> Tensor:

@@ -7,6 +7,8 @@ which it learns late. Each token's embedding therefore gets a learned vector of 
 BERT's segment embeddings (arXiv:1810.04805).
 """
 
+from typing import Any
+
 import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import torch
@@ -17,16 +19,19 @@ from transformers import T5ForConditionalGeneration
 class ParagraphT5(T5ForConditionalGeneration):
     """A T5 after `add_paragraph_embeddings`."""
 
-    def forward(
+    sentinels: Tensor  # their ids
+    paragraph: nn.Embedding
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (fewer arguments)
         self,
-        encoder_outputs=None,
-        attention_mask=None,
-        decoder_input_ids=None,
-        decoder_inputs_embeds=None,
-        **kwargs,
+        encoder_outputs: Any = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
     ):
         """Like T5's forward, without labels; decoder_input_ids start at the start of the text."""
-        if decoder_inputs_embeds is None:
+        if decoder_inputs_embeds is None and decoder_input_ids is not None:
             decoder_inputs_embeds = self.embed(decoder_input_ids)
         return super().forward(
             encoder_outputs=encoder_outputs,
@@ -41,9 +46,13 @@ class ParagraphT5(T5ForConditionalGeneration):
         paragraph = torch.isin(ids, self.sentinels).cumsum(1)
         return self.shared(ids) + self.paragraph(paragraph.clamp(max=len(self.sentinels)))
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs):
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Tensor, **kwargs: Any
+    ) -> dict[str, Any]:
         """With a cache only the last token is embedded, but its paragraph depends on all tokens."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+            input_ids, **kwargs
+        )
         num_tokens = inputs.pop("decoder_input_ids").shape[1]
         inputs["decoder_inputs_embeds"] = self.embed(input_ids)[:, -num_tokens:]
         return inputs
@@ -71,7 +80,7 @@ def init_recency_bias(t5: T5ForConditionalGeneration) -> None:
     -slope times the distance bucket, as in ALiBi (arXiv:2108.12409), and is learned from there. The
     slope of each head is a quarter of the previous one.
     """
-    bias = t5.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    bias = t5.decoder.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     num_buckets, num_heads = bias.shape
     slopes = 4.0 ** -torch.arange(num_heads, dtype=bias.dtype)
     bias.copy_(-torch.arange(num_buckets, dtype=bias.dtype)[:, None] * slopes)

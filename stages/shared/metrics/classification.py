@@ -98,10 +98,11 @@ def compute_entity_scores(
 def _count_entities(pair: EntityPair, kind: str | None) -> tuple[int, int, int]:
     """Correct, predicted and gold entities of an item, of one type or (None) of all types."""
     gold, predicted = pair
-    return tuple(
+    num_correct, num_predicted, num_gold = (
         sum(kind in (None, entity[0]) for entity in entities)
         for entities in (gold & predicted, predicted, gold)
     )
+    return num_correct, num_predicted, num_gold
 
 
 def _precision_recall_f1(correct: int, predicted: int, gold: int) -> dict[str, float]:
@@ -156,10 +157,12 @@ def count_entity_confusions(pairs: list[EntityPair]) -> dict[str, dict[str, int]
     confusions: Counter[tuple[str, str]] = Counter()
     for gold, predicted in pairs:
         # Lenient entities of an item never overlap, so a position has one type.
-        types = [{(start, stop): kind for kind, start, stop in side} for side in (gold, predicted)]
-        positions = types[0].keys() | types[1].keys()
+        gold_types, predicted_types = (
+            {(start, stop): kind for kind, start, stop in side} for side in (gold, predicted)
+        )
         confusions.update(
-            tuple(side.get(position, NO_ENTITY) for side in types) for position in positions
+            (gold_types.get(position, NO_ENTITY), predicted_types.get(position, NO_ENTITY))
+            for position in gold_types.keys() | predicted_types.keys()
         )
     return _confusion_table(confusions, {NO_ENTITY})
 

@@ -66,10 +66,11 @@ def find_phrases(text: str, phrases: SlotPhrases) -> list[tuple[str, int, int]]:
     pattern, value_of = _compile_pattern(
         tuple((value, *variants) for value, variants in phrases.items())
     )
-    matches = (
-        (value_of.get(_normalize_text(match[0])), *match.span()) for match in pattern.finditer(text)
-    )
-    return [match for match in matches if match[0] is not None]
+    return [
+        (value, *match.span())
+        for match in pattern.finditer(text)
+        if (value := value_of.get(_normalize_text(match[0]))) is not None
+    ]
 
 
 def score_slots(text: str, facts: dict[str, str], slots: SceneSlots) -> dict[str, int]:

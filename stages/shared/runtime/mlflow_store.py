@@ -259,7 +259,11 @@ def _input_hashes(dvc_stage: str, dvc_root: str) -> dict[str, str]:
             hashes = {dep.def_path: dep.get_hash() for dep in deps if dep.exists}
     except DvcException:  # dvc.yaml was edited after DVC started this stage
         return {}
-    return {path: hashed.value for path, hashed in hashes.items() if hashed.name == "md5"}
+    return {
+        path: hashed.value
+        for path, hashed in hashes.items()
+        if hashed.name == "md5" and hashed.value is not None
+    }
 
 
 def _source_tags(dvc_stage: str) -> dict[str, str]:

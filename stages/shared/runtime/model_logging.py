@@ -88,7 +88,7 @@ def _model_signature(config: dict[str, Any]) -> "ModelSignature":
         outputs = _meme_output_columns(list(config["labels"]))
     else:
         outputs = _text_output_columns(config["shapes"]["task"])
-    return ModelSignature(Schema(inputs), Schema(outputs))
+    return ModelSignature(Schema([*inputs]), Schema([*outputs]))
 
 
 def _text_output_columns(task: str) -> list["ColSpec"]:

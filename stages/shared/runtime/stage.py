@@ -51,7 +51,7 @@ def allow_downloads() -> bool:
     if os.environ.get("POLYMUSE_MAY_LIFT_OFFLINE") == "1":
         os.environ["HF_HUB_OFFLINE"] = "0"
         if "huggingface_hub.constants" in sys.modules:  # it reads the variable once, at import
-            sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = False
+            vars(sys.modules["huggingface_hub.constants"])["HF_HUB_OFFLINE"] = False
     return os.environ.get("HF_HUB_OFFLINE") != "1"
 
 
@@ -88,7 +88,7 @@ def run_stage(main: Callable[..., None]) -> None:
 
     Each parameter is a required option: `features: Path` is `--features FEATURES`.
     """
-    module = inspect.getmodule(main)
+    module = sys.modules[main.__module__]
     parser = argparse.ArgumentParser(_program_name(module), description=module.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for name, parameter in inspect.signature(main).parameters.items():

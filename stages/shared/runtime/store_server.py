@@ -18,9 +18,12 @@ from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.shared.runtime.mlflow_store import MlflowStore, TrackingError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import PipeConnection
 
 SERVER_ENV = "POLYMUSE_TRACKING_SERVER"  # environment variable: KEY@SOCKET
 
@@ -28,7 +31,7 @@ SERVER_ENV = "POLYMUSE_TRACKING_SERVER"  # environment variable: KEY@SOCKET
 class RemoteStore:
     """The methods of the driver's MlflowStore, called over a connection."""
 
-    def __init__(self, connection: Connection):
+    def __init__(self, connection: "Connection | PipeConnection"):
         self._connection, self._lock = connection, Lock()
 
     def __getattr__(self, method: str) -> Callable[..., Any]:

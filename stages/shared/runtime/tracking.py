@@ -17,7 +17,7 @@ writes  the tracking store; POLYMUSE_HOME/runs/, the ids of open runs, to detect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
@@ -55,7 +55,7 @@ class TrackingRun:
         self._next_flush = monotonic() + _FLUSH_SECONDS
         self._warned = False
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the metrics of one step; they are sent in batches some seconds later."""
         now = int(time() * 1000)
         self._metrics += [(key, float(value), now, step) for key, value in metrics.items()]

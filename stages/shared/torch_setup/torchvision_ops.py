@@ -20,7 +20,9 @@ _library = None  # keeps the schemas alive: torch drops them when the library is
 
 def can_load_extension() -> bool:
     """Whether torchvision's compiled operators can be loaded into this process."""
-    folder = Path(find_spec("torchvision").origin).parent
+    package = find_spec("torchvision")
+    assert package and package.origin  # it is a dependency
+    folder = Path(package.origin).parent
     for path in sorted(folder.glob("_C*.so")) + sorted(folder.glob("_C*.pyd")):
         try:
             ctypes.CDLL(str(path))

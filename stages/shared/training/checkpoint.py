@@ -26,7 +26,8 @@ def fingerprint(values: list[Any], inputs: list[Path], stage: str, model: str = 
     """
     digest = sha256(f"{torch.__version__} {torch.get_num_threads()} {get_device()}".encode())
     for value in values:
-        digest.update(repr(asdict(value) if is_dataclass(value) else value).encode())
+        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        digest.update(repr(plain).encode())
         if isinstance(value, nn.Module):
             for name, weight in value.state_dict().items():
                 digest.update(name.encode() + weight.cpu().numpy().tobytes())

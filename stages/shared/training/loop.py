@@ -9,9 +9,10 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from stages.shared.training.checkpoint import Checkpoint
 from stages.shared.training.schedule import Schedule
 
 LossTerms = dict[str, Tensor]  # the named terms of a loss; their sum is minimized
+ModelT = TypeVar("ModelT", bound=nn.Module)
 UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # all weights use the schedule's rate
 
 
@@ -62,12 +64,20 @@ class TrainingPhase(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: the checkpoint is read with weights_only=True."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        ...
 
     def step_metrics(self) -> dict[str, float]:
         """Metrics of the latest step besides its loss, for its row of the history."""
+        ...
+
+
+def sum_terms(terms: LossTerms) -> Tensor:
+    """The loss that these terms add up to."""
+    return reduce(torch.add, terms.values())
 
 
 class ModelWithLoss(nn.Module):
@@ -89,16 +99,16 @@ def seed_everything(seed: int, step: int = 0) -> None:
 
 
 def fit(
-    model: nn.Module,
-    loss: Callable[[nn.Module, Batch], LossTerms],
+    model: ModelT,
+    loss: Callable[[ModelT, Batch], LossTerms],
     batch_at: Callable[[int], Batch],
     schedule: Schedule,
     *,
     name: str,
     key: str,
     checkpoint_interval_seconds: float,
-    validate: Callable[[nn.Module], ValidationResult] | None = None,
-    after_step: Callable[[nn.Module], None] | None = None,
+    validate: Callable[[ModelT], ValidationResult] | None = None,
+    after_step: Callable[[ModelT], None] | None = None,
     phase: TrainingPhase | None = None,
     lr_multipliers: Mapping[str, float] = UNIFORM_LR,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
@@ -169,7 +179,7 @@ class _Trainer:
             group["lr"] = learning_rate * group["factor"]
         self.model.train()
         terms = self.objective(to_device(batch, self.accelerator.device))
-        total = sum(terms.values())
+        total = sum_terms(terms)
         self.optimizer.zero_grad()
         self.accelerator.backward(total)
         self.accelerator.clip_grad_norm_(self.trainable_parameters, self.schedule.max_grad_norm)

@@ -64,7 +64,9 @@ def _imported_names(source: str) -> tuple[str, ...]:
     if "import_module(" in source:
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         names += [
-            "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in name.values)
+            "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in name.values
+            )
             for call in calls
             if getattr(call.func, "id", "") == "import_module"
             and isinstance(name := call.args[0], ast.JoinedStr)

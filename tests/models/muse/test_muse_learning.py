@@ -163,7 +163,7 @@ def test_the_crosstransformer_reads_the_shared_projection_if_configured(is_share
         "share_projection": is_shared,
     }
     model = build_model(**changes).eval()
-    assert (model.share is not None) == is_shared
+    assert hasattr(model, "share") == is_shared
     full_model = build_model(share_projection=is_shared).eval()
     batch = make_full_batch()
     before = full_model.compute_logits(batch, full_model.encode(batch))

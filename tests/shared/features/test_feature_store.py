@@ -64,14 +64,9 @@ def test_without_text_features_the_texts_are_learned(tmp_path):
     feature_store.write_features(tmp_path, make_images(2), None)
     features = feature_store.read_features(tmp_path)
     assert features.text_kind == "learned"
-    assert (
-        features.text_index
-        is features.text_pooled
-        is features.tokens
-        is features.token_mask
-        is None
-    )
-    assert features.subwords is None
+    assert not features.text_index and not features.subwords
+    assert features.text_pooled.size == features.tokens.size == features.token_mask.size == 0
+    assert features.token_width == 0
     assert json.loads((tmp_path / "summary.json").read_text())["texts"] == 0
 
 

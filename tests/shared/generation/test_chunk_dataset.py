@@ -137,7 +137,7 @@ def test_chunks_are_loaded_by_split_and_training_needs_images(tmp_path):
 def test_topic_subwords_match_the_tokens_that_the_model_sees():
     chunks = tiny_flexmuse.build_chunk_dataset()
     batch = chunks.batch([0, 3, 4])
-    counts = [len(chunks.topic_subwords(chunks.rows[index]["title"])) for index in (0, 3, 4)]
+    counts = [len(chunks.topics.subwords(chunks.rows[index]["title"])) for index in (0, 3, 4)]
     assert counts == batch["topic_mask"].sum(1).tolist() == [3, 5, 7]
     truncated = ChunkDataset(
         tiny_flexmuse.make_chunk_rows(),
@@ -145,13 +145,13 @@ def test_topic_subwords_match_the_tokens_that_the_model_sees():
         chunks.tokenizer,
         LengthLimits(2, 24),
     )
-    assert truncated.topic_subwords("title 2") == ["t0", "t1"]
-    assert chunks.topic_subwords("") == [""]  # the unmasked position of an item without a topic
+    assert truncated.topics.subwords("title 2") == ["t0", "t1"]
+    assert chunks.topics.subwords("") == [""]  # the unmasked position of an item without a topic
 
 
 def test_subwords_of_a_learned_topic_are_those_of_the_decoder():
     chunks = tiny_flexmuse.build_chunk_dataset(learned=True)
     batch = chunks.batch([0])
-    subwords = chunks.topic_subwords("title 0")
+    subwords = chunks.topics.subwords("title 0")
     assert len(subwords) == batch["topic_ids_mask"].sum() == 8
     assert subwords[:5] == ["t", "i", "t", "l", "e"]

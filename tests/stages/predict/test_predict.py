@@ -236,7 +236,7 @@ def test_attention_rows_match_the_generated_texts(project):
         assert row["text"] == texts[row["record"], row["position"], row["phase"]]
         assert row["ends"][-1] == len(row["text"])
         generator, chunks, output = encode_row(project, row)
-        assert row["tokens"] == chunks.topic_subwords(chunks.rows[0]["title"])
+        assert row["tokens"] == chunks.topics.subwords(chunks.rows[0]["title"])
         weights = output.attention[0].detach()
         np.testing.assert_allclose(row["fusion"], weights.flatten(), atol=1e-3)
         ids = generate(generator.model.t5, output.hidden, output.mask, 24, 1, 0.0, 1.0)
