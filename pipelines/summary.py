@@ -136,7 +136,8 @@ def suggest_commands() -> list[str]:
     if kinds & {"tweets", "posts"}:
         commands.append('polymuse label "what a lovely morning in Paris"')
     elif "memes" in kinds:
-        commands.append("polymuse label MEME.jpg")
+        example = next(REPORT_PATH.with_name("example").glob("meme.*"), "MEME.jpg")
+        commands.append(f"polymuse label {example}")
     return [*commands, "polymuse ui"] if commands else []
 
 

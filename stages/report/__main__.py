@@ -16,9 +16,11 @@ writes  OUTPUT/index.html
         OUTPUT/sampled/     images that MuSE sampled from a text
         OUTPUT/regions/     attention maps of meme classifiers
         OUTPUT/masks/       inpainting masks of memes
+        OUTPUT/example/     images that the commands on the page read, unchanged
 
 The page needs no script and no network. It contains no date, ID or path, so equal results give
-equal bytes. Images are re-encoded, which removes metadata such as the camera's location.
+equal bytes. Images are re-encoded, which removes metadata such as the camera's location, except
+those in example/.
 """
 
 from dataclasses import asdict, dataclass
@@ -30,6 +32,7 @@ import jinja2
 from stages.report import (
     attention_maps,
     chunk_review,
+    command_examples,
     illustrations,
     judge_scores,
     leaderboard,
@@ -251,6 +254,31 @@ def build_generator_context(
     }
 
 
+def build_command_examples(
+    generators: list[GeneratorSection],
+    classifiers: list[ClassifierSection],
+    kinds: dict[str, str],
+    data: Path,
+    folder: Path,
+    config: ReportConfig,
+) -> dict[str, Any]:
+    """The template variables of command_examples.html, empty without an example. Writes images.
+
+    kinds: corpus -> kind
+    """
+    examples = {
+        "article": command_examples.build_written_article(generators, data, folder),
+        "meme": command_examples.build_labeled_meme(classifiers, data, folder),
+        "text": command_examples.build_labeled_text(classifiers, kinds, data, folder),
+    }
+    if not any(examples.values()):
+        return {}
+    files: dict[str, bytes] = {}
+    for example in filter(None, examples.values()):
+        files |= example.files
+    return examples | {"images": save_images(files, folder, config)}
+
+
 def draw_embeddings(classifier: MuseSection, labels: Path) -> list[Chart]:
     """Text and image embeddings in the plane, before and after the shared projection."""
     rows = schemas.read_parquet(labels / "embeddings.parquet", schemas.EMBEDDINGS)
@@ -405,6 +433,7 @@ def build_page_context(
     kinds = {corpus.name: corpus.params["kind"] for corpus in corpora}
     return {
         "leaderboards": leaderboard.build_leaderboards(generators, classifiers),
+        "made": build_command_examples(generators, classifiers, kinds, data, folder, config),
         "corpora": corpora,
         "encoder": loaders.load_encoder_info(data),
         "generators": [

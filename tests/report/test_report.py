@@ -39,8 +39,9 @@ def test_the_same_results_give_the_same_bytes(project):
     render_page(project)
     first = read_files()
     render_page(project)
-    assert read_files() == first and len(first) == 21
-    # The page, and for two chunks of two articles an image, four attention maps and a matrix.
+    assert read_files() == first and len(first) == 23
+    # The page, for two chunks of two articles an image, four attention maps and a matrix, and the
+    # two image files of the command.
 
 
 def test_every_tag_is_closed_and_every_id_is_unique(project):
@@ -62,8 +63,9 @@ def test_texts_of_the_corpus_are_escaped(project):
     (project / "data/01_ingest/articles/summary.json").write_text(json.dumps(summary))
     page = ParsedPage(render_page(project))
     assert not page.find_all("script")
-    # 2 titles; a reference and 2 texts for each of 4 chunks; a language and a rejection reason.
-    assert page.text.count(XSS_TEXT) == 2 + 4 * 3 + 2
+    # 2 titles; a reference and 2 texts for each of 4 chunks; a language and a rejection reason; the
+    # title and 2 texts of the article with its command, and the title in the command.
+    assert page.text.count(XSS_TEXT) == 2 + 4 * 3 + 2 + 4
 
 
 def test_values_of_params_are_escaped(project):
@@ -125,8 +127,9 @@ def test_an_unavailable_metric_is_shown_with_its_reason(project):
     assert "unavailable" in page.text
     assert "MiniLM does not read most of the texts (zh)" in page.text
     assert "the encoder does not support the language of the titles" in page.text
-    # 2 titles; for each of 4 chunks a reference, two texts, the shaded text and the topic tokens.
-    assert sum(attributes.get("lang") == "zh" for _, attributes in page.tags) == 2 + 4 * 5
+    # 2 titles; for each of 4 chunks a reference, two texts, the shaded text and the topic tokens;
+    # the title and 2 texts of the article with its command.
+    assert sum(attributes.get("lang") == "zh" for _, attributes in page.tags) == 2 + 4 * 5 + 3
 
 
 def test_without_ground_truth_the_report_has_no_ceilings(project):
@@ -145,7 +148,7 @@ def test_a_chunk_without_image_and_an_empty_text_are_shown(project):
     page = ParsedPage(render_page(project))
     assert not page.find_all("img")
     assert page.text.count("no image") == 4
-    assert page.text.count("(empty text)") == 8
+    assert page.text.count("(empty text)") == 8 + 2
 
 
 def test_large_images_are_resized_and_small_images_keep_their_pixels(tmp_path):

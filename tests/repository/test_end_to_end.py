@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 
@@ -231,6 +234,37 @@ def test_the_report_shows_examples_with_their_images(project):
     assert any(row["variant"] and row["text"] in page for row in memes)
 
 
+def test_the_commands_of_the_report_make_what_it_shows(project):
+    page = (project / "data/14_report/index.html").read_text()
+    section = page.split('<section id="made">')[1].split("</section>")[0]
+    article, meme, tweet = section.split("<article>")[1:]
+    write, label_meme, label_tweet = (shlex.split(line) for line in find_texts(section, "code"))
+
+    command(project, *write)
+    written = read_json(project, "article/article.json")
+    (title,), paragraphs = find_texts(article, "h4"), find_texts(article, "p")
+    assert title == written["title"] and len(written["chunks"]) > 1
+    assert paragraphs[:-1] == [chunk["text"] for chunk in written["chunks"]]
+
+    labels = json.loads(command(project, *label_meme, "--json"))
+    rows = zip(find_texts(meme, "th"), find_texts(meme, "td"), strict=True)
+    assert [(task, text.split(", true")[0]) for task, text in rows] == [
+        (task, f"{labels[task]} {labels[f'{task}_probability']:.2f}") for task in TASKS
+    ]
+
+    entities = json.loads(command(project, *label_tweet, "--json"))["entities"]
+    predicted = tweet.split("<p>")[1].split("</p>")[0]
+    assert find_texts(predicted, "span") == [
+        f"{entity['text']}\N{NO-BREAK SPACE}{entity['type']}" for entity in entities
+    ]
+
+
+def find_texts(page: str, tag: str) -> list[str]:
+    """The text of each element with this tag, which must not contain the same tag."""
+    elements = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", page, re.DOTALL)
+    return [unescape(re.sub(r"<[^>]+>", "", element)).strip() for element in elements]
+
+
 def test_stages_are_tracked_with_the_hashes_of_their_data(project):
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     experiment = client.get_experiment_by_name("polymuse").experiment_id
@@ -281,7 +315,9 @@ def test_undoing_the_preset_restores_the_parameter_files(project):
 def test_a_project_can_have_memes_alone(project):
     with restored_params(project):
         keep(project, {"captions": "captions", "memes": "memes"}, "mm_orient")
-        assert list_scored_runs(command(project, "polymuse", "run")) == ["mm_orient"]
+        output = command(project, "polymuse", "run")
+    assert list_scored_runs(output) == ["mm_orient"]
+    assert "  polymuse label data/14_report/example/meme.jpg\n" in output
     page = (project / "data/14_report/index.html").read_text()
     assert "mm_orient" in page and "before, mask, after" in page
     assert "muse_entities" not in page and "flexmuse" not in page
@@ -294,6 +330,7 @@ def test_a_project_needs_no_memes(project):
         assert not [name for name in stages_of(project) if "memes" in name or "augment" in name]
     page = (project / "data/14_report/index.html").read_text()
     assert "muse_sentiment" in page and "mm_orient" not in page and "Memes: " not in page
+    assert "example/post.jpg --run muse_sentiment" in page
 
 
 def list_scored_runs(output: str) -> list[str]:
