@@ -2,7 +2,7 @@
 
 reads   11_predict/<run>, as loaded by loaders.py
         11_classify/<run>/labels.parquet, and records.parquet of the stage that the run reads
-writes  example/  the image files of these items, unchanged, which the commands read
+writes  example/  the images of these items, which the commands read
 
 Each item is the first of its split whose input a command can prepare as the stages did, so that the
 command prints what the page shows. None is chosen by its score.
@@ -12,10 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from stages.report import loaders, meme_section, tagging_examples
 from stages.report.classifier_section import ClassifierSection
@@ -81,7 +78,7 @@ def build_written_article(
     images = [chunk["image"] for chunk in chunks if chunk["image"]]
     files = loaders.load_images(data, generator.params["corpus"], set(images))
     paths = [
-        save_original(files[image], folder, str(number))
+        save_pixels(files[image], folder, str(number))
         for number, image in enumerate(images, start=1)
     ]
     title = chunks[0]["title"]
@@ -160,7 +157,7 @@ def build_labeled_meme(
     if row is None:
         return None
     files = loaders.load_images(data, corpus, {row["pictured"]})
-    path = save_original(files[row["pictured"]], folder, "meme")
+    path = save_pixels(files[row["pictured"]], folder, "meme")
     text = row["text"] if row["text_source"] == "corpus" else ""
     return LabeledMeme(
         name,
@@ -195,7 +192,7 @@ def build_labeled_text(
         files, path = {}, None
         if row["image"]:
             files = loaders.load_images(data, corpus, {row["image"]})
-            path = save_original(files[row["image"]], folder, item)
+            path = save_pixels(files[row["image"]], folder, item)
         gold, prediction, *_ = tagging_examples.build_predictions(row, labels[row["id"]])
         return LabeledText(
             classifier.name,
@@ -265,11 +262,13 @@ def format_option(name: str, value: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------- files
-def save_original(content: bytes, folder: Path, stem: str) -> str:
-    """Write an image file, unchanged, into `folder`/example -> its path in a command."""
-    image_format = Image.open(BytesIO(content), formats=image_store.FORMATS).format or ""
-    suffix = {"JPEG": "jpg", "MPO": "jpg"}.get(image_format, image_format.lower())
-    target = folder / "example" / f"{stem}.{suffix}"
+def save_pixels(content: bytes, folder: Path, stem: str) -> str:
+    """Write an image without its metadata, as PNG, into `folder`/example -> its path in a command.
+
+    The pixels are kept, so that a model sees what it saw in the corpus.
+    """
+    target = folder / "example" / f"{stem}.png"
     target.parent.mkdir(exist_ok=True)
-    target.write_bytes(content)
+    image = image_store.decode_image(content)
+    image_store.resize_and_strip_metadata(image, max(image.size)).save(target)
     return f"{EXAMPLE_DIR}/{target.name}"

@@ -4,9 +4,11 @@ import shlex
 import sys
 from hashlib import sha256
 from html import unescape
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines import cli
 from pipelines.cli import label, write
@@ -16,6 +18,7 @@ from stages.report.classifier_section import MuseSection
 from stages.report.generator_section import GeneratorSection
 from stages.report.meme_section import MemeSection
 from stages.shared.core import schemas
+from stages.shared.data import image_store
 from tests.support import generator_outputs, mm_orient_outputs, muse_outputs
 from tests.support.report_project import (
     XSS_TEXT,
@@ -244,3 +247,20 @@ def test_plain_words_are_found_again_by_the_command(text, is_plain):
     assert command_examples.has_plain_words({"words": words}) == is_plain
     if is_plain:
         assert text_labeler.build_input_from_text(text, None).words == words
+
+
+def test_an_example_image_has_the_pixels_of_the_corpus_but_no_metadata(tmp_path):
+    image = Image.effect_noise((60, 40), 80).convert("RGB")
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif[0x0112] = 6  # turned by 90 degrees
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", exif=exif, comment="taken at home")
+    path = command_examples.save_pixels(buffer.getvalue(), tmp_path, "1")
+    assert path == "data/14_report/example/1.png"
+    content = (tmp_path / "example" / "1.png").read_bytes()
+    saved = image_store.decode_image(content)
+    assert saved.size == (40, 60)
+    assert saved.tobytes() == image_store.decode_image(buffer.getvalue()).tobytes()
+    assert b"a camera" not in content
+    assert b"taken at home" not in content

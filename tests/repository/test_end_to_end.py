@@ -317,7 +317,7 @@ def test_a_project_can_have_memes_alone(project):
         keep(project, {"captions": "captions", "memes": "memes"}, "mm_orient")
         output = command(project, "polymuse", "run")
     assert list_scored_runs(output) == ["mm_orient"]
-    assert "  polymuse label data/14_report/example/meme.jpg\n" in output
+    assert "  polymuse label data/14_report/example/meme.png\n" in output
     page = (project / "data/14_report/index.html").read_text()
     assert "mm_orient" in page and "before, mask, after" in page
     assert "muse_entities" not in page and "flexmuse" not in page
@@ -330,7 +330,7 @@ def test_a_project_needs_no_memes(project):
         assert not [name for name in stages_of(project) if "memes" in name or "augment" in name]
     page = (project / "data/14_report/index.html").read_text()
     assert "muse_sentiment" in page and "mm_orient" not in page and "Memes: " not in page
-    assert "example/post.jpg --run muse_sentiment" in page
+    assert "example/post.png --run muse_sentiment" in page
 
 
 def list_scored_runs(output: str) -> list[str]:
