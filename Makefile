@@ -4,12 +4,15 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui bench profile help
+.PHONY: run test test-all lint ui bench profile help
 
 run: $(INSTALLED)  ## install, run every stale stage, print scores and the path of the report
 	@$(BIN)/polymuse run
 
-test: $(INSTALLED)  ## install, run the tests
+test: $(INSTALLED)  ## install, run the tests except the slow ones
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(INSTALLED)  ## install, run all tests, among them whole runs of the DAG
 	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## check style and types
@@ -28,7 +31,7 @@ ui: $(INSTALLED)  ## serve MLflow and Prefect until Ctrl-C
 	@$(BIN)/polymuse ui
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 # simple-lama-inpainting pins numpy<2 and pillow<10 but works with the versions used here.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -177,6 +177,7 @@ def test_a_table_artifact_has_the_metrics(tmp_path, monkeypatch):
     assert '"ROUGE-L": "0.500"' in table.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_flow_leaves_no_process(tmp_path, server, sent):
     stages = {"one": {"cmd": SLEEP_COMMAND, "outs": ["never"]}, "two": make_copy_stage("b")}

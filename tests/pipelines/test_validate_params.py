@@ -170,6 +170,7 @@ def test_an_unknown_section_is_named(params):
     assert error_of(params) == "params.yaml: unknown section trainnig: remove it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_the_rows_of_a_sweep_change_existing_keys_and_are_valid(params, sweep):
     stage, run = SWEEPS[sweep]["target"].split("@")

@@ -78,6 +78,7 @@ def test_every_shell_line_starts_a_known_program(line):
     assert split_words(line)[0] in PROGRAMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", list_commands())
 def test_every_command_exists_with_its_options(command):
     program, *arguments = split_words(command)

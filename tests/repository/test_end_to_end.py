@@ -25,6 +25,8 @@ from PIL import Image
 from stages.shared.data import image_store
 from tests.support.project_files import ROOT, clone_project
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 REAL = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset"))
 TASKS = ["sentiment", "humour", "sarcasm", "offensive", "motivational"]

@@ -320,6 +320,7 @@ def undo_edits(committed_project: Path) -> None:
                 Path(name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_an_edit_makes_only_the_stages_stale_that_it_can_change(up_to_date, committed_project):
     assert list_stale() == set()
     for file in sorted(RUNTIME_CODE):
@@ -338,6 +339,7 @@ def test_an_edit_makes_only_the_stages_stale_that_it_can_change(up_to_date, comm
     assert {"ingest@articles", "align", "report"} <= list_stale()
 
 
+@pytest.mark.slow
 def test_edits_for_classifiers_and_generators_do_not_affect_each_other(
     up_to_date, committed_project
 ):
@@ -365,6 +367,7 @@ def test_edits_for_classifiers_and_generators_do_not_affect_each_other(
     }
 
 
+@pytest.mark.slow
 def test_new_preference_pairs_retrain_neither_the_encoder_nor_sft(up_to_date):
     """tests/stages/test_chunk.py tests that chunks.parquet does not change."""
     edit("params.yaml", "rejected_from: article", "rejected_from: others")
@@ -390,6 +393,7 @@ def list_changed() -> set[str]:
         return set(repo.status())
 
 
+@pytest.mark.slow
 def test_an_edit_of_one_paper_does_not_affect_another(up_to_date, committed_project):
     edit("stages/models/muse/pixelcnn.py")
     stages = ("train_classifier", "classify", "evaluate_classifier")
@@ -401,6 +405,7 @@ def test_an_edit_of_one_paper_does_not_affect_another(up_to_date, committed_proj
     assert not {address for address in list_stale() if address.endswith("@flexmuse")}
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_format_affects_only_its_corpora(up_to_date):
     edit("params.yaml", "    format: synthetic", "    format: markdown")  # of articles
     with Repo(".") as repo:

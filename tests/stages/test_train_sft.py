@@ -128,6 +128,7 @@ def test_the_model_folder_holds_the_encoder_without_its_reports(project):
     assert files == {"encoder.json": b"{}", "weights/pictures": b"1"}
 
 
+@pytest.mark.slow
 def test_a_stage_killed_and_resumed_writes_the_same_bytes(project):
     article_corpus.write_article_corpus(project)
     options = {"run": "flexmuse", "chunks": project / "chunk", "features": project / "embed"}

@@ -200,6 +200,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_every_weight_gets_a_gradient_and_one_batch_can_be_memorized(changes, learned):

@@ -59,6 +59,7 @@ def test_one_batch_is_memorized(task, changes):
     assert output == [tags[: len(own)] for tags, own in zip(expected, output, strict=True)]
 
 
+@pytest.mark.slow
 def test_the_captions_of_one_batch_are_memorized():
     model = build_model(use_image_generation=False, captioning__alpha=1.0, captioning__max_length=8)
     train_steps(model, make_full_batch(), steps=200)

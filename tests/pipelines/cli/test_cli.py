@@ -121,6 +121,7 @@ def test_a_run_announces_its_stages_prints_their_output_and_ends_with_the_metric
     assert list_headlines(again.stdout) == []
 
 
+@pytest.mark.slow
 def test_ready_stages_run_at_once_and_share_the_cores(tmp_path):
     counts = {"cmd": "echo threads $OMP_NUM_THREADS; cp b c", "deps": ["a", "b"], "outs": ["c"]}
     stages = {"left": make_rendezvous_stage("a", "b"), "right": make_rendezvous_stage("b", "a")}
@@ -142,6 +143,7 @@ def test_ready_stages_run_at_once_and_share_the_cores(tmp_path):
     assert "last | threads 7" in run.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_after_a_failure_no_stage_starts_and_running_stages_finish(tmp_path):
     slow = "touch begun; while [ ! -e failing ]; do sleep .05; done; sleep 1; touch a"
     bad = "while [ ! -e begun ]; do sleep .05; done; touch failing; echo error: look; exit 1"
@@ -158,6 +160,7 @@ def test_after_a_failure_no_stage_starts_and_running_stages_finish(tmp_path):
     assert parent.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_restored_stage_is_tracked_as_cached(tmp_path):
     stages = {
         "first": make_copy_stage("cached_a") | {"deps": ["source"]},
@@ -207,6 +210,7 @@ def test_a_stage_that_crashed_is_named(tmp_path):
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_leaves_no_process_and_can_be_repeated(tmp_path, sent):
     folder = tiny_dvc_project.create_project(

@@ -336,6 +336,7 @@ def test_the_command_works_from_any_folder(place, red):
     assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_reader_of_the_output_may_stop_reading(place, tmp_path):
     file = tmp_path / "lines.txt"
     file.write_text("the fox sat\n" * 500)

@@ -331,6 +331,7 @@ def test_the_argument_of_label_is_a_path_if_it_exists(tmp_path, monkeypatch):
         assert cli._parse_text_or_path(text) == text
 
 
+@pytest.mark.slow
 def test_the_command_works_from_any_folder_and_downloads_nothing(place, folder):
     """The weights of LaMa would have to be downloaded."""
     inner = place / "data"

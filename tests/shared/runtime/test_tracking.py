@@ -273,6 +273,7 @@ with tracking.start_run("train_sft", "a", {}):
     assert runs(store)["train_sft@a"].info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_concurrent_processes_can_create_the_database(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
     processes = [

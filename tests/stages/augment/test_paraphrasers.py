@@ -251,6 +251,7 @@ def stored_keys() -> set[str]:
         return {key.hex() for (key,) in database.execute("SELECT key FROM rows")}
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_sent_twice_over_1000_items_with_faults_and_three_kills(serve):
     """Answers stored before a kill are never requested again; requests in flight may be."""
     answers = FaultyAnswers()

@@ -155,6 +155,7 @@ def test_a_broken_java_neither_stops_nor_blocks_the_stage(monkeypatch, tmp_path,
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 @needs_java
 def test_one_java_process_scores_several_corpora_alike():
     with text_metrics.MeteorJar(timeout=300) as jar:
@@ -165,6 +166,7 @@ def test_one_java_process_scores_several_corpora_alike():
     assert all(process.poll() is not None for process in jar._processes.values())
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_equals_that_of_the_wrapper_of_pycocoevalcap():
     from pycocoevalcap.meteor.meteor import Meteor

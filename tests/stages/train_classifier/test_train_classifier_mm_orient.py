@@ -97,6 +97,7 @@ def test_training_is_reproducible_and_depends_on_the_seed(make_project, monkeypa
     assert not torch.equal(weights["heads.0.weight"], weights_before["heads.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_writes_the_same_bytes(make_project):
     folder = make_project(training_changes(max_steps=40))
     corpus = [*mm_orient_corpus.write_meme_corpus(folder), write_encoder_dir(folder)]

@@ -50,6 +50,7 @@ def training_changes(name: str, **changes) -> dict:
     return {f"classifiers.{name}.training.{key}": value for key, value in changes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORPUS_KINDS)
 def test_the_tiny_corpus_is_memorized(make_project, name):
     torch.manual_seed(0)  # of the random text encoder
@@ -68,6 +69,7 @@ def test_the_tiny_corpus_is_memorized(make_project, name):
     assert steps[-1]["task"] < steps[0]["task"] / 4
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_depends_on_the_seed(make_project, monkeypatch):
     folder = make_project()
     corpus = CorpusFolders(*muse_corpus.write_corpus(folder, "tweets"))
@@ -86,6 +88,7 @@ def test_training_is_reproducible_and_depends_on_the_seed(make_project, monkeypa
     assert not torch.equal(weights["no_text"], weights_before["no_text"])
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_writes_the_same_bytes(make_project):
     folder = make_project({"models.muse.network.use_image_generation": False})
     corpus = [*muse_corpus.write_corpus(folder, "posts"), write_encoder_dir(folder)]

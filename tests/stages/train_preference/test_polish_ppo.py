@@ -249,6 +249,7 @@ def test_equal_rewards_give_no_advantage(project):
     assert phase.batch_at(0)["advantage"].tolist() == [0] * 6
 
 
+@pytest.mark.slow
 def test_texts_are_sampled_from_the_policy_distribution(project):
     """The first token of many texts: a top-k would leave out some tokens."""
     change(num_generations=2000, batch_size=1, temperature=1.5)
@@ -322,6 +323,7 @@ def test_every_step_records_rewards_and_the_kl_divergence_from_sft(project, tmp_
         assert check["validation_loss"] == pytest.approx(-gain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["window", "article"])
 @pytest.mark.parametrize("kill", [3, 4, 5])  # inside an iteration, and before one
 def test_a_phase_killed_at_any_step_resumes_to_the_same_bits(
@@ -355,6 +357,7 @@ def test_a_phase_killed_at_any_step_resumes_to_the_same_bits(
     assert len(sampled) == {3: 2, 4: 2, 5: 1}[kill]
 
 
+@pytest.mark.slow
 def test_training_raises_the_reward(project, tmp_path):
     """After a short SFT, the literal reward has room to rise."""
     change(
@@ -411,6 +414,7 @@ def test_a_sure_gain_needs_one_reward_to_rise_and_none_to_fall(literal, semantic
     assert result == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_best_weights_have_the_highest_validation_reward(project, tmp_path):
     change(max_steps=40, eval_steps=4, num_generations=4, learning_rate=0.01)
     steps = polish(project, tmp_path / "out")
