@@ -118,7 +118,8 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
         raise _model_load_error(name, error) from None
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / open_clip.constants.HF_SAFE_WEIGHTS_NAME)
-    save_config_for_hf(model, str(folder / open_clip.constants.HF_CONFIG_NAME), config)
+    file = folder / open_clip.constants.HF_CONFIG_NAME
+    save_config_for_hf(model, file, config)  # pyright: ignore[reportArgumentType] (it needs a Path)
     if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
         tokenizer.save_pretrained(folder)
     save_encoder_config(folder, "openclip", languages, name=_public_name(name))
