@@ -3,7 +3,7 @@
 python -m stages.pair --corpus CORPUS --ingest INGEST --clean CLEAN --output OUTPUT
 
 reads   INGEST/images, CLEAN/records.parquet
-writes  OUTPUT in the format of stages/shared/retrieval/pair_features.py
+writes  OUTPUT in the format of stages/shared/retrieval/pairs.py
 
 Only the corpora in align.corpora have pairs; there are none unless align.encoder is
 efficientnet-lite0. The features are cached, so that the stage embed does not compute them again.
@@ -16,8 +16,7 @@ from stages.shared.core.schemas import CLEAN_RECORDS, read_parquet
 from stages.shared.encoders import extract
 from stages.shared.encoders.locked_towers import LockedTowers
 from stages.shared.encoders.minilm_tower import MiniLMTower
-from stages.shared.retrieval import pair_features
-from stages.shared.retrieval.pairs import collect_pairs
+from stages.shared.retrieval.pairs import collect_pairs, write_pairs
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
 
@@ -45,7 +44,7 @@ def main(
     )
     vectors = extract.extract_text_features(towers, texts, embed.text_batch_size)
     with atomic_output_dir(output) as folder:
-        pair_features.write(folder, pairs, images, vectors)
+        write_pairs(folder, pairs, images, vectors)
 
 
 def cli(corpus: str, ingest: Path, clean: Path, output: Path) -> None:

@@ -34,9 +34,8 @@ from stages.shared.data import history
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract, locked_towers
 from stages.shared.encoders.minilm_tower import MiniLMTower
-from stages.shared.retrieval import pair_features
 from stages.shared.retrieval.evaluation import evaluate_encoder
-from stages.shared.retrieval.pairs import select_held_out
+from stages.shared.retrieval.pairs import read_pairs, select_held_out
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError, allow_downloads, atomic_output_dir, run_stage
 from stages.shared.training.loop import TrainingConfig
@@ -84,7 +83,7 @@ def align_locked_towers(
             "align.corpora is empty: name the corpora whose image-text pairs align "
             "efficientnet-lite0 with MiniLM, such as [captions]"
         )
-    corpora = {name: pair_features.read(pairs / name) for name in config.corpora}
+    corpora = {name: read_pairs(pairs / name) for name in config.corpora}
     projections, choice, steps = fit_projections(
         list(corpora.values()), config.locked, log, checkpoint_interval_seconds
     )

@@ -18,7 +18,7 @@ from stages.align import ridge
 from stages.align.tiny_training import MIN_TEMPERATURE, LogMetrics
 from stages.shared.core.config import Field, config_class
 from stages.shared.encoders.locked_towers import Projections, create_projections, normalize_power
-from stages.shared.retrieval.pair_features import PairFeatures
+from stages.shared.retrieval.pairs import PairFeatures
 from stages.shared.retrieval.recall import summarize_retrieval
 from stages.shared.runtime.stage import InputError
 from stages.shared.training.batching import Batch, shuffled_batch

@@ -2,7 +2,7 @@ import pytest
 
 from stages import pair
 from stages.shared.encoders import extract
-from stages.shared.retrieval import pair_features
+from stages.shared.retrieval.pairs import read_pairs
 from stages.shared.runtime.stage import InputError
 from tests.support import color_caption_corpus
 
@@ -14,7 +14,7 @@ EMBED = extract.EmbedConfig(
 def run(folder):
     sources = folder / "ingest", folder / "clean"
     pair.main(EMBED, 16, "captions", *sources, folder / "pairs")
-    return pair_features.read(folder / "pairs")
+    return read_pairs(folder / "pairs")
 
 
 def test_pairs_have_the_features_of_the_locked_towers(tmp_path):

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stages.shared.encoders import efficientnet_lite0
 from stages.shared.encoders.base import save_encoder_config
 from stages.shared.encoders.minilm_tower import LANGUAGES, MiniLMEncoder, MiniLMTower
-from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.runtime.stage import InputError
 
 KIND = "efficientnet-lite0"
@@ -62,7 +62,7 @@ class LockedTowers(MiniLMEncoder):
 
     def __init__(self, text_tower: MiniLMTower):
         super().__init__(text_tower)
-        self.image_tower = efficientnet_lite0.ImageTower()
+        self.image_tower = efficientnet_lite0.EfficientNetTower()
         self.fingerprint = efficientnet_lite0.fingerprint()
 
     def preprocess_image(self, image: Image.Image) -> Tensor:

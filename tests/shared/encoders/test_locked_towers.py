@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from stages.shared.encoders import base as encoders
-from stages.shared.encoders import locked_towers
+from stages.shared.encoders import efficientnet_lite0, locked_towers
 from stages.shared.encoders.minilm_tower import MiniLMTower
-from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.runtime.stage import InputError
 from tests.support.tiny_clip import make_photo
 
@@ -20,7 +19,7 @@ MAX_TOKENS = 16
 
 @pytest.fixture(scope="module")
 def tower():
-    return efficientnet_lite0.ImageTower()
+    return efficientnet_lite0.EfficientNetTower()
 
 
 @pytest.fixture(scope="module")

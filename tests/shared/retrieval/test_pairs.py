@@ -1,7 +1,12 @@
 import numpy as np
 
-from stages.shared.retrieval import pair_features
-from stages.shared.retrieval.pairs import ImageTexts, collect_pairs, select_held_out
+from stages.shared.retrieval.pairs import (
+    ImageTexts,
+    collect_pairs,
+    read_pairs,
+    select_held_out,
+    write_pairs,
+)
 
 BASE = {"split": "train", "language": "en"}
 
@@ -59,8 +64,8 @@ def test_pair_features_survive_a_round_trip(tmp_path):
     pairs = [ImageTexts("a", ["one", "two"], "train"), ImageTexts("b", ["three"], "test")]
     images, texts = (random.normal(size=(rows, 4)).astype(np.float16) for rows in (2, 3))
     rows = ([{"pooled": row} for row in array] for array in (images, texts))
-    pair_features.write(tmp_path, pairs, *rows)
-    features = pair_features.read(tmp_path)
+    write_pairs(tmp_path, pairs, *rows)
+    features = read_pairs(tmp_path)
     assert features.pairs == pairs
     np.testing.assert_array_equal(features.images, images)
     np.testing.assert_array_equal(features.texts, texts)

@@ -3,8 +3,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from stages.align import projections, ridge
-from stages.shared.retrieval.pair_features import PairFeatures
-from stages.shared.retrieval.pairs import ImageTexts
+from stages.shared.retrieval.pairs import ImageTexts, PairFeatures
 
 PENALTIES = [0.01, 1.0, 100.0]
 

@@ -46,7 +46,7 @@ class RegionNetwork(nn.Module):
         return self.efficientnet.extract_features(pixels).flatten(2).transpose(1, 2)
 
 
-class ImageTower:
+class EfficientNetTower:
     """The frozen network on onnxruntime, or on PyTorch if there is a GPU."""
 
     def __init__(self) -> None:
