@@ -14,7 +14,8 @@ from pipelines import renamed_keys
 from pipelines.cli import write
 from pipelines.cli.label import LabelCommandConfig
 from pipelines.runner import dvc_repro
-from stages import align, chunk, datasets, judge, models, train_classifier
+from stages import chunk, datasets, judge, models, train_classifier
+from stages.align import __main__ as align
 from stages.augment import __main__ as augment
 from stages.classify.config import ClassifyConfig
 from stages.evaluate import __main__ as evaluate
@@ -26,7 +27,7 @@ from stages.predict import __main__ as predict
 from stages.report import __main__ as report
 from stages.shared.core.config import Field, config_class, load_config, read_params
 from stages.shared.data import parallel, text_cleaning
-from stages.shared.encoders import extract
+from stages.shared.encoders import extract, locked_towers
 from stages.shared.generation import decoders
 from stages.shared.generation import generator as generators
 from stages.shared.modeling import registry
@@ -132,6 +133,7 @@ def main() -> None:
     params["classifiers"] = load_classifier_configs()
     check_corpora(params["corpora"])
     check_chunk_corpora(params["chunk"].corpora, params["align"].corpus, params["corpora"])
+    check_aligned_corpora(params["align"].encoder, params["align"].corpora, params["corpora"])
     check_meme_corpora(params["inpaint"].corpora, params["augment"].corpora, params["corpora"])
     require_rows("generators and classifiers", params["generators"] | params["classifiers"])
     check_runs("generators", params["generators"], GENERATOR_MODELS, params["corpora"])
@@ -238,6 +240,23 @@ def check_chunk_corpora(chunked: list[str], aligned: str, corpora: dict[str, Cor
         require_choice("chunk.corpora", name, known, f"corpora of kind {' or '.join(kinds)}")
     require_choice("align.corpus", aligned, known, f"corpora of kind {' or '.join(kinds)}")
     require_choice("align.corpus", aligned, chunked, "chunk.corpora")
+
+
+def check_aligned_corpora(
+    encoder: str, aligned: list[str], corpora: dict[str, CorpusConfig]
+) -> None:
+    """Raises InputError unless align.corpora names corpora exactly if the encoder needs them."""
+    for name in aligned:
+        require_choice("align.corpora", name, corpora, "corpora")
+    if (encoder == locked_towers.KIND) != bool(aligned):
+        fix = (
+            "set []"
+            if aligned
+            else "name the corpora whose image-text pairs align it with MiniLM, such as [captions]"
+        )
+        raise InputError(
+            f"params.yaml: align.corpora is {aligned!r}, but align.encoder is {encoder!r}: {fix}"
+        )
 
 
 def require_rows(section: str, rows: dict) -> None:

@@ -3,7 +3,7 @@
 python -m stages.report --data DATA --output OUTPUT
 
 reads   params.yaml, for the names of corpora, generators and classifiers, and in DATA
-        all corpora        01_ingest, 06_align
+        all corpora        01_ingest, 06_align, 07_embed/*/retrieval.json
         article corpora    05_chunk, 08_illustrate
         meme corpora       02_clean, 03_inpaint, 04_augment
         generators         09_train_sft, 10_train_preference, 11_predict, 12_evaluate, 13_judge
@@ -431,11 +431,18 @@ def build_page_context(
     )
     classifiers = loaders.load_classifier_sections(data, params.get("classifiers") or {})
     kinds = {corpus.name: corpus.params["kind"] for corpus in corpora}
+    retrieval = loaders.load_retrieval(data, corpora)
     return {
         "leaderboards": leaderboard.build_leaderboards(generators, classifiers),
         "made": build_command_examples(generators, classifiers, kinds, data, folder, config),
         "corpora": corpora,
         "encoder": loaders.load_encoder_info(data),
+        "retrieval": retrieval,
+        "encoder_warnings": [
+            f"{name}: {result['warning']}"
+            for name, result in retrieval.items()
+            if result["warning"]
+        ],
         "generators": [
             build_generator_context(generator, data, folder, config) for generator in generators
         ],

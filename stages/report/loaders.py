@@ -42,6 +42,22 @@ def load_encoder_info(data: Path) -> dict[str, Any]:
     return schemas.read_json(folder / "encoder.json") | schemas.read_json(folder / "summary.json")
 
 
+def load_retrieval(data: Path, corpora: list[ReportCorpus]) -> dict[str, dict[str, Any]]:
+    """By corpus: `retrieval` on held-out pairs, or None, and `warning`, or None.
+
+    Stage embed measures it on corpora that are not synthetic, stage align on those that it reads.
+    """
+    aligned = schemas.read_json(data / "06_align" / "summary.json")["retrieval"]
+    results = {
+        name: {"retrieval": retrieval, "warning": None} for name, retrieval in aligned.items()
+    }
+    for corpus in corpora:
+        file = data / "07_embed" / corpus.name / "retrieval.json"
+        if file.exists():
+            results[corpus.name] = schemas.read_json(file)
+    return results
+
+
 def encoder_uses_center_crop(data: Path) -> bool:
     """Whether the encoder reads only the center square of an image, or squeezes the whole image.
 

@@ -65,6 +65,19 @@ def test_tweets_alone_cannot_train_the_image_encoder(params):
     assert "but no corpus is of kind articles or captions: put the row of captions back" in message
 
 
+@pytest.mark.parametrize(
+    "encoder, corpora, message",
+    [
+        ("tiny", ["captions"], "but align.encoder is 'tiny': set []"),
+        ("efficientnet-lite0", [], "is 'efficientnet-lite0': name the corpora whose"),
+        ("efficientnet-lite0", ["photos"], "align.corpora is 'photos', none of the corpora"),
+    ],
+)
+def test_only_the_locked_towers_have_corpora_of_pairs(params, encoder, corpora, message):
+    params["align"] |= {"encoder": encoder, "corpora": corpora}
+    assert message in error_of(params)
+
+
 @pytest.mark.parametrize("key", ["align", "chunk"])
 def test_tweets_cannot_be_chunked(params, key):
     params["align"]["corpus"] = "tweets"

@@ -99,14 +99,15 @@ def test_each_row_depends_on_the_files_that_it_imports_and_no_others(address):
 def test_dvc_yaml_lists_folders_instead_of_many_files():
     stages = [stage.get("do", stage) for stage in DAG.values()]
     code = [dep for stage in stages for dep in stage["deps"] if dep.startswith("stages/")]
-    assert len(code) <= 180
+    assert len(code) <= 190
 
 
 def test_shared_code_is_used_by_at_least_two_stages():
     """Commands count as stages, except validate_params, which imports every config class."""
     shared = [path for path in STAGE_CODE if path.parts[1] == "shared" and path not in RUNTIME_CODE]
     users: dict[Path, set[str]] = {path: set() for path in shared}
-    for address in STAGES:
+    without_rows = [name for name in DAG if not any(key.split("@")[0] == name for key in STAGES)]
+    for address in [*STAGES, *without_rows]:
         for path in closure(entry_point(address.split("@")[0]), row(address)) & users.keys():
             users[path].add(address.split("@")[0])
     for file in CODE:

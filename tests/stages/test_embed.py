@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from stages.shared.runtime.stage import InputError
 from tests.support import color_caption_corpus, mm_orient_corpus, tiny_clip
 from tests.support.color_caption_corpus import make_chunk, make_image
 
-CONFIG = extract.EmbedConfig(image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5)
+CONFIG = extract.EmbedConfig(
+    image_batch_size=4, text_batch_size=4, min_supported_fraction=0.5, max_retrieval_pairs=100
+)
 SIZES = tiny_encoder.TinyEncoderConfig(
     image_size=32, patch_size=16, d_model=32, num_heads=2, num_layers=1, max_tokens=64
 )
@@ -37,7 +41,8 @@ def empty_store(tmp_path, monkeypatch):
 
 
 def run(folder, encoder, kind="captions", config=CONFIG, name="features"):
-    embed.main(config, kind, folder / "ingest", folder / "clean", encoder, folder / name)
+    sources = folder / "ingest", folder / "clean"
+    embed.main(config, kind, "synthetic", *sources, encoder, folder / name)
     return feature_store.read_features(folder / name)
 
 
@@ -192,7 +197,9 @@ def test_a_missing_image_is_named_and_nothing_is_written(tmp_path, encoder_folde
 def test_memes_have_features_of_texts_and_images_including_paraphrases(tmp_path, encoder_folder):
     augment, _, _ = mm_orient_corpus.write_meme_corpus(tmp_path, ["train"])
     rows = [row for row, _ in mm_orient_corpus.make_items(["train"])]
-    embed.main(CONFIG, "memes", augment, augment, encoder_folder, tmp_path / "features")
+    embed.main(
+        CONFIG, "memes", "synthetic", augment, augment, encoder_folder, tmp_path / "features"
+    )
     cached = feature_store.read_features(tmp_path / "features")
     assert set(cached.text_index) == {row["text"] for row in rows} - {""}
     assert set(cached.image_index) == {row["image"] for row in rows} - {None}
@@ -202,4 +209,19 @@ def test_memes_have_features_of_texts_and_images_including_paraphrases(tmp_path,
 def test_memes_that_were_not_augmented_are_an_input_error(tmp_path, encoder_folder):
     schemas.write_parquet(tmp_path / "records.parquet", [], schemas.CLEAN_RECORDS["memes"])
     with pytest.raises(InputError, match="was written by another version: run `dvc repro`"):
-        embed.main(CONFIG, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")
+        embed.main(
+            CONFIG, "memes", "synthetic", tmp_path, tmp_path, encoder_folder, tmp_path / "features"
+        )
+
+
+def test_the_tiny_encoder_warns_on_a_corpus_that_is_not_synthetic(tmp_path, encoder_folder, capsys):
+    folder = color_caption_corpus.write_caption_corpus(tmp_path)
+    for corpus_format in ("synthetic", "jsonl"):
+        sources = folder / "ingest", folder / "clean"
+        output = folder / corpus_format
+        embed.main(CONFIG, "captions", corpus_format, *sources, encoder_folder, output)
+    assert not (folder / "synthetic/retrieval.json").exists()
+    report = json.loads((folder / "jsonl/retrieval.json").read_text())
+    assert (report["retrieval"]["split"], report["retrieval"]["pairs"]) == ("validation", 4)
+    assert "align.encoder: efficientnet-lite0" in report["warning"]
+    assert capsys.readouterr().out == f"warning: {report['warning']}\n"

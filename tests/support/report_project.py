@@ -49,6 +49,14 @@ HISTORY = [
     {"step": 1, "loss": 2.0, "learning_rate": 0.1, "ranking": 1.5, "likelihood": 0.5},
     {"step": 2, "loss": 1.0, "ranking": 0.7, "likelihood": 0.3, "validation_watch": 0.8},
 ]
+DIRECTION = {f"{name}_at_{k}": 0.25 for name in ("recall", "chance") for k in (1, 5, 10)}
+RETRIEVAL = {
+    "split": "validation",
+    "pairs": 8,
+    "image_to_text": DIRECTION,
+    "text_to_image": DIRECTION,
+    "beats_chance": False,
+}
 
 
 def create_project(tmp_path: Path, monkeypatch) -> Path:
@@ -68,7 +76,7 @@ def create_project(tmp_path: Path, monkeypatch) -> Path:
     generator_outputs.write_illustrations(data / "08_illustrate/articles", [])
     for name, content in [
         ("encoder.json", {"kind": "tiny", "languages": ["en"]}),
-        ("summary.json", {"validation_pictures": 8, "recall_at_1": 0.75}),
+        ("summary.json", {"retrieval": {"captions": RETRIEVAL}}),
     ]:
         (data / "06_align").mkdir(exist_ok=True)
         (data / "06_align" / name).write_text(json.dumps(content))

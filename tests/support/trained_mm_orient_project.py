@@ -115,7 +115,8 @@ def create_trained_project(
     align, features = data / "06_align", data / "07_embed/memes"
     align.mkdir(parents=True)
     huggingface_encoder.fetch(str(folder / "source"), list(languages), align)
-    embed.main(load_config(extract.EmbedConfig, "embed"), "memes", corpus, corpus, align, features)
+    config = load_config(extract.EmbedConfig, "embed")
+    embed.main(config, "memes", "synthetic", corpus, corpus, align, features)
     folders, output = (
         CorpusFolders(corpus, corpus, features),
         data / "09_train_classifier" / RUN_NAME,

@@ -36,7 +36,8 @@ def create_trained_project(folder: Path, patch) -> Path:
     for name, kind in muse_corpus.CORPUS_KINDS.items():
         ingest, clean, _ = muse_corpus.write_corpus(folder / "given", kind)
         features = folder / "data/07_embed" / kind
-        embed.main(load_config(extract.EmbedConfig, "embed"), kind, ingest, clean, align, features)
+        config = load_config(extract.EmbedConfig, "embed")
+        embed.main(config, kind, "synthetic", ingest, clean, align, features)
         corpus = CorpusFolders(ingest, clean, features)
         output = folder / "data/09_train_classifier" / name
         train.main(name, train_muse, corpus, align, kind, output)

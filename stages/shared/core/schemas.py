@@ -103,6 +103,7 @@ _CHUNK_COLUMNS = {
     "image": STR,
 }
 CHUNKS = _schema(**_CHUNK_COLUMNS, text=STR, references=STR_LIST)  # 05_chunk
+PAIRS = _schema(image=STR, split=STR, texts=STR_LIST)  # 05_pair: an image and its texts
 # 05_chunk, articles: the groups of chunks that mscDPO compares, the rows of a group consecutive.
 # rejected: indices within the group, from 0, of chunks that may be rejected in favour of this one
 PREFERENCE_PAIRS = _schema(group=INT, record=STR, position=INT, rejected=pa.list_(INT))

@@ -1,7 +1,12 @@
 """Encoders of images and texts, each loaded from a folder that also holds its preprocessing.
 
-`load_encoder(folder)` reads the output of stages/align.py: encoder.json, whose `kind` is `tiny`
-(tiny.py), `hf` (huggingface.py) or `openclip` (openclip.py), and the files of that module.
+`load_encoder(folder)` reads the output of stages/align: encoder.json, whose `kind` is `tiny`
+(tiny.py), `efficientnet-lite0` (locked_towers.py), `hf` (huggingface.py) or `openclip`
+(openclip.py), and the files of that module.
+
+The towers of `efficientnet-lite0` are locked, and only small projections into the shared space are
+learned. What the towers compute is cached; `project_images` and `project_texts` are applied to it
+afterwards, so that new projections need no new features.
 
 B items; D width of pooled features; P patches of width Dp; L tokens of width Dt.
 """
@@ -38,10 +43,19 @@ class TextTower(ABC):
 
         Tokens are padded on the right.
         """
+        pooled, states, mask = self.run_text_tower(texts)
+        return self.project_texts(pooled), states, mask
+
+    def run_text_tower(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """As `encode_texts`, before `project_texts`."""
         tokens = {name: ids.to(get_device()) for name, ids in self.tokenize(texts).items()}
         with inference_context():
             pooled, states, mask = self.encode_tokens(tokens)
         return F.normalize(pooled.float(), dim=-1).cpu(), states.float().cpu(), mask.bool().cpu()
+
+    def project_texts(self, pooled: Tensor) -> Tensor:
+        """The tower's pooled features in the shared space, (B, D) of unit length on the CPU."""
+        return pooled
 
     @abstractmethod
     def padded_lengths(self, texts: list[str]) -> list[int]:
@@ -61,16 +75,28 @@ class TextTower(ABC):
 
 
 class Encoder(TextTower):
-    """Encodes images and texts in one space. fingerprint: a hash of the encoder's files."""
+    """Encodes images and texts in one space.
+
+    fingerprint: a hash of everything that the features of the image tower depend on.
+    """
 
     fingerprint: str
 
     def encode_images(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
         """B RGB images of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
+        pooled, patches = self.run_image_tower(images)
+        return self.project_images(pooled), patches
+
+    def run_image_tower(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
+        """As `encode_images`, before `project_images`."""
         pixels = torch.stack([self.preprocess_image(image) for image in images]).to(get_device())
         with inference_context():
             pooled, patches = self.encode_pixels(pixels)
         return F.normalize(pooled.float(), dim=-1).cpu(), patches.float().cpu()
+
+    def project_images(self, pooled: Tensor) -> Tensor:
+        """The tower's pooled features in the shared space, (B, D) of unit length on the CPU."""
+        return pooled
 
     @abstractmethod
     def preprocess_image(self, image: Image.Image) -> Tensor:
@@ -83,11 +109,20 @@ class Encoder(TextTower):
 
 def load_encoder(folder: Path) -> Encoder:
     """Load an encoder folder. Raises InputError if it holds no encoder."""
+    config = _read_config(folder)
+    return module_of(config["kind"]).load(folder, config)
+
+
+def read_kind(folder: Path) -> str:
+    """The kind of encoder in a folder. Raises InputError if it holds none."""
+    return _read_config(folder)["kind"]
+
+
+def _read_config(folder: Path) -> dict:
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text())
+        return json.loads((folder / CONFIG_NAME).read_text())
     except FileNotFoundError:
         raise InputError(f"{folder / CONFIG_NAME} is missing: run `dvc repro align`") from None
-    return module_of(config["kind"]).load(folder, config)
 
 
 def module_of(kind: str) -> ModuleType:
@@ -98,12 +133,14 @@ def module_of(kind: str) -> ModuleType:
     match kind:
         case "tiny":
             from stages.shared.encoders import tiny as module
+        case "efficientnet-lite0":
+            from stages.shared.encoders import locked_towers as module
         case "hf":
             from stages.shared.encoders import huggingface as module
         case "openclip":
             from stages.shared.encoders import openclip as module
         case _:
-            raise InputError(f"{kind!r} is not a kind of encoder: give tiny, hf or openclip")
+            raise InputError(f"{kind!r} is not a kind of encoder: run `dvc repro align`")
     return module
 
 

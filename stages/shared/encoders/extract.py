@@ -1,13 +1,17 @@
 """Features of images and texts, cached: only missing ones are computed.
 
 A row holds the fp16 features of one image (`pooled`, `patches`) or text (`pooled`, `tokens` without
-padding). All batches have the same shape, so a row does not depend on the rest of its batch.
+padding). All batches have the same shape, so a row does not depend on the rest of its batch. Rows
+are cached as the towers compute them; projections are applied when they are read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
@@ -22,6 +26,8 @@ from stages.shared.pretrained.feature_cache import (
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
 
+CachedRows = Iterable[CachedRow]
+
 
 @config_class
 class EmbedConfig:
@@ -31,6 +37,9 @@ class EmbedConfig:
     text_batch_size: int = Field(description="texts per batch; part of the cache key")
     min_supported_fraction: float = Field(
         description="share of texts in supported languages for text features, 0 to 1"
+    )
+    max_retrieval_pairs: int = Field(
+        ge=2, description="held-out pairs on which retrieval is measured, at most"
     )
 
 
@@ -47,7 +56,7 @@ def extract_image_features(
     def compute(contents: list[bytes]) -> list[bytes]:
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(image_store.decode_image, contents))
-        pooled, patches = encoder.encode_images(images)
+        pooled, patches = encoder.run_image_tower(images)
         return [pack_features(pooled=z, patches=x) for z, x in zip(pooled, patches, strict=True)]
 
     if missing:
@@ -60,7 +69,7 @@ def extract_image_features(
         store.compute_missing(progress, compute, batch_size)
         if absent := store.missing_keys(missing):
             raise InputError(f"{folder} lacks the image {absent[0]}: run `dvc repro`")
-    return map(unpack_features, store.read(names))
+    return _project(encoder.project_images, store.read(names))
 
 
 def extract_text_features(
@@ -71,7 +80,7 @@ def extract_text_features(
     keys = [sha256(text.encode()).hexdigest() for text in texts]
 
     def compute(batch: list[str]) -> list[bytes]:
-        pooled, tokens, mask = tower.encode_texts(batch)
+        pooled, tokens, mask = tower.run_text_tower(batch)
         lengths = mask.sum(1).tolist()
         return [
             pack_features(pooled=z, tokens=x[:length])
@@ -80,4 +89,11 @@ def extract_text_features(
 
     items = dict(zip(keys, texts, strict=True))
     compute_missing_by_length(store, items, tower.padded_lengths, compute, batch_size, "texts")
-    return map(unpack_features, store.read(keys))
+    return _project(tower.project_texts, store.read(keys))
+
+
+def _project(project: Callable[[Tensor], Tensor], rows: Iterable[bytes]) -> Iterator[CachedRow]:
+    """Cached rows with their pooled features in the shared space."""
+    for row in map(unpack_features, rows):
+        pooled = project(torch.from_numpy(row["pooled"])[None].float())[0]
+        yield row | {"pooled": pooled.half().numpy()}

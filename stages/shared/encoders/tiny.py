@@ -22,15 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.shared.core.config import Field, config_class
-from stages.shared.encoders.base import Encoder, TextTower, save_encoder_config
+from stages.shared.encoders.base import save_encoder_config
+from stages.shared.encoders.minilm_tower import LANGUAGES, MiniLMEncoder, MiniLMTower
 from stages.shared.features.encoder_files import fingerprint_folder
-from stages.shared.pretrained import minilm
-from stages.shared.pretrained.feature_cache import padded_length
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
 
 WEIGHTS_NAME = "pictures.safetensors"
-LANGUAGES = minilm.LANGUAGES
 PATCH_SIZES = [2, 4, 8, 16]  # the stem has one convolution per factor of 2
 MAX_NORM_GROUPS = 8  # groups of GroupNorm (not BatchNorm, which depends on the batch)
 # Keys of `sizes` in encoder.json that earlier versions wrote -> the keys of today.
@@ -125,43 +123,7 @@ class ImageTower(nn.Module):
         return self.projection(tokens.mean(1)), tokens
 
 
-class MiniLMTower(TextTower):
-    """The frozen text tower; a text's pooled features are the mean of its last hidden states."""
-
-    languages = LANGUAGES
-
-    def __init__(self, max_tokens: int):
-        self.max_tokens = max_tokens
-        self.model, self.tokenizer = minilm.load_minilm(), minilm.load_tokenizer(max_tokens)
-        self.hidden_size = self.model.hidden_size
-        # max_tokens determines where texts are truncated.
-        self.text_fingerprint = f"{fingerprint_folder(minilm.get_model_dir())}-{max_tokens}"
-
-    def padded_lengths(self, texts: list[str]) -> list[int]:
-        return [padded_length(len(text), self.max_tokens) for text in self.input_ids(texts)]
-
-    def input_ids(self, texts: list[str]) -> list[list[int]]:
-        """The token ids of each text, truncated and not padded."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-
-    def subwords(self, texts: list[str]) -> list[list[str]]:
-        return [encoding.tokens for encoding in self.tokenizer.encode_batch(texts)]
-
-    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        ids = self.input_ids(texts)
-        length = max(padded_length(len(text), self.max_tokens) for text in ids)
-        padded = torch.tensor([text + [0] * (length - len(text)) for text in ids])  # [PAD] is 0
-        counts = torch.tensor([[len(text)] for text in ids])
-        return {"input_ids": padded, "attention_mask": (torch.arange(length) < counts).long()}
-
-    def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        mask = tokens["attention_mask"]
-        states = self.model(tokens["input_ids"], mask)  # (B, L, 384)
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(1) / weights.sum(1), states, mask
-
-
-class TinyEncoder(Encoder):
+class TinyEncoder(MiniLMEncoder):
     """An image tower and the text tower that it was trained against."""
 
     def __init__(
@@ -171,11 +133,9 @@ class TinyEncoder(Encoder):
         text_tower: MiniLMTower,
         fingerprint: str,
     ):
+        super().__init__(text_tower)
         self.config = config
         self.image_tower = image_tower.eval().to(get_device())
-        self.text_tower = text_tower
-        self.languages = text_tower.languages
-        self.text_fingerprint = text_tower.text_fingerprint
         self.fingerprint = fingerprint
 
     def preprocess_image(self, image: Image.Image) -> Tensor:
@@ -183,18 +143,6 @@ class TinyEncoder(Encoder):
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return self.image_tower(pixels)
-
-    def padded_lengths(self, texts: list[str]) -> list[int]:
-        return self.text_tower.padded_lengths(texts)
-
-    def subwords(self, texts: list[str]) -> list[list[str]]:
-        return self.text_tower.subwords(texts)
-
-    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        return self.text_tower.tokenize(texts)
-
-    def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return self.text_tower.encode_tokens(tokens)
 
 
 def center_crop(image: Image.Image, size: int) -> Tensor:

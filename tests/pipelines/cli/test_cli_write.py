@@ -90,7 +90,7 @@ def write_stage_outputs(data: Path, align: Path) -> None:
     )
     params = load_config(extract.EmbedConfig, "embed")
     folders = [data / "01_ingest/articles", data / "02_clean/articles", align]
-    embed.main(params, "articles", *folders, data / "07_embed/articles")
+    embed.main(params, "articles", "synthetic", *folders, data / "07_embed/articles")
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -95,7 +95,7 @@ def write_captions(data: Path, align: Path) -> None:
     )
     params = load_config(extract.EmbedConfig, "embed")
     folders = [data / "01_ingest/captions", data / "02_clean/captions", align]
-    embed.main(params, "captions", *folders, data / "07_embed/captions")
+    embed.main(params, "captions", "synthetic", *folders, data / "07_embed/captions")
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def run(folder, encoder, rows, chunks, name="out"):
     embed.main(
         load_config(extract.EmbedConfig, "embed"),
         "articles",
+        "synthetic",
         folder / "ingest",
         folder / "clean",
         encoder,

@@ -67,7 +67,7 @@ def prepare(place: Path, without_image: set[tuple[str, int]], **changes: object)
     tower = tiny_encoder.ImageTower(SIZES, texts.hidden_size)
     tiny_encoder.save(place / "align", SIZES, tower, texts)
     folders = [place / name for name in ("ingest", "clean", "align", "embed")]
-    embed.main(load_config(extract.EmbedConfig, "embed"), "articles", *folders)
+    embed.main(load_config(extract.EmbedConfig, "embed"), "articles", "synthetic", *folders)
     folders = [place / name for name in ("ingest", "chunk", "align", "embed")]
     params = replace(load_config(illustrators.IllustrateConfig, "illustrate"), **changes)
     illustrate.main(params, folders, place / "illustrate")

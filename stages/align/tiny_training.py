@@ -1,39 +1,24 @@
-"""Provide an encoder of images and texts in one space: train the tiny one, or fetch named weights.
+"""Train the tiny encoder: an image tower against the frozen sentence vectors of MiniLM."""
 
-python -m stages.align --ingest INGEST --chunks CHUNKS --output OUTPUT
-
-reads   INGEST/images, CHUNKS/chunks.parquet
-writes  OUTPUT: an encoder folder (stages/shared/encoders/base.py), summary.json (retrieval on the
-        validation split) and, for the tiny encoder, history.csv of its training
-
-align.encoder is `tiny`; `openclip:ARCH/TAG`, where TAG may be a checkpoint file, or
-`openclip:local-dir:/FOLDER`; `hf:NAME` or `hf:/FOLDER`. Only named weights may use the network.
-"""
-
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.shared.core.config import Field, config_class, load_config
-from stages.shared.core.schemas import CHUNKS, read_parquet
+from stages.shared.core.config import Field, config_class
 from stages.shared.data import history, image_store
-from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract
 from stages.shared.encoders import tiny as tiny_encoder
-from stages.shared.pretrained.feature_cache import CachedRow
-from stages.shared.runtime import tracking
+from stages.shared.retrieval.evaluation import stack_pooled
 from stages.shared.runtime.progress import progress_bar
-from stages.shared.runtime.stage import InputError, allow_downloads, atomic_output_dir, run_stage
+from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.batching import Batch, shuffled_batch
 from stages.shared.training.checkpoint import fingerprint
-from stages.shared.training.loop import TrainingConfig, ValidationResult, fit, seed_everything
+from stages.shared.training.loop import ValidationResult, fit, seed_everything
 from stages.shared.training.losses import info_nce_loss
 from stages.shared.training.schedule import Schedule
 
@@ -66,16 +51,6 @@ class TinyEncoderTrainingConfig:
             num_layers=self.num_layers,
             max_tokens=self.max_tokens,
         )
-
-
-@config_class
-class AlignConfig:
-    """The section `align`."""
-
-    corpus: str = Field(description="corpus whose train split trains the tiny encoder")
-    encoder: str = Field(description="tiny | openclip:ARCH/TAG | hf:NAME")
-    languages: list[str] = Field(description="languages of a named encoder, ISO 639-1")
-    tiny: TinyEncoderTrainingConfig = Field(description="the tiny encoder and its training")
 
 
 @dataclass(frozen=True)
@@ -170,11 +145,11 @@ def build_pairs(
     """The examples of `select_examples` as tensors; `folder` holds the image shards."""
     texts = list(dict.fromkeys(text for _, text in examples))
     text_ids = {text: text_id for text_id, text in enumerate(texts)}
-    vectors = _stack_pooled(extract.extract_text_features(tower, texts, batch_size))
+    vectors = stack_pooled(extract.extract_text_features(tower, texts, batch_size))
     return ImageTextPairs(
         pixels=decode_images(folder, [name for name, _ in examples], size),
         text_ids=torch.tensor([text_ids[text] for _, text in examples]),
-        text_vectors=F.normalize(vectors, dim=-1),
+        text_vectors=F.normalize(torch.from_numpy(vectors), dim=-1),
     )
 
 
@@ -252,87 +227,3 @@ def train_tiny_encoder(
     )
     tiny_encoder.save(folder, encoder_config, model.tower, tower)
     history.write_history(folder / "history.csv", steps)
-
-
-def fetch_encoder(name: str, languages: list[str], folder: Path) -> None:
-    """Save a named encoder in `folder`. Raises InputError if it does not exist."""
-    kind, _, rest = name.partition(":")
-    if kind not in ("openclip", "hf") or not rest:
-        raise InputError(
-            f"align.encoder is {name!r}: give tiny, openclip:ARCH/TAG, openclip:local-dir:/FOLDER "
-            "or hf:NAME"
-        )
-    allow_downloads()
-    encoders.module_of(kind).fetch(rest, languages, folder)
-
-
-def compute_recall(
-    encoder: encoders.Encoder,
-    examples: list[tuple[str, str]],
-    folder: Path,
-    embed: extract.EmbedConfig,
-) -> float:
-    """R@1: share of images whose nearest text is their own text or an equal one, 0 to 1."""
-    texts = list(dict.fromkeys(text for _, text in examples))
-    names = [name for name, _ in examples]
-    image_vectors = _stack_pooled(
-        extract.extract_image_features(encoder, folder, names, embed.image_batch_size)
-    )
-    text_vectors = _stack_pooled(
-        extract.extract_text_features(encoder, texts, embed.text_batch_size)
-    )
-    nearest = torch.cat([(part @ text_vectors.T).argmax(1) for part in image_vectors.split(1000)])
-    hits = [texts[row] == text for row, (_, text) in zip(nearest.tolist(), examples, strict=True)]
-    return sum(hits) / len(hits)
-
-
-def _stack_pooled(rows: Iterable[CachedRow]) -> Tensor:
-    """The pooled features of N rows, (N, D) float32."""
-    return torch.from_numpy(np.stack([row["pooled"] for row in rows])).float()
-
-
-def main(
-    config: AlignConfig, embed: extract.EmbedConfig, ingest: Path, chunk_folder: Path, output: Path
-) -> None:
-    """Run the stage. Raises InputError if the corpus or the named encoder is unusable."""
-    chunks = read_parquet(chunk_folder / "chunks.parquet", CHUNKS)
-    if config.encoder == "tiny":
-        check_language(chunks, config.corpus, embed.min_supported_fraction)
-    with tracking.start_run(stage="align", name="", params=asdict(config)) as tracked:
-        with atomic_output_dir(output) as folder:
-            if config.encoder == "tiny":
-                train_tiny_encoder(
-                    config.tiny,
-                    chunks,
-                    ingest,
-                    embed.text_batch_size,
-                    folder,
-                    tracked.log_metrics,
-                    load_config(TrainingConfig, "training").checkpoint_interval_seconds,
-                )
-            else:
-                fetch_encoder(config.encoder, config.languages, folder)
-            summary = summarize_retrieval(encoders.load_encoder(folder), chunks, ingest, embed)
-            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        if summary["validation_pictures"]:
-            tracked.log_metrics({"validation_recall_at_1": summary["recall_at_1"]}, 0)
-        tracked.log_artifact_hash(output, "encoder")
-
-
-def summarize_retrieval(
-    encoder: encoders.Encoder, chunks: list[dict], ingest: Path, embed: extract.EmbedConfig
-) -> dict:
-    """R@1 on the validation examples in the encoder's languages; null if there are none."""
-    examples = select_examples(chunks, "validation", encoder.languages)
-    recall = compute_recall(encoder, examples, ingest / "images", embed) if examples else None
-    return {"validation_pictures": len(examples), "recall_at_1": recall}
-
-
-def cli(ingest: Path, chunks: Path, output: Path) -> None:
-    """The command of this stage, as dvc.yaml runs it."""
-    embed = load_config(extract.EmbedConfig, "embed")
-    main(load_config(AlignConfig, "align"), embed, ingest, chunks, output)
-
-
-if __name__ == "__main__":
-    run_stage(cli)
