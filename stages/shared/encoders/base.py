@@ -61,15 +61,23 @@ class TextTower(ABC):
 
 
 class Encoder(TextTower):
-    """Encodes images and texts in one space. fingerprint: a hash of the encoder's files."""
+    """Encodes images and texts in one space.
+
+    fingerprint: a hash of the encoder's files. image_size: the side to which it scales images, in
+    pixels.
+    """
 
     fingerprint: str
+    image_size: int
 
     def encode_images(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
         """B RGB images of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
-        pixels = torch.stack([self.preprocess_image(image) for image in images]).to(get_device())
+        return self.encode_preprocessed([self.preprocess_image(image) for image in images])
+
+    def encode_preprocessed(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """B preprocessed images (3, H, W) -> the same as `encode_images`."""
         with inference_context():
-            pooled, patches = self.encode_pixels(pixels)
+            pooled, patches = self.encode_pixels(torch.stack(images).to(get_device()))
         return F.normalize(pooled.float(), dim=-1).cpu(), patches.float().cpu()
 
     @abstractmethod

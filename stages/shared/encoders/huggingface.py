@@ -34,6 +34,7 @@ class HuggingFaceEncoder(Encoder):
     def __init__(self, folder: Path, languages: list[str]):
         self.model = _load_model(str(folder)).requires_grad_(False).eval().to(get_device())
         self.model_type = self.model.config.model_type
+        self.image_size = self.model.config.vision_config.image_size
         self.processor = AutoProcessor.from_pretrained(folder)
         self.max_length = min(
             self.processor.tokenizer.model_max_length,

@@ -31,6 +31,8 @@ class OpenClipEncoder(Encoder):
     def __init__(self, folder: Path, languages: list[str]):
         name = f"{LOCAL_DIR_PREFIX}{folder.absolute()}"
         self.model = _create_model(name).requires_grad_(False).eval().to(get_device())
+        size = self.model.visual.preprocess_cfg["size"]  # a side, or height and width
+        self.image_size = size if isinstance(size, int) else max(size)
         self.preprocess = image_transform_v2(
             PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False
         )

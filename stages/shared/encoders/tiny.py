@@ -172,6 +172,7 @@ class TinyEncoder(Encoder):
         fingerprint: str,
     ):
         self.config = config
+        self.image_size = config.image_size
         self.image_tower = image_tower.eval().to(get_device())
         self.text_tower = text_tower
         self.languages = text_tower.languages
