@@ -149,3 +149,14 @@ def test_a_scaled_crop_takes_no_color_from_under_the_mask():
     result = masks.inpaint_image(image, mask, TELEA, 33, 64).astype(int)
     assert np.ptp(result, axis=2).max() == 0  # no red
     assert abs(result - 200).max() < 8  # Telea's own rounding
+
+
+def test_a_line_between_other_lines_is_masked_whole_without_a_warning(recwarn):
+    """The boxes of other lines cover its border, so that it shows no background."""
+    image = np.full((60, 120, 3), 90, np.uint8)
+    rows = [(0, 25), (25, 35), (35, 60)]
+    quads = np.array(
+        [[[0, top], [119, top], [119, bottom], [0, bottom]] for top, bottom in rows], np.float32
+    )
+    assert masks.build_text_mask(image, quads, LETTERS)[30].all()
+    assert not list(recwarn)
