@@ -195,8 +195,9 @@ def parse_completion(content: Any, body: dict[str, Any], structured: bool) -> Ch
 def _read_count(usage: Any, name: str) -> int | None:
     """A number of tokens, None if the server gives none."""
     value = usage.get(name) if isinstance(usage, dict) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return math.ceil(value) if is_number and 0 <= value < math.inf else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return math.ceil(value) if 0 <= value < math.inf else None
 
 
 def _parse_error(error: Any) -> tuple[int, str]:

@@ -124,14 +124,16 @@ def test_params_that_mlflow_refuses_cost_a_warning(store, monkeypatch, capsys):
     assert "warning: MLflow run predict@a: " in capsys.readouterr().err
 
 
-def test_a_database_of_an_older_mlflow_is_named_with_the_command_that_migrates_it(store, tmp_path):
-    with tracking.start_run("report", "", {}):
-        pass
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+def test_a_database_of_an_older_mlflow_is_named_with_the_command_that_migrates_it(
+    database, tmp_path, monkeypatch
+):
+    old = shutil.copy(database, tmp_path / "old.db")
+    with closing(sqlite3.connect(old)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '0c779009ac13'")
-    command = f"`mlflow db upgrade sqlite:///{tmp_path}/mlflow.db`"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}")
+    command = f"`mlflow db upgrade sqlite:///{old}`"
     with (
-        pytest.raises(InputError, match=rf"mlflow\.db was written by an older .* run {command}$"),
+        pytest.raises(InputError, match=rf"old\.db was written by an older .* run {command}$"),
         tracking.start_run("report", "", {}),
     ):
         pass

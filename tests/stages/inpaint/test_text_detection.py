@@ -107,7 +107,6 @@ def test_text_is_read_however_the_image_is_turned(degrees):
     for row, line in [(40, "WHEN THE SOUP"), (380, "IS COLD AGAIN")]:
         draw.text((40, row), line, "white", font, stroke_width=3, stroke_fill="black")
     turned = np.asarray(meme.rotate(degrees, expand=True))
-    quads, _ = text_detection.detect_text(turned, CONFIG)
-    recognition = load_config(inpaint.InpaintConfig, "inpaint").recognition
-    text = text_detection.read_text(turned, quads, CONFIG, recognition)
+    quads, _ = text_detection.detect_text(turned, CONFIG.detection)
+    text = text_detection.read_text(turned, quads, CONFIG.detection, CONFIG.recognition)
     assert text == "WHEN THE SOUP\nIS COLD AGAIN"
