@@ -56,13 +56,14 @@ def test_cells_that_a_csv_writer_quoted_are_read_back(tmp_path, delimiter):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "|"])
-def test_a_quote_that_closes_in_another_row_swallows_none(tmp_path, delimiter):
+def test_rows_between_two_quotes_are_rejected_by_their_lines(tmp_path, delimiter):
     rows = [["m0", '"open', "a"], ["m1", "plain", "b"], ["m2", 'close"', "c"], ["m3", "x", "d"]]
-    assert read(tmp_path, join(rows, delimiter), "a.csv") == [2, *rows[1:]]
+    assert read(tmp_path, join(rows, delimiter), "a.csv") == [2, 3, 4, rows[3]]
 
 
 def test_a_text_over_lines_may_contain_the_delimiter(tmp_path):
     rows = [["m0", "soup, soup\nand more, soup,", "a"], ["m1", "\n", "b"]]
+    rows += [["m2", "one, two\nthree, four", "c"], ["a, b\nc, d", "", ""]]
     assert read(tmp_path, write(rows, ","), "a.csv") == rows
 
 

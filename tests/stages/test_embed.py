@@ -1,6 +1,9 @@
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stages import embed
 from stages.shared.core import schemas
@@ -202,3 +205,34 @@ def test_memes_that_were_not_augmented_are_an_input_error(tmp_path, encoder_fold
     schemas.write_parquet(tmp_path / "records.parquet", [], schemas.CLEAN_RECORDS["memes"])
     with pytest.raises(InputError, match="was written by another version: run `dvc repro`"):
         embed.main(CONFIG, "memes", tmp_path, tmp_path, encoder_folder, tmp_path / "features")
+
+
+def test_a_large_photo_is_decoded_once_and_small(tmp_path, encoder_folder, monkeypatch):
+    """Also for every kind of encoder, and if a batch is filled up with copies."""
+    photos = []
+    for seed in range(2):
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
+        photo = Image.fromarray(pixels).resize((2700, 1800), Image.Resampling.BICUBIC)
+        file = BytesIO()
+        photo.save(file, "JPEG", quality=90)
+        photos.append(image_store.validate_image(file.getvalue(), max_pixels=10**7))
+    image_store.write_images(tmp_path / "images", photos, shards=1)
+    names = sorted(row["sha256"] for row in photos)
+    decode, sizes = image_store.decode_image, []
+
+    def decode_and_note_size(*arguments):
+        image = decode(*arguments)
+        sizes.append(max(image.size))
+        return image
+
+    for kind, encoder in each_kind(tmp_path, encoder_folder):
+        whole = encoder.encode_images([decode(row["bytes"]) for row in photos])[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(image_store, "decode_image", decode_and_note_size)
+            features = list(extract.extract_image_features(encoder, tmp_path / "images", names, 4))
+        assert len(sizes) == len(photos) and max(sizes) <= 675, kind
+        sizes.clear()
+        by_name = dict(zip(names, features, strict=True))
+        for row, pooled in zip(photos, whole, strict=True):
+            cosine = torch.from_numpy(by_name[row["sha256"]]["pooled"]).float() @ pooled
+            assert cosine > 0.995, kind

@@ -3,8 +3,8 @@
 The first row names the columns; the delimiter is the one that splits it into the most columns. A
 quoted cell may contain delimiters, line ends and doubled quotes. If a row is malformed or has the
 wrong number of cells, only its first line is rejected and reading continues on the next line, so
-that an unclosed quote does not swallow the rows below it. A quoted cell over several lines that are
-rows by themselves is malformed, too.
+that an unclosed quote does not swallow the rows below it. If the lines of a quoted cell look like
+rows by themselves, all of them are rejected.
 
 Quotes between tabs are letters (IANA, text/tab-separated-values), unless the file shows that a CSV
 writer quoted its cells: it quotes the names of columns, doubles quotes, or has line ends in a cell.
@@ -15,6 +15,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from stages.datasets.common.encodings import decode_text
@@ -96,8 +97,14 @@ def _read_rows(
     while start < len(lines):
         source = f"{file_name}:{start + 1}"
         cells, end = _read_row(lines, start, dialect)
-        if cells is None or _swallows_rows(lines[start:end], dialect, len(columns)):
-            fault = "a quote is not closed, or closed in another row, or text follows a closed one"
+        if cells is not None and _swallows_rows(lines[start:end], dialect, len(columns)):
+            fault = f"its quote closes in line {end}, so that one of them is no row"
+            for number in range(start, end):
+                yield Rejection(f"{file_name}:{number + 1}", f"{MALFORMED_REASONS[0]}: {fault}")
+            start = end
+            continue
+        if cells is None:
+            fault = "a quote is not closed, or text follows a closed one"
             yield Rejection(source, f"{MALFORMED_REASONS[0]}: {fault}")
             start += 1
             continue
@@ -131,10 +138,27 @@ def _read_row(lines: list[str], start: int, dialect: Dialect) -> tuple[list[str]
 
 
 def _swallows_rows(lines: list[str], dialect: Dialect, num_columns: int) -> bool:
-    """Whether the lines of one row are as many rows, if its quotes are read as letters."""
+    """Whether the lines of one row look like as many rows, if its quotes are read as letters.
+
+    They have the right number of cells, and in one column they all look alike, as ids and labels
+    do. The lines of a text with delimiters seldom do.
+    """
     letters = Dialect(dialect.delimiter, has_quotes=False)
-    return len(lines) > 1 and all(
-        len(_read_row([line], 0, letters)[0] or []) == num_columns for line in lines
+    rows = [_read_row([line], 0, letters)[0] or [] for line in lines]
+    return (
+        len(rows) > 1
+        and all(len(row) == num_columns for row in rows)
+        and any(len(set(map(_describe_shape, cells))) == 1 for cells in zip(*rows, strict=True))
+    )
+
+
+def _describe_shape(cell: str) -> str:
+    """A cell with `a` for each run of letters and 0 for each number, such as a0.a for m12.png."""
+    return "".join(
+        character
+        for character, _ in groupby(
+            "a" if c.isalpha() else "0" if c.isdigit() else c for c in cell if c != '"'
+        )
     )
 
 
