@@ -17,6 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipelines import summary
 from pipelines.cli import run_in_project
+from pipelines.prefect_server import check_server
 from pipelines.runner import dag, dvc_repro, process_group
 from pipelines.runner.eta import StageDurations
 from pipelines.runner.scheduler import StageScheduler
@@ -99,6 +100,7 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
 
 def main() -> None:
     """Run the flow once. Raises InputError with the message of the first stage that failed."""
+    check_server("unset the variable for a temporary one")
     state = build(return_state=True)
     if not state.is_completed():
         raise InputError(state.message)

@@ -14,14 +14,17 @@ from pydantic import ValidationError
 
 from pipelines.cli import run_in_project
 from pipelines.flow import build
+from pipelines.prefect_server import check_server
 from stages.shared.runtime.stage import InputError
 
 
 def parse_schedule(cron: str, timezone: str) -> CronSchedule:
     """The schedule of a cron line. Raises InputError that names the invalid argument."""
     try:
+        if len(cron.split()) != 5 and not cron.startswith("@"):  # a sixth field would be seconds
+            raise ValueError
         CronSchedule(cron=cron, timezone="UTC")
-    except ValidationError:
+    except ValueError:  # includes ValidationError
         raise InputError(
             f"--cron {cron!r} is not a cron line: give five fields, e.g. '0 3 * * *'"
         ) from None
@@ -44,6 +47,7 @@ def main() -> None:
         raise InputError(
             "PREFECT_API_URL is not set: set it to the address that `prefect server start` prints"
         )
+    check_server("give the address of another one")
     build.serve(
         "polymuse", schedules=[schedule], limit=1, entrypoint_type=EntrypointType.MODULE_PATH
     )

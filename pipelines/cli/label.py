@@ -28,7 +28,8 @@ from pipelines.inference.input_rules import (
     load_input_rules,
 )
 from stages.datasets.common.files import describe_validation_error, read_lines
-from stages.ingest.record_collector import make_printable, read_image_file
+from stages.ingest.image_files import read_image_file
+from stages.ingest.record_collector import make_printable
 from stages.shared.core import config
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import text_cleaning

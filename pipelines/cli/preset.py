@@ -17,6 +17,7 @@ from stages.shared.core.config import params_files
 from stages.shared.runtime.stage import InputError, work_dir
 
 PRESET_DIR = Path("presets")
+ROW_SECTIONS = ("corpora", "generators", "classifiers")  # README says to delete rows of them
 ParamTree = dict[str, Any]  # sections of params.yaml
 
 
@@ -35,9 +36,12 @@ def apply_preset(name: str) -> str:
             f"presets/{name}.yaml does not exist: choose one of {', '.join(list_presets())}"
         )
     before = {str(file): _read_text(file) for file in params_files()}
-    after = merge_overlay(before, _read_text(PRESET_DIR / f"{name}.yaml"), f"presets/{name}.yaml")
+    file, overlay = f"presets/{name}.yaml", _read_text(PRESET_DIR / f"{name}.yaml")
+    after = merge_overlay(before, overlay, file)
+    deleted = ", ".join(find_deleted_rows(before, overlay, file))
+    note = f"; left out, because params.yaml does not have them: {deleted}" if deleted else ""
     if after == before:
-        return f"params.yaml already has all values of preset {name}"
+        return f"params.yaml already has all values of preset {name}{note}"
     changed = [file for file in before if after[file] != before[file]]
     state = {
         "name": name,
@@ -50,7 +54,7 @@ def apply_preset(name: str) -> str:
     return (
         f"{' and '.join(changed)} now {'has' if len(changed) == 1 else 'have'} the values of "
         f"preset {name}; "
-        "undo with `polymuse preset --undo`"
+        f"undo with `polymuse preset --undo`{note}"
     )
 
 
@@ -75,12 +79,20 @@ def undo_preset() -> str:
     return f"{' and '.join(last['before'])} is restored to its state before preset {last['name']}"
 
 
+def find_deleted_rows(files: dict[str, str], overlay: str, name: str) -> list[str]:
+    """The rows of an overlay, such as generators.flexmuse, that no parameter file has."""
+    yaml = YAML(typ="safe")
+    trees = [_parse(yaml, text, file) for file, text in files.items()]
+    changes = _parse(yaml, overlay, name)
+    return _find_deleted_rows(trees, changes) if isinstance(changes, dict) else []
+
+
 def merge_overlay(files: dict[str, str], overlay: str, name: str) -> dict[str, str]:
     """The parameter files (name -> YAML text) with the values of `overlay`.
 
     Each key is changed in the file that has it; sections are merged, other values replaced.
     name: the file of the overlay, for messages. Raises InputError that names the keys of the
-    overlay that no file has.
+    overlay that no file has. Rows that were deleted from params.yaml are left out.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -89,6 +101,10 @@ def merge_overlay(files: dict[str, str], overlay: str, name: str) -> dict[str, s
     if not isinstance(changes, dict):
         raise InputError(f"{name} holds no sections: give it sections of params.yaml")
     trees = {file: _parse(yaml, text, file) for file, text in files.items()}
+    for name_of_row in _find_deleted_rows(list(trees.values()), changes):
+        section, _, row = name_of_row.partition(".")
+        del changes[section][row]
+    changes = {section: value for section, value in changes.items() if value != {}}
     if unknown := _find_unknown_keys(list(trees.values()), changes):
         raise InputError(f"{name}: params.yaml has no {', '.join(unknown)}: correct the preset")
     merged = dict(files)
@@ -105,6 +121,16 @@ def _parse(yaml: YAML, text: str, name: str) -> Any:
         return yaml.load(text)
     except YAMLError as error:
         raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _find_deleted_rows(trees: list[Any], changes: ParamTree) -> list[str]:
+    """The rows of `changes`, such as generators.flexmuse, that no tree has."""
+    return [
+        f"{section}.{row}"
+        for section in ROW_SECTIONS
+        for row in changes.get(section, {})
+        if not any(isinstance(tree, dict) and row in (tree.get(section) or ()) for tree in trees)
+    ]
 
 
 def _find_unknown_keys(trees: list[Any], changes: ParamTree, above: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import regex
 from PIL import Image
 
-from stages.ingest.record_collector import MAX_BYTES_PER_PIXEL
+from stages.ingest.image_files import MAX_BYTES_PER_PIXEL
 from stages.shared.core.config import CURRENT_FOLDER, load_config
 from stages.shared.data import image_store, text_cleaning
 from stages.shared.data.language import detect_language

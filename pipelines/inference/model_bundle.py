@@ -118,9 +118,10 @@ class ModelBundle:
         """Encode the content of image files, one at a time -> pooled (D,) and patches (P, Dp)."""
         from stages.shared.data import image_store
 
-        encoded = [
-            self.encoder.encode_images([image_store.decode_image(content)]) for content in contents
-        ]
+        images = (
+            image_store.decode_image(content, self.encoder.image_size) for content in contents
+        )
+        encoded = [self.encoder.encode_images([image]) for image in images]
         return [(to_fp16(pooled[0]), to_fp16(patches[0])) for pooled, patches in encoded]
 
     def encode_texts(self, texts: list[str], width: int, pooled_width: int) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -15,6 +17,8 @@ from pipelines import renamed_keys
 from pipelines.runner import up_to_date
 from stages.shared.core import config
 from stages.shared.runtime.stage import InputError
+
+ROW_NAME_PATTERN = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def load_dag(targets: Sequence[str]) -> Dag:
     params = config.read_params()
     renamed_keys.check_names(params)
     _check_empty_sections(params)
+    _check_corpora(params.get("corpora"))
     try:
         repo = Repo(_wait_for_lock=True)
         graph = repo.index.graph.reverse()  # DVC's edges point from a stage to its dependencies
@@ -50,6 +55,11 @@ def load_dag(targets: Sequence[str]) -> Dag:
         status = repo.status()
     except DvcException as error:
         raise InputError(f"DVC cannot read the project: {_format_error(error)}") from None
+    except OSError as error:  # in a dependency, such as a corpus
+        raise InputError(
+            f"DVC cannot read {error.filename or 'a file'} ({error.strerror or error}): remove or "
+            "repair it"
+        ) from None
     if fingerprint and not status:
         up_to_date.record(paths, fingerprint)
     if selected:
@@ -81,6 +91,46 @@ def _check_empty_sections(params: dict[str, Any]) -> None:
         if rows is None:
             raise InputError(
                 f"params.yaml: {name} has no row: write `{name}: {{}}` if that is intended"
+            )
+
+
+def _check_corpora(corpora: Any) -> None:
+    """Raises InputError for a corpus that DVC or the shell would misread, or cannot read.
+
+    Its name is part of the names of stages and folders, and its path stands in single quotes.
+    """
+    for name, row in corpora.items() if isinstance(corpora, dict) else ():
+        if not isinstance(name, str) or not ROW_NAME_PATTERN.fullmatch(name):
+            raise InputError(
+                f"params.yaml: corpora: the name {name!r} is not usable: give one of letters, "
+                "digits, _ and -"
+            )
+        path = row.get("path") if isinstance(row, dict) else None
+        if not isinstance(path, str):
+            continue  # validation reports it
+        if "'" in path or "\n" in path:
+            raise InputError(
+                f"params.yaml: corpora.{name}.path is {path!r}: rename the folder, since a path "
+                "may contain neither ' nor a line end"
+            )
+        _check_folder(name, Path(path))
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Raises InputError for a file that DVC cannot hash: a dangling link, or no Unicode name."""
+    for place, folders, files in os.walk(folder):
+        for entry in (*folders, *files):
+            path = Path(place, entry)
+            printable = str(path).encode(errors="replace").decode()
+            if printable != str(path):
+                fault = "has a name that is not UTF-8"
+            elif path.is_symlink() and not path.exists():
+                fault = "is a link to a file that does not exist"
+            else:
+                continue
+            raise InputError(
+                f"corpora.{name}: {printable} {fault}: remove or rename it, because DVC cannot "
+                "track the folder with it"
             )
 
 

@@ -6,6 +6,7 @@ reads and writes  POLYMUSE_HOME/durations.json
 import json
 import re
 import time
+from pathlib import Path
 
 from stages.shared.runtime.stage import work_dir
 
@@ -24,7 +25,7 @@ class StageDurations:
     def __init__(self, budgets: dict[str, float]):
         self.budgets = budgets  # by stage@row or by stage
         self.file = work_dir() / "durations.json"
-        self.measured_seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.measured_seconds = _read_durations(self.file)
 
     def estimate(self, stage: str) -> float:
         """Expected duration of `stage` in seconds; 0 if params.yaml does not name it."""
@@ -45,6 +46,16 @@ class StageDurations:
 
     def _key(self, stage: str) -> str:
         return f"{stage} expected {self.budget(stage):g}"
+
+
+def _read_durations(file: Path) -> dict[str, float]:
+    """The stored durations; none if there are none, or if the file is damaged."""
+    try:
+        durations = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    values = durations.items() if isinstance(durations, dict) else ()
+    return {key: value for key, value in values if isinstance(value, int | float)}
 
 
 class RunProgress:

@@ -130,7 +130,7 @@ def decode_images(folder: Path, names: list[str], size: int) -> Tensor:
     pixels = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
     rows = (row for row in image_store.read_images(folder) if row["sha256"] in index)
     for row in progress_bar(rows, "decode images", len(names)):
-        image = image_store.decode_image(row["bytes"])
+        image = image_store.decode_image(row["bytes"], min_side=size)
         pixels[index[row["sha256"]]] = tiny_encoder.center_crop(image, size)
     return pixels
 

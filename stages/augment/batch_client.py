@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.shared.core.config import Field, config_class
-from stages.shared.llm.answers import AnswerCache, ChatAnswer, request_key
+from stages.shared.llm.answers import ChatAnswer, request_key
 from stages.shared.llm.budget import Budget
 from stages.shared.llm.client import ChatSession, Question, Reply
-from stages.shared.llm.completions import parse_completion
+from stages.shared.llm.completions import ServerError, parse_completion
 from stages.shared.llm.config import NO_MODEL, ChatConfig
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.llm.transport import MAX_MESSAGE_CHARACTERS, RequestFailed
@@ -89,46 +89,58 @@ def ask_questions(
     requests than `max_total_tokens` allows even if every answer has its maximum length.
     """
     unique = list(dict.fromkeys(questions))
-    failed: dict[str, RequestFailed] = {}
     batches = _BatchClient(chat_config, batch_config, model_param)
     # Pending requests count as failed questions until their batch is answered.
     tolerant = replace(chat_config, max_failed_fraction=1.0)
     while True:
         budget = Budget(section, tolerant, len(unique), model_param)
-        collector = _RequestCollector(failed)
+        collector = _RequestCollector(batches.answers)
         asyncio.run(ChatSession(tolerant, budget, collector.complete).reply_all(unique))
         if not collector.pending:
             break
-        failed |= batches.answer_pending(collector.pending, budget)
+        batches.answer_pending(collector.pending, budget)
     budget = Budget(section, chat_config, len(unique), model_param)
     session = ChatSession(chat_config, budget, collector.complete)
-    by_question = dict(zip(unique, asyncio.run(session.reply_all(unique)), strict=True))
+    try:
+        replies = asyncio.run(session.reply_all(unique))
+    finally:  # the answers that fit are stored; the next run asks the other questions again
+        batches.forget_answered()
+    by_question = dict(zip(unique, replies, strict=True))
     return [by_question[question] for question in questions]
 
 
 class _RequestCollector:
-    """Sends nothing: requests are collected in `pending`.
+    """Sends nothing: requests are collected in `pending`, unless `answers` has their outcome.
 
-    Requests in `failed` are not collected but fail again. Both are by request key.
+    Both are by request key.
     """
 
-    def __init__(self, failed: dict[str, RequestFailed]):
-        self.failed = failed
+    def __init__(self, answers: "dict[str, ChatAnswer | RequestFailed]"):
+        self.answers = answers
         self.pending: dict[str, dict[str, Any]] = {}
 
     async def complete(self, body: dict[str, Any]) -> ChatAnswer:
         key = request_key(body)
-        if key in self.failed:
-            raise self.failed[key]
+        answer = self.answers.get(key)
+        if isinstance(answer, ChatAnswer):
+            return answer
+        if answer is not None:
+            raise answer
         self.pending[key] = body
         raise RequestFailed("no answer yet")
 
 
 class _BatchClient:
+    """Sends batches and collects their answers, or the failures of requests, by request key.
+
+    `ChatSession` stores those that fit.
+    """
+
     def __init__(self, chat_config: ChatConfig, batch_config: BatchRequestConfig, model_param: str):
         self.chat_config, self.batch_config = chat_config, batch_config
         self.model_param = model_param
-        self.cache = AnswerCache()
+        self.answers: dict[str, ChatAnswer | RequestFailed] = {}
+        self.answered: list[SubmittedBatch] = []
 
     @cached_property
     def endpoint(self) -> Endpoint:
@@ -145,10 +157,8 @@ class _BatchClient:
             timeout=self.chat_config.timeout,
         )
 
-    def answer_pending(
-        self, pending: dict[str, dict[str, Any]], budget: Budget
-    ) -> dict[str, RequestFailed]:
-        """Store answers to pending requests (by key); returns the requests that failed, by key.
+    def answer_pending(self, pending: dict[str, dict[str, Any]], budget: Budget) -> None:
+        """Collect the answers to pending requests (by key).
 
         Waits for the open batches with pending requests, or else submits a new batch. budget: of
         the session that collected the requests. Raises InputError; the next run then waits for the
@@ -160,10 +170,9 @@ class _BatchClient:
             open_batches = [
                 batch for batch in _iter_open_batches() if pending.keys() & set(batch.keys)
             ]
-            failed: dict[str, RequestFailed] = {}
             for submitted in open_batches or [self._submit(self._select_requests(pending, budget))]:
-                failed |= self._store_answers(submitted, pending)
-            return failed
+                self.answers |= self._fetch_answers(submitted, pending)
+                self.answered.append(submitted)
         except openai.APIConnectionError:  # includes timeouts
             raise InputError(
                 f"{BASE_URL_ENV}: no server responds: start that server, or give another address; "
@@ -210,33 +219,30 @@ class _BatchClient:
         replace(submitted, batch=batch.id).save()
         return batch.id
 
-    def _store_answers(
+    def forget_answered(self) -> None:
+        """Delete the files of the batches whose answers are stored."""
+        for submitted in self.answered:
+            submitted.path.unlink(missing_ok=True)
+
+    def _fetch_answers(
         self, submitted: SubmittedBatch, pending: dict[str, dict[str, Any]]
-    ) -> dict[str, RequestFailed]:
-        """Wait for a batch and store its answers; returns the requests without one, by key."""
+    ) -> dict[str, ChatAnswer | RequestFailed]:
+        """Wait for a batch; its answers and failures, by key."""
         batch = self._wait_until_ended(submitted)
         if batch.status == "failed":
             submitted.path.unlink()
             errors = (batch.errors and batch.errors.data) or []
             message = "; ".join(error.message for error in errors if error.message)
             raise self._refusal_error(0, message or "it gives no reason")
-        failed = {key: RequestFailed(f"batch {batch.status}") for key in submitted.keys}
+        answers: dict[str, ChatAnswer | RequestFailed] = {
+            key: RequestFailed(f"batch {batch.status}") for key in submitted.keys
+        }
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            answers: dict[str, ChatAnswer] = {}
             for line in _iter_json_lines(self.client.files.content(file).content):
                 key = line.get("custom_id")
-                if key not in failed:
-                    continue
-                body = pending.get(key, {"messages": []})
-                answer = _parse_answer_line(line, body)
-                if isinstance(answer, ChatAnswer):
-                    answers[key] = answer
-                    del failed[key]
-                else:
-                    failed[key] = answer
-            self.cache.write(answers)
-        submitted.path.unlink()
-        return failed
+                if isinstance(answers.get(key), RequestFailed):
+                    answers[key] = _parse_answer_line(line, pending.get(key, {"messages": []}))
+        return answers
 
     def _wait_until_ended(self, submitted: SubmittedBatch) -> "Batch":
         """Poll a batch until it has ended."""
@@ -303,5 +309,9 @@ def _parse_answer_line(line: dict[str, Any], body: dict[str, Any]) -> ChatAnswer
         )
     try:
         return parse_completion(response.get("body"), body, structured=True)
+    except ServerError as error:
+        return RequestFailed(f"HTTP {error.status}", error.status)
+    except RequestFailed as error:
+        return error
     except ValueError:
         return RequestFailed("no chat completion")

@@ -98,7 +98,7 @@ SENTENCE_START_PATTERN = regex.compile(
     r"Would|Should|Because|So|But|And|Or|Nobody|Everybody|Everyone|People|Folks)\s"
 )
 SENTENCE_END_PATTERN = regex.compile(r"[.!?:;\n]")
-FINAL_PUNCTUATION_PATTERN = regex.compile(r"(?<=\w)[.\u2026]*$")
+FINAL_PUNCTUATION_PATTERN = regex.compile(r"(?<=[\w\p{M}])[.\u2026]*$")
 
 
 REPLACEMENTS = ONE_WAY_SYNONYMS | dict(TWO_WAY_SYNONYMS) | {b: a for a, b in TWO_WAY_SYNONYMS}

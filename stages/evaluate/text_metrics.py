@@ -7,7 +7,6 @@ be computed is `unavailable` with a reason, never replaced by a different number
 """
 
 import os
-import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from threading import Timer
 from typing import Any, Literal, Self
 
 import numpy as np
+import regex
 
 from stages.evaluate import bert_score
 from stages.shared.pretrained import minilm
@@ -28,8 +28,13 @@ TokenizerName = Literal["words", "characters", "jieba"]
 MINILM_LANGUAGES = {*minilm.LANGUAGES}
 # Han with its extensions, and kana: scripts without spaces between words.
 _UNSPACED_SCRIPTS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD_PATTERN = re.compile(r"\w+|[^\w\s]")
-_CHARACTER_PATTERN = re.compile(rf"[{_UNSPACED_SCRIPTS}]|[^\W{_UNSPACED_SCRIPTS}]+|[^\w\s]")
+# Marks and joiners belong to the letter before them: vowels of Hindi, Tamil and Thai are marks.
+_IN_WORD = r"\p{L}\p{M}\p{N}_\u200c\u200d"
+_WORD_PATTERN = regex.compile(rf"[{_IN_WORD}]+|[^{_IN_WORD}\s]")
+_CHARACTER_PATTERN = regex.compile(
+    rf"[{_UNSPACED_SCRIPTS}]\p{{M}}*|[[{_IN_WORD}]--[{_UNSPACED_SCRIPTS}]]+|[^{_IN_WORD}\s]",
+    regex.VERSION1,
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class CorpusScore:
 def tokenize_text(text: str, tokenizer: TokenizerName) -> str:
     """Lowercase tokens separated by spaces; each punctuation mark is a token.
 
-    words: runs of letters and digits. characters: the same, but each Han or kana character is a
-    token. jieba: jieba's Chinese words.
+    words: runs of letters, their marks and digits. characters: the same, but each Han or kana
+    character is a token. jieba: jieba's Chinese words.
     """
     text = text.lower()
     if tokenizer == "jieba":
@@ -93,11 +98,17 @@ def compute_rouge_l(items: list[TokenizedPrediction]) -> CorpusScore:
 
 
 def compute_cider(items: list[TokenizedPrediction]) -> CorpusScore:
-    """CIDEr-D, 0 to 10. Word weights are computed over items, so one item has no score."""
+    """CIDEr-D, 0 to 10. Word weights are computed over items, so that one item has no score.
+
+    Neither have items with the same references, whose words all have the weight 0.
+    """
     from pycocoevalcap.cider.cider import Cider
 
     if len(items) < 2:
         return CorpusScore(None, [None] * len(items), "unavailable: CIDEr needs two items or more")
+    if len({tuple(sorted(item.references)) for item in items}) < 2:
+        reason = "unavailable: CIDEr needs items with different references"
+        return CorpusScore(None, [None] * len(items), reason)
     value, scores = Cider().compute_score(*_to_coco_format(items))
     return CorpusScore(float(value), scores.tolist(), "pycocoevalcap")
 

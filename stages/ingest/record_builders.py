@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
+from unicodedata import normalize
 
 import regex
 
@@ -37,6 +38,8 @@ from stages.shared.data.records import (
 )
 
 TAG_PATTERN = regex.compile(r"O|[BI]-\S+")
+# Neither white space, control and format characters (zero width), fillers nor the blank of braille.
+VISIBLE_CHARACTER = regex.compile(r"[^\s\p{Cc}\p{Cf}\p{DI}\u2800]")
 
 
 class RecordRejected(Exception):
@@ -73,11 +76,11 @@ def build_article(item: ArticleRecord, images: Sequence[str | None]) -> BuiltRec
     Facts and boxes of usable images are kept; their positions count those images. Foils are kept
     only if all images are usable: else texts are joined, and a foil differs from its text in more.
     """
-    title = item.title.strip()
-    texts = [block.strip() for block in item.blocks if isinstance(block, str)]
+    title = validate_text(item.title)
+    texts = [validate_text(block) for block in item.blocks if isinstance(block, str)]
     hashes = iter(images)
     all_blocks = [
-        {"image": None, "text": block.strip() or None}
+        {"image": None, "text": validate_text(block) or None}
         if isinstance(block, str)
         else {"image": next(hashes), "text": None}
         for block in item.blocks
@@ -112,7 +115,7 @@ def check_captioned(item: CaptionRecord) -> None:
 
 def build_captioned(item: CaptionRecord, image: str) -> BuiltRecord:
     """image: its hash."""
-    captions = [caption.strip() for caption in item.captions if caption.strip()]
+    captions = [text for caption in item.captions if (text := validate_text(caption))]
     return BuiltRecord(
         id=compute_record_id(image),
         noun="image",
@@ -138,19 +141,24 @@ def merge_captions(record: dict[str, Any], item: CaptionRecord, captions: list[s
 
 
 def check_tweet(item: TweetRecord) -> None:
-    """Raises RecordRejected unless every word is non-empty and has a tag O, B-TYPE or I-TYPE."""
+    """Raises RecordRejected unless every word is non-empty and has a tag O, B-TYPE or I-TYPE.
+
+    Some words may consist of blanks or invisible characters, but not all.
+    """
     if not item.words:
         raise RecordRejected("empty text: the tweet has no word")
     if len(item.words) != len(item.tags):
         raise RecordRejected(f"wrong count: {len(item.words)} words have {len(item.tags)} tags")
     for number, (word, tag) in enumerate(zip(item.words, item.tags, strict=True), start=1):
-        validate_text(word)  # its result is not used: a word of blanks keeps its tag
+        validate_text(word)  # its result is not used here: a word of blanks keeps its tag
         if not word:
             raise RecordRejected(f"empty text: word {number} has no character")
         if not TAG_PATTERN.fullmatch(tag):
             raise RecordRejected(
                 f"unknown tag: {tag[:60]!r} of word {number} is none of O, B-TYPE, I-TYPE"
             )
+    if not any(map(validate_text, item.words)):
+        raise RecordRejected("empty text: the tweet has no word with a visible character")
 
 
 def build_tweet(item: TweetRecord, image: str | None) -> BuiltRecord:
@@ -176,7 +184,7 @@ def check_post(item: PostRecord) -> None:
 
 def build_post(item: PostRecord, image: str | None) -> BuiltRecord:
     """image: its hash, None without a usable image."""
-    text = item.text.strip()
+    text = validate_text(item.text)
     return BuiltRecord(
         id=_hash_content([text, item.label, image or item.key]),
         noun="post",
@@ -196,7 +204,7 @@ def build_meme(item: MemeRecord, image: str | None) -> BuiltRecord:
 
     Raises RecordRejected if the meme has neither text nor image.
     """
-    text = item.text.strip()
+    text = validate_text(item.text)
     if not text and not image:
         raise RecordRejected("empty text: the meme has neither text nor a usable image")
     labels = [{"task": task, "label": label} for task, label in item.labels.items()]
@@ -211,12 +219,15 @@ def build_meme(item: MemeRecord, image: str | None) -> BuiltRecord:
 
 
 def validate_text(text: str) -> str:
-    """The text without surrounding whitespace. Raises RecordRejected if it is not valid Unicode."""
+    """The text without surrounding whitespace; "" if it has no visible character.
+
+    Raises RecordRejected if it is not valid Unicode.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise RecordRejected("undecodable text: it contains half a surrogate pair") from None
-    return text.strip()
+    return text.strip() if VISIBLE_CHARACTER.search(text) else ""
 
 
 def compute_record_id(content: str) -> str:
@@ -224,4 +235,6 @@ def compute_record_id(content: str) -> str:
 
 
 def _hash_content(content: list) -> str:
-    return compute_record_id(json.dumps(content))
+    """The id of a content; that of the same texts in NFD and NFC is equal."""
+    composed = json.loads(normalize("NFC", json.dumps(content, ensure_ascii=False)))
+    return compute_record_id(json.dumps(composed))

@@ -8,12 +8,13 @@ meme continues without image, unless it has no text either. A captioned image is
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from unicodedata import normalize
 
-import regex
-
+from stages.ingest.image_files import read_image_file
+from stages.ingest.language_codes import parse_language
 from stages.ingest.record_builders import (
     BuiltRecord,
     RecordRejected,
@@ -46,9 +47,6 @@ from stages.shared.data.records import (
     Rejection,
     TweetRecord,
 )
-
-URL_PATTERN = regex.compile(r"//|(?:https?|ftp|file|data|blob|cid):", regex.IGNORECASE)
-MAX_BYTES_PER_PIXEL = 8  # RGBA with 16 bits: image files are hardly larger, whatever their format
 
 
 @config_class
@@ -100,6 +98,7 @@ class RecordCollector:
     def _add_record(self, item: Record | Rejection) -> None:
         if isinstance(item, Rejection):
             raise RecordRejected(item.reason)
+        item = _normalize_item(item)
         built = self._build_record(item)
         existing = self.records.get(built.id)
         if existing and isinstance(item, CaptionRecord):
@@ -187,30 +186,22 @@ class RecordCollector:
         self.rejected.append(_build_rejected_row(item, reason))
 
 
+def _normalize_item(item: Record) -> Record:
+    """The item with its key in NFC, and its language as an ISO 639-1 code.
+
+    Raises RecordRejected if the source names no language that we know.
+    """
+    try:
+        language = item.language and parse_language(item.language)
+    except ValueError as error:
+        raise RecordRejected(f"wrong field: language: {error}") from None
+    key = item.key and normalize("NFC", item.key)
+    return replace(item, key=key, language=language or None)
+
+
 def _build_rejected_row(item: Record | Rejection, reason: str) -> dict:
     key = item.key and make_printable(item.key)
     return {"source": make_printable(item.source), "id": key, "reason": make_printable(reason)}
-
-
-def read_image_file(image: ImageFile, root: Path, max_pixels: int) -> bytes:
-    """The bytes of an image file.
-
-    Raises ImageError if it is remote, outside `root`, missing, unreadable or far too large.
-    """
-    name = image.path[:120]
-    if URL_PATTERN.match(image.path):
-        raise ImageError(f"remote image: addresses are not fetched ({name})")
-    try:
-        path = (image.folder / image.path).resolve()
-        if Path(image.path).is_absolute() or not path.is_relative_to(root.resolve()):
-            raise ImageError(f"path leaves the folder: {name}")
-        if not path.is_file():
-            raise ImageError(f"missing image: {name}")
-        if path.stat().st_size > MAX_BYTES_PER_PIXEL * max_pixels:
-            raise ImageError(f"image larger than max_pixels: {path.stat().st_size} bytes ({name})")
-        return path.read_bytes()
-    except (OSError, ValueError, RuntimeError):  # no permission, NUL in the name, a link loop
-        raise ImageError(f"missing image: {name!r} cannot be read") from None
 
 
 def make_printable(name: str) -> str:

@@ -86,6 +86,8 @@ def build_line_mask(
     corners = [quad.round().astype(np.int32)]
     cv2.polylines(border, corners, True, 255, 2 * round(config.border_width * text_height) + 1)
     border[(boxes > 0) & (box == 0)] = 0
+    if not border.any():  # a box at the edge of the image
+        return grown
     background = np.median(image[border > 0], axis=0)
     differs = np.abs(image - background.astype(np.float32)).max(2) > config.color_tolerance
     if differs[border > 0].mean() > 1 - config.min_uniform_fraction:

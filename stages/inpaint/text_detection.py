@@ -22,6 +22,16 @@ STRIDE = 32  # input sides of the network are multiples of this
 MAX_ASPECT_RATIO = 16  # the longer side of a scaled image, in multiples of `input_size`
 FINGERPRINTED_PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
 
+MIN_UPRIGHT_SCORE = 0.9  # of a line that is not tried upside down; upside down it is about 0.75
+# (vertical, upside down) -> what makes coordinates (x, y) upright: text that is level, upside down,
+# turned by 90 degrees to the right, and to the left
+UPRIGHT_MATRICES = {
+    (False, False): np.array([[1, 0], [0, 1]], np.float32),
+    (False, True): np.array([[-1, 0], [0, -1]], np.float32),
+    (True, False): np.array([[0, -1], [1, 0]], np.float32),
+    (True, True): np.array([[0, 1], [-1, 0]], np.float32),
+}
+
 Quads = np.ndarray  # (N, 4, 2) float32: corners (x, y) in pixels, clockwise from upper left
 
 
@@ -163,9 +173,20 @@ def compute_text_height(quad: np.ndarray) -> float:
 def recognize_text(
     image: np.ndarray, quads: Quads, config: TextDetectionConfig
 ) -> list[tuple[str, float]]:
-    """The text of each box and its score, 0 to 1."""
+    """The text of each box and its score, 0 to 1; boxes higher than wide are read downwards."""
+    return _recognize_crops(_crop_boxes(image, quads, config), config)
+
+
+def _crop_boxes(image: np.ndarray, quads: Quads, config: TextDetectionConfig) -> list[np.ndarray]:
+    """The part of the image in each box (H, W, 3; BGR), turned so that its longer side is level."""
     with _borrow_engine(config) as engine:
-        crops = engine.crop_text_regions(np.ascontiguousarray(image[:, :, ::-1]), quads)
+        return engine.crop_text_regions(np.ascontiguousarray(image[:, :, ::-1]), quads)
+
+
+def _recognize_crops(
+    crops: list[np.ndarray], config: TextDetectionConfig
+) -> list[tuple[str, float]]:
+    with _borrow_engine(config) as engine:
         result = engine.recognize_txt(crops)
     return [(text.strip(), score) for text, score in zip(result.txts, result.scores, strict=True)]
 
@@ -173,13 +194,35 @@ def recognize_text(
 def read_text(
     image: np.ndarray, quads: Quads, detection: TextDetectionConfig, config: TextRecognitionConfig
 ) -> str:
-    """The text in the boxes. Boxes on one line are joined by spaces, lines by newlines."""
+    """The text in the boxes. Boxes on one line are joined by spaces, lines by newlines.
+
+    An uncertain box is also read upside down, since the text may be turned; boxes that are turned
+    in another way are read one after the other.
+    """
     if not len(quads):
         return ""
-    recognized = recognize_text(image, quads, detection)
+    crops = _crop_boxes(image, quads, detection)
+    recognized = _recognize_crops(crops, detection)
+    is_turned = np.zeros(len(quads), bool)
+    for n in [n for n, (_, score) in enumerate(recognized) if score < MIN_UPRIGHT_SCORE]:
+        (turned,) = _recognize_crops([np.ascontiguousarray(crops[n][::-1, ::-1])], detection)
+        if turned[1] > recognized[n][1]:
+            recognized[n], is_turned[n] = turned, True
     texts = [text if score >= config.min_score else "" for text, score in recognized]
-    lines = [" ".join(texts[n] for n in line if texts[n]) for line in group_into_lines(quads)]
+    is_vertical = [_is_vertical(quad) for quad in quads]
+    lines = []
+    for direction, to_upright in UPRIGHT_MATRICES.items():
+        boxes = [n for n in range(len(quads)) if (is_vertical[n], is_turned[n]) == direction]
+        for line in group_into_lines(quads[boxes] @ to_upright) if boxes else []:
+            lines.append(" ".join(texts[boxes[n]] for n in line if texts[boxes[n]]))
     return "\n".join(line for line in lines if line)
+
+
+def _is_vertical(quad: np.ndarray) -> bool:
+    """Whether RapidOCR turns the crop of a box (4, 2) counterclockwise, by its condition."""
+    width = max(np.linalg.norm(quad[0] - quad[1]), np.linalg.norm(quad[3] - quad[2]))
+    height = max(np.linalg.norm(quad[0] - quad[3]), np.linalg.norm(quad[1] - quad[2]))
+    return int(height) >= 1.5 * int(width)
 
 
 def group_into_lines(quads: Quads) -> list[list[int]]:

@@ -13,13 +13,13 @@ FOLDER = Path("folder")
 
 def blocks(text):
     """The blocks of a text, an image as a tuple with its path."""
-    _, parsed = parse_markdown(text, FOLDER)
+    _, parsed = parse_markdown(text, FOLDER, FOLDER)
     assert all(block.folder == FOLDER for block in parsed if isinstance(block, ImageFile))
     return [(block.path,) if isinstance(block, ImageFile) else block for block in parsed]
 
 
 def title(text):
-    return parse_markdown(text, FOLDER)[0]
+    return parse_markdown(text, FOLDER, FOLDER)[0]
 
 
 def test_images_and_texts_are_in_reading_order():
@@ -138,7 +138,7 @@ def test_random_markup_never_raises():
     random = Random(0)
     for _ in range(3000):
         text = "".join(random.choices(pieces, k=random.randint(1, 30)))
-        title, blocks = parse_markdown(text, FOLDER)
+        title, blocks = parse_markdown(text, FOLDER, FOLDER)
         assert all(block.strip() for block in blocks if isinstance(block, str))
         assert title == title.strip()
 
@@ -187,3 +187,101 @@ def test_a_folder_without_markdown_and_an_unknown_encoding_are_rejected(tmp_path
         InputError, match=r"formats\.markdown\.encodings: 'utf-9' is not an encoding"
     ):
         list(read(tmp_path, "articles", MarkdownConfig(suffixes=[".md"], encodings=["utf-9"])))
+
+
+@pytest.fixture
+def vault(tmp_path):
+    """A corpus folder with images that other editors link to."""
+    names = ["my bowl.png", "my bowl (1).png", "a+b.png", "50%.png", "hash#1.png", "raw.png"]
+    for name in [*names, "crème.png", "deep/wiki.png", "twice.png", "deep/twice.png", "q?x.png"]:
+        path = tmp_path / "img" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "notes").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("markdown", "path"),
+    [
+        ("![bowl](img/my bowl.png)", "img/my bowl.png"),
+        ("![](img/my bowl (1).png)", "img/my bowl (1).png"),
+        ('![](img/my bowl.png "a title")', "img/my bowl.png"),
+        ("![](<img/my bowl.png>)", "img/my bowl.png"),
+        ("![](img/raw.png =300x200)", "img/raw.png"),
+        ("![](img/raw.png =300x)", "img/raw.png"),
+        ("![](img/my bowl.png =50%)", "img/my bowl.png"),
+        ("![](img/raw.png?raw=true)", "img/raw.png"),
+        ("![](img/raw.png#center)", "img/raw.png"),
+        ("![](img/q?x.png)", "img/q?x.png"),
+        ("![](img/hash%231.png)", "img/hash#1.png"),
+        ("![](img/hash#1.png)", "img/hash#1.png"),
+        ("![](img/50%.png)", "img/50%.png"),
+        ("![](img/50%25.png)", "img/50%.png"),
+        ("![](img/a+b.png)", "img/a+b.png"),
+        ("![](img/cr%C3%A8me.png)", "img/crème.png"),
+        ("![](/img/raw.png)", "img/raw.png"),
+        ("![[img/raw.png]]", "img/raw.png"),
+        ("![[img/my bowl.png|300x200]]", "img/my bowl.png"),
+        ("![[raw.png]]", "raw.png"),  # the only file of this name, in another folder
+        ("![a [b] c](img/my bowl.png)", "img/my bowl.png"),
+        ("![](img/raw.png){width=50% .wide}", "img/raw.png"),
+        ("![](img/raw.png){: .wide}", "img/raw.png"),
+        ("<img src='/img/raw.png?raw=true'>", "img/raw.png"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "notes"])
+def test_an_image_is_found_in_the_syntax_of_other_editors(vault, markdown, path, place):
+    _, parsed = parse_markdown(f"Before.\n\n{markdown}\n\nAfter.", vault / place, vault)
+    before, image, after = parsed
+    assert (before, after) == ("Before.", "After.") and image.path == path
+    assert (image.folder / image.path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("markdown", "path"),
+    [
+        ("![](no such.png)", "no such.png"),
+        ("![[A note#section|alias]]", "A note"),
+        ("![[twice.png]]", "twice.png"),  # two files of this name
+        ("![](/no/such.png?raw=true)", "no/such.png"),
+        ("![](https://example.org/a.png?raw=true)", "https://example.org/a.png?raw=true"),
+        ("![](../../etc/passwd)", "../../etc/passwd"),
+    ],
+)
+def test_an_image_that_is_not_found_keeps_its_name_for_the_rejection(vault, markdown, path):
+    _, (image,) = parse_markdown(markdown, vault, vault)
+    assert image.path == path and not (image.folder / image.path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("markdown", "text"),
+    [
+        ("See [[Rye bread|the rye]] and [[Spelt]].", "See the rye and Spelt."),
+        ("See [the page](my page.md) here.", "See the page here."),
+        ("See [the page](page.md){target=_blank} here.", "See the page here."),
+        ("f[x](y z) and [x](a remark)", "f[x](y z) and [x](a remark)"),
+        ("a {b} ![x] [y] [[", "a {b} ![x] [y] [["),
+        ("`![[code]]` `[a](b c.md)`", "![[code]] [a](b c.md)"),
+    ],
+)
+def test_links_of_other_editors_keep_their_words(markdown, text):
+    assert blocks(markdown) == [text]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_toml_front_matter_gives_a_title_and_no_text(line_end):
+    text = '+++\ntitle = "Rye"\ndate = 2024-01-02\n[extra]\nx = 1\n+++\n\nRye bread is dark.'
+    assert title(text.replace("\n", line_end)) == "Rye"
+    assert blocks(text.replace("\n", line_end)) == ["Rye bread is dark."]
+    assert split_front_matter("+++\n+++\ntext") == ("", "text")
+    assert split_front_matter("+++\nno toml\n+++\ntext") == ("", "+++\nno toml\n+++\ntext")
+
+
+def test_a_file_in_another_encoding_is_rejected_instead_of_read_as_chinese(tmp_path):
+    for encoding in ("cp1252", "latin-1", "cp1250"):
+        (tmp_path / f"{encoding}.md").write_bytes("# Größe\n\nSchöne Bücher".encode(encoding))
+    for row in read(tmp_path, "articles", CONFIG):
+        assert row == Rejection(row.source, "undecodable file: not utf-8 or gb18030")
+    config = MarkdownConfig(suffixes=[".md"], encodings=["utf-8", "gb18030", "cp1252"])
+    assert {row.title for row in read(tmp_path, "articles", config)} == {"Größe"}

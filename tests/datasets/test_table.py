@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from stages.datasets.table import TableTaskConfig, parse_label
+from stages.datasets.table import TableTaskConfig, format_value, parse_label
 from stages.ingest import __main__ as ingest
 from stages.shared.runtime.stage import InputError
 from tests.support.published_corpus import (
@@ -266,3 +267,61 @@ def test_real_memes_without_annotation_are_ingested(tmp_path, monkeypatch):
     records, rejected = run_ingest(*about, columns=columns, tasks={})
     assert len(records) == 55 and rejected == [] and all(record["image"] for record in records)
     assert sum("\n" in record["text"] for record in records) > 40
+
+
+@pytest.mark.parametrize("spelling", ["True", "TRUE", "true", " True ", "1.0", "1"])
+def test_booleans_and_whole_numbers_have_one_label_in_any_spelling(spelling):
+    keys = [True, False] if "u" in spelling.lower() else [1, 0]
+    task = TableTaskConfig(
+        column="c",
+        labels=dict(zip(map(format_value, keys), ["yes", "no"], strict=True)),
+        default_label=None,
+    )
+    assert parse_label(spelling, task, "t") == "yes"
+    assert parse_label([spelling], task, "t") == "yes"
+
+
+def test_two_labels_for_two_spellings_of_a_value_are_an_error():
+    with pytest.raises(ValidationError, match="in two spellings: give it one label"):
+        TableTaskConfig(column="c", labels={"true": "yes", "TRUE": "no"}, default_label=None)
+
+
+def test_yaml_booleans_name_the_values_that_pandas_and_spreadsheets_write(ingest_corpus):
+    task = {"column": "Mood", "labels": {True: "glad", False: "sad", "1": "glad"}}
+    tasks = {"mood": task | {"default_label": None}}
+    records, rejected = ingest_corpus(
+        ["m10", "True", "", "True"], ["m11", "b", "", "FALSE"], ["m12", "c", "", "yes"], tasks=tasks
+    )
+    assert [labels(record) for record in records[10:]] == [{"mood": "glad"}, {"mood": "sad"}]
+    assert records[10]["text"] == "True"
+    assert rejected == [("memes.csv:14", "unknown label: 'yes' is none of true, false, 1 (mood)")]
+
+
+def test_nan_in_json_lines_is_a_missing_text_or_label(ingest_corpus, tmp_path, monkeypatch):
+    ingest_corpus()
+    rows = [
+        {"Name": "m10", "Words": float("nan"), "Level": "off", "Mood": "1"},
+        {"Name": "m11", "Words": "nan", "Level": float("nan"), "Mood": ["yes", float("nan")]},
+    ]
+    (tmp_path / "table" / "more.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records, rejected = run_ingest(
+        tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **TABLE_CONFIG
+    )
+    assert rejected == [] and [record["text"] for record in records[10:]] == ["", "nan"]
+    assert [labels(record) for record in records[10:]] == [
+        {"offensive": "offensive", "mood": "glad"},
+        {"mood": "glad"},
+    ]
+
+
+def test_a_language_is_read_by_name_or_rejected(ingest_corpus, tmp_path, monkeypatch):
+    ingest_corpus()
+    rows = [[*build_row(n), name] for n, name in enumerate(["English", "eng ", "en_US", "Elvish"])]
+    write_table(tmp_path / "table" / "memes.csv", rows, [*HEADER, "Tongue"])
+    changes = TABLE_CONFIG | {"columns": COLUMNS | {"language": "Tongue"}}
+    records, rejected = run_ingest(
+        tmp_path, monkeypatch, "table", "memes", tmp_path / "table", **changes
+    )
+    assert [record["language"] for record in records] == ["en"] * 3
+    reason = "wrong field: language: 'Elvish' is no language: give an ISO 639-1 code such as en"
+    assert rejected == [("memes.csv:5", reason)]

@@ -201,6 +201,8 @@ def test_an_interrupted_flow_leaves_no_process(tmp_path, server, sent):
     ("cron", "timezone", "message"),
     [
         ("61 3 * * *", "Europe/Berlin", "--cron '61 3 .*five fields"),
+        ("0 0 3 * * *", "Europe/Berlin", "--cron '0 0 3 .*five fields"),
+        ("0 3 * *", "Europe/Berlin", "--cron '0 3 .*five fields"),
         ("0 3 * * *", "Europe/Berln", "--timezone 'Europe/Berln' is unknown"),
     ],
 )
@@ -222,3 +224,13 @@ def test_scheduled_runs_use_the_time_zone():
     planned = [run.expected_start_time for run in runs if run.deployment_id == name]
     assert planned
     assert {time.astimezone(ZoneInfo("Europe/Berlin")).hour for time in planned} == {3}
+
+
+@pytest.mark.parametrize("main", [pipeline_flow.main, serve.main])
+@pytest.mark.parametrize("address", ["http://user:secret@127.0.0.1:9/api", "localhost:9", "x"])
+def test_a_server_that_is_away_is_one_sentence(monkeypatch, main, address):
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    monkeypatch.setattr("sys.argv", ["serve", "--cron", "0 3 * * *", "--timezone", "UTC"])
+    with pytest.raises(InputError, match=r"^PREFECT_API_URL: no server responds at") as error:
+        main()
+    assert "secret" not in str(error.value)

@@ -51,7 +51,7 @@ def test_the_examples_can_be_ingested(tmp_path):
     config = markdown.MarkdownConfig(suffixes=[".md"], encodings=["utf-8"])
     records = [("articles", row) for row in markdown.read(tmp_path, "articles", config)]
     records += [
-        (kind, jsonl.parse_line(line.strip().encode(), kind, tmp_path, "x:1", ["utf-8"]))
+        (kind, jsonl.parse_line("x:1", line, kind, tmp_path))
         for kind, line in zip(jsonl.KINDS, code_blocks("json"), strict=True)
     ]
     assert len(records) == 5

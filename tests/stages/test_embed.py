@@ -1,8 +1,10 @@
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stages import embed
 from stages.shared.core import schemas
@@ -225,3 +227,34 @@ def test_the_tiny_encoder_warns_on_a_corpus_that_is_not_synthetic(tmp_path, enco
     assert (report["retrieval"]["split"], report["retrieval"]["pairs"]) == ("validation", 4)
     assert "align.encoder: efficientnet-lite0" in report["warning"]
     assert capsys.readouterr().out == f"warning: {report['warning']}\n"
+
+
+def test_a_large_photo_is_decoded_once_and_small(tmp_path, encoder_folder, monkeypatch):
+    """Also for every kind of encoder, and if a batch is filled up with copies."""
+    photos = []
+    for seed in range(2):
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
+        photo = Image.fromarray(pixels).resize((2700, 1800), Image.Resampling.BICUBIC)
+        file = BytesIO()
+        photo.save(file, "JPEG", quality=90)
+        photos.append(image_store.validate_image(file.getvalue(), max_pixels=10**7))
+    image_store.write_images(tmp_path / "images", photos, shards=1)
+    names = sorted(row["sha256"] for row in photos)
+    decode, sizes = image_store.decode_image, []
+
+    def decode_and_note_size(*arguments):
+        image = decode(*arguments)
+        sizes.append(max(image.size))
+        return image
+
+    for kind, encoder in each_kind(tmp_path, encoder_folder):
+        whole = encoder.encode_images([decode(row["bytes"]) for row in photos])[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(image_store, "decode_image", decode_and_note_size)
+            features = list(extract.extract_image_features(encoder, tmp_path / "images", names, 4))
+        assert len(sizes) == len(photos) and max(sizes) <= 675, kind
+        sizes.clear()
+        by_name = dict(zip(names, features, strict=True))
+        for row, pooled in zip(photos, whole, strict=True):
+            cosine = torch.from_numpy(by_name[row["sha256"]]["pooled"]).float() @ pooled
+            assert cosine > 0.995, kind

@@ -3,23 +3,38 @@
 The first row names the columns; the delimiter is the one that splits it into the most columns. A
 quoted cell may contain delimiters, line ends and doubled quotes. If a row is malformed or has the
 wrong number of cells, only its first line is rejected and reading continues on the next line, so
-that an unclosed quote does not swallow the rows below it.
+that an unclosed quote does not swallow the rows below it. If the lines of a quoted cell look like
+rows by themselves, all of them are rejected.
+
+Quotes between tabs are letters (IANA, text/tab-separated-values), unless the file shows that a CSV
+writer quoted its cells: it quotes the names of columns, doubles quotes, or has line ends in a cell.
 """
 
-import codecs
 import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from stages.shared.data.records import Rejection, decode_text
+from stages.datasets.common.encodings import decode_text
+from stages.datasets.common.files import read_bytes
+from stages.shared.data.records import Rejection
 from stages.shared.runtime.stage import InputError
 
 DELIMITERS = (",", "\t", ";", "|")
-UTF_16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rejected for these reasons, a line may be part of a row, or contain several.
 MALFORMED_REASONS = ("not CSV", "wrong count")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """has_quotes: whether quotes delimit cells; else they are letters."""
+
+    delimiter: str
+    has_quotes: bool = True
+
 
 CsvRow = tuple[str, dict[str, str]]  # file:line, column -> cell
 
@@ -34,18 +49,19 @@ def read_csv(
 
     Raises InputError if the file has no header, or the header names a column twice.
     """
-    content = path.read_bytes()
-    if content.startswith(UTF_16_BOMS):
-        content, encodings = _transcode_to_utf_8(content, path), ["utf-8"]
+    content, encodings = read_bytes(path, encodings)
     # Latin-1 keeps every byte: the CSV syntax is parsed first, and the cells are decoded after it.
-    text = content.removeprefix(codecs.BOM_UTF8).decode("latin-1")
-    lines = list(io.StringIO(text, newline=""))
+    lines = list(io.StringIO(content.decode("latin-1"), newline=""))
     start = next((index for index, line in enumerate(lines) if line.strip()), None)
     if start is None:
         raise InputError(f"{path} is empty: add a line that names its columns, and rows")
-    headers = {delimiter: _read_row(lines, start, delimiter) for delimiter in DELIMITERS}
-    delimiter = max(headers, key=lambda delimiter: len(headers[delimiter][0] or []))
-    cells, start = headers[delimiter]
+    dialects = [Dialect(delimiter) for delimiter in DELIMITERS]
+    headers = {dialect: _read_row(lines, start, dialect) for dialect in dialects}
+    dialect = max(dialects, key=lambda dialect: len(headers[dialect][0] or []))
+    if dialect.delimiter == "\t" and not _has_quoted_cells(lines, start, dialect):
+        dialect = Dialect("\t", has_quotes=False)
+        headers[dialect] = _read_row(lines, start, dialect)
+    cells, start = headers[dialect]
     header = _decode_cells(cells, encodings, encodings_key) if cells else None
     if header is None:
         raise InputError(
@@ -56,9 +72,7 @@ def read_csv(
     repeated = [column for column, count in Counter(columns).items() if column and count > 1]
     if repeated:
         raise InputError(f"{path} names the column {repeated[0][:60]!r} twice: name it once")
-    return columns, _read_rows(
-        lines, start, delimiter, columns, path.name, encodings, encodings_key
-    )
+    return columns, _read_rows(lines, start, dialect, columns, path.name, encodings, encodings_key)
 
 
 def check_columns(needed: Iterable[str], columns: Iterable[str], path: Path, fix: str) -> None:
@@ -71,19 +85,10 @@ def check_columns(needed: Iterable[str], columns: Iterable[str], path: Path, fix
         )
 
 
-def _transcode_to_utf_8(content: bytes, path: Path) -> bytes:
-    try:
-        return content.decode("utf-16").encode()
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{path} has a UTF-16 byte order mark but is not UTF-16: save it as UTF-8"
-        ) from None
-
-
 def _read_rows(
     lines: list[str],
     start: int,
-    delimiter: str,
+    dialect: Dialect,
     columns: list[str],
     file_name: str,
     encodings: list[str],
@@ -91,7 +96,13 @@ def _read_rows(
 ) -> Iterator[CsvRow | Rejection]:
     while start < len(lines):
         source = f"{file_name}:{start + 1}"
-        cells, end = _read_row(lines, start, delimiter)
+        cells, end = _read_row(lines, start, dialect)
+        if cells is not None and _swallows_rows(lines[start:end], dialect, len(columns)):
+            fault = f"its quote closes in line {end}, so that one of them is no row"
+            for number in range(start, end):
+                yield Rejection(f"{file_name}:{number + 1}", f"{MALFORMED_REASONS[0]}: {fault}")
+            start = end
+            continue
         if cells is None:
             fault = "a quote is not closed, or text follows a closed one"
             yield Rejection(source, f"{MALFORMED_REASONS[0]}: {fault}")
@@ -112,15 +123,63 @@ def _read_rows(
             yield source, dict(zip(columns, texts, strict=True))
 
 
-def _read_row(lines: list[str], start: int, delimiter: str) -> tuple[list[str] | None, int]:
+def _read_row(lines: list[str], start: int, dialect: Dialect) -> tuple[list[str] | None, int]:
     """The cells of the row that starts at a line, None if malformed, and the next row's line."""
     reader = csv.reader(
-        (lines[index] for index in range(start, len(lines))), delimiter=delimiter, strict=True
+        (lines[index] for index in range(start, len(lines))),
+        delimiter=dialect.delimiter,
+        quoting=csv.QUOTE_MINIMAL if dialect.has_quotes else csv.QUOTE_NONE,
+        strict=True,
     )
     try:
         return next(reader), start + reader.line_num
     except csv.Error:
         return None, start + 1
+
+
+def _swallows_rows(lines: list[str], dialect: Dialect, num_columns: int) -> bool:
+    """Whether the lines of one row look like as many rows, if its quotes are read as letters.
+
+    They have the right number of cells, and in one column they all look alike, as ids and labels
+    do. The lines of a text with delimiters seldom do.
+    """
+    letters = Dialect(dialect.delimiter, has_quotes=False)
+    rows = [_read_row([line], 0, letters)[0] or [] for line in lines]
+    return (
+        len(rows) > 1
+        and all(len(row) == num_columns for row in rows)
+        and any(len(set(map(_describe_shape, cells))) == 1 for cells in zip(*rows, strict=True))
+    )
+
+
+def _describe_shape(cell: str) -> str:
+    """A cell with `a` for each run of letters and 0 for each number, such as a0.a for m12.png."""
+    return "".join(
+        character
+        for character, _ in groupby(
+            "a" if c.isalpha() else "0" if c.isdigit() else c for c in cell if c != '"'
+        )
+    )
+
+
+def _has_quoted_cells(lines: list[str], start: int, dialect: Dialect) -> bool:
+    """Whether a CSV writer quoted cells of the table whose header is at line `start`."""
+    header, index = _read_row(lines, start, dialect)
+    if header is None or lines[start].startswith('"'):
+        return header is not None
+    while index < len(lines):
+        cells, end = _read_row(lines, index, dialect)
+        if cells is None or len(cells) != len(header):
+            index += 1
+            continue
+        row = lines[index:end]
+        is_over_lines = len(row) > 1 and not _swallows_rows(row, dialect, len(cells))
+        if is_over_lines or any(
+            '"' in cell and cell.replace('"', '""') in "".join(row) for cell in cells
+        ):
+            return True
+        index = end
+    return False
 
 
 def _decode_cells(cells: list[str], encodings: list[str], encodings_key: str) -> list[str] | None:

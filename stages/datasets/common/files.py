@@ -1,15 +1,24 @@
 """Helpers of several formats: corpus folders, split lists, image files, reasons of rejection."""
 
+import codecs
+import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+from unicodedata import normalize
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from stages.shared.data.records import CaptionRecord, ImageFile, Rejection, decode_text
+from stages.datasets.common.encodings import UTF_16_BOMS, decode_text, select_plausible
+from stages.shared.data.records import CaptionRecord, ImageFile, Rejection
 from stages.shared.runtime.stage import InputError
+
+T = TypeVar("T")
 
 # published: the splits that the source names; hash: ingest assigns them; auto: published if there
 # are both train and test records, else hash (a part of a corpus may be from one split only).
@@ -65,14 +74,83 @@ def read_lines(
     encodings: tried in this order for each line
     encodings_key: the key of config/formats.yaml that holds them, for messages
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            source = f"{path.name}:{number}"
-            text = decode_text(line.rstrip(b"\r\n"), encodings, encodings_key)
-            if text is None:
-                yield Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
-            elif text.strip():
-                yield source, text
+    content, encodings = read_bytes(path, encodings)
+    for number, line in enumerate(BytesIO(content), start=1):
+        source = f"{path.name}:{number}"
+        text = decode_text(line.rstrip(b"\r\n"), encodings, encodings_key)
+        if text is None:
+            yield Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
+        elif text.strip():
+            yield source, text
+
+
+def read_bytes(path: Path, encodings: list[str]) -> tuple[bytes, list[str]]:
+    """The content of a file without byte order mark, and the encodings to try for its lines.
+
+    UTF-16, which only a whole file can be decoded from, becomes UTF-8.
+
+    encodings: those of a file without byte order mark; implausible ones are left out
+
+    Raises InputError if a file with the byte order mark of UTF-16 is not UTF-16.
+    """
+    content = path.read_bytes()
+    if content.startswith(codecs.BOM_UTF8):
+        return content.removeprefix(codecs.BOM_UTF8), ["utf-8"]
+    if not content.startswith(UTF_16_BOMS):
+        return content, select_plausible(content.splitlines(), encodings)
+    try:
+        return content.decode("utf-16").encode(), ["utf-8"]
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{path} has a UTF-16 byte order mark but is not UTF-16: save it as UTF-8"
+        ) from None
+
+
+def parse_json_line(kind: type[T], source: str, line: str) -> T | Rejection:
+    """Validate a line of JSON as `kind`, or reject it; `source` is its file:line.
+
+    NaN, which pandas and json.dumps write for a missing value, is read as null. A key that occurs
+    twice is rejected, since only one of its values would be read.
+    """
+    try:
+        line = _replace_nan(line)
+        return _json_adapter(kind).validate_json(line)
+    except _RepeatedKey as error:
+        return Rejection(source, f"not JSON: the key {str(error)[:60]!r} occurs twice")
+    except ValidationError as error:
+        return Rejection(source, describe_validation_error(error))
+
+
+class _RepeatedKey(Exception):
+    """A key that an object has twice."""
+
+
+def _replace_nan(line: str) -> str:
+    """The line with null for NaN; unchanged if it is not JSON. Raises _RepeatedKey."""
+    constants: list[str] = []
+
+    def parse_constant(name: str) -> float | None:
+        constants.append(name)
+        return None if name == "NaN" else float(name)
+
+    try:
+        value = json.loads(line, parse_constant=parse_constant, object_pairs_hook=_build_object)
+    except (ValueError, RecursionError):  # validation describes what is wrong
+        return line
+    return json.dumps(value) if "NaN" in constants else line
+
+
+def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise _RepeatedKey(key)
+    return values
+
+
+@cache
+def _json_adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
 
 
 def find_split_files(folder: Path) -> dict[str, Path]:
@@ -95,6 +173,8 @@ def find_split_files(folder: Path) -> dict[str, Path]:
 def index_files(source: Path, folders: list[str], suffixes: tuple[str, ...]) -> dict[str, str]:
     """The files of some folders under `source`: name without suffix -> path relative to `source`.
 
+    The names are in NFC, since macOS decomposes the letters of file names.
+
     Missing folders are skipped. Among files of one name the first folder wins, and in a folder the
     first suffix.
     """
@@ -106,7 +186,7 @@ def index_files(source: Path, folders: list[str], suffixes: tuple[str, ...]) -> 
             for name in sorted(names):
                 stem, name_suffix = os.path.splitext(name)
                 if name_suffix.lower() == suffix and not name.startswith(APPLE_DOUBLE_PREFIX):
-                    paths.setdefault(stem, os.path.join(folder, name))
+                    paths.setdefault(normalize("NFC", stem), os.path.join(folder, name))
     return paths
 
 
@@ -117,7 +197,7 @@ def index_images(source: Path, folders: list[str]) -> dict[str, str]:
 
 def resolve_image_file(name: str, paths: dict[str, str], source: Path) -> ImageFile:
     """The image of a name; without one, a path that ingest reports as missing."""
-    return ImageFile(paths.get(name, f"{name}{IMAGE_SUFFIXES[0]}"), source)
+    return ImageFile(paths.get(normalize("NFC", name), f"{name}{IMAGE_SUFFIXES[0]}"), source)
 
 
 def apply_split_policy(rows: Iterable[CaptionRecord], policy: SplitPolicy) -> list[CaptionRecord]:

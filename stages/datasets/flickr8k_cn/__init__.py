@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stages.datasets.common.files import (
     SPLIT_ALIASES,
     SplitPolicy,
     apply_split_policy,
-    describe_validation_error,
+    parse_json_line,
     read_lines,
 )
 from stages.shared.core.config import Field, config_class
@@ -101,10 +101,9 @@ def parse_file(path: Path, config: Flickr8kCnConfig) -> Iterator[CaptionRecord |
             yield line
             continue
         source, text = line
-        try:
-            row = _Flickr8kCnRow.model_validate_json(text)
-        except ValidationError as error:
-            yield Rejection(source, describe_validation_error(error))
+        row = parse_json_line(_Flickr8kCnRow, source, text)
+        if isinstance(row, Rejection):
+            yield row
             continue
         captions = []
         for name in config.caption_sets:

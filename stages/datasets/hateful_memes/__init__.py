@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from stages.datasets.common.files import describe_validation_error, find_corpus_dir, read_lines
+from stages.datasets.common.files import find_corpus_dir, parse_json_line, read_lines
 from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import DatasetItem, ExtraFile, ImageFile, MemeRecord, Rejection
 
@@ -40,7 +40,7 @@ class _HatefulMemesRow(BaseModel):
 
     id: str | int  # a string keeps its leading zeros
     img: str | None = None
-    text: str = ""
+    text: str | None = None
     label: str | int | None = None
 
 
@@ -76,10 +76,9 @@ def find_split_files(root: Path, variant: str) -> dict[str, Path]:
 
 def parse_line(source: str, line: str, root: Path, split: str | None) -> DatasetItem:
     """Parse one line into a record or rejection."""
-    try:
-        row = _HatefulMemesRow.model_validate_json(line)
-    except ValidationError as error:
-        return Rejection(source, describe_validation_error(error))
+    row = parse_json_line(_HatefulMemesRow, source, line)
+    if isinstance(row, Rejection):
+        return row
     key = str(row.id)
     label = None if row.label is None else str(row.label).strip()
     if label and label not in LABEL_NAMES:
@@ -87,7 +86,7 @@ def parse_line(source: str, line: str, root: Path, split: str | None) -> Dataset
         return Rejection(source, reason, key)
     return MemeRecord(
         source=source,
-        text=row.text,
+        text=row.text or "",
         labels={TASK: LABEL_NAMES[label]} if label else {},
         image=ImageFile(row.img, root) if row.img else None,
         key=key,

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from stages.datasets.common.files import SPLIT_ALIASES, describe_validation_error
+from stages.datasets.common.files import SPLIT_ALIASES, parse_json_line, read_lines
 from stages.shared.core.config import Field, config_class
 from stages.shared.data.records import (
     ArticleRecord,
@@ -31,7 +31,6 @@ from stages.shared.data.records import (
     Rejection,
     SentimentLabel,
     TweetRecord,
-    decode_text,
 )
 from stages.shared.runtime.stage import InputError
 
@@ -89,39 +88,35 @@ class _PostRow(_JsonlRow):
     label: SentimentLabel
 
 
+ROWS = {"articles": _ArticleRow, "captions": _CaptionRow, "tweets": _TweetRow, "posts": _PostRow}
+
+
 def read(source: Path, kind: str, config: JsonlConfig) -> Iterator[DatasetItem]:
     """Yield a record or rejection per non-blank line. Raises InputError if there is no file."""
     paths = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
     if not paths:
         raise InputError(f"{source} holds no .jsonl file: put one there")
     for path in paths:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield parse_line(
-                        line, kind, path.parent, f"{path.name}:{number}", config.encodings
-                    )
+        for line in read_lines(path, config.encodings, "formats.jsonl.encodings"):
+            if isinstance(line, Rejection):
+                yield line
+            else:
+                yield parse_line(*line, kind, path.parent)
 
 
-def parse_line(
-    line: bytes, kind: str, folder: Path, source: str, encodings: list[str]
-) -> DatasetItem:
+def parse_line(source: str, line: str, kind: str, folder: Path) -> DatasetItem:
     """Parse one line into a record or rejection; `source` is its file:line."""
-    text = decode_text(line, encodings, "formats.jsonl.encodings")
-    if text is None:
-        return Rejection(source, f"undecodable line: not {' or '.join(encodings)}")
-    try:
-        match kind:
-            case "articles":
-                return _build_article(_ArticleRow.model_validate_json(text), folder, source)
-            case "captions":
-                return _build_captioned(_CaptionRow.model_validate_json(text), folder, source)
-            case "tweets":
-                return _build_tweet(_TweetRow.model_validate_json(text), folder, source)
-            case _:
-                return _build_post(_PostRow.model_validate_json(text), folder, source)
-    except ValidationError as error:
-        return Rejection(source, describe_validation_error(error))
+    match row := parse_json_line(ROWS[kind], source, line):
+        case _ArticleRow():
+            return _build_article(row, folder, source)
+        case _CaptionRow():
+            return _build_captioned(row, folder, source)
+        case _TweetRow():
+            return _build_tweet(row, folder, source)
+        case _PostRow():
+            return _build_post(row, folder, source)
+        case _:
+            return row
 
 
 def _build_article(row: _ArticleRow, folder: Path, source: str) -> ArticleRecord:
@@ -157,7 +152,6 @@ def _build_post(row: _PostRow, folder: Path, source: str) -> PostRecord:
 
 
 def _get_common_fields(row: _JsonlRow, key: str | int | None, source: str) -> dict:
-    language = row.language and row.language.replace("_", "-").split("-")[0].lower()
     split = row.split and SPLIT_ALIASES.get(row.split, row.split)
     key = None if key is None else str(key)
-    return {"source": source, "key": key, "language": language or None, "split": split}
+    return {"source": source, "key": key, "language": row.language or None, "split": split}

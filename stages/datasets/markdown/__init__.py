@@ -1,29 +1,35 @@
 """Format `markdown`: a folder of Markdown files, one article each, with their images.
 
 The title is the first heading, else `title` of the front matter, else the file name. The blocks are
-the images and the plain text between them in reading order. Links keep their text, list items and
+the images and the plain text between them in reading order. Links keep their text (also those that
+stages/datasets/markdown/links.py adds to CommonMark), list items and
 table rows get lines of their own, code keeps its lines; alternative texts of images, comments and
 front matter are dropped. Folders and files whose name starts with a dot are skipped.
 """
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import regex
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from stages.datasets.common.encodings import decode_file
+from stages.datasets.markdown.links import add_link_rules, resolve_image_path, resolve_wiki_path
 from stages.shared.core.config import Field, config_class
-from stages.shared.data.records import ArticleRecord, DatasetItem, ImageFile, Rejection, decode_text
+from stages.shared.data.records import ArticleRecord, DatasetItem, ImageFile, Rejection
 from stages.shared.runtime.stage import InputError
 
 KINDS = ("articles",)
 FRONT_MATTER_PATTERN = regex.compile(
     r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", regex.DOTALL
+)
+TOML_FRONT_MATTER_PATTERN = regex.compile(  # of Hugo and Zola
+    r"\A\+\+\+[ \t]*\n(.*?\n?)\+\+\+[ \t]*(?:\n|\Z)", regex.DOTALL
 )
 # Line breaks between these characters do not stand for a space.
 CJK_PATTERN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\u3000-\u303f\uff00-\uffef]")
@@ -55,11 +61,11 @@ def read(source: Path, kind: str, config: MarkdownConfig) -> Iterator[DatasetIte
         if not path.resolve().is_relative_to(source.resolve()):
             yield Rejection(name, "path leaves the folder: the file is a link to the outside")
             continue
-        text = decode_text(path.read_bytes(), config.encodings, "formats.markdown.encodings")
+        text = decode_file(path.read_bytes(), config.encodings, "formats.markdown.encodings")
         if text is None:
             yield Rejection(name, f"undecodable file: not {' or '.join(config.encodings)}")
             continue
-        title, blocks = parse_markdown(text, path.parent)
+        title, blocks = parse_markdown(text, path.parent, source)
         yield ArticleRecord(source=name, key=name, title=title or path.stem, blocks=blocks)
 
 
@@ -75,10 +81,13 @@ def find_markdown_files(folder: Path, suffixes: list[str]) -> list[Path]:
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def parse_markdown(text: str, folder: Path) -> tuple[str, list[ImageFile | str]]:
-    """Title ("" if there is none) and blocks of one Markdown text."""
+def parse_markdown(text: str, folder: Path, root: Path) -> tuple[str, list[ImageFile | str]]:
+    """Title ("" if there is none) and blocks of one Markdown text.
+
+    folder: that of the file. root: that of the corpus.
+    """
     front_matter_title, body = split_front_matter(regex.sub(r"\r\n?", "\n", text))
-    collector = _BlockCollector(folder)
+    collector = _BlockCollector(folder, root)
     for token in _build_parser().parse(body):
         collector.handle_token(token)
     collector.flush()
@@ -86,7 +95,13 @@ def parse_markdown(text: str, folder: Path) -> tuple[str, list[ImageFile | str]]
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
-    """The title in a leading YAML block ("" if there is none), and the text after the block."""
+    """The title in a leading YAML or TOML block ("" if it has none), and the text after it."""
+    if match := TOML_FRONT_MATTER_PATTERN.match(text):
+        try:
+            title = tomllib.loads(match[1]).get("title", "")
+        except tomllib.TOMLDecodeError:
+            return "", text
+        return title if isinstance(title, str) else "", text[match.end() :]
     if match := FRONT_MATTER_PATTERN.match(text):
         try:
             values = yaml.load(
@@ -105,6 +120,7 @@ def _build_parser() -> MarkdownIt:
     # Ingest validates addresses and needs them as written, not percent-encoded.
     parser.validateLink = lambda url: True
     parser.normalizeLink = lambda url: url
+    add_link_rules(parser)
     return parser
 
 
@@ -113,6 +129,7 @@ class _BlockCollector:
     """Collects the title and blocks of one text from its tokens."""
 
     folder: Path
+    root: Path
     title: str = ""
     blocks: list[ImageFile | str] = field(default_factory=list)
     text: str = ""  # text of the current block
@@ -167,7 +184,8 @@ class _BlockCollector:
         for position, token in enumerate(tokens):
             match token.type:
                 case "image":
-                    self.add_image(str(token.attrs["src"]))
+                    resolve = resolve_wiki_path if token.meta.get("is_wiki") else resolve_image_path
+                    self.add_image(resolve(str(token.attrs["src"]), self.folder, self.root))
                 case "html_inline":
                     self.handle_html(token.content)
                 case "text" | "code_inline" if not is_title:
@@ -189,9 +207,10 @@ class _BlockCollector:
         parser.feed(text)
         parser.close()
 
-    def add_image(self, path: str) -> None:
+    def add_image(self, place: tuple[str, Path]) -> None:
+        """place: path and the folder it is relative to"""
         self.flush()
-        self.blocks.append(ImageFile(unquote(path), self.folder))
+        self.blocks.append(ImageFile(*place))
 
     def flush(self) -> None:
         """End the current text block; it is dropped if blank."""
@@ -234,7 +253,8 @@ class _HtmlHandler(HTMLParser):
         if tag in IGNORED_ELEMENTS:
             self.ignored_element = tag
         elif tag == "img" and (path := dict(attrs).get("src")):
-            self.collector.add_image(path)
+            folder, root = self.collector.folder, self.collector.root
+            self.collector.add_image(resolve_image_path(path, folder, root))
         elif tag in LINE_BREAKING_ELEMENTS:
             self.collector.end_line()
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from stages.datasets.common.csv_reader import MALFORMED_REASONS, CsvRow, check_columns, read_csv
 from stages.datasets.common.files import (
@@ -438,19 +439,19 @@ def read_ground_truth(
 
 
 def index_images(directories: list[Path], folders: list[str]) -> dict[str, Path]:
-    """Image files by name, and by name without suffix; the first file of a name wins."""
+    """Image files by name in NFC, and by name without suffix; the first file of a name wins."""
     names: dict[str, Path] = {}
     stems: dict[str, Path] = {}
     for folder in [directory / folder for directory in directories for folder in folders]:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             is_hidden = path.name.startswith(APPLE_DOUBLE_PREFIX)
             if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden:
-                names.setdefault(path.name, path)
-                stems.setdefault(path.stem, path)
+                names.setdefault(normalize("NFC", path.name), path)
+                stems.setdefault(normalize("NFC", path.stem), path)
     return stems | names
 
 
 def resolve_image_file(name: str, paths: dict[str, Path], source: Path) -> ImageFile:
     """The image of a name; without one, a path that ingest reports as missing."""
-    path = paths.get(name)
+    path = paths.get(normalize("NFC", name))
     return ImageFile(path.name, path.parent) if path else ImageFile(name, source)

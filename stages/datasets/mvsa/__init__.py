@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
+from stages.datasets.common.encodings import decode_file
 from stages.datasets.common.files import (
     find_corpus_dir,
     find_split_files,
@@ -39,7 +41,6 @@ from stages.shared.data.records import (
     PostRecord,
     Rejection,
     SentimentLabel,
-    decode_text,
 )
 
 KINDS = ("posts",)
@@ -220,14 +221,14 @@ def read_text(
     row: _LabelRow, text_paths: dict[str, str], root: Path, encodings: list[str]
 ) -> str | Rejection:
     """The text of a row, or a rejection if it is missing, outside `root`, undecodable or blank."""
-    name = text_paths.get(row.key)
+    name = text_paths.get(normalize("NFC", row.key))
     if name is None:
         return Rejection(row.source, f"missing text: {row.key[:60]}.txt", row.key)
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         return Rejection(row.source, f"path leaves the folder: {name}", row.key)
     try:
-        text = decode_text(path.read_bytes(), encodings, ENCODINGS_KEY)
+        text = decode_file(path.read_bytes(), encodings, ENCODINGS_KEY)
     except OSError:
         return Rejection(row.source, f"missing text: {name} cannot be read", row.key)
     if text is None:

@@ -16,14 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+import regex
 
 from stages.datasets.common import csv_reader
 from stages.datasets.common.files import (
     APPLE_DOUBLE_PREFIX,
     SPLIT_ALIASES,
-    describe_validation_error,
+    parse_json_line,
     read_lines,
 )
 from stages.shared.core.config import Field, config_class
@@ -34,7 +35,8 @@ from stages.shared.runtime.stage import InputError
 KINDS = ("memes",)
 ENCODINGS_KEY = "formats.table.encodings"
 FIX_HINT = "correct formats.table of config/formats.yaml"
-OBJECT_ADAPTER = TypeAdapter(dict[str, Any], config=ConfigDict(strict=True))
+JsonObject = dict[str, Any]
+WHOLE_FLOAT_PATTERN = regex.compile(r"^(-?\d+)\.0+$")
 SPLIT_NAMES = {name: name for name in records.SPLITS} | SPLIT_ALIASES | {"valid": "validation"}
 
 
@@ -55,8 +57,15 @@ class TableTaskConfig:
     labels: dict[str, str] = Field(description="column value: label, in label order")
     default_label: str | None = Field(description="label of a list without any known value")
 
+    def __post_init__(self) -> None:
+        labels: dict[str, str] = {}
+        for value, label in self.labels.items():
+            if labels.setdefault(normalize_label(value), label) != label:
+                raise ValueError(f"labels has {value!r} in two spellings: give it one label")
+
     def get_label_by_value(self) -> dict[str, str]:
-        return {format_value(value): label for value, label in self.labels.items()}
+        """Label by the normalized value of its column."""
+        return {normalize_label(value): label for value, label in self.labels.items()}
 
     def get_labels(self) -> list[str]:
         """The labels of the task without repetition, in order."""
@@ -85,7 +94,7 @@ class TableLabelRejection:
     reason: str
 
 
-TableRow = tuple[str, dict[str, Any]]  # file:line, column -> value
+TableRow = tuple[str, JsonObject]  # file:line, column -> value
 
 
 def read(source: Path, kind: str, config: TableConfig) -> Iterator[DatasetItem]:
@@ -135,10 +144,8 @@ def parse_line(line: tuple[str, str] | Rejection) -> TableRow | Rejection:
     if isinstance(line, Rejection):
         return line
     source, text = line
-    try:
-        return source, OBJECT_ADAPTER.validate_json(text)
-    except ValidationError as error:
-        return Rejection(source, describe_validation_error(error))
+    row = parse_json_line(JsonObject, source, text)
+    return row if isinstance(row, Rejection) else (source, row)
 
 
 def parse_row(
@@ -163,7 +170,6 @@ def parse_row(
         if isinstance(label, TableLabelRejection):
             return Rejection(source, label.reason, key)
         labels |= {task: label} if label else {}
-    language = values["language"].strip().replace("_", "-").split("-")[0].lower()
     image = ImageFile(f"{image_name}{config.image_suffix}", root / config.image_folder)
     return MemeRecord(
         source=source,
@@ -171,7 +177,7 @@ def parse_row(
         labels=labels,
         image=image if image_name else None,
         key=key,
-        language=language or None,
+        language=values["language"].strip() or None,
         split=SPLIT_NAMES[row_split] if row_split else split,
     )
 
@@ -181,7 +187,7 @@ def parse_label(value: Any, task: TableTaskConfig, name: str) -> str | TableLabe
     label_by_value = task.get_label_by_value()
     if isinstance(value, list):
         labels = dict.fromkeys(
-            label_by_value[text] for text in map(format_value, value) if text in label_by_value
+            label_by_value[text] for text in map(normalize_label, value) if text in label_by_value
         )
         if len(labels) > 1:
             return TableLabelRejection(
@@ -189,13 +195,25 @@ def parse_label(value: Any, task: TableTaskConfig, name: str) -> str | TableLabe
             )
         return next(iter(labels), task.default_label)
     text = "" if value is None else format_value(value).strip()
-    if text and text not in label_by_value:
+    if text and normalize_label(text) not in label_by_value:
         return TableLabelRejection(
             f"unknown label: {text[:60]!r} is none of {', '.join(label_by_value)} ({name})"
         )
-    return label_by_value[text] if text else None
+    return label_by_value[normalize_label(text)] if text else None
 
 
 def format_value(value: Any) -> str:
     """A value as text; true and false as in JSON and YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def normalize_label(value: Any) -> str:
+    """A label as its column and params.yaml may spell it: True is true, 1.0 is 1, text is in NFC.
+
+    pandas writes True, spreadsheets TRUE and JSON true; a column of integers with empty cells
+    becomes one of floats.
+    """
+    text = normalize("NFC", format_value(value).strip())
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    return WHOLE_FLOAT_PATTERN.sub(r"\1", text)

@@ -16,18 +16,19 @@ Unicode line separators. A tweet with an unreadable line is rejected as a whole,
 of its words would be broken.
 """
 
-import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+from stages.datasets.common.encodings import decode_text
 from stages.datasets.common.files import (
     find_corpus_dir,
     find_split_files,
     index_images,
+    read_bytes,
     resolve_image_file,
 )
 from stages.shared.core.config import Field, config_class
-from stages.shared.data.records import DatasetItem, Rejection, TweetRecord, decode_text
+from stages.shared.data.records import DatasetItem, Rejection, TweetRecord
 
 KINDS = ("tweets",)
 ID_PREFIX = "IMGID:"
@@ -58,8 +59,9 @@ def read(source: Path, kind: str, config: TwitterConfig) -> Iterator[DatasetItem
     image_paths = index_images(source, config.image_folders)
     tag_map = build_tag_map(config)
     for split, path in find_split_files(folder).items():
-        for lines in split_tweets(path.read_bytes()):
-            item = parse_tweet(lines, path.name, tag_map, config.encodings)
+        content, encodings = read_bytes(path, config.encodings)
+        for lines in split_tweets(content):
+            item = parse_tweet(lines, path.name, tag_map, encodings)
             if isinstance(item, Rejection):
                 yield item
             else:
@@ -89,7 +91,7 @@ def build_tag_map(config: TwitterConfig) -> dict[str, str]:
 def split_tweets(content: bytes) -> Iterator[NumberedLines]:
     """The lines of each tweet, starting with its IMGID. Only a line feed ends a line."""
     block: NumberedLines = []
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.removesuffix(b"\r")
         if block and (not line or line.startswith(ID_PREFIX.encode())):
             yield block

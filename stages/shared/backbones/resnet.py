@@ -71,7 +71,8 @@ class ResNet(nn.Module):
 
 def load_pixels(content: bytes, size: int) -> Tensor:
     """Decode an image file and resize it to a square.  -> RGB (3, size, size) uint8"""
-    square = image_store.decode_image(content).resize((size, size), Image.Resampling.BILINEAR)
+    image = image_store.decode_image(content, min_side=size)
+    square = image.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 

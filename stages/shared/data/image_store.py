@@ -6,18 +6,24 @@ Shards keep the number of files small, and a new image changes only the shard of
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import regex
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from stages.shared.core.schemas import IMAGES
 from stages.shared.runtime.stage import InputError
+
+T = TypeVar("T")
 
 # Pillow's limit is off: `validate_image` checks its own on the header, before decoding.
 Image.MAX_IMAGE_PIXELS = None
@@ -26,7 +32,21 @@ Image.MAX_IMAGE_PIXELS = None
 FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # JPEG includes MPO
 MEMORY_ADDRESS = regex.compile(r" at 0x[0-9a-fA-F]+")
 MAX_SHARDS = 256  # the first byte of a hash determines its shard
-ROW_GROUP_SIZE = 32  # images of a shard that are in memory at the same time
+ROW_GROUP_SIZE = 32  # images of a shard that are in memory at the same time, at most
+ROW_GROUP_BYTES = 2**26  # their size, unless a single image is larger
+REDUCTION_MARGIN = 4  # a reduced image is this many times as large as needed, to stay sharp
+ROTATIONS = {  # EXIF orientation -> what makes the image upright (EXIF 2.3, tag 0x0112)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TIFF_BITS_PER_SAMPLE, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 class ImageError(Exception):
@@ -39,10 +59,7 @@ def validate_image(content: bytes, max_pixels: int) -> dict:
     Raises ImageError if the image has more than `max_pixels` or cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
+        width, height = _with_or_without_texts(content, _read_size)
         if width * height <= max_pixels:
             width, height = decode_image(content).size
     except UnidentifiedImageError:
@@ -66,15 +83,106 @@ def _build_row(content: bytes, width: int, height: int) -> dict:
     return {"sha256": name, "bytes": content, "width": width, "height": height}
 
 
-def decode_image(content: bytes) -> Image.Image:
-    """The upright RGB image: on white where transparent; the first frame of an animation."""
+def decode_image(content: bytes, min_side: int | None = None) -> Image.Image:
+    """The upright RGB image: on white where transparent; the first frame of an animation.
+
+    min_side: if the caller scales the image to this side, in pixels. A shorter side that is
+    several times as long is then reduced by a whole factor, so that memory holds a small image;
+    JPEG is reduced while it is decoded. None: full size.
+
+    Raises the exceptions of Pillow, and ValueError if the range of grey values is unknown.
+    """
+    return _with_or_without_texts(content, partial(_decode, min_side=min_side))
+
+
+def _decode(content: bytes, min_side: int | None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = ImageOps.exif_transpose(Image.open(BytesIO(content), formats=FORMATS))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = Image.open(BytesIO(content), formats=FORMATS)
+        if factor := _reduction_factor(image.size, min_side):
+            width, height = image.size
+            image.draft(None, (width // factor, height // factor))  # JPEG only
+        image.load()
+        orientation = _read_orientation(image)
+    image = _to_8_bits(image)
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if factor := _reduction_factor(image.size, min_side):
+        image = image.reduce(factor)
+    if orientation in ROTATIONS:
+        image = image.transpose(ROTATIONS[orientation])
+    if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _read_size(content: bytes) -> tuple[int, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            return image.size
+
+
+def _reduction_factor(size: tuple[int, int], min_side: int | None) -> int:
+    """The whole factor of at least 2 by which an image may be reduced, or 0."""
+    factor = min(size) // (min_side * REDUCTION_MARGIN) if min_side else 0
+    return factor if factor > 1 else 0
+
+
+def _read_orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of a loaded image; None if its metadata are damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in `validate_image`; the pixels are sound
+        return None
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey values of more than 8 bits scaled to 8; other images unchanged.
+
+    Pillow's own conversion cuts off all values above 255. Raises ValueError for 32-bit and
+    floating-point values, whose range no format defines.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError(
+            "32-bit or floating-point grey values have no known range: save it with 8 or 16 bits"
+        )
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.uint32)
+    max_value = 2**16 - 1  # also of PPM, whose values Pillow scales
+    if isinstance(image, TiffImageFile):
+        max_value = 2 ** int(image.tag_v2[TIFF_BITS_PER_SAMPLE][0]) - 1
+        if image.tag_v2.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
+            values = max_value - values
+    grey = (values * 255 + max_value // 2) // max_value
+    if (transparent := image.info.get("transparency")) is not None:  # one grey value of a PNG
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _with_or_without_texts(content: bytes, read: Callable[[bytes], T]) -> T:
+    """`read(content)`; if a PNG fails, the same without its text chunks and color profile.
+
+    Pillow refuses a PNG whose texts exceed a limit, although its pixels are sound.
+    """
+    try:
+        return read(content)
+    except ValueError:
+        if not content.startswith(PNG_SIGNATURE):
+            raise
+    return read(_remove_png_texts(content))
+
+
+def _remove_png_texts(content: bytes) -> bytes:
+    """A PNG file without the chunks that hold compressed or plain texts (PNG 1.2, section 4)."""
+    position, kept = len(PNG_SIGNATURE), [PNG_SIGNATURE]
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 4])
+        end = position + length + 12  # length, type and checksum have four bytes each
+        if content[position + 4 : position + 8] not in PNG_TEXT_CHUNKS:
+            kept.append(content[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def resize_and_strip_metadata(image: Image.Image, side: int) -> Image.Image:
@@ -115,12 +223,24 @@ def image_writer(folder: Path, shards: int) -> Iterator[Callable[[dict], None]]:
 def _write_shard(path: Path, rows: list[dict], spool: Path) -> None:
     # Image files are already compressed.
     with pq.ParquetWriter(path, IMAGES, compression="none") as shard:
-        for start in range(0, len(rows), ROW_GROUP_SIZE):
-            group = [
-                {**row, "bytes": (spool / row["sha256"]).read_bytes()}
-                for row in rows[start : start + ROW_GROUP_SIZE]
-            ]
+        for names in _group_rows(rows, spool):
+            group = [{**row, "bytes": (spool / row["sha256"]).read_bytes()} for row in names]
             shard.write_table(pa.Table.from_pylist(group, schema=IMAGES))
+
+
+def _group_rows(rows: list[dict], spool: Path) -> Iterator[list[dict]]:
+    """The rows of each row group: at most ROW_GROUP_SIZE images and ROW_GROUP_BYTES bytes."""
+    group: list[dict] = []
+    total = 0
+    for row in rows:
+        size = (spool / row["sha256"]).stat().st_size
+        if group and (len(group) == ROW_GROUP_SIZE or total + size > ROW_GROUP_BYTES):
+            yield group
+            group, total = [], 0
+        group.append(row)
+        total += size
+    if group:
+        yield group
 
 
 def write_images(folder: Path, rows: Iterable[dict], shards: int) -> None:
@@ -133,8 +253,9 @@ def write_images(folder: Path, rows: Iterable[dict], shards: int) -> None:
 def read_images(folder: Path) -> Iterator[dict]:
     """Yields all rows of all shards, ordered by hash."""
     for path in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=ROW_GROUP_SIZE):
-            yield from batch.to_pylist()
+        shard = pq.ParquetFile(path)
+        for index in range(shard.num_row_groups):
+            yield from shard.read_row_group(index).to_pylist()
 
 
 def load_image_bytes(folder: Path, names: Iterable[str]) -> dict[str, bytes]:

@@ -8,8 +8,12 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 HAN = regex.compile(r"\p{Han}")
 KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 HANGUL = regex.compile(r"\p{Hangul}")
-# Words of other scripts. A Han character counts as a word, since Chinese has no spaces.
-WORD = regex.compile(r"[\p{L}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]{2,}", regex.VERSION1)
+# Words of other scripts, whose vowels may be marks. A Han character counts as a word, since Chinese
+# has no spaces.
+EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}"
+WORD = regex.compile(
+    rf"[\p{{L}}--[{EAST_ASIAN}]][[\p{{L}}\p{{M}}]--[{EAST_ASIAN}]]+", regex.VERSION1
+)
 URL = regex.compile(r"(?:https?://|ftp://|www\.)[\x21-\x7e]+")
 
 # Without rare languages, which py3langid confuses with short English texts.

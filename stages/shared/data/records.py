@@ -14,13 +14,10 @@ split of a row that leaves them open. A row that the format cannot parse becomes
 raises InputError only if the source as a whole is unusable.
 """
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
-
-from stages.shared.runtime.stage import InputError
 
 SPLITS = ("train", "validation", "test")
 UNDETERMINED_LANGUAGE = "und"  # BCP 47
@@ -80,7 +77,7 @@ class ArticleRecord:
     blocks: Sequence[ImageBytes | ImageFile | str]  # in reading order
     # The id or path in the source; a second row with the same key is rejected.
     key: str | None = None
-    language: str | None = None  # ISO 639-1; None: ingest detects it
+    language: str | None = None  # a code or name; None: ingest detects it
     split: str | None = None  # one of SPLITS; None: ingest assigns it by hash
     facts: list[Fact] = field(default_factory=list)  # positions count the images of `blocks`
     boxes: list[SlotBox] = field(default_factory=list)
@@ -170,34 +167,3 @@ class ExtraFile:
 
 Record = ArticleRecord | CaptionRecord | TweetRecord | PostRecord | MemeRecord
 DatasetItem = Record | Rejection | ExtraFile
-
-
-def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
-    """Decode with the first encoding that fits. Returns None if none does, or if the text has NUL.
-
-    A byte order mark takes precedence over `encodings` and is removed.
-
-    key: the dotted key of config/formats.yaml that holds `encodings`, for messages.
-
-    Raises InputError if an encoding is unknown.
-    """
-    marked = _bom_encoding(content)
-    for encoding in [marked] if marked else encodings:
-        try:
-            text = content.decode(encoding)
-        except LookupError:
-            raise InputError(
-                f"config/formats.yaml: {key}: {encoding!r} is not an encoding: give utf-8"
-            ) from None
-        except UnicodeDecodeError:
-            continue
-        return None if "\0" in text else text
-    return None
-
-
-def _bom_encoding(content: bytes) -> str | None:
-    if content.startswith(codecs.BOM_UTF8):
-        return "utf-8-sig"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    return None

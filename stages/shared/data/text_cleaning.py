@@ -57,7 +57,9 @@ NFKC_EXEMPT_FORMS = ("<fraction>", "<super>", "<sub>", "<circle>", "<square>")  
 
 URL_ANY_CASE = regex.compile(URL.pattern, regex.VERSION1 | regex.IGNORECASE)  # HTTP://
 EMAIL = regex.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z0-9-]+")
-MENTION = regex.compile(r"(?<![\p{L}\p{N}_@])(?:@++[\p{L}\p{M}\p{N}_]++(?:\.[\p{L}\p{N}_]++)*+)++")
+MENTION = regex.compile(
+    r"(?<![\p{L}\p{M}\p{N}_@])(?:@++[\p{L}\p{M}\p{N}_]++(?:\.[\p{L}\p{M}\p{N}_]++)*+)++"
+)
 STRAY_MARKS = r"(?<![\p{L}\p{M}\p{N}\u200c\u200d])[\p{M}\u200c\u200d]+"  # marks without a letter
 PUNCTUATION = regex.compile(
     rf"(?P<emoji>{EMOJI.pattern})"

@@ -78,20 +78,21 @@ class Encoder(TextTower):
     """Encodes images and texts in one space.
 
     fingerprint: a hash of everything that the features of the image tower depend on.
+    image_size: the side to which it scales images, in pixels.
     """
 
     fingerprint: str
+    image_size: int
 
     def encode_images(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
         """B RGB images of any size -> pooled (B, D) of unit length, patches (B, P, Dp)."""
-        pooled, patches = self.run_image_tower(images)
+        pooled, patches = self.run_image_tower([self.preprocess_image(image) for image in images])
         return self.project_images(pooled), patches
 
-    def run_image_tower(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
-        """As `encode_images`, before `project_images`."""
-        pixels = torch.stack([self.preprocess_image(image) for image in images]).to(get_device())
+    def run_image_tower(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """B preprocessed images (3, H, W) -> as `encode_images`, before `project_images`."""
         with inference_context():
-            pooled, patches = self.encode_pixels(pixels)
+            pooled, patches = self.encode_pixels(torch.stack(images).to(get_device()))
         return F.normalize(pooled.float(), dim=-1).cpu(), patches.float().cpu()
 
     def project_images(self, pooled: Tensor) -> Tensor:

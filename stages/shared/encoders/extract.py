@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import image_store
+from stages.shared.data.cache import batched
 from stages.shared.encoders.base import Encoder, TextTower
 from stages.shared.pretrained.feature_cache import (
     CachedRow,
@@ -27,6 +29,7 @@ from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
 
 CachedRows = Iterable[CachedRow]
+R = TypeVar("R")
 
 
 @config_class
@@ -50,26 +53,34 @@ def extract_image_features(
 
     A row holds pooled (D,) and patches (P, Dp). Raises InputError if an image is not in the shards.
     """
-    store = open_feature_cache("pictures", encoder.fingerprint, batch_size)  # on-disk name
+    store = open_feature_cache("images", encoder.fingerprint, batch_size)
     missing = set(store.missing_keys(names))
 
-    def compute(contents: list[bytes]) -> list[bytes]:
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(image_store.decode_image, contents))
-        pooled, patches = encoder.run_image_tower(images)
+    def preprocess(row: dict) -> tuple[str, Tensor]:
+        image = image_store.decode_image(row["bytes"], encoder.image_size)
+        return row["sha256"], encoder.preprocess_image(image)
+
+    def compute(pixels: list[Tensor]) -> list[bytes]:
+        pooled, patches = encoder.run_image_tower(pixels)
         return [pack_features(pooled=z, patches=x) for z, x in zip(pooled, patches, strict=True)]
 
     if missing:
-        contents_by_name = (
-            (row["sha256"], row["bytes"])
-            for row in image_store.read_images(folder)
-            if row["sha256"] in missing
-        )
-        progress = progress_bar(contents_by_name, "images", len(missing))
+        rows = (row for row in image_store.read_images(folder) if row["sha256"] in missing)
+        # Preprocessed before they are batched: memory holds few whole images.
+        pixels_by_name = _map_in_threads(preprocess, rows)
+        progress = progress_bar(pixels_by_name, "images", len(missing))
         store.compute_missing(progress, compute, batch_size)
         if absent := store.missing_keys(missing):
             raise InputError(f"{folder} lacks the image {absent[0]}: run `dvc repro`")
     return _project(encoder.project_images, store.read(names))
+
+
+def _map_in_threads(function: Callable[[dict], R], rows: Iterable[dict]) -> Iterator[R]:
+    """`function(row)` of each row, in order; as many at a time as there are threads."""
+    num_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for part in batched(rows, num_threads):
+            yield from pool.map(function, part)
 
 
 def extract_text_features(

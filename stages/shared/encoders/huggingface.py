@@ -35,6 +35,7 @@ class HuggingFaceEncoder(Encoder):
         self.model = _load_model(str(folder)).requires_grad_(False).eval()
         self.model.to(get_device())  # pyright: ignore[reportArgumentType] (transformers' decorator)
         self.model_type = self.model.config.model_type
+        self.image_size = self.model.config.vision_config.image_size
         self.processor = AutoProcessor.from_pretrained(folder)
         self.max_length = min(
             self.processor.tokenizer.model_max_length,

@@ -60,6 +60,8 @@ def normalize_power(pooled: Tensor) -> Tensor:
 class LockedTowers(MiniLMEncoder):
     """Both towers, each with its own space."""
 
+    image_size = efficientnet_lite0.RESIZED_SIZE
+
     def __init__(self, text_tower: MiniLMTower):
         super().__init__(text_tower)
         self.image_tower = efficientnet_lite0.EfficientNetTower()

@@ -35,6 +35,8 @@ class OpenClipEncoder(Encoder):
         name = f"{LOCAL_DIR_PREFIX}{folder.absolute()}"
         self.model = _create_model(name).requires_grad_(False).eval().to(get_device())
         preprocess_config = PreprocessCfg(**get_model_preprocess_cfg(self.model))
+        size = preprocess_config.size  # a side, or height and width
+        self.image_size = size if isinstance(size, int) else max(size)
         self.preprocess = image_transform_v2(preprocess_config, is_train=False)
         self.tokenizer = open_clip.get_tokenizer(name)
         text = getattr(self.model, "text", None)  # open_clip.CLIP has no text module

@@ -135,6 +135,7 @@ class TinyEncoder(MiniLMEncoder):
     ):
         super().__init__(text_tower)
         self.config = config
+        self.image_size = config.image_size
         self.image_tower = image_tower.eval().to(get_device())
         self.fingerprint = fingerprint
 

@@ -10,7 +10,7 @@ from stages.shared.data.cache import Store
 from stages.shared.runtime.stage import work_dir
 
 REFUSAL_FINISH = "refusal"  # our `finish` of a refusal; servers have no such value
-_EARLY_FINISH_REASONS = {
+EARLY_FINISH_REASONS = {
     "length": "cut off at max_completion_tokens",
     "content_filter": "caught by a filter",
     REFUSAL_FINISH: "refused by the model",
@@ -66,7 +66,7 @@ def parse_answer(answer: ChatAnswer, schema: type[BaseModel]) -> tuple[BaseModel
         except ValidationError as error:
             fields = {".".join(map(str, fault["loc"])) or "a character" for fault in error.errors()}
             failure = f"missing or wrong: {', '.join(sorted(fields))}"
-    return None, _EARLY_FINISH_REASONS.get(answer.finish or "", failure)
+    return None, EARLY_FINISH_REASONS.get(answer.finish or "", failure)
 
 
 def _find_json_objects(text: str) -> list[str]:

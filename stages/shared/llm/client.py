@@ -1,9 +1,10 @@
 """Questions to a language model behind an OpenAI-compatible server, answered as validated JSON.
 
 Answers are stored under POLYMUSE_HOME by the sha256 of their request (model, messages, schema,
-temperature and length, but not the server's address), so that no request is paid for twice, even
+temperature and length, but not the server's address), so that no answer is paid for twice, even
 after a kill. If an answer does not match the schema of its question, the question is asked again
-together with the fault, up to `max_attempts` times.
+together with the fault, up to `max_attempts` times. The answers of a question are stored once one
+of them fits: a later run asks a failed question again.
 
     replies = ask_questions("judge", config, [Question(instruction, data, schema), ...])
 
@@ -126,19 +127,21 @@ class ChatSession:
             {"role": "system", "content": question.instruction},
             {"role": "user", "content": question.data},
         ]
-        answers: list[ChatAnswer] = []
+        by_key: dict[str, ChatAnswer] = {}
         value, failure = None, ""
         for _ in range(self.config.max_attempts):
+            body = build_request(self.config, messages, question.schema)
             try:
-                answers.append(await self._answer(messages, question.schema))
+                answer = by_key[request_key(body)] = await self._answer(body)
             except RequestFailed as error:
                 failure = str(error)
                 break
-            value, failure = parse_answer(answers[-1], question.schema)
-            if value is not None:
+            value, failure = parse_answer(answer, question.schema)
+            if value is not None:  # not stored before: a server may be ill for a while
+                self.cache.write(by_key)
                 break
             messages += [
-                {"role": "assistant", "content": answers[-1].text or "(empty)"},
+                {"role": "assistant", "content": answer.text or "(empty)"},
                 {
                     "role": "user",
                     "content": f"That was no valid answer ({failure}). Answer again, "
@@ -146,6 +149,7 @@ class ChatSession:
                 },
             ]
         self.budget.add_reply(failure)
+        answers = list(by_key.values())
         return Reply(
             value,
             failure,
@@ -155,13 +159,13 @@ class ChatSession:
             all(answer.structured for answer in answers),
         )
 
-    async def _answer(self, messages: list[dict[str, str]], schema: type[BaseModel]) -> ChatAnswer:
-        """The answer to these messages, stored or requested. Raises RequestFailed, InputError."""
-        body = build_request(self.config, messages, schema)
+    async def _answer(self, body: dict[str, Any]) -> ChatAnswer:
+        """The answer to a request, stored or requested. Raises RequestFailed, InputError."""
         key = request_key(body)
-        if key not in self.cache:
+        if key in self.cache:
+            answer = self.cache.read(key)
+        else:
             self.budget.check_tokens()
-            self.cache.write({key: await self.complete(body)})
-        answer = self.cache.read(key)  # of another process, if it was faster
+            answer = await self.complete(body)
         self.budget.add_tokens(answer.tokens)
         return answer

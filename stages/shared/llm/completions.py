@@ -1,39 +1,76 @@
 """Chat completion requests and the answers in their responses."""
 
+import asyncio
 import json
+import math
 from typing import Any
 
 from pydantic import BaseModel
 
-from stages.shared.core.config import Field
-from stages.shared.llm.answers import REFUSAL_FINISH, ChatAnswer
+from stages.shared.llm.answers import EARLY_FINISH_REASONS, REFUSAL_FINISH, ChatAnswer
 from stages.shared.llm.config import ChatConfig
 from stages.shared.llm.endpoint import BASE_URL_ENV
-from stages.shared.llm.transport import UNKNOWN_FIELD_STATUSES, ChatTransport, RequestFailed
+from stages.shared.llm.transport import (
+    UNKNOWN_FIELD_STATUSES,
+    ChatTransport,
+    RequestFailed,
+    retry_delay,
+)
 from stages.shared.runtime.stage import InputError
 
 
+class _Part(BaseModel):
+    text: str = ""
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[_Part] | None = None
     refusal: str | None = None
 
 
 class _Choice(BaseModel):
-    message: _Message
+    message: _Message | None = None
     finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    total_tokens: int
-    completion_tokens: int = 0
+    error: Any = None  # of OpenRouter
 
 
 class _Completion(BaseModel):
-    """The fields used of a response (OpenAI API reference, chat completion object)."""
+    """The fields used of a response (OpenAI API reference, chat completion object).
 
-    choices: list[_Choice] = Field(min_length=1)
+    choices: empty if a filter caught the question. usage: servers leave out any of its counts.
+    error: some servers answer 200 with the error of the model behind them.
+    """
+
+    choices: list[_Choice] | None = None
     model: str | None = None
-    usage: _Usage | None = None
+    usage: Any = None
+    error: Any = None
+
+
+# Names of errors in the API reference, and the status that they come with.
+STATUS_BY_ERROR_NAME = {
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "overloaded_error": 503,
+}
+RETRIED_STATUSES = (408, 409, 429)  # and 500 or more, as in the openai package
+
+
+class ServerError(Exception):
+    """An error in a response with status 200. status: the one that it stands for."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status, self.message = status, message
 
 
 class CompletionClient:
@@ -62,17 +99,32 @@ class CompletionClient:
     async def _send(self, body: dict[str, Any], structured: bool) -> ChatAnswer:
         """Send a request, again up to `max_retries` times if the response is not a completion.
 
-        If no response was a completion so far, the address is wrong (InputError); otherwise this
+        An error in a response with status 200 is treated like one with the status that it names. If
+        no response was a completion so far, the address is wrong (InputError); otherwise this
         response was damaged (RequestFailed).
         """
-        for _ in range(self.max_retries + 1):
+        failure: ServerError | None = None
+        for attempt in range(self.max_retries + 1):
+            if attempt:
+                await asyncio.sleep(retry_delay(attempt))
             content = await self.transport.post(body)
             try:
                 answer = parse_completion(json.loads(content), body, structured)
-            except ValueError:  # not JSON, or not a completion
+            except ServerError as error:
+                failure = error
+                if error.status not in RETRIED_STATUSES and error.status < 500:
+                    break
                 continue
+            except ValueError:  # not JSON, or not a completion
+                failure = None
+                continue
+            except RequestFailed:
+                self.has_completion = True
+                raise
             self.has_completion = True
             return answer
+        if failure:
+            raise self.transport.classify(failure.status, failure.message)
         if self.has_completion:
             raise RequestFailed("no chat completion")
         raise InputError(
@@ -104,19 +156,57 @@ def _to_legacy_request(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_completion(content: Any, body: dict[str, Any], structured: bool) -> ChatAnswer:
-    """The answer in a response to the request `body`. Raises ValueError if it is no completion."""
+    """The answer in a response to the request `body`.
+
+    Raises ServerError if it is an error, RequestFailed if it has no answer, and ValueError if it is
+    no completion.
+    """
     completion = _Completion.model_validate(content)
-    (choice, *_), usage = completion.choices, completion.usage
-    text = choice.message.content or choice.message.refusal or ""
+    choice = completion.choices[0] if completion.choices else None
+    if error := completion.error or (choice and choice.error):
+        raise ServerError(*_parse_error(error))
+    if completion.choices is None:
+        raise ValueError("no choices")
+    if choice is None:
+        raise RequestFailed(EARLY_FINISH_REASONS["content_filter"])
+    message = choice.message or _Message()
+    text = message.content or message.refusal or ""
+    if isinstance(text, list):
+        text = "".join(part.text for part in text)
     text = text.encode(errors="replace").decode()  # a lone surrogate has no UTF-8 encoding
-    # Without usage, bytes are an upper bound: a token has at least one byte.
-    sent = len(json.dumps(body["messages"], ensure_ascii=False).encode())
-    received = len(text.encode())
+    received = _read_count(completion.usage, "completion_tokens")
+    sent = _read_count(completion.usage, "prompt_tokens")
+    total = _read_count(completion.usage, "total_tokens")
+    if total is None:
+        # Without counts, bytes are an upper bound: a token has at least one byte.
+        size = len(json.dumps(body["messages"], ensure_ascii=False).encode())
+        received = len(text.encode()) if received is None else received
+        total = (size if sent is None else sent) + received
     return ChatAnswer(
         text=text,
-        finish=REFUSAL_FINISH if choice.message.refusal else choice.finish_reason,
+        finish=REFUSAL_FINISH if message.refusal else choice.finish_reason,
         model=completion.model,
-        tokens=usage.total_tokens if usage else sent + received,
+        tokens=total,
         structured=structured,
-        received=usage.completion_tokens if usage else received,
+        received=received or 0,
     )
+
+
+def _read_count(usage: Any, name: str) -> int | None:
+    """A number of tokens, None if the server gives none."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return math.ceil(value) if 0 <= value < math.inf else None
+
+
+def _parse_error(error: Any) -> tuple[int, str]:
+    """The HTTP status and the message of an `error` object; a name without status is a 500."""
+    if not isinstance(error, dict):
+        return 500, str(error)
+    names = [str(error.get(key, "")) for key in ("status", "code", "type")]
+    statuses = (
+        int(name) if name.isdecimal() and 400 <= int(name) < 600 else STATUS_BY_ERROR_NAME.get(name)
+        for name in names
+    )
+    return next(filter(None, statuses), 500), str(error.get("message") or names[1])

@@ -10,13 +10,18 @@ from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load
 from stages.shared.runtime.stage import InputError
 
 if TYPE_CHECKING:  # the import takes half a second, which is wasted if no model is named
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
 # A server that does not know a field of the request answers with one of these.
 UNKNOWN_FIELD_STATUSES = (400, 422)
 # Faults of a single question: also too long (413), too slow (408), or blocked by a filter (400).
 _QUESTION_ERROR_STATUSES = (*UNKNOWN_FIELD_STATUSES, 408, 413)
 MAX_MESSAGE_CHARACTERS = 200  # length of a server's message in our messages
+
+
+def retry_delay(attempt: int) -> float:
+    """Seconds before a repeated request (1, 2, ...), as in the openai package."""
+    return min(8.0, 0.5 * 2 ** (attempt - 1))
 
 
 class RequestFailed(Exception):
@@ -80,14 +85,14 @@ class ChatTransport:
                 f"{BASE_URL_ENV}: no server responds: start that server, or give another address"
             ) from None
         except openai.APIStatusError as error:
-            raise self._classify(error) from None
+            raise self.classify(error.status_code, error.message) from None
 
-    def _classify(self, error: "APIStatusError") -> RequestFailed | InputError:
-        status, budget = error.status_code, self.budget
-        reason = f"HTTP {status}"
+    def classify(self, status: int, message: str) -> RequestFailed | InputError:
+        """What an error of the server means for the other questions."""
+        budget, reason = self.budget, f"HTTP {status}"
         if status in (401, 403):  # servers repeat parts of a key, so their message is not shown
             return InputError(f"{API_KEY_ENV}: the server rejects it ({reason}): give a valid one")
-        message = error.message.removeprefix(f"Error code: {status} - ")
+        message = message.removeprefix(f"Error code: {status} - ")
         message = self.endpoint.redact(message)[:MAX_MESSAGE_CHARACTERS]
         if status in _QUESTION_ERROR_STATUSES or status >= 500:
             print(f"{budget.section}: {reason}: {message}", file=sys.stderr)

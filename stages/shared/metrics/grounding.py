@@ -6,14 +6,16 @@ that only the title states, and the slots that only the image shows.
 """
 
 import json
-import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import regex
+
 from stages.shared.core import schemas
 
+IN_WORD = r"[\p{L}\p{M}\p{N}_]"  # marks belong to their letter: vowels of Hindi are marks
 SlotPhrases = dict[str, list[str]]  # value -> the phrases that state it
 
 
@@ -88,12 +90,20 @@ def mean_slot_score(scores: dict[str, int]) -> float:
 
 
 @cache
-def _compile_pattern(values: tuple[tuple[str, ...], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+def _compile_pattern(
+    values: tuple[tuple[str, ...], ...],
+) -> tuple[regex.Pattern[str], dict[str, str]]:
     value_of = {_normalize_text(text): value for value, *variants in values for text in variants}
     # Alternatives are tried in order, so the longest comes first.
     longest_first = sorted(value_of, key=lambda phrase: (-len(phrase), phrase))
-    escaped = (re.escape(phrase).replace(r"\ ", r"\s+") for phrase in longest_first)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)", re.IGNORECASE), value_of
+    escaped = (
+        regex.escape(phrase, special_only=True, literal_spaces=True).replace(" ", r"\s+")
+        for phrase in longest_first
+    )
+    return (
+        regex.compile(rf"(?<!{IN_WORD})(?:{'|'.join(escaped)})(?!{IN_WORD})", regex.IGNORECASE),
+        value_of,
+    )
 
 
 def _normalize_text(text: str) -> str:

@@ -9,10 +9,13 @@ writes  the tracking store
 
 import json
 import os
+import posixpath
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import wraps
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT_NAME = "polymuse"
 SQLITE_PREFIX = "sqlite:///"
+OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
 PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
 MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 
@@ -83,6 +87,11 @@ class MlflowStore:
                 self.client = MlflowClient(uri)
                 self.experiment = _get_or_create_experiment(self.client, database)
         except Exception as error:  # drivers, sockets and databases have their own types
+            if database and OLD_SCHEMA_MESSAGE in str(error):
+                raise InputError(
+                    f"{database} was written by an older MLflow: make a copy of it, then run "
+                    f"`mlflow db upgrade {uri}`"
+                ) from None
             raise InputError(
                 f"MLFLOW_TRACKING_URI: {redact_secrets(uri)} cannot be used "
                 f"({error_reason(error)}): start that server, or unset the variable to use "
@@ -116,11 +125,14 @@ class MlflowStore:
         # The tags are created with the run, so that a run killed before its params has a parent.
         all_tags = {_sanitize_key(key): value for key, value in tags.items()}
         run = self.client.create_run(self.experiment, run_name=name, tags=all_tags)
-        for start in range(0, len(run_params), _ENTRIES_PER_BATCH):
-            batch = run_params[start : start + _ENTRIES_PER_BATCH]
-            self.client.log_batch(run.info.run_id, params=batch)
-        if datasets:
-            self.client.log_inputs(run.info.run_id, datasets)
+        try:
+            for start in range(0, len(run_params), _ENTRIES_PER_BATCH):
+                batch = run_params[start : start + _ENTRIES_PER_BATCH]
+                self.client.log_batch(run.info.run_id, params=batch)
+            if datasets:
+                self.client.log_inputs(run.info.run_id, datasets)
+        except Exception as error:  # the stage runs without these entries
+            print(f"warning: MLflow run {name}: {error_reason(error)}", file=sys.stderr)
         return run.info.run_id
 
     @_raises_tracking_error
@@ -198,12 +210,19 @@ def download_model(address: str, folder: Path) -> Path:
 def get_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db of the project; the path of a database file is absolute.
 
-    Pass it as MLFLOW_TRACKING_URI to stages that run in another folder.
+    Pass it as MLFLOW_TRACKING_URI to stages that run in another folder. Raises InputError if that
+    path is no address.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}mlflow.db"
-    if uri.startswith(SQLITE_PREFIX):
-        return f"{SQLITE_PREFIX}{_project_root() / uri.removeprefix(SQLITE_PREFIX)}"
-    return uri
+    if not uri.startswith(SQLITE_PREFIX):
+        return uri
+    path = _project_root() / uri.removeprefix(SQLITE_PREFIX)
+    if "?" in str(_project_root()):  # SQLAlchemy would read a query from there on
+        raise InputError(
+            f"{path} is no address for MLflow, because of the question mark: rename the folder, or "
+            "set MLFLOW_TRACKING_URI to a server"
+        )
+    return f"{SQLITE_PREFIX}{path}"
 
 
 def _set_environment_defaults() -> None:
@@ -291,7 +310,14 @@ def _flatten(params: dict[str, Any], parent: str = "") -> dict[str, str]:
 
 
 def _sanitize_key(name: str) -> str:
-    return re.sub(r"[^\w./ :-]", "_", name)[:_MAX_KEY_LENGTH]
+    """A key that MLflow accepts. A changed one ends in a hash of the name, so that it is unique."""
+    key = re.sub(r"[^\w./ :-]", "_", name)
+    if key.startswith(("/", "..")) or posixpath.normpath(key) != key:  # MLflow takes it for a path
+        key = key.replace("/", "_").replace("..", "_")
+    if key == name and len(key) <= _MAX_KEY_LENGTH:
+        return key
+    digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{key[: _MAX_KEY_LENGTH - len(digest) - 1]}-{digest}"
 
 
 def _truncate_value(value: str) -> str:

@@ -258,3 +258,36 @@ def test_paper_muse_posts_has_alpha_and_beta_for_a_task_weight_of_64():
     assert network["captioning"]["alpha"] == PUBLIC["alpha"] / LENGTH
     beta = PUBLIC["beta"] / PIXELS * math.log(2) * 3 * PIXELS * PUBLIC["batch"]
     assert network["image_generation"]["beta"] == pytest.approx(beta, rel=1e-3)
+
+
+def test_rows_that_were_deleted_from_params_yaml_are_left_out_and_named(project):
+    Path("params.yaml").write_text(
+        PARAMS + "generators:\n  tippo:\n    steps: 9\nclassifiers: {}\n"
+    )
+    overlay = {"generators": {"tippo": {"steps": 1}, "flexmuse": {"steps": 1}}}
+    overlay |= {"classifiers": {"mm_orient": {"steps": 1}}, "corpora": {"memes": {"path": "x"}}}
+    Path("presets/small.yaml").write_text(yaml.safe_dump(overlay))
+    message = preset.apply_preset("small")
+    assert (
+        "does not have them: corpora.memes, generators.flexmuse, classifiers.mm_orient" in message
+    )
+    assert yaml.safe_load(params())["generators"] == {"tippo": {"steps": 1}}
+    preset.undo_preset()
+    overlay["generators"]["tippo"] = {"step": 1}  # a misspelled key of a row is still an error
+    Path("presets/small.yaml").write_text(yaml.safe_dump(overlay))
+    with pytest.raises(InputError, match=r"params\.yaml has no generators\.tippo\.step: correct"):
+        preset.apply_preset("small")
+
+
+def test_the_smoke_preset_shrinks_what_is_left_in_params_yaml(project):
+    kept = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, rows in {"generators": ["flexmuse"], "classifiers": ["mm_orient"]}.items():
+        for row in rows:
+            del kept[section][row]
+    Path("params.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+    Path("config").mkdir()
+    for file in (ROOT / "config").glob("*.yaml"):
+        Path("config", file.name).write_text(file.read_text())
+    Path("presets/smoke.yaml").write_text((ROOT / "presets/smoke.yaml").read_text())
+    assert "left out" in preset.apply_preset("smoke")
+    assert yaml.safe_load(params())["generators"]["tippo"]["sft"]["max_steps"] == 30

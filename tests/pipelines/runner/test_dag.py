@@ -1,10 +1,14 @@
 """The DAG has the stages, edges and stale stages of DVC."""
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines.runner import dag
+from pipelines.runner.eta import StageDurations
 from stages.shared.runtime.stage import InputError
 from tests.support import tiny_dvc_project
 from tests.support.tiny_dvc_project import make_copy_stage
@@ -110,3 +114,51 @@ def test_old_names_in_params_are_reported_before_dvc_reads_them(project):
         file.write("\nwriters: {}\n")
     with pytest.raises(InputError, match="earlier version: writers is now generators; rename them"):
         dag.load_dag([])
+
+
+def write_corpora(project, rows):
+    (project / "params.yaml").write_text(yaml.safe_dump({"corpora": rows}, allow_unicode=True))
+
+
+@pytest.mark.parametrize("name", ["my posts", "flickr.8k", "a/b", "a@b", "$x", 2024, True, ""])
+def test_a_corpus_name_that_dvc_would_misread_is_one_sentence(project, name):
+    write_corpora(project, {name: {"path": "data"}})
+    with pytest.raises(InputError, match=r"^params\.yaml: corpora: the name .* is not usable"):
+        dag.load_dag([])
+
+
+def test_other_corpus_names_and_paths_are_read(project):
+    (project / "my $corpora" / "d").mkdir(parents=True)
+    (project / "my $corpora" / "d" / "ok.md").symlink_to(project / "dvc.yaml")
+    write_corpora(project, {"posts_2-neu": {"path": "my $corpora"}, "食谱": {"path": "none"}})
+    assert dag.load_dag([]).stages
+
+
+def test_a_path_that_would_end_its_quotes_is_one_sentence(project):
+    write_corpora(project, {"posts": {"path": "it's"}})
+    with pytest.raises(InputError, match=r"corpora\.posts\.path is \"it's\": rename the folder"):
+        dag.load_dag([])
+
+
+def test_a_file_that_dvc_cannot_track_is_named(project):
+    folder = project / "posts"
+    folder.mkdir()
+    write_corpora(project, {"posts": {"path": "posts"}})
+    link = folder / ".#notes.md"
+    link.symlink_to("user@host.1234")
+    with pytest.raises(InputError, match=r"posts/\.#notes\.md is a link to a file that does not"):
+        dag.load_dag([])
+    link.unlink()
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.md")).touch()
+    with pytest.raises(InputError, match=r"posts/caf\?\.md has a name that is not UTF-8"):
+        dag.load_dag([])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": "b"}'])
+def test_damaged_durations_are_measured_again(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
+    (tmp_path / "durations.json").write_text(content)
+    durations = StageDurations({"clean": 3.0})
+    assert durations.estimate("clean@posts") == 3.0
+    durations.record("clean@posts", 5.0)
+    assert StageDurations({"clean": 3.0}).estimate("clean@posts") == 5.0

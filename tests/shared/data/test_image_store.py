@@ -1,10 +1,12 @@
 import struct
+import zlib
 from hashlib import sha256
 from io import BytesIO
 from random import Random
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from stages.shared.data import image_store
 from stages.shared.data.image_store import ImageError, decode_image, validate_image
@@ -84,7 +86,7 @@ def test_any_exception_of_a_decoder_is_a_reason_without_memory_address(monkeypat
     def fail(*args, **options):
         raise struct.error(f"cannot read {object()}")
 
-    monkeypatch.setattr(image_store.ImageOps, "exif_transpose", fail)
+    monkeypatch.setattr(image_store, "_decode", fail)
     with pytest.raises(ImageError, match=r"^unreadable image: cannot read <object object>$"):
         validate_image(camera_photo(), MAX_PIXELS)
 
@@ -109,6 +111,135 @@ def test_a_rotated_photo_is_decoded_upright():
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_every_mode_decodes_to_rgb(mode):
     assert decode_image(encoded(Image.new(mode, (2, 2)), "PNG")).mode == "RGB"
+
+
+RAMP = np.linspace(0, 2**16 - 1, 256).round().astype(np.uint16)[None]  # 256 grey values
+
+
+def png_with_transparent_grey(value):
+    """A 16-bit grey PNG of RAMP, in which one value is transparent (chunk tRNS)."""
+    content = encoded(Image.fromarray(RAMP), "PNG")
+    data = b"tRNS" + struct.pack(">H", value)
+    chunk = struct.pack(">I", 2) + data + struct.pack(">I", zlib.crc32(data))
+    position = content.index(b"IDAT") - 4
+    return content[:position] + chunk + content[position:]
+
+
+def tiff_of_12_bits():
+    """A 12-bit grey TIFF, whose values 0 and 4095 alternate."""
+    pixels = b"\x00\x0f\xff" * 4  # 8 values of 12 bits
+    entries = [(256, 8), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (278, 1), (279, 12)]
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels
+    tags = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in entries)
+    return start + struct.pack("<H", len(entries)) + tags + bytes(4)
+
+
+def ppm_of_16_bits():
+    return b"P5 256 1 65535\n" + RAMP.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.fromarray(RAMP), "PNG"),
+        encoded(Image.fromarray(RAMP), "TIFF"),
+        encoded(Image.fromarray(RAMP), "TIFF", compression="tiff_lzw"),
+        encoded(Image.fromarray(65535 - RAMP), "TIFF", tiffinfo={262: 0}),  # 0 is white
+        ppm_of_16_bits(),
+    ],
+    ids=["PNG", "TIFF", "compressed TIFF", "inverted TIFF", "PGM"],
+)
+def test_16_bit_greys_are_scaled_to_8_bits(content):
+    pixels = np.asarray(decode_image(content))
+    assert (pixels == np.arange(256)[None, :, None]).all()
+
+
+def test_12_bit_greys_are_scaled_to_8_bits():
+    assert np.asarray(decode_image(tiff_of_12_bits()))[0, :, 0].tolist() == [0, 255] * 4
+
+
+def test_a_transparent_16_bit_grey_becomes_white():
+    pixels = np.asarray(decode_image(png_with_transparent_grey(int(RAMP[0, 3]))))[0, :, 0]
+    assert pixels.tolist() == [0, 1, 2, 255, *range(4, 256)]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_greys_without_known_range_are_rejected_by_name(dtype):
+    content = encoded(Image.fromarray(RAMP.astype(dtype)), "TIFF")
+    with pytest.raises(ImageError, match="unreadable image: 32-bit or floating-point grey values"):
+        validate_image(content, MAX_PIXELS)
+
+
+def photo_with_exif(exif):
+    return encoded(Image.linear_gradient("L").convert("RGB"), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0garbage",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x05",  # five entries announced, none present
+        # orientation 6 beside a camera maker of a wrong type
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x0f\0\x0c\0\0\0\x01\0\0\xff\xff"
+        b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+    ],
+    ids=["empty", "garbage", "short", "wrong type"],
+)
+def test_sound_pixels_are_kept_whatever_the_metadata_are(exif):
+    plain = np.asarray(decode_image(photo_with_exif(b"")))
+    pixels = np.asarray(decode_image(photo_with_exif(exif)))
+    assert (pixels == plain).all() or (pixels == np.rot90(plain, -1)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_made_upright_as_pillow_does(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.effect_noise((24, 16), 50).convert("RGB"), "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(content)))
+    assert (np.asarray(decode_image(content)) == np.asarray(upright)).all()
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+def test_a_png_with_huge_texts_keeps_its_pixels(text_first):
+    image = Image.effect_noise((24, 16), 50)
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("prompt", "x" * 5_000_000, zip=True)  # Pillow refuses more than 1 MB
+    content = encoded(image, "PNG", pnginfo=texts)
+    if not text_first:  # the text chunk behind the pixels
+        start, end = content.index(b"zTXt") - 4, content.index(b"IDAT") - 4
+        content = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    assert validate_image(content, MAX_PIXELS)["width"] == 24
+    assert (np.asarray(decode_image(content))[:, :, 0] == np.asarray(image)).all()
+
+
+def test_only_an_image_much_larger_than_needed_is_reduced():
+    photo = encoded(Image.linear_gradient("L").resize((1600, 1200)), "PNG")
+    assert decode_image(photo, min_side=160).size == (1600, 1200)
+    assert decode_image(photo, min_side=100).size == (534, 400)
+    assert decode_image(encoded(Image.new("RGB", (1600, 1200)), "JPEG"), 40).size == (400, 300)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "GIF"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_reduced_image_looks_like_the_whole_one(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if kind == "GIF" else {"exif": exif}
+    blobs = Image.effect_noise((12, 8), 90).resize((1200, 800), Image.Resampling.BICUBIC)
+    content = encoded(blobs.convert("RGB"), kind, **options)
+    whole, reduced = decode_image(content), decode_image(content, min_side=64)
+    assert max(reduced.size) <= 600 < max(whole.size)
+    pair = [np.asarray(image.resize((64, 64)), float) for image in (whole, reduced)]
+    assert abs(pair[0] - pair[1]).mean() < 1.5
+
+
+def test_a_reduced_transparent_image_is_on_white():
+    square = Image.new("RGBA", (800, 800), (0, 0, 0, 0))
+    square.paste((255, 0, 0, 255), (0, 0, 400, 800))
+    reduced = np.asarray(decode_image(encoded(square, "PNG"), min_side=50))
+    assert reduced[100, 10].tolist() == [255, 0, 0] and reduced[100, 190].tolist() == [255] * 3
 
 
 def test_transparency_becomes_white():

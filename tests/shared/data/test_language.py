@@ -22,6 +22,8 @@ from stages.shared.data.language import detect_language
         ("El perro corre por la nieve", "es"),
         ("Le chat est sur la table", "fr"),
         ("Привет, как дела, друзья", "ru"),
+        ("मैं हर दिन रोटी खाता हूँ", "hi"),  # most letters stand alone between marks
+        ("தமிழ் மொழி மிகவும் பழமையானது", "ta"),
     ],
 )
 def test_the_language_of_a_text(text, language):

@@ -116,7 +116,8 @@ def test_an_encoder_loads_from_its_folder_and_projects_both_towers(tmp_path, tex
     saved = save_encoder(tmp_path, text_tower)
     encoder = encoders.load_encoder(tmp_path)
     photos, texts = [make_photo(0, 250, 260), make_photo(1, 300, 240)], ["a cat", "two dogs run"]
-    tower_pooled, regions = encoder.run_image_tower(photos)
+    pixels = [encoder.preprocess_image(photo) for photo in photos]
+    tower_pooled, regions = encoder.run_image_tower(pixels)
     pooled, patches = encoder.encode_images(photos)
     assert patches.shape == (2, 49, 1280) and torch.equal(patches, regions)
     # z = W (sqrt(v) / |sqrt(v)| - m), of unit length

@@ -169,7 +169,7 @@ def test_a_question_without_a_valid_answer_fails_after_max_attempts(serve, compl
     assert (reply.value, reply.failure, reply.total_tokens) == (None, reason, 3 * TOKENS_PER_ANSWER)
     assert len(server.requests) == 3
     ask("a")
-    assert len(server.requests) == 3  # invalid answers are stored too
+    assert len(server.requests) == 6  # only answers that fit are stored
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_model_that_the_server_lacks_is_reported(serve):
     )
 
 
-@pytest.mark.parametrize("page", [b"<html>Welcome</html>", b'{"choices": []}', b"[]"])
+@pytest.mark.parametrize("page", [b"<html>Welcome</html>", b'{"choices": 5}', b"{}", b"[]"])
 def test_a_response_that_is_no_chat_completion_is_reported(serve, page):
     serve(lambda *_: (200, {"Content-Type": "text/html"}, page))
     assert "no chat completion: give the address of an OpenAI-compatible API" in error_message("a")
@@ -396,3 +396,104 @@ def test_the_store_contains_no_secret(serve, tmp_path):
     ask("a")
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(API_KEY.encode() in content for content in files)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens", "received"),
+    [
+        ({"total_tokens": 30, "completion_tokens": 20}, 30, 20),
+        ({"total_tokens": 30.0, "completion_tokens": 19.5}, 30, 20),
+        ({"prompt_tokens": 10, "completion_tokens": 20}, 30, 20),
+        ({"total_tokens": 30, "completion_tokens": None}, 30, 0),
+        ({"prompt_tokens": 10, "completion_tokens": None}, 10 + len(GOOD), len(GOOD)),
+        *[
+            (usage, None, len(GOOD))
+            for usage in [None, {}, [], "none", {"total_tokens": None}, {"total_tokens": -1}]
+        ],
+        ({"total_tokens": True, "completion_tokens": "many"}, None, len(GOOD)),
+    ],
+)
+def test_an_answer_is_taken_whatever_its_usage_says(serve, usage, tokens, received):
+    server = serve(lambda *_: (200, {}, chat_completion(GOOD, usage=False) | {"usage": usage}))
+    (reply,) = ask("a")
+    (request,) = server.requests
+    size = len(json.dumps(request["messages"], ensure_ascii=False).encode())
+    assert reply.value == Score(score=7) and reply.completion_tokens == received
+    assert reply.total_tokens == (size + len(GOOD) if tokens is None else tokens)
+
+
+def test_the_parts_of_a_content_are_joined(serve):
+    parts = [{"type": "text", "text": part} for part in ('{"score"', ": 7}")]
+    serve(lambda *_: (200, {}, chat_completion(parts)))
+    assert ask("a")[0].value == Score(score=7)
+
+
+@pytest.mark.parametrize(
+    "filtered",
+    [
+        {"choices": []},
+        {"choices": [{"finish_reason": "content_filter"}]},
+        {"choices": [{"finish_reason": "content_filter", "message": None}]},
+    ],
+)
+def test_a_filtered_question_fails_alone(serve, filtered):
+    completion = chat_completion(None) | filtered
+    is_filtered = lambda body: "bad" in body["messages"][1]["content"]  # noqa: E731
+    server = serve(lambda body, _: (200, {}, completion) if is_filtered(body) else GOOD)
+    replies = ask("bad", "good", "fine", max_attempts=1)
+    assert [reply.value is not None for reply in replies] == [False, True, True]
+    assert "filter" in replies[0].failure and len(server.requests) == 3
+
+
+def in_200(status, message="busy", **error):
+    """An error of a status, in a response with status 200."""
+    return 200, {}, {"error": {"message": message, "code": status} | error}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        in_200(429),
+        in_200("429"),
+        in_200("rate_limit_exceeded"),
+        in_200(None, type="rate_limit_error"),
+        in_200(503),
+        (200, {}, {"error": "overloaded"}),
+        (200, {}, {"choices": [{"finish_reason": "error", "error": {"code": 502}}]}),
+    ],
+)
+def test_an_error_of_a_busy_server_in_a_200_is_retried_after_a_pause(serve, error):
+    server = serve(lambda _, number: GOOD if number else error)
+    assert ask("a")[0].value == Score(score=7)
+    assert len(server.requests) == 2 and server.times[1] - server.times[0] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("status", "same"),
+    [
+        (401, "OPENAI_API_KEY: the server rejects it"),
+        (404, "give another judge.model"),
+        (429, "wait"),
+    ],
+)
+def test_an_error_in_a_200_ends_the_session_as_its_status_does(serve, status, same):
+    serve(lambda *_: in_200(status))
+    assert same in error_message("a", max_retries=0)
+
+
+def test_an_error_of_one_question_in_a_200_does_not_affect_the_others(serve):
+    error = in_200("context_length_exceeded")
+    server = serve(lambda body, _: error if "long" in body["messages"][1]["content"] else GOOD)
+    replies = ask("long", "good", concurrency=1)
+    assert [reply.failure for reply in replies] == ["HTTP 400", ""]
+    assert len(server.requests) == 3  # one of them without a schema
+
+
+def test_a_question_that_failed_while_the_server_was_ill_is_asked_again(serve):
+    ill = chat_completion("Sorry, we are overloaded.")
+    serve(lambda *_: (200, {}, ill))
+    assert ask("a")[0].value is None
+    server = serve(lambda _, number: GOOD if number else "no JSON")
+    first = ask("a")
+    assert first[0].value == Score(score=7) and len(server.requests) == 2
+    assert ask("a") == first and len(server.requests) == 2  # with the same tokens

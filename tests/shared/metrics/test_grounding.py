@@ -37,6 +37,11 @@ def test_phrases_match_whole_words_in_any_case_width_and_spacing(text, values):
     assert find_stated_values(text, WEATHER) == values
 
 
+def test_a_phrase_does_not_end_before_a_mark_of_its_last_letter():
+    assert find_stated_values("कि", {"x": ["क"]}) == set()
+    assert find_stated_values("क और", {"x": ["क"]}) == {"x"}
+
+
 def test_special_characters_in_a_phrase_are_literal():
     assert find_stated_values("up (a.b)", {"x": ["(a.b)"]}) == {"x"}
     assert find_stated_values("up (aab)", {"x": ["(a.b)"]}) == set()

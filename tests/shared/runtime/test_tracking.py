@@ -6,11 +6,13 @@ import pickle
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -99,7 +101,52 @@ def test_metrics_and_params_beyond_the_limit_of_one_call_arrive(store):
 def test_long_params_and_unusual_keys_are_adapted_to_all_servers(store):
     with tracking.start_run("predict", "a", {"corpora.食谱(1)": "x" * 9000}):
         pass
-    assert runs(store)["predict@a"].data.params == {"corpora.食谱_1_": "x" * 497 + "..."}
+    ((key, value),) = runs(store)["predict@a"].data.params.items()
+    assert key.startswith("corpora.食谱_1_-") and value == "x" * 497 + "..."
+
+
+def test_keys_that_mlflow_would_confuse_stay_distinct(store):
+    keys = ["👍", "👎", "_", "x//y", "x/y", "x/./y", "../x", "/x", "a" * 300, "a" * 301, "a" * 250]
+    params = {"labels": dict.fromkeys(keys, "yes")}
+    with tracking.start_run("predict", "a", params) as run:
+        run.log_metrics(dict.fromkeys(keys, 1.0), 0)
+    logged = runs(store)["predict@a"].data
+    assert len(logged.params) == len(logged.metrics) == len(keys)
+    assert {"labels._", "labels.x/y"} < logged.params.keys()
+    assert {"_", "x/y", "a" * 250} < logged.metrics.keys()
+
+
+def test_params_that_mlflow_refuses_cost_a_warning(store, monkeypatch, capsys):
+    monkeypatch.setattr("stages.shared.runtime.mlflow_store._sanitize_key", lambda name: "same")
+    with tracking.start_run("predict", "a", {"a": 1, "b": 2}):
+        pass
+    assert runs(store)["predict@a"].info.status == "FINISHED"
+    assert "warning: MLflow run predict@a: " in capsys.readouterr().err
+
+
+def test_a_database_of_an_older_mlflow_is_named_with_the_command_that_migrates_it(
+    database, tmp_path, monkeypatch
+):
+    old = shutil.copy(database, tmp_path / "old.db")
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0c779009ac13'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}")
+    command = f"`mlflow db upgrade sqlite:///{old}`"
+    with (
+        pytest.raises(InputError, match=rf"old\.db was written by an older .* run {command}$"),
+        tracking.start_run("report", "", {}),
+    ):
+        pass
+
+
+def test_a_folder_that_is_no_address_is_reported(tmp_path, monkeypatch):
+    project = tmp_path / "what?now"
+    project.mkdir()
+    (project / "dvc.yaml").touch()
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(InputError, match=r"what\?now/mlflow\.db is no address .*: rename"):
+        tracking.get_tracking_uri()
 
 
 def test_a_stage_without_rows_is_named_by_the_stage(store):

@@ -118,13 +118,21 @@ def test_requests_that_a_batch_does_not_answer_fail_and_are_sent_by_the_next_run
         "",
         "HTTP 400",
         "batch_expired",
-        "no chat completion",
+        "caught by a filter",
     ]
     server.answer = lambda *_: GOOD
     assert [reply.failure for reply in ask("good", *faults)] == [""] * 4
     assert sorted(question_text(body) for body in server.requests) == sorted(
         [*faults, "good", *faults]
     )
+
+
+def test_answers_that_do_not_fit_are_not_stored(serve):
+    server = serve(lambda *_: "Sorry, we are overloaded.")
+    assert ask("a")[0].value is None and not list((work_dir() / "batches").glob("*.json"))
+    assert error_message("a", max_failed_fraction=0.0).startswith("params.yaml: augment.backend")
+    server.answer = lambda *_: GOOD
+    assert ask("a")[0].value.score == 7
 
 
 def test_too_many_failures_are_reported(serve):

@@ -36,6 +36,12 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR's j
     [
         ("The Cat's mat, 2nd\n one!", "words", "the cat ' s mat , 2nd one !"),
         ("Zoë isst Äpfel.", "words", "zoë isst äpfel ."),
+        ("Zoe\u0308 isst", "words", "zoe\u0308 isst"),
+        ("हिन्दी में लिखो।", "words", "हिन्दी में लिखो ।"),
+        ("தமிழ் மொழி", "words", "தமிழ் மொழி"),
+        ("ที่นี่ ดี", "words", "ที่นี่ ดี"),
+        ("नमस्\u200dते, שָׁלוֹם", "words", "नमस्\u200dते , שָׁלוֹם"),
+        ("हिन्दी 中か\u3099文 2nd", "characters", "हिन्दी 中 か\u3099 文 2nd"),
         ("加入白糖200ml、搅拌。", "characters", "加 入 白 糖 200ml 、 搅 拌 。"),
         ("ケーキを焼く cake", "characters", "ケ ー キ を 焼 く cake"),
         ("加入白糖、 搅拌。", "jieba", "加入 白糖 、 搅拌 。"),
@@ -90,6 +96,17 @@ def test_cider_of_one_item_is_unavailable_with_a_reason():
     result = text_metrics.compute_cider([CAT])
     assert result.value is None and result.item_scores == [None]
     assert "two items" in result.measured_by
+
+
+def test_cider_of_items_with_the_same_references_is_unavailable():
+    result = text_metrics.compute_cider([CAT, CAT])
+    assert result.value is None and "different references" in result.measured_by
+
+
+def test_sentences_without_a_common_word_have_no_bleu():
+    tokens = [text_metrics.tokenize_text(text, "words") for text in ["यह रोटी है", "वे किताबें लिखते थे"]]
+    score = text_metrics.compute_bleu([TokenizedPrediction(tokens[0], [tokens[1]])])["bleu_1"]
+    assert score.value < 1e-6
 
 
 def test_the_order_of_items_changes_no_score():

@@ -13,7 +13,8 @@ from PIL import Image
 from stages.datasets import markdown
 from stages.ingest import __main__ as ingest
 from stages.ingest.__main__ import IngestConfig, assign_splits_and_languages
-from stages.ingest.record_collector import RecordCollector, assign_split, read_image_file
+from stages.ingest.image_files import read_image_file
+from stages.ingest.record_collector import RecordCollector, assign_split
 from stages.shared.core import schemas
 from stages.shared.core.config import build_config, load_config
 from stages.shared.data import image_store

@@ -1,6 +1,7 @@
 """Tests of ingest on tweets and posts; test_ingest.py has those on articles and captions."""
 
 from dataclasses import replace
+from unicodedata import normalize
 
 import pytest
 
@@ -8,9 +9,12 @@ from stages.ingest.__main__ import check_rejected, check_splits, summarize_corpu
 from stages.ingest.record_collector import RecordCollector
 from stages.shared.core import schemas
 from stages.shared.data.records import (
+    ArticleRecord,
+    CaptionRecord,
     Fact,
     ImageBytes,
     ImageFile,
+    MemeRecord,
     PostRecord,
     Rejection,
     TweetRecord,
@@ -171,3 +175,59 @@ def test_the_summary_of_tweets_counts_entities_and_orphan_tags(corpus):
         "test": {"LOC": 1, "PER": 1},
     }
     assert counts["orphan_tags"] == {"train": 0, "validation": 0, "test": 2}
+
+
+INVISIBLE_TEXTS = ["\u200b", "\u200b\u200d \ufeff", "\u2060\n\u00ad", "\u3164", "\u2800\ufe0f"]
+
+
+@pytest.mark.parametrize("text", INVISIBLE_TEXTS)
+@pytest.mark.parametrize(
+    "item",
+    [
+        POST,
+        TWEET,
+        ArticleRecord(source="a:1", title="t", blocks=[]),
+        CaptionRecord(source="c:1", image=RED, captions=[]),
+        MemeRecord(source="m:1", text="", labels={}),
+    ],
+)
+def test_a_text_of_invisible_characters_is_empty(corpus, item, text):
+    match item:
+        case TweetRecord():
+            item = replace(item, words=[text, text])
+        case ArticleRecord():
+            item = replace(item, blocks=[text])
+        case CaptionRecord():
+            item = replace(item, captions=[text, text])
+        case _:
+            item = replace(item, text=text)
+    corpus.add(item)
+    (rejected,) = corpus.rejected
+    assert not corpus.records and rejected["reason"].startswith("empty text: ")
+
+
+def test_joiners_marks_and_emoji_are_visible_and_a_word_of_joiners_keeps_its_tag(corpus):
+    for text in ["\u200bनमस्ते\u200d", "\u0301a", "👍🏽", "\U000f0000"]:
+        corpus.add(replace(POST, text=text))
+    corpus.add(replace(TWEET, words=["\u200d", "York"]))
+    assert corpus.rejected == [] and len(corpus.records) == 5
+
+
+def test_the_same_content_in_nfd_and_nfc_is_one_record(corpus):
+    for form in ("NFC", "NFD"):
+        corpus.add(replace(POST, text=normalize(form, "Café"), key=normalize(form, "é1")))
+    corpus.add(replace(POST, text="other", key=normalize("NFD", "é1")))
+    assert len(corpus.records) == 1
+    assert [row["reason"] for row in corpus.rejected] == [
+        "duplicate id: the same post as p:1",
+        "duplicate id: 'é1' is already used at p:1",
+    ]
+
+
+def test_the_language_is_normalized_or_its_record_rejected(corpus):
+    for number, language in enumerate(["English", "eng", "EN ", "und", "qqq"]):
+        corpus.add(replace(POST, text=f"text {number}", language=language))
+    languages = [record["language"] for record in corpus.records.values()]
+    assert languages == ["en", "en", "en", None]
+    (rejected,) = corpus.rejected
+    assert rejected["reason"].startswith("wrong field: language: 'qqq' is no language")

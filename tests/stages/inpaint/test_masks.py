@@ -149,3 +149,10 @@ def test_a_scaled_crop_takes_no_color_from_under_the_mask():
     result = masks.inpaint_image(image, mask, TELEA, 33, 64).astype(int)
     assert np.ptp(result, axis=2).max() == 0  # no red
     assert abs(result - 200).max() < 8  # Telea's own rounding
+
+
+def test_a_line_without_any_pixel_is_no_text(recwarn):
+    """A box at the edge, whose border shows no background."""
+    image = np.full((60, 120, 3), 90, np.uint8)
+    mask = masks.build_text_mask(image, make_quads((120, 20, 120, 40)), LETTERS)
+    assert not mask.any() and not list(recwarn)

@@ -8,6 +8,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from stages.inpaint import __main__ as inpaint
 from stages.inpaint import text_detection
@@ -97,3 +98,15 @@ def test_drawn_shapes_are_seldom_detected_as_text():
     scenes = [np.asarray(overlay_text_corpus.draw_scene(Random(n))) for n in range(20)]
     detections = [text_detection.detect_text(scene, CONFIG.detection) for scene in scenes]
     assert sum(len(quads) > 0 for quads, _ in detections) <= 2
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_text_is_read_however_the_image_is_turned(degrees):
+    meme = Image.new("RGB", (640, 480), (90, 120, 90))
+    draw, font = ImageDraw.Draw(meme), ImageFont.load_default(size=56)
+    for row, line in [(40, "WHEN THE SOUP"), (380, "IS COLD AGAIN")]:
+        draw.text((40, row), line, "white", font, stroke_width=3, stroke_fill="black")
+    turned = np.asarray(meme.rotate(degrees, expand=True))
+    quads, _ = text_detection.detect_text(turned, CONFIG.detection)
+    text = text_detection.read_text(turned, quads, CONFIG.detection, CONFIG.recognition)
+    assert text == "WHEN THE SOUP\nIS COLD AGAIN"
