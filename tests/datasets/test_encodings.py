@@ -52,6 +52,7 @@ def test_an_encoding_that_is_named_alone_behind_utf_8_is_right(encoding):
         CHINESE,
         f"# Soba\n\n{CHINESE} With 2 cups of water.",
         "# 中文\n\n国标",
+        "ももクロ 嵐",
         "It\u2019s “hot” — so…",
     ],
 )

@@ -20,6 +20,7 @@ UTF_16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 CHINESE_CODECS = ("gb18030", "gbk", "gb2312", "hz")
 WESTERN_CODECS = ("iso8859-1", "cp1252", "iso8859-15")
 HAN_PATTERN = regex.compile(r"\p{Han}")
+KANA_PATTERN = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 LETTER_PATTERN = regex.compile(r"\p{L}")
 NON_ASCII_LETTER_PATTERN = regex.compile(r"[\p{L}--[A-Za-z]]", regex.VERSION1)
 CONTROL_PATTERN = regex.compile(r"[\x80-\x9f]")
@@ -96,8 +97,11 @@ def _bom_encoding(content: bytes) -> str | None:
 
 def _is_plausible(text: str, codec: str) -> bool:
     if codec in CHINESE_CODECS:
-        han = HAN_PATTERN.findall(text)
-        if not han:  # a Western text with the punctuation of a Chinese system
+        han, kana = HAN_PATTERN.findall(text), KANA_PATTERN.findall(text)
+        if len(kana) >= len(han):
+            # EUC-JP has kana at the same places, but its other characters fall into GB 2312.
+            han = [character for character in han if _is_in_gb_2312(character)]
+        if not han and not kana:  # a Western text with the punctuation of a Chinese system
             return all(c.isascii() or c in GB_PUNCTUATION for c in text)
         num_common = sum(character in _common_han() for character in han)
         return num_common >= MIN_COMMON_HAN_SHARE * len(han)
@@ -107,6 +111,13 @@ def _is_plausible(text: str, codec: str) -> bool:
         is_damaged = CONTROL_PATTERN.search(text) or MISREAD_UTF_8_PATTERN.search(text)
         return not is_damaged and num_non_ascii <= MAX_NON_ASCII_SHARE * num_letters
     return True
+
+
+def _is_in_gb_2312(character: str) -> bool:
+    try:
+        return bool(character.encode("gb2312"))
+    except UnicodeEncodeError:
+        return False
 
 
 @cache

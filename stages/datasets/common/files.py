@@ -89,13 +89,15 @@ def read_bytes(path: Path, encodings: list[str]) -> tuple[bytes, list[str]]:
 
     UTF-16, which only a whole file can be decoded from, becomes UTF-8.
 
-    encodings: those of a file without byte order mark; implausible ones are left out
+    encodings: tried in this order, after UTF-8 if the file has its byte order mark; those in which
+        it makes no plausible text are left out
 
     Raises InputError if a file with the byte order mark of UTF-16 is not UTF-16.
     """
     content = path.read_bytes()
     if content.startswith(codecs.BOM_UTF8):
-        return content.removeprefix(codecs.BOM_UTF8), ["utf-8"]
+        content = content.removeprefix(codecs.BOM_UTF8)
+        encodings = list(dict.fromkeys(["utf-8", *encodings]))
     if not content.startswith(UTF_16_BOMS):
         return content, select_plausible(content.splitlines(), encodings)
     try:
