@@ -239,7 +239,7 @@ class _BatchClient:
         }
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for line in _iter_json_lines(self.client.files.content(file).content):
-                key = line.get("custom_id")
+                key = str(line.get("custom_id"))
                 if isinstance(answers.get(key), RequestFailed):
                     answers[key] = _parse_answer_line(line, pending.get(key, {"messages": []}))
         return answers

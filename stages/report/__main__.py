@@ -23,6 +23,7 @@ equal bytes. Images are re-encoded, which removes metadata such as the camera's 
 those in example/.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def build_generator_context(
 
 def build_command_examples(
     generators: list[GeneratorSection],
-    classifiers: list[ClassifierSection],
+    classifiers: Sequence[ClassifierSection],
     kinds: dict[str, str],
     data: Path,
     folder: Path,

@@ -44,7 +44,8 @@ def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
 
     Raises InputError if an encoding is unknown.
     """
-    for encoding in [_bom_encoding(content)] if _bom_encoding(content) else encodings:
+    marked = _bom_encoding(content)
+    for encoding in [marked] if marked else encodings:
         try:
             text = content.decode(encoding)
         except LookupError:

@@ -16,6 +16,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from torch import Tensor, nn
 
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import get_device
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch import EfficientNet
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 WIDTH = 1280  # of a region and of the pooled features
@@ -38,7 +42,7 @@ FINGERPRINTED_PACKAGES = ("efficientnet-lite-pytorch", "onnxruntime", "pillow", 
 class RegionNetwork(nn.Module):
     """Preprocessed images (B, 3, 224, 224) -> regions (B, 49, 1280), 0 to 6."""
 
-    def __init__(self, efficientnet: nn.Module):
+    def __init__(self, efficientnet: "EfficientNet"):
         super().__init__()
         self.efficientnet = efficientnet
 
@@ -144,11 +148,13 @@ def _run_onnx() -> Callable[[Tensor], Tensor]:
 
     Each part runs on one thread, so that its sums have a fixed order.
     """
-    from onnxruntime import InferenceSession, SessionOptions
+    import onnxruntime
 
-    options = SessionOptions()
+    options = onnxruntime.SessionOptions()  # pyright: ignore[reportAttributeAccessIssue]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = InferenceSession(str(export_onnx()), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(export_onnx()), options, providers=["CPUExecutionProvider"]
+    )
 
     def run_part(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["regions"], {"pixels": pixels.numpy()})[0])
