@@ -27,7 +27,7 @@ import numpy as np
 from stages.fit_baselines import features as baseline_features
 from stages.fit_baselines.config import FitBaselinesConfig
 from stages.fit_baselines.crf import predict_tags
-from stages.fit_baselines.features import TextSettings
+from stages.fit_baselines.features import EncoderSettings
 from stages.fit_baselines.logistic_regression import predict_labels
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config
@@ -180,7 +180,11 @@ def check_rows(rows: Rows, records: Path) -> None:
 
 
 def fit(
-    kind: str, records: Path, features: Path, settings: TextSettings, config: FitBaselinesConfig
+    kind: str,
+    records: Path,
+    features: Path,
+    settings: EncoderSettings,
+    config: FitBaselinesConfig,
 ) -> tuple[Rows, dict[str, Any]]:
     """BASELINE_PREDICTIONS of a corpus, and the content of summary.json."""
     rows = schemas.read_parquet(records / "records.parquet", schemas.EMBED_INPUTS[kind])
@@ -198,15 +202,20 @@ def fit(
     if isinstance(images, str):
         omitted["picture"] = images
     train, choosing, _ = split_rows(rows)
-    counts = {"fitted_items": len(train), "choosing_items": len(choosing)}
-    return results, counts | {"omitted": omitted, "chosen": chosen}
+    return results, {
+        "fitted_items": len(train),
+        "choosing_items": len(choosing),
+        "same_image_features": settings.image_encoder == "patches",
+        "omitted": omitted,
+        "chosen": chosen,
+    }
 
 
 def main(
     kind: str,
     records: Path,
     features: Path,
-    settings: TextSettings,
+    settings: EncoderSettings,
     config: FitBaselinesConfig,
     output: Path,
 ) -> None:
@@ -218,17 +227,22 @@ def main(
         (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def load_text_settings(run: str) -> TextSettings:
-    """Of the section `classifiers.<run>.text`. Meme classifiers tune no layer."""
+def load_encoder_settings(run: str) -> EncoderSettings:
+    """From the row `classifiers.<run>`. Meme classifiers tune no layer of a text encoder."""
     text = load_config(dict[str, Any], "classifiers", run, "text")
-    return TextSettings(text["encoder"], text.get("num_tuned_layers", 0), text["max_subwords"])
+    return EncoderSettings(
+        text["encoder"],
+        text.get("num_tuned_layers", 0),
+        text["max_subwords"],
+        load_config(str, "classifiers", run, "image", "encoder"),
+    )
 
 
 def cli(run: str, records: Path, features: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
     kind = load_config(str, "corpora", load_config(str, "classifiers", run, "corpus"), "kind")
     config = load_config(FitBaselinesConfig, "fit_baselines")
-    main(kind, records, features, load_text_settings(run), config, output)
+    main(kind, records, features, load_encoder_settings(run), config, output)
 
 
 if __name__ == "__main__":

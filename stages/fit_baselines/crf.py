@@ -8,6 +8,7 @@ B items of at most W words, D features per word, K tags.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def predict_tags(
     )
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
     generator = torch.Generator().manual_seed(config.seed)
-    best_f1, best_epoch, best_tags = -1.0, 0, []
+    best_f1, best_epoch, best_weights = -1.0, 0, model.state_dict()
 
     def decode(features: list[np.ndarray]) -> list[list[str]]:
         paths = model.decode(features, config.batch_size)
@@ -94,10 +95,11 @@ def predict_tags(
             optimizer.step()
         f1 = evaluate_f1(decode(validation[0]), validation[1]) if validation[0] else float(epoch)
         if f1 > best_f1:
-            best_f1, best_epoch, best_tags = f1, epoch, decode(predicted)
+            best_f1, best_epoch, best_weights = f1, epoch, deepcopy(model.state_dict())
         elif epoch - best_epoch >= config.patience:
             break
-    return best_tags, best_epoch
+    model.load_state_dict(best_weights)
+    return decode(predicted), best_epoch
 
 
 def evaluate_f1(predicted: list[list[str]], gold: list[list[str]]) -> float:

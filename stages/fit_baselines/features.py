@@ -26,12 +26,13 @@ NO_TEXT_FEATURES = "the aligned encoder does not support the language of the tex
 
 
 @dataclass(frozen=True)
-class TextSettings:
-    """Of `classifiers.<run>.text`: the frozen text encoder."""
+class EncoderSettings:
+    """What a row of `classifiers` says about its encoders."""
 
-    encoder: str
+    text_encoder: str
     num_tuned_layers: bert.TunedLayers
     max_subwords: int
+    image_encoder: str  # patches: that of the stored features
 
 
 def stack_with_indicator(
@@ -57,13 +58,13 @@ def load_images(rows: list[dict], folder: Path) -> np.ndarray | str:
     )
 
 
-def load_pooled_texts(rows: list[dict], folder: Path, settings: TextSettings) -> np.ndarray | str:
+def load_pooled_texts(rows: list[dict], folder: Path, settings: EncoderSettings) -> np.ndarray | str:
     """Text features (N, D + 1) of posts or memes, or why there are none."""
     texts = [row["text"] or None for row in rows]
     unique = list(dict.fromkeys(text for text in texts if text))
     if not unique:
         return NO_TEXT
-    if settings.encoder == ALIGNED_ENCODER:
+    if settings.text_encoder == ALIGNED_ENCODER:
         index, pooled = feature_store.read_pooled_texts(folder)
         return stack_with_indicator(texts, index, pooled) if index else NO_TEXT_FEATURES
     is_meme = "labels" in rows[0]
@@ -74,18 +75,18 @@ def load_pooled_texts(rows: list[dict], folder: Path, settings: TextSettings) ->
     return stack_with_indicator(texts, index, np.stack(means))
 
 
-def load_word_states(rows: list[dict], settings: TextSettings) -> list[np.ndarray]:
+def load_word_states(rows: list[dict], settings: EncoderSettings) -> list[np.ndarray]:
     """The state of the first subword of each word of a tweet that fits, (words, D) fp16."""
     states, starts = encode_words([row["words"] for row in rows], settings)
     return [state[first] for state, first in zip(states, starts, strict=True)]
 
 
 def encode_words(
-    words: list[list[str]], settings: TextSettings
+    words: list[list[str]], settings: EncoderSettings
 ) -> tuple[list[np.ndarray], list[list[int]]]:
     """States of the subwords (L, D), and the index of the first subword of each word that fits."""
     tuned = settings.num_tuned_layers
-    encoder = bert.load(settings.encoder, 0 if tuned == "all" else tuned, settings.max_subwords)
+    encoder = bert.load(settings.text_encoder, 0 if tuned == "all" else tuned, settings.max_subwords)
     encoded = [encoder.tokenize(row) for row in words]
     states = encoder.compute_frozen_states([text.ids for text in encoded])
     without_special_tokens = [state[1:-1].astype(np.float32) for state in states]
