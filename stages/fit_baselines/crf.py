@@ -35,16 +35,17 @@ class LinearChainCrf(nn.Module):
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("deviation", torch.from_numpy(deviation))
 
-    def _pad(self, features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def _score_tags(self, features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Tag scores (B, W, K), and the mask of words (B, W). Every item has a word."""
         lengths = torch.tensor([len(item) for item in features])
-        padded = pad_sequence([torch.from_numpy(item) for item in features], batch_first=True)
-        scores = self.emissions((padded - self.mean) / self.deviation)
-        return scores, torch.arange(padded.shape[1]) < lengths[:, None]
+        words = torch.from_numpy(np.concatenate(features))  # scored before padding, which is wide
+        scores = self.emissions((words - self.mean) / self.deviation).split(lengths.tolist())
+        padded = pad_sequence(list(scores), batch_first=True)
+        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
     def loss(self, features: Sequence[np.ndarray], tags: Sequence[list[int]]) -> Tensor:
         """-log p(tags | features) in nats, mean over the items"""
-        scores, mask = self._pad(features)
+        scores, mask = self._score_tags(features)
         ids = pad_sequence([torch.tensor(row) for row in tags], batch_first=True)
         return -self.transitions(scores, ids, mask, reduction="mean")
 
@@ -55,7 +56,7 @@ class LinearChainCrf(nn.Module):
         with_words = [index for index, item in enumerate(features) if len(item)]
         for start in range(0, len(with_words), batch_size):
             part = with_words[start : start + batch_size]
-            scores, mask = self._pad([features[index] for index in part])
+            scores, mask = self._score_tags([features[index] for index in part])
             for index, path in zip(part, self.transitions.decode(scores, mask), strict=True):
                 tags[index] = path
         return tags

@@ -12,7 +12,7 @@ TOLERANCE = 1e-3  # of L-BFGS; scikit-learn's 1e-4 changes no prediction and tak
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """Predicted labels of N items, their probabilities, and the chosen C (None: one label)."""
+    """Predicted labels of N items, their probabilities, and the chosen C (None: nothing was fitted)."""
 
     labels: list[str]
     probabilities: list[float]
@@ -33,7 +33,7 @@ def predict_labels(
     the strongest of all. If `train` has one label only, it is predicted everywhere.
     """
     features, labels = train
-    if len(set(labels)) == 1:
+    if len(set(labels)) == 1 or not len(predicted):
         count = len(predicted)
         return LabelPrediction(labels[:1] * count, [1.0] * count, None)
     mean, deviation = fit_standardization(features)

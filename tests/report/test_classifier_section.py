@@ -20,7 +20,7 @@ from stages.report.plots import curves, heatmaps, scatter
 from stages.shared.core import schemas
 from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
-from tests.support import generator_outputs, muse_outputs
+from tests.support import baseline_outputs, generator_outputs, muse_outputs
 from tests.support.report_project import (
     XSS_TEXT,
     ParsedPage,
@@ -82,10 +82,10 @@ def write_and_evaluate_labels(
         sampled_images = decoder_rows = embeddings = exchanges = []
     muse_outputs.write_classifier_outputs(folder, rows, decoder_rows, embeddings)
     muse_outputs.write_displayed_outputs(folder, exchanges, sampled_images)
-    ingest = data / "01_ingest" / f"of_{name}"
-    evaluate_classifier.main(
-        name, muse, EVALUATE_CONFIG, ingest, folder, data / "12_evaluate_classifier" / name
-    )
+    baselines = data / "10_fit_baselines" / name
+    baseline_outputs.write_baselines(baselines, rows)
+    ingest, output = data / "01_ingest" / f"of_{name}", data / "12_evaluate_classifier" / name
+    evaluate_classifier.main(name, muse, EVALUATE_CONFIG, ingest, folder, baselines, output)
 
 
 @pytest.fixture(scope="module")
