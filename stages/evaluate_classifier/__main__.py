@@ -12,8 +12,8 @@ writes  OUTPUT/metrics.json
 The metrics are of all test items from both inputs, or of the validation items if the corpus has no
 test items; `split` tells which. `single_modality` has the same items from text or image alone, and
 `validation` the metrics to select settings by. `baselines` compares the model with the majority
-class and with logistic regression or a CRF on the same items. Each paper has a module in this folder, see
-`MetricsModule`.
+class and with logistic regression or a CRF on the same items. Each paper has a module in this
+folder, see `MetricsModule`.
 """
 
 import json

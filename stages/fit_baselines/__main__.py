@@ -41,7 +41,7 @@ Rows = list[dict]
 
 
 def get_labels(row: dict) -> dict[str, list[str]]:
-    """task -> gold labels of a record: a tag per word, or one label. Tasks without one are absent."""
+    """task -> gold labels of a record: a tag per word, or one label. Unlabeled tasks are absent."""
     if "tags" in row:
         return {ENTITIES: row["tags"]}
     if "label" in row:
@@ -104,10 +104,12 @@ def fit_label_baselines(
     targets = [rows[index] for index in predicted]
     features = baseline_features.combine(modalities)
     results, chosen = [], {}
-    for task in dict.fromkeys(task for index in train for task in labels[index]):
+    tasks = [task for row in rows if row["split"] == "train" for task in get_labels(row)]
+    for task in dict.fromkeys(tasks):
         fitted, choosing = (
             [index for index in part if task in labels[index]] for part in (train, validation)
         )
+        fitted = fitted or choosing  # only train records that are held out have a label
         names = [labels[index][task][0] for index in fitted]
         label, count = min(Counter(names).items(), key=lambda item: (-item[1], item[0]))
         majority = ([label], [count / len(names)], 0)
@@ -172,7 +174,7 @@ def fit_tag_baselines(
 
 def check_rows(rows: Rows, records: Path) -> None:
     """Raises InputError if the train split is empty or has no label."""
-    if not any(row["split"] == "train" and get_labels(row) for row in rows):
+    if not any(row["split"] == "train" and any(get_labels(row).values()) for row in rows):
         raise InputError(
             f"{records / 'records.parquet'} has no record of the train split with a label: add "
             "some to the corpus"

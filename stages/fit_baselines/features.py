@@ -58,7 +58,9 @@ def load_images(rows: list[dict], folder: Path) -> np.ndarray | str:
     )
 
 
-def load_pooled_texts(rows: list[dict], folder: Path, settings: EncoderSettings) -> np.ndarray | str:
+def load_pooled_texts(
+    rows: list[dict], folder: Path, settings: EncoderSettings
+) -> np.ndarray | str:
     """Text features (N, D + 1) of posts or memes, or why there are none."""
     texts = [row["text"] or None for row in rows]
     unique = list(dict.fromkeys(text for text in texts if text))
@@ -86,7 +88,9 @@ def encode_words(
 ) -> tuple[list[np.ndarray], list[list[int]]]:
     """States of the subwords (L, D), and the index of the first subword of each word that fits."""
     tuned = settings.num_tuned_layers
-    encoder = bert.load(settings.text_encoder, 0 if tuned == "all" else tuned, settings.max_subwords)
+    encoder = bert.load(
+        settings.text_encoder, 0 if tuned == "all" else tuned, settings.max_subwords
+    )
     encoded = [encoder.tokenize(row) for row in words]
     states = encoder.compute_frozen_states([text.ids for text in encoded])
     without_special_tokens = [state[1:-1].astype(np.float32) for state in states]

@@ -12,7 +12,7 @@ TOLERANCE = 1e-3  # of L-BFGS; scikit-learn's 1e-4 changes no prediction and tak
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """Predicted labels of N items, their probabilities, and the chosen C (None: nothing was fitted)."""
+    """Predicted labels of N items, their probabilities and the chosen C (None: nothing fitted)."""
 
     labels: list[str]
     probabilities: list[float]
@@ -41,7 +41,7 @@ def predict_labels(
     chosen = (validation[0] - mean) / deviation
     model = LogisticRegression(max_iter=max_iter, tol=TOLERANCE, warm_start=True)
     best_accuracy, best_c, best_probabilities = -1.0, grid[0], np.zeros((0, 0))
-    for inverse_regularization in sorted(grid):  # from strong to weak: each fit starts from the last
+    for inverse_regularization in sorted(grid):  # each fit starts from the previous weights
         model.set_params(C=inverse_regularization).fit(standardized, labels)
         accuracy = float(model.score(chosen, validation[1])) if validation[1] else 0.0
         if accuracy > best_accuracy:

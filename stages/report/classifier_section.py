@@ -56,7 +56,6 @@ class ClassifierSection:
             splits["validation"] = self.metrics["validation"]
         return splits
 
-
     def baseline_columns(self) -> list[str]:
         """The titles of the scores in `baseline_rows`."""
         return [*self._averaged_tasks(), "mean"] if self._averaged_tasks() else ["score"]

@@ -11,8 +11,9 @@ def write_baselines(
 ) -> None:
     """Write baselines for rows of LABEL_PREDICTIONS.
 
-    The majority predicts the alphabetically first label, or no entity. Logistic regression (for entities, the CRF)
-    predicts what the model predicts from both inputs, and what the majority predicts from the text.
+    The majority predicts the alphabetically first label, or no entity. Logistic regression (for
+    entities, the CRF) predicts what the model predicts from both inputs, and what the majority
+    predicts from the text.
     """
     rows = []
     for row in model_rows:

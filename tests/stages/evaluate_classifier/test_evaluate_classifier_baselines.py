@@ -140,8 +140,13 @@ def test_the_tasks_of_memes_have_their_own_scores(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "error", "verdict"),
-    [(0.5, 0.25, "unclear"), (0.5, 0.2, "better"), (-0.5, 0.2, "worse"), (0.0, 0.0, "unclear")]
-    + [(0.5, float("nan"), "unclear")],
+    [
+        (0.5, 0.25, "unclear"),
+        (0.5, 0.2, "better"),
+        (-0.5, 0.2, "worse"),
+        (0.0, 0.0, "unclear"),
+        (0.5, float("nan"), "unclear"),
+    ],
 )
 def test_a_difference_is_sure_above_two_standard_errors(value, error, verdict):
     assert judge_difference({"value": value, "standard_error": error}) == verdict

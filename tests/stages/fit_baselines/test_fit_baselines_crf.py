@@ -1,6 +1,6 @@
 """The CRF against the enumeration of all tag sequences, and what it learns."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def score(model: LinearChainCrf, features: np.ndarray, tags: tuple[int, ...]) ->
     emissions += model.emissions.bias.detach().numpy()[:, None]
     total = crf.start_transitions[tags[0]].item() + crf.end_transitions[tags[-1]].item()
     total += sum(emissions[tag, position] for position, tag in enumerate(tags))
-    return total + sum(crf.transitions[a, b].item() for a, b in zip(tags, tags[1:], strict=False))
+    return total + sum(crf.transitions[a, b].item() for a, b in pairwise(tags))
 
 
 def enumerate_scores(model: LinearChainCrf, features: np.ndarray) -> dict[tuple[int, ...], float]:
