@@ -186,5 +186,4 @@ def compute_baselines(
             "sentence": describe_difference(model_name, name, difference),
         },
         "omitted": summary["omitted"],
-        "chosen": summary["chosen"],
     }

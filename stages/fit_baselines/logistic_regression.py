@@ -11,7 +11,7 @@ TOLERANCE = 1e-3  # of L-BFGS; scikit-learn's 1e-4 changes no prediction and tak
 
 
 @dataclass(frozen=True)
-class LabelPrediction:
+class LogisticPrediction:
     """Predicted labels of N items, their probabilities and the chosen C (None: nothing fitted)."""
 
     labels: list[str]
@@ -25,7 +25,7 @@ def predict_labels(
     predicted: np.ndarray,
     grid: list[float],
     max_iter: int,
-) -> LabelPrediction:
+) -> LogisticPrediction:
     """Fit on `train`, choose C on `validation`, predict the items of `predicted`.
 
     train, validation: features (N, D) and labels. The features are standardized by those of
@@ -35,7 +35,7 @@ def predict_labels(
     features, labels = train
     if len(set(labels)) == 1 or not len(predicted):
         count = len(predicted)
-        return LabelPrediction(labels[:1] * count, [1.0] * count, None)
+        return LogisticPrediction(labels[:1] * count, [1.0] * count, None)
     mean, deviation = fit_standardization(features)
     standardized = (features - mean) / deviation
     chosen = (validation[0] - mean) / deviation
@@ -47,7 +47,7 @@ def predict_labels(
         if accuracy > best_accuracy:
             best_accuracy, best_c = accuracy, inverse_regularization
             best_probabilities = model.predict_proba((predicted - mean) / deviation)
-    return LabelPrediction(
+    return LogisticPrediction(
         [str(model.classes_[index]) for index in best_probabilities.argmax(1)],
         best_probabilities.max(1).tolist(),
         best_c,

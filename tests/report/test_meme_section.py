@@ -89,6 +89,15 @@ def project(shared_project, tmp_path, monkeypatch):
     return copied
 
 
+def test_the_baselines_have_a_column_for_each_task(page):
+    table = page.partition("Baselines on frozen features")[2].partition("</table>")[0]
+    columns = re.findall(r"<th>(.*?)</th>", table)
+    assert columns == ["accuracy", "humour", "sentiment", "mean", "model &minus; baseline"]
+    assert table.count("<tr") == 5  # header, majority class, text, both, model
+    sentence = "MM-ORIENT does not differ surely from logistic regression on the same features"
+    assert page.count(sentence) == 1
+
+
 def test_each_task_has_scores_with_ceilings_and_the_last_row_is_the_mean(page):
     """From both inputs, 3 of 4 humor labels and all 3 sentiment labels are correct.
 

@@ -30,9 +30,5 @@ def write_baselines(
         ):
             rows.append(row | {"baseline": baseline, "inputs": inputs, "predicted": predicted})
     schemas.write_parquet(folder / "labels.parquet", rows, schemas.BASELINE_PREDICTIONS)
-    summary = {
-        "same_image_features": True,
-        "omitted": {} if omitted is None else omitted,
-        "chosen": {},
-    }
+    summary = {"same_image_features": True, "omitted": {} if omitted is None else omitted}
     (folder / "summary.json").write_text(json.dumps(summary))
