@@ -53,7 +53,8 @@ def format_summary(expected_skill: dict[str, float], usage: str) -> str:
     if not rows:
         return "No run has been evaluated yet."
     lines = [format_table(rows)]
-    if remarks := [line for line in (compare_skill(expected_skill), usage) if line]:
+    remarks = (compare_skill(expected_skill), compare_baselines(), usage)
+    if remarks := [line for line in remarks if line]:
         lines += ["", *remarks]
     if REPORT_PATH.exists():
         lines += ["", f"report: {REPORT_PATH.absolute()}"]
@@ -99,6 +100,25 @@ def compare_skill(expected: dict[str, float]) -> str:
     if not notes:
         return f"The skill of {', '.join(skills)} is at least what is expected."
     return f"{'; '.join(notes)}."
+
+
+def compare_baselines() -> str:
+    """One sentence per classifier that does not surely beat its baselines; "" if there is none.
+
+    Compared are logistic regression or a CRF on both inputs and, if that is not the baseline of the
+    comparison, the majority class. Unlike skill, this needs no ceilings.
+    """
+    notes = []
+    for run, values in load_metrics().items():
+        if "baselines" not in values:
+            continue
+        comparison = values["baselines"]["comparison"]
+        if comparison["verdict"] != "better":
+            notes.append(f"{run}: {comparison['sentence']}")
+        majority = values["baselines"]["scores"]["majority"]["none"]
+        if comparison["baseline"] != "majority" and majority["verdict"] != "better":
+            notes.append(f"{run}: the majority class is not surely beaten.")
+    return " ".join(notes)
 
 
 def _find_verdicts(metrics: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from stages.augment import __main__ as augment
 from stages.classify.config import ClassifyConfig
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate_classifier.common import EvaluateClassifierConfig
+from stages.fit_baselines.config import FitBaselinesConfig
 from stages.illustrate import base as illustrators
 from stages.ingest import __main__ as ingest
 from stages.inpaint import __main__ as inpaint
@@ -111,6 +112,7 @@ SECTIONS = {
     "rewards": embedders.RewardConfig,
     "predict": predict.PredictConfig,
     "evaluate": evaluate.EvaluateConfig,
+    "fit_baselines": FitBaselinesConfig,
     "classify": ClassifyConfig,
     "evaluate_classifier": EvaluateClassifierConfig,
     "judge": judge.JudgeConfig,

@@ -15,7 +15,8 @@ import regex
 from pipelines.inference.model_bundle import ModelBundle
 from stages import clean
 from stages.models.muse import checkpoint as muse_checkpoint
-from stages.models.muse.dataset import OUTSIDE_TAG, UNSPACED_SCRIPTS, TextImageDataset
+from stages.models.muse.dataset import OUTSIDE_TAG, TextImageDataset
+from stages.shared.backbones.bert import UNSPACED_SCRIPTS
 from stages.shared.data import text_cleaning
 from stages.shared.features.store import Features
 from stages.shared.metrics import classification as classification_metrics

@@ -21,6 +21,7 @@ from stages.shared.core import schemas
 from stages.shared.metrics.common import clustered_standard_error, compare_to_ceiling, compute_skill
 from stages.shared.runtime.stage import InputError
 
+MODEL_NAME = "MM-ORIENT"
 Rows = list[dict]
 AVERAGED_METRICS = ("accuracy", "weighted_f1", "macro_f1")
 

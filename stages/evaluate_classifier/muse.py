@@ -22,6 +22,7 @@ from stages.shared.metrics.alignment import summarize_alignment
 from stages.shared.metrics.common import clustered_standard_error, compute_skill
 from stages.shared.runtime.stage import InputError
 
+MODEL_NAME = "MuSE"
 REGULARIZERS = ["caption_nats", "drawing_bits"]
 
 

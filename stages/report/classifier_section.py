@@ -27,6 +27,11 @@ ALIGNMENT_LABELS = {
     "difference": "difference of these cosines",
     "distance": "distance of the centroids, in units of the mean spread",
 }
+BASELINE_LABELS = {
+    "majority": "majority class",
+    "logistic_regression": "logistic regression",
+    "crf": "linear-chain CRF",
+}
 MetricValue = dict[str, Any]  # value, standard_error, and more
 
 
@@ -50,6 +55,41 @@ class ClassifierSection:
         if "validation" in self.metrics and self.metrics["split"] != "validation":
             splits["validation"] = self.metrics["validation"]
         return splits
+
+    def baseline_columns(self) -> list[str]:
+        """The titles of the scores in `baseline_rows`."""
+        return [*self._averaged_tasks(), "mean"] if self._averaged_tasks() else ["score"]
+
+    def _averaged_tasks(self) -> list[str]:
+        """The tasks if there are several, else none."""
+        tasks = list(self.metrics.get("tasks", {}))
+        return tasks if len(tasks) > 1 else []
+
+    def baseline_rows(self) -> list[MetricValue]:
+        """Rows of the scores of baselines, then of the model: label, scores and difference.
+
+        scores: by task, then the mean over tasks; one score if there is one task. difference: of
+        the model and the baseline; None for the model.
+        """
+        tasks, rows = self._averaged_tasks(), []
+        for baseline, by_inputs in self.metrics["baselines"]["scores"].items():
+            for inputs, score in by_inputs.items():
+                label = BASELINE_LABELS[baseline]
+                if inputs in INPUT_LABELS:
+                    label += f", {INPUT_LABELS[inputs]}"
+                scores = [*(score["tasks"][task] for task in tasks), score]
+                rows.append({"label": label, "scores": scores, "difference": score["difference"]})
+        model = [*(self.metrics["tasks"][task]["score"] for task in tasks), self.metrics["score"]]
+        return [*rows, {"label": self.name, "scores": model, "difference": None, "total": True}]
+
+    def baseline_notes(self) -> list[str]:
+        """The comparison in words, and why an input was left out."""
+        baselines = self.metrics["baselines"]
+        omitted = [
+            f"No baseline from {INPUT_LABELS[inputs]}: {reason}."
+            for inputs, reason in baselines["omitted"].items()
+        ]
+        return [baselines["comparison"]["sentence"], *omitted]
 
 
 class MuseSection(ClassifierSection):

@@ -20,7 +20,7 @@ from stages.report.plots import curves, heatmaps, scatter
 from stages.shared.core import schemas
 from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
-from tests.support import generator_outputs, muse_outputs
+from tests.support import baseline_outputs, generator_outputs, muse_outputs
 from tests.support.report_project import (
     XSS_TEXT,
     ParsedPage,
@@ -82,10 +82,10 @@ def write_and_evaluate_labels(
         sampled_images = decoder_rows = embeddings = exchanges = []
     muse_outputs.write_classifier_outputs(folder, rows, decoder_rows, embeddings)
     muse_outputs.write_displayed_outputs(folder, exchanges, sampled_images)
-    ingest = data / "01_ingest" / f"of_{name}"
-    evaluate_classifier.main(
-        name, muse, EVALUATE_CONFIG, ingest, folder, data / "12_evaluate_classifier" / name
-    )
+    baselines = data / "10_fit_baselines" / name
+    baseline_outputs.write_baselines(baselines, rows)
+    ingest, output = data / "01_ingest" / f"of_{name}", data / "12_evaluate_classifier" / name
+    evaluate_classifier.main(name, muse, EVALUATE_CONFIG, ingest, folder, baselines, output)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,15 @@ def project(shared_project, tmp_path, monkeypatch):
     copied = shutil.copytree(shared_project, tmp_path / "project")
     monkeypatch.setattr("stages.shared.core.config.PARAMS_FILE", copied / "params.yaml")
     return copied
+
+
+def test_the_baselines_are_shown_with_the_difference_to_the_model(page):
+    table = page.split("Baselines on frozen features")[2].partition("</table>")[0]  # after moods
+    labels = ["majority class", "linear-chain CRF, text only", "linear-chain CRF, text and image"]
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == [*labels, "names"]
+    assert table.count("&plusmn;") == 7  # three scores with a difference, and that of the model
+    sentence = "MuSE does not differ surely from a linear-chain CRF on the same features"
+    assert page.count(sentence) == 1
 
 
 def keep_runs(project: Path, *runs: str) -> None:
@@ -241,16 +250,17 @@ def test_without_ceilings_and_test_split_the_validation_scores_are_shown(project
     write_and_evaluate_labels(project, "moods", rows)
     text = page_text(render_page(project))
     section = text.split("Accuracy by input")[1]
-    assert "1.000 ± 0.000" in section and "ceiling" not in section.split("Scores by class")[0]
+    by_input = section.split("Baselines on frozen features")[0]
+    assert "1.000 ± 0.000" in section and "ceiling" not in by_input
     assert "Examples: validation split" in section
-    assert "text only" not in section.split("Scores by class")[0]
+    assert "text only" not in by_input
 
 
 def test_without_any_image_the_input_is_called_text(project):
     keep_runs(project, "names")
     rows = [row for row in muse_outputs.make_label_rows("entities") if row["inputs"] == "both"]
     write_and_evaluate_labels(project, "names", rows, with_outputs=False)
-    section = page_text(render_page(project)).split("F1 by input")[1].split("Scores by entity")[0]
+    section = page_text(render_page(project)).split("F1 by input")[1].split("Baselines on")[0]
     assert "text (no item has an image)" in section and "text and image" not in section
 
 

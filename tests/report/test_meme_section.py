@@ -20,7 +20,7 @@ from stages.report import meme_corpus, meme_section
 from stages.report.plots import curves, heatmaps
 from stages.shared.core import schemas
 from stages.shared.runtime.stage import InputError
-from tests.support import mm_orient_outputs
+from tests.support import baseline_outputs, mm_orient_outputs
 from tests.support.report_project import (
     XSS_TEXT,
     ParsedPage,
@@ -52,7 +52,11 @@ def write_and_evaluate_labels(
     data, folder = project / "data", project / "data/11_classify/orient"
     mm_orient_outputs.write_classifier_outputs(folder, rows, diagnostics)
     ingest, output = data / "01_ingest/memes", data / "12_evaluate_classifier/orient"
-    evaluate_classifier.main("orient", mm_orient, EVALUATE_CONFIG, ingest, folder, output)
+    baselines = data / "10_fit_baselines/orient"
+    baseline_outputs.write_baselines(baselines, rows)
+    evaluate_classifier.main(
+        "orient", mm_orient, EVALUATE_CONFIG, ingest, folder, baselines, output
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,15 @@ def project(shared_project, tmp_path, monkeypatch):
     copied = shutil.copytree(shared_project, tmp_path / "project")
     monkeypatch.setattr("stages.shared.core.config.PARAMS_FILE", copied / "params.yaml")
     return copied
+
+
+def test_the_baselines_have_a_column_for_each_task(page):
+    table = page.partition("Baselines on frozen features")[2].partition("</table>")[0]
+    columns = re.findall(r"<th>(.*?)</th>", table)
+    assert columns == ["accuracy", "humour", "sentiment", "mean", "model &minus; baseline"]
+    assert table.count("<tr") == 5  # header, majority class, text, both, model
+    sentence = "MM-ORIENT does not differ surely from logistic regression on the same features"
+    assert page.count(sentence) == 1
 
 
 def test_each_task_has_scores_with_ceilings_and_the_last_row_is_the_mean(page):

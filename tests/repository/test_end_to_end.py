@@ -224,6 +224,26 @@ def test_each_task_of_memes_is_scored_with_its_ceilings(project):
     assert metrics["behaviour"] and metrics["parameters"]["trained"] > 0
 
 
+@pytest.mark.parametrize("run", ["muse_entities", "muse_sentiment", "mm_orient"])
+def test_every_classifier_is_compared_with_baselines_on_the_same_items(project, run):
+    baselines = read_json(project, f"data/12_evaluate_classifier/{run}/metrics.json")["baselines"]
+    name = "crf" if run == "muse_entities" else "logistic_regression"
+    assert set(baselines["scores"]) == {"majority", name}
+    assert (baselines["comparison"]["baseline"], baselines["comparison"]["inputs"]) == (
+        name,
+        "both",
+    )
+    assert (
+        baselines["comparison"]["sentence"] in (project / "data/14_report/index.html").read_text()
+    )
+    model = texts(project / f"data/11_classify/{run}/labels.parquet")
+    for row in texts(project / f"data/10_fit_baselines/{run}/labels.parquet"):
+        assert row["split"] in ("validation", "test") and len(row["predicted"]) == len(row["gold"])
+    items = {(row["record"], row["task"]) for row in model}
+    rows = texts(project / f"data/10_fit_baselines/{run}/labels.parquet")
+    assert {(row["record"], row["task"]) for row in rows} == items
+
+
 def test_the_report_shows_examples_with_their_images(project):
     page = (project / "data/14_report/index.html").read_text()
     rows = texts(project / "data/11_predict/flexmuse/predictions.parquet")

@@ -21,7 +21,7 @@ import torch
 
 from stages.models.muse import pixelcnn, show_attend_tell
 from stages.shared.backbones import resnet
-from stages.shared.backbones.bert import TextEncoder
+from stages.shared.backbones.bert import UNSPACED_SCRIPTS, TextEncoder, split_words
 from stages.shared.core import schemas
 from stages.shared.data.records import SPLITS
 from stages.shared.features.store import Features
@@ -32,9 +32,6 @@ CorpusKind = Literal["tweets", "posts"]
 Task = Literal["entities", "sentiment"]
 TASK_BY_CORPUS_KIND: dict[CorpusKind, Task] = {"tweets": "entities", "posts": "sentiment"}
 OUTSIDE_TAG = "O"  # the tag of a word in no entity
-# Scripts without spaces between words: each character is a word.
-UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-WORD_PATTERN = regex.compile(rf"{UNSPACED_SCRIPTS}|[\S--{UNSPACED_SCRIPTS}]+", regex.VERSION1)
 # A URL is one caption word; its parts would fill the captions of tweets.
 URL_PATTERN = r"(?:https?://|www\.)\S+"
 CAPTION_TOKEN_PATTERN = regex.compile(
@@ -61,7 +58,7 @@ class LabelCodec:
 
 def get_words(row: dict) -> list[str]:
     """The words of a record: the tagged words of a tweet, a post split at whitespace."""
-    return row["words"] if "words" in row else WORD_PATTERN.findall(row["text"])
+    return row["words"] if "words" in row else split_words(row["text"])
 
 
 def get_gold_labels(row: dict) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,8 +56,16 @@ FINGERPRINT_KEYS = (
     "pad_token_id",
 )
 TEXT_BATCH_SIZE = 32  # texts of a batch; part of the cache's key
+# Scripts without spaces between words: each character is a word.
+UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+WORD_PATTERN = regex.compile(rf"{UNSPACED_SCRIPTS}|[\S--{UNSPACED_SCRIPTS}]+", regex.VERSION1)
 
 TunedLayers = int | Literal["all"]
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text: separated by whitespace, or single characters in unspaced scripts."""
+    return WORD_PATTERN.findall(text)
 
 
 @dataclass(frozen=True)

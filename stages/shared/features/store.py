@@ -102,6 +102,14 @@ def read_pooled_images(folder: Path) -> tuple[dict[str, int], np.ndarray]:
     return _index_rows(names.column(0)), _read_array(folder / "pictures.parquet", "pooled")
 
 
+def read_pooled_texts(folder: Path) -> tuple[dict[str, int], np.ndarray]:
+    """The row of each text, and the pooled features (M, D) fp16; none if they are learned."""
+    if read_text_kind(folder) == "learned":
+        return {}, np.zeros((0, 0), np.float16)
+    names = pq.read_table(folder / "texts.parquet", columns=["text"])
+    return _index_rows(names.column(0)), _read_array(folder / "texts.parquet", "pooled")
+
+
 def read_features(folder: Path, *more: Path) -> Features:
     """The features in `folder`, and the images of further folders, which may be absent.
 

@@ -434,6 +434,27 @@ def test_the_skill_of_each_run_is_compared_with_what_is_expected(tmp_path, monke
     )
 
 
+def make_comparison(verdict: str, majority: str = "better", baseline: str = "crf") -> dict:
+    """metrics.json with these verdicts, and no ceilings."""
+    comparison = {"baseline": baseline, "verdict": verdict, "sentence": f"MuSE is {verdict}."}
+    scores = {"majority": {"none": {"verdict": majority}}}
+    return {"baselines": {"comparison": comparison, "scores": scores}}
+
+
+def test_the_summary_names_classifiers_that_do_not_surely_beat_a_baseline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_metrics(tmp_path, "flexmuse", METRICS)
+    write_metrics(tmp_path, "good", make_comparison("better"))
+    assert summary.compare_baselines() == ""
+    write_metrics(tmp_path, "tags", make_comparison("worse", "unclear"))
+    write_metrics(tmp_path, "moods", make_comparison("unclear", "unclear", baseline="majority"))
+    assert summary.compare_baselines() == (
+        "moods: MuSE is unclear. "
+        "tags: MuSE is worse. tags: the majority class is not surely beaten."
+    )
+    assert summary.compare_baselines() in summary.format_summary({}, "").splitlines()
+
+
 def test_the_cpu_time_names_the_stages_far_above_their_plan():
     used = {"a": 10.0, "b": 1021.0, "c": 8.0}
     budget = {"a": 9.0, "b": 600.0, "c": 2.0}.get

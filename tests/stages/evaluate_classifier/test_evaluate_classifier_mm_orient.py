@@ -18,6 +18,7 @@ from stages.evaluate_classifier import mm_orient
 from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.shared.core import schemas
 from stages.shared.runtime.stage import InputError
+from tests.support import baseline_outputs
 
 CONFIG = EvaluateClassifierConfig(
     num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
@@ -96,9 +97,9 @@ def evaluate(folder: Path, rows: list[dict], ceilings: dict | None = CEILINGS) -
             "test": task_ceilings,
         }
         (folder / "ingest/ceilings.json").write_text(json.dumps(content))
-    stage.main(
-        "mm_orient", mm_orient, CONFIG, folder / "ingest", folder / "labels", folder / "target"
-    )
+    baseline_outputs.write_baselines(folder / "baselines", rows)
+    paths = (folder / name for name in ("ingest", "labels", "baselines", "target"))
+    stage.main("mm_orient", mm_orient, CONFIG, *paths)
     return json.loads((folder / "target/metrics.json").read_text())
 
 

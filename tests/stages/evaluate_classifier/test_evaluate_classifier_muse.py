@@ -17,7 +17,7 @@ from stages.shared.core import schemas
 from stages.shared.core.config import build_config
 from stages.shared.metrics.alignment import compute_alignment
 from stages.shared.runtime.stage import InputError
-from tests.support import muse_outputs
+from tests.support import baseline_outputs, muse_outputs
 
 CONFIG = EvaluateClassifierConfig(
     num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
@@ -37,6 +37,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def run_stage(folder: Path, config: EvaluateClassifierConfig) -> None:
+    paths = (folder / name for name in ("ingest", "labels", "baselines", "target"))
+    stage.main("muse", muse, config, *paths)
+
+
 def evaluate(
     folder: Path,
     rows: list[dict],
@@ -53,7 +58,8 @@ def evaluate(
     (folder / "ingest").mkdir(exist_ok=True)
     if has_ceilings:
         muse_outputs.write_ceilings(folder / "ingest", rows[0]["task"])
-    stage.main("muse", muse, config, folder / "ingest", folder / "labels", folder / "target")
+    baseline_outputs.write_baselines(folder / "baselines", rows)
+    run_stage(folder, config)
     return json.loads((folder / "target/metrics.json").read_text())
 
 
@@ -170,7 +176,7 @@ def test_a_model_without_regularizers_has_no_regularizer_metrics(folder, task):
     rows = muse_outputs.make_label_rows(task)
     evaluate(folder, rows)
     muse_outputs.write_classifier_outputs(folder / "labels", rows, [], [])
-    stage.main("muse", muse, CONFIG, folder / "ingest", folder / "labels", folder / "target")
+    run_stage(folder, CONFIG)
     metrics = json.loads((folder / "target/metrics.json").read_text())
     assert metrics["regularisers"] == {} and "unavailable" in metrics["alignment"]["before"]
 
@@ -260,7 +266,7 @@ def test_too_few_bootstrap_samples_are_rejected():
 
 
 def test_the_command_reports_a_missing_file_without_a_traceback(folder):
-    names = {"ingest": "ingest", "predictions": "nowhere", "output": "target"}
+    names = {"ingest": "ingest", "predictions": "nowhere", "baselines": "b", "output": "target"}
     options = [f"--{option}={folder / name}" for option, name in names.items()]
     command = [sys.executable, "-m", "stages.evaluate_classifier", "--run=muse_entities", *options]
     process = subprocess.run(command, capture_output=True, text=True)
