@@ -103,7 +103,7 @@ def compare_skill(expected: dict[str, float]) -> str:
 
 
 def compare_baselines() -> str:
-    """One sentence per classifier that does not surely beat its baselines; "" if there is none.
+    """A line per baseline that a classifier does not surely beat; "" if there is none.
 
     Compared are logistic regression or a CRF on both inputs and, if that is not the baseline of the
     comparison, the majority class. Unlike skill, this needs no ceilings.
@@ -118,7 +118,7 @@ def compare_baselines() -> str:
         majority = values["baselines"]["scores"]["majority"]["none"]
         if comparison["baseline"] != "majority" and majority["verdict"] != "better":
             notes.append(f"{run}: the majority class is not surely beaten.")
-    return " ".join(notes)
+    return "\n".join(notes)
 
 
 def _find_verdicts(metrics: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

@@ -26,6 +26,9 @@ TaggedItems = tuple[list[np.ndarray], list[list[str]]]  # features (words, D), t
 class LinearChainCrf(nn.Module):
     """mean, deviation (D,): of the features, for standardization"""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, mean: np.ndarray, deviation: np.ndarray, num_tags: int):
         super().__init__()
         self.emissions = nn.Linear(len(mean), num_tags)
@@ -57,7 +60,9 @@ class LinearChainCrf(nn.Module):
         for start in range(0, len(with_words), batch_size):
             part = with_words[start : start + batch_size]
             scores, mask = self._score_tags([features[index] for index in part])
-            for index, path in zip(part, self.transitions.decode(scores, mask), strict=True):
+            # Typed as ByteTensor, which torch has replaced by bool tensors.
+            paths = self.transitions.decode(scores, mask)  # pyright: ignore[reportArgumentType]
+            for index, path in zip(part, paths, strict=True):
                 tags[index] = path
         return tags
 
