@@ -34,7 +34,10 @@ from stages.shared.runtime.stage import atomic_output_dir, run_stage
 class MetricsModule(Protocol):
     """The module of a paper in this folder."""
 
-    MODEL_NAME: str  # in sentences
+    @property
+    def MODEL_NAME(self) -> str:
+        """The model's name in sentences, a constant of the module."""
+        ...
 
     def compute_metrics(
         self, predictions: Path, ceilings: dict[str, Any], config: EvaluateClassifierConfig
