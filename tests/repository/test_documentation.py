@@ -150,7 +150,8 @@ def test_the_deployment_in_the_docs_is_the_one_that_is_served():
     text = "".join(TEXTS.values())
     flow, name = re.search(r"prefect deployment run (\w+)/(\w+)", text).groups()
     assert f'@flow(name="{flow}")' in Path("pipelines/flow.py").read_text()
-    assert f'{flow}.serve("{name}"' in Path("pipelines/serve.py").read_text()
+    served = re.sub(r"\(\s+", "(", Path("pipelines/serve.py").read_text())
+    assert f'{flow}.serve("{name}"' in served
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=str)
