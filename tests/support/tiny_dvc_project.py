@@ -71,4 +71,7 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 def is_sleeping(folder: Path) -> bool:
     """Whether both processes of SLEEP_COMMAND run."""
-    return sum(process.name() == "sleep" for process in list_processes(folder)) == 2
+    try:
+        return sum(process.name() == "sleep" for process in list_processes(folder)) == 2
+    except psutil.NoSuchProcess:  # it ended in between
+        return False

@@ -274,12 +274,15 @@ def test_nothing_is_lost_or_sent_twice_over_1000_items_with_faults_and_three_kil
     assert not kept & (answers.sent - before).keys()
     paraphrases = json.loads(done.stdout)
     assert paraphrases == [[f"{item.text} {n}" for n in range(COUNT)] for item in many_inputs()]
-    # Every answered request was sent once more often than it failed, except those in flight at a
-    # kill.
+    # Every answered request was sent once more often than it failed, except those of questions that
+    # were in flight at a kill. Answers that do not fit are stored with the one that fits, so that
+    # the first request of such a question is sent again, and its second request may not be.
     answered = stored_keys()
+    in_flight = NUM_KILLS * CONFIG.concurrency
+    assert answered <= set(answers.sent) and len(set(answers.sent) - answered) <= in_flight
     failed = sum(answers.faults[name] for name in list(FAULTS)[:5])
     num_resent = sum(answers.sent.values()) - len(answered) - failed
-    assert answered == set(answers.sent) and 0 <= num_resent <= NUM_KILLS * CONFIG.concurrency
+    assert 0 <= num_resent <= in_flight * CONFIG.max_attempts
     assert set(answers.faults) == set(FAULTS)
     assert 0.15 < sum(answers.faults.values()) / len(server.requests) < 0.25
     assert API_KEY not in done.stderr
