@@ -16,6 +16,7 @@ from stages.chunk import (
     count_omissions,
     deal_into_groups,
     main,
+    mask_similarity_band,
     sample_group_sizes,
     select_rejected,
     split_at_images,
@@ -364,3 +365,9 @@ def test_captions_have_no_pairs(tmp_path):
     assert (
         schemas.read_parquet(tmp_path / "out" / "similarities.parquet", schemas.SIMILARITIES) == []
     )
+
+
+def test_a_text_is_never_its_own_rejected_text():
+    band = replace(CONFIG, max_similarity=1.0)
+    similarities = np.array([[1.0, 0.5, 1.0], [0.5, 1.0, 0.5], [1.0, 0.5, 1.0]], np.float32)
+    assert mask_similarity_band(similarities, band).tolist() == (~np.eye(3, dtype=bool)).tolist()
