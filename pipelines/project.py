@@ -1,4 +1,4 @@
-"""Find the project of the current folder and prepare the environment of its commands."""
+"""The project of the current folder: its environment, and files of its commands."""
 
 import os
 import sys
@@ -28,6 +28,14 @@ def enter_project() -> None:
     os.environ["POLYMUSE_HOME"] = str(work_dir())
     if not _is_writable(SITE_CACHE):
         os.environ.setdefault("DVC_SITE_CACHE_DIR", str(folder / ".dvc" / "tmp" / "site"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write all of `text`, with its line endings, or leave the file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(text.encode())
+    partial.replace(path)
 
 
 def _is_writable(folder: Path) -> bool:

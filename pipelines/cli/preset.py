@@ -13,6 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipelines.project import write_atomically
 from stages.shared.core.config import params_files
 from stages.shared.runtime.stage import InputError, work_dir
 
@@ -50,7 +51,7 @@ def apply_preset(name: str) -> str:
     }
     _save_applied([*_load_applied(), state])
     for file in changed:
-        _write_atomically(Path(file), after[file])
+        write_atomically(Path(file), after[file])
     return (
         f"{' and '.join(changed)} now {'has' if len(changed) == 1 else 'have'} the values of "
         f"preset {name}; "
@@ -74,7 +75,7 @@ def undo_preset() -> str:
                 f"first, or restore {file} from git and delete {_history_file()}"
             )
     for file, before in last["before"].items():
-        _write_atomically(Path(file), before)
+        write_atomically(Path(file), before)
     _save_applied(applied)
     return f"{' and '.join(last['before'])} is restored to its state before preset {last['name']}"
 
@@ -169,15 +170,8 @@ def _load_applied() -> list[dict[str, Any]]:
 
 
 def _save_applied(applied: list[dict[str, Any]]) -> None:
-    work_dir().mkdir(parents=True, exist_ok=True)
-    _write_atomically(_history_file(), json.dumps(applied))
+    write_atomically(_history_file(), json.dumps(applied))
 
 
 def _read_text(path: Path) -> str:
     return path.read_bytes().decode()  # keeps the line endings
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(text.encode())
-    partial.rename(path)

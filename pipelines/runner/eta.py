@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 
+from pipelines.project import write_atomically
 from stages.shared.runtime.stage import work_dir
 
 STAGE_START_PATTERN = re.compile(r"Running stage '(.+)':")
@@ -39,10 +40,7 @@ class StageDurations:
     def record(self, stage: str, seconds: float) -> None:
         """Store the measured duration of `stage`."""
         self.measured_seconds[self._key(stage)] = round(seconds, 1)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.measured_seconds, indent=1, sort_keys=True))
-        partial.rename(self.file)
+        write_atomically(self.file, json.dumps(self.measured_seconds, indent=1, sort_keys=True))
 
     def _key(self, stage: str) -> str:
         return f"{stage} expected {self.budget(stage):g}"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
+from pipelines.project import write_atomically
 from stages.shared.core import config
 from stages.shared.runtime.stage import work_dir
 
@@ -33,11 +34,7 @@ def record(paths: list[str], fingerprint: str) -> None:
     fingerprint: of `fingerprint_files`, before DVC compared the files with dvc.lock: a file that
     changed meanwhile then differs from it.
     """
-    file = _record_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = file.with_suffix(f".{os.getpid()}")
-    partial_file.write_text(json.dumps([paths, fingerprint]), encoding="utf-8")
-    partial_file.replace(file)
+    write_atomically(_record_file(), json.dumps([paths, fingerprint]))
 
 
 def fingerprint_files(paths: Iterable[str]) -> str:

@@ -193,4 +193,5 @@ def test_missing_baselines_are_named(tmp_path):
 
 
 def test_the_comparison_is_json(tmp_path):
-    json.dumps(write_and_compare(tmp_path, muse_outputs.make_label_rows("entities")))
+    comparison = write_and_compare(tmp_path, muse_outputs.make_label_rows("entities"))
+    assert json.loads(json.dumps(comparison)) == comparison
