@@ -5,6 +5,9 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as seqeval_default
 from seqeval.metrics.v1 import precision_recall_fscore_support as seqeval_scheme
 from seqeval.scheme import IOB2
@@ -44,6 +47,12 @@ def scores(gold: list[str], predicted: list[str]) -> dict:
 def test_an_orphan_i_tag_begins_a_lenient_entity_but_no_strict_one(tags, lenient, strict):
     assert extract_lenient_entities(tags.split()) == lenient
     assert extract_strict_entities(tags.split()) == strict
+
+
+@given(st.lists(st.sampled_from(TAGS), max_size=12))
+def test_lenient_entities_are_those_of_seqeval(tags):
+    expected = {(kind, first, last + 1) for kind, first, last in get_entities(tags)}
+    assert extract_lenient_entities(tags) == expected
 
 
 def test_entity_scores_match_values_derived_by_hand():
