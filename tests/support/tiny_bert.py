@@ -7,6 +7,8 @@ import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transfor
 
 import torch
 from transformers import (
+    AutoModel,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -18,6 +20,8 @@ from transformers import (
     XLMRobertaModel,
     XLMRobertaTokenizer,
 )
+
+from stages.shared.pretrained import minilm
 
 MODEL_SIZES = {
     "hidden_size": 16,
@@ -75,3 +79,10 @@ def save_roberta(folder: Path) -> RobertaModel:
         **MODEL_SIZES, vocab_size=len(subwords), max_position_embeddings=42, pad_token_id=1
     )
     return _save_with_random_weights(RobertaModel(config), tokenizer, folder)
+
+
+def load_minilm():
+    """MiniLM and its tokenizer as transformers loads them."""
+    folder = minilm.get_model_dir()
+    model = AutoModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)

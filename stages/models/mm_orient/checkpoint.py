@@ -305,7 +305,7 @@ def restore(folder: Path) -> MmOrientClassifier:
     if region_extractor is not None:
         region_extractor.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))
     task_features = build_config(text_features.TaskFeatureConfig, config["task_features"], source)
-    if task_features.toxicity_model != text_features.NO_MODEL:
+    if (folder / TOXICITY_DIR).is_dir():
         task_features = replace(task_features, toxicity_model=str(folder / TOXICITY_DIR))
     return MmOrientClassifier(
         mm_orient_model,

@@ -108,11 +108,12 @@ def ratio(part: list[str], whole: str | list[str]) -> float:
 
 
 def save_toxicity_model(config: TaskFeatureConfig, folder: Path) -> None:
-    """Write the toxicity model, if there is one; `toxicity_model` can then name `folder`."""
+    """Write the toxicity model; `toxicity_model` can then name `folder`.
+
+    Nothing is written if there is none, or if it is MiniLM.
+    """
     if config.toxicity_model != NO_MODEL:
-        encoder = _load_toxicity_model(config)
-        encoder.bert.save_pretrained(folder)
-        encoder.tokenizer.save_pretrained(folder)
+        _load_toxicity_model(config).save_pretrained(folder)
 
 
 @cache

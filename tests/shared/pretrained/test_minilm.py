@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from stages.shared.backbones import bert
 from stages.shared.pretrained import minilm
+from tests.support import tiny_bert
 from tests.support.project_files import ROOT
 
 TEXTS = ["A cat, in the rain!", "hi", "one more \t sentence that is longer " * 9, "", "猫"]
@@ -15,7 +15,7 @@ TEXTS = ["A cat, in the rain!", "hi", "one more \t sentence that is longer " * 9
 
 @pytest.fixture(scope="module")
 def reference():
-    return bert._load_minilm()
+    return tiny_bert.load_minilm()
 
 
 @pytest.mark.parametrize("max_tokens", [None, 7, 64])
