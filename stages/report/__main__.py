@@ -212,7 +212,7 @@ def draw_attention_views(
     rows = attention_maps.load_attention_rows(predictions, records, generator.metrics["phase"])
     boxes, slots = diagnostics.load_boxes(ingest), grounding.load_slots(ingest)
     image_slots = slots.picture if slots else {}
-    center_crop, views = loaders.encoder_uses_center_crop(data), {}
+    crop_fraction, views = loaders.read_crop_fraction(data), {}
     for number, article in enumerate(articles, start=1):
         for chunk in article["chunks"]:
             key = chunk["key"]
@@ -220,7 +220,7 @@ def draw_attention_views(
                 image = image_store.decode_image(files[chunk["image"]])
                 image.thumbnail((config.attention_map_size, config.attention_map_size))
                 example = attention_maps.AttentionExample(
-                    rows[key], image, center_crop, boxes.get(key, {}), image_slots
+                    rows[key], image, crop_fraction, boxes.get(key, {}), image_slots
                 )
                 name = f"{generator.name}/{number}-{key[1]}"
                 views[key] = attention_maps.draw_attention_view(
@@ -292,14 +292,13 @@ def draw_embeddings(classifier: MuseSection, labels: Path) -> list[Chart]:
     return charts
 
 
-def classifier_uses_center_crop(classifier: ClassifierSection, data: Path) -> bool:
-    """Whether the classifier's image encoder reads only the center square of an image.
+def classifier_crop_fraction(classifier: ClassifierSection, data: Path) -> float | None:
+    """Side of the center square that the classifier reads, as in `loaders.read_crop_fraction`.
 
     This depends on the aligned encoder if its patches are used. A ResNet reads the whole image.
     """
-    return classifier.params["image"]["encoder"] == "patches" and loaders.encoder_uses_center_crop(
-        data
-    )
+    uses_patches = classifier.params["image"]["encoder"] == "patches"
+    return loaders.read_crop_fraction(data) if uses_patches else None
 
 
 def build_classifier_context(
@@ -312,7 +311,7 @@ def build_classifier_context(
     )
     hashes = {row["image"] for row in tagging_data.records.values()} - {None}
     files = loaders.load_images(data, corpus, hashes)
-    center_crop = classifier_uses_center_crop(classifier, data)
+    crop_fraction = classifier_crop_fraction(classifier, data)
     return {
         "template": "classifier.html",
         "classifier": classifier,
@@ -320,7 +319,7 @@ def build_classifier_context(
         "embeddings": draw_embeddings(classifier, labels),
         "images": save_images(files, folder, config),
         "examples": tagging_examples.build_tagging_examples(
-            tagging_data, files, center_crop, config.attention_map_size, folder, classifier.name
+            tagging_data, files, crop_fraction, config.attention_map_size, folder, classifier.name
         ),
     }
 
@@ -337,7 +336,7 @@ def build_meme_classifier_context(
         config.num_examples,
     )
     files = loaders.load_images(data, corpus, displayed.image_hashes)
-    center_crop = classifier_uses_center_crop(classifier, data)
+    crop_fraction = classifier_crop_fraction(classifier, data)
     return {
         "template": "meme_classifier.html",
         "classifier": classifier,
@@ -352,7 +351,7 @@ def build_meme_classifier_context(
         "curves": draw_classifier_curves(classifier),
         "images": save_images(files, folder, config),
         "examples": meme_section.build_meme_examples(
-            displayed, files, center_crop, config.attention_map_size, folder, classifier.name
+            displayed, files, crop_fraction, config.attention_map_size, folder, classifier.name
         ),
     }
 

@@ -66,7 +66,7 @@ class AttentionExample:
 
     row: dict  # ATTENTIONS
     image: Image.Image
-    center_crop: bool  # whether the encoder read only the center square of the image
+    crop_fraction: float | None  # as in `heatmaps.draw_overlay`
     boxes: dict[str, NormalizedBox]  # by slot; synthetic corpora only
     slots: dict[str, SlotPhrases]  # those that an image shows; synthetic corpora only
 
@@ -157,7 +157,7 @@ def _draw_topic_maps(
         weights = heatmaps.to_grid(fusion[:, index])
         if weights is None:
             return []
-        image = heatmaps.draw_overlay(example.image, weights, example.center_crop, None)
+        image = heatmaps.draw_overlay(example.image, weights, example.crop_fraction, None)
         alt_text = (
             f"The image; patches with much attention to the topic token {tokens[index]} are orange"
         )
@@ -178,7 +178,7 @@ def _draw_word_maps(
         if weights is None:
             return []
         box = example.boxes.get(slot)
-        image = heatmaps.draw_overlay(example.image, weights, example.center_crop, box)
+        image = heatmaps.draw_overlay(example.image, weights, example.crop_fraction, box)
         alt_text = f"The image; patches that the decoder attends to for the word {word} are orange"
         if box is not None:
             alt_text += f"; the frame marks the {slot}"

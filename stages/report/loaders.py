@@ -58,10 +58,11 @@ def load_retrieval(data: Path, corpora: list[ReportCorpus]) -> dict[str, dict[st
     return results
 
 
-def encoder_uses_center_crop(data: Path) -> bool:
-    """Whether the encoder reads only the center square of an image, or squeezes the whole image.
+def read_crop_fraction(data: Path) -> float | None:
+    """Side of the center square that the encoder reads, as a fraction of an image's shorter side.
 
-    The preprocessing config is stored with the weights, in the format of their library.
+    None: the encoder squeezes the whole image into a square. The preprocessing config is stored
+    with the weights, in the format of their library, or in encoder.json.
     """
     folder = data / "06_align"
     for name, path in [
@@ -74,8 +75,9 @@ def encoder_uses_center_crop(data: Path) -> bool:
             settings = (get_nested(content, path) or {}) if path else content
             size = settings.get("size")
             squeezed = isinstance(size, dict) and "shortest_edge" not in size
-            return not squeezed and settings.get("resize_mode", "shortest") == "shortest"
-    return True
+            crops = not squeezed and settings.get("resize_mode", "shortest") == "shortest"
+            return 1.0 if crops else None
+    return schemas.read_json(folder / "encoder.json").get("crop_fraction", 1.0)
 
 
 def load_generator_sections(

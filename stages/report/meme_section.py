@@ -262,14 +262,14 @@ def load_displayed_items(records: Path, labels: Path, split: str, count: int) ->
 def build_meme_examples(
     items: DisplayedItems,
     files: dict[str, bytes],
-    center_crop: bool,
+    crop_fraction: float | None,
     side: int,
     folder: Path,
     name: str,
 ) -> list[MemeExample]:
     """Build the examples. Writes their heat maps into `folder`/regions/`name`.
 
-    files: image files by SHA-256. center_crop: whether the classifier read only the center square.
+    files: image files by SHA-256. crop_fraction: as in `heatmaps.draw_overlay`.
     side: longest side of a heat map, pixels.
     """
     examples = []
@@ -283,7 +283,7 @@ def build_meme_examples(
         if "picture" in weights and row["image"] in files:
             path = f"regions/{name}/{number}.png"
             heatmap = _draw_heatmap(
-                files[row["image"]], weights["picture"], center_crop, side, folder, path
+                files[row["image"]], weights["picture"], crop_fraction, side, folder, path
             )
         subwords = []
         if "text" in weights:
@@ -304,13 +304,18 @@ def build_meme_examples(
 
 
 def _draw_heatmap(
-    content: bytes, weights: np.ndarray, center_crop: bool, side: int, folder: Path, path: str
+    content: bytes,
+    weights: np.ndarray,
+    crop_fraction: float | None,
+    side: int,
+    folder: Path,
+    path: str,
 ) -> ReportFigure | None:
     grid = heatmaps.to_grid(weights)
     if grid is None:
         return None
     image = image_store.resize_and_strip_metadata(image_store.decode_image(content), side)
-    overlay = heatmaps.draw_overlay(image, grid, center_crop, None)
+    overlay = heatmaps.draw_overlay(image, grid, crop_fraction, None)
     heatmaps.save_png(overlay, folder / path)
     alt_text = "The image that the classifier read; regions with much attention are orange"
     return ReportFigure(path, *overlay.size, "regions", alt_text)

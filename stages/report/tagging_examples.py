@@ -109,14 +109,14 @@ def load_tagging_data(clean: Path, labels: Path, kind: str, split: str, count: i
 def build_tagging_examples(
     data: TaggingData,
     files: dict[str, bytes],
-    center_crop: bool,
+    crop_fraction: float | None,
     side: int,
     folder: Path,
     name: str,
 ) -> list[TaggingExample]:
     """Build the examples. Writes images into `folder`/exchanges/`name` and `folder`/sampled/`name`.
 
-    files: image files by SHA-256. center_crop: whether the classifier read only the center square.
+    files: image files by SHA-256. crop_fraction: as in `heatmaps.draw_overlay`.
     side: longest side of a map, pixels.
     """
     examples = []
@@ -135,7 +135,7 @@ def build_tagging_examples(
                 " ".join(row["words"]) if "words" in row else row["text"],
                 row["image"],
                 build_predictions(row, labels),
-                _build_layers(exchanges, image, center_crop, folder, f"{name}/{number}"),
+                _build_layers(exchanges, image, crop_fraction, folder, f"{name}/{number}"),
                 data.decoder_outputs.get(record, {}),
                 _save_sampled_images(samples, folder, f"{name}/{number}"),
             )
@@ -193,7 +193,7 @@ def split_segments(words: list[str], tags: list[str], gold: list[str]) -> list[T
 def _build_layers(
     exchanges: list[dict],
     image: Image.Image | None,
-    center_crop: bool,
+    crop_fraction: float | None,
     folder: Path,
     name: str,
 ) -> list[ExchangeLayer]:
@@ -207,7 +207,7 @@ def _build_layers(
             weights, indices = np.array(image_row["weights"], dtype=float), image_row["exchanged"]
             cells = len(indices), len(weights)
             if image and heatmaps.to_grid(weights) is not None:
-                drawn = heatmaps.draw_exchanges(image, weights, indices, center_crop)
+                drawn = heatmaps.draw_exchanges(image, weights, indices, crop_fraction)
                 alt_text = (
                     f"The image; cells with much CLS attention in layer {number} are orange; the"
                     f" {len(indices)} framed cells were exchanged"

@@ -54,7 +54,7 @@ def make_example(
     decoder: list[list[float]], text: str, ends: list[int], **fields
 ) -> attention_maps.AttentionExample:
     row = {"text": text, "ends": ends, "tokens": [], "fusion": [], "decoder": np.ravel(decoder)}
-    defaults = {"image": Image.new("RGB", (8, 8)), "center_crop": True, "boxes": {}, "slots": {}}
+    defaults = {"image": Image.new("RGB", (8, 8)), "crop_fraction": 1.0, "boxes": {}, "slots": {}}
     return attention_maps.AttentionExample(row, **(defaults | fields))
 
 
@@ -185,25 +185,27 @@ def test_objects_of_equal_brightness_stay_distinguishable_under_heat():
     image.paste((0, 130, 0), (0, 1, 4, 2))
     assert len(image.convert("L").getcolors()) == 1
     weights = np.array([[0.0, 1.0]] * 2)
-    overlay = np.asarray(heatmaps.draw_overlay(image, weights, False, None)).astype(int)
+    overlay = np.asarray(heatmaps.draw_overlay(image, weights, None, None)).astype(int)
     contrast = np.abs(overlay[0] - overlay[1]).max(axis=-1)
     assert contrast[:2].min() > 80 and contrast[2:].min() > 25
 
 
-@pytest.mark.parametrize(("center_crop", "columns"), [(True, (6, 8)), (False, (6, 12))])
-def test_the_grid_covers_the_area_that_the_encoder_read(center_crop, columns):
+@pytest.mark.parametrize(
+    ("crop_fraction", "columns"), [(1.0, (6, 8)), (0.5, (6, 7)), (None, (6, 12))]
+)
+def test_the_grid_covers_the_area_that_the_encoder_read(crop_fraction, columns):
     """The center square of 12 x 4 pixels starts at 4. The right half of the area has weight."""
     weights = np.array([[0.0, 1.0]] * 2)
     image = Image.new("RGB", (12, 4))
-    overlay = np.asarray(heatmaps.draw_overlay(image, weights, center_crop, None))
-    colored = np.flatnonzero(overlay[0, :, 0] > 50)
+    overlay = np.asarray(heatmaps.draw_overlay(image, weights, crop_fraction, None))
+    colored = np.flatnonzero(overlay[2, :, 0] > 50)
     assert colored.tolist() == list(range(*columns))
 
 
 def test_a_box_is_framed_in_normalized_coordinates():
     box = (0.5, 0.5, 1.0, 1.0)
     image = Image.new("RGB", (9, 9))
-    overlay = np.asarray(heatmaps.draw_overlay(image, np.zeros((2, 2)), True, box))
+    overlay = np.asarray(heatmaps.draw_overlay(image, np.zeros((2, 2)), 1.0, box))
     framed = (overlay == heatmaps._BOX_COLOR).all(-1)
     assert framed[4, 4:].all() and framed[4:, 8].all() and not framed[:4].any()
     assert not framed[5:8, 5:8].any()
@@ -326,19 +328,21 @@ def test_without_a_topic_there_is_no_fusion_map(project):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "center_crop"),
+    ("file", "content", "crop_fraction"),
     [
-        ("open_clip_config.json", {"preprocess_cfg": {"size": [8, 8]}}, True),
-        ("open_clip_config.json", {"preprocess_cfg": {"resize_mode": "squash"}}, False),
-        ("processor_config.json", {"image_processor": {"size": {"shortest_edge": 8}}}, True),
-        ("preprocessor_config.json", {"size": {"height": 8, "width": 8}}, False),
+        ("open_clip_config.json", {"preprocess_cfg": {"size": [8, 8]}}, 1.0),
+        ("open_clip_config.json", {"preprocess_cfg": {"resize_mode": "squash"}}, None),
+        ("processor_config.json", {"image_processor": {"size": {"shortest_edge": 8}}}, 1.0),
+        ("encoder.json", {"kind": "efficientnet-lite0", "crop_fraction": 0.875}, 0.875),
+        ("preprocessor_config.json", {"size": {"height": 8, "width": 8}}, None),
     ],
 )
-def test_center_crop_follows_the_config_of_the_encoder(tmp_path, file, content, center_crop):
+def test_the_crop_follows_the_config_of_the_encoder(tmp_path, file, content, crop_fraction):
     (tmp_path / "06_align").mkdir()
-    assert loaders.encoder_uses_center_crop(tmp_path)  # the tiny encoder has no such file
+    (tmp_path / "06_align" / "encoder.json").write_text('{"kind": "tiny"}')
+    assert loaders.read_crop_fraction(tmp_path) == 1.0
     (tmp_path / "06_align" / file).write_text(json.dumps(content))
-    assert loaders.encoder_uses_center_crop(tmp_path) is center_crop
+    assert loaders.read_crop_fraction(tmp_path) == crop_fraction
 
 
 def test_flags_are_counted_over_all_articles():

@@ -374,7 +374,9 @@ def test_items_with_recorded_exchanges_come_first(project):
 def test_only_exchanged_cells_are_framed_and_tinted():
     """White, 8 x 6, cells of 4 x 3. The first of 5 weights is a class token, the last a corner."""
     image = Image.new("RGB", (8, 6), "white")
-    overlay = heatmaps.draw_exchanges(image, np.array([0.9, 0, 0, 0, 0]), [4, 0], center_crop=False)
+    overlay = heatmaps.draw_exchanges(
+        image, np.array([0.9, 0, 0, 0, 0]), [4, 0], crop_fraction=None
+    )
     tinted = {(x, y) for x in range(8) for y in range(6) if len({*overlay.getpixel((x, y))}) > 1}
     assert tinted == {(x, y) for x in range(4, 8) for y in range(3, 6)}
     assert overlay.getpixel((4, 3)) == (0, 255, 255) != overlay.getpixel((5, 4))
@@ -382,7 +384,7 @@ def test_only_exchanged_cells_are_framed_and_tinted():
 
 def test_with_a_center_crop_cells_lie_in_the_center_square():
     image = Image.new("RGB", (12, 6), "white")
-    overlay = heatmaps.draw_exchanges(image, np.zeros(4), [0], center_crop=True)
+    overlay = heatmaps.draw_exchanges(image, np.zeros(4), [0], crop_fraction=1.0)
     tinted = {(x, y) for x in range(12) for y in range(6) if len({*overlay.getpixel((x, y))}) > 1}
     assert tinted == {(x, y) for x in range(3, 6) for y in range(3)}
 

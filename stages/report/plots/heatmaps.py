@@ -43,15 +43,16 @@ def draw_matrix(weights: np.ndarray) -> Image.Image:
 
 
 def draw_overlay(
-    image: Image.Image, weights: np.ndarray, center_crop: bool, box: NormalizedBox | None
+    image: Image.Image, weights: np.ndarray, crop_fraction: float | None, box: NormalizedBox | None
 ) -> Image.Image:
     """Dim the image and color it by weights (n, n): the larger the weight, the more orange.
 
-    center_crop: the grid covers the center square of the image instead of the whole image. box: is
-    framed; in coordinates of the whole image.
+    crop_fraction: side of the center square that the grid covers, as a fraction of the image's
+    shorter side; None: the grid covers the whole image. box: is framed; in coordinates of the whole
+    image.
     """
     width, height = image.size
-    left, top, right, bottom = _covered_area(image, center_crop)
+    left, top, right, bottom = _covered_area(image, crop_fraction)
     heat = np.zeros((height, width))
     rows = (np.arange(bottom - top) * len(weights)) // (bottom - top)
     columns = (np.arange(right - left) * len(weights)) // (right - left)
@@ -64,9 +65,11 @@ def draw_overlay(
     return overlay
 
 
-def _covered_area(image: Image.Image, center_crop: bool) -> tuple[int, int, int, int]:
+def _covered_area(image: Image.Image, crop_fraction: float | None) -> tuple[int, int, int, int]:
     """left, top, right, bottom of the area that the encoder read."""
-    return compute_center_square(*image.size) if center_crop else (0, 0, *image.size)
+    if crop_fraction is None:
+        return 0, 0, *image.size
+    return compute_center_square(*image.size, crop_fraction)
 
 
 def _blend_heat(image: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -102,7 +105,7 @@ def draw_mask(
 
 
 def draw_exchanges(
-    image: Image.Image, weights: np.ndarray, indices: list[int], center_crop: bool
+    image: Image.Image, weights: np.ndarray, indices: list[int], crop_fraction: float | None
 ) -> Image.Image:
     """`draw_overlay` of weights (P,) that form a grid, with exchanged cells framed and tinted.
 
@@ -111,8 +114,8 @@ def draw_exchanges(
     grid = to_grid(weights)
     if grid is None:
         raise ValueError(f"{len(weights)} weights form no grid")
-    overlay, side = draw_overlay(image, grid, center_crop, None), len(grid)
-    left, top, right, bottom = _covered_area(image, center_crop)
+    overlay, side = draw_overlay(image, grid, crop_fraction, None), len(grid)
+    left, top, right, bottom = _covered_area(image, crop_fraction)
     tint = Image.new("RGB", overlay.size, _BOX_COLOR)
     num_before = len(weights) - side * side  # a class token has no cell
     for cell in [index - num_before for index in indices if index >= num_before]:
@@ -131,9 +134,14 @@ def draw_exchanges(
     return overlay
 
 
-def compute_center_square(width: int, height: int) -> tuple[int, int, int, int]:
-    """The center square of an image: left, top, right, bottom, pixels."""
-    side = min(width, height)
+def compute_center_square(
+    width: int, height: int, fraction: float = 1.0
+) -> tuple[int, int, int, int]:
+    """The center square of an image: left, top, right, bottom, pixels.
+
+    fraction: its side relative to the shorter side of the image.
+    """
+    side = max(1, round(min(width, height) * fraction))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 

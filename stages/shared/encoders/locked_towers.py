@@ -103,6 +103,7 @@ def save(folder: Path, projections: Projections, text_tower: MiniLMTower) -> Non
         LANGUAGES,
         width=projections.image.out_features,
         max_tokens=text_tower.max_tokens,
+        crop_fraction=efficientnet_lite0.IMAGE_SIZE / efficientnet_lite0.RESIZED_SIZE,
         image_weights=efficientnet_lite0.WEIGHTS_SHA256,
         text_fingerprint=text_tower.text_fingerprint,
     )
