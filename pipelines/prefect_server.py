@@ -4,7 +4,7 @@ import os
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from stages.shared.runtime.mlflow_store import redact_secrets
+from stages.shared.runtime.errors import redact_secrets
 from stages.shared.runtime.stage import InputError
 
 API_URL_ENV = "PREFECT_API_URL"

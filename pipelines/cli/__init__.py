@@ -19,31 +19,25 @@ from pathlib import Path
 
 from pipelines import project, renamed_keys
 from stages.shared.core.config import read_params
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import report_errors
 
 
 def main() -> None:
     """Entry point. Exits with 0, or with one sentence on standard error and 1."""
-    arguments = _build_parser().parse_args()
-    run_in_project(lambda: arguments.verb(arguments))
+    with report_errors():
+        arguments = _build_parser().parse_args()
+        run_in_project(lambda: arguments.verb(arguments))
 
 
 def run_in_project(work: Callable[[], object]) -> None:
-    """Call `work` in the project of the current folder; an InputError becomes the last line.
+    """Call `work` in the project of the current folder; any error becomes the last line.
 
     SIGTERM and Ctrl-C raise exceptions in `work`, so that it ends the processes it started.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+    with report_errors():
         project.enter_project()
         work()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output has closed it, e.g. `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock
 
+from stages.shared.runtime.errors import redact_secrets
 from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
@@ -323,11 +324,6 @@ def _sanitize_key(name: str) -> str:
 def _truncate_value(value: str) -> str:
     value = redact_secrets(value)
     return value if len(value) <= _MAX_VALUE_LENGTH else f"{value[: _MAX_VALUE_LENGTH - 3]}..."
-
-
-def redact_secrets(text: str) -> str:
-    """`text` with addresses stripped of user, password and query."""
-    return re.sub(r"(\w+://)[^/\s]*@", r"\1", re.sub(r"(\w+://[^\s?]*)\?\S*", r"\1", text))
 
 
 def error_reason(error: Exception) -> str:
