@@ -43,6 +43,12 @@ class InputError(Exception):
     """Wrong input. The message is one sentence: the file or field, the problem, the fix."""
 
 
+def damaged_file(path: Path, error: Exception, fix: str) -> InputError:
+    """The error for a file of ours that was cut or overwritten."""
+    reason = " ".join(str(error).split())[:MAX_REASON_LENGTH] or type(error).__name__
+    return InputError(f"{path} is damaged ({reason}): {fix}")
+
+
 def work_dir() -> Path:
     """The folder of checkpoints, caches and locks: POLYMUSE_HOME, or .polymuse in the project."""
     return Path(os.environ.get("POLYMUSE_HOME") or ".polymuse").absolute()
@@ -95,7 +101,8 @@ def describe_error(error: BaseException) -> str:
     reason = redact_secrets(" ".join(str(error).split()))[:MAX_REASON_LENGTH]
     what = f"unexpected {type(error).__name__}" + (f" ({reason})" if reason else "")
     try:
-        return f"{what}: report it with the file {_save_traceback(error)}"
+        file = _save_traceback(error)
+        return f"{what}: run `polymuse doctor`, and if it finds nothing, report the file {file}"
     except OSError:
         return f"{what}: run the command with {DEBUG_ENV}=1 to see the traceback"
 

@@ -1,14 +1,17 @@
 """Checkpoints of training runs under POLYMUSE_HOME, and the key that identifies a run."""
 
 import os
+import sys
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
+from stages.shared.runtime.errors import MAX_REASON_LENGTH
 from stages.shared.runtime.stage import work_dir
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.stage_code import RUNTIME, entry_point, imported_files
@@ -60,10 +63,18 @@ class Checkpoint:
         self.path = self.folder / f"{key}.pt"
 
     def read(self) -> dict[str, Any] | None:
-        """The stored state, None if there is none under this key."""
+        """The stored state, None if there is none under this key, or a damaged one."""
         if not self.path.exists():
             return None
-        return torch.load(self.path, map_location=get_device(), weights_only=True)
+        try:
+            return torch.load(self.path, map_location=get_device(), weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+            reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+            print(
+                f"warning: {self.path} is damaged ({reason}): training starts again",
+                file=sys.stderr,
+            )
+            return None
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the stored state atomically and delete those of other keys."""
