@@ -11,13 +11,16 @@ API_URL_ENV = "PREFECT_API_URL"
 TIMEOUT_SECONDS = 10.0
 
 
-def check_server(fix: str) -> None:
-    """Raises InputError, which ends with `fix`, if PREFECT_API_URL is set and does not respond."""
+def check_server(fix: str, timeout: float = TIMEOUT_SECONDS) -> None:
+    """Raises InputError, which ends with `fix`, if PREFECT_API_URL is set and does not respond.
+
+    timeout: seconds
+    """
     address = os.environ.get(API_URL_ENV)
     if not address:
         return
     try:
-        urlopen(f"{address.rstrip('/')}/health", timeout=TIMEOUT_SECONDS).close()
+        urlopen(f"{address.rstrip('/')}/health", timeout=timeout).close()
     except HTTPError:  # it responds; Prefect reports a wrong key
         pass
     except (OSError, ValueError):

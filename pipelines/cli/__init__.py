@@ -7,6 +7,7 @@ polymuse label FILE|FOLDER    label one meme, or every meme in a folder
 polymuse params [SECTION]     show every parameter with its value and meaning
 polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
+polymuse doctor [--fix]       find what is broken, and mend what can be mended safely
 polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
 
@@ -61,6 +62,13 @@ def _build_parser() -> argparse.ArgumentParser:
     choice.add_argument("name", nargs="?", metavar="NAME", help="default: list the presets")
     choice.add_argument("--undo", action="store_true", help="undo the last preset")
     preset.set_defaults(verb=_preset)
+    doctor = verbs.add_parser("doctor", help="find what is broken, and name what mends it")
+    doctor.add_argument(
+        "--fix",
+        action="store_true",
+        help="move damaged caches aside, and migrate mlflow.db after a backup",
+    )
+    doctor.set_defaults(verb=_doctor)
     ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
     ui.set_defaults(verb=_ui)
     return parser
@@ -216,6 +224,12 @@ def _preset(arguments: argparse.Namespace) -> None:
         print(preset.apply_preset(arguments.name))
     else:
         print("\n".join(preset.list_presets()))
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import doctor
+
+    doctor.main(arguments.fix)
 
 
 def _ui(_: argparse.Namespace) -> None:

@@ -54,7 +54,11 @@ def load_dag(targets: Sequence[str]) -> Dag:
         fingerprint = up_to_date.fingerprint_files(paths) if paths else ""
         status = repo.status()
     except DvcException as error:
-        raise InputError(f"DVC cannot read the project: {_format_error(error)}") from None
+        reason = _format_error(error)
+        fix = ": run `polymuse doctor --fix`" if re.search("dvc.lock|RWLock", reason) else ""
+        raise InputError(f"DVC cannot read the project: {reason}{fix}") from None
+    except UnicodeDecodeError:  # DVC checks this for YAML, but not for the JSON of its locks
+        raise InputError("DVC cannot read .dvc/tmp/rwlock: run `polymuse doctor --fix`") from None
     except OSError as error:  # in a dependency, such as a corpus
         raise InputError(
             f"DVC cannot read {error.filename or 'a file'} ({error.strerror or error}): remove or "
