@@ -56,7 +56,7 @@ def check_work_dir() -> CheckResult:
 def check_outputs() -> CheckResult:
     """The outputs in data/ and in DVC's cache against their sizes in dvc.lock."""
     count, problems = 0, []
-    for out in _list_outs():
+    for out in list_outs():
         path, size, files = Path(out["path"]), out.get("size"), out.get("nfiles")
         if path.exists() and size is not None:
             count += 1
@@ -137,7 +137,8 @@ def _check_archive(file: Path) -> None:
         raise ValueError("it is no checkpoint, or was cut")
 
 
-def _list_outs() -> list[dict[str, Any]]:
+def list_outs() -> list[dict[str, Any]]:
+    """The outputs in dvc.lock: path, md5, size and, of folders, nfiles."""
     try:
         stages = read_lock().values()
     except (OSError, ValueError, YAMLError):  # `check_repository` reports it
@@ -155,7 +156,7 @@ def _file_sizes(path: Path) -> Iterator[int]:
 def _check_objects(out: dict[str, Any]) -> Iterator[Problem]:
     """Problems of the copies of an output in DVC's cache; a missing copy is none."""
     md5 = out.get("md5") or ""
-    listing = _object_path(md5)
+    listing = object_path(md5)
     if not md5 or not listing.exists():
         return
     if not md5.endswith(".dir"):
@@ -163,7 +164,7 @@ def _check_objects(out: dict[str, Any]) -> Iterator[Problem]:
             yield _damaged_object([listing], out)
         return
     try:
-        objects = [_object_path(entry["md5"]) for entry in json.loads(listing.read_bytes())]
+        objects = [object_path(entry["md5"]) for entry in json.loads(listing.read_bytes())]
     except (ValueError, TypeError, KeyError):
         yield _damaged_object([listing], out)
         return
@@ -189,7 +190,8 @@ def _delete_damaged(files: list[Path]) -> None:
             file.unlink()
 
 
-def _object_path(md5: str) -> Path:
+def object_path(md5: str) -> Path:
+    """Where DVC's cache has the content with this hash."""
     return DVC_OBJECTS / md5[:2] / md5[2:]
 
 

@@ -18,6 +18,11 @@ from pipelines.runner import up_to_date
 from stages.shared.core import config
 from stages.shared.runtime.stage import InputError
 
+FIXES = {  # part of a message of DVC -> what mends it
+    "dvc.lock": "run `polymuse doctor --fix`",
+    "RWLock": "run `polymuse doctor --fix`",
+    "config file error": "correct .dvc/config, or run `git restore .dvc/config`",
+}
 ROW_NAME_PATTERN = re.compile(r"[\w-]+")
 
 
@@ -55,8 +60,8 @@ def load_dag(targets: Sequence[str]) -> Dag:
         status = repo.status()
     except DvcException as error:
         reason = _format_error(error)
-        fix = ": run `polymuse doctor --fix`" if re.search("dvc.lock|RWLock", reason) else ""
-        raise InputError(f"DVC cannot read the project: {reason}{fix}") from None
+        fixes = [fix for place, fix in FIXES.items() if place in reason]
+        raise InputError(": ".join(["DVC cannot read the project", reason, *fixes[:1]])) from None
     except UnicodeDecodeError:  # DVC checks this for YAML, but not for the JSON of its locks
         raise InputError("DVC cannot read .dvc/tmp/rwlock: run `polymuse doctor --fix`") from None
     except OSError as error:  # in a dependency, such as a corpus

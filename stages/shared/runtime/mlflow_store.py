@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock
 
-from stages.shared.runtime.errors import damaged_file, redact_secrets
+from stages.shared.runtime.errors import redact_secrets
 from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EXPERIMENT_NAME = "polymuse"
 SQLITE_PREFIX = "sqlite:///"
 OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
-DAMAGED_MESSAGES = ("malformed", "file is not a database")  # of SQLite
+DAMAGED_MESSAGES = ("database disk image is malformed", "file is not a database")  # of SQLite
 PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
 MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 
@@ -94,9 +94,12 @@ class MlflowStore:
                     f"{database} was written by an older MLflow: make a copy of it, then run "
                     f"`mlflow db upgrade {uri}`"
                 ) from None
-            if database and any(message in str(error) for message in DAMAGED_MESSAGES):
-                fix = "run `polymuse doctor --fix`, which moves it aside, or restore a copy"
-                raise damaged_file(database, Exception(error_reason(error)), fix) from None
+            damages = [message for message in DAMAGED_MESSAGES if message in str(error)]
+            if database and damages:
+                raise InputError(
+                    f"{database} is damaged ({damages[0]}): run `polymuse doctor --fix`, which "
+                    "moves it aside, or restore a copy"
+                ) from None
             raise InputError(
                 f"MLFLOW_TRACKING_URI: {redact_secrets(uri)} cannot be used "
                 f"({error_reason(error)}): start that server, or unset the variable to use "
