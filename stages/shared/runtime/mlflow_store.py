@@ -91,8 +91,8 @@ class MlflowStore:
         except Exception as error:  # drivers, sockets and databases have their own types
             if database and OLD_SCHEMA_MESSAGE in str(error):
                 raise InputError(
-                    f"{database} was written by an older MLflow: make a copy of it, then run "
-                    f"`mlflow db upgrade {uri}`"
+                    f"{database} was written by an older MLflow: run `polymuse doctor --fix`, "
+                    f"or copy it, then run `mlflow db upgrade {uri}`"
                 ) from None
             damages = [message for message in DAMAGED_MESSAGES if message in str(error)]
             if database and damages:

@@ -5,13 +5,12 @@ import sys
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import nn
 
-from stages.shared.runtime.errors import MAX_REASON_LENGTH
 from stages.shared.runtime.stage import work_dir
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.stage_code import RUNTIME, entry_point, imported_files
@@ -66,15 +65,10 @@ class Checkpoint:
         """The stored state, None if there is none under this key, or a damaged one."""
         if not self.path.exists():
             return None
-        try:
-            return torch.load(self.path, map_location=get_device(), weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError, ValueError) as error:
-            reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
-            print(
-                f"warning: {self.path} is damaged ({reason}): training starts again",
-                file=sys.stderr,
-            )
+        if _is_damaged(self.path):
+            print(f"warning: {self.path} is damaged: training starts again", file=sys.stderr)
             return None
+        return torch.load(self.path, map_location=get_device(), weights_only=True)
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the stored state atomically and delete those of other keys."""
@@ -88,3 +82,15 @@ class Checkpoint:
         for other in self.folder.glob("*.pt"):
             if other != self.path:
                 other.unlink()
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file of torch.save, a zip archive, lacks a part or has one with a wrong checksum.
+
+    Errors of torch.load do not tell: it raises OSError and RuntimeError, also without memory.
+    """
+    try:
+        with ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except BadZipFile:
+        return True
