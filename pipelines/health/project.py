@@ -20,12 +20,14 @@ from pipelines import prefect_server, renamed_keys
 from pipelines.health import CheckResult, Problem, fixable
 from pipelines.runner import valid_params
 from stages.shared.core import config
+from stages.shared.data.cache import is_cut
 from stages.shared.runtime import mlflow_store
 from stages.shared.runtime.errors import InputError
 
 DVC_LOCK = Path("dvc.lock")
 VERSIONS = "alembic_version"  # the table with the version of MLflow's tables
 PREFECT_TIMEOUT_SECONDS = 1.0
+MAX_CHECKED_BYTES = 200_000_000  # of a database; of larger ones only the size is checked
 
 
 def check_repository() -> CheckResult:
@@ -86,9 +88,8 @@ def check_tracking() -> CheckResult:
         return CheckResult(f"{file.name} is created by the first run")
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=0)) as database:
-            faults = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if faults != "ok":
-                raise sqlite3.DatabaseError(faults)
+            if damage := find_damage(database, file):
+                raise sqlite3.DatabaseError(damage)
             version = _read_version(database)
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
@@ -123,6 +124,17 @@ def check_prefect() -> CheckResult:
         text, _, fix = str(error).rpartition(": ")
         return CheckResult("", [Problem(text, fix)])
     return CheckResult("the server at PREFECT_API_URL responds")
+
+
+def find_damage(database: sqlite3.Connection, file: Path) -> str:
+    """What is damaged in a database; "" if nothing is. Raises sqlite3.DatabaseError too."""
+    database.execute("SELECT count(*) FROM sqlite_master")
+    if is_cut(database, file):
+        return "its last page is cut"
+    if file.stat().st_size > MAX_CHECKED_BYTES:
+        return ""
+    result = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    return "" if result == "ok" else result
 
 
 def move_aside(file: Path) -> Path:

@@ -17,12 +17,11 @@ import psutil
 from ruamel.yaml.error import YAMLError
 
 from pipelines.health import CheckResult, Problem, fixable
-from pipelines.health.project import move_aside, read_lock
+from pipelines.health.project import find_damage, move_aside, read_lock
 from stages.shared.runtime.stage import work_dir
 
 DVC_OBJECTS = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
-MAX_CHECKED_BYTES = 200_000_000  # of a database; larger ones are only opened
 STAGE_MODULE = "stages."  # python -m stages.NAME
 REBUILT = "moves it aside; it is computed again"
 NOT_REBUILT = {  # state that is not computed again -> what is lost
@@ -122,13 +121,11 @@ def _check_database(file: Path) -> None:
     uri = f"{file.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=0)) as database:
         try:
-            database.execute("SELECT count(*) FROM sqlite_master")
-            small = file.stat().st_size <= MAX_CHECKED_BYTES
-            result = database.execute("PRAGMA quick_check(1)").fetchone()[0] if small else "ok"
+            damage = find_damage(database, file)
         except sqlite3.OperationalError:
             return
-    if result != "ok":
-        raise sqlite3.DatabaseError(result)
+    if damage:
+        raise sqlite3.DatabaseError(damage)
 
 
 def _check_archive(file: Path) -> None:

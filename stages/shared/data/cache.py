@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from stages.shared.runtime.errors import damaged_file
+from stages.shared.runtime.errors import InputError, damaged_file
 
 ItemT = TypeVar("ItemT")
 
@@ -28,6 +28,12 @@ def batched(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def is_cut(database: sqlite3.Connection, path: Path) -> bool:
+    """Whether the last page of a database is not whole: SQLite reads what is missing as zeros."""
+    (page_size,) = database.execute("PRAGMA page_size").fetchone()
+    return path.stat().st_size % page_size > 0
 
 
 class Store:
@@ -45,6 +51,8 @@ class Store:
                 path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None
             )
             self.connection.execute("PRAGMA journal_mode=WAL")
+            if is_cut(self.connection, path):
+                raise self._damage(ValueError("its last page is cut"))
             self.connection.execute("PRAGMA synchronous=NORMAL")
             self.connection.execute(
                 "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
@@ -117,6 +125,9 @@ class Store:
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF not in DAMAGE_CODES:  # the rest tells the cause
                 raise
-            raise damaged_file(
-                self.path, error, "run `polymuse doctor --fix`, and it is computed again"
-            ) from None
+            raise self._damage(error) from None
+
+    def _damage(self, error: Exception) -> InputError:
+        return damaged_file(
+            self.path, error, "run `polymuse doctor --fix`, and it is computed again"
+        )
