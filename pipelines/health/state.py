@@ -34,6 +34,9 @@ NOT_REBUILT = {  # state that is not computed again -> what is lost
 def check_work_dir() -> CheckResult:
     """The files under POLYMUSE_HOME."""
     folder, count, problems = work_dir(), 0, []
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        text = f"{folder} is {'not writable' if folder.is_dir() else 'a file'}"
+        return CheckResult("", [Problem(text, "set POLYMUSE_HOME to another folder")])
     readers: dict[str, Callable[[Path], object]] = {
         "*.json": _read_json,
         "batches/*.json": _read_json,

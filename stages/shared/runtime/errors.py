@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 DEBUG_ENV = "POLYMUSE_DEBUG"
 COMMAND_FILES = ("polymuse", "-m")  # sys.argv[0] while the packages of a command are imported
@@ -80,6 +81,8 @@ def install_hooks() -> None:
     if Path(sys.argv[0]).name not in COMMAND_FILES and not _main_is_ours():
         return
     logging.raiseExceptions = False  # it prints a traceback if a log cannot be written
+    if logging.getLogRecordFactory() is logging.LogRecord and os.environ.get(DEBUG_ENV) != "1":
+        logging.setLogRecordFactory(_make_log_record)
     sys.excepthook = _exit_at_once
     threading.excepthook = lambda args: _print_warning(args.exc_value)
     sys.unraisablehook = lambda args: _print_warning(args.exc_value)
@@ -144,6 +147,13 @@ def _report(error: BaseException) -> int:
         return 128 + signal.SIGPIPE
     _print(f"error: {describe_error(error)}\n")
     return 1
+
+
+def _make_log_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """A record without traceback: libraries log the errors that they also raise."""
+    record = logging.LogRecord(*args, **kwargs)
+    record.exc_info = record.stack_info = None
+    return record
 
 
 def _exit_at_once(

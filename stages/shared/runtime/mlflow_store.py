@@ -41,7 +41,7 @@ _MLFLOW_ENV_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # jitter would use the stage's random state
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address may contain a password
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it logs the errors that it raises
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _METRICS_PER_BATCH = 1000  # limit of one call of MLflow's API
@@ -338,4 +338,6 @@ def error_reason(error: Exception) -> str:
     text = redact_secrets(" ".join(str(error).split()))
     if "failed with exception" in text or "Max retries" in text:
         return "it does not answer"
+    if reason := re.search(r"\(sqlite3\.\w+\) (.+?)(?: \[SQL: |$)", text):
+        return reason[1]
     return text[:200] or type(error).__name__

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import doctor
+from pipelines.cli import doctor, ui
 from pipelines.health import machine, state
 from pipelines.health import project as project_checks
 from pipelines.runner import dag
@@ -174,6 +174,12 @@ def test_a_damaged_tracking_database_is_moved_aside(database, kind):
     assert len(list(database.parent.glob("mlflow.db.*.damaged"))) == 1
 
 
+def test_the_pages_do_not_start_on_a_damaged_tracking_database(database):
+    damage(database, "junk")
+    with pytest.raises(doctor.InputError, match=r"is damaged \(.*: run `polymuse doctor --fix`"):
+        ui.main()
+
+
 def test_an_empty_tracking_database_is_none(database):
     damage(database, "empty")
     assert project_checks.check_tracking().summary == "mlflow.db is created by the first run"
@@ -307,6 +313,12 @@ def test_damaged_state_is_moved_aside(project, tmp_path, name, kind):
         return
     assert_repaired(state.check_work_dir, f"{file} is damaged (")
     assert len(list(file.parent.glob(f"{file.name}.*.damaged"))) == 1
+
+
+def test_a_work_folder_that_cannot_be_one_is_named(project, tmp_path):
+    (tmp_path / "home").write_text("a file")
+    (problem,) = state.check_work_dir().problems
+    assert str(problem) == f"{tmp_path}/home is a file: set POLYMUSE_HOME to another folder"
 
 
 @pytest.mark.parametrize("kind", ["empty", "half", "junk"])

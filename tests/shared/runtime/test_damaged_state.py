@@ -14,7 +14,7 @@ from stages.augment.batch_client import SubmittedBatch, _iter_open_batches
 from stages.shared.core import schemas
 from stages.shared.data.cache import Store
 from stages.shared.encoders import efficientnet_lite0
-from stages.shared.runtime import tracking
+from stages.shared.runtime import mlflow_store, tracking
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.training.checkpoint import Checkpoint
 from tests.support.damages import DAMAGES, damage
@@ -155,6 +155,14 @@ def test_the_id_of_an_open_run_is_ignored(home, kind):
     damage(home / "runs" / "clean", kind)
     with tracking.start_run(stage="clean", name="", params={}) as run:
         assert run.run_id
+
+
+def test_a_full_disk_is_the_reason_of_a_failed_call(tmp_path):
+    message = (
+        "(raised as a result of Query-invoked autoflush) (sqlite3.OperationalError) database or "
+        "disk is full\n[SQL: INSERT INTO runs VALUES (?)]\n[parameters: ('secret',)]"
+    )
+    assert mlflow_store.error_reason(Exception(message)) == "database or disk is full"
 
 
 @damaged

@@ -77,7 +77,8 @@ def test_an_unexpected_error_is_a_sentence_that_names_the_file_with_the_tracebac
     done = run_code(code, tmp_path)
     assert_one_sentence(done, "unexpected FileNotFoundError (")
     (file,) = (tmp_path / ".polymuse" / "errors").iterdir()
-    assert done.stderr.endswith(f"report it with the file {file}\n")
+    fix = f"run `polymuse doctor`, and if it finds nothing, report the file {file}\n"
+    assert done.stderr.endswith(f"): {fix}")
     assert re.fullmatch(r"\d{8}-\d{6}-.*\.txt", file.name)
     content = file.read_text()
     assert "Traceback (most recent call last)" in content and sys.version in content
@@ -135,7 +136,7 @@ def test_a_broken_installation_is_one_sentence_of_a_stage(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert_one_sentence(done, "unexpected ImportError (libarrow.so is missing): report it with")
+    assert_one_sentence(done, "unexpected ImportError (libarrow.so is missing): run `polymuse")
     assert next((tmp_path / "errors").iterdir()).name.endswith("-stages.clean.txt")
 
 
@@ -145,6 +146,16 @@ def test_an_error_in_a_thread_is_a_warning(tmp_path):
     assert done.returncode == 0
     assert done.stderr.startswith("warning: unexpected ZeroDivisionError (")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_log_of_a_library_has_no_traceback_unless_asked_for(tmp_path):
+    code = (
+        "import sys; sys.argv[0] = 'polymuse'\n"
+        f"import logging\n{BLOCK}    try: 1 / 0\n"
+        "    except ZeroDivisionError: logging.getLogger('mlflow').exception('it failed')"
+    )
+    assert run_code(code, tmp_path).stderr == "it failed\n"
+    assert "Traceback" in run_code(code, tmp_path, POLYMUSE_DEBUG="1").stderr
 
 
 def test_importing_the_package_changes_no_hook(tmp_path):
@@ -164,6 +175,17 @@ def test_faults_of_the_machine_name_the_file_and_the_fix():
         MemoryError(): "there is not enough memory: end other programs, or lower run.workers",
     }.items():
         assert describe_error(error) == sentence
+
+
+def test_the_runner_shows_the_sentence_of_a_stage(tmp_path):
+    (tmp_path / "crash.py").write_text(f"{BLOCK}    1 / 0")
+    command = f"PYTHONPATH={ROOT} {sys.executable} {tmp_path / 'crash.py'}"
+    folder = tiny_dvc_project.create_project(
+        tmp_path / "project", crash={"cmd": command, "outs": ["a"]}
+    )
+    done = run([POLYMUSE, "run"], folder, dict(os.environ))
+    assert_one_sentence(done, "crash: unexpected ZeroDivisionError (division by zero): run `poly")
+    assert len(list((folder / ".polymuse" / "errors").iterdir())) == 1
 
 
 def test_output_to_a_full_disk_is_an_error(project):
