@@ -100,10 +100,14 @@ class MlflowStore:
                     f"{database} is damaged ({damages[0]}): run `polymuse doctor --fix`, which "
                     "moves it aside, or restore a copy"
                 ) from None
+            fix = (
+                "run `polymuse doctor`, and end what else uses it"
+                if database
+                else "start that server, or unset the variable to use mlflow.db"
+            )
             raise InputError(
                 f"MLFLOW_TRACKING_URI: {redact_secrets(uri)} cannot be used "
-                f"({error_reason(error)}): start that server, or unset the variable to use "
-                "mlflow.db"
+                f"({error_reason(error)}): {fix}"
             ) from None
 
     @_raises_tracking_error
