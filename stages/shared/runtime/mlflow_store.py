@@ -11,9 +11,11 @@ import json
 import os
 import posixpath
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import wraps
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock
 
+from stages.shared.data.cache import is_cut
 from stages.shared.runtime.errors import redact_secrets
 from stages.shared.runtime.stage import InputError, work_dir
 
@@ -86,6 +89,8 @@ class MlflowStore:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):  # concurrent creation of the tables fails
+                if database and _is_cut(database):
+                    raise sqlite3.DatabaseError(DAMAGED_MESSAGES[0])
                 self.client = MlflowClient(uri)
                 self.experiment = _get_or_create_experiment(self.client, database)
         except Exception as error:  # drivers, sockets and databases have their own types
@@ -245,6 +250,14 @@ def _set_environment_defaults() -> None:
 def _database_path(uri: str) -> Path | None:
     """The file of an SQLite store; None for any other store."""
     return Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
+
+
+def _is_cut(database: Path) -> bool:
+    """Whether the last page is not whole: SQLite reads what is missing as zeros."""
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        return is_cut(connection, database)
 
 
 def _project_root() -> Path:
