@@ -20,9 +20,9 @@ from pipelines import prefect_server, renamed_keys
 from pipelines.health import CheckResult, Problem, fixable
 from pipelines.runner import valid_params
 from stages.shared.core import config
-from stages.shared.data.cache import is_cut
 from stages.shared.runtime import mlflow_store
 from stages.shared.runtime.errors import InputError
+from stages.shared.runtime.sqlite_files import is_cut
 
 DVC_LOCK = Path("dvc.lock")
 VERSIONS = "alembic_version"  # the table with the version of MLflow's tables

@@ -15,6 +15,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from stages.shared.runtime.errors import InputError, damaged_file
+from stages.shared.runtime.sqlite_files import is_cut
 
 ItemT = TypeVar("ItemT")
 
@@ -28,12 +29,6 @@ def batched(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def is_cut(database: sqlite3.Connection, path: Path) -> bool:
-    """Whether the last page of a database is not whole: SQLite reads what is missing as zeros."""
-    (page_size,) = database.execute("PRAGMA page_size").fetchone()
-    return path.stat().st_size % page_size > 0
 
 
 class Store:

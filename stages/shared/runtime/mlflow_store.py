@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock
 
-from stages.shared.data.cache import is_cut
 from stages.shared.runtime.errors import redact_secrets
+from stages.shared.runtime.sqlite_files import is_cut
 from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
