@@ -171,21 +171,20 @@ def _print_warning(error: BaseException | None) -> None:
 
 def _flush_output() -> bool:
     """Whether standard output takes what was printed; if not, the rest of it is discarded."""
-    if not sys.stdout:
-        return True
     try:
         descriptor = sys.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, 0)  # reports only errors: the reader has closed its end
-        has_reader = not poll.poll(0)
-        sys.stdout.flush()
-    except ValueError:  # in memory, or closed
+    except (OSError, ValueError, AttributeError):  # in memory, or closed
         return True
+    poll = select.poll()
+    poll.register(descriptor, 0)  # reports only errors: the reader has closed its end
+    works = not poll.poll(0)
+    try:
+        sys.stdout.flush()
     except OSError:
-        has_reader = False
-    if not has_reader:  # what is in the buffer would raise at the end of the process
+        works = False
+    if not works:  # what is in the buffer would raise at the end of the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return has_reader
+    return works
 
 
 def _print(text: str) -> None:
