@@ -257,7 +257,10 @@ def _is_cut(database: Path) -> bool:
     if not database.exists():
         return False
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        return is_cut(connection, database)
+        try:
+            return is_cut(connection, database)
+        except sqlite3.OperationalError:  # in use: MLflow waits for it, or names the reason
+            return False
 
 
 def _project_root() -> Path:
