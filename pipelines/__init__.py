@@ -2,6 +2,8 @@
 
 import os
 
+from stages.shared.runtime import errors
+
 # Set before Prefect is imported: no telemetry, and enough time for a temporary Prefect server.
 for _name, _value in {
     "DVC_NO_ANALYTICS": "1",
@@ -11,3 +13,5 @@ for _name, _value in {
     "PYTHONUNBUFFERED": "1",  # keeps the lines of DVC and its stages in order
 }.items():
     os.environ.setdefault(_name, _value)
+
+errors.install_hooks()

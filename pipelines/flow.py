@@ -21,6 +21,7 @@ from pipelines.prefect_server import check_server
 from pipelines.runner import dag, dvc_repro, process_group
 from pipelines.runner.eta import StageDurations
 from pipelines.runner.scheduler import StageScheduler
+from stages.shared.runtime.errors import describe_error
 from stages.shared.runtime.stage import InputError
 from stages.shared.runtime.tracking import TrackingRun
 
@@ -38,12 +39,12 @@ def reproduce(
 
     try:
         dvc_repro.reproduce_stage(stage, log_line, parent, threads, timeout, stop)
-    except InputError as error:
-        return Failed(message=str(error))  # an exception would log a traceback
     except TimeoutError:
         return Failed(message=f"{stage} took more than run.stage_timeout, {timeout:g} seconds")
     except process_group.ProcessStopped:
         return Cancelled(message=f"{stage} was stopped")
+    except Exception as error:  # Prefect would log its traceback
+        return Failed(message=describe_error(error))
     return None
 
 
@@ -55,11 +56,11 @@ def build() -> State | None:
         if graph.stale:
             dvc_repro.check_params(graph)
             submit_stages(graph, dvc_repro.load_runner_config())
-    except InputError as error:
-        return Failed(message=str(error))
-    create_table_artifact(
-        summary.build_rows(), key="metrics", description="Final phase of each run"
-    )
+        create_table_artifact(
+            summary.build_rows(), key="metrics", description="Final phase of each run"
+        )
+    except Exception as error:  # Prefect would log its traceback
+        return Failed(message=describe_error(error))
     return None
 
 

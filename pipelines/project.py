@@ -23,8 +23,9 @@ def enter_project() -> None:
     """Change to the project's root folder and set the environment variables of its commands."""
     folder = find_project(Path.cwd())
     os.chdir(folder)
+    path = os.environ.get("PATH", os.defpath)
     # Stages run with this Python even if its virtual environment is not activated.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
     os.environ["POLYMUSE_HOME"] = str(work_dir())
     if not _is_writable(SITE_CACHE):
         os.environ.setdefault("DVC_SITE_CACHE_DIR", str(folder / ".dvc" / "tmp" / "site"))

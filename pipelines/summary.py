@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.shared.core import config
+from stages.shared.runtime.errors import damaged_file
 
 REPORT_PATH = Path("data/14_report/index.html")
 GENERATOR_METRICS_DIR = Path("data/12_evaluate")
@@ -201,7 +202,10 @@ def _first_value(
 
 
 def load_metrics() -> dict[str, dict[str, Any]]:
-    """run -> metrics.json of the runs in params.yaml; deleted runs may still have files."""
+    """run -> metrics.json of the runs in params.yaml; deleted runs may still have files.
+
+    Raises InputError if a file is damaged.
+    """
     params = config.read_params()
     files = {
         run: folder / run / "metrics.json"
@@ -211,11 +215,14 @@ def load_metrics() -> dict[str, dict[str, Any]]:
         }.items()
         for run in params.get(section, {})
     }
-    return {
-        run: json.loads(file.read_text(encoding="utf-8"))
-        for run, file in files.items()
-        if file.exists()
-    }
+    return {run: _read_json(file) for run, file in files.items() if file.exists()}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged_file(file, error, "run `polymuse run`") from None
 
 
 def _get_nested(metrics: dict[str, Any], path: MetricPath) -> float | None:

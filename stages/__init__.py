@@ -2,6 +2,8 @@
 
 import os
 
+from stages.shared.runtime import errors
+
 # Kept in the environment, so that stages started by the `polymuse` command inherit it.
 if "HF_HUB_OFFLINE" not in os.environ:
     os.environ["POLYMUSE_MAY_LIFT_OFFLINE"] = "1"
@@ -15,3 +17,5 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",  # a fork after its thread pool has started deadlocks
 }.items():
     os.environ.setdefault(_name, _value)
+
+errors.install_hooks()

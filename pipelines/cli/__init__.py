@@ -7,6 +7,7 @@ polymuse label FILE|FOLDER    label one meme, or every meme in a folder
 polymuse params [SECTION]     show every parameter with its value and meaning
 polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
+polymuse doctor [--fix]       find what is broken, and mend what can be mended safely
 polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
 
@@ -19,31 +20,25 @@ from pathlib import Path
 
 from pipelines import project, renamed_keys
 from stages.shared.core.config import read_params
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import report_errors
 
 
 def main() -> None:
     """Entry point. Exits with 0, or with one sentence on standard error and 1."""
-    arguments = _build_parser().parse_args()
-    run_in_project(lambda: arguments.verb(arguments))
+    with report_errors():
+        arguments = _build_parser().parse_args()
+        run_in_project(lambda: arguments.verb(arguments))
 
 
 def run_in_project(work: Callable[[], object]) -> None:
-    """Call `work` in the project of the current folder; an InputError becomes the last line.
+    """Call `work` in the project of the current folder; any error becomes the last line.
 
     SIGTERM and Ctrl-C raise exceptions in `work`, so that it ends the processes it started.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+    with report_errors():
         project.enter_project()
         work()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output has closed it, e.g. `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -67,6 +62,13 @@ def _build_parser() -> argparse.ArgumentParser:
     choice.add_argument("name", nargs="?", metavar="NAME", help="default: list the presets")
     choice.add_argument("--undo", action="store_true", help="undo the last preset")
     preset.set_defaults(verb=_preset)
+    doctor = verbs.add_parser("doctor", help="find what is broken, and name what mends it")
+    doctor.add_argument(
+        "--fix",
+        action="store_true",
+        help="move damaged caches aside, and migrate mlflow.db after a backup",
+    )
+    doctor.set_defaults(verb=_doctor)
     ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
     ui.set_defaults(verb=_ui)
     return parser
@@ -222,6 +224,12 @@ def _preset(arguments: argparse.Namespace) -> None:
         print(preset.apply_preset(arguments.name))
     else:
         print("\n".join(preset.list_presets()))
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import doctor
+
+    doctor.main(arguments.fix)
 
 
 def _ui(_: argparse.Namespace) -> None:

@@ -121,5 +121,9 @@ class TerminalDisplay(RunDisplay):
 
 
 def create_display() -> RunDisplay:
-    """A display for standard output."""
-    return TerminalDisplay() if sys.stdout.isatty() else LogDisplay()
+    """A display for standard output; lines for a terminal that has no width."""
+    if not sys.stdout.isatty():
+        return LogDisplay()
+    from rich.console import Console
+
+    return TerminalDisplay() if Console().width > 0 else LogDisplay()

@@ -15,10 +15,12 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.project import write_atomically
 from stages.shared.core.config import params_files
+from stages.shared.runtime.errors import damaged_file
 from stages.shared.runtime.stage import InputError, work_dir
 
 PRESET_DIR = Path("presets")
 ROW_SECTIONS = ("corpora", "generators", "classifiers")  # README says to delete rows of them
+PRESET_KEYS = {"name", "before", "after"}  # of an applied preset in the history
 ParamTree = dict[str, Any]  # sections of params.yaml
 
 
@@ -165,8 +167,23 @@ def _history_file() -> Path:
 
 
 def _load_applied() -> list[dict[str, Any]]:
-    """The presets in force: name, and the text of each changed file before and after."""
-    return json.loads(_history_file().read_text()) if _history_file().exists() else []
+    """The presets in force: name, and the text of each changed file before and after.
+
+    Raises InputError if the history is damaged.
+    """
+    if not _history_file().exists():
+        return []
+    try:
+        applied = json.loads(_history_file().read_text())
+        if not all(state.keys() >= PRESET_KEYS for state in applied):
+            raise ValueError("it holds other keys")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise damaged_file(
+            _history_file(),
+            error,
+            "delete it; `--undo` cannot restore params.yaml then, but git can",
+        ) from None
+    return applied
 
 
 def _save_applied(applied: list[dict[str, Any]]) -> None:

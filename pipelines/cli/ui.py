@@ -6,13 +6,16 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
 
+from pipelines.health.project import check_tracking
 from pipelines.runner import dvc_repro, process_group
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
 
 
 def main() -> None:
-    """Serve both pages. Raises InputError if one of the servers ends."""
+    """Serve both pages. Raises InputError if one of the servers ends or has no usable database."""
+    for problem in check_tracking().problems:
+        raise InputError(str(problem))  # MLflow would print a traceback
     settings = dvc_repro.load_runner_config()
     mlflow, prefect = str(settings.mlflow_port), str(settings.prefect_port)
     print(f"MLflow   http://127.0.0.1:{mlflow}")

@@ -18,6 +18,11 @@ from pipelines.runner import up_to_date
 from stages.shared.core import config
 from stages.shared.runtime.stage import InputError
 
+FIXES = {  # part of a message of DVC -> what mends it
+    "dvc.lock": "run `polymuse doctor --fix`",
+    "RWLock": "run `polymuse doctor --fix`",
+    "config file error": "correct .dvc/config, or run `git restore .dvc/config`",
+}
 ROW_NAME_PATTERN = re.compile(r"[\w-]+")
 
 
@@ -54,7 +59,11 @@ def load_dag(targets: Sequence[str]) -> Dag:
         fingerprint = up_to_date.fingerprint_files(paths) if paths else ""
         status = repo.status()
     except DvcException as error:
-        raise InputError(f"DVC cannot read the project: {_format_error(error)}") from None
+        reason = _format_error(error)
+        fixes = [fix for place, fix in FIXES.items() if place in reason]
+        raise InputError(": ".join(["DVC cannot read the project", reason, *fixes[:1]])) from None
+    except UnicodeDecodeError:  # DVC checks this for YAML, but not for the JSON of its locks
+        raise InputError("DVC cannot read .dvc/tmp/rwlock: run `polymuse doctor --fix`") from None
     except OSError as error:  # in a dependency, such as a corpus
         raise InputError(
             f"DVC cannot read {error.filename or 'a file'} ({error.strerror or error}): remove or "

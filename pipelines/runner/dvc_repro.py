@@ -1,16 +1,14 @@
 """Run `dvc repro`, follow its output and turn its errors into one sentence."""
 
-import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 from pipelines import summary
-from pipelines.runner import dag, process_group
-from pipelines.runner.eta import STAGE_START_PATTERN
+from pipelines.runner import dag, process_group, valid_params
+from pipelines.runner.error_collector import ErrorCollector
 from stages.shared.core import config
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import parallel
@@ -47,14 +45,7 @@ def check_params(graph: dag.Dag) -> None:
     """Validate params.yaml as the stages will read it. Raises InputError with the first error."""
     if not any(graph.commands[name].startswith("exec python -m stages.") for name in graph.stale):
         return
-    errors = ErrorCollector()
-    # In a process of its own, because it imports every stage and their libraries.
-    command = [sys.executable, "-m", "pipelines.validate_params"]
-    result = process_group.run_process(
-        command, Path.cwd(), os.environ, errors.collect, math.inf, Event()
-    )
-    if result.code:
-        raise InputError(errors.to_sentence(command, result.code))
+    valid_params.validate()
 
 
 @contextmanager
@@ -104,31 +95,3 @@ def reproduce_stage(
     if outcome and outcome[0].startswith(cached):
         tracking.log_cached_stage(stage, parent)
     return result.cpu_seconds
-
-
-class ErrorCollector:
-    """Collects the error messages of a stage and of DVC, so that they can be shown last."""
-
-    def __init__(self) -> None:
-        self.current_stage = ""
-        self.stage_error = ""
-        self.dvc_error = ""
-
-    def collect(self, line: str) -> bool:
-        """Whether `line` is an error message."""
-        if start := STAGE_START_PATTERN.match(line):
-            self.current_stage, self.stage_error = start[1], ""
-        elif line.startswith("error: "):
-            self.stage_error = line.removeprefix("error: ").strip()
-        elif line.startswith("ERROR: "):
-            self.dvc_error = line.removeprefix("ERROR: ").strip()
-        else:
-            return False
-        return not start
-
-    def to_sentence(self, command: list[str], code: int) -> str:
-        """One sentence for a command that ended with exit code `code`."""
-        if self.stage_error:
-            prefix = f"{self.current_stage}: " if self.current_stage else ""
-            return prefix + self.stage_error
-        return self.dvc_error or f"{' '.join(command)} ended with exit code {code}"

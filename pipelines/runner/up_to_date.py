@@ -38,11 +38,14 @@ def record(paths: list[str], fingerprint: str) -> None:
 
 
 def fingerprint_files(paths: Iterable[str]) -> str:
-    """Hash of name, size, modification time and inode of the files at and below `paths`, and of
-    DVC's and the parameter files."""
+    """As `hash_files`, and also of DVC's and the parameter files."""
+    return hash_files([*DVC_FILES, *map(str, config.params_files()), *sorted(paths)])
+
+
+def hash_files(paths: Iterable[str]) -> str:
+    """Hash of name, size, modification time and inode of the files at and below `paths`."""
     hashed = sha256(str(Path.cwd()).encode(errors="surrogateescape"))
-    own_files = [*DVC_FILES, *map(str, config.params_files())]
-    for name, status in _walk([*own_files, *sorted(paths)]):
+    for name, status in _walk(paths):
         state = (name, status.st_size, status.st_mtime_ns, status.st_ino) if status else (name,)
         hashed.update(repr(state).encode(errors="surrogateescape"))
     return hashed.hexdigest()

@@ -30,6 +30,7 @@ from stages.shared.llm.completions import ServerError, parse_completion
 from stages.shared.llm.config import NO_MODEL, ChatConfig
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.llm.transport import MAX_MESSAGE_CHARACTERS, RequestFailed
+from stages.shared.runtime.errors import damaged_file
 from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
@@ -281,10 +282,15 @@ class _BatchClient:
 
 
 def _iter_open_batches() -> Iterator[SubmittedBatch]:
-    """The submitted batches whose answers are not stored yet."""
+    """The submitted batches whose answers are not stored yet. Raises InputError if damaged."""
     for path in sorted((work_dir() / "batches").glob("*.json")):
         with suppress(FileNotFoundError):  # just finished by another process
-            yield SubmittedBatch(**json.loads(path.read_text()))
+            try:
+                batch = SubmittedBatch(**json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                fix = "delete it; its questions are sent again, and paid again"
+                raise damaged_file(path, error, fix) from None
+            yield batch
 
 
 def _iter_json_lines(content: bytes) -> Iterator[dict[str, Any]]:

@@ -75,15 +75,20 @@ def _get_device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def lama_weights_path() -> Path:
+    """Where the weights of LaMa are, or will be downloaded to."""
+    lama_model = os.environ.get("LAMA_MODEL")
+    return Path(lama_model) if lama_model else work_dir() / "weights" / "big-lama.pt"
+
+
 def find_lama_weights() -> Path:
     """The file of LaMa's weights, downloaded if necessary, with a verified checksum.
 
     Raises InputError if it is missing or has another checksum.
     """
-    lama_model = os.environ.get("LAMA_MODEL")
-    path = Path(lama_model) if lama_model else work_dir() / "weights" / "big-lama.pt"
+    path = lama_weights_path()
     if not path.is_file():
-        if lama_model:
+        if os.environ.get("LAMA_MODEL"):
             raise InputError(f"LAMA_MODEL: {path} is not a file: give the path of big-lama.pt")
         _download_lama(path)
     if (checksum := _compute_md5(path)) != LAMA_MD5:

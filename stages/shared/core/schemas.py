@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.shared.runtime.errors import damaged_file
 from stages.shared.runtime.stage import InputError
 
 STR, INT, FLOAT = pa.string(), pa.int32(), pa.float32()
@@ -262,7 +263,10 @@ def write_parquet(path: Path, rows: list[dict], schema: pa.Schema) -> None:
 
 
 def read_parquet(path: Path, schema: pa.Schema) -> list[dict]:
-    """The rows of a Parquet file. Raises InputError if it is missing or has another schema."""
+    """The rows of a Parquet file.
+
+    Raises InputError if it is missing or damaged, or has another schema.
+    """
     return read_table(path, schema).to_pylist()
 
 
@@ -272,17 +276,21 @@ def read_table(path: Path, schema: pa.Schema, only: pc.Expression | None = None)
         table = pq.read_table(path, filters=only)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro`") from None
+    except pa.ArrowInvalid as error:
+        raise damaged_file(path, error, "run `dvc repro`") from None
     if table.schema.remove_metadata() != schema:
         raise InputError(f"{path} was written by another version: run `dvc repro`")
     return table
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON output of a stage. Raises InputError if it is missing."""
+    """A JSON output of a stage. Raises InputError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro`") from None
+    except ValueError as error:
+        raise damaged_file(path, error, "run `dvc repro`") from None
 
 
 def read_predictions(folder: Path) -> list[dict]:

@@ -7,15 +7,20 @@ processes may read and write it concurrently, and an interrupted write leaves no
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
 
+from stages.shared.runtime.errors import InputError, damaged_file
+from stages.shared.runtime.sqlite_files import is_cut
+
 ItemT = TypeVar("ItemT")
 
 LOCK_TIMEOUT_SECONDS = 600.0  # a write of another process takes milliseconds
+DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # of SQLite
 KEYS_PER_QUERY = 500  # below SQLite's limit of variables per statement
 
 
@@ -27,17 +32,22 @@ def batched(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
 
 
 class Store:
-    """Rows of bytes by key, each written once. fingerprint: a hash of the computation."""
+    """Rows of bytes by key, each written once. fingerprint: a hash of the computation.
+
+    All methods raise InputError if the file is damaged.
+    """
 
     def __init__(self, folder: Path, fingerprint: str):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{fingerprint}.sqlite"
+        self.path = path = folder / f"{fingerprint}.sqlite"
         # Two processes that switch a new file to WAL at once fail with "database is locked".
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock")), self._reports_damage():
             self.connection = sqlite3.connect(
                 path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None
             )
             self.connection.execute("PRAGMA journal_mode=WAL")
+            if is_cut(self.connection, path):
+                raise self._damage(ValueError("its last page is cut"))
             self.connection.execute("PRAGMA synchronous=NORMAL")
             self.connection.execute(
                 "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
@@ -61,7 +71,7 @@ class Store:
     def write(self, rows: Iterable[tuple[str, bytes]]) -> None:
         """Add (key, row) pairs atomically. A key that already has a row keeps it."""
         values = [(bytes.fromhex(key), value) for key, value in rows]
-        with self.connection:
+        with self._reports_damage(), self.connection:
             self.connection.execute("BEGIN IMMEDIATE")
             self.connection.executemany(
                 "INSERT INTO rows VALUES (?, ?) ON CONFLICT (key) DO NOTHING", values
@@ -99,6 +109,20 @@ class Store:
     def _select(self, columns: str, keys: Iterable[str]) -> list[tuple]:
         values = [bytes.fromhex(key) for key in keys]
         placeholders = ",".join("?" * len(values))
-        return self.connection.execute(
-            f"SELECT {columns} FROM rows WHERE key IN ({placeholders})", values
-        ).fetchall()
+        query = f"SELECT {columns} FROM rows WHERE key IN ({placeholders})"
+        with self._reports_damage():
+            return self.connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _reports_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in DAMAGE_CODES:  # the rest tells the cause
+                raise
+            raise self._damage(error) from None
+
+    def _damage(self, error: Exception) -> InputError:
+        return damaged_file(
+            self.path, error, "run `polymuse doctor --fix`, and it is computed again"
+        )

@@ -24,6 +24,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
+from stages.shared.runtime.errors import damaged_file
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.torch_setup.devices import get_device
 
@@ -152,9 +153,13 @@ def _run_onnx() -> Callable[[Tensor], Tensor]:
 
     options = onnxruntime.SessionOptions()  # pyright: ignore[reportAttributeAccessIssue]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        str(export_onnx()), options, providers=["CPUExecutionProvider"]
-    )
+    file = export_onnx()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime has a type for each status
+        raise damaged_file(file, error, "delete it, and it is exported again") from None
 
     def run_part(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["regions"], {"pixels": pixels.numpy()})[0])

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.shared.runtime.stage import InputError
+from stages.shared.core.schemas import read_json
 
 FeatureRow = dict[str, np.ndarray]
 # texts, the subwords of each, a feature row of each
@@ -88,10 +88,7 @@ def read_text_kind(folder: Path) -> Literal["encoder", "learned"]:
 
 
 def _read_summary(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder / 'summary.json'} is missing: run `dvc repro`") from None
+    return read_json(folder / "summary.json")
 
 
 def read_pooled_images(folder: Path) -> tuple[dict[str, int], np.ndarray]:

@@ -11,9 +11,11 @@ import json
 import os
 import posixpath
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import wraps
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock
 
+from stages.shared.runtime.errors import redact_secrets
+from stages.shared.runtime.sqlite_files import is_cut
 from stages.shared.runtime.stage import InputError, work_dir
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 EXPERIMENT_NAME = "polymuse"
 SQLITE_PREFIX = "sqlite:///"
 OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
+DAMAGED_MESSAGES = ("database disk image is malformed", "file is not a database")  # of SQLite
 PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
 MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 
@@ -39,7 +44,7 @@ _MLFLOW_ENV_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # jitter would use the stage's random state
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address may contain a password
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it logs the errors that it raises
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _METRICS_PER_BATCH = 1000  # limit of one call of MLflow's API
@@ -84,18 +89,30 @@ class MlflowStore:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):  # concurrent creation of the tables fails
+                if database and _is_cut(database):
+                    raise sqlite3.DatabaseError(DAMAGED_MESSAGES[0])
                 self.client = MlflowClient(uri)
                 self.experiment = _get_or_create_experiment(self.client, database)
         except Exception as error:  # drivers, sockets and databases have their own types
             if database and OLD_SCHEMA_MESSAGE in str(error):
                 raise InputError(
-                    f"{database} was written by an older MLflow: make a copy of it, then run "
-                    f"`mlflow db upgrade {uri}`"
+                    f"{database} was written by an older MLflow: run `polymuse doctor --fix`, "
+                    f"or copy it, then run `mlflow db upgrade {uri}`"
                 ) from None
+            damages = [message for message in DAMAGED_MESSAGES if message in str(error)]
+            if database and damages:
+                raise InputError(
+                    f"{database} is damaged ({damages[0]}): run `polymuse doctor --fix`, which "
+                    "moves it aside, or restore a copy"
+                ) from None
+            fix = (
+                "run `polymuse doctor`, and end what else uses it"
+                if database
+                else "start that server, or unset the variable to use mlflow.db"
+            )
             raise InputError(
                 f"MLFLOW_TRACKING_URI: {redact_secrets(uri)} cannot be used "
-                f"({error_reason(error)}): start that server, or unset the variable to use "
-                "mlflow.db"
+                f"({error_reason(error)}): {fix}"
             ) from None
 
     @_raises_tracking_error
@@ -235,6 +252,17 @@ def _database_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
 
 
+def _is_cut(database: Path) -> bool:
+    """Whether the last page is not whole: SQLite reads what is missing as zeros."""
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            return is_cut(connection, database)
+        except sqlite3.OperationalError:  # in use: MLflow waits for it, or names the reason
+            return False
+
+
 def _project_root() -> Path:
     """The folder of dvc.yaml; in a temporary workspace of `dvc exp`, that of the project."""
     current = Path.cwd()
@@ -325,14 +353,11 @@ def _truncate_value(value: str) -> str:
     return value if len(value) <= _MAX_VALUE_LENGTH else f"{value[: _MAX_VALUE_LENGTH - 3]}..."
 
 
-def redact_secrets(text: str) -> str:
-    """`text` with addresses stripped of user, password and query."""
-    return re.sub(r"(\w+://)[^/\s]*@", r"\1", re.sub(r"(\w+://[^\s?]*)\?\S*", r"\1", text))
-
-
 def error_reason(error: Exception) -> str:
     """The message of an error on one line, without passwords, at most 200 characters."""
     text = redact_secrets(" ".join(str(error).split()))
     if "failed with exception" in text or "Max retries" in text:
         return "it does not answer"
+    if reason := re.search(r"\(sqlite3\.\w+\) (.+?)(?: \[SQL: |$)", text):
+        return reason[1]
     return text[:200] or type(error).__name__

@@ -21,11 +21,9 @@ from types import ModuleType
 
 from filelock import FileLock, Timeout
 
+from stages.shared.runtime.errors import InputError, report_errors, work_dir
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class InputError(Exception):
-    """Wrong input. The message is one sentence: the file or field, the problem, the fix."""
 
 
 def kill_when_parent_dies() -> None:
@@ -36,11 +34,6 @@ def kill_when_parent_dies() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def work_dir() -> Path:
-    """The folder of checkpoints, caches and locks: POLYMUSE_HOME, or .polymuse in the project."""
-    return Path(os.environ.get("POLYMUSE_HOME", ".polymuse")).absolute()
 
 
 def allow_downloads() -> bool:
@@ -71,16 +64,11 @@ def model_load_error(description: str, alternatives: str, error: Exception) -> I
 def stage_process() -> Iterator[None]:
     """Run the block as the process of a stage.
 
-    The process is killed when its parent ends. An InputError becomes one sentence on standard error
-    and exit code 1.
+    The process is killed when its parent ends, and an error is one sentence, see errors.py.
     """
     kill_when_parent_dies()
-    try:
+    with report_errors():
         yield
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
 
 
 def run_stage(main: Callable[..., None]) -> None:

@@ -209,7 +209,7 @@ def _detect_killed_run(store: Store, name: str) -> Iterator[Callable[[str], Any]
         return
     try:
         if id_file.exists():
-            store.mark_killed(id_file.read_text())
+            store.mark_killed(id_file.read_text(errors="replace"))
         yield id_file.write_text
     finally:
         id_file.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """Checkpoints of training runs under POLYMUSE_HOME, and the key that identifies a run."""
 
 import os
+import sys
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import nn
@@ -60,8 +62,11 @@ class Checkpoint:
         self.path = self.folder / f"{key}.pt"
 
     def read(self) -> dict[str, Any] | None:
-        """The stored state, None if there is none under this key."""
+        """The stored state, None if there is none under this key, or a damaged one."""
         if not self.path.exists():
+            return None
+        if _is_damaged(self.path):
+            print(f"warning: {self.path} is damaged: training starts again", file=sys.stderr)
             return None
         return torch.load(self.path, map_location=get_device(), weights_only=True)
 
@@ -77,3 +82,15 @@ class Checkpoint:
         for other in self.folder.glob("*.pt"):
             if other != self.path:
                 other.unlink()
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file of torch.save, a zip archive, lacks a part or has one with a wrong checksum.
+
+    Errors of torch.load do not tell: it raises OSError and RuntimeError, also without memory.
+    """
+    try:
+        with ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except BadZipFile:
+        return True

@@ -107,14 +107,6 @@ def test_an_input_error_is_one_sentence_without_a_traceback():
     assert (process.returncode, errors) == (1, "error: params.yaml: a is 1: give 2\n")
 
 
-def test_other_errors_keep_their_traceback():
-    process = start_python(
-        "from stages.shared.runtime.stage import stage_process\nwith stage_process(): assert False"
-    )
-    assert "Traceback" in process.communicate()[1]
-    assert process.returncode == 1
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="uses PR_SET_PDEATHSIG")
 def test_a_stage_dies_with_the_process_that_started_it():
     stage = """
