@@ -120,4 +120,5 @@ class MiniLMTokenizer:
         return {"input_ids": [encoding.ids for encoding in encodings]}
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [self._tokenizer.id_to_token(number) for number in ids]
+        tokens = map(self._tokenizer.id_to_token, ids)
+        return [token for token in tokens if token is not None]  # ids are the tokenizer's own
