@@ -134,7 +134,7 @@ class TextLabeler:
 
     @property
     def _uses_patches(self) -> bool:
-        return self.uses_images and self.classifier.codec.image_size is None
+        return self.uses_images and self.classifier.codec.reads_patches
 
     def check_input(self, has_text: bool, has_image: bool, name: str) -> None:
         """Raises InputError if the model cannot label such an item, called `name` in messages."""

@@ -62,6 +62,7 @@ def prepare(
     task = muse_dataset.TASK_BY_CORPUS_KIND[kind]
     classifier = muse_checkpoint.create(run, network, rows["train"], task, features)
     items = classifier.build_dataset(rows["train"], features, corpus.images)
+    muse_checkpoint.fit_image_normalization(classifier, items)
     validation = classifier.build_dataset(rows["validation"], features, corpus.images)
     validate = None
     if len(validation):

@@ -263,7 +263,11 @@ def test_a_classifier_of_memes_cannot_use_posts(params):
         ("image.grid_size", 0, "image.grid_size is 0: give 1 or more"),
         ("image.image_size", 32, "image.image_size is 32: give 33 or more"),
         ("eval_batch_size", 0, "classifiers.mm_orient.eval_batch_size is 0: give 1 or more"),
-        ("image.encoder", "vgg", "image.encoder is 'vgg': choose one of patches | resnet18 |"),
+        (
+            "image.encoder",
+            "vgg",
+            "image.encoder is 'vgg': choose one of patches | resnet18 |",
+        ),
         ("task_features.max_subwords", 0, "task_features.max_subwords is 0: give 1 or more"),
     ],
 )

@@ -32,11 +32,18 @@ RUNTIME_CODE.add(Path("stages/__init__.py"))
 ONLY_SOME_ROWS = {
     "ingest": {"stages/datasets/common"},  # helpers of the formats with files
     "train_classifier": {
+        "stages/shared/backbones/efficientnet.py",
+        "stages/shared/pretrained/efficientnet_lite0.py",
         "stages/shared/metrics",
         "stages/shared/training",
         "stages/shared/modeling",
     },
-    "classify": {"stages/shared/training", "stages/shared/modeling"},
+    "classify": {
+        "stages/shared/backbones/efficientnet.py",
+        "stages/shared/pretrained/efficientnet_lite0.py",
+        "stages/shared/training",
+        "stages/shared/modeling",
+    },
     "evaluate_classifier": {"stages/shared/metrics/alignment.py"},
 }
 

@@ -24,7 +24,7 @@ from stages.models.muse.dataset import (
 from stages.models.muse.model import InputDims, ModelConfig, MusePredictions
 from stages.models.muse.patch_pooling import PatchPooling
 from stages.models.muse.show_attend_tell import Vocabulary
-from stages.shared.backbones import bert, resnet
+from stages.shared.backbones import bert, efficientnet, resnet
 from stages.shared.backbones.classifier import (
     PRECOMPUTED_PATCHES,
     TEXT_ENCODER_DIR,
@@ -35,12 +35,16 @@ from stages.shared.backbones.classifier import (
     read_model_config,
     save_classifier,
 )
+from stages.shared.backbones.efficientnet import EfficientNetLite0
 from stages.shared.backbones.resnet import ResNet
 from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.data import image_store
 from stages.shared.features.store import Features
+from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.schedule import Schedule
+
+ImageEncoder = PatchPooling | EfficientNetLite0 | ResNet
 
 
 @config_class
@@ -55,15 +59,22 @@ class MuseTextConfig:
 
 @config_class
 class MuseImageConfig:
-    encoder: Literal["patches", resnet.ResNetName] = Field(
-        description="patches of the aligned encoder, or a ResNet on pixels"
+    encoder: Literal["patches", "efficientnet-lite0", resnet.ResNetName] = Field(
+        description="patches of the aligned encoder, efficientnet-lite0, or a ResNet on pixels"
     )
     weights: resnet.ResNetWeights = Field(description="initial weights of a ResNet")
+    num_tuned_blocks: int = Field(
+        ge=1,
+        le=efficientnet_lite0.NUM_BLOCKS,
+        description="last blocks of efficientnet-lite0 that are trained",
+    )
     image_size: int = Field(
         ge=resnet.MIN_IMAGE_SIZE, description="side of a ResNet's input images, pixels"
     )
     grid_size: int = Field(ge=1, description="cells a side; patches or pixels are averaged to them")
-    lr_multiplier: float = Field(ge=0, description="a ResNet's learning rate, relative")
+    lr_multiplier: float = Field(
+        ge=0, description="learning rate of efficientnet-lite0 or a ResNet, relative"
+    )
 
 
 @config_class
@@ -106,6 +117,16 @@ class MuseClassifier:
             for row, index in zip(names, indices, strict=True):
                 row += [OUTSIDE_TAG] * items.num_truncated_words(index)
         return names
+
+
+def fit_image_normalization(classifier: MuseClassifier, items: TextImageDataset) -> None:
+    """Standardize the cells of an EfficientNet by those of the images in `items`."""
+    blocks = classifier.codec.frozen_blocks
+    names = sorted({row["image"] for row in items.rows} - {None})
+    if blocks and names:
+        encoder = classifier.model.image_encoder
+        assert isinstance(encoder, EfficientNetLite0)
+        encoder.fit_normalization(items.stack_image_states(blocks, names).to(get_device()))
 
 
 def lr_multipliers(run: MuseRun, network: ModelConfig) -> dict[str, float]:
@@ -171,10 +192,12 @@ def collect_patches(rows: list[dict], features: Features, grid: int) -> Tensor:
     return torch.from_numpy(features.patches[indices]).float()
 
 
-def build_image_encoder(image: MuseImageConfig, patches: tuple[int, int]) -> ResNet | PatchPooling:
-    """The module that computes cells from pixels or patches; patches: their number and width."""
+def build_image_encoder(image: MuseImageConfig, patches: tuple[int, int]) -> ImageEncoder:
+    """The module that computes cells from images; patches: their number and width."""
     if image.encoder == PRECOMPUTED_PATCHES:
         return PatchPooling(*patches, image.grid_size)
+    if image.encoder == efficientnet.NAME:
+        return EfficientNetLite0(image.num_tuned_blocks, image.grid_size)
     return ResNet(image.encoder, image.weights, image.grid_size)
 
 
@@ -182,6 +205,7 @@ def _build_classifier(model: muse_model.Model, config: dict) -> MuseClassifier:
     network = model.network
     image = build_config(MuseImageConfig, config["picture"], "config.json")
     generator = network.image_generation.decoder if network.use_image_generation else None
+    encoder = None if network.fusion == "text" else model.image_encoder
     codec = LabelCodec(
         task=config["shapes"]["task"],
         text_encoder=model.text_encoder,
@@ -190,15 +214,16 @@ def _build_classifier(model: muse_model.Model, config: dict) -> MuseClassifier:
         max_caption_ids=network.captioning.max_length,
         drawing_size=generator.image_size if generator else None,
         image_size=None if image.encoder == PRECOMPUTED_PATCHES else image.image_size,
+        frozen_blocks=encoder.frozen if isinstance(encoder, EfficientNetLite0) else None,
     )
     return MuseClassifier(muse_model, model, codec, config)
 
 
 def save(classifier: MuseClassifier, folder: Path, encoder: Path) -> None:
     """Write the classifier and, if it reads patches, a copy of the aligned encoder."""
-    reads_patches = classifier.codec.image_size is None
+    codec = classifier.codec
     save_classifier(
-        folder, classifier, classifier.codec.text_encoder, encoder if reads_patches else None
+        folder, classifier, codec.text_encoder, encoder if codec.reads_patches else None
     )
 
 

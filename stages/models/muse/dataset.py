@@ -5,7 +5,8 @@ A batch of B items, whose texts have at most L subwords and W words, is a dict o
     pieces_mask (B, L) bool    true at subwords
     first, word_mask (B, W)    tweets: index of each word's first subword; true at words
     has_text, has_picture (B,) bool
-    picture (B, P, D_v) or (B, 3, S, S)    patches or pixels of the image, zeros without one
+    picture (B, P, D_v), (B, 3, S, S) or (B, C, H, W)    patches or pixels of the image, or states
+        of frozen blocks (stages/shared/backbones/efficientnet.py); zeros without an image
     drawing (B, 3, s, s)       the image in [-1, 1], zeros without one; if images are generated
     caption (B, C)             the text as ids of the caption vocabulary, padded with 0
     tags (B, W) or label (B,)  indices of the codec's labels; 0 for a label not in the train split
@@ -18,10 +19,12 @@ from typing import Literal
 import numpy as np
 import regex
 import torch
+from torch import Tensor
 
 from stages.models.muse import pixelcnn, show_attend_tell
 from stages.shared.backbones import resnet
 from stages.shared.backbones.bert import UNSPACED_SCRIPTS, TextEncoder, split_words
+from stages.shared.backbones.efficientnet import FrozenBlocks
 from stages.shared.core import schemas
 from stages.shared.data.records import SPLITS
 from stages.shared.features.store import Features
@@ -50,6 +53,12 @@ class LabelCodec:
     max_caption_ids: int  # maximum length of a caption, both ends included
     drawing_size: int | None  # side of generated images, pixels; None: no images are generated
     image_size: int | None  # side of input images, pixels; None: the model reads patches
+    frozen_blocks: FrozenBlocks | None  # of an EfficientNet, which reads their states
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether the images are read as patches of the aligned encoder."""
+        return self.image_size is None
 
     def label_id(self, name: str) -> int:
         """The index of a label; 0 if it does not occur in the train split."""
@@ -97,9 +106,10 @@ class TextImageDataset:
         self, rows: list[dict], codec: LabelCodec, features: Features, files: dict[str, bytes]
     ):
         self.rows, self.codec, self.features = rows, codec, features
-        self.files = {} if codec.image_size is None else files
+        self.files = {} if codec.reads_patches else files
         self.subwords = [codec.text_encoder.tokenize(get_words(row)) for row in rows]
         self.hidden_states: list[np.ndarray] | None = None
+        self.image_states: dict[str, np.ndarray] | None = None
         self.captions = [
             codec.vocabulary.encode(get_caption_words(row), codec.max_caption_ids) for row in rows
         ]
@@ -111,10 +121,12 @@ class TextImageDataset:
         self.num_truncated = sum(self.num_truncated_words(index) > 0 for index in range(len(rows)))
 
     def cache_hidden_states(self) -> "TextImageDataset":
-        """Compute the output of the frozen encoder layers for all texts, or load it from cache."""
+        """Compute what frozen layers and blocks make of all texts and images, or load it."""
         self.hidden_states = self.codec.text_encoder.encode_frozen(
             [text.ids for text in self.subwords]
         )
+        if self.codec.frozen_blocks is not None:
+            self.image_states = self.codec.frozen_blocks.encode_cached(self.files)
         return self
 
     def __len__(self) -> int:
@@ -155,7 +167,7 @@ class TextImageDataset:
         return {"drawing": targets}
 
     def _image_inputs(self, images: list[str | None]) -> Batch:
-        """Patches that embed computed, or normalized pixels."""
+        """Patches that embed computed, states of frozen blocks, or normalized pixels."""
         side = self.codec.image_size
         if side is None:
             all_patches = self.features.patches
@@ -164,11 +176,24 @@ class TextImageDataset:
                 if image is not None:
                     patches[index] = all_patches[self.features.image_index[image]]
             return {"picture": torch.from_numpy(patches)}
+        if self.codec.frozen_blocks is not None:
+            return {"picture": self.stack_image_states(self.codec.frozen_blocks, images)}
         pixels = torch.zeros(len(images), 3, side, side)
         for index, image in enumerate(images):
             if image is not None:
                 pixels[index] = resnet.normalize_pixels(resnet.load_pixels(self.files[image], side))
         return {"picture": pixels}
+
+    def stack_image_states(self, blocks: FrozenBlocks, images: list[str | None]) -> Tensor:
+        """States of the frozen blocks.  -> (B, C, H, W), zeros without an image"""
+        states = self.image_states
+        if states is None:
+            states = blocks.encode({image: self.files[image] for image in images if image})
+        stacked = np.zeros((len(images), *blocks.shape), np.float32)
+        for index, image in enumerate(images):
+            if image is not None:
+                stacked[index] = states[image]
+        return torch.from_numpy(stacked)
 
     def _label_targets(self, indices: list[int]) -> Batch:
         gold = [get_gold_labels(self.rows[index]) for index in indices]

@@ -73,6 +73,7 @@ from stages.shared.training.loop import LossTerms
 if TYPE_CHECKING:
     from stages.models.muse.patch_pooling import PatchPooling
     from stages.shared.backbones.bert import TextEncoder
+    from stages.shared.backbones.efficientnet import EfficientNetLite0
     from stages.shared.backbones.resnet import ResNet
 
 KINDS = ("tweets", "posts")  # supported kinds of corpora
@@ -365,7 +366,7 @@ class Model(nn.Module):
         network: ModelConfig,
         shapes: InputDims,
         text_encoder: "TextEncoder",
-        image_encoder: "ResNet | PatchPooling",
+        image_encoder: "PatchPooling | EfficientNetLite0 | ResNet",
     ):
         super().__init__()
         self.network, self.shapes, self.text_encoder = network, shapes, text_encoder

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.shared.encoders import efficientnet_lite0
 from stages.shared.encoders.base import save_encoder_config
 from stages.shared.encoders.minilm_tower import LANGUAGES, MiniLMEncoder, MiniLMTower
+from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.runtime.stage import InputError
 
 KIND = "efficientnet-lite0"

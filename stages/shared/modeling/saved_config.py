@@ -1,4 +1,4 @@
-"""Key names in the config.json of trained models: renames the keys that earlier versions wrote.
+"""Keys in the config.json of trained models: renames and adds to those of earlier versions.
 
 The config of a model holds the sections `network`, `text`, `picture` and `task_features`, whose
 keys are those of params.yaml at the time of training.
@@ -87,6 +87,10 @@ TASK_FEATURE_KEYS = {
 }
 
 
+# Keys of the section `picture` that earlier versions lacked, by model, with values of no effect.
+NEW_IMAGE_KEYS: dict[str, dict[str, Any]] = {"muse": {"num_tuned_blocks": 1}}
+
+
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """The content of a config.json with the keys of today; without old keys, an equal copy."""
     renamed = {
@@ -95,11 +99,14 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         "picture": IMAGE_KEYS,
         "task_features": TASK_FEATURE_KEYS,
     }
-    return config | {
+    upgraded = config | {
         section: rename_keys(config[section], keys)
         for section, keys in renamed.items()
         if section in config
     }
+    if "picture" in config:
+        upgraded["picture"] = NEW_IMAGE_KEYS.get(config["model"], {}) | upgraded["picture"]
+    return upgraded
 
 
 def rename_keys(

@@ -12,6 +12,7 @@ from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import MuseClassifier
 from stages.shared.backbones import resnet
 from stages.shared.backbones.classifier import load_model_config
+from stages.shared.backbones.efficientnet import EfficientNetLite0
 from stages.shared.features import store as feature_store
 from stages.shared.runtime.stage import InputError
 from tests.support import muse_corpus
@@ -20,6 +21,11 @@ from tests.support.muse_corpus import CORPUS_KINDS
 RESNET = {
     "classifiers.muse_sentiment.image.encoder": "resnet18",
     "classifiers.muse_sentiment.image.image_size": 64,
+    "classifiers.muse_sentiment.image.grid_size": 2,
+    "classifiers.muse_sentiment.training.max_steps": 2,
+}
+EFFICIENTNET = {
+    "classifiers.muse_sentiment.image.encoder": "efficientnet-lite0",
     "classifiers.muse_sentiment.image.grid_size": 2,
     "classifiers.muse_sentiment.training.max_steps": 2,
 }
@@ -73,8 +79,13 @@ def predict_test_split(classifier: MuseClassifier, folders, kind):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("muse_entities", None), ("muse_sentiment", None), ("muse_sentiment", RESNET)],
-    ids=["entities", "sentiment", "resnet18"],
+    [
+        ("muse_entities", None),
+        ("muse_sentiment", None),
+        ("muse_sentiment", RESNET),
+        ("muse_sentiment", EFFICIENTNET),
+    ],
+    ids=["entities", "sentiment", "resnet18", "efficientnet-lite0"],
 )
 def test_a_restored_classifier_predicts_the_same_without_params_or_network(
     make_project, go_offline, name, changes
@@ -89,7 +100,7 @@ def test_a_restored_classifier_predicts_the_same_without_params_or_network(
     assert predict_test_split(restored, corpus, kind) == expected
     assert restored.config == classifier.config and not restored.model.training
     copied = (folder / "model" / "encoder" / "encoder.json").exists()
-    assert copied == (changes is not RESNET)  # a ResNet reads pixels, not patches
+    assert copied == (changes is None)  # the others do not read patches of the aligned encoder
 
 
 def test_the_weights_of_an_installed_package_are_not_saved(make_project, go_offline):
@@ -143,8 +154,9 @@ def test_the_weights_of_an_installed_package_are_not_saved(make_project, go_offl
         (
             "classifiers.muse_sentiment.image.encoder",
             "resnet19",
-            "image.encoder is 'resnet19': choose one of patches | resnet18 | resnet34 |",
+            "image.encoder is 'resnet19': choose one of patches | efficientnet-lite0 | resnet18 |",
         ),
+        ("classifiers.muse_sentiment.image.num_tuned_blocks", 17, "is 17: give 16 or less"),
         ("models.muse.network.theta", 1.0, "models.muse.network.theta is 1.0: give less than 1"),
         ("models.muse.network.captioning.max_length", 2, "captioning.max_length is 2: give 3"),
         ("models.muse.network.captioning.decoder.embedding_dim", 0, "decoder.embedding_dim is 0"),
@@ -252,6 +264,18 @@ def test_a_corpus_without_images_has_placeholder_dimensions(make_project):
 def test_a_resnet_has_the_cells_of_its_grid(make_project):
     shapes = create_classifier(make_project(RESNET)).config["shapes"]
     assert (shapes["cells"], shapes["cell_width"]) == (4, 512)
+
+
+def test_an_efficientnet_is_trained_with_the_model(make_project):
+    folder = make_project(EFFICIENTNET)
+    corpus = muse_corpus.write_corpus(folder, "posts")
+    trained = muse_corpus.train_classifier("muse_sentiment", corpus).model.image_encoder
+    initial = EfficientNetLite0(1, grid=2).last.state_dict()
+    changed = {
+        name for name, value in trained.last.state_dict().items() if (value != initial[name]).any()
+    }
+    assert changed == {name for name, _ in trained.last.named_parameters()}
+    assert (trained.standardise.deviation != 1).all()  # fitted to the train images
 
 
 def test_pretrained_weights_have_their_own_learning_rates(make_project):

