@@ -184,7 +184,13 @@ def score_test(
     compared = {}
     if baselines is not None:
         compared["baselines"] = compute_baselines(
-            baselines, rows, scores, tokenizers, meteor_jar, config
+            baselines,
+            rows,
+            scores,
+            tokenizers,
+            meteor_jar,
+            config.num_bootstrap_samples,
+            config.seed,
         )
     scores["bert_score"] = text_scores.compute_sampled_bert_score(
         rows, config.max_bertscore_samples

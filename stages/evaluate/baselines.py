@@ -5,7 +5,7 @@ of records, so that those of differences are paired.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,18 +28,6 @@ BASELINE_NAMES = {
 COMPARED_SCORES = {"cider": "CIDEr", "rouge_l": "ROUGE-L"}  # both are means over items
 
 
-class BootstrapConfig(Protocol):
-    @property
-    def num_bootstrap_samples(self) -> int:
-        """Resamples for the standard errors."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Seed of the resampling."""
-        ...
-
-
 @dataclass(frozen=True)
 class BaselineTexts:
     """What stages/predict writes for the baselines of a run."""
@@ -59,20 +47,18 @@ def compute_statistics(totals: np.ndarray) -> np.ndarray:
 
 
 def compare_systems(
-    scores: np.ndarray, records: list[str], config: BootstrapConfig
+    scores: np.ndarray, records: list[str], draws: int, seed: int
 ) -> list[dict[str, Any]]:
     """The mean score of each system, and the difference of the first one and it.
 
-    scores (items, S); records: of each item, the unit of the bootstrap
+    scores (items, S); records: of each item, the unit of the bootstrap; draws: its samples
     """
     names, rows = np.unique(records, return_inverse=True)
     sums = np.zeros((len(names), scores.shape[1], 2))
     np.add.at(sums[..., 0], rows, scores)
     np.add.at(sums[..., 1], rows, 1)
     values = compute_statistics(sums.sum(0)[None])[0].reshape(2, -1).tolist()
-    errors = bootstrap_standard_errors(
-        sums, compute_statistics, config.num_bootstrap_samples, config.seed
-    )
+    errors = bootstrap_standard_errors(sums, compute_statistics, draws, seed)
     errors = errors.reshape(2, -1).tolist()
     means, differences = (
         [{"value": value, "standard_error": error} for value, error in zip(*part, strict=True)]
@@ -112,12 +98,14 @@ def compute_baselines(
     model_scores: dict[str, CorpusScore],
     tokenizers: dict[str, TokenizerName],
     meteor_jar: MeteorJar,
-    config: BootstrapConfig,
+    draws: int,
+    seed: int,
 ) -> dict[str, Any]:
     """`baselines` of metrics.json: scores, differences to the model, and a sentence for each.
 
-    model_rows: predictions of the test items; model_scores: their token scores. `comparison` is
-    about the baseline with the highest compared score; absent without baselines.
+    model_rows: predictions of the test items; model_scores: their token scores; draws, seed: of
+    the bootstrap. `comparison` is about the baseline with the highest compared score; it is absent
+    without baselines.
     """
     scores = {
         name: text_scores.compute_token_scores(rows, tokenizers, meteor_jar)
@@ -128,7 +116,7 @@ def compute_baselines(
     systems = [model_scores, *scores.values()]
     compared = choose_compared_score(systems)
     matrix = np.array([system[compared].item_scores for system in systems], float).T
-    model, *others = compare_systems(matrix, [row["record"] for row in model_rows], config)
+    model, *others = compare_systems(matrix, [row["record"] for row in model_rows], draws, seed)
     results = {
         name: text_scores.summarize_scores(scores[name])
         | result

@@ -1,5 +1,7 @@
 """Retrieved texts and shuffled images of a generator: small cases by hand, and properties."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ def unit_vectors(degrees) -> np.ndarray:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float16)
 
 
-def build_features(text_kind="encoder") -> Features:
+def build_features(text_kind: Literal["encoder", "learned"] = "encoder") -> Features:
     return Features(
         image_index={name: row for row, name in enumerate(ANGLES)},
         pooled=unit_vectors(ANGLES.values()),
