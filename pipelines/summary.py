@@ -30,6 +30,7 @@ COLUMNS: dict[str, list[MetricPath]] = {  # title -> candidate paths, the first 
     "accuracy": [("accuracy", "value")],
     "weighted F1": [("weighted_f1", "value")],
 }
+LEAD_OVER_BASELINE: MetricPath = ("baselines", "comparison", "difference", "value")
 
 
 def build_rows() -> list[dict[str, str]]:
@@ -104,22 +105,31 @@ def compare_skill(expected: dict[str, float]) -> str:
 
 
 def compare_baselines() -> str:
-    """A line per baseline that a classifier does not surely beat; "" if there is none.
+    """A line per baseline that a run does not surely beat; "" if there is none.
 
-    Compared are logistic regression or a CRF on both inputs and, if that is not the baseline of the
-    comparison, the majority class. Unlike skill, this needs no ceilings.
+    Compared are, for generators, all baselines; for classifiers, logistic regression or a CRF on
+    both inputs and, if that is not the baseline of the comparison, the majority class. Unlike
+    skill, this needs no ceilings.
     """
-    notes = []
-    for run, values in load_metrics().items():
-        if "baselines" not in values:
-            continue
-        comparison = values["baselines"]["comparison"]
-        if comparison["verdict"] != "better":
-            notes.append(f"{run}: {comparison['sentence']}")
-        majority = values["baselines"]["scores"]["majority"]["none"]
-        if comparison["baseline"] != "majority" and majority["verdict"] != "better":
-            notes.append(f"{run}: the majority class is not surely beaten.")
-    return "\n".join(notes)
+    return "\n".join(
+        f"{run}: {note}"
+        for run, values in load_metrics().items()
+        if "baselines" in values
+        for note in _list_unbeaten(values["baselines"])
+    )
+
+
+def _list_unbeaten(baselines: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each baseline that is not surely beaten."""
+    scores = baselines["scores"]
+    if "majority" not in scores:  # a generator
+        yield from (row["sentence"] for row in scores.values() if row["verdict"] != "better")
+        return
+    comparison = baselines["comparison"]
+    if comparison["verdict"] != "better":
+        yield comparison["sentence"]
+    if comparison["baseline"] != "majority" and scores["majority"]["none"]["verdict"] != "better":
+        yield "the majority class is not surely beaten."
 
 
 def _find_verdicts(metrics: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -172,11 +182,14 @@ def list_warnings() -> list[str]:
 
 
 def collect_metrics() -> dict[str, float]:
-    """The metrics of the table by dotted name, e.g. flexmuse.skill.value."""
+    """The metrics of the table and the lead over the compared baseline, by dotted name.
+
+    For example flexmuse.skill.value.
+    """
     return {
         ".".join([run, *path]): value
         for run, metrics in load_metrics().items()
-        for paths in COLUMNS.values()
+        for paths in [*COLUMNS.values(), [LEAD_OVER_BASELINE]]
         for path, value in _first_value(metrics, paths)
     }
 

@@ -51,7 +51,12 @@ class ServedGenerator:
         # Greedy decoding; `polymuse write` offers beam search and sampling.
         batch_size = max(1, len(items))
         greedy = GenerationConfig(
-            num_beams=1, temperature=0.0, top_p=1.0, seed=0, batch_size=batch_size
+            num_beams=1,
+            temperature=0.0,
+            top_p=1.0,
+            no_repeat_ngram_size=0,
+            seed=0,
+            batch_size=batch_size,
         )
         articles = self.generator.generate([[item] for item in items], greedy)
         return [self.input_rules.clean_text(text.text) for (text,) in articles]

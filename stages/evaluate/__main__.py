@@ -4,7 +4,7 @@ python -m stages.evaluate --run RUN --ingest INGEST --predictions PREDICTIONS --
 
 reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample corpora only
         PREDICTIONS/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
-        attentions.parquet
+        attentions.parquet, baselines.parquet, summary.json
 writes  OUTPUT/metrics.json     the final phase at the top level; if that is the preference phase,
                                 the SFT phase under `sft`
         OUTPUT/items.parquet    the scores of each generated text
@@ -13,7 +13,8 @@ writes  OUTPUT/metrics.json     the final phase at the top level; if that is the
 Metrics are computed on the test split with both inputs, except for `validation` (cheap metrics, to
 select settings by), `single_modality` (the same weights with only the topic or only the image) and
 `foils`. `gain` is the change by the preference phase, over pairs of the same article or chunk in
-both phases.
+both phases. `baselines` compares the final phase with retrieved training texts and with itself on
+shuffled images.
 """
 
 import json
@@ -24,9 +25,11 @@ from statistics import fmean
 from typing import Any
 
 from stages.evaluate import reward_gains, text_metrics, text_scores
-from stages.evaluate.text_metrics import CorpusScore, MeteorJar, TokenizerName
+from stages.evaluate.baselines import BaselineTexts, compute_baselines
+from stages.evaluate.text_metrics import CorpusScore, MeteorJar
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
+from stages.shared.data.tokenization import TokenizerName
 from stages.shared.metrics import attention, diagnostics
 from stages.shared.metrics.common import (
     PHASES,
@@ -59,6 +62,10 @@ class EvaluateConfig:
     )
     max_reward_samples: int = Field(description="articles per split that rewards are computed for")
     meteor_timeout: float = Field(description="timeout of METEOR's Java process, seconds")
+    num_bootstrap_samples: int = Field(
+        ge=1, description="resamples for the standard errors of differences to baselines"
+    )
+    seed: int = Field(description="seed of the resampling")
     max_below_ceiling: float = Field(description="tolerance below the single-modality ceiling")
     max_above_ceiling_standard_errors: float = Field(description="tolerance above that ceiling")
     max_masked_fraction: float = Field(
@@ -166,6 +173,7 @@ def build_item_rows(
 
 def score_test(
     rows: list[dict],
+    baselines: BaselineTexts | None,
     truth: SampleGroundTruth | None,
     meteor_jar: MeteorJar,
     config: EvaluateConfig,
@@ -173,6 +181,17 @@ def score_test(
     """All metrics of the test items of one phase with both inputs, and its item rows."""
     tokenizers = text_scores.select_primary_tokenizers(config.tokenizers)
     scores = text_scores.compute_token_scores(rows, tokenizers, meteor_jar)
+    compared = {}
+    if baselines is not None:
+        compared["baselines"] = compute_baselines(
+            baselines,
+            rows,
+            scores,
+            tokenizers,
+            meteor_jar,
+            config.num_bootstrap_samples,
+            config.seed,
+        )
     scores["bert_score"] = text_scores.compute_sampled_bert_score(
         rows, config.max_bertscore_samples
     )
@@ -181,6 +200,7 @@ def score_test(
         "records": len({row["record"] for row in rows}),
         **text_scores.summarize_scores(scores),
         "measured_by": text_scores.describe_scorers(rows, tokenizers, scores),
+        **compared,
     }
     extra_scores = text_scores.compute_extra_tokenizer_scores(rows, config.tokenizers, meteor_jar)
     metrics |= {"by_tokenizer": extra_scores} if extra_scores else {}
@@ -247,17 +267,18 @@ def score_phase(
     rows: list[dict],
     foils: list[dict],
     traces: AttentionTraces,
+    baselines: BaselineTexts | None,
     truth: SampleGroundTruth | None,
     meteor_jar: MeteorJar,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], list[dict]]:
-    """The metrics of one phase and its item rows."""
+    """The metrics of one phase and its item rows; baselines: to compare it with."""
 
     def select(split: str, inputs: str) -> list[dict]:
         return [row for row in rows if (row["split"], row["inputs"]) == (split, inputs)]
 
     test = select("test", "both")
-    metrics, items = score_test(test, truth, meteor_jar, config)
+    metrics, items = score_test(test, baselines, truth, meteor_jar, config)
     # If no topic is informative, the image alone is the same as both inputs.
     if truth is not None and "topic" in truth.ceilings["test"]:
         for inputs in ("topic", "picture"):
@@ -322,6 +343,7 @@ def evaluate_predictions(
     rows: list[dict],
     foils: list[dict],
     traces: AttentionTraces,
+    baselines: BaselineTexts,
     truth: SampleGroundTruth | None,
     embedder: Embedder | None,
     meteor_jar: MeteorJar,
@@ -334,7 +356,13 @@ def evaluate_predictions(
         if phase_rows := [row for row in rows if row["phase"] == phase]:
             phase_foils = [row for row in foils if row["phase"] == phase]
             metrics, item_rows = score_phase(
-                phase_rows, phase_foils, traces.select_phase(phase), truth, meteor_jar, config
+                phase_rows,
+                phase_foils,
+                traces.select_phase(phase),
+                None if by_phase else baselines,  # the final phase comes first
+                truth,
+                meteor_jar,
+                config,
             )
             by_phase[phase] = add_rewards(metrics, rewards, phase)
             items += item_rows
@@ -363,6 +391,12 @@ def main(
     rows = schemas.read_predictions(predictions)
     foils = schemas.read_parquet(predictions / "foils.parquet", schemas.FOIL_SCORES)
     traces = diagnostics.load_traces(predictions)
+    summary = schemas.read_json(predictions / "summary.json")
+    baselines = BaselineTexts(
+        summary["model"],
+        schemas.read_parquet(predictions / "baselines.parquet", schemas.BASELINES),
+        summary["omitted_baselines"],
+    )
     embedder = load_embedder("minilm", [row["language"] for row in rows], rewards_config)
     with tracking.start_run(
         stage="evaluate", name=run, params={"evaluate": asdict(config)}
@@ -371,7 +405,7 @@ def main(
             truth = load_ground_truth(ingest)
             with MeteorJar(config.meteor_timeout) as meteor_jar:
                 metrics, tables = evaluate_predictions(
-                    rows, foils, traces, truth, embedder, meteor_jar, config
+                    rows, foils, traces, baselines, truth, embedder, meteor_jar, config
                 )
             metrics = round_metrics(metrics)
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)

@@ -8,13 +8,8 @@ and each additional one gets scores of its own.
 from typing import Any
 
 from stages.evaluate import text_metrics
-from stages.evaluate.text_metrics import (
-    CorpusScore,
-    MeteorJar,
-    TokenizedPrediction,
-    TokenizerName,
-    tokenize_text,
-)
+from stages.evaluate.text_metrics import CorpusScore, MeteorJar, TokenizedPrediction
+from stages.shared.data.tokenization import TokenizerName, tokenize_text
 from stages.shared.metrics.common import evenly_spaced_indices
 
 PredictionRows = list[dict]  # of PREDICTIONS

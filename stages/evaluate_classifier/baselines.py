@@ -13,10 +13,11 @@ import numpy as np
 
 from stages.evaluate_classifier.common import EvaluateClassifierConfig, count_correct_labels
 from stages.shared.core import schemas
-from stages.shared.metrics.classification import (
+from stages.shared.metrics.classification import compute_f1, extract_lenient_entities
+from stages.shared.metrics.common import (
     bootstrap_standard_errors,
-    compute_f1,
-    extract_lenient_entities,
+    describe_difference,
+    judge_difference,
 )
 from stages.shared.runtime.stage import InputError
 
@@ -29,7 +30,6 @@ BASELINE_NAMES = {
     "crf": "a linear-chain CRF",
 }
 FEATURE_NAMES = {"both": "same", "text": "text", "picture": "image"}  # by inputs, most first
-SURE_STANDARD_ERRORS = 2  # a larger difference is sure
 
 
 def count_item(row: dict) -> tuple[int, int, int]:
@@ -105,27 +105,6 @@ def score_systems(
             result["tasks"] = {task: entry(number, system) for number, task in enumerate(tasks)}
         results.append(result)
     return results
-
-
-def judge_difference(difference: dict[str, float]) -> str:
-    """better | worse if the difference is larger than two standard errors, else unclear."""
-    margin = SURE_STANDARD_ERRORS * difference["standard_error"]
-    if abs(difference["value"]) > margin:  # false if the error is NaN
-        return "better" if difference["value"] > 0 else "worse"
-    return "unclear"
-
-
-def describe_difference(model: str, other: str, difference: dict[str, float]) -> str:
-    """One sentence; the number in parentheses is the standard error."""
-    value, error = difference["value"], difference["standard_error"]
-    if error != error:  # NaN
-        return f"{model} cannot be compared with {other}: there is only one item."
-    match judge_difference(difference):
-        case "better":
-            return f"{model} beats {other} by {value:.3f} ({error:.3f})."
-        case "worse":
-            return f"{model} is below {other} by {-value:.3f} ({error:.3f})."
-    return f"{model} does not differ surely from {other}: {value:+.3f} ({error:.3f})."
 
 
 def choose_baseline(systems: Iterable[System]) -> System:

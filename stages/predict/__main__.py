@@ -6,11 +6,12 @@ python -m stages.predict --run RUN --ingest INGEST --chunks CHUNKS --features FE
 reads   INGEST/foils.parquet (synthetic corpora only), CHUNKS/chunks.parquet, FEATURES and
         CHUNKS/features, SFT, PREFERENCE
 writes  OUTPUT/predictions.parquet, foils.parquet, gates.parquet, fusions.parquet,
-        attentions.parquet, summary.json
+        attentions.parquet, baselines.parquet, summary.json
 
 Test items with a topic get three texts: from both inputs, from the topic alone, from the image
 alone. For FlexMUSE the stage also stores the fusion's values for texts from both inputs, the
-attention of some of them, and the decisions of msaGate for every chunk of every split.
+attention of some of them, and the decisions of msaGate for every chunk of every split. Test items
+also get the texts of baselines.py; those from shuffled images are of the last phase.
 """
 
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from stages.predict import attention_traces
+from stages.predict import attention_traces, baselines
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data.records import SPLITS
@@ -53,6 +54,7 @@ class PredictConfig:
 
     splits: list[str] = Field(description="splits whose texts are generated")
     max_attention_samples: int = Field(ge=0, description="test items per phase with attention")
+    num_neighbors: int = Field(ge=1, description="train items that the consensus is chosen from")
 
 
 def mask_inputs(batch: Batch, inputs: str) -> Batch:
@@ -226,6 +228,34 @@ def predict_phase(
     return tables
 
 
+def build_baseline_rows(
+    generator: generators.AnyGenerator,
+    rows: list[dict],
+    train_rows: list[dict],
+    features: feature_store.Features,
+    num_neighbors: int,
+    generation_config: generators.GenerationConfig,
+) -> tuple[list[dict], dict[str, str]]:
+    """Rows of BASELINES for test chunks, and why a baseline was left out.
+
+    train_rows: the chunks that the generator learned from
+    """
+    max_chunks = generator.limits.max_images
+    retrieved, omitted = baselines.retrieve_texts(
+        rows, train_rows, features, max_chunks, num_neighbors
+    )
+    shuffled = baselines.shuffle_images(rows, generation_config.seed)
+    if not shuffled:
+        return retrieved, omitted | {"shuffled_images": baselines.ONE_RECORD}
+    dataset = generator.build_dataset(shuffled, features)
+    generated = [
+        row | {"baseline": "shuffled_images"}
+        for indices, generation in generate_batches(generator, dataset, "both", generation_config)
+        for row in build_prediction_rows(generator, dataset, indices, generation, "both")
+    ]
+    return retrieved + generated, omitted
+
+
 def main(
     config: PredictConfig,
     run: generators.GeneratorRun,
@@ -266,8 +296,23 @@ def main(
             run.generation.seed,
         )
         schemas.write_parquet(folder / "gates.parquet", gates, schemas.GATES)
-        counts = {split: len(rows[split]) for split in config.splits}
-        (folder / "summary.json").write_text(json.dumps({"chunks": counts}, indent=1))
+        baseline_rows, omitted = [], {}
+        if rows["test"]:
+            baseline_rows, omitted = build_baseline_rows(
+                generator,
+                rows["test"],
+                [row for row in rows["train"] if row["image"]],
+                cached,
+                config.num_neighbors,
+                run.generation,
+            )
+        schemas.write_parquet(folder / "baselines.parquet", baseline_rows, schemas.BASELINES)
+        summary = {
+            "model": generator.paper.MODEL_NAME,
+            "chunks": {split: len(rows[split]) for split in config.splits},
+            "omitted_baselines": omitted,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
 
 
 def cli(

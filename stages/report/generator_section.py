@@ -33,6 +33,12 @@ GATE_AND_FUSION_LABELS = {  # path in the metrics of a phase -> row of the table
     "object_attention.mass": "share of attention on the object",
     "object_attention.area": "share of the image area that the object covers",
 }
+BASELINE_LABELS = {
+    "nearest_image": "nearest training text by image",
+    "nearest_topic": "nearest training text by topic",
+    "consensus": "consensus of the nearest training images",
+    "shuffled_images": "the model with shuffled images",
+}
 PhaseMetrics = dict[str, Any]  # the metrics of one phase
 
 
@@ -160,6 +166,54 @@ class GeneratorSection:
                 source = get_nested(scored[0], f"{measured_by}.{name}")
                 rows.append({"label": labels[name], "values": values, "measured_by": source})
         return rows
+
+    def baseline_columns(self) -> list[str]:
+        """The titles of the scores in `baseline_rows`; the compared score is first."""
+        return [TEXT_SCORE_LABELS[name] for name in self._baseline_scores()]
+
+    def _baseline_scores(self) -> list[str]:
+        baselines = self.metrics["baselines"]
+        first = baselines.get("score", "cider")
+        names = [first, "cider", "rouge_l", "meteor", "meteor_exact_stem", "bleu_4"]
+        return [name for name in dict.fromkeys(names) if name in self.metrics]
+
+    def baseline_rows(self) -> list[dict[str, Any]]:
+        """Rows of the scores of baselines, then of the final phase: label, scores and difference.
+
+        scores: value, and a standard error for the compared one. difference: of the model and the
+        baseline; None for the model.
+        """
+        baselines = self.metrics["baselines"]
+        systems = [
+            (BASELINE_LABELS[name], scores, scores, scores["difference"])
+            for name, scores in baselines["scores"].items()
+        ]
+        systems.append((self.name, self.metrics, baselines.get("model", {}), None))
+        compared = baselines.get("score")
+        return [
+            {
+                "label": label,
+                "scores": [
+                    {
+                        "value": scores[name],
+                        "standard_error": errors["standard_error"] if name == compared else None,
+                    }
+                    for name in self._baseline_scores()
+                ],
+                "difference": difference,
+            }
+            | ({} if difference else {"total": True})
+            for label, scores, errors, difference in systems
+        ]
+
+    def baseline_notes(self) -> list[str]:
+        """The comparisons in words, and why a baseline was left out."""
+        baselines = self.metrics["baselines"]
+        omitted = [
+            f"No {BASELINE_LABELS[name]}: {reason}."
+            for name, reason in baselines["omitted"].items()
+        ]
+        return [*(scores["sentence"] for scores in baselines["scores"].values()), *omitted]
 
     def grounding_rows(self) -> list[dict[str, Any]]:
         """Rows of grounding by input: label, ceiling, and value with verdict by phase."""

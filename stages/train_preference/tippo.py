@@ -259,7 +259,11 @@ class PolishPPO:
         """One text per item, in one batch: its labels, and the texts of its chunks."""
         start = time.monotonic()
         sampling = replace(
-            self.run.generation, num_beams=1, temperature=self.config.temperature, top_p=1.0
+            self.run.generation,
+            num_beams=1,
+            temperature=self.config.temperature,
+            top_p=1.0,
+            no_repeat_ngram_size=0,
         )
         self.generator.model.eval()
         batch = self.train_dataset.dataset.batch(indices)

@@ -105,6 +105,18 @@ def test_tippo_generates_articles_and_captions_and_its_rewards_are_compared(proj
     assert columns <= set(header.split(","))
 
 
+@pytest.mark.parametrize("run", ["flexmuse", "tippo", "tippo_captions"])
+def test_each_generator_is_compared_with_its_baselines(project, run):
+    metrics = json.loads((project / f"data/12_evaluate/{run}/metrics.json").read_text())
+    names = {"nearest_image", "nearest_topic", "consensus", "shuffled_images"}
+    baselines, has_topics = metrics["baselines"], run != "tippo_captions"
+    assert baselines["scores"].keys() == (names if has_topics else names - {"nearest_topic"})
+    assert set(baselines["omitted"]) == (set() if has_topics else {"nearest_topic"})
+    assert baselines["model"]["value"] == pytest.approx(metrics["cider"], abs=1e-5)
+    page = (project / "data/14_report/index.html").read_text()
+    assert baselines["comparison"]["sentence"] in page
+
+
 @pytest.mark.parametrize("run", ["flexmuse", "tippo"])
 def test_every_test_chunk_is_generated_by_each_phase_from_each_input(project, run):
     rows = texts(project / f"data/11_predict/{run}/predictions.parquet")

@@ -118,9 +118,32 @@ def write_ingest(folder: Path, with_facts: bool = True) -> None:
     schemas.write_parquet(folder / "facts.parquet", facts, schemas.FACTS)
 
 
+def make_baseline_rows(rows: list[dict]) -> list[dict]:
+    """BASELINES for the test items of these predictions.
+
+    Texts of the nearest image are the references, those of shuffled images are of another place.
+    """
+    chunks = {
+        (row["record"], row["position"]): row
+        for row in rows
+        if (row["split"], row["inputs"]) == ("test", "both")
+    }
+    return [
+        row | {"baseline": baseline, "text": text}
+        for row in chunks.values()
+        for baseline, text in (
+            ("nearest_image", row["references"][0]),
+            ("shuffled_images", make_sentence(PLACES[1 - row["position"]])),
+        )
+    ]
+
+
 def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> None:
     schemas.write_parquet(folder / "predictions.parquet", rows, schemas.PREDICTIONS)
     schemas.write_parquet(folder / "foils.parquet", foil_rows, schemas.FOIL_SCORES)
+    schemas.write_parquet(folder / "baselines.parquet", make_baseline_rows(rows), schemas.BASELINES)
+    summary = {"model": "FlexMUSE", "omitted_baselines": {"nearest_topic": "no topic"}}
+    (folder / "summary.json").write_text(json.dumps(summary))
     for name in ("gates", "fusions", "attentions"):
         if not (folder / f"{name}.parquet").exists():
             schemas.write_parquet(folder / f"{name}.parquet", [], getattr(schemas, name.upper()))

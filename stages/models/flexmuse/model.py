@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 Dataset = chunk_dataset.ChunkDataset
+MODEL_NAME = "FlexMUSE"  # in sentences
 KINDS = ("articles",)  # of corpora; captions have no chunks to form preference pairs
 HAS_GATE = True
 GateMode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]

@@ -90,6 +90,7 @@ Dataset = ArticleDataset
 # smaller values the model learns late to distinguish images.
 EMBEDDING_INIT_STD = 1.0
 EPSILON = 1e-8  # eq. 6
+MODEL_NAME = "TIPPo"  # in sentences
 KINDS = ("articles", "captions")  # of corpora
 HAS_GATE = False
 

@@ -120,6 +120,10 @@ PREDICTIONS = _schema(
     sigma=FLOAT,
     masked=FLOAT,
 )
+# 11_predict: texts for test chunks that are compared with those of the model. baseline:
+# nearest_image | nearest_topic | consensus (texts of the train split) | shuffled_images (the model,
+# with `image` of another record)
+BASELINES = _schema(**_CHUNK_COLUMNS, references=STR_LIST, baseline=STR, text=STR)
 # 08_illustrate: the source of the image of a chunk that had none. similarity: of image and title
 ILLUSTRATIONS = _schema(
     record=STR,

@@ -68,9 +68,11 @@ def generate(
     num_beams: int,
     temperature: float,
     top_p: float,
+    no_repeat_ngram_size: int,
 ) -> Tensor:
     """Token ids by greedy or beam search at temperature 0, by sampling above it.
 
+    no_repeat_ngram_size: length of the token sequences that occur only once in a text; 0: no limit
     -> (B, at most max_tokens + 1), starting with the start token
     """
     # Without top_k=0 transformers samples from the 50 most probable tokens only.
@@ -81,6 +83,7 @@ def generate(
         max_new_tokens=max_tokens,
         num_beams=num_beams,
         do_sample=temperature > 0,
+        no_repeat_ngram_size=no_repeat_ngram_size,
         **sampling,
     )
 

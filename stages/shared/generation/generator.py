@@ -57,6 +57,9 @@ class GenerationConfig:
     num_beams: int = Field(ge=1, description="beams of beam search; 1: no search")
     temperature: float = Field(ge=0, description="sampling temperature; 0: greedy or beam search")
     top_p: float = Field(description="probability mass of nucleus sampling, 0 to 1")
+    no_repeat_ngram_size: int = Field(
+        ge=0, description="tokens of a sequence that no text repeats; 0: no limit"
+    )
     seed: int = Field(description="seed of sampling")
     batch_size: int = Field(ge=1, description="items per batch")
 
@@ -124,6 +127,7 @@ class TextGenerator(Generic[ModelT_co, DatasetT_co]):
                 generation.num_beams,
                 generation.temperature,
                 generation.top_p,
+                generation.no_repeat_ngram_size,
             )
         return Generation(self.decode_texts(ids, batch), ids, encoder_output)
 

@@ -167,6 +167,7 @@ class GeneratorPaper(Protocol):
     Model is built from (ModelConfig, InputDims, T5). Dataset: ChunkDataset or ArticleDataset.
     """
 
+    MODEL_NAME: str  # in sentences
     KINDS: tuple[str, ...]  # supported kinds of corpora
     HAS_GATE: bool  # whether it is a GatedPaper
     Model: type[GeneratorModel[Any, Any]]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.shared.metrics.common import clustered_standard_error
+from stages.shared.metrics.common import bootstrap_standard_errors, clustered_standard_error
 
 Entity = tuple[str, int, int]  # type, index of its first word, index after its last word
 EntityPair = tuple[set[Entity], set[Entity]]  # gold and predicted entities of an item
@@ -144,24 +144,6 @@ def compute_f1(counts: np.ndarray) -> np.ndarray:
     """F1 of counts, 0 where nothing is gold and nothing predicted.  (..., 3) -> (...)"""
     sizes = counts[..., PREDICTED] + counts[..., GOLD]
     return 2 * counts[..., CORRECT] / np.maximum(sizes, 1)
-
-
-def bootstrap_standard_errors(
-    counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int
-) -> np.ndarray:
-    """Bootstrap standard errors of statistics of the summed counts.  (items, ..., 3) -> (S,)
-
-    Each of `draws` samples consists of as many items as there are, drawn with replacement.
-    statistic: (draws, ..., 3) -> (draws, S). All NaN for a single item.
-    """
-    items, shape = len(counts), counts.shape[1:]
-    flat, generator = counts.reshape(items, -1), np.random.default_rng(seed)
-    multiplicities = (
-        np.bincount(generator.integers(items, size=items), minlength=items) for _ in range(draws)
-    )
-    totals = np.array([times @ flat for times in multiplicities]).reshape(draws, *shape)
-    errors = statistic(totals).std(axis=0, ddof=1)
-    return errors if items > 1 else np.full_like(errors, np.nan)
 
 
 def count_entity_confusions(pairs: list[EntityPair]) -> dict[str, dict[str, int]]:

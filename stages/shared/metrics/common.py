@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 PHASES = ["preference", "sft"]  # the first phase that a run has is its final phase
 METRIC_DIGITS = 6  # decimals of the numbers in a metrics file
+SURE_STANDARD_ERRORS = 2  # a larger difference is sure
 
 
 def evenly_spaced_indices(count: int, max_count: int) -> list[int]:
@@ -31,6 +32,24 @@ def clustered_standard_error(values: list[float], clusters: list[str]) -> float:
         return math.nan
     correction = len(sums) / (len(sums) - 1)
     return math.sqrt(correction * sum(total**2 for total in sums.values())) / len(values)
+
+
+def bootstrap_standard_errors(
+    counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int
+) -> np.ndarray:
+    """Bootstrap standard errors of statistics of summed counts or scores.  (items, ...) -> (S,)
+
+    Each of `draws` samples consists of as many items as there are, drawn with replacement.
+    statistic: (draws, ...) -> (draws, S). All NaN for a single item.
+    """
+    items, shape = len(counts), counts.shape[1:]
+    flat, generator = counts.reshape(items, -1), np.random.default_rng(seed)
+    multiplicities = (
+        np.bincount(generator.integers(items, size=items), minlength=items) for _ in range(draws)
+    )
+    totals = np.array([times @ flat for times in multiplicities]).reshape(draws, *shape)
+    errors = statistic(totals).std(axis=0, ddof=1)
+    return errors if items > 1 else np.full_like(errors, np.nan)
 
 
 def compute_skill(score: float, error: float, ceilings: dict[str, float]) -> dict:
@@ -64,6 +83,27 @@ def compare_to_ceiling(
         "high": high,
         "verdict": "below" if score < low else "above" if score > high else "inside",
     }
+
+
+def judge_difference(difference: dict[str, float]) -> str:
+    """better | worse if the difference is larger than two standard errors, else unclear."""
+    margin = SURE_STANDARD_ERRORS * difference["standard_error"]
+    if abs(difference["value"]) > margin:  # false if the error is NaN
+        return "better" if difference["value"] > 0 else "worse"
+    return "unclear"
+
+
+def describe_difference(model: str, other: str, difference: dict[str, float]) -> str:
+    """One sentence; the number in parentheses is the standard error."""
+    value, error = difference["value"], difference["standard_error"]
+    if error != error:  # NaN
+        return f"{model} cannot be compared with {other}: there is only one item."
+    match judge_difference(difference):
+        case "better":
+            return f"{model} beats {other} by {value:.3f} ({error:.3f})."
+        case "worse":
+            return f"{model} is below {other} by {-value:.3f} ({error:.3f})."
+    return f"{model} does not differ surely from {other}: {value:+.3f} ({error:.3f})."
 
 
 def round_metrics(value: Any) -> Any:

@@ -23,7 +23,7 @@ PREFERENCE = PreferenceConfig(
 
 def generate_ids(model, output, *options):
     """Generated ids; options: max_tokens, num_beams, temperature, top_p."""
-    return generate(model.t5, output.hidden, output.mask, *options)
+    return generate(model.t5, output.hidden, output.mask, *options, 0)
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def test_one_batch_can_be_memorized(dataset):
         tippo.after_step(model, loss.statistics)
     assert loss.terms["ntp"] < 0.1
     output = model.eval().encode(batch)
-    ids = decoding.generate(model.t5, output.hidden, output.mask, 80, 1, 0.0, 1.0)
+    ids = decoding.generate(model.t5, output.hidden, output.mask, 80, 1, 0.0, 1.0, 0)
     texts = dataset.tokenizer.batch_decode(ids, skip_special_tokens=True)
     assert texts[1] == tiny_flexmuse.TEXTS[3]
 

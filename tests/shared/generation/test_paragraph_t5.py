@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,12 +67,12 @@ def test_each_token_gets_its_paragraph_embedding_and_a_sentinel_begins_a_paragra
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_greedy_generation_matches_the_argmax_over_the_whole_text(plain, encoder_output, cached):
-    generated = decoding.generate(plain, *encoder_output, 20, 1, 0.0, 1.0)[:, 1:]
+    generated = decoding.generate(plain, *encoder_output, 20, 1, 0.0, 1.0, 0)[:, 1:]
     paragraph_t5 = copy.deepcopy(plain)
     # As sentinels take tokens that it will generate.
     add_paragraph_embeddings(paragraph_t5, generated.unique().tolist(), 3.0)
     paragraph_t5.eval().generation_config.use_cache = cached
-    ids = decoding.generate(paragraph_t5, *encoder_output, 20, 1, 0.0, 1.0)
+    ids = decoding.generate(paragraph_t5, *encoder_output, 20, 1, 0.0, 1.0, 0)
     assert torch.isin(ids, paragraph_t5.sentinels).any(1).all()
     most_probable = decoding.compute_logits(
         paragraph_t5, *encoder_output, ids[:, 1:].contiguous()
@@ -80,9 +81,26 @@ def test_greedy_generation_matches_the_argmax_over_the_whole_text(plain, encoder
     assert torch.equal(most_probable[~has_ended], ids[:, 1:][~has_ended])
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_no_sequence_of_tokens_is_repeated_where_that_is_forbidden(
+    plain, encoder_output, num_beams
+):
+    """Random weights repeat themselves; with a size of 0 they may."""
+
+    def count_repeated_pairs(no_repeat_ngram_size: int) -> int:
+        ids = decoding.generate(
+            plain, *encoder_output, 20, num_beams, 0.0, 1.0, no_repeat_ngram_size
+        )
+        texts = [row[: row.index(1)] if 1 in row else row for row in ids[:, 1:].tolist()]
+        pairs = [list(pairwise(text)) for text in texts]
+        return sum(len(text) - len(set(text)) for text in pairs)
+
+    assert count_repeated_pairs(0) > 0 == count_repeated_pairs(2)
+
+
 def test_beam_search_uses_the_paragraphs_of_each_beam(paragraph_t5, encoder_output):
     greedy, beam = (
-        decoding.generate(paragraph_t5, *encoder_output, 12, beams, 0.0, 1.0) for beams in (1, 4)
+        decoding.generate(paragraph_t5, *encoder_output, 12, beams, 0.0, 1.0, 0) for beams in (1, 4)
     )
 
     def score(ids):

@@ -21,7 +21,7 @@ from stages.shared.metrics.classification import (
     extract_lenient_entities,
     extract_strict_entities,
 )
-from stages.shared.metrics.common import round_metrics
+from stages.shared.metrics.common import bootstrap_standard_errors, round_metrics
 
 DRAWS = 200
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-A-B", "I-A-B", "B", "I"]
@@ -142,9 +142,7 @@ def test_the_bootstrap_error_matches_the_binomial_error_where_f1_is_a_proportion
     counts = np.array([[1, 1, 1]] * 320 + [[0, 1, 1]] * 80)[:, None]
 
     def bootstrap(seed: int) -> float:
-        (error,) = classification_metrics.bootstrap_standard_errors(
-            counts, classification_metrics.compute_f1, 1000, seed
-        )
+        (error,) = bootstrap_standard_errors(counts, classification_metrics.compute_f1, 1000, seed)
         return error
 
     assert bootstrap(0) == pytest.approx(0.02, rel=0.08)

@@ -24,6 +24,8 @@ CONFIG = EvaluateConfig(
     max_bertscore_samples=3,
     max_reward_samples=2,
     meteor_timeout=60.0,
+    num_bootstrap_samples=40,
+    seed=3,
     max_below_ceiling=0.05,
     max_above_ceiling_standard_errors=2.0,
     max_masked_fraction=0.5,
@@ -107,6 +109,19 @@ def test_a_single_modality_is_compared_with_the_band_around_its_ceiling(place):
     assert single["picture"]["grounding"] == 0.5
     assert single["picture"]["low"] == pytest.approx(0.65)
     assert single["picture"]["verdict"] == "below"
+
+
+def test_the_final_phase_is_compared_with_its_baselines(place):
+    """Both texts of the model and of the nearest image equal the references; those of shuffled
+    images have another place."""
+    metrics = run(place)
+    baselines = metrics["baselines"]
+    assert "baselines" not in metrics["sft"]
+    assert baselines["scores"].keys() == {"nearest_image", "shuffled_images"}
+    assert baselines["scores"]["nearest_image"]["rouge_l"] == 1
+    assert baselines["scores"]["shuffled_images"]["verdict"] == "better"
+    assert baselines["comparison"]["baseline"] == "nearest_image"
+    assert baselines["omitted"] == {"nearest_topic": "no topic"}
 
 
 def test_foils_are_counted_for_each_phase(place):

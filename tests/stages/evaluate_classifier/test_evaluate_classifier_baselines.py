@@ -11,12 +11,11 @@ from stages.evaluate_classifier.baselines import (
     choose_baseline,
     compute_baselines,
     describe_baseline,
-    describe_difference,
-    judge_difference,
 )
 from stages.evaluate_classifier.common import EvaluateClassifierConfig
 from stages.shared.core import schemas
 from stages.shared.metrics.classification import extract_lenient_entities
+from stages.shared.metrics.common import describe_difference, judge_difference
 from stages.shared.runtime.stage import InputError
 from tests.support import baseline_outputs, mm_orient_outputs, muse_outputs
 

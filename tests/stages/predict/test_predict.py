@@ -35,7 +35,7 @@ def project(tmp_path_factory):
         train_sft.cli("flexmuse", chunk, embed, encoder, output=project / "sft")
         model = project / "sft" / "model"
         predict.main(
-            PredictConfig(splits=["validation", "test"], max_attention_samples=4),
+            PredictConfig(splits=["validation", "test"], max_attention_samples=4, num_neighbors=2),
             run,
             ingest=ingest,
             chunks=chunk,
@@ -55,6 +55,24 @@ def test_each_phase_predicts_every_chunk_and_test_chunks_from_each_input(project
         for inputs in ("both", "topic", "picture"):
             assert split_inputs.count(("test", inputs)) == 9
         assert len(split_inputs) == 8 + 3 * 9
+
+
+def test_test_chunks_get_the_texts_of_each_baseline(project):
+    rows = schemas.read_parquet(project / "out" / "baselines.parquet", schemas.BASELINES)
+    chunks = schemas.read_parquet(project / "chunk" / "chunks.parquet", schemas.CHUNKS)
+    test = {(row["record"], row["position"]): row for row in chunks if row["split"] == "test"}
+    known = {row["text"] for row in chunks if row["split"] == "train"}
+    names = ("nearest_image", "nearest_topic", "consensus", "shuffled_images")
+    assert {row["baseline"] for row in rows} == {*names}
+    for name in names:
+        part = [row for row in rows if row["baseline"] == name]
+        assert [(row["record"], row["position"]) for row in part] == [*test]
+        for row in part:
+            image = test[row["record"], row["position"]]["image"]
+            if name == "shuffled_images":
+                assert row["image"] != image or image is None
+            else:
+                assert row["text"] in known or image is None
 
 
 def test_sigma_and_masked_are_null_without_an_image(project):
@@ -239,7 +257,7 @@ def test_attention_rows_match_the_generated_texts(project):
         assert row["tokens"] == chunks.topics.subwords(chunks.rows[0]["title"])
         weights = output.attention[0].detach()
         np.testing.assert_allclose(row["fusion"], weights.flatten(), atol=1e-3)
-        ids = generate(generator.model.t5, output.hidden, output.mask, 24, 1, 0.0, 1.0)
+        ids = generate(generator.model.t5, output.hidden, output.mask, 24, 1, 0.0, 1.0, 0)
         attention_map = generator.model.attention_maps(output, ids)[0]
         assert attention_map.shape == (len(row["ends"]), 4)
         np.testing.assert_allclose(row["decoder"], attention_map.flatten(), atol=1e-3)
