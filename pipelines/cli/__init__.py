@@ -7,6 +7,7 @@ polymuse label FILE|FOLDER    label one meme, or every meme in a folder
 polymuse params [SECTION]     show every parameter with its value and meaning
 polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
+polymuse serve-llm            serve a small language model until Ctrl-C
 polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
 
@@ -67,6 +68,8 @@ def _build_parser() -> argparse.ArgumentParser:
     choice.add_argument("name", nargs="?", metavar="NAME", help="default: list the presets")
     choice.add_argument("--undo", action="store_true", help="undo the last preset")
     preset.set_defaults(verb=_preset)
+    serve_llm = verbs.add_parser("serve-llm", help="serve a small language model until Ctrl-C")
+    serve_llm.set_defaults(verb=_serve_llm)
     ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
     ui.set_defaults(verb=_ui)
     return parser
@@ -222,6 +225,12 @@ def _preset(arguments: argparse.Namespace) -> None:
         print(preset.apply_preset(arguments.name))
     else:
         print("\n".join(preset.list_presets()))
+
+
+def _serve_llm(_: argparse.Namespace) -> None:
+    from pipelines.cli import serve_llm
+
+    serve_llm.main()
 
 
 def _ui(_: argparse.Namespace) -> None:
