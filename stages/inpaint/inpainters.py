@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from stages.shared.core.config import Field, config_class
-from stages.shared.pretrained.download import compute_checksum, download_file
+from stages.shared.runtime.download import compute_checksum, download_file
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error, work_dir
 
 LAMA_MD5 = "e3aa4aaa15225a33ec84f9f4bc47e500"

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.shared.data import image_store
-from stages.shared.pretrained.download import download_file
+from stages.shared.runtime.download import download_file
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error
 
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]

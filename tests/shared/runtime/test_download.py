@@ -20,7 +20,7 @@ import torchvision
 from stages.inpaint import inpainters
 from stages.shared.backbones.resnet import ResNet
 from stages.shared.generation import decoders
-from stages.shared.pretrained import download
+from stages.shared.runtime import download
 from stages.shared.runtime.stage import InputError
 from tests.support import color_caption_corpus, model_hub, tiny_bert, tiny_clip, tiny_flexmuse
 from tests.support.project_files import ROOT
