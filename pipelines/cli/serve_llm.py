@@ -5,17 +5,15 @@ model is SmolLM2-135M-Instruct (arXiv:2502.02737), whose weights are in the pack
 It tries the path of questions and answers without network; its answers mean nothing.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV
 from stages.shared.runtime.stage import InputError
-
-if TYPE_CHECKING:
-    from xllamacpp import Server
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 WEIGHTS_FILE = f"{MODEL_NAME}.Q4_1.gguf"  # 4-bit weights
@@ -42,15 +40,14 @@ def main() -> None:
     Event().wait()
 
 
-def start_server(config: ServeLLMConfig) -> "Server":
-    """A running server; it ends with the object.
+def start_server(config: ServeLLMConfig) -> Any:
+    """A running `xllamacpp.Server`; it ends with the object.
 
     Raises InputError if a package is missing or the port is in use.
     """
     weights = find_weights()
-    from xllamacpp import CommonParams, Server
-
-    params = CommonParams()
+    xllamacpp = import_module("xllamacpp")
+    params = xllamacpp.CommonParams()
     params.model.path = str(weights)
     params.model_alias = {MODEL_NAME}
     params.hostnames, params.port = [HOST], config.port
@@ -60,7 +57,7 @@ def start_server(config: ServeLLMConfig) -> "Server":
     params.ui = False
     params.verbosity = 0
     try:
-        return Server(params)
+        return xllamacpp.Server(params)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(
