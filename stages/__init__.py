@@ -12,6 +12,8 @@ if "HF_HUB_OFFLINE" not in os.environ:
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Else transformers asks a service to convert pickled weights, and opens a pull request.
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "TOKENIZERS_PARALLELISM": "false",  # a fork after its thread pool has started deadlocks

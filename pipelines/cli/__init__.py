@@ -8,6 +8,7 @@ polymuse params [SECTION]     show every parameter with its value and meaning
 polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
 polymuse doctor [--fix]       find what is broken, and mend what can be mended safely
+polymuse serve-llm            serve a small language model until Ctrl-C
 polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
 
@@ -69,6 +70,8 @@ def _build_parser() -> argparse.ArgumentParser:
         help="move damaged caches aside, and migrate mlflow.db after a backup",
     )
     doctor.set_defaults(verb=_doctor)
+    serve_llm = verbs.add_parser("serve-llm", help="serve a small language model until Ctrl-C")
+    serve_llm.set_defaults(verb=_serve_llm)
     ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
     ui.set_defaults(verb=_ui)
     return parser
@@ -230,6 +233,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from pipelines.cli import doctor
 
     doctor.main(arguments.fix)
+
+
+def _serve_llm(_: argparse.Namespace) -> None:
+    from pipelines.cli import serve_llm
+
+    serve_llm.main()
 
 
 def _ui(_: argparse.Namespace) -> None:

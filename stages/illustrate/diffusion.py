@@ -26,7 +26,7 @@ from stages.illustrate.base import (
 )
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.runtime.progress import progress_bar
-from stages.shared.runtime.stage import InputError, allow_downloads
+from stages.shared.runtime.stage import InputError, allow_downloads, explain_hub_error
 from stages.shared.torch_setup.devices import get_device, get_precision, supports_bf16
 
 try:
@@ -121,7 +121,8 @@ def _check_weights_complete(name: str) -> Iterator[None]:
 
 
 def _build_error(name: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = explain_hub_error(error) or " ".join(str(error).split())[:200]
+    reason = reason or type(error).__name__
     return InputError(
         f"illustrate.backend: {name} cannot be used ({reason}): check the name, "
         "illustrate.diffusers, the network and HF_HUB_OFFLINE, or give diffusers:FOLDER"

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from hashlib import md5, sha256
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from stages.shared.core.config import Field, config_class
+from stages.shared.runtime.download import compute_checksum, download_file
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error, work_dir
 
 LAMA_MD5 = "e3aa4aaa15225a33ec84f9f4bc47e500"
@@ -105,11 +106,8 @@ def _download_lama(path: Path) -> None:
             "params.yaml: inpaint.inpainting.backend is lama, but its weights are missing: set "
             "LAMA_MODEL to big-lama.pt, unset HF_HUB_OFFLINE to download it, or choose telea"
         )
-    from torch.hub import download_url_to_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        download_url_to_file(LAMA_URL, str(path), progress=False)
+        download_file(LAMA_URL, path, "md5", LAMA_MD5)
     except Exception as error:  # network errors have no common type
         raise model_load_error(
             "inpaint.inpainting.backend lama", "LAMA_MODEL=big-lama.pt", error
@@ -118,11 +116,7 @@ def _download_lama(path: Path) -> None:
 
 @cache
 def _compute_md5(path: Path) -> str:
-    digest = md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return compute_checksum(path, "md5")
 
 
 @contextmanager

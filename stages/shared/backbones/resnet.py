@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.shared.data import image_store
+from stages.shared.runtime.download import download_file
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error
 
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -94,15 +95,14 @@ def _load_pretrained_weights(net: nn.Module, name: str) -> None:
     """Load torchvision's weights from torch's cache; download them first unless offline."""
     url = _import_torchvision_models().get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    if not allow_downloads() and not file.exists():
+    if not file.exists() and not allow_downloads():
         raise InputError(
             f"params.yaml: weights `default` of {name} are a download ({url}), which "
             f"HF_HUB_OFFLINE=1 forbids: unset it, put the file at {file}, or give weights `none`"
         )
     try:
-        net.load_state_dict(
-            torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
-        )
+        download_file(url, file, "sha256", file.stem.rpartition("-")[2])
+        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # network errors, or a corrupt file in the cache
         param = f"params.yaml: weights `default` of {name} ({url})"
         raise model_load_error(param, "weights `none`", error) from None

@@ -151,6 +151,7 @@ def _create_model_by_name(name: str) -> tuple[nn.Module, dict]:
         config["quick_gelu"] = True
     model = _create_model(
         arch,
+        reference=name,
         pretrained=tag,
         force_quick_gelu=config.get("quick_gelu", False),
         pretrained_text=False,
@@ -158,14 +159,19 @@ def _create_model_by_name(name: str) -> tuple[nn.Module, dict]:
     return model, config
 
 
-def _create_model(name: str, **options: Any) -> nn.Module:
-    """As open_clip.create_model, but missing weights are an error instead of random weights."""
+def _create_model(name: str, reference: str = "", **options: Any) -> nn.Module:
+    """As open_clip.create_model, but missing weights are an error instead of random weights.
+
+    reference: the name in params.yaml, if that is another.
+    """
     try:
         return open_clip.create_model(name, require_pretrained=True, **options)
     except UnpicklingError:  # its message suggests unsafe ways to load
-        raise _model_load_error(name, ValueError("the file holds no weights")) from None
+        raise _model_load_error(
+            reference or name, ValueError("the file holds no weights")
+        ) from None
     except Exception as error:  # parsers of external files raise arbitrary exceptions
-        raise _model_load_error(name, error) from None
+        raise _model_load_error(reference or name, error) from None
 
 
 def _model_load_error(name: str, error: Exception) -> InputError:

@@ -20,7 +20,7 @@ import regex
 from stages.shared.core.config import Field, config_class
 
 # isort: split
-from stages.shared.runtime.stage import InputError, allow_downloads
+from stages.shared.runtime.stage import InputError, allow_downloads, explain_hub_error
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -232,7 +232,8 @@ def _load_pretrained_t5(name: str) -> tuple["T5ForConditionalGeneration", Decode
         loaded = T5ForConditionalGeneration.from_pretrained(name, output_loading_info=True)
         model, report = loaded  # pyright: ignore[reportGeneralTypeIssues] (with the loading info)
     except Exception as error:  # parsers of third-party files raise any exception
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = explain_hub_error(error) or str(error).strip().split("\n")[0]
+        reason = reason or type(error).__name__
         raise InputError(f"params.yaml: decoder {name} cannot be loaded: {reason}") from None
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3]

@@ -22,6 +22,7 @@ from types import ModuleType
 from filelock import FileLock, Timeout
 
 from stages.shared.runtime.errors import InputError, report_errors, work_dir
+from stages.shared.runtime.progress import log_hub_downloads
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -45,6 +46,7 @@ def allow_downloads() -> bool:
         os.environ["HF_HUB_OFFLINE"] = "0"
         if "huggingface_hub.constants" in sys.modules:  # it reads the variable once, at import
             vars(sys.modules["huggingface_hub.constants"])["HF_HUB_OFFLINE"] = False
+    log_hub_downloads()
     return os.environ.get("HF_HUB_OFFLINE") != "1"
 
 
@@ -55,9 +57,25 @@ def model_load_error(description: str, alternatives: str, error: Exception) -> I
     """
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return InputError(
-        f"{description} could not be loaded ({reason}): check the name, the network and "
-        f"HF_HUB_OFFLINE, or give {alternatives}"
+        f"{description} could not be loaded ({explain_hub_error(error) or reason}): check the "
+        f"name, the network and HF_HUB_OFFLINE, or give {alternatives}"
     )
+
+
+def explain_hub_error(error: BaseException | None) -> str:
+    """Why the Hugging Face Hub refused a model, "" if it did not.
+
+    Libraries wrap its errors in messages of several sentences.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return "its license must be accepted: do that on its page, and set HF_TOKEN"
+        if isinstance(error, RepositoryNotFoundError):
+            return "the hub has no such model, or only with an HF_TOKEN that may read it"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 import io
 import shutil
-import urllib.error
 from pathlib import Path
 from typing import get_args
 
@@ -116,42 +115,6 @@ def test_missing_weights_are_reported_as_a_download(cache):
     assert all(part in message for part in ("unset it", str(cache), "`none`"))
     assert "\n" not in message
     assert not cache.exists()
-
-
-@pytest.fixture
-def online(monkeypatch):
-    """Downloads are allowed."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("POLYMUSE_MAY_LIFT_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def test_pretrained_weights_are_downloaded_once_and_checked(
-    cache, random_weights, online, monkeypatch
-):
-    hash_prefixes = []
-
-    def download(url, target, hash_prefix, progress):
-        hash_prefixes.append(hash_prefix)
-        shutil.copy(random_weights[1], target)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):
-        encoder = ResNet("resnet18", "default", grid=2)
-    assert hash_prefixes == [cache.stem.split("-")[1]]  # once, with the hash in its name
-    assert torch.equal(encoder.stem[0].weight, random_weights[0].conv1.weight)
-
-
-def test_a_failed_download_is_one_sentence(cache, online, monkeypatch):
-    def fail(*arguments, **options):
-        raise urllib.error.URLError("no route\nto host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(
-        InputError, match=r"resnet18 .* could not be loaded \(.*no route to"
-    ) as error:
-        ResNet("resnet18", "default", grid=2)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"no weights", None])

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,33 +79,6 @@ def test_missing_weights_are_an_error_of_one_sentence(tmp_path, monkeypatch):
     monkeypatch.delenv("POLYMUSE_MAY_LIFT_OFFLINE", raising=False)
     with pytest.raises(InputError, match="its weights are missing: set LAMA_MODEL"):
         inpainters.fingerprint(LAMA)
-
-
-def test_downloaded_weights_are_verified_and_kept(weights, monkeypatch):
-    content, downloads = weights.read_bytes(), []
-
-    def download(url: str, path: str, **options: object) -> None:
-        downloads.append((url, path))
-        Path(path).write_bytes(content)
-
-    monkeypatch.delenv("LAMA_MODEL")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    path = inpainters.find_lama_weights()
-    assert downloads == [(inpainters.LAMA_URL, str(path))] and path.read_bytes() == content
-    assert inpainters.find_lama_weights() == path and len(downloads) == 1
-
-
-def test_a_failed_download_is_an_error_of_one_sentence(tmp_path, monkeypatch):
-    def download(url: str, path: str, **options: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.delenv("LAMA_MODEL", raising=False)
-    monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    with pytest.raises(InputError, match=r"could not be loaded \(no route to host\)"):
-        inpainters.find_lama_weights()
 
 
 def test_telea_needs_no_weights(monkeypatch):
