@@ -52,8 +52,11 @@ TIFF_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # by signature
 TIFF_ORIENTATION, TIFF_SHORT = 274, 3
 # The tags that describe how pixels are stored (TIFF 6.0); others describe the image.
 TIFF_PIXEL_TAGS = frozenset(
-    [254, 256, 257, 258, 259, 262, 266, 273, TIFF_ORIENTATION, 277, 278, 279, 284, 292, 293, 317]
-    + [320, 322, 323, 324, 325, 338, 339, 347, 512, 513, 514, 519, 520, 521, 529, 530, 531, 532]
+    [
+        *(254, 256, 257, 258, 259, 262, 266, 273, TIFF_ORIENTATION, 277, 278, 279, 284, 292, 293),
+        *(317, 320, 322, 323, 324, 325, 338, 339, 347, 512, 513, 514, 519, 520, 521),
+        *(529, 530, 531, 532),
+    ]
 )
 
 
