@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 CASES = Path(__file__).with_name("cases")
 INSTRUMENTED = ["stages.datasets", "stages.ingest", "stages.shared.data", "PIL"]
-LIMITS = ["-timeout=30", "-rss_limit_mb=2048", "-max_len=20000", "-close_fd_mask=2", "-verbosity=0"]
+LIMITS = ["-timeout=30", "-rss_limit_mb=2048", "-max_len=20000", "-close_fd_mask=2"]
+LIMITS += ["-verbosity=0", "-report_slow_units=60"]  # seconds
 
 
 def fuzz(name: str, seconds: int) -> None:

@@ -32,8 +32,12 @@ STORY = (
     '{"images": [{"id": "2", "title": ""}], "albums": [], "annotations": [[{"original_text": "A."'
     ', "text": "a .", "photo_flickr_id": "2", "story_id": "1", "worker_arranged_photo_order": 0}]]}'
 )
-COCO = "COCO_train2014_000000000001"
-COCO_LISTS = {f"coco-cn_{split}.txt": f"{COCO}\n" for split in ("train", "val", "test")}
+COCO_IDS = [f"COCO_train2014_{number:012d}" for number in range(12)]
+COCO_LISTS = {
+    "coco-cn_train.txt": "\n".join(COCO_IDS[:10]),
+    "coco-cn_val.txt": COCO_IDS[10],
+    "coco-cn_test.txt": COCO_IDS[11],
+}
 
 
 class Parser(NamedTuple):
@@ -90,7 +94,7 @@ PARSERS = {
     "coco_cn": Parser(
         "coco_cn",
         "captions",
-        {"imageid.human-written-caption.txt": f"{COCO}#0\t一只狗。\n", **COCO_LISTS},
+        {"imageid.human-written-caption.txt": f"{COCO_IDS[0]}#0\t一只狗。\n", **COCO_LISTS},
     ),
     "flickr8k_cn": Parser(
         "flickr8k_cn",
@@ -106,7 +110,8 @@ PARSERS = {
 
 
 @cache
-def _create_folder(name: str) -> TemporaryDirectory:
+def create_folder(name: str) -> TemporaryDirectory:
+    """The files of a parser, for as long as the process runs."""
     folder = TemporaryDirectory(prefix="polymuse-fuzz-")
     for file, content in PARSERS[name].files.items():
         path = Path(folder.name, file)
@@ -126,7 +131,7 @@ def load_format(name: str) -> tuple[ModuleType, Any]:
 
 def parse(name: str, content: bytes) -> None:
     """Read a corpus whose first file has these bytes; each row is a record or a rejection."""
-    folder = Path(_create_folder(name).name)
+    folder = Path(create_folder(name).name)
     module, config = load_format(name)
     parser = PARSERS[name]
     (folder / next(iter(parser.files))).write_bytes(content)

@@ -82,7 +82,7 @@ def check_columns(needed: Iterable[str], columns: Iterable[str], path: Path, fix
     """Raises InputError that names every missing column and ends with `fix`."""
     columns = list(columns)
     if missing := [column for column in dict.fromkeys(needed) if column not in columns]:
-        present = ", ".join(columns)[:200]
+        present = " ".join(", ".join(columns).split())[:200]  # a name may have line ends
         raise InputError(
             f"{path} has no column {', '.join(missing)} (its columns: {present}): {fix}"
         )
