@@ -13,7 +13,7 @@ test: $(INSTALLED)  ## install, run the tests except the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)  ## install, run all tests, among them whole runs of the DAG
-	$(BIN)/pytest -n 2 --dist loadfile
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n 2 --dist loadfile
 
 fuzz: $(INSTALLED)  ## fuzz every data format and the image decoder, two minutes each
 	$(BIN)/python -m tests.fuzz
