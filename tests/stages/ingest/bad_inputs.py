@@ -279,7 +279,7 @@ PARAMS = [
     ("true for a number", "give int", {"ingest.num_shards": True}),
     ("null for a number", "give int", {"ingest.num_shards": None}),
     ("not a number", "a finite number", {"ingest.test_fraction": float("nan")}),
-    ("a value for a section", "give a section", {"ingest": 5}),
+    ("a value for a section", "must be a section", {"ingest": 5}),
     ("a number below its range", "0 or more", {"ingest.test_fraction": -0.1}),
     ("a number above its range", "256 or less", {"ingest.num_shards": 257}),
     ("an unknown choice", "choose one of NFKC", {"clean.unicode_form": "NFX"}),
