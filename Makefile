@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test test-all lint ui bench profile local-llm help
+.PHONY: run test test-all fuzz lint ui bench profile local-llm help
 
 run: $(INSTALLED)  ## install, run every stale stage, print scores and the path of the report
 	@$(BIN)/polymuse run
@@ -13,7 +13,10 @@ test: $(INSTALLED)  ## install, run the tests except the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)  ## install, run all tests, among them whole runs of the DAG
-	$(BIN)/pytest -n 2 --dist loadfile
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n 2 --dist loadfile
+
+fuzz: $(INSTALLED)  ## fuzz every data format and the image decoder, two minutes each
+	$(BIN)/python -m tests.fuzz
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

@@ -72,8 +72,10 @@ def report_accuracy(memes: list[synthetic_memes.SyntheticMeme], contents: list[b
     config = load_config(inpaint.InpaintConfig, "inpaint")
     num_covered, num_text, outside, num_before, num_after = 0, 0, [], 0, 0
     for meme, content in zip(memes, contents, strict=True):
-        boxes = text_removal.find(content, config.detection)
-        result = text_removal.paint(content, boxes.quads, config.mask, config.inpainting)
+        boxes = text_removal.find(content, config.working_pixels, config.detection)
+        result = text_removal.paint(
+            content, boxes.quads, config.working_pixels, config.mask, config.inpainting
+        )
         mask, text_mask = masks.from_png(result.mask) > 0, meme.overlaid.text_mask
         lines = np.zeros_like(text_mask)
         for left, top, right, bottom in meme.overlaid.line_bounds:

@@ -4,7 +4,8 @@ python -m stages.inpaint --ingest INGEST --clean CLEAN --output OUTPUT
 
 reads   INGEST/images, CLEAN/records.parquet
 writes  OUTPUT/pictures.parquet   INPAINTED_IMAGES: text boxes, mask, text if recognition is on
-        OUTPUT/images             images without text; an image that had none keeps its bytes
+        OUTPUT/images             images without text, of at most working_pixels; an image that had
+                                  no text keeps its bytes
         OUTPUT/summary.json       counts, reasons of failures, mean masked fraction
 
 The results of each step (find, paint, read) are cached by image, settings and code. If a step fails
@@ -47,6 +48,9 @@ class InpaintConfig:
         ge=1, le=image_store.MAX_SHARDS, description="Parquet files that hold the images"
     )
     batch_size: int = Field(ge=1, description="images per batch of a worker")
+    working_pixels: int = Field(
+        ge=1, description="images with more pixels are scaled down to this number"
+    )
     ocr: Literal["when_missing", "always", "never"] = Field(
         description="read an image's text; when_missing: if the meme has none"
     )
@@ -74,16 +78,18 @@ class StepResult(NamedTuple):
 
 # ------------------------------------------------------------------------------- steps
 def find(config: InpaintConfig, job: InpaintJob) -> bytes:
-    return text_removal.find(job.content, config.detection).pack()
+    return text_removal.find(job.content, config.working_pixels, config.detection).pack()
 
 
 def paint(config: InpaintConfig, job: InpaintJob) -> bytes:
-    return text_removal.paint(job.content, job.boxes.quads, config.mask, config.inpainting).pack()
+    return text_removal.paint(
+        job.content, job.boxes.quads, config.working_pixels, config.mask, config.inpainting
+    ).pack()
 
 
 def read(config: InpaintConfig, job: InpaintJob) -> bytes:
     return text_removal.read(
-        job.content, job.boxes.quads, config.detection, config.recognition
+        job.content, job.boxes.quads, config.working_pixels, config.detection, config.recognition
     ).encode()
 
 
@@ -109,7 +115,7 @@ def fingerprints(config: InpaintConfig) -> dict[str, str]:
 
     These are settings, versions and our code. Raises InputError if LaMa's weights are missing.
     """
-    detection = text_detection.fingerprint(config.detection)
+    detection = f"{config.working_pixels} {text_detection.fingerprint(config.detection)}"
     parts = {
         "find": [detection],
         "read": [detection, text_detection.fingerprint(config.recognition)],

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import regex
 
 from stages.shared.core.config import Field, config_class
 
@@ -23,6 +24,13 @@ MAX_ASPECT_RATIO = 16  # the longer side of a scaled image, in multiples of `inp
 FINGERPRINTED_PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless", "pillow")
 
 MIN_UPRIGHT_SCORE = 0.9  # of a line that is not tried upside down; upside down it is about 0.75
+
+# A box that is probably read wrongly. The network knows no Cyrillic, Hebrew, Arabic, Hangul or
+# Indic letters and only the plain Greek ones: it returns nothing, a few letters, or similar ones.
+MIN_RELIABLE_SCORE = 0.85  # Hebrew has 0.5 to 0.8, Armenian up to 0.84
+MIN_CHARACTERS_PER_SQUARE = 0.5  # of a box's height; Latin text has 1.5 to 3, Chinese about 1
+MAX_UNRELIABLE_SHARE = 0.5  # of the length of all boxes; else the image is taken as not readable
+GREEK_WORD_PATTERN = regex.compile(r"\b(?=\p{L}{3})\p{L}*\p{Greek}")  # not symbols as in a formula
 # (vertical, upside down) -> what makes coordinates (x, y) upright: text that is level, upside down,
 # turned by 90 degrees to the right, and to the left
 UPRIGHT_MATRICES = {
@@ -197,7 +205,8 @@ def read_text(
     """The text in the boxes. Boxes on one line are joined by spaces, lines by newlines.
 
     An uncertain box is also read upside down, since the text may be turned; boxes that are turned
-    in another way are read one after the other.
+    in another way are read one after the other. Text in a script that the network does not know is
+    left out: boxes with Greek words, and all boxes if most of them are probably read wrongly.
     """
     if not len(quads):
         return ""
@@ -208,7 +217,12 @@ def read_text(
         (turned,) = _recognize_crops([np.ascontiguousarray(crops[n][::-1, ::-1])], detection)
         if turned[1] > recognized[n][1]:
             recognized[n], is_turned[n] = turned, True
-    texts = [text if score >= config.min_score else "" for text, score in recognized]
+    if _share_of_unreliable_boxes(recognized, crops, is_turned) >= MAX_UNRELIABLE_SHARE:
+        return ""
+    texts = [
+        text if score >= config.min_score and not GREEK_WORD_PATTERN.search(text) else ""
+        for text, score in recognized
+    ]
     is_vertical = [_is_vertical(quad) for quad in quads]
     lines = []
     for direction, to_upright in UPRIGHT_MATRICES.items():
@@ -216,6 +230,21 @@ def read_text(
         for line in group_into_lines(quads[boxes] @ to_upright) if boxes else []:
             lines.append(" ".join(texts[boxes[n]] for n in line if texts[boxes[n]]))
     return "\n".join(line for line in lines if line)
+
+
+def _share_of_unreliable_boxes(
+    recognized: list[tuple[str, float]], crops: list[np.ndarray], is_turned: np.ndarray
+) -> float:
+    """The share of the boxes that are probably read wrongly, weighted by their length."""
+    lengths = np.array([crop.shape[1] / crop.shape[0] for crop in crops])
+    min_scores = np.where(is_turned, MIN_UPRIGHT_SCORE, MIN_RELIABLE_SCORE)
+    is_unreliable = [
+        score < min_score
+        or len(text) < MIN_CHARACTERS_PER_SQUARE * length
+        or bool(GREEK_WORD_PATTERN.search(text))
+        for (text, score), length, min_score in zip(recognized, lengths, min_scores, strict=True)
+    ]
+    return float(lengths[is_unreliable].sum() / lengths.sum())
 
 
 def _is_vertical(quad: np.ndarray) -> bool:

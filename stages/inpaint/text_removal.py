@@ -1,8 +1,9 @@
 """Find, remove and read the overlay text of one image.
 
 Images are passed as file content and decoded by stages/shared/data/image_store.py: RGB, upright,
-transparency on white, the first frame of an animation. Inpainted images are saved losslessly, so
-that every pixel outside the mask keeps its decoded value.
+transparency on white, the first frame of an animation. An image with more than `working_pixels`
+is scaled down to this number first; boxes, mask and inpainted image are those of the scaled image.
+Inpainted images are saved losslessly, so that every pixel outside the mask keeps its value.
 """
 
 from functools import partial
@@ -24,7 +25,7 @@ WEBP_OPTIONS = {"lossless": True, "method": 0, "quality": 0}  # smaller and fast
 
 
 class TextBoxes(NamedTuple):
-    quads: Quads  # (N, 4, 2) corners in pixels of the upright image
+    quads: Quads  # (N, 4, 2) corners in pixels of the decoded image
     scores: np.ndarray  # (N,) confidence, 0 to 1
 
     def pack(self) -> bytes:
@@ -58,20 +59,24 @@ def unpack_inpaint_result(row: bytes) -> InpaintResult:
     return InpaintResult(arrays["content"].tobytes(), arrays["mask"].tobytes(), masked_share)
 
 
-def _decode_pixels(content: bytes) -> np.ndarray:
-    return np.asarray(image_store.decode_image(content))  # (H, W, 3)
+def _decode_pixels(content: bytes, working_pixels: int) -> np.ndarray:
+    return np.asarray(image_store.decode_image(content, max_pixels=working_pixels))  # (H, W, 3)
 
 
-def find(content: bytes, config: TextDetectionConfig) -> TextBoxes:
+def find(content: bytes, working_pixels: int, config: TextDetectionConfig) -> TextBoxes:
     """The text boxes of an image."""
-    return TextBoxes(*text_detection.detect_text(_decode_pixels(content), config))
+    return TextBoxes(*text_detection.detect_text(_decode_pixels(content, working_pixels), config))
 
 
 def paint(
-    content: bytes, quads: Quads, mask_config: TextMaskConfig, config: InpainterConfig
+    content: bytes,
+    quads: Quads,
+    working_pixels: int,
+    mask_config: TextMaskConfig,
+    config: InpainterConfig,
 ) -> InpaintResult:
     """The image without the text in the boxes. There must be at least one box."""
-    image = _decode_pixels(content)
+    image = _decode_pixels(content, working_pixels)
     mask = masks.build_text_mask(image, quads, mask_config)
     fill = partial(inpainters.fill_masked, config=config)
     result = masks.inpaint_image(image, mask, fill, config.context_pixels, config.max_crop_size)
@@ -79,10 +84,15 @@ def paint(
 
 
 def read(
-    content: bytes, quads: Quads, detection: TextDetectionConfig, config: TextRecognitionConfig
+    content: bytes,
+    quads: Quads,
+    working_pixels: int,
+    detection: TextDetectionConfig,
+    config: TextRecognitionConfig,
 ) -> str:
     """The text in the boxes, one line of text per line."""
-    return text_detection.read_text(_decode_pixels(content), quads, detection, config)
+    image = _decode_pixels(content, working_pixels)
+    return text_detection.read_text(image, quads, detection, config)
 
 
 def encode_image(image: np.ndarray) -> bytes:

@@ -126,7 +126,9 @@ def draw_masks(
     for example in data.inpainted:
         sha256, quads = example.row["image"], example.row["quads"]
         mask = Image.open(BytesIO(example.row["mask"]), formats=["PNG"])
-        image = heatmaps.draw_mask(image_store.decode_image(files[sha256]), mask, quads, side)
+        # Large images were scaled down before their text was found.
+        image = image_store.decode_image(files[sha256], max_pixels=mask.width * mask.height)
+        image = heatmaps.draw_mask(image, mask, quads, side)
         path = f"masks/{sha256[:16]}.png"
         heatmaps.save_png(image, folder / path)
         alt_text = f"The same image; the mask is orange, {len(quads)} text boxes are framed"

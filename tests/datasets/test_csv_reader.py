@@ -61,6 +61,24 @@ def test_rows_between_two_quotes_are_rejected_by_their_lines(tmp_path, delimiter
     assert read(tmp_path, join(rows, delimiter), "a.csv") == [2, 3, 4, rows[3]]
 
 
+@pytest.mark.parametrize("gap", [1, 12])
+def test_rows_with_known_labels_between_two_quotes_are_read(tmp_path, gap):
+    rows = [[f"m{n}", f"text {n}", "yes" if n % 2 else "no"] for n in range(10 + gap)]
+    first, last = 4, 5 + gap
+    lines = join(rows, ",").splitlines()
+    lines[1 + first] = f'm{first},"open, with a comma,no'
+    lines[1 + last] = f'm{last},close",yes'
+    read_back: list = list(rows)
+    read_back[first], read_back[last] = 2 + first, 2 + last
+    assert read(tmp_path, "\n".join(lines), "a.csv") == read_back
+
+
+def test_lines_of_a_text_that_are_no_rows_stay_in_it(tmp_path):
+    rows = [[f"m{n}", f"text {n}", "yes" if n % 2 else "no"] for n in range(8)]
+    text = "to buy\nmilk, eggs, bread\nno, two, yes please\nand soup"
+    assert read(tmp_path, write([*rows, ["m8", text, "no"]], ","), "a.csv")[-1][1] == text
+
+
 def test_a_text_over_lines_may_contain_the_delimiter(tmp_path):
     rows = [["m0", "soup, soup\nand more, soup,", "a"], ["m1", "\n", "b"]]
     rows += [["m2", "one, two\nthree, four", "c"], ["a, b\nc, d", "", ""]]

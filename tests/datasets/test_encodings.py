@@ -54,6 +54,8 @@ def test_an_encoding_that_is_named_alone_behind_utf_8_is_right(encoding):
         "# 中文\n\n国标",
         "ももクロ 嵐",
         "It\u2019s “hot” — so…",
+        'И как говорил мой дорогой товарищ:"лавки-скамейки"',
+        "ΚΑΛΗΜΕΡΑ ΚΟΣΜΕ",  # GB 2312 has no accents
     ],
 )
 def test_gb18030_is_decoded(text):
@@ -64,6 +66,11 @@ def test_a_byte_order_mark_decides_and_nul_is_no_text():
     for encoding in ("utf-8-sig", "utf-16"):
         assert decode(CHINESE.encode(encoding), "latin-1") == CHINESE
     assert decode(b"a\0b", "utf-8") is None
+
+
+@pytest.mark.parametrize("text", ["§Ä", "§a §b", "siehe §Ý 5", "¦¡ ¦¢"])
+def test_a_few_western_symbols_are_not_taken_for_letters_of_gb_2312(text):
+    assert decode(text.encode("cp1252"), "utf-8", "gb18030") is None
 
 
 def test_an_encoding_is_judged_by_all_lines_that_fit_no_earlier_one():

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unicodedata import normalize
 
-import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -66,18 +65,20 @@ def collect(items) -> RecordCollector:
     return corpus
 
 
-saved = pytest.mark.parametrize(
-    ("line_end", "encoding"),
-    [("\n", "utf-8"), ("\r\n", "utf-8"), ("\n", "utf-8-sig"), ("\r\n", "utf-16")],
+# Drawn, not parametrized: a property has as many examples as the profile says, not each variant.
+saved = st.sampled_from(
+    [("\n", "utf-8"), ("\r\n", "utf-8"), ("\n", "utf-8-sig"), ("\r\n", "utf-16")]
 )
 
 
-@saved
-@given(rows=st.lists(st.tuples(marked_texts, st.sampled_from([*LABELS, "sad"])), max_size=6))
-def test_every_line_of_jsonl_is_a_record_or_a_rejection(line_end, encoding, rows):
+@given(
+    saved_as=saved,
+    rows=st.lists(st.tuples(marked_texts, st.sampled_from([*LABELS, "sad"])), max_size=6),
+)
+def test_every_line_of_jsonl_is_a_record_or_a_rejection(saved_as, rows):
     lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
     lines[1:1] = ["{", "", "5"]
-    content = save("\n".join(lines), line_end, encoding)
+    content = save("\n".join(lines), *saved_as)
     items = read_bytes(jsonl, "a.jsonl", content, "posts", JSONL_CONFIG)
     numbers = [number for number, line in enumerate(lines, start=1) if line]
     assert [item.source for item in items] == [f"a.jsonl:{number}" for number in numbers]
@@ -103,10 +104,12 @@ def test_every_line_of_any_bytes_is_rejected_by_its_number(lines):
     assert numbers == sorted(set(range(1, len(lines) + 2)) - blank)
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@saved
-@given(rows=st.lists(st.tuples(texts, st.sampled_from([*LABELS, "sad", ""])), max_size=5))
-def test_a_table_of_a_csv_writer_is_read_back(line_end, encoding, delimiter, rows):
+@given(
+    saved_as=saved,
+    delimiter=st.sampled_from(",;\t|"),
+    rows=st.lists(st.tuples(texts, st.sampled_from([*LABELS, "sad", ""])), max_size=5),
+)
+def test_a_table_of_a_csv_writer_is_read_back(saved_as, delimiter, rows):
     # With doubled quotes and line ends, a TSV is known to be quoted.
     ids = [f"i{number}" for number in range(len(rows))]
     full = [(key, "", text.replace("\r", ""), label) for key, (text, label) in zip(ids, rows)]  # noqa: B905
@@ -114,7 +117,7 @@ def test_a_table_of_a_csv_writer_is_read_back(line_end, encoding, delimiter, row
     file = io.StringIO()
     header = ("id", "image", "text", "label")
     csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([header, *full])
-    content = save(file.getvalue(), line_end, encoding)
+    content = save(file.getvalue(), *saved_as)
     items = read_bytes(table, "a.csv", content, "memes", TABLE_CONFIG)
     records = [item for item in items if isinstance(item, MemeRecord)]
     assert len(items) == len(full)

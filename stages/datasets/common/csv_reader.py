@@ -3,8 +3,9 @@
 The first row names the columns; the delimiter is the one that splits it into the most columns. A
 quoted cell may contain delimiters, line ends and doubled quotes. If a row is malformed or has the
 wrong number of cells, only its first line is rejected and reading continues on the next line, so
-that an unclosed quote does not swallow the rows below it. If the lines of a quoted cell look like
-rows by themselves, all of them are rejected.
+that an unclosed quote does not swallow the rows below it. If lines of a quoted cell look like rows
+by themselves, two stray quotes have joined them: the lines of the quotes are rejected, and a line
+between them that has the labels of other rows is read as a row.
 
 Quotes between tabs are letters (IANA, text/tab-separated-values), unless the file shows that a CSV
 writer quoted its cells: it quotes the names of columns, doubles quotes, or has line ends in a cell.
@@ -26,6 +27,8 @@ from stages.shared.runtime.stage import InputError
 DELIMITERS = (",", "\t", ";", "|")
 # Rejected for these reasons, a line may be part of a row, or contain several.
 MALFORMED_REASONS = ("not CSV", "wrong count")
+# A column of labels, in which values that occur often make up most of the cells.
+MIN_OCCURRENCES, MIN_SHARE = 3, 0.8
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def check_columns(needed: Iterable[str], columns: Iterable[str], path: Path, fix
     """Raises InputError that names every missing column and ends with `fix`."""
     columns = list(columns)
     if missing := [column for column in dict.fromkeys(needed) if column not in columns]:
-        present = ", ".join(columns)[:200]
+        present = " ".join(", ".join(columns).split())[:200]  # a name may have line ends
         raise InputError(
             f"{path} has no column {', '.join(missing)} (its columns: {present}): {fix}"
         )
@@ -94,15 +97,23 @@ def _read_rows(
     encodings: list[str],
     encodings_key: str,
 ) -> Iterator[CsvRow | Rejection]:
+    stray: dict[int, str] = {}  # lines of stray quotes, and why they are rejected
+    labels: dict[int, set[str]] | None = None
+    first = start
     while start < len(lines):
         source = f"{file_name}:{start + 1}"
-        cells, end = _read_row(lines, start, dialect)
-        if cells is not None and _swallows_rows(lines[start:end], dialect, len(columns)):
-            fault = f"its quote closes in line {end}, so that one of them is no row"
-            for number in range(start, end):
-                yield Rejection(f"{file_name}:{number + 1}", f"{MALFORMED_REASONS[0]}: {fault}")
-            start = end
+        if start in stray:
+            yield Rejection(source, f"{MALFORMED_REASONS[0]}: {stray[start]}")
+            start += 1
             continue
+        cells, end = _read_row(lines, start, dialect)
+        if cells is not None and end > start + 1:
+            if labels is None:
+                labels = _find_labels(lines, first, dialect, len(columns))
+            if wrong := _find_joined_lines(lines, start, end, dialect, len(columns), labels):
+                fault = f"its quote closes in line {end}, so that one of them is no row"
+                stray |= dict.fromkeys(wrong, fault)
+                continue
         if cells is None:
             fault = "a quote is not closed, or text follows a closed one"
             yield Rejection(source, f"{MALFORMED_REASONS[0]}: {fault}")
@@ -135,6 +146,51 @@ def _read_row(lines: list[str], start: int, dialect: Dialect) -> tuple[list[str]
         return next(reader), start + reader.line_num
     except csv.Error:
         return None, start + 1
+
+
+def _find_labels(
+    lines: list[str], start: int, dialect: Dialect, num_columns: int
+) -> dict[int, set[str]]:
+    """The frequent cells of each column that holds labels, from the rows on one line."""
+    counts = [Counter[str]() for _ in range(num_columns)]
+    while start < len(lines):
+        cells, end = _read_row(lines, start, dialect)
+        if cells is not None and len(cells) == num_columns and end == start + 1:
+            for count, cell in zip(counts, cells, strict=True):
+                count[cell] += 1
+        start = end
+    frequent = [{cell: n for cell, n in count.items() if n >= MIN_OCCURRENCES} for count in counts]
+    return {
+        column: set(cells)
+        for column, (cells, count) in enumerate(zip(frequent, counts, strict=True))
+        if cells and sum(cells.values()) >= MIN_SHARE * count.total()
+    }
+
+
+def _find_joined_lines(
+    lines: list[str],
+    start: int,
+    end: int,
+    dialect: Dialect,
+    num_columns: int,
+    labels: dict[int, set[str]],
+) -> list[int]:
+    """The lines to reject if the row from `start` to `end` consists of several; else none.
+
+    A line between the quotes is a row if it has the labels of half of the columns of labels.
+    """
+    letters = Dialect(dialect.delimiter, has_quotes=False)
+    inner = [_read_row([line], 0, letters)[0] or [] for line in lines[start + 1 : end - 1]]
+    is_row = [
+        bool(labels)
+        and len(cells) == num_columns
+        and 2 * sum(cells[column] in values for column, values in labels.items()) >= len(labels)
+        for cells in inner
+    ]
+    if not any(is_row) and not _swallows_rows(lines[start:end], dialect, num_columns):
+        return []
+    wrong = [number for number, good in enumerate(is_row, start=start + 1) if not good]
+    return [start, *wrong, end - 1]
 
 
 def _swallows_rows(lines: list[str], dialect: Dialect, num_columns: int) -> bool:

@@ -30,6 +30,8 @@ MISREAD_UTF_8_PATTERN = regex.compile(r"[\u00c2-\u00f4][\u0080-\u00bf\u0152-\u21
 GB_PUNCTUATION = frozenset(
     bytes([lead, trail]).decode("gb18030") for lead in (0xA1, 0xA3) for trail in range(0xA1, 0xC0)
 )
+# Other letters of GB 2312, if there are several: one could be two symbols in Western encodings.
+GB_SCRIPT_PATTERN = regex.compile(r"\p{Cyrillic}{3,}|\p{Greek}{3,}")
 COMMON_HAN_FILE = Path(__file__).with_name("common_han.txt")
 MIN_COMMON_HAN_SHARE = 0.6
 MAX_NON_ASCII_SHARE = 1 / 3  # of the letters of a Western language; French has about 4 %
@@ -102,8 +104,9 @@ def _is_plausible(text: str, codec: str) -> bool:
         if len(kana) >= len(han):
             # EUC-JP has kana at the same places, but its other characters fall into GB 2312.
             han = [character for character in han if _is_in_gb_2312(character)]
-        if not han and not kana:  # a Western text with the punctuation of a Chinese system
-            return all(c.isascii() or c in GB_PUNCTUATION for c in text)
+        if not han and not kana:  # a text in another script from a Chinese system
+            letters = "".join(c for c in text if not c.isascii() and c not in GB_PUNCTUATION)
+            return not letters or bool(GB_SCRIPT_PATTERN.fullmatch(letters))
         num_common = sum(character in _common_han() for character in han)
         return num_common >= MIN_COMMON_HAN_SHARE * len(han)
     if codec in WESTERN_CODECS:

@@ -3,6 +3,7 @@
 Shards keep the number of files small, and a new image changes only the shard of its hash.
 """
 
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,16 @@ ROTATIONS = {  # EXIF orientation -> what makes the image upright (EXIF 2.3, tag
 TIFF_BITS_PER_SAMPLE, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+TIFF_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # by signature
+TIFF_ORIENTATION, TIFF_SHORT = 274, 3
+# The tags that describe how pixels are stored (TIFF 6.0); others describe the image.
+TIFF_PIXEL_TAGS = frozenset(
+    [
+        *(254, 256, 257, 258, 259, 262, 266, 273, TIFF_ORIENTATION, 277, 278, 279, 284, 292, 293),
+        *(317, 320, 322, 323, 324, 325, 338, 339, 347, 512, 513, 514, 519, 520, 521),
+        *(529, 530, 531, 532),
+    ]
+)
 
 
 class ImageError(Exception):
@@ -59,7 +70,7 @@ def validate_image(content: bytes, max_pixels: int) -> dict:
     Raises ImageError if the image has more than `max_pixels` or cannot be decoded.
     """
     try:
-        width, height = _with_or_without_texts(content, _read_size)
+        width, height = _with_or_without_metadata(content, _read_size)
         if width * height <= max_pixels:
             width, height = decode_image(content).size
     except UnidentifiedImageError:
@@ -83,36 +94,48 @@ def _build_row(content: bytes, width: int, height: int) -> dict:
     return {"sha256": name, "bytes": content, "width": width, "height": height}
 
 
-def decode_image(content: bytes, min_side: int | None = None) -> Image.Image:
+def decode_image(
+    content: bytes, min_side: int | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """The upright RGB image: on white where transparent; the first frame of an animation.
 
     min_side: if the caller scales the image to this side, in pixels. A shorter side that is
     several times as long is then reduced by a whole factor, so that memory holds a small image;
     JPEG is reduced while it is decoded. None: full size.
+    max_pixels: an image with more pixels is scaled down to this number. None: full size.
 
     Raises the exceptions of Pillow, and ValueError if the range of grey values is unknown.
     """
-    return _with_or_without_texts(content, partial(_decode, min_side=min_side))
+    read = partial(_decode, min_side=min_side, max_pixels=max_pixels)
+    return _with_or_without_metadata(content, read)
 
 
-def _decode(content: bytes, min_side: int | None) -> Image.Image:
+def _decode(content: bytes, min_side: int | None, max_pixels: int | None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(BytesIO(content), formats=FORMATS)
-        if factor := _reduction_factor(image.size, min_side):
+        if factor := _reduction_factor(image.size, min_side, max_pixels):
             width, height = image.size
-            image.draft(None, (width // factor, height // factor))  # JPEG only
+            image.draft(None, (max(1, width // factor), max(1, height // factor)))  # JPEG only
         image.load()
         orientation = _read_orientation(image)
     image = _to_8_bits(image)
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if factor := _reduction_factor(image.size, min_side):
+    image = _convert(image, "RGBA" if image.has_transparency_data else "RGB")
+    if factor := _reduction_factor(image.size, min_side, max_pixels):
         image = image.reduce(factor)
+    if max_pixels and image.width * image.height > max_pixels:
+        scale = (max_pixels / (image.width * image.height)) ** 0.5
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
     if orientation in ROTATIONS:
         image = image.transpose(ROTATIONS[orientation])
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _convert(image, "RGB")
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """`image` itself if it is in this mode; Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _read_size(content: bytes) -> tuple[int, int]:
@@ -122,9 +145,11 @@ def _read_size(content: bytes) -> tuple[int, int]:
             return image.size
 
 
-def _reduction_factor(size: tuple[int, int], min_side: int | None) -> int:
+def _reduction_factor(size: tuple[int, int], min_side: int | None, max_pixels: int | None) -> int:
     """The whole factor of at least 2 by which an image may be reduced, or 0."""
-    factor = min(size) // (min_side * REDUCTION_MARGIN) if min_side else 0
+    by_min_side = min(size) // (min_side * REDUCTION_MARGIN) if min_side else 0
+    by_pixels = int((size[0] * size[1] / max_pixels) ** 0.5) if max_pixels else 0
+    factor = max(by_min_side, by_pixels)
     return factor if factor > 1 else 0
 
 
@@ -160,17 +185,23 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def _with_or_without_texts(content: bytes, read: Callable[[bytes], T]) -> T:
-    """`read(content)`; if a PNG fails, the same without its text chunks and color profile.
+def _with_or_without_metadata(content: bytes, read: Callable[[bytes], T]) -> T:
+    """`read(content)`; if a PNG or TIFF fails, the same without its texts, profiles and the like.
 
-    Pillow refuses a PNG whose texts exceed a limit, although its pixels are sound.
+    Pillow refuses a PNG whose texts exceed a limit and a TIFF with a damaged tag, although their
+    pixels are sound.
     """
     try:
         return read(content)
-    except ValueError:
-        if not content.startswith(PNG_SIGNATURE):
+    except Exception:  # as in `validate_image`
+        stripped = content
+        if content.startswith(PNG_SIGNATURE):
+            stripped = _remove_png_texts(content)
+        elif content[:4] in TIFF_BYTE_ORDERS:
+            stripped = _remove_tiff_metadata(content)
+        if stripped == content:
             raise
-    return read(_remove_png_texts(content))
+    return read(stripped)
 
 
 def _remove_png_texts(content: bytes) -> bytes:
@@ -183,6 +214,28 @@ def _remove_png_texts(content: bytes) -> bytes:
             kept.append(content[position:end])
         position = end
     return b"".join(kept)
+
+
+def _remove_tiff_metadata(content: bytes) -> bytes:
+    """A TIFF file whose first directory has only the tags of its pixels (TIFF 6.0, section 2).
+
+    An orientation of a wrong type or count is removed, too.
+    """
+    order = TIFF_BYTE_ORDERS[content[:4]]
+    try:
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, start)
+        entries = [content[start + 2 + 12 * n :][:12] for n in range(count)]
+        heads = [struct.unpack_from(f"{order}HHI", entry) for entry in entries]
+    except struct.error:  # the file ends before
+        return content
+    kept = [
+        entry
+        for entry, (tag, *form) in zip(entries, heads, strict=True)
+        if tag in TIFF_PIXEL_TAGS and (tag != TIFF_ORIENTATION or form == [TIFF_SHORT, 1])
+    ]
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)  # 0: the last one
+    return content[:start] + directory + content[start + len(directory) :]
 
 
 def resize_and_strip_metadata(image: Image.Image, side: int) -> Image.Image:

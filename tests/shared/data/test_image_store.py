@@ -294,3 +294,60 @@ def test_images_are_loaded_from_the_shards_and_a_missing_one_is_named(tmp_path):
     assert [image_store.build_image_row(row["bytes"]) for row in wanted] == wanted
     with pytest.raises(InputError, match=f"lacks the image {'0' * 64}"):
         image_store.load_image_bytes(tmp_path, ["0" * 64])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_image_of_too_many_pixels_is_scaled_down_to_their_number(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    blobs = Image.effect_noise((12, 8), 90).resize((1200, 800), Image.Resampling.BICUBIC)
+    content = encoded(blobs.convert("RGB"), kind, exif=exif)
+    whole = decode_image(content)
+    for max_pixels, short_side in [(800 * 1200 - 1, 799), (2 * 150 * 150, 173), (6, 2), (1, 1)]:
+        scaled = decode_image(content, max_pixels=max_pixels)
+        assert min(scaled.size) == short_side and scaled.width * scaled.height <= max_pixels
+        assert (scaled.width < scaled.height) == (orientation == 6) or max_pixels == 1
+    pair = [
+        np.asarray(image.resize((64, 64)), float)
+        for image in (whole, decode_image(content, max_pixels=45_000))
+    ]
+    assert abs(pair[0] - pair[1]).mean() < 1.5
+    assert decode_image(content, max_pixels=1200 * 800).tobytes() == whole.tobytes()
+
+
+TIFF_DAMAGES = {  # what is wrong with a tag: (offset in its directory entry, format, value)
+    "type": (2, "<H", 0),
+    "text": (2, "<H", 2),
+    "float": (2, "<H", 11),
+    "no value": (4, "<I", 0),
+    "many values": (4, "<I", 2**31),
+    "outside the file": (8, "<I", 2**31 - 1),
+}
+TIFF_TEXTS = {270: "a bowl", 305: "a camera", 315: "me", 282: 72.0, 700: b"<xmp/>", 34675: b"icc"}
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("damage", TIFF_DAMAGES)
+@pytest.mark.parametrize("tag", [*TIFF_TEXTS, 274])
+def test_a_tiff_with_a_damaged_tag_keeps_its_pixels(tag, damage, compression):
+    image = Image.effect_noise((24, 16), 50).convert("RGB")
+    content = bytearray(
+        encoded(image, "TIFF", compression=compression, tiffinfo=TIFF_TEXTS | {274: 1})
+    )
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    entries = [start + 2 + 12 * number for number in range(count)]
+    (entry,) = [entry for entry in entries if struct.unpack_from("<H", content, entry) == (tag,)]
+    offset, form, value = TIFF_DAMAGES[damage]
+    struct.pack_into(form, content, entry + offset, value)
+    assert validate_image(bytes(content), MAX_PIXELS)["width"] == 24
+    assert (np.asarray(decode_image(bytes(content))) == np.asarray(image)).all()
+
+
+def test_a_tiff_that_ends_in_its_directory_is_rejected():
+    content = encoded(Image.new("RGB", (24, 16)), "TIFF")
+    (start,) = struct.unpack_from("<I", content, 4)
+    for end in (6, start, start + 1, start + 20):
+        with pytest.raises(ImageError, match="unreadable image"):
+            validate_image(content[:end], MAX_PIXELS)

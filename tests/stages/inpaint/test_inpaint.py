@@ -406,8 +406,10 @@ def test_missing_weights_are_reported_before_detection(tmp_path, monkeypatch):
 
 def test_cached_results_equal_computed_results(tmp_path):
     content = make_meme_rows(1)[0]["bytes"]
-    boxes = text_removal.find(content, CONFIG.detection)
-    painted = text_removal.paint(content, boxes.quads, CONFIG.mask, CONFIG.inpainting)
+    boxes = text_removal.find(content, CONFIG.working_pixels, CONFIG.detection)
+    painted = text_removal.paint(
+        content, boxes.quads, CONFIG.working_pixels, CONFIG.mask, CONFIG.inpainting
+    )
     store = Store(tmp_path, "x")
     store.write([("aa", boxes.pack()), ("bb", painted.pack())])
     packed_boxes, packed_result = store.read(["aa", "bb"])

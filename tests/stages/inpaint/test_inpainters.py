@@ -51,8 +51,8 @@ def test_lama_preserves_the_image_size(weights, size):
 
 def test_lama_inpaints_only_the_mask_of_a_meme(weights):
     row = overlay_text_corpus.make_image_row(overlay_text_corpus.draw_meme(2)[0])
-    boxes = text_removal.find(row["bytes"], CONFIG.detection)
-    result = text_removal.paint(row["bytes"], boxes.quads, CONFIG.mask, LAMA)
+    boxes = text_removal.find(row["bytes"], CONFIG.working_pixels, CONFIG.detection)
+    result = text_removal.paint(row["bytes"], boxes.quads, CONFIG.working_pixels, CONFIG.mask, LAMA)
     old, new = (
         np.asarray(image_store.decode_image(each)) for each in (row["bytes"], result.content)
     )

@@ -1,11 +1,14 @@
 """Text detection and recognition: reproducible, offline and silent."""
 
+# ruff: noqa: RUF001  (Greek and Armenian letters that look Latin are the point)
+
 import subprocess
 import sys
 from dataclasses import replace
 from random import Random
 from threading import Thread
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -110,3 +113,52 @@ def test_text_is_read_however_the_image_is_turned(degrees):
     quads, _ = text_detection.detect_text(turned, CONFIG.detection)
     text = text_detection.read_text(turned, quads, CONFIG.detection, CONFIG.recognition)
     assert text == "WHEN THE SOUP\nIS COLD AGAIN"
+
+
+FONTS = matplotlib.get_data_path() + "/fonts/ttf"  # DejaVu, which has these scripts
+
+
+def read_meme(*lines: str, font: str = "DejaVuSans-Bold") -> str:
+    """The text that is read from an image of these lines."""
+    meme = Image.new("RGB", (960, 90 * len(lines) + 40), (90, 120, 90))
+    typeface, draw = ImageFont.truetype(f"{FONTS}/{font}.ttf", 48), ImageDraw.Draw(meme)
+    for number, line in enumerate(lines):
+        place = (40, 30 + 90 * number)
+        draw.text(place, line, "white", typeface, stroke_width=3, stroke_fill="black")
+    image = np.asarray(meme)
+    quads, _ = text_detection.detect_text(image, CONFIG.detection)
+    assert len(quads) >= len(lines) // 2
+    return text_detection.read_text(image, quads, CONFIG.detection, CONFIG.recognition)
+
+
+@pytest.mark.parametrize("font", ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["ΟΤΑΝ Η ΣΟΥΠΑ", "είναι πάλι κρύα σήμερα", "Κανείς δεν διαβάζει αυτό"],
+        ["ΚΑΝΕΙΣ ΔΕΝ ΞΕΡΕΙ", "η γάτα μου λέει γεια"],
+        ["КОГДА СУП", "снова холодный сегодня", "МОЯ КОШКА ГОВОРИТ ПРИВЕТ"],
+        ["КОЛИ СУП", "знову холодний сьогодні", "Ніхто цього не читає"],
+        ["ԲԱՐԵՎ ԱՇԽԱՐՀ", "ոչ ոք սա չի կարդում"],
+    ],
+    ids=["Greek", "Greek capitals", "Russian", "Ukrainian", "Armenian"],
+)
+def test_an_unknown_script_is_not_read_as_similar_letters(lines, font):
+    assert read_meme(*lines, font=font) == ""
+
+
+@pytest.mark.parametrize(
+    "lines", [["שלום עולם", "אף אחד לא קורא את זה"], ["مرحبا بالعالم", "لا أحد يقرأ هذا"]]
+)
+def test_a_script_from_right_to_left_is_not_read_as_similar_letters(lines):
+    assert read_meme(*lines, font="DejaVuSans") == ""
+
+
+def test_a_line_in_an_unknown_script_does_not_hide_the_others():
+    lines = ["WHEN THE SOUP IS COLD AGAIN", "Nobody reads this text", "γεια σου"]
+    assert read_meme(*lines) == "\n".join(lines[:2])
+
+
+def test_accents_and_single_greek_symbols_are_read():
+    lines = ["schön wäre es, natürlich", "π = 3 of 20", "est déjà très froide"]
+    assert read_meme(*lines, font="DejaVuSans").splitlines() == lines
