@@ -271,6 +271,7 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write configuration and tokenizer; the weights are saved with the whole model."""
+        folder.mkdir(parents=True, exist_ok=True)
         local = Path(self.source).is_dir()
         config: dict = {
             "source": Path(self.source).name if local else self.source,
