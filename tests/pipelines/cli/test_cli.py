@@ -457,13 +457,13 @@ def test_the_summary_names_classifiers_that_do_not_surely_beat_a_baseline(tmp_pa
     assert summary.format_summary({}, "").splitlines()[6:9] == lines
 
 
-def test_the_summary_names_each_baseline_that_a_generator_does_not_surely_beat(
+def test_the_summary_names_the_strongest_baseline_and_shuffled_images_if_not_surely_beaten(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    verdicts = {"nearest_image": "better", "consensus": "unclear", "shuffled_images": "worse"}
+    verdicts = {"nearest_image": "worse", "consensus": "unclear", "shuffled_images": "worse"}
     scores = {name: {"verdict": verdict, "sentence": name} for name, verdict in verdicts.items()}
-    lead = {"difference": {"value": 0.25}}
+    lead = {"baseline": "consensus", "difference": {"value": 0.25}}
     write_metrics(tmp_path, "tags", {"baselines": {"scores": scores, "comparison": lead}})
     assert summary.compare_baselines().splitlines() == ["tags: consensus", "tags: shuffled_images"]
     assert summary.collect_metrics()["tags.baselines.comparison.difference.value"] == 0.25
