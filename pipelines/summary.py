@@ -107,9 +107,9 @@ def compare_skill(expected: dict[str, float]) -> str:
 def compare_baselines() -> str:
     """A line per baseline that a run does not surely beat; "" if there is none.
 
-    Compared are, for generators, the strongest baseline and shuffled images; for classifiers, logistic regression or a CRF on
-    both inputs and, if that is not the baseline of the comparison, the majority class. Unlike
-    skill, this needs no ceilings.
+    Compared are, for generators, the strongest baseline and shuffled images; for classifiers,
+    logistic regression or a CRF on both inputs and, if that is not the baseline of the comparison,
+    the majority class. Unlike skill, this needs no ceilings.
     """
     return "\n".join(
         f"{run}: {note}"
