@@ -1,5 +1,6 @@
 """What the machine provides: Python, packages, weights and disk space. Nothing is downloaded."""
 
+import csv
 import hashlib
 import importlib.metadata
 import os
@@ -54,14 +55,18 @@ def check_weights() -> CheckResult:
     """The weights in packages and those that params name: present, with the right checksum."""
     problems, count = [], 0
     for package, endings in WEIGHT_PACKAGES.items():
-        if _installed_version(package) is None:
+        try:
+            distribution = importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError:
             continue  # `check_packages` reports it
-        for file in importlib.metadata.files(package) or ():
-            if file.hash is None or not file.name.endswith(endings):
+        # Its attribute `files` may leave out missing files: importlib_metadata replaces the class.
+        for name, digest, _ in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
+            if not digest or not name.endswith(endings):
                 continue
             count += 1
-            path = Path(str(file.locate()))
-            if not path.is_file() or _checksum(path, file.hash.mode) != file.hash.value:
+            path = Path(str(distribution.locate_file(name)))
+            mode, _, expected = digest.partition("=")
+            if not path.is_file() or _checksum(path, mode) != expected:
                 fix = f"run `pip install --force-reinstall --no-deps {package}`"
                 problems.append(Problem(f"{path} is missing or damaged", fix))
     problems += _check_named_weights(config.read_params())

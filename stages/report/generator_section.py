@@ -175,7 +175,8 @@ class GeneratorSection:
         baselines = self.metrics["baselines"]
         first = baselines.get("score", "cider")
         names = [first, "cider", "rouge_l", "meteor", "meteor_exact_stem", "bleu_4"]
-        return [name for name in dict.fromkeys(names) if name in self.metrics]
+        systems = [self.metrics, *baselines["scores"].values()]
+        return [name for name in dict.fromkeys(names) if all(name in system for system in systems)]
 
     def baseline_rows(self) -> list[dict[str, Any]]:
         """Rows of the scores of baselines, then of the final phase: label, scores and difference.

@@ -91,6 +91,7 @@ def test_every_line_of_jsonl_is_a_record_or_a_rejection(saved_as, rows):
 
 @given(lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), min_size=1))
 @example(lines=[b"\xff\xfe{", b"}"])
+@example(lines=[b"\xfe\xff"])  # the byte order mark of UTF-16, but not at the start of the file
 def test_every_line_of_any_bytes_is_rejected_by_its_number(lines):
     content = b"\n".join([b"x", *lines])
     items = read_bytes(jsonl, "a.jsonl", content, "posts", JSONL_CONFIG)

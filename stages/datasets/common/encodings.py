@@ -40,14 +40,12 @@ MAX_NON_ASCII_SHARE = 1 / 3  # of the letters of a Western language; French has 
 def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
     """Decode with the first encoding that fits. Returns None if none does, or if the text has NUL.
 
-    A byte order mark takes precedence over `encodings` and is removed.
-
+    content: a part of a file, such as a line, without the file's byte order mark
     key: the dotted key of config/formats.yaml that holds `encodings`, for messages.
 
     Raises InputError if an encoding is unknown.
     """
-    marked = _bom_encoding(content)
-    for encoding in [marked] if marked else encodings:
+    for encoding in encodings:
         try:
             text = content.decode(encoding)
         except LookupError:
@@ -61,8 +59,12 @@ def decode_text(content: bytes, encodings: list[str], key: str) -> str | None:
 
 
 def decode_file(content: bytes, encodings: list[str], key: str) -> str | None:
-    """Decode the content of a file as `decode_text` does, but with plausible encodings only."""
-    return decode_text(content, select_plausible([content], encodings), key)
+    """Decode the content of a file as `decode_text` does, but with plausible encodings only.
+
+    A byte order mark takes precedence over `encodings` and is removed.
+    """
+    marked = _bom_encoding(content)
+    return decode_text(content, [marked] if marked else select_plausible([content], encodings), key)
 
 
 def select_plausible(parts: Iterable[bytes], encodings: list[str]) -> list[str]:

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
-
 T = TypeVar("T")
 
 
@@ -18,6 +16,8 @@ def progress_bar(
 
     what: the label of the bar. start: number of items that an earlier run has processed.
     """
+    from tqdm import tqdm  # reads TQDM_DISABLE, which commands set, when it is imported
+
     interval = update_interval()
     yield from tqdm(items, what, total, initial=start, mininterval=interval, dynamic_ncols=True)
 

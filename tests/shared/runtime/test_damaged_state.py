@@ -13,7 +13,7 @@ from pipelines.runner.eta import StageDurations
 from stages.augment.batch_client import SubmittedBatch, _iter_open_batches
 from stages.shared.core import schemas
 from stages.shared.data.cache import Store
-from stages.shared.encoders import efficientnet_lite0
+from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.runtime import mlflow_store, tracking
 from stages.shared.runtime.stage import InputError, work_dir
 from stages.shared.training.checkpoint import Checkpoint
