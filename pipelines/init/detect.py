@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.init.images import are_photographs, compute_frequent_color_share
-from pipelines.init.table import AmbiguousTable, ColumnOptions, describe_table
+from pipelines.init.table import AmbiguousTable, ColumnOptions, UnlabeledTable, describe_table
 from pipelines.validate_params import FORMATS
 from stages.datasets import hateful_memes, twitter
 from stages.datasets.common.files import find_corpus_dir, find_split_files
@@ -110,7 +110,8 @@ def detect_corpus(
         raise InputError(f"{folder} is no folder: give the folder that holds the files of the data")
     fits, ambiguous, misfits = find_fits(folder, kind, formats, ingest, options)
     if fits:
-        return choose_fit(folder, fits, [fit.kind for fit in fits] + ["memes" for _ in ambiguous])
+        labeled = [error for error in ambiguous if not isinstance(error, UnlabeledTable)]
+        return choose_fit(folder, fits, [fit.kind for fit in fits] + ["memes" for _ in labeled])
     if ambiguous:
         raise ambiguous[0]
     for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -304,7 +305,7 @@ def _flickr8k_cn_variants(folder: Path, defaults: FormatValues, options: InitOpt
     if not sets:
         raise InputError(f"no captions in {language}: give --language en or --language zh")
     other = "zh" if language == "en" else "en"
-    reason = f"captions: the list {sets[0]}; --language {other} chooses the others"
+    reason = f"caption list: {sets[0]}; --language {other} chooses the others"
     yield {"caption_sets": sets}, reason
 
 
@@ -315,7 +316,7 @@ def _mvsa_variants(folder: Path, defaults: FormatValues, options: InitOptions) -
 
 def _coco_cn_variants(folder: Path, defaults: FormatValues, options: InitOptions) -> Variants:
     for source in ("human", "translated", "extension"):
-        yield {"caption_source": source}, f"captions: {source}"
+        yield {"caption_source": source}, f"caption files: {source}"
 
 
 def _hateful_memes_variants(folder: Path, defaults: FormatValues, options: InitOptions) -> Variants:

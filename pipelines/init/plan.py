@@ -68,7 +68,7 @@ def plan_project(
     """
     check_languages(corpora, options.text_encoder)
     aligned = choose_aligned(corpora, options.images)
-    applied = [PRESETS[each.kind] for each in corpora if aligned and each.kind in PRESETS]
+    applied = [PRESETS[kind] for kind in aligned if kind in PRESETS]
     for name in applied:
         files = merge_overlay(files, presets[name], f"presets/{name}.yaml")
     editor = ParamsEditor(files)
@@ -253,7 +253,7 @@ def check_runs(corpora: list[DetectedCorpus], editor: ParamsEditor) -> None:
             models = [name for name, paper in MODEL_MODULES.items() if each.kind in paper.KINDS]
             raise InputError(
                 f"params.yaml has no run of {' or '.join(models)} on the corpus {each.kind}: put "
-                "its row back, e.g. from git"
+                "its row back, with `polymuse preset --undo` if `polymuse init` removed it"
             )
 
 

@@ -40,6 +40,10 @@ class AmbiguousTable(InputError):
     """A table of memes of which an option has to decide what a column holds."""
 
 
+class UnlabeledTable(AmbiguousTable):
+    """A table without labels; it may hold another kind of data than memes."""
+
+
 @dataclass(frozen=True)
 class ColumnOptions:
     """What the user said: names of the table and of columns; "" stands for no column."""
@@ -117,12 +121,11 @@ def describe_table(
     defaults: the values of formats.table
 
     Raises InputError if there is no table, or no image although it is needed; AmbiguousTable if an
-    option has to decide.
+    option has to decide, or names no column.
     """
     paths = table.find_table_files(folder, [options.table] if options.table else defaults["files"])
     columns, encodings = read_columns(paths, defaults["encodings"], folder)
-    for name in filter(None, [options.image, options.text, options.split, *options.labels]):
-        csv_reader.check_columns([name], columns, paths[0], "name one of its columns")
+    check_options(options, columns, paths[0])
     image = choose_image(columns, folder, options.image)
     if needs_image and image is None:
         raise InputError(f"{paths[0]} has no column whose values name image files of {folder}")
@@ -146,6 +149,15 @@ def describe_table(
         "encodings": encodings,
     }
     return values, list(explain(values, image, [path.name for path in paths]))
+
+
+def check_options(options: ColumnOptions, columns: dict[str, TableColumn], path: Path) -> None:
+    """Raises AmbiguousTable if the user named a column that does not exist."""
+    named = filter(None, [options.image, options.text, options.split, *options.labels])
+    try:
+        csv_reader.check_columns(named, columns, path, "name one of its columns")
+    except InputError as error:
+        raise AmbiguousTable(str(error)) from None
 
 
 def explain(values: dict[str, Any], image: ImageColumn | None, names: list[str]) -> Iterable[str]:
@@ -302,7 +314,7 @@ def choose_text(
 def choose_tasks(
     columns: dict[str, TableColumn], used: set[str], options: ColumnOptions, path: Path
 ) -> dict[str, Any]:
-    """formats.table.tasks. Raises AmbiguousTable if no column holds labels."""
+    """formats.table.tasks. Raises UnlabeledTable if no column holds labels."""
     chosen = options.labels or [
         name
         for name, column in columns.items()
@@ -313,7 +325,7 @@ def choose_tasks(
         build = build_list_tasks if columns[name].is_list else build_task
         tasks |= build(columns[name])
     if not tasks:
-        raise AmbiguousTable(
+        raise UnlabeledTable(
             f"{path}: no column has a few values that are repeated (its columns: "
             f"{', '.join(columns)[:200]}): name the one with the labels with --labels COLUMN"
         )
