@@ -94,10 +94,10 @@ def _add_init(init: argparse.ArgumentParser) -> None:
     option("folder", metavar="DIR", type=_resolve_path, help="a new folder, or . for this project")
     option(
         "--data",
-        metavar="[KIND=]FOLDER",
+        metavar="FOLDER",
         action="append",
         required=True,
-        help="a folder with articles, captions, tweets, posts or memes; it is read where it lies",
+        help="a folder of data, or KIND=FOLDER: articles, captions, tweets, posts or memes; repeat",
     )
     option("--format", metavar="NAME", action="append", default=[], help="a format, if several fit")
     option("--language", metavar="CODE", help="of captions in several languages, such as zh")

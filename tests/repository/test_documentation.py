@@ -109,6 +109,8 @@ def check_polymuse(_: str, arguments: list[str]) -> None:
     assert all(option in help_text for option in options)
     if arguments[0] == "label":
         assert len(positional) <= 1
+    elif arguments[0] == "init":
+        assert len(positional) <= 1
     elif arguments[0] == "params":
         assert all(has_key(PARAMS, section) for section in positional)
     else:
