@@ -100,6 +100,11 @@ def plan_project(
             f"corpora: {synthetic} holds synthetic captions; align.corpus needs captions or "
             "articles with images in English"
         )
+    if any(not each.sample.has_text for each in corpora):
+        lines.append(
+            "texts of memes: recognized by inpaint.ocr; embed.min_supported_fraction is 0, so that "
+            "they are embedded as English"
+        )
     if removed:
         lines.append(f"removed, since nothing of it is needed: {', '.join(removed)}")
     return InitPlan(editor.dump(), lines)
@@ -272,6 +277,8 @@ def edit_references(
     editor.set("augment.corpora", [each.kind for each in memes])
     if any(not each.sample.has_text for each in memes):
         editor.set("inpaint.ocr", "when_missing")
+        # The language of recognized texts is not detected: embed would leave them out.
+        editor.set("embed.min_supported_fraction", 0.0)
 
 
 def edit_classifiers(

@@ -62,6 +62,15 @@ def test_memes_alone_keep_mm_orient_and_what_it_needs(workspace, monkeypatch, ca
     assert read_files(workspace) == before
 
 
+def test_texts_that_the_table_lacks_are_recognized_and_embedded(workspace, monkeypatch, tmp_path):
+    memes = user_data.memes_table(tmp_path / "memes")
+    run_init(monkeypatch, workspace, "--data", str(memes), "--text", "")
+    params = read_params(workspace)
+    assert params["formats"]["table"]["columns"]["text"] is None
+    assert params["inpaint"]["ocr"] == "when_missing"
+    assert params["embed"]["min_supported_fraction"] == 0
+
+
 def test_every_kind_together_keeps_every_run(workspace, monkeypatch, tmp_path):
     folders = [
         user_data.markdown_articles(tmp_path / "notes"),
