@@ -12,11 +12,15 @@ SITE_CACHE = Path("/var/tmp/dvc")  # DVC's default on Linux, see its dirs.py
 def find_project(start: Path) -> Path:
     """The nearest folder at or above `start` with a project. Raises InputError if there is none."""
     for folder in [start, *start.parents]:
-        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+        if is_project(folder):
             return folder
     raise InputError(
         f"{start} is not in a Polymuse project: go to a folder with dvc.yaml and params.yaml"
     )
+
+
+def is_project(folder: Path) -> bool:
+    return (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file()
 
 
 def enter_project() -> None:

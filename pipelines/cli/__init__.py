@@ -1,5 +1,6 @@
-"""The `polymuse` command. It works on the project of the current folder.
+"""The `polymuse` command. It works on the project of the current folder, `init` on a named one.
 
+polymuse init FOLDER          write the parameters for your own data, by looking at them
 polymuse run [TARGET...]      bring all stages, or the named ones, up to date
 polymuse write -o FOLDER      write an article from --topic TEXT, --image FILE..., or both
 polymuse label TEXT           label a tweet or post, with or without its --image
@@ -28,17 +29,27 @@ def main() -> None:
     """Entry point. Exits with 0, or with one sentence on standard error and 1."""
     with report_errors():
         arguments = _build_parser().parse_args()
-        run_in_project(lambda: arguments.verb(arguments))
+        run = run_command if arguments.verb is _init else run_in_project
+        run(lambda: arguments.verb(arguments))
 
 
 def run_in_project(work: Callable[[], object]) -> None:
-    """Call `work` in the project of the current folder; any error becomes the last line.
+    """Call `work` in the project of the current folder, as `run_command` does."""
+
+    def enter_and_work() -> None:
+        project.enter_project()
+        work()
+
+    run_command(enter_and_work)
+
+
+def run_command(work: Callable[[], object]) -> None:
+    """Call `work`; any error becomes the last line.
 
     SIGTERM and Ctrl-C raise exceptions in `work`, so that it ends the processes it started.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with report_errors():
-        project.enter_project()
         work()
 
 
@@ -47,6 +58,7 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="polymuse", description="Train, compare and use multimodal models."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_init(verbs.add_parser("init", help="write the parameters for your own data"))
     run = verbs.add_parser("run", help="bring all stages, or the named ones, up to date")
     run.add_argument(
         "targets",
@@ -75,6 +87,33 @@ def _build_parser() -> argparse.ArgumentParser:
     ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
     ui.set_defaults(verb=_ui)
     return parser
+
+
+def _add_init(init: argparse.ArgumentParser) -> None:
+    option = init.add_argument
+    option("folder", metavar="DIR", type=_resolve_path, help="a new folder, or . for this project")
+    option(
+        "--data",
+        metavar="FOLDER",
+        action="append",
+        required=True,
+        help="a folder of data, or KIND=FOLDER: articles, captions, tweets, posts or memes; repeat",
+    )
+    option("--format", metavar="NAME", action="append", default=[], help="a format, if several fit")
+    option("--language", metavar="CODE", help="of captions in several languages, such as zh")
+    option("--images", choices=["photographs", "drawings"], help="default: what they look like")
+    option("--text-encoder", metavar="NAME", help="a BERT for classifiers, by Hugging Face name")
+    option("--force", action="store_true", help="replace other data that params.yaml names")
+    table = init.add_argument_group("tables of memes")
+    option = table.add_argument
+    option("--table", metavar="FILE", help="the table, if there are several")
+    option("--image", metavar="COLUMN", help="the column of image names")
+    option("--text", metavar="COLUMN", help="the column of texts")
+    option("--split", metavar="COLUMN", help="the column of splits")
+    option(
+        "--labels", metavar="COLUMN", action="append", default=[], help="a column of labels; repeat"
+    )
+    init.set_defaults(verb=_init)
 
 
 def _add_write(write: argparse.ArgumentParser) -> None:
@@ -187,6 +226,12 @@ def _parse_backend(backend: str) -> str:
     kind, _, name = backend.partition(":")
     folder = name.startswith(".") or (name and _resolve_path(name).is_dir())
     return f"{kind}:{_resolve_path(name)}" if kind == "diffusers" and folder else backend
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import init  # imports every stage
+
+    init.main(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

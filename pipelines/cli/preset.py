@@ -20,6 +20,7 @@ from stages.shared.runtime.stage import InputError, work_dir
 
 PRESET_DIR = Path("presets")
 ROW_SECTIONS = ("corpora", "generators", "classifiers")  # README says to delete rows of them
+INIT = "polymuse init"  # name of its changes in the history
 PRESET_KEYS = {"name", "before", "after"}  # of an applied preset in the history
 ParamTree = dict[str, Any]  # sections of params.yaml
 
@@ -45,6 +46,19 @@ def apply_preset(name: str) -> str:
     note = f"; left out, because params.yaml does not have them: {deleted}" if deleted else ""
     if after == before:
         return f"params.yaml already has all values of preset {name}{note}"
+    changed = write_params(name, before, after)
+    return (
+        f"{' and '.join(changed)} now {'has' if len(changed) == 1 else 'have'} the values of "
+        f"preset {name}; "
+        f"undo with `polymuse preset --undo`{note}"
+    )
+
+
+def write_params(name: str, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Write the parameter files that differ, so that `undo_preset` restores them; their names.
+
+    name: of the preset, or INIT. before, after: name of a file -> text
+    """
     changed = [file for file in before if after[file] != before[file]]
     state = {
         "name": name,
@@ -54,32 +68,29 @@ def apply_preset(name: str) -> str:
     _save_applied([*_load_applied(), state])
     for file in changed:
         write_atomically(Path(file), after[file])
-    return (
-        f"{' and '.join(changed)} now {'has' if len(changed) == 1 else 'have'} the values of "
-        f"preset {name}; "
-        f"undo with `polymuse preset --undo`{note}"
-    )
+    return changed
 
 
 def undo_preset() -> str:
-    """Restore the parameter files before the last preset and return a message for the user.
+    """Restore the parameter files before the last preset or `polymuse init`; returns a message.
 
-    Raises InputError if no preset is applied or if one of its files was edited since.
+    Raises InputError if there is none or if one of its files was edited since.
     """
     applied = _load_applied()
     if not applied:
         raise InputError("no preset is applied: there is nothing to undo")
     last = applied.pop()
+    cause = "`polymuse init`" if last["name"] == INIT else f"preset {last['name']}"
     for file, before in last["before"].items():
         if _read_text(Path(file)) not in (before, last["after"][file]):
             raise InputError(
-                f"{file} was edited after preset {last['name']} was applied: undo those edits "
+                f"{file} was edited after {cause} was applied: undo those edits "
                 f"first, or restore {file} from git and delete {_history_file()}"
             )
     for file, before in last["before"].items():
         write_atomically(Path(file), before)
     _save_applied(applied)
-    return f"{' and '.join(last['before'])} is restored to its state before preset {last['name']}"
+    return f"{' and '.join(last['before'])} is restored to its state before {cause}"
 
 
 def find_deleted_rows(files: dict[str, str], overlay: str, name: str) -> list[str]:
@@ -97,9 +108,7 @@ def merge_overlay(files: dict[str, str], overlay: str, name: str) -> dict[str, s
     name: the file of the overlay, for messages. Raises InputError that names the keys of the
     overlay that no file has. Rows that were deleted from params.yaml are left out.
     """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1000  # keeps long lines whole
+    yaml = create_yaml()
     changes = _parse(yaml, overlay, name)
     if not isinstance(changes, dict):
         raise InputError(f"{name} holds no sections: give it sections of params.yaml")
@@ -117,6 +126,14 @@ def merge_overlay(files: dict[str, str], overlay: str, name: str) -> dict[str, s
             yaml.dump(tree, text)
             merged[file] = text.getvalue()
     return merged
+
+
+def create_yaml() -> YAML:
+    """A parser and writer of parameter files that keeps comments, quotes and long lines."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1000
+    return yaml
 
 
 def _parse(yaml: YAML, text: str, name: str) -> Any:

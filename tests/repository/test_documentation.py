@@ -107,7 +107,7 @@ def check_polymuse(_: str, arguments: list[str]) -> None:
         if word[0] != "-" and previous not in with_value
     ]
     assert all(option in help_text for option in options)
-    if arguments[0] == "label":
+    if arguments[0] in ("init", "label"):
         assert len(positional) <= 1
     elif arguments[0] == "params":
         assert all(has_key(PARAMS, section) for section in positional)
