@@ -171,6 +171,6 @@ def test_an_exported_network_names_what_to_delete(home, kind, monkeypatch):
     home.mkdir()
     file.write_bytes(b"\x08\x07" + bytes(1000))
     damage(file, kind)
-    monkeypatch.setattr(efficientnet_lite0, "export_onnx", lambda: file)
+    monkeypatch.setattr(efficientnet_lite0, "export_onnx", lambda network, name: file)
     with pytest.raises(InputError, match=r"network\.onnx is damaged \(.+\): delete it, and it is"):
-        efficientnet_lite0._run_onnx()
+        efficientnet_lite0._run_onnx(torch.nn.Identity(), "regions")
