@@ -95,11 +95,13 @@ class MiniLMBert(nn.Module):
         super().__init__()
         folder = minilm.get_model_dir()
         self.config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
-        self.embeddings = Embeddings(self.config)
-        layers = [Layer(self.config) for _ in range(self.config.num_hidden_layers)]
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+        with torch.device("meta"):  # no random numbers are drawn for weights that are then loaded
+            self.embeddings = Embeddings(self.config)
+            layers = [Layer(self.config) for _ in range(self.config.num_hidden_layers)]
+            self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         weights = load_file(folder / "model.safetensors")
-        self.load_state_dict({n: w for n, w in weights.items() if n in self.state_dict()})
+        names = self.state_dict()
+        self.load_state_dict({n: w for n, w in weights.items() if n in names}, assign=True)
         self.eval().requires_grad_(False)
 
 

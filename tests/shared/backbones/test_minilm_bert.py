@@ -61,6 +61,13 @@ def test_an_encoder_saved_with_the_files_of_transformers_is_restored(tmp_path, r
     assert list(restored.state_dict()) == list(encoder.state_dict())
 
 
+def test_loading_draws_no_random_numbers():
+    """The initial weights of a classifier do not depend on how its text encoder is loaded."""
+    state = torch.get_rng_state()
+    bert.load("minilm", 2, 30)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_minilm_is_loaded_without_transformers():
     code = (
         "import sys; from stages.shared.backbones import bert; bert.load('minilm', 1, 30); "
