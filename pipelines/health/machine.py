@@ -1,7 +1,6 @@
 """What the machine provides: Python, packages, weights and disk space. Nothing is downloaded."""
 
 import csv
-import hashlib
 import importlib.metadata
 import os
 import shutil
@@ -16,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from pipelines.health import CheckResult, Problem
 from stages.shared.core import config
+from stages.shared.runtime.download import compute_checksum
 from stages.shared.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2]  # of pyproject.toml, also if the project is elsewhere
@@ -104,8 +104,7 @@ def _differs(pin: Requirement) -> bool:
 
 def _checksum(path: Path, mode: str) -> str:
     """In the format of RECORD: base64 without padding."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, mode).digest()
+    digest = bytes.fromhex(compute_checksum(path, mode))
     return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 

@@ -21,7 +21,7 @@ from pipelines.health import CheckResult, Problem, fixable
 from pipelines.runner import valid_params
 from stages.shared.core import config
 from stages.shared.runtime import mlflow_store
-from stages.shared.runtime.errors import InputError
+from stages.shared.runtime.errors import InputError, redact_secrets
 from stages.shared.runtime.sqlite_files import is_cut
 
 DVC_LOCK = Path("dvc.lock")
@@ -82,7 +82,7 @@ def check_tracking() -> CheckResult:
     """The database of MLflow: readable, not damaged, with the tables of the installed version."""
     uri = mlflow_store.get_tracking_uri()
     if not uri.startswith(mlflow_store.SQLITE_PREFIX):
-        return CheckResult(f"{mlflow_store.redact_secrets(uri)} is not checked: it is no file")
+        return CheckResult(f"{redact_secrets(uri)} is not checked: it is no file")
     file = Path(uri.removeprefix(mlflow_store.SQLITE_PREFIX))
     if not file.exists() or not file.stat().st_size:
         return CheckResult(f"{file.name} is created by the first run")

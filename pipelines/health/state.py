@@ -9,7 +9,6 @@ import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.health import CheckResult, Problem, fixable
 from pipelines.health.project import find_damage, move_aside, read_lock
+from stages.shared.runtime.download import compute_checksum
 from stages.shared.runtime.stage import work_dir
 
 DVC_OBJECTS = Path(".dvc/cache/files/md5")
@@ -184,9 +184,7 @@ def _damaged_object(files: list[Path], out: dict[str, Any]) -> Problem:
 def _delete_damaged(files: list[Path]) -> None:
     """Delete the objects whose content has another hash than their name."""
     for file in files:
-        with file.open("rb") as content:
-            digest = file_digest(content, "md5").hexdigest()
-        if digest != (file.parent.name + file.name).removesuffix(".dir"):
+        if compute_checksum(file, "md5") != (file.parent.name + file.name).removesuffix(".dir"):
             file.unlink()
 
 

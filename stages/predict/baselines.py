@@ -25,7 +25,7 @@ from stages.shared.generation.article_dataset import group_into_articles
 
 Item = list[dict]  # rows of CHUNKS
 Texts = list[str]  # of the chunks of an item
-NO_TOPIC = "no test item and no train item has a topic"
+NO_TOPIC = "no test item or no train item has a topic"
 NO_IMAGE = "no test item has an image"
 ONE_RECORD = "fewer than two test records have images"
 ITEMS_PER_BLOCK = 256  # whose similarities are in memory at once

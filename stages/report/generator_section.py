@@ -190,7 +190,7 @@ class GeneratorSection:
             for name, scores in baselines["scores"].items()
         ]
         systems.append((self.name, self.metrics, baselines.get("model", {}), None))
-        compared = baselines.get("score")
+        compared, names = baselines.get("score"), self._baseline_scores()
         return [
             {
                 "label": label,
@@ -199,7 +199,7 @@ class GeneratorSection:
                         "value": scores[name],
                         "standard_error": errors["standard_error"] if name == compared else None,
                     }
-                    for name in self._baseline_scores()
+                    for name in names
                 ],
                 "difference": difference,
             }

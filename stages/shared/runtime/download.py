@@ -9,7 +9,6 @@ from http import HTTPStatus
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from stages.shared.runtime.progress import update_interval
 
@@ -46,6 +45,7 @@ def _append_rest(url: str, file: Path, description: str) -> None:
     """Append what follows the bytes that `file` already has."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get  # resumes when the connection breaks
+    from tqdm import tqdm  # when used, as in progress.py
 
     get = partial(
         http_get,
