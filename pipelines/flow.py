@@ -20,6 +20,7 @@ from pipelines.cli import run_in_project
 from pipelines.prefect_server import check_server
 from pipelines.runner import dag, dvc_repro, process_group
 from pipelines.runner.eta import StageDurations
+from pipelines.runner.fork_server import ForkServer
 from pipelines.runner.scheduler import StageScheduler
 from stages.shared.runtime.errors import describe_error
 from stages.shared.runtime.stage import InputError
@@ -28,7 +29,12 @@ from stages.shared.runtime.tracking import TrackingRun
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)  # only DVC decides what is cached
 def reproduce(
-    stage: str, parent: TrackingRun, threads: int, timeout: float, stop: Event
+    stage: str,
+    parent: TrackingRun,
+    threads: int,
+    server: ForkServer | None,
+    timeout: float,
+    stop: Event,
 ) -> State | None:
     """Run one stage and log its output; the stage never outlives the task."""
     log = get_run_logger()
@@ -38,7 +44,7 @@ def reproduce(
             log.info(text)
 
     try:
-        dvc_repro.reproduce_stage(stage, log_line, parent, threads, timeout, stop)
+        dvc_repro.reproduce_stage(stage, log_line, parent, threads, server, timeout, stop)
     except TimeoutError:
         return Failed(message=f"{stage} took more than run.stage_timeout, {timeout:g} seconds")
     except process_group.ProcessStopped:
@@ -73,14 +79,17 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
     tasks: dict[str, PrefectFuture] = {}
     running: dict[PrefectFuture, str] = {}
     pool = ThreadPoolTaskRunner(max_workers=settings.workers)
+    threads = settings.threads_per_stage()
     with (
+        dvc_repro.serve_forks(graph, threads) as server,
         dvc_repro.track_parent_run("build") as parent,
         pool,
         process_group.stop_event_scope() as stop,
     ):
         options = {
             "parent": parent,
-            "threads": settings.threads_per_stage(),
+            "threads": threads,
+            "server": server,
             "timeout": settings.stage_timeout,
             "stop": stop,
         }

@@ -50,7 +50,9 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
         return future
 
     pool = ThreadPoolExecutor(settings.workers)
+    threads = settings.threads_per_stage()
     with (
+        dvc_repro.serve_forks(graph, threads) as server,
         dvc_repro.track_parent_run("run") as parent,
         create_display() as display,
         pool,
@@ -59,7 +61,8 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
         reproduce = partial(
             dvc_repro.reproduce_stage,
             parent=parent,
-            threads=settings.threads_per_stage(),
+            threads=threads,
+            server=server,
             timeout=math.inf,
             stop=stop,
         )

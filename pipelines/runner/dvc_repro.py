@@ -1,14 +1,16 @@
 """Run `dvc repro`, follow its output and turn its errors into one sentence."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 from pipelines import summary
-from pipelines.runner import dag, process_group, valid_params
+from pipelines.runner import dag, fork_server, process_group, valid_params
 from pipelines.runner.error_collector import ErrorCollector
+from pipelines.runner.fork_server import ForkServer
 from stages.shared.core import config
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import parallel
@@ -56,21 +58,39 @@ def track_parent_run(name: str) -> Iterator[tracking.TrackingRun]:
         parent.log_metrics(summary.collect_metrics(), 0)
 
 
+@contextmanager
+def serve_forks(graph: dag.Dag, threads: int) -> Iterator[ForkServer | None]:
+    """A server that forks the stages of this block, if there are enough; else None."""
+    if sys.platform == "linux" and len(graph.stale) >= fork_server.MIN_COMMANDS:
+        with fork_server.start_server(_build_environment(threads)) as server:
+            yield server
+    else:
+        yield None
+
+
+def _build_environment(threads: int) -> dict[str, str]:
+    """OMP_NUM_THREADS is `threads` unless it is set; transformers, which loads the weights in no
+    time, shows no bars."""
+    defaults = {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return defaults | os.environ
+
+
 def reproduce_stage(
     stage: str,
     on_line: Callable[[str], None],
     parent: tracking.TrackingRun,
     threads: int,
+    server: ForkServer | None,
     timeout: float,
     stop: Event,
 ) -> float:
     """Bring one stage of the current folder up to date; call `on_line` with each output line.
 
     Other stages may run at the same time. OMP_NUM_THREADS is set to `threads` unless it is set
-    already. A stage that DVC restores from its run cache does not execute, so that it is recorded
-    here, as a child of `parent`. Returns the CPU seconds that the stage and DVC took. Raises
-    InputError with the error message of the stage, TimeoutError after `timeout` seconds and
-    ProcessStopped once `stop` is set.
+    already. `server` starts the process, if given. A stage that DVC restores from its run cache
+    does not execute, so that it is recorded here, as a child of `parent`. Returns the CPU seconds
+    that the stage and DVC took. Raises InputError with the error message of the stage, TimeoutError
+    after `timeout` seconds and ProcessStopped once `stop` is set.
     """
     errors = ErrorCollector()
     cached = f"Stage '{stage}' is cached"
@@ -86,10 +106,15 @@ def reproduce_stage(
         on_line(line)
 
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    # Without the bars of transformers, which loads the weights in no time.
-    defaults = {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment = defaults | os.environ
-    result = process_group.run_process(command, Path.cwd(), environment, follow, timeout, stop)
+    result = process_group.run_process(
+        command,
+        Path.cwd(),
+        _build_environment(threads),
+        follow,
+        timeout,
+        stop,
+        server.start if server else None,
+    )
     if result.code:
         raise InputError(errors.to_sentence(command, result.code))
     if outcome and outcome[0].startswith(cached):
