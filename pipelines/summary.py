@@ -27,6 +27,7 @@ COLUMNS: dict[str, list[MetricPath]] = {  # title -> candidate paths, the first 
     "literal": [("rewards", "literal")],
     "semantic": [("rewards", "semantic")],
     "F1": [("lenient", "f1")],
+    "strict F1": [("strict", "f1")],
     "accuracy": [("accuracy", "value")],
     "weighted F1": [("weighted_f1", "value")],
 }
