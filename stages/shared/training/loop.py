@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stages.shared.core.config import Field, config_class
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
-from stages.shared.torch_setup.devices import inference_context, supports_bf16
+from stages.shared.torch_setup.devices import get_device, inference_context, supports_bf16
 from stages.shared.training.batching import Batch, to_device
 from stages.shared.training.checkpoint import Checkpoint
 from stages.shared.training.schedule import Schedule
@@ -155,7 +155,10 @@ class _Trainer:
     def __init__(self, model, loss, schedule, validate, after_step, phase, lr_multipliers, log):
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(mixed_precision="bf16" if supports_bf16() else "no")
+        self.accelerator = Accelerator(
+            cpu=get_device().type == "cpu",  # it would choose MPS, which no other stage uses
+            mixed_precision="bf16" if supports_bf16() else "no",
+        )
         if self.accelerator.num_processes > 1:
             raise InputError("training supports a single process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log

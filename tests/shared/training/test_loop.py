@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device
 from stages.shared.training import loop
 from stages.shared.training.batching import length_bucketed_batch, shuffled_batch
 from stages.shared.training.checkpoint import Checkpoint, fingerprint
@@ -188,6 +189,20 @@ def test_after_the_warm_up_the_learning_rate_decays_linearly_or_stays(kind, expe
     config = schedule(max_steps=50, warmup_ratio=0.2, lr_scheduler_type=kind)
     assert [config.lr_scale(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert [config.lr_scale(step) for step in (10, 20, 30, 40)] == pytest.approx(expected)
+
+
+def test_training_is_on_the_device_of_all_stages(project, monkeypatch):
+    """accelerate would choose Apple's GPU, which encoders and generation do not use."""
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    model, loss, batch_at = regression()
+    devices = []
+
+    def record_device(model, batch):
+        devices.append(batch["x"].device)
+        return loss(model, batch)
+
+    fit(model, record_device, batch_at, schedule(max_steps=1), name="t", key="k")
+    assert devices == [get_device()]
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(project):
