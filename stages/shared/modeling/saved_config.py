@@ -94,6 +94,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "network": {"image_generation": {"decoder": {"initial_gain": "one"}}},
     },
     "tippo": {"network": {"mask_repeated_images": False}},
+    "mm_orient": {"task_features": {"input_text": "text"}},
 }
 
 
