@@ -27,6 +27,7 @@ MAJORITY = "majority"
 BASELINE_NAMES = {
     MAJORITY: "the majority class",
     "logistic_regression": "logistic regression",
+    "decision_fusion": "decision fusion",
     "crf": "a linear-chain CRF",
 }
 FEATURE_NAMES = {"both": "same", "text": "text", "picture": "image"}  # by inputs, most first

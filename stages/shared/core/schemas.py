@@ -185,8 +185,8 @@ LABEL_PREDICTIONS = _schema(
     probability=pa.list_(FLOAT),
     cut=INT,
 )
-# 10_fit_baselines: the same of a baseline. baseline: majority | logistic_regression | crf; inputs:
-# none (majority) | both | text | picture; probability: empty for crf
+# 10_fit_baselines: the same of a baseline. baseline: majority | logistic_regression |
+# decision_fusion | crf; inputs: none (majority) | both | text | picture; probability: empty for crf
 BASELINE_PREDICTIONS = LABEL_PREDICTIONS.append(pa.field("baseline", STR))
 # 11_classify: MuSE's exchange in one layer (from 1) and modality (text | picture) of an example.
 # tokens: subwords, empty for an image; weights: cls attention to each valid token or patch;

@@ -83,7 +83,7 @@ def test_the_loss_and_its_gradient_equal_those_of_single_pairs(
 @pytest.mark.parametrize("max_sequences", [1, 3, 100])
 @pytest.mark.parametrize("loss_type", ["pairwise", "softmax"])
 def test_texts_decoded_in_parts_have_the_same_loss_and_gradients(chunks, loss_type, max_sequences):
-    """19 texts; their logits, the largest tensor, exist for `max_sequences` of them at a time."""
+    """25 pairs; their logits, the largest tensor, exist for `max_sequences` of them at a time."""
     batch = chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
     decoded: list[int] = []
     results = []
@@ -100,6 +100,11 @@ def test_texts_decoded_in_parts_have_the_same_loss_and_gradients(chunks, loss_ty
         gradients = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
         results.append((terms, gradients))
     assert max(decoded) <= max_sequences and sum(decoded) == 2 * 25  # forward and backward pass
+    with torch.inference_mode():  # as the reference is computed
+        scores = [
+            flexmuse.pairwise_log_probs(model, batch, limit) for limit in (None, max_sequences)
+        ]
+    torch.testing.assert_close(*scores)
     (whole, gradients), (parts, parts_gradients) = results
     for name, term in whole.items():
         torch.testing.assert_close(parts[name], term, atol=1e-6, rtol=1e-6)
