@@ -20,7 +20,7 @@ from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss
 CHUNKS, TOKENS, TOPIC, WIDTH, VOCABULARY, ROUNDS = 5, 32, 12, 64, 4000, 5
 PATCHES = 197  # ViT-B/16, the encoder of TIPPo
 PREFERENCE_CONFIG = PreferenceConfig(
-    beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0
+    beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0, max_sequences=None
 )
 
 
@@ -108,7 +108,7 @@ def compare_losses(t5_input: str) -> list[str]:
             weight
         ) in policy.parameters():  # unlike the reference: equal models give a loss of log 2
             weight.add_(0.01 * torch.randn_like(weight))
-        reference_matrix = flexmuse.pairwise_log_probs(reference, batch)
+        reference_matrix = flexmuse.pairwise_log_probs(reference, batch, None)
         reference_pairs = score_pairs(reference, batch)
 
     def matrix() -> list[Tensor]:

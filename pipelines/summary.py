@@ -26,7 +26,7 @@ COLUMNS: dict[str, list[MetricPath]] = {  # title -> candidate paths, the first 
     "BERTScore": [("bert_score",)],
     "literal": [("rewards", "literal")],
     "semantic": [("rewards", "semantic")],
-    "F1": [("lenient", "f1")],
+    "F1": [],  # of entities, by the rule of their main score
     "accuracy": [("accuracy", "value")],
     "weighted F1": [("weighted_f1", "value")],
 }
@@ -192,7 +192,7 @@ def collect_metrics() -> dict[str, float]:
     return {
         ".".join([run, *path]): value
         for run, metrics in load_metrics().items()
-        for paths in [*COLUMNS.values(), [LEAD_OVER_BASELINE]]
+        for paths in [*_metric_paths(metrics).values(), [LEAD_OVER_BASELINE]]
         for path, value in _first_value(metrics, paths)
     }
 
@@ -202,11 +202,17 @@ def _metrics_by_title() -> dict[str, dict[str, float]]:
     return {
         run: {
             title: value
-            for title, paths in COLUMNS.items()
+            for title, paths in _metric_paths(metrics).items()
             for _, value in _first_value(metrics, paths)
         }
         for run, metrics in load_metrics().items()
     }
+
+
+def _metric_paths(metrics: dict[str, Any]) -> dict[str, list[MetricPath]]:
+    """COLUMNS, with the path of F1."""
+    rule = metrics.get("score", {}).get("rule")
+    return COLUMNS | {"F1": [(rule, "f1")]} if rule else COLUMNS
 
 
 def _first_value(

@@ -48,6 +48,14 @@ class InputRules:
             text, detect_language(text) or UNDETERMINED_LANGUAGE, self.clean_config
         )
 
+    def clean_sentence(self, text: str) -> str:
+        """The overlay text of a meme with its case, punctuation and digits."""
+        return text_cleaning.clean_overlay_text(
+            text,
+            detect_language(text) or UNDETERMINED_LANGUAGE,
+            text_cleaning.keep_sentences(self.clean_config),
+        )
+
     def check_length(self, text: str, name: str) -> None:
         """Raises InputError if `text` is too long. name: what the user calls it."""
         if len(text) > self.max_characters:

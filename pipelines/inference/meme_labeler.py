@@ -45,12 +45,14 @@ class MemeInput:
 class PreparedMeme:
     """A meme as the model reads it.
 
-    text: the cleaned overlay text. original_text: before cleaning. text_source: given | recognised
-    | none. image: without its text, as far as it was detected. failures: messages of failed steps.
+    text: the cleaned overlay text. sentence: with its case, punctuation and digits. original_text:
+    before cleaning. text_source: given | recognised | none. image: without its text, as far as it
+    was detected. failures: messages of failed steps.
     """
 
     name: str
     text: str
+    sentence: str
     original_text: str
     text_source: str
     image: bytes | None
@@ -101,7 +103,8 @@ def _prepare_meme(
         if removes_text and (inpainted := run(inpaint.paint, image, boxes)):
             image = text_removal.unpack_inpaint_result(inpainted).content
     source = source if text else "none"
-    return PreparedMeme(meme.name, text, original, source, image, tuple(failures))
+    sentence = rules.clean_sentence(original)
+    return PreparedMeme(meme.name, text, sentence, original, source, image, tuple(failures))
 
 
 def strip_invisible(text: str) -> str:
@@ -155,6 +158,7 @@ class MemeLabeler:
         rows = [
             {
                 "text": meme.text,
+                "sentence": meme.sentence,
                 "image": _hash_image(meme.image) if meme.image else None,
                 "labels": [],
             }

@@ -20,10 +20,10 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.augment import filters, image_augmentation, paraphrasers
 from stages.augment.filters import ParaphraseFilterConfig
@@ -95,13 +95,20 @@ class ParaphraseCounts:
     drift_unavailable: Counter = field(default_factory=Counter)
 
 
+class Paraphrase(NamedTuple):
+    """A paraphrase that the filters accept."""
+
+    variant: int  # its number, from 1, among the generated ones
+    text: str
+    sentence: str  # its text with case, punctuation and digits
+
+
 class MemeTextCleaner:
     """The cleaning of stage 02, and a light variant that keeps sentences intact."""
 
     def __init__(self, config: text_cleaning.CleanConfig):
-        keep = {"case": "keep", "punctuation": "keep", "digits": "keep"}
         self.config = config
-        self.light_config = replace(config, memes=replace(config.memes, **keep))
+        self.light_config = text_cleaning.keep_sentences(config)
 
     def clean(self, text: str, language: str) -> str:
         return text_cleaning.clean_overlay_text(text, language, self.config)
@@ -113,12 +120,9 @@ class MemeTextCleaner:
 
 def build_originals(
     rows: list[dict], images: dict[str, dict], cleaner: MemeTextCleaner
-) -> tuple[list[dict], dict[str, str]]:
-    """MEMES rows of CLEAN_RECORDS rows, and the lightly cleaned text of each by id.
-
-    images: rows of INPAINTED_IMAGES by image.
-    """
-    memes, sentences = [], {}
+) -> list[dict]:
+    """MEMES rows of CLEAN_RECORDS rows. images: rows of INPAINTED_IMAGES by image."""
+    memes = []
     for row in rows:
         image = images[row["image"]] if row["image"] else NO_IMAGE
         text, original, source = row["text"], row["original"], "corpus"
@@ -127,28 +131,25 @@ def build_originals(
         memes.append(
             {name: row[name] for name in ("id", "split", "language", "source", "labels")}
             | {"group": row["id"], "variant": 0, "text": text, "text_source": source}
+            | {"sentence": cleaner.clean_lightly(original, row["language"])}
             | {"image": image["inpainted"], "pictured": row["image"]}
         )
-        sentences[row["id"]] = cleaner.clean_lightly(original, row["language"])
-    return memes, sentences
+    return memes
 
 
 def generate_paraphrases(
     memes: list[dict],
-    sentences: dict[str, str],
     paraphraser: Paraphraser,
     config: AugmentConfig,
     cleaner: MemeTextCleaner,
-) -> tuple[dict[str, list[tuple[int, str]]], ParaphraseCounts]:
-    """Paraphrase the memes of the train split that have a text: record -> [(variant, text)].
+) -> tuple[dict[str, list[Paraphrase]], ParaphraseCounts]:
+    """Paraphrase the memes of the train split that have a text, by record.
 
-    sentences: the lightly cleaned texts by id, which are paraphrased because they say more than the
-    clean texts. The paraphrases are cleaned afterwards.
+    Their sentences are paraphrased because they say more than the clean texts. The paraphrases are
+    cleaned afterwards.
     """
     originals = [meme for meme in memes if meme["split"] == "train" and meme["text"]]
-    inputs = [
-        ParaphraseInput(meme["id"], sentences[meme["id"]], meme["language"]) for meme in originals
-    ]
+    inputs = [ParaphraseInput(meme["id"], meme["sentence"], meme["language"]) for meme in originals]
     other_split_texts = {normalize_text(meme["text"]) for meme in memes if meme["split"] != "train"}
     # Rules preserve the meaning by design, and the cosines would dominate the run time.
     min_cosine = config.filters.min_semantic_similarity if paraphraser.uses_llm else None
@@ -175,14 +176,14 @@ def _filter_by_text(
     cleaner: MemeTextCleaner,
     other_split_texts: set[str],
     counts: ParaphraseCounts,
-) -> list[tuple[int, str]]:
+) -> list[Paraphrase]:
     """Clean the paraphrases and keep those that the literal filters accept; count the others."""
     if result.failure:
         counts.failures[result.failure] += 1
-    kept: list[tuple[int, str]] = []
+    kept: list[Paraphrase] = []
     for variant, sentence in enumerate(result.texts, start=1):
         counts.generated += 1
-        text, siblings = cleaner.clean(sentence, meme["language"]), [text for _, text in kept]
+        text, siblings = cleaner.clean(sentence, meme["language"]), [text for _, text, _ in kept]
         reason = filters.find_rejection_reason(
             text, meme["text"], siblings, other_split_texts, config
         )
@@ -191,17 +192,19 @@ def _filter_by_text(
         if reason:
             counts.rejected[reason] += 1
         else:
-            kept.append((variant, text))
+            kept.append(
+                Paraphrase(variant, text, cleaner.clean_lightly(sentence, meme["language"]))
+            )
     return kept
 
 
 def _filter_drifted(
     meme: dict,
-    variants: list[tuple[int, str]],
+    variants: list[Paraphrase],
     min_cosine: float | None,
     similarity: filters.SemanticSimilarity,
     counts: ParaphraseCounts,
-) -> list[tuple[int, str]]:
+) -> list[Paraphrase]:
     """Keep the variants whose meaning is close to the original's; all if it is not measured."""
     if min_cosine is None or not variants:
         return variants
@@ -209,7 +212,7 @@ def _filter_drifted(
         counts.drift_unavailable[meme["language"]] += len(variants)
         return variants
     counts.drift_measured += len(variants)
-    cosines = similarity.compute_cosines(meme["text"], [text for _, text in variants])
+    cosines = similarity.compute_cosines(meme["text"], [text for _, text, _ in variants])
     kept = [
         variant for variant, cosine in zip(variants, cosines, strict=True) if cosine >= min_cosine
     ]
@@ -223,16 +226,17 @@ def compute_paraphrase_id(group: str, variant: int, text: str) -> str:
 
 
 def interleave_paraphrases(
-    memes: list[dict], kept: dict[str, list[tuple[int, str]]], text_source: str
+    memes: list[dict], kept: dict[str, list[Paraphrase]], text_source: str
 ) -> Iterator[dict]:
     """Every meme, followed by its paraphrases, which have the image of the original."""
     for meme in memes:
         yield meme
-        for variant, text in kept.get(meme["id"], []):
+        for variant, text, sentence in kept.get(meme["id"], []):
             yield meme | {
                 "id": compute_paraphrase_id(meme["id"], variant, text),
                 "variant": variant,
                 "text": text,
+                "sentence": sentence,
                 "text_source": text_source,
             }
 
@@ -323,8 +327,8 @@ def main(
     with tracking.start_run(stage="augment", name=output.name, params=asdict(config)) as tracked:
         with atomic_output_dir(output) as folder:
             cleaner = MemeTextCleaner(clean_config)
-            memes, sentences = build_originals(rows, images, cleaner)
-            kept, counts = generate_paraphrases(memes, sentences, paraphraser, config, cleaner)
+            memes = build_originals(rows, images, cleaner)
+            kept, counts = generate_paraphrases(memes, paraphraser, config, cleaner)
             records = list(interleave_paraphrases(memes, kept, paraphraser.name))
             records = augment_images(records, inpaint / "images", config, folder / "images")
             schemas.write_parquet(folder / "records.parquet", records, schemas.MEMES)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.classify.batching import CLASSIFIED_SPLITS, INPUT_MODES, iter_batches, mask_inputs
+from stages.classify.batching import CLASSIFIED_SPLITS, iter_batches, mask_inputs
 from stages.classify.config import ClassifyConfig
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
@@ -201,24 +201,41 @@ def classify(
         for split in CLASSIFIED_SPLITS
     }
     with inference_context():
-        tables = build_tables(classifier, splits, config, batch_size)
+        tables = build_tables(
+            classifier,
+            splits,
+            trained_input_modes(classifier.model.network, rows["train"]),
+            config,
+            batch_size,
+        )
     return tables, classifier.config["parameters"]
+
+
+def trained_input_modes(network: muse_model.ModelConfig, train_rows: Rows) -> list[str]:
+    """`both`, and the single inputs with which the placeholder of the other one was trained."""
+    modes = ["both"]
+    if network.image_drop_prob or any(row["image"] is None for row in train_rows):
+        modes.append("text")
+    if network.text_drop_prob or not all(map(muse_dataset.get_words, train_rows)):
+        modes.append("picture")
+    return modes
 
 
 def build_tables(
     classifier: MuseClassifier,
     splits: dict[str, TextImageDataset],
+    input_modes: list[str],
     config: ClassifyConfig,
     batch_size: int,
 ) -> dict[str, Rows]:
-    """The rows of each table of TABLES."""
+    """The rows of each table of TABLES. input_modes: of the scored split, if it has images."""
     tables: dict[str, Rows] = {name: [] for name in TABLES}
     scored_split = "test" if len(splits["test"]) else "validation"
     for split, items in splits.items():
         is_scored = split == scored_split
         has_images = any(row["image"] for row in items.rows)
-        input_modes = INPUT_MODES if is_scored and has_images else INPUT_MODES[:1]
-        tables["labels"] += label_rows(classifier, items, split, input_modes, batch_size)
+        modes = input_modes if is_scored and has_images else ["both"]
+        tables["labels"] += label_rows(classifier, items, split, modes, batch_size)
         if classifier.model.network.fusion == "text":
             continue  # the model reads no images
         examples = select_examples(items, config.num_examples) if is_scored else []

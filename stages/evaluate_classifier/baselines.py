@@ -13,7 +13,7 @@ import numpy as np
 
 from stages.evaluate_classifier.common import EvaluateClassifierConfig, count_correct_labels
 from stages.shared.core import schemas
-from stages.shared.metrics.classification import compute_f1, extract_lenient_entities
+from stages.shared.metrics.classification import ENTITY_RULES, EntityRule, compute_f1
 from stages.shared.metrics.common import (
     bootstrap_standard_errors,
     describe_difference,
@@ -27,22 +27,23 @@ MAJORITY = "majority"
 BASELINE_NAMES = {
     MAJORITY: "the majority class",
     "logistic_regression": "logistic regression",
+    "decision_fusion": "decision fusion",
     "crf": "a linear-chain CRF",
 }
 FEATURE_NAMES = {"both": "same", "text": "text", "picture": "image"}  # by inputs, most first
 
 
-def count_item(row: dict) -> tuple[int, int, int]:
+def count_item(row: dict, rule: EntityRule) -> tuple[int, int, int]:
     """Correct, predicted and gold entities of an item, or 1 or 0, 1 and 1 for its label."""
     if row["task"] == "entities":
-        gold, predicted = map(extract_lenient_entities, (row["gold"], row["predicted"]))
+        gold, predicted = map(ENTITY_RULES[rule], (row["gold"], row["predicted"]))
         return len(gold & predicted), len(predicted), len(gold)
     counts = count_correct_labels(row)
     return counts["right"], counts["predicted"], counts["gold"]
 
 
 def count_items(
-    rows: dict[System, list[dict]], tasks: list[str], source: Path
+    rows: dict[System, list[dict]], tasks: list[str], rule: EntityRule, source: Path
 ) -> tuple[list[System], np.ndarray]:
     """The systems, the model first, and their counts (records, tasks, systems, 3).
 
@@ -65,7 +66,7 @@ def count_items(
     row_of = {record: number for number, record in enumerate(records)}
     for column, system in enumerate(systems):
         for (record, task), row in items[system].items():
-            counts[row_of[record], tasks.index(task), column] = count_item(row)
+            counts[row_of[record], tasks.index(task), column] = count_item(row, rule)
     return systems, counts
 
 
@@ -145,7 +146,7 @@ def compute_baselines(
             rows.setdefault((row["baseline"], row["inputs"]), []).append(row)
     summary = schemas.read_json(baselines / "summary.json")
     tasks = list(dict.fromkeys(row["task"] for row in rows[MODEL]))
-    systems, counts = count_items(rows, tasks, baselines)
+    systems, counts = count_items(rows, tasks, config.entity_rule, baselines)
     results = dict(zip(systems, score_systems(counts, tasks, config), strict=True))
     scores: dict[str, dict[str, Any]] = {}
     for (baseline, inputs), result in results.items():

@@ -6,6 +6,7 @@ from typing import Any
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class
 from stages.shared.metrics import classification as classification_metrics
+from stages.shared.metrics.classification import EntityRule
 from stages.shared.metrics.common import compare_to_ceiling
 
 Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
@@ -13,6 +14,7 @@ Ceilings = dict[str, dict[str, float]]  # inputs -> expected | realised -> value
 
 @config_class
 class EvaluateClassifierConfig:
+    entity_rule: EntityRule = Field(description="of the main score and of weight selection")
     num_bootstrap_samples: int = Field(ge=2, description="resamples for the standard errors of F1")
     seed: int = Field(description="seed of the resampling")
     max_below_ceiling: float = Field(description="tolerance below the single-modality ceiling")
@@ -36,8 +38,9 @@ def compute_task_metrics(rows: list[dict], config: EvaluateClassifierConfig) -> 
         metrics = classification_metrics.compute_entity_scores(
             entities, config.num_bootstrap_samples, config.seed
         )
-        value, error = metrics["lenient"]["f1"], metrics["lenient"]["standard_error"]
-        score = {"metric": "f1", "rule": "lenient", "value": value, "standard_error": error}
+        rule = config.entity_rule
+        value, error = metrics[rule]["f1"], metrics[rule]["standard_error"]
+        score = {"metric": "f1", "rule": rule, "value": value, "standard_error": error}
         return {"score": score, **metrics, "measured_by": classification_metrics.MEASURED_BY}
     gold, predicted = ([label for (label,) in side] for side in (gold, predicted))
     metrics = classification_metrics.compute_class_scores(

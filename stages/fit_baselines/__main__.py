@@ -9,6 +9,7 @@ writes  OUTPUT/labels.parquet   predictions of the validation and test split
 
 majority             the most frequent label of the train split; for tweets, no entity
 logistic_regression  posts and memes, for each task: from text, image and both
+decision_fusion      posts and memes: the mean of the probabilities from text and from image
 crf                  tweets: a linear-chain CRF on token states, and on these and the image
 
 All are fitted on the train split. Validation items choose the regularization (the value of C, the
@@ -28,7 +29,7 @@ from stages.fit_baselines import features as baseline_features
 from stages.fit_baselines.config import FitBaselinesConfig
 from stages.fit_baselines.crf import predict_tags
 from stages.fit_baselines.features import EncoderSettings
-from stages.fit_baselines.logistic_regression import predict_labels
+from stages.fit_baselines.logistic_regression import fuse_decisions, predict_labels
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
@@ -114,21 +115,28 @@ def fit_label_baselines(
         label, count = min(Counter(names).items(), key=lambda item: (-item[1], item[0]))
         majority = ([label], [count / len(names)], 0)
         results += prediction_rows(targets, task, "majority", "none", [majority] * len(targets))
-        chosen[task] = {}
+        chosen[task], predictions = {}, {}
         for inputs, array in features.items():
-            prediction = predict_labels(
+            predictions[inputs] = predict_labels(
                 (array[fitted], names),
                 (array[choosing], [labels[index][task][0] for index in choosing]),
                 array[predicted],
                 config.inverse_regularization,
                 config.max_iter,
             )
-            chosen[task][inputs] = {"inverse_regularization": prediction.inverse_regularization}
+            chosen[task][inputs] = {
+                "inverse_regularization": predictions[inputs].inverse_regularization
+            }
+        systems = {("logistic_regression", inputs): p for inputs, p in predictions.items()}
+        if "both" in predictions:
+            fused = fuse_decisions(predictions["text"], predictions["picture"])
+            systems["decision_fusion", "both"] = fused
+        for (baseline, inputs), prediction in systems.items():
             values = zip(prediction.labels, prediction.probabilities, strict=True)
             results += prediction_rows(
                 targets,
                 task,
-                "logistic_regression",
+                baseline,
                 inputs,
                 [([name], [probability], 0) for name, probability in values],
             )

@@ -12,11 +12,28 @@ TOLERANCE = 1e-3  # of L-BFGS; scikit-learn's 1e-4 changes no prediction and tak
 
 @dataclass(frozen=True)
 class LogisticPrediction:
-    """Predicted labels of N items, their probabilities and the chosen C (None: nothing fitted)."""
+    """The probabilities of C classes for N items and the chosen C (None: nothing fitted)."""
 
-    labels: list[str]
-    probabilities: list[float]
+    classes: list[str]
+    class_probabilities: np.ndarray  # (N, C)
     inverse_regularization: float | None
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each item."""
+        return [self.classes[index] for index in self.class_probabilities.argmax(1)]
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Those of the labels."""
+        return self.class_probabilities.max(1).tolist()
+
+
+def fuse_decisions(text: LogisticPrediction, image: LogisticPrediction) -> LogisticPrediction:
+    """Decision fusion (late fusion): the mean of the probabilities from text and from image."""
+    assert text.classes == image.classes  # both were fitted on the same items
+    mean = (text.class_probabilities + image.class_probabilities) / 2
+    return LogisticPrediction(text.classes, mean, None)
 
 
 def predict_labels(
@@ -34,8 +51,7 @@ def predict_labels(
     """
     features, labels = train
     if len(set(labels)) == 1 or not len(predicted):
-        count = len(predicted)
-        return LogisticPrediction(labels[:1] * count, [1.0] * count, None)
+        return LogisticPrediction(labels[:1], np.ones((len(predicted), 1)), None)
     mean, deviation = fit_standardization(features)
     standardized = (features - mean) / deviation
     chosen = (validation[0] - mean) / deviation
@@ -47,8 +63,4 @@ def predict_labels(
         if accuracy > best_accuracy:
             best_accuracy, best_c = accuracy, inverse_regularization
             best_probabilities = model.predict_proba((predicted - mean) / deviation)
-    return LogisticPrediction(
-        [str(model.classes_[index]) for index in best_probabilities.argmax(1)],
-        best_probabilities.max(1).tolist(),
-        best_c,
-    )
+    return LogisticPrediction(list(map(str, model.classes_)), best_probabilities, best_c)

@@ -9,9 +9,11 @@ writes  OUTPUT/predictions.parquet, foils.parquet, gates.parquet, fusions.parque
         attentions.parquet, baselines.parquet, summary.json
 
 Test items with a topic get three texts: from both inputs, from the topic alone, from the image
-alone. For FlexMUSE the stage also stores the fusion's values for texts from both inputs, the
-attention of some of them, and the decisions of msaGate for every chunk of every split. Test items
-also get the texts of baselines.py; those from shuffled images are of the last phase.
+alone. The texts from one input are left out if training never lacked the other: the vector that
+stands for it is then random. For FlexMUSE the stage also stores the fusion's values for texts from
+both inputs, the attention of some of them, and the decisions of msaGate for every chunk of every
+split. Test items also get the texts of baselines.py; those from shuffled images are of the last
+phase.
 """
 
 import json
@@ -104,11 +106,31 @@ def build_prediction_rows(
     return rows
 
 
-def select_inputs(dataset: ChunkDataset | ArticleDataset, split: str) -> tuple[str, ...]:
-    """The inputs that texts are generated from; single ones only in test, if there are topics."""
+def trained_inputs(generator: generators.AnyGenerator, train_rows: list[dict]) -> list[str]:
+    """`both`, and the single inputs that training had too.
+
+    train_rows: the chunks that the generator learned from, all of which have an image
+    """
+    network, inputs = generator.model.network, ["both"]
+    if network.image_drop_prob:
+        inputs.append("topic")
+    # For a gate, a missing topic is a masked one.
+    if (
+        network.topic_drop_prob
+        or has_gate(generator.paper)
+        or not all(row["title"] for row in train_rows)
+    ):
+        inputs.append("picture")
+    return inputs
+
+
+def select_inputs(
+    dataset: ChunkDataset | ArticleDataset, split: str, inputs: list[str]
+) -> list[str]:
+    """Those of `inputs` that texts are generated from; single ones in test, if there are topics."""
     chunks = (chunk for index in range(len(dataset)) for chunk in dataset.get_chunks(index))
     has_topics = any(chunk["title"] for chunk in chunks)
-    return ("both", "topic", "picture") if split == "test" and has_topics else ("both",)
+    return inputs if split == "test" and has_topics else ["both"]
 
 
 @dataclass(frozen=True)
@@ -195,15 +217,19 @@ def select_attention_items(
 def predict_phase(
     generator: generators.AnyGenerator,
     splits: dict[str, ChunkDataset | ArticleDataset],
+    trained: list[str],
     foils: list[dict],
     config: PredictConfig,
     generation_config: generators.GenerationConfig,
 ) -> dict[str, list[dict]]:
-    """The rows of each table of TABLE_SCHEMAS for one phase, without the phase."""
+    """The rows of each table of TABLE_SCHEMAS for one phase, without the phase.
+
+    trained: the inputs that texts may be generated from
+    """
     tables: dict[str, list[dict]] = {name: [] for name in TABLE_SCHEMAS}
     for split, dataset in splits.items():
         attention_items = select_attention_items(dataset, config.max_attention_samples)
-        for inputs in select_inputs(dataset, split):
+        for inputs in select_inputs(dataset, split, trained):
             has_traces = (split, inputs) == ("test", "both") and has_gate(generator.paper)
             for indices, generation in generate_batches(
                 generator, dataset, inputs, generation_config
@@ -272,6 +298,7 @@ def main(
     rows = {
         split: chunk_dataset.load_chunks(chunks, split, require_image=False) for split in SPLITS
     }
+    train_rows = [row for row in rows["train"] if row["image"]]
     foils = []
     if (ingest / "foils.parquet").exists():
         foils = schemas.read_parquet(ingest / "foils.parquet", schemas.FOILS)
@@ -283,7 +310,14 @@ def main(
             splits = {
                 split: generator.build_dataset(rows[split], cached) for split in config.splits
             }
-            phase_tables = predict_phase(generator, splits, foils, config, run.generation)
+            phase_tables = predict_phase(
+                generator,
+                splits,
+                trained_inputs(generator, train_rows),
+                foils,
+                config,
+                run.generation,
+            )
             for name in TABLE_SCHEMAS:
                 tables[name] += [row | {"phase": phase} for row in phase_tables[name]]
         for name, schema in TABLE_SCHEMAS.items():
@@ -301,7 +335,7 @@ def main(
             baseline_rows, omitted = build_baseline_rows(
                 generator,
                 rows["test"],
-                [row for row in rows["train"] if row["image"]],
+                train_rows,
                 cached,
                 config.num_neighbors,
                 run.generation,

@@ -30,6 +30,7 @@ ALIGNMENT_LABELS = {
 BASELINE_LABELS = {
     "majority": "majority class",
     "logistic_regression": "logistic regression",
+    "decision_fusion": "decision fusion",
     "crf": "linear-chain CRF",
 }
 MetricValue = dict[str, Any]  # value, standard_error, and more

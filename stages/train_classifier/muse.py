@@ -1,7 +1,8 @@
 """Train MuSE on tagged tweets or labeled posts and their images.
 
 A batch has texts of similar length, because most of the time of a step goes into encoding them.
-The weights with the best validation score are kept: F1 of the entities, or accuracy.
+The weights with the best validation score are kept: F1 of the entities by the rule that the main
+score has (`evaluate_classifier.entity_rule`), or accuracy.
 """
 
 from torch import nn
@@ -12,8 +13,10 @@ from stages.models.muse.checkpoint import MuseClassifier, MuseRun, save
 from stages.models.muse.dataset import Task, TextImageDataset
 from stages.models.muse.model import ModelConfig
 from stages.shared.backbones.classifier import CorpusFolders
+from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.metrics import classification as classification_metrics
+from stages.shared.metrics.classification import EntityRule
 from stages.shared.training.batching import Batch, length_bucketed_batch
 from stages.shared.training.loop import ValidationResult
 from stages.train_classifier.common import (
@@ -27,16 +30,18 @@ __all__ = ["RUN_CONFIG", "prepare", "save"]  # used by stages/train_classifier/_
 RUN_CONFIG = MuseRun
 
 
-def selection_score(task: Task, gold: list[list[str]], predicted: list[list[str]]) -> float:
-    """The score by which weights are selected, 0 to 1: lenient F1 of the entities, or accuracy."""
+def selection_score(
+    task: Task, gold: list[list[str]], predicted: list[list[str]], rule: EntityRule
+) -> float:
+    """The score by which weights are selected, 0 to 1: F1 of the entities, or accuracy."""
     if task == "entities":
-        pairs = classification_metrics.extract_entities(gold, predicted)["lenient"]
+        pairs = classification_metrics.extract_entities(gold, predicted)[rule]
         return classification_metrics.compute_entity_f1(pairs)
     return sum(a == b for a, b in zip(gold, predicted, strict=True)) / len(gold)
 
 
 def build_validator(
-    classifier: MuseClassifier, items: TextImageDataset, batch_size: int
+    classifier: MuseClassifier, items: TextImageDataset, batch_size: int, rule: EntityRule
 ) -> Validator:
     """A function that evaluates a model on all items; its loss is 1 - score."""
     gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
@@ -46,7 +51,7 @@ def build_validator(
         predicted: list[list[str]] = []
         for indices, label_ids in predictions:
             predicted += classifier.decode_labels(label_ids, items, indices)
-        score = selection_score(classifier.codec.task, gold, predicted)
+        score = selection_score(classifier.codec.task, gold, predicted, rule)
         return ValidationResult({"score": score, **metrics}, 1 - score)
 
     return validate
@@ -61,12 +66,15 @@ def prepare(
     features = feature_store.read_features(corpus.features)
     task = muse_dataset.TASK_BY_CORPUS_KIND[kind]
     classifier = muse_checkpoint.create(run, network, rows["train"], task, features)
+    rule = load_config(EntityRule, "evaluate_classifier", "entity_rule")
+    if task == "entities":
+        classifier.config["entity_rule"] = rule  # by which the weights are selected
     items = classifier.build_dataset(rows["train"], features, corpus.images)
     muse_checkpoint.fit_image_normalization(classifier, items)
     validation = classifier.build_dataset(rows["validation"], features, corpus.images)
     validate = None
     if len(validation):
-        validate = build_validator(classifier, validation, run.eval_batch_size)
+        validate = build_validator(classifier, validation, run.eval_batch_size, rule)
     lengths = [len(text.ids) for text in items.subwords]
 
     def batch_at(step: int) -> Batch:

@@ -39,10 +39,10 @@ from stages.train_preference.quality_monitor import build_monitor, build_scorer
 FlexMuseGenerator = generators.TextGenerator[flexmuse.Model, chunk_dataset.ChunkDataset]
 
 
-def open_reference_store(sft: Path) -> Store:
-    """The cache for one SFT model, one precision and one version of the code."""
+def open_reference_store(sft: Path, max_sequences: int | None) -> Store:
+    """The cache for one SFT model, precision, number of texts at once and version of the code."""
     precision = "bf16" if supports_bf16() else "fp32"
-    key = fingerprint([precision], [sft], "train_preference", "flexmuse")
+    key = fingerprint([precision, max_sequences], [sft], "train_preference", "flexmuse")
     return Store(work_dir() / "store", f"reference-{key}")
 
 
@@ -61,6 +61,8 @@ class ReferenceLogProbs:
     Each group is scored in a batch of its own. In a batch with others it would be padded to their
     lengths and multiplied in matrices of another shape, which changes its last bits, so that cached
     values would depend on the rest of the batch.
+
+    max_sequences: see pairwise_log_probs
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ReferenceLogProbs:
         chunks: chunk_dataset.ChunkDataset,
         groups: list[chunk_dataset.ChunkGroup],
         store: Store,
+        max_sequences: int | None,
     ):
         device = next(generator.model.parameters()).device
         keys: list[str] = []
@@ -82,7 +85,9 @@ class ReferenceLogProbs:
         def compute(batches: list[Batch]) -> list[bytes]:
             with inference_context():
                 matrices = [
-                    flexmuse.pairwise_log_probs(generator.model, to_device(batch, device))
+                    flexmuse.pairwise_log_probs(
+                        generator.model, to_device(batch, device), max_sequences
+                    )
                     for batch in batches
                 ]
             return [matrix[0].float().cpu().numpy().tobytes() for matrix in matrices]
@@ -113,10 +118,13 @@ class GroupDataset:
         features: Features,
         pairs: list[dict],
         store: Store,
+        max_sequences: int | None,
     ):
         self.chunks = generator.build_dataset(rows, features)
         self.groups = self.chunks.build_groups(pairs)
-        self.reference_log_probs = ReferenceLogProbs(generator, self.chunks, self.groups, store)
+        self.reference_log_probs = ReferenceLogProbs(
+            generator, self.chunks, self.groups, store, max_sequences
+        )
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -168,8 +176,9 @@ def train(
     features = feature_store.read_features(inputs.features, inputs.chunks / "features")
     pairs = schemas.read_parquet(inputs.pairs, schemas.PREFERENCE_PAIRS)
     rows = chunk_dataset.load_training_chunks(inputs.chunks)
-    store = open_reference_store(inputs.sft)
-    dataset = GroupDataset(generator, rows, features, pairs, store)
+    max_sequences = config.objective.max_sequences
+    store = open_reference_store(inputs.sft, max_sequences)
+    dataset = GroupDataset(generator, rows, features, pairs, store, max_sequences)
     if not len(dataset):
         raise InputError(
             f"{inputs.pairs}: the train split has no preference pairs: widen chunk.min_similarity "
@@ -177,7 +186,7 @@ def train(
             "with more images"
         )
     rows = chunk_dataset.load_chunks(inputs.chunks, "validation", require_image=True)
-    validation = GroupDataset(generator, rows, features, pairs, store)
+    validation = GroupDataset(generator, rows, features, pairs, store, max_sequences)
     if not len(validation):  # a small corpus: validate on the training groups
         validation = dataset
     monitored_rows = validation.chunks.rows[: run.quality_monitor.max_eval_samples]

@@ -25,6 +25,7 @@ the policy collapses; see `find_collapse_reason`.
 """
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -365,19 +366,18 @@ def find_collapse_reason(
     The last two are in nats per token.
     """
     length_ratio = current["characters"] / max(1.0, start["characters"])
-    max_ratio = 1 + config.max_length_change
+    max_kl = math.inf if config.max_kl is None else config.max_kl
+    max_change = math.inf if config.max_length_change is None else config.max_length_change
     reasons = {
         "the monitored score has dropped by more than quality_monitor.max_score_drop": (
             start["watch"] - current["watch"] > max_score_drop
         ),
-        "the KL divergence from SFT exceeds max_kl": (
-            current.get("kl_to_sft", 0.0) > config.max_kl
-        ),
+        "the KL divergence from SFT exceeds max_kl": (current.get("kl_to_sft", 0.0) > max_kl),
         "the entropy is below min_entropy_ratio of its first value": (
             current.get("entropy", 0.0) < config.min_entropy_ratio * start.get("entropy", 0.0)
         ),
         "the length has changed by more than max_length_change": (
-            not 1 / max_ratio <= length_ratio <= max_ratio
+            not 1 / (1 + max_change) <= length_ratio <= 1 + max_change
         ),
     }
     return next((reason for reason, applies in reasons.items() if applies), "")

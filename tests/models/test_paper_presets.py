@@ -223,7 +223,8 @@ def test_muse_of_full_size_is_trained_one_step(bert_base, apply_preset, run, tmp
     network = load_config(muse.ModelConfig, "models", "muse", "network")
     assert (config.text.encoder, config.text.num_tuned_layers) == ("bert-base-uncased", "all")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    url = torchvision.models.get_model_weights(config.image.encoder)["DEFAULT"].url
+    url = torchvision.models.get_model_weights(config.image.encoder)[config.image.weights].url
+    assert Path(url).name == "resnet152-394f9c45.pth"  # V1
     (tmp_path / "checkpoints").mkdir()
     weights = torchvision.models.get_model(config.image.encoder).state_dict()
     torch.save(weights, tmp_path / "checkpoints" / Path(url).name)
@@ -243,6 +244,8 @@ def test_muse_of_full_size_is_trained_one_step(bert_base, apply_preset, run, tmp
     model = muse.Model(network, dims, text, image).train()
     batch = make_muse_batch(2, config, network)
     train_one_step(model, muse.compute_loss(model, batch), config.training.learning_rate)
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert nn.utils.get_total_norm(gradients) < 100
 
 
 def make_muse_batch(size: int, config, network) -> dict[str, Tensor]:

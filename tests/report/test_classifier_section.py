@@ -30,7 +30,11 @@ from tests.support.report_project import (
 )
 
 EVALUATE_CONFIG = EvaluateClassifierConfig(
-    num_bootstrap_samples=20, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+    entity_rule="lenient",
+    num_bootstrap_samples=20,
+    seed=0,
+    max_below_ceiling=0.05,
+    max_above_ceiling_standard_errors=2.0,
 )
 HISTORY = [
     {"step": 0, "validation_loss": 0.7, "validation_score": 0.3},

@@ -75,6 +75,7 @@ def make_item(split: str, number: int, variant: int) -> tuple[dict, dict | None]
         "image": image["sha256"] if image else None,
         "pictured": image["sha256"] if image else None,
         "text": "" if number == WITHOUT_TEXT else " ".join(words + ["sat"] * (number % 3)),
+        "sentence": "" if number == WITHOUT_TEXT else f"{' '.join(words)} {number}!",
         "text_source": "rules" if variant else "corpus",
         "labels": [{"task": task, "label": label} for task, label in labels.items()],
     }

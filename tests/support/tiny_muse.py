@@ -27,7 +27,7 @@ def build_model_config(**changes) -> ModelConfig:
         ),
     }
     decoder = pixelcnn.PixelCNNConfig(
-        image_size=4, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0
+        image_size=4, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0, initial_gain="one"
     )
     image_generation = {
         "beta": 0.1,

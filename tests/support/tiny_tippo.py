@@ -40,6 +40,7 @@ def build_model_config(**changes) -> ModelConfig:
         "contrastive_negatives": "both",
         "contrastive_temperature": 1.0,
         "contrastive_weight": 1.0,
+        "mask_repeated_images": False,
         "prototype_momentum": 0.5,
         "image_drop_prob": 0.0,
         "excerpt_ratio": 0.0,

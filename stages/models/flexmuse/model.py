@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stages.shared.core.config import Field, config_class
 from stages.shared.features.store import Features
@@ -108,6 +109,9 @@ class PreferenceConfig:
     loss_type: Literal["pairwise", "softmax"] = Field(description="DPO per pair, or S-DPO")
     length_normalized: bool = Field(description="log-probability per token instead of per text")
     sft_weight: float = Field(ge=0, description="weight of the NLL per token of the chosen text")
+    max_sequences: int | None = Field(
+        ge=1, description="texts decoded at once, which bounds memory; null: all of a batch"
+    )
 
 
 @config_class
@@ -342,11 +346,13 @@ def diagnostics(model: Model, batch: dict) -> dict[str, Tensor]:
     return values
 
 
-def pairwise_log_probs(model: Model, batch: dict) -> Tensor:
+def pairwise_log_probs(model: Model, batch: dict, max_sequences: int | None) -> Tensor:
     """log p of chunks given images of their group: entry (i, k, j) is log p(c_j | V_k).
 
     batch: one item per image, with `group` (B,) its group, counted from 0, `place` (B,) its index
     in the group, and `allowed` (G, N, N) the pairs to score.
+    max_sequences: pairs decoded at once. Their activations and logits are computed again in the
+    backward pass, so that those of one part are in memory at a time. None: all, computed once.
     -> (G, N, N): the diagonal and the allowed pairs, 0 elsewhere. Each image is encoded once.
     """
     group, place, allowed = batch["group"], batch["place"], batch["allowed"]
@@ -354,8 +360,16 @@ def pairwise_log_probs(model: Model, batch: dict) -> Tensor:
     is_allowed = allowed[group[:, None], place[:, None], place[None]]
     is_own = torch.eye(len(group), dtype=torch.bool, device=group.device)
     image, chunk = torch.nonzero(same_group & is_allowed | is_own, as_tuple=True)
-    encoder_output = model.encode(batch, model.network.gate_predict).select(image)
-    log_probs = model.log_probs(encoder_output, batch["labels"][chunk])
+    encoded = model.encode(batch, model.network.gate_predict)
+
+    def score(image: Tensor, chunk: Tensor) -> Tensor:
+        return model.log_probs(encoded.select(image), batch["labels"][chunk])
+
+    if max_sequences is None:
+        log_probs = score(image, chunk)
+    else:
+        parts = zip(image.split(max_sequences), chunk.split(max_sequences), strict=True)
+        log_probs = torch.cat([checkpoint(score, *part, use_reentrant=False) for part in parts])
     num_groups, size = int(group.max()) + 1, int(place.max()) + 1
     return log_probs.new_zeros(num_groups, size, size).index_put(
         (group[image], place[image], place[chunk]), log_probs
@@ -389,7 +403,7 @@ def preference_loss(
         allowed = batch["allowed"].clone()
         allowed[batch["group"][dropped], batch["place"][dropped]] = False
         batch["allowed"] = allowed
-    log_probs = pairwise_log_probs(model, batch)
+    log_probs = pairwise_log_probs(model, batch, preference.max_sequences)
     num_tokens = count_chunk_tokens(batch, log_probs)
     margins = log_probs - reference  # lp - ref
     if preference.length_normalized:

@@ -115,22 +115,27 @@ class MmOrientClassifier:
         width = self.config["shapes"]["pooled_width"]
         image_features = self._image_features(names, features, images)
         return MemeDataset(
-            rows, self.tasks, self._text_features(texts, features), image_features, width
+            rows, self.tasks, self._text_features(texts, rows, features), image_features, width
         )
 
-    def _text_features(self, texts: list[str], features: Features) -> TextFeatures:
+    def _text_features(
+        self, texts: list[str], rows: list[dict], features: Features
+    ) -> TextFeatures:
         shapes = self.config["shapes"]
         encoded = (
             load_cached_texts(texts, features)
             if self.text_encoder is None
             else encode_texts(texts, self.text_encoder)
         )
-        task_features = text_features.compute_features(texts, self.task_feature_config)
+        column = self.task_feature_config.input_text
+        task_texts = list(dict.fromkeys(row[column] for row in rows if row[column]))
+        task_features = text_features.compute_features(task_texts, self.task_feature_config)
         return TextFeatures(
             **encoded,
             width=shapes["text_width"],
             clip=load_text_clip(texts, features, shapes["pooled_width"]),
-            task_features=dict(zip(texts, task_features, strict=True)),
+            task_input=column,
+            task_features=dict(zip(task_texts, task_features, strict=True)),
             num_task_features=shapes["task_features"],
         )
 

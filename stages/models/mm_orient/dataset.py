@@ -12,6 +12,7 @@ A batch of B memes with texts of at most L subwords is a dict of
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,14 +27,15 @@ TaskLabels = dict[str, list[str]]  # task -> its labels, in order
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Features of texts; every mapping is keyed by the text."""
+    """Features of texts; every mapping but one is keyed by the text."""
 
     subwords: Mapping[str, list[str]]
     truncated_words: Mapping[str, int]  # words beyond the maximum length
     tokens: Mapping[str, np.ndarray]  # (L, D_t)
     width: int  # D_t
     clip: Mapping[str, np.ndarray]  # (D,)
-    task_features: Mapping[str, np.ndarray]  # (F,)
+    task_input: Literal["text", "sentence"]  # column whose texts have the task features
+    task_features: Mapping[str, np.ndarray]  # (F,), by text of that column
     num_task_features: int  # F
 
 
@@ -121,7 +123,11 @@ class MemeDataset:
         return {
             "text_clip": stack_features(texts, self.texts.clip, (self.width,)),
             "picture_clip": stack_features(images, self.images.clip, (self.width,)),
-            "task_features": stack_features(texts, self.texts.task_features, (num_task_features,)),
+            "task_features": stack_features(
+                [self.rows[index][self.texts.task_input] or None for index in indices],
+                self.texts.task_features,
+                (num_task_features,),
+            ),
             "has_text": torch.tensor([text is not None for text in texts]),
             "has_picture": torch.tensor([image is not None for image in images]),
             "labels": self.labels[indices],

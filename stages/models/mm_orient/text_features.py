@@ -1,12 +1,16 @@
 """Task features of MM-ORIENT: features of a meme's text that need no training.
 
-    config = TaskFeatureConfig(use_lexicon=True, toxicity_model="none", max_subwords=128)
+    config = TaskFeatureConfig(
+        input_text="sentence", use_lexicon=True, toxicity_model="none", max_subwords=128
+    )
     rows = compute_features(["so you think you can cook"], config)
     rows.shape == (1, feature_dim(config)); its columns are feature_names(config)
 
 The lexicon block has the four scores of VADER (its package includes the lexicon under the MIT
 license) and shares of words of a few classes, which are listed here. Both cover English only: texts
-in other languages get little but spelling features. The paper's NRC lexicon is licensed for
+in other languages get little but spelling features. Capitals, digits, exclamation and question
+marks, to which VADER also pays attention, exist in the `sentence` of a meme only: the cleaning of
+its `text` removes them. The paper's NRC lexicon is licensed for
 research only and Empath's package states no license, so neither is used. A toxicity model, given by
 its Hugging Face name, adds the mean of its last hidden states.
 """
@@ -14,6 +18,7 @@ its Hugging Face name, adds the mean of its last hidden states.
 import math
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import regex
@@ -68,6 +73,9 @@ _WORD_SETS = {name: frozenset(words.split()) for name, words in WORD_CLASSES.ite
 class TaskFeatureConfig:
     """The section `classifiers.<run>.task_features`."""
 
+    input_text: Literal["text", "sentence"] = Field(
+        description="the clean text, or the text with case, punctuation and digits"
+    )
     use_lexicon: bool = Field(description="sentiment, word classes and spelling; English")
     toxicity_model: str = Field(description="none, or a BERT by its Hugging Face name")
     max_subwords: int = Field(ge=1, description="maximum text length of the toxicity model")

@@ -62,7 +62,9 @@ class MuseImageConfig:
     encoder: Literal["patches", "efficientnet-lite0", resnet.ResNetName] = Field(
         description="patches of the aligned encoder, efficientnet-lite0, or a ResNet on pixels"
     )
-    weights: resnet.ResNetWeights = Field(description="initial weights of a ResNet")
+    weights: resnet.ResNetWeights = Field(
+        description="initial weights of a ResNet, torchvision's tag"
+    )
     num_tuned_blocks: int = Field(
         ge=1,
         le=efficientnet_lite0.NUM_BLOCKS,

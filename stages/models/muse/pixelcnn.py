@@ -13,12 +13,14 @@ sec. 2.4  skip connections between them: `Stream`; gated blocks, to each of whic
 
 Where the paper is silent: log s is at least -7 and the coefficients pass through tanh, as in the
 authors' code. That code initializes g of the weight norm from a first batch and s to about 1. Here
-g starts at 1 and s at exp(-2), a fraction of the value range: rendered scenes are learned faster.
+s starts at exp(-2), a fraction of the value range. [initial_gain] g starts at 1, with which a few
+blocks learn rendered scenes faster; or at |v| of PyTorch's initialization, as in the public code of
+MuSE, since maps grow from block to block with g = 1.
 """
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,9 @@ class PixelCNNConfig:
     num_filters: int = Field(ge=1, description="channels of the feature maps")
     num_mixtures: int = Field(ge=1, description="logistic distributions of a channel")
     dropout: float = Field(ge=0, lt=1, description="dropout of the blocks, 0 to below 1")
+    initial_gain: Literal["one", "norm"] = Field(
+        description="g of the weight norm before training: 1, or |v|, for many blocks"
+    )
 
     def __post_init__(self) -> None:
         if self.image_size % DOWNSAMPLING:
@@ -143,6 +148,14 @@ def apply_weight_norm(conv: ConvT) -> ConvT:
     nn.init.normal_(v, std=0.05)  # shorter than w, so that Adam's steps rotate it faster
     nn.init.zeros_(conv.get_parameter("bias"))
     return conv
+
+
+def initialize_gains(network: nn.Module) -> None:
+    """Draw w of every convolution as PyTorch does, with g = |v| = |w|."""
+    for conv in network.modules():
+        if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+            w = torch.empty_like(conv.weight)
+            conv.weight = nn.init.kaiming_uniform_(w, a=math.sqrt(5))
 
 
 def conv1x1(inputs: int, outputs: int) -> nn.Conv2d:
@@ -254,6 +267,8 @@ class PixelCNN(nn.Module):
         self.theta = conv1x1(filters, 10 * mixtures)
         bias = self.theta.get_parameter("bias")
         nn.init.constant_(bias[4 * mixtures : 7 * mixtures], INIT_LOG_S)
+        if config.initial_gain == "norm":
+            initialize_gains(self)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """theta (B, 10 K, S, S). x (B, 3, S, S), h (B, D)"""

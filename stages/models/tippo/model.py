@@ -44,7 +44,8 @@ Where the paper is silent or contradicts itself (options in brackets; the defaul
 - Learned vectors mark the kind of signal, the image and the patch. No LayerNorm follows, because it
   would hide how much DAA and pi_D (initialized to zero) let pass.
 - Eq. 5 has S_i itself in its denominator but not the positive [contrastive_denominator]. Negatives
-  are the images of the article and of the batch [contrastive_negatives].
+  are the images of the article and of the batch [contrastive_negatives], also if one of them is the
+  same image again, such as that of an excerpt [mask_repeated_images].
 - A missing image or a missing topic is one learned vector; training drops them from some items.
 - Training includes excerpts of articles; from long articles alone the model would not learn to
   write about one image [excerpt_ratio].
@@ -120,6 +121,7 @@ class ModelConfig:
     contrastive_negatives: Literal["both", "article", "batch"] = Field(
         description="source of the negative images"
     )
+    mask_repeated_images: bool = Field(description="no negative is the same image again")
     contrastive_temperature: float = Field(gt=0, description="temperature of L_C")
     contrastive_weight: float = Field(ge=0, description="weight of L_C")
     prototype_momentum: float = Field(ge=0, le=1, description="momentum of the image mean")
@@ -152,9 +154,13 @@ class PreferenceConfig:
     kl_coef: float = Field(ge=0, description="weight of the KL divergence from the SFT model")
     num_generations: int = Field(ge=1, description="texts sampled per item")
     temperature: float = Field(gt=0, description="sampling temperature")
-    max_kl: float = Field(gt=0, description="KL in nats per token that ends the phase")
+    max_kl: float | None = Field(
+        gt=0, description="KL in nats per token that ends the phase; null: none does"
+    )
     min_entropy_ratio: float = Field(ge=0, description="fraction of the first entropy that ends it")
-    max_length_change: float = Field(ge=0, description="relative change in length that ends it")
+    max_length_change: float | None = Field(
+        ge=0, description="relative change in length that ends it; null: none does"
+    )
     min_gain_standard_errors: float = Field(ge=0, description="minimum gain of a reward")
 
     def __post_init__(self) -> None:
@@ -453,11 +459,12 @@ class Model(GeneratorModel[ModelConfig, InputDims]):
 
 
 def contrastive_loss(
-    signals: Tensor, prototypes: Tensor, item: Tensor, network: ModelConfig
+    signals: Tensor, prototypes: Tensor, item: Tensor, image: Tensor, network: ModelConfig
 ) -> Tensor:
     """L_C (eq. 5) in nats: the mean over articles of the mean over their images.
 
-    signals, prototypes (M, D): S^I of each image and S^P of its article; item (M,): its article.
+    signals, prototypes (M, D): S^I of each image and S^P of its article; item (M,): its article;
+    image (M,): a number of the image, whose other signals are no negatives.
     An article with one image takes the batch's images as negatives. A single image in all gives 0.
     """
     if len(signals) < 2:
@@ -470,15 +477,16 @@ def contrastive_loss(
         scores = z @ z.T / network.contrastive_temperature  # (M, M)
     same_item = item[:, None] == item
     is_self = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    same_image = image[:, None] == image
     all_pairs = torch.ones_like(same_item)
     negatives = {"article": same_item, "batch": ~same_item, "both": all_pairs}[
         network.contrastive_negatives
     ]
     negatives = torch.where(same_item.sum(1, keepdim=True) == 1, all_pairs, negatives)
     if network.contrastive_denominator == "literal":  # contains j = i but not the positive
-        denominator = scores.masked_fill(~(negatives | is_self), -torch.inf)
+        denominator = scores.masked_fill(~(negatives & ~same_image | is_self), -torch.inf)
     else:
-        denominator = scores.masked_fill(~negatives | is_self, -torch.inf)
+        denominator = scores.masked_fill(~negatives | same_image, -torch.inf)
         denominator = torch.cat([denominator, positive[:, None]], 1)
     losses = denominator.logsumexp(1) - positive  # eq. 5
     weights = 1 / same_item.sum(1)  # 1 / N
@@ -505,7 +513,10 @@ def sft_loss(model: Model, batch: dict) -> SftLoss:
     if network.use_contrastive:
         images = signals.images.mean(2)[signals.image_mask]
         item = signals.image_mask.nonzero()[:, 0]
-        loss = contrastive_loss(images, signals.prototype.mean(1)[item], item, network)
+        image = torch.arange(len(item), device=item.device)
+        if network.mask_repeated_images:
+            image = batch["image"][signals.image_mask]
+        loss = contrastive_loss(images, signals.prototype.mean(1)[item], item, image, network)
         terms["contrast"] = network.contrastive_weight * loss
     return SftLoss(terms, statistics)
 

@@ -24,7 +24,7 @@ from stages.shared.runtime.download import download_file
 from stages.shared.runtime.stage import InputError, allow_downloads, model_load_error
 
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-ResNetWeights = Literal["none", "default"]
+ResNetWeights = Literal["none", "default", "IMAGENET1K_V1", "IMAGENET1K_V2"]
 # Side, pixels. Up to 32 pixels the last stage has one cell, too few for BatchNorm in training.
 MIN_IMAGE_SIZE = 33
 # Of red, green and blue in [0, 1], as torchvision's weights expect.
@@ -35,9 +35,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ResNet(nn.Module):
     """Cells from the last stage of a ResNet.
 
-    weights: none (random, all layers trained) or default (torchvision's pretrained weights; the
-    stem and the first stage are frozen). Use none to load a saved state dict: nothing is
-    downloaded. Raises InputError if the pretrained weights are not available.
+    weights: none (random, all layers trained), or torchvision's pretrained weights by their tag,
+    `default` the newest ones (the stem and the first stage are frozen). Use none to load a saved
+    state dict: nothing is downloaded. Raises InputError if the weights are not available.
     """
 
     def __init__(self, name: ResNetName, weights: ResNetWeights, grid: int):
@@ -45,12 +45,12 @@ class ResNet(nn.Module):
         models = _import_torchvision_models()
         net = models.get_model(name)
         assert isinstance(net, models.ResNet)
-        if weights == "default":
-            _load_pretrained_weights(net, name)
+        if weights != "none":
+            _load_pretrained_weights(net, name, weights)
         self.grid, self.cells, self.width = grid, grid**2, net.fc.in_features
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
         self.stages = nn.Sequential(net.layer2, net.layer3, net.layer4)
-        self.stem_is_frozen = weights == "default"
+        self.stem_is_frozen = weights != "none"
         self.stem.requires_grad_(not self.stem_is_frozen)
         self.train()
 
@@ -91,18 +91,21 @@ def _import_torchvision_models() -> ModuleType:
     return models
 
 
-def _load_pretrained_weights(net: nn.Module, name: str) -> None:
+def _load_pretrained_weights(net: nn.Module, name: str, weights: str) -> None:
     """Load torchvision's weights from torch's cache; download them first unless offline."""
-    url = _import_torchvision_models().get_model_weights(name)["DEFAULT"].url
+    param = f"params.yaml: weights `{weights}` of {name}"
+    known = _import_torchvision_models().get_model_weights(name).__members__
+    if weights.upper() not in known:
+        raise InputError(f"{param} do not exist: give one of {', '.join(known)}")
+    url = known[weights.upper()].url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.exists() and not allow_downloads():
         raise InputError(
-            f"params.yaml: weights `default` of {name} are a download ({url}), which "
-            f"HF_HUB_OFFLINE=1 forbids: unset it, put the file at {file}, or give weights `none`"
+            f"{param} are a download ({url}), which HF_HUB_OFFLINE=1 forbids: unset it, put the "
+            f"file at {file}, or give weights `none`"
         )
     try:
         download_file(url, file, "sha256", file.stem.rpartition("-")[2])
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # network errors, or a corrupt file in the cache
-        param = f"params.yaml: weights `default` of {name} ({url})"
-        raise model_load_error(param, "weights `none`", error) from None
+        raise model_load_error(f"{param} ({url})", "weights `none`", error) from None

@@ -82,8 +82,9 @@ INPAINTED_IMAGES = _schema(
     mask=pa.binary(),
 )
 # 04_augment: memes as input of the models. group: the id of the original record; variant: 0 for the
-# original, from 1 for its paraphrases; pictured: the original image in 01_ingest; text_source:
-# corpus | recognised (in the image) | the paraphraser
+# original, from 1 for its paraphrases; pictured: the original image in 01_ingest; sentence: the
+# text with its case, punctuation and digits; text_source: corpus | recognised (in the image) | the
+# paraphraser
 MEMES = _schema(
     **_RECORD_COLUMNS,
     group=STR,
@@ -91,6 +92,7 @@ MEMES = _schema(
     image=STR,
     pictured=STR,
     text=STR,
+    sentence=STR,
     text_source=STR,
     labels=TASK_LABELS,
 )
@@ -183,8 +185,8 @@ LABEL_PREDICTIONS = _schema(
     probability=pa.list_(FLOAT),
     cut=INT,
 )
-# 10_fit_baselines: the same of a baseline. baseline: majority | logistic_regression | crf; inputs:
-# none (majority) | both | text | picture; probability: empty for crf
+# 10_fit_baselines: the same of a baseline. baseline: majority | logistic_regression |
+# decision_fusion | crf; inputs: none (majority) | both | text | picture; probability: empty for crf
 BASELINE_PREDICTIONS = LABEL_PREDICTIONS.append(pa.field("baseline", STR))
 # 11_classify: MuSE's exchange in one layer (from 1) and modality (text | picture) of an example.
 # tokens: subwords, empty for an image; weights: cls attention to each valid token or patch;

@@ -16,6 +16,7 @@ them, and then everything but a to z. Here letters and marks of all scripts are 
 apostrophe within a word are deleted; other punctuation becomes a space.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from itertools import groupby
 from typing import Literal
@@ -133,6 +134,12 @@ def _is_nfkc_exempt(character: str, east_asian: bool) -> bool:
     if decomposition(character).startswith(NFKC_EXEMPT_FORMS):
         return True
     return east_asian and character != "\u3000" and bool(FULL_WIDTH_PUNCTUATION.match(character))
+
+
+def keep_sentences(config: CleanConfig) -> CleanConfig:
+    """`config` with the case, punctuation and digits of overlay text kept."""
+    kept = {"case": "keep", "punctuation": "keep", "digits": "keep"}
+    return replace(config, memes=replace(config.memes, **kept))
 
 
 def clean_overlay_text(text: str, language: str, config: CleanConfig) -> str:

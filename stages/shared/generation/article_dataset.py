@@ -7,6 +7,7 @@ and no text can contain it. A captioned image is an article with one chunk.
 A batch of B items with at most N chunks is a dict of
     present (B, N) bool        true for chunks, false for padding
     has_picture (B, N) bool    the chunk has an image
+    image (B, N)               index of the image in the features, -1 without an image
     pooled (B, N, D)           pooled image features of unit length, zeros without an image
     patches (B, N, P, D_V)     image patch features, zeros without an image
     has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/modeling/topics.py
@@ -120,6 +121,7 @@ class ArticleDataset:
         batch = {
             "present": torch.arange(images.shape[1])[None] < num_chunks[:, None],
             "has_picture": images >= 0,
+            "image": images,
             "pooled": _gather_rows(self.pooled, images),
             "patches": _gather_rows(self.patches, images),
             "labels": pad_sequences([self.labels[index] for index in indices], IGNORE_INDEX),

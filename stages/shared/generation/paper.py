@@ -21,6 +21,7 @@ from typing import (
 from torch import Tensor, nn
 
 from stages.shared.features.store import Features
+from stages.shared.generation.decoding import Float32Linear
 from stages.shared.modeling.registry import load_paper
 from stages.shared.training.batching import Batch
 
@@ -46,6 +47,16 @@ class GeneratorModelConfig(Protocol):
     @property
     def max_images(self) -> int:
         """Images per text; 1 for a paper whose items are single chunks."""
+        ...
+
+    @property
+    def image_drop_prob(self) -> float:
+        """Probability of dropping the image of a training item."""
+        ...
+
+    @property
+    def topic_drop_prob(self) -> float:
+        """Probability of dropping the topic of a training item."""
         ...
 
     @property
@@ -124,6 +135,7 @@ class GeneratorModel(nn.Module, Generic[NetworkT_co, ShapesT_co]):
     def __init__(self, network: NetworkT_co, shapes: ShapesT_co, t5: "T5ForConditionalGeneration"):
         super().__init__()
         self.network, self.shapes, self.t5 = network, shapes, t5
+        t5.lm_head.__class__ = Float32Linear  # in place: its weights may be tied
 
     def fit_normalization(self, features: Features, images: list[int], texts: list[int]) -> None:
         """Set the statistics to those of the training split.

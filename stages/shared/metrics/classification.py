@@ -15,12 +15,13 @@ the denominator is 0, precision, recall and F1 are 0, as in seqeval and scikit-l
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from stages.shared.metrics.common import bootstrap_standard_errors, clustered_standard_error
 
+EntityRule = Literal["lenient", "strict"]  # rules by which models are compared
 Entity = tuple[str, int, int]  # type, index of its first word, index after its last word
 EntityPair = tuple[set[Entity], set[Entity]]  # gold and predicted entities of an item
 CORRECT, PREDICTED, GOLD = 0, 1, 2  # the last axis of every array of counts

@@ -87,8 +87,15 @@ TASK_FEATURE_KEYS = {
 }
 
 
-# Keys of the section `picture` that earlier versions lacked, by model, with values of no effect.
-NEW_IMAGE_KEYS: dict[str, dict[str, Any]] = {"muse": {"num_tuned_blocks": 1}}
+# Keys that earlier versions lacked, by model and section, with values of no effect.
+NEW_KEYS: dict[str, dict[str, Any]] = {
+    "muse": {
+        "picture": {"num_tuned_blocks": 1},
+        "network": {"image_generation": {"decoder": {"initial_gain": "one"}}},
+    },
+    "tippo": {"network": {"mask_repeated_images": False}},
+    "mm_orient": {"task_features": {"input_text": "text"}},
+}
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,9 +111,20 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         for section, keys in renamed.items()
         if section in config
     }
-    if "picture" in config:
-        upgraded["picture"] = NEW_IMAGE_KEYS.get(config["model"], {}) | upgraded["picture"]
+    for section, values in NEW_KEYS.get(config.get("model", ""), {}).items():
+        if section in upgraded:
+            upgraded[section] = add_keys(upgraded[section], values)
     return upgraded
+
+
+def add_keys(values: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` and the keys of `added` that they lack, in nested sections too."""
+    nested = {
+        key: add_keys(values[key], value)
+        for key, value in added.items()
+        if key in values and isinstance(value, Mapping)
+    }
+    return {**added, **values, **nested}
 
 
 def rename_keys(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stages.shared.core.config import Field, config_class
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
-from stages.shared.torch_setup.devices import inference_context, supports_bf16
+from stages.shared.torch_setup.devices import get_device, inference_context, supports_bf16
 from stages.shared.training.batching import Batch, to_device
 from stages.shared.training.checkpoint import Checkpoint
 from stages.shared.training.schedule import Schedule
@@ -43,7 +43,7 @@ class ValidationResult:
 
     metrics: dict[str, float]
     loss: float  # the best weights minimize it
-    stop: bool = False  # end the run at once; these weights are not kept
+    stop: bool = False  # end the run at once; these weights are not the best
 
 
 def average_item_metrics(batches: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -113,12 +113,13 @@ def fit(
     lr_multipliers: Mapping[str, float] = UNIFORM_LR,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
 ) -> list[dict[str, float]]:
-    """Minimize the sum of `loss(model, batch_at(step))`; leave the best weights in `model`.
+    """Minimize the sum of `loss(model, batch_at(step))`; leave the best or last weights in `model`.
 
     name, key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
     checkpoint_interval_seconds: shortest time between two checkpoints.
     validate: called before the first step, every `eval_steps` steps and at the end. The weights
-    with its lowest loss are kept; `patience` calls without a lower loss end the run.
+    with its lowest loss are kept, unless the schedule keeps the last ones; `patience` calls without
+    a lower loss end the run.
     after_step: called with `model` after each optimizer step, e.g. to update running statistics.
     phase: its state is part of the checkpoint; `batch_at` may then depend on earlier weights.
     lr_multipliers: factors on the learning rate by prefix of the weights' names in `model`, such as
@@ -154,7 +155,10 @@ class _Trainer:
     def __init__(self, model, loss, schedule, validate, after_step, phase, lr_multipliers, log):
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(mixed_precision="bf16" if supports_bf16() else "no")
+        self.accelerator = Accelerator(
+            cpu=get_device().type == "cpu",  # it would choose MPS, which no other stage uses
+            mixed_precision="bf16" if supports_bf16() else "no",
+        )
         if self.accelerator.num_processes > 1:
             raise InputError("training supports a single process: start it without torchrun")
         self.model, self.schedule, self.validate, self.log = model, schedule, validate, log
@@ -222,7 +226,8 @@ class _Trainer:
         self.validations_without_improvement += 1
         if not result.stop and result.loss < self.best_loss:
             self.best_loss, self.validations_without_improvement = result.loss, 0
-            self.best_weights = _clone_state_dict(self.model.state_dict())
+            if self.schedule.keep == "best":
+                self.best_weights = _clone_state_dict(self.model.state_dict())
         self.stopped = result.stop or self.validations_without_improvement >= self.schedule.patience
 
     def finish(self) -> None:

@@ -17,7 +17,7 @@ from tests.support import tiny_flexmuse
 
 VOCABULARY = 300
 PREFERENCE = PreferenceConfig(
-    beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0
+    beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0, max_sequences=None
 )
 
 

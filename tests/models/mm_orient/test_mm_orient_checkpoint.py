@@ -69,7 +69,7 @@ def isolated(tmp_path, monkeypatch):
 def random_resnet(monkeypatch):
     """Random weights instead of a download from torchvision."""
 
-    def fill(net, name):
+    def fill(net, name, weights):
         with torch.random.fork_rng():
             torch.manual_seed(5)
             for weight in net.parameters():

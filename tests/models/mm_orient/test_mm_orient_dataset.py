@@ -1,5 +1,7 @@
 """Batches of MM-ORIENT: padded, masked, zero where a modality is missing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,7 @@ def make_dataset(rows: list[dict] = ROWS) -> MemeDataset:
         tokens={text: np.array(tokens, np.float16) for text, tokens in TOKENS.items()},
         width=2,
         clip={"a bb": np.array([1, 0, 0], "f2"), "c": np.array([0, 1, 0], "f2")},
+        task_input="text",
         task_features={text: np.full(4, len(text), "f4") for text in TOKENS},
         num_task_features=4,
     )
@@ -61,6 +64,15 @@ def test_texts_are_padded_to_the_longest_of_the_batch_and_at_least_to_one():
     assert make_dataset().batch([2])["tokens"].shape == (1, 1, 2)
     batch = make_dataset().batch([1, 3])
     assert batch["tokens"].shape == (2, 1, 2) and not batch["token_mask"].any()
+
+
+def test_task_features_are_of_the_text_or_of_the_sentence():
+    rows = [ROWS[0] | {"sentence": "A bb!"}, ROWS[1] | {"sentence": None}]
+    dataset = make_dataset(rows)
+    assert dataset.batch([0, 1])["task_features"].tolist() == [[4] * 4, [0] * 4]
+    features = {"A bb!": np.full(4, 9, "f4")}
+    dataset.texts = replace(dataset.texts, task_input="sentence", task_features=features)
+    assert dataset.batch([0, 1])["task_features"].tolist() == [[9] * 4, [0] * 4]
 
 
 def test_features_of_missing_modalities_are_zero():

@@ -20,10 +20,14 @@ from stages.models.mm_orient.text_features import (
     feature_dim,
     feature_names,
 )
+from stages.shared.core.config import load_config
+from stages.shared.data.text_cleaning import CleanConfig, clean_overlay_text, keep_sentences
 from stages.shared.runtime.stage import InputError
 from tests.support import tiny_bert
 
-LEXICON = TaskFeatureConfig(use_lexicon=True, toxicity_model="none", max_subwords=8)
+LEXICON = TaskFeatureConfig(
+    input_text="text", use_lexicon=True, toxicity_model="none", max_subwords=8
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +71,20 @@ def test_lexicon_features_match_counts_by_hand():
     assert lexicon_features("lol 42 times")["digits"] == pytest.approx(2 / 10)
 
 
+def test_capitals_digits_and_marks_are_in_the_sentence_and_not_in_the_clean_text():
+    config = load_config(CleanConfig, "clean")
+    overlay = "WHY did 3 cats RUN?! @me http://a.com"
+    text = clean_overlay_text(overlay, "en", config)
+    sentence = clean_overlay_text(overlay, "en", keep_sentences(config))
+    assert (text, sentence) == ("why did cats run", "WHY did 3 cats RUN?!")
+    columns = ("capitals", "digits", "exclamations", "questions")
+    assert [lexicon_features(text)[name] for name in columns] == [0] * 4
+    # 5 words, 14 letters and digits, 6 of them capitals
+    assert [lexicon_features(sentence)[name] for name in columns] == pytest.approx(
+        [6 / 14, 1 / 14, 1 / 5, 1 / 5]
+    )
+
+
 def test_vader_separates_positive_from_negative_texts():
     good, bad = (
         lexicon_features("what a wonderful happy day"),
@@ -100,7 +118,9 @@ def test_the_features_of_a_text_do_not_depend_on_the_other_texts():
 
 
 def test_without_any_block_there_are_no_features():
-    config = TaskFeatureConfig(use_lexicon=False, toxicity_model="none", max_subwords=8)
+    config = TaskFeatureConfig(
+        input_text="text", use_lexicon=False, toxicity_model="none", max_subwords=8
+    )
     assert feature_dim(config) == 0
     assert compute_features(["a", "b"], config).shape == (2, 0)
 
@@ -111,7 +131,7 @@ def test_without_any_block_there_are_no_features():
 def test_a_toxicity_model_adds_the_mean_of_its_last_hidden_states(save_model, tmp_path):
     model = save_model(tmp_path / "toxic")
     config = TaskFeatureConfig(
-        use_lexicon=True, toxicity_model=str(tmp_path / "toxic"), max_subwords=12
+        input_text="text", use_lexicon=True, toxicity_model=str(tmp_path / "toxic"), max_subwords=12
     )
     assert feature_dim(config) == len(LEXICON_FEATURES) + 16
     texts = ["the fox", "", "the the sat"]
@@ -136,11 +156,16 @@ def test_a_toxicity_model_adds_the_mean_of_its_last_hidden_states(save_model, tm
 def test_text_lengths_out_of_range_are_rejected(tmp_path):
     tiny_bert.save_bert(tmp_path / "toxic")
     with pytest.raises(ValueError, match="greater than or equal to 1"):
-        TaskFeatureConfig(use_lexicon=True, toxicity_model="none", max_subwords=0)
+        TaskFeatureConfig(
+            input_text="text", use_lexicon=True, toxicity_model="none", max_subwords=0
+        )
     with pytest.raises(InputError, match=r"1 to 38\b.*\b64\b"):
         feature_dim(
             TaskFeatureConfig(
-                use_lexicon=True, toxicity_model=str(tmp_path / "toxic"), max_subwords=64
+                input_text="text",
+                use_lexicon=True,
+                toxicity_model=str(tmp_path / "toxic"),
+                max_subwords=64,
             )
         )
 

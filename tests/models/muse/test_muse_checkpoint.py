@@ -200,7 +200,7 @@ def create_classifier(
 
 def test_a_restored_classifier_keeps_the_counts_of_frozen_weights(make_project, monkeypatch):
     # Instead of a download:
-    monkeypatch.setattr(resnet, "_load_pretrained_weights", lambda net, name: None)
+    monkeypatch.setattr(resnet, "_load_pretrained_weights", lambda net, name, weights: None)
     folder = make_project(RESNET | {"classifiers.muse_sentiment.image.weights": "default"})
     classifier = create_classifier(folder)
     frozen = sum(w.numel() for w in classifier.model.parameters() if not w.requires_grad)

@@ -1,9 +1,12 @@
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal, localcontext
+from functools import reduce
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from stages.models.muse import pixelcnn
@@ -19,7 +22,9 @@ from stages.shared.core.config import build_config
 from stages.shared.runtime.stage import InputError
 
 WIDTH = 3
-TINY = PixelCNNConfig(image_size=8, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0)
+TINY = PixelCNNConfig(
+    image_size=8, num_blocks=1, num_filters=4, num_mixtures=2, dropout=0.0, initial_gain="one"
+)
 
 
 def build_network(config: PixelCNNConfig = TINY) -> PixelCNN:
@@ -208,7 +213,7 @@ def test_samples_are_on_the_levels():
 def test_two_images_are_memorized_and_sampled_again_from_their_h():
     torch.manual_seed(0)
     model = PixelCNN(
-        PixelCNNConfig(image_size=4, num_blocks=1, num_filters=8, num_mixtures=2, dropout=0.0),
+        replace(TINY, image_size=4, num_filters=8),
         WIDTH,
     )
     colors = torch.tensor([[230, 20, 60], [30, 120, 250]])
@@ -250,9 +255,7 @@ def test_theta_and_bits_are_float32_under_bfloat16_autocast():
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_every_weight_gets_a_gradient(blocks):
-    model = build_network(
-        PixelCNNConfig(image_size=8, num_blocks=blocks, num_filters=4, num_mixtures=2, dropout=0.5)
-    ).train()
+    model = build_network(replace(TINY, num_blocks=blocks, dropout=0.5)).train()
     model.bits_per_dim(make_images(2), torch.randn(2, WIDTH).double()).sum().backward()
     assert [name for name, w in model.named_parameters() if not w.grad.abs().sum() > 0] == []
 
@@ -265,6 +268,59 @@ def test_the_norm_of_a_filter_is_g_whatever_the_norm_of_v():
     with torch.no_grad():
         v.mul_(3)
     torch.testing.assert_close(conv.weight, before)
+
+
+def test_gains_start_at_one_or_at_the_norm_of_pytorchs_weights():
+    for gain in ("one", "norm"):
+        torch.manual_seed(0)
+        model = PixelCNN(replace(TINY, initial_gain=gain), WIDTH)
+        for conv in (model.u.up[0].second.conv, model.u.down[1], model.theta):
+            g, v = conv.parametrizations.weight.parameters()
+            filters = 1 if isinstance(conv, torch.nn.ConvTranspose2d) else 0
+            norms = v.transpose(0, filters).flatten(1).norm(dim=1)
+            torch.testing.assert_close(
+                g.flatten(), norms if gain == "norm" else torch.ones_like(norms)
+            )
+            bound = conv.weight[0].numel() ** -0.5  # PyTorch: uniform up to 1 / sqrt(fan-in)
+            assert (conv.weight.abs().max() <= bound) == (gain == "norm")
+
+
+def read_paper_decoder() -> PixelCNNConfig:
+    keys = ("models", "muse", "network", "image_generation", "decoder")
+    return build_config(
+        PixelCNNConfig,
+        reduce(dict.__getitem__, keys, yaml.safe_load(Path("presets/paper_muse.yaml").read_text())),
+        "presets/paper_muse.yaml",
+    )
+
+
+@pytest.mark.slow
+def test_at_paper_size_the_first_bits_are_those_of_a_nearly_uniform_guess():
+    """A uniform guess has 8 bits."""
+    bits = {}
+    for gain in ("one", "norm"):
+        torch.manual_seed(0)
+        model = PixelCNN(replace(read_paper_decoder(), initial_gain=gain), WIDTH)
+        with torch.no_grad():
+            bits[gain] = model.bits_per_dim(make_images(1, 32).float(), torch.randn(1, WIDTH))
+    assert read_paper_decoder().initial_gain == "norm"
+    assert bits["norm"] < 10 < 20 < bits["one"]
+
+
+@pytest.mark.slow
+def test_with_the_blocks_of_the_paper_the_bits_fall_within_thirty_steps():
+    torch.manual_seed(0)
+    config = replace(read_paper_decoder(), image_size=8, num_filters=20)
+    model, h = PixelCNN(config, WIDTH), torch.randn(4, WIDTH)
+    x = to_levels(torch.randint(0, 256, (4, 3, 1, 1)).expand(-1, -1, 8, 8)).float()
+    optimizer, bits = torch.optim.AdamW(model.parameters(), lr=1e-3), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model.bits_per_dim(x, h).mean()
+        loss.backward()
+        optimizer.step()
+        bits.append(loss.item())
+    assert bits[0] < 10 and sum(bits[-5:]) / 5 < 8 < bits[0]
 
 
 @pytest.mark.parametrize(

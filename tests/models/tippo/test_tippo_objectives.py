@@ -65,7 +65,7 @@ def test_the_contrastive_loss_matches_its_equation_written_as_loops(
     )
     item = [0, 0, 0, 1, 2, 2]
     signals, prototypes = torch.randn(6, 4).double(), torch.randn(6, 4).double()
-    result = contrastive_loss(signals, prototypes, torch.tensor(item), network)
+    result = contrastive_loss(signals, prototypes, torch.tensor(item), torch.arange(6), network)
     assert result.item() == pytest.approx(contrast_in_loops(signals, prototypes, item, network))
 
 
@@ -76,20 +76,64 @@ def test_the_contrastive_loss_matches_values_derived_by_hand():
     positive = math.exp(math.sqrt(0.5))
     item = torch.tensor([4, 4])
     result = contrastive_loss(
-        signals, prototypes, item, tiny_tippo.build_model_config(contrastive_denominator="infonce")
+        signals,
+        prototypes,
+        item,
+        torch.arange(2),
+        tiny_tippo.build_model_config(contrastive_denominator="infonce"),
     )
     assert result.item() == pytest.approx(math.log((positive + 1) / positive))
     result = contrastive_loss(
-        signals, prototypes, item, tiny_tippo.build_model_config(contrastive_denominator="literal")
+        signals,
+        prototypes,
+        item,
+        torch.arange(2),
+        tiny_tippo.build_model_config(contrastive_denominator="literal"),
     )
     assert result.item() == pytest.approx(math.log((math.e + 1) / positive))
+
+
+@pytest.mark.parametrize(
+    ("denominator", "expected"),
+    [
+        # cosines of image 0: positive 1, other image 0; without its copy, whose cosine is 1
+        ("infonce", math.log((math.e + 1) / math.e)),
+        ("literal", math.log((math.e + 1) / math.e)),
+    ],
+)
+def test_the_same_image_in_another_article_is_no_negative(denominator, expected):
+    signals = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    item, image = torch.arange(3), torch.tensor([7, 7, 9])
+    network = tiny_tippo.build_model_config(contrastive_denominator=denominator)
+    own = contrastive_loss(signals, signals, item, image, network)
+    # Images 0 and 1 have one negative with cosine 0, image 2 has two.
+    last = math.log((math.e + 2) / math.e)
+    assert own.item() == pytest.approx((2 * expected + last) / 3)
+    with_copies = contrastive_loss(signals, signals, item, torch.arange(3), network)
+    assert with_copies > own
+
+
+def test_sft_masks_an_image_that_two_articles_share(dataset):
+    batch = dataset.batch([0, 1]) | {"progress": HALF}
+    batch["image"][1, 0] = batch["image"][0, 0]
+    batch["pooled"][1, 0], batch["patches"][1, 0] = batch["pooled"][0, 0], batch["patches"][0, 0]
+    terms = []
+    for masked in (False, True):
+        model = tiny_tippo.build_model(dataset, mask_repeated_images=masked).train()
+        torch.manual_seed(0)
+        terms.append(tippo.sft_loss(model, batch).terms["contrast"])
+    assert terms[1] < terms[0]
 
 
 def test_the_contrastive_loss_of_a_single_image_is_zero():
     signals = torch.randn(1, 4, requires_grad=True)
     for subset in (signals, signals[:0]):
         loss = contrastive_loss(
-            subset, subset, torch.zeros(len(subset)).long(), tiny_tippo.build_model_config()
+            subset,
+            subset,
+            torch.zeros(len(subset)).long(),
+            torch.arange(len(subset)),
+            tiny_tippo.build_model_config(),
         )
         loss.backward()
         assert loss == 0 and not signals.grad.any()
@@ -102,11 +146,11 @@ def test_the_contrastive_loss_is_not_rounded_to_bf16():
     item = torch.tensor([0, 0, 0, 1, 1, 1])
     prototypes = torch.stack([signals[:3].mean(0), signals[3:].mean(0)])[item]
     network = tiny_tippo.build_model_config(contrastive_temperature=0.01)
-    exact = contrastive_loss(signals, prototypes, item, network).item()
+    exact = contrastive_loss(signals, prototypes, item, torch.arange(6), network).item()
     with torch.autocast("cpu", torch.bfloat16):
-        assert contrastive_loss(signals, prototypes, item, network).item() == pytest.approx(
-            exact, rel=1e-4
-        )
+        assert contrastive_loss(
+            signals, prototypes, item, torch.arange(6), network
+        ).item() == pytest.approx(exact, rel=1e-4)
 
 
 def test_the_contrastive_loss_separates_collapsed_images():
@@ -119,7 +163,11 @@ def test_the_contrastive_loss_separates_collapsed_images():
         prototypes = torch.stack([signals[:3].mean(0), signals[3:].mean(0)])[item]
         optimizer.zero_grad()
         contrastive_loss(
-            signals, prototypes, item, tiny_tippo.build_model_config(contrastive_negatives="batch")
+            signals,
+            prototypes,
+            item,
+            torch.arange(6),
+            tiny_tippo.build_model_config(contrastive_negatives="batch"),
         ).backward()
         optimizer.step()
     assert start > 0.95 and cosine(signals[0], signals[3]) < 0.0

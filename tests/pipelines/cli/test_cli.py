@@ -334,6 +334,20 @@ def test_the_summary_of_memes_has_the_means_over_tasks(tmp_path, monkeypatch):
     assert summary.collect_metrics()["mm_orient.weighted_f1.value"] == 0.75
 
 
+@pytest.mark.parametrize("rule", ["lenient", "strict"])
+def test_the_summary_of_tweets_has_f1_by_the_rule_of_the_main_score(tmp_path, monkeypatch, rule):
+    monkeypatch.chdir(tmp_path)
+    f1 = {"lenient": 0.75, "strict": 0.625}
+    metrics = {"score": {"metric": "f1", "rule": rule, "value": f1[rule]}}
+    metrics |= {name: {"f1": value} for name, value in f1.items()}
+    place = tmp_path / summary.CLASSIFIER_METRICS_DIR / "muse_entities"
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_text(json.dumps(metrics))
+    Path("params.yaml").write_text("classifiers: {muse_entities: {}}")
+    assert summary.build_rows() == [{"run": "muse_entities", "F1": f"{f1[rule]:.3f}"}]
+    assert summary.collect_metrics() == {f"muse_entities.{rule}.f1": f1[rule]}
+
+
 def test_a_run_that_is_not_in_params_has_no_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in ("flexmuse", "recipes"):

@@ -1,14 +1,17 @@
 """Presets change params.yaml and can be undone without a trace."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipelines.cli import preset
-from stages.shared.core.config import params_files
+from stages.models.tippo import model as tippo
+from stages.shared.core.config import build_config, params_files, read_params
 from stages.shared.runtime.stage import InputError
+from stages.train_preference.tippo import find_collapse_reason
 from tests.support.project_files import ROOT
 
 PARAMS = """\
@@ -192,6 +195,41 @@ PUBLIC = {"alpha": 1e-4, "beta": 1e-4, "sigma": 1.0, "theta": 0.1, "batch": 40, 
 TWEETS, PIXELS, LENGTH = 3373, 32 * 32, 64  # size of the train split; divisors of its loss
 
 
+@pytest.mark.parametrize("file", sorted(Path("presets").glob("paper_*.yaml")), ids=lambda f: f.stem)
+def test_every_value_of_a_paper_preset_names_its_source(file):
+    sources = r"(paper|code|ours|reading|replaced|TIPPo)\b"
+    values = re.findall(r"^ *\w+: +([^#\s].*)$", file.read_text(), re.MULTILINE)
+    assert values and [v for v in values if not re.search(rf" # {sources}", v)] == []
+
+
+def test_paper_tippo_ends_no_phase_early_and_keeps_the_last_weights():
+    overlay = read_preset("paper_tippo")
+    for run in overlay["generators"].values():
+        for phase in (run["sft"], run["preference"]):
+            validations = phase["max_steps"] // phase["eval_steps"] + 1  # the first before a step
+            assert (phase["keep"], phase["patience"]) == ("last", validations)
+        assert run["quality_monitor"]["max_score_drop"] == 1.0
+    preference = build_config(
+        tippo.PreferenceConfig,
+        read_params()["models"]["tippo"]["preference"] | overlay["models"]["tippo"]["preference"],
+        "paper_tippo",
+    )
+    start = {"watch": 1.0, "characters": 400.0, "entropy": 3.0}
+    collapsed = {"watch": 0.0, "characters": 0.0, "entropy": 0.001, "kl_to_sft": 900.0}
+    assert find_collapse_reason(collapsed, start, 1.0, preference) == ""
+
+
+def test_paper_mm_orient_inpaints_with_a_network_and_paraphrases_with_a_language_model():
+    overlay = read_preset("paper_mm_orient")
+    assert overlay["inpaint"]["inpainting"]["backend"] == "lama"
+    assert overlay["augment"]["backend"] == "openai:gpt-3.5-turbo"
+    assert (overlay["augment"]["num_paraphrases"], overlay["augment"]["image"]["policy"]) == (
+        5,
+        "paper",
+    )
+    assert read_params()["augment"]["openai"]["temperature"] == 0.7  # the public code's
+
+
 def test_the_network_of_paper_muse_has_the_published_values():
     network = read_preset("paper_muse")["models"]["muse"]["network"]
     expected = {"d_model": 768, "num_heads": 12, "d_ff": 2048, "num_layers": 6, "norm": "post"}
@@ -219,6 +257,7 @@ def test_the_network_of_paper_muse_has_the_published_values():
         "num_filters": 80,
         "num_mixtures": 10,
         "dropout": 0.5,
+        "initial_gain": "norm",
     }
     assert generation["decoder"] == decoder
     assert (generation["max_images_per_batch"], generation["lr_multiplier"]) == (
@@ -245,9 +284,14 @@ def test_the_runs_of_paper_muse_have_the_published_values():
             text["max_subwords"] + 2 == LENGTH == image["grid_size"] ** 2
         )  # max_seq_length, cells
         assert (image["encoder"], image["image_size"]) == ("resnet152", 224)
+        assert image["weights"] == "IMAGENET1K_V1"
         assert (training["batch_size"], training["learning_rate"]) == (PUBLIC["batch"], 1e-4)
-        assert (training["warmup_ratio"], training["weight_decay"]) == (0.1, 0.01)
-        assert (training["max_grad_norm"], training["eval_steps"]) == (1.0, 100)
+        assert (training["warmup_ratio"], training["lr_scheduler_type"]) == (0.1, "linear")
+        assert training["eval_steps"] == 100
+    # Gradients are clipped to 1, for tags after a division of the loss by 64.
+    tags, posts = (classifiers[name]["training"] for name in ("muse_entities", "muse_sentiment"))
+    assert (tags["max_grad_norm"], tags["weight_decay"]) == (1.0 * LENGTH, 0.01)
+    assert (posts["max_grad_norm"], posts["weight_decay"]) == (1.0, 0.0)
     steps = PUBLIC["epochs"] * math.ceil(TWEETS / PUBLIC["batch"])
     assert classifiers["muse_entities"]["training"]["max_steps"] == steps
 

@@ -190,7 +190,7 @@ def use_random_resnet(patch) -> None:
 
     from stages.shared.backbones import resnet
 
-    def fill(net, _: str) -> None:
+    def fill(net, *_: str) -> None:
         generator = torch.Generator().manual_seed(0)
         for weight in net.parameters():
             weight.data.normal_(std=0.05, generator=generator)

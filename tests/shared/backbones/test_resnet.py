@@ -117,6 +117,20 @@ def test_missing_weights_are_reported_as_a_download(cache):
     assert not cache.exists()
 
 
+def test_weights_are_chosen_by_their_tag(tmp_path, monkeypatch):
+    """The public code of MuSE has weights of the first generation."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for tag, file in (("IMAGENET1K_V1", "394f9c45"), ("IMAGENET1K_V2", "f82ba261")):
+        with pytest.raises(InputError, match=rf"weights `{tag}` .*resnet152-{file}\.pth"):
+            ResNet("resnet152", tag, grid=2)
+
+
+def test_a_tag_that_a_resnet_lacks_is_one_sentence():
+    message = r"`IMAGENET1K_V2` of resnet18 do not exist: give one of IMAGENET1K_V1, DEFAULT$"
+    with pytest.raises(InputError, match=message):
+        ResNet("resnet18", "IMAGENET1K_V2", grid=2)
+
+
 @pytest.mark.parametrize("content", [b"no weights", None])
 def test_a_file_of_wrong_weights_is_one_sentence(cache, content):
     cache.parent.mkdir(parents=True)

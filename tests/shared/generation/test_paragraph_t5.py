@@ -1,11 +1,13 @@
 import copy
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from stages.shared.generation import decoders, decoding
+from stages.shared.generation.paper import GeneratorModel
 from stages.shared.generation.paragraph_t5 import add_paragraph_embeddings, init_recency_bias
 from tests.support import tiny_flexmuse
 
@@ -36,6 +38,24 @@ def test_zero_embeddings_do_not_change_a_trained_t5(plain, encoder_output):
     labels = torch.tensor([[5, 37, 6, 38, 7, 1], [8, 9, 39, 11, 37, 1], [1, 1, 1, 1, 1, 1]])
     expected = decoding.compute_log_probs(plain, *encoder_output, labels)
     assert torch.equal(decoding.compute_log_probs(paragraph_t5, *encoder_output, labels), expected)
+
+
+def test_log_probs_are_not_rounded_to_bf16_under_autocast(plain, encoder_output):
+    """bf16 keeps 8 bits: logits near 8 have steps of 1/32."""
+    model = GeneratorModel(tiny_flexmuse.build_model_config(), Mock(), plain)
+    labels = torch.tensor([[5, 37, 6], [8, 1, 9], [1, 7, 4]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = decoding.compute_logits(model.t5, *encoder_output, labels)
+        states = plain.decoder(
+            input_ids=plain._shift_right(labels),
+            encoder_hidden_states=encoder_output[0],
+            encoder_attention_mask=encoder_output[1],
+        ).last_hidden_state
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+    if plain.config.scale_decoder_outputs:
+        states = states * plain.model_dim**-0.5
+    with torch.no_grad():
+        torch.testing.assert_close(logits, states.float() @ plain.lm_head.weight.T)
 
 
 def test_scoring_computes_no_loss(plain, paragraph_t5, encoder_output):

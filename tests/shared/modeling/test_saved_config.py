@@ -4,7 +4,13 @@ import pytest
 
 from stages.shared.core.config import build_config, read_params
 from stages.shared.modeling.registry import load_paper
-from stages.shared.modeling.saved_config import NETWORK_KEYS, rename_keys, upgrade_config
+from stages.shared.modeling.saved_config import (
+    NETWORK_KEYS,
+    NEW_KEYS,
+    add_keys,
+    rename_keys,
+    upgrade_config,
+)
 from tests.support.earlier_version import restore_old_keys
 
 
@@ -23,6 +29,34 @@ def test_an_old_network_becomes_one_of_today(model):
 def test_a_config_of_today_is_left_as_it_is(model):
     config = {"model": model, "network": read_params()["models"][model]["network"]}
     assert upgrade_config(config) == config
+
+
+@pytest.mark.parametrize("model", [name for name, new in NEW_KEYS.items() if "network" in new])
+def test_a_network_that_lacks_new_keys_gets_them(model):
+    network = read_params()["models"][model]["network"]
+    old = remove_keys(network, NEW_KEYS[model]["network"])
+    assert old != network
+    upgraded = upgrade_config({"model": model, "network": old})["network"]
+    build_config(load_paper(model).ModelConfig, upgraded, "config.json")
+
+
+def remove_keys(values: dict, added: dict) -> dict:
+    return {
+        key: remove_keys(value, added.get(key, {})) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in added or isinstance(value, dict)
+    }
+
+
+def test_the_task_features_of_an_old_classifier_are_those_of_the_clean_text():
+    old = {"model": "mm_orient", "task_features": {"use_lexicon": True}}
+    assert upgrade_config(old)["task_features"] == {"input_text": "text", "use_lexicon": True}
+
+
+def test_new_keys_do_not_change_those_that_are_there():
+    values = {"a": {"b": 1}, "c": 2}
+    added = {"a": {"b": 5, "d": 3}, "c": 4, "e": 6}
+    assert add_keys(values, added) == {"a": {"b": 1, "d": 3}, "c": 2, "e": 6}
 
 
 def test_the_encoders_of_an_old_classifier_have_the_keys_of_today():

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
+from stages.shared.torch_setup.devices import get_device
 from stages.shared.training import loop
 from stages.shared.training.batching import length_bucketed_batch, shuffled_batch
 from stages.shared.training.checkpoint import Checkpoint, fingerprint
@@ -34,6 +35,8 @@ def schedule(**changes) -> Schedule:
         "max_grad_norm": 1.0,
         "eval_steps": 10,
         "patience": 10,
+        "lr_scheduler_type": "cosine",
+        "keep": "best",
     }
     return Schedule(**(values | changes))
 
@@ -176,6 +179,30 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
     assert scales[0] == pytest.approx(0.1)
     assert scales[9] == scales[10] == max(scales) == 1.0
     assert scales[99] < 0.001
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0] * 4)]
+)
+def test_after_the_warm_up_the_learning_rate_decays_linearly_or_stays(kind, expected):
+    """10 of 50 steps are warm-up; the others are 40, of which 0, 10, 20 and 30 have passed."""
+    config = schedule(max_steps=50, warmup_ratio=0.2, lr_scheduler_type=kind)
+    assert [config.lr_scale(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [config.lr_scale(step) for step in (10, 20, 30, 40)] == pytest.approx(expected)
+
+
+def test_training_is_on_the_device_of_all_stages(project, monkeypatch):
+    """accelerate would choose Apple's GPU, which encoders and generation do not use."""
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    model, loss, batch_at = regression()
+    devices = []
+
+    def record_device(model, batch):
+        devices.append(batch["x"].device)
+        return loss(model, batch)
+
+    fit(model, record_device, batch_at, schedule(max_steps=1), name="t", key="k")
+    assert devices == [get_device()]
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(project):
@@ -436,6 +463,19 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(project):
     assert rows[-1]["step"] == 30  # best at 10, then two validations without improvement
     assert torch.equal(model.weight, states[1]["weight"])
     assert not torch.equal(model.weight, states[-1]["weight"])
+
+
+def test_the_last_weights_are_kept_if_the_schedule_says_so(project):
+    model, loss, batch_at = regression()
+    states = []
+
+    def validate(model):
+        states.append(model.weight.detach().clone())
+        return ValidationResult({}, float(len(states)))  # the first is the best
+
+    config = schedule(keep="last")
+    fit(model, loss, batch_at, config, name="t", key="k", validate=validate)
+    assert torch.equal(model.weight, states[-1]) and not torch.equal(model.weight, states[0])
 
 
 def test_a_validation_can_stop_the_run_and_its_weights_are_not_kept(project):

@@ -28,6 +28,8 @@ SCHEDULE = Schedule(
     max_grad_norm=1.0,
     eval_steps=20,
     patience=3,
+    lr_scheduler_type="cosine",
+    keep="best",
 )
 TINY = tiny_training.TinyEncoderTrainingConfig(
     image_size=32,

@@ -123,6 +123,17 @@ def test_only_train_memes_are_paraphrased_and_paraphrases_keep_the_labels(place,
     )
 
 
+def test_every_sentence_is_its_text_with_case_punctuation_and_digits(place, config):
+    records, _ = run_rules(place, config)
+    cleaner = augment.MemeTextCleaner(CLEAN_CONFIG)
+    for row in records:
+        assert cleaner.clean(row["sentence"], row["language"]) == row["text"]
+        assert cleaner.clean_lightly(row["sentence"], row["language"]) == row["sentence"]
+    for variant in (False, True):
+        rows = [row for row in records if bool(row["variant"]) == variant]
+        assert any(row["sentence"].lower() != row["text"] for row in rows)
+
+
 def test_every_split_has_its_inpainted_images(place, config):
     records, _ = run_rules(place, config)
     inpainted = {
@@ -434,13 +445,15 @@ def test_paraphrases_belong_to_their_original_in_any_order(config):
 
     rows = [
         meme_corpus.make_meme(f"m{i}", "train", f"text {i}", None)
-        | {"group": f"m{i}", "variant": 0}
+        | {"group": f"m{i}", "variant": 0, "sentence": f"Text {i}!"}
         for i in range(5)
     ]
-    sentences = {row["id"]: row["text"] for row in rows}
     cleaner = augment.MemeTextCleaner(CLEAN_CONFIG)
-    kept, _ = augment.generate_paraphrases(rows[::-1], sentences, Echo(), config, cleaner)
-    assert kept == {f"m{i}": [(1, f"m{i} in entirely different words")] for i in range(5)}
+    kept, _ = augment.generate_paraphrases(rows[::-1], Echo(), config, cleaner)
+    assert kept == {
+        f"m{i}": [(1, f"m{i} in entirely different words", f"m{i} in entirely different words")]
+        for i in range(5)
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from stages.classify import __main__ as stage
 from stages.classify import muse as classify_muse
+from stages.classify.batching import INPUT_MODES
 from stages.classify.config import ClassifyConfig
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
@@ -16,7 +17,7 @@ from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
-from tests.support import muse_corpus
+from tests.support import muse_corpus, tiny_muse
 from tests.support.article_corpus import read_files
 from tests.support.muse_corpus import CORPUS_KINDS
 
@@ -66,7 +67,7 @@ def load_run(models, monkeypatch):
 
 def build_tables(classifier, splits, config, size=SIZE):
     with torch.inference_mode():
-        return classify_muse.build_tables(classifier, splits, config, size)
+        return classify_muse.build_tables(classifier, splits, list(INPUT_MODES), config, size)
 
 
 def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:
@@ -76,15 +77,29 @@ def by_key(rows: list[dict], *names: str) -> dict[tuple, dict]:
     return keyed
 
 
+@pytest.mark.parametrize(
+    ("drop_probs", "train_rows", "expected"),
+    [
+        ((0.0, 0.0), [{"text": "a b", "image": "x"}], ["both"]),
+        ((0.1, 0.0), [{"text": "a b", "image": "x"}], ["both", "text"]),
+        ((0.0, 0.1), [{"text": "a b", "image": "x"}], ["both", "picture"]),
+        ((0.0, 0.0), [{"words": ["a"], "image": None}], ["both", "text"]),
+        ((0.0, 0.0), [{"text": "", "image": "x"}], ["both", "picture"]),
+    ],
+)
+def test_one_input_is_enough_if_training_lacked_the_other(drop_probs, train_rows, expected):
+    image_prob, text_prob = drop_probs
+    network = tiny_muse.build_model_config(image_drop_prob=image_prob, text_drop_prob=text_prob)
+    assert classify_muse.trained_input_modes(network, train_rows) == expected
+
+
 @pytest.mark.parametrize("name", CORPUS_KINDS)
 def test_every_item_is_classified_once_from_each_input_mode(load_run, name):
     classifier, splits, config = load_run(name)
     rows = build_tables(classifier, splits, config)["labels"]
     keys = by_key(rows, "record", "split", "inputs").keys()
     sizes = muse_corpus.SPLITS
-    test_keys = {
-        (f"test-{n}", "test", i) for n in range(sizes["test"]) for i in classify_muse.INPUT_MODES
-    }
+    test_keys = {(f"test-{n}", "test", i) for n in range(sizes["test"]) for i in INPUT_MODES}
     assert keys == test_keys | {
         (f"validation-{n}", "validation", "both") for n in range(sizes["validation"])
     }
@@ -92,7 +107,7 @@ def test_every_item_is_classified_once_from_each_input_mode(load_run, name):
 
 
 @pytest.mark.parametrize("name", CORPUS_KINDS)
-@pytest.mark.parametrize("inputs", classify_muse.INPUT_MODES)
+@pytest.mark.parametrize("inputs", INPUT_MODES)
 def test_labels_equal_the_predictions_of_the_model_for_each_input_mode(load_run, name, inputs):
     classifier, splits, config = load_run(name)
     items = splits["test"]
@@ -122,7 +137,7 @@ def test_words_beyond_the_limit_are_tagged_outside_and_counted(load_run):
     classifier, splits, config = load_run("muse_entities")
     rows = by_key(build_tables(classifier, splits, config)["labels"], "record", "inputs")
     words = len(splits["test"].rows[muse_corpus.TOO_LONG]["words"])
-    for inputs in classify_muse.INPUT_MODES:
+    for inputs in INPUT_MODES:
         truncated = rows[f"test-{muse_corpus.TOO_LONG}", inputs]
         assert truncated["cut"] == words - muse_corpus.MAX_SUBWORDS > 0
         assert len(truncated["predicted"]) == len(truncated["gold"]) == words
@@ -156,7 +171,7 @@ def test_without_a_test_split_all_tables_are_of_validation(load_run):
     classifier, splits, config = load_run("muse_sentiment", splits=("train", "validation"))
     tables = build_tables(classifier, splits, config)
     assert {(row["split"], row["inputs"]) for row in tables["labels"]} == {
-        ("validation", inputs) for inputs in classify_muse.INPUT_MODES
+        ("validation", inputs) for inputs in INPUT_MODES
     }
     assert len(tables["labels"]) == 3 * muse_corpus.SPLITS["validation"]
     for table in ("exchanges", "drawn", "embeddings", "regularised"):

@@ -20,7 +20,11 @@ from stages.shared.runtime.stage import InputError
 from tests.support import baseline_outputs, mm_orient_outputs, muse_outputs
 
 CONFIG = EvaluateClassifierConfig(
-    num_bootstrap_samples=40, seed=3, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+    entity_rule="lenient",
+    num_bootstrap_samples=40,
+    seed=3,
+    max_below_ceiling=0.05,
+    max_above_ceiling_standard_errors=2.0,
 )
 
 

@@ -21,7 +21,11 @@ from stages.shared.runtime.stage import InputError
 from tests.support import baseline_outputs
 
 CONFIG = EvaluateClassifierConfig(
-    num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+    entity_rule="lenient",
+    num_bootstrap_samples=50,
+    seed=0,
+    max_below_ceiling=0.05,
+    max_above_ceiling_standard_errors=2.0,
 )
 SPLITS = dict.fromkeys("abcd", "test") | dict.fromkeys("vw", "validation")
 TASKS = ("humour", "sentiment")

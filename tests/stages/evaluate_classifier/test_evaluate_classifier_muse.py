@@ -20,7 +20,11 @@ from stages.shared.runtime.stage import InputError
 from tests.support import baseline_outputs, muse_outputs
 
 CONFIG = EvaluateClassifierConfig(
-    num_bootstrap_samples=50, seed=0, max_below_ceiling=0.05, max_above_ceiling_standard_errors=2.0
+    entity_rule="lenient",
+    num_bootstrap_samples=50,
+    seed=0,
+    max_below_ceiling=0.05,
+    max_above_ceiling_standard_errors=2.0,
 )
 
 
@@ -78,6 +82,29 @@ def test_entity_metrics_equal_those_by_hand(folder):
     )
     assert lenient["by_type"]["NEW"]["precision"] == 0
     assert metrics["lenient"]["standard_error"] == metrics["score"]["standard_error"] > 0
+
+
+def test_the_main_score_the_skill_and_the_baselines_follow_the_entity_rule(folder):
+    """Strict F1 is .75; its skill is (.75 - .5) / (1 - .5)."""
+    rows = muse_outputs.make_label_rows("entities")
+    lenient, strict = (
+        evaluate(folder, rows, config=replace(CONFIG, entity_rule=rule))
+        for rule in ("lenient", "strict")
+    )
+    assert strict["score"] | {"standard_error": 0} == {
+        "metric": "f1",
+        "rule": "strict",
+        "value": 0.75,
+        "standard_error": 0,
+    }
+    assert strict["skill"]["value"] == 0.5
+    assert [strict[rule]["f1"] for rule in ("lenient", "strict")] == [
+        lenient[rule]["f1"] for rule in ("lenient", "strict")
+    ]
+    by_rule = [
+        metrics["baselines"]["scores"]["crf"]["both"]["value"] for metrics in (lenient, strict)
+    ]
+    assert by_rule[0] == pytest.approx(2 / 3) and by_rule[1] == 0.75  # the model's predictions
 
 
 def test_sentiment_metrics_equal_those_by_hand(folder):

@@ -90,6 +90,7 @@ def test_every_validation_and_test_item_has_a_row_of_each_baseline_and_task(fold
     rows, summary = run(folder)
     systems = [("majority", "none")]
     systems += [("logistic_regression", inputs) for inputs in ("text", "picture", "both")]
+    systems += [("decision_fusion", "both")]
     expected = {
         (meme["id"], meme["split"], task, *system): [
             entry["label"] for entry in meme["labels"] if entry["task"] == task

@@ -4,7 +4,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from stages.fit_baselines.logistic_regression import TOLERANCE, predict_labels
+from stages.fit_baselines.logistic_regression import (
+    TOLERANCE,
+    LogisticPrediction,
+    fuse_decisions,
+    predict_labels,
+)
 
 GRID = [1.0, 0.01, 0.1]
 
@@ -38,6 +43,14 @@ def test_without_validation_items_the_strongest_regularization_is_used():
     train, test = make_items(60, 0), make_items(10, 1)
     prediction = predict_labels(train, (train[0][:0], []), test[0], GRID, 300)
     assert prediction.inverse_regularization == min(GRID)
+
+
+def test_decision_fusion_averages_the_probabilities_of_text_and_image():
+    text = LogisticPrediction(["a", "b"], np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]]), 1.0)
+    image = LogisticPrediction(["a", "b"], np.array([[0.2, 0.8], [0.8, 0.2], [0.1, 0.9]]), 0.1)
+    fused = fuse_decisions(text, image)
+    assert fused.labels == ["a", "a", "b"]
+    assert fused.probabilities == pytest.approx([0.55, 0.6, 0.8])
 
 
 def test_a_single_class_is_predicted_everywhere():

@@ -7,6 +7,7 @@ import torch
 
 from stages import train_sft
 from stages.models.flexmuse import model as flexmuse
+from stages.models.tippo import model as tippo
 from stages.predict import __main__ as predict
 from stages.predict import attention_traces
 from stages.predict.__main__ import PredictConfig
@@ -55,6 +56,28 @@ def test_each_phase_predicts_every_chunk_and_test_chunks_from_each_input(project
         for inputs in ("both", "topic", "picture"):
             assert split_inputs.count(("test", inputs)) == 9
         assert len(split_inputs) == 8 + 3 * 9
+
+
+@pytest.mark.parametrize(
+    ("drop_probs", "titles", "expected"),
+    [
+        ((0.0, 0.0), ["a"], ["both"]),
+        ((0.1, 0.0), ["a"], ["both", "topic"]),
+        ((0.0, 0.1), ["a"], ["both", "picture"]),
+        ((0.0, 0.0), ["a", ""], ["both", "picture"]),
+    ],
+)
+def test_texts_from_one_input_need_training_without_the_other(drop_probs, titles, expected):
+    image_prob, topic_prob = drop_probs
+    network = tiny_tippo.build_model_config(image_drop_prob=image_prob, topic_drop_prob=topic_prob)
+    generator = SimpleNamespace(paper=tippo, model=SimpleNamespace(network=network))
+    assert predict.trained_inputs(generator, [{"title": title} for title in titles]) == expected
+
+
+def test_a_gate_masks_topics_in_training():
+    network = tiny_flexmuse.build_model_config(image_drop_prob=0.0, topic_drop_prob=0.0)
+    generator = SimpleNamespace(paper=flexmuse, model=SimpleNamespace(network=network))
+    assert predict.trained_inputs(generator, [{"title": "a"}]) == ["both", "picture"]
 
 
 def test_test_chunks_get_the_texts_of_each_baseline(project):

@@ -206,12 +206,15 @@ def test_the_checkpoint_key_depends_on_the_training_params(make_project, monkeyp
     assert rates[2] == rates[0] | {"text_encoder.": 0.5}
 
 
-def test_the_score_is_lenient_f1_or_accuracy():
+def test_the_score_is_f1_by_the_rule_or_accuracy():
     gold = [["B-PER", "I-PER", "O"], ["O", "B-LOC"]]
     # The first entity is correct, the second is at another place.
     predicted = [["I-PER", "I-PER", "O"], ["B-LOC", "O"]]
-    assert train.selection_score("entities", gold, predicted) == 0.5
-    assert train.selection_score("sentiment", [["a"], ["b"], ["b"]], [["a"], ["b"], ["a"]]) == 2 / 3
+    assert train.selection_score("entities", gold, predicted, "lenient") == 0.5
+    # Without a B- tag the first is none: nothing right of 1 predicted and 2 gold entities.
+    assert train.selection_score("entities", gold, predicted, "strict") == 0
+    labels = [["a"], ["b"], ["b"]], [["a"], ["b"], ["a"]]
+    assert train.selection_score("sentiment", *labels, "strict") == 2 / 3
 
 
 def test_metrics_are_averaged_over_the_items_that_have_a_value():
@@ -234,7 +237,9 @@ def test_validation_does_not_depend_on_the_batch_size(make_project):
     results = []
     for batch_size in (1, 2, 3):
         training_loop.seed_everything(0)
-        results.append(train.build_validator(classifier, items, batch_size)(classifier.model))
+        results.append(
+            train.build_validator(classifier, items, batch_size, "lenient")(classifier.model)
+        )
     for other in results[1:]:
         assert other.loss == results[0].loss
         assert other.metrics["score"] == results[0].metrics["score"]

@@ -63,7 +63,9 @@ def test_the_phase_raises_the_preference_for_the_right_chunk(project):
             tiny_flexmuse.make_chunk_rows(), feature_store.read_features(project / "embed")
         )
         scores = flexmuse.pairwise_log_probs(
-            generator.model, chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
+            generator.model,
+            chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs())),
+            None,
         )
         gaps = scores.diagonal(dim1=1, dim2=2)[..., None] - scores
         margins.append(gaps.sum().item())
@@ -84,14 +86,14 @@ def reference(project, monkeypatch):
 
         pairwise_log_probs = flexmuse.pairwise_log_probs
 
-        def count_and_score(model, batch):
+        def count_and_score(model, batch, max_sequences):
             scored.append(batch)
-            return pairwise_log_probs(model, batch)
+            return pairwise_log_probs(model, batch, max_sequences)
 
-        store = Store(home, "none") if home else mscdpo.open_reference_store(sft)
+        store = Store(home, "none") if home else mscdpo.open_reference_store(sft, None)
         with monkeypatch.context() as patch:
             patch.setattr(flexmuse, "pairwise_log_probs", count_and_score)
-            return ReferenceLogProbs(generator, chunks, groups, store), len(scored)
+            return ReferenceLogProbs(generator, chunks, groups, store, None), len(scored)
 
     return score
 
@@ -158,10 +160,10 @@ def test_a_second_run_uses_the_cached_reference_and_writes_the_same_files(
     monkeypatch.setenv("POLYMUSE_HOME", str(tmp_path / "home"))
     scored, pairwise_log_probs = [], flexmuse.pairwise_log_probs
 
-    def count_and_score(model, batch):
+    def count_and_score(model, batch, max_sequences):
         if "reference" not in batch:  # the policy's batches include it
             scored.append(batch)
-        return pairwise_log_probs(model, batch)
+        return pairwise_log_probs(model, batch, max_sequences)
 
     monkeypatch.setattr(flexmuse, "pairwise_log_probs", count_and_score)
     config = train_preference.load_phase_config("flexmuse")

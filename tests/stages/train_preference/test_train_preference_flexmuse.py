@@ -1,6 +1,7 @@
 """mscDPO of FlexMUSE: the log-probabilities of all pairs and the loss on them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from stages.models.flexmuse import model as flexmuse
 from stages.models.flexmuse.model import PreferenceConfig
 from tests.support import tiny_flexmuse
 
-CONFIG = PreferenceConfig(beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0)
+CONFIG = PreferenceConfig(
+    beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.0, max_sequences=None
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ RANDOM = tiny_flexmuse.make_pairs_from_groups(
 def test_pairwise_log_probs_score_every_chunk_with_every_image_of_its_group(chunks):
     model = build_model(chunks).double().eval()
     groups = chunks.build_groups(tiny_flexmuse.make_pairs())
-    scores = flexmuse.pairwise_log_probs(model, double(chunks.batch_groups(groups)))
+    scores = flexmuse.pairwise_log_probs(model, double(chunks.batch_groups(groups)), None)
     assert scores.shape == (2, 4, 4)
     for row, group in enumerate(groups):
         for k, image in enumerate(group.indices):
@@ -54,9 +57,7 @@ def test_pairwise_log_probs_score_every_chunk_with_every_image_of_its_group(chun
 def test_the_loss_and_its_gradient_equal_those_of_single_pairs(
     chunks, connection, loss_type, length_normalized, pairs
 ):
-    config = PreferenceConfig(
-        beta=0.3, loss_type=loss_type, length_normalized=length_normalized, sft_weight=0.0
-    )
+    config = replace(CONFIG, beta=0.3, loss_type=loss_type, length_normalized=length_normalized)
     policy, reference_model = (
         build_model(chunks, t5_input=connection).double().eval() for _ in range(2)
     )
@@ -67,7 +68,7 @@ def test_the_loss_and_its_gradient_equal_those_of_single_pairs(
     groups[1].allowed[0, 2] = False  # a pair outside the similarity band
     batch = double(chunks.batch_groups(groups))
     with torch.no_grad():
-        reference = flexmuse.pairwise_log_probs(reference_model, batch)
+        reference = flexmuse.pairwise_log_probs(reference_model, batch, None)
     loss = flexmuse.preference_loss(policy, batch, reference, config)["mscdpo"]
     gradient = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
     expected = pairwise_expansion(policy, reference_model, chunks, groups, config)
@@ -77,6 +78,39 @@ def test_the_loss_and_its_gradient_equal_those_of_single_pairs(
         assert (grad is None) == (expected_grad is None)
         if grad is not None:
             torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_sequences", [1, 3, 100])
+@pytest.mark.parametrize("loss_type", ["pairwise", "softmax"])
+def test_texts_decoded_in_parts_have_the_same_loss_and_gradients(chunks, loss_type, max_sequences):
+    """25 pairs; their logits, the largest tensor, exist for `max_sequences` of them at a time."""
+    batch = chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
+    decoded: list[int] = []
+    results = []
+    for limit in (None, max_sequences):
+        model = build_model(chunks).train()
+        model.t5.eval()  # dropout draws other numbers for other parts
+        config = replace(CONFIG, loss_type=loss_type, sft_weight=0.5, max_sequences=limit)
+        model.t5.lm_head.register_forward_hook(lambda _, args, out: decoded.append(len(args[0])))
+        decoded.clear()
+        torch.manual_seed(0)
+        reference = torch.zeros(batch["allowed"].shape)
+        terms = flexmuse.preference_loss(model, batch, reference, config)
+        sum(terms.values()).backward()
+        gradients = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+        results.append((terms, gradients))
+    assert max(decoded) <= max_sequences and sum(decoded) == 2 * 25  # forward and backward pass
+    with torch.inference_mode():  # as the reference is computed
+        scores = [
+            flexmuse.pairwise_log_probs(model, batch, limit) for limit in (None, max_sequences)
+        ]
+    torch.testing.assert_close(*scores)
+    (whole, gradients), (parts, parts_gradients) = results
+    for name, term in whole.items():
+        torch.testing.assert_close(parts[name], term, atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == parts_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parts_gradients[name], gradient, atol=1e-6, rtol=1e-6)
 
 
 def pairwise_expansion(policy, reference_model, chunks, groups, config):
@@ -111,7 +145,7 @@ def test_pairs_that_are_not_allowed_are_not_scored(chunks):
     model = build_model(chunks).eval()
     groups = chunks.build_groups(tiny_flexmuse.make_pairs())
     groups[1].allowed[0, 2] = False
-    scores = flexmuse.pairwise_log_probs(model, chunks.batch_groups(groups))
+    scores = flexmuse.pairwise_log_probs(model, chunks.batch_groups(groups), None)
     assert scores[1, 0, 2] == 0
     assert (scores[1] != 0).sum() == 15
 
@@ -120,13 +154,11 @@ def test_an_item_with_a_dropped_modality_contributes_only_the_sft_term(chunks):
     torch.manual_seed(0)
     model = build_model(chunks, image_drop_prob=0.5, topic_drop_prob=0.5).train()
     batch = chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
-    reference = flexmuse.pairwise_log_probs(model, batch).detach()  # with both inputs
+    reference = flexmuse.pairwise_log_probs(model, batch, None).detach()  # with both inputs
     terms = flexmuse.preference_loss(model, batch, reference, CONFIG)
     assert terms["mscdpo"].item() == 0  # every item lacks one input
     assert batch["allowed"].sum() == 6 + 12  # the batch itself is unchanged
-    config = PreferenceConfig(
-        beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.5
-    )
+    config = replace(CONFIG, sft_weight=0.5)
     assert flexmuse.preference_loss(model, batch, reference, config)["ntp"] > 0
 
 
@@ -137,10 +169,8 @@ def test_the_initial_loss_is_log_two_and_the_sft_term_is_the_weighted_token_loss
     """A sampled gate is the same for policy and reference, but differs between items."""
     model = build_model(chunks, gate_predict=gate_predict, sigma_map="affine").eval()
     batch = chunks.batch_groups(chunks.build_groups(tiny_flexmuse.make_pairs()))
-    reference = flexmuse.pairwise_log_probs(model, batch).detach()
-    config = PreferenceConfig(
-        beta=0.1, loss_type="pairwise", length_normalized=False, sft_weight=0.5
-    )
+    reference = flexmuse.pairwise_log_probs(model, batch, None).detach()
+    config = replace(CONFIG, sft_weight=0.5)
     terms = flexmuse.preference_loss(model, batch, reference, config)
     assert terms["mscdpo"].item() == pytest.approx(math.log(2), abs=1e-5)
     expected = 0.5 * flexmuse.sft_loss(model, batch).terms["ntp"]
@@ -164,15 +194,15 @@ def test_the_preference_loss_matches_values_derived_by_hand(
     image 0 prefers its own by 1 + 3 (.5 + .75), image 1 by 1 - 0 (.25 - 0)."""
     scores = torch.tensor([[[-4.0, -9.0], [-6.0, -2.0]]])
     reference = torch.tensor([[[-5.0, -6.0], [-6.0, -3.0]]])
-    monkeypatch.setattr(flexmuse, "pairwise_log_probs", lambda model, batch: scores)
+    monkeypatch.setattr(flexmuse, "pairwise_log_probs", lambda model, batch, max_sequences: scores)
     batch = {
         "labels": torch.tensor([[5, 1, -100, -100], [5, 6, 7, 1]]),
         "group": torch.tensor([0, 0]),
         "place": torch.tensor([0, 1]),
         "allowed": ~torch.eye(2, dtype=torch.bool)[None],
     }
-    config = PreferenceConfig(
-        beta=0.5, loss_type=loss_type, length_normalized=length_normalized, sft_weight=2.0
+    config = replace(
+        CONFIG, beta=0.5, loss_type=loss_type, length_normalized=length_normalized, sft_weight=2.0
     )
     terms = flexmuse.preference_loss(torch.nn.Identity().eval(), batch, reference, config)
     # With one rejected chunk each, both losses are the mean of -log sigmoid(beta gap).
