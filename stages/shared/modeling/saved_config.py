@@ -87,8 +87,13 @@ TASK_FEATURE_KEYS = {
 }
 
 
-# Keys of the section `picture` that earlier versions lacked, by model, with values of no effect.
-NEW_IMAGE_KEYS: dict[str, dict[str, Any]] = {"muse": {"num_tuned_blocks": 1}}
+# Keys that earlier versions lacked, by model and section, with values of no effect.
+NEW_KEYS: dict[str, dict[str, dict[str, Any]]] = {
+    "muse": {
+        "picture": {"num_tuned_blocks": 1},
+        "text": {"use_case_embeddings": False, "shorten_urls": False},
+    }
+}
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,8 +109,9 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         for section, keys in renamed.items()
         if section in config
     }
-    if "picture" in config:
-        upgraded["picture"] = NEW_IMAGE_KEYS.get(config["model"], {}) | upgraded["picture"]
+    for section, values in NEW_KEYS.get(config.get("model", ""), {}).items():
+        if section in config:
+            upgraded[section] = values | upgraded[section]
     return upgraded
 
 

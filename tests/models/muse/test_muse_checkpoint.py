@@ -279,10 +279,16 @@ def test_an_efficientnet_is_trained_with_the_model(make_project):
 
 
 def test_pretrained_weights_have_their_own_learning_rates(make_project):
-    folder = make_project({"classifiers.muse_sentiment.text.lr_multiplier": 0.25})
+    text = "classifiers.muse_sentiment.text"
+    folder = make_project({f"{text}.lr_multiplier": 0.25, f"{text}.use_case_embeddings": True})
     run = muse_corpus.load_run_config("muse_sentiment")
     multipliers = muse_checkpoint.lr_multipliers(run, load_model_config("muse"))
-    assert multipliers == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
+    assert multipliers == {
+        "text_encoder.": 0.25,
+        "text_encoder.case_embeddings.": 1.0,
+        "image_encoder.": 1.0,
+        "drawer.": 1.0,
+    }
     names = [name for name, _ in create_classifier(folder).model.named_parameters()]
     for prefix in multipliers.keys() - {"image_encoder."}:  # the patch encoder has no weights
         assert any(name.startswith(prefix) for name in names)
