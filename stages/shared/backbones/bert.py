@@ -153,6 +153,11 @@ class TextEncoder(nn.Module):
     def _layers(self) -> list[nn.Module]:
         return list(self.bert.get_submodule("encoder.layer").children())
 
+    @property
+    def num_frozen_layers(self) -> int:
+        """The number of encoder layers that are not trained."""
+        return len(self._layers()) - len(self._tuned_layers())
+
     def _frozen_parts(self) -> list[nn.Module]:
         if self.num_tuned_layers == "all":
             return []
