@@ -297,8 +297,8 @@ def test_pretrained_weights_have_their_own_learning_rates(make_project):
 def test_a_classifier_with_case_embeddings_and_short_urls_is_restored(make_project):
     text = "classifiers.muse_entities.text"
     folder = make_project({f"{text}.use_case_embeddings": True, f"{text}.shorten_urls": True})
-    corpus = muse_corpus.write_corpus(folder, "tweets")
-    classifier = muse_corpus.train_classifier("muse_entities", corpus)
+    corpus = muse_corpus.write_corpus(folder, "tweets", splits=("train", "test"))
+    classifier = muse_corpus.train_classifier("muse_entities", corpus)  # the last weights
     cases = classifier.codec.text_encoder.case_embeddings
     assert cases is not None and cases.weight[bert.CASES.index("lower")].any()  # learned
     assert not cases.weight[bert.CASES.index("upper")].any()  # no such word
