@@ -3,7 +3,7 @@
 images  pooled features of the aligned encoder, as `embed` stored them
 texts   memes whose classifier reads the aligned encoder: its pooled features, as stored. All other
         texts: the states of the frozen layers of the classifier's text encoder (all its layers if
-        all are tuned), averaged over subwords, or one state per word for the CRF
+        none is frozen), averaged over subwords, or one state per word for the CRF
 
 N items, D width. A missing text or image is a zero vector; the last column tells whether the item
 has one.
@@ -87,10 +87,9 @@ def encode_words(
     words: list[list[str]], settings: EncoderSettings
 ) -> tuple[list[np.ndarray], list[list[int]]]:
     """States of the subwords (L, D), and the index of the first subword of each word that fits."""
-    tuned = settings.num_tuned_layers
-    encoder = bert.load(
-        settings.text_encoder, 0 if tuned == "all" else tuned, settings.max_subwords
-    )
+    encoder = bert.load(settings.text_encoder, settings.num_tuned_layers, settings.max_subwords)
+    if not encoder.num_frozen_layers:  # embeddings without context would be a weak baseline
+        encoder = bert.load(settings.text_encoder, 0, settings.max_subwords)
     encoded = [encoder.tokenize(row) for row in words]
     states = encoder.compute_frozen_states([text.ids for text in encoded])
     without_special_tokens = [state[1:-1].astype(np.float32) for state in states]

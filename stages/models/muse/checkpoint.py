@@ -55,6 +55,10 @@ class MuseTextConfig:
     )
     max_subwords: int = Field(ge=1, description="maximum length of a text, subwords")
     lr_multiplier: float = Field(ge=0, description="its learning rate relative to other weights")
+    use_case_embeddings: bool = Field(
+        description="whether it learns vectors for lower, title and upper case"
+    )
+    shorten_urls: bool = Field(description="whether it reads a URL as its scheme, one subword")
 
 
 @config_class
@@ -138,6 +142,7 @@ def lr_multipliers(run: MuseRun, network: ModelConfig) -> dict[str, float]:
     """
     return {
         "text_encoder.": run.text.lr_multiplier,
+        "text_encoder.case_embeddings.": 1.0,  # not pretrained
         "image_encoder.": run.image.lr_multiplier,
         "drawer.": network.image_generation.lr_multiplier,
     }
@@ -151,7 +156,12 @@ def create(
     Raises InputError if the text encoder does not support the language of most rows.
     """
     check_language(run, rows)
-    text_encoder = bert.load(run.text.encoder, run.text.num_tuned_layers, run.text.max_subwords)
+    text_encoder = bert.load(
+        run.text.encoder,
+        run.text.num_tuned_layers,
+        run.text.max_subwords,
+        run.text.use_case_embeddings,
+    )
     labels = collect_labels(rows, task)
     vocabulary = Vocabulary(map(get_caption_words, rows), network.captioning.min_count)
     patches = collect_patches(rows, features, run.image.grid_size)
@@ -211,6 +221,7 @@ def _build_classifier(model: muse_model.Model, config: dict) -> MuseClassifier:
     codec = LabelCodec(
         task=config["shapes"]["task"],
         text_encoder=model.text_encoder,
+        shorten_urls=config["text"]["shorten_urls"],
         labels=config["labels"],
         vocabulary=Vocabulary.from_json(config["vocabulary"]),
         max_caption_ids=network.captioning.max_length,

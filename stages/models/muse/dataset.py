@@ -2,6 +2,7 @@
 
 A batch of B items, whose texts have at most L subwords and W words, is a dict of
     ids (B, L + 2) or hidden (B, L + 2, D_t)    see stages/shared/backbones/bert.py
+    cases (B, L + 2)           if the text encoder has case embeddings
     pieces_mask (B, L) bool    true at subwords
     first, word_mask (B, W)    tweets: index of each word's first subword; true at words
     has_text, has_picture (B,) bool
@@ -48,6 +49,7 @@ class LabelCodec:
 
     task: Task
     text_encoder: TextEncoder
+    shorten_urls: bool  # the text encoder reads a URL as its scheme
     labels: list[str]
     vocabulary: show_attend_tell.Vocabulary
     max_caption_ids: int  # maximum length of a caption, both ends included
@@ -64,10 +66,22 @@ class LabelCodec:
         """The index of a label; 0 if it does not occur in the train split."""
         return self.labels.index(name) if name in self.labels else 0
 
+    def encoder_words(self, row: dict) -> list[str]:
+        """The words of a record as the text encoder reads them, as many as it has."""
+        words = get_words(row)
+        return [shorten_url(word) for word in words] if self.shorten_urls else words
+
 
 def get_words(row: dict) -> list[str]:
     """The words of a record: the tagged words of a tweet, a post split at whitespace."""
     return row["words"] if "words" in row else split_words(row["text"])
+
+
+def shorten_url(word: str) -> str:
+    """The scheme of a word that is a URL, `http` if it names none; other words as they are."""
+    if not regex.fullmatch(URL_PATTERN, word, regex.IGNORECASE):
+        return word
+    return word.partition("://")[0].lower() if "://" in word else "http"
 
 
 def get_gold_labels(row: dict) -> list[str]:
@@ -107,7 +121,8 @@ class TextImageDataset:
     ):
         self.rows, self.codec, self.features = rows, codec, features
         self.files = {} if codec.reads_patches else files
-        self.subwords = [codec.text_encoder.tokenize(get_words(row)) for row in rows]
+        self.words = [codec.encoder_words(row) for row in rows]
+        self.subwords = [codec.text_encoder.tokenize(words) for words in self.words]
         self.hidden_states: list[np.ndarray] | None = None
         self.image_states: dict[str, np.ndarray] | None = None
         self.captions = [
@@ -143,8 +158,10 @@ class TextImageDataset:
             None if self.hidden_states is None else [self.hidden_states[index] for index in indices]
         )
         images = [self.rows[index]["image"] for index in indices]
+        words = [self.words[index] for index in indices]
         return {
             **self.codec.text_encoder.prepare_inputs([text.ids for text in texts], hidden),
+            **self.codec.text_encoder.prepare_cases(words, texts),
             "has_text": torch.tensor([bool(text.ids) for text in texts]),
             "has_picture": torch.tensor([image is not None for image in images]),
             **self._drawing_targets(images),

@@ -558,8 +558,10 @@ def predict(model: Model, batch: Batch) -> MusePredictions:
 
 @torch.no_grad()
 def evaluate_regularizers(model: Model, batch: Batch) -> dict[str, Tensor]:
-    """`compute_regularizers` of all items with text and image."""
+    """`compute_regularizers` of all items with text and image; empty if there are none."""
     items = text_image_indices(batch)
+    if not len(items):
+        return {}
     return compute_regularizers(model, batch, model.encode(batch), items, items)
 
 
@@ -569,10 +571,10 @@ def diagnostics(model: Model, batch: Batch) -> dict[str, Tensor]:
 
     exchanged_text, exchanged_picture: mean share of tokens exchanged in layers mu to eta;
     likeness: cosine of Lin(pooled H_t) and Lin(pooled H_v); and the regularizers of the items that
-    the loss uses.
+    the loss uses. Empty if no item has text and image.
     """
     network, items, values = model.network, text_image_indices(batch), {}
-    if network.fusion == "text":
+    if network.fusion == "text" or not len(items):
         return {}
     encoded = model.encode(batch)
     if network.fusion == "exchange":

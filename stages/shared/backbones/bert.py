@@ -62,11 +62,29 @@ UNSPACED_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 WORD_PATTERN = regex.compile(rf"{UNSPACED_SCRIPTS}|[\S--{UNSPACED_SCRIPTS}]+", regex.VERSION1)
 
 TunedLayers = int | Literal["all"]
+# Cases of a word; the first also of special tokens and padding.
+CASES = ("no letters", "lower", "title", "upper", "mixed")
 
 
 def split_words(text: str) -> list[str]:
     """The words of a text: separated by whitespace, or single characters in unspaced scripts."""
     return WORD_PATTERN.findall(text)
+
+
+def classify_case(word: str) -> int:
+    """The index in CASES of a word; one capital letter alone is a title.
+
+    Characters other than cased letters do not count: `@NASA` is upper, `U.S.` too.
+    """
+    letters = [character for character in word if character.isupper() or character.islower()]
+    if not letters:
+        return CASES.index("no letters")
+    is_upper = [letter.isupper() for letter in letters]
+    if not any(is_upper):
+        return CASES.index("lower")
+    if all(is_upper) and len(letters) > 1:
+        return CASES.index("upper")
+    return CASES.index("title" if is_upper[0] else "mixed")
 
 
 @dataclass(frozen=True)
@@ -87,8 +105,9 @@ class TextEncoder(nn.Module):
     """A BERT without pooler, whose last `num_tuned_layers` layers are trained.
 
     source: its name in params.yaml; num_tuned_layers: `all` trains the embeddings too;
-    max_subwords: maximum length of a text. Raises InputError if the model has fewer layers or
-    positions.
+    max_subwords: maximum length of a text; use_case_embeddings: add a vector for the case of its
+    word to each subword, before the first tuned layer, for tokenizers that lowercase. The vectors
+    are learned, and zero at first. Raises InputError if the model has fewer layers or positions.
     """
 
     def __init__(
@@ -98,6 +117,7 @@ class TextEncoder(nn.Module):
         source: str,
         num_tuned_layers: TunedLayers,
         max_subwords: int,
+        use_case_embeddings: bool,
     ):
         super().__init__()
         self.bert, self.tokenizer, self.source = bert, tokenizer, source
@@ -108,6 +128,10 @@ class TextEncoder(nn.Module):
         bert.requires_grad_(True)
         for part in self._frozen_parts():
             part.requires_grad_(False)
+        self.case_embeddings = None
+        if use_case_embeddings:
+            self.case_embeddings = nn.Embedding(len(CASES), self.width)
+            nn.init.zeros_(self.case_embeddings.weight)
         self.train()
 
     def _check_limits(self) -> None:
@@ -128,6 +152,11 @@ class TextEncoder(nn.Module):
 
     def _layers(self) -> list[nn.Module]:
         return list(self.bert.get_submodule("encoder.layer").children())
+
+    @property
+    def num_frozen_layers(self) -> int:
+        """The number of encoder layers that are not trained."""
+        return len(self._layers()) - len(self._tuned_layers())
 
     def _frozen_parts(self) -> list[nn.Module]:
         if self.num_tuned_layers == "all":
@@ -184,6 +213,23 @@ class TextEncoder(nn.Module):
         states = pad_sequence([torch.from_numpy(row) for row in hidden], True)
         missing = mask.shape[1] + 2 - states.shape[1]
         return {"hidden": F.pad(states, (0, 0, 0, missing)), "pieces_mask": mask}
+
+    def prepare_cases(
+        self, texts: list[list[str]], encodings: list[SubwordEncoding]
+    ) -> dict[str, Tensor]:
+        """The batch key `cases` (B, L + 2), padded like `ids`; no key without case embeddings.
+
+        texts: the words of each text; encodings: what `tokenize` made of them
+        """
+        if self.case_embeddings is None:
+            return {}
+        length = max([1, *(len(encoding.ids) for encoding in encodings)])
+        cases = torch.zeros(len(texts), length + 2, dtype=torch.long)
+        for row, (words, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            starts, ends = encoding.word_starts, [*encoding.word_starts[1:], len(encoding.ids)]
+            for word, start, end in zip(words, starts, ends, strict=False):  # words that fit
+                cases[row, start + 1 : end + 1] = classify_case(word)
+        return {"cases": cases}
 
     def _pad(self, rows: list[list[int]], length: int) -> Tensor:
         """Ids (B, length + 2) with the special tokens around each text"""
@@ -243,7 +289,7 @@ class TextEncoder(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """hidden (B, L + 2, D) or ids (B, L + 2); pieces_mask (B, L) -> (B, L, D), 0 at padding
 
-        Texts are padded at the end.
+        Texts are padded at the end. With case embeddings, `cases` (B, L + 2) is read too.
         """
         mask = batch["pieces_mask"]
         valid = F.pad(mask, (2, 0), value=True)  # both special tokens are never padding
@@ -251,6 +297,8 @@ class TextEncoder(nn.Module):
             states = batch["hidden"].to(next(self.bert.parameters()).dtype)
         else:
             states = self.forward_frozen(batch["ids"], valid)
+        if self.case_embeddings is not None:
+            states = states + self.case_embeddings(batch["cases"])
         for layer in self._tuned_layers():
             states = layer(states, valid[:, None, None])
         return states[:, 1:-1] * mask[..., None]
@@ -277,6 +325,7 @@ class TextEncoder(nn.Module):
             "source": Path(self.source).name if local else self.source,
             "tuned": self.num_tuned_layers,
             "at_most": self.max_subwords,
+            "use_case_embeddings": self.case_embeddings is not None,
             "minilm": None,
         }
         if isinstance(self.bert, MiniLMBert):
@@ -306,7 +355,12 @@ def _silence_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEncoder:
+def load(
+    name: str,
+    num_tuned_layers: TunedLayers,
+    max_subwords: int,
+    use_case_embeddings: bool = False,
+) -> TextEncoder:
     """Load `minilm`, or a BERT by Hugging Face name (which may be downloaded) or folder.
 
     Raises InputError if the model is not available, has another model type, or lacks weights,
@@ -314,7 +368,10 @@ def load(name: str, num_tuned_layers: TunedLayers, max_subwords: int) -> TextEnc
     """
     is_minilm = name == MINILM
     bert, tokenizer = (MiniLMBert(), MiniLMTokenizer()) if is_minilm else _load_pretrained(name)
-    return TextEncoder(bert, tokenizer, name, num_tuned_layers, max_subwords).to(get_device())
+    encoder = TextEncoder(
+        bert, tokenizer, name, num_tuned_layers, max_subwords, use_case_embeddings
+    )
+    return encoder.to(get_device())
 
 
 def _load_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -352,7 +409,14 @@ def restore(folder: Path) -> TextEncoder:
         bert, tokenizer = MiniLMBert(), MiniLMTokenizer()
     else:
         bert, tokenizer = _restore_pretrained(folder, config["bert"])
-    return TextEncoder(bert, tokenizer, config["source"], config["tuned"], config["at_most"])
+    return TextEncoder(
+        bert,
+        tokenizer,
+        config["source"],
+        config["tuned"],
+        config["at_most"],
+        config.get("use_case_embeddings", False),  # absent in folders of earlier versions
+    )
 
 
 def _restore_pretrained(

@@ -91,6 +91,7 @@ TASK_FEATURE_KEYS = {
 NEW_KEYS: dict[str, dict[str, Any]] = {
     "muse": {
         "picture": {"num_tuned_blocks": 1},
+        "text": {"use_case_embeddings": False, "shorten_urls": False},
         "network": {"image_generation": {"decoder": {"initial_gain": "one"}}},
     },
     "tippo": {"network": {"mask_repeated_images": False}},

@@ -49,9 +49,12 @@ class ValidationResult:
 def average_item_metrics(batches: list[dict[str, Tensor]]) -> dict[str, float]:
     """Mean of each metric over the items of all batches, without NaN; all-NaN metrics are left out.
 
-    batches: per batch, metric name -> (B,)
+    batches: per batch, metric name -> (B,); a batch may lack metrics that none of its items has
     """
-    metrics = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    metrics = {
+        name: torch.cat([batch[name] for batch in batches if name in batch]) for name in names
+    }
     return {
         name: values.nanmean().item()
         for name, values in metrics.items()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse import dataset as muse_dataset
 from stages.models.muse.checkpoint import MuseClassifier
-from stages.shared.backbones import resnet
+from stages.shared.backbones import bert, resnet
 from stages.shared.backbones.classifier import load_model_config
 from stages.shared.backbones.efficientnet import EfficientNetLite0
 from stages.shared.features import store as feature_store
@@ -279,13 +279,34 @@ def test_an_efficientnet_is_trained_with_the_model(make_project):
 
 
 def test_pretrained_weights_have_their_own_learning_rates(make_project):
-    folder = make_project({"classifiers.muse_sentiment.text.lr_multiplier": 0.25})
+    text = "classifiers.muse_sentiment.text"
+    folder = make_project({f"{text}.lr_multiplier": 0.25, f"{text}.use_case_embeddings": True})
     run = muse_corpus.load_run_config("muse_sentiment")
     multipliers = muse_checkpoint.lr_multipliers(run, load_model_config("muse"))
-    assert multipliers == {"text_encoder.": 0.25, "image_encoder.": 1.0, "drawer.": 1.0}
+    assert multipliers == {
+        "text_encoder.": 0.25,
+        "text_encoder.case_embeddings.": 1.0,
+        "image_encoder.": 1.0,
+        "drawer.": 1.0,
+    }
     names = [name for name, _ in create_classifier(folder).model.named_parameters()]
     for prefix in multipliers.keys() - {"image_encoder."}:  # the patch encoder has no weights
         assert any(name.startswith(prefix) for name in names)
+
+
+def test_a_classifier_with_case_embeddings_and_short_urls_is_restored(make_project):
+    text = "classifiers.muse_entities.text"
+    folder = make_project({f"{text}.use_case_embeddings": True, f"{text}.shorten_urls": True})
+    corpus = muse_corpus.write_corpus(folder, "tweets", splits=("train", "test"))
+    classifier = muse_corpus.train_classifier("muse_entities", corpus)  # the last weights
+    cases = classifier.codec.text_encoder.case_embeddings
+    assert cases is not None and cases.weight[bert.CASES.index("lower")].any()  # learned
+    assert not cases.weight[bert.CASES.index("upper")].any()  # no such word
+    muse_checkpoint.save(classifier, folder / "model", muse_corpus.write_encoder_dir(folder))
+    restored = muse_checkpoint.restore(folder / "model")
+    assert restored.codec.shorten_urls
+    expected = predict_test_split(classifier, corpus, "tweets")
+    assert predict_test_split(restored, corpus, "tweets") == expected
 
 
 def test_words_beyond_the_limit_are_tagged_outside(make_project):

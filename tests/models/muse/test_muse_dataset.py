@@ -9,6 +9,7 @@ from stages.models.muse.dataset import (
     collect_labels,
     get_caption_words,
     get_words,
+    shorten_url,
 )
 from stages.models.muse.show_attend_tell import EOS, SOS, Vocabulary
 from stages.shared.backbones import bert as bert_encoder
@@ -29,10 +30,12 @@ def make_codec(tmp_path, monkeypatch):
     save_bert(tmp_path / "bert")
     encoder = bert_encoder.load(str(tmp_path / "bert"), "all", muse_corpus.MAX_SUBWORDS)
 
-    def make(task="entities", drawing=4, pixels=None, caption=6):
+    def make(task="entities", drawing=4, pixels=None, caption=6, shorten_urls=False):
         labels = LABELS if task == "entities" else ["negative", "positive"]
         vocabulary = Vocabulary([["the", "fox"]], min_count=1)
-        return LabelCodec(task, encoder, labels, vocabulary, caption, drawing, pixels, None)
+        return LabelCodec(
+            task, encoder, shorten_urls, labels, vocabulary, caption, drawing, pixels, None
+        )
 
     return make
 
@@ -69,6 +72,32 @@ def test_a_post_is_split_at_whitespace_and_between_characters_of_unspaced_script
 
 def test_the_words_of_a_tweet_are_its_tagged_words():
     assert get_words({"words": ["今天", "Don't"], "tags": ["O", "O"]}) == ["今天", "Don't"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("http://t.co/aB1", "http"),
+        ("HTTPS://t.co/aB1", "https"),
+        ("www.example.org", "http"),
+        ("https", "https"),
+        ("//t", "//t"),
+        ("(http://t.co/aB1", "(http://t.co/aB1"),
+        ("#http://", "#http://"),
+    ],
+)
+def test_a_url_is_shortened_to_its_scheme_and_other_words_are_kept(word, expected):
+    assert shorten_url(word) == expected
+
+
+def test_only_the_text_encoder_reads_shortened_urls(make_codec, tmp_path):
+    rows, features, files = load_corpus(tmp_path)
+    rows = [row | {"words": ["the", "http://t.co/aB1"], "tags": ["O", "O"]} for row in rows[:1]]
+    long = TextImageDataset(rows, make_codec(), features, files)
+    short = TextImageDataset(rows, make_codec(shorten_urls=True), features, files)
+    assert short.words == [["the", "http"]] and long.words == [rows[0]["words"]]
+    assert (short.num_truncated, long.num_truncated) == (0, 1)  # the URL does not fit
+    assert short.captions == long.captions
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,13 @@ def test_diagnostics_equal_the_values_by_hand():
     assert all(values[incomplete].isnan().all() for values in output.values())
 
 
+def test_items_without_image_have_no_diagnostics_and_are_not_encoded_for_them(monkeypatch):
+    model = build_model().eval()
+    monkeypatch.setattr(model, "encode", None)
+    batch = make_batch(*tiny_muse.WITHOUT_IMAGE)
+    assert muse.diagnostics(model, batch) == muse.evaluate_regularizers(model, batch) == {}
+
+
 def test_sampled_images_depend_on_the_seed():
     model = build_model().eval()
 

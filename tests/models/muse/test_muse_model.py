@@ -257,6 +257,10 @@ def test_neither_neighbors_nor_padding_change_an_item(task, changes):
         own = own if task == "sentiment" else own[: len(tiny_muse.TEXTS[index])]
         torch.testing.assert_close(own, logits[position, : len(own)].reshape(own.shape))
         actual = muse.diagnostics(model, single) | muse.evaluate_regularizers(model, single)
+        if index in (*tiny_muse.WITHOUT_IMAGE, *tiny_muse.WITHOUT_TEXT):
+            assert not actual and all(values[position].isnan() for values in metrics.values())
+            continue
+        assert actual.keys() == metrics.keys()
         for key, values in metrics.items():
             torch.testing.assert_close(actual[key][0], values[position], equal_nan=True)
 

@@ -117,6 +117,66 @@ def test_a_text_without_words_has_no_subwords(bert_folder):
     assert encoder.tokenize([]) == bert.SubwordEncoding([], [], [])
 
 
+@pytest.mark.parametrize(
+    ("words", "case"),
+    [
+        (["123", ":", "猫", "😂", ""], "no letters"),
+        (["fox", "@fox_1", "ß"], "lower"),
+        (["Fox", "I", "McDonald", "#NoFilter", "'Tis", "Éa"], "title"),
+        (["FOX", "U.S.", "@NASA", "U2-UK"], "upper"),
+        (["iPhone", "eBay"], "mixed"),
+    ],
+)
+def test_a_word_has_the_case_of_its_letters(words, case):
+    assert [bert.CASES[bert.classify_case(word)] for word in words] == [case] * len(words)
+
+
+def prepare(encoder, texts, frozen):
+    encodings = [encoder.tokenize(words) for words in texts]
+    rows = [encoding.ids for encoding in encodings]
+    hidden = encoder.encode_frozen(rows) if frozen else None
+    return encoder.prepare_inputs(rows, hidden) | encoder.prepare_cases(texts, encodings)
+
+
+def test_each_subword_has_the_case_of_its_word():
+    encoder = bert.load("minilm", 1, 12, use_case_embeddings=True)
+    texts = [["RT", "@FoxNews", ":", "iPhone"], ["a"], []]
+    assert encoder.tokenize(texts[0]).tokens == ["rt", "@", "fox", "##ne", "##ws", ":", "iphone"]
+    expected = [
+        [0, 3, 2, 2, 2, 2, 0, 4, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0, 0],
+        [0] * 9,
+    ]
+    assert prepare(encoder, texts, frozen=True)["cases"].tolist() == expected
+    assert prepare(encoder, [[]], frozen=True)["cases"].tolist() == [[0, 0, 0]]
+    assert "cases" not in prepare(bert.load("minilm", 1, 12), texts, frozen=True)
+
+
+def test_the_case_of_a_word_that_does_not_fit_is_left_out():
+    encoder = bert.load("minilm", 1, 3, use_case_embeddings=True)
+    assert prepare(encoder, [["fox", "FOX", "a", "Fox"]], True)["cases"].tolist() == [
+        [0, 1, 3, 1, 0]
+    ]
+
+
+@pytest.mark.parametrize("num_tuned_layers", [0, 1, "all"])
+def test_case_embeddings_are_added_before_the_first_tuned_layer(bert_folder, num_tuned_layers):
+    texts = [["The", "fox", "SAT"], ["a"]]
+    plain = bert.load(bert_folder, num_tuned_layers, 30).eval()
+    encoder = bert.load(bert_folder, num_tuned_layers, 30, use_case_embeddings=True).eval()
+    batch = prepare(encoder, texts, frozen=True)
+    before = encoder(batch)
+    assert torch.equal(before, plain(prepare(plain, texts, frozen=True)))  # zero at first
+    with torch.no_grad():
+        encoder.case_embeddings.weight[bert.CASES.index("upper")] = 1.0
+    change = (encoder(batch) - before).detach().abs().amax(-1)
+    assert not change[1].any()  # its only word is in lower case
+    if num_tuned_layers == 0:
+        assert change[0].tolist() == pytest.approx([0, 0, 1])
+    else:
+        assert change[0].min() > 0  # attention spreads it over the text
+
+
 @pytest.mark.parametrize("num_tuned_layers", [0, 1, 3, "all"])
 def test_frozen_and_tuned_layers_together_equal_the_model(source, num_tuned_layers):
     model, folder = source
@@ -253,6 +313,27 @@ def test_a_saved_encoder_is_restored_from_its_folder_and_the_saved_weights(
     assert (restored.max_subwords, restored.width) == (20, 16)
     for path in (tmp_path / "saved").iterdir():
         assert str(source[1]) not in path.read_text(), path.name
+
+
+def test_case_embeddings_are_saved_and_restored(tmp_path):
+    encoder = bert.load("minilm", 1, 30, use_case_embeddings=True).eval()
+    torch.nn.init.normal_(encoder.case_embeddings.weight)
+    assert "case_embeddings.weight" not in encoder.excluded_weights()
+    encoder.save(tmp_path)
+    restored = bert.restore(tmp_path).eval()
+    restored.load_state_dict(encoder.state_dict())
+    texts = [["A", "FOX", "in", "the", "rain"], ["snow", "Falls"]]
+    with torch.inference_mode():
+        states, again = (each(prepare(each, texts, frozen=True)) for each in (encoder, restored))
+    assert torch.equal(states, again)
+
+
+def test_an_encoder_of_an_earlier_version_has_no_case_embeddings(tmp_path):
+    bert.load("minilm", 0, 30).save(tmp_path)
+    config = json.loads((tmp_path / "text_encoder.json").read_text())
+    del config["use_case_embeddings"]
+    (tmp_path / "text_encoder.json").write_text(json.dumps(config))
+    assert bert.restore(tmp_path).case_embeddings is None
 
 
 def test_frozen_weights_of_minilm_are_not_saved(tmp_path):

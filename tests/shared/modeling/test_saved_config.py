@@ -73,6 +73,8 @@ def test_the_encoders_of_an_old_classifier_have_the_keys_of_today():
             "num_tuned_layers": 2,
             "max_subwords": 64,
             "lr_multiplier": 0.1,
+            "use_case_embeddings": False,
+            "shorten_urls": False,
         },
         "picture": {
             "encoder": "resnet18",

@@ -12,6 +12,7 @@ from stages.fit_baselines.features import (
     NO_TEXT,
     NO_TEXT_FEATURES,
     EncoderSettings,
+    encode_words,
     stack_with_indicator,
 )
 from stages.shared.core import schemas
@@ -116,6 +117,18 @@ def test_labels_are_learned_from_the_input_that_decides_them(folder):
                 assert row["predicted"] == row["gold"]
     majority = {tuple(row["predicted"]) for row in rows if row["baseline"] == "majority"}
     assert majority == {("no",), ("high",)}  # 26 of 40; 16 of 32, the first of two equal ones
+
+
+def test_a_text_encoder_without_frozen_layer_gives_the_states_of_all_layers(folder):
+    tiny_bert.save_bert(folder / "bert")
+    words = [["the", "fox", "sat"], ["a"]]
+
+    def encode(num_tuned_layers):
+        settings = EncoderSettings(str(folder / "bert"), num_tuned_layers, 8, "patches")
+        return np.concatenate(encode_words(words, settings)[0])
+
+    assert np.array_equal(encode(3), encode(0)) and np.array_equal(encode("all"), encode(0))
+    assert not np.array_equal(encode(2), encode(0))
 
 
 def test_labels_of_test_items_change_no_prediction(folder):

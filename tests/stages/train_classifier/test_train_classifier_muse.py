@@ -202,7 +202,12 @@ def test_the_checkpoint_key_depends_on_the_training_params(make_project, monkeyp
     assert first == repeated == classify
     assert len({first, text, image, alpha, decay}) == 5
     rates = [rates for _, rates in keys]
-    assert rates[0] == {"text_encoder.": 1.0, "image_encoder.": 1.0, "drawer.": 1.0}
+    assert rates[0] == {
+        "text_encoder.": 1.0,
+        "text_encoder.case_embeddings.": 1.0,
+        "image_encoder.": 1.0,
+        "drawer.": 1.0,
+    }
     assert rates[2] == rates[0] | {"text_encoder.": 0.5}
 
 
@@ -225,6 +230,7 @@ def test_metrics_are_averaged_over_the_items_that_have_a_value():
     ]
     assert training_loop.average_item_metrics(batches) == {"x": 2.5}
     assert training_loop.average_item_metrics([{}, {}]) == {}
+    assert training_loop.average_item_metrics([{}, *batches, {}]) == {"x": 2.5}
 
 
 def test_validation_does_not_depend_on_the_batch_size(make_project):
