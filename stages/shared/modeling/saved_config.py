@@ -88,7 +88,10 @@ TASK_FEATURE_KEYS = {
 
 
 # Keys of the section `picture` that earlier versions lacked, by model, with values of no effect.
-NEW_IMAGE_KEYS: dict[str, dict[str, Any]] = {"muse": {"num_tuned_blocks": 1}}
+NEW_IMAGE_KEYS: dict[str, dict[str, Any]] = {
+    "muse": {"num_tuned_blocks": 1},
+    "mm_orient": {"num_tuned_blocks": 1, "lr_multiplier": 1.0},
+}
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
