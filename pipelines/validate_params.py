@@ -256,7 +256,8 @@ def check_aligned_corpora(
         fix = (
             "set []"
             if aligned
-            else "name the corpora whose image-text pairs align it with MiniLM, such as [captions]"
+            else "name the corpora whose image-text pairs align it with its text encoder, such as "
+            "[captions]"
         )
         raise InputError(
             f"params.yaml: align.corpora is {aligned!r}, but align.encoder is {encoder!r}: {fix}"

@@ -14,14 +14,14 @@ from pathlib import Path
 from stages.shared.core.config import load_config
 from stages.shared.core.schemas import CLEAN_RECORDS, read_parquet
 from stages.shared.encoders import extract
-from stages.shared.encoders.locked_towers import LockedTowers
-from stages.shared.encoders.minilm_tower import MiniLMTower
+from stages.shared.encoders.locked_towers import LockedTowers, TextEncoderName, load_text_tower
 from stages.shared.retrieval.pairs import collect_pairs, write_pairs
 from stages.shared.runtime.stage import InputError, atomic_output_dir, run_stage
 
 
 def main(
     embed: extract.EmbedConfig,
+    text_encoder: TextEncoderName,
     max_tokens: int,
     kind: str,
     ingest: Path,
@@ -29,13 +29,13 @@ def main(
     output: Path,
 ) -> None:
     """Run the stage. Raises InputError if no image has a text in a supported language."""
-    towers = LockedTowers(MiniLMTower(max_tokens))
+    towers = LockedTowers(load_text_tower(text_encoder, max_tokens))
     records = read_parquet(clean / "records.parquet", CLEAN_RECORDS[kind])
     pairs = collect_pairs(records, kind, towers.languages)
     if not pairs:
         raise InputError(
-            f"align.corpora: {clean.name} has no image with a text in "
-            f"{' or '.join(towers.languages)}: remove it"
+            f"align.corpora: {clean.name} has no image with a text in a language of "
+            f"align.locked.text_encoder: {text_encoder}: remove it, or give another text encoder"
         )
     names = [pair.image for pair in pairs]
     texts = [text for pair in pairs for text in pair.texts]
@@ -50,9 +50,10 @@ def main(
 def cli(corpus: str, ingest: Path, clean: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
     embed = load_config(extract.EmbedConfig, "embed")
+    text_encoder = load_config(TextEncoderName, "align", "locked", "text_encoder")
     max_tokens = load_config(int, "align", "locked", "max_tokens")
     kind = load_config(str, "corpora", corpus, "kind")
-    main(embed, max_tokens, kind, ingest, clean, output)
+    main(embed, text_encoder, max_tokens, kind, ingest, clean, output)
 
 
 if __name__ == "__main__":

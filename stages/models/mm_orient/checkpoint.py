@@ -3,7 +3,7 @@
 The files of a saved classifier are those in stages/shared/backbones/classifier.py. config.json also
 has the tasks and whether the aligned encoder supports the texts. Depending on the run the folder
 has the weights of a text encoder in text_encoder/, a toxicity model in toxicity/ and ResNet weights
-in regions.safetensors.
+in regions.safetensors. An EfficientNet is trained with the model and part of its weights.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ from stages.models.mm_orient import text_features
 from stages.models.mm_orient.dataset import ImageFeatures, MemeDataset, TaskLabels, TextFeatures
 from stages.models.mm_orient.model import InputDims, MmOrientPredictions, ModelConfig
 from stages.models.mm_orient.region_features import RegionExtractor
-from stages.shared.backbones import bert, resnet
+from stages.shared.backbones import bert, efficientnet, resnet
 from stages.shared.backbones.bert import TextEncoder
 from stages.shared.backbones.classifier import (
     PRECOMPUTED_PATCHES,
@@ -34,9 +34,13 @@ from stages.shared.backbones.classifier import (
     save_classifier,
     state_dict_to_save,
 )
+from stages.shared.backbones.efficientnet import EfficientNetLite0
+from stages.shared.backbones.resnet import ResNet
 from stages.shared.core.config import Field, build_config, config_class
+from stages.shared.data import image_store
 from stages.shared.features.store import Features
 from stages.shared.modeling.state_dict import untied_state_dict
+from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.schedule import Schedule
@@ -57,11 +61,19 @@ class MmOrientTextConfig:
 class MmOrientImageConfig:
     """The section `classifiers.<run>.image`."""
 
-    encoder: Literal["patches", resnet.ResNetName] = Field(
-        description="patches (aligned encoder), or a frozen ResNet"
+    encoder: Literal["patches", "efficientnet-lite0", resnet.ResNetName] = Field(
+        description="patches (aligned encoder), efficientnet-lite0, or a frozen ResNet"
+    )
+    num_tuned_blocks: int = Field(
+        ge=1,
+        le=efficientnet_lite0.NUM_BLOCKS,
+        description="last blocks of efficientnet-lite0 that are trained",
     )
     image_size: int = Field(ge=resnet.MIN_IMAGE_SIZE, description="ResNet input side, pixels")
-    grid_size: int = Field(ge=1, description="ResNet regions per side")
+    grid_size: int = Field(ge=1, description="regions per side of efficientnet-lite0 or a ResNet")
+    lr_multiplier: float = Field(
+        ge=0, description="learning rate of efficientnet-lite0, relative to other weights"
+    )
 
 
 @config_class
@@ -83,7 +95,8 @@ class MmOrientRun:
 class MmOrientClassifier:
     """A model with its encoders and config.
 
-    text_encoder, region_extractor: None if the features that `embed` cached are used instead.
+    text_encoder, region_extractor: frozen; None if the features that `embed` cached are used
+    instead, or the regions of the image encoder that the model trains.
     config: the content of config.json.
     """
 
@@ -99,8 +112,13 @@ class MmOrientClassifier:
         """The learned tasks and their labels."""
         return self.config["labels"]
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether a dataset needs the image files, not only what `embed` cached."""
+        return self.region_extractor is not None or self.model.image_encoder is not None
+
     def frozen_modules(self) -> list[torch.nn.Module]:
-        """The encoders of this classifier, without the aligned encoder."""
+        """The frozen encoders of this classifier, without the aligned encoder."""
         encoders = (self.text_encoder, self.region_extractor and self.region_extractor.net)
         return [encoder for encoder in encoders if encoder is not None]
 
@@ -141,12 +159,17 @@ class MmOrientClassifier:
 
     def _image_features(self, names: list[str], features: Features, images: Path) -> ImageFeatures:
         indices = {name: features.image_index[name] for name in names}
-        if self.region_extractor is None:
-            regions = {name: features.patches[index] for name, index in indices.items()}
-        else:
-            regions = self.region_extractor.extract(images / "images", names)
         clip = {name: features.pooled[index] for name, index in indices.items()}
-        return ImageFeatures(regions, tuple(self.config["regions"]), clip)
+        shape: tuple[int, ...] = tuple(self.config["regions"])
+        if self.model.image_encoder is not None:
+            blocks = self.model.image_encoder.frozen
+            files = image_store.load_image_bytes(images / "images", names)
+            regions, shape = blocks.encode_cached(files), blocks.shape
+        elif self.region_extractor is not None:
+            regions = self.region_extractor.extract(images / "images", names)
+        else:
+            regions = {name: features.patches[index] for name, index in indices.items()}
+        return ImageFeatures(regions, shape, clip)
 
 
 def check_texts_supported(texts: list[str], features: Features) -> None:
@@ -219,7 +242,8 @@ def create(
     check_language(run, rows)
     text_encoder = None if run.text.encoder == PRECOMPUTED_TOKENS else load_text_encoder(run.text)
     region_extractor = build_region_extractor(run.image, "default")
-    regions = region_shape(region_extractor, features)
+    image_encoder = build_image_encoder(run.image, network)
+    regions = region_shape(image_encoder or (region_extractor and region_extractor.net), features)
     dims = InputDims(
         tasks={task: len(labels) for task, labels in learned_tasks.items()},
         text_width=text_encoder.width if text_encoder else tokens_width(rows, features),
@@ -227,7 +251,7 @@ def create(
         pooled_width=pooled_width(features),
         task_features=text_features.feature_dim(run.task_features),
     )
-    model = mm_orient_model.Model(network, dims).to(get_device())
+    model = mm_orient_model.Model(network, dims, image_encoder).to(get_device())
     config = {
         "model": run.model,
         "text": asdict(run.text),
@@ -253,10 +277,33 @@ def load_text_encoder(config: MmOrientTextConfig) -> TextEncoder:
 def build_region_extractor(
     config: MmOrientImageConfig, weights: resnet.ResNetWeights
 ) -> RegionExtractor | None:
-    """None for the patches of the aligned encoder."""
-    if config.encoder == PRECOMPUTED_PATCHES:
+    """The frozen ResNet; None with another image encoder."""
+    if config.encoder in (PRECOMPUTED_PATCHES, efficientnet.NAME):
         return None
     return RegionExtractor(config.encoder, weights, config.image_size, config.grid_size)
+
+
+def build_image_encoder(
+    config: MmOrientImageConfig, network: ModelConfig
+) -> EfficientNetLite0 | None:
+    """The EfficientNet that the model trains; None with another encoder, or if no regions are read.
+
+    Raises InputError if the package has other weights.
+    """
+    if config.encoder != efficientnet.NAME or not network.reads_regions:
+        return None
+    return EfficientNetLite0(config.num_tuned_blocks, config.grid_size)
+
+
+def fit_image_normalization(classifier: MmOrientClassifier, items: MemeDataset) -> None:
+    """Standardize the regions of an EfficientNet by those of the images in `items`."""
+    if classifier.model.image_encoder is not None:
+        classifier.model.image_encoder.fit_normalization(items.images.regions)
+
+
+def lr_multipliers(run: MmOrientRun) -> dict[str, float]:
+    """Learning rate factors by prefix of the weights' names; an EfficientNet is pretrained."""
+    return {"image_encoder.": run.image.lr_multiplier}
 
 
 def tokens_width(rows: list[dict], features: Features) -> int:
@@ -265,10 +312,10 @@ def tokens_width(rows: list[dict], features: Features) -> int:
     return features.token_width or 1
 
 
-def region_shape(extractor: RegionExtractor | None, features: Features) -> list[int]:
-    """[P, D_v]; [1, 1] for a corpus without images."""
-    if extractor is not None:
-        return [extractor.net.cells, extractor.net.width]
+def region_shape(encoder: EfficientNetLite0 | ResNet | None, features: Features) -> list[int]:
+    """[P, D_v] of an image encoder or else of the patches; [1, 1] for a corpus without images."""
+    if encoder is not None:
+        return [encoder.cells, encoder.width]
     return list(features.patches.shape[1:]) if features.image_index else [1, 1]
 
 
@@ -295,9 +342,12 @@ def restore(folder: Path) -> MmOrientClassifier:
     Raises InputError if `folder` holds no model or weights that do not fit its config.
     """
     config, source = read_model_config(folder), f"{folder}/config.json"
+    network = build_config(ModelConfig, config["network"], source)
+    image = build_config(MmOrientImageConfig, config["picture"], source)
     model = mm_orient_model.Model(
-        build_config(ModelConfig, config["network"], source),
+        network,
         build_config(InputDims, config["shapes"], source),
+        build_image_encoder(image, network),
     )
     load_weights(model, folder)
     text_encoder = (
@@ -305,7 +355,6 @@ def restore(folder: Path) -> MmOrientClassifier:
         if config["text"]["encoder"] != PRECOMPUTED_TOKENS
         else None
     )
-    image = build_config(MmOrientImageConfig, config["picture"], source)
     region_extractor = build_region_extractor(image, "none")
     if region_extractor is not None:
         region_extractor.net.load_state_dict(load_file(folder / REGION_WEIGHTS_FILE))

@@ -2,7 +2,8 @@
 
 A batch of B memes with texts of at most L subwords is a dict of
     tokens (B, L, D_t), token_mask (B, L) bool    subword features of the text encoder
-    regions (B, P, D_v)        region features of the image encoder, zero without an image
+    regions (B, P, D_v)        region features of the image encoder, zero without an image; if it is
+                               trained, the input of its first trained block (B, C, H, W)
     text_clip, picture_clip (B, D)    aligned encoder, unit length; zero where missing
     task_features (B, F)       see stages/models/mm_orient/text_features.py
     has_text, has_picture (B,) bool
@@ -43,8 +44,8 @@ class TextFeatures:
 class ImageFeatures:
     """Features of images; every mapping is keyed by the sha256 of the image."""
 
-    regions: Mapping[str, np.ndarray]  # (P, D_v)
-    shape: tuple[int, int]  # P, D_v
+    regions: Mapping[str, np.ndarray]  # (P, D_v) or (C, H, W)
+    shape: tuple[int, ...]  # of the regions of an image
     clip: Mapping[str, np.ndarray]  # (D,)
 
 

@@ -65,6 +65,7 @@ from torch import Tensor, nn
 from stages.models.mm_orient import relation_graph
 from stages.models.mm_orient.dataset import UNLABELED
 from stages.models.mm_orient.feature_noise import add_noise, create_generators
+from stages.shared.backbones.efficientnet import EfficientNetLite0
 from stages.shared.core.config import Field, config_class
 from stages.shared.modeling.layers import Standardizer, map_pair
 from stages.shared.modeling.modality_dropout import drop_modality
@@ -142,6 +143,10 @@ class ModelConfig:
             raise ValueError("hidden_layer_sizes is empty: give one size or more")
         if self.image_drop_prob + self.text_drop_prob > 1:
             raise ValueError("image_drop_prob + text_drop_prob is above 1: give less")
+
+    @property
+    def reads_regions(self) -> bool:
+        return self.inputs in ("full", "regions_only", "concatenation")
 
     @property
     def has_first_level(self) -> bool:
@@ -392,16 +397,23 @@ class Model(nn.Module):
     """MM-ORIENT. A batch is a dict with the keys
 
     tokens (B, L, D_t), token_mask (B, L) bool
-    regions (B, P, D_v)
+    regions (B, P, D_v), or with an image encoder its input (B, C, H, W)
     text_clip, picture_clip (B, D)    unit length, zero where missing
     task_features (B, F)
     has_text, has_picture (B,) bool
     labels (B, T)    label indices in the order of the tasks, UNLABELED where there is none
+
+    image_encoder: trained with the model; None if the regions are features of a frozen encoder
     """
 
     label_weights: Tensor  # (T, largest number of labels)
 
-    def __init__(self, network: ModelConfig, shapes: InputDims):
+    def __init__(
+        self,
+        network: ModelConfig,
+        shapes: InputDims,
+        image_encoder: EfficientNetLite0 | None = None,
+    ):
         super().__init__()
         self.network, self.shapes = network, shapes
         full, width = network.inputs == "full", 0
@@ -409,7 +421,7 @@ class Model(nn.Module):
         if network.inputs in ("full", "text_only", "concatenation"):
             self.read_pieces = Hima(shapes.text_width, hima_config)
             width += self.read_pieces.width
-        if network.inputs in ("full", "regions_only", "concatenation"):
+        if network.reads_regions:
             self.read_regions = Hima(shapes.region_width, hima_config)
             width += self.read_regions.width
         if full and network.use_cmrl:
@@ -431,6 +443,7 @@ class Model(nn.Module):
         self.register_buffer("label_weights", torch.ones(len(shapes.tasks), max_labels))
         if network.task_weighting == "uncertainty":
             self.log_variance = nn.Parameter(torch.zeros(len(shapes.tasks)))
+        self.image_encoder = image_encoder
 
     @property
     def uses_pooled(self) -> bool:
@@ -450,11 +463,14 @@ class Model(nn.Module):
         available = batch["has_text"], batch["has_picture"]
         pooled = batch["text_clip"], batch["picture_clip"]
         subword_mask = batch["token_mask"] & available[0][:, None]
-        region_mask = available[1][:, None].expand(batch["regions"].shape[:2])
+        regions = batch["regions"]
+        if self.image_encoder is not None:
+            regions = self.image_encoder(regions)  # (B, P, D_v)
+        region_mask = available[1][:, None].expand(regions.shape[:2])
         inputs = MmOrientInputs(
             subwords=batch["tokens"] * subword_mask[..., None],
             subword_mask=subword_mask,
-            regions=batch["regions"] * region_mask[..., None],
+            regions=regions * region_mask[..., None],
             region_mask=region_mask,
             pooled=tuple(e * has[:, None] for e, has in zip(pooled, available, strict=True)),
             available=available,
@@ -486,7 +502,7 @@ class Model(nn.Module):
         if inputs in ("full", "text_only", "concatenation"):
             text = self.read_pieces(x.subwords, x.subword_mask, x.available[0])
             parts.append(text.vector)
-        if inputs in ("full", "regions_only", "concatenation"):
+        if self.network.reads_regions:
             image = self.read_regions(x.regions, x.region_mask, x.available[1])
             parts.append(image.vector)
         if inputs == "full" and self.network.use_cmrl:

@@ -127,12 +127,10 @@ class MuseClassifier:
 
 def fit_image_normalization(classifier: MuseClassifier, items: TextImageDataset) -> None:
     """Standardize the cells of an EfficientNet by those of the images in `items`."""
-    blocks = classifier.codec.frozen_blocks
-    names = sorted({row["image"] for row in items.rows} - {None})
-    if blocks and names:
+    if items.image_states is not None:
         encoder = classifier.model.image_encoder
         assert isinstance(encoder, EfficientNetLite0)
-        encoder.fit_normalization(items.stack_image_states(blocks, names).to(get_device()))
+        encoder.fit_normalization(items.image_states)
 
 
 def lr_multipliers(run: MuseRun, network: ModelConfig) -> dict[str, float]:

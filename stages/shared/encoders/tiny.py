@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.shared.core.config import Field, config_class
-from stages.shared.encoders.base import save_encoder_config
-from stages.shared.encoders.minilm_tower import LANGUAGES, MiniLMEncoder, MiniLMTower
+from stages.shared.encoders.base import TwoTowerEncoder, save_encoder_config
+from stages.shared.encoders.minilm_tower import LANGUAGES, MiniLMTower
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
@@ -123,7 +123,7 @@ class ImageTower(nn.Module):
         return self.projection(tokens.mean(1)), tokens
 
 
-class TinyEncoder(MiniLMEncoder):
+class TinyEncoder(TwoTowerEncoder):
     """An image tower and the text tower that it was trained against."""
 
     def __init__(

@@ -95,7 +95,10 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "network": {"image_generation": {"decoder": {"initial_gain": "one"}}},
     },
     "tippo": {"network": {"mask_repeated_images": False}},
-    "mm_orient": {"task_features": {"input_text": "text"}},
+    "mm_orient": {
+        "picture": {"num_tuned_blocks": 1, "lr_multiplier": 1.0},
+        "task_features": {"input_text": "text"},
+    },
 }
 
 

@@ -10,6 +10,7 @@ from stages.models.mm_orient import checkpoint as mm_orient_checkpoint
 from stages.models.mm_orient import dataset as meme_dataset
 from stages.models.mm_orient.checkpoint import TEXT_ENCODER_DIR
 from stages.shared.backbones import resnet
+from stages.shared.backbones.efficientnet import EfficientNetLite0
 from stages.shared.core.config import load_config
 from stages.shared.data import image_store
 from stages.shared.features import store as feature_store
@@ -26,6 +27,7 @@ from tests.support.mm_orient_corpus import (
 
 ONE_STEP = prefix_run_changes(training__max_steps=1)
 RESNET = prefix_run_changes(image__encoder="resnet18")
+EFFICIENTNET = prefix_run_changes(image__encoder="efficientnet-lite0")
 MINILM = prefix_run_changes(text__encoder="minilm")
 
 
@@ -102,9 +104,10 @@ def file_names(folder) -> set[str]:
         (prefix_run_changes(text__encoder="BERT"), {"text_encoder"}),
         (MINILM, {"text_encoder"}),
         (RESNET, {"regions.safetensors"}),
+        (EFFICIENTNET, set()),
         (prefix_run_changes(task_features__toxicity_model="BERT"), {"toxicity"}),
     ],
-    ids=["cached", "bert", "minilm", "resnet18", "toxicity"],
+    ids=["cached", "bert", "minilm", "resnet18", "efficientnet-lite0", "toxicity"],
 )
 def test_a_saved_classifier_predicts_the_same_without_params_or_network(
     make_project, isolated, random_resnet, changes, extra_files
@@ -172,6 +175,35 @@ def test_regions_are_the_cells_of_a_frozen_resnet(make_project, random_resnet):
     )  # cached in half precision
 
 
+def test_an_efficientnet_is_trained_with_the_model(make_project):
+    folder = make_project(EFFICIENTNET | prefix_run_changes(training__max_steps=2))
+    classifier, _, dataset = train_classifier(mm_orient_corpus.write_meme_corpus(folder))
+    encoder, initial = classifier.model.image_encoder, EfficientNetLite0(1, grid=2)
+    weights = initial.last.state_dict()
+    changed = {
+        name for name, value in encoder.last.state_dict().items() if (value != weights[name]).any()
+    }
+    assert changed == {name for name, _ in encoder.last.named_parameters()}
+    initial.fit_normalization(dataset.images.regions)  # fitted to the train images
+    assert torch.equal(encoder.standardise.mean, initial.standardise.mean)
+    assert dataset.batch([0, 1])["regions"].shape == (2, *encoder.frozen.shape)
+    assert classifier.config["regions"] == [4, 1280] and classifier.frozen_modules() == []
+    assert classifier.config["parameters"]["trained"] > 700_000  # of the last block and convolution
+
+
+def test_an_efficientnet_has_its_own_learning_rate(make_project):
+    make_project(EFFICIENTNET | prefix_run_changes(image__lr_multiplier=0.25))
+    multipliers = mm_orient_checkpoint.lr_multipliers(load_run_config())
+    assert multipliers == {"image_encoder.": 0.25}
+
+
+def test_a_model_that_reads_no_regions_has_no_efficientnet(make_project):
+    folder = make_project(EFFICIENTNET | {"models.mm_orient.network.inputs": "text_only"})
+    classifier, model = save_trained_classifier(folder, mm_orient_corpus.write_meme_corpus(folder))
+    assert classifier.model.image_encoder is None and not classifier.reads_pixels
+    assert mm_orient_checkpoint.restore(model).model.image_encoder is None
+
+
 def test_region_features_are_keyed_by_the_requested_images(make_project, random_resnet):
     folder = make_project(RESNET)
     images, records, _ = mm_orient_corpus.write_meme_corpus(folder)
@@ -226,7 +258,12 @@ def test_minilm_rejects_texts_in_other_languages(make_project):
         ("text.max_subwords", 0, "mm_orient.text.max_subwords is 0: give 1 or more"),
         ("image.image_size", 32, "mm_orient.image.image_size is 32: give 33 or more"),
         ("image.grid_size", 0, "mm_orient.image.grid_size is 0: give 1 or more"),
-        ("image.encoder", "vgg", "image.encoder is 'vgg': choose one of patches | resnet18"),
+        (
+            "image.encoder",
+            "vgg",
+            "image.encoder is 'vgg': choose one of patches | efficientnet-lite0 | resnet18",
+        ),
+        ("image.num_tuned_blocks", 17, "mm_orient.image.num_tuned_blocks is 17: give 16 or less"),
     ],
 )
 def test_wrong_values_are_an_error_of_one_sentence(make_project, key, value, message):

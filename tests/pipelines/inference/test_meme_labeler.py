@@ -158,7 +158,7 @@ def test_a_task_with_the_name_of_a_column_gets_another_column(place):
     }
 
 
-@pytest.mark.parametrize("encoders", ["minilm", "learned", "resnet"])
+@pytest.mark.parametrize("encoders", ["minilm", "learned", "resnet18", "efficientnet-lite0"])
 def test_labels_with_own_encoders_are_those_of_the_stages(tmp_path, monkeypatch, encoders):
     """Also for texts that the aligned encoder does not support."""
     place = tmp_path / "project"
@@ -167,9 +167,10 @@ def test_labels_with_own_encoders_are_those_of_the_stages(tmp_path, monkeypatch,
         trained_mm_orient_project, "SPLITS", {"train": 5, "validation": 1, "test": 5}
     )
     changes = {"text": {"encoder": "minilm", "max_subwords": 16}}
-    if encoders == "resnet":
+    if encoders in ("resnet18", "efficientnet-lite0"):
         use_random_resnet(monkeypatch)
-        changes |= {"image": {"encoder": "resnet18", "image_size": 64, "grid_size": 2}}
+        image = {"encoder": encoders, "image_size": 64, "grid_size": 2}
+        changes |= {"image": image | {"num_tuned_blocks": 1, "lr_multiplier": 1.0}}
     languages = ("zh" if encoders == "learned" else "en",)
     trained_mm_orient_project.create_trained_project(place, monkeypatch, changes, languages)
     expected = {

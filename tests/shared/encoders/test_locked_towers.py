@@ -33,7 +33,7 @@ def save_encoder(folder, text_tower):
     projections = locked_towers.create_projections(text_tower.hidden_size, 8)
     torch.nn.init.normal_(projections.image_mean, std=0.01)
     torch.nn.init.normal_(projections.text_mean, std=0.01)
-    locked_towers.save(folder, projections, text_tower)
+    locked_towers.save(folder, projections, "minilm", text_tower.max_tokens)
     return projections
 
 
@@ -143,7 +143,7 @@ def test_new_projections_need_no_new_features(tmp_path, text_tower):
         (tmp_path / name).mkdir()
         projections = save_encoder(tmp_path / name, text_tower)
         torch.nn.init.normal_(projections.image.weight)
-        locked_towers.save(tmp_path / name, projections, text_tower)
+        locked_towers.save(tmp_path / name, projections, "minilm", text_tower.max_tokens)
         encoder = encoders.load_encoder(tmp_path / name)
         fingerprints.append((encoder.fingerprint, encoder.text_fingerprint))
     assert fingerprints[0] == fingerprints[1]
@@ -165,6 +165,16 @@ def test_an_encoder_loads_without_network(tmp_path, text_tower):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert result.stdout == "1 8\n", result.stderr
+
+
+def test_an_encoder_of_earlier_versions_has_minilm(tmp_path, text_tower):
+    save_encoder(tmp_path, text_tower)
+    file = tmp_path / encoders.CONFIG_NAME
+    config = json.loads(file.read_text())
+    del config["text_encoder"]
+    file.write_text(json.dumps(config))
+    encoder = encoders.load_encoder(tmp_path)
+    assert (encoder.languages, encoder.text_fingerprint) == (["en"], text_tower.text_fingerprint)
 
 
 @pytest.mark.parametrize("key", ["image_weights", "text_fingerprint"])

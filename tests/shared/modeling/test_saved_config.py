@@ -2,6 +2,8 @@
 
 import pytest
 
+from stages.models.mm_orient.checkpoint import MmOrientImageConfig
+from stages.models.muse.checkpoint import MuseImageConfig
 from stages.shared.core.config import build_config, read_params
 from stages.shared.modeling.registry import load_paper
 from stages.shared.modeling.saved_config import (
@@ -85,6 +87,17 @@ def test_the_encoders_of_an_old_classifier_have_the_keys_of_today():
         },
         "task_features": {"use_lexicon": True, "toxicity_model": "none", "max_subwords": 128},
     }
+
+
+@pytest.mark.parametrize("model", ["muse", "mm_orient"])
+def test_a_saved_image_encoder_has_the_keys_of_its_config_class(model):
+    """Those of params.yaml today, though they did not exist when it was saved."""
+    config_class = {"muse": MuseImageConfig, "mm_orient": MmOrientImageConfig}[model]
+    picture = {"encoder": "patches", "image_size": 224, "grid_size": 4}
+    picture |= {"weights": "none", "lr_multiplier": 0.5} if model == "muse" else {}
+    upgraded = upgrade_config({"model": model, "picture": picture})["picture"]
+    assert build_config(config_class, upgraded, "config.json").num_tuned_blocks == 1
+    assert upgraded.items() >= picture.items()
 
 
 def test_renamed_keys_keep_their_order_and_their_parents_have_new_names():

@@ -42,7 +42,11 @@ TINY = tiny_training.TinyEncoderTrainingConfig(
     schedule=SCHEDULE,
 )
 LOCKED = projections.LockedTowersConfig(
-    max_tokens=16, ridge_penalties=[0.1, 1.0], initial_temperature=0.07, schedule=SCHEDULE
+    text_encoder="minilm",
+    max_tokens=16,
+    ridge_penalties=[0.1, 1.0],
+    initial_temperature=0.07,
+    schedule=SCHEDULE,
 )
 CONFIG = align.AlignConfig(
     encoder="tiny",
@@ -188,7 +192,8 @@ def test_a_corpus_unusable_for_the_tiny_encoder_is_an_error(tmp_path, changes):
 
 
 def run_locked_towers(folder):
-    pair.main(EMBED, 16, "captions", folder / "ingest", folder / "clean", folder / "pairs/captions")
+    sources = folder / "ingest", folder / "clean"
+    pair.main(EMBED, "minilm", 16, "captions", *sources, folder / "pairs/captions")
     return run(folder, replace(CONFIG, encoder="efficientnet-lite0", corpora=["captions"]))
 
 
