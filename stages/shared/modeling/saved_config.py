@@ -89,6 +89,12 @@ TASK_FEATURE_KEYS = {
 
 # Keys of the section `picture` that earlier versions lacked, by model, with values of no effect.
 NEW_IMAGE_KEYS: dict[str, dict[str, Any]] = {"muse": {"num_tuned_blocks": 1}}
+# The same of generators, and of their section `network`.
+NEW_GENERATOR_KEYS: dict[str, dict[str, Any]] = {
+    "flexmuse": {"one_text": False},
+    "tippo": {"one_text": False},
+}
+NEW_NETWORK_KEYS: dict[str, dict[str, Any]] = {"flexmuse": {"max_images": 1}}
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,9 +110,17 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         for section, keys in renamed.items()
         if section in config
     }
+    model = config.get("model", "")
+    if "network" in config:
+        upgraded["network"] = add_keys(upgraded["network"], NEW_NETWORK_KEYS.get(model, {}))
     if "picture" in config:
-        upgraded["picture"] = NEW_IMAGE_KEYS.get(config["model"], {}) | upgraded["picture"]
-    return upgraded
+        upgraded["picture"] = NEW_IMAGE_KEYS.get(model, {}) | upgraded["picture"]
+    return add_keys(upgraded, NEW_GENERATOR_KEYS.get(model, {}))
+
+
+def add_keys(values: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`values` with those keys of `new` that it lacks at its end."""
+    return values | {key: value for key, value in new.items() if key not in values}
 
 
 def rename_keys(
