@@ -156,6 +156,7 @@ def collect_feature_rows(dataset: ChunkDataset | ArticleDataset) -> tuple[list[i
         for index in range(len(dataset))
         for chunk_images in dataset.get_images(index)
         for image in chunk_images
+        if image
     }
     index = features.text_index
     texts = {index[chunk["title"]] for chunk in chunks if chunk["title"] in index}

@@ -4,15 +4,21 @@ import pytest
 
 from stages.shared.core.config import build_config, read_params
 from stages.shared.modeling.registry import load_paper
-from stages.shared.modeling.saved_config import NETWORK_KEYS, rename_keys, upgrade_config
+from stages.shared.modeling.saved_config import (
+    NETWORK_KEYS,
+    NEW_GENERATOR_KEYS,
+    rename_keys,
+    upgrade_config,
+)
 from tests.support.earlier_version import restore_old_keys
 
 
 @pytest.mark.parametrize("model", NETWORK_KEYS)
 def test_an_old_network_becomes_one_of_today(model):
     network = read_params()["models"][model]["network"]
+    old = restore_old_keys({"model": model, "network": network, "shapes": {"patches": 4}})
     config = {"model": model, "network": network, "shapes": {"patches": 4}}
-    old = restore_old_keys(config)
+    config |= NEW_GENERATOR_KEYS.get(model, {})
     assert len(old["network"].keys() - network.keys()) > 5
     upgraded = upgrade_config(old)
     assert upgraded == config
@@ -22,7 +28,16 @@ def test_an_old_network_becomes_one_of_today(model):
 @pytest.mark.parametrize("model", NETWORK_KEYS)
 def test_a_config_of_today_is_left_as_it_is(model):
     config = {"model": model, "network": read_params()["models"][model]["network"]}
+    config |= NEW_GENERATOR_KEYS.get(model, {})
     assert upgrade_config(config) == config
+    assert upgrade_config(config | {"one_text": True})["one_text"]
+
+
+def test_a_generator_from_before_texts_about_several_images_reads_one_image():
+    network = read_params()["models"]["flexmuse"]["network"] | {"max_images": 1}
+    old = {name: value for name, value in network.items() if name != "max_images"}
+    upgraded = upgrade_config({"model": "flexmuse", "network": old})
+    assert upgraded == {"model": "flexmuse", "network": network, "one_text": False}
 
 
 def test_the_encoders_of_an_old_classifier_have_the_keys_of_today():
