@@ -98,9 +98,9 @@ class ChunkDataset:
         limits: LengthLimits,
     ):
         self.features, self.tokenizer, self.limits = features, tokenizer, limits
-        chunks = group_into_chunks(rows)
-        self.rows = [chunk[0] for chunk in chunks]
-        self.images = [[row["image"] for row in chunk[: limits.max_images]] for chunk in chunks]
+        self.items = group_into_chunks(rows)
+        self.rows = [item[0] for item in self.items]
+        self.images = [[row["image"] for row in item[: limits.max_images]] for item in self.items]
         self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode(row["text"]) for row in self.rows]
         titles = {row["title"] for row in rows}

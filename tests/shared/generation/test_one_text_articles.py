@@ -93,7 +93,7 @@ def test_a_text_about_several_images_has_no_excerpts():
 
 def test_flexmuse_reads_the_patches_of_all_images(tokenizer):
     dataset = build(ChunkDataset, tokenizer, 4)
-    assert len(dataset) == 3
+    assert len(dataset) == 3 and [len(item) for item in dataset.items] == [*SIZES]
     batch = dataset.batch([0, 1, 2])
     patches = torch.from_numpy(dataset.features.patches).float()
     assert batch["patches"].shape == (3, 16, 6)
