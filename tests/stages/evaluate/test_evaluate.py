@@ -77,17 +77,17 @@ def test_the_final_phase_is_at_the_top_level_and_sft_is_nested(place):
 
 
 def test_whole_articles_are_scored_beside_their_chunks(place):
-    """An article is two chunks of n tokens; SFT replaces one token in one of three articles.
+    """An article is two chunks of n tokens; SFT replaces two tokens (in, city) in one of three.
 
-    Its longest common subsequence with the reference has 2n - 1 of 2n tokens, which is precision,
-    recall and therefore F.
+    Its longest common subsequence with the reference has 2n - 2 of 2n tokens, which is precision,
+    recall and therefore F: 1 - 1 / n.
     """
     metrics = run(place)
     assert metrics["level"] == "chunk"
     assert metrics["by_article"]["items"] == 3 and metrics["by_article"]["rouge_l"] == 1
     n = len(tokenize_text(generator_outputs.make_sentence("city"), "words").split())
     sft = metrics["sft"]["by_article"]
-    assert sft["rouge_l"] == pytest.approx((2 + (2 * n - 1) / (2 * n)) / 3, abs=1e-6)
+    assert sft["rouge_l"] == pytest.approx((2 + 1 - 1 / n) / 3, abs=1e-6)
     assert {"meteor_exact_stem", "cider", "bert_score"} <= sft.keys()
     assert sft["measured_by"]["tokenizer"] == "en: words"
 
