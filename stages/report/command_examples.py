@@ -75,8 +75,7 @@ def build_written_article(
         return None
     generator = next((run for run in generators if run.kind == "articles"), generators[0])
     chunks = select_chunks(generator)
-    chunks = [chunk | {"images": list_images(generator, [chunk])} for chunk in chunks]
-    images = [image for chunk in chunks for image in chunk["images"]]
+    images = list_images(generator, chunks)
     files = loaders.load_images(data, generator.params["corpus"], set(images))
     paths = [
         save_pixels(files[image], folder, str(number))
@@ -88,7 +87,7 @@ def build_written_article(
         describe_chunks(generator.kind, title, len(images)),
         title,
         chunks[0]["language"],
-        chunks,
+        [{**chunk, "images": list_images(generator, [chunk])} for chunk in chunks],
         format_write_command(generator.name, title, paths),
         uses_sampling(generator),
         files,

@@ -116,7 +116,9 @@ def _load_generator_section(
             for row in scores
             if _is_test(row) and row["right"] is not None
         },
-        further_images=_load_further_images(data / "05_chunk" / params["corpus"]),
+        further_images=(
+            _load_further_images(data / "05_chunk" / params["corpus"]) if kind == "articles" else {}
+        ),
         ceilings=schemas.read_json(ceilings)["test"] if ceilings.exists() else {},
     )
 
