@@ -137,6 +137,7 @@ def main() -> None:
     params["classifiers"] = load_classifier_configs()
     check_corpora(params["corpora"])
     check_chunk_corpora(params["chunk"].corpora, params["align"].corpus, params["corpora"])
+    check_one_text_corpora(params["chunk"], params["corpora"])
     check_aligned_corpora(params["align"].encoder, params["align"].corpora, params["corpora"])
     check_meme_corpora(params["inpaint"].corpora, params["augment"].corpora, params["corpora"])
     require_rows("generators and classifiers", params["generators"] | params["classifiers"])
@@ -244,6 +245,15 @@ def check_chunk_corpora(chunked: list[str], aligned: str, corpora: dict[str, Cor
         require_choice("chunk.corpora", name, known, f"corpora of kind {' or '.join(kinds)}")
     require_choice("align.corpus", aligned, known, f"corpora of kind {' or '.join(kinds)}")
     require_choice("align.corpus", aligned, chunked, "chunk.corpora")
+
+
+def check_one_text_corpora(config: chunk.ChunkConfig, corpora: dict[str, CorpusConfig]) -> None:
+    """Raises InputError if chunk.one_text_corpora has a corpus without chunks or no articles."""
+    articles = [name for name in config.corpora if corpora[name].kind == "articles"]
+    for name in config.one_text_corpora:
+        require_choice(
+            "chunk.one_text_corpora", name, articles, "corpora of kind articles in chunk.corpora"
+        )
 
 
 def check_aligned_corpora(

@@ -1,9 +1,9 @@
-"""Cut records into chunks (an image with its text) and build the preference pairs of mscDPO.
+"""Cut records into chunks (a text with its images) and build the preference pairs of mscDPO.
 
 python -m stages.chunk --corpus CORPUS --clean CLEAN --output OUTPUT
 
 reads   CLEAN/records.parquet        CLEAN_RECORDS[kind] of stages/shared/core/schemas.py
-writes  OUTPUT/chunks.parquet        CHUNKS; `position` is that of the chunk's image in its record
+writes  OUTPUT/chunks.parquet        CHUNKS; `position` is that of the row's image in its record
         OUTPUT/pairs.parquet         PREFERENCE_PAIRS: one row per chunk of an article
         OUTPUT/similarities.parquet  SIMILARITIES between the chunks of an article
         OUTPUT/summary.json          chunks per split; counts of what was left out, by reason
@@ -13,6 +13,10 @@ belongs to the first one. In a row of consecutive images, therefore, the last on
 an image without text makes no chunk. Text before the first image is prepended to the text of that
 image, or dropped (chunk.leading_text). An article without images is one chunk without image, which
 the stage illustrate may fill in. Captions: one chunk per image, with its captions as references.
+
+The articles of a corpus in `chunk.one_text_corpora` have one text about all of their images, as in
+ArtMUSE (arXiv:2511.21698). Such an article is one chunk: the first row holds its whole text, and
+each further image follows in a row of its own without text and references. No image is left out.
 
 A position counts all images of the record from 0, those without text included, so that it denotes
 the same image as in the facts of the stage ingest. An image that makes no chunk leaves a gap.
@@ -53,6 +57,9 @@ class ChunkConfig:
     """The section `chunk`."""
 
     corpora: list[str] = Field(description="corpora that are cut into chunks")
+    one_text_corpora: list[str] = Field(
+        description="of these, articles with one text about all their images"
+    )
     leading_text: Literal["first", "drop"] = Field(
         description="text before the first image: prepend to its chunk, or drop"
     )
@@ -97,6 +104,21 @@ def chunk_article(record: dict, config: ChunkConfig) -> list[dict]:
     ]
 
 
+def chunk_one_text_article(record: dict, config: ChunkConfig) -> list[dict]:
+    """The CHUNKS rows of an article with one text: the text with the first image, then the others.
+
+    No row if the text is too short; one row without image if the article has no image.
+    """
+    text = PARAGRAPH_SEPARATOR.join(block["text"] for block in record["blocks"] if block["text"])
+    if not is_long_enough(text, config):
+        return []
+    images = [block["image"] for block in record["blocks"] if block["image"]] or [None]
+    return [
+        build_chunk(record, position, image, record["title"], [] if position else [text])
+        for position, image in enumerate(images)
+    ]
+
+
 def chunk_captions(record: dict, config: ChunkConfig) -> list[dict]:
     """The CHUNKS row of a captioned image, or no row if every caption is too short."""
     captions = [text for text in record["captions"] if is_long_enough(text, config)]
@@ -123,10 +145,19 @@ def count_omissions(record: dict, config: ChunkConfig) -> Counter:
     )
 
 
+def count_one_text_omissions(record: dict, rows: list[dict]) -> Counter:
+    """The same counts of an article with one text, and its images after the first."""
+    return Counter(
+        texts_too_short=int(not rows),
+        chunks_without_picture=sum(row["image"] is None for row in rows),
+        further_pictures=max(0, len(rows) - 1),
+    )
+
+
 def build_chunk(
     record: dict, position: int, image: str | None, title: str, references: list[str]
 ) -> dict:
-    """A CHUNKS row, whose text is the first reference."""
+    """A CHUNKS row, whose text is the first reference; a further image of a chunk has none."""
     return {
         "record": record["id"],
         "position": position,
@@ -134,7 +165,7 @@ def build_chunk(
         "language": record["language"],
         "title": title,
         "image": image,
-        "text": references[0],
+        "text": references[0] if references else "",
         "references": references,
     }
 
@@ -267,33 +298,44 @@ def build_summary(chunks: list[dict], counts: Counter) -> dict:
     }
 
 
-def main(config: ChunkConfig, kind: ChunkableKind, clean: Path, output: Path) -> None:
-    """Run the stage. Raises InputError if `clean` holds no records of this kind."""
+def main(
+    config: ChunkConfig, kind: ChunkableKind, clean: Path, output: Path, *, one_text: bool = False
+) -> None:
+    """Run the stage. Raises InputError if `clean` holds no records of this kind.
+
+    one_text: whether an article has one text about all its images
+    """
     records = schemas.read_parquet(clean / "records.parquet", schemas.CLEAN_RECORDS[kind])
-    chunks: list[dict] = []
+    rows: list[dict] = []
     similarities: list[dict] = []
     groups: list[list[dict]] = []
     counts: Counter = Counter()
     with atomic_output_dir(output) as folder:
         for record in progress_bar(records, "chunk"):
-            if kind == "articles":
-                rows = chunk_article(record, config)
-                similarities += build_similarity_rows(rows)
-                counts.update(count_omissions(record, config))
-                counts["articles_of_one_chunk"] += len(rows) == 1
-            else:
-                rows = chunk_captions(record, config)
-                num_kept = sum(len(chunk["references"]) for chunk in rows)
+            if kind == "captions":
+                record_rows = chunk_captions(record, config)
+                num_kept = sum(len(chunk["references"]) for chunk in record_rows)
                 counts["texts_too_short"] += len(record["captions"]) - num_kept
-            chunks += rows
-            counts["records_without_chunks"] += not rows
+            elif one_text:
+                record_rows = chunk_one_text_article(record, config)
+                counts.update(count_one_text_omissions(record, record_rows))
+            else:
+                record_rows = chunk_article(record, config)
+                counts.update(count_omissions(record, config))
+            if kind == "articles":
+                article = [row for row in record_rows if row["references"]]
+                similarities += build_similarity_rows(article)
+                counts["articles_of_one_chunk"] += len(article) == 1
+            rows += record_rows
+            counts["records_without_chunks"] += not record_rows
+        chunks = [row for row in rows if row["references"]]
         if kind == "articles":
             for split in SPLITS:
                 in_split = [chunk for chunk in chunks if chunk["split"] == split]
                 groups += build_groups(in_split, config)
         pairs, pair_counts = build_pairs(groups, config)
         counts.update(pair_counts)
-        schemas.write_parquet(folder / "chunks.parquet", chunks, schemas.CHUNKS)
+        schemas.write_parquet(folder / "chunks.parquet", rows, schemas.CHUNKS)
         schemas.write_parquet(folder / "pairs.parquet", pairs, schemas.PREFERENCE_PAIRS)
         schemas.write_parquet(folder / "similarities.parquet", similarities, schemas.SIMILARITIES)
         summary = json.dumps(build_summary(chunks, counts), indent=2)
@@ -303,7 +345,8 @@ def main(config: ChunkConfig, kind: ChunkableKind, clean: Path, output: Path) ->
 def cli(corpus: str, clean: Path, output: Path) -> None:
     """The command of this stage, as dvc.yaml runs it."""
     kind = load_config(ChunkableKind, "corpora", corpus, "kind")
-    main(load_config(ChunkConfig, "chunk"), kind, clean, output)
+    config = load_config(ChunkConfig, "chunk")
+    main(config, kind, clean, output, one_text=corpus in config.one_text_corpora)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,13 @@ def collect_feature_rows(dataset: ChunkDataset | ArticleDataset) -> tuple[list[i
     """The rows of images and of topics in the features that a dataset uses, each once."""
     features = dataset.features
     chunks = [chunk for index in range(len(dataset)) for chunk in dataset.get_chunks(index)]
-    images = {features.image_index[chunk["image"]] for chunk in chunks}
+    images = {
+        features.image_index[image]
+        for index in range(len(dataset))
+        for chunk_images in dataset.get_images(index)
+        for image in chunk_images
+        if image
+    }
     index = features.text_index
     texts = {index[chunk["title"]] for chunk in chunks if chunk["title"] in index}
     return sorted(images), sorted(texts)
@@ -172,7 +178,11 @@ def main(
             )
             generators.save_generator(generator, folder / "model", encoder)
             history.write_history(folder / "history.csv", steps)
-        counts = {"texts": len(dataset), "texts_cut": dataset.num_truncated}
+        counts = {
+            "texts": len(dataset),
+            "texts_cut": dataset.num_truncated,
+            "images_cut": dataset.num_images_cut,
+        }
         tracked.log_metrics(counts, config.run.sft.max_steps)
         tracked.log_artifact_hash(output / "model", "model")
         tracked.log_model(output / "model", "model")

@@ -11,6 +11,7 @@ import os
 from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,8 @@ def main(options: Namespace) -> None:
         generator = load_generator(folder, options.model)
         check_topic(inputs, generator)
         inputs = add_illustrations(inputs, options.backend, run, generation.seed)
-        num_texts = format_count(max(1, len(inputs.images)), "text")
+        count = 1 if generator.writes_one_text else max(1, len(inputs.images))
+        num_texts = format_count(count, "text")
         print(f"Writing {num_texts} with {name}", flush=True)
         texts = generate_texts(generator, inputs, generation)
         model = {
@@ -234,18 +236,19 @@ def compose_article(
 ) -> article_export.GeneratedArticle:
     """The article, with generated texts cleaned like training texts."""
     chunks = []
-    for number, text in enumerate(texts, start=1):
-        image = None
-        if inputs.images:
-            source = inputs.images[number - 1]
-            image = article_export.encode_image(
-                source.content,
-                number,
-                source.provenance,
-                source.name,
-                settings.max_image_size,
-                settings.max_pixelated_size,
-            )
+    # A text about all images stands with the first one.
+    for number, (text, source) in enumerate(zip_longest(texts, inputs.images), start=1):
+        image = source and article_export.encode_image(
+            source.content,
+            number,
+            source.provenance,
+            source.name,
+            settings.max_image_size,
+            settings.max_pixelated_size,
+        )
+        if text is None:
+            chunks.append(article_export.ArticleChunk("", image, None, None))
+            continue
         topic_passed = None if text.topic_gate is None else text.topic_gate > 0
         chunks.append(
             article_export.ArticleChunk(

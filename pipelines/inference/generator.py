@@ -51,13 +51,20 @@ class ArticleGenerator:
         """Whether the model was trained on topics; a caption model was not."""
         return self.generator.config["topics"]
 
+    @property
+    def writes_one_text(self) -> bool:
+        """Whether the model writes one text about all images of an article, or one for each."""
+        return self.generator.config["one_text"]
+
     def generate(
         self, articles: list[list[GenerationInput]], generation: GenerationConfig
     ) -> list[list[GeneratedText]]:
         """One text for each input; equal arguments give equal texts.
 
         The inputs of an article are its images in order, with one topic. A model of whole articles
-        generates their texts together. Topics are ignored if the model was trained without them.
+        generates their texts together; a model that was trained on articles with one text
+        generates one for all inputs of an article. Topics are ignored if the model was trained
+        without them.
         """
         rows, images = self._build_chunk_rows(articles)
         topics = sorted({row["title"] for row in rows if row["title"]})
@@ -73,8 +80,11 @@ class ArticleGenerator:
             if isinstance(output, GatedEncoderOutput):
                 gates = output.gate.tolist()
             for index, texts, gate in zip(indices, generated.texts, gates, strict=True):
-                for row, text in zip(dataset.get_chunks(index), texts, strict=True):
-                    sigma = compute_similarity(features, row["image"], row["title"])
+                chunks = zip(
+                    dataset.get_chunks(index), dataset.get_images(index), texts, strict=True
+                )
+                for row, chunk_images, text in chunks:
+                    sigma = compute_similarity(features, chunk_images, row["title"])
                     result = GeneratedText(text, sigma, gate if row["title"] else None)
                     results[int(row["record"])].append(result)
         return results
@@ -89,7 +99,8 @@ class ArticleGenerator:
                 name = item.image and sha256(item.image).hexdigest()
                 title = item.topic if item.topic and self.uses_topics else ""
                 row = {"record": str(number), "position": position, "title": title, "image": name}
-                rows.append(row | {"text": ""})
+                has_text = position == 0 or not self.writes_one_text
+                rows.append(row | {"text": "", "references": [""] if has_text else []})
                 if name:
                     images[name] = item.image
         return rows, images

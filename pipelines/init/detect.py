@@ -53,7 +53,8 @@ class IngestSample:
     """What ingest makes of a folder.
 
     num_rows: of the whole source. splits: of its rows, None where ingest assigns one. languages,
-    num_images, color_shares: of the records of the sample.
+    num_images, color_shares: of the records of the sample. has_one_text: most articles with several
+    images have one text.
     """
 
     num_rows: int
@@ -65,6 +66,7 @@ class IngestSample:
     num_images: int
     color_shares: list[float]
     has_text: bool
+    has_one_text: bool
 
     @property
     def has_photographs(self) -> bool:
@@ -268,7 +270,18 @@ def read_sample(
         num_images=len(shares),
         color_shares=shares,
         has_text=kind != "memes" or any(record["text"] for record in records),
+        has_one_text=kind == "articles" and have_one_text(records),
     )
+
+
+def have_one_text(articles: list[dict]) -> bool:
+    """Whether most articles with several images have a single text."""
+    counts = Counter(
+        sum(block["text"] is not None for block in article["blocks"]) == 1
+        for article in articles
+        if sum(block["image"] is not None for block in article["blocks"]) > 1
+    )
+    return counts[True] > counts[False]
 
 
 def describe_misfit(rejected: list[dict], num_rows: int) -> str:

@@ -100,6 +100,8 @@ def plan_project(
             f"corpora: {synthetic} holds synthetic captions; align.corpus needs captions or "
             "articles with images in English"
         )
+    if any(each.sample.has_one_text for each in corpora):
+        lines.append("articles: one text about all images of an article, chunk.one_text_corpora")
     if any(not each.sample.has_text for each in corpora):
         lines.append(
             "texts of memes: recognized by inpaint.ocr; embed.min_supported_fraction is 0, so that "
@@ -270,6 +272,11 @@ def edit_references(
     chunked = [kind for kind in ("articles", "captions") if kind in kinds]
     memes = [each for each in corpora if each.kind == "memes"]
     editor.set("chunk.corpora", [*chunked, *filter(None, [synthetic])])
+    one_text = [each.kind for each in corpora if each.sample.has_one_text]
+    editor.set("chunk.one_text_corpora", one_text)
+    if one_text:
+        max_images = editor.get("models.tippo.network.max_images")
+        editor.set("models.flexmuse.network.max_images", max_images)
     editor.set("align.corpus", synthetic or choose_align_corpus(corpora))
     editor.set("align.encoder", locked_towers.KIND if aligned else "tiny")
     editor.set("align.corpora", aligned)

@@ -85,7 +85,8 @@ def select_examples(chunks: list[dict], split: str, languages: list[str]) -> lis
     """
     examples: dict[str, str] = {}
     for chunk in chunks:
-        if chunk["split"] == split and chunk["image"] and chunk["language"] in languages:
+        is_pair = chunk["image"] and chunk["text"]
+        if chunk["split"] == split and is_pair and chunk["language"] in languages:
             examples.setdefault(chunk["image"], (chunk["references"] or [chunk["text"]])[0])
     return sorted(examples.items())
 

@@ -10,6 +10,9 @@ writes  OUTPUT/metrics.json     the final phase at the top level; if that is the
         OUTPUT/items.parquet    the scores of each generated text
         OUTPUT/rewards.parquet  the rewards of at most `max_reward_samples` articles per split
 
+Text scores compare each chunk with its references (`level`: chunk). Where an article has several
+chunks, `by_article` has the same scores of whole articles, the concatenation of their chunks.
+
 Metrics are computed on the test split with both inputs, except for `validation` (cheap metrics, to
 select settings by), `single_modality` (the same weights with only the topic or only the image) and
 `foils`. `gain` is the change by the preference phase, over pairs of the same article or chunk in
@@ -198,10 +201,13 @@ def score_test(
     metrics: dict[str, Any] = {
         "items": len(rows),
         "records": len({row["record"] for row in rows}),
+        "level": "chunk",
         **text_scores.summarize_scores(scores),
         "measured_by": text_scores.describe_scorers(rows, tokenizers, scores),
         **compared,
     }
+    if len(rows) > metrics["records"]:
+        metrics["by_article"] = score_articles(rows, tokenizers, meteor_jar, config)
     extra_scores = text_scores.compute_extra_tokenizer_scores(rows, config.tokenizers, meteor_jar)
     metrics |= {"by_tokenizer": extra_scores} if extra_scores else {}
     if truth is None:
@@ -215,6 +221,28 @@ def score_test(
         for inputs, ceiling in ceilings.items()
     }
     return metrics, build_item_rows(rows, scores, grounding)
+
+
+def score_articles(
+    rows: list[dict],
+    tokenizers: dict[str, TokenizerName],
+    meteor_jar: MeteorJar,
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    """The text scores of whole articles, the concatenation of their chunks.
+
+    rows: predictions of the test chunks
+    """
+    articles = reward_gains.collect_articles(rows, len(rows))
+    scores = text_scores.compute_token_scores(articles, tokenizers, meteor_jar)
+    scores["bert_score"] = text_scores.compute_sampled_bert_score(
+        articles, config.max_bertscore_samples
+    )
+    return {
+        "items": len(articles),
+        **text_scores.summarize_scores(scores),
+        "measured_by": text_scores.describe_scorers(articles, tokenizers, scores),
+    }
 
 
 def score_validation(

@@ -12,7 +12,7 @@ from stages.evaluate.text_metrics import CorpusScore, MeteorJar, TokenizedPredic
 from stages.shared.data.tokenization import TokenizerName, tokenize_text
 from stages.shared.metrics.common import evenly_spaced_indices
 
-PredictionRows = list[dict]  # of PREDICTIONS
+PredictionRows = list[dict]  # of PREDICTIONS, or articles of reward_gains.collect_articles
 DEFAULT_TOKENIZER: TokenizerName = "words"  # for languages that are not in `evaluate.tokenizers`
 
 

@@ -94,11 +94,10 @@ def build_prediction_rows(
     if isinstance(output, GatedEncoderOutput):
         gates = output.gate.tolist()
     for index, texts, gate in zip(indices, generation.texts, gates, strict=True):
-        for chunk, text in zip(dataset.get_chunks(index), texts, strict=True):
+        chunks = zip(dataset.get_chunks(index), dataset.get_images(index), texts, strict=True)
+        for chunk, images, text in chunks:
             key = {name: chunk[name] for name in schemas.CHUNKS.names if name != "text"}
-            sigma = chunk_dataset.compute_similarity(
-                dataset.features, chunk["image"], chunk["title"]
-            )
+            sigma = chunk_dataset.compute_similarity(dataset.features, images, chunk["title"])
             masked = None
             if gate is not None and chunk["title"] and inputs != "picture":
                 masked = 1 - gate
@@ -240,7 +239,9 @@ def predict_phase(
                 if not has_traces:
                     continue
                 tables["fusions"] += attention_traces.build_fusion_rows(
-                    [dataset.get_chunks(i)[0] for i in indices], generation
+                    [dataset.get_chunks(i)[0] for i in indices],
+                    generation,
+                    generator.model.shapes.patches,
                 )
                 places = [place for place, i in enumerate(indices) if i in attention_items]
                 if places:
@@ -266,7 +267,7 @@ def build_baseline_rows(
 
     train_rows: the chunks that the generator learned from
     """
-    max_chunks = generator.limits.max_images
+    max_chunks = min(generator.limits.max_images, generator.model.network.max_paragraphs)
     retrieved, omitted = baselines.retrieve_texts(
         rows, train_rows, features, max_chunks, num_neighbors
     )

@@ -18,6 +18,7 @@ def build_gate_rows(
 ) -> list[dict]:
     """Rows of GATES: the gate of training and that of generation for each chunk.
 
+    chunks: rows of CHUNKS
     The decisions are sampled here with `seed`; those of training are sampled anew at each step. A
     paper without a gate has no rows.
     """
@@ -25,9 +26,13 @@ def build_gate_rows(
     if not has_gate(paper) or not isinstance(model, GatedModel):
         return []
     network = model.network
+    grouped = chunk_dataset.group_into_chunks(chunks)
+    chunks = [rows[0] for rows in grouped]
     similarities = [
-        chunk_dataset.compute_similarity(features, chunk["image"], chunk["title"])
-        for chunk in chunks
+        chunk_dataset.compute_similarity(
+            features, [row["image"] for row in part[: network.max_images]], part[0]["title"]
+        )
+        for part in grouped
     ]
     has_both = [bool(chunk["title"]) and chunk["image"] in features.image_index for chunk in chunks]
     sigma = torch.tensor([value or 0.0 for value in similarities])  # as in a batch
@@ -47,10 +52,11 @@ def build_gate_rows(
     return rows
 
 
-def build_fusion_rows(chunks: list[dict], generation: Generation) -> list[dict]:
+def build_fusion_rows(chunks: list[dict], generation: Generation, num_patches: int) -> list[dict]:
     """Rows of FUSIONS for the chunks of a batch, without the phase.
 
-    A paper without a gate and a concatenation have no rows.
+    A paper without a gate and a concatenation have no rows. Of several images, the patches of the
+    first one are measured.
     Entropy and spread are null if the topic is masked, because its attention is then uniform by
     design, and if it has a single token.
     """
@@ -59,8 +65,8 @@ def build_fusion_rows(chunks: list[dict], generation: Generation) -> list[dict]:
         return []
     if output.correlation is None or output.attention is None:
         return []
-    correlation = _to_numpy(output.correlation.mean(1)).astype(np.float16)
-    attention_maps = _remove_padding(output.attention, output.topic_mask)
+    correlation = _to_numpy(output.correlation[:, :num_patches].mean(1)).astype(np.float16)
+    attention_maps = _remove_padding(output.attention[:, :num_patches], output.topic_mask)
     for place, (chunk, weights) in enumerate(zip(chunks, attention_maps, strict=True)):
         is_measured = weights.shape[1] > 1 and output.gate[place].item() > 0
         entropy = float(attention.normalized_entropy(weights).mean()) if is_measured else None
@@ -82,7 +88,7 @@ def build_attention_rows(
     indices: list[int],
     generation: Generation,
 ) -> list[dict]:
-    """Rows of ATTENTIONS for the chunks at `indices`, without the phase.
+    """Rows of ATTENTIONS for the chunks at `indices`, without the phase; of their first image.
 
     Takes one pass of the decoder over the generated texts. A paper without a gate has no rows.
     """
@@ -93,7 +99,8 @@ def build_attention_rows(
         decoder_weights = _to_numpy(model.attention_maps(output, generation.token_ids))  # (B, Y, P)
     fusion_weights = [None] * len(indices)  # of a concatenation
     if output.attention is not None:
-        fusion_weights = _remove_padding(output.attention, output.topic_mask)
+        first_image = output.attention[:, : model.shapes.patches]
+        fusion_weights = _remove_padding(first_image, output.topic_mask)
     end = generator.tokenizer.eos_token_id
     for place, (index, weights) in enumerate(zip(indices, fusion_weights, strict=True)):
         (chunk,) = dataset.get_chunks(index)

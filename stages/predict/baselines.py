@@ -15,16 +15,17 @@ References of the test items are never read.
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import repeat
 from random import Random
 
 import numpy as np
 
 from stages.shared.data.tokenization import tokenize_text
 from stages.shared.features.store import Features
-from stages.shared.generation.article_dataset import group_into_articles
+from stages.shared.generation.chunk_dataset import group_into_articles, has_text
 
 Item = list[dict]  # rows of CHUNKS
-Texts = list[str]  # of the chunks of an item
+Texts = list[str]  # of the rows of an item; "" of a further image of a text
 NO_TOPIC = "no test item or no train item has a topic"
 NO_IMAGE = "no test item has an image"
 ONE_RECORD = "fewer than two test records have images"
@@ -143,8 +144,9 @@ def take_texts(texts: Texts, item: Item) -> Texts:
 
 
 def list_references(item: Item) -> list[Texts]:
-    """The reference texts of a train item, each a text by chunk."""
-    return [[*texts] for texts in zip(*(row["references"] for row in item), strict=False)]
+    """The reference texts of a train item, each a text by row."""
+    references = (row["references"] if has_text(row) else repeat("") for row in item)
+    return [[*texts] for texts in zip(*references, strict=False)]
 
 
 def retrieve_texts(
@@ -187,6 +189,7 @@ def retrieve_texts(
         for baseline, by_item in texts.items()
         for item, item_texts in zip(items, by_item, strict=True)
         for row, text in zip(item, item_texts, strict=True)
+        if has_text(row)
     ]
     return results, omitted
 

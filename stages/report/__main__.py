@@ -216,8 +216,8 @@ def draw_attention_views(
     for number, article in enumerate(articles, start=1):
         for chunk in article["chunks"]:
             key = chunk["key"]
-            if key in rows and chunk["image"] in files:
-                image = image_store.decode_image(files[chunk["image"]])
+            if key in rows and chunk["images"][0] in files:
+                image = image_store.decode_image(files[chunk["images"][0]])
                 image.thumbnail((config.attention_map_size, config.attention_map_size))
                 example = attention_maps.AttentionExample(
                     rows[key], image, crop_fraction, boxes.get(key, {}), image_slots
@@ -237,7 +237,13 @@ def build_generator_context(
     articles = generator.select_articles(
         config.num_examples, attention_maps.load_attended_records(predictions)
     )
-    hashes = {chunk["image"] for article in articles for chunk in article["chunks"]} - {None}
+    hashes = {
+        image
+        for article in articles
+        for chunk in article["chunks"]
+        for image in chunk["images"]
+        if image
+    }
     files = loaders.load_images(data, corpus, hashes)
     images = save_images(files, folder, config)
     attention_data = attention_maps.load_attention_data(predictions)

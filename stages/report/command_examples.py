@@ -37,7 +37,7 @@ class WrittenArticle:
     description: str  # of its inputs
     title: str  # the topic; "" of a caption
     language: str
-    chunks: list[dict]  # PREDICTIONS of the final phase
+    chunks: list[dict]  # PREDICTIONS of the final phase, with `images` of each
     command: str
     is_sampled: bool  # the command then writes another text
     files: dict[str, bytes]  # image files by SHA-256
@@ -75,7 +75,7 @@ def build_written_article(
         return None
     generator = next((run for run in generators if run.kind == "articles"), generators[0])
     chunks = select_chunks(generator)
-    images = [chunk["image"] for chunk in chunks if chunk["image"]]
+    images = list_images(generator, chunks)
     files = loaders.load_images(data, generator.params["corpus"], set(images))
     paths = [
         save_pixels(files[image], folder, str(number))
@@ -87,7 +87,7 @@ def build_written_article(
         describe_chunks(generator.kind, title, len(images)),
         title,
         chunks[0]["language"],
-        chunks,
+        [{**chunk, "images": list_images(generator, [chunk])} for chunk in chunks],
         format_write_command(generator.name, title, paths),
         uses_sampling(generator),
         files,
@@ -101,12 +101,20 @@ def select_chunks(generator: GeneratorSection) -> list[dict]:
         if row["phase"] == generator.metrics["phase"]:
             articles.setdefault(row["record"], []).append(row)
     fitting = (
-        rows
-        for rows in articles.values()
-        if sum(row["image"] is not None for row in rows) in NUM_IMAGES
+        rows for rows in articles.values() if len(list_images(generator, rows)) in NUM_IMAGES
     )
     rows = next(fitting, None) or min(articles.values(), key=len)
     return sorted(rows, key=lambda row: row["position"])
+
+
+def list_images(generator: GeneratorSection, chunks: list[dict]) -> list[str]:
+    """The images of an article in order."""
+    return [
+        image
+        for chunk in chunks
+        for image in [chunk["image"], *generator.get_further_images(chunk)]
+        if image
+    ]
 
 
 def describe_chunks(kind: str, title: str, num_images: int) -> str:

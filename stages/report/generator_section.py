@@ -21,7 +21,12 @@ SKILL_LABELS = {
     "skill": ("Skill", "(0: best from one modality alone, 1: best from both)"),
     "share_of_ceiling": ("Share of ceiling", "(1: the best possible from the image)"),
 }
-INPUT_LABELS = {"topic": "topic only", "picture": "image only", "both": "topic and image"}
+INPUT_LABELS = {
+    "topic": "topic only",
+    "first_picture": "first image only",
+    "picture": "image only",
+    "both": "topic and image",
+}
 GATE_AND_FUSION_LABELS = {  # path in the metrics of a phase -> row of the table
     "gate.train.mask_rate": "share of topics masked in training",
     "gate.predict.mask_rate": "share of topics masked in generation",
@@ -55,6 +60,7 @@ class GeneratorSection:
     slot_results: dict[
         tuple[str, int, str], tuple[list[str], list[str]]
     ]  # (record, position, phase) -> correct and wrong slots
+    further_images: dict[tuple[str, int], list[str]]  # (record, position) -> after its first image
     ceilings: dict[str, dict]  # of the test split: inputs -> expected | realised -> slot or total
 
     @cached_property
@@ -138,11 +144,15 @@ class GeneratorSection:
     def text_score_rows(self) -> list[dict[str, Any]]:
         """Rows of the text scores: label, values by phase, and what computed them.
 
-        First with the main tokenizer, then with each further tokenizer, then the rewards.
+        First with the main tokenizer, then of whole articles, then with each further tokenizer,
+        then the rewards.
         """
         rows = self._score_rows(
             {name: name for name in TEXT_SCORE_LABELS}, TEXT_SCORE_LABELS, "measured_by"
         )
+        labels = {name: f"{label}, whole articles" for name, label in TEXT_SCORE_LABELS.items()}
+        paths = {name: f"by_article.{name}" for name in TEXT_SCORE_LABELS}
+        rows += self._score_rows(paths, labels, "by_article.measured_by")
         for tokenizer in self.metrics.get("by_tokenizer", {}):
             block = f"by_tokenizer.{tokenizer}"
             labels = {name: f"{label}, {tokenizer}" for name, label in TEXT_SCORE_LABELS.items()}
@@ -263,7 +273,7 @@ class GeneratorSection:
         chunks = [
             {
                 "key": (record, chunk["position"]),
-                "image": chunk["image"],
+                "images": [chunk["image"], *self.get_further_images(chunk)],
                 "references": chunk["references"],
                 "texts": [
                     self._build_text(row) for row in rows if row["position"] == chunk["position"]
@@ -280,6 +290,10 @@ class GeneratorSection:
             "language": first["language"],
             "chunks": chunks,
         }
+
+    def get_further_images(self, row: dict) -> list[str]:
+        """The images of a chunk after its first; empty unless its text is about several images."""
+        return self.further_images.get((row["record"], row["position"]), [])
 
     def _build_text(self, row: dict) -> dict[str, Any]:
         key = (row["record"], row["position"], row["phase"])

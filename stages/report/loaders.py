@@ -116,8 +116,23 @@ def _load_generator_section(
             for row in scores
             if _is_test(row) and row["right"] is not None
         },
+        further_images=(
+            _load_further_images(data / "05_chunk" / params["corpus"]) if kind == "articles" else {}
+        ),
         ceilings=schemas.read_json(ceilings)["test"] if ceilings.exists() else {},
     )
+
+
+def _load_further_images(folder: Path) -> dict[tuple[str, int], list[str]]:
+    """(record, position) of a chunk about several images -> those after its first one."""
+    images: dict[tuple[str, int], list[str]] = {}
+    key = ("", 0)
+    for row in schemas.read_parquet(folder / "chunks.parquet", schemas.CHUNKS):
+        if row["references"]:
+            key = row["record"], row["position"]
+        else:
+            images.setdefault(key, []).append(row["image"])
+    return images
 
 
 def _is_test(row: dict) -> bool:

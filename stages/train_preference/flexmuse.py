@@ -189,8 +189,10 @@ def train(
     validation = GroupDataset(generator, rows, features, pairs, store, max_sequences)
     if not len(validation):  # a small corpus: validate on the training groups
         validation = dataset
-    monitored_rows = validation.chunks.rows[: run.quality_monitor.max_eval_samples]
-    monitored = generator.build_dataset(monitored_rows, features)
+    monitored_chunks = validation.chunks.items[: run.quality_monitor.max_eval_samples]
+    monitored = generator.build_dataset(
+        [row for rows in monitored_chunks for row in rows], features
+    )
 
     def loss(model: flexmuse.Model, batch: Batch) -> LossTerms:
         return flexmuse.preference_loss(model, batch, batch["reference"], config.objective)

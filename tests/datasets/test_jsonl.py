@@ -59,6 +59,12 @@ def test_the_reference_is_used_only_if_no_chunk_has_a_text():
     assert "whole" not in parsed.blocks
 
 
+def test_images_of_an_article_with_one_text_may_be_a_list():
+    parsed = parse_row({"title": "T", "images": ["a.jpg", "b.jpg"], "reference": "whole"})
+    images = [ImageFile("a.jpg", FOLDER), ImageFile("b.jpg", FOLDER)]
+    assert parsed == ArticleRecord(source="a.jsonl:3", title="T", blocks=[*images, "whole"])
+
+
 @pytest.mark.parametrize(
     ("fields", "captions"),
     [
@@ -102,6 +108,12 @@ def test_a_tweet_and_a_post_with_all_and_with_required_fields():
         ({"title": 5}, "articles", "wrong field: title: "),
         ({"chunks": "a"}, "articles", "wrong field: chunks: "),
         ({"chunks": [{"text": "a"}, {"text": ["b"]}]}, "articles", "wrong field: chunks.1.text: "),
+        ({"images": ["a", 1]}, "articles", "wrong field: images.1: "),
+        (
+            {"images": ["a"], "chunks": [{"text": "b"}]},
+            "articles",
+            "wrong field: the line: Value error, chunks and images are both given",
+        ),
         ({"split": "training"}, "articles", "wrong field: split: Input should be 'train'"),
         ({"caption": "a"}, "captions", "wrong field: image: Field required"),
         ({"image": "a.jpg", "captions": [1]}, "captions", "wrong field: captions.0: "),

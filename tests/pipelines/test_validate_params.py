@@ -105,6 +105,13 @@ def test_a_chunked_corpus_must_exist(params):
     assert error_of(params).startswith("params.yaml: chunk.corpora is 'memes', none of the corpora")
 
 
+@pytest.mark.parametrize("corpus", ["captions", "recipes"])
+def test_only_chunked_articles_have_one_text_about_all_images(params, corpus):
+    params["chunk"]["one_text_corpora"] = ["articles", corpus]
+    message = f"chunk.one_text_corpora is '{corpus}', none of the corpora of kind articles"
+    assert error_of(params).startswith(f"params.yaml: {message}")
+
+
 def test_a_run_without_any_usable_corpus_is_reported(params):
     del params["corpora"]["articles"]
     params["chunk"]["corpora"].remove("articles")

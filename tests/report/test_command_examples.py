@@ -39,7 +39,7 @@ def make_generator(num_images: list[int], **changes) -> GeneratorSection:
         for position in reversed(range(count))
     ]
     values = {"params": {}, "metrics": {"phase": "preference"}, "predictions": predictions}
-    empty = {"histories": {}, "slot_results": {}, "ceilings": {}}
+    empty = {"histories": {}, "slot_results": {}, "further_images": {}, "ceilings": {}}
     return GeneratorSection(name="muse", kind="articles", **values | empty | changes)
 
 

@@ -12,6 +12,7 @@ from stages.chunk import (
     build_similarity_rows,
     chunk_article,
     chunk_captions,
+    chunk_one_text_article,
     compute_similarities,
     count_omissions,
     deal_into_groups,
@@ -25,6 +26,7 @@ from stages.shared.core import schemas
 
 CONFIG = ChunkConfig(
     corpora=["articles"],
+    one_text_corpora=[],
     leading_text="first",
     min_characters=2,
     rejected_from="article",
@@ -371,3 +373,81 @@ def test_a_text_is_never_its_own_rejected_text():
     band = replace(CONFIG, max_similarity=1.0)
     similarities = np.array([[1.0, 0.5, 1.0], [0.5, 1.0, 0.5], [1.0, 0.5, 1.0]], np.float32)
     assert mask_similarity_band(similarities, band).tolist() == (~np.eye(3, dtype=bool)).tolist()
+
+
+def run_one_text(tmp_path, *records, config=CONFIG):
+    schemas.write_parquet(
+        tmp_path / "in" / "records.parquet", list(records), schemas.CLEAN_RECORDS["articles"]
+    )
+    main(config, "articles", tmp_path / "in", tmp_path / "out", one_text=True)
+    return (
+        schemas.read_parquet(tmp_path / "out" / "chunks.parquet", schemas.CHUNKS),
+        schemas.read_parquet(tmp_path / "out" / "pairs.parquet", schemas.PREFERENCE_PAIRS),
+        json.loads((tmp_path / "out" / "summary.json").read_text()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "images", "text"),
+    [
+        (["<a>", "<b>", "<c>", "whole"], ["a", "b", "c"], "whole"),
+        (["zero", "<a>", "one", "<b>"], ["a", "b"], "zero\n\none"),
+        (["<a>", "whole"], ["a"], "whole"),
+        (["one", "two"], [None], "one\n\ntwo"),
+    ],
+)
+def test_an_article_with_one_text_is_one_chunk_with_all_its_images(parts, images, text):
+    rows = chunk_one_text_article(article(*parts), CONFIG)
+    assert [(row["position"], row["image"]) for row in rows] == list(enumerate(images))
+    assert [row["text"] for row in rows] == [text] + [""] * (len(images) - 1)
+    assert [row["references"] for row in rows] == [[text]] + [[]] * (len(images) - 1)
+
+
+def test_an_article_with_one_text_keeps_every_image_and_text_in_order():
+    random = Random(0)
+    for _ in range(300):
+        names = [f"<{i}>" if random.random() < 0.6 else f"text {i}" for i in range(8)]
+        images = [name[1:-1] for name in names if name.startswith("<")]
+        texts = [name for name in names if not name.startswith("<")]
+        rows = chunk_one_text_article(article(*names), CONFIG)
+        assert [row["image"] for row in rows] == (images or [None] if texts else [])
+        assert "".join(row["text"] for row in rows) == "\n\n".join(texts)
+        assert [len(row["references"]) for row in rows] == [1, 0, 0, 0, 0, 0, 0, 0][: len(rows)]
+
+
+def test_articles_with_one_text_are_counted_and_compared_with_each_other(tmp_path):
+    records = [
+        {**article("<a>", "<b>", "<c>", "red cat"), "id": "r"},
+        {**article("<d>", "<e>", "red dog"), "id": "s"},
+        {**article("<f>", "x"), "id": "t"},
+        {**article("no image"), "id": "u", "split": "test"},
+    ]
+    rows, pairs, summary = run_one_text(tmp_path, *records)
+    assert [(row["record"], row["position"]) for row in rows] == [
+        ("r", 0),
+        ("r", 1),
+        ("r", 2),
+        ("s", 0),
+        ("s", 1),
+        ("u", 0),
+    ]
+    assert summary == {
+        "chunks": {"train": 2, "validation": 0, "test": 1},
+        "articles_of_one_chunk": 3,
+        "chunks_without_picture": 1,
+        "further_pictures": 3,
+        "groups": 1,
+        "pairs": 2,
+        "pairs_above_cap": 0,
+        "pairs_outside_band": 0,
+        "records_without_chunks": 1,
+        "texts_too_short": 1,
+    }
+    keys = [(pair["record"], pair["position"], pair["rejected"]) for pair in pairs]
+    assert sorted(keys) == [("r", 0, [1]), ("s", 0, [0]), ("u", 0, [])] or sorted(keys) == [
+        ("r", 0, [0]),
+        ("s", 0, [1]),
+        ("u", 0, []),
+    ]
+    config = replace(CONFIG, single_chunk_articles="skip")
+    assert run_one_text(tmp_path, *records, config=config)[2]["pairs"] == 0

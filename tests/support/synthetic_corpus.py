@@ -13,6 +13,7 @@ SYNTHETIC_CONFIG = SyntheticConfig(
     train=120,
     validation=60,
     test=120,
+    article_style="chunks",
     captions_per_image=2,
     caption_ratio=0.5,
     tweet_ratio=0.75,

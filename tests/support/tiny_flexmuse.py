@@ -30,6 +30,7 @@ def build_model_config(**changes) -> ModelConfig:
     values = {
         "d_model": 16,
         "max_topic_tokens": 8,
+        "max_images": 1,
         "sigma_map": "raw",
         "sigma_min": 0.0,
         "sigma_max": 1.0,

@@ -109,6 +109,15 @@ def jsonl_articles(folder: Path) -> Path:
     return folder
 
 
+def jsonl_one_text_articles(folder: Path) -> Path:
+    images = [f"{number}.jpg" for number in range(3)]
+    for number, image in enumerate(images):
+        write_photograph(folder / image, number)
+    rows = [{"title": sentence(n), "images": images, "reference": sentence(n)} for n in range(4)]
+    write_lines(folder / "a.jsonl", rows)
+    return folder
+
+
 def jsonl_captions(folder: Path, write: Callable = write_photograph) -> Path:
     write_images(folder / "images", write=write)
     rows = [{"image": f"images/m{n}.jpg", "captions": [sentence(n)]} for n in range(NUM_ROWS)]

@@ -1,24 +1,27 @@
 """Format `jsonl`: a .jsonl file, or a folder of them, one record per line.
 
 articles  {"article_id", "title" or "topic", "language", "split",
-           "chunks": [{"image": "images/a.jpg", "text": "..."}, ...], "reference"}
+           "chunks": [{"image": "images/a.jpg", "text": "..."}, ...],
+           or "images": ["images/a.jpg", ...] and "reference" instead of "chunks"}
 captions  {"id", "language", "split", "image": "images/a.jpg", "captions": ["...", ...]},
           or "caption" instead of "captions"
 tweets    {"id", "language", "split", "image", "words": ["New", "York"], "tags": ["B-LOC", "I-LOC"]}
 posts     {"id", "language", "split", "image", "text": "...", "label": "positive"}
 
-Required are `chunks` (or `reference`) of articles, `image` and `captions` (or `caption`) of
-captions, `words` and `tags` of tweets, `text` and `label` of posts. All other keys may be missing
-or null, and unknown keys are ignored. An image path is relative to the folder of its .jsonl file.
+Required are `chunks` (or `images`, `reference`) of articles, `image` and `captions` (or `caption`)
+of captions, `words` and `tags` of tweets, `text` and `label` of posts. All other keys may be
+missing or null, and unknown keys are ignored. An image path is relative to the folder of its .jsonl
+file.
 `reference`, the whole text of an article, is read only if no chunk has a text; it then follows the
-images.
+images. An article with one text about all its images belongs in a corpus of
+`chunk.one_text_corpora`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from stages.datasets.common.files import SPLIT_ALIASES, parse_json_line, read_lines
 from stages.shared.core.config import Field, config_class
@@ -64,7 +67,14 @@ class _ArticleRow(_JsonlRow):
     title: str | None = None
     topic: str | None = None
     chunks: list[_Chunk] = []
+    images: list[str] = []
     reference: str | None = None
+
+    @model_validator(mode="after")
+    def _has_one_list_of_images(self) -> Self:
+        if self.chunks and self.images:
+            raise ValueError("chunks and images are both given: name the images in one of them")
+        return self
 
 
 class _CaptionRow(_JsonlRow):
@@ -120,7 +130,7 @@ def parse_line(source: str, line: str, kind: str, folder: Path) -> DatasetItem:
 
 
 def _build_article(row: _ArticleRow, folder: Path, source: str) -> ArticleRecord:
-    blocks: list[ImageFile | str] = []
+    blocks: list[ImageFile | str] = [ImageFile(image, folder) for image in row.images]
     for chunk in row.chunks:
         blocks += [ImageFile(chunk.image, folder)] if chunk.image else []
         blocks += [chunk.text] if chunk.text else []

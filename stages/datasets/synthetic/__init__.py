@@ -12,8 +12,8 @@ by enumeration of the process; `realised` is the share on the generated records 
 captioned image has no topic, and its captions state what the image shows, so `picture` is its only
 input.
 
-tweets.py, posts.py and memes.py generate the other kinds; caption_matching.py generates memes of
-the style `captioned`.
+one_text_articles.py generates articles of the style `one_text`; tweets.py, posts.py and memes.py
+generate the other kinds; caption_matching.py generates memes of the style `captioned`.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stages.datasets.synthetic import article_lexicon, caption_matching
+from stages.datasets.synthetic import article_lexicon, caption_matching, one_text_articles
 from stages.datasets.synthetic import memes as synthetic_memes
 from stages.datasets.synthetic import posts as synthetic_posts
 from stages.datasets.synthetic import tweets as synthetic_tweets
@@ -112,6 +112,12 @@ def read(source: Path, kind: str, config: SyntheticConfig) -> Iterator[DatasetIt
 
 
 def _generate_articles(config: SyntheticConfig) -> Iterator[DatasetItem]:
+    has_one_text = config.article_style == "one_text"
+    generate = one_text_articles.generate_articles if has_one_text else _generate_chunked_articles
+    yield from generate(config)
+
+
+def _generate_chunked_articles(config: SyntheticConfig) -> Iterator[DatasetItem]:
     yield ExtraFile("slots.json", {"topic": TOPIC_SLOTS, "picture": IMAGE_SLOTS})
     ceilings: dict[str, Any] = {"rule": CEILING_RULE}
     for split in SPLITS:

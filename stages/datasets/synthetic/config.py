@@ -21,6 +21,9 @@ class SyntheticConfig:
     train: int = Field(description="approximate number of article images in train")
     validation: int = Field(description="approximate number of article images in validation")
     test: int = Field(description="approximate number of article images in test")
+    article_style: Literal["chunks", "one_text"] = Field(
+        description="a text per image, or one text about all images of an article"
+    )
     captions_per_image: int = Field(description="captions of a captioned image")
     caption_ratio: float = Field(description="captioned images per article image")
     tweet_ratio: float = Field(description="tweets per article image")

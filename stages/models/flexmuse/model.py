@@ -17,6 +17,10 @@
       the chosen chunk c_k belongs to image k; the rejected c_j are the other chunks of its article
 
 Where the paper is silent:
+- A text about N images has the patches of all of them, N P instead of P, with a learned vector of
+  the image's place; a patch after the last image is masked. Sigma is the cosine of the topic and
+  the direction of the images' mean: the gate decides once for each text (section 3.2), and the mean
+  is what the images share. With max_images 1, only the first image is read.
 - Patches and tokens are standardized with the statistics of the training split.
 - Patches carry a learned position.
 - (Z^A)^T Z^V is divided by sqrt(P), as attention divides its scores; otherwise its scale would grow
@@ -63,6 +67,7 @@ class ModelConfig:
 
     d_model: int = Field(ge=1, description="width D of a tiny T5; a named T5 brings its own")
     max_topic_tokens: int = Field(ge=1, description="maximum number of topic tokens")
+    max_images: int = Field(ge=1, description="images per text; further ones are left out")
     sigma_map: Literal["raw", "affine", "minmax"] = Field(description="see map_sigma")
     sigma_min: float = Field(description="minmax: similarity that is never masked")
     sigma_max: float = Field(description="minmax: similarity that is always masked")
@@ -91,8 +96,8 @@ class ModelConfig:
             raise ValueError("append_topic must be false: a concatenation already holds the topic")
 
     @property
-    def max_images(self) -> int:
-        """Images per text: an item is one chunk."""
+    def max_paragraphs(self) -> int:
+        """An item is one chunk."""
         return 1
 
     @property
@@ -136,12 +141,12 @@ class FlexMuseEncoderOutput:
     correlation and attention are None for a concatenation, which has neither.
     """
 
-    hidden: Tensor  # (B, P, D); T longer with `append_topic` or a concatenation
-    mask: Tensor  # (B, P) 1 at positions to attend to
+    hidden: Tensor  # (B, N P, D); T longer with `append_topic` or a concatenation
+    mask: Tensor  # (B, N P) 1 at positions to attend to
     gate: Tensor  # (B,)
     topic_mask: Tensor  # (B, T)
-    correlation: Tensor | None  # (B, 1, D) lambda, or (B, P, D) with `mmcot`
-    attention: Tensor | None  # (B, P, T) from patches to topic tokens
+    correlation: Tensor | None  # (B, 1, D) lambda, or (B, N P, D) with `mmcot`
+    attention: Tensor | None  # (B, N P, T) from patches to topic tokens
 
     def select(self, index: Tensor) -> "FlexMuseEncoderOutput":
         """The items at `index`, in that order; an item may occur several times."""
@@ -181,9 +186,9 @@ def gate(sigma: Tensor, mode: GateMode, network: ModelConfig, u: Tensor | None =
     return 1 - mask_probability(sigma, mode, network)
 
 
-def scale_correlation(products: Tensor, scale: str, patches: int) -> Tensor:
+def scale_correlation(products: Tensor, scale: str, patches: int | Tensor) -> Tensor:
     """(Z^A)^T Z^V is a sum over P patches: divided by sqrt(P) like attention scores, by P, or 1."""
-    return products / {"sum": 1, "root": math.sqrt(patches), "mean": patches}[scale]
+    return products / {"sum": 1, "root": patches**0.5, "mean": patches}[scale]
 
 
 class CrossModalFusion(nn.Module):
@@ -207,9 +212,12 @@ class CrossModalFusion(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, image: Tensor, topic: Tensor, topic_mask: Tensor
+        self, image: Tensor, patch_mask: Tensor, topic: Tensor, topic_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P, D), (B, T, D), (B, T) -> Z^F (B, P, D), lambda, attention (B, P, T)"""
+        """Z^F (B, P, D), lambda, attention (B, P, T).
+
+        image (B, P, D), its patch_mask (B, P), topic (B, T, D), its topic_mask (B, T)
+        """
         q, k, v = self.query(image), self.key(topic), self.value(topic)
         scores = q @ k.transpose(1, 2) / math.sqrt(k.shape[-1])
         attention = scores.masked_fill(~topic_mask[:, None], -torch.inf).softmax(-1)  # (B, P, T)
@@ -218,8 +226,9 @@ class CrossModalFusion(nn.Module):
             lambda_ = torch.sigmoid(self.weigh_text(z_a) + self.weigh_picture(image))
         else:
             # W^lambda (Z^A)^T Z^V, scaled, without forming the (D, D) product
-            weights = self.weigh(z_a).transpose(1, 2)  # (B, 1, P)
-            lambda_ = torch.sigmoid(scale_correlation(weights @ image, self.scale, image.shape[1]))
+            weights = self.weigh(z_a).transpose(1, 2) * patch_mask[:, None]  # (B, 1, P)
+            count = patch_mask.sum(1)[:, None, None].to(weights.dtype)
+            lambda_ = torch.sigmoid(scale_correlation(weights @ image, self.scale, count))
         return self.norm((1 - lambda_) * z_a + lambda_ * image), lambda_, attention
 
 
@@ -231,9 +240,9 @@ class ConcatFusion(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, image: Tensor, topic: Tensor, topic_mask: Tensor
+        self, image: Tensor, patch_mask: Tensor, topic: Tensor, topic_mask: Tensor
     ) -> tuple[Tensor, None, None]:
-        """(B, P, D), (B, T, D), (B, T) -> (B, P + T, D), no lambda, no attention"""
+        """(B, P, D), (B, P), (B, T, D), (B, T) -> (B, P + T, D), no lambda, no attention"""
         return self.norm(torch.cat([image, topic], dim=1)), None, None
 
 
@@ -247,6 +256,8 @@ class Model(GatedModel[ModelConfig, InputDims]):
         self.project_picture = nn.Linear(shapes.patch_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(shapes.patches, width))
         self.no_picture = nn.Parameter(0.02 * torch.randn(width))
+        if network.max_images > 1:
+            self.image_position = nn.Parameter(0.02 * torch.randn(network.max_images, width))
         if shapes.topic_width:
             self.standardise_topic = Standardizer(shapes.topic_width)
             self.project_topic = nn.Linear(shapes.topic_width, width, bias=False)
@@ -275,6 +286,17 @@ class Model(GatedModel[ModelConfig, InputDims]):
         ids, mask = batch["topic_ids"], batch["topic_ids_mask"]
         return self.learned_topic(ids) + self.topic_position[: ids.shape[1]], mask
 
+    def encode_places(self, image: Tensor) -> Tensor:
+        """The learned vectors of each patch's place and, of N images, of its image's place.
+
+        image (B, N P, D) -> (N P, D)
+        """
+        num_patches = self.shapes.patches
+        place = self.position.repeat(image.shape[1] // num_patches, 1)
+        if self.network.max_images == 1:
+            return place
+        return place + self.image_position.repeat_interleave(num_patches, 0)[: len(place)]
+
     def encode(self, batch: dict, mode: GateMode | None = None) -> FlexMuseEncoderOutput:
         """The decoder's input for each item.
 
@@ -283,14 +305,16 @@ class Model(GatedModel[ModelConfig, InputDims]):
         """
         image = self.project_picture(self.standardise_picture(batch["patches"]))
         has_image = batch["has_picture"][:, None, None]
-        image = torch.where(has_image, image, self.no_picture) + self.position
+        image = torch.where(has_image, image, self.no_picture) + self.encode_places(image)
         g = gate(batch["sigma"], mode or self.network.gate_predict, self.network, batch.get("u"))
         # Without an image the topic is never redundant; without a topic nothing passes.
         g = torch.where(batch["has_picture"], g, torch.ones_like(g)) * batch["has_topic"]
         topic, topic_mask = self.encode_topic(batch)
-        hidden, lambda_, attention = self.fusion(image, topic * g[:, None, None], topic_mask)
+        hidden, lambda_, attention = self.fusion(
+            image, batch["patch_mask"], topic * g[:, None, None], topic_mask
+        )
         passes = (g > 0)[:, None]
-        masks = [torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)]
+        masks = [batch["patch_mask"]]
         if self.network.fusion == "concatenation":
             masks.append(topic_mask & passes)
         if self.network.append_topic:
@@ -309,12 +333,12 @@ class Model(GatedModel[ModelConfig, InputDims]):
         return log_probs.sum(-1)
 
     def attention_maps(self, encoder_output: EncoderOutput, ids: Tensor) -> Tensor:
-        """The decoder's cross-attention to image patches at each generated token.
+        """The decoder's cross-attention to the patches of the first image at each generated token.
 
         ids (B, Y + 1), starting with the start token -> (B, Y, P), the mean over layers and heads.
-        Patches are the first P input positions. With `append_topic` or a concatenation the other
-        positions are topic tokens, and rows sum to less than 1. With `inputs_embeds` the T5 encoder
-        mixes positions, so that position p starts as patch p but may hold any other.
+        These are the first P input positions. With further images, `append_topic` or a
+        concatenation there are others, and rows sum to less than 1. With `inputs_embeds` the T5
+        encoder mixes positions, so that position p starts as patch p but may hold any other.
         """
         attention = decoding.compute_cross_attention(
             self.t5, encoder_output.hidden, encoder_output.mask, ids

@@ -1,8 +1,8 @@
 """TIPPo: text-image-prototype guided generation, TIP and Polish (arXiv:2511.21698).
 
-An item is an article: a title, N images, and one text with a paragraph per image, separated by
-sentinel tokens (stages/shared/generation/article_dataset.py and paragraph_t5.py). A captioned image
-is an article with one image.
+An item is an article: a title, N images, and one text. The text has a paragraph per image, which
+sentinel tokens separate (stages/shared/generation/article_dataset.py and paragraph_t5.py), or it is
+about all images and has no such parts. A captioned image is an article with one image.
 B items, T topic tokens, L tokens per image (1, or P patches with `image_features: patches`):
 
     S^T   topic signal                                 (B, T, D)
@@ -127,6 +127,11 @@ class ModelConfig:
     prototype_momentum: float = Field(ge=0, le=1, description="momentum of the image mean")
     image_drop_prob: float = Field(ge=0, le=1, description="probability of dropping the image")
     topic_drop_prob: float = Field(ge=0, le=1, description="probability of dropping the topic")
+
+    @property
+    def max_paragraphs(self) -> int:
+        """Chunks per item: at most one per image."""
+        return self.max_images
 
     def __post_init__(self) -> None:
         if self.use_do and not self.use_prototype:

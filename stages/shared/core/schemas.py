@@ -1,9 +1,10 @@
 """The Parquet tables that stages exchange, each with an explicit Arrow schema.
 
-A `record` is an article, a captioned image, a tweet, a post or a meme; a `chunk` is an image with
-its text. `image` is the sha256 of the bytes of the image file, the key in images/ and in the
-features. `position` is the same in all tables: the index of an image among the images of its record
-in 01_ingest, from 0. It has gaps if an image makes no chunk, and is 0 in a record without images.
+A `record` is an article, a captioned image, a tweet, a post or a meme; a `chunk` is a text with its
+image, or with several images in consecutive rows. `image` is the sha256 of the bytes of the image
+file, the key in images/ and in the features. `position` is the same in all tables: the index of an
+image among the images of its record in 01_ingest, from 0; that of a chunk is that of its first
+image. It has gaps if an image makes no chunk, and is 0 in a record without images.
 """
 
 import json
@@ -105,14 +106,16 @@ _CHUNK_COLUMNS = {
     "title": STR,
     "image": STR,
 }
-CHUNKS = _schema(**_CHUNK_COLUMNS, text=STR, references=STR_LIST)  # 05_chunk
+# 05_chunk. A row without references is a further image of the chunk before it; its text is empty.
+CHUNKS = _schema(**_CHUNK_COLUMNS, text=STR, references=STR_LIST)
 PAIRS = _schema(image=STR, split=STR, texts=STR_LIST)  # 05_pair: an image and its texts
 # 05_chunk, articles: the groups of chunks that mscDPO compares, the rows of a group consecutive.
 # rejected: indices within the group, from 0, of chunks that may be rejected in favour of this one
 PREFERENCE_PAIRS = _schema(group=INT, record=STR, position=INT, rejected=pa.list_(INT))
 # 05_chunk, articles: similarity of the chunk's text to each chunk of its article, in order
 SIMILARITIES = _schema(record=STR, position=INT, similarities=pa.list_(FLOAT))
-# 11_predict; phase: sft | preference; inputs: both | topic | picture
+# 11_predict, a row per chunk, with its first image. phase: sft | preference; inputs: both | topic |
+# picture
 PREDICTIONS = _schema(
     **_CHUNK_COLUMNS,
     references=STR_LIST,

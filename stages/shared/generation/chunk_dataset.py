@@ -1,10 +1,13 @@
 """Chunks with features and tokens as batches for generators.
 
-A batch of B items is a dict of
-    patches (B, P, D_V)        image patch features, zeros without an image
-    has_picture (B,) bool
+A chunk is a text with its images: a row of CHUNKS with references, and the rows without references
+that follow it. A batch of B chunks with at most N images is a dict of
+    patches (B, N P, D_V)      patch features of the images in order, zeros without an image
+    patch_mask (B, N P) bool   false after the last image; the first P are always true
+    has_picture (B,) bool      the chunk has an image
     has_topic, topic, topic_mask, topic_ids, topic_ids_mask    see stages/shared/modeling/topics.py
-    sigma (B,)                 cosine of pooled image and pooled topic, 0 if either is missing
+    sigma (B,)                 cosine of pooled image and pooled topic, 0 if either is missing; of
+                               several images, the direction of their mean
     labels (B, Y)              reference text and end token, then IGNORE_INDEX
 A batch of groups also has
     group, place (B,)          the index of an item's group in the batch, its index in the group
@@ -13,12 +16,14 @@ A batch of groups also has
                                that policy and reference see the same gate
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +54,37 @@ class LengthLimits:
 
     max_topic_tokens: int
     max_text_tokens: int
-    max_images: int = 1  # per text
+    max_images: int = 1  # per text; further ones are left out
+
+
+def has_text(row: dict) -> bool:
+    """Whether a row of CHUNKS begins a chunk; else it is a further image of the chunk before."""
+    return bool(row["references"])
+
+
+def group_into_articles(rows: list[dict], max_texts: int) -> list[list[dict]]:
+    """Group consecutive rows of one record into items of at most `max_texts` chunks.
+
+    A position that does not increase starts a new item: another text about the same image.
+    """
+    items: list[list[dict]] = []
+    for row in rows:
+        last = items[-1] if items else None
+        if (
+            last
+            and last[-1]["record"] == row["record"]
+            and last[-1]["position"] < row["position"]
+            and (not has_text(row) or sum(map(has_text, last)) < max_texts)
+        ):
+            last.append(row)
+        else:
+            items.append([row])
+    return items
+
+
+def group_into_chunks(rows: list[dict]) -> list[list[dict]]:
+    """Group rows of CHUNKS by chunk: each is a row with a text and its further images."""
+    return group_into_articles(rows, 1)
 
 
 class ChunkDataset:
@@ -62,20 +97,27 @@ class ChunkDataset:
         tokenizer: decoders.DecoderTokenizer,
         limits: LengthLimits,
     ):
-        self.rows, self.features, self.tokenizer = rows, features, tokenizer
-        self.limits = limits
+        self.features, self.tokenizer, self.limits = features, tokenizer, limits
+        self.items = group_into_chunks(rows)
+        self.rows = [item[0] for item in self.items]
+        self.images = [[row["image"] for row in item[: limits.max_images]] for item in self.items]
         self.patches = torch.from_numpy(features.patches)
-        self.labels = [self.encode(row["text"]) for row in rows]
+        self.labels = [self.encode(row["text"]) for row in self.rows]
         titles = {row["title"] for row in rows}
         self.topics = Topics(titles, features, tokenizer, limits.max_topic_tokens)
         self.num_truncated = sum(ids[-1] != tokenizer.eos_token_id for ids in self.labels)
+        self.num_images_cut = len(rows) - sum(map(len, self.images))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def get_chunks(self, index: int) -> list[dict]:
-        """The chunks of an item: the item itself."""
+        """The chunks of an item: the first row of the item itself."""
         return [self.rows[index]]
+
+    def get_images(self, index: int) -> list[list[str | None]]:
+        """The images of each chunk of an item."""
+        return [self.images[index]]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text and the end token; a text that is too long is cut before its end."""
@@ -89,15 +131,21 @@ class ChunkDataset:
     def batch(self, indices: list[int]) -> Batch:
         """The batch described in the module docstring."""
         rows = [self.rows[index] for index in indices]
-        images = [self.features.image_index.get(row["image"]) for row in rows]
-        has_image = torch.tensor([image is not None for image in images])
-        patches = self.patches[[image or 0 for image in images]].float()
+        images = [self.images[index] for index in indices]
+        image_rows = pad_sequences(
+            [[self.features.image_index.get(image, -1) for image in item] for item in images], -1
+        )
+        is_image = image_rows >= 0  # (B, N)
+        patches = self.patches[image_rows.clamp(min=0)].float() * is_image[..., None, None]
+        is_first = torch.arange(image_rows.shape[1]) == 0
         sigma = [
-            compute_similarity(self.features, row["image"], row["title"]) or 0.0 for row in rows
+            compute_similarity(self.features, item, row["title"]) or 0.0
+            for item, row in zip(images, rows, strict=True)
         ]
         batch = {
-            "patches": patches * has_image[:, None, None],
-            "has_picture": has_image,
+            "patches": patches.flatten(1, 2),
+            "patch_mask": (is_image | is_first).repeat_interleave(patches.shape[2], 1),
+            "has_picture": is_image.any(1),
             "sigma": torch.tensor(sigma),
             "labels": pad_sequences([self.labels[index] for index in indices], IGNORE_INDEX),
         }
@@ -144,16 +192,24 @@ def hash_to_uniform(row: dict) -> float:
     return int.from_bytes(digest[:3], "big") / 2**24  # exact in float32
 
 
-def compute_similarity(features: Features, image: str | None, title: str) -> float | None:
-    """sigma, the cosine of image and title; None if either has no pooled feature."""
-    if image not in features.image_index or title not in features.text_index:
+def compute_similarity(
+    features: Features, images: Sequence[str | None], title: str
+) -> float | None:
+    """sigma, the cosine of images and title; None if either has no pooled feature.
+
+    Several images have the direction of their mean, which is what they share.
+    """
+    rows = [features.image_index[image] for image in images if image in features.image_index]
+    if not rows or title not in features.text_index:
         return None
-    image_features = features.pooled[features.image_index[image]].astype("f4")
+    image_features = features.pooled[rows].astype("f4").mean(0)
+    if len(rows) > 1:  # a single row has unit length already
+        image_features /= max(np.linalg.norm(image_features), np.finfo("f4").tiny)
     return float(image_features @ features.text_pooled[features.text_index[title]].astype("f4"))
 
 
 def load_chunks(folder: Path, split: str, *, require_image: bool) -> list[dict]:
-    """Rows of 05_chunk of one split, in order; require_image: only those with an image."""
+    """Rows of CHUNKS of one split, in order; require_image: only those with an image."""
     rows = schemas.read_parquet(folder / "chunks.parquet", schemas.CHUNKS)
     return [row for row in rows if row["split"] == split and (row["image"] or not require_image)]
 
@@ -167,5 +223,8 @@ def load_training_chunks(folder: Path) -> list[dict]:
 
 
 def expand_references(rows: list[dict]) -> list[dict]:
-    """One row per reference, with the reference as its text, so that all captions are used."""
-    return [row | {"text": text} for row in rows for text in row["references"]]
+    """One row per reference, with the reference as its text, so that all captions are used.
+
+    Further images of a chunk follow it unchanged.
+    """
+    return [row | {"text": text} for row in rows for text in row["references"] or [""]]

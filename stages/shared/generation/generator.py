@@ -1,9 +1,10 @@
 """Generators: a model trained on one corpus, from params.yaml to a self-contained folder.
 
 The folder holds model.safetensors, config.json (model, network, shapes, max_tokens, and of the
-training data the largest number of images per article and whether there were topics), the T5's
-config, the tokenizer, and in encoder/ what computes the features of raw images and topics. Loading
-it needs neither params.yaml nor a network connection.
+training data the largest number of images per article, whether there were topics, and whether an
+article had one text about several images), the T5's config, the tokenizer, and in encoder/ what
+computes the features of raw images and topics. Loading it needs neither params.yaml nor a network
+connection.
 """
 
 import json
@@ -18,7 +19,7 @@ from torch import Tensor
 from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.features.encoder_files import copy_encoder
 from stages.shared.features.store import Features
-from stages.shared.generation import decoders, decoding
+from stages.shared.generation import chunk_dataset, decoders, decoding
 from stages.shared.generation.article_dataset import ArticleDataset, split_paragraphs
 from stages.shared.generation.chunk_dataset import ChunkDataset, LengthLimits
 from stages.shared.generation.paper import (
@@ -133,8 +134,9 @@ class TextGenerator(Generic[ModelT_co, DatasetT_co]):
 
     def decode_texts(self, ids: Tensor, batch: Batch) -> list[list[str]]:
         """Generated ids (B, Y + 1) as one text per chunk of each item."""
-        sentinel_ids = decoders.get_sentinel_ids(self.tokenizer, self.limits.max_images - 1)
-        counts = batch["present"].sum(1).tolist() if "present" in batch else [1] * len(ids)
+        num_sentinels = min(self.limits.max_images, self.model.network.max_paragraphs) - 1
+        sentinel_ids = decoders.get_sentinel_ids(self.tokenizer, num_sentinels)
+        counts = batch["num_paragraphs"].tolist() if "num_paragraphs" in batch else [1] * len(ids)
         texts = [
             split_paragraphs(row, self.tokenizer, sentinel_ids, count)
             for row, count in zip(ids[:, 1:].tolist(), counts, strict=True)
@@ -163,9 +165,9 @@ def create_generator(
     vocabulary from their texts.
     """
     paper = load_generator_paper(run.model)
-    texts = [row["text"] for row in rows]
+    texts = [row["text"] for row in rows if chunk_dataset.has_text(row)]
     t5, tokenizer = decoders.create_decoder(
-        run.decoder, decoder_config, network.d_model, texts, network.max_images - 1
+        run.decoder, decoder_config, network.d_model, texts, network.max_paragraphs - 1
     )
     shapes = paper.infer_input_dims(features)
     chunks = {(row["record"], row["position"]) for row in rows}
@@ -177,6 +179,7 @@ def create_generator(
         "max_tokens": run.max_tokens,
         "pictures": max(chunks_per_record.values()),
         "topics": any(row["title"] for row in rows),
+        "one_text": not all(map(chunk_dataset.has_text, rows)),
     }
     model = paper.Model(network, shapes, t5).to(get_device())
     return TextGenerator(paper, model, tokenizer, config)

@@ -46,7 +46,12 @@ class GeneratorModelConfig(Protocol):
 
     @property
     def max_images(self) -> int:
-        """Images per text; 1 for a paper whose items are single chunks."""
+        """Images per item; further ones are left out."""
+        ...
+
+    @property
+    def max_paragraphs(self) -> int:
+        """Chunks per item, each with a paragraph; 1 for a paper whose items are single chunks."""
         ...
 
     @property

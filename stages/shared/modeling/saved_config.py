@@ -87,14 +87,15 @@ TASK_FEATURE_KEYS = {
 }
 
 
-# Keys that earlier versions lacked, by model and section, with values of no effect.
+# Keys that earlier versions lacked, by model, with values of no effect.
 NEW_KEYS: dict[str, dict[str, Any]] = {
     "muse": {
         "picture": {"num_tuned_blocks": 1},
         "text": {"use_case_embeddings": False, "shorten_urls": False},
         "network": {"image_generation": {"decoder": {"initial_gain": "one"}}},
     },
-    "tippo": {"network": {"mask_repeated_images": False}},
+    "flexmuse": {"one_text": False, "network": {"max_images": 1}},
+    "tippo": {"one_text": False, "network": {"mask_repeated_images": False}},
     "mm_orient": {
         "picture": {"num_tuned_blocks": 1, "lr_multiplier": 1.0},
         "task_features": {"input_text": "text"},
@@ -115,10 +116,10 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         for section, keys in renamed.items()
         if section in config
     }
-    for section, values in NEW_KEYS.get(config.get("model", ""), {}).items():
-        if section in upgraded:
-            upgraded[section] = add_keys(upgraded[section], values)
-    return upgraded
+    added = NEW_KEYS.get(config.get("model", ""), {})
+    sections = {name for name, value in added.items() if isinstance(value, Mapping)}
+    missing = sections - config.keys()
+    return add_keys(upgraded, {name: added[name] for name in added.keys() - missing})
 
 
 def add_keys(values: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,11 @@ def test_fusion_matches_its_equations_written_as_loops(projection, correlation, 
     fusion = CrossModalFusion(4, network).double()
     image, topic = torch.randn(1, 3, 4).double(), torch.randn(1, 5, 4).double()
     mask = torch.tensor([[True, True, True, False, True]])
-    fused, lambda_, _ = fusion(image, topic, mask)
+    # A padded patch changes nothing, whatever it holds.
+    padded = torch.cat([image, torch.full((1, 1, 4), 9.0).double()], 1)
+    is_patch = torch.tensor([[True, True, True, False]])
+    fused, lambda_, _ = fusion(padded, is_patch, topic, mask)
+    fused, lambda_ = fused[:, :3], lambda_[:, :3]
     z_a = torch.zeros(3, 4).double()  # Z^A
     for p in range(3):
         q, weights = fusion.query(image[0, p]), []
@@ -162,7 +166,8 @@ def test_fusion_matches_its_equations_written_as_loops(projection, correlation, 
 def test_a_masked_topic_contributes_exactly_zero_and_lambda_is_one_half():
     fusion = CrossModalFusion(4, tiny_flexmuse.build_model_config())
     image, mask = torch.randn(2, 3, 4), torch.ones(2, 5, dtype=torch.bool)
-    fused, lambda_, _ = fusion(image, torch.zeros(2, 5, 4), mask)
+    patch_mask = torch.ones(2, 3, dtype=torch.bool)
+    fused, lambda_, _ = fusion(image, patch_mask, torch.zeros(2, 5, 4), mask)
     assert torch.equal(lambda_, torch.full((2, 1, 4), 0.5))
     torch.testing.assert_close(fused, fusion.norm(0.5 * image), rtol=0, atol=0)
 

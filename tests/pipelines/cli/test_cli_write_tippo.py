@@ -142,6 +142,23 @@ def test_articles_with_many_images_are_written_in_parts(place, tmp_path, images)
     assert [" ".join(chunk["text"].split()) for chunk in article["chunks"]] == whole
 
 
+def test_a_model_of_one_text_writes_it_once_and_shows_all_images(
+    place, tmp_path, images, monkeypatch
+):
+    folder = shutil.copytree(model(place, "tippo"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"one_text": True}))
+    article_generator = ArticleGenerator(folder, "model")
+    items = [GenerationInput("a cat", file.read_bytes()) for file in images[:3]]
+    generation = load_config(generators.GeneratorRun, "generators", "tippo").generation
+    ((text,),) = article_generator.generate([items], generation)
+    monkeypatch.setattr(ArticleGenerator, "writes_one_text", True)
+    article = write_article(tmp_path / "out", run="tippo", topic="a cat", image=images[:3])
+    assert [chunk["source"] for chunk in article["chunks"]] == [file.name for file in images[:3]]
+    texts = [" ".join(chunk["text"].split()) for chunk in article["chunks"]]
+    assert texts == [" ".join(text.text.split()), "", ""]
+
+
 def test_a_topic_or_an_image_alone_is_enough(place, tmp_path, images):
     article = write_article(tmp_path / "a", run="tippo", topic=ARTICLE[0]["title"], images=0)
     (chunk,) = article["chunks"]

@@ -90,6 +90,16 @@ def test_every_kind_together_keeps_every_run(workspace, monkeypatch, tmp_path):
     assert params["align"]["corpora"] == ["articles", "captions", "posts", "memes"]
 
 
+def test_articles_with_one_text_keep_all_their_images(workspace, monkeypatch, tmp_path, capsys):
+    articles = user_data.jsonl_one_text_articles(tmp_path / "articles")
+    run_init(monkeypatch, workspace, "--data", str(articles))
+    params = read_params(workspace)
+    assert params["chunk"]["one_text_corpora"] == ["articles"]
+    networks = [params["models"][name]["network"] for name in ("flexmuse", "tippo")]
+    assert {network["max_images"] for network in networks} == {5}
+    assert "one text about all images" in capsys.readouterr().out
+
+
 def test_drawings_keep_the_tiny_encoder_and_the_default_settings(workspace, monkeypatch, tmp_path):
     captions = user_data.jsonl_captions(tmp_path / "captions", user_data.write_drawing)
     before = read_params(workspace)

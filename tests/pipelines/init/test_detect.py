@@ -51,6 +51,13 @@ def test_kind_format_and_language_are_detected(tmp_path, kind, format):
     assert corpus.sample.has_photographs == (corpus.sample.num_images > 0)
 
 
+def test_articles_with_one_text_about_several_images_are_detected(tmp_path):
+    assert not detect(user_data.jsonl_articles(tmp_path / "chunks")).sample.has_one_text
+    corpus = detect(user_data.jsonl_one_text_articles(tmp_path / "one_text"))
+    assert (corpus.kind, corpus.format, corpus.sample.num_records) == ("articles", "jsonl", 4)
+    assert corpus.sample.has_one_text
+
+
 def test_columns_and_labels_of_a_table_are_detected(tmp_path):
     corpus = detect(user_data.memes_table(tmp_path))
     assert corpus.values["columns"] == {

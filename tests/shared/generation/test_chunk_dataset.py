@@ -45,12 +45,14 @@ def test_items_get_their_features_and_padding_is_masked(chunks):
 def test_sigma_is_the_cosine_of_image_and_title(chunks):
     features = chunks.features
     image, title = features.pooled[7].astype(float), features.text_pooled[2].astype(float)
-    sigma = chunk_dataset.compute_similarity(features, "7", "title 2")
+    sigma = chunk_dataset.compute_similarity(features, ["7"], "title 2")
     assert sigma == pytest.approx(image @ title, abs=1e-6)
     assert chunks.batch([7])["sigma"].item() == pytest.approx(sigma)
-    assert chunk_dataset.compute_similarity(features, None, "title 2") is None
+    assert chunk_dataset.compute_similarity(features, [None], "title 2") is None
     assert (
-        chunk_dataset.compute_similarity(tiny_flexmuse.build_features(learned=True), "7", "title 2")
+        chunk_dataset.compute_similarity(
+            tiny_flexmuse.build_features(learned=True), ["7"], "title 2"
+        )
         is None
     )
 

@@ -16,11 +16,18 @@ from stages.shared.modeling.saved_config import (
 from tests.support.earlier_version import restore_old_keys
 
 
+def new_root_keys(model: str) -> dict:
+    """The keys outside of sections that earlier versions lacked."""
+    new = NEW_KEYS.get(model, {})
+    return {name: value for name, value in new.items() if not isinstance(value, dict)}
+
+
 @pytest.mark.parametrize("model", NETWORK_KEYS)
 def test_an_old_network_becomes_one_of_today(model):
     network = read_params()["models"][model]["network"]
+    old = restore_old_keys({"model": model, "network": network, "shapes": {"patches": 4}})
     config = {"model": model, "network": network, "shapes": {"patches": 4}}
-    old = restore_old_keys(config)
+    config |= new_root_keys(model)
     assert len(old["network"].keys() - network.keys()) > 5
     upgraded = upgrade_config(old)
     assert upgraded == config
@@ -30,7 +37,20 @@ def test_an_old_network_becomes_one_of_today(model):
 @pytest.mark.parametrize("model", NETWORK_KEYS)
 def test_a_config_of_today_is_left_as_it_is(model):
     config = {"model": model, "network": read_params()["models"][model]["network"]}
+    config |= new_root_keys(model)
     assert upgrade_config(config) == config
+
+
+@pytest.mark.parametrize("model", ["flexmuse", "tippo"])
+def test_a_generator_of_texts_about_several_images_stays_one(model):
+    assert upgrade_config({"model": model, "one_text": True})["one_text"]
+
+
+def test_a_generator_from_before_texts_about_several_images_reads_one_image():
+    network = read_params()["models"]["flexmuse"]["network"] | {"max_images": 1}
+    old = {name: value for name, value in network.items() if name != "max_images"}
+    upgraded = upgrade_config({"model": "flexmuse", "network": old})
+    assert upgraded == {"model": "flexmuse", "network": network, "one_text": False}
 
 
 @pytest.mark.parametrize("model", [name for name, new in NEW_KEYS.items() if "network" in new])

@@ -16,6 +16,7 @@ from stages.evaluate import __main__ as evaluate
 from stages.evaluate.__main__ import EvaluateConfig
 from stages.shared.core import schemas
 from stages.shared.core.config import build_config
+from stages.shared.data.tokenization import tokenize_text
 from stages.shared.runtime.stage import InputError
 from tests.support import generator_outputs
 
@@ -73,6 +74,28 @@ def test_the_final_phase_is_at_the_top_level_and_sft_is_nested(place):
     assert metrics["items"] == 6 and metrics["records"] == 3
     assert {f"bleu_{n}" for n in range(1, 5)} | {"cider", "bert_score"} <= metrics.keys()
     assert metrics["measured_by"]["tokenizer"] == "en: words"
+
+
+def test_whole_articles_are_scored_beside_their_chunks(place):
+    """An article is two chunks of n tokens; SFT replaces two tokens (in, city) in one of three.
+
+    Its longest common subsequence with the reference has 2n - 2 of 2n tokens, which is precision,
+    recall and therefore F: 1 - 1 / n.
+    """
+    metrics = run(place)
+    assert metrics["level"] == "chunk"
+    assert metrics["by_article"]["items"] == 3 and metrics["by_article"]["rouge_l"] == 1
+    n = len(tokenize_text(generator_outputs.make_sentence("city"), "words").split())
+    sft = metrics["sft"]["by_article"]
+    assert sft["rouge_l"] == pytest.approx((2 + 1 - 1 / n) / 3, abs=1e-6)
+    assert {"meteor_exact_stem", "cider", "bert_score"} <= sft.keys()
+    assert sft["measured_by"]["tokenizer"] == "en: words"
+
+
+def test_records_of_one_chunk_are_scored_once(place):
+    rows = [row for row in generator_outputs.make_predictions() if row["position"] == 0]
+    generator_outputs.write_predictions(place / "predictions", rows, [])
+    assert "by_article" not in run(place)
 
 
 def test_a_run_without_preference_has_sft_at_the_top_level(place):

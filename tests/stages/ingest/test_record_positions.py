@@ -27,6 +27,7 @@ def test_facts_follow_their_image_through_ingest_and_chunk(tmp_path):
         corpora=["articles"],
         leading_text="first",
         min_characters=1,
+        one_text_corpora=[],
         rejected_from="article",
         single_chunk_articles="others",
         seed=0,

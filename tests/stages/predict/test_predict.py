@@ -304,7 +304,8 @@ def test_a_masked_topic_has_no_entropy_and_ids_after_the_end_are_ignored():
     generation = generators.Generation(
         [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, output
     )
-    for row in attention_traces.build_fusion_rows([chunks.rows[0], chunks.rows[4]], generation):
+    rows = [chunks.rows[0], chunks.rows[4]]
+    for row in attention_traces.build_fusion_rows(rows, generation, 4):
         assert row["entropy"] is row["spread"] is None
         assert set(row["correlation"].tolist()) == {0.5}
     first, second = attention_traces.build_attention_rows(generator, chunks, [0, 4], generation)
@@ -326,7 +327,7 @@ def test_a_concatenation_has_attention_rows_but_no_fusion_rows():
     generation = generators.Generation(
         [[text] for text in chunks.tokenizer.batch_decode(ids, True)], ids, output
     )
-    assert attention_traces.build_fusion_rows([chunks.rows[0]], generation) == []
+    assert attention_traces.build_fusion_rows([chunks.rows[0]], generation, 4) == []
     (row,) = attention_traces.build_attention_rows(generator, chunks, [0], generation)
     assert len(row["tokens"]) == 3 and len(row["fusion"]) == 0
     assert len(row["decoder"]) == 4 * len(row["ends"])
