@@ -59,7 +59,7 @@ def main(control: socket.socket) -> Any:
     while True:
         # Requests come first: the first stages of a run do not need the later packages.
         if waiting and not _can_read(control, 0):
-            with suppress(ImportError):  # the stage that needs it reports it
+            with suppress(Exception):  # the stage that needs the package reports what is wrong
                 importlib.import_module(waiting.pop(0))
             if not waiting:
                 gc.freeze()

@@ -273,7 +273,7 @@ def test_a_classifier_of_memes_cannot_use_posts(params):
         (
             "image.encoder",
             "vgg",
-            "image.encoder is 'vgg': choose one of patches | resnet18 |",
+            "image.encoder is 'vgg': choose one of patches | efficientnet-lite0 |",
         ),
         ("task_features.max_subwords", 0, "task_features.max_subwords is 0: give 1 or more"),
     ],
