@@ -85,9 +85,10 @@ def select_examples(chunks: list[dict], split: str, languages: list[str]) -> lis
     """
     examples: dict[str, str] = {}
     for chunk in chunks:
-        is_pair = chunk["image"] and chunk["text"]
+        text = (chunk["references"] or [chunk["text"]])[0]
+        is_pair = chunk["image"] and text  # a further image of a chunk has no text
         if chunk["split"] == split and is_pair and chunk["language"] in languages:
-            examples.setdefault(chunk["image"], (chunk["references"] or [chunk["text"]])[0])
+            examples.setdefault(chunk["image"], text)
     return sorted(examples.items())
 
 

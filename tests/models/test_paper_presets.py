@@ -244,7 +244,9 @@ def test_muse_of_full_size_is_trained_one_step(bert_base, apply_preset, run, tmp
     model = muse.Model(network, dims, text, image).train()
     batch = make_muse_batch(2, config, network)
     train_one_step(model, muse.compute_loss(model, batch), config.training.learning_rate)
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    # Of PixelCNN++ alone: the gradient of a ResNet-152 with random weights is in the thousands.
+    gradients = [weight.grad for weight in model.drawer.parameters()]
+    assert all(gradient is not None for gradient in gradients)
     assert nn.utils.get_total_norm(gradients) < 100
 
 

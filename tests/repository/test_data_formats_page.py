@@ -44,17 +44,18 @@ def test_every_key_of_a_format_exists():
 
 
 def test_the_examples_can_be_ingested(tmp_path):
-    for path in ["bowl.jpg", "images/bowl.jpg"]:
+    for path in ["bowl.jpg", "images/bowl.jpg", "images/miso.jpg"]:
         write_image(tmp_path / path)
     (article,) = code_blocks("markdown")
     (tmp_path / "miso.md").write_text(article)
     config = markdown.MarkdownConfig(suffixes=[".md"], encodings=["utf-8"])
     records = [("articles", row) for row in markdown.read(tmp_path, "articles", config)]
+    kinds = [*jsonl.KINDS, "articles"]  # the last one has one text about two images
     records += [
         (kind, jsonl.parse_line("x:1", line, kind, tmp_path))
-        for kind, line in zip(jsonl.KINDS, code_blocks("json"), strict=True)
+        for kind, line in zip(kinds, code_blocks("json"), strict=True)
     ]
-    assert len(records) == 5
+    assert len(records) == 6
     for kind, row in records:
         collector = RecordCollector(tmp_path, INGEST_CONFIG, add_image=lambda row: None)
         collector.add(row)

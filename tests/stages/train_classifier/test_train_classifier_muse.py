@@ -41,9 +41,8 @@ def compute_score(classifier, items) -> float:
     indices = list(range(len(items)))
     label_ids = classifier.paper.predict(classifier.model, items.batch(indices)).labels
     gold = [muse_dataset.get_gold_labels(row) for row in items.rows]
-    return train.selection_score(
-        classifier.codec.task, gold, classifier.decode_labels(label_ids, items, indices)
-    )
+    predicted = classifier.decode_labels(label_ids, items, indices)
+    return train.selection_score(classifier.codec.task, gold, predicted, "lenient")
 
 
 def training_changes(name: str, **changes) -> dict:
