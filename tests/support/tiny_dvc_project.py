@@ -1,5 +1,6 @@
 """A DVC project of one-line stages, for tests of the commands, the runner and the flow."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -75,3 +76,18 @@ def is_sleeping(folder: Path) -> bool:
         return sum(process.name() == "sleep" for process in list_processes(folder)) == 2
     except psutil.NoSuchProcess:  # it ended in between
         return False
+
+
+def check_killed_driver_leaves_nothing(
+    command: list[str], folder: Path, sent: int, environment: dict[str, str] | None = None
+) -> None:
+    """Start a driver of SLEEP_COMMAND in `folder`, send it the signal, and look what is left."""
+    driver = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: is_sleeping(folder))
+    driver.send_signal(sent)
+    _, errors = driver.communicate(timeout=30)
+    assert driver.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
+    assert "Traceback" not in errors
+    wait_until(lambda: not list_processes(folder), KILL_TIMEOUT_SECONDS)

@@ -15,7 +15,7 @@ import pytest
 from pipelines.runner import fork_server, process_group
 from stages.shared.runtime.errors import InputError
 from tests.support import tiny_dvc_project
-from tests.support.tiny_dvc_project import is_sleeping, list_processes, wait_until
+from tests.support.tiny_dvc_project import list_processes, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stages are forked on Linux only")
 
@@ -200,19 +200,8 @@ def test_a_stop_kills_the_whole_group(tmp_path, repro):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_driver_leaves_no_process(tmp_path, environment, sent):
     folder = create_project(tmp_path / "project", SLEEP)
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: is_sleeping(folder))
-    driver.send_signal(sent)
-    _, errors = driver.communicate(timeout=60)
-    assert driver.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
-    assert "Traceback" not in errors
-    wait_until(lambda: not list_processes(folder), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
+    command = [sys.executable, "-c", DRIVER, str(folder)]
+    tiny_dvc_project.check_killed_driver_leaves_nothing(command, folder, sent, environment)
 
 
 def test_a_killed_supervisor_is_a_failure(tmp_path, repro):

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.runner import process_group
 from tests.support import tiny_dvc_project
-from tests.support.tiny_dvc_project import SLEEP_COMMAND, is_sleeping, list_processes, wait_until
+from tests.support.tiny_dvc_project import SLEEP_COMMAND, list_processes, wait_until
 
 DRIVER = """
 import os, sys
@@ -129,18 +129,8 @@ def test_an_exception_of_the_callback_kills_the_whole_group(tmp_path):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_driver_leaves_no_process(tmp_path, sent):
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, SLEEP_COMMAND, str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: is_sleeping(tmp_path))
-    driver.send_signal(sent)
-    _, errors = driver.communicate(timeout=30)
-    assert driver.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
-    assert "Traceback" not in errors
-    wait_until(lambda: not list_processes(tmp_path), tiny_dvc_project.KILL_TIMEOUT_SECONDS)
+    command = [sys.executable, "-c", DRIVER, SLEEP_COMMAND, str(tmp_path)]
+    tiny_dvc_project.check_killed_driver_leaves_nothing(command, tmp_path, sent)
 
 
 def test_a_stage_dies_with_dvc_even_without_our_driver(tmp_path):
