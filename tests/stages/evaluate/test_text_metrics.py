@@ -8,6 +8,9 @@ import stat
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocoevalcap.rouge.rouge import Rouge
 
 from stages.evaluate import bert_score, text_metrics
 from stages.evaluate.text_metrics import TokenizedPrediction
@@ -22,6 +25,8 @@ from stages.shared.pretrained import minilm
 
 CAT = TokenizedPrediction("the cat sat on the mat", ["the cat is on the mat"])
 DOG = TokenizedPrediction("a dog runs", ["a big dog runs fast", "dogs run"])
+
+TOKENS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12).map(" ".join)
 
 
 def compute_meteor(items, language, timeout):
@@ -56,6 +61,21 @@ def test_rouge_l_matches_values_derived_by_hand():
     dog = 2.44 * 1 * 0.6 / (0.6 + 1.44 * 1)
     assert result.item_scores == pytest.approx([5 / 6, dog])
     assert result.value == pytest.approx((5 / 6 + dog) / 2)
+
+
+@given(
+    st.lists(
+        st.builds(TokenizedPrediction, TOKENS, st.lists(TOKENS, min_size=1, max_size=3)),
+        min_size=1,
+    )
+)
+def test_rouge_l_equals_pycocoevalcap(items):
+    references = dict(enumerate(item.references for item in items))
+    texts = {i: [item.text] for i, item in enumerate(items)}
+    value, scores = Rouge().compute_score(references, texts)
+    result = text_metrics.compute_rouge_l(items)
+    assert result.value == pytest.approx(value, rel=1e-12)
+    assert result.item_scores == pytest.approx(scores.tolist(), rel=1e-12)
 
 
 def test_cider_is_ten_for_texts_equal_to_their_references_and_zero_without_matches():
