@@ -1,9 +1,10 @@
 """Scores of generated texts: standard implementations on our own tokenization.
 
 BLEU-1 to 4 and CIDEr are pycocoevalcap's Python scorers, ROUGE-L has its values, METEOR is its Java
-jar, and BERTScore is computed on MiniLM. Every score is reported with its tokenizer. A score that cannot
-be computed is `unavailable` with a reason, never replaced by a different number: without Java,
-`meteor_exact_stem` is reported instead of `meteor`, and MiniLM scores no unsupported language.
+jar, and BERTScore is computed on MiniLM. Every score is reported with its tokenizer. A score that
+cannot be computed is `unavailable` with a reason, never replaced by a different number: without
+Java, `meteor_exact_stem` is reported instead of `meteor`, and MiniLM scores no unsupported
+language.
 """
 
 import os
