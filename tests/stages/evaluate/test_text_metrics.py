@@ -8,7 +8,7 @@ import stat
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.rouge.rouge import Rouge
 
@@ -63,6 +63,7 @@ def test_rouge_l_matches_values_derived_by_hand():
     assert result.value == pytest.approx((5 / 6 + dog) / 2)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(
         st.builds(TokenizedPrediction, TOKENS, st.lists(TOKENS, min_size=1, max_size=3)),
