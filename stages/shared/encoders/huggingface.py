@@ -19,7 +19,7 @@ from stages.shared.encoders.base import Encoder, TransformerTextTower, save_enco
 from stages.shared.features.encoder_files import fingerprint_folder
 from stages.shared.pretrained import hub
 from stages.shared.pretrained.feature_cache import padded_length
-from stages.shared.runtime.stage import model_load_error
+from stages.shared.runtime.stage import model_load_error, public_model_name
 from stages.shared.torch_setup.devices import get_device
 
 MODEL_TYPES = {"clip", "chinese_clip", "siglip"}  # model_type of config.json
@@ -107,9 +107,7 @@ def fetch(name: str, languages: list[str], folder: Path) -> None:
         AutoProcessor.from_pretrained(name).save_pretrained(folder)
     except Exception as error:  # parsers of external files raise arbitrary exceptions
         raise model_load_error(_param_reference(name), FOLDER_HINT, error) from None
-    save_encoder_config(
-        folder, "hf", languages, name=Path(name).name if Path(name).is_dir() else name
-    )
+    save_encoder_config(folder, "hf", languages, name=public_model_name(name))
 
 
 def _load_model(name: str) -> PreTrainedModel:

@@ -62,6 +62,11 @@ def model_load_error(description: str, alternatives: str, error: Exception) -> I
     )
 
 
+def public_model_name(name: str) -> str:
+    """A model's Hugging Face name, or the last part of its folder's path: paths are private."""
+    return Path(name).name if Path(name).is_dir() else name
+
+
 def explain_hub_error(error: BaseException | None) -> str:
     """Why the Hugging Face Hub refused a model, "" if it did not.
 

