@@ -40,6 +40,7 @@ from stages.report import (
     loaders,
     meme_corpus,
     meme_section,
+    published_scores,
     tagging_examples,
 )
 from stages.report.attention_maps import AttentionData, AttentionView, ChunkKey
@@ -84,6 +85,9 @@ class ReportConfig:
     max_isolated_fraction: float = Field(description="warn at this share of isolated items or more")
     max_graph_density: float = Field(description="warn at this share of linked pairs or more")
     max_attention_entropy: float = Field(description="warn at this normalized entropy or more")
+    published: dict[str, str | None] = Field(
+        description="entry of stages/report/published_scores.yaml, by run; null: none"
+    )
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,14 @@ def draw_attention_views(
     return views
 
 
+def build_published_table(
+    section: GeneratorSection | ClassifierSection, config: ReportConfig
+) -> published_scores.PublishedTable | None:
+    """The published scores of the run's corpus, if params name it."""
+    name = config.published.get(section.name)
+    return published_scores.build_table(name, section.name, section.metrics)
+
+
 def build_generator_context(
     generator: GeneratorSection, data: Path, folder: Path, config: ReportConfig
 ) -> dict[str, Any]:
@@ -249,6 +261,7 @@ def build_generator_context(
     attention_data = attention_maps.load_attention_data(predictions)
     return {
         "generator": generator,
+        "published": build_published_table(generator, config),
         "judge": judge_scores.load_judge_scores(data / "13_judge" / generator.name / "judge.json"),
         "curves": draw_generator_curves(generator),
         "gate_charts": draw_gate_and_fusion(generator, attention_data, config.num_bins),
@@ -321,6 +334,7 @@ def build_classifier_context(
     return {
         "template": "classifier.html",
         "classifier": classifier,
+        "published": build_published_table(classifier, config),
         "curves": draw_classifier_curves(classifier),
         "embeddings": draw_embeddings(classifier, labels),
         "images": save_images(files, folder, config),
@@ -346,6 +360,7 @@ def build_meme_classifier_context(
     return {
         "template": "meme_classifier.html",
         "classifier": classifier,
+        "published": build_published_table(classifier, config),
         "tasks": schemas.read_json(records / corpus / "tasks.json"),
         "input_labels": meme_section.INPUT_LABELS,
         "thresholds": meme_section.DiagnosticThresholds(
@@ -436,6 +451,8 @@ def build_page_context(
         data, params.get("generators") or {}, params["corpora"]
     )
     classifiers = loaders.load_classifier_sections(data, params.get("classifiers") or {})
+    runs = [section.name for section in [*generators, *classifiers]]
+    published_scores.check_names(config.published, runs)
     kinds = {corpus.name: corpus.params["kind"] for corpus in corpora}
     retrieval = loaders.load_retrieval(data, corpora)
     return {

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import yaml
 
 from stages.evaluate import __main__ as evaluate
+from stages.evaluate.bert_score import BertScoreConfig
 from stages.report import __main__ as report
 from stages.shared.core import config
 from stages.shared.data import history
@@ -31,10 +32,13 @@ REPORT_CONFIG = report.ReportConfig(
     max_isolated_fraction=0.5,
     max_graph_density=0.8,
     max_attention_entropy=0.95,
+    published={},
 )
 EVALUATE_CONFIG = evaluate.EvaluateConfig(
     tokenizers={"zh": ["characters"]},
+    bert_score=BertScoreConfig(model="minilm", num_layers=None),
     max_bertscore_samples=4,
+    embedder="minilm",
     max_reward_samples=2,
     meteor_timeout=0.1,
     num_bootstrap_samples=40,
