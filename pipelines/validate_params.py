@@ -210,7 +210,8 @@ def check_corpora(corpora: dict[str, CorpusConfig]) -> None:
         if not Path(corpus.path).exists():  # a dependency in DVC even if the format is synthetic
             raise InputError(
                 f"params.yaml: corpora.{name}.path is {corpus.path!r}, which does not exist: "
-                "put the corpus there, or name the folder that holds it"
+                "put the corpus there, name the folder that holds it, or run `dvc pull` if DVC "
+                "tracks it"
             )
 
 

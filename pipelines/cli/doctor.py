@@ -16,6 +16,7 @@ CHECKS: dict[str, Callable[[], CheckResult]] = {
     "project": project.check_repository,
     "params": project.check_params,
     "mlflow": project.check_tracking,
+    "artifacts": project.check_artifact_addresses,
     "prefect": project.check_prefect,
     "locks": state.check_locks,
     "processes": state.check_processes,

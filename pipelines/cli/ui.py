@@ -8,7 +8,7 @@ from threading import Event
 
 from pipelines.health.project import check_tracking
 from pipelines.runner import dvc_repro, process_group
-from stages.shared.runtime import tracking
+from stages.shared.runtime.mlflow_store import get_tracking_uri, print_correction
 from stages.shared.runtime.stage import InputError
 
 
@@ -16,14 +16,15 @@ def main() -> None:
     """Serve both pages. Raises InputError if one of the servers ends or has no usable database."""
     for problem in check_tracking().problems:
         raise InputError(str(problem))  # MLflow would print a traceback
+    uri = get_tracking_uri()
+    print_correction(uri)
     settings = dvc_repro.load_runner_config()
     mlflow, prefect = str(settings.mlflow_port), str(settings.prefect_port)
     print(f"MLflow   http://127.0.0.1:{mlflow}")
     print(f"Prefect  http://127.0.0.1:{prefect}")
     print(f"Set PREFECT_API_URL=http://127.0.0.1:{prefect}/api to see flows there", flush=True)
-    store = ["--backend-store-uri", tracking.get_tracking_uri()]
     serve(
-        ["mlflow", "ui", *store, "--port", mlflow, "--workers", "1"],
+        ["mlflow", "ui", "--backend-store-uri", uri, "--port", mlflow, "--workers", "1"],
         ["prefect", "server", "start", "--port", prefect],
     )
 

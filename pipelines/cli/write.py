@@ -40,6 +40,7 @@ class WriteCommandConfig:
     """The section `cli_write`."""
 
     default_num_images: int = Field(description="images of an article written from a topic alone")
+    batch_size: int = Field(ge=1, description="texts per batch of a model that is served")
     max_images: int = Field(description="images of an article at most")
     max_characters: int = Field(description="characters of a topic at most")
     max_image_size: int = Field(description="longest side of an image in the article, pixels")

@@ -20,7 +20,7 @@ from pipelines import prefect_server, renamed_keys
 from pipelines.health import CheckResult, Problem, fixable
 from pipelines.runner import valid_params
 from stages.shared.core import config
-from stages.shared.runtime import mlflow_store
+from stages.shared.runtime import artifact_addresses, mlflow_store
 from stages.shared.runtime.errors import InputError, redact_secrets
 from stages.shared.runtime.sqlite_files import is_cut
 
@@ -112,6 +112,21 @@ def check_tracking() -> CheckResult:
         fix = "install that version, or set MLFLOW_TRACKING_URI to another file"
         return CheckResult("", [Problem(f"{file} was written by a newer MLflow", fix)])
     return CheckResult(f"{file.name} has the tables of this MLflow")
+
+
+def check_artifact_addresses() -> CheckResult:
+    """Whether MLflow's database names artifacts of this project, not of where it was before."""
+    file = mlflow_store.database_path(mlflow_store.get_tracking_uri())
+    try:
+        former = artifact_addresses.find_former_folder(file) if file else None
+    except sqlite3.Error:  # `check_tracking` reports it
+        former = None
+    if file is None or former is None:
+        return CheckResult("MLflow stores artifacts where it should")
+    text = f"{file.name} names artifacts in {former}, where it was before"
+    phrase = f"changes these addresses to {file.parent}"
+    repair = fixable(text, phrase, lambda: artifact_addresses.correct_addresses(file))
+    return CheckResult("", [repair])
 
 
 def check_prefect() -> CheckResult:

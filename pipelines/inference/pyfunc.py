@@ -4,7 +4,8 @@
     model.predict(pandas.DataFrame({"topic": ["A quiet harbour"], "image": [None]}))
     model.predict(pandas.DataFrame({"text": ["what a harbour"], "image": [None]}))
 
-A row has a text, the content of an image file, or both.
+A row has a text, an image, or both. An image is the content of an image file, over HTTP in base64;
+null, NaN, an empty value and an absent column all mean that there is none.
 
 - A generator takes `topic` and `image` and returns one text a row, by greedy decoding. A caption
   model needs the image and ignores the topic.
@@ -13,23 +14,31 @@ A row has a text, the content of an image file, or both.
 - A classifier of memes takes `text` and `image`, recognizes a missing text in the image and removes
   the text from the image. It returns a label and a probability column for each task.
 
+A server (`mlflow models serve`) answers an invalid row with status 400 and one sentence.
+
 Inputs follow the rules of `polymuse write` and `polymuse label`. This package must be installed.
 The rules are read from params.yaml of the current folder's project, else from that of the package.
 """
 
+import base64
+import binascii
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from pipelines import project
 from pipelines.inference.generator import ArticleGenerator, GenerationInput
 from pipelines.inference.input_rules import InputRules, has_visible_text, load_input_rules
 from pipelines.inference.meme_labeler import MemeInput, MemeLabeler, prepare_memes, to_table_row
 from pipelines.inference.model_bundle import detect_family, is_meme_classifier
-from pipelines.inference.text_labeler import TextLabeler, build_input_from_text
+from pipelines.inference.text_labeler import LabelInput, TextLabeler, build_input_from_text
 from stages.inpaint import __main__ as inpaint
 from stages.shared.core.config import load_config
 from stages.shared.data.cache import batched
@@ -37,26 +46,41 @@ from stages.shared.generation.generator import GenerationConfig
 from stages.shared.runtime.stage import InputError
 
 
+class RequestError(InputError, MlflowException):
+    """An InputError that the server of MLflow answers with status 400 and the sentence alone."""
+
+    def __init__(self, sentence: str):
+        MlflowException.__init__(self, sentence, BAD_REQUEST)
+
+    def serialize_as_json(self) -> str:
+        """The body of the answer; that of MLflow would put the whole input before the sentence."""
+        return json.dumps({"error_code": self.error_code, "message": str(self)})
+
+
 class ServedGenerator:
     """The Python function of a generator."""
 
-    def __init__(self, generator: ArticleGenerator, rules: InputRules):
-        self.generator, self.input_rules = generator, rules
+    def __init__(self, generator: ArticleGenerator, rules: InputRules, batch_size: int):
+        self.generator, self.input_rules, self.batch_size = generator, rules, batch_size
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> list[str]:
-        """One text a row. Raises InputError that names the first invalid row."""
-        items = [
-            self._build_input(f"row {number}", row) for number, row in enumerate(to_records(rows))
-        ]
+        """One text a row. Raises RequestError that names the first invalid row."""
+        with as_request_error():
+            items = [
+                self._build_input(f"row {number}", row)
+                for number, row in enumerate(to_records(rows))
+            ]
+            return self._generate(items)
+
+    def _generate(self, items: list[GenerationInput]) -> list[str]:
         # Greedy decoding; `polymuse write` offers beam search and sampling.
-        batch_size = max(1, len(items))
         greedy = GenerationConfig(
             num_beams=1,
             temperature=0.0,
             top_p=1.0,
             no_repeat_ngram_size=0,
             seed=0,
-            batch_size=batch_size,
+            batch_size=self.batch_size,
         )
         articles = self.generator.generate([[item] for item in items], greedy)
         return [self.input_rules.clean_text(text.text) for (text,) in articles]
@@ -81,16 +105,21 @@ class ServedTextLabeler:
         self.labeler, self.input_rules, self.batch_size = labeler, rules, batch_size
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """The labels of each row. Raises InputError that names the first invalid row."""
-        items = []
-        for number, row in enumerate(to_records(rows)):
-            name, text = f"row {number}", read_text(row, "text") or ""
-            self.input_rules.check_length(text, f"{name}: text")
-            image = read_image(row, name, self.input_rules)
-            self.labeler.check_input(has_visible_text(text), image is not None, name)
-            items.append(build_input_from_text(text if has_visible_text(text) else "", image))
-        batches = [self.labeler.label(batch) for batch in batched(items, self.batch_size)]
+        """The labels of each row. Raises RequestError that names the first invalid row."""
+        with as_request_error():
+            items = [
+                self._build_input(f"row {number}", row)
+                for number, row in enumerate(to_records(rows))
+            ]
+            batches = [self.labeler.label(batch) for batch in batched(items, self.batch_size)]
         return pd.DataFrame([asdict(labels) for batch in batches for labels in batch])
+
+    def _build_input(self, name: str, row: dict) -> LabelInput:
+        text = read_text(row, "text") or ""
+        self.input_rules.check_length(text, f"{name}: text")
+        image = read_image(row, name, self.input_rules)
+        self.labeler.check_input(has_visible_text(text), image is not None, name)
+        return build_input_from_text(text if has_visible_text(text) else "", image)
 
 
 class ServedMemeLabeler:
@@ -107,14 +136,16 @@ class ServedMemeLabeler:
         self.inpaint_config, self.batch_size = inpaint_config, batch_size
 
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """The labels of each row. Raises InputError that names the first invalid row."""
-        memes = [
-            self._build_input(f"row {number}", row) for number, row in enumerate(to_records(rows))
-        ]
+        """The labels of each row. Raises RequestError that names the first invalid row."""
         table = []
-        for batch in batched(memes, self.batch_size):
-            prepared = prepare_memes(batch, self.inpaint_config, self.input_rules)
-            table += map(to_table_row, prepared, self.labeler.label(prepared))
+        with as_request_error():
+            memes = [
+                self._build_input(f"row {number}", row)
+                for number, row in enumerate(to_records(rows))
+            ]
+            for batch in batched(memes, self.batch_size):
+                prepared = prepare_memes(batch, self.inpaint_config, self.input_rules)
+                table += map(to_table_row, prepared, self.labeler.label(prepared))
         return pd.DataFrame(table)
 
     def _build_input(self, name: str, row: dict) -> MemeInput:
@@ -124,6 +155,15 @@ class ServedMemeLabeler:
         if image is None and not self.input_rules.clean_overlay(text):
             raise InputError(f"{name} has neither text nor image: give it one")
         return MemeInput(name, text, image)
+
+
+@contextmanager
+def as_request_error() -> Iterator[None]:
+    """Turn an InputError of the block into a RequestError."""
+    try:
+        yield
+    except InputError as error:
+        raise RequestError(str(error)) from None
 
 
 def to_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -136,30 +176,40 @@ def read_text(row: dict[str, Any], column: str) -> str | None:
 
 
 def read_image(row: dict[str, Any], name: str, rules: InputRules) -> bytes | None:
+    """The content of the image of a row, if there is one. Raises InputError if it is invalid."""
     content = row.get("image")
+    if isinstance(content, str):
+        content = decode_base64(content, f"{name}: image")
     if not isinstance(content, bytes) or not content:
         return None
     return rules.check_image(content, f"{name}: image")
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """The content of an image file in base64, which may have line breaks. Raises InputError."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        raise InputError(
+            f"{name} is not base64: encode the content of an image file, without a prefix"
+        ) from None
 
 
 def _load_pyfunc(folder: str) -> ServedGenerator | ServedTextLabeler | ServedMemeLabeler:
     """Called by MLflow. Raises InputError if the folder is not a model or has no params.yaml."""
     path = Path(folder).resolve()
     config = json.loads((path / "config.json").read_text())
-    if detect_family(config) == "generators":
-        return ServedGenerator(ArticleGenerator(path, folder), load_nearest_rules("cli_write"))
     nearest = find_nearest_project()
+    if detect_family(config) == "generators":
+        rules = load_input_rules("cli_write", nearest)
+        batch_size = load_config(int, "cli_write", "batch_size", folder=nearest)
+        return ServedGenerator(ArticleGenerator(path, folder), rules, batch_size)
     rules = load_input_rules("cli_label", nearest)
     batch_size = load_config(int, "cli_label", "batch_size", folder=nearest)
     inpaint_config = load_config(inpaint.InpaintConfig, "inpaint", folder=nearest)
     if is_meme_classifier(config):
         return ServedMemeLabeler(MemeLabeler(path, folder), rules, inpaint_config, batch_size)
     return ServedTextLabeler(TextLabeler(path, folder, rules.build_cleaner), rules, batch_size)
-
-
-def load_nearest_rules(section: str) -> InputRules:
-    """The input rules of the nearest project."""
-    return load_input_rules(section, find_nearest_project())
 
 
 def find_nearest_project() -> Path:

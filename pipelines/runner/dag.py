@@ -33,7 +33,7 @@ class Dag:
     stages: list[str]
     edges: set[tuple[str, str]]  # (before, after)
     stale: list[str]  # reported by `dvc status`, and all stages downstream
-    commands: dict[str, str]  # by stage
+    commands: dict[str, str]  # by stage; "" for data that `dvc add` or `dvc import-url` tracks
 
     def dependencies(self, stage: str) -> list[str]:
         """The stages whose outputs `stage` reads."""
@@ -81,7 +81,7 @@ def load_dag(targets: Sequence[str]) -> Dag:
         stages=list(stages),
         edges={(before.addressing, after.addressing) for before, after in graph.edges},
         stale=[name for name, stage in stages.items() if stage in stale],
-        commands={name: stage.cmd for name, stage in stages.items()},
+        commands={name: stage.cmd or "" for name, stage in stages.items()},
     )
 
 

@@ -7,6 +7,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def list_files(folder: Path) -> dict[str, int]:
+    """Path in `folder` -> time of the last change, for every file."""
+    return {
+        file.relative_to(folder).as_posix(): file.stat().st_mtime_ns
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
 def list_project_files() -> list[Path]:
     """Files that git tracks or would track, relative to the project's root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

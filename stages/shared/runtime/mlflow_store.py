@@ -24,6 +24,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock
 
+from stages.shared.runtime.artifact_addresses import (
+    EXPERIMENT_NAME,
+    artifacts_address,
+    correct_addresses,
+)
 from stages.shared.runtime.errors import redact_secrets
 from stages.shared.runtime.sqlite_files import is_cut
 from stages.shared.runtime.stage import InputError, work_dir
@@ -31,7 +36,6 @@ from stages.shared.runtime.stage import InputError, work_dir
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-EXPERIMENT_NAME = "polymuse"
 SQLITE_PREFIX = "sqlite:///"
 OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
 DAMAGED_MESSAGES = ("database disk image is malformed", "file is not a database")  # of SQLite
@@ -84,13 +88,14 @@ class MlflowStore:
         from mlflow.tracking import MlflowClient
 
         uri = get_tracking_uri()
-        database = _database_path(uri)
+        database = database_path(uri)
         lock = Path(f"{database}.lock") if database else work_dir() / "locks" / "tracking"
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):  # concurrent creation of the tables fails
                 if database and _is_cut(database):
                     raise sqlite3.DatabaseError(DAMAGED_MESSAGES[0])
+                print_correction(uri)
                 self.client = MlflowClient(uri)
                 self.experiment = _get_or_create_experiment(self.client, database)
         except Exception as error:  # drivers, sockets and databases have their own types
@@ -207,7 +212,7 @@ class MlflowStore:
 def download_model(address: str, folder: Path) -> Path:
     """Copy the model at models:/... or runs:/ID/NAME to `folder`. Raises InputError."""
     uri = get_tracking_uri()
-    database = _database_path(uri)
+    database = database_path(uri)
     if database is not None and not database.exists():
         raise InputError(
             f"{address}: there is no {database.name} yet: train a model, or name a folder"
@@ -216,6 +221,7 @@ def download_model(address: str, folder: Path) -> Path:
     from stages.shared.runtime import model_logging
 
     try:
+        print_correction(uri)
         return model_logging.download_model(uri, address, folder)
     except Exception as error:  # stores, servers and addresses have their own types
         raise InputError(
@@ -242,12 +248,19 @@ def get_tracking_uri() -> str:
     return f"{SQLITE_PREFIX}{path}"
 
 
+def print_correction(uri: str) -> None:
+    """Correct the addresses of a database that was moved, and say so. Raises sqlite3.Error."""
+    database = database_path(uri)
+    if database and (sentence := correct_addresses(database)):
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def _set_environment_defaults() -> None:
     for name, value in _MLFLOW_ENV_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def _database_path(uri: str) -> Path | None:
+def database_path(uri: str) -> Path | None:
     """The file of an SQLite store; None for any other store."""
     return Path(uri.removeprefix(SQLITE_PREFIX)) if uri.startswith(SQLITE_PREFIX) else None
 
@@ -277,7 +290,7 @@ def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> 
 
     experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
     if experiment is None:
-        location = (database.parent / "mlartifacts").as_uri() if database else None
+        location = artifacts_address(database) if database else None
         try:
             return client.create_experiment(EXPERIMENT_NAME, artifact_location=location)
         except MlflowException:  # another machine has created it meanwhile

@@ -76,11 +76,13 @@ def build_mlmodel(
 def _model_signature(config: dict[str, Any]) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
     is_classifier = "labels" in config  # the rule of pipelines/inference/model_bundle.py
     inputs = [
         ColSpec("string", "text" if is_classifier else "topic", required=False),
-        ColSpec("binary", "image", required=False),  # the content of an image file
+        # The content of an image file, in JSON as base64. A server refuses null as "binary".
+        ColSpec(AnyType(), "image", required=False),
     ]
     if not is_classifier:
         outputs = [ColSpec("string")]
