@@ -1,74 +1,22 @@
 """Commands that meet in one project wait for each other; a killed one leaves no lock."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.support import tiny_dvc_project
-from tests.support.tiny_dvc_project import (
-    DVC_COMMAND,
-    KILL_TIMEOUT_SECONDS,
-    list_processes,
-    make_logged_stage,
-    read_log,
-    wait_until,
+from tests.support.meeting_commands import (
+    RUN,
+    check_outcome,
+    create_project,
+    finish,
+    start,
+    wait_for_start,
 )
+from tests.support.tiny_dvc_project import DVC_COMMAND, read_log
 
-RUN = [sys.executable, "-m", "pipelines.cli", "run"]
-STAGES = {
-    "first": make_logged_stage("a", 3),
-    "second": make_logged_stage("b", 1, "a"),
-    "other": make_logged_stage("c", 1),
-}
-
-
-def create_project(folder: Path, **run) -> Path:
-    return tiny_dvc_project.create_project(folder, {"workers": 1} | run, **STAGES)
-
-
-def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Start a command in a project, as a user does."""
-    environment = {name: value for name, value in os.environ.items() if name != "POLYMUSE_HOME"}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment |= {"PYTHONPATH": str(Path.cwd()), "PATH": path}
-    environment |= {"DVC_NO_ANALYTICS": "1", "CI": "1"}  # DVC starts no process that outlives it
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_start(target: str, folder: Path) -> None:
-    """Wait until the stage that writes `target` runs."""
-    wait_until(lambda: f"begin {target}" in read_log(folder))
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """The output of a command, which must succeed."""
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
-
-
-def check_outcome(folder: Path, alone: Path) -> None:
-    """Each stage ran once, the outcome is that of one run alone, and nothing is left."""
-    assert sorted(read_log(folder)) == sorted(read_log(alone))
-    for name in ("a", "b", "c", "dvc.lock"):
-        assert (folder / name).read_bytes() == (alone / name).read_bytes()
-    wait_until(lambda: not list_processes(folder), KILL_TIMEOUT_SECONDS)
-    rwlock = json.loads((folder / ".dvc" / "tmp" / "rwlock").read_text())
-    assert not any(rwlock.values())
-    assert not (folder / ".dvc" / "tmp" / "polymuse.json").exists()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
