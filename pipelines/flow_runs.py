@@ -13,11 +13,10 @@ from datetime import timedelta
 
 import prefect
 from filelock import FileLock, Timeout
-from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
@@ -60,7 +59,7 @@ def end_killed_flow_runs() -> None:
             file.unlink(missing_ok=True)
 
 
-def crash_detection(flow_name: str, within: timedelta) -> Automation:
+def crash_detection(flow_name: str, within: timedelta) -> AutomationCore:
     """The automation of Prefect's documentation that marks runs without heartbeat as Crashed.
 
     Source: https://docs.prefect.io/v3/advanced/detect-zombie-flows. It covers the runs of one flow.
@@ -68,7 +67,10 @@ def crash_detection(flow_name: str, within: timedelta) -> Automation:
     a run that has ended: a heartbeat may arrive late.
     """
     heartbeat = "prefect.flow-run.heartbeat"
-    return Automation(
+    crash = ChangeFlowRunState(
+        name="Crashed", state=StateType.CRASHED, message=CRASH_MESSAGE, force=False
+    )
+    return AutomationCore(
         name=f"Crash runs of {flow_name} without heartbeat",
         trigger=EventTrigger(
             after={heartbeat},
@@ -82,7 +84,7 @@ def crash_detection(flow_name: str, within: timedelta) -> Automation:
             threshold=1,
             within=within,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=CRASH_MESSAGE)],
+        actions=[crash],
     )
 
 
@@ -91,7 +93,6 @@ def create_crash_detection(flow_name: str) -> None:
     heartbeat_seconds = prefect.settings.get_current_settings().flows.heartbeat_frequency
     within = timedelta(seconds=MISSED_HEARTBEATS * (heartbeat_seconds or 0))
     automation = crash_detection(flow_name, within)
-    try:
-        Automation.read(name=automation.name)
-    except ValueError:
-        automation.create()
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(automation.name):
+            client.create_automation(automation)

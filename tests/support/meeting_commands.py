@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import yaml
+from mlflow.tracking import MlflowClient
 
+from stages.shared.runtime import tracking
 from tests.support import tiny_dvc_project
 from tests.support.tiny_dvc_project import (
     KILL_TIMEOUT_SECONDS,
@@ -69,3 +71,11 @@ def check_outcome(folder: Path, alone: Path) -> None:
     rwlock = json.loads((folder / ".dvc" / "tmp" / "rwlock").read_text())
     assert not any(rwlock.values())
     assert not (folder / ".dvc" / "tmp" / "polymuse.json").exists()
+
+
+def list_mlflow_statuses() -> list[str]:
+    """The statuses of the runs in the store of these tests, in the order of their start."""
+    client = MlflowClient(tracking.get_tracking_uri())
+    (experiment,) = client.search_experiments(filter_string="name = 'polymuse'")
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    return [run.info.status for run in runs]

@@ -161,8 +161,9 @@ def end_killed_runs() -> None:
     Raises InputError if there are any and the tracking store cannot be used.
     """
     names = [file.name for file in (work_dir() / "runs").glob("*") if file.suffix != ".lock"]
-    if names:
-        store = MlflowStore()
+    if not names:  # the usual case, which need not import MLflow
+        return
+    store = MlflowStore()
     for name in names:
         with _detect_killed_run(store, name):
             pass
