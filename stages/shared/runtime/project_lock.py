@@ -26,7 +26,7 @@ from stages.shared.runtime.errors import InputError
 
 HOLDER_ENV = "POLYMUSE_PROJECT_LOCK"  # set for the stages of the holder: the lock file
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 1.0  # a stage that looks whether the lock is free holds it for a moment
+GRACE_SECONDS = 1.0  # a stage that looks whether a lock is free holds it for a moment
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def let_other_stages_run() -> Iterator[None]:
     """Let the stages of other DVC commands run while the holder of the lock is in this block."""
     lock = FileLock(dvc_tmp(Path.cwd()) / "polymuse.pass")
     with suppress(Timeout):  # another thread of the holder lets them run
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=GRACE_SECONDS)
     try:
         yield
     finally:
