@@ -7,6 +7,7 @@ from stages.shared.runtime import errors
 # Set before Prefect is imported: no telemetry, and enough time for a temporary Prefect server.
 for _name, _value in {
     "DVC_NO_ANALYTICS": "1",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # seconds; see flow_runs.py
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # it needs about 20 to start
     "NO_PROXY": "127.0.0.1,localhost",

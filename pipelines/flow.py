@@ -6,23 +6,27 @@ DVC decides which stages run and stores their outputs. Prefect schedules them an
 and the final metrics.
 """
 
+from collections.abc import Callable
 from threading import Event
 
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipelines import summary
+from pipelines import flow_runs, summary
 from pipelines.cli import run_in_project
 from pipelines.prefect_server import check_server
-from pipelines.runner import dag, dvc_repro, process_group
+from pipelines.runner import dag, dvc_locks, dvc_repro, process_group
 from pipelines.runner.eta import StageDurations
 from pipelines.runner.fork_server import ForkServer
 from pipelines.runner.scheduler import StageScheduler
+from stages.shared.runtime import tracking
 from stages.shared.runtime.errors import describe_error
+from stages.shared.runtime.project_lock import hold_project
 from stages.shared.runtime.stage import InputError
 from stages.shared.runtime.tracking import TrackingRun
 
@@ -34,6 +38,7 @@ def reproduce(
     threads: int,
     server: ForkServer | None,
     timeout: float,
+    lock_timeout: float,
     stop: Event,
 ) -> State | None:
     """Run one stage and log its output; the stage never outlives the task."""
@@ -44,7 +49,9 @@ def reproduce(
             log.info(text)
 
     try:
-        dvc_repro.reproduce_stage(stage, log_line, parent, threads, server, timeout, stop)
+        dvc_repro.reproduce_stage(
+            stage, log_line, parent, threads, server, timeout, lock_timeout, stop
+        )
     except TimeoutError:
         return Failed(message=f"{stage} took more than run.stage_timeout, {timeout:g} seconds")
     except process_group.ProcessStopped:
@@ -56,18 +63,37 @@ def reproduce(
 
 @flow(name="build")
 def build() -> State | None:
-    """Bring every stale stage up to date and publish the metrics of all runs."""
+    """Bring every stale stage up to date and publish the metrics of all runs.
+
+    Waits for another run of the project, at most run.lock_timeout seconds.
+    """
+    report = get_run_logger().info
     try:
-        graph = dag.load_dag([])
-        if graph.stale:
-            dvc_repro.check_params(graph)
-            submit_stages(graph, dvc_repro.load_runner_config())
-        create_table_artifact(
-            summary.build_rows(), key="metrics", description="Final phase of each run"
-        )
+        flow_runs.end_with_serve()
+        settings = dvc_repro.load_runner_config()
+        with (
+            flow_runs.record_flow_run(str(flow_run.get_id())),
+            hold_project(f"flow run {flow_run.get_name()}", settings.lock_timeout, report),
+        ):
+            run_stale_stages(settings, report)
     except Exception as error:  # Prefect would log its traceback
         return Failed(message=describe_error(error))
     return None
+
+
+def run_stale_stages(settings: dvc_repro.RunnerConfig, report: Callable[[str], object]) -> None:
+    """Run every stale stage and publish the metrics of all runs. Raises InputError."""
+    flow_runs.end_killed_flow_runs()
+    tracking.end_killed_runs()
+    graph = dvc_locks.retry_while_busy(
+        lambda: dag.load_dag([]), settings.lock_timeout, report, Event()
+    )
+    if graph.stale:
+        dvc_repro.check_params(graph)
+        submit_stages(graph, settings)
+    create_table_artifact(
+        summary.build_rows(), key="metrics", description="Final phase of each run"
+    )
 
 
 def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
@@ -91,6 +117,7 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
             "threads": threads,
             "server": server,
             "timeout": settings.stage_timeout,
+            "lock_timeout": settings.lock_timeout,
             "stop": stop,
         }
         while schedule:

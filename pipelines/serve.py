@@ -12,9 +12,11 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from pipelines import flow_runs
 from pipelines.cli import run_in_project
 from pipelines.flow import build
 from pipelines.prefect_server import check_server
+from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
 
 
@@ -48,8 +50,16 @@ def main() -> None:
             "PREFECT_API_URL is not set: set it to the address that `prefect server start` prints"
         )
     check_server("give the address of another one")
+    flow_runs.end_killed_flow_runs()
+    tracking.end_killed_runs()
+    flow_runs.create_crash_detection(build.name)
+    os.environ[flow_runs.SERVE_ENV] = str(os.getpid())
     build.serve(
-        "polymuse", schedules=[schedule], limit=1, entrypoint_type=EntrypointType.MODULE_PATH
+        "polymuse",
+        schedules=[schedule],
+        limit=1,
+        global_limit=1,
+        entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 

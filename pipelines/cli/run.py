@@ -5,29 +5,45 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
+from threading import Event
 
 from pipelines import summary
 from pipelines.cli.display import create_display
-from pipelines.runner import dag, dvc_repro, process_group, up_to_date
+from pipelines.runner import dag, dvc_locks, dvc_repro, process_group, up_to_date
 from pipelines.runner.eta import RunProgress, StageDurations
 from pipelines.runner.scheduler import StageScheduler
+from stages.shared.runtime import tracking
+from stages.shared.runtime.project_lock import hold_project
 from stages.shared.runtime.stage import InputError
 
 
 def main(targets: list[str]) -> None:
     """Bring `targets`, or all stages, up to date and print the summary table.
 
-    Raises InputError with the message of the first stage that failed.
+    Waits for another run of the project, at most run.lock_timeout seconds. Raises InputError after
+    that, and with the message of the first stage that failed.
     """
     settings = dvc_repro.load_runner_config()
-    usage = ""
-    unchanged = not targets and up_to_date.is_up_to_date()
-    if not unchanged and (graph := dag.load_dag(targets)).stale:
-        dvc_repro.check_params(graph)
-        usage = run_stages(graph, settings)
-    else:
+    usage = None
+    if targets or not up_to_date.is_up_to_date():
+        usage = _run_stale_stages(targets, settings)
+    if usage is None:
         print("Everything is up to date.")
-    print(summary.format_summary(settings.expected_skill, usage))
+    print(summary.format_summary(settings.expected_skill, usage or ""))
+
+
+def _run_stale_stages(targets: list[str], settings: dvc_repro.RunnerConfig) -> str | None:
+    """Run the stale stages; returns a line about the CPU time, None if there are none."""
+    report = partial(print, flush=True)
+    with hold_project(" ".join(["polymuse run", *targets]), settings.lock_timeout, report):
+        tracking.end_killed_runs()
+        graph = dvc_locks.retry_while_busy(
+            lambda: dag.load_dag(targets), settings.lock_timeout, report, Event()
+        )
+        if not graph.stale:
+            return None
+        dvc_repro.check_params(graph)
+        return run_stages(graph, settings)
 
 
 def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
@@ -64,6 +80,7 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
             threads=threads,
             server=server,
             timeout=math.inf,
+            lock_timeout=settings.lock_timeout,
             stop=stop,
         )
         while running or (schedule and not first_error):

@@ -11,10 +11,11 @@ from typing import Any
 import networkx as nx
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 
 from pipelines import renamed_keys
-from pipelines.runner import up_to_date
+from pipelines.runner import dvc_locks, up_to_date
 from stages.shared.core import config
 from stages.shared.runtime.stage import InputError
 
@@ -43,8 +44,8 @@ class Dag:
 def load_dag(targets: Sequence[str]) -> Dag:
     """The DAG of the current folder's project: `targets` and their dependencies, or all stages.
 
-    Waits while another DVC command holds the repository's lock. Raises InputError for errors in
-    dvc.yaml, params.yaml or the targets.
+    Waits while another DVC command holds the repository's lock. Raises Busy if one has locked files
+    of the project, and InputError for errors in dvc.yaml, params.yaml or the targets.
     """
     logging.getLogger("dvc").setLevel(logging.ERROR)
     params = config.read_params()
@@ -61,7 +62,8 @@ def load_dag(targets: Sequence[str]) -> Dag:
     except DvcException as error:
         reason = _format_error(error)
         fixes = [fix for place, fix in FIXES.items() if place in reason]
-        raise InputError(": ".join(["DVC cannot read the project", reason, *fixes[:1]])) from None
+        kind = dvc_locks.Busy if isinstance(error, LockError) else InputError
+        raise kind(": ".join(["DVC cannot read the project", reason, *fixes[:1]])) from None
     except UnicodeDecodeError:  # DVC checks this for YAML, but not for the JSON of its locks
         raise InputError("DVC cannot read .dvc/tmp/rwlock: run `polymuse doctor --fix`") from None
     except OSError as error:  # in a dependency, such as a corpus

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from pipelines import summary
-from pipelines.runner import dag, fork_server, process_group, valid_params
+from pipelines.runner import dag, dvc_locks, fork_server, process_group, valid_params
 from pipelines.runner.error_collector import ErrorCollector
 from pipelines.runner.fork_server import ForkServer
 from stages.shared.core import config
@@ -24,6 +24,7 @@ class RunnerConfig:
 
     workers: int = Field(ge=1, description="stages that run at once; they share the cores")
     stage_timeout: float = Field(description="seconds after which the flow ends a stage")
+    lock_timeout: float = Field(ge=0, description="seconds to wait for another run of the project")
     mlflow_port: int = Field(description="port of MLflow in `polymuse ui`")
     prefect_port: int = Field(description="port of Prefect in `polymuse ui`")
     cpu_budget: dict[str, float] = Field(
@@ -82,6 +83,7 @@ def reproduce_stage(
     threads: int,
     server: ForkServer | None,
     timeout: float,
+    lock_timeout: float,
     stop: Event,
 ) -> float:
     """Bring one stage of the current folder up to date; call `on_line` with each output line.
@@ -89,9 +91,29 @@ def reproduce_stage(
     Other stages may run at the same time. OMP_NUM_THREADS is set to `threads` unless it is set
     already. `server` starts the process, if given. A stage that DVC restores from its run cache
     does not execute, so that it is recorded here, as a child of `parent`. Returns the CPU seconds
-    that the stage and DVC took. Raises InputError with the error message of the stage, TimeoutError
+    that the stage and DVC took. Waits while another DVC command has locked the stage's files, at
+    most `lock_timeout` seconds. Raises InputError with the error message of the stage, TimeoutError
     after `timeout` seconds and ProcessStopped once `stop` is set.
     """
+
+    def reproduce() -> float:
+        return _reproduce_once(stage, on_line, parent, threads, server, timeout, stop)
+
+    return dvc_locks.retry_while_busy(
+        reproduce, lock_timeout, lambda line: on_line(f"{line}\n"), stop
+    )
+
+
+def _reproduce_once(
+    stage: str,
+    on_line: Callable[[str], None],
+    parent: tracking.TrackingRun,
+    threads: int,
+    server: ForkServer | None,
+    timeout: float,
+    stop: Event,
+) -> float:
+    """As `reproduce_stage`. Raises Busy if another DVC command has locked the stage's files."""
     errors = ErrorCollector()
     cached = f"Stage '{stage}' is cached"
     # After one of these lines DVC only prints advice to commit and push.
@@ -99,7 +121,7 @@ def reproduce_stage(
     outcome: list[str] = []
 
     def follow(line: str) -> None:
-        if errors.collect(line) or outcome:
+        if errors.collect(line) or outcome or dvc_locks.is_busy(errors.dvc_error):
             return
         if line.startswith(last_lines):
             outcome.append(line)
@@ -116,7 +138,8 @@ def reproduce_stage(
         server.start if server else None,
     )
     if result.code:
-        raise InputError(errors.to_sentence(command, result.code))
+        kind = dvc_locks.Busy if dvc_locks.is_busy(errors.dvc_error) else InputError
+        raise kind(errors.to_sentence(command, result.code))
     if outcome and outcome[0].startswith(cached):
         tracking.log_cached_stage(stage, parent)
     return result.cpu_seconds

@@ -13,6 +13,7 @@ from stages.shared.core.config import read_params
 
 RUN_PARAMS = read_params()["run"]
 DVC_COMMAND = [sys.executable, "-m", "dvc"]
+LOGGED_STAGE = Path(__file__).with_name("logged_stage.py")
 KILL_TIMEOUT_SECONDS = 5  # after which killed processes must be gone
 SLEEP_COMMAND = "sh -c 'sleep 300 & sleep 300; echo never'"  # a stage with a child process
 
@@ -36,6 +37,18 @@ def make_copy_stage(target: str, *sources: str) -> dict:
     """A stage that copies its sources into `target`."""
     text = f"echo {target} | cat {' '.join(sources)} - > {target}"
     return {"cmd": text, "deps": list(sources), "outs": [target]}
+
+
+def make_logged_stage(target: str, seconds: float, *sources: str) -> dict:
+    """A stage that takes some seconds and logs its start and end, as `read_log` returns them."""
+    command = f"exec python {LOGGED_STAGE} --output {target} --seconds {seconds}"
+    return {"cmd": command, "deps": list(sources), "outs": [target]}
+
+
+def read_log(folder: Path) -> list[str]:
+    """The starts and ends of the logged stages, e.g. "begin a"."""
+    log = folder / "log"
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def make_failing_stage(sentence: str, target: str, *sources: str) -> dict:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from stages.shared.runtime.errors import InputError, report_errors, work_dir
 from stages.shared.runtime.progress import log_hub_downloads
+from stages.shared.runtime.project_lock import wait_for_holder
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -107,6 +108,7 @@ def run_stage(main: Callable[..., None]) -> None:
         parser.add_argument(option, required=True, type=parameter.annotation)
     options = vars(parser.parse_args())
     with stage_process():
+        wait_for_holder(lambda line: print(line, file=sys.stderr, flush=True))
         main(**options)
 
 

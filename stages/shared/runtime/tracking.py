@@ -155,6 +155,20 @@ def start_parent_run(name: str, params: dict[str, Any]) -> Iterator[TrackingRun]
             run._call_safely(lambda: store.kill_children(run.run_id))
 
 
+def end_killed_runs() -> None:
+    """Mark the open runs of this project whose process was killed as KILLED, with their children.
+
+    Raises InputError if there are any and the tracking store cannot be used.
+    """
+    names = [file.name for file in (work_dir() / "runs").glob("*") if file.suffix != ".lock"]
+    if not names:  # the usual case, which need not import MLflow
+        return
+    store = MlflowStore()
+    for name in names:
+        with _detect_killed_run(store, name):
+            pass
+
+
 def log_cached_stage(stage_name: str, parent: TrackingRun) -> None:
     """Log a stage, e.g. train_sft@flexmuse, that DVC restored from its run cache."""
     stage, _, _ = stage_name.partition("@")
