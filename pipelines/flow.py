@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipelines import summary
+from pipelines import promotion, summary
 from pipelines.cli import run_in_project
 from pipelines.prefect_server import check_server
 from pipelines.runner import dag, dvc_repro, process_group
@@ -55,8 +55,11 @@ def reproduce(
 
 
 @flow(name="build")
-def build() -> State | None:
-    """Bring every stale stage up to date and publish the metrics of all runs."""
+def build(promote: list[str] | None = None) -> State | None:
+    """Bring every stale stage up to date and publish the metrics of all runs.
+
+    promote: runs to promote then, see pipelines/promotion.py; a champion that stays is no failure
+    """
     try:
         graph = dag.load_dag([])
         if graph.stale:
@@ -65,9 +68,16 @@ def build() -> State | None:
         create_table_artifact(
             summary.build_rows(), key="metrics", description="Final phase of each run"
         )
+        promote_runs(promote or [])
     except Exception as error:  # Prefect would log its traceback
         return Failed(message=describe_error(error))
     return None
+
+
+def promote_runs(runs: list[str]) -> None:
+    """Promote each run in turn, if it is better than the champion. Raises InputError."""
+    for run in runs:
+        get_run_logger().info(promotion.promote(run, force=False).sentence)
 
 
 def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
