@@ -2,8 +2,8 @@
 
 python -m pipelines.serve --cron "0 3 * * *" --timezone Europe/Berlin
 
-With `--promote RUN` each flow run ends with an attempt to promote that run, see
-pipelines/promotion.py. It needs a permanent Prefect server: run `prefect server start` and set PREFECT_API_URL.
+With `--promote RUN` each flow run ends with an attempt to promote that run. It needs a permanent
+Prefect server: run `prefect server start` and set PREFECT_API_URL.
 """
 
 import argparse
