@@ -115,7 +115,8 @@ def load_mlflow_run(run_id: str) -> ComparedRun:
     client = MlflowStore().client
     try:
         run = client.get_run(run_id)
-        models = [client.get_logged_model(m.model_id) for m in run.inputs.model_inputs or []]
+        inputs = (run.inputs and run.inputs.model_inputs) or []
+        models = [client.get_logged_model(entry.model_id) for entry in inputs]
     except Exception as error:  # stores and servers have their own types
         raise InputError(
             f"MLflow has no run {run_id} ({error_reason(error)}): see its page for the id"

@@ -95,7 +95,8 @@ def _say(state: str) -> str:
 def _describe_params(stage: Stage, file: str, keys: dict[str, str]) -> Iterator[str]:
     """Old and new value of each changed number below `keys`, sections of a parameter file."""
     (dep,) = (d for d in stage.deps if isinstance(d, ParamsDependency) and d.def_path == file)
-    recorded, present = dep.hash_info.value or {}, dep.read_params()
+    recorded: Any = dep.hash_info.value or {}  # values by key, not a hash
+    present = dep.read_params()
     for key in keys:
         before, after = (
             flatten({key: side[key]} if key in side else {}) for side in (recorded, present)

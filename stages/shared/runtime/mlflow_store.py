@@ -202,8 +202,11 @@ class MlflowStore:
             return None
         self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
         self.client.set_logged_model_tags(model_id, {model_logging.EVALUATION_TAG: run_id})
-        inputs = (entry.dataset for entry in self.client.get_run(run_id).inputs.dataset_inputs)
-        corpora = [(data.name, data.digest) for data in inputs if data.name.startswith(CORPORA_DIR)]
+        inputs = self.client.get_run(run_id).inputs
+        datasets = [entry.dataset for entry in inputs.dataset_inputs] if inputs else []
+        corpora = [
+            (data.name, data.digest) for data in datasets if data.name.startswith(CORPORA_DIR)
+        ]
         name, digest = corpora[0] if corpora else (None, None)
         return model_id, name, digest
 

@@ -64,7 +64,7 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, name: str) -> s
             mlmodel = build_mlmodel(config, run_id, model.model_id, model.artifact_location, size)
             mlmodel.save(Path(temporary, "MLmodel"))
             write_environment(Path(temporary))
-            write_input_example(Path(temporary), mlmodel.get_input_schema().input_names())
+            write_input_example(Path(temporary), _input_columns(config))
             client.log_model_artifacts(model.model_id, temporary)
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")
@@ -160,18 +160,23 @@ def _model_signature(config: dict[str, Any]) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    is_classifier = "labels" in config  # the rule of pipelines/inference/model_bundle.py
+    text, image = _input_columns(config)
     inputs = [
-        ColSpec("string", "text" if is_classifier else "topic", required=False),
-        ColSpec("binary", "image", required=False),  # the content of an image file
+        ColSpec("string", text, required=False),
+        ColSpec("binary", image, required=False),  # the content of an image file
     ]
-    if not is_classifier:
+    if text == "topic":
         outputs = [ColSpec("string")]
     elif isinstance(config["labels"], dict):
         outputs = _meme_output_columns(list(config["labels"]))
     else:
         outputs = _text_output_columns(config["shapes"]["task"])
     return ModelSignature(Schema([*inputs]), Schema([*outputs]))
+
+
+def _input_columns(config: dict[str, Any]) -> list[str]:
+    """The columns of the inputs, by the rule of pipelines/inference/model_bundle.py."""
+    return ["text" if "labels" in config else "topic", "image"]
 
 
 def _text_output_columns(task: str) -> list["ColSpec"]:
