@@ -16,10 +16,8 @@ import json
 import os
 import platform
 import re
-from base64 import b64encode
 from hashlib import sha256
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -36,6 +34,11 @@ HASH_TAG = "polymuse.sha256"  # of a logged model: `hash_folder`
 RUN_TAG = "polymuse.run"  # its row of params.yaml
 EVALUATION_TAG = "polymuse.evaluation"  # the id of the MLflow run that scored it last
 EXAMPLE_FILE = "input_example.json"
+# A PNG of a gray gradient, 64 x 64 pixels.
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4CAAAANElEQVR42u3MMREAIAwEMArFv2Lu6oDl10RAaq9M"
+    "nzS4adACgUAgEAgEAoFAIBAIfuqFwQB9LgLy4CuODgAAAABJRU5ErkJggg=="
+)
 EXAMPLE_INFO = {"artifact_path": EXAMPLE_FILE, "type": "dataframe", "pandas_orient": "split"}
 
 
@@ -118,14 +121,10 @@ def pin_requirements() -> list[str]:
 
 def write_input_example(folder: Path, columns: list[str]) -> None:
     """Write an input of `predict` with these columns, and the same as a request of a server."""
-    from PIL import Image
-
-    png = BytesIO()
-    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(png, "PNG")
     values = {
         "topic": "A quiet harbour",
         "text": "what a quiet harbour",
-        "image": b64encode(png.getvalue()).decode(),
+        "image": EXAMPLE_IMAGE,
     }
     table = {"columns": columns, "data": [[values[column] for column in columns]]}
     (folder / EXAMPLE_FILE).write_text(json.dumps(table))
