@@ -56,7 +56,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """The difference of two runs in a score, with its paired standard error.
 
     verdict: better | worse if it is larger than two standard errors, else unclear.
@@ -116,7 +116,7 @@ def read_evaluation(folder: Path, run: str, family: ModelFamily, corpus: str) ->
     return Evaluation(run, family, corpus, metrics, items)
 
 
-def compare_evaluations(run: Evaluation, other: Evaluation) -> Comparison:
+def compare_evaluations(run: Evaluation, other: Evaluation) -> PairedComparison:
     """Compare a run with another one. Raises NotComparableError."""
     _check_items(run, other)
     if run.family == "generators":
@@ -125,7 +125,7 @@ def compare_evaluations(run: Evaluation, other: Evaluation) -> Comparison:
     else:
         title = run.metrics["score"]["metric"].replace("f1", "F1")
         difference = _compare_labels(run, other)
-    return Comparison(title, difference, judge_difference(difference))
+    return PairedComparison(title, difference, judge_difference(difference))
 
 
 def _check_items(run: Evaluation, other: Evaluation) -> None:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """A version of a registered model.
 
     run: the row of params.yaml. sha256: of the model folder. promotion: id of an MLflow run.
@@ -64,7 +64,7 @@ class ModelRegistry:
         self._client = self._store.client
 
     @_raises_input_error
-    def find_champion(self, name: str) -> Version | None:
+    def find_champion(self, name: str) -> ModelVersion | None:
         """The version with the alias `champion`; None if there is none."""
         from mlflow.exceptions import MlflowException
 
@@ -75,7 +75,7 @@ class ModelRegistry:
                 return None
             raise
         tags = [model_logging.RUN_TAG, model_logging.HASH_TAG, PROMOTION_TAG]
-        return Version(name, str(found.version), *(found.tags.get(tag, "") for tag in tags))
+        return ModelVersion(name, str(found.version), *(found.tags.get(tag, "") for tag in tags))
 
     @_raises_input_error
     def find_model(self, folder: Path) -> str | None:
@@ -110,6 +110,6 @@ class ModelRegistry:
             self._client.log_artifact(run_id, str(folder / file), EVALUATION_DIR)
 
     @_raises_input_error
-    def download_evaluation(self, version: Version, folder: Path) -> Path:
+    def download_evaluation(self, version: ModelVersion, folder: Path) -> Path:
         """Copy the evaluation of a version below `folder`; returns where it is."""
         return Path(self._client.download_artifacts(version.promotion, EVALUATION_DIR, str(folder)))

@@ -16,13 +16,13 @@ from typing import Literal
 from pipelines.evaluation import (
     EVALUATION_DIRS,
     EVALUATION_STAGES,
-    Comparison,
     Evaluation,
+    PairedComparison,
     compare_evaluations,
     load_evaluation,
     read_evaluation,
 )
-from pipelines.model_registry import CHAMPION, PROMOTION_TAG, ModelRegistry, Version
+from pipelines.model_registry import CHAMPION, PROMOTION_TAG, ModelRegistry, ModelVersion
 from pipelines.verification import verify
 from stages.shared.runtime import model_logging, tracking
 from stages.shared.runtime.stage import InputError
@@ -87,8 +87,8 @@ def promote(run: str, force: bool) -> Promotion:
 
 
 def _judge(
-    registry: ModelRegistry, evaluation: Evaluation, champion: Version | None
-) -> tuple[Comparison | None, str]:
+    registry: ModelRegistry, evaluation: Evaluation, champion: ModelVersion | None
+) -> tuple[PairedComparison | None, str]:
     """The comparison with the champion, None without one; and a sentence about it."""
     run, corpus = evaluation.run, evaluation.corpus
     if champion is None:
@@ -104,5 +104,5 @@ def _judge(
     return comparison, comparison.describe(run, name)
 
 
-def _name(version: Version) -> str:
+def _name(version: ModelVersion) -> str:
     return f"version {version.number} of {version.name} ({version.run})"

@@ -58,6 +58,7 @@ def test_the_first_model_is_promoted_and_loads_by_the_alias(place):
     served = mlflow.pyfunc.load_model("models:/posts@champion")
     frame = pd.DataFrame({"text": ["the fox sat"], "image": [None]})
     assert list(served.predict(frame).columns) == ["label", "probability", "words_not_read"]
+    assert len(served.predict(served.input_example)) == 1
     copied = tracking.download_model("models:/posts@champion", place / "copy")
     for file in (place / "source/weak/model").rglob("*"):
         if file.is_file():
