@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipelines import flow_runs, summary
+from pipelines import flow_runs, promotion, summary
 from pipelines.cli import run_in_project
 from pipelines.prefect_server import check_server
 from pipelines.runner import dag, dvc_locks, dvc_repro, process_group
@@ -62,10 +62,11 @@ def reproduce(
 
 
 @flow(name="build")
-def build() -> State | None:
+def build(promote: list[str] | None = None) -> State | None:
     """Bring every stale stage up to date and publish the metrics of all runs.
 
-    Waits for another run of the project, at most run.lock_timeout seconds.
+    Waits for another run of the project, at most run.lock_timeout seconds. promote: runs to promote
+    then, see pipelines/promotion.py; a champion that stays is no failure.
     """
     report = get_run_logger().info
     try:
@@ -76,6 +77,7 @@ def build() -> State | None:
             hold_project(f"flow run {flow_run.get_name()}", settings.lock_timeout, report),
         ):
             run_stale_stages(settings, report)
+            promote_runs(promote or [])
     except Exception as error:  # Prefect would log its traceback
         return Failed(message=describe_error(error))
     return None
@@ -94,6 +96,12 @@ def run_stale_stages(settings: dvc_repro.RunnerConfig, report: Callable[[str], o
     create_table_artifact(
         summary.build_rows(), key="metrics", description="Final phase of each run"
     )
+
+
+def promote_runs(runs: list[str]) -> None:
+    """Promote each run in turn, if it is better than the champion. Raises InputError."""
+    for run in runs:
+        get_run_logger().info(promotion.promote(run, force=False).sentence)
 
 
 def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:

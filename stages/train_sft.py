@@ -185,7 +185,7 @@ def main(
         }
         tracked.log_metrics(counts, config.run.sft.max_steps)
         tracked.log_artifact_hash(output / "model", "model")
-        tracked.log_model(output / "model", "model")
+        tracked.log_model(output / "model", name)
 
 
 def cli(run: str, chunks: Path, features: Path, encoder: Path, output: Path) -> None:

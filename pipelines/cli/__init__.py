@@ -5,6 +5,9 @@ polymuse run [TARGET...]      bring all stages, or the named ones, up to date
 polymuse write -o FOLDER      write an article from --topic TEXT, --image FILE..., or both
 polymuse label TEXT           label a tweet or post, with or without its --image
 polymuse label FILE|FOLDER    label one meme, or every meme in a folder
+polymuse compare RUN RUN...   print metrics with intervals, and the parameters that differ
+polymuse promote RUN          make a run's model the champion of its corpus, if it is better
+polymuse verify RUN           say whether inputs, code and outputs of a run match dvc.lock
 polymuse params [SECTION]     show every parameter with its value and meaning
 polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
@@ -69,6 +72,20 @@ def _build_parser() -> argparse.ArgumentParser:
     run.set_defaults(verb=_run)
     _add_write(verbs.add_parser("write", help="write an article from a topic, images, or both"))
     _add_label(verbs.add_parser("label", help="label tweets, posts or memes"))
+    compare = verbs.add_parser("compare", help="compare runs: metrics with intervals, parameters")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a row of params.yaml, or the id of an MLflow run"
+    )
+    compare.set_defaults(verb=_compare)
+    promote = verbs.add_parser("promote", help="make a run's model the champion, if it is better")
+    promote.add_argument("run", metavar="RUN", help="a row of generators or classifiers")
+    promote.add_argument(
+        "--force", action="store_true", help="replace the champion whatever the comparison says"
+    )
+    promote.set_defaults(verb=_promote)
+    verify = verbs.add_parser("verify", help="compare a run with dvc.lock")
+    verify.add_argument("run", metavar="RUN", help="a row of generators or classifiers")
+    verify.set_defaults(verb=_verify)
     _add_params(verbs.add_parser("params", help="show every parameter with its value and meaning"))
     preset = verbs.add_parser("preset", help="apply a preset to params.yaml and config/")
     choice = preset.add_mutually_exclusive_group()
@@ -255,6 +272,24 @@ def _label(arguments: argparse.Namespace) -> None:
     from pipelines.cli import label, label_memes
 
     (label_memes if isinstance(arguments.text, Path) else label).main(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import compare
+
+    compare.main(arguments.runs)
+
+
+def _promote(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import promote  # imports DVC
+
+    promote.main(arguments.run, arguments.force)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from pipelines.cli import verify  # imports DVC
+
+    verify.main(arguments.run)
 
 
 def _params(arguments: argparse.Namespace) -> None:

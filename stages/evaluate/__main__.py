@@ -56,6 +56,9 @@ from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
 from stages.shared.similarity.embedders import Embedder, RewardConfig, load_embedder
 
+# By phase, where the trained models are: only for the link from their metrics in MLflow.
+MODEL_DIRS = {"preference": "10_train_preference", "sft": "09_train_sft"}
+
 
 @config_class
 class EvaluateConfig:
@@ -452,6 +455,7 @@ def main(
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
             schemas.write_parquet(folder / "items.parquet", tables["items"], schemas.ITEM_SCORES)
             schemas.write_parquet(folder / "rewards.parquet", tables["rewards"], schemas.REWARDS)
+        tracked.link_model(predictions.parents[1] / MODEL_DIRS[metrics["phase"]] / run / "model")
         tracked.log_metrics(dict(flatten_metrics(metrics)), step=0)
         tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 

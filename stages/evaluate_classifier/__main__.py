@@ -71,6 +71,7 @@ def main(
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
             schemas.write_parquet(folder / "items.parquet", rows, schemas.LABEL_SCORES)
+        tracked.link_model(predictions.parents[1] / "09_train_classifier" / name / "model")
         tracked.log_metrics(dict(flatten_metrics(metrics)), step=0)
         tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 

@@ -58,7 +58,7 @@ def main(
         counts = {"items": len(dataset), "items_cut": dataset.num_truncated}
         tracked.log_metrics(counts | classifier.config["parameters"], run.training.max_steps)
         tracked.log_artifact_hash(output / "model", "model")
-        tracked.log_model(output / "model", "model")
+        tracked.log_model(output / "model", name)
 
 
 def cli(run: str, images: Path, records: Path, features: Path, encoder: Path, output: Path) -> None:

@@ -51,7 +51,7 @@ def main(name: str, config: PhaseConfig, inputs: PhaseInputs, output: Path) -> N
             generators.save_generator(generator, folder / "model", inputs.sft / ENCODER_DIR)
             history.write_history(folder / "history.csv", steps)
         tracked.log_artifact_hash(output / "model", "model")
-        tracked.log_model(output / "model", "model")
+        tracked.log_model(output / "model", name)
 
 
 def cli(

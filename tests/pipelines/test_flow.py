@@ -1,5 +1,6 @@
 """The flow has the tasks, edges and logs of the stages in DVC, and ends with them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 from pipelines import flow as pipeline_flow
 from pipelines import project, serve
+from pipelines.model_registry import ModelRegistry
 from pipelines.runner import dag, process_group
 from stages.shared.runtime.stage import InputError
-from tests.support import tiny_dvc_project
+from tests.support import evaluated_project, tiny_dvc_project
 from tests.support.tiny_dvc_project import (
     SLEEP_COMMAND,
     is_sleeping,
@@ -224,6 +226,28 @@ def test_scheduled_runs_use_the_time_zone():
     planned = [run.expected_start_time for run in runs if run.deployment_id == name]
     assert planned
     assert {time.astimezone(ZoneInfo("Europe/Berlin")).hour for time in planned} == {3}
+
+
+def test_a_flow_ends_with_promotions_and_a_champion_that_stays_is_no_failure(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"labels": ["negative", "positive"], "shapes": {"task": "sentiment"}}
+    (model / "config.json").write_text(json.dumps(config))
+    enter(monkeypatch, evaluated_project.create_project(tmp_path / "project", model))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    state = pipeline_flow.build(promote=["weak", "strong", "weak"], return_state=True)
+    assert state.is_completed(), state.message
+    champion = ModelRegistry().find_champion(evaluated_project.CORPUS)
+    assert champion is not None and (champion.number, champion.run) == ("2", "strong")
+    state = pipeline_flow.build(promote=["nobody"], return_state=True)
+    assert state.is_failed() and state.message.startswith("params.yaml has no run 'nobody' among")
+
+
+def test_a_flow_with_promotions_of_unknown_runs_is_not_served(monkeypatch):
+    arguments = ["serve", "--cron", "0 3 * * *", "--timezone", "UTC", "--promote", "nobody"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(InputError, match=r"^params.yaml has no run 'nobody' among"):
+        serve.main()
 
 
 @pytest.mark.parametrize("main", [pipeline_flow.main, serve.main])

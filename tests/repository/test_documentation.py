@@ -113,7 +113,9 @@ def check_polymuse(_: str, arguments: list[str]) -> None:
         assert all(has_key(PARAMS, section) for section in positional)
     else:
         presets = {path.stem for path in Path("presets").glob("*.yaml")}
+        runs = {*PARAMS["generators"], *PARAMS["classifiers"]}
         known = {"run": set(STAGES), "preset": presets}
+        known |= dict.fromkeys(("compare", "promote", "verify"), runs)
         assert set(positional) <= known.get(arguments[0], set())
 
 

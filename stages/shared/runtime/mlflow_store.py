@@ -40,7 +40,9 @@ SQLITE_PREFIX = "sqlite:///"
 OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
 DAMAGED_MESSAGES = ("database disk image is malformed", "file is not a database")  # of SQLite
 PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
+CORPORA_DIR = "data/01_ingest/"
 MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
+EvaluatedModel = tuple[str, str | None, str | None]  # model id; name and md5 of its corpus
 
 # Defaults; values of the user's environment have precedence.
 _MLFLOW_ENV_DEFAULTS = {
@@ -158,11 +160,16 @@ class MlflowStore:
         return run.info.run_id
 
     @_raises_tracking_error
-    def log_metrics(self, run_id: str, rows: list[MetricRow]) -> None:
-        """Log metrics to a run."""
+    def log_metrics(
+        self, run_id: str, rows: list[MetricRow], model: EvaluatedModel | None = None
+    ) -> None:
+        """Log metrics to a run, and to the logged model that they are about."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(_sanitize_key(key), value, now, step) for key, value, now, step in rows]
+        about = model or (None, None, None)
+        metrics = [
+            Metric(_sanitize_key(key), value, now, step, *about) for key, value, now, step in rows
+        ]
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
 
@@ -183,6 +190,30 @@ class MlflowStore:
         from stages.shared.runtime import model_logging
 
         model_logging.log_model(self.client, run_id, folder, name)
+
+    @_raises_tracking_error
+    def link_model(self, run_id: str, folder: Path) -> EvaluatedModel | None:
+        """Record that a run evaluates the logged model with the files of `folder`.
+
+        Returns it with the name and md5 of the corpus that is the run's input; None if no such
+        model is logged.
+        """
+        from mlflow.entities import LoggedModelInput
+
+        from stages.shared.runtime import model_logging
+
+        model_id = model_logging.find_model(self.client, self.experiment, folder)
+        if model_id is None:
+            return None
+        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        self.client.set_logged_model_tags(model_id, {model_logging.EVALUATION_TAG: run_id})
+        inputs = self.client.get_run(run_id).inputs
+        datasets = [entry.dataset for entry in inputs.dataset_inputs] if inputs else []
+        corpora = [
+            (data.name, data.digest) for data in datasets if data.name.startswith(CORPORA_DIR)
+        ]
+        name, digest = corpora[0] if corpora else (None, None)
+        return model_id, name, digest
 
     @_raises_tracking_error
     def end_run(self, run_id: str, status: str) -> None:

@@ -4,12 +4,20 @@ A logged model is the model folder with a file MLmodel, which names two flavors:
 folder itself, and `python_function`, whose `predict` takes a DataFrame with the columns topic and
 image (generators) or text and image (classifiers). `predict` needs this package to be installed.
 
+Beside MLmodel are an input example and requirements.txt, with the installed version of each package
+that this one depends on. Tags name the run, its training stage and the hash of the folder, by which
+an evaluation finds the model that it is about.
+
 `Model.log` of MLflow needs a global tracking address and an active run, and starts pip to determine
 requirements. The functions here take a client and a run id instead.
 """
 
 import json
 import os
+import platform
+import re
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +29,17 @@ if TYPE_CHECKING:
 
 FLAVOR = "polymuse"
 PYFUNC_LOADER = "pipelines.inference.pyfunc"  # MLflow calls its _load_pyfunc
+DISTRIBUTION = "polymuse"  # the package whose dependencies are pinned
+HASH_TAG = "polymuse.sha256"  # of a logged model: `hash_folder`
+RUN_TAG = "polymuse.run"  # its row of params.yaml
+EVALUATION_TAG = "polymuse.evaluation"  # the id of the MLflow run that scored it last
+EXAMPLE_FILE = "input_example.json"
+# A PNG of a gray gradient, 64 x 64 pixels.
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4CAAAANElEQVR42u3MMREAIAwEMArFv2Lu6oDl10RAaq9M"
+    "nzS4adACgUAgEAgEAoFAIBAIfuqFwQB9LgLy4CuODgAAAABJRU5ErkJggg=="
+)
+EXAMPLE_INFO = {"artifact_path": EXAMPLE_FILE, "type": "dataframe", "pandas_orient": "split"}
 
 
 def log_model(client: "MlflowClient", run_id: str, folder: Path, name: str) -> str:
@@ -31,7 +50,11 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, name: str) -> s
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
-    tags = {"polymuse.stage": run.data.tags.get("polymuse.stage", "")}
+    tags = {
+        "polymuse.stage": run.data.tags.get("polymuse.stage", ""),
+        RUN_TAG: name,
+        HASH_TAG: hash_folder(folder),
+    }
     model = client.create_logged_model(
         run.info.experiment_id, name, run_id, tags, run.data.params, model_type=FLAVOR
     )
@@ -43,12 +66,69 @@ def log_model(client: "MlflowClient", run_id: str, folder: Path, name: str) -> s
             config = json.loads((folder / "config.json").read_text())
             mlmodel = build_mlmodel(config, run_id, model.model_id, model.artifact_location, size)
             mlmodel.save(Path(temporary, "MLmodel"))
-            client.log_model_artifact(model.model_id, str(Path(temporary, "MLmodel")))
+            write_environment(Path(temporary))
+            write_input_example(Path(temporary), _input_columns(config))
+            client.log_model_artifacts(model.model_id, temporary)
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.finalize_logged_model(model.model_id, "READY")
     return model.model_id
+
+
+def hash_folder(folder: Path) -> str:
+    """sha256 over the names and contents of the files in a folder."""
+    hashed = sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name, content = file.relative_to(folder).as_posix(), file.read_bytes()
+        hashed.update(f"{name}\0{sha256(content).hexdigest()}\n".encode())
+    return hashed.hexdigest()
+
+
+def find_model(client: "MlflowClient", experiment: str, folder: Path) -> str | None:
+    """The id of the last logged model with the files of `folder`; None if there is none."""
+    models = client.search_logged_models(
+        [experiment],
+        f"tags.`{HASH_TAG}` = '{hash_folder(folder)}'",
+        order_by=[{"field_name": "creation_time", "ascending": False}],
+    )
+    return next((model.model_id for model in models if model.status == "READY"), None)
+
+
+def write_environment(folder: Path) -> None:
+    """Write requirements.txt and python_env.yaml, which MLmodel names.
+
+    This package is not among the requirements: it is in no package index.
+    """
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in pin_requirements()))
+    python_env = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(json.dumps(python_env))  # JSON is YAML too
+
+
+def pin_requirements() -> list[str]:
+    """NAME==VERSION of each direct dependency that is installed, without those of extras."""
+    lines = metadata.requires(DISTRIBUTION) or []
+    names = [re.match(r"[\w.-]+", line) for line in lines if "extra ==" not in line]
+    pins = []
+    for name in sorted(match[0] for match in names if match):
+        try:
+            version = metadata.version(name).partition("+")[0]  # without +cpu
+        except metadata.PackageNotFoundError:
+            continue
+        pins.append(f"{name}=={version}")
+    return pins
+
+
+def write_input_example(folder: Path, columns: list[str]) -> None:
+    """Write an input of `predict` with these columns, and the same as a request of a server."""
+    values = {
+        "topic": "A quiet harbour",
+        "text": "what a quiet harbour",
+        "image": EXAMPLE_IMAGE,
+    }
+    table = {"columns": columns, "data": [[values[column] for column in columns]]}
+    (folder / EXAMPLE_FILE).write_text(json.dumps(table))
+    (folder / f"serving_{EXAMPLE_FILE}").write_text(json.dumps({"dataframe_split": table}))
 
 
 def build_mlmodel(
@@ -67,10 +147,12 @@ def build_mlmodel(
         model_uuid=model_id,
         model_id=model_id,
         signature=_model_signature(config),
+        saved_input_example_info={**EXAMPLE_INFO, "serving_input_path": f"serving_{EXAMPLE_FILE}"},
         model_size_bytes=size,
     )
     model.add_flavor(FLAVOR)
-    return pyfunc.add_to_model(model, PYFUNC_LOADER)
+    environment = {"virtualenv": "python_env.yaml"}
+    return pyfunc.add_to_model(model, PYFUNC_LOADER, python_env=environment)
 
 
 def _model_signature(config: dict[str, Any]) -> "ModelSignature":
@@ -78,19 +160,24 @@ def _model_signature(config: dict[str, Any]) -> "ModelSignature":
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
 
-    is_classifier = "labels" in config  # the rule of pipelines/inference/model_bundle.py
+    text, image = _input_columns(config)
     inputs = [
-        ColSpec("string", "text" if is_classifier else "topic", required=False),
+        ColSpec("string", text, required=False),
         # The content of an image file, in JSON as base64. A server refuses null as "binary".
-        ColSpec(AnyType(), "image", required=False),
+        ColSpec(AnyType(), image, required=False),
     ]
-    if not is_classifier:
+    if text == "topic":
         outputs = [ColSpec("string")]
     elif isinstance(config["labels"], dict):
         outputs = _meme_output_columns(list(config["labels"]))
     else:
         outputs = _text_output_columns(config["shapes"]["task"])
     return ModelSignature(Schema([*inputs]), Schema([*outputs]))
+
+
+def _input_columns(config: dict[str, Any]) -> list[str]:
+    """The columns of the inputs, by the rule of pipelines/inference/model_bundle.py."""
+    return ["text" if "labels" in config else "topic", "image"]
 
 
 def _text_output_columns(task: str) -> list["ColSpec"]:

@@ -4,7 +4,8 @@
         run.log_metrics({"loss": 1.5}, step)
         run.log_artifact_hash(target / "history.csv", "history")
         run.log_artifact(target / "map.png", "maps")
-        run.log_model(target / "model", "model")
+        run.log_model(target / "model", "flexmuse")
+    run.link_model(Path("data/09_train_sft/flexmuse/model"))  # an evaluation
 
 Stages do not depend on this file in DVC, because it cannot change their results. If the server
 cannot be used at the start, the stage stops; if it fails later, the stage prints a warning and
@@ -28,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from stages.shared.runtime.mlflow_store import (
     PARENT_TAG,
+    EvaluatedModel,
     MetricRow,
     MlflowStore,
     TrackingError,
@@ -51,6 +53,7 @@ class TrackingRun:
         self.run_id = run_id
         self._store, self._name = store, name
         self._metrics: list[MetricRow] = []
+        self._model: EvaluatedModel | None = None
         self._artifacts: list[dict[str, Any]] = []
         self._next_flush = monotonic() + _FLUSH_SECONDS
         self._warned = False
@@ -92,12 +95,25 @@ class TrackingRun:
         """Upload a model folder as an MLflow model, found at runs:/ID/NAME and models:/m-ID."""
         self._call_safely(lambda: self._store.log_model(self.run_id, folder.absolute(), name))
 
+    def link_model(self, folder: Path) -> None:
+        """The metrics that are logged from now on are also those of the model in `folder`.
+
+        No effect if the folder was not logged as a model.
+        """
+
+        def link() -> None:
+            self._model = self._store.link_model(self.run_id, folder.absolute())
+
+        if folder.is_dir():
+            self._flush_metrics()
+            self._call_safely(link)
+
     def _flush_metrics(self) -> None:
         self._next_flush = monotonic() + _FLUSH_SECONDS
         rows = self._metrics
         if not rows:
             return
-        if self._call_safely(lambda: self._store.log_metrics(self.run_id, rows)):
+        if self._call_safely(lambda: self._store.log_metrics(self.run_id, rows, self._model)):
             self._metrics = []
         else:
             self._next_flush = monotonic() + _RETRY_SECONDS

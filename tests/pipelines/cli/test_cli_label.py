@@ -288,7 +288,7 @@ def test_a_model_labels_the_same_by_folder_and_by_mlflow_address(
         model = logged[f"train_classifier@{name}"]
         expected = label_as_json(capsys, text="the fox sat", image=[red], run=name)
         address = f"models:/{model.model_id}"
-        run_address = f"runs:/{model.source_run_id}/model"
+        run_address = f"runs:/{model.source_run_id}/{name}"
         for source in (address, run_address, str(get_model_dir(place, name))):
             assert label_as_json(capsys, text="the fox sat", image=[red], model=source) == expected
         served = mlflow.pyfunc.load_model(address)

@@ -266,7 +266,11 @@ def test_a_model_writes_the_same_by_folder_and_by_mlflow_address(place, tmp_path
     for name, content in article_corpus.read_files(get_model_dir(place)).items():
         (moved / name).parent.mkdir(exist_ok=True)
         (moved / name).write_bytes(content)
-    addresses = [f"models:/{model.model_id}", f"runs:/{model.source_run_id}/model", str(moved)]
+    addresses = [
+        f"models:/{model.model_id}",
+        f"runs:/{model.source_run_id}/{model.name}",
+        str(moved),
+    ]
     for number, address in enumerate(addresses):
         article = write_article(tmp_path / f"b{number}", topic="a cat", images=0, model=address)
         assert article["chunks"] == expected

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 
 import mlflow
@@ -22,9 +23,12 @@ import torch
 import yaml
 from dvc.repo import Repo
 from mlflow.models import get_model_info
+from mlflow.models.utils import _enforce_schema
+from mlflow.pyfunc import get_model_dependencies
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
-from stages.shared.runtime import tracking
+from stages.shared.runtime import model_logging, tracking
 from stages.shared.runtime.stage import InputError
 from stages.shared.runtime.store_server import SERVER_ENV
 from tests.support.project_files import ROOT
@@ -61,6 +65,13 @@ def runs(store):
     experiment = store.get_experiment_by_name("polymuse").experiment_id
     by_time = store.search_runs([experiment], order_by=["attributes.start_time ASC"])
     return {run.info.run_name: run for run in by_time}
+
+
+def last_model(store):
+    """The logged model that was created last."""
+    experiment = store.get_experiment_by_name("polymuse").experiment_id
+    newest = [{"field_name": "creation_time", "ascending": False}]
+    return store.search_logged_models([experiment], order_by=newest)[0]
 
 
 def start(code, **environment):
@@ -520,17 +531,17 @@ def test_uploaded_files_and_folders_are_artifacts_of_the_run(store, trained):
 
 def test_a_logged_model_is_found_by_every_kind_of_address(store, trained, tmp_path):
     with tracking.start_run("train_sft", "flexmuse", {"sft": {"steps": 2}}) as run:
-        run.log_model(trained, "model")
-    experiment = store.get_experiment_by_name("polymuse").experiment_id
-    (model,) = store.search_logged_models([experiment])
-    assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.run_id)
+        run.log_model(trained, "flexmuse")
+    model = last_model(store)
+    assert (model.name, model.status, model.source_run_id) == ("flexmuse", "READY", run.run_id)
+    assert model.tags["polymuse.run"] == "flexmuse" and model.tags["polymuse.stage"] == "train_sft"
     assert model.params == {"sft.steps": "2"}
     assert [out.model_id for out in store.get_run(run.run_id).outputs.model_outputs] == [
         model.model_id
     ]
     store.create_registered_model("generator")
     store.create_model_version("generator", f"models:/{model.model_id}", model_id=model.model_id)
-    addresses = [f"models:/{model.model_id}", f"runs:/{run.run_id}/model", "models:/generator/1"]
+    addresses = [f"models:/{model.model_id}", f"runs:/{run.run_id}/flexmuse", "models:/generator/1"]
     for number, address in enumerate(addresses):
         folder = tracking.download_model(address, tmp_path / f"copy{number}")
         for file in ("config.json", "encoder/encoder.json"):
@@ -538,6 +549,64 @@ def test_a_logged_model_is_found_by_every_kind_of_address(store, trained, tmp_pa
         described = get_model_info(address)
         assert set(described.flavors) == {"polymuse", "python_function"}
         assert described.signature.inputs.input_names() == ["topic", "image"]
+
+
+def test_a_logged_model_has_an_input_example_that_fits_its_signature(store, trained, tmp_path):
+    with tracking.start_run("train_sft", "flexmuse", {}) as run:
+        run.log_model(trained, "flexmuse")
+    folder = tracking.download_model(f"models:/{last_model(store).model_id}", tmp_path / "copy")
+    mlmodel = mlflow.models.Model.load(folder)
+    example = mlmodel.load_input_example(folder)
+    checked = _enforce_schema(example, mlmodel.get_input_schema())
+    assert list(checked.columns) == ["topic", "image"]
+    assert Image.open(BytesIO(checked["image"][0])).size == (64, 64)
+    request = json.loads(mlmodel.get_serving_input(folder))
+    assert request["dataframe_split"]["columns"] == ["topic", "image"]
+
+
+def test_a_logged_model_has_the_installed_versions_of_the_dependencies(store, trained, tmp_path):
+    with tracking.start_run("train_sft", "flexmuse", {}) as run:
+        run.log_model(trained, "flexmuse")
+    model_id = last_model(store).model_id
+    pins = Path(get_model_dependencies(f"models:/{model_id}")).read_text().splitlines()
+    versions = dict(line.split("==") for line in pins)
+    assert versions["numpy"] == np.__version__ and versions["mlflow"] == mlflow.__version__
+    assert versions["torch"] == torch.__version__.partition("+")[0]
+    folder = tracking.download_model(f"models:/{model_id}", tmp_path / "copy")
+    environment = yaml.safe_load((folder / "python_env.yaml").read_text())
+    assert environment["dependencies"] == ["-r requirements.txt"]
+    assert sys.version.startswith(environment["python"])
+
+
+def test_the_metrics_of_an_evaluation_are_those_of_the_model_with_the_same_files(store, trained):
+    """Also if the model was logged twice, and again after other files of the same run."""
+    for content in ("{}", '{"a": 1}', "{}"):
+        (trained / "encoder" / "encoder.json").write_text(content)
+        with tracking.start_run("train_sft", "flexmuse", {}) as run:
+            run.log_model(trained, "flexmuse")
+    expected = last_model(store)
+    with tracking.start_run("evaluate", "flexmuse", {}) as run:
+        run.log_metrics({"before": 1.0}, 0)
+        run.link_model(trained)
+        run.log_metrics({"skill.value": 0.5}, 0)
+    models = store.search_logged_models([expected.experiment_id])
+    scored = {model.model_id: {m.key: m.value for m in model.metrics or []} for model in models}
+    assert scored.pop(expected.model_id) == {"skill.value": 0.5}
+    assert list(scored.values()) == [{}, {}]
+    evaluation = store.get_run(run.run_id)
+    assert evaluation.data.metrics == {"before": 1.0, "skill.value": 0.5}
+    assert [model.model_id for model in evaluation.inputs.model_inputs] == [expected.model_id]
+    tags = store.get_logged_model(expected.model_id).tags
+    assert tags["polymuse.evaluation"] == run.run_id
+
+
+def test_an_evaluation_of_a_model_that_was_not_logged_keeps_its_metrics(store, trained, capsys):
+    with tracking.start_run("evaluate", "flexmuse", {}) as run:
+        run.link_model(trained)
+        run.link_model(trained / "missing")
+        run.log_metrics({"skill.value": 0.5}, 0)
+    assert store.get_run(run.run_id).data.metrics == {"skill.value": 0.5}
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("address", ["models:/nobody/1", "models:/m-0", "runs:/0/model", "runs:/"])
@@ -558,7 +627,7 @@ def test_a_model_whose_upload_fails_is_not_ready_and_gives_a_warning(
     store, trained, monkeypatch, capsys
 ):
     with tracking.start_run("train_sft", "a", {}) as run:
-        monkeypatch.setattr(run._store.client, "log_model_artifact", lambda *_: 1 / 0)
+        monkeypatch.setattr(model_logging, "write_environment", lambda _: 1 / 0)
         run.log_model(trained, "model")
     assert runs(store)["train_sft@a"].info.status == "FINISHED"
     experiment = store.get_experiment_by_name("polymuse").experiment_id
