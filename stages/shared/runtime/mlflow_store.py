@@ -173,6 +173,12 @@ class MlflowStore:
         self.client.log_dict(run_id, content, name)
 
     @_raises_tracking_error
+    def log_table(self, run_id: str, values: dict[str, float], name: str) -> None:
+        """Upload `values` as the table `name`, which the pages of MLflow show and compare."""
+        columns = {"metric": list(values), "value": list(values.values())}
+        self.client.log_table(run_id, columns, name)
+
+    @_raises_tracking_error
     def log_model(self, run_id: str, folder: Path, name: str) -> None:
         """Upload a model folder as an MLflow model."""
         from stages.shared.runtime import model_logging

@@ -62,6 +62,10 @@ class TrackingRun:
         if monotonic() > self._next_flush:
             self._flush_metrics()
 
+    def log_table(self, values: Mapping[str, float], name: str) -> None:
+        """Log values that are not compared between runs as the table `name`.json, an artifact."""
+        self._call_safely(lambda: self._store.log_table(self.run_id, dict(values), f"{name}.json"))
+
     def log_artifact_hash(self, path: Path, name: str) -> None:
         """Log the path in the project, sha256 and size of a file, or of each file in a folder.
 
