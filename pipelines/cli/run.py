@@ -53,7 +53,7 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
     threads = settings.threads_per_stage()
     with (
         dvc_repro.serve_forks(graph, threads) as server,
-        dvc_repro.track_parent_run("run") as parent,
+        dvc_repro.track_parent_run("polymuse run") as parent,
         create_display() as display,
         pool,
         process_group.stop_event_scope() as stop,

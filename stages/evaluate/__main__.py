@@ -443,6 +443,7 @@ def main(
             schemas.write_parquet(folder / "items.parquet", tables["items"], schemas.ITEM_SCORES)
             schemas.write_parquet(folder / "rewards.parquet", tables["rewards"], schemas.REWARDS)
         tracked.log_metrics(headline.select_tracked(metrics), step=0)
+        tracked.log_to_parent(dict(flatten_metrics({run: headline.select_headline(metrics)})))
         tracked.log_table(dict(flatten_metrics(metrics)), "all_metrics")
         tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 

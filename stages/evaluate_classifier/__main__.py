@@ -75,6 +75,7 @@ def main(
             headline.write_headline(folder, metrics)
             schemas.write_parquet(folder / "items.parquet", rows, schemas.LABEL_SCORES)
         tracked.log_metrics(headline.select_tracked(metrics), step=0)
+        tracked.log_to_parent(dict(flatten_metrics({name: headline.select_headline(metrics)})))
         tracked.log_table(dict(flatten_metrics(metrics)), "all_metrics")
         tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 

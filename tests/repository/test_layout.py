@@ -194,7 +194,8 @@ def test_no_stage_uses_a_value_that_tracking_returns(file):
             variable = with_items[id(node)].optional_vars
             runs |= {variable.id} if variable else set()
     calls = {id(node.func): node for node in nodes if isinstance(node, ast.Call)}
-    methods = ("log_metrics", "log_table", "log_artifact_hash", "log_artifact", "log_model")
+    methods = ("log_metrics", "log_to_parent", "log_table")
+    methods += ("log_artifact_hash", "log_artifact", "log_model")
     for node in nodes:
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in runs:
             assert node.attr in methods

@@ -66,7 +66,8 @@ def select_headline(metrics: dict[str, Any]) -> dict[str, float | str]:
         for key, value in values.items()
         if isinstance(value, int | float)  # not "unavailable"
     }
-    return {"metric": score["metric"], **numbers} if score.get("metric") else numbers
+    name = {"metric": score["metric"]} if score.get("metric") else {}
+    return {**name, **numbers}
 
 
 def select_tracked(metrics: dict[str, Any]) -> dict[str, float]:

@@ -16,8 +16,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from functools import wraps
-from hashlib import sha256
+from hashlib import md5, sha256
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from filelock import FileLock
 
 from stages.shared.runtime.errors import redact_secrets
+from stages.shared.runtime.git_state import MAX_PATCH_CHARACTERS, read_git_state
 from stages.shared.runtime.sqlite_files import is_cut
 from stages.shared.runtime.stage import InputError, work_dir
 
@@ -35,7 +38,12 @@ EXPERIMENT_NAME = "polymuse"
 SQLITE_PREFIX = "sqlite:///"
 OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
 DAMAGED_MESSAGES = ("database disk image is malformed", "file is not a database")  # of SQLite
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # pages of training runs
 PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
+IS_PARENT_TAG = "polymuse.parent"
+CHANGED_PARAMS_FILE = "changed_params.json"  # artifacts of a run
+DEPENDENCIES_FILE = "dependencies.json"
+PATCH_FILE = "uncommitted.patch"
 MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 
 # Defaults; values of the user's environment have precedence.
@@ -127,12 +135,8 @@ class MlflowStore:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         inputs = _input_hashes(dvc_stage, dvc_root)
-        tags = tags | {f"dvc.md5.{path}": md5 for path, md5 in inputs.items()}
-        tags |= _source_tags(dvc_stage)
-        run_params = [
-            Param(_sanitize_key(key), _truncate_value(value))
-            for key, value in _flatten(params).items()
-        ]
+        tags = tags | _source_tags(dvc_stage)
+        run_params = [Param(key, value) for key, value in _build_params(params).items()]
         context = [InputTag("mlflow.data.context", "input")]
         datasets = [
             DatasetInput(Dataset(path, md5, "local", json.dumps({"uri": path})), context)
@@ -148,9 +152,58 @@ class MlflowStore:
                 self.client.log_batch(run.info.run_id, params=batch)
             if datasets:
                 self.client.log_inputs(run.info.run_id, datasets)
+            if inputs:
+                self.client.log_dict(run.info.run_id, {"md5": inputs}, DEPENDENCIES_FILE)
         except Exception as error:  # the stage runs without these entries
             print(f"warning: MLflow run {name}: {error_reason(error)}", file=sys.stderr)
         return run.info.run_id
+
+    @_raises_tracking_error
+    def create_parent_run(self, params: dict[str, Any], tags: dict[str, str]) -> str:
+        """Create the parent run of an execution of the pipeline; returns its id.
+
+        It is named after the experiment of `dvc exp run`, else the git branch and the time. It has
+        tags and artifacts for the commit, what is not committed, dvc.lock at the start and the
+        params that differ from those of the last parent run.
+        """
+        git = read_git_state()
+        all_params = _build_params(params)
+        changes = _compare_params(self._read_last_params(), all_params)
+        tags = tags | _lock_tag("start") | {IS_PARENT_TAG: "true"}
+        if git:
+            tags["polymuse.git.dirty"] = json.dumps(git.is_dirty)
+            if git.branch:
+                tags["mlflow.source.git.branch"] = git.branch
+        if changes:
+            tags["mlflow.note.content"] = _describe_changes(changes)
+        started = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        branch = git.branch if git else ""
+        name = os.environ.get("DVC_EXP_NAME") or f"{branch} {started}".strip()
+        run_id = self.create_run(name, params, tags, "", "")
+        if changes:
+            self.client.log_dict(run_id, changes, CHANGED_PARAMS_FILE)
+        if git and git.patch and len(git.patch) <= MAX_PATCH_CHARACTERS:
+            self.client.log_text(run_id, redact_secrets(git.patch), PATCH_FILE)
+        return run_id
+
+    def _read_last_params(self) -> dict[str, str] | None:
+        """The params of the last parent run; None if there is none."""
+        parents = self.client.search_runs(
+            [self.experiment], f"tags.`{IS_PARENT_TAG}` = 'true'", max_results=1
+        )
+        return parents[0].data.params if parents else None
+
+    @_raises_tracking_error
+    def reopen_run(self, run_id: str) -> None:
+        """Mark a run as RUNNING."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    @_raises_tracking_error
+    def end_parent_run(self, run_id: str, status: str) -> None:
+        """End a parent run whose stages have all ended."""
+        for key, value in _lock_tag("end").items():
+            self.client.set_tag(run_id, key, value)
+        self.client.set_terminated(run_id, status)
 
     @_raises_tracking_error
     def log_metrics(self, run_id: str, rows: list[MetricRow]) -> None:
@@ -285,7 +338,7 @@ def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> 
     if experiment is None:
         location = (database.parent / "mlartifacts").as_uri() if database else None
         try:
-            return client.create_experiment(EXPERIMENT_NAME, artifact_location=location)
+            return client.create_experiment(EXPERIMENT_NAME, location, EXPERIMENT_TAGS)
         except MlflowException:  # another machine has created it meanwhile
             experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
             if experiment is None:
@@ -295,6 +348,9 @@ def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> 
             f"experiment {EXPERIMENT_NAME} was deleted, restore it with "
             f"`mlflow experiments restore -x {experiment.experiment_id}`"
         )
+    for key, value in EXPERIMENT_TAGS.items():  # of a database of an earlier version
+        if key not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return experiment.experiment_id
 
 
@@ -321,7 +377,9 @@ def _input_hashes(dvc_stage: str, dvc_root: str) -> dict[str, str]:
 
 def _source_tags(dvc_stage: str) -> dict[str, str]:
     """Tags for the source of a run: stage and commit, without user and machine."""
-    source = {"dvc.stage": dvc_stage} if dvc_stage else {}
+    source = {"mlflow.source.type": "LOCAL"}  # MLflow shows the commit of runs with a source
+    if dvc_stage:
+        source |= {"mlflow.source.name": f"dvc.yaml:{dvc_stage}", "dvc.stage": dvc_stage}
     command = ["git", "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -330,6 +388,42 @@ def _source_tags(dvc_stage: str) -> dict[str, str]:
     if commit.returncode == 0:
         source["mlflow.source.git.commit"] = commit.stdout.strip()
     return source
+
+
+def _lock_tag(moment: str) -> dict[str, str]:
+    """A tag with the md5 of dvc.lock at the start or end of an execution; empty without one."""
+    try:
+        content = Path("dvc.lock").read_bytes()
+    except FileNotFoundError:
+        return {}
+    return {f"dvc.lock.md5.{moment}": md5(content, usedforsecurity=False).hexdigest()}
+
+
+def _build_params(params: dict[str, Any]) -> dict[str, str]:
+    """The params of a run as MLflow stores them."""
+    return {_sanitize_key(key): _truncate_value(value) for key, value in _flatten(params).items()}
+
+
+def _compare_params(
+    before: dict[str, str] | None, after: dict[str, str]
+) -> dict[str, tuple[str | None, str | None]]:
+    """key -> values before and after, of the params that differ; None: the key was missing."""
+    if before is None:
+        return {}
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def _describe_changes(changes: dict[str, tuple[str | None, str | None]]) -> str:
+    """The first changed params as Markdown, for the description of a run."""
+    lines = [
+        f"- `{key}`: {before} to {after}" for key, (before, after) in islice(changes.items(), 20)
+    ]
+    more = [f"- {len(changes) - 20} more: see {CHANGED_PARAMS_FILE}"] if len(changes) > 20 else []
+    return "\n".join(["Params changed since the last run:", "", *lines, *more])
 
 
 def _flatten(params: dict[str, Any], parent: str = "") -> dict[str, str]:

@@ -156,7 +156,7 @@ def test_after_a_failure_no_stage_starts_and_running_stages_finish(tmp_path):
     assert "bad | failed; waiting for slow" in run.stdout.splitlines()
     done = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert set(done) == {"slow"}
-    _, (parent, *_) = search_runs("run_name = 'run'")  # newest first
+    _, (parent, *_) = search_runs("tags.`polymuse.parent` = 'true'")  # newest first
     assert parent.info.status == "FAILED"
 
 
@@ -181,7 +181,7 @@ def test_a_restored_stage_is_tracked_as_cached(tmp_path):
     client, (child, *_) = search_runs("tags.`dvc.stage` = 'first'")
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
     assert child.data.tags["polymuse.cached"] == "true"
-    assert parent.info.run_name == "run"
+    assert parent.data.tags["mlflow.source.name"] == "polymuse run"
     assert parent.data.metrics["flexmuse.skill"] == pytest.approx(0.9612)
 
 
