@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 
-from pipelines import summary
+from pipelines import summary, vega_script
 from pipelines.cli.display import create_display
 from pipelines.runner import dag, dvc_repro, process_group, up_to_date
 from pipelines.runner.eta import RunProgress, StageDurations
@@ -27,6 +27,7 @@ def main(targets: list[str]) -> None:
         usage = run_stages(graph, settings)
     else:
         print("Everything is up to date.")
+    vega_script.write_vega_script()
     print(summary.format_summary(settings.expected_skill, usage))
 
 

@@ -17,6 +17,7 @@ from stages.report.meme_section import MemeSection
 from stages.shared.core import schemas
 from stages.shared.data import history
 from stages.shared.metrics.common import flatten_metrics
+from stages.shared.metrics.headline import HEADLINE_FILE
 
 TRAINING_DIRS = {"sft": "09_train_sft", "preference": "10_train_preference"}
 RUN_DIRS = {"generators": "12_evaluate", "classifiers": "12_evaluate_classifier"}
@@ -160,7 +161,7 @@ def _load_classifier_section(
 def load_headlines(data: Path, params: dict[str, Any]) -> dict[str, float]:
     """The headline metrics of all runs of params.yaml by dotted name, such as flexmuse.skill."""
     files = {
-        run: data / folder / run / "headline.json"
+        run: data / folder / run / HEADLINE_FILE
         for section, folder in RUN_DIRS.items()
         for run in params.get(section) or {}
     }
