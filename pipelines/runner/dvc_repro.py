@@ -57,7 +57,8 @@ def track_parent_run(
 ) -> Iterator[tracking.TrackingRun]:
     """The parent of the MLflow runs of stages in this block; it receives the headline metrics."""
     with tracking.start_parent_run(command, config.read_params(), tags) as parent:
-        yield parent
+        with tracking.log_system_metrics(parent):
+            yield parent
         parent.log_metrics(summary.collect_metrics(), 0)
 
 

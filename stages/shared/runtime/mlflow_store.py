@@ -136,7 +136,7 @@ class MlflowStore:
 
         inputs = _input_hashes(dvc_stage, dvc_root)
         tags = tags | _source_tags(dvc_stage)
-        run_params = [Param(key, value) for key, value in _build_params(params).items()]
+        run_params = [Param(key, value) for key, value in _list_params(params)]
         context = [InputTag("mlflow.data.context", "input")]
         datasets = [
             DatasetInput(Dataset(path, md5, "local", json.dumps({"uri": path})), context)
@@ -167,8 +167,7 @@ class MlflowStore:
         params that differ from those of the last parent run.
         """
         git = read_git_state()
-        all_params = _build_params(params)
-        changes = _compare_params(self._read_last_params(), all_params)
+        changes = _compare_params(self._read_last_params(), dict(_list_params(params)))
         tags = tags | _lock_tag("start") | {IS_PARENT_TAG: "true"}
         if git:
             tags["polymuse.git.dirty"] = json.dumps(git.is_dirty)
@@ -399,9 +398,9 @@ def _lock_tag(moment: str) -> dict[str, str]:
     return {f"dvc.lock.md5.{moment}": md5(content, usedforsecurity=False).hexdigest()}
 
 
-def _build_params(params: dict[str, Any]) -> dict[str, str]:
+def _list_params(params: dict[str, Any]) -> list[tuple[str, str]]:
     """The params of a run as MLflow stores them."""
-    return {_sanitize_key(key): _truncate_value(value) for key, value in _flatten(params).items()}
+    return [(_sanitize_key(key), _truncate_value(value)) for key, value in _flatten(params).items()]
 
 
 def _compare_params(

@@ -582,3 +582,24 @@ def test_logging_a_model_changes_neither_mlflow_nor_its_folder(store, trained):
         run.log_model(trained, "model")
         assert mlflow.active_run() is None
     assert (sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()) == before
+
+
+def test_a_table_is_an_artifact_and_metrics_of_its_parent_are_not_its_own(store):
+    with tracking.start_parent_run("run", {}), tracking.start_run("evaluate", "a", {}) as run:
+        run.log_table({"lenient.f1": 0.5, "strict.f1": 0.25}, "all_metrics")
+        run.log_to_parent({"a.score": 0.5})
+    logged = runs(store)
+    assert logged["evaluate@a"].data.metrics == {}
+    assert logged["run"].data.metrics == {"a.score": 0.5}
+    file = store.download_artifacts(logged["evaluate@a"].info.run_id, "all_metrics.json")
+    assert json.loads(Path(file).read_text()) == {
+        "columns": ["metric", "value"],
+        "data": [["lenient.f1", 0.5], ["strict.f1", 0.25]],
+    }
+
+
+def test_the_pages_of_mlflow_open_on_training_runs(store):
+    with tracking.start_run("report", "", {}):
+        pass
+    experiment = store.get_experiment_by_name("polymuse")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
