@@ -227,8 +227,11 @@ class MlflowStore:
     @_raises_tracking_error
     def log_table(self, run_id: str, values: dict[str, float], name: str) -> None:
         """Upload `values` as the table `name`, which the pages of MLflow show and compare."""
-        columns = {"metric": list(values), "value": list(values.values())}
-        self.client.log_table(run_id, columns, name)
+        # As MlflowClient.log_table writes it, which needs pandas and warns about its version.
+        table = {"columns": ["metric", "value"], "data": [list(row) for row in values.items()]}
+        self.client.log_dict(run_id, table, name)
+        artifacts = json.dumps([{"path": name, "type": "table"}])
+        self.client.set_tag(run_id, "mlflow.loggedArtifacts", artifacts)
 
     @_raises_tracking_error
     def log_model(self, run_id: str, folder: Path, name: str) -> None:
