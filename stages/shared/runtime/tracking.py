@@ -32,7 +32,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 from psutil import NoSuchProcess, Process
 
-from stages.shared.core.config import read_params
 from stages.shared.runtime.mlflow_store import (
     PARENT_TAG,
     MetricRow,
@@ -221,7 +220,7 @@ def _join_execution(store: Store) -> Iterator[str]:
         else:
             _end_killed_executions(store, id_file.parent)
             command = "dvc exp run" if "DVC_EXP_NAME" in os.environ else "dvc repro"
-            parent_id = _create_parent_run(store, command, read_params(), {})
+            parent_id = _create_parent_run(store, command, _read_params(), {})
             id_file.write_text(parent_id)
     with suppress(TrackingError):  # of a server that fails later, the stage's own run warns
         store.reopen_run(parent_id)
@@ -234,6 +233,17 @@ def _join_execution(store: Store) -> Iterator[str]:
     finally:
         with suppress(TrackingError):
             store.end_run(parent_id, status)
+
+
+def _read_params() -> dict[str, Any]:
+    """The content of all parameter files of the current folder, which DVC has parsed before."""
+    from dvc.utils.collections import merge_dicts
+    from dvc.utils.serialize import load_yaml
+
+    params: dict[str, Any] = {}
+    for file in [Path("params.yaml"), *sorted(Path("config").glob("*.yaml"))]:
+        merge_dicts(params, load_yaml(file))
+    return params
 
 
 def _process_key(pid: int) -> str:

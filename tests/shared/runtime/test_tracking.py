@@ -24,6 +24,7 @@ from dvc.repo import Repo
 from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 
+from stages.shared.core import config
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
 from stages.shared.runtime.store_server import SERVER_ENV
@@ -596,6 +597,10 @@ def test_a_table_is_an_artifact_and_metrics_of_its_parent_are_not_its_own(store)
         "columns": ["metric", "value"],
         "data": [["lenient.f1", 0.5], ["strict.f1", 0.25]],
     }
+
+
+def test_the_params_of_a_bare_dvc_are_those_that_the_drivers_read():
+    assert tracking._read_params() == config.read_params()
 
 
 def test_the_pages_of_mlflow_open_on_training_runs(store):
