@@ -20,7 +20,7 @@ def write_vega_script() -> None:
     if not VEGA_SCRIPT.exists():
         import vl_convert
 
-        write_atomically(VEGA_SCRIPT, vl_convert.javascript_bundle())
+        write_atomically(VEGA_SCRIPT, vl_convert.javascript_bundle(None))
 
 
 if __name__ == "__main__":

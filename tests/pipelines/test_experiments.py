@@ -98,9 +98,9 @@ class Project:
         return self.search("tags.`polymuse.parent` = 'true'")
 
     def search(self, filter_string: str = "") -> list:
-        experiment = self.client.get_experiment_by_name("polymuse").experiment_id
+        (experiment,) = self.client.search_experiments(filter_string="name = 'polymuse'")
         order = ["attributes.start_time ASC"]
-        return list(self.client.search_runs([experiment], filter_string, order_by=order))
+        return list(self.client.search_runs([experiment.experiment_id], filter_string, order_by=order))
 
     def artifact(self, run, name: str) -> str:
         return Path(self.client.download_artifacts(run.info.run_id, name)).read_text()
