@@ -20,7 +20,9 @@ def write_vega_script() -> None:
     if not VEGA_SCRIPT.exists():
         import vl_convert
 
-        write_atomically(VEGA_SCRIPT, vl_convert.javascript_bundle(None))
+        # Its type stub requires the argument, which has a default.
+        library = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]
+        write_atomically(VEGA_SCRIPT, library)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ class Project:
     def search(self, filter_string: str = "") -> list:
         (experiment,) = self.client.search_experiments(filter_string="name = 'polymuse'")
         order = ["attributes.start_time ASC"]
-        return list(self.client.search_runs([experiment.experiment_id], filter_string, order_by=order))
+        ids = [experiment.experiment_id]
+        return list(self.client.search_runs(ids, filter_string, order_by=order))
 
     def artifact(self, run, name: str) -> str:
         return Path(self.client.download_artifacts(run.info.run_id, name)).read_text()
