@@ -46,4 +46,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps simple-lama-inpainting==0.1.2
+	$(BIN)/python -m pipelines.vega_script
 	touch $@

@@ -116,7 +116,7 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
     threads = settings.threads_per_stage()
     with (
         dvc_repro.serve_forks(graph, threads) as server,
-        dvc_repro.track_parent_run("build") as parent,
+        dvc_repro.track_parent_run("Prefect flow", _flow_tags()) as parent,
         pool,
         process_group.stop_event_scope() as stop,
     ):
@@ -141,6 +141,12 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
         for stage in graph.stale:  # in DAG order, so that the first failure is reported
             if not (state := tasks[stage].state).is_completed():
                 raise InputError(state.message or f"{stage} ended as {state.name}")
+
+
+def _flow_tags() -> dict[str, str]:
+    """A tag of MLflow with the id of this flow run."""
+    flow_id = flow_run.get_id()
+    return {"prefect.flow_run_id": flow_id} if flow_id else {}
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ COLUMNS: dict[str, list[MetricPath]] = {  # title -> candidate paths, the first 
     "accuracy": [("accuracy", "value")],
     "weighted F1": [("weighted_f1", "value")],
 }
-LEAD_OVER_BASELINE: MetricPath = ("baselines", "comparison", "difference", "value")
 
 
 def build_rows() -> list[dict[str, str]]:
@@ -185,16 +184,12 @@ def list_warnings() -> list[str]:
 
 
 def collect_metrics() -> dict[str, float]:
-    """The metrics of the table and the lead over the compared baseline, by dotted name.
+    """The headline of each run by dotted name, for example flexmuse.skill."""
+    from stages.shared.metrics.common import flatten_metrics  # imports numpy
+    from stages.shared.metrics.headline import select_headline
 
-    For example flexmuse.skill.value.
-    """
-    return {
-        ".".join([run, *path]): value
-        for run, metrics in load_metrics().items()
-        for paths in [*_metric_paths(metrics).values(), [LEAD_OVER_BASELINE]]
-        for path, value in _first_value(metrics, paths)
-    }
+    headlines = {run: select_headline(metrics) for run, metrics in load_metrics().items()}
+    return dict(flatten_metrics(headlines))
 
 
 def _metrics_by_title() -> dict[str, dict[str, float]]:

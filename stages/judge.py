@@ -53,6 +53,7 @@ PERSPECTIVES = [
 ]
 INCOHERENCE = "incoherence"  # only scored without the reference
 PERSPECTIVES_BY_PROMPT = {"free": [*PERSPECTIVES, INCOHERENCE], "aware": PERSPECTIVES}
+TRACKED = ("overall.", f"{INCOHERENCE}.", "tokens")  # metrics in MLflow; the rest is in a table
 PROMPT_VARIABLES = ("lowest", "highest", "definitions", "keys")  # written with a $ in prompts
 
 
@@ -291,7 +292,9 @@ def main(
             result, scores = judge_predictions(rows, config)
             result = round_metrics(result)
             write_results(folder, result, scores)
-        tracked.log_metrics(dict(flatten_metrics(result)), step=0)
+        values = dict(flatten_metrics(result))
+        tracked.log_metrics({key: values[key] for key in values if key.startswith(TRACKED)}, step=0)
+        tracked.log_table(values, "all_metrics")
         tracked.log_artifact_hash(output / "judge.json", "judge.json")
 
 

@@ -175,7 +175,8 @@ def _set_values(tree: ParamTree, changes: ParamTree) -> bool:
         if isinstance(value, dict):
             changed |= _set_values(tree[key], value)
         elif tree[key] != value:
-            tree[key], changed = value, True
+            tree[key] = list(value) if isinstance(value, list) else value  # in DVC's form
+            changed = True
     return changed
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Event
 
-from pipelines import summary
+from pipelines import summary, vega_script
 from pipelines.cli.display import create_display
 from pipelines.runner import dag, dvc_locks, dvc_repro, process_group, up_to_date
 from pipelines.runner.eta import RunProgress, StageDurations
@@ -29,6 +29,7 @@ def main(targets: list[str]) -> None:
         usage = _run_stale_stages(targets, settings)
     if usage is None:
         print("Everything is up to date.")
+    vega_script.write_vega_script()
     print(summary.format_summary(settings.expected_skill, usage or ""))
 
 
@@ -69,7 +70,7 @@ def run_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> str:
     threads = settings.threads_per_stage()
     with (
         dvc_repro.serve_forks(graph, threads) as server,
-        dvc_repro.track_parent_run("run") as parent,
+        dvc_repro.track_parent_run("polymuse run") as parent,
         create_display() as display,
         pool,
         process_group.stop_event_scope() as stop,

@@ -11,7 +11,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from pipelines.cli.preset import create_yaml, merge_overlay
@@ -177,14 +176,12 @@ class ParamsEditor:
 
 
 def _style(value: Any) -> Any:
-    """`value` as params.yaml has it: lists in brackets, and words like off in quotes."""
+    """`value` as params.yaml has it: words like off in quotes."""
     match value:
         case dict():
             return {_style(key): _style(inner) for key, inner in value.items()}
         case list():
-            sequence = CommentedSeq(map(_style, value))
-            sequence.fa.set_flow_style()
-            return sequence
+            return [_style(inner) for inner in value]
         case str() if value.lower() in BOOLEAN_WORDS:
             return DoubleQuotedScalarString(value)
         case _:

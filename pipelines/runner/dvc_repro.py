@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 
 from pipelines import summary
 from pipelines.runner import dag, dvc_locks, fork_server, process_group, valid_params
@@ -52,10 +53,13 @@ def check_params(graph: dag.Dag) -> None:
 
 
 @contextmanager
-def track_parent_run(name: str) -> Iterator[tracking.TrackingRun]:
-    """The parent of the MLflow runs of stages in this block; it receives the summary metrics."""
-    with tracking.start_parent_run(name, config.read_params()) as parent:
-        yield parent
+def track_parent_run(
+    command: str, tags: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tracking.TrackingRun]:
+    """The parent of the MLflow runs of stages in this block; it receives the headline metrics."""
+    with tracking.start_parent_run(command, config.read_params(), tags) as parent:
+        with tracking.log_system_metrics(parent):
+            yield parent
         parent.log_metrics(summary.collect_metrics(), 0)
 
 

@@ -7,6 +7,7 @@ reads   INGEST/slots.json, facts.parquet, boxes.parquet, ceilings.json   sample 
         attentions.parquet, baselines.parquet, summary.json
 writes  OUTPUT/metrics.json     the final phase at the top level; if that is the preference phase,
                                 the SFT phase under `sft`
+        OUTPUT/headline.json    the few of them that DVC shows
         OUTPUT/items.parquet    the scores of each generated text
         OUTPUT/rewards.parquet  the rewards of at most `max_reward_samples` articles per split
 
@@ -35,7 +36,7 @@ from stages.evaluate.text_scores import Scorers
 from stages.shared.core import schemas
 from stages.shared.core.config import Field, config_class, load_config
 from stages.shared.data.tokenization import TokenizerName
-from stages.shared.metrics import attention, diagnostics
+from stages.shared.metrics import attention, diagnostics, headline
 from stages.shared.metrics.common import (
     PHASES,
     clustered_standard_error,
@@ -453,10 +454,13 @@ def main(
             metrics = round_metrics(metrics)
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+            headline.write_headline(folder, metrics)
             schemas.write_parquet(folder / "items.parquet", tables["items"], schemas.ITEM_SCORES)
             schemas.write_parquet(folder / "rewards.parquet", tables["rewards"], schemas.REWARDS)
         tracked.link_model(predictions.parents[1] / MODEL_DIRS[metrics["phase"]] / run / "model")
-        tracked.log_metrics(dict(flatten_metrics(metrics)), step=0)
+        tracked.log_metrics(headline.select_tracked(metrics), step=0)
+        tracked.log_to_parent(dict(flatten_metrics({run: headline.select_headline(metrics)})))
+        tracked.log_table(dict(flatten_metrics(metrics)), "all_metrics")
         tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 
 

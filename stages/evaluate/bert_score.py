@@ -113,7 +113,7 @@ def _limit_tokens(scorer: "BERTScorer") -> None:
     config = scorer._model.config
     positions = getattr(config, "max_position_embeddings", MAX_TOKENS)
     if "roberta" in config.model_type or config.model_type == "camembert":
-        positions -= config.pad_token_id + 1  # its positions start after the padding's
+        positions -= (config.pad_token_id or 0) + 1  # its positions start after the padding's
     tokenizer = scorer._tokenizer
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
 

@@ -7,6 +7,7 @@ reads   INGEST/ceilings.json   synthetic corpora only
         PREDICTIONS            output of stages/classify
         BASELINES              output of stages/fit_baselines
 writes  OUTPUT/metrics.json
+        OUTPUT/headline.json   the few of them that DVC shows
         OUTPUT/items.parquet   counts of each scored item
 
 The metrics are of all test items from both inputs, or of the validation items if the corpus has no
@@ -26,6 +27,7 @@ from stages.evaluate_classifier.baselines import compute_baselines
 from stages.evaluate_classifier.common import EvaluateClassifierConfig, load_ceilings
 from stages.shared.core import schemas
 from stages.shared.core.config import load_config
+from stages.shared.metrics import headline
 from stages.shared.metrics.common import flatten_metrics, round_metrics
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import atomic_output_dir, run_stage
@@ -70,9 +72,12 @@ def main(
             metrics = round_metrics(metrics)
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+            headline.write_headline(folder, metrics)
             schemas.write_parquet(folder / "items.parquet", rows, schemas.LABEL_SCORES)
         tracked.link_model(predictions.parents[1] / "09_train_classifier" / name / "model")
-        tracked.log_metrics(dict(flatten_metrics(metrics)), step=0)
+        tracked.log_metrics(headline.select_tracked(metrics), step=0)
+        tracked.log_to_parent(dict(flatten_metrics({name: headline.select_headline(metrics)})))
+        tracked.log_table(dict(flatten_metrics(metrics)), "all_metrics")
         tracked.log_artifact_hash(output / "metrics.json", "metrics.json")
 
 

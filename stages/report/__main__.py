@@ -496,6 +496,7 @@ def main(config: ReportConfig, data: Path, output: Path) -> None:
         with atomic_output_dir(output) as folder:
             page = render_page(**build_page_context(params, data, folder, config))
             (folder / "index.html").write_text(page, encoding="utf-8")
+        run.log_to_parent(loaders.load_headlines(data, params))
         run.log_artifact_hash(output / "index.html", "index.html")
         for name in ("attention", "exchanges", "sampled", "regions", "masks"):
             if (output / name).exists():

@@ -16,8 +16,11 @@ from stages.report.generator_section import GeneratorSection, get_nested
 from stages.report.meme_section import MemeSection
 from stages.shared.core import schemas
 from stages.shared.data import history
+from stages.shared.metrics.common import flatten_metrics
+from stages.shared.metrics.headline import HEADLINE_FILE
 
 TRAINING_DIRS = {"sft": "09_train_sft", "preference": "10_train_preference"}
+RUN_DIRS = {"generators": "12_evaluate", "classifiers": "12_evaluate_classifier"}
 IMAGE_STAGES = ("01_ingest", "03_inpaint", "04_augment", "08_illustrate")  # these write images
 
 
@@ -153,6 +156,17 @@ def _load_classifier_section(
     steps = history.read_history(data / "09_train_classifier" / name / "history.csv")
     section = MemeSection if metrics["task"] == "memes" else MuseSection
     return section(name, params, metrics, steps)
+
+
+def load_headlines(data: Path, params: dict[str, Any]) -> dict[str, float]:
+    """The headline metrics of all runs of params.yaml by dotted name, such as flexmuse.skill."""
+    files = {
+        run: data / folder / run / HEADLINE_FILE
+        for section, folder in RUN_DIRS.items()
+        for run in params.get(section) or {}
+    }
+    headlines = {run: schemas.read_json(file) for run, file in files.items() if file.exists()}
+    return dict(flatten_metrics(headlines))
 
 
 def load_images(data: Path, corpus: str, hashes: set[str]) -> dict[str, bytes]:

@@ -315,8 +315,9 @@ def test_stages_are_tracked_with_the_hashes_of_their_data(project):
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     for name in [*tracked, "report"]:
-        deps = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock[name]["deps"]}
-        assert deps.items() <= runs[name].data.tags.items()
+        deps = {dep["path"]: dep["md5"] for dep in lock[name]["deps"]}
+        file = client.download_artifacts(runs[name].info.run_id, "dependencies.json")
+        assert json.loads(Path(file).read_text())["md5"] == deps
         assert runs[name].data.params and runs[name].inputs.dataset_inputs
     for name in (
         "train_sft@flexmuse",

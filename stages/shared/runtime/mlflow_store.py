@@ -16,8 +16,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from functools import wraps
-from hashlib import sha256
+from hashlib import md5, sha256
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -30,6 +32,7 @@ from stages.shared.runtime.artifact_addresses import (
     correct_addresses,
 )
 from stages.shared.runtime.errors import redact_secrets
+from stages.shared.runtime.git_state import MAX_PATCH_CHARACTERS, read_git_state
 from stages.shared.runtime.sqlite_files import is_cut
 from stages.shared.runtime.stage import InputError, work_dir
 
@@ -39,8 +42,13 @@ if TYPE_CHECKING:
 SQLITE_PREFIX = "sqlite:///"
 OLD_SCHEMA_MESSAGE = "out-of-date database schema"  # of MLflow
 DAMAGED_MESSAGES = ("database disk image is malformed", "file is not a database")  # of SQLite
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # pages of training runs
 PARENT_TAG = "mlflow.parentRunId"  # by which the pages of MLflow nest runs
 CORPORA_DIR = "data/01_ingest/"
+IS_PARENT_TAG = "polymuse.parent"
+CHANGED_PARAMS_FILE = "changed_params.json"  # artifacts of a run
+DEPENDENCIES_FILE = "dependencies.json"
+PATCH_FILE = "uncommitted.patch"
 MetricRow = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 EvaluatedModel = tuple[str, str | None, str | None]  # model id; name and md5 of its corpus
 
@@ -134,12 +142,8 @@ class MlflowStore:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         inputs = _input_hashes(dvc_stage, dvc_root)
-        tags = tags | {f"dvc.md5.{path}": md5 for path, md5 in inputs.items()}
-        tags |= _source_tags(dvc_stage)
-        run_params = [
-            Param(_sanitize_key(key), _truncate_value(value))
-            for key, value in _flatten(params).items()
-        ]
+        tags = tags | _source_tags(dvc_stage)
+        run_params = [Param(key, value) for key, value in _list_params(params)]
         context = [InputTag("mlflow.data.context", "input")]
         datasets = [
             DatasetInput(Dataset(path, md5, "local", json.dumps({"uri": path})), context)
@@ -155,9 +159,57 @@ class MlflowStore:
                 self.client.log_batch(run.info.run_id, params=batch)
             if datasets:
                 self.client.log_inputs(run.info.run_id, datasets)
+            if inputs:
+                self.client.log_dict(run.info.run_id, {"md5": inputs}, DEPENDENCIES_FILE)
         except Exception as error:  # the stage runs without these entries
             print(f"warning: MLflow run {name}: {error_reason(error)}", file=sys.stderr)
         return run.info.run_id
+
+    @_raises_tracking_error
+    def create_parent_run(self, params: dict[str, Any], tags: dict[str, str]) -> str:
+        """Create the parent run of an execution of the pipeline; returns its id.
+
+        It is named after the experiment of `dvc exp run`, else the git branch and the time. It has
+        tags and artifacts for the commit, what is not committed, dvc.lock at the start and the
+        params that differ from those of the last parent run.
+        """
+        git = read_git_state()
+        changes = _compare_params(self._read_last_params(), dict(_list_params(params)))
+        tags = tags | _lock_tag("start") | {IS_PARENT_TAG: "true"}
+        if git:
+            tags["polymuse.git.dirty"] = json.dumps(git.is_dirty)
+            if git.branch:
+                tags["mlflow.source.git.branch"] = git.branch
+        if changes:
+            tags["mlflow.note.content"] = _describe_changes(changes)
+        started = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        branch = git.branch if git else ""
+        name = os.environ.get("DVC_EXP_NAME") or f"{branch} {started}".strip()
+        run_id = self.create_run(name, params, tags, "", "")
+        if changes:
+            self.client.log_dict(run_id, changes, CHANGED_PARAMS_FILE)
+        if git and git.patch and len(git.patch) <= MAX_PATCH_CHARACTERS:
+            self.client.log_text(run_id, redact_secrets(git.patch), PATCH_FILE)
+        return run_id
+
+    def _read_last_params(self) -> dict[str, str] | None:
+        """The params of the last parent run; None if there is none."""
+        parents = self.client.search_runs(
+            [self.experiment], f"tags.`{IS_PARENT_TAG}` = 'true'", max_results=1
+        )
+        return parents[0].data.params if parents else None
+
+    @_raises_tracking_error
+    def reopen_run(self, run_id: str) -> None:
+        """Mark a run as RUNNING."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    @_raises_tracking_error
+    def end_parent_run(self, run_id: str, status: str) -> None:
+        """End a parent run whose stages have all ended."""
+        for key, value in _lock_tag("end").items():
+            self.client.set_tag(run_id, key, value)
+        self.client.set_terminated(run_id, status)
 
     @_raises_tracking_error
     def log_metrics(
@@ -183,6 +235,15 @@ class MlflowStore:
     def log_dict(self, run_id: str, content: dict[str, Any], name: str) -> None:
         """Upload `content` as the JSON file `name`."""
         self.client.log_dict(run_id, content, name)
+
+    @_raises_tracking_error
+    def log_table(self, run_id: str, values: dict[str, float], name: str) -> None:
+        """Upload `values` as the table `name`, which the pages of MLflow show and compare."""
+        # As MlflowClient.log_table writes it, which needs pandas and warns about its version.
+        table = {"columns": ["metric", "value"], "data": [list(row) for row in values.items()]}
+        self.client.log_dict(run_id, table, name)
+        artifacts = json.dumps([{"path": name, "type": "table"}])
+        self.client.set_tag(run_id, "mlflow.loggedArtifacts", artifacts)
 
     @_raises_tracking_error
     def log_model(self, run_id: str, folder: Path, name: str) -> None:
@@ -323,7 +384,7 @@ def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> 
     if experiment is None:
         location = artifacts_address(database) if database else None
         try:
-            return client.create_experiment(EXPERIMENT_NAME, artifact_location=location)
+            return client.create_experiment(EXPERIMENT_NAME, location, EXPERIMENT_TAGS)
         except MlflowException:  # another machine has created it meanwhile
             experiment = client.get_experiment_by_name(EXPERIMENT_NAME)
             if experiment is None:
@@ -333,6 +394,9 @@ def _get_or_create_experiment(client: "MlflowClient", database: Path | None) -> 
             f"experiment {EXPERIMENT_NAME} was deleted, restore it with "
             f"`mlflow experiments restore -x {experiment.experiment_id}`"
         )
+    for key, value in EXPERIMENT_TAGS.items():  # of a database of an earlier version
+        if key not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return experiment.experiment_id
 
 
@@ -359,7 +423,9 @@ def _input_hashes(dvc_stage: str, dvc_root: str) -> dict[str, str]:
 
 def _source_tags(dvc_stage: str) -> dict[str, str]:
     """Tags for the source of a run: stage and commit, without user and machine."""
-    source = {"dvc.stage": dvc_stage} if dvc_stage else {}
+    source = {"mlflow.source.type": "LOCAL"}  # MLflow shows the commit of runs with a source
+    if dvc_stage:
+        source |= {"mlflow.source.name": f"dvc.yaml:{dvc_stage}", "dvc.stage": dvc_stage}
     command = ["git", "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -368,6 +434,42 @@ def _source_tags(dvc_stage: str) -> dict[str, str]:
     if commit.returncode == 0:
         source["mlflow.source.git.commit"] = commit.stdout.strip()
     return source
+
+
+def _lock_tag(moment: str) -> dict[str, str]:
+    """A tag with the md5 of dvc.lock at the start or end of an execution; empty without one."""
+    try:
+        content = Path("dvc.lock").read_bytes()
+    except FileNotFoundError:
+        return {}
+    return {f"dvc.lock.md5.{moment}": md5(content, usedforsecurity=False).hexdigest()}
+
+
+def _list_params(params: dict[str, Any]) -> list[tuple[str, str]]:
+    """The params of a run as MLflow stores them."""
+    return [(_sanitize_key(key), _truncate_value(value)) for key, value in _flatten(params).items()]
+
+
+def _compare_params(
+    before: dict[str, str] | None, after: dict[str, str]
+) -> dict[str, tuple[str | None, str | None]]:
+    """key -> values before and after, of the params that differ; None: the key was missing."""
+    if before is None:
+        return {}
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def _describe_changes(changes: dict[str, tuple[str | None, str | None]]) -> str:
+    """The first changed params as Markdown, for the description of a run."""
+    lines = [
+        f"- `{key}`: {before} to {after}" for key, (before, after) in islice(changes.items(), 20)
+    ]
+    more = [f"- {len(changes) - 20} more: see {CHANGED_PARAMS_FILE}"] if len(changes) > 20 else []
+    return "\n".join(["Params changed since the last run:", "", *lines, *more])
 
 
 def _flatten(params: dict[str, Any], parent: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Log stages to MLflow: one run for each execution of a stage, below the run of its driver.
+"""Log stages to MLflow: one run for each execution of a stage, below that of the pipeline.
 
     with tracking.start_run(stage="train_sft", name="flexmuse", params=asdict(config)) as run:
         run.log_metrics({"loss": 1.5}, step)
@@ -7,25 +7,31 @@
         run.log_model(target / "model", "flexmuse")
     run.link_model(Path("data/09_train_sft/flexmuse/model"))  # an evaluation
 
+Every execution of the pipeline has one parent run: that of its driver (`polymuse run`, the flow),
+or one that the stages of a `dvc repro` or `dvc exp run` share.
+
 Stages do not depend on this file in DVC, because it cannot change their results. If the server
 cannot be used at the start, the stage stops; if it fails later, the stage prints a warning and
 continues.
 
-reads   POLYMUSE_PARENT_RUN, DVC_STAGE and DVC_ROOT, which DVC sets
-writes  the tracking store; POLYMUSE_HOME/runs/, the ids of open runs, to detect killed ones
+reads   POLYMUSE_PARENT_RUN; DVC_STAGE, DVC_ROOT and DVC_EXP_NAME, which DVC sets
+writes  the tracking store; POLYMUSE_HOME/runs/, the ids of open runs, to detect killed ones, and
+        POLYMUSE_HOME/executions/, the ids of the parent runs of DVC's processes
 """
 
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from time import monotonic, time
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from psutil import NoSuchProcess, Process
 
 from stages.shared.runtime.mlflow_store import (
     PARENT_TAG,
@@ -49,8 +55,8 @@ Store = MlflowStore | RemoteStore
 class TrackingRun:
     """An open run, whose metrics are buffered."""
 
-    def __init__(self, store: Store, run_id: str, name: str):
-        self.run_id = run_id
+    def __init__(self, store: Store, run_id: str, name: str, parent_id: str = ""):
+        self.run_id, self._parent_id = run_id, parent_id
         self._store, self._name = store, name
         self._metrics: list[MetricRow] = []
         self._model: EvaluatedModel | None = None
@@ -64,6 +70,17 @@ class TrackingRun:
         self._metrics += [(key, float(value), now, step) for key, value in metrics.items()]
         if monotonic() > self._next_flush:
             self._flush_metrics()
+
+    def log_to_parent(self, metrics: Mapping[str, float]) -> None:
+        """Log the metrics by which executions of the pipeline are compared to its parent run."""
+        now = int(time() * 1000)
+        rows = [(key, float(value), now, 0) for key, value in metrics.items()]
+        if self._parent_id and rows:
+            self._call_safely(lambda: self._store.log_metrics(self._parent_id, rows))
+
+    def log_table(self, values: Mapping[str, float], name: str) -> None:
+        """Log values that are not compared between runs as the table `name`.json, an artifact."""
+        self._call_safely(lambda: self._store.log_table(self.run_id, dict(values), f"{name}.json"))
 
     def log_artifact_hash(self, path: Path, name: str) -> None:
         """Log the path in the project, sha256 and size of a file, or of each file in a folder.
@@ -118,12 +135,12 @@ class TrackingRun:
         else:
             self._next_flush = monotonic() + _RETRY_SECONDS
 
-    def _finish(self, status: str) -> None:
+    def _finish(self, status: str, end: Callable[[str, str], None]) -> None:
         self._flush_metrics()
         if self._artifacts:
             listing = {"artifacts": self._artifacts}
             self._call_safely(lambda: self._store.log_dict(self.run_id, listing, "artifacts.json"))
-        self._call_safely(lambda: self._store.end_run(self.run_id, status))
+        self._call_safely(lambda: end(self.run_id, status))
 
     def _call_safely(self, call: Callable[[], Any]) -> bool:
         """Whether the call succeeded. An error becomes a warning, so that no work is lost."""
@@ -145,23 +162,36 @@ def start_run(stage: str, name: str, params: dict[str, Any]) -> Iterator[Trackin
     as FINISHED, FAILED (an exception) or KILLED. Raises InputError if the tracking store cannot be
     used.
     """
+    store = find_store()
     tags = {"polymuse.stage": stage}
-    if os.environ.get(PARENT_RUN_ENV):
-        tags[PARENT_TAG] = os.environ[PARENT_RUN_ENV]
     dvc_stage = os.environ.get("DVC_STAGE", "")
     run_name = f"{stage}@{name}" if name else stage
-    with _open_run(find_store(), run_name, params, tags, dvc_stage) as run:
-        yield run
+    with _join_execution(store) as parent_id:
+        if parent_id:
+            tags[PARENT_TAG] = parent_id
+
+        def create() -> str:
+            return _create_run(store, run_name, params, tags, dvc_stage)
+
+        with _open_run(store, run_name, create, store.end_run, parent_id) as run:
+            yield run
 
 
 @contextmanager
-def start_parent_run(name: str, params: dict[str, Any]) -> Iterator[TrackingRun]:
+def start_parent_run(
+    command: str, params: dict[str, Any], tags: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[TrackingRun]:
     """A parent for the runs of the stages that are started in the block.
 
-    The stages use its store. Children that are still open at the end are marked KILLED.
+    command: what runs them, such as `polymuse run`. The stages use its store. Children that are
+    still open at the end are marked KILLED.
     """
     store = MlflowStore()
-    with _open_run(store, name, params, {"polymuse.parent": "true"}, "") as run:
+
+    def create() -> str:
+        return _create_parent_run(store, command, params, tags)
+
+    with _open_run(store, command, create, store.end_parent_run) as run:
         os.environ[PARENT_RUN_ENV] = run.run_id
         try:
             with serve_store(store):
@@ -185,31 +215,116 @@ def end_killed_runs() -> None:
             pass
 
 
+@contextmanager
+def log_system_metrics(run: TrackingRun) -> Iterator[None]:
+    """Log load, memory, disk and network of the machine to a parent run, every 10 seconds.
+
+    A sample takes 10 milliseconds of CPU time.
+    """
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run.run_id, tracking_uri=get_tracking_uri())
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+@contextmanager
+def _join_execution(store: Store) -> Iterator[str]:
+    """The id of the parent run of this stage; "" for a stage that neither a driver nor DVC started.
+
+    The stages of one `dvc repro` or `dvc exp run` are children of one process, by which they find
+    the parent run that the first of them has created. Between two stages that run has the status
+    of the stages so far, since none of them knows that it is the last one.
+    """
+    if PARENT_RUN_ENV in os.environ or "DVC_STAGE" not in os.environ:
+        yield os.environ.get(PARENT_RUN_ENV, "")
+        return
+    id_file = work_dir() / "executions" / _process_key(os.getppid())
+    id_file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(id_file.with_name("lock")):
+        if id_file.exists():
+            parent_id = id_file.read_text()
+        else:
+            _end_killed_executions(store, id_file.parent)
+            command = "dvc exp run" if "DVC_EXP_NAME" in os.environ else "dvc repro"
+            parent_id = _create_parent_run(store, command, _read_params(), {})
+            id_file.write_text(parent_id)
+    with suppress(TrackingError):  # of a server that fails later, the stage's own run warns
+        store.reopen_run(parent_id)
+    status = "FINISHED"
+    try:
+        yield parent_id
+    except BaseException as error:
+        status = _status_after(error)
+        raise
+    finally:
+        with suppress(TrackingError):
+            store.end_run(parent_id, status)
+
+
+def _read_params() -> dict[str, Any]:
+    """The content of all parameter files of the current folder, which DVC has parsed before."""
+    from dvc.utils.collections import merge_dicts
+    from dvc.utils.serialize import load_yaml
+
+    params: dict[str, Any] = {}
+    for file in [Path("params.yaml"), *sorted(Path("config").glob("*.yaml"))]:
+        merge_dicts(params, load_yaml(file))
+    return params
+
+
+def _process_key(pid: int) -> str:
+    """A name for a process that no later process with the same id has; "" if it has ended."""
+    try:
+        return f"{pid}-{Process(pid).create_time():.2f}"
+    except NoSuchProcess:
+        return ""
+
+
+def _end_killed_executions(store: Store, folder: Path) -> None:
+    """Forget DVC's processes that have ended, and mark parent runs that are still open KILLED."""
+    for file in folder.glob("*-*"):
+        if _process_key(int(file.name.partition("-")[0])) != file.name:
+            store.mark_killed(file.read_text(errors="replace"))
+            file.unlink()
+
+
+def _status_after(error: BaseException) -> str:
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
+
+
 def log_cached_stage(stage_name: str, parent: TrackingRun) -> None:
     """Log a stage, e.g. train_sft@flexmuse, that DVC restored from its run cache."""
     stage, _, _ = stage_name.partition("@")
     tags = {"polymuse.stage": stage, "polymuse.cached": "true", PARENT_TAG: parent.run_id}
     store = parent._store
     run_id = _create_run(store, stage_name, {}, tags, stage_name)
-    TrackingRun(store, run_id, stage_name)._finish("FINISHED")
+    TrackingRun(store, run_id, stage_name)._finish("FINISHED", store.end_run)
 
 
 @contextmanager
 def _open_run(
-    store: Store, name: str, params: dict[str, Any], tags: dict[str, str], dvc_stage: str
+    store: Store,
+    name: str,
+    create: Callable[[], str],
+    end: Callable[[str, str], None],
+    parent_id: str = "",
 ) -> Iterator[TrackingRun]:
     with _detect_killed_run(store, name) as save_run_id:
-        run_id = _create_run(store, name, params, tags, dvc_stage)
-        run = TrackingRun(store, run_id, name)
+        run_id = create()
+        run = TrackingRun(store, run_id, name, parent_id)
         save_run_id(run_id)
         status = "FINISHED"
         try:
             yield run
         except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            status = _status_after(error)
             raise
         finally:
-            run._finish(status)
+            run._finish(status, end)
 
 
 def _create_run(
@@ -220,6 +335,16 @@ def _create_run(
         return store.create_run(name, params, tags, dvc_stage, os.environ.get("DVC_ROOT", ""))
     except TrackingError as error:
         raise InputError(f"MLflow did not accept the run {name} ({error}): see its log") from None
+
+
+def _create_parent_run(
+    store: Store, command: str, params: dict[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Create the parent run of an execution; returns its id. Raises InputError."""
+    try:
+        return store.create_parent_run(params, {"mlflow.source.name": command, **tags})
+    except TrackingError as error:
+        raise InputError(f"MLflow did not accept a run ({error}): see its log") from None
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from mlflow.pyfunc import get_model_dependencies
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from stages.shared.core import config
 from stages.shared.runtime import model_logging, tracking
 from stages.shared.runtime.stage import InputError
 from stages.shared.runtime.store_server import SERVER_ENV
@@ -64,7 +65,19 @@ def runs(store):
     """name -> run; the last one of each name."""
     experiment = store.get_experiment_by_name("polymuse").experiment_id
     by_time = store.search_runs([experiment], order_by=["attributes.start_time ASC"])
-    return {run.info.run_name: run for run in by_time}
+    return {_name(run): run for run in by_time}
+
+
+def _name(run):
+    """The name of a stage's run; of a parent, which is named after branch and time, its command."""
+    tags = run.data.tags
+    return tags["mlflow.source.name"] if "polymuse.parent" in tags else run.info.run_name
+
+
+def read_dependencies(store, run):
+    """path -> md5 of what a stage read."""
+    file = store.download_artifacts(run.info.run_id, "dependencies.json")
+    return json.loads(Path(file).read_text())["md5"]
 
 
 def last_model(store):
@@ -241,11 +254,12 @@ assert not {{"mlflow", "dvc", "numpy"}} & set(sys.modules)
     assert logged.info.status == "FINISHED"
     assert logged.data.params == {"steps": "3"} and logged.data.metrics == {"loss": 1.5}
     assert logged.data.tags["mlflow.parentRunId"] == parent.run_id
-    assert {"dvc.md5.data/a", "dvc.md5.work.py"} <= logged.data.tags.keys()
+    assert read_dependencies(store, logged).keys() == {"data/a", "work.py"}
     assert [len(logged.outputs.model_outputs), len(logged.inputs.dataset_inputs)] == [1, 1]
     assert {file.path for file in store.list_artifacts(logged.info.run_id)} == {
         "artifacts.json",
         "copy",
+        "dependencies.json",
     }
 
 
@@ -407,14 +421,12 @@ stages:
 def test_the_md5_of_every_dependency_is_that_of_dvc(store, project):
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train_classifier@x"]
     logged = runs(store)["train_classifier@x"]
-    expected = {f"dvc.md5.{dep['path']}": dep["md5"] for dep in lock["deps"]}
-    assert expected.items() <= logged.data.tags.items()
+    expected = {dep["path"]: dep["md5"] for dep in lock["deps"]}
+    assert read_dependencies(store, logged) == expected
     assert len(expected) == 2
     (dataset,) = logged.inputs.dataset_inputs
     assert dataset.dataset.name == "data/a"
-    assert (
-        f"dvc.md5.data/a={dataset.dataset.digest}" == f"dvc.md5.data/a={expected['dvc.md5.data/a']}"
-    )
+    assert dataset.dataset.digest == expected["data/a"]
     assert logged.data.tags["dvc.stage"] == "train_classifier@x"
 
 
@@ -438,8 +450,7 @@ def test_dependencies_are_read_after_another_dvc_has_written_the_lock_file(
         assert truncated.wait(60)
         with tracking.start_run("train_classifier", "x", {}):
             other.result()
-    tags = runs(store)["train_classifier@x"].data.tags
-    assert sum(name.startswith("dvc.md5.") for name in tags) == 2
+    assert len(read_dependencies(store, runs(store)["train_classifier@x"])) == 2
 
 
 def test_the_default_store_is_in_the_project_of_a_temporary_workspace(tmp_path, monkeypatch):
@@ -641,3 +652,28 @@ def test_logging_a_model_changes_neither_mlflow_nor_its_folder(store, trained):
         run.log_model(trained, "model")
         assert mlflow.active_run() is None
     assert (sorted(trained.rglob("*")), mlflow.get_tracking_uri(), mlflow.active_run()) == before
+
+
+def test_a_table_is_an_artifact_and_metrics_of_its_parent_are_not_its_own(store):
+    with tracking.start_parent_run("run", {}), tracking.start_run("evaluate", "a", {}) as run:
+        run.log_table({"lenient.f1": 0.5, "strict.f1": 0.25}, "all_metrics")
+        run.log_to_parent({"a.score": 0.5})
+    logged = runs(store)
+    assert logged["evaluate@a"].data.metrics == {}
+    assert logged["run"].data.metrics == {"a.score": 0.5}
+    file = store.download_artifacts(logged["evaluate@a"].info.run_id, "all_metrics.json")
+    assert json.loads(Path(file).read_text()) == {
+        "columns": ["metric", "value"],
+        "data": [["lenient.f1", 0.5], ["strict.f1", 0.25]],
+    }
+
+
+def test_the_params_of_a_bare_dvc_are_those_that_the_drivers_read():
+    assert tracking._read_params() == config.read_params()
+
+
+def test_the_pages_of_mlflow_open_on_training_runs(store):
+    with tracking.start_run("report", "", {}):
+        pass
+    experiment = store.get_experiment_by_name("polymuse")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"

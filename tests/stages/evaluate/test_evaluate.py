@@ -455,9 +455,13 @@ def test_metrics_are_tracked_under_dotted_names_and_the_file_by_its_final_path(p
     tracked = Mock()
     monkeypatch.setattr(evaluate.tracking, "start_run", lambda **kwargs: nullcontext(tracked))
     run(place)
-    (logged,) = tracked.log_metrics.call_args.args
+    logged, _ = tracked.log_table.call_args.args
     assert logged["sft.grounding.by_slot.place"] == pytest.approx(5 / 6, abs=1e-6)
     assert all(isinstance(value, float) for value in logged.values())
+    (compared,) = tracked.log_metrics.call_args.args
+    assert compared["score"] == round(logged["grounding.total"], 4) and len(compared) <= 15
+    headline = json.loads((place / "target/headline.json").read_text())
+    assert headline.pop("metric") == "grounding" and headline.items() <= compared.items()
     tracked.log_artifact_hash.assert_called_once_with(place / "target/metrics.json", "metrics.json")
 
 

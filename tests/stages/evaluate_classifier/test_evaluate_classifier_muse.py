@@ -277,9 +277,13 @@ def test_metrics_are_tracked_with_dotted_names_and_the_file_with_its_final_path(
     tracked = Mock()
     monkeypatch.setattr(stage.tracking, "start_run", lambda **options: nullcontext(tracked))
     evaluate(folder, muse_outputs.make_label_rows("sentiment"))
-    (logged,) = tracked.log_metrics.call_args.args
+    logged, _ = tracked.log_table.call_args.args
     assert logged["single_modality.text.value"] == 0.5
     assert all(isinstance(value, float) for value in logged.values())
+    (compared,) = tracked.log_metrics.call_args.args
+    assert compared["score"] == round(logged["score.value"], 4) and len(compared) <= 15
+    headline = json.loads((folder / "target/headline.json").read_text())
+    assert headline.pop("metric") == "accuracy" and headline.items() <= compared.items()
     tracked.log_artifact_hash.assert_called_once_with(
         folder / "target/metrics.json", "metrics.json"
     )
