@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from io import BytesIO
@@ -570,7 +571,7 @@ def test_a_logged_model_has_an_input_example_that_fits_its_signature(store, trai
     example = mlmodel.load_input_example(folder)
     checked = _enforce_schema(example, mlmodel.get_input_schema())
     assert list(checked.columns) == ["topic", "image"]
-    assert Image.open(BytesIO(checked["image"][0])).size == (64, 64)
+    assert Image.open(BytesIO(b64decode(checked["image"][0]))).size == (64, 64)
     request = json.loads(mlmodel.get_serving_input(folder))
     assert request["dataframe_split"]["columns"] == ["topic", "image"]
 
