@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from pipelines.project import write_atomically
@@ -175,9 +176,21 @@ def _set_values(tree: ParamTree, changes: ParamTree) -> bool:
         if isinstance(value, dict):
             changed |= _set_values(tree[key], value)
         elif tree[key] != value:
-            tree[key] = list(value) if isinstance(value, list) else value  # in DVC's form
+            replace_value(tree, key, value)
             changed = True
     return changed
+
+
+def replace_value(tree: ParamTree, key: str, value: Any) -> None:
+    """Replace a value of a section that ruamel.yaml has loaded, in the form that DVC writes.
+
+    The comment of a key is lost with a list, or ends up in the wrong place, unless it is set again.
+    """
+    tree[key] = list(value) if isinstance(value, list) else value
+    if isinstance(tree, CommentedMap) and isinstance(value, list) and key in tree.ca.items:
+        comment = tree.ca.items.pop(key)[2]  # behind the key
+        text = comment.value.strip().removeprefix("# ")
+        tree.yaml_add_eol_comment(text, key, column=comment.start_mark.column)
 
 
 def _history_file() -> Path:

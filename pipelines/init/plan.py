@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from pipelines.cli.preset import create_yaml, merge_overlay
+from pipelines.cli.preset import create_yaml, merge_overlay, replace_value
 from pipelines.init.detect import DetectedCorpus
 from pipelines.validate_params import DEFAULT_SOURCE_FOLDERS, MODEL_MODULES, SOURCE_FOLDERS
 from stages.shared.data.records import UNDETERMINED_LANGUAGE
@@ -132,7 +132,7 @@ class ParamsEditor:
             for inner, inner_value in value.items():
                 self.set(f"{path}.{inner}", inner_value)
         elif parent[key] != value:
-            parent[key] = _style(value)
+            replace_value(parent, key, _style(value))
             self.changed.add(name)
 
     def replace_rows(self, section: str, rows: dict[str, Any]) -> list[str]:

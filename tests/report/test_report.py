@@ -125,7 +125,7 @@ def test_an_unavailable_metric_is_shown_with_its_reason(project):
     write_and_evaluate_predictions(project / "data", rows)
     page = ParsedPage(render_page(project))
     assert "unavailable" in page.text
-    assert "MiniLM does not read most of the texts (zh)" in page.text
+    assert "MiniLM-L6 layer 6 does not support most of the texts (zh)" in page.text
     assert "the encoder does not support the language of the titles" in page.text
     # 2 titles; for each of 4 chunks a reference, two texts, the shaded text and the topic tokens;
     # the title and 2 texts of the article with its command.
