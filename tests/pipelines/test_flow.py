@@ -71,6 +71,7 @@ def task_runs(flow_run) -> dict:
         return {run.name: run for run in client.read_task_runs(flow_run_filter=flow_filter)}
 
 
+@pytest.mark.slow
 def test_tasks_and_edges_are_those_of_dvc_and_only_stale_stages_are_submitted(
     tmp_path, monkeypatch
 ):

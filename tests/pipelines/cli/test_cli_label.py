@@ -325,6 +325,7 @@ def test_a_model_that_an_earlier_version_logged_loads_and_labels_the_same(
     assert row == {key: expected[key] for key in row}
 
 
+@pytest.mark.slow
 def test_the_command_works_from_any_folder(place, red):
     inner = place / "data"
     shutil.copy(red, inner / "mine.png")

@@ -431,6 +431,7 @@ def test_an_article_is_replaced_and_other_files_are_kept(place, tmp_path):
             write.check_target(target)
 
 
+@pytest.mark.slow
 def test_a_backend_folder_is_relative_to_the_current_folder(place, image_file):
     inner = place / "data"
     tiny_diffusion.save_pipeline(inner / "painter")
@@ -442,6 +443,7 @@ def test_a_backend_folder_is_relative_to_the_current_folder(place, image_file):
     assert str(place) not in (inner / "drawn/article.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_works_from_any_folder_and_prints_the_files(place, image_file):
     inner = place / "data"
     image_file.rename(inner / "mine.png")

@@ -118,6 +118,7 @@ def model(place: Path, run: str) -> Path:
     return place / "data/09_train_sft" / run / "model"
 
 
+@pytest.mark.slow
 def test_the_images_of_a_command_are_one_article_with_a_text_each(place, tmp_path, images):
     article = write_article(
         tmp_path / "out", run="tippo", topic=ARTICLE[0]["title"], image=images[:3]

@@ -224,6 +224,7 @@ def test_a_killed_server_is_one_sentence(tmp_path, environment):
                 server.start(["work"], folder, environment).kill()
 
 
+@pytest.mark.slow
 def test_the_server_can_fork_with_its_packages():
     """No second thread, no CUDA context and no module of a stage is there after the imports."""
     code = (

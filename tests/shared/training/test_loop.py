@@ -405,6 +405,7 @@ def test_another_key_starts_from_scratch(project):
     assert Checkpoint("t", "one").read() is None  # one checkpoint per run is kept
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(project):
     script = project / "train.py"
     script.write_text(
