@@ -3,13 +3,14 @@
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import mlflow
 import pytest
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
 
-from stages.shared.runtime import mlflow_store, tracking
+from stages.shared.runtime import mlflow_store, model_logging, tracking
 from tests.support.trained_muse_project import RED_IMAGE
 
 RED = base64.b64encode(RED_IMAGE).decode()
@@ -23,9 +24,9 @@ def server(trained_classifiers):
         patch.chdir(trained_classifiers)
         client = mlflow.MlflowClient(tracking.get_tracking_uri())
         experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
-        name = "attributes.run_name = 'train_classifier@muse_sentiment'"
-        (run, *_) = client.search_runs([experiment], name)
-        model = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")
+        folder = Path("data/09_train_classifier/muse_sentiment/model")
+        model_id = model_logging.find_model(client, experiment, folder)
+        model = mlflow.pyfunc.load_model(f"models:/{model_id}")
         return TestClient(scoring_server.init(model))
 
 
