@@ -78,9 +78,9 @@ class ModelRegistry:
         return ModelVersion(name, str(found.version), *(found.tags.get(tag, "") for tag in tags))
 
     @_raises_input_error
-    def find_model(self, folder: Path) -> str | None:
-        """The id of the logged model with the files of `folder`; None if there is none."""
-        return model_logging.find_model(self._client, self._store.experiment, folder)
+    def find_model(self, sha256: str) -> str | None:
+        """The id of the logged model of a folder with this hash; None if there is none."""
+        return model_logging.find_model(self._client, self._store.experiment, sha256)
 
     @_raises_input_error
     def register_champion(

@@ -22,17 +22,13 @@ from pipelines.evaluation import (
     load_evaluation,
     read_evaluation,
 )
+from pipelines.inference.model_bundle import MODEL_DIRS
 from pipelines.model_registry import CHAMPION, PROMOTION_TAG, ModelRegistry, ModelVersion
 from pipelines.verification import verify
 from stages.shared.runtime import model_logging, tracking
 from stages.shared.runtime.stage import InputError
 
 Outcome = Literal["promoted", "unchanged", "refused"]
-MODEL_DIRS = {  # phase of a generator -> parent of the run's folder; "": classifiers
-    "preference": Path("data/10_train_preference"),
-    "sft": Path("data/09_train_sft"),
-    "": Path("data/09_train_classifier"),
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,8 @@ def promote(run: str, force: bool) -> Promotion:
     there is no such run, no evaluation or no model.
     """
     evaluation = load_evaluation(run)
-    folder = MODEL_DIRS[evaluation.metrics.get("phase", "")] / run / "model"
+    phase = evaluation.metrics.get("phase", "train_classifier")
+    folder = Path(MODEL_DIRS[evaluation.family][phase], run, "model")
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: run `polymuse run` or `dvc checkout`")
     if not force and (changes := verify(run).changes):
@@ -61,7 +58,8 @@ def promote(run: str, force: bool) -> Promotion:
         )
     registry = ModelRegistry()
     champion = registry.find_champion(evaluation.corpus)
-    if champion and champion.sha256 == model_logging.hash_folder(folder):
+    sha256 = model_logging.hash_folder(folder)
+    if champion and champion.sha256 == sha256:
         return Promotion("unchanged", f"{run} is the champion already: {_name(champion)}.")
     with tracking.start_run("promote", run, {"force": force}) as tracked:
         comparison, reason = _judge(registry, evaluation, champion)
@@ -69,16 +67,16 @@ def promote(run: str, force: bool) -> Promotion:
             tracked.log_metrics(comparison.difference, 0)
         if champion and not force and not (comparison and comparison.verdict == "better"):
             return Promotion("refused", f"{reason} The champion stays; --force replaces it.")
-        model_id = registry.find_model(folder)
+        model_id = registry.find_model(sha256)
         if model_id is None:  # trained with another tracking store, or pulled with DVC
             tracked.log_model(folder, run)
-            model_id = registry.find_model(folder)
+            model_id = registry.find_model(sha256)
         if model_id is None:
             raise InputError(f"MLflow did not accept the model {folder}: see the warning above")
         registry.upload_evaluation(tracked.run_id, EVALUATION_DIRS[evaluation.family] / run)
         tags = {
             model_logging.RUN_TAG: run,
-            model_logging.HASH_TAG: model_logging.hash_folder(folder),
+            model_logging.HASH_TAG: sha256,
             PROMOTION_TAG: tracked.run_id,
         }
         number = registry.register_champion(evaluation.corpus, model_id, tags, reason)

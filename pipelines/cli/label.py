@@ -41,7 +41,6 @@ from stages.shared.runtime.stage import InputError
 if TYPE_CHECKING:
     from pipelines.inference.text_labeler import Entity, LabelInput, TextLabeler, TextLabels
 
-MODEL_DIRS = {"train_classifier": "data/09_train_classifier"}  # phase -> parent of the run's folder
 MEMES_KIND = "memes"  # corpora.*.kind
 ENCODINGS = ["utf-8"]
 
@@ -232,7 +231,7 @@ def find_classifier_dir(options: Namespace, memes: bool, stack: ExitStack) -> tu
     # With --json, standard output has only JSON.
     with redirect_stdout(sys.stderr if options.json else sys.stdout):
         folder, _ = model_bundle.resolve_model_dir(
-            name, options.model, MODEL_DIRS, "train_classifier", stack
+            name, options.model, model_bundle.MODEL_DIRS["classifiers"], "train_classifier", stack
         )
     return folder, f"--model: {options.model}" if options.model else str(folder), name
 

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from pipelines.inference.generator import ArticleGenerator, GeneratedText
     from stages.shared.generation.generator import GenerationConfig, GeneratorRun
 
-PHASE_DIRS = {  # phase -> parent of the run's folder, the last phase first
-    "preference": "data/10_train_preference",
-    "sft": "data/09_train_sft",
-}
 NUM_SEEDS = 2**32  # seeds that every random generator accepts
 
 
@@ -75,7 +71,7 @@ def main(options: Namespace) -> None:
     seed = check_seed(options.seed)
     with ExitStack() as stack:
         folder, phase = model_bundle.resolve_model_dir(
-            name, options.model, PHASE_DIRS, "train_preference", stack
+            name, options.model, model_bundle.MODEL_DIRS["generators"], "train_preference", stack
         )
         # Imports torch: after the checks, so that invalid input fails quickly.
         from stages.shared.generation import generator as generators

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from stages.shared.encoders.base import Encoder
 
 ModelFamily = Literal["generators", "classifiers"]  # sections of params.yaml
+MODEL_DIRS: dict[ModelFamily, dict[str, str]] = {  # phase -> parent of the run's folder, last first
+    "generators": {"preference": "data/10_train_preference", "sft": "data/09_train_sft"},
+    "classifiers": {"train_classifier": "data/09_train_classifier"},
+}
 COMMANDS: dict[ModelFamily, str] = {"generators": "write", "classifiers": "label"}
 
 

@@ -23,11 +23,11 @@ The rules are read from params.yaml of the current folder's project, else from t
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -44,6 +44,8 @@ from stages.shared.core.config import load_config
 from stages.shared.data.cache import batched
 from stages.shared.generation.generator import GenerationConfig
 from stages.shared.runtime.stage import InputError
+
+T = TypeVar("T")
 
 
 class RequestError(InputError, MlflowException):
@@ -66,10 +68,7 @@ class ServedGenerator:
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> list[str]:
         """One text a row. Raises RequestError that names the first invalid row."""
         with as_request_error():
-            items = [
-                self._build_input(f"row {number}", row)
-                for number, row in enumerate(to_records(rows))
-            ]
+            items = build_inputs(rows, self._build_input)
             return self._generate(items)
 
     def _generate(self, items: list[GenerationInput]) -> list[str]:
@@ -107,10 +106,7 @@ class ServedTextLabeler:
     def predict(self, rows: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
         """The labels of each row. Raises RequestError that names the first invalid row."""
         with as_request_error():
-            items = [
-                self._build_input(f"row {number}", row)
-                for number, row in enumerate(to_records(rows))
-            ]
+            items = build_inputs(rows, self._build_input)
             batches = [self.labeler.label(batch) for batch in batched(items, self.batch_size)]
         return pd.DataFrame([asdict(labels) for batch in batches for labels in batch])
 
@@ -139,10 +135,7 @@ class ServedMemeLabeler:
         """The labels of each row. Raises RequestError that names the first invalid row."""
         table = []
         with as_request_error():
-            memes = [
-                self._build_input(f"row {number}", row)
-                for number, row in enumerate(to_records(rows))
-            ]
+            memes = build_inputs(rows, self._build_input)
             for batch in batched(memes, self.batch_size):
                 prepared = prepare_memes(batch, self.inpaint_config, self.input_rules)
                 table += map(to_table_row, prepared, self.labeler.label(prepared))
@@ -166,8 +159,10 @@ def as_request_error() -> Iterator[None]:
         raise RequestError(str(error)) from None
 
 
-def to_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return rows.astype(object).to_dict("records")
+def build_inputs(rows: pd.DataFrame, build_input: Callable[[str, dict], T]) -> list[T]:
+    """The input of each row; `build_input` gets its name for messages, and its values by column."""
+    records = rows.astype(object).to_dict("records")
+    return [build_input(f"row {number}", record) for number, record in enumerate(records)]
 
 
 def read_text(row: dict[str, Any], column: str) -> str | None:

@@ -54,10 +54,7 @@ def retry_while_busy(
             start = time.monotonic()
             report(f"Waiting for {others}")
         if time.monotonic() - start > limit:
-            raise InputError(
-                f"gave up after {limit:g} seconds (run.lock_timeout), since DVC's files are in "
-                f"use by {others}: wait for it or stop it"
-            )
+            raise project_lock.gave_up("DVC's files are", others, limit)
         with project_lock.let_other_stages_run():
             _wait_for_change(stop)
 
@@ -82,7 +79,7 @@ def _describe_others() -> str:
         text = " ".join([Path(program).name, *arguments])
         with suppress(psutil.NoSuchProcess):
             since = datetime.fromtimestamp(psutil.Process(pid).create_time())
-            texts.append(f"`{text}` (PID {pid}), which runs since {since:%Y-%m-%d %H:%M:%S}")
+            texts.append(project_lock.describe_process(text, pid, since.isoformat(" ", "seconds")))
     return " and ".join(texts) or "another DVC command"
 
 

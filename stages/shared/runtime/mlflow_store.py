@@ -263,7 +263,8 @@ class MlflowStore:
 
         from stages.shared.runtime import model_logging
 
-        model_id = model_logging.find_model(self.client, self.experiment, folder)
+        sha256 = model_logging.hash_folder(folder)
+        model_id = model_logging.find_model(self.client, self.experiment, sha256)
         if model_id is None:
             return None
         self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])

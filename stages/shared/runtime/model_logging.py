@@ -85,11 +85,11 @@ def hash_folder(folder: Path) -> str:
     return hashed.hexdigest()
 
 
-def find_model(client: "MlflowClient", experiment: str, folder: Path) -> str | None:
-    """The id of the last logged model with the files of `folder`; None if there is none."""
+def find_model(client: "MlflowClient", experiment: str, sha256: str) -> str | None:
+    """The id of the last logged model whose folder has this hash; None if there is none."""
     models = client.search_logged_models(
         [experiment],
-        f"tags.`{HASH_TAG}` = '{hash_folder(folder)}'",
+        f"tags.`{HASH_TAG}` = '{sha256}'",
         order_by=[{"field_name": "creation_time", "ascending": False}],
     )
     return next((model.model_id for model in models if model.status == "READY"), None)

@@ -44,7 +44,7 @@ def hold_project(command: str, limit: float, report: Callable[[str], object]) ->
         try:
             lock.acquire(timeout=limit, poll_interval=POLL_SECONDS)
         except Timeout:
-            raise _gave_up(_describe_holder(holder_file), limit) from None
+            raise gave_up("the project is", _describe_holder(holder_file), limit) from None
     try:
         since = datetime.now().isoformat(" ", "seconds")
         holder = {"command": command, "pid": os.getpid(), "since": since, "limit": limit}
@@ -87,15 +87,21 @@ def wait_for_holder(report: Callable[[str], object]) -> None:
     while _is_held(lock) and not _is_held(passing):
         limit = _read_holder(holder_file).get("limit", float("inf"))
         if time.monotonic() - start > limit:
-            raise _gave_up(_describe_holder(holder_file), limit)
+            raise gave_up("the project is", _describe_holder(holder_file), limit)
         time.sleep(POLL_SECONDS)
 
 
-def _gave_up(holder: str, limit: float) -> InputError:
+def gave_up(what: str, holder: str, limit: float) -> InputError:
+    """The error after `limit` seconds of waiting; what: is in use by `holder`."""
     return InputError(
-        f"gave up after {limit:g} seconds (run.lock_timeout), since the project is in use by "
-        f"{holder}: wait for it or stop it"
+        f"gave up after {limit:g} seconds (run.lock_timeout), since {what} in use by {holder}: "
+        "wait for it or stop it"
     )
+
+
+def describe_process(command: str, pid: int, since: str) -> str:
+    """A command that others wait for; since: date and time of its start."""
+    return f"`{command}` (PID {pid}), which runs since {since}"
 
 
 def _lock(folder: Path) -> FileLock:
@@ -124,7 +130,7 @@ def _describe_holder(file: Path) -> str:
     holder = _read_holder(file)
     if not holder:
         return "another command"
-    return f"`{holder['command']}` (PID {holder['pid']}), which runs since {holder['since']}"
+    return describe_process(holder["command"], holder["pid"], holder["since"])
 
 
 def _read_holder(file: Path) -> dict:

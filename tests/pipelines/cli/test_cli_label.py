@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from pipelines.cli import label
+from pipelines.inference import model_bundle
 from pipelines.inference.text_labeler import (
     EntityPrediction,
     TextLabeler,
@@ -256,7 +257,7 @@ def test_control_characters_are_not_printed(place, capsys, tmp_path):
 
 
 def test_an_untrained_run_says_what_to_run(place, monkeypatch):
-    monkeypatch.setattr(label, "MODEL_DIRS", {"train_classifier": "data/none"})
+    monkeypatch.setitem(model_bundle.MODEL_DIRS, "classifiers", {"train_classifier": "data/none"})
     with pytest.raises(InputError, match="polymuse run train_classifier@muse_sentiment"):
         label.main(make_options(text="a", run="muse_sentiment"))
 

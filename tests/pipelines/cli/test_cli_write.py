@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from pipelines.cli import write
-from pipelines.inference import article_export
+from pipelines.inference import article_export, model_bundle
 from pipelines.inference.generator import ArticleGenerator, GenerationInput
 from stages import embed, train_sft
 from stages.shared.core import schemas
@@ -389,7 +389,7 @@ def test_invalid_input_is_one_sentence_and_writes_nothing(place, tmp_path, messa
 
 
 def test_an_untrained_run_says_what_to_run(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "PHASE_DIRS", {"sft": "data/none"})
+    monkeypatch.setitem(model_bundle.MODEL_DIRS, "generators", {"sft": "data/none"})
     with pytest.raises(InputError, match="polymuse run train_preference@flexmuse"):
         write_article(tmp_path / "out", topic="a")
 

@@ -25,7 +25,8 @@ def server(trained_classifiers):
         client = mlflow.MlflowClient(tracking.get_tracking_uri())
         experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT_NAME).experiment_id
         folder = Path("data/09_train_classifier/muse_sentiment/model")
-        model_id = model_logging.find_model(client, experiment, folder)
+        sha256 = model_logging.hash_folder(folder)
+        model_id = model_logging.find_model(client, experiment, sha256)
         model = mlflow.pyfunc.load_model(f"models:/{model_id}")
         return TestClient(scoring_server.init(model))
 
