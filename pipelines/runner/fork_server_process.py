@@ -9,13 +9,15 @@ and the command's output. This process forks
     a supervisor, the leader of a process group: answers with one line of JSON (`code`,
     `cpu_seconds`) when the command ends, and kills the group then or when the driver has closed the
     socket, as it does when it dies
-        a process that runs the command, a Python module such as `dvc repro ...`
+        a process that runs the command, a Python module such as `dvc repro ...`, which writes
+        dvc.lock faster than DVC (lock_file.py)
             a process that runs the command of DVC's stage, if that is a Python module
 
 The code of stages is not imported here but when a stage starts, so that it is the code whose
 checksum DVC records.
 """
 
+import atexit
 import gc
 import importlib.util
 import io
@@ -32,12 +34,26 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
+
+from pipelines.runner import lock_file
 
 PACKAGES = (  # what takes longest to import, in the order in which stages of a run need it
     "dvc.cli.parser",
     "dvc.repo.reproduce",
+    "dvc.cachemgr",
+    "dvc.repo.open_repo",
+    "dvc.repo.plots",
+    "dvc.repo.stage",
+    "dvc.rwlock",
+    "dvc_data.hashfile.db.local",
+    "dvc_data.hashfile.status",
+    "pyparsing",
+    "scmrepo.git",
+    "pydantic.dataclasses",
+    "ruamel.yaml",
     "pandas",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "PIL.Image",
     "stages.shared.torch_setup.torchvision_ops",  # imports torch; before transformers
@@ -140,6 +156,7 @@ def _run_command(command: list[str], environment: dict[str, str]) -> Any:
     os.close(receiver)
     _remove_error_hooks()
     _run_stages_in(child, sender)
+    lock_file.install_writer()
     return _run_module(command, str(Path.cwd()), environment)
 
 
@@ -187,7 +204,23 @@ def _run_module(command: list[str], folder: str, environment: dict[str, str]) ->
     os.environ.update(environment)
     sys.path[0] = folder
     sys.argv = command
-    return runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            raise  # Python prints the message
+        _exit(end.code or 0)
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End as Python does, but do not destroy all modules: that would copy the memory they share."""
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  (joins threads)
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # nobody reads them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

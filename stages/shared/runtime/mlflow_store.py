@@ -405,13 +405,15 @@ def _input_hashes(dvc_stage: str, dvc_root: str) -> dict[str, str]:
     """path -> md5 of the dependencies of a stage, as DVC computes it; empty outside of DVC."""
     if not dvc_stage:
         return {}
+    from dvc.dvcfile import ProjectFile
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        # DVC releases its lock while a stage runs, so that another DVC may rewrite dvc.lock.
-        with _REPO_LOCK, Repo(dvc_root or None, _wait_for_lock=True) as repo, repo.lock:
-            deps = repo.stage.load_one(name=dvc_stage).deps
+        with _REPO_LOCK, Repo(dvc_root or None) as repo:
+            file = ProjectFile(repo, str(Path(repo.root_dir, "dvc.yaml")))
+            # DVC would parse all of dvc.lock for the hashes of the last execution.
+            deps = file.LOADER(file, file.contents)[dvc_stage].deps
             hashes = {dep.def_path: dep.get_hash() for dep in deps if dep.exists}
     except DvcException:  # dvc.yaml was edited after DVC started this stage
         return {}
