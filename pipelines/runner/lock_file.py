@@ -18,18 +18,18 @@ def install_writer() -> None:
 
     write_all = dvcfile.Lockfile.dump_stages
 
-    def write_stages(file: dvcfile.Lockfile, stages: list[Any], **options: Any) -> None:
-        entries = [serialize.to_lockfile(stage, **options) for stage in stages]
-        old = _read(Path(file.path))
+    def write_stages(self: dvcfile.Lockfile, stages: list[Any], **kwargs: Any) -> None:
+        entries = [serialize.to_lockfile(stage, **kwargs) for stage in stages]
+        old = _read(Path(self.path))
         new = replace_entries(old, entries)
         if new is None:
-            write_all(file, stages, **options)
+            write_all(self, stages, **kwargs)
         elif new != old:
-            dvcfile.logger.info("Updating lock file '%s'", file.relpath)
-            part = Path(file.repo.tmp_dir, f"dvc.lock.{os.getpid()}")
+            dvcfile.logger.info("Updating lock file '%s'", self.relpath)
+            part = Path(self.repo.tmp_dir, f"dvc.lock.{os.getpid()}")
             part.write_bytes(new.encode())
-            part.replace(file.path)  # at once: a killed process leaves the old file
-            file.repo.scm_context.track_file(file.relpath)
+            part.replace(self.path)  # at once: a killed process leaves the old file
+            self.repo.scm_context.track_file(self.relpath)
 
     dvcfile.Lockfile.dump_stages = write_stages
 
@@ -59,7 +59,7 @@ def replace_entries(text: str, entries: list[dict[str, dict]]) -> str | None:
 
 
 def _is_name(line: str) -> bool:
-    """Whether the line has the name of a stage; the other lines of a stage have more indentation."""
+    """Whether the line has the name of a stage; what belongs to a stage is indented further."""
     return line[:2] == "  " and line[2:3] not in " \n"
 
 
