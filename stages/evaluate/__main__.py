@@ -446,7 +446,9 @@ def main(
     ) as tracked:
         with atomic_output_dir(output) as folder:
             truth = load_ground_truth(ingest)
-            with MeteorJar(config.meteor_timeout) as meteor_jar:
+            known = [*rows, *baselines.rows]
+            texts = [text for row in known for text in (row["text"], *row.get("references", []))]
+            with MeteorJar(config.meteor_timeout, texts) as meteor_jar:
                 scorers = Scorers(meteor_jar, load_scorer(config.bert_score))
                 metrics, tables = evaluate_predictions(
                     rows, foils, traces, baselines, truth, embedder, scorers, config

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
+from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import Any, Self
 
@@ -22,8 +23,11 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 
 from stages.evaluate.bert_score import BertScorer
+from stages.evaluate.paraphrases import list_words, write_paraphrases
 
 ROUGE_BETA = 1.2
+ENGLISH = "-l en -norm"  # options of METEOR
+MAX_WORDS = 5000  # from which METEOR's own reading of all paraphrases is faster
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,23 @@ def _to_coco_format(
 class MeteorJar:
     """METEOR 1.5: one Java process for each kind of options, which loads its tables once.
 
+    Java for English gets the paraphrases of the words that occur, and is started again if further
+    words come; above MAX_WORDS it gets all paraphrases.
+
     Runs the jar directly, with the same commands as pycocoevalcap's wrapper. The wrapper waits
     forever for a Java that does not respond, and its destructor for one that has failed. Use it as
     a context manager: its end kills the processes.
     """
 
-    def __init__(self, timeout: float):
-        """timeout: seconds for a corpus, after which Java counts as broken"""
+    def __init__(self, timeout: float, texts: Iterable[str] = ()):
+        """timeout: seconds for a corpus, after which Java counts as broken.
+
+        texts: those that will be scored, as far as they are known, so that Java starts only once.
+        """
         self.timeout = timeout
         self.is_broken = False
+        self._words = list_words(texts)
+        self._folder = TemporaryDirectory(prefix="polymuse-meteor-")
         self._processes: dict[str, Popen[bytes]] = {}  # by options
 
     def __enter__(self) -> Self:
@@ -123,16 +135,34 @@ class MeteorJar:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
-            _kill_group(process)
-            process.communicate()  # closes the pipes and reaps it
+            _end(process)
+        self._folder.cleanup()
+
+    def _find_process(self, options: str, items: list[TokenizedPrediction]) -> Popen[bytes]:
+        """A process with these options that can score the items."""
+        words = list_words(text for item in items for text in (item.text, *item.references))
+        if options == ENGLISH and not words <= self._words:
+            self._words |= words
+            if process := self._processes.pop(options, None):
+                _end(process)
+        if options not in self._processes:
+            paraphrases = self._write_paraphrases() if options == ENGLISH else []
+            self._processes[options] = _start_meteor([*options.split(), *paraphrases])
+        return self._processes[options]
+
+    def _write_paraphrases(self) -> list[str]:
+        """Options that name the table of the words so far; none for the table of METEOR."""
+        if len(self._words) > MAX_WORDS:
+            return []
+        target = Path(self._folder.name, "paraphrases.gz")
+        write_paraphrases(_meteor_dir() / "data" / "paraphrase-en.gz", self._words, target)
+        return ["-a", str(target)]
 
     def score(self, items: list[TokenizedPrediction], language: str) -> CorpusScore:
         """Raises OSError or ValueError if Java is missing, broken or too slow."""
         # Only English has a normalizer; `other` matches exact words with the universal parameters.
-        options = "-l en -norm" if language == "en" else "-l other"
-        if options not in self._processes:
-            self._processes[options] = _start_meteor(options.split())
-        java = self._processes[options]
+        options = ENGLISH if language == "en" else "-l other"
+        java = self._find_process(options, items)
         watchdog = Timer(self.timeout, _kill_group, [java])
         watchdog.start()
         try:
@@ -148,13 +178,22 @@ class MeteorJar:
         return CorpusScore(scores[-1], scores[:-1], f"meteor-1.5.jar {options}{matches}")
 
 
-def _start_meteor(options: Sequence[str]) -> Popen[bytes]:
+def _meteor_dir() -> Path:
     import pycocoevalcap.meteor
 
     (folder,) = pycocoevalcap.meteor.__path__
-    jar = str(Path(folder) / "meteor-1.5.jar")
+    return Path(folder)
+
+
+def _start_meteor(options: Sequence[str]) -> Popen[bytes]:
+    jar = str(_meteor_dir() / "meteor-1.5.jar")
     command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", *options]
     return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
+
+
+def _end(java: Popen[bytes]) -> None:
+    _kill_group(java)
+    java.communicate()  # closes the pipes and reaps it
 
 
 def _kill_group(java: Popen[bytes]) -> None:

@@ -1,11 +1,13 @@
 """Scores of generated texts, with values derived by hand and the original scorers as oracles."""
 
+import gzip
 import math
 import os
 import random
 import shutil
 import stat
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from stages.evaluate import bert_score, text_metrics
 from stages.evaluate.bert_score import BertScoreConfig
+from stages.evaluate.paraphrases import list_words
 from stages.evaluate.text_metrics import TokenizedPrediction
 from stages.shared.data.tokenization import tokenize_text
 from stages.shared.metrics.common import (
@@ -181,11 +184,50 @@ def test_a_broken_java_neither_stops_nor_blocks_the_stage(monkeypatch, tmp_path,
 @needs_java
 def test_one_java_process_scores_several_corpora_alike():
     with text_metrics.MeteorJar(timeout=300) as jar:
-        first, second, again = (jar.score(items, "en") for items in ([CAT], [DOG, CAT], [CAT]))
+        second, first, again = (jar.score(items, "en") for items in ([DOG, CAT], [CAT], [CAT]))
         assert len(jar._processes) == 1
     assert first == again
     assert second.item_scores[1] == first.item_scores[0]
     assert all(process.poll() is not None for process in jar._processes.values())
+
+
+@needs_java
+def test_java_starts_again_for_words_that_it_does_not_know():
+    with text_metrics.MeteorJar(timeout=300, texts=[CAT.text, *CAT.references]) as jar:
+        jar.score([CAT], "en")
+        first = jar._processes[text_metrics.ENGLISH]
+        jar.score([TokenizedPrediction("the mat sat", ["the cat"])], "en")
+        assert first.poll() is None
+        jar.score([DOG], "en")
+        second = jar._processes[text_metrics.ENGLISH]
+    assert first is not second
+    assert first.poll() is not None and second.poll() is not None
+    assert not Path(jar._folder.name).exists()
+
+
+@pytest.mark.slow
+@needs_java
+def test_paraphrases_of_the_words_that_occur_give_the_scores_of_all_paraphrases(monkeypatch):
+    """Texts from METEOR's own table, so that paraphrases of all kinds match."""
+    table = gzip.decompress(
+        (text_metrics._meteor_dir() / "data" / "paraphrase-en.gz").read_bytes()
+    ).decode()
+    lines = table.split("\n")
+    draw = random.Random(0)
+    edits = ["{}", "{} .", "{}, and so on", "({})", "-{}-", "{}'s", "can't {}", "U.S. {}", "é {}"]
+    items = []
+    for _ in range(600):
+        pairs = [draw.randrange(len(lines) // 3) for _ in range(3)]
+        edit = draw.choice(edits)
+        text, reference = (
+            edit.format(" ".join(lines[3 * pair + side] for pair in pairs)) for side in (1, 2)
+        )
+        items.append(TokenizedPrediction(text, [reference.title(), " ".join(text.split()[::-1])]))
+    assert 1000 < len(list_words(item.text for item in items)) < text_metrics.MAX_WORDS
+    _, ours = compute_meteor(items, "en", timeout=300)
+    monkeypatch.setattr(text_metrics, "MAX_WORDS", 0)
+    _, expected = compute_meteor(items, "en", timeout=300)
+    assert (ours.value, ours.item_scores) == (expected.value, expected.item_scores)
 
 
 @pytest.mark.slow
