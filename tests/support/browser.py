@@ -111,6 +111,7 @@ def open_page(
                 deviceScaleFactor=1,
                 mobile=False,
             )
+            page.call("Emulation.setScrollbarsHidden", hidden=True)
             features = [{"name": "prefers-color-scheme", "value": color_scheme}]
             page.call("Emulation.setEmulatedMedia", features=features)
             page.call("Page.navigate", url=address)
