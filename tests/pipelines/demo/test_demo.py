@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 import zlib
 from contextlib import ExitStack
@@ -15,14 +16,27 @@ from starlette.testclient import TestClient
 
 from pipelines.cli import demo
 from pipelines.demo.app import STATIC_FILES, create_app
-from pipelines.demo.models import PROCESSING, create_model, load_settings
+from pipelines.demo.models import (
+    PROCESSING,
+    create_model,
+    load_settings,
+    number_entity_types,
+    split_entities,
+)
 from pipelines.demo.sources import find_sources
+from pipelines.inference.text_labeler import (
+    Entity,
+    EntityPrediction,
+    SentimentPrediction,
+    TextLabels,
+    build_input_from_text,
+)
 from stages.shared.runtime.stage import InputError
 from tests.pipelines.cli import test_cli_write
 from tests.pipelines.cli.test_cli_write import HOSTILE, PageParser
 from tests.support import trained_mm_orient_project
 from tests.support.trained_mm_orient_project import draw_text_image
-from tests.support.trained_muse_project import RED_IMAGE, get_model_dir
+from tests.support.trained_muse_project import RED_IMAGE, get_model_dir, load_labeler
 
 ADDRESS = "http://127.0.0.1:7860"
 MAX_REQUEST_BYTES = 2**20
@@ -129,11 +143,21 @@ def test_wrong_input_of_an_article_is_one_sentence(
     assert statuses == [] and result["error"].startswith(sentence)
 
 
-def test_entities_are_marked_and_the_exchange_is_shown(texts):
+def label(place: Path, run: str, text: str) -> TextLabels:
+    """What `polymuse label` predicts for a text with the red image."""
+    labeler = load_labeler(get_model_dir(place, run))
+    (labels,) = labeler.label([build_input_from_text(text, RED_IMAGE)])
+    return labels
+
+
+def test_tags_are_those_of_the_command_and_the_exchange_is_shown(texts, trained_classifiers):
     text = "the fox lamp sat"
     statuses, result = ask(texts, 0, text=text, images=[RED])
     assert statuses == ["Loading muse_entities", "Labeling"]
-    assert 'entity type-2">fox lamp&nbsp;<b lang="en">PER</b>' in result["html"]
+    labels = label(trained_classifiers, "muse_entities", text)
+    assert isinstance(labels, EntityPrediction)
+    assert re.findall(r'class="tag">([^<]+)', result["html"]) == labels.tags
+    assert result["html"].count('<span class="entity') == len(labels.entities)
     assert "layer 1: " in result["html"] and result["article"] is None
     layers = result["html"].count('class="layer"')
     assert result["html"].count("<img") == 1 + layers > 1
@@ -142,9 +166,26 @@ def test_entities_are_marked_and_the_exchange_is_shown(texts):
     assert "layer 1" not in result["html"] and "No image: a placeholder" in result["html"]
 
 
-def test_a_sentiment_has_its_probability_and_needs_no_text(texts):
+def test_entities_divide_the_text_and_each_type_has_a_color():
+    item = build_input_from_text("Mia saw the New York sky", None)
+    entities = [Entity("PER", "Mia", 0, 0, 0, 3), Entity("LOC", "New York", 3, 4, 12, 20)]
+    labels = EntityPrediction(item.words, [], entities, 0)
+    assert split_entities(item, labels) == [
+        ("Mia", "PER"),
+        (" saw the ", ""),
+        ("New York", "LOC"),
+        (" sky", ""),
+    ]
+    colors = number_entity_types(["O", "B-PER", "I-PER", "B-LOC", "B-A", "B-B", "B-C"])
+    assert colors == {"A": 1, "B": 2, "C": 3, "LOC": 4, "PER": 1}
+
+
+def test_a_sentiment_has_its_probability_and_needs_no_text(texts, trained_classifiers):
     _, result = ask(texts, 1, text="the fox lamp sat", images=[RED])
-    assert 'type-1">positive</span>' in result["html"] and "<meter" in result["html"]
+    labels = label(trained_classifiers, "muse_sentiment", "the fox lamp sat")
+    assert isinstance(labels, SentimentPrediction)
+    assert f'type-1">{labels.label}</span>' in result["html"]
+    assert f'value="{labels.probability:.3f}"' in result["html"]
     _, result = ask(texts, 1, images=[RED])
     assert "No text: a placeholder is used." in result["html"]
     _, result = ask(texts, 1)
