@@ -14,6 +14,7 @@ from pipelines import renamed_keys
 from pipelines.cli import write
 from pipelines.cli.label import LabelCommandConfig
 from pipelines.cli.serve_llm import ServeLLMConfig
+from pipelines.demo.config import DemoConfig
 from pipelines.runner import dvc_repro
 from stages import chunk, datasets, judge, models, train_classifier
 from stages.align import __main__ as align
@@ -118,6 +119,7 @@ SECTIONS = {
     "evaluate_classifier": EvaluateClassifierConfig,
     "judge": judge.JudgeConfig,
     "report": report.ReportConfig,
+    "cli_demo": DemoConfig,
     "cli_label": LabelCommandConfig,
     "cli_serve_llm": ServeLLMConfig,
     "cli_write": write.WriteCommandConfig,

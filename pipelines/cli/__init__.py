@@ -12,6 +12,7 @@ polymuse params [SECTION]     show every parameter with its value and meaning
 polymuse preset [NAME]        apply a preset to params.yaml and config/, or list the presets
 polymuse preset --undo        undo the last preset
 polymuse doctor [--fix]       find what is broken, and mend what can be mended safely
+polymuse demo [MODEL...]      serve a web page to try trained models until Ctrl-C
 polymuse serve-llm            serve a small language model until Ctrl-C
 polymuse ui                   serve the web pages of MLflow and Prefect until Ctrl-C
 """
@@ -99,6 +100,7 @@ def _build_parser() -> argparse.ArgumentParser:
         help="move damaged caches aside, and migrate mlflow.db after a backup",
     )
     doctor.set_defaults(verb=_doctor)
+    _add_demo(verbs.add_parser("demo", help="serve a web page to try trained models until Ctrl-C"))
     serve_llm = verbs.add_parser("serve-llm", help="serve a small language model until Ctrl-C")
     serve_llm.set_defaults(verb=_serve_llm)
     ui = verbs.add_parser("ui", help="serve the web pages of MLflow and Prefect until Ctrl-C")
@@ -210,6 +212,20 @@ def _add_label(label: argparse.ArgumentParser) -> None:
     label.set_defaults(verb=_label)
 
 
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    option = demo.add_argument
+    option(
+        "models",
+        metavar="MODEL",
+        type=_parse_run_or_model,
+        nargs="*",
+        help="a run of params.yaml, a model folder, or an MLflow address models:/... or runs:/...; "
+        "default: all trained runs",
+    )
+    option("--port", metavar="N", type=int, help="port of the page; default: cli_demo.port")
+    demo.set_defaults(verb=_demo)
+
+
 def _add_params(params: argparse.ArgumentParser) -> None:
     option = params.add_argument
     option("section", nargs="?", metavar="SECTION", help="e.g. augment.openai; default: all")
@@ -236,6 +252,11 @@ def _parse_text_or_path(text: str) -> str | Path:
 
 def _parse_model(model: str) -> str:
     return model if model.startswith(("models:", "runs:")) else str(_resolve_path(model))
+
+
+def _parse_run_or_model(model: str) -> str:
+    """As `_parse_model`, but a name without a slash is that of a run."""
+    return _parse_model(model) if "/" in model or model.startswith(".") else model
 
 
 def _parse_backend(backend: str) -> str:
@@ -313,6 +334,15 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from pipelines.cli import doctor
 
     doctor.main(arguments.fix)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "POLYMUSE_MAY_LIFT_OFFLINE": "0"}  # never downloads
+    renamed_keys.check_names(read_params())
+    from pipelines.cli import demo
+
+    demo.main(arguments.models, arguments.port)
 
 
 def _serve_llm(_: argparse.Namespace) -> None:

@@ -9,8 +9,10 @@ The model writes one text for each image, in order; images of the backend come l
 
 import os
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +82,8 @@ def main(options: Namespace) -> None:
         generation = run.generation if seed is None else replace(run.generation, seed=seed)
         generator = load_generator(folder, options.model)
         check_topic(inputs, generator)
-        inputs = add_illustrations(inputs, options.backend, run, generation.seed)
+        log = partial(print, flush=True)
+        inputs = add_illustrations(inputs, options.backend, run, generation.seed, log)
         count = 1 if generator.writes_one_text else max(1, len(inputs.images))
         num_texts = format_count(count, "text")
         print(f"Writing {num_texts} with {name}", flush=True)
@@ -155,8 +158,12 @@ def read_inputs(
 
 
 def read_source_image(file: Path, rules: InputRules) -> SourceImage:
-    content = rules.read_image(file, f"--image: {file}")
-    name = text_cleaning.INVISIBLE_CHARACTERS.sub("", file.name.encode(errors="replace").decode())
+    return build_source_image(rules.read_image(file, f"--image: {file}"), file.name)
+
+
+def build_source_image(content: bytes, file_name: str) -> SourceImage:
+    """An image that the user provided."""
+    name = text_cleaning.INVISIBLE_CHARACTERS.sub("", file_name.encode(errors="replace").decode())
     return SourceImage(content, article_export.PROVENANCE_PROVIDED, " ".join(name.split()))
 
 
@@ -182,9 +189,16 @@ def check_topic(inputs: ArticleInputs, generator: "ArticleGenerator") -> None:
 
 
 def add_illustrations(
-    inputs: ArticleInputs, backend: str | None, run: "GeneratorRun", seed: int
+    inputs: ArticleInputs,
+    backend: str | None,
+    run: "GeneratorRun",
+    seed: int,
+    log: Callable[[str], None],
 ) -> ArticleInputs:
-    """The inputs with images of the illustration backend, which may find fewer than asked."""
+    """The inputs with images of the illustration backend, which may find fewer than asked.
+
+    log: receives a sentence before images are added, and one if there are fewer
+    """
     from stages.illustrate import base as illustrators
 
     settings = config.load_config(illustrators.IllustrateConfig, "illustrate")
@@ -204,10 +218,10 @@ def add_illustrations(
             "give every --image yourself, --images 0, or another backend"
         )
     missing = format_count(inputs.num_missing, "image")
-    print(f"Adding {missing} by {illustrator.name}", flush=True)
+    log(f"Adding {missing} by {illustrator.name}")
     (illustrations,) = illustrator.illustrate([inputs.topic], inputs.num_missing, seed)
     if len(illustrations) < inputs.num_missing:
-        print(f"There are only {len(illustrations)}.", flush=True)
+        log(f"There are only {len(illustrations)}.")
     added = [SourceImage(image.content, illustrator.name, image.source) for image in illustrations]
     return ArticleInputs(inputs.topic, [*inputs.images, *added], 0)
 

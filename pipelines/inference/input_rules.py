@@ -4,6 +4,8 @@ Topics, texts and generated texts are cleaned like the records of a corpus. Imag
 large are rejected before they are decoded.
 """
 
+import base64
+import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +110,16 @@ class InputRules:
 def has_visible_text(text: str) -> bool:
     """Whether `text` has a visible character."""
     return VISIBLE_CHARACTER.search(text) is not None
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """The content of an image file in base64, which may have line breaks. Raises InputError."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        raise InputError(
+            f"{name} is not base64: encode the content of an image file, without a prefix"
+        ) from None
 
 
 def image_suffixes() -> set[str]:

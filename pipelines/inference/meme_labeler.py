@@ -42,12 +42,26 @@ class MemeInput:
 
 
 @dataclass(frozen=True)
+class RemovedText:
+    """Where text was removed from an image.
+
+    quads: x and y of 4 corners of each text box, in pixels of the mask. mask: a PNG file, 255 where
+    the image was inpainted. masked_share: fraction of its pixels.
+    """
+
+    quads: list[list[float]]
+    mask: bytes
+    masked_share: float
+
+
+@dataclass(frozen=True)
 class PreparedMeme:
     """A meme as the model reads it.
 
     text: the cleaned overlay text. sentence: with its case, punctuation and digits. original_text:
     before cleaning. text_source: given | recognised | none. image: without its text, as far as it
-    was detected. failures: messages of failed steps.
+    was detected. removed_text: None if the image was left as it was. failures: messages of failed
+    steps.
     """
 
     name: str
@@ -56,6 +70,7 @@ class PreparedMeme:
     original_text: str
     text_source: str
     image: bytes | None
+    removed_text: RemovedText | None
     failures: tuple[str, ...]
 
 
@@ -91,7 +106,7 @@ def _prepare_meme(
             failures.append(f"{step.__name__}: {result.failure}")
         return result.row
 
-    original, image = strip_invisible(meme.overlay_text), meme.image
+    original, image, removed = strip_invisible(meme.overlay_text), meme.image, None
     text, source = rules.clean_overlay(original), "given"
     removes_text = params.inpainting.backend != "none"
     detection = run(inpaint.find, image) if image and (not text or removes_text) else None
@@ -101,10 +116,14 @@ def _prepare_meme(
             original, source = strip_invisible(recognized.decode()), "recognised"
             text = rules.clean_overlay(original)
         if removes_text and (inpainted := run(inpaint.paint, image, boxes)):
-            image = text_removal.unpack_inpaint_result(inpainted).content
+            image, mask, masked_share = text_removal.unpack_inpaint_result(inpainted)
+            quads = [quad.reshape(-1).tolist() for quad in boxes.quads]
+            removed = RemovedText(quads, mask, masked_share)
     source = source if text else "none"
     sentence = rules.clean_sentence(original)
-    return PreparedMeme(meme.name, text, sentence, original, source, image, tuple(failures))
+    return PreparedMeme(
+        meme.name, text, sentence, original, source, image, removed, tuple(failures)
+    )
 
 
 def strip_invisible(text: str) -> str:

@@ -49,9 +49,8 @@ def resolve_model_dir(
     training stage. stack: owns a downloaded copy. Raises InputError if the run is not trained.
     """
     if model is None:
-        for phase, parent in phase_dirs.items():
-            if (folder := Path(parent, run, "model")).is_dir():
-                return folder, phase
+        if trained := find_trained_dir(run, phase_dirs):
+            return trained
         raise InputError(f"--run: {run} is not trained yet: run `polymuse run {stage}@{run}`")
     if not is_mlflow_uri(model):
         return Path(model), None
@@ -60,6 +59,14 @@ def resolve_model_dir(
     folder = stack.enter_context(TemporaryDirectory(prefix="polymuse-"))
     print(f"Downloading {model}", flush=True)
     return tracking.download_model(model, Path(folder)), None
+
+
+def find_trained_dir(run: str, phase_dirs: dict[str, str]) -> tuple[Path, str] | None:
+    """The model folder of a run with its phase, the first of `phase_dirs`; None if not trained."""
+    for phase, parent in phase_dirs.items():
+        if (folder := Path(parent, run, "model")).is_dir():
+            return folder, phase
+    return None
 
 
 def is_mlflow_uri(model: str) -> bool:

@@ -20,8 +20,6 @@ Inputs follow the rules of `polymuse write` and `polymuse label`. This package m
 The rules are read from params.yaml of the current folder's project, else from that of the package.
 """
 
-import base64
-import binascii
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +33,12 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from pipelines import project
 from pipelines.inference.generator import ArticleGenerator, GenerationInput
-from pipelines.inference.input_rules import InputRules, has_visible_text, load_input_rules
+from pipelines.inference.input_rules import (
+    InputRules,
+    decode_base64,
+    has_visible_text,
+    load_input_rules,
+)
 from pipelines.inference.meme_labeler import MemeInput, MemeLabeler, prepare_memes, to_table_row
 from pipelines.inference.model_bundle import detect_family, is_meme_classifier
 from pipelines.inference.text_labeler import LabelInput, TextLabeler, build_input_from_text
@@ -178,16 +181,6 @@ def read_image(row: dict[str, Any], name: str, rules: InputRules) -> bytes | Non
     if not isinstance(content, bytes) or not content:
         return None
     return rules.check_image(content, f"{name}: image")
-
-
-def decode_base64(text: str, name: str) -> bytes:
-    """The content of an image file in base64, which may have line breaks. Raises InputError."""
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):  # ValueError: not ASCII
-        raise InputError(
-            f"{name} is not base64: encode the content of an image file, without a prefix"
-        ) from None
 
 
 def _load_pyfunc(folder: str) -> ServedGenerator | ServedTextLabeler | ServedMemeLabeler:

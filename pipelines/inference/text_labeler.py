@@ -14,6 +14,7 @@ import regex
 
 from pipelines.inference.model_bundle import ModelBundle
 from stages import clean
+from stages.classify import muse as classify_muse
 from stages.models.muse import checkpoint as muse_checkpoint
 from stages.models.muse.dataset import OUTSIDE_TAG, TextImageDataset
 from stages.shared.backbones.bert import UNSPACED_SCRIPTS
@@ -118,7 +119,7 @@ class TextLabeler:
             )
         with self.bundle.as_input_error():
             self.classifier = muse_checkpoint.restore(folder)
-        if self._uses_patches:
+        if self.uses_patches:
             self.bundle.require_encoder()
 
     @property
@@ -133,7 +134,8 @@ class TextLabeler:
         return fusion != "text" and self.classifier.config["pictures"] > 0
 
     @property
-    def _uses_patches(self) -> bool:
+    def uses_patches(self) -> bool:
+        """Whether the model reads images as patches of the aligned encoder in its folder."""
         return self.uses_images and self.classifier.codec.reads_patches
 
     def check_input(self, has_text: bool, has_image: bool, name: str) -> None:
@@ -149,14 +151,7 @@ class TextLabeler:
         """The labels of each item, which do not depend on the other items."""
         if not items:
             return []
-        rows = [self._build_clean_row(item) for item in items]
-        files = {
-            row["image"]: item.image
-            for row, item in zip(rows, items, strict=True)
-            if item.image and row["image"]
-        }
-        dataset = TextImageDataset(rows, self.classifier.codec, self._encode_features(files), files)
-        indices = list(range(len(items)))
+        dataset, indices = self._build_dataset(items), list(range(len(items)))
         batch = to_device(dataset.batch(indices), next(self.classifier.model.parameters()).device)
         with inference_context():
             prediction = self.classifier.paper.predict(self.classifier.model, batch)
@@ -165,10 +160,31 @@ class TextLabeler:
         outputs = zip(items, names, prediction.probability, truncated, strict=True)
         return [self._to_labels(*output) for output in outputs]
 
+    def compute_exchanges(self, item: LabelInput) -> list[dict]:
+        """EXCHANGES of an item: what each layer exchanged between text and image, see `classify`.
+
+        Empty if the item lacks one of them, or if the model does not use images.
+        """
+        if not (item.spans and item.image and self.uses_images):
+            return []
+        with inference_context():
+            return classify_muse.exchange_rows(
+                self.classifier, self._build_dataset([item]), [0], batch_size=1
+            )
+
+    def _build_dataset(self, items: list[LabelInput]) -> TextImageDataset:
+        rows = [self._build_clean_row(item) for item in items]
+        files = {
+            row["image"]: item.image
+            for row, item in zip(rows, items, strict=True)
+            if item.image and row["image"]
+        }
+        return TextImageDataset(rows, self.classifier.codec, self._encode_features(files), files)
+
     def _build_clean_row(self, item: LabelInput) -> dict:
         """The item as a row of CLEAN, with a placeholder for its label."""
         image = item.image if self.uses_images else None
-        row = {"image": image and sha256(image).hexdigest()}
+        row = {"id": "", "image": image and sha256(image).hexdigest()}
         clean_text = self.build_cleaner(item.text)
         if self.task == "entities":
             row |= {"words": item.words, "tags": [OUTSIDE_TAG] * len(item.spans)}
@@ -178,7 +194,7 @@ class TextLabeler:
 
     def _encode_features(self, files: dict[str, bytes]) -> Features:
         """Patches of the images; without any, one unused row of zeros."""
-        encoded = self.bundle.encode_images(list(files.values())) if self._uses_patches else []
+        encoded = self.bundle.encode_images(list(files.values())) if self.uses_patches else []
         patches = np.zeros((max(1, len(encoded)), *self.classifier.config["patches"]), np.float16)
         for row, (_, image_patches) in enumerate(encoded):
             patches[row] = image_patches

@@ -216,7 +216,7 @@ def draw_attention_views(
     rows = attention_maps.load_attention_rows(predictions, records, generator.metrics["phase"])
     boxes, slots = diagnostics.load_boxes(ingest), grounding.load_slots(ingest)
     image_slots = slots.picture if slots else {}
-    crop_fraction, views = loaders.read_crop_fraction(data), {}
+    crop_fraction, views = loaders.read_crop_fraction(data / "06_align"), {}
     for number, article in enumerate(articles, start=1):
         for chunk in article["chunks"]:
             key = chunk["key"]
@@ -317,7 +317,7 @@ def classifier_crop_fraction(classifier: ClassifierSection, data: Path) -> float
     This depends on the aligned encoder if its patches are used. A ResNet reads the whole image.
     """
     uses_patches = classifier.params["image"]["encoder"] == "patches"
-    return loaders.read_crop_fraction(data) if uses_patches else None
+    return loaders.read_crop_fraction(data / "06_align") if uses_patches else None
 
 
 def build_classifier_context(

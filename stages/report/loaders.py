@@ -61,13 +61,13 @@ def load_retrieval(data: Path, corpora: list[ReportCorpus]) -> dict[str, dict[st
     return results
 
 
-def read_crop_fraction(data: Path) -> float | None:
-    """Side of the center square that the encoder reads, as a fraction of an image's shorter side.
+def read_crop_fraction(folder: Path) -> float | None:
+    """Side of the center square that an encoder reads, as a fraction of an image's shorter side.
 
-    None: the encoder squeezes the whole image into a square. The preprocessing config is stored
-    with the weights, in the format of their library, or in encoder.json.
+    folder: of the encoder. None: the encoder squeezes the whole image into a square. The
+    preprocessing config is stored with the weights, in the format of their library, or in
+    encoder.json.
     """
-    folder = data / "06_align"
     for name, path in [
         ("open_clip_config.json", "preprocess_cfg"),
         ("processor_config.json", "image_processor"),

@@ -338,10 +338,9 @@ def test_without_a_topic_there_is_no_fusion_map(project):
     ],
 )
 def test_the_crop_follows_the_config_of_the_encoder(tmp_path, file, content, crop_fraction):
-    (tmp_path / "06_align").mkdir()
-    (tmp_path / "06_align" / "encoder.json").write_text('{"kind": "tiny"}')
+    (tmp_path / "encoder.json").write_text('{"kind": "tiny"}')
     assert loaders.read_crop_fraction(tmp_path) == 1.0
-    (tmp_path / "06_align" / file).write_text(json.dumps(content))
+    (tmp_path / file).write_text(json.dumps(content))
     assert loaders.read_crop_fraction(tmp_path) == crop_fraction
 
 

@@ -104,7 +104,7 @@ def check_polymuse(_: str, arguments: list[str]) -> None:
     positional = [
         word
         for previous, word in pairwise(arguments)
-        if word[0] != "-" and previous not in with_value
+        if word[0] != "-" and previous not in with_value and not word.startswith("models:/")
     ]
     assert all(option in help_text for option in options)
     if arguments[0] in ("init", "label"):
@@ -115,7 +115,7 @@ def check_polymuse(_: str, arguments: list[str]) -> None:
         presets = {path.stem for path in Path("presets").glob("*.yaml")}
         runs = {*PARAMS["generators"], *PARAMS["classifiers"]}
         known = {"run": set(STAGES), "preset": presets}
-        known |= dict.fromkeys(("compare", "promote", "verify"), runs)
+        known |= dict.fromkeys(("compare", "demo", "promote", "verify"), runs)
         assert set(positional) <= known.get(arguments[0], set())
 
 

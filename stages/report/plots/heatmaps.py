@@ -4,6 +4,7 @@ The images contain no text, so they need no font; the page labels them. Equal we
 bytes: PNG files with a palette and without metadata.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +147,19 @@ def compute_center_square(
     return left, top, left + side, top + side
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def encode_png(image: Image.Image) -> bytes:
+    """The content of a PNG file with a palette."""
     quantized = image.quantize(
         PALETTE_SIZE, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
     )
-    quantized.save(path, "PNG", optimize=True)
+    content = BytesIO()
+    quantized.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(image))
 
 
 def _divide_by_max(weights: np.ndarray) -> np.ndarray:

@@ -137,12 +137,14 @@ def test_the_text_of_an_image_can_be_given(place, capsys, folder):
 
 
 def test_printed_texts_are_short_and_have_no_control_characters():
-    meme = PreparedMeme("a\x1b[2J\udcff.png", "word " * 50, "", "", "given", None, ("paint: Odd",))
+    meme = PreparedMeme(
+        "a\x1b[2J\udcff.png", "word " * 50, "", "", "given", None, None, ("paint: Odd",)
+    )
     first, *lines = format_meme(meme, {"mood": MemeLabel("bad", 0.126)}).splitlines()[1:]
     assert first.startswith("a[2J?.png: word") and first.endswith("...") and "\x1b" not in first
     assert len(first) <= len("a[2J?.png: ") + MAX_SHOWN_CHARACTERS
     assert lines == ["  mood  bad, 0.13", "  failed step: paint: Odd"]
-    silent = PreparedMeme("a.png", "", "", "", "none", None, ())
+    silent = PreparedMeme("a.png", "", "", "", "none", None, None, ())
     assert format_meme(silent, {}) == "\na.png: (no text)"
 
 

@@ -46,25 +46,29 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A project with training images, an encoder and a run after train_sft."""
     place = tmp_path_factory.mktemp("write") / "project"
     place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        return create_trained_project(place, patch)
+
+
+def create_trained_project(place: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A project with training images, an encoder and a run after train_sft, in `place`."""
     article_corpus.create_project(place)
     params = yaml.safe_load((place / "params.yaml").read_text())
     params["illustrate"]["diffusers"] |= {"num_inference_steps": 2, "image_size": 16}
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     (place / "dvc.yaml").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("POLYMUSE_HOME", str(place / "home"))
-        save_clip(place / "source")
-        align = place / "data/06_align"
-        align.mkdir(parents=True)
-        huggingface_encoder.fetch(str(place / "source"), ["en"], align)
-        write_stage_outputs(place / "data", align)
-        folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
-        out = place / "data/09_train_sft/flexmuse"
-        train_sft.cli("flexmuse", *folders, encoder=align, output=out)
+    patch.chdir(place)
+    patch.setenv("POLYMUSE_HOME", str(place / "home"))
+    save_clip(place / "source")
+    align = place / "data/06_align"
+    align.mkdir(parents=True)
+    huggingface_encoder.fetch(str(place / "source"), ["en"], align)
+    write_stage_outputs(place / "data", align)
+    folders = [place / "data" / name / "articles" for name in ("05_chunk", "07_embed")]
+    out = place / "data/09_train_sft/flexmuse"
+    train_sft.cli("flexmuse", *folders, encoder=align, output=out)
     return place
 
 
