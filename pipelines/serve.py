@@ -2,8 +2,8 @@
 
 python -m pipelines.serve --cron "0 3 * * *" --timezone Europe/Berlin
 
-With `--promote RUN` each flow run ends with an attempt to promote that run. It needs a permanent
-Prefect server: run `prefect server start` and set PREFECT_API_URL.
+It also takes the options of `python -m pipelines.flow`. It needs a permanent Prefect server: run
+`prefect server start` and set PREFECT_API_URL.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from pipelines import flow_runs
 from pipelines.cli import run_in_project
-from pipelines.evaluation import find_row
-from pipelines.flow import build
+from pipelines.flow import add_options, build, read_options
 from pipelines.prefect_server import check_server
 from stages.shared.runtime import tracking
 from stages.shared.runtime.stage import InputError
@@ -45,12 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.serve")
     parser.add_argument("--cron", required=True, help="five fields, e.g. '0 3 * * *'")
     parser.add_argument("--timezone", required=True, help="IANA name, e.g. Europe/Berlin")
-    parser.add_argument(
-        "--promote", metavar="RUN", action="append", default=[], help="a run to promote; repeat"
-    )
+    add_options(parser)
     arguments = parser.parse_args()
-    for run in arguments.promote:
-        find_row(run)
+    parameters = read_options(arguments)
     schedule = parse_schedule(arguments.cron, arguments.timezone)
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError(
@@ -64,7 +60,7 @@ def main() -> None:
     build.serve(
         "polymuse",
         schedules=[schedule],
-        parameters={"promote": arguments.promote},
+        parameters=parameters,
         limit=1,
         global_limit=1,
         entrypoint_type=EntrypointType.MODULE_PATH,
