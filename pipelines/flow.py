@@ -21,10 +21,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from pipelines import flow_artifacts, flow_runs, project, promotion, run_params, summary
+from pipelines import flow_artifacts, flow_runs, project, run_params, summary
 from pipelines.cli import preset as presets
 from pipelines.cli import run_in_project
-from pipelines.evaluation import find_row
 from pipelines.flow_notifications import load_block, notify
 from pipelines.prefect_server import check_server
 from pipelines.runner import dag, dvc_locks, dvc_repro, process_group, up_to_date
@@ -145,6 +144,8 @@ def run_stale_stages(targets: list[str], force: bool, report: Callable[[str], ob
 
 def promote_runs(runs: list[str]) -> None:
     """Promote each run in turn, if it is better than the champion. Raises InputError."""
+    from pipelines import promotion  # imports numpy
+
     for run in runs:
         get_run_logger().info(promotion.promote(run, force=False).sentence)
 
@@ -228,8 +229,11 @@ def read_options(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises InputError for an unknown run, preset or parameter.
     """
-    for run in options.promote:
-        find_row(run)
+    if options.promote:
+        from pipelines.evaluation import find_row  # imports numpy
+
+        for run in options.promote:
+            find_row(run)
     presets.merge_values(options.preset, options.overrides)
     names = ("targets", "preset", "overrides", "force", "promote")
     return {name: getattr(options, name) for name in names}
@@ -240,8 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.flow")
     add_options(parser)
     parameters = read_options(parser.parse_args())
-    check_server("unset the variable for a temporary one")
-    state = build(**parameters, return_state=True)
+    fix = "unset the variable for a temporary one"
+    check_server(fix)
+    try:
+        state = build(**parameters, return_state=True)
+    except Exception:
+        check_server(fix)  # it may have ended meanwhile
+        raise
     if not state.is_completed():
         raise InputError(state.message)
     print(summary.format_summary(dvc_repro.load_runner_config().expected_skill, ""))

@@ -29,7 +29,7 @@ def load_block(name: str) -> NotificationBlock:
     return block
 
 
-def notify(flow: Flow, run: FlowRun, state: State) -> None:
+def notify(flow: Flow, flow_run: FlowRun, state: State) -> None:
     """Report the end of a flow run by `run.notification_block`; a hook of the flow.
 
     If that fails, the log says so.
@@ -39,10 +39,10 @@ def notify(flow: Flow, run: FlowRun, state: State) -> None:
         name = load_config(str | None, *PARAM.split("."))
         if name is None:
             return
-        subject = f"{flow.name} {run.name}: {state.name}"
-        body = "\n".join(filter(None, [state.message, url_for(run)]))
+        subject = f"{flow.name} {flow_run.name}: {state.name}"
+        body = "\n".join(filter(None, [state.message, url_for(flow_run)]))
         block = load_block(name)
         with block.raise_on_failure():
-            block.notify(body, subject)
+            block.notify(body, subject)  # pyright: ignore[reportUnusedCoroutine] (sync here)
     except Exception as error:  # blocks, servers and sockets have their own types
         get_logger("flow_runs").warning("%s: %s", PARAM, describe_error(error))
