@@ -11,6 +11,7 @@ import os
 
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities import services
 from pydantic import ValidationError
 
 from pipelines import flow_runs
@@ -52,19 +53,26 @@ def main() -> None:
         raise InputError(
             "PREFECT_API_URL is not set: set it to the address that `prefect server start` prints"
         )
-    check_server("give the address of another one")
+    fix = "give the address of another one"
+    check_server(fix)
     flow_runs.end_killed_flow_runs()
     tracking.end_killed_runs()
     flow_runs.create_crash_detection(build.name)
     os.environ[flow_runs.SERVE_ENV] = str(os.getpid())
-    build.serve(
-        "polymuse",
-        schedules=[schedule],
-        parameters=parameters,
-        limit=1,
-        global_limit=1,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
+    # Prefect prints with it why its server does not respond, three tracebacks each time.
+    vars(services)["format_exception"] = lambda _, error, __: [f"{type(error).__name__}: {error}"]
+    try:
+        build.serve(
+            "polymuse",
+            schedules=[schedule],
+            parameters=parameters,
+            limit=1,
+            global_limit=1,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+    except Exception:
+        check_server(fix)  # it may have ended meanwhile
+        raise
 
 
 if __name__ == "__main__":
