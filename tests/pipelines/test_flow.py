@@ -1,5 +1,6 @@
 """The flow has the tasks, edges and logs of the stages in DVC, and ends with them."""
 
+import asyncio
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from zoneinfo import ZoneInfo
 
+import httpx
 import prefect
 import pytest
 import yaml
@@ -24,10 +26,11 @@ from prefect.exceptions import ParameterTypeError
 from prefect.flows import EntrypointType
 from prefect.states import Cancelled, Crashed
 from prefect.testing.utilities import prefect_test_harness
+from prefect.utilities import services
 from prefect.utilities.callables import parameter_schema
 
 from pipelines import flow as pipeline_flow
-from pipelines import project, serve
+from pipelines import flow_runs, project, serve
 from pipelines.model_registry import ModelRegistry
 from pipelines.runner import dag, process_group
 from stages.shared.runtime.stage import InputError
@@ -397,6 +400,27 @@ def test_a_flow_with_promotions_of_unknown_runs_is_not_served(monkeypatch):
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(InputError, match=r"^params.yaml has no run 'nobody' among"):
         serve.main()
+
+
+def test_serve_reports_a_server_that_ends_without_a_traceback(webhook, monkeypatch, capsys):
+    address, _ = webhook
+
+    async def fail() -> None:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    def lose_server(*_, **__) -> None:
+        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        asyncio.run(services.critical_service_loop(fail, 0))
+
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    monkeypatch.setenv(flow_runs.SERVE_ENV, "")
+    monkeypatch.setattr(services, "format_exception", services.format_exception)
+    monkeypatch.setattr(flow_runs, "create_crash_detection", lambda _: None)
+    monkeypatch.setattr(pipeline_flow.build, "serve", lose_server)
+    monkeypatch.setattr("sys.argv", ["serve", "--cron", "0 3 * * *", "--timezone", "UTC"])
+    with pytest.raises(InputError, match=r"^PREFECT_API_URL: no server responds at"):
+        serve.main()
+    assert "\nConnectError: All connection attempts failed\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("main", [pipeline_flow.main, serve.main])
