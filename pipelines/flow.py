@@ -15,10 +15,9 @@ from prefect import State, Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.futures import PrefectFuture, as_completed
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import exponential_backoff
 from pydantic import Field
 
 from pipelines import flow_artifacts, flow_runs, project, run_params, summary
@@ -57,8 +56,14 @@ def reproduce(
     lock_timeout: float,
     stop: Event,
     force: bool,
+    retries: int,
+    retry_delay: float,
 ) -> State | None:
-    """Run one stage and log its output; the stage never outlives the task."""
+    """Run one stage and log its output; the stage never outlives the task.
+
+    If its server is away, waits before Prefect runs the task again, at most `retries` times.
+    retry_delay: seconds before the first retry; doubled at each further one.
+    """
     log = get_run_logger()
 
     def log_line(line: str) -> None:
@@ -77,6 +82,13 @@ def reproduce(
     except process_group.ProcessStopped:
         return Cancelled(message=f"{stage} was stopped")
     except TemporaryError as error:
+        count = task_run.get_run_count()
+        if count <= retries:
+            delay = retry_delay * 2 ** (count - 1)
+            log.warning(f"{error}; retry {count} of {retries} in {delay:g} seconds")
+            # A delay of Prefect would hold up a flow that is stopped.
+            if stop.wait(delay):
+                return Cancelled(message=f"{stage} was stopped")
         return Failed(name=SERVER_AWAY, message=str(error))
     except Exception as error:  # Prefect would log its traceback
         return Failed(message=describe_error(error))
@@ -160,10 +172,7 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
     running: dict[PrefectFuture, str] = {}
     pool = ThreadPoolTaskRunner(max_workers=settings.workers)
     threads = settings.threads_per_stage()
-    repeated = reproduce.with_options(
-        retries=settings.stage_retries,
-        retry_delay_seconds=exponential_backoff(settings.retry_delay),
-    )
+    repeated = reproduce.with_options(retries=settings.stage_retries)
     with (
         dvc_repro.serve_forks(graph, threads) as server,
         dvc_repro.track_parent_run("Prefect flow", _flow_tags()) as parent,
@@ -177,6 +186,8 @@ def submit_stages(graph: dag.Dag, settings: dvc_repro.RunnerConfig) -> None:
             "server": server,
             "lock_timeout": settings.lock_timeout,
             "stop": stop,
+            "retries": settings.stage_retries,
+            "retry_delay": settings.retry_delay,
         }
         while schedule:
             # Only ready stages are submitted: a task that has to wait would block a worker.

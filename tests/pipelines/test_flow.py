@@ -351,6 +351,26 @@ def test_an_interrupted_flow_leaves_no_process(tmp_path, server, sent):
     assert not (folder / "b").exists()
 
 
+@pytest.mark.slow
+def test_an_interrupted_flow_does_not_wait_for_a_retry(tmp_path, server):
+    stage = {"cmd": "touch tried; exit 75", "outs": ["never"]}
+    run = {"stage_retries": 1, "retry_delay": 300}
+    folder = tiny_dvc_project.create_project(tmp_path / "project", run, stage=stage)
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.flow"],
+        cwd=folder,
+        env=os.environ | {"PREFECT_API_URL": server},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert flow.stdout is not None
+    assert any("retry 1 of 1 in 300 seconds" in line for line in flow.stdout)
+    flow.terminate()
+    flow.communicate(timeout=60)
+    assert flow.returncode != 0
+
+
 @pytest.mark.parametrize(
     ("cron", "timezone", "message"),
     [
