@@ -40,6 +40,11 @@ def parse_schedule(cron: str, timezone: str) -> CronSchedule:
         ) from None
 
 
+def format_briefly(_: type[Exception] | None, error: Exception, __: object) -> list[str]:
+    """An error as one line, in place of its traceback."""
+    return [f"{type(error).__name__}: {error}"]
+
+
 def main() -> None:
     """Serve until Ctrl-C. Raises InputError if the schedule or the server is not usable."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.serve")
@@ -60,7 +65,7 @@ def main() -> None:
     flow_runs.create_crash_detection(build.name)
     os.environ[flow_runs.SERVE_ENV] = str(os.getpid())
     # Prefect prints with it why its server does not respond, three tracebacks each time.
-    vars(services)["format_exception"] = lambda _, error, __: [f"{type(error).__name__}: {error}"]
+    services.format_exception = format_briefly  # pyright: ignore[reportPrivateImportUsage]
     try:
         build.serve(
             "polymuse",

@@ -30,7 +30,7 @@ def serve_prefect(
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         process = subprocess.Popen(
             ["prefect", "server", "start", "--port", str(port)],
-            env=os.environ | {"PATH": PATH} | environment,
+            env=os.environ | {"PATH": PATH} | dict(environment),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
