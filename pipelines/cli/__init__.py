@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines import project, renamed_keys
+from pipelines import project, renamed_keys, run_params
 from stages.shared.core.config import read_params
 from stages.shared.runtime.errors import report_errors
 
@@ -42,9 +42,15 @@ def run_in_project(work: Callable[[], object]) -> None:
 
     def enter_and_work() -> None:
         project.enter_project()
+        run_params.restore_params(print_now)
         work()
 
     run_command(enter_and_work)
+
+
+def print_now(line: str) -> None:
+    """Print a line before what runs next does."""
+    print(line, flush=True)
 
 
 def run_command(work: Callable[[], object]) -> None:

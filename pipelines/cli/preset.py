@@ -36,12 +36,8 @@ def apply_preset(name: str) -> str:
 
     Raises InputError if the preset does not exist or has a key that no file has.
     """
-    if name not in list_presets():
-        raise InputError(
-            f"presets/{name}.yaml does not exist: choose one of {', '.join(list_presets())}"
-        )
-    before = {str(file): _read_text(file) for file in params_files()}
-    file, overlay = f"presets/{name}.yaml", _read_text(PRESET_DIR / f"{name}.yaml")
+    before = read_param_files()
+    overlay, file = _read_preset(name)
     after = merge_overlay(before, overlay, file)
     deleted = ", ".join(find_deleted_rows(before, overlay, file))
     note = f"; left out, because params.yaml does not have them: {deleted}" if deleted else ""
@@ -53,6 +49,45 @@ def apply_preset(name: str) -> str:
         f"preset {name}; "
         f"undo with `polymuse preset --undo`{note}"
     )
+
+
+def read_param_files() -> dict[str, str]:
+    """The parameter files of the current folder's project: name -> text."""
+    return {str(file): _read_text(file) for file in params_files()}
+
+
+def _read_preset(name: str) -> tuple[str, str]:
+    """The text of a preset and its file. Raises InputError if it does not exist."""
+    if name not in list_presets():
+        raise InputError(
+            f"presets/{name}.yaml does not exist: choose one of {', '.join(list_presets())}"
+        )
+    return _read_text(PRESET_DIR / f"{name}.yaml"), f"presets/{name}.yaml"
+
+
+def merge_values(preset: str | None, overrides: list[str]) -> dict[str, str]:
+    """The parameter files (name -> text) with a preset and then KEY=VALUE overrides merged.
+
+    KEY: dotted, as `polymuse params` lists it. VALUE: YAML. Nothing is written. Raises InputError.
+    """
+    files = read_param_files()
+    if preset is not None:
+        files = merge_overlay(files, *_read_preset(preset))
+    for override in overrides:
+        files = _merge_value(files, override)
+    return files
+
+
+def _merge_value(files: dict[str, str], override: str) -> dict[str, str]:
+    """The parameter files with one KEY=VALUE override merged."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise InputError(f"override {override!r} has no value: give KEY=VALUE")
+    changes = _parse(YAML(typ="safe"), text, f"the value of override {override!r}")
+    for name in reversed(key.strip().split(".")):
+        changes = {name: changes}
+    fix = "name one that `polymuse params` lists"
+    return _merge_changes(files, _parse_files(files), changes, f"override {override!r}", fix)
 
 
 def write_params(name: str, before: dict[str, str], after: dict[str, str]) -> list[str]:
@@ -109,22 +144,35 @@ def merge_overlay(files: dict[str, str], overlay: str, name: str) -> dict[str, s
     name: the file of the overlay, for messages. Raises InputError that names the keys of the
     overlay that no file has. Rows that were deleted from params.yaml are left out.
     """
-    yaml = create_yaml()
-    changes = _parse(yaml, overlay, name)
+    changes = _parse(create_yaml(), overlay, name)
     if not isinstance(changes, dict):
         raise InputError(f"{name} holds no sections: give it sections of params.yaml")
-    trees = {file: _parse(yaml, text, file) for file, text in files.items()}
+    trees = _parse_files(files)
     for name_of_row in _find_deleted_rows(list(trees.values()), changes):
         section, _, row = name_of_row.partition(".")
         del changes[section][row]
     changes = {section: value for section, value in changes.items() if value != {}}
+    return _merge_changes(files, trees, changes, name, "correct the preset")
+
+
+def _parse_files(files: dict[str, str]) -> dict[str, Any]:
+    return {file: _parse(create_yaml(), text, file) for file, text in files.items()}
+
+
+def _merge_changes(
+    files: dict[str, str], trees: dict[str, Any], changes: ParamTree, name: str, fix: str
+) -> dict[str, str]:
+    """The parameter files, whose `trees` receive the values of `changes`.
+
+    Raises InputError that starts with `name` and ends with `fix` for keys that no file has.
+    """
     if unknown := _find_unknown_keys(list(trees.values()), changes):
-        raise InputError(f"{name}: params.yaml has no {', '.join(unknown)}: correct the preset")
+        raise InputError(f"{name}: params.yaml has no {', '.join(unknown)}: {fix}")
     merged = dict(files)
     for file, tree in trees.items():
         if _set_values(tree, changes):
             text = StringIO()
-            yaml.dump(tree, text)
+            create_yaml().dump(tree, text)
             merged[file] = text.getvalue()
     return merged
 

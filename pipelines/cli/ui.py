@@ -8,25 +8,32 @@ from threading import Event
 
 from pipelines.health.project import check_tracking
 from pipelines.runner import dvc_repro, process_group
+from stages.shared.runtime.errors import redact_secrets
 from stages.shared.runtime.mlflow_store import get_tracking_uri, print_correction
 from stages.shared.runtime.stage import InputError
 
 
 def main() -> None:
-    """Serve both pages. Raises InputError if one of the servers ends or has no usable database."""
+    """Serve both pages; that of MLflow unless MLFLOW_TRACKING_URI is a server, which has its own.
+
+    Raises InputError if one of the servers ends or has no usable database.
+    """
     for problem in check_tracking().problems:
         raise InputError(str(problem))  # MLflow would print a traceback
     uri = get_tracking_uri()
     print_correction(uri)
     settings = dvc_repro.load_runner_config()
     mlflow, prefect = str(settings.mlflow_port), str(settings.prefect_port)
-    print(f"MLflow   http://127.0.0.1:{mlflow}")
+    commands = [["prefect", "server", "start", "--port", prefect]]
+    if uri.startswith("http"):  # that server has pages of its own
+        print(f"MLflow   {redact_secrets(uri)}")
+    else:
+        print(f"MLflow   http://127.0.0.1:{mlflow}")
+        options = ["--backend-store-uri", uri, "--port", mlflow, "--workers", "1"]
+        commands.append(["mlflow", "ui", *options])
     print(f"Prefect  http://127.0.0.1:{prefect}")
     print(f"Set PREFECT_API_URL=http://127.0.0.1:{prefect}/api to see flows there", flush=True)
-    serve(
-        ["mlflow", "ui", "--backend-store-uri", uri, "--port", mlflow, "--workers", "1"],
-        ["prefect", "server", "start", "--port", prefect],
-    )
+    serve(*commands)
 
 
 def serve(*commands: list[str]) -> None:

@@ -35,17 +35,19 @@ class Dag:
     edges: set[tuple[str, str]]  # (before, after)
     stale: list[str]  # reported by `dvc status`, and all stages downstream
     commands: dict[str, str]  # by stage; "" for data that `dvc add` or `dvc import-url` tracks
+    forced: frozenset[str] = frozenset()  # stale ones that run even if nothing changed
 
     def dependencies(self, stage: str) -> list[str]:
         """The stages whose outputs `stage` reads."""
         return [before for before in self.stages if (before, stage) in self.edges]
 
 
-def load_dag(targets: Sequence[str]) -> Dag:
+def load_dag(targets: Sequence[str], force: bool = False) -> Dag:
     """The DAG of the current folder's project: `targets` and their dependencies, or all stages.
 
-    Waits while another DVC command holds the repository's lock. Raises Busy if one has locked files
-    of the project, and InputError for errors in dvc.yaml, params.yaml or the targets.
+    force: the targets, or all stages, are stale even if nothing changed. Waits while another DVC
+    command holds the repository's lock. Raises Busy if one has locked files of the project, and
+    InputError for errors in dvc.yaml, params.yaml or the targets.
     """
     logging.getLogger("dvc").setLevel(logging.ERROR)
     params = config.read_params()
@@ -77,13 +79,15 @@ def load_dag(targets: Sequence[str]) -> Dag:
         ancestors = (nx.ancestors(graph, stage) for stage in selected)
         graph = graph.subgraph(set(selected).union(*ancestors))
     stages = {stage.addressing: stage for stage in nx.lexicographical_topological_sort(graph, str)}
-    changed = {stages[name] for name in status if name in stages}
+    forced = set(selected or stages.values()) if force else set()
+    changed = forced.union(stages[name] for name in status if name in stages)
     stale = changed.union(*(nx.descendants(graph, stage) for stage in changed))
     return Dag(
         stages=list(stages),
         edges={(before.addressing, after.addressing) for before, after in graph.edges},
         stale=[name for name, stage in stages.items() if stage in stale],
         commands={name: stage.cmd or "" for name, stage in stages.items()},
+        forced=frozenset(stage.addressing for stage in forced),
     )
 
 

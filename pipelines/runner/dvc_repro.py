@@ -16,7 +16,6 @@ from stages.shared.core import config
 from stages.shared.core.config import Field, config_class
 from stages.shared.data import parallel
 from stages.shared.runtime import tracking
-from stages.shared.runtime.stage import InputError
 
 
 @config_class
@@ -25,6 +24,18 @@ class RunnerConfig:
 
     workers: int = Field(ge=1, description="stages that run at once; they share the cores")
     stage_timeout: float = Field(description="seconds after which the flow ends a stage")
+    stage_timeouts: dict[str, float] = Field(
+        description="other timeouts, by the name of a stage or that of a row"
+    )
+    stage_retries: int = Field(
+        ge=0, description="how often the flow repeats a stage whose server is away or busy"
+    )
+    retry_delay: float = Field(
+        ge=0, description="seconds before the first retry; doubled at each further one"
+    )
+    notification_block: str | None = Field(
+        description="block of Prefect that reports failed flow runs, e.g. slack-webhook/alerts"
+    )
     lock_timeout: float = Field(ge=0, description="seconds to wait for another run of the project")
     mlflow_port: int = Field(description="port of MLflow in `polymuse ui`")
     prefect_port: int = Field(description="port of Prefect in `polymuse ui`")
@@ -38,6 +49,12 @@ class RunnerConfig:
     def threads_per_stage(self) -> int:
         """Threads for each stage, so that `workers` stages share the cores."""
         return max(1, parallel.get_num_cores() // self.workers)
+
+    def timeout_of(self, stage: str) -> float:
+        """Seconds after which the flow ends `stage`, e.g. train_sft@flexmuse."""
+        name, _, _ = stage.partition("@")
+        timeouts = self.stage_timeouts
+        return timeouts.get(stage, timeouts.get(name, self.stage_timeout))
 
 
 def load_runner_config() -> RunnerConfig:
@@ -89,19 +106,21 @@ def reproduce_stage(
     timeout: float,
     lock_timeout: float,
     stop: Event,
+    force: bool = False,
 ) -> float:
     """Bring one stage of the current folder up to date; call `on_line` with each output line.
 
     Other stages may run at the same time. OMP_NUM_THREADS is set to `threads` unless it is set
-    already. `server` starts the process, if given. A stage that DVC restores from its run cache
-    does not execute, so that it is recorded here, as a child of `parent`. Returns the CPU seconds
-    that the stage and DVC took. Waits while another DVC command has locked the stage's files, at
-    most `lock_timeout` seconds. Raises InputError with the error message of the stage, TimeoutError
-    after `timeout` seconds and ProcessStopped once `stop` is set.
+    already. `server` starts the process, if given. force: run the stage even if nothing changed. A
+    stage that DVC restores from its run cache does not execute, so that it is recorded here, as a
+    child of `parent`. Returns the CPU seconds that the stage and DVC took. Waits while another DVC
+    command has locked the stage's files, at most `lock_timeout` seconds. Raises InputError with the
+    error message of the stage, a TemporaryError if its server is away or busy, TimeoutError after
+    `timeout` seconds and ProcessStopped once `stop` is set.
     """
 
     def reproduce() -> float:
-        return _reproduce_once(stage, on_line, parent, threads, server, timeout, stop)
+        return _reproduce_once(stage, on_line, parent, threads, server, timeout, stop, force)
 
     return dvc_locks.retry_while_busy(
         reproduce, lock_timeout, lambda line: on_line(f"{line}\n"), stop
@@ -116,6 +135,7 @@ def _reproduce_once(
     server: ForkServer | None,
     timeout: float,
     stop: Event,
+    force: bool,
 ) -> float:
     """As `reproduce_stage`. Raises Busy if another DVC command has locked the stage's files."""
     errors = ErrorCollector()
@@ -131,7 +151,8 @@ def _reproduce_once(
             outcome.append(line)
         on_line(line)
 
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    options = ["--single-item", *(["--force"] if force else [])]
+    command = ["dvc", "--wait-for-lock", "repro", *options, stage]
     result = process_group.run_process(
         command,
         Path.cwd(),
@@ -142,8 +163,9 @@ def _reproduce_once(
         server.start if server else None,
     )
     if result.code:
-        kind = dvc_locks.Busy if dvc_locks.is_busy(errors.dvc_error) else InputError
-        raise kind(errors.to_sentence(command, result.code))
+        if dvc_locks.is_busy(errors.dvc_error):
+            raise dvc_locks.Busy(errors.to_sentence(command, result.code))
+        raise errors.to_error(command, result.code)
     if outcome and outcome[0].startswith(cached):
         tracking.log_cached_stage(stage, parent)
     return result.cpu_seconds

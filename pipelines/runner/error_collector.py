@@ -1,6 +1,9 @@
 """The error messages in the output of a stage, of DVC and of other commands of this project."""
 
+import os
+
 from pipelines.runner.eta import STAGE_START_PATTERN
+from stages.shared.runtime.errors import InputError, TemporaryError
 
 
 class ErrorCollector:
@@ -22,6 +25,15 @@ class ErrorCollector:
         else:
             return False
         return not start
+
+    def to_error(self, command: list[str], code: int) -> InputError:
+        """The error of a command that ended with exit code `code`.
+
+        A TemporaryError if that of the stage, which DVC repeats, says that it may succeed later.
+        """
+        is_temporary = self.dvc_error.endswith(f"exited with {os.EX_TEMPFAIL}")
+        kind = TemporaryError if is_temporary else InputError
+        return kind(self.to_sentence(command, code))
 
     def to_sentence(self, command: list[str], code: int) -> str:
         """One sentence for a command that ended with exit code `code`."""

@@ -30,8 +30,7 @@ from stages.shared.llm.completions import ServerError, parse_completion
 from stages.shared.llm.config import NO_MODEL, ChatConfig
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.llm.transport import MAX_MESSAGE_CHARACTERS, RequestFailed
-from stages.shared.runtime.errors import damaged_file
-from stages.shared.runtime.stage import InputError, work_dir
+from stages.shared.runtime.errors import InputError, TemporaryError, damaged_file, work_dir
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -175,7 +174,7 @@ class _BatchClient:
                 self.answers |= self._fetch_answers(submitted, pending)
                 self.answered.append(submitted)
         except openai.APIConnectionError:  # includes timeouts
-            raise InputError(
+            raise TemporaryError(
                 f"{BASE_URL_ENV}: no server responds: start that server, or give another address; "
                 "the next run waits for the submitted batches"
             ) from None
@@ -274,7 +273,8 @@ class _BatchClient:
         message = self.endpoint.redact(message.removeprefix(f"Error code: {status} - "))
         message = message[:MAX_MESSAGE_CHARACTERS]
         reason = f"HTTP {status}: {message}" if status else message
-        return InputError(
+        kind = TemporaryError if status == 429 or status >= 500 else InputError
+        return kind(
             f"params.yaml: {self.model_param}: the server refused a batch ({reason}): give the "
             f"{BASE_URL_ENV} to which the batches in {work_dir() / 'batches'} were sent, or delete "
             "these files, or set use_batch_api to false"

@@ -10,7 +10,17 @@ from hashlib import sha256
 from threading import Event
 from typing import Literal
 
-from openai import APIError, AuthenticationError, Omit, OpenAI, PermissionDeniedError, omit
+from openai import (
+    APIConnectionError,
+    APIError,
+    AuthenticationError,
+    InternalServerError,
+    Omit,
+    OpenAI,
+    PermissionDeniedError,
+    RateLimitError,
+    omit,
+)
 
 from stages.illustrate.base import (
     GeneratingIllustrator,
@@ -20,8 +30,8 @@ from stages.illustrate.base import (
 )
 from stages.shared.data import image_store
 from stages.shared.llm.endpoint import load_endpoint
+from stages.shared.runtime.errors import InputError, TemporaryError
 from stages.shared.runtime.progress import progress_bar
-from stages.shared.runtime.stage import InputError
 
 # Error codes of a refused text; the other texts are still illustrated.
 REFUSAL_CODES = {"content_policy_violation", "moderation_blocked"}
@@ -101,7 +111,9 @@ class OpenAIIllustrator(GeneratingIllustrator):
         return content
 
     def _build_error(self, error: object) -> InputError:
-        return InputError(
+        is_temporary = isinstance(error, APIConnectionError | InternalServerError | RateLimitError)
+        kind = TemporaryError if is_temporary else InputError
+        return kind(
             f"illustrate.backend: {self.name} cannot be used "
             f"({self.server.redact(str(error))[:200]}): check the name, "
             "illustrate.openai, OPENAI_API_KEY and OPENAI_BASE_URL"

@@ -3,29 +3,23 @@
 Real processes, with a real Prefect server.
 """
 
-import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines import flow_runs
-from tests.support import meeting_commands
 from tests.support.meeting_commands import (
     COMMAND_TIMEOUT_SECONDS,
+    FLOW,
     RUN,
     check_outcome,
     create_project,
@@ -34,45 +28,18 @@ from tests.support.meeting_commands import (
     start,
     wait_for_start,
 )
+from tests.support.prefect_server import serve_prefect
 from tests.support.tiny_dvc_project import KILL_TIMEOUT_SECONDS, list_processes, wait_until
 
 pytestmark = pytest.mark.slow
-FLOW = [sys.executable, "-m", "pipelines.flow"]
 SERVE = [sys.executable, "-m", "pipelines.serve", "--cron", "0 3 * * *", "--timezone", "UTC"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory) -> Iterator[str]:
     """The address of a Prefect server with all its services."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/api"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home))
-        patch.setenv("PREFECT_API_URL", address)
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        process = subprocess.Popen(
-            ["prefect", "server", "start", "--port", str(port)],
-            env=os.environ | {"PATH": meeting_commands.PATH},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until(lambda: responds(address), COMMAND_TIMEOUT_SECONDS)
-            with temporary_settings({PREFECT_API_URL: address}):
-                yield address
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def responds(address: str) -> bool:
-    try:
-        urlopen(f"{address}/health", timeout=5).close()
-    except URLError:
-        return False
-    return True
+    with serve_prefect(tmp_path_factory.mktemp("prefect")) as address:
+        yield address
 
 
 def trigger() -> UUID:

@@ -22,6 +22,7 @@ from tests.support.tiny_dvc_project import (
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 COMMAND_TIMEOUT_SECONDS = 300  # of what takes seconds on a machine that is not busy
 RUN = [sys.executable, "-m", "pipelines.cli", "run"]
+FLOW = [sys.executable, "-m", "pipelines.flow"]
 STAGES = {
     "first": make_logged_stage("a", 3),
     "second": make_logged_stage("b", 1, "a"),

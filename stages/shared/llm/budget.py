@@ -4,7 +4,7 @@ from collections import Counter
 
 from stages.shared.core.config import params_file_of
 from stages.shared.llm.config import ChatConfig
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import InputError, TemporaryError
 
 
 class Budget:
@@ -19,6 +19,7 @@ class Budget:
         self.num_questions, self.model_param = num_questions, model_param
         self.total_tokens, self.num_replies = 0, 0
         self.failures: Counter[str] = Counter()
+        self.num_temporary = 0  # failures
 
     @property
     def num_answered(self) -> int:
@@ -40,19 +41,22 @@ class Budget:
     def add_tokens(self, count: int) -> None:
         self.total_tokens += count
 
-    def add_reply(self, failure: str) -> None:
+    def add_reply(self, failure: str, is_temporary: bool = False) -> None:
         """Count a reply; failure: its reason, "" if the question was answered.
 
-        Raises InputError if too many questions have failed.
+        is_temporary: see RequestFailed. Raises InputError if too many questions have failed,
+        TemporaryError if all of these failures are temporary.
         """
         self.num_replies += 1
         if not failure:
             return
         self.failures[failure] += 1
+        self.num_temporary += is_temporary
         failed = self.failures.total()
         if failed > self.config.max_failed_fraction * self.num_questions:
             (reason, count), *_ = self.failures.most_common(1)
-            raise InputError(
+            kind = TemporaryError if self.num_temporary == failed else InputError
+            raise kind(
                 f"params.yaml: {self.model_param}: {failed} of {self.num_questions} questions to "
                 f"{self.config.model} failed, {count} of them with: {reason}; give another model, "
                 f"or raise {self.section}.max_failed_fraction"

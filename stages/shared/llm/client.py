@@ -128,13 +128,13 @@ class ChatSession:
             {"role": "user", "content": question.data},
         ]
         by_key: dict[str, ChatAnswer] = {}
-        value, failure = None, ""
+        value, failure, is_temporary = None, "", False
         for _ in range(self.config.max_attempts):
             body = build_request(self.config, messages, question.schema)
             try:
                 answer = by_key[request_key(body)] = await self._answer(body)
             except RequestFailed as error:
-                failure = str(error)
+                failure, is_temporary = str(error), error.is_temporary
                 break
             value, failure = parse_answer(answer, question.schema)
             if value is not None:  # not stored before: a server may be ill for a while
@@ -148,7 +148,7 @@ class ChatSession:
                     "with the JSON object alone.",
                 },
             ]
-        self.budget.add_reply(failure)
+        self.budget.add_reply(failure, is_temporary)
         answers = list(by_key.values())
         return Reply(
             value,

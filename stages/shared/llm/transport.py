@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stages.shared.llm.budget import Budget
 from stages.shared.llm.config import NO_MODEL, ChatConfig
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import InputError, TemporaryError
 
 if TYPE_CHECKING:  # the import takes half a second, which is wasted if no model is named
     from openai import AsyncOpenAI
@@ -25,11 +25,14 @@ def retry_delay(attempt: int) -> float:
 
 
 class RequestFailed(Exception):
-    """One question got no answer; the others continue. status: HTTP status, 0 without one."""
+    """One question got no answer; the others continue.
 
-    def __init__(self, reason: str, status: int = 0):
+    status: HTTP status, 0 without one. is_temporary: whether the server was overloaded or ill.
+    """
+
+    def __init__(self, reason: str, status: int = 0, is_temporary: bool = False):
         super().__init__(reason)
-        self.status = status
+        self.status, self.is_temporary = status, is_temporary
 
 
 class ChatTransport:
@@ -71,7 +74,8 @@ class ChatTransport:
     async def post(self, body: dict[str, Any]) -> bytes:
         """The content of the response.
 
-        Raises RequestFailed if the next question may succeed, else InputError.
+        Raises RequestFailed if the next question may succeed, TemporaryError if no server responds
+        or the server is busy, else InputError.
         """
         import openai
 
@@ -79,9 +83,10 @@ class ChatTransport:
             create = self.client.chat.completions.with_raw_response.create
             return (await create(**body)).http_response.content
         except openai.APITimeoutError:
-            raise RequestFailed(f"no answer in {self.config.timeout:g} s") from None
+            reason = f"no answer in {self.config.timeout:g} s"
+            raise RequestFailed(reason, is_temporary=True) from None
         except openai.APIConnectionError:
-            raise InputError(
+            raise TemporaryError(
                 f"{BASE_URL_ENV}: no server responds: start that server, or give another address"
             ) from None
         except openai.APIStatusError as error:
@@ -96,13 +101,14 @@ class ChatTransport:
         message = self.endpoint.redact(message)[:MAX_MESSAGE_CHARACTERS]
         if status in _QUESTION_ERROR_STATUSES or status >= 500:
             print(f"{budget.section}: {reason}: {message}", file=sys.stderr)
-            return RequestFailed(reason, status)
+            return RequestFailed(reason, status, is_temporary=status == 408 or status >= 500)
         fix = {
             404: f"give another {budget.model_param}, or another {BASE_URL_ENV}",
             429: f"wait, or lower {budget.section}.concurrency, and run again; "
             f"{budget.num_answered} of {budget.num_questions} questions are answered and stored",
         }.get(status, f"check the requirements of the server, or give another {BASE_URL_ENV}")
-        return InputError(
+        kind = TemporaryError if status == 429 else InputError
+        return kind(
             f"params.yaml: {budget.model_param}: the server refused {self.config.model} "
             f"({reason}: {message}): {fix}"
         )

@@ -44,6 +44,10 @@ class InputError(Exception):
     """Wrong input. The message is one sentence: the file or field, the problem, the fix."""
 
 
+class TemporaryError(InputError):
+    """A server does not respond or is busy. The same command may succeed later."""
+
+
 def damaged_file(path: Path, error: Exception, fix: str) -> InputError:
     """The error for a file of ours that was cut or overwritten."""
     reason = " ".join(str(error).split())[:MAX_REASON_LENGTH] or type(error).__name__
@@ -59,7 +63,8 @@ def work_dir() -> Path:
 def report_errors() -> Iterator[None]:
     """Run the block as a command; an error ends the process with one sentence.
 
-    Exit codes: 1 for an error, 130 for Ctrl-C, 141 if the reader of the output has closed it.
+    Exit codes: 1 for an error, 75 (EX_TEMPFAIL) for a TemporaryError, 130 for Ctrl-C, 141 if the
+    reader of the output has closed it.
     """
     install_hooks()
     for stream in (sys.stdout, sys.stderr):
@@ -146,7 +151,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) and not output_works:  # e.g. `polymuse params | head`
         return 128 + signal.SIGPIPE
     _print(f"error: {describe_error(error)}\n")
-    return 1
+    return os.EX_TEMPFAIL if isinstance(error, TemporaryError) else 1
 
 
 def _make_log_record(*args: Any, **kwargs: Any) -> logging.LogRecord:

@@ -199,6 +199,12 @@ class MlflowStore:
         )
         return parents[0].data.params if parents else None
 
+    def page_address(self, run_id: str, ui_port: int) -> str:
+        """The address of a run's page, without password; see TrackingRun."""
+        uri = get_tracking_uri()
+        server = uri.rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{ui_port}"
+        return f"{redact_secrets(server)}/#/experiments/{self.experiment}/runs/{run_id}"
+
     @_raises_tracking_error
     def reopen_run(self, run_id: str) -> None:
         """Mark a run as RUNNING."""

@@ -108,6 +108,10 @@ class TrackingRun:
         """
         self._call_safely(lambda: self._store.log_artifact(self.run_id, path.absolute(), name))
 
+    def page_address(self, ui_port: int) -> str:
+        """The address of the run's page; ui_port: of `polymuse ui` if the store is no server."""
+        return self._store.page_address(self.run_id, ui_port)
+
     def log_model(self, folder: Path, name: str) -> None:
         """Upload a model folder as an MLflow model, found at runs:/ID/NAME and models:/m-ID."""
         self._call_safely(lambda: self._store.log_model(self.run_id, folder.absolute(), name))

@@ -25,6 +25,7 @@ from stages.shared.core.config import Field, config_class
 from stages.shared.data.cache import Store, batched
 from stages.shared.llm.endpoint import API_KEY_ENV, BASE_URL_ENV, Endpoint, load_endpoint
 from stages.shared.pretrained import minilm
+from stages.shared.runtime.errors import TemporaryError
 from stages.shared.runtime.stage import (
     InputError,
     allow_downloads,
@@ -339,9 +340,10 @@ class OpenAIEmbedder(Embedder):
             raw = client.embeddings.with_raw_response
             response = await raw.create(model=self.model, input=texts, encoding_format="float")
         except openai.APITimeoutError:
-            raise self._unusable_error(f"no response in {self.config.timeout:g} s") from None
+            reason = f"no response in {self.config.timeout:g} s"
+            raise self._unusable_error(reason, TemporaryError) from None
         except openai.APIConnectionError:
-            raise InputError(
+            raise TemporaryError(
                 f"{BASE_URL_ENV}: no server responds: start that server, or give another address"
             ) from None
         except openai.APIStatusError as error:
@@ -364,10 +366,12 @@ class OpenAIEmbedder(Embedder):
         if error.status_code in (401, 403):  # servers repeat parts of a key, so no message
             return InputError(f"{API_KEY_ENV}: the server rejects it ({reason}): give a valid one")
         message = error.message.removeprefix(f"Error code: {error.status_code} - ")
-        return self._unusable_error(f"{reason}: {server.redact(message)[:_MAX_MESSAGE_LENGTH]}")
+        reason = f"{reason}: {server.redact(message)[:_MAX_MESSAGE_LENGTH]}"
+        is_temporary = error.status_code == 429 or error.status_code >= 500
+        return self._unusable_error(reason, TemporaryError if is_temporary else InputError)
 
-    def _unusable_error(self, reason: str) -> InputError:
-        return InputError(
+    def _unusable_error(self, reason: str, kind: type[InputError] = InputError) -> InputError:
+        return kind(
             f"the semantic reward {self.name} cannot be used ({reason}): check the name, "
             f"rewards.openai and {BASE_URL_ENV}, and run again; finished embeddings are stored"
         )

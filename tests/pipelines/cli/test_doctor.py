@@ -182,6 +182,15 @@ def test_the_pages_do_not_start_on_a_damaged_tracking_database(database):
         ui.main()
 
 
+def test_ui_serves_no_second_page_of_a_tracking_server(project, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@mlflow.example:5000")
+    started = []
+    monkeypatch.setattr(ui, "serve", lambda *commands: started.extend(commands))
+    ui.main()
+    assert [command[0] for command in started] == ["prefect"]
+    assert "MLflow   http://mlflow.example:5000\n" in capsys.readouterr().out
+
+
 def test_an_empty_tracking_database_is_none(database):
     damage(database, "empty")
     assert project_checks.check_tracking().summary == "mlflow.db is created by the first run"

@@ -335,3 +335,27 @@ def test_the_smoke_preset_shrinks_what_is_left_in_params_yaml(project):
     Path("presets/smoke.yaml").write_text((ROOT / "presets/smoke.yaml").read_text())
     assert "left out" in preset.apply_preset("smoke")
     assert yaml.safe_load(params())["generators"]["tippo"]["sft"]["max_steps"] == 30
+
+
+def test_values_are_merged_after_the_preset_and_nothing_is_written(project):
+    merged = preset.merge_values("quick", ["train.rate=1e-4", "train.splits=[test]", "name="])
+    assert yaml.safe_load(merged["params.yaml"]) == {
+        "train": {"steps": 8, "rate": 1e-4, "splits": ["test"]},
+        "name": None,
+    }
+    assert "# of all runs" in merged["params.yaml"]
+    assert params() == PARAMS
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=8", "override 'train.step=8': params.yaml has no train.step: name one that"),
+        ("train=8", "params.yaml has no train: name one that"),
+        ("train", "override 'train' has no value: give KEY=VALUE"),
+        ("name=[", "the value of override 'name=\\[' is not YAML"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(project, override, message):
+    with pytest.raises(InputError, match=message):
+        preset.merge_values(None, [override])

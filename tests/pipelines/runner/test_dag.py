@@ -49,6 +49,15 @@ def test_stages_and_edges_of_this_project_are_those_of_dvc_dag():
     assert sorted(graph.stages) == sorted(listed.split())
 
 
+def test_forced_targets_and_what_follows_are_stale(project):
+    graph = dag.load_dag(["left", "right"], force=True)
+    assert graph.stale == ["left", "right"] and graph.forced == {"left", "right"}
+    graph = dag.load_dag([], force=True)
+    assert set(graph.stale) == graph.forced == {"first", "left", "right", "last"}
+    graph = dag.load_dag(["last"])
+    assert graph.stale == [] and graph.forced == set()
+
+
 def test_each_stage_comes_after_its_dependencies():
     graph = dag.load_dag([])
     position = {stage: number for number, stage in enumerate(graph.stages)}

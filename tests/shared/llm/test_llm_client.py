@@ -17,7 +17,7 @@ from stages.shared.llm import client as llm_client
 from stages.shared.llm.answers import ChatAnswer, parse_answer
 from stages.shared.llm.client import Question
 from stages.shared.llm.config import ChatConfig
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import InputError, TemporaryError
 from tests.support.fake_chat_api import API_KEY, TOKENS_PER_ANSWER, chat_completion, error_response
 
 CONFIG = ChatConfig(
@@ -387,8 +387,32 @@ def test_a_response_that_is_no_chat_completion_is_reported(serve, page):
 def test_an_address_without_a_server_is_reported(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://user:password@127.0.0.1:9/v1")
     assert error_message("a", max_retries=0).startswith("OPENAI_BASE_URL: no server responds")
+    with pytest.raises(TemporaryError):
+        ask("a", max_retries=0)
     monkeypatch.setenv("OPENAI_BASE_URL", "localhost:9")
     assert error_message("a", max_retries=0).startswith("OPENAI_BASE_URL is not an address")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *[(408, TemporaryError), (429, TemporaryError), (500, TemporaryError)],
+        *[(400, InputError), (401, InputError), (404, InputError), (413, InputError)],
+    ],
+)
+def test_only_faults_of_the_server_are_temporary(serve, status, kind):
+    serve(lambda *_: error_response(status, "no"))
+    with pytest.raises(InputError) as error:
+        ask("a", max_retries=0, max_failed_fraction=0.0)
+    assert type(error.value) is kind
+
+
+def test_failures_of_two_kinds_are_not_temporary(serve):
+    serve(lambda _, number: error_response(503, "ill") if number == 0 else "garbage")
+    options = {"concurrency": 1, "max_retries": 0, "max_attempts": 1}
+    with pytest.raises(InputError) as error:
+        ask("a", "b", max_failed_fraction=0.5, **options)
+    assert type(error.value) is InputError
 
 
 def test_the_store_contains_no_secret(serve, tmp_path):

@@ -66,6 +66,13 @@ def assert_one_sentence(done: subprocess.CompletedProcess, start: str) -> None:
     assert "Traceback" not in done.stdout
 
 
+def test_a_temporary_error_ends_with_the_exit_code_for_it(tmp_path):
+    code = BLOCK.replace("InputError", "TemporaryError")
+    done = run_code(f"{code}    raise TemporaryError('no server responds: start it')", tmp_path)
+    assert done.stderr == "error: no server responds: start it\n"
+    assert done.returncode == os.EX_TEMPFAIL
+
+
 def test_an_input_error_is_its_message(tmp_path):
     done = run_code(f"{BLOCK}    raise InputError('a is 1: give 2')", tmp_path)
     assert_one_sentence(done, "a is 1: give 2")

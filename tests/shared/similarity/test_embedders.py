@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import AutoTokenizer
 
 from stages.shared.core.config import build_config
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import InputError, TemporaryError
 from stages.shared.similarity import embedders
 from stages.shared.similarity.embedders import EmbeddingServerConfig, RewardConfig
 from tests.support import tiny_bert
@@ -229,6 +229,8 @@ def test_embeddings_before_an_error_are_stored(serve):
     serve(fail_after_first)
     message = error_message("a", "b", "c", max_retries=0, concurrency=1)
     assert "openai:glm cannot be used (HTTP 500: oops ***)" in message
+    with pytest.raises(TemporaryError):
+        server_embedder(max_retries=0).embed_normalized(["c"])
     second_server = serve(embedding_response)
     server_embedder().embed_normalized(["a", "b", "c"])
     assert [body["input"] for body in second_server.requests] == [["c"]]

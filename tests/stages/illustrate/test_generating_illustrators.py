@@ -23,7 +23,7 @@ from stages.illustrate.base import (
     OpenAIIllustratorConfig,
 )
 from stages.shared.data import image_store
-from stages.shared.runtime.stage import InputError
+from stages.shared.runtime.errors import InputError, TemporaryError
 from tests.support import tiny_diffusion
 from tests.support.color_caption_corpus import COLORS, make_image
 
@@ -288,6 +288,7 @@ def test_an_invalid_response_is_an_input_error_without_the_key(server, response)
     message = str(error.value)
     assert message.startswith("illustrate.backend: openai:tiny-image cannot be used")
     assert KEY[:9] not in message and "\n" not in message
+    assert isinstance(error.value, TemporaryError) == (response[0] >= 500)
 
 
 def test_a_refused_text_has_no_image_and_the_others_do(server):
