@@ -13,6 +13,7 @@ A batch of B items, whose texts have at most L subwords and W words, is a dict o
     tags (B, W) or label (B,)  indices of the codec's labels; 0 for a label not in the train split
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,7 +125,7 @@ class TextImageDataset:
         self.words = [codec.encoder_words(row) for row in rows]
         self.subwords = [codec.text_encoder.tokenize(words) for words in self.words]
         self.hidden_states: list[np.ndarray] | None = None
-        self.image_states: dict[str, np.ndarray] | None = None
+        self.image_states: Mapping[str, np.ndarray] | None = None
         self.captions = [
             codec.vocabulary.encode(get_caption_words(row), codec.max_caption_ids) for row in rows
         ]

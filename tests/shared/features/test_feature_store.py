@@ -55,9 +55,10 @@ def test_features_are_read_bit_for_bit_as_written(tmp_path, monkeypatch):
     for text, row in zip(texts, text_rows, strict=True):
         index, length = features.text_index[text], len(row["tokens"])
         assert features.text_pooled[index].tobytes() == row["pooled"].tobytes()
-        assert features.tokens[index, :length].tobytes() == row["tokens"].tobytes()
+        assert features.tokens[index][:length].tobytes() == row["tokens"].tobytes()
         assert features.token_mask[index].tolist() == [True] * length + [False] * (7 - length)
-        assert not features.tokens[index, length:].any()
+        assert not features.tokens[index][length:].any()
+        assert np.array_equal(features.text_tokens(index), row["tokens"])
 
 
 def test_without_text_features_the_texts_are_learned(tmp_path):
