@@ -9,11 +9,11 @@ Mapped pages belong to the page cache of the operating system, which drops them 
 short. They count as resident memory of the process (RssFile), not as its own memory (RssAnon).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate, count
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,24 +28,27 @@ PAGE_HEADER_FIELDS = b"\x15", b"\x15", b"\x15", b"\x2c\x15"
 PAGE_HEADER_BYTES = 32  # of which these fields take at most 25
 
 
-class Rows(Protocol):
-    """Arrays of one shape by row: an array in memory, or mapped ones."""
+class StoredRows(ABC):
+    """Arrays of one shape, read when they are indexed."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __getitem__(self, index) -> np.ndarray:
-        """A copy or view of the rows at an integer or integers of any shape."""
-        ...
+    shape: tuple[int, ...]  # of all rows: their number, then the shape of a row
+
+    @abstractmethod
+    def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
+        """A copy of the rows at an index or at indices of any shape, counted from 0."""
 
 
-class MappedRows:
+Rows = np.ndarray | StoredRows  # rows in memory, or in a file
+
+
+class MappedRows(StoredRows):
     """N arrays of one shape and type, in several parts of which each is an array (n, ...)."""
 
     def __init__(self, parts: Sequence[np.ndarray]):
         """parts: at least one"""
         self.parts, self.dtype = list(parts), parts[0].dtype
         self.ends = np.array(list(accumulate(map(len, parts))))
-        self.shape: tuple[int, ...] = (int(self.ends[-1]), *parts[0].shape[1:])
+        self.shape = (int(self.ends[-1]), *parts[0].shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -26,6 +26,7 @@ from stages.shared.core.schemas import read_json
 from stages.shared.features.mapped_rows import (
     MappedRows,
     Rows,
+    StoredRows,
     map_column,
     open_writer,
     to_column,
@@ -72,7 +73,7 @@ class Features:
         return self.tokens.shape[2]
 
 
-class PaddedTokens:
+class PaddedTokens(StoredRows):
     """Consecutive tokens of M texts, mapped, as rows (M, L, Dt) that are zero where masked."""
 
     def __init__(self, tokens: MappedRows, lengths: np.ndarray):
