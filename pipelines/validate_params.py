@@ -3,7 +3,7 @@
 python -m pipelines.validate_params     in the project's folder, with the project's own stages
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -146,6 +146,9 @@ def main() -> None:
     check_runs("generators", params["generators"], GENERATOR_MODELS, params["corpora"])
     check_runs("classifiers", params["classifiers"], list(CLASSIFIER_CONFIGS), params["corpora"])
     check_sources(params["classifiers"], params["corpora"])
+    check_published_memes(
+        params["report"].published, params["classifiers"], params["inpaint"], params["augment"]
+    )
 
 
 def load_classifier_configs() -> dict[str, Any]:
@@ -275,6 +278,35 @@ def check_aligned_corpora(
         raise InputError(
             f"params.yaml: align.corpora is {aligned!r}, but align.encoder is {encoder!r}: {fix}"
         )
+
+
+def check_published_memes(
+    published: Mapping[str, str | None],
+    classifiers: Mapping[str, Any],
+    inpainting: inpaint.InpaintConfig,
+    augmentation: augment.AugmentConfig,
+) -> None:
+    """Raises InputError if MM-ORIENT, compared with published scores, reads data of a stand-in.
+
+    The preset of the paper names the scores. The rules change a few words of a meme and Telea fills
+    a mask from its border, where the paper has a language model and a network for inpainting.
+    """
+    compared = [
+        name
+        for name, run in classifiers.items()
+        if run.model == "mm_orient" and published.get(name)
+    ]
+    stand_ins = {
+        "augment.backend": (augmentation.backend, "rules", "none or openai:MODEL"),
+        "inpaint.inpainting.backend": (inpainting.inpainting.backend, "telea", "none or lama"),
+    }
+    for key, (backend, stand_in, others) in stand_ins.items():
+        if compared and backend == stand_in:
+            raise InputError(
+                f"params.yaml: {key} is {stand_in}, which is not the method of the paper whose "
+                f"scores report.published compares with {compared[0]}: set it to {others}, or "
+                f"report.published.{compared[0]} to null"
+            )
 
 
 def require_rows(section: str, rows: dict) -> None:

@@ -17,7 +17,7 @@ from stages.shared.core.config import load_config
 from stages.shared.features import store as feature_store
 from stages.shared.metrics import classification as classification_metrics
 from stages.shared.metrics.classification import EntityRule
-from stages.shared.training.batching import Batch, length_bucketed_batch
+from stages.shared.training.batching import Batch, Prefetcher, length_bucketed_batch
 from stages.shared.training.loop import ValidationResult
 from stages.train_classifier.common import (
     TrainingSetup,
@@ -82,5 +82,8 @@ def prepare(
             length_bucketed_batch(lengths, run.training.batch_size, run.training.seed, step)
         )
 
+    batches = batch_at
+    if classifier.codec.decodes_images:
+        batches = Prefetcher(batch_at, run.training.max_steps)
     lr_multipliers = muse_checkpoint.lr_multipliers(run, network)
-    return TrainingSetup(classifier, items, batch_at, validate, lr_multipliers, frozen_modules=[])
+    return TrainingSetup(classifier, items, batches, validate, lr_multipliers, frozen_modules=[])

@@ -331,3 +331,23 @@ def test_values_of_the_stages_for_memes_have_bounds(params, path, value, message
     reduce(dict.__getitem__, parents, params)[key] = value
     error = error_of(params)
     assert error.startswith(f"params.yaml: {path.split('.')[0]}") and message in error
+
+
+@pytest.mark.parametrize(
+    ("path", "stand_in", "others"),
+    [
+        (("augment",), "rules", "none or openai:MODEL"),
+        (("inpaint", "inpainting"), "telea", "none or lama"),
+    ],
+)
+def test_published_scores_are_not_compared_with_those_of_a_stand_in(params, path, stand_in, others):
+    params["report"]["published"]["mm_orient"] = "memotion"
+    params["augment"]["backend"], params["inpaint"]["inpainting"]["backend"] = "none", "lama"
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    validate_params.main()
+    reduce(lambda section, key: section[key], path, params)["backend"] = stand_in
+    assert error_of(params) == (
+        f"params.yaml: {'.'.join(path)}.backend is {stand_in}, which is not the method of the "
+        "paper whose scores report.published compares with mm_orient: set it to "
+        f"{others}, or report.published.mm_orient to null"
+    )

@@ -117,7 +117,7 @@ def test_features_are_the_output_of_the_encoder_in_half_precision(tmp_path, enco
     length = int(mask[0].sum())
     assert np.array_equal(features.text_pooled[index], pooled[0].half().numpy())
     assert features.token_mask[index].sum() == length == 5
-    assert np.array_equal(features.tokens[index, :length], tokens[0, :length].half().numpy())
+    assert np.array_equal(features.tokens[index][:length], tokens[0, :length].half().numpy())
 
 
 def test_nothing_is_computed_twice(tmp_path, encoder_folder, monkeypatch):

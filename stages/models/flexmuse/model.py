@@ -47,7 +47,12 @@ from stages.shared.features.store import Features
 from stages.shared.generation import chunk_dataset, decoding
 from stages.shared.generation.decoding import Connection
 from stages.shared.generation.paper import EncoderOutput, GatedModel, SftLoss
-from stages.shared.modeling.layers import ElementwiseScale, Standardizer
+from stages.shared.modeling.layers import (
+    ElementwiseScale,
+    Standardizer,
+    iter_blocks,
+    iter_token_blocks,
+)
 from stages.shared.modeling.modality_dropout import drop_modality
 from stages.shared.training.losses import IGNORE_INDEX, pairwise_dpo_loss, softmax_dpo_loss
 
@@ -273,11 +278,9 @@ class Model(GatedModel[ModelConfig, InputDims]):
 
         images, texts: its rows in the features, each listed once.
         """
-        patches = torch.from_numpy(features.patches[images]).float()
-        self.standardise_picture.fit_normalization(patches.flatten(0, 1))
+        self.standardise_picture.fit_normalization(iter_blocks(features.patches, images))
         if self.shapes.topic_width:
-            tokens = features.tokens[texts][features.token_mask[texts]]
-            self.standardise_topic.fit_normalization(torch.from_numpy(tokens).float())
+            self.standardise_topic.fit_normalization(iter_token_blocks(features, texts))
 
     def encode_topic(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Z^T projected, and its mask.  -> (B, T, D), (B, T)"""

@@ -6,6 +6,7 @@ has the weights of a text encoder in text_encoder/, a toxicity model in toxicity
 in regions.safetensors. An EfficientNet is trained with the model and part of its weights.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,13 @@ from safetensors.torch import load_file, save_file
 from stages.models.mm_orient import dataset as meme_dataset
 from stages.models.mm_orient import model as mm_orient_model
 from stages.models.mm_orient import text_features
-from stages.models.mm_orient.dataset import ImageFeatures, MemeDataset, TaskLabels, TextFeatures
+from stages.models.mm_orient.dataset import (
+    ImageFeatures,
+    IndexedFeatures,
+    MemeDataset,
+    TaskLabels,
+    TextFeatures,
+)
 from stages.models.mm_orient.model import InputDims, MmOrientPredictions, ModelConfig
 from stages.models.mm_orient.region_features import RegionExtractor
 from stages.shared.backbones import bert, efficientnet, resnet
@@ -159,7 +166,7 @@ class MmOrientClassifier:
 
     def _image_features(self, names: list[str], features: Features, images: Path) -> ImageFeatures:
         indices = {name: features.image_index[name] for name in names}
-        clip = {name: features.pooled[index] for name, index in indices.items()}
+        clip = IndexedFeatures(indices, features.pooled.__getitem__)
         shape: tuple[int, ...] = tuple(self.config["regions"])
         if self.model.image_encoder is not None:
             blocks = self.model.image_encoder.frozen
@@ -168,7 +175,7 @@ class MmOrientClassifier:
         elif self.region_extractor is not None:
             regions = self.region_extractor.extract(images / "images", names)
         else:
-            regions = {name: features.patches[index] for name, index in indices.items()}
+            regions = IndexedFeatures(indices, features.patches.__getitem__)
         return ImageFeatures(regions, shape, clip)
 
 
@@ -181,7 +188,7 @@ def check_texts_supported(texts: list[str], features: Features) -> None:
         )
 
 
-def load_cached_texts(texts: list[str], features: Features) -> dict[str, dict]:
+def load_cached_texts(texts: list[str], features: Features) -> dict[str, Mapping]:
     """Subwords and token features from the output of `embed`, as arguments of TextFeatures.
 
     `truncated_words` is empty: `embed` does not record it.
@@ -191,10 +198,7 @@ def load_cached_texts(texts: list[str], features: Features) -> dict[str, dict]:
     return {
         "subwords": {text: features.subwords[index] for text, index in indices.items()},
         "truncated_words": {},
-        "tokens": {
-            text: features.tokens[index][features.token_mask[index]]
-            for text, index in indices.items()
-        },
+        "tokens": IndexedFeatures(indices, features.text_tokens),
     }
 
 
@@ -217,11 +221,12 @@ def encode_texts(texts: list[str], encoder: TextEncoder) -> dict[str, dict]:
     }
 
 
-def load_text_clip(texts: list[str], features: Features, width: int) -> dict[str, np.ndarray]:
+def load_text_clip(texts: list[str], features: Features, width: int) -> Mapping[str, np.ndarray]:
     """E_t (width,) by text; zeros if the aligned encoder does not support the texts."""
     if features.text_kind == "learned":
         return dict.fromkeys(texts, np.zeros(width, np.float16))
-    return {text: features.text_pooled[features.text_index[text]] for text in texts}
+    indices = {text: features.text_index[text] for text in texts}
+    return IndexedFeatures(indices, features.text_pooled.__getitem__)
 
 
 def create(

@@ -10,7 +10,7 @@ A batch of B memes with texts of at most L subwords is a dict of
     labels (B, T)              label indices by task, -1 where there is none
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,22 @@ from stages.shared.training.batching import Batch
 
 UNLABELED = -1
 TaskLabels = dict[str, list[str]]  # task -> its labels, in order
+
+
+class IndexedFeatures(Mapping[str, np.ndarray]):
+    """Features by name, read by row on access: those of a corpus may not fit into memory."""
+
+    def __init__(self, rows: dict[str, int], read: Callable[[int], np.ndarray]):
+        self.rows, self.read = rows, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.read(self.rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -140,11 +156,12 @@ class MemeDataset:
         return [row["text"] or None for row in rows], [row["image"] for row in rows]
 
     def _tokens(self, texts: list[str | None]) -> Batch:
-        lengths = [0 if text is None else len(self.texts.tokens[text]) for text in texts]
+        no_tokens = np.zeros((0, self.texts.width), np.float16)
+        states = [no_tokens if text is None else self.texts.tokens[text] for text in texts]
+        lengths = [len(state) for state in states]
         tokens = torch.zeros(len(texts), max(1, *lengths), self.texts.width)
-        for index, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-            if text is not None and length:
-                tokens[index, :length] = torch.from_numpy(self.texts.tokens[text]).float()
+        for index, state in enumerate(states):
+            tokens[index, : len(state)] = torch.from_numpy(state).float()
         mask = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
         return {"tokens": tokens, "token_mask": mask}
 

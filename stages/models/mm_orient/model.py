@@ -328,7 +328,7 @@ class CrossModalRelations(nn.Module):
         size = min(self.config.memory_bank_size, num_items)
         indices = torch.arange(size, device=available[0].device) * num_items // max(size, 1)
         for bank, in_bank, x, has in zip(*self.bank(), pooled, available, strict=True):
-            bank.zero_()[:size] = (x * has[:, None])[indices].to(bank)
+            bank.zero_()[:size] = (x[indices] * has[indices][:, None]).to(bank)
             in_bank.zero_()[:size] = has[indices]
         if self.config.density is not None:
             thresholds = {
@@ -524,7 +524,7 @@ def fit_statistics(model: Model, items: Batch) -> None:
     """
     available = items["has_text"], items["has_picture"]
     if model.shapes.task_features:
-        model.standardise.fit_normalization(items["task_features"][available[0]])
+        model.standardise.fit_normalization([items["task_features"][available[0]]])
     if model.network.inputs == "full" and model.network.use_cmrl:
         model.relations.fit_bank((items["text_clip"], items["picture_clip"]), available)
     if model.network.class_weight == "balanced":

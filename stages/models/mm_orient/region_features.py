@@ -4,7 +4,7 @@ A ResNet-101 on images of 320 x 320 pixels gives 10 x 10 cells of 2048 channels.
 regions of 2048 features from Mask R-CNN, which cannot be installed with pip.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,11 +13,10 @@ import torch
 
 from stages.shared.backbones import resnet
 from stages.shared.data import image_store
-from stages.shared.data.cache import Store
 from stages.shared.pretrained.feature_cache import (
+    StoredFeatures,
     open_feature_cache,
     pack_features,
-    unpack_features,
 )
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.runtime.stage import InputError
@@ -76,26 +75,4 @@ class RegionExtractor:
             )
             if absent := store.missing_keys(missing):
                 raise InputError(f"{folder} lacks the image {absent[0]}: run `dvc repro`")
-        return StoredRegions(store, names)
-
-
-class StoredRegions(Mapping[str, np.ndarray]):
-    """Region features by image hash, read from the store on access.
-
-    The features of a whole corpus may not fit into memory.
-    """
-
-    def __init__(self, store: Store, names: list[str]):
-        self.store, self.names = store, dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        (row,) = self.store.read([name])
-        return unpack_features(row)["cells"]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+        return StoredFeatures(store, names, "cells")

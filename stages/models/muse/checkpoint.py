@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from stages.models.muse import model as muse_model
 from stages.models.muse.dataset import (
     OUTSIDE_TAG,
@@ -40,6 +37,7 @@ from stages.shared.backbones.resnet import ResNet
 from stages.shared.core.config import Field, build_config, config_class
 from stages.shared.data import image_store
 from stages.shared.features.store import Features
+from stages.shared.modeling.layers import iter_blocks
 from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.schedule import Schedule
@@ -162,11 +160,11 @@ def create(
     )
     labels = collect_labels(rows, task)
     vocabulary = Vocabulary(map(get_caption_words, rows), network.captioning.min_count)
-    patches = collect_patches(rows, features, run.image.grid_size)
-    _, num_patches, patch_width = patches.shape
-    image_encoder = build_image_encoder(run.image, (num_patches, patch_width))
+    images = sorted({features.image_index[row["image"]] for row in rows if row["image"]})
+    patches = patch_shape(features, run.image.grid_size)
+    image_encoder = build_image_encoder(run.image, patches)
     if isinstance(image_encoder, PatchPooling):
-        image_encoder.fit_normalization(patches)
+        image_encoder.fit_normalization(iter_blocks(features.patches, images))
     shapes = InputDims(
         task=task,
         labels=len(labels),
@@ -180,8 +178,8 @@ def create(
         "model": run.model,
         "text": asdict(run.text),
         "picture": asdict(run.image),
-        "pictures": len(patches),  # images of the train split
-        "patches": list(patches.shape[1:]),
+        "pictures": len(images),  # of the train split
+        "patches": list(patches),
         "network": asdict(network),
         "shapes": asdict(shapes),
         "labels": labels,
@@ -191,15 +189,15 @@ def create(
     return _build_classifier(model.to(get_device()), config)
 
 
-def collect_patches(rows: list[dict], features: Features, grid: int) -> Tensor:
-    """The patches of these rows' images, each image once.  -> (N, P, D_v)
+def patch_shape(features: Features, grid: int) -> tuple[int, int]:
+    """The number P of patches of an image and their width D_v.
 
-    A corpus without images has N = 0, P = grid * grid, D_v = 1.
+    A corpus without images has P = grid * grid, D_v = 1.
     """
-    indices = sorted({features.image_index[row["image"]] for row in rows if row["image"]})
     if not features.image_index:
-        return torch.zeros(0, grid * grid, 1)
-    return torch.from_numpy(features.patches[indices]).float()
+        return grid * grid, 1
+    _, num_patches, width = features.patches.shape
+    return num_patches, width
 
 
 def build_image_encoder(image: MuseImageConfig, patches: tuple[int, int]) -> ImageEncoder:

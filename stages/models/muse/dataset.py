@@ -13,7 +13,10 @@ A batch of B items, whose texts have at most L subwords and W words, is a dict o
     tags (B, W) or label (B,)  indices of the codec's labels; 0 for a label not in the train split
 """
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +64,11 @@ class LabelCodec:
     def reads_patches(self) -> bool:
         """Whether the images are read as patches of the aligned encoder."""
         return self.image_size is None
+
+    @property
+    def decodes_images(self) -> bool:
+        """Whether each batch decodes its images: those of a ResNet, which trains all its layers."""
+        return self.image_size is not None and self.frozen_blocks is None
 
     def label_id(self, name: str) -> int:
         """The index of a label; 0 if it does not occur in the train split."""
@@ -121,10 +129,11 @@ class TextImageDataset:
     ):
         self.rows, self.codec, self.features = rows, codec, features
         self.files = {} if codec.reads_patches else files
+        self.decoders = ThreadPoolExecutor(torch.get_num_threads())
         self.words = [codec.encoder_words(row) for row in rows]
         self.subwords = [codec.text_encoder.tokenize(words) for words in self.words]
         self.hidden_states: list[np.ndarray] | None = None
-        self.image_states: dict[str, np.ndarray] | None = None
+        self.image_states: Mapping[str, np.ndarray] | None = None
         self.captions = [
             codec.vocabulary.encode(get_caption_words(row), codec.max_caption_ids) for row in rows
         ]
@@ -196,9 +205,11 @@ class TextImageDataset:
         if self.codec.frozen_blocks is not None:
             return {"picture": self.stack_image_states(self.codec.frozen_blocks, images)}
         pixels = torch.zeros(len(images), 3, side, side)
-        for index, image in enumerate(images):
-            if image is not None:
-                pixels[index] = resnet.normalize_pixels(resnet.load_pixels(self.files[image], side))
+        places = [index for index, image in enumerate(images) if image is not None]
+        contents = [self.files[image] for image in images if image is not None]
+        decoded = self.decoders.map(partial(resnet.load_pixels, size=side), contents)
+        for index, image in zip(places, decoded, strict=True):
+            pixels[index] = resnet.normalize_pixels(image)
         return {"picture": pixels}
 
     def stack_image_states(self, blocks: FrozenBlocks, images: list[str | None]) -> Tensor:

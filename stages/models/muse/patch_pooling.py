@@ -1,5 +1,6 @@
 """Image cells from the patches of a frozen encoder."""
 
+from collections.abc import Iterable
 from math import isqrt
 
 import torch.nn.functional as F
@@ -29,9 +30,11 @@ class PatchPooling(nn.Module):
         self.width, self.cells = width, grid * grid
         self.standardise = Standardizer(width)
 
-    def fit_normalization(self, patches: Tensor) -> None:
-        """Store the statistics of the train split's patches (N, P, width)."""
-        self.standardise.fit_normalization(patches[:, self.num_prefix_tokens :].flatten(0, 1))
+    def fit_normalization(self, blocks: Iterable[Tensor]) -> None:
+        """Store the statistics of the train split's patches, given in blocks (n, P, width)."""
+        self.standardise.fit_normalization(
+            patches[:, self.num_prefix_tokens :] for patches in blocks
+        )
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, width) -> (B, cells, width)"""

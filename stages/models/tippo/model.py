@@ -61,7 +61,7 @@ PolishPPO:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -77,6 +77,8 @@ from stages.shared.generation.paper import GeneratorModel, SftLoss
 from stages.shared.modeling.layers import (
     ElementwiseScale,
     Standardizer,
+    iter_blocks,
+    iter_token_blocks,
     pack_sequences,
     scatter_rows,
 )
@@ -234,6 +236,10 @@ class Adapter(nn.Module):
         )
         self.place = nn.Parameter(0.02 * torch.randn(num_positions, d)) if num_positions else None
 
+    def fit_normalization(self, blocks: Iterable[Tensor]) -> None:
+        """Standardize by the statistics of these features, given in blocks (..., width)."""
+        self.standardise.fit_normalization(blocks)
+
     def forward(self, z: Tensor) -> Tensor:
         signal = self.layers(self.standardise(z))
         return signal if self.place is None else signal + self.place
@@ -341,17 +347,17 @@ class Model(GeneratorModel[ModelConfig, InputDims]):
         images, texts: its rows in the features, each listed once.
         """
 
-        def fit(adapter: Adapter, rows) -> None:
-            adapter.standardise.fit_normalization(torch.from_numpy(rows).float().flatten(0, -2))
-
         if self.network.image_features == "patches" or self.network.use_daa:
-            fit(self.adapt_patches, features.patches[images])
+            self.adapt_patches.fit_normalization(iter_blocks(features.patches, images))
         if self.network.image_features == "pooled":
-            fit(self.adapt_picture, features.pooled[images])
+            self.adapt_picture.fit_normalization(iter_blocks(features.pooled, images))
         if self.shapes.topic_width:
-            tokens = features.tokens[texts][features.token_mask[texts]]
             is_pooled = self.network.topic_features == "pooled"
-            fit(self.adapt_topic, features.text_pooled[texts] if is_pooled else tokens)
+            self.adapt_topic.fit_normalization(
+                iter_blocks(features.text_pooled, texts)
+                if is_pooled
+                else iter_token_blocks(features, texts)
+            )
 
     def encode(self, batch: dict) -> TippoEncoderOutput:
         """The decoder's input for each item, as in generation.

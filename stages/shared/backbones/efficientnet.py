@@ -24,15 +24,16 @@ from stages.shared.data.cache import batched
 from stages.shared.modeling.layers import Standardizer
 from stages.shared.pretrained import efficientnet_lite0
 from stages.shared.pretrained.feature_cache import (
+    StoredFeatures,
     open_feature_cache,
     pack_features,
-    unpack_features,
 )
 from stages.shared.runtime.progress import progress_bar
 from stages.shared.torch_setup.devices import get_device, inference_context
 
 NAME = "efficientnet-lite0"  # image.encoder in params.yaml
 IMAGE_BATCH_SIZE = 8  # part of the cache key
+BATCHES_PER_BLOCK = 256  # of cells in memory at once when statistics are computed
 
 
 class FrozenBlocks:
@@ -70,8 +71,8 @@ class FrozenBlocks:
         states = self._encode_batch(contents.values())
         return {name: x.numpy() for name, x in zip(contents, states, strict=True)}
 
-    def encode_cached(self, contents: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-        """As `encode`, for many images; cached under POLYMUSE_HOME."""
+    def encode_cached(self, contents: Mapping[str, bytes]) -> Mapping[str, np.ndarray]:
+        """As `encode`, for many images; cached under POLYMUSE_HOME and read on access."""
         fingerprint = f"{efficientnet_lite0.fingerprint()} {self.num_blocks}"
         store = open_feature_cache("blocks", fingerprint, IMAGE_BATCH_SIZE)
 
@@ -81,8 +82,7 @@ class FrozenBlocks:
         if missing := store.missing_keys(contents):
             items = progress_bar(((key, contents[key]) for key in missing), "images", len(missing))
             store.compute_missing(items, compute, IMAGE_BATCH_SIZE)
-        rows = zip(contents, store.read(contents), strict=True)
-        return {name: unpack_features(row)["states"] for name, row in rows}
+        return StoredFeatures(store, contents, "states")
 
 
 class EfficientNetLite0(nn.Module):
@@ -121,12 +121,13 @@ class EfficientNetLite0(nn.Module):
         states: (C, H, W) of images by their sha256; none leave the cells as they are
         """
         device = self.standardise.mean.device
-        cells = [
+        cells = (
             self.pool(torch.from_numpy(np.stack([states[name] for name in names])).to(device))
             for names in batched(sorted(states), IMAGE_BATCH_SIZE)
-        ]
-        if cells:
-            self.standardise.fit_normalization(torch.cat(cells).flatten(0, 1))
+        )
+        self.standardise.fit_normalization(
+            torch.cat(block) for block in batched(cells, BATCHES_PER_BLOCK)
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, C, H, W) of `FrozenBlocks.encode` -> (B, G * G, 1280), row by row"""

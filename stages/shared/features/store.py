@@ -7,46 +7,55 @@
     tokens.parquet     token (Dt)                          `length` rows per text, consecutively
 
 Without images, the first two tables are absent. All features are fp16. Token and patch features are
-separate files, so that reading only pooled features is cheap.
+separate files, so that reading only pooled features is cheap. Features are memory-mapped
+(stages/shared/features/mapped_rows.py): memory holds the rows of a batch, whatever N and M are.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.shared.core.schemas import read_json
+from stages.shared.features.mapped_rows import (
+    MappedRows,
+    Rows,
+    StoredRows,
+    map_column,
+    open_writer,
+    to_column,
+)
 
 FeatureRow = dict[str, np.ndarray]
 # texts, the subwords of each, a feature row of each
 TextFeatures = tuple[list[str], list[list[str]], Iterable[FeatureRow]]
 NameT = TypeVar("NameT")
 IMAGE_FIELDS = ("image_index", "pooled", "patches")  # of Features
-ROWS_PER_BATCH = 512  # in memory while writing or reading
+ROWS_PER_BATCH = 512  # in memory while writing
 
 
 @dataclass(frozen=True)
 class Features:
     """N images and M texts of at most L tokens; rows are indexed by sha256 and by text.
 
-    What the texts have is empty if their features are learned.
+    What the texts have is empty if their features are learned. Rows that no index names are unused.
     """
 
     image_index: dict[str, int]
-    pooled: np.ndarray  # (N, D) fp16, unit length
-    patches: np.ndarray  # (N, P, Dp) fp16
+    pooled: Rows  # (N, D) fp16, unit length
+    patches: Rows  # (N, P, Dp) fp16
     text_kind: Literal["encoder", "learned"]  # learned: language not supported
     text_index: dict[str, int] = field(default_factory=dict)
-    text_pooled: np.ndarray = field(  # (M, D) fp16, unit length
+    text_pooled: Rows = field(  # (M, D) fp16, unit length
         default_factory=lambda: np.zeros((0, 0), np.float16)
     )
-    tokens: np.ndarray = field(  # (M, L, Dt) fp16, zero where masked
+    tokens: Rows = field(  # (M, L, Dt) fp16, zero where masked
         default_factory=lambda: np.zeros((0, 0, 0), np.float16)
     )
     token_mask: np.ndarray = field(  # (M, L) bool, true at tokens
@@ -54,10 +63,32 @@ class Features:
     )
     subwords: list[list[str]] = field(default_factory=list)  # the tokens of each text as strings
 
+    def text_tokens(self, row: int) -> np.ndarray:
+        """The tokens of one text, (length, Dt) fp16."""
+        return self.tokens[row][self.token_mask[row]]
+
     @property
     def token_width(self) -> int:
         """Dt; 0 where text features are learned."""
         return self.tokens.shape[2]
+
+
+class PaddedTokens(StoredRows):
+    """Consecutive tokens of M texts, mapped, as rows (M, L, Dt) that are zero where masked."""
+
+    def __init__(self, tokens: MappedRows, lengths: np.ndarray):
+        """tokens (sum of lengths, Dt), lengths (M,) of at least one text"""
+        self.tokens, self.starts = tokens, np.cumsum(lengths) - lengths
+        self.mask = np.arange(lengths.max()) < lengths[:, None]  # (M, L)
+        self.shape = (*self.mask.shape, tokens.shape[1])
+
+    def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
+        """A copy of the rows at an index or at indices of any shape."""
+        mask = self.mask[index]
+        rows = self.starts[index][..., None] + np.arange(mask.shape[-1])
+        padded = np.zeros((*mask.shape, self.shape[2]), np.float16)
+        padded[mask] = self.tokens[rows[mask]]
+        return padded
 
 
 def write_features(
@@ -95,16 +126,16 @@ def read_pooled_images(folder: Path) -> tuple[dict[str, int], np.ndarray]:
     """The row of each image by its sha256, and the pooled features (N, D) fp16."""
     if not _read_summary(folder)["pictures"]:
         return {}, np.zeros((0, 0), np.float16)
-    names = pq.read_table(folder / "pictures.parquet", columns=["sha256"])
-    return _index_rows(names.column(0)), _read_array(folder / "pictures.parquet", "pooled")
+    index = _read_index(folder / "pictures.parquet", "sha256")
+    return index, map_column(folder / "pictures.parquet", "pooled").read()
 
 
 def read_pooled_texts(folder: Path) -> tuple[dict[str, int], np.ndarray]:
     """The row of each text, and the pooled features (M, D) fp16; none if they are learned."""
     if read_text_kind(folder) == "learned":
         return {}, np.zeros((0, 0), np.float16)
-    names = pq.read_table(folder / "texts.parquet", columns=["text"])
-    return _index_rows(names.column(0)), _read_array(folder / "texts.parquet", "pooled")
+    index = _read_index(folder / "texts.parquet", "text")
+    return index, map_column(folder / "texts.parquet", "pooled").read()
 
 
 def read_features(folder: Path, *more: Path) -> Features:
@@ -122,43 +153,51 @@ def read_features(folder: Path, *more: Path) -> Features:
 
 def _merge_images(features: Features, extra: Features) -> Features:
     """`features` with the images of `extra` that are not in it yet."""
-    new = {name: row for name, row in extra.image_index.items() if name not in features.image_index}
-    if not new:
-        return features  # avoids a copy of the patches
+    if not extra.image_index:
+        return features
     if not features.image_index:  # its arrays have no shapes to concatenate to
         return replace(features, **{name: getattr(extra, name) for name in IMAGE_FIELDS})
-    rows = list(new.values())
-    index = {name: len(features.image_index) + row for row, name in enumerate(new)}
+    offset = features.patches.shape[0]
+    index = {name: offset + row for name, row in extra.image_index.items()}
     return replace(
         features,
-        image_index=features.image_index | index,
-        pooled=np.concatenate([features.pooled, extra.pooled[rows]]),
-        patches=np.concatenate([features.patches, extra.patches[rows]]),
+        image_index=features.image_index
+        | {name: row for name, row in index.items() if name not in features.image_index},
+        pooled=_append_rows(features.pooled, extra.pooled),
+        patches=_append_rows(features.patches, extra.patches),
     )
+
+
+def _append_rows(rows: Rows, more: Rows) -> MappedRows:
+    assert isinstance(rows, MappedRows) and isinstance(more, MappedRows)
+    return rows.append(more)
 
 
 def _read_folder(folder: Path) -> Features:
     text_kind = read_text_kind(folder)
-    index, pooled = read_pooled_images(folder)
-    images = {
-        "image_index": index,
-        "pooled": pooled,
-        "patches": _read_array(folder / "patches.parquet", "patches")
-        if index
-        else np.zeros((0, 0, 0), np.float16),
+    images: dict[str, Any] = {
+        "image_index": {},
+        "pooled": np.zeros((0, 0), np.float16),
+        "patches": np.zeros((0, 0, 0), np.float16),
     }
+    if _read_summary(folder)["pictures"]:
+        images = {
+            "image_index": _read_index(folder / "pictures.parquet", "sha256"),
+            "pooled": map_column(folder / "pictures.parquet", "pooled"),
+            "patches": map_column(folder / "patches.parquet", "patches"),
+        }
     if text_kind == "learned":
         return Features(text_kind=text_kind, **images)
     table = pq.read_table(folder / "texts.parquet", columns=["text", "length", "pieces"])
-    tokens, mask = _pad_tokens(
-        _read_array(folder / "tokens.parquet", "token"), table.column("length").to_numpy()
+    tokens = PaddedTokens(
+        map_column(folder / "tokens.parquet", "token"), table.column("length").to_numpy()
     )
     return Features(
         text_kind=text_kind,
         text_index=_index_rows(table.column("text")),
-        text_pooled=_read_array(folder / "texts.parquet", "pooled"),
+        text_pooled=map_column(folder / "texts.parquet", "pooled"),
         tokens=tokens,
-        token_mask=mask,
+        token_mask=tokens.mask,
         subwords=table.column("pieces").to_pylist(),
         **images,
     )
@@ -167,9 +206,9 @@ def _read_folder(folder: Path) -> Features:
 def _write_images(folder: Path, names: list[str], rows: Iterable[FeatureRow]) -> None:
     with _ParquetWriters(folder, "pictures", "patches") as files:
         for part, batch in _iter_batches(names, rows):
-            pooled = _to_column([row["pooled"] for row in batch])
+            pooled = to_column(np.stack([row["pooled"] for row in batch]))
             files.add("pictures", sha256=pa.array(part, pa.string()), pooled=pooled)
-            files.add("patches", patches=_to_column([row["patches"] for row in batch]))
+            files.add("patches", patches=to_column(np.stack([row["patches"] for row in batch])))
 
 
 def _write_texts(
@@ -184,9 +223,9 @@ def _write_texts(
                 text=pa.array([text for text, _ in part], pa.string()),
                 length=pa.array(lengths, pa.int32()),
                 pieces=pa.array([tokens for _, tokens in part], pa.list_(pa.string())),
-                pooled=_to_column([row["pooled"] for row in batch]),
+                pooled=to_column(np.stack([row["pooled"] for row in batch])),
             )
-            files.add("tokens", token=_to_column(list(chain(*(row["tokens"] for row in batch)))))
+            files.add("tokens", token=to_column(np.concatenate([row["tokens"] for row in batch])))
 
 
 def _iter_batches(
@@ -210,55 +249,18 @@ class _ParquetWriters:
     def add(self, name: str, **columns: pa.Array) -> None:
         table = pa.table(columns)
         if name not in self.writers:
-            # Features do not compress; dictionaries and statistics would be useless.
-            self.writers[name] = pq.ParquetWriter(
-                self.paths[name],
-                table.schema,
-                compression="none",
-                use_dictionary=False,
-                write_statistics=False,
-            )
-        self.writers[name].write_table(table)
+            self.writers[name] = open_writer(self.paths[name], table.schema)
+        self.writers[name].write_table(table, row_group_size=table.num_rows)
 
     def __exit__(self, *error: object) -> None:
         for writer in self.writers.values():
             writer.close()
 
 
-def _to_column(rows: list[np.ndarray]) -> pa.Array:
-    """Arrays of one shape as nested lists of fixed size, so that the file records the shape."""
-    values = np.stack(rows)
-    column = pa.array(values.reshape(-1))
-    for size in reversed(values.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column
-
-
-def _read_array(path: Path, column: str) -> np.ndarray:
-    """A column of nested lists as one array, filled batch by batch to avoid a copy in memory."""
-    file = pq.ParquetFile(path)
-    kind, shape = file.schema_arrow.field(column).type, [file.metadata.num_rows]
-    while pa.types.is_fixed_size_list(kind):
-        shape.append(kind.list_size)
-        kind = kind.value_type
-    array, start = np.empty(shape, np.float16), 0
-    for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
-        values = batch.column(0)
-        while pa.types.is_fixed_size_list(values.type):
-            values = values.flatten()
-        part = values.to_numpy().reshape(-1, *shape[1:])
-        array[start : start + len(part)] = part
-        start += len(part)
-    return array
+def _read_index(path: Path, column: str) -> dict[str, int]:
+    """The row of each name in a column."""
+    return _index_rows(pq.read_table(path, columns=[column]).column(0))
 
 
 def _index_rows(names: pa.ChunkedArray) -> dict[str, int]:
     return {name: row for row, name in enumerate(names.to_pylist())}
-
-
-def _pad_tokens(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sum of lengths, Dt), (M,) -> tokens (M, L, Dt), zero where masked; mask (M, L) bool."""
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    padded = np.zeros((*mask.shape, tokens.shape[1]), np.float16)
-    padded[mask] = tokens
-    return padded, mask

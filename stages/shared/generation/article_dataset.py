@@ -22,6 +22,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from stages.shared.features.mapped_rows import Rows
 from stages.shared.features.store import Features
 from stages.shared.generation import decoders
 from stages.shared.generation.chunk_dataset import (
@@ -64,8 +65,6 @@ class ArticleDataset:
         self.rows = [item[: limits.max_images] for item in items]
         self.features, self.tokenizer, self.limits = features, tokenizer, limits
         self.sentinel_ids = decoders.get_sentinel_ids(tokenizer, limits.max_images - 1)
-        self.pooled = torch.from_numpy(features.pooled)
-        self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode(self.list_texts(index)) for index in range(len(self.rows))]
         titles = {row["title"] for row in rows}
         self.topics = Topics(titles, features, tokenizer, limits.max_topic_tokens)
@@ -120,8 +119,8 @@ class ArticleDataset:
             "has_picture": images >= 0,
             "image": images,
             "num_paragraphs": torch.tensor([sum(map(has_text, item)) for item in items]),
-            "pooled": _gather_rows(self.pooled, images),
-            "patches": _gather_rows(self.patches, images),
+            "pooled": _gather_rows(self.features.pooled, images),
+            "patches": _gather_rows(self.features.patches, images),
             "labels": pad_sequences([self.labels[index] for index in indices], IGNORE_INDEX),
         }
         if self.features.text_kind == "encoder":
@@ -129,9 +128,9 @@ class ArticleDataset:
         return batch | self.topics.batch(titles)
 
 
-def _gather_rows(rows: Tensor, index: Tensor) -> Tensor:
+def _gather_rows(rows: Rows, index: Tensor) -> Tensor:
     """Rows of the features by index, zeros where it is -1.  (M, ...), (B, N) -> (B, N, ...)"""
-    gathered = rows[index.clamp(min=0)].float()
+    gathered = torch.from_numpy(rows[index.clamp(min=0).numpy()]).float()
     gathered[index < 0] = 0
     return gathered
 

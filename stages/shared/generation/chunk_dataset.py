@@ -101,7 +101,6 @@ class ChunkDataset:
         self.items = group_into_chunks(rows)
         self.rows = [item[0] for item in self.items]
         self.images = [[row["image"] for row in item[: limits.max_images]] for item in self.items]
-        self.patches = torch.from_numpy(features.patches)
         self.labels = [self.encode(row["text"]) for row in self.rows]
         titles = {row["title"] for row in rows}
         self.topics = Topics(titles, features, tokenizer, limits.max_topic_tokens)
@@ -136,7 +135,8 @@ class ChunkDataset:
             [[self.features.image_index.get(image, -1) for image in item] for item in images], -1
         )
         is_image = image_rows >= 0  # (B, N)
-        patches = self.patches[image_rows.clamp(min=0)].float() * is_image[..., None, None]
+        patches = torch.from_numpy(self.features.patches[image_rows.clamp(min=0).numpy()])
+        patches = patches.float() * is_image[..., None, None]
         is_first = torch.arange(image_rows.shape[1]) == 0
         sigma = [
             compute_similarity(self.features, item, row["title"]) or 0.0

@@ -1,11 +1,16 @@
 """Layers and tensor operations that several models use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from stages.shared.features.mapped_rows import Rows
+from stages.shared.features.store import Features
+
 Pair = tuple[Tensor, Tensor]
+BLOCK_VALUES = 2**26  # of a block of features at most, 256 MB in single precision
 
 
 class ElementwiseScale(nn.Module):
@@ -30,18 +35,49 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
 
-    def fit_normalization(self, rows: Tensor) -> None:
-        """Set the statistics to those of rows (N, width).
+    def fit_normalization(self, blocks: Iterable[Tensor]) -> None:
+        """Set the statistics to those of all rows, given in blocks (..., width).
 
-        Without rows (a corpus without titles) values pass unchanged.
+        Blocks are combined in double precision (Chan, Golub, LeVeque 1983), in which those
+        of a single block keep their bits. Without rows (a corpus without titles) values pass
+        unchanged.
         """
-        if len(rows):
-            self.mean.copy_(rows.mean(0))
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for block in blocks:
+            rows = block.flatten(0, -2)
+            if len(rows):
+                added, block_mean = len(rows) / (count + len(rows)), rows.mean(0).double()
+                block_squares = len(rows) * rows.std(0, correction=0).double() ** 2
+                shift = block_mean - mean
+                squares = squares + block_squares + count * added * shift**2
+                mean = mean + added * shift
+                count += len(rows)
+        if count:
+            self.mean.copy_(mean)
             # The constant keeps channels without variance finite.
-            self.deviation.copy_(rows.std(0, correction=0) + 1e-4)
+            self.deviation.copy_((squares / count).sqrt().to(self.deviation.dtype) + 1e-4)
 
     def forward(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.deviation
+
+
+def iter_blocks(rows: Rows, indices: Sequence[int]) -> Iterator[Tensor]:
+    """The rows at these indices in order, in blocks.  (M, ...) fp16 -> (n, ...) float32"""
+    for block in _split_indices(rows, indices):
+        yield torch.from_numpy(rows[block]).float()
+
+
+def iter_token_blocks(features: Features, indices: Sequence[int]) -> Iterator[Tensor]:
+    """The tokens of the texts at these indices in order, in blocks.  -> (n, Dt) float32"""
+    for block in _split_indices(features.tokens, indices):
+        tokens = features.tokens[block][features.token_mask[block]]
+        yield torch.from_numpy(tokens).float()
+
+
+def _split_indices(rows: Rows, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+    size = max(1, BLOCK_VALUES // max(1, prod(rows.shape[1:])))
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
 
 
 def map_pair(function: Callable[..., Tensor], *pairs: Pair) -> Pair:

@@ -3,7 +3,7 @@
 All batches have the same shape, so a row does not depend on the rest of its batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from itertools import count, groupby
 from operator import itemgetter
@@ -63,6 +63,29 @@ def pack_features(**features: Tensor) -> bytes:
 def unpack_features(row: bytes) -> CachedRow:
     """The inverse of `pack_features`, as fp16 arrays."""
     return load(row)
+
+
+class StoredFeatures(Mapping[str, np.ndarray]):
+    """One of the features of cached rows by their key, read from the store on access.
+
+    The features of a whole corpus may not fit into memory.
+    """
+
+    def __init__(self, store: Store, keys: Iterable[str], feature: str):
+        """keys: all in the store; feature: its name in `pack_features`"""
+        self.store, self.keys_in_order, self.feature = store, dict.fromkeys(keys), feature
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self.keys_in_order:
+            raise KeyError(key)
+        (row,) = self.store.read([key])
+        return unpack_features(row)[self.feature]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_in_order)
+
+    def __len__(self) -> int:
+        return len(self.keys_in_order)
 
 
 def padded_length(tokens: int, longest: int) -> int:

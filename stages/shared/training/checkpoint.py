@@ -16,6 +16,7 @@ from stages.shared.torch_setup.devices import get_device
 from stages.shared.training.stage_code import RUNTIME, entry_point, imported_files
 
 PROJECT_ROOT = Path(__file__).parents[3]
+HASHED_BLOCK_BYTES = 2**20  # of a file in memory at a time
 
 
 def fingerprint(values: list[Any], inputs: list[Path], stage: str, model: str = "") -> str:
@@ -35,7 +36,10 @@ def fingerprint(values: list[Any], inputs: list[Path], stage: str, model: str = 
                 digest.update(name.encode() + weight.cpu().numpy().tobytes())
     for source in inputs:
         for path in sorted(path for path in [source, *source.rglob("*")] if path.is_file()):
-            digest.update(str(path.relative_to(source)).encode() + path.read_bytes())
+            digest.update(str(path.relative_to(source)).encode())
+            with path.open("rb") as file:
+                while block := file.read(HASHED_BLOCK_BYTES):
+                    digest.update(block)
     digest.update(hash_stage_code(stage, model, PROJECT_ROOT).encode())
     return digest.hexdigest()[:24]
 

@@ -27,6 +27,8 @@ from stages.shared.training.schedule import Schedule
 
 LossTerms = dict[str, Tensor]  # the named terms of a loss; their sum is minimized
 ModelT = TypeVar("ModelT", bound=nn.Module)
+MAX_CHECKPOINT_SHARE = 0.02  # of the time of a run
+FETCH_SECONDS = 0.5  # between two transfers of losses from the device
 UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # all weights use the schedule's rate
 
 
@@ -34,7 +36,11 @@ UNIFORM_LR: Mapping[str, float] = MappingProxyType({})  # all weights use the sc
 class TrainingConfig:
     """The section `training`."""
 
-    checkpoint_interval_seconds: float = Field(ge=0, description="seconds between two checkpoints")
+    checkpoint_interval_seconds: float = Field(
+        ge=0,
+        description="least seconds between two checkpoints, longer where writing one is slow; 0: "
+        "a checkpoint after every step",
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ def fit(
     """Minimize the sum of `loss(model, batch_at(step))`; leave the best or last weights in `model`.
 
     name, key: of the checkpoint under POLYMUSE_HOME; a run with the same key resumes.
-    checkpoint_interval_seconds: shortest time between two checkpoints.
+    checkpoint_interval_seconds: shortest time between two checkpoints. It is longer if writing one
+    would take more than MAX_CHECKPOINT_SHARE of the time, unless it is 0.
     validate: called before the first step, every `eval_steps` steps and at the end. The weights
     with its lowest loss are kept, unless the schedule keeps the last ones; `patience` calls without
     a lower loss end the run.
@@ -137,19 +144,38 @@ def fit(
     checkpoint = Checkpoint(name, key)
     if state := checkpoint.read():
         trainer.load_state_dict(state)
-    last_saved = time.monotonic()
+    next_checkpoint = time.monotonic() + checkpoint_interval_seconds
     steps = range(trainer.step, schedule.max_steps)
     for step in progress_bar(steps, name, schedule.max_steps, trainer.step):
         if trainer.stopped:
             break
         trainer.train_step(batch_at(step))
-        if time.monotonic() - last_saved > checkpoint_interval_seconds:
+        if (started := time.monotonic()) > next_checkpoint:
+            trainer.record_pending()
             checkpoint.write(trainer.state_dict())
-            last_saved = time.monotonic()
+            finished = time.monotonic()
+            next_checkpoint = finished + compute_checkpoint_pause(
+                finished - started, checkpoint_interval_seconds
+            )
     if not schedule.max_steps:
         trainer.run_validation({"step": 0})
     trainer.finish()
     return trainer.history
+
+
+def compute_checkpoint_pause(cost: float, least_interval: float) -> float:
+    """Seconds until the next checkpoint after one that took `cost` seconds; 0 if the least is 0."""
+    return max(least_interval, cost / MAX_CHECKPOINT_SHARE) if least_interval else 0.0
+
+
+@dataclass(frozen=True)
+class PendingRow:
+    """A step whose losses are still on the device."""
+
+    step: int
+    learning_rate: float
+    losses: LossTerms  # the sum, then the terms
+    phase_metrics: dict[str, float]
 
 
 class _Trainer:
@@ -175,6 +201,8 @@ class _Trainer:
             ModelWithLoss(model, loss), optimizer
         )
         self.step, self.stopped, self.history = 0, False, []
+        self.pending: list[PendingRow] = []
+        self.next_fetch = 0.0
         self.best_loss, self.best_weights, self.validations_without_improvement = math.inf, None, 0
 
     def train_step(self, batch: Batch) -> None:
@@ -194,18 +222,46 @@ class _Trainer:
         if self.after_step:
             self.after_step(self.model)
         self.step += 1
-        row = {"step": self.step, "loss": total.item(), "learning_rate": learning_rate}
-        row |= {term: value.item() for term, value in terms.items()}
-        if not math.isfinite(row["loss"]):
-            raise InputError(
-                f"the loss became {row['loss']} at step {self.step}: lower learning_rate"
+        self.pending.append(
+            PendingRow(
+                self.step,
+                learning_rate,
+                {"loss": total.detach()} | {name: term.detach() for name, term in terms.items()},
+                self.phase.step_metrics() if self.phase else {},
             )
-        if self.phase:
-            row |= self.phase.step_metrics()
+        )
         is_last = self.step == self.schedule.max_steps
         if is_last or self.step % self.schedule.eval_steps == 0:
+            *rows, row = self._fetch_losses()
+            self._record_rows(rows)
             self.run_validation(row)
-        else:
+        elif time.monotonic() > self.next_fetch:
+            self.record_pending()
+
+    def record_pending(self) -> None:
+        """Add the steps whose losses are still on the device to the history."""
+        self._record_rows(self._fetch_losses())
+
+    def _fetch_losses(self) -> list[dict[str, float]]:
+        """The rows of the pending steps.
+
+        Each fetch waits for the GPU, which is then idle until the next step is launched. Raises
+        InputError if a loss is not finite.
+        """
+        rows = []
+        for pending in self.pending:
+            loss, *terms = [(name, value.item()) for name, value in pending.losses.items()]
+            if not math.isfinite(loss[1]):
+                raise InputError(
+                    f"the loss became {loss[1]} at step {pending.step}: lower learning_rate"
+                )
+            head = {"step": pending.step, "loss": loss[1], "learning_rate": pending.learning_rate}
+            rows.append(head | dict(terms) | pending.phase_metrics)
+        self.pending, self.next_fetch = [], time.monotonic() + FETCH_SECONDS
+        return rows
+
+    def _record_rows(self, rows: list[dict[str, float]]) -> None:
+        for row in rows:
             self._record_row(row)
 
     def _record_row(self, row: dict[str, float]) -> None:
@@ -239,6 +295,7 @@ class _Trainer:
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
+        assert not self.pending
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

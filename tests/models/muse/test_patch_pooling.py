@@ -14,7 +14,7 @@ def test_neighboring_patches_are_averaged():
 
 def test_cells_are_standardized_by_the_statistics_of_the_train_split():
     cells = PatchPooling(patches=4, width=2, grid=2)
-    cells.fit_normalization(torch.tensor([[[1.0, 5.0], [3.0, 5.0], [1.0, 5.0], [3.0, 5.0]]]))
+    cells.fit_normalization([torch.tensor([[[1.0, 5.0], [3.0, 5.0], [1.0, 5.0], [3.0, 5.0]]])])
     output = cells(torch.tensor([[[4.0, 5.0]] * 4]))
     assert output[0, 0].tolist() == pytest.approx([2.0, 0.0], abs=1e-3)  # (4 - 2) / 1
 
@@ -23,8 +23,8 @@ def test_a_class_token_before_the_square_is_dropped():
     patches = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     with_token = torch.cat([torch.full((3, 1, 5), 99.0), patches], 1)
     plain, tokened = PatchPooling(4, 5, 2), PatchPooling(5, 5, 2)
-    plain.fit_normalization(patches)
-    tokened.fit_normalization(with_token)
+    plain.fit_normalization([patches])
+    tokened.fit_normalization([with_token])
     assert torch.equal(tokened(with_token), plain(patches))
 
 

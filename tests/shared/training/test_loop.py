@@ -15,7 +15,7 @@ from stages.shared.data import history
 from stages.shared.runtime.stage import InputError
 from stages.shared.torch_setup.devices import get_device
 from stages.shared.training import loop
-from stages.shared.training.batching import length_bucketed_batch, shuffled_batch
+from stages.shared.training.batching import Prefetcher, length_bucketed_batch, shuffled_batch
 from stages.shared.training.checkpoint import Checkpoint, fingerprint
 from stages.shared.training.loop import ValidationResult, _parameter_groups
 from stages.shared.training.schedule import Schedule
@@ -520,3 +520,108 @@ def test_the_fingerprint_depends_on_configs_weights_dropout_and_inputs(tmp_path)
     torch.manual_seed(0)
     keys.add(fingerprint([schedule(), nn.Linear(2, 2)], [tmp_path], "align"))
     assert len(keys) == 6
+
+
+def test_the_shuffle_of_an_epoch_is_drawn_once(monkeypatch):
+    num_draws = 0
+
+    def count_draws(*arguments, **options):
+        nonlocal num_draws
+        num_draws += 1
+        return randperm(*arguments, **options)
+
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", count_draws)
+    batches = [shuffled_batch(1001, 7, 12, step) for step in range(286)]
+    assert num_draws == 2
+    generator = torch.Generator().manual_seed(12 * 1_000_003)
+    first_epoch = [item for batch in batches[:143] for item in batch]
+    assert first_epoch == randperm(1001, generator=generator).tolist()
+
+
+@pytest.mark.parametrize(
+    ("cost", "least_interval", "pause"), [(0.1, 20.0, 20.0), (4.0, 20.0, 200.0), (4.0, 0.0, 0.0)]
+)
+def test_checkpoints_take_at_most_two_percent_of_the_time(cost, least_interval, pause):
+    assert loop.compute_checkpoint_pause(cost, least_interval) == pause
+
+
+def test_slow_checkpoints_are_rare(project, monkeypatch):
+    """A step takes 1 s and a checkpoint 3 s: one after 20 s, the next 150 s later."""
+    model, loss, batch_at = regression()
+    clock, saved = [0.0], []
+
+    def step_of_one_second(model, batch):
+        clock[0] += 1
+        return loss(model, batch)
+
+    def write_in_three_seconds(self, state):
+        clock[0] += 3
+        saved.append(state["plain"][0])
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Checkpoint, "write", write_in_three_seconds)
+    config = schedule(max_steps=400, eval_steps=1000)
+    arguments = {"name": "slow", "key": "k", "checkpoint_interval_seconds": 20.0}
+    loop.fit(model, step_of_one_second, batch_at, config, **arguments)
+    assert saved == [21, 172, 323]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_the_history_does_not_depend_on_when_losses_are_fetched(project, monkeypatch, seconds):
+    model, loss, batch_at = regression()
+    expected = fit(model, loss, batch_at, schedule(), name="each", key="k")
+    monkeypatch.setattr(loop, "FETCH_SECONDS", seconds)
+    logged, (model, loss, batch_at) = [], regression()
+    rows = loop.fit(
+        model,
+        loss,
+        batch_at,
+        schedule(),
+        name="late",
+        key="k",
+        checkpoint_interval_seconds=1e9,
+        validate=lambda model: ValidationResult({}, 1.0),
+        log=lambda metrics, step: logged.append(step),
+    )
+    assert [{k: row[k] for k in expected[0]} for row in rows[1:]] == expected
+    assert logged == list(range(31))
+
+
+def test_a_loss_that_is_fetched_late_is_named_by_its_step(project, monkeypatch):
+    model, loss, batch_at = regression()
+    monkeypatch.setattr(loop, "FETCH_SECONDS", 1e9)
+
+    def nan_at_step_4(model, batch):
+        terms = loss(model, batch)
+        return {"error": terms["error"] * (float("nan") if batch["step"] == 3 else 1)}
+
+    with pytest.raises(InputError, match="nan at step 4:"):
+        loop.fit(
+            model,
+            nan_at_step_4,
+            lambda step: batch_at(step) | {"step": step},
+            schedule(),
+            name="t",
+            key="k",
+            checkpoint_interval_seconds=1e9,
+        )
+
+
+def test_prefetched_batches_are_those_of_the_steps():
+    made = []
+
+    def batch_at(step):
+        made.append(step)
+        if step == 5:
+            raise InputError("a damaged image")
+        return {"items": torch.tensor(shuffled_batch(16, 4, 0, step)), "step": step}
+
+    prefetched = Prefetcher(batch_at, 7)
+    for step in (2, 3, 4):
+        batch = prefetched(step)
+        assert batch["step"] == step
+        assert batch["items"].tolist() == shuffled_batch(16, 4, 0, step)
+    with pytest.raises(InputError, match="damaged"):
+        prefetched(5)
+    assert prefetched(6)["step"] == 6 and made == [2, 3, 4, 5, 6]  # none beyond the last step

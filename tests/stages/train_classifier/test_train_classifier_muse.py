@@ -10,6 +10,7 @@ from stages.models.muse import dataset as muse_dataset
 from stages.shared.backbones.classifier import CorpusFolders
 from stages.shared.data import history
 from stages.shared.features import store as feature_store
+from stages.shared.features.mapped_rows import MappedRows
 from stages.shared.runtime.stage import InputError
 from stages.shared.training import loop as training_loop
 from stages.train_classifier import __main__ as stage
@@ -150,14 +151,23 @@ def test_a_corpus_without_images_is_trained_without_image_metrics(make_project):
     assert names == {"validation_loss", "validation_score"}
 
 
-def test_a_resnet_reads_the_pixels_of_images(make_project):
+def test_a_resnet_reads_the_pixels_of_images_and_no_patches(make_project, monkeypatch):
+    def fail(self, index):
+        raise AssertionError("patches are read")
+
+    monkeypatch.setattr(MappedRows, "__getitem__", fail)
     pixels = {"encoder": "resnet18", "image_size": 64, "grid_size": 2}
     changes = {f"classifiers.muse_sentiment.image.{key}": value for key, value in pixels.items()}
     folder = make_project(training_changes("muse_sentiment", max_steps=2) | changes)
-    classifier, steps, items = fit_run("muse_sentiment", muse_corpus.write_corpus(folder, "posts"))
+    corpus = muse_corpus.write_corpus(folder, "posts")
+    classifier, steps, items = fit_run("muse_sentiment", corpus)
     assert items.batch([0, 1])["picture"].shape == (2, 3, 64, 64)
     assert classifier.model.image_encoder.cells == 4
     assert math.isfinite(steps[-1]["loss"])
+    # Batches that the training thread makes itself give the same history.
+    monkeypatch.setattr(train, "Prefetcher", lambda batch_at, num_steps: batch_at)
+    monkeypatch.setenv("POLYMUSE_HOME", str(folder / "other"))
+    assert fit_run("muse_sentiment", corpus)[1] == steps
 
 
 def test_fusion_text_trains_without_regularizers(make_project):
