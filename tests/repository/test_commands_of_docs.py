@@ -34,7 +34,11 @@ from tests.support.smoke_project import build_environment, copy_project
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 ITEMS = {page: read_items(ROOT / page) for page in PAGES}
 LANGUAGES = {"", "json", "markdown", "mermaid", "sh", "text", "yaml"}
-SECTION_BY_SECTION = ("docs/cli.md", "docs/real-data.md")  # each starts with the finished project
+SECTION_BY_SECTION = (
+    "README.md",
+    "docs/cli.md",
+    "docs/real-data.md",
+)  # each starts with the finished project
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,14 @@ def dry_run(target: str) -> Instead:
     return Instead(commands, DOWNLOADED)
 
 
+def trains_one(command: str, target: str) -> Instead:
+    return Instead((f"{command} {target}",), "trains several runs")
+
+
+def confirmed(command: str) -> Instead:
+    return Instead((f"{command} --force",), "DVC asks for confirmation, on a terminal only")
+
+
 # Commands as they are written, with comment where it says in which folder they run.
 EVERYWHERE: dict[str, Treatment] = {
     "make test": NotRun("runs these tests"),
@@ -97,7 +109,10 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
     "README.md": {
         "polymuse run": First(("polymuse preset --undo",)),
         "polymuse run # in ../my_project": Instead(
-            ("polymuse run clean@memes clean@articles",), "the whole run takes minutes"
+            ("polymuse run ingest@memes ingest@articles",), "the whole run takes minutes"
+        ),
+        "dvc exp run -S models.flexmuse.preference.beta=0.2": NotRun(
+            "docs/experiments-howto.md runs it"
         ),
     },
     "docs/cli.md": {
@@ -107,7 +122,22 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
         "polymuse init . --data memes=data/00_raw/memes": First(
             ("cp -r ../memes/. data/00_raw/memes",)
         ),
+        "dvc exp run -S models.tippo.preference.kl_coef=0.1": trains_one(
+            "dvc exp run -S models.tippo.preference.kl_coef=0.1", "train_preference@tippo_captions"
+        ),
         "dvc exp diff": NotRun("docs/experiments-howto.md compares two experiments"),
+    },
+    "docs/configuration.md": {
+        "dvc exp run -S models.muse.network.theta=0.2": trains_one(
+            "dvc exp run -S models.muse.network.theta=0.2", "train_classifier@muse_sentiment"
+        ),
+    },
+    "docs/raw-data.md": {
+        "dvc pull data/00_raw/mine.dvc # in a clone": First(
+            ("git add --all", "git commit -q -m Corpus", "git clone -q . ../clone")
+        ),
+        "dvc gc --all-commits --cloud": confirmed("dvc gc --all-commits --cloud"),
+        "dvc gc --workspace --cloud": confirmed("dvc gc --workspace --cloud"),
     },
     "docs/scheduling.md": {
         "prefect server start": Serves(("http://127.0.0.1:4200/api/health",)),
@@ -131,8 +161,8 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
         )
     },
 }
-# Blocks of output that do not follow their command: first words -> the command.
-OUTPUTS = {"run skill of ceiling": "make run"}
+# Outputs that stand before their command: first words -> the command.
+OUTPUTS = {"run skill of ceiling": "polymuse run"}
 # Blocks that are no output of a command of their page.
 NO_OUTPUTS = {
     "dvc.yaml params.yaml": "a file tree",
@@ -301,6 +331,7 @@ def run_items(page: str, items: list[Item], shell: Shell) -> None:
     """Run the commands in their order, and compare what the page shows of their output."""
     outputs: dict[str, str] = {}  # by command
     last_output: str | None = None  # of the command directly before a block
+    shown_before: list[tuple[Item, str]] = []  # a block and its command
     for item in items:
         where = f"{page}, line {item.line}"
         if item.kind == "sh":
@@ -309,14 +340,17 @@ def run_items(page: str, items: list[Item], shell: Shell) -> None:
         elif item.kind == "text":
             if item.text.startswith(("POST", '{"error_code"')):
                 check_requests(item.text, shell.fill("http://127.0.0.1:5001"))
+            elif names := [
+                name for name in OUTPUTS if " ".join(item.text.split()).startswith(name)
+            ]:
+                shown_before += [(item, OUTPUTS[name]) for name in names]
             elif not item.text.startswith(tuple(NO_OUTPUTS)):
-                starts = " ".join(item.text.split())
-                named = [outputs[OUTPUTS[key]] for key in OUTPUTS if starts.startswith(key)]
-                (output,) = named or [last_output]
-                check_output(item.text, output, where)
+                check_output(item.text, last_output, where)
             last_output = None
         elif item.kind == "yaml" and page in APPLIED_YAML:
             apply_yaml(shell.folder / "params.yaml", item.text)
+    for item, command in shown_before:
+        check_output(item.text, outputs[command], f"{page}, line {item.line}")
 
 
 def run_item(page: str, item: Item, shell: Shell) -> str | None:

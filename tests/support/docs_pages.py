@@ -18,7 +18,7 @@ FENCE = re.compile(r" *```(\w*)$")
 COMMAND_CELL = re.compile(r"\| `([^`]+)` \|")
 COMMAND_HEADERS = ("| command |", "| target |")
 COMMAND_TIMEOUT_SECONDS = 600
-START_TIMEOUT_SECONDS = 180  # of a server, on a busy machine
+START_TIMEOUT_SECONDS = 600  # of a server, on a busy machine
 STOP_TIMEOUT_SECONDS = 60
 LOG = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Shell:
     servers: list[Server] = field(default_factory=list)
 
     def run(self, command: str, folder: Path | None = None) -> str:
-        """The standard output of a command, which must succeed; a question is answered with y."""
+        """The standard output of a command, which must succeed."""
         variables = self.folder.parent / "variables"
         line = f'{self.fill(command)}\ncode=$?\nenv -0 > "{variables}"\nexit $code'
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -118,7 +118,7 @@ class Shell:
             ["bash", "-c", line],
             cwd=folder or self.folder,
             env=self.environment,
-            input="y\n",
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=COMMAND_TIMEOUT_SECONDS,
