@@ -7,6 +7,7 @@ below name the commands that do not run here, with the reason, and what replaces
 import base64
 import csv
 import json
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -205,7 +206,7 @@ def write_user_files(project: Path) -> None:
 
 def use_free_ports(project: Path) -> dict[str, str]:
     """Give the servers free ports; returns the ports of the pages with their replacements."""
-    ports = ("4200", "5000", "5001", "8000")
+    ports: list[str] = ["4200", "5000", "5001", "8000"]
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in ports]
     free = [str(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
@@ -249,7 +250,7 @@ def remotes(shell: Shell) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
                 patch.setenv(name, shell.environment[name])
-            boto3.resource("s3", endpoint_url=address).Bucket("bucket").create()
+            boto3.client("s3", endpoint_url=address).create_bucket(Bucket="bucket")
         shell.replacements["https://s3.example.org"] = address
         shell.replacements["https://example.org"] = f"http://127.0.0.1:{web.server_port}"
         yield
@@ -380,13 +381,17 @@ def check_output(shown: str, output: str | None, where: str) -> None:
 
 def check_requests(block: str, address: str) -> None:
     """Send the request of the page, and the one whose answer is the error that the page shows."""
+    page = Path("docs/serving.md").read_text()
     if block.startswith("POST"):
         image = base64.b64encode(Path("docs/images/report.png").read_bytes()).decode()
         head, body = block.split("\n\n")
         body = body.replace("iVBORw0KGgo...", image)
         assert image in body and "/invocations" in head
         rows = send_request(address, body)["predictions"]
-        assert len(rows) == 2 and all(row.keys() == {"label", "probability"} for row in rows)
+        columns = {"label", "probability", "words_not_read"}
+        assert len(rows) == 2 and all(row.keys() == columns for row in rows)
+        (line,) = [line for line in page.splitlines() if line.startswith("| classifier of posts")]
+        assert columns == set(re.findall(r"`(\w+)`", line.split("|")[3]))
     else:
         assert send_request(address, '{"dataframe_records": [{"text": ""}]}') == json.loads(block)
 
