@@ -120,6 +120,7 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
         "polymuse init . --data memes=../memes --text Caption --labels Valence --labels Sarcasm": (
             UNDO
         ),
+        "polymuse init . --data posts=../posts --data tweets=../tweets --force": UNDO,
         "polymuse init . --data memes=data/00_raw/memes": First(
             ("cp -r ../memes/. data/00_raw/memes",)
         ),
