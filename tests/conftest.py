@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import stages  # noqa: F401  turns off telemetry and hubs before libraries are imported
+from tests.support import smoke_project
 from tests.support.project_files import ROOT, clone_project
 
 # Tests must not use the developer's servers and runs.
@@ -45,6 +46,15 @@ def _start_in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 def workspace(tmp_path: Path) -> Path:
     """A copy of the project for one test."""
     return clone_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the preset smoke in which every stage has run; tests change copies of it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    return smoke_project.find_or_build(folder / "smoke")
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
@@ -23,11 +21,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from stages.shared.data import image_store
-from tests.support.project_files import ROOT, clone_project
+from tests.support.project_files import ROOT
+from tests.support.smoke_project import copy_project
+from tests.support.smoke_project import run_command as command
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 REAL = Path(os.environ.get("POLYMUSE_REAL_DATA", "unset"))
 TASKS = ["sentiment", "humour", "sarcasm", "offensive", "motivational"]
 CM_MEMES_FORMAT = {  # changes of formats.table for cm_memes
@@ -41,24 +40,12 @@ CM_MEMES_FORMAT = {  # changes of formats.table for cm_memes
         ]
     },
 }
-UNSET = ("MLFLOW_TRACKING_URI", "POLYMUSE_HOME")  # a workspace uses its own store
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """A copy of the project with the smoke preset, in which every stage has run."""
-    folder = clone_project(tmp_path_factory.mktemp("end_to_end"))
-    command(folder, "polymuse", "preset", "smoke")
-    command(folder, "polymuse", "run")
-    return folder
-
-
-def command(folder: Path, *words: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
-    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+def project(finished_project, tmp_path_factory) -> Path:
+    """A copy of the project with the preset smoke in which every stage has run."""
+    return copy_project(finished_project, tmp_path_factory.mktemp("end_to_end") / "project")
 
 
 def stages_of(folder: Path) -> set[str]:
