@@ -169,7 +169,7 @@ OUTPUTS = {"run skill of ceiling": "polymuse run"}
 NO_OUTPUTS = {
     "dvc.yaml params.yaml": "a file tree",
     "Waiting for `polymuse run`": "tests/pipelines/runner/test_project_lock.py",
-    "mlflow.db was in": "tests/shared/runtime/test_moved_project.py",
+    "mlflow.db was in": "tests/shared/runtime/test_artifact_addresses.py",
     "POST /invocations": "check_requests",
     '{"error_code"': "check_requests",
 }
