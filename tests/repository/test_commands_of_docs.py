@@ -59,10 +59,12 @@ class Instead:
 class Serves:
     """The command runs until the end of its page; then it gets Ctrl-C.
 
-    signs: addresses that answer, or texts that it prints, when it is ready.
+    signs: addresses that answer, or texts that it prints, when it is ready. ends: it gets Ctrl-C as
+    soon as it is ready.
     """
 
     signs: tuple[str, ...]
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,10 @@ class First:
 
 Treatment = NotRun | Instead | Serves | First
 INSTALLS = NotRun("installs packages")
-MLFLOW_UI = Serves(("http://127.0.0.1:5000",))
 UI = Serves(("http://127.0.0.1:5000", "http://127.0.0.1:4200/api/health"))
+DEMO = Serves(("http://127.0.0.1:7860",), ends=True)
+WORKER = NotRun("tests/pipelines/test_deployment.py runs it")
+POSTGRES = NotRun("needs PostgreSQL; tests/pipelines/test_postgres.py uses one")
 UNDO = First(("polymuse preset --undo",))
 DOWNLOADED = "trains for minutes on a corpus that has to be downloaded"
 
@@ -104,7 +108,8 @@ EVERYWHERE: dict[str, Treatment] = {
     "make local-llm": INSTALLS,
     "polymuse serve-llm": NotRun("needs `make local-llm`; tests/stages/test_local_llm.py runs it"),
     "make ui": UI,
-    "mlflow ui": MLFLOW_UI,
+    "polymuse ui": UI,
+    "polymuse demo": DEMO,
 }
 BY_PAGE: dict[str, dict[str, Treatment]] = {
     "README.md": {
@@ -128,6 +133,11 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
             "dvc exp run -S models.tippo.preference.kl_coef=0.1", "train_preference@tippo_captions"
         ),
         "dvc exp diff": NotRun("docs/experiments-howto.md compares two experiments"),
+        "polymuse demo flexmuse muse_entities": DEMO,
+        "polymuse demo models:/articles@champion": NotRun(
+            "tests/pipelines/demo/test_demo.py opens an address"
+        ),
+        "polymuse demo --port 8080": Serves(("http://127.0.0.1:8080",), ends=True),
     },
     "docs/configuration.md": {
         "dvc exp run -S models.muse.network.theta=0.2": trains_one(
@@ -142,10 +152,22 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
         "dvc gc --workspace --cloud": confirmed("dvc gc --workspace --cloud"),
     },
     "docs/scheduling.md": {
-        "prefect server start": Serves(("http://127.0.0.1:4200/api/health",)),
+        "make ui": NotRun("`polymuse ui` runs already"),
         'python -m pipelines.serve --cron "0 3 * * *" --timezone Europe/Berlin': Serves(
             ("is being served",)
         ),
+        "prefect deployment run build/polymuse --param preset=smoke --param 'targets=[\"report\"]'": (
+            WORKER
+        ),
+        "dvc update data/00_raw/news.dvc": NotRun("tests/repository/test_raw_data.py runs it"),
+        "prefect work-pool create --type process polymuse": WORKER,
+        "prefect deploy --all": WORKER,
+        "prefect worker start --pool polymuse": WORKER,
+        "export PREFECT_SERVER_DATABASE_CONNECTION_URL="
+        "postgresql+asyncpg://polymuse@localhost/prefect": POSTGRES,
+        "export MLFLOW_TRACKING_URI=postgresql+psycopg://polymuse@localhost/mlflow": POSTGRES,
+        "polymuse ui # MLflow and Prefect": UI,
+        "polymuse ui": POSTGRES,
     },
     "docs/serving.md": {
         "mlflow models serve --env-manager local --port 5001 --model-uri=models:/NAME/1": Serves(
@@ -207,16 +229,16 @@ def write_user_files(project: Path) -> None:
 
 def use_free_ports(project: Path) -> dict[str, str]:
     """Give the servers free ports; returns the ports of the pages with their replacements."""
-    ports: list[str] = ["4200", "5000", "5001", "8000"]
+    ports: list[str] = ["4200", "5000", "5001", "7860", "8000", "8080"]
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in ports]
     free = [str(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
         listener.close()
     file, replacements = project / "config/runner.yaml", dict(zip(ports, free, strict=True))
     text = file.read_text()
-    for name, port in (("mlflow_port", "5000"), ("prefect_port", "4200")):
-        assert f"{name}: {port}" in text
-        text = text.replace(f"{name}: {port}", f"{name}: {replacements[port]}")
+    for name, port in (("mlflow_port", "5000"), ("prefect_port", "4200"), ("port", "7860")):
+        assert f" {name}: {port}" in text
+        text = text.replace(f" {name}: {port}", f" {name}: {replacements[port]}")
     file.write_text(text)
     return replacements
 
@@ -361,8 +383,10 @@ def run_item(page: str, item: Item, shell: Shell) -> str | None:
     match treatment:
         case NotRun():
             return None
-        case Serves(signs):
+        case Serves(signs, ends):
             shell.start(command, signs)
+            if ends:
+                shell.servers.pop().stop()
             return None
         case Instead(commands):
             return [shell.run(other, shell.folder / folder) for other in commands][-1]
