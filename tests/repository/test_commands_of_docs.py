@@ -159,7 +159,7 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
         "prefect deployment run build/polymuse --param preset=smoke --param 'targets=[\"report\"]'": (
             WORKER
         ),
-        "dvc update data/00_raw/news.dvc": NotRun("tests/repository/test_raw_data.py runs it"),
+        "dvc update data/00_raw/news.dvc": NotRun("docs/raw-data.md updates such a file"),
         "prefect work-pool create --type process polymuse": WORKER,
         "prefect deploy --all": WORKER,
         "prefect worker start --pool polymuse": WORKER,
