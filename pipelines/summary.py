@@ -54,7 +54,8 @@ def format_summary(expected_skill: dict[str, float], usage: str) -> str:
     if not rows:
         return "No run has been evaluated yet."
     lines = [format_table(rows)]
-    remarks = (compare_skill(expected_skill), compare_baselines(), usage)
+    outcomes = list_preference_outcomes()
+    remarks = (compare_skill(expected_skill), compare_baselines(), outcomes, usage)
     if remarks := [line for line in remarks if line]:
         lines += ["", *remarks]
     if REPORT_PATH.exists():
@@ -115,6 +116,15 @@ def compare_baselines() -> str:
         for run, values in load_metrics().items()
         if "baselines" in values
         for note in _list_unbeaten(values["baselines"])
+    )
+
+
+def list_preference_outcomes() -> str:
+    """A line per generator: what its preference phase changed; "" if no run has one."""
+    return "\n".join(
+        f"{run}: {values['preference_outcome']}"
+        for run, values in load_metrics().items()
+        if "preference_outcome" in values
     )
 
 

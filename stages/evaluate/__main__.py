@@ -17,8 +17,8 @@ chunks, `by_article` has the same scores of whole articles, the concatenation of
 Metrics are computed on the test split with both inputs, except for `validation` (cheap metrics, to
 select settings by), `single_modality` (the same weights with only the topic or only the image) and
 `foils`. `gain` is the change by the preference phase, over pairs of the same article or chunk in
-both phases. `baselines` compares the final phase with retrieved training texts and with itself on
-shuffled images.
+both phases, and `preference_outcome` says it in a sentence. `baselines` compares the final phase
+with retrieved training texts and with itself on shuffled images.
 """
 
 import json
@@ -31,6 +31,7 @@ from typing import Any
 from stages.evaluate import reward_gains, text_metrics, text_scores
 from stages.evaluate.baselines import BaselineTexts, compute_baselines
 from stages.evaluate.bert_score import BertScoreConfig, load_scorer
+from stages.evaluate.preference_outcome import PreferencePhase, describe_outcome
 from stages.evaluate.text_metrics import CorpusScore, MeteorJar
 from stages.evaluate.text_scores import Scorers
 from stages.shared.core import schemas
@@ -453,6 +454,9 @@ def main(
                 metrics, tables = evaluate_predictions(
                     rows, foils, traces, baselines, truth, embedder, scorers, config
                 )
+            if "gain" in metrics:
+                phase = PreferencePhase(**summary["preference"])
+                metrics["preference_outcome"] = describe_outcome(phase, metrics["gain"])
             metrics = round_metrics(metrics)
             text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
             (folder / "metrics.json").write_text(f"{text}\n", encoding="utf-8")

@@ -16,6 +16,7 @@ split. Test items also get the texts of baselines.py; those from shuffled images
 phase.
 """
 
+import filecmp
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -283,6 +284,12 @@ def build_baseline_rows(
     return retrieved + generated, omitted
 
 
+def have_same_weights(first: Path, second: Path) -> bool:
+    """Whether two model folders hold the same weights, bit by bit."""
+    files = (folder / "model.safetensors" for folder in (first, second))
+    return filecmp.cmp(*files, shallow=False)
+
+
 def main(
     config: PredictConfig,
     run: generators.GeneratorRun,
@@ -346,6 +353,11 @@ def main(
             "model": generator.paper.MODEL_NAME,
             "chunks": {split: len(rows[split]) for split in config.splits},
             "omitted_baselines": omitted,
+            "preference": {
+                "name": generator.paper.PREFERENCE_NAME,
+                "kept_sft_weights": have_same_weights(sft, preference),
+                "without_gain": generator.paper.WITHOUT_GAIN,
+            },
         }
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
 

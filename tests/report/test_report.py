@@ -113,6 +113,12 @@ def test_scores_are_shown_with_ceilings_and_standard_errors(project):
     assert "missing image 2" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
+def test_the_outcome_of_the_preference_phase_is_said_in_a_sentence(project):
+    metrics = json.loads((project / "data/12_evaluate/muse/metrics.json").read_text())
+    assert metrics["preference_outcome"].startswith("mscDPO ")
+    assert metrics["preference_outcome"] in page_text(render_page(project))
+
+
 def test_correct_and_wrong_slots_are_marked(project):
     content = render_page(project)
     # Articles a and b; SFT states the place of one chunk wrongly.

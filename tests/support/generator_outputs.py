@@ -142,7 +142,11 @@ def write_predictions(folder: Path, rows: list[dict], foil_rows: list[dict]) -> 
     schemas.write_parquet(folder / "predictions.parquet", rows, schemas.PREDICTIONS)
     schemas.write_parquet(folder / "foils.parquet", foil_rows, schemas.FOIL_SCORES)
     schemas.write_parquet(folder / "baselines.parquet", make_baseline_rows(rows), schemas.BASELINES)
-    summary = {"model": "FlexMUSE", "omitted_baselines": {"nearest_topic": "no topic"}}
+    summary = {
+        "model": "FlexMUSE",
+        "omitted_baselines": {"nearest_topic": "no topic"},
+        "preference": {"name": "mscDPO", "kept_sft_weights": False, "without_gain": "no reason"},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     for name in ("gates", "fusions", "attentions"):
         if not (folder / f"{name}.parquet").exists():

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
 Dataset = chunk_dataset.ChunkDataset
 MODEL_NAME = "FlexMUSE"  # in sentences
+PREFERENCE_NAME = "mscDPO"
+WITHOUT_GAIN = "its validation loss never fell while texts stayed as good"
 KINDS = ("articles",)  # of corpora; captions have no chunks to form preference pairs
 HAS_GATE = True
 GateMode = Literal["sample", "threshold", "expected", "always_pass", "always_mask"]

@@ -94,6 +94,8 @@ Dataset = ArticleDataset
 EMBEDDING_INIT_STD = 1.0
 EPSILON = 1e-8  # eq. 6
 MODEL_NAME = "TIPPo"  # in sentences
+PREFERENCE_NAME = "PolishPPO"
+WITHOUT_GAIN = "no reward of the validation texts rose by min_gain_standard_errors"
 KINDS = ("articles", "captions")  # of corpora
 HAS_GATE = False
 

@@ -185,6 +185,8 @@ class GeneratorPaper(Protocol):
     """
 
     MODEL_NAME: str  # in sentences
+    PREFERENCE_NAME: str  # its preference phase, in sentences
+    WITHOUT_GAIN: str  # why that phase kept SFT's weights, in sentences
     KINDS: tuple[str, ...]  # supported kinds of corpora
     HAS_GATE: bool  # whether it is a GatedPaper
     Model: type[GeneratorModel[Any, Any]]

@@ -490,6 +490,16 @@ def test_the_summary_names_the_strongest_baseline_and_shuffled_images_if_not_sur
     assert summary.collect_metrics() == {"tags.lead": 0.25}
 
 
+def test_the_summary_says_what_each_preference_phase_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_metrics(tmp_path, "flexmuse", METRICS)
+    assert summary.list_preference_outcomes() == ""
+    outcome = "PolishPPO kept SFT's weights: no reward rose."
+    write_metrics(tmp_path, "tippo", METRICS | {"preference_outcome": outcome})
+    assert summary.list_preference_outcomes() == f"tippo: {outcome}"
+    assert f"tippo: {outcome}" in summary.format_summary({}, "").splitlines()
+
+
 def test_the_cpu_time_names_the_stages_far_above_their_plan():
     used = {"a": 10.0, "b": 1021.0, "c": 8.0}
     budget = {"a": 9.0, "b": 600.0, "c": 2.0}.get

@@ -383,6 +383,15 @@ def test_rewards_are_those_of_whole_articles_and_gains_are_paired(place):
     assert [error[name] for name in ("record", "split", "phase")] == ["b", "test", "sft"]
 
 
+def test_the_outcome_of_the_preference_phase_is_a_sentence_about_the_gains(place):
+    assert run(place)["preference_outcome"].startswith("mscDPO changed the literal reward")
+    summary = json.loads((place / "predictions/summary.json").read_text())
+    summary["preference"] |= {"kept_sft_weights": True, "without_gain": "its loss never fell"}
+    (place / "predictions/summary.json").write_text(json.dumps(summary))
+    outcome = "mscDPO kept SFT's weights: its loss never fell."
+    assert run(place)["preference_outcome"] == outcome
+
+
 def test_validation_has_rewards_and_gains_of_its_own(place):
     metrics = run(place)["validation"]
     assert metrics["rewards"]["articles"] == 1

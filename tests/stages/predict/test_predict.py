@@ -58,6 +58,15 @@ def test_each_phase_predicts_every_chunk_and_test_chunks_from_each_input(project
         assert len(split_inputs) == 8 + 3 * 9
 
 
+def test_the_summary_says_whether_the_preference_phase_kept_the_weights_of_sft(project, tmp_path):
+    summary = schemas.read_json(project / "out" / "summary.json")
+    assert summary["preference"]["name"] == "mscDPO"
+    assert summary["preference"]["kept_sft_weights"] is True  # the fixture has one model for both
+    weights = (project / "sft/model/model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert not predict.have_same_weights(project / "sft/model", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("drop_probs", "titles", "expected"),
     [
