@@ -156,9 +156,8 @@ BY_PAGE: dict[str, dict[str, Treatment]] = {
         'python -m pipelines.serve --cron "0 3 * * *" --timezone Europe/Berlin': Serves(
             ("is being served",)
         ),
-        "prefect deployment run build/polymuse --param preset=smoke --param 'targets=[\"report\"]'": (
-            WORKER
-        ),
+        "prefect deployment run build/polymuse --param preset=smoke "
+        "--param 'targets=[\"report\"]'": WORKER,
         "dvc update data/00_raw/news.dvc": NotRun("docs/raw-data.md updates such a file"),
         "prefect work-pool create --type process polymuse": WORKER,
         "prefect deploy --all": WORKER,
